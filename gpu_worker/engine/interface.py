@@ -1,0 +1,193 @@
+"""What the worker sees of an engine: streams of 16 kHz samples in, results out.
+
+All calls of an engine come from one thread.  The result sequence of a stream is a pure function of
+its samples and options: one potential result for each chunk of audio, whatever the sizes in which
+the samples were fed, the other streams of the batch, or the number of chunks that a step decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from common.entries import StreamId
+from common.options import StreamOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ENGINE_SAMPLE_RATE = 16_000
+
+LastState = Literal["speech", "silence"]
+TurnDetection = Literal["start_of_utterance", "running", "pause", "end_of_utterance"]
+
+
+class EngineError(Exception):
+    """Any refusal or failure of the engine."""
+
+
+class EngineFull(EngineError):
+    """No slot is free for one more stream."""
+
+
+class UnknownStream(EngineError):
+    """The stream is not open (never was, was closed, or has given its final output)."""
+
+
+class StreamFinished(EngineError):
+    """Samples were fed after `finish`."""
+
+
+class SnapshotMismatch(EngineError):
+    """A snapshot was taken by another model, context or layout and cannot be gone on from."""
+
+
+class OutOfPages(EngineError):
+    """The paged key/value cache has no page left for a stream that needs one to go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word of the transcript.  Times count from the first sample of the stream."""
+
+    word: str
+    start_s: float
+    end_s: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOutput:
+    """What one chunk of one stream gave.
+
+    `samples_decoded` counts 16 kHz samples covered so far, over the whole stream.  `token_ids` are
+    the tokens that this chunk added, `confidence_scores` and `token_frames` (absolute 80 ms encoder
+    frames) stand beside them.  `text` is the whole transcript so far, across utterances.  `changed`
+    is False when nothing but `samples_decoded` moved: such an output is only an acknowledgement.
+    `is_turn_event` marks an output that must not be merged away (a start or an end of an utterance).
+    `failed` names the error that ended the stream in the engine; such an output is the stream's last
+    and carries nothing else that is new.
+    """
+
+    stream: StreamId
+    samples_decoded: int
+    token_ids: tuple[int, ...]
+    confidence_scores: tuple[float, ...]
+    token_frames: tuple[int, ...]
+    text: str
+    last_state: LastState | None
+    turn_detection: TurnDetection
+    is_final: bool
+    is_turn_event: bool
+    words: tuple[Word, ...] | None
+    changed: bool
+    failed: EngineError | None = None
+
+
+@dataclass(slots=True)
+class StageStats:
+    """Cumulative counters of one stage: calls, units of work (see `EngineStats`), busy seconds."""
+
+    calls: int = 0
+    units: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since start and gauges of now.
+
+    Units: turn_detection counts speech-detector sequences (one stream's window each), pre_encode
+    counts chunks, encode and decode count 80 ms encoder frames.  Gauges: `ready_streams` have a whole
+    chunk or a remainder waiting, `in_flight` were in the step that runs or ran last,
+    `turn_detection_depth` are windows waiting, over `turn_detection_streams` streams.  `raw_chunks`
+    are whole chunks of samples that wait, over all streams; `open_streams` hold a slot.
+    """
+
+    turn_detection: StageStats = field(default_factory=StageStats)
+    pre_encode: StageStats = field(default_factory=StageStats)
+    encode: StageStats = field(default_factory=StageStats)
+    decode: StageStats = field(default_factory=StageStats)
+    tokens: int = 0
+    steps: int = 0
+    open_streams: int = 0
+    ready_streams: int = 0
+    raw_chunks: int = 0
+    in_flight: int = 0
+    turn_detection_depth: int = 0
+    turn_detection_streams: int = 0
+
+
+class Engine(Protocol):
+    """A batched, stateful speech recognizer.  Not thread-safe: one thread owns it."""
+
+    @property
+    def capacity(self) -> int:
+        """Streams that can be open at once."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the samples that `feed` takes, in Hz: always 16,000."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """Live counters and gauges; the same object at every call."""
+        ...
+
+    def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
+        """Give the stream a slot; with a snapshot, go on exactly where it was taken.
+
+        Raises EngineFull, SnapshotMismatch, and ValueError for a stream that is open already.
+        """
+        ...
+
+    def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
+        """Queue mono samples (1-D float32 at 16 kHz, full scale 1.0).  Computes nothing.
+
+        Raises UnknownStream, StreamFinished.
+        """
+        ...
+
+    def finish(self, stream: StreamId) -> None:
+        """Say that no more samples come: a later `step` yields the output with `is_final`."""
+        ...
+
+    def close(self, stream: StreamId) -> None:
+        """Drop the stream now, its queued samples and state with it.  Raises UnknownStream."""
+        ...
+
+    def snapshot(self, stream: StreamId) -> bytes:
+        """The whole state of the stream between two steps, for `open`, in this or another process.
+
+        Samples that were fed and not decoded are not part of it: feed again from the
+        `samples_decoded` of the stream's last output on (0 when there was none yet).
+        """
+        ...
+
+    def samples_decoded(self, stream: StreamId) -> int:
+        """16 kHz samples that the stream's outputs, or its snapshot, cover so far."""
+        ...
+
+    def samples_waiting(self, stream: StreamId) -> int:
+        """Samples fed and not yet decoded."""
+        ...
+
+    def has_work(self) -> bool:
+        """True when `step` would decode something."""
+        ...
+
+    def step(self) -> Sequence[StreamOutput]:
+        """Schedule, run, update once.
+
+        Returns the outputs of every chunk decoded, those of one stream in order.  An output with
+        `is_final` or `failed` has freed the stream's slot.
+        """
+        ...
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError when slots, pages or queues do not add up."""
+        ...
