@@ -1,0 +1,1 @@
+"""Turn detection: voice activity, endpointing and smart turn."""
