@@ -1,0 +1,296 @@
+# ruff: noqa: N818  (a name such as NoFreeStream or LeaseLost says more than NoFreeStreamError)
+"""The one error tree of the service.
+
+Three families. `StreamError` and its two children reach a client, as an ``error`` message with a
+stable ``code`` and one sentence; `ServiceError` and its children stay inside and reach a log or the
+command line; nothing else is raised on purpose. Codes are part of the protocol: docs/protocol.md
+lists them, and a code is never renamed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class ParakeetError(Exception):
+    """Root of every error that the service raises on purpose."""
+
+
+class ErrorCode(StrEnum):
+    """Stable codes of ``error`` messages."""
+
+    BAD_JSON = "bad_json"
+    BAD_MESSAGE = "bad_message"
+    UNKNOWN_TYPE = "unknown_type"
+    BAD_FIELD = "bad_field"
+    WRONG_ENCODING = "wrong_encoding"
+    BAD_BASE64 = "bad_base64"
+    ODD_BYTE_COUNT = "odd_byte_count"
+    BAD_SAMPLES = "bad_samples"
+    LINE_TOO_LONG = "line_too_long"
+    FRAME_TOO_LONG = "frame_too_long"
+    AUDIO_AFTER_FINAL = "audio_after_final"
+    TOO_MUCH_AUDIO = "too_much_audio"
+    UNKNOWN_OPTION = "unknown_option"
+    BAD_OPTION = "bad_option"
+    UNEXPECTED_MESSAGE = "unexpected_message"
+    SLOW_READER = "slow_reader"
+    IDLE_TIMEOUT = "idle_timeout"
+    RESUME_REFUSED = "resume_refused"
+    RESUMED_ELSEWHERE = "resumed_elsewhere"
+    NO_FREE_STREAM = "no_free_stream"
+    NO_WORKER = "no_worker"
+    REDIS_UNAVAILABLE = "redis_unavailable"
+    STREAM_LOST = "stream_lost"
+    DRAINING = "draining"
+    WORKER_FAILED = "worker_failed"
+    POISON = "poison"
+    INTERNAL = "internal"
+
+
+class Fault(StrEnum):
+    """Whose doing an error is: what a client should do next depends on it."""
+
+    CLIENT = "client"  # sending the same again fails again
+    SERVICE = "service"  # trying again, later or elsewhere, may work
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSpec:
+    """What the protocol promises about one code.
+
+    ends_stream: the server closes the connection after this error, and the stream is finalized.
+    meaning: one sentence for docs/protocol.md.
+    """
+
+    code: ErrorCode
+    fault: Fault
+    ends_stream: bool
+    meaning: str
+
+
+_SPECS: Final = (
+    ErrorSpec(
+        ErrorCode.BAD_JSON,
+        Fault.CLIENT,
+        True,
+        "A line or text frame is not JSON, or not UTF-8. It may have been audio, so the stream "
+        "cannot go on without a hole.",
+    ),
+    ErrorSpec(ErrorCode.BAD_MESSAGE, Fault.CLIENT, True, "The JSON is not an object with a string `type`."),
+    ErrorSpec(
+        ErrorCode.UNKNOWN_TYPE,
+        Fault.CLIENT,
+        False,
+        "The `type` is none of the protocol's; the message is ignored.",
+    ),
+    ErrorSpec(ErrorCode.BAD_FIELD, Fault.CLIENT, True, "A field is missing or has the wrong JSON type."),
+    ErrorSpec(
+        ErrorCode.WRONG_ENCODING,
+        Fault.CLIENT,
+        True,
+        "`encoding` is neither `pcm16` nor `f32`.",
+    ),
+    ErrorSpec(ErrorCode.BAD_BASE64, Fault.CLIENT, True, "`data` is not strict base64."),
+    ErrorSpec(
+        ErrorCode.ODD_BYTE_COUNT,
+        Fault.CLIENT,
+        True,
+        "The audio is not a whole number of samples (2 bytes each for pcm16, 4 for f32).",
+    ),
+    ErrorSpec(
+        ErrorCode.BAD_SAMPLES,
+        Fault.CLIENT,
+        True,
+        "A sample is NaN, infinite, or no number.",
+    ),
+    ErrorSpec(
+        ErrorCode.LINE_TOO_LONG,
+        Fault.CLIENT,
+        True,
+        "A TCP line is longer than `--max-line-bytes`.",
+    ),
+    ErrorSpec(
+        ErrorCode.FRAME_TOO_LONG,
+        Fault.CLIENT,
+        True,
+        "A WebSocket message is longer than `--max-frame-bytes`.",
+    ),
+    ErrorSpec(
+        ErrorCode.AUDIO_AFTER_FINAL,
+        Fault.CLIENT,
+        False,
+        "Audio came after `final: true` or `close`; it is ignored and the final result still comes.",
+    ),
+    ErrorSpec(
+        ErrorCode.TOO_MUCH_AUDIO,
+        Fault.CLIENT,
+        True,
+        "More than `--max-stream-seconds` of audio is accepted and not yet decoded.",
+    ),
+    ErrorSpec(ErrorCode.UNKNOWN_OPTION, Fault.CLIENT, True, "`config` names an option that is not there."),
+    ErrorSpec(
+        ErrorCode.BAD_OPTION,
+        Fault.CLIENT,
+        True,
+        "An option of `config` has a value of the wrong type or out of its bounds.",
+    ),
+    ErrorSpec(
+        ErrorCode.UNEXPECTED_MESSAGE,
+        Fault.CLIENT,
+        True,
+        "`config` or `resume` came after the stream had begun.",
+    ),
+    ErrorSpec(
+        ErrorCode.SLOW_READER,
+        Fault.CLIENT,
+        True,
+        "The client left its results unread past `--send-buffer-bytes`, or for too long.",
+    ),
+    ErrorSpec(
+        ErrorCode.IDLE_TIMEOUT,
+        Fault.CLIENT,
+        True,
+        "Nothing came from the client for `--idle-timeout-s` (off by default).",
+    ),
+    ErrorSpec(
+        ErrorCode.RESUME_REFUSED,
+        Fault.CLIENT,
+        True,
+        "The stream to resume is gone, its secret does not match, or results since `last_seq` are "
+        "no longer kept.",
+    ),
+    ErrorSpec(
+        ErrorCode.RESUMED_ELSEWHERE,
+        Fault.CLIENT,
+        True,
+        "Another connection resumed this stream; this one is closed and the stream goes on there.",
+    ),
+    ErrorSpec(
+        ErrorCode.NO_FREE_STREAM,
+        Fault.SERVICE,
+        True,
+        "The cluster serves `--max-num-streams` streams already.",
+    ),
+    ErrorSpec(ErrorCode.NO_WORKER, Fault.SERVICE, True, "No worker of the cluster is alive."),
+    ErrorSpec(ErrorCode.REDIS_UNAVAILABLE, Fault.SERVICE, True, "Redis does not answer, or is full."),
+    ErrorSpec(
+        ErrorCode.STREAM_LOST,
+        Fault.SERVICE,
+        True,
+        "The stream's keys are gone from Redis; its audio cannot be decoded any more.",
+    ),
+    ErrorSpec(
+        ErrorCode.DRAINING,
+        Fault.SERVICE,
+        True,
+        "This ingress is stopping; resume or connect elsewhere.",
+    ),
+    ErrorSpec(ErrorCode.WORKER_FAILED, Fault.SERVICE, True, "The worker could not decode the stream."),
+    ErrorSpec(
+        ErrorCode.POISON,
+        Fault.CLIENT,
+        True,
+        "The audio of this stream made its worker crash, alone and repeatedly.",
+    ),
+    ErrorSpec(ErrorCode.INTERNAL, Fault.SERVICE, True, "A defect of the server; it is logged."),
+)
+
+ERROR_SPECS: Final[dict[ErrorCode, ErrorSpec]] = {spec.code: spec for spec in _SPECS}
+
+NO_FREE_STREAM_SENTENCE: Final = "No free streaming state available."
+
+
+class StreamError(ParakeetError):
+    """An error that reaches the client of one stream and touches no other stream.
+
+    code: stable machine-readable code.
+    message: one sentence for people.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code: Final = code
+        self.message: Final = message
+
+    @property
+    def ends_stream(self) -> bool:
+        """Whether the connection is closed after this error."""
+        return ERROR_SPECS[self.code].ends_stream
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.code.value!r}, {self.message!r})"
+
+
+class ClientFault(StreamError):
+    """The client sent something that the protocol does not allow."""
+
+
+class Unavailable(StreamError):
+    """The service cannot serve this stream, through no fault of its client."""
+
+
+class NoFreeStream(Unavailable):
+    """`--max-num-streams` streams are connected to the cluster."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.NO_FREE_STREAM, NO_FREE_STREAM_SENTENCE)
+
+
+class NoWorker(Unavailable):
+    """No worker has a live heartbeat."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.NO_WORKER, "No worker is alive to decode the stream.")
+
+
+class RedisUnavailable(Unavailable):
+    """Redis did not answer within its time-out, or refused a write."""
+
+    def __init__(self, message: str = "Redis is not available.") -> None:
+        super().__init__(ErrorCode.REDIS_UNAVAILABLE, message)
+
+
+class StreamLost(Unavailable):
+    """The keys of a stream have left Redis while the stream was in use."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.STREAM_LOST, "The stream is no longer in Redis.")
+
+
+class ServiceError(ParakeetError):
+    """An error that stays inside: it goes to a log or to the command line, never to a client."""
+
+
+class SettingsError(ServiceError):
+    """A flag, environment variable or combination of them has a wrong value."""
+
+
+class SettingsMismatch(SettingsError):
+    """The cluster was started with another value of a setting that all its processes must share."""
+
+
+class EntryError(ServiceError):
+    """An entry read from Redis does not have the layout that this version writes."""
+
+
+class LeaseLost(ServiceError):
+    """A worker's lease lapsed: another worker may own its streams."""
+
+
+class StaleEpoch(ServiceError):
+    """A newer owner has fenced a stream off; what this process has to say about it is void."""
+
+
+class EngineError(ServiceError):
+    """The engine cannot do what it was asked to."""
+
+
+class EngineFull(EngineError):
+    """Every slot of the engine is taken."""
+
+
+class ModelError(ServiceError):
+    """A model cannot be found, read or used."""

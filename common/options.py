@@ -1,0 +1,147 @@
+"""Options of one stream: a frozen dataclass and the typed table that validates it.
+
+To add an option: a field in `StreamOptions`, an `Option` row in `OPTIONS`. Validation, the codec and
+the table of docs/protocol.md follow from the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from typing import Any, Final
+
+import orjson
+
+from common.errors import ClientFault, EntryError, ErrorCode
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What a client asked for in its ``config`` message; the defaults are those of no message."""
+
+    words: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table.
+
+    kind: bool, int, float or str (int is accepted where float is meant, bool never as a number).
+    minimum, maximum: inclusive bounds of a number; for a string, of its length.
+    choices: the allowed strings, empty for any.
+    help: one sentence for docs/protocol.md.
+    """
+
+    name: str
+    kind: type[bool] | type[int] | type[float] | type[str]
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, value: object) -> bool | int | float | str:
+        """Return `value` in the option's type; raise ClientFault `bad_option` saying what it takes."""
+        if self.kind is float and type(value) is int:
+            value = float(value)
+        if (
+            type(value) is not self.kind
+            or not isinstance(value, (bool, int, float, str))
+            or not self._allows(value)
+        ):
+            shown = repr(value)
+            if len(shown) > 40:
+                shown = shown[:40] + "..."
+            raise ClientFault(
+                ErrorCode.BAD_OPTION,
+                f"Option '{self.name}' takes {self.takes()}, not {shown}.",
+            )
+        return value
+
+    def _allows(self, value: bool | int | float | str) -> bool:
+        if isinstance(value, bool):
+            return True
+        if isinstance(value, str):
+            if self.choices and value not in self.choices:
+                return False
+            size: float = len(value)
+        else:
+            size = value
+        if not isfinite(size):
+            return False
+        return (self.minimum is None or size >= self.minimum) and (
+            self.maximum is None or size <= self.maximum
+        )
+
+    def takes(self) -> str:
+        """Say in words what the option takes, for error sentences and the docs."""
+        if self.choices:
+            return "one of " + ", ".join(f"'{choice}'" for choice in self.choices)
+        text = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}[self.kind]
+        unit = " characters" if self.kind is str else ""
+        if self.minimum is not None and self.maximum is not None:
+            return f"{text} of {self.minimum:g} to {self.maximum:g}{unit}"
+        if self.minimum is not None:
+            return f"{text} of at least {self.minimum:g}{unit}"
+        if self.maximum is not None:
+            return f"{text} of at most {self.maximum:g}{unit}"
+        return text
+
+
+OPTIONS: Final[tuple[Option, ...]] = (
+    Option(
+        "words",
+        bool,
+        "Results carry `words`: each new word with its start, end and confidence.",
+    ),
+    Option(
+        "resume",
+        bool,
+        "Keep the stream for `--resume-grace-s` after a lost connection, so that it can be "
+        "resumed, and send `ack` messages.",
+    ),
+)
+
+_TABLE: Final[dict[str, Option]] = {option.name: option for option in OPTIONS}
+
+
+def parse_options(values: Mapping[str, object]) -> StreamOptions:
+    """Validate the options of a ``config`` message.
+
+    Raises ClientFault with `unknown_option` or `bad_option`.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        option = _TABLE.get(name)
+        if option is None:
+            known = ", ".join(sorted(_TABLE))
+            raise ClientFault(
+                ErrorCode.UNKNOWN_OPTION, f"There is no option '{name[:40]}'; there are {known}."
+            )
+        checked[name] = option.check(value)
+    return StreamOptions(**checked)
+
+
+def encode_options(options: StreamOptions) -> bytes:
+    """Write options as the JSON that a stream's hash carries."""
+    return orjson.dumps(asdict(options))
+
+
+def decode_options(data: bytes | str) -> StreamOptions:
+    """Read what `encode_options` wrote.
+
+    An option that this version does not know is an error, so that a rolling upgrade never decodes a
+    stream without an option that its client asked for. Raises EntryError.
+    """
+    try:
+        values = orjson.loads(data)
+        if not isinstance(values, dict):
+            raise EntryError("The options of a stream are not a JSON object.")
+        return parse_options(values)
+    except (orjson.JSONDecodeError, ClientFault) as error:
+        raise EntryError(f"The options of a stream cannot be read: {error}") from error
+
+
+if {field.name for field in fields(StreamOptions)} != set(_TABLE):
+    raise AssertionError("common/options.py: OPTIONS and StreamOptions differ")
