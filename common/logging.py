@@ -1,0 +1,124 @@
+"""Logs to stdout, as text for people or as JSON lines, with the fields of the stream they are about.
+
+A record names its stream, worker and epoch by `extra`: ``log.info("claimed", extra={"stream_id": 7})``.
+Fields of the whole process (``worker_id``, ``ingress_id``) are given once to `configure`. Transcript text
+never goes above DEBUG.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+FIELDS = ("ingress_id", "worker_id", "stream_id", "epoch")
+"""Fields of `extra` that are printed, in this order; any other stands in JSON only."""
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_process_fields: dict[str, object] = {}
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    return (
+        datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    given = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    return _process_fields | given
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-01-31T12:00:00.000Z INFO gpu_worker.worker [worker_id=w-1 stream_id=7] claimed``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = _fields(record)
+        named = " ".join(f"{name}={fields[name]}" for name in FIELDS if name in fields)
+        line = f"{_timestamp(record)} {record.levelname} {record.name}{f' [{named}]' if named else ''}"
+        line = f"{line} {record.getMessage()}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        if record.stack_info:
+            line += "\n" + record.stack_info
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, the record's fields, exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+def default_config(level: str, format_name: str) -> dict[str, Any]:
+    """Return the logging dictConfig: everything to stdout, third parties from WARNING."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "text": {"()": "common.logging.TextFormatter"},
+            "json": {"()": "common.logging.JsonFormatter"},
+        },
+        "handlers": {
+            "stdout": {
+                "class": "logging.StreamHandler",
+                "stream": "ext://sys.stdout",
+                "formatter": format_name,
+            }
+        },
+        "root": {"level": level.upper(), "handlers": ["stdout"]},
+        "loggers": {
+            name: {"level": "WARNING"}
+            for name in (
+                "asyncio",
+                "websockets",
+                "httpx",
+                "huggingface_hub",
+                "urllib3",
+                "numba",
+                "nemo_logger",
+            )
+        },
+    }
+
+
+def read_config(source: str) -> dict[str, Any]:
+    """Return the dictConfig of `--log-config`, which is JSON or the path of a JSON file.
+
+    Raises ValueError with a sentence where it is neither.
+    """
+    try:
+        text = source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
+        config = json.loads(text)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"--log-config takes a dictConfig as JSON or a file of it: {error}.") from error
+    if not isinstance(config, dict):
+        raise ValueError("--log-config takes a JSON object.")
+    return config
+
+
+def configure(
+    level: str, format_name: str, config: str = "", *, fields: Mapping[str, object] | None = None
+) -> None:
+    """Set up the logging of this process; `fields` go into every record (worker_id or ingress_id).
+
+    Raises ValueError where `config` is no dictConfig.
+    """
+    _process_fields.clear()
+    _process_fields.update(fields or {})
+    logging.config.dictConfig(read_config(config) if config else default_config(level, format_name))
+    logging.captureWarnings(True)

@@ -1,0 +1,45 @@
+"""Settings of every process, from flags, environment and defaults; nothing else reads the environment."""
+
+from common.settings.parse import (
+    PROGRAM,
+    SettingsError,
+    build_parser,
+    child_argv,
+    child_environment,
+    flags_of,
+    new_process_id,
+    parse,
+    parse_or_exit,
+)
+from common.settings.schema import (
+    ClusterSettings,
+    IngressSettings,
+    LogSettings,
+    ServeSettings,
+    StatusSettings,
+    TranscribeSettings,
+    WorkerSettings,
+)
+from common.settings.table import COMMANDS, FLAGS, Flag
+
+__all__ = [
+    "COMMANDS",
+    "FLAGS",
+    "PROGRAM",
+    "ClusterSettings",
+    "Flag",
+    "IngressSettings",
+    "LogSettings",
+    "ServeSettings",
+    "SettingsError",
+    "StatusSettings",
+    "TranscribeSettings",
+    "WorkerSettings",
+    "build_parser",
+    "child_argv",
+    "child_environment",
+    "flags_of",
+    "new_process_id",
+    "parse",
+    "parse_or_exit",
+]

@@ -1,0 +1,230 @@
+"""From a command line and an environment to settings: flag over environment over default."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal, NoReturn, TypeVar, overload
+
+from common.errors import ServiceError
+from common.settings.schema import (
+    IngressSettings,
+    ServeSettings,
+    StatusSettings,
+    TranscribeSettings,
+    WorkerSettings,
+)
+from common.settings.table import FLAGS, Flag
+
+Settings = IngressSettings | WorkerSettings | ServeSettings | StatusSettings | TranscribeSettings
+_T = TypeVar("_T")
+
+PROGRAM = "parakeet-server"
+SECRET_FLAGS = frozenset({"redis_url", "log_config"})
+"""Flags that a child gets by environment: an address may hold a password, and `ps` shows command lines."""
+
+
+class SettingsError(ServiceError, ValueError):
+    """A value that cannot be used; its text is one sentence for the user."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{self.prog}: {message}.")
+
+
+def flags_of(command: str) -> tuple[Flag, ...]:
+    """Return the flags that a command takes, in the table's order."""
+    return tuple(flag for flag in FLAGS if command in flag.commands)
+
+
+def new_process_id(prefix: str) -> str:
+    """Return a name for a process that no other process of the cluster has."""
+    return f"{prefix}-{secrets.token_hex(4)}"
+
+
+def build_parser(
+    command: str, flags: Iterable[Flag], *, description: str | None = None
+) -> argparse.ArgumentParser:
+    """Return the argparse parser of a command, its flags grouped as in the table."""
+    parser = _Parser(
+        prog=f"{PROGRAM} {command}".strip(),
+        description=description,
+        epilog="Each flag can be set by its environment variable instead; a flag goes before the variable.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
+    )
+    groups: dict[str, Any] = {}
+    for flag in flags:
+        if flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(flag.group)
+        default = flag.default_for(command) or "none"
+        optional: dict[str, Any] = {} if flag.bare is None else {"nargs": "?", "const": flag.bare}
+        groups[flag.group].add_argument(
+            flag.option,
+            dest=flag.name,
+            metavar=flag.metavar,
+            help=f"{flag.help} [default: {default}; env: {flag.variable}]".replace("%", "%%"),
+            **optional,
+        )
+    if command == "transcribe":
+        parser.add_argument("source", nargs="?", help="a 16-bit WAV file, or - for raw 16-bit audio on stdin")
+    return parser
+
+
+def _value(flag: Flag, text: str, said_by: str) -> object:
+    try:
+        return flag.kind.parse(text)
+    except ValueError:
+        raise SettingsError(f"{said_by} got {text!r}, but takes {flag.kind.takes}.") from None
+
+
+def _resolve(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
+    flags = flags_of(command)
+    given = vars(build_parser(command, flags).parse_args(list(argv)))
+    values: dict[str, Any] = {}
+    for flag in flags:
+        if flag.name in given:
+            values[flag.name] = _value(flag, given[flag.name], flag.option)
+        elif environ.get(flag.variable):
+            values[flag.name] = _value(flag, environ[flag.variable], flag.variable)
+        else:
+            values[flag.name] = _value(flag, flag.default_for(command), flag.option)
+    if command == "transcribe":
+        values["source"] = given.get("source") or ""
+    return values
+
+
+def _check_ports(values: Mapping[str, Any]) -> None:
+    names = [name for name in ("port", "ws_port", "status_port") if values[name]]
+    if not values["port"] and not values["ws_port"]:
+        raise SettingsError("--port and --ws-port are both 0, but clients need one of them.")
+    for position, name in enumerate(names):
+        for other in names[position + 1 :]:
+            if values[name] == values[other]:
+                first, second = (flag.replace("_", "-") for flag in (name, other))
+                raise SettingsError(
+                    f"--{second} got {values[other]}, but takes another port than --{first},"
+                    " which has it already."
+                )
+
+
+def _check(command: str, values: dict[str, Any]) -> None:
+    """Fill in what depends on other flags, and refuse values that do not go together."""
+    if command in {"serve", "ingress"}:
+        _check_ports(values)
+    if command in {"serve", "worker"}:
+        if values["worker_max_streams"] is None:
+            values["worker_max_streams"] = values["max_num_streams"]
+        if values["model"] and values["backend"] == "null":
+            raise SettingsError("--model got a model, but --backend null takes none.")
+    if command in {"serve", "ingress", "worker"} and len(values["redis_url"]) > values["redis_shards"]:
+        raise SettingsError(
+            f"--redis-shards got {values['redis_shards']}, but takes at least the number of"
+            f" --redis-url addresses, {len(values['redis_url'])}."
+        )
+    if command == "transcribe" and bool(values["source"]) == values["mic"]:
+        raise SettingsError("transcribe takes either one FILE (or -) or --mic.")
+
+
+def _take(kind: type[_T], values: Mapping[str, Any]) -> _T:
+    return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+@overload
+def parse(
+    command: Literal["ingress"], argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> IngressSettings: ...
+@overload
+def parse(
+    command: Literal["worker"], argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> WorkerSettings: ...
+@overload
+def parse(
+    command: Literal["serve"], argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> ServeSettings: ...
+@overload
+def parse(
+    command: Literal["status"], argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> StatusSettings: ...
+@overload
+def parse(
+    command: Literal["transcribe"], argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> TranscribeSettings: ...
+def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the checked settings of a command.
+
+    Arguments: `argv` without the program's and the command's name; `environ` (the process's own where
+    None). Raises SettingsError with one sentence for the user. `--help` prints and leaves the process.
+    """
+    values = _resolve(command, argv, os.environ if environ is None else environ)
+    _check(command, values)
+    if command == "ingress":
+        values["ingress_id"] = values["ingress_id"] or new_process_id("i")
+        return _take(IngressSettings, values)
+    if command == "worker":
+        values["worker_id"] = values["worker_id"] or new_process_id("w")
+        return _take(WorkerSettings, values)
+    if command == "serve":
+        values |= {"ingress_id": new_process_id("i"), "worker_id": new_process_id("w")}
+        values["ingress"] = _take(IngressSettings, values)
+        values["worker"] = _take(WorkerSettings, values)
+        return _take(ServeSettings, values)
+    if command == "status":
+        return _take(StatusSettings, values)
+    if command == "transcribe":
+        return _take(TranscribeSettings, values)
+    raise SettingsError(f"{PROGRAM} knows no command {command!r}.")
+
+
+@overload
+def parse_or_exit(command: Literal["ingress"], argv: Sequence[str] | None = None) -> IngressSettings: ...
+@overload
+def parse_or_exit(command: Literal["worker"], argv: Sequence[str] | None = None) -> WorkerSettings: ...
+@overload
+def parse_or_exit(command: Literal["serve"], argv: Sequence[str] | None = None) -> ServeSettings: ...
+@overload
+def parse_or_exit(command: Literal["status"], argv: Sequence[str] | None = None) -> StatusSettings: ...
+@overload
+def parse_or_exit(
+    command: Literal["transcribe"], argv: Sequence[str] | None = None
+) -> TranscribeSettings: ...
+def parse_or_exit(command: Any, argv: Sequence[str] | None = None) -> Settings:
+    """`parse` for a `main`: a wrong value is one sentence on stderr and exit status 2."""
+    try:
+        parsed: Settings = parse(command, sys.argv[1:] if argv is None else argv)
+    except SettingsError as error:
+        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)  # noqa: T201 - the answer to a wrong command line
+        raise SystemExit(2) from None
+    return parsed
+
+
+def child_argv(settings: IngressSettings | WorkerSettings) -> list[str]:
+    """Return the flags of a child process: what differs from the defaults, save what `SECRET_FLAGS` lists."""
+    command = "ingress" if isinstance(settings, IngressSettings) else "worker"
+    argv: list[str] = []
+    for flag in flags_of(command):
+        value = getattr(settings, flag.name)
+        if flag.name not in SECRET_FLAGS and value != flag.kind.parse(flag.default_for(command)):
+            argv += [f"{flag.option}={flag.kind.format(value)}"]
+    return argv
+
+
+def child_environment(
+    settings: IngressSettings | WorkerSettings, environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the environment of a child process: ours, its PARAKEET_ variables replaced by `SECRET_FLAGS`."""
+    inherited = os.environ if environ is None else environ
+    ours = {flag.variable for flag in FLAGS}
+    child = {name: value for name, value in inherited.items() if name not in ours}
+    for flag in FLAGS:
+        if flag.name in SECRET_FLAGS and (text := flag.kind.format(getattr(settings, flag.name))):
+            child[flag.variable] = text
+    return child

@@ -1,0 +1,119 @@
+"""What each command is told: one frozen dataclass a command, its fields named as the flags are.
+
+A field that is None stands for `auto`. Make them with `common.settings.parse`, which checks every value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """How a process logs to stdout."""
+
+    log_level: str
+    log_format: str
+    log_config: str
+    """Empty, a path to a JSON file, or JSON itself: a logging dictConfig that replaces the default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings(LogSettings):
+    """What every process of one cluster must agree on, and how it reaches Redis."""
+
+    redis_url: tuple[str, ...]
+    redis_shards: int
+    redis_timeout_ms: int
+    sample_rate: int
+    max_num_streams: int
+    max_stream_seconds: int
+    stream_ttl_s: int
+    resume_grace_s: float
+    heartbeat_ms: int
+    drain_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngressSettings(ClusterSettings):
+    """Settings of one ingress process."""
+
+    host: str
+    port: int
+    ws_port: int
+    status_port: int
+    ingress_id: str
+    """Never empty after parsing: made up where it was not given."""
+    max_line_bytes: int
+    max_frame_bytes: int
+    send_buffer_bytes: int
+    handshake_timeout_ms: int
+    claim_timeout_ms: int
+    idle_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings(ClusterSettings):
+    """Settings of one worker process."""
+
+    worker_id: str
+    """Never empty after parsing: made up where it was not given."""
+    model: str
+    model_size: str
+    model_revision: str
+    device: str
+    dtype: str
+    backend: str
+    chunk_ms: int | None
+    worker_max_streams: int
+    """Slots; the value of `max_num_streams` where it was not given."""
+    pre_encode_batch_size: int | None
+    encode_batch_size: int | None
+    decode_batch_size: int | None
+    paged_kv_cache: bool | None
+    paged_kv_page_size: int
+    paged_kv_max_pages: int
+    num_threads: int | None
+    lease_ms: int
+    step_timeout_ms: int
+    replay_seconds: int
+    eou_reset: bool
+    turn_detection: bool
+    null_step_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Settings of a whole stack on one machine; `redis_url` is empty for the embedded server."""
+
+    ingress: IngressSettings
+    worker: WorkerSettings
+    num_ingress: int
+    num_workers: int | None
+    redis_maxmemory_mb: int
+    start_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusSettings:
+    """Settings of the `status` client."""
+
+    host: str
+    status_port: int
+    json: bool
+    watch_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscribeSettings:
+    """Settings of the `transcribe` client; `source` is a path, `-` for stdin, or empty for the microphone."""
+
+    host: str
+    ws_port: int
+    url: str
+    source: str
+    mic: bool
+    real_time: bool
+    message_ms: int
+    input_rate: int
+    json: bool

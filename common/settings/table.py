@@ -1,0 +1,185 @@
+"""The table of flags: names, environment variables, defaults, bounds, help, and who takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from common.settings.values import (
+    DEVICE,
+    PORT,
+    PROCESS_ID,
+    Choice,
+    OnOff,
+    Real,
+    RedisUrls,
+    Text,
+    ValueKind,
+    Whole,
+)
+
+COMMANDS = ("serve", "ingress", "worker", "status", "transcribe")
+
+_SERVER = ("serve", "ingress", "worker")
+_INGRESS = ("serve", "ingress")
+_WORKER = ("serve", "worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag; `name` is the field of the settings, `default` is written as a user would write it."""
+
+    name: str
+    kind: ValueKind
+    default: str
+    help: str
+    group: str
+    commands: tuple[str, ...]
+    metavar: str = "N"
+    bare: str | None = None
+    """The value of the flag written without one; None where it needs one."""
+    command_defaults: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "PARAKEET_" + self.name.upper()
+
+    def default_for(self, command: str) -> str:
+        return self.command_defaults.get(command, self.default)
+
+
+# fmt: off
+FLAGS: tuple[Flag, ...] = (
+    # -- where clients connect
+    Flag("host", Text("a host name or an address", r"[^\s/]+"), "127.0.0.1",
+         "address to listen on, or for a client to connect to",
+         "Ports", (*_INGRESS, "status", "transcribe"), "ADDRESS"),
+    Flag("port", PORT, "8765", "raw TCP port, newline-delimited JSON; 0 turns it off", "Ports", _INGRESS, "PORT"),
+    Flag("ws_port", PORT, "8000", "WebSocket port; 0 turns it off", "Ports", (*_INGRESS, "transcribe"), "PORT"),
+    Flag("status_port", PORT, "8050", "one-shot status port; 0 turns it off",
+         "Ports", (*_INGRESS, "status"), "PORT"),
+
+    # -- the model
+    Flag("model", Text("a folder, a .nemo file or a hub id such as owner/name"), "",
+         "model to load instead of one of --model-size: a folder, a .nemo file or a hub id",
+         "Model", _WORKER, "PATH|ID"),
+    Flag("model_size", Choice(("tiny", "small", "large")), "small",
+         "model variant; tiny is bundled, small and large are downloaded once", "Model", _WORKER, "SIZE"),
+    Flag("model_revision", Text("a branch, tag or commit", r"\S+"), "main",
+         "revision of a model of the hub", "Model", _WORKER, "REV"),
+    Flag("device", DEVICE, "auto", "PyTorch device; auto takes cuda where there is one", "Model", _WORKER, "DEVICE"),
+    Flag("dtype", Choice(("auto", "float32", "bfloat16")), "auto",
+         "arithmetic of the encoder; auto is float32 on CPU and bfloat16 on CUDA", "Model", _WORKER, "DTYPE"),
+    Flag("backend", Choice(("native", "nemo", "null")), "native",
+         "engine: ours, NVIDIA NeMo ([nemo] extra), or one that decodes nothing", "Model", _WORKER, "NAME"),
+    Flag("chunk_ms", Whole(80, 10_000, auto=True, multiple_of=80), "auto",
+         "audio of one model call, one of those that the model was trained for; auto is its default",
+         "Model", _WORKER, "MS"),
+    Flag("turn_detection", OnOff(), "on", "voice activity and turn detection", "Model", _WORKER, "on|off", "on"),
+    Flag("eou_reset", OnOff(), "on", "reset the decoder at an end of utterance of a model that has the token",
+         "Model", _WORKER, "on|off", "on"),
+
+    # -- limits
+    Flag("sample_rate", Whole(8000, 48_000), "16000", "sample rate expected of clients, stated in hello",
+         "Limits", _SERVER, "HZ"),
+    Flag("max_num_streams", Whole(1, 1_000_000), "100", "concurrent streams of the whole cluster",
+         "Limits", _SERVER),
+    Flag("max_stream_seconds", Whole(1, 86_400), "300",
+         "audio of a stream that may wait, accepted and not yet decoded", "Limits", _SERVER, "S"),
+    Flag("worker_max_streams", Whole(1, 100_000, auto=True), "auto",
+         "slots of one worker; auto is --max-num-streams", "Limits", _WORKER),
+    Flag("max_line_bytes", Whole(1024, 64 << 20), str(1 << 20), "longest line on the TCP port",
+         "Limits", _INGRESS, "BYTES"),
+    Flag("max_frame_bytes", Whole(1024, 64 << 20), str(1 << 20), "longest WebSocket message",
+         "Limits", _INGRESS, "BYTES"),
+    Flag("send_buffer_bytes", Whole(4096, 64 << 20), str(256 << 10),
+         "unsent bytes of a slow reader before its partial results are merged", "Limits", _INGRESS, "BYTES"),
+
+    # -- batches and cache
+    Flag("pre_encode_batch_size", Whole(1, 65_536, auto=True), "auto",
+         "streams in one batch of feature pre-encoding; auto is 32 on CPU and the slots on CUDA", "Batching", _WORKER),
+    Flag("encode_batch_size", Whole(1, 65_536, auto=True), "auto",
+         "streams in one batch of the encoder; auto as above", "Batching", _WORKER),
+    Flag("decode_batch_size", Whole(1, 65_536, auto=True), "auto",
+         "streams in one batch of the decoder; auto as above", "Batching", _WORKER),
+    Flag("paged_kv_cache", OnOff(auto=True), "auto",
+         "paged KV cache kernel of the encoder attention (CUDA and Triton); auto is on where it runs",
+         "Batching", _WORKER, "on|off", "on"),
+    Flag("paged_kv_page_size", Whole(1, 1024), "16", "frames of one KV page", "Batching", _WORKER, "FRAMES"),
+    Flag("paged_kv_max_pages", Whole(0, 100_000_000), "0", "KV pages in all; 0 is what the slots need",
+         "Batching", _WORKER),
+    Flag("num_threads", Whole(1, 1024, auto=True), "auto",
+         "CPU threads of PyTorch in a worker; auto shares the cores among the workers", "Batching", _WORKER),
+
+    # -- Redis
+    Flag("redis_url", RedisUrls(), "redis://127.0.0.1:6379/0",
+         "Redis servers, separated by commas; serve starts an embedded one where none is given",
+         "Redis", _SERVER, "URL", None, MappingProxyType({"serve": ""})),
+    Flag("redis_shards", Whole(1, 1024), "1", "shards of the key layout; at least one a server", "Redis", _SERVER),
+    Flag("redis_timeout_ms", Whole(50, 600_000), "5000", "longest wait for an answer of Redis",
+         "Redis", _SERVER, "MS"),
+    Flag("redis_maxmemory_mb", Whole(16, 1 << 24), "1024",
+         "memory of the embedded server; at the limit clients are told to slow down", "Redis", ("serve",), "MB"),
+
+    # -- processes
+    Flag("num_ingress", Whole(1, 64), "1", "ingress processes, which share the ports", "Processes", ("serve",)),
+    Flag("num_workers", Whole(0, 64, auto=True), "auto",
+         "worker processes; auto is one a GPU, or one on CPU", "Processes", ("serve",)),
+    Flag("start_timeout_s", Real(1, 86_400), "1800",
+         "longest wait for the workers, a model download included", "Processes", ("serve",), "S"),
+    Flag("ingress_id", PROCESS_ID, "", "name of this ingress, unique in the cluster; made up where not given",
+         "Processes", ("ingress",), "ID"),
+    Flag("worker_id", PROCESS_ID, "", "name of this worker, unique in the cluster; made up where not given",
+         "Processes", ("worker",), "ID"),
+
+    # -- timing
+    Flag("handshake_timeout_ms", Whole(100, 600_000), "10000", "longest WebSocket handshake",
+         "Timing", _INGRESS, "MS"),
+    Flag("claim_timeout_ms", Whole(100, 600_000), "10000", "longest wait until a worker has claimed a stream",
+         "Timing", _INGRESS, "MS"),
+    Flag("idle_timeout_s", Real(0, 86_400), "0", "a client silent for so long is disconnected; 0 is never",
+         "Timing", _INGRESS, "S"),
+    Flag("drain_timeout_s", Real(0, 3600), "30", "at a stop, the time that running streams are given",
+         "Timing", _SERVER, "S"),
+    Flag("stream_ttl_s", Whole(5, 86_400), "120", "keys of a stream that nobody renews live so long",
+         "Timing", _SERVER, "S"),
+    Flag("resume_grace_s", Real(0, 3600), "30", "a stream whose connection broke can be resumed for so long",
+         "Timing", _SERVER, "S"),
+    Flag("heartbeat_ms", Whole(50, 60_000), "1000", "between two heartbeats of a process",
+         "Timing", _SERVER, "MS"),
+    Flag("lease_ms", Whole(200, 600_000), "3000", "a worker that renews nothing for so long loses its streams",
+         "Timing", _WORKER, "MS"),
+    Flag("step_timeout_ms", Whole(100, 600_000), "10000",
+         "an engine whose step takes longer counts as hung and its lease lapses", "Timing", _WORKER, "MS"),
+    Flag("replay_seconds", Whole(2, 3600), "60", "audio kept for the replay after a takeover",
+         "Timing", _WORKER, "S"),
+    Flag("null_step_ms", Real(0, 60_000), "0", "duration of a step of --backend null", "Timing", _WORKER, "MS"),
+
+    # -- logging
+    Flag("log_level", Choice(("debug", "info", "warning", "error")), "info", "least level that is logged",
+         "Logging", _SERVER, "LEVEL"),
+    Flag("log_format", Choice(("text", "json")), "text", "lines for people or JSON, to stdout",
+         "Logging", _SERVER, "FORMAT"),
+    Flag("log_config", Text("a path to a JSON file or JSON, a logging dictConfig"), "",
+         "logging dictConfig instead of the default, as JSON or the path of a JSON file", "Logging", _SERVER, "JSON"),
+
+    # -- clients
+    Flag("url", Text("a ws:// or wss:// address", r"(wss?://\S+)?"), "",
+         "WebSocket address of a server, instead of --host and --ws-port", "Clients", ("transcribe",), "URL"),
+    Flag("mic", OnOff(), "off", "transcribe the microphone (needs the sounddevice package)",
+         "Clients", ("transcribe",), "on|off", "on"),
+    Flag("real_time", OnOff(), "off", "send a file as fast as it was spoken, not as fast as possible",
+         "Clients", ("transcribe",), "on|off", "on"),
+    Flag("message_ms", Whole(10, 10_000), "160", "audio in one message", "Clients", ("transcribe",), "MS"),
+    Flag("input_rate", Whole(8000, 48_000), "16000", "sample rate of raw 16-bit audio on stdin",
+         "Clients", ("transcribe",), "HZ"),
+    Flag("json", OnOff(), "off", "print JSON lines", "Clients", ("status", "transcribe"), "on|off", "on"),
+    Flag("watch_s", Real(0, 3600), "0", "print the status again every so many seconds; 0 prints it once",
+         "Clients", ("status",), "S"),
+)
+# fmt: on

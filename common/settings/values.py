@@ -1,0 +1,166 @@
+"""Kinds of flag values: how a text becomes a value, and the words that say what a flag takes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+AUTO = "auto"
+
+
+class ValueKind(Protocol):
+    """Turns the text of a flag or environment variable into a value and back."""
+
+    def parse(self, text: str) -> object:
+        """Return the value; raise ValueError where the text is none."""
+        ...
+
+    def format(self, value: object) -> str:
+        """Return the text that `parse` turns into `value`."""
+        ...
+
+    @property
+    def takes(self) -> str:
+        """What the flag takes, to stand after 'takes' in a sentence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number within bounds; `auto` (None) where allowed."""
+
+    minimum: int
+    maximum: int
+    auto: bool = False
+    multiple_of: int = 1
+
+    def parse(self, text: str) -> int | None:
+        if self.auto and text == AUTO:
+            return None
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+            raise ValueError(text)
+        value = int(text)
+        if not self.minimum <= value <= self.maximum or value % self.multiple_of:
+            raise ValueError(text)
+        return value
+
+    def format(self, value: object) -> str:
+        return AUTO if value is None else str(value)
+
+    @property
+    def takes(self) -> str:
+        kind = f"a multiple of {self.multiple_of}" if self.multiple_of > 1 else "a whole number"
+        return f"{kind} from {self.minimum} to {self.maximum}" + (f", or '{AUTO}'" if self.auto else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A finite decimal number within bounds."""
+
+    minimum: float
+    maximum: float
+
+    def parse(self, text: str) -> float:
+        value = float(text)
+        # The comparison is false for a NaN, so it refuses that too.
+        if not self.minimum <= value <= self.maximum:
+            raise ValueError(text)
+        return value
+
+    def format(self, value: object) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    @property
+    def takes(self) -> str:
+        return f"a number from {self.minimum:g} to {self.maximum:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    def parse(self, text: str) -> str:
+        if text not in self.words:
+            raise ValueError(text)
+        return text
+
+    def format(self, value: object) -> str:
+        return str(value)
+
+    @property
+    def takes(self) -> str:
+        return " or ".join((", ".join(self.words[:-1]), self.words[-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class OnOff:
+    """A switch: on, off and their usual spellings; `auto` (None) where allowed."""
+
+    auto: bool = False
+
+    def parse(self, text: str) -> bool | None:
+        word = text.lower()
+        if self.auto and word == AUTO:
+            return None
+        if word in {"on", "true", "yes", "1"}:
+            return True
+        if word in {"off", "false", "no", "0"}:
+            return False
+        raise ValueError(text)
+
+    def format(self, value: object) -> str:
+        return AUTO if value is None else "on" if value else "off"
+
+    @property
+    def takes(self) -> str:
+        return "on, off or auto" if self.auto else "on or off"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Any text that matches a pattern as a whole; `what` says in words what that is."""
+
+    what: str
+    pattern: str = r"[^\x00]*"
+
+    def parse(self, text: str) -> str:
+        if not re.fullmatch(self.pattern, text, re.DOTALL):
+            raise ValueError(text)
+        return text
+
+    def format(self, value: object) -> str:
+        return str(value)
+
+    @property
+    def takes(self) -> str:
+        return self.what
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUrls:
+    """One or several Redis addresses, separated by commas; none stands for 'not given'."""
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        urls = tuple(part.strip() for part in text.split(",")) if text else ()
+        for url in urls:
+            if not re.fullmatch(r"(redis|rediss)://[^/\s]+(/.*)?|unix://(\S+@)?/\S+", url):
+                raise ValueError(url)
+        return urls
+
+    def format(self, value: object) -> str:
+        return ",".join(value) if isinstance(value, tuple) else str(value)
+
+    @property
+    def takes(self) -> str:
+        return "redis://, rediss:// or unix:// addresses separated by commas"
+
+
+PORT = Whole(0, 65535)
+DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:[0-9]{1,3})?")
+PROCESS_ID = Text(
+    "1 to 64 letters, digits, dots, dashes or underscores, or nothing to make one up",
+    r"[A-Za-z0-9._-]{0,64}",
+)
