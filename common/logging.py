@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from common.errors import SettingsError
+
 FIELDS = ("ingress_id", "worker_id", "stream_id", "epoch")
 """Fields of `extra` that are printed, in this order; any other stands in JSON only."""
 
@@ -99,15 +101,15 @@ def default_config(level: str, format_name: str) -> dict[str, Any]:
 def read_config(source: str) -> dict[str, Any]:
     """Return the dictConfig of `--log-config`, which is JSON or the path of a JSON file.
 
-    Raises ValueError with a sentence where it is neither.
+    Raises SettingsError where it is neither.
     """
     try:
         text = source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
         config = json.loads(text)
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"--log-config takes a dictConfig as JSON or a file of it: {error}.") from error
+        raise SettingsError(f"--log-config takes a dictConfig as JSON or a file of it: {error}.") from error
     if not isinstance(config, dict):
-        raise ValueError("--log-config takes a JSON object.")
+        raise SettingsError("--log-config takes a JSON object.")
     return config
 
 
@@ -116,7 +118,7 @@ def configure(
 ) -> None:
     """Set up the logging of this process; `fields` go into every record (worker_id or ingress_id).
 
-    Raises ValueError where `config` is no dictConfig.
+    Raises SettingsError where `config` is no JSON, and ValueError where it is no dictConfig.
     """
     _process_fields.clear()
     _process_fields.update(fields or {})

@@ -1,8 +1,8 @@
 """Settings of every process, from flags, environment and defaults; nothing else reads the environment."""
 
+from common.errors import SettingsError
 from common.settings.parse import (
     PROGRAM,
-    SettingsError,
     build_parser,
     child_argv,
     child_environment,

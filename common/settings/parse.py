@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
-from common.errors import ServiceError
+from common.errors import SettingsError
 from common.settings.schema import (
     IngressSettings,
     ServeSettings,
@@ -26,10 +26,6 @@ _T = TypeVar("_T")
 PROGRAM = "parakeet-server"
 SECRET_FLAGS = frozenset({"redis_url", "log_config"})
 """Flags that a child gets by environment: an address may hold a password, and `ps` shows command lines."""
-
-
-class SettingsError(ServiceError, ValueError):
-    """A value that cannot be used; its text is one sentence for the user."""
 
 
 class _Parser(argparse.ArgumentParser):
