@@ -1,0 +1,184 @@
+"""SentencePiece token ids to text, whole or token by token.
+
+The whole-sequence text equals SentencePiece's own `decode` with the special tokens and
+leading spaces left out.  The incremental decoder gives the same text whatever the cuts between calls, and holds an unfinished
+UTF-8 sequence of byte pieces back until its last byte has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import sentencepiece
+
+from gpu_worker.model.errors import TokenizerError
+
+SPACE_MARK: Final = "\u2581"
+END_OF_UTTERANCE: Final = "<EOU>"
+END_OF_BACKCHANNEL: Final = "<EOB>"
+_UNKNOWN_SURFACE: Final = " \u2047 "
+
+
+@dataclass(frozen=True, slots=True)
+class WordSpan:
+    """One word and the half-open range of token positions that spell it."""
+
+    text: str
+    first: int
+    end: int
+
+
+@dataclass(slots=True)
+class TextState:
+    """Transcript of one stream under way: the text so far and the bytes of an unfinished character.
+
+    `at_word_start` forces the next token to begin a word (set at the start of an utterance).
+    """
+
+    text: str = ""
+    pending: bytes = b""
+    at_word_start: bool = False
+
+
+class Tokenizer:
+    """Ids of one checkpoint's vocabulary to pieces, text and words.
+
+    `eou_id` and `eob_id` mark the end of an utterance or of a backchannel; they and control pieces
+    never appear in text.
+    """
+
+    def __init__(self, model: bytes, source: str = "tokenizer.model") -> None:
+        """Read a serialized SentencePiece model.  Raises TokenizerError naming `source`."""
+        processor: Any = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise TokenizerError(f"{source} is not a SentencePiece model, or is truncated.") from error
+        self.model: Final = model
+        self.vocab_size: Final[int] = processor.vocab_size()
+        self._pieces: Final[tuple[str, ...]] = tuple(
+            processor.id_to_piece(index) for index in range(self.vocab_size)
+        )
+        self.eou_id: Final = self._find(END_OF_UTTERANCE)
+        self.eob_id: Final = self._find(END_OF_BACKCHANNEL)
+        special = {self.eou_id, self.eob_id}
+        self._surfaces: Final[tuple[bytes, ...]] = tuple(
+            _surface(processor, index, piece, is_special=index in special)
+            for index, piece in enumerate(self._pieces)
+        )
+        self._is_byte: Final = tuple(processor.is_byte(index) for index in range(self.vocab_size))
+
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Read a `tokenizer.model` file.  Raises TokenizerError."""
+        try:
+            return cls(path.read_bytes(), str(path))
+        except OSError as error:
+            raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from error
+
+    def piece(self, token: int) -> str:
+        """The piece of an id as it stands in the vocabulary.  Raises IndexError."""
+        return self._pieces[token]
+
+    def is_special(self, token: int) -> bool:
+        """Whether the id never appears in text."""
+        return not self._surfaces[token]
+
+    def starts_word(self, token: int) -> bool:
+        """Whether the id begins a new word by itself."""
+        return self._surfaces[token].startswith(b" ")
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of a whole sequence."""
+        state = TextState()
+        self.extend(state, tokens)
+        return self.finish(state)
+
+    def extend(self, state: TextState, tokens: Iterable[int]) -> None:
+        """Append tokens to a transcript.
+
+        A byte of an unfinished character stays pending; bytes that cannot become a character turn
+        into U+FFFD, as in SentencePiece.
+        """
+        for token in tokens:
+            surface = self._surfaces[token]
+            if self._is_byte[token]:
+                state.pending += surface
+                if _is_unfinished(state.pending):
+                    continue
+                surface, state.pending = state.pending, b""
+            elif state.pending:
+                if not surface:
+                    continue
+                surface, state.pending = state.pending + surface, b""
+            if surface:
+                _append(state, surface.decode("utf-8", errors="replace"))
+
+    def finish(self, state: TextState) -> str:
+        """Close a transcript: bytes still pending turn into U+FFFD.  Returns the text."""
+        if state.pending:
+            pending, state.pending = state.pending, b""
+            _append(state, pending.decode("utf-8", errors="replace"))
+        return state.text
+
+    def start_utterance(self, state: TextState) -> None:
+        """Make the next token of a transcript begin a word, whether or not it carries the mark."""
+        self.finish(state)
+        state.at_word_start = True
+
+    def words(self, tokens: Sequence[int]) -> list[WordSpan]:
+        """Words of a sequence, each with the positions of its tokens.
+
+        A special token ends a word and belongs to none.  A mark of punctuation belongs to the word
+        that it follows.
+        """
+        spans: list[WordSpan] = []
+        first: int | None = None
+        for position, token in enumerate(tokens):
+            special = self.is_special(token)
+            if first is not None and (special or self.starts_word(token)):
+                self._add_word(spans, tokens, first, position)
+                first = None
+            if first is None and not special:
+                first = position
+        if first is not None:
+            self._add_word(spans, tokens, first, len(tokens))
+        return spans
+
+    def _add_word(self, spans: list[WordSpan], tokens: Sequence[int], first: int, end: int) -> None:
+        text = self.decode(tokens[first:end]).strip()
+        if text:
+            spans.append(WordSpan(text, first, end))
+
+    def _find(self, piece: str) -> int | None:
+        return self._pieces.index(piece) if piece in self._pieces else None
+
+
+def _surface(processor: Any, index: int, piece: str, *, is_special: bool) -> bytes:
+    if is_special or processor.is_control(index):
+        return b""
+    if processor.is_unknown(index):
+        return _UNKNOWN_SURFACE.encode()
+    if processor.is_byte(index):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace(SPACE_MARK, " ").encode()
+
+
+def _append(state: TextState, text: str) -> None:
+    if not state.text:
+        text = text.lstrip(" ")
+    elif state.at_word_start and not text.startswith(" "):
+        text = " " + text
+    if text:
+        state.text += text
+        state.at_word_start = False
+
+
+def _is_unfinished(pending: bytes) -> bool:
+    """Whether the bytes are a proper prefix of one UTF-8 character."""
+    lead = pending[0]
+    length = 2 if 0xC2 <= lead <= 0xDF else 3 if 0xE0 <= lead <= 0xEF else 4 if 0xF0 <= lead <= 0xF4 else 1
+    return len(pending) < length and all(0x80 <= byte <= 0xBF for byte in pending[1:])
