@@ -1,0 +1,140 @@
+"""A child process that is restarted when it dies, with bounded back-off, and that cannot be orphaned."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+STEADY_AFTER_S = 60.0
+"""A child that lived for so long has its back-off reset."""
+
+_TIED_EXEC = str(Path(__file__).with_name("tied_exec.py"))
+
+
+def start_tied(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, *, output: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command that the kernel kills when the calling thread ends, however it ends.
+
+    The child stays in this session but leads a process group of its own, so that Ctrl-C reaches the
+    supervisor alone and children stop in its order. `output` is a file descriptor for stdout and stderr.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", _TIED_EXEC, str(os.getpid()), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=None if environment is None else dict(environment),
+        process_group=0,
+    )
+
+
+def describe_exit(returncode: int) -> str:
+    """Return in words how a process ended."""
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-returncode).name
+    return f"signal {-returncode}"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of a child: the name that it has in Redis, its command line and environment."""
+
+    process_id: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+class Child:
+    """A supervised process: `make_launch` is asked anew at every start: each has a name of its own."""
+
+    def __init__(self, name: str, make_launch: Callable[[], Launch]) -> None:
+        self.name = name
+        self.num_restarts = 0
+        self.restart_at: float | None = None
+        """Monotonic time of the next start; None while it runs."""
+        self._make_launch = make_launch
+        self._process: subprocess.Popen[bytes] | None = None
+        self._launch: Launch | None = None
+        self._started_at = 0.0
+        self._backoff_s = FIRST_BACKOFF_S
+
+    @property
+    def process_id(self) -> str:
+        """Name of the running (or last) start in Redis."""
+        return self._launch.process_id if self._launch else ""
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        self._launch = self._make_launch()
+        self._process = start_tied(self._launch.command, self._launch.environment)
+        self._started_at = time.monotonic()
+        self.restart_at = None
+        log.info("started %s as %s, pid %d", self.name, self.process_id, self._process.pid)
+
+    def exited(self) -> int | None:
+        """Return the exit status of a child that died since the last call, None for one that lives."""
+        if self._process is None:
+            return None
+        returncode = self._process.poll()
+        if returncode is not None:
+            self._process = None
+        return returncode
+
+    def schedule_restart(self, returncode: int) -> None:
+        """Set `restart_at`, twice as far ahead at each death in quick succession."""
+        now = time.monotonic()
+        if now - self._started_at >= STEADY_AFTER_S:
+            self._backoff_s = FIRST_BACKOFF_S
+        self.restart_at = now + self._backoff_s
+        log.warning(
+            "%s (%s) ended with %s, restarting in %.1f s",
+            self.name,
+            self.process_id,
+            describe_exit(returncode),
+            self._backoff_s,
+        )
+        self._backoff_s = min(self._backoff_s * 2, MAX_BACKOFF_S)
+        self.num_restarts += 1
+
+    def send_signal(self, number: int) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether the child ended within the time."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(max(timeout_s, 0.0))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """Kill the child and reap it."""
+        self.send_signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()

