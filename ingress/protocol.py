@@ -1,0 +1,338 @@
+"""The client protocol of one connection without any I/O: one table of states and events.
+
+`ConnectionProtocol` turns what a client sends, and what the service has to say, into transitions of
+`TABLE`. Each transition names the actions that ingress/connection.py carries out. A message that the
+state does not allow is a transition with an error code, never an exception. The diagram in
+docs/protocol.md is drawn from the same table.
+
+The form follows h11's `_state.py`: the table is data, and whoever wants to know what is allowed reads it.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from common.errors import ERROR_SPECS, ClientFault, ErrorCode, StreamError
+from common.messages import (
+    Audio,
+    ClientMessage,
+    Close,
+    Config,
+    Ping,
+    Resume,
+    binary_audio,
+    decode_client_message,
+)
+
+
+class State(Enum):
+    """Where a connection stands."""
+
+    ADMITTING = auto()  # the cluster is being asked for a stream; input waits
+    REFUSED = auto()  # the cluster is full and the client knows; it may still resume a stream
+    READY = auto()  # hello is sent, no stream has begun
+    RESUMING = auto()  # the stream to resume is being taken over
+    STREAMING = auto()  # audio is accepted
+    FINISHING = auto()  # no more audio; the final result is awaited
+    CLOSED = auto()  # nothing more is said or heard
+
+
+class Event(Enum):
+    """What can happen to a connection: first what its client does, then what the service does."""
+
+    AUDIO = auto()
+    FINAL_AUDIO = auto()
+    CLOSE = auto()
+    CONFIG = auto()
+    RESUME = auto()
+    PING = auto()
+    FAULT = auto()  # something malformed, or too much
+    END = auto()  # the client closed its sending side (TCP) and may still read
+    LOST = auto()  # the socket is gone
+
+    ADMITTED = auto()
+    FULL = auto()
+    RESUMED = auto()
+    RESUMED_FINISHED = auto()  # resumed, and all its audio had been sent already
+    RESULT = auto()
+    LAST_RESULT = auto()  # the final result, or the worker's error that ends the stream
+    TAKEN = auto()  # another connection resumed the stream
+    FAILED = auto()  # the service cannot go on with the stream
+    EXPIRED = auto()  # the time that a refused client has to resume is over
+    DRAIN = auto()  # this ingress stops
+
+
+class Action(Enum):
+    """What ingress/connection.py does on a transition, in the order listed there."""
+
+    HELLO = auto()  # send `hello`
+    PONG = auto()  # send `pong`
+    BEGIN = auto()  # create the stream in Redis
+    APPEND = auto()  # append the message's audio (and its final mark)
+    FINISH = auto()  # append a final mark without audio
+    TAKE_OVER = auto()  # claim the stream to resume
+    WELCOME_BACK = auto()  # send `resumed`
+    FORWARD = auto()  # send the result
+    ERROR = auto()  # send `error`
+    GIVE_BACK = auto()  # return an admission under which no stream began
+    ABANDON = auto()  # nobody listens any more: finalize the stream, after the grace if it has one
+    RELEASE = auto()  # the stream has ended and its end is delivered: remove its keys
+    HANG_UP = auto()  # close the socket once all is sent
+
+
+class Transition(NamedTuple):
+    """Where an event leads. `error` is the code to send where the table, not the event, knows it."""
+
+    state: State
+    actions: tuple[Action, ...] = ()
+    error: ErrorCode | None = None
+
+
+_A = Action
+_S = State
+_E = Event
+
+_REFUSE_AUDIO: Final = Transition(_S.FINISHING, (_A.ERROR,), ErrorCode.AUDIO_AFTER_FINAL)
+_OUT_OF_PLACE: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP), ErrorCode.UNEXPECTED_MESSAGE)
+_FAIL_STREAM: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP))
+_FAIL_EARLY: Final = Transition(_S.CLOSED, (_A.ERROR, _A.GIVE_BACK, _A.HANG_UP))
+_DRAIN_STREAM: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP), ErrorCode.DRAINING)
+_DRAIN_EARLY: Final = Transition(_S.CLOSED, (_A.ERROR, _A.GIVE_BACK, _A.HANG_UP), ErrorCode.DRAINING)
+_LAST: Final = Transition(_S.CLOSED, (_A.FORWARD, _A.RELEASE, _A.HANG_UP))
+_TAKEN: Final = Transition(_S.CLOSED, (_A.ERROR, _A.HANG_UP), ErrorCode.RESUMED_ELSEWHERE)
+
+TABLE: Final[dict[State, dict[Event, Transition]]] = {
+    _S.ADMITTING: {
+        _E.ADMITTED: Transition(_S.READY, (_A.HELLO,)),
+        _E.FULL: Transition(_S.REFUSED, (_A.ERROR,)),
+        _E.FAULT: _FAIL_EARLY,
+        _E.FAILED: _FAIL_EARLY,
+        _E.DRAIN: _DRAIN_EARLY,
+        _E.LOST: Transition(_S.CLOSED, (_A.GIVE_BACK,)),
+    },
+    _S.REFUSED: {
+        _E.RESUME: Transition(_S.RESUMING, (_A.TAKE_OVER,)),
+        # What else the client had under way when it was refused gets no second error.
+        _E.AUDIO: Transition(_S.REFUSED),
+        _E.FINAL_AUDIO: Transition(_S.REFUSED),
+        _E.CLOSE: Transition(_S.CLOSED, (_A.HANG_UP,)),
+        _E.CONFIG: Transition(_S.REFUSED),
+        _E.PING: Transition(_S.REFUSED, (_A.PONG,)),
+        _E.FAULT: Transition(_S.CLOSED, (_A.HANG_UP,)),
+        _E.END: Transition(_S.CLOSED, (_A.HANG_UP,)),
+        _E.LOST: Transition(_S.CLOSED),
+        _E.FAILED: Transition(_S.CLOSED, (_A.HANG_UP,)),
+        _E.EXPIRED: Transition(_S.CLOSED, (_A.HANG_UP,)),
+        _E.DRAIN: Transition(_S.CLOSED, (_A.HANG_UP,)),
+    },
+    _S.READY: {
+        _E.AUDIO: Transition(_S.STREAMING, (_A.BEGIN, _A.APPEND)),
+        _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.BEGIN, _A.APPEND)),
+        _E.CLOSE: Transition(_S.FINISHING, (_A.BEGIN, _A.FINISH)),
+        _E.CONFIG: Transition(_S.STREAMING, (_A.BEGIN,)),
+        _E.RESUME: Transition(_S.RESUMING, (_A.TAKE_OVER,)),
+        _E.PING: Transition(_S.READY, (_A.PONG,)),
+        _E.FAULT: _FAIL_EARLY,
+        _E.END: Transition(_S.CLOSED, (_A.GIVE_BACK, _A.HANG_UP)),
+        _E.LOST: Transition(_S.CLOSED, (_A.GIVE_BACK,)),
+        _E.FAILED: _FAIL_EARLY,
+        _E.DRAIN: _DRAIN_EARLY,
+    },
+    _S.RESUMING: {
+        _E.RESUMED: Transition(_S.STREAMING, (_A.WELCOME_BACK,)),
+        _E.RESUMED_FINISHED: Transition(_S.FINISHING, (_A.WELCOME_BACK,)),
+        _E.PING: Transition(_S.RESUMING, (_A.PONG,)),
+        # Which sample comes next stands in `resumed`: until then nothing can be sent.
+        _E.AUDIO: _OUT_OF_PLACE,
+        _E.FINAL_AUDIO: _OUT_OF_PLACE,
+        _E.CLOSE: _OUT_OF_PLACE,
+        _E.CONFIG: _OUT_OF_PLACE,
+        _E.RESUME: _OUT_OF_PLACE,
+        _E.FAULT: _FAIL_STREAM,
+        _E.END: Transition(_S.CLOSED, (_A.ABANDON, _A.HANG_UP)),
+        _E.LOST: Transition(_S.CLOSED, (_A.ABANDON,)),
+        _E.FAILED: _FAIL_STREAM,
+        _E.DRAIN: _DRAIN_STREAM,
+    },
+    _S.STREAMING: {
+        _E.AUDIO: Transition(_S.STREAMING, (_A.APPEND,)),
+        _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.APPEND,)),
+        _E.CLOSE: Transition(_S.FINISHING, (_A.FINISH,)),
+        _E.CONFIG: _OUT_OF_PLACE,
+        _E.RESUME: _OUT_OF_PLACE,
+        _E.PING: Transition(_S.STREAMING, (_A.PONG,)),
+        _E.FAULT: _FAIL_STREAM,
+        _E.END: Transition(_S.FINISHING, (_A.FINISH,)),
+        _E.LOST: Transition(_S.CLOSED, (_A.ABANDON,)),
+        _E.RESULT: Transition(_S.STREAMING, (_A.FORWARD,)),
+        _E.LAST_RESULT: _LAST,
+        _E.TAKEN: _TAKEN,
+        _E.FAILED: _FAIL_STREAM,
+        _E.DRAIN: _DRAIN_STREAM,
+    },
+    _S.FINISHING: {
+        _E.AUDIO: _REFUSE_AUDIO,
+        _E.FINAL_AUDIO: _REFUSE_AUDIO,
+        _E.CLOSE: Transition(_S.FINISHING),  # `final: true` and then `close` is what many clients do
+        _E.CONFIG: _OUT_OF_PLACE,
+        _E.RESUME: _OUT_OF_PLACE,
+        _E.PING: Transition(_S.FINISHING, (_A.PONG,)),
+        _E.FAULT: _FAIL_STREAM,
+        _E.END: Transition(_S.FINISHING),
+        _E.LOST: Transition(_S.CLOSED, (_A.ABANDON,)),
+        _E.RESULT: Transition(_S.FINISHING, (_A.FORWARD,)),
+        _E.LAST_RESULT: _LAST,
+        _E.TAKEN: _TAKEN,
+        _E.FAILED: _FAIL_STREAM,
+        _E.DRAIN: _DRAIN_STREAM,
+    },
+    _S.CLOSED: {},
+}
+"""Every state's transitions. An event that a state does not list is ignored: it came too late (a
+result after the end), or from a part of the service that could not know better."""
+
+_SENTENCES: Final = {
+    ErrorCode.AUDIO_AFTER_FINAL: "Audio after 'final: true' or 'close' is ignored.",
+    ErrorCode.UNEXPECTED_MESSAGE: "This message has no place here: '{message}' {rule}.",
+    ErrorCode.DRAINING: "This server is stopping; resume or connect elsewhere.",
+    ErrorCode.RESUMED_ELSEWHERE: "The stream was resumed by another connection.",
+}
+_RULES: Final = {
+    Event.CONFIG: ("config", "comes before all audio, and once"),
+    Event.RESUME: ("resume", "is the first message of a connection"),
+    Event.AUDIO: ("audio", "waits for 'resumed'"),
+    Event.FINAL_AUDIO: ("audio", "waits for 'resumed'"),
+    Event.CLOSE: ("close", "waits for 'resumed'"),
+}
+_IGNORED: Final[tuple[Action, ...]] = ()
+_ERROR_ONLY: Final = (Action.ERROR,)
+_EVENT_OF: Final[dict[type, Event]] = {
+    Close: Event.CLOSE,
+    Config: Event.CONFIG,
+    Resume: Event.RESUME,
+    Ping: Event.PING,
+}
+
+
+class Outcome(NamedTuple):
+    """What to do now: the actions in order, with the message or the error that they are about."""
+
+    actions: tuple[Action, ...]
+    message: ClientMessage | None = None
+    error: StreamError | None = None
+
+
+class ConnectionProtocol:
+    """State of one connection, and the count of its audio.
+
+    max_buffered_samples: audio that may be accepted and not yet decoded.
+    next_sample: samples accepted so far = index of the first sample of the next audio.
+    acked_samples: samples decoded so far, as the worker says.
+    """
+
+    __slots__ = ("acked_samples", "max_buffered_samples", "next_sample", "state")
+
+    def __init__(self, max_buffered_samples: int) -> None:
+        self.max_buffered_samples = max_buffered_samples
+        self.state = State.ADMITTING
+        self.next_sample = 0
+        self.acked_samples = 0
+
+    def receive_text(self, data: bytes | bytearray | memoryview | str) -> Outcome:
+        """Take one line, or one text frame, of the client."""
+        try:
+            message = decode_client_message(data)
+        except ClientFault as error:
+            return self.fail(error)
+        return self.receive(message)
+
+    def receive_binary(self, data: bytes) -> Outcome:
+        """Take one binary frame of the client: raw pcm16."""
+        try:
+            message = binary_audio(data)
+        except ClientFault as error:
+            return self.fail(error)
+        return self.receive(message)
+
+    def receive(self, message: ClientMessage) -> Outcome:
+        """Take one decoded message of the client."""
+        if type(message) is not Audio:
+            return self._apply(_EVENT_OF[type(message)], message)
+        end = self.next_sample + message.num_samples
+        if end - self.acked_samples > self.max_buffered_samples and self.state in _ACCEPTING:
+            return self.fail(self._too_much_audio())
+        outcome = self._apply(Event.FINAL_AUDIO if message.final else Event.AUDIO, message)
+        if Action.APPEND in outcome.actions:
+            self.next_sample = end
+        return outcome
+
+    def fail(self, error: StreamError) -> Outcome:
+        """Take something malformed from the client, or any other fault of its own."""
+        if not error.ends_stream:
+            if self.state is State.CLOSED or self.state is State.REFUSED:
+                return Outcome(_IGNORED)
+            return Outcome(_ERROR_ONLY, None, error)
+        return self._apply(Event.FAULT, None, error)
+
+    def notify(self, event: Event, error: StreamError | None = None) -> Outcome:
+        """Take an event of the socket or of the service; `error` says why, for FULL and FAILED."""
+        return self._apply(event, None, error)
+
+    def acknowledge(self, samples: int) -> None:
+        """Note that the first `samples` samples are decoded."""
+        if samples > self.acked_samples:
+            self.acked_samples = samples
+
+    def resume_at(self, next_sample: int, acked_samples: int) -> None:
+        """Set the counts of a stream that was begun by another connection."""
+        self.next_sample = next_sample
+        self.acked_samples = acked_samples
+
+    def _apply(
+        self, event: Event, message: ClientMessage | None, error: StreamError | None = None
+    ) -> Outcome:
+        transition = TABLE[self.state].get(event)
+        if transition is None:
+            return Outcome(_IGNORED)
+        self.state = transition.state
+        if transition.error is not None:
+            error = table_error(transition.error, event)
+        return Outcome(transition.actions, message, error)
+
+    def _too_much_audio(self) -> ClientFault:
+        return ClientFault(
+            ErrorCode.TOO_MUCH_AUDIO,
+            "More audio is waiting to be decoded than a stream may buffer "
+            f"({self.max_buffered_samples} samples).",
+        )
+
+
+_ACCEPTING: Final = frozenset((State.READY, State.STREAMING))
+
+
+def table_error(code: ErrorCode, event: Event) -> StreamError:
+    """Make the error that a transition of the table names."""
+    sentence = _SENTENCES[code]
+    if event in _RULES and code is ErrorCode.UNEXPECTED_MESSAGE:
+        message, rule = _RULES[event]
+        sentence = sentence.format(message=message, rule=rule)
+    return StreamError(code, sentence)
+
+
+def check_table() -> None:
+    """Raise AssertionError where the table and the promises of common/errors.py differ."""
+    for state, transitions in TABLE.items():
+        for event, (target, actions, code) in transitions.items():
+            place = f"{state.name} on {event.name}"
+            closes = target is State.CLOSED
+            if closes and event not in (Event.LOST,) and Action.HANG_UP not in actions:
+                raise AssertionError(f"{place} closes without hanging up")
+            if not closes and Action.HANG_UP in actions:
+                raise AssertionError(f"{place} hangs up without closing")
+            if code is not None and ERROR_SPECS[code].ends_stream is not closes:
+                raise AssertionError(f"{place}: whether {code} ends the stream")
+            if closes and state in (State.STREAMING, State.FINISHING):
+                ends = {Action.ABANDON, Action.RELEASE} & set(actions)
+                if not ends and event is not Event.TAKEN:
+                    raise AssertionError(f"{place} leaves its stream behind")
