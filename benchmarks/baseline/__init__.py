@@ -1,0 +1,1 @@
+"""The plain redis-py implementation that the server's hot path is compared with."""

@@ -1,0 +1,140 @@
+"""``parakeet-server bench``: real-time load on any server that speaks the client protocol."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from parakeet.bench.figures import TrialFigures
+from parakeet.bench.plan import Plan, Target
+from parakeet.bench.report import plot, write_json
+from parakeet.bench.search import search
+from parakeet.bench.server_process import ServerStartError, fresh_server
+from parakeet.bench.table import LiveTable, markdown
+from parakeet.bench.trial import TrialError, run_trial
+
+_RECORDINGS = Path(__file__).parent.parent / "recordings"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="parakeet-server bench",
+        description="Stream recordings in real time into a running server and measure it. "
+        "Latency is taken from the write of the last sample that a result covers to the "
+        "result's arrival.",
+    )
+    add = parser.add_argument
+    add("url", nargs="+", help="ws://host:port or tcp://host:port; several share the streams")
+    add("--streams", default="100", help="number of streams, or several: 125,250,500 (default 100)")
+    add("--duration-s", type=float, default=20.0, help="audio a stream (default 20)")
+    add("--ramp-s", type=float, default=5.0, help="starts are spread over this (default 5)")
+    add("--message-ms", type=int, default=160, help="audio a message (default 160)")
+    add("--chunk-ms", type=int, default=160, help="the model's chunk; a result later is late (160)")
+    add("--binary", action="store_true", help="WebSocket binary frames in place of JSON and base64")
+    add("--stream-s", type=float, default=0.0, help="churn: mean length of a stream (0: no churn)")
+    add("--processes", type=int, default=1, help="load processes (default 1)")
+    add("--seed", type=int, default=0, help="of offsets and start times (default 0)")
+    add("--recordings", type=Path, nargs="*", help="mono 16-bit WAV files (default: the bundled ones)")
+    add("--redis-url", action="append", default=[], help="read counters there (default: as ingress)")
+    add("--start", help="command of a server to start afresh for every trial and stop after it")
+    add("--start-timeout-s", type=float, default=120.0, help="for that server to be ready")
+    add("--backend", default="not stated", help="what decodes, for the report: null, tiny, ...")
+    add("--search", action="store_true", help="C120 at service level, starting from --streams")
+    add("--search-max", type=int, default=100_000, help="never more streams than this")
+    add("--json", type=Path, help="write every figure to this file")
+    add("--plot", type=Path, help="draw latency and CPU (extra 'bench': matplotlib)")
+    add("--title", default="", help="of the plot")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the bench.
+
+    Returns:
+        0 when every trial (with ``--search``: some trial) passed, 1 when one missed the
+        service level, 2 when nothing could be measured.
+    """
+    parser = _parser()
+    given = parser.parse_args(argv)
+    try:
+        plan, counts = _plan(given)
+    except ValueError as error:
+        parser.error(str(error))
+    table = LiveTable(sys.stdout)
+
+    def trial(streams: int, duration_s: float, ramp_s: float) -> TrialFigures:
+        asked = replace(plan, streams=streams, duration_s=duration_s, ramp_s=ramp_s)
+        table.begin(
+            f"{streams} streams, {asked.message_ms} ms messages, backend {given.backend}, "
+            f"{', '.join(map(str, asked.targets))}"
+        )
+        with fresh_server(given.start, asked.targets, given.start_timeout_s):
+            return run_trial(asked, redis=tuple(given.redis_url), backend=given.backend, show=table.second)
+
+    command = shlex.join(["parakeet-server", "bench", *argv])
+    found: dict[str, int] = {}
+    try:
+        if given.search:
+            result = search(
+                lambda streams, duration_s: trial(streams, duration_s, 10.0),
+                first=counts[0],
+                most=given.search_max,
+            )
+            trials: Sequence[TrialFigures] = result.trials
+            found["c120_service"] = result.streams
+        else:
+            trials = [trial(streams, plan.duration_s, plan.ramp_s) for streams in counts]
+    except (TrialError, ServerStartError) as error:
+        sys.stderr.write(f"bench: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    sys.stdout.write("\n" + markdown(trials))
+    if given.search:
+        sys.stdout.write(f"\nC120 at service level, backend {given.backend}: {result.streams} streams\n")
+    if given.json:
+        write_json(given.json, command, trials, **found)
+    if given.plot and not plot(given.plot, given.title or f"backend {given.backend}", trials):
+        sys.stderr.write("bench: no plot: install the extra 'bench' (matplotlib)\n")
+    if given.search:
+        return 0 if result.streams else 1
+    return 0 if all(figures.passed for figures in trials) else 1
+
+
+def _plan(given: argparse.Namespace) -> tuple[Plan, list[int]]:
+    counts = [int(count) for count in str(given.streams).split(",")]
+    recordings = tuple(given.recordings or sorted(_RECORDINGS.glob("*.wav")))
+    for name, value in (
+        ("--streams", min(counts)),
+        ("--duration-s", given.duration_s),
+        ("--message-ms", given.message_ms),
+        ("--chunk-ms", given.chunk_ms),
+        ("--processes", given.processes),
+    ):
+        if value <= 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+    if given.ramp_s < 0 or given.stream_s < 0:
+        raise ValueError("--ramp-s and --stream-s must not be negative")
+    if not recordings:
+        raise ValueError("no recording to play: name some with --recordings")
+    targets = tuple(Target.parse(url) for url in given.url)
+    if given.binary and not all(target.websocket for target in targets):
+        raise ValueError("--binary needs ws:// targets")
+    plan = Plan(
+        targets=targets,
+        recordings=recordings,
+        streams=counts[0],
+        duration_s=given.duration_s,
+        ramp_s=given.ramp_s,
+        message_ms=given.message_ms,
+        chunk_ms=given.chunk_ms,
+        binary=given.binary,
+        stream_s=given.stream_s,
+        processes=given.processes,
+        seed=given.seed,
+    )
+    return plan, counts

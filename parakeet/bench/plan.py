@@ -1,0 +1,89 @@
+"""What a trial is asked to do, and what a load process reports while it does it."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One address of the server under load."""
+
+    websocket: bool
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> Target:
+        """Read ``ws://host:port/path`` or ``tcp://host:port``.
+
+        Raises:
+            ValueError: another scheme, or no port.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "tcp") or not parts.hostname or not parts.port:
+            raise ValueError(f"{url!r}: expected ws://host:port or tcp://host:port")
+        return cls(parts.scheme == "ws", parts.hostname, parts.port, parts.path or "/")
+
+    def __str__(self) -> str:
+        scheme = "ws" if self.websocket else "tcp"
+        return f"{scheme}://{self.host}:{self.port}{self.path if self.websocket else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One trial.
+
+    Each stream lives ``duration_s`` of audio; starts are spread evenly over ``ramp_s``, so
+    that from ``ramp_s`` to ``duration_s`` all are live: the window that is measured. With
+    ``stream_s`` set, streams end after that much audio each (uniform between half and one
+    and a half times as much) and are followed by new ones until ``duration_s`` is over.
+    """
+
+    targets: tuple[Target, ...]
+    recordings: tuple[Path, ...]
+    streams: int
+    duration_s: float = 20.0
+    ramp_s: float = 5.0
+    message_ms: int = 160
+    chunk_ms: int = 160
+    binary: bool = False
+    stream_s: float = 0.0
+    processes: int = 1
+    seed: int = 0
+    final_timeout_s: float = 30.0
+    connect_timeout_s: float = 15.0
+
+
+@dataclass(slots=True)
+class Sample:
+    """What one load process saw since its last report; times in seconds.
+
+    Attributes:
+        at_s: since the trial's start.
+        live: streams open now.
+        sent, results, finals, finished: counts since the last report.
+        latency_s: last sample that a result covers written -> result received.
+        final_s: last sample of a stream written -> its final result received.
+        lag_s: largest delay of a write behind its due time.
+        errors: count by code; codes of the server, and ``connect``, ``wire``, ``closed``,
+            ``no_final``, ``sequence`` of our own.
+        cpu_s: user + system time of the load process so far.
+        done: the process has nothing more to do.
+    """
+
+    at_s: float
+    live: int = 0
+    sent: int = 0
+    results: int = 0
+    finals: int = 0
+    latency_s: array[float] = field(default_factory=lambda: array("f"))
+    final_s: array[float] = field(default_factory=lambda: array("f"))
+    lag_s: float = 0.0
+    errors: dict[str, int] = field(default_factory=dict)
+    cpu_s: float = 0.0
+    done: bool = False

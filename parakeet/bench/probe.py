@@ -1,0 +1,39 @@
+"""One empty stream, from hello to final: is the server there as a whole?"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import orjson
+
+from parakeet.bench.plan import Target
+from parakeet.bench.track import FINAL_MESSAGE
+from parakeet.bench.wire import OP_TEXT, LineDecoder, WebSocketDecoder, WireError, client_frame
+
+
+def probe(target: Target, timeout_s: float) -> tuple[dict[str, Any] | None, str]:
+    """The server's hello after a whole empty stream, or None and the reason."""
+    decoder = WebSocketDecoder(target.host, target.port, target.path) if target.websocket else LineDecoder()
+    hello: dict[str, Any] | None = None
+    try:
+        with socket.create_connection((target.host, target.port), timeout_s) as connection:
+            connection.settimeout(timeout_s)
+            connection.sendall(decoder.opening())
+            while data := connection.recv(65536):
+                for raw in decoder.feed(data)[0]:
+                    message = orjson.loads(raw)
+                    if message["type"] == "hello":
+                        hello = message
+                        connection.sendall(
+                            client_frame(OP_TEXT, FINAL_MESSAGE)
+                            if target.websocket
+                            else FINAL_MESSAGE + b"\n"
+                        )
+                    elif message["type"] == "error":
+                        return None, f"{message.get('code')}: {message.get('message')}"
+                    elif message.get("is_final"):
+                        return hello, ""
+    except (OSError, WireError) as error:
+        return None, str(error)
+    return None, "the server closed the connection"

@@ -1,0 +1,137 @@
+"""The server's processes on this host: which they are, what CPU and memory they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+from parakeet.bench.plan import Target
+
+_ROLES = (
+    ("ingress", ("-m ingress", "parakeet-server ingress", "baseline.ingress")),
+    ("worker", ("-m gpu_worker", "parakeet-server worker", "baseline.worker")),
+    ("redis", ("redis-server", "valkey-server")),
+    ("serve", ("parakeet-server serve", "parakeet.cli serve", "-m parakeet serve")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """One process of the server under load."""
+
+    pid: int
+    role: str
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """CPU seconds so far (user + system) and resident bytes of one process."""
+
+    cpu_s: float
+    resident_bytes: int
+
+
+def role_of(command: tuple[str, ...]) -> str | None:
+    """The part that a command line plays, or None for a process that is none of ours."""
+    if not command:
+        return None
+    line = " ".join(command)
+    for role, marks in _ROLES:
+        if role == "redis":
+            name = command[0].rsplit("/", 1)[-1].split(" ", 1)[0].removesuffix(":")
+            if name in marks or any(mark in name for mark in marks):
+                return role
+        elif any(mark in line for mark in marks):
+            return role
+    return None
+
+
+def discover(targets: tuple[Target, ...]) -> tuple[ServerProcess, ...]:
+    """Every local process of the server that answers at ``targets``.
+
+    When a target's listener has a ``serve`` above it, only the processes below that are
+    taken, so that two servers on one host stay apart; otherwise every process whose command
+    line is one of ours. A server on another host yields nothing.
+    """
+    ports = {target.port for target in targets}
+    listeners: set[int] = set()
+    known: dict[int, ServerProcess] = {}
+    for process in psutil.process_iter():
+        try:
+            command = tuple(process.cmdline())
+            role = role_of(command)
+            if role is None:
+                continue
+            known[process.pid] = ServerProcess(process.pid, role, command)
+            if any(
+                connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
+                for connection in process.net_connections("tcp")
+            ):
+                listeners.add(process.pid)
+        except psutil.Error:
+            continue
+    if not listeners:
+        return ()
+    roots = {root for root in (_serve_above(pid, known) for pid in listeners) if root}
+    if roots:
+        family: set[int] = set(roots)
+        for root in roots:
+            try:
+                family.update(child.pid for child in psutil.Process(root).children(recursive=True))
+            except psutil.Error:
+                continue
+        return tuple(p for p in known.values() if p.pid in family)
+    parts = _same_redis(known, listeners)
+    return tuple(parts)
+
+
+def _serve_above(pid: int, known: dict[int, ServerProcess]) -> int | None:
+    try:
+        for parent in psutil.Process(pid).parents():
+            found = known.get(parent.pid)
+            if found is not None and found.role == "serve":
+                return parent.pid
+    except psutil.Error:
+        pass
+    return None
+
+
+def _same_redis(known: dict[int, ServerProcess], listeners: set[int]) -> list[ServerProcess]:
+    """Processes started by hand: those that name the listeners' Redis, and that Redis."""
+    urls = {url for pid in listeners for url in redis_urls(known[pid].command)}
+    ports = {url.rsplit(":", 1)[-1].split("/", 1)[0] for url in urls}
+    chosen = []
+    for process in known.values():
+        if process.role == "redis":
+            if not ports or any(port in " ".join(process.command) for port in ports):
+                chosen.append(process)
+        elif process.pid in listeners or set(redis_urls(process.command)) & urls or not urls:
+            chosen.append(process)
+    return chosen
+
+
+def redis_urls(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The values of ``--redis-url`` on a command line."""
+    urls = []
+    for position, word in enumerate(command):
+        if word == "--redis-url" and position + 1 < len(command):
+            urls.append(command[position + 1])
+        elif word.startswith("--redis-url="):
+            urls.append(word.partition("=")[2])
+    return tuple(urls)
+
+
+def usage(processes: tuple[ServerProcess, ...]) -> dict[int, Usage]:
+    """What each process that is still there has used so far, its reaped children left out."""
+    found: dict[int, Usage] = {}
+    for process in processes:
+        try:
+            handle = psutil.Process(process.pid)
+            with handle.oneshot():
+                times = handle.cpu_times()
+                found[process.pid] = Usage(times.user + times.system, handle.memory_info().rss)
+        except psutil.Error:
+            continue
+    return found

@@ -1,0 +1,65 @@
+"""A server started afresh for one trial and stopped after it."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import IO
+
+from parakeet.bench.plan import Target
+from parakeet.bench.probe import probe
+
+_STOP_TIMEOUT_S = 20.0
+
+
+class ServerStartError(Exception):
+    """The command ended, or no stream got through it in time."""
+
+
+@contextlib.contextmanager
+def fresh_server(command: str | None, targets: tuple[Target, ...], timeout_s: float) -> Iterator[None]:
+    """Run ``command`` for the length of a ``with`` block; nothing when there is none.
+
+    Raises:
+        ServerStartError: an empty stream did not get its final in time; with the end of
+            what the command printed.
+    """
+    if command is None:
+        yield
+        return
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            shlex.split(command), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
+        try:
+            _await_ready(process, targets, timeout_s, log)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _await_ready(
+    process: subprocess.Popen[bytes], targets: tuple[Target, ...], timeout_s: float, log: IO[bytes]
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    for target in targets:
+        while True:
+            hello, reason = probe(target, 5.0)
+            if hello is not None:
+                break
+            if process.poll() is not None or time.monotonic() > deadline:
+                log.seek(0)
+                tail = log.read()[-2000:].decode(errors="replace")
+                state = "ended" if process.poll() is not None else f"is not ready ({reason})"
+                raise ServerStartError(f"the server {state}:\n{tail}")
+            time.sleep(0.1)  # nothing to wait on: the port is not open yet

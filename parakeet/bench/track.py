@@ -1,0 +1,83 @@
+"""The audio of a load: recordings joined to one loop, encoded to client messages once."""
+
+from __future__ import annotations
+
+import base64
+import wave
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from parakeet.bench.wire import OP_BINARY, OP_TEXT, client_frame
+
+FINAL_MESSAGE = b'{"type":"audio","data":"","final":true}'
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """Mono PCM16 little-endian speech of one sample rate, to be played in a loop."""
+
+    sample_rate: int
+    pcm16: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """A track cut and encoded as the bytes that go on the socket.
+
+    Attributes:
+        audio: one ready-made write a message, in order; the last is followed by the first.
+        final: the write that ends a stream.
+        samples: samples in each message.
+    """
+
+    audio: tuple[bytes, ...]
+    final: bytes
+    samples: int
+
+
+def load_track(paths: Sequence[Path]) -> Track:
+    """Join WAV recordings to one track.
+
+    Raises:
+        ValueError: no recording, a format other than mono 16-bit, or differing sample rates.
+    """
+    rates: set[int] = set()
+    parts: list[bytes] = []
+    for path in paths:
+        with wave.open(str(path), "rb") as recording:
+            if recording.getnchannels() != 1 or recording.getsampwidth() != 2:
+                raise ValueError(f"{path}: a mono 16-bit recording is needed")
+            rates.add(recording.getframerate())
+            parts.append(recording.readframes(recording.getnframes()))
+    if not parts:
+        raise ValueError("no recording to play")
+    if len(rates) != 1:
+        raise ValueError(f"recordings of one sample rate are needed, got {sorted(rates)}")
+    return Track(rates.pop(), b"".join(parts))
+
+
+def encode(track: Track, *, message_ms: int, websocket: bool, binary: bool) -> Messages:
+    """Cut a track into messages and encode each as it is written to the socket.
+
+    A remainder shorter than a message is left out of the loop.
+
+    Raises:
+        ValueError: binary messages on TCP, or a track shorter than one message.
+    """
+    if binary and not websocket:
+        raise ValueError("binary messages exist on WebSocket only")
+    samples = track.sample_rate * message_ms // 1000
+    size = 2 * samples
+    audio: list[bytes] = []
+    for start in range(0, len(track.pcm16) - size + 1, size):
+        pcm = track.pcm16[start : start + size]
+        if binary:
+            audio.append(client_frame(OP_BINARY, pcm))
+            continue
+        text = b'{"type":"audio","data":"' + base64.b64encode(pcm) + b'"}'
+        audio.append(client_frame(OP_TEXT, text) if websocket else text + b"\n")
+    if not audio:
+        raise ValueError(f"the recordings are shorter than one message of {message_ms} ms")
+    final = client_frame(OP_TEXT, FINAL_MESSAGE) if websocket else FINAL_MESSAGE + b"\n"
+    return Messages(tuple(audio), final, samples)
