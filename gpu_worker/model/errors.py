@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from common.errors import ModelError
 
+__all__ = ["CheckpointError", "HubError", "ModelConfigError", "ModelError", "TokenizerError"]
+
 
 class ModelConfigError(ModelError):
     """A `model_config.yaml` asks for something that this implementation does not compute."""

@@ -1,8 +1,8 @@
 """SentencePiece token ids to text, whole or token by token.
 
-The whole-sequence text equals SentencePiece's own `decode` with the special tokens and
-leading spaces left out.  The incremental decoder gives the same text whatever the cuts between calls, and holds an unfinished
-UTF-8 sequence of byte pieces back until its last byte has come.
+The whole-sequence text equals SentencePiece's own `decode` with the special tokens and leading
+spaces left out.  The incremental decoder gives the same text whatever the cuts between calls, and
+holds an unfinished UTF-8 sequence of byte pieces back until its last byte has come.
 """
 
 from __future__ import annotations

@@ -1,0 +1,49 @@
+"""`python -m gpu_worker.model inspect|export PATH`: what `parakeet-server model` starts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpu_worker.model.errors import ModelError
+from gpu_worker.model.export import DTYPES
+from gpu_worker.model.inspection import describe, export
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the two commands.  Returns the exit status: 2 for a model that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="parakeet-server model", description="Look into a checkpoint, or export it."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser(
+        "inspect", help="show architecture, contexts, size and memory a stream of a checkpoint"
+    )
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    exporting = commands.add_parser(
+        "export", help="write a checkpoint as a folder of safetensors, config and tokenizer"
+    )
+    exporting.add_argument("--output", type=Path, required=True, help="folder to make")
+    exporting.add_argument(
+        "--dtype", choices=sorted(DTYPES), default="float32", help="type of the tensors (default: float32)"
+    )
+    for command in (inspect, exporting):
+        command.add_argument("path", metavar="PATH", help="folder, .nemo file, hub id, or tiny|small|large")
+        command.add_argument("--model-revision", default="main", help="branch, tag or commit of the hub")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "inspect":
+            text = describe(arguments.path, arguments.model_revision, as_json=arguments.json)
+        else:
+            text = export(arguments.path, arguments.model_revision, arguments.output, arguments.dtype)
+    except (ModelError, OSError) as error:
+        print(f"parakeet-server model: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    print(text)  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
