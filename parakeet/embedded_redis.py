@@ -124,9 +124,10 @@ class EmbeddedRedis:
             what = (
                 "did not answer in time" if returncode is None else f"ended with {describe_exit(returncode)}"
             )
-            tail = self.log_tail()
-            self.stop()
-            raise NoRedisServer(f"The embedded Redis server ({self._binary}) {what}. {tail}".strip())
+            self._end_process(timeout_s=1.0)
+            raise NoRedisServer(
+                f"The embedded Redis server ({self._binary}) {what}. {self.log_tail()}".strip()
+            )
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
@@ -154,21 +155,29 @@ class EmbeddedRedis:
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop the server, kill it where it does not stop, and remove its directory."""
-        if self._process is not None:
-            if self._process.poll() is None:
-                # A stopped (SIGSTOP) server would not see the SIGTERM.
-                self._process.send_signal(signal.SIGTERM)
-                self._process.send_signal(signal.SIGCONT)
-                try:
-                    self._process.wait(timeout_s)
-                except subprocess.TimeoutExpired:
-                    self._process.kill()
-            self._process.wait()
-            self._process = None
+        self._end_process(timeout_s)
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def _end_process(self, timeout_s: float) -> None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            # A stopped (SIGSTOP) server sees the SIGTERM only once it goes on.
+            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(signal.SIGCONT)
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+        self._process = None
+
     def __enter__(self) -> EmbeddedRedis:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(

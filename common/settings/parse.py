@@ -121,11 +121,8 @@ def _check(command: str, values: dict[str, Any]) -> None:
             values["worker_max_streams"] = values["max_num_streams"]
         if values["model"] and values["backend"] == "null":
             raise SettingsError("--model got a model, but --backend null takes none.")
-    if command in {"serve", "ingress", "worker"} and len(values["redis_url"]) > values["redis_shards"]:
-        raise SettingsError(
-            f"--redis-shards got {values['redis_shards']}, but takes at least the number of"
-            f" --redis-url addresses, {len(values['redis_url'])}."
-        )
+    if command in {"serve", "ingress", "worker"}:
+        values["redis_shards"] = max(values["redis_shards"], len(values["redis_url"]))
     if command == "transcribe" and bool(values["source"]) == values["mic"]:
         raise SettingsError("transcribe takes either one FILE (or -) or --mic.")
 

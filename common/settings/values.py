@@ -141,12 +141,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class RedisUrls:
-    """One or several Redis addresses, separated by commas; none stands for 'not given'."""
+    """One or several Redis addresses, separated by commas; none stands for 'not given'.
+
+    `common.redis.parse_address` reads them; the hosts of a Sentinel address hold commas of their own.
+    """
 
     def parse(self, text: str) -> tuple[str, ...]:
-        urls = tuple(part.strip() for part in text.split(",")) if text else ()
+        urls = tuple(part.strip() for part in re.split(r",(?=\s*[a-z+]+://)", text)) if text else ()
         for url in urls:
-            if not re.fullmatch(r"(redis|rediss)://[^/\s]+(/.*)?|unix://(\S+@)?/\S+", url):
+            if not re.fullmatch(r"rediss?(\+sentinel)?://[^/\s]+(/\S*)?|unix://([^/\s]+@)?/\S+", url):
                 raise ValueError(url)
         return urls
 
@@ -155,7 +158,7 @@ class RedisUrls:
 
     @property
     def takes(self) -> str:
-        return "redis://, rediss:// or unix:// addresses separated by commas"
+        return "redis://, rediss://, unix:// or redis+sentinel:// addresses separated by commas"
 
 
 PORT = Whole(0, 65535)

@@ -1,0 +1,95 @@
+# One command for each thing that a developer does. `make` alone lists them.
+#
+#   make demo PYTHON=python3.12
+#   make test PIP_TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+#
+# PyPI's torch for Linux brings several GB of CUDA libraries. On a machine without a GPU, take the CPU
+# build: its index is in the second line above.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_VERSION ?= 2.13.0
+# How pip finds torch (index options).
+PIP_TORCH_ARGS ?=
+PIP ?= $(VENV)/bin/python -m pip
+PYTEST ?= $(VENV)/bin/python -m pytest
+# Two processes at least where the cores are there; `make test PYTEST_ARGS="-n0 -k ingress"` for a part.
+PYTEST_ARGS ?=
+
+STAMPS := $(VENV)/.stamps
+PACKAGES := parakeet common ingress gpu_worker tests
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# -- environment ---------------------------------------------------------------------------------
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS) && touch $@
+
+# torch first and pinned, so that nothing below takes another build of several GB.
+$(STAMPS)/torch-$(TORCH_VERSION): $(STAMPS)/venv
+	$(PIP) install -q "torch==$(TORCH_VERSION)" $(PIP_TORCH_ARGS)
+	touch $@
+
+$(STAMPS)/installed: $(STAMPS)/torch-$(TORCH_VERSION) pyproject.toml
+	$(PIP) install -q -e . "torch==$(TORCH_VERSION)"
+	touch $@
+
+$(STAMPS)/dev: $(STAMPS)/installed pyproject.toml
+	$(PIP) install -q -e ".[dev]" "torch==$(TORCH_VERSION)"
+	touch $@
+
+.PHONY: install
+install: $(STAMPS)/installed ## make .venv with all that `parakeet-server serve` needs
+
+.PHONY: install-dev
+install-dev: $(STAMPS)/dev ## and what tests and checks need
+
+# -- what the README promises --------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(STAMPS)/installed ## start the whole stack, stream a recording, show the text as it comes
+	$(VENV)/bin/python -m parakeet.demo
+
+.PHONY: test
+test: $(STAMPS)/dev ## all tests that need neither a GPU nor NeMo
+	$(PYTEST) -m "not golden and not chaos" $(PYTEST_ARGS)
+
+# -- checks --------------------------------------------------------------------------------------
+
+.PHONY: check
+check: $(STAMPS)/dev ## formatting, lint, types, import rules, compose file
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+
+.PHONY: format
+format: $(STAMPS)/dev ## let ruff lay out the code
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+.PHONY: golden
+golden: $(STAMPS)/dev ## compare the model with figures recorded from NVIDIA NeMo
+	$(PYTEST) -m golden $(PYTEST_ARGS)
+
+.PHONY: gpu-test
+gpu-test: $(STAMPS)/dev ## tests that need a CUDA device
+	$(PYTEST) -m gpu $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: $(STAMPS)/dev ## kill and stop real processes under load, all of it
+	$(PYTEST) -m chaos $(PYTEST_ARGS)
+
+.PHONY: clean
+clean: ## remove caches and builds, leave .venv
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

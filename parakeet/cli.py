@@ -1,0 +1,174 @@
+"""`parakeet-server`: one command for the whole stack, for its parts, and for its clients.
+
+The logging of every process that this command starts is configured here: see `logging_config`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from common.errors import ServiceError
+from common.logging import configure, default_config
+from common.settings import (
+    FLAGS,
+    PROGRAM,
+    IngressSettings,
+    LogSettings,
+    SettingsError,
+    build_parser,
+    child_argv,
+    child_environment,
+    parse,
+)
+
+SUMMARIES = {
+    "serve": "run it all on this machine: ingress, workers, and Redis unless --redis-url is given",
+    "ingress": "run one ingress process: client sockets, no model",
+    "worker": "run one worker: the model on one device",
+    "status": "show the state of the cluster that a status port tells",
+    "transcribe": "stream a recording, stdin or the microphone to a server and show the text",
+    "bench": "measure how many real-time streams a server carries (bench --help)",
+    "model": "look at a model, or fetch it beforehand (model --help)",
+}
+
+
+def logging_config(level: str, format_name: str) -> dict[str, Any]:
+    """Return the logging dictConfig of `serve` and of the ingress and worker processes that it starts.
+
+    Change it here for more detail. For example, the scheduler alone at DEBUG::
+
+        config["loggers"]["gpu_worker.engine"] = {"level": "DEBUG"}
+
+    Third parties log from WARNING; everything goes to stdout. `--log-config` (or PARAKEET_LOG_CONFIG)
+    replaces all of it without touching this file.
+    """
+    return default_config(level, format_name)
+
+
+def _log_config_of(settings: LogSettings) -> str:
+    return settings.log_config or json.dumps(logging_config(settings.log_level, settings.log_format))
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Run the whole stack until a signal stops it."""
+    from parakeet.supervisor import Supervisor
+
+    settings = parse("serve", argv)
+    log_config = _log_config_of(settings.ingress)
+    configure(settings.ingress.log_level, settings.ingress.log_format, log_config)
+    return Supervisor(
+        replace(
+            settings,
+            ingress=replace(settings.ingress, log_config=log_config),
+            worker=replace(settings.worker, log_config=log_config),
+        )
+    ).run()
+
+
+def _become(command: Literal["ingress", "worker"], argv: Sequence[str]) -> int:
+    """Check the flags, then replace this process by ``python -m ingress`` or ``python -m gpu_worker``."""
+    parsed = parse(command, argv)
+    settings = replace(parsed, log_config=_log_config_of(parsed))
+    module = "ingress" if isinstance(settings, IngressSettings) else "gpu_worker"
+    sys.stdout.flush()
+    arguments = [sys.executable, "-m", module, *child_argv(settings)]
+    os.execve(sys.executable, arguments, child_environment(settings))  # noqa: S606 - becoming it is the purpose
+
+
+def ingress(argv: Sequence[str]) -> int:
+    """Run one ingress process in this one's place."""
+    return _become("ingress", argv)
+
+
+def worker(argv: Sequence[str]) -> int:
+    """Run one worker in this process's place."""
+    return _become("worker", argv)
+
+
+def status(argv: Sequence[str]) -> int:
+    """Print what the status port says."""
+    from parakeet.status import show_status
+
+    return show_status(parse("status", argv))
+
+
+def transcribe(argv: Sequence[str]) -> int:
+    """Stream audio to a server and print the text."""
+    from parakeet.transcribe import run_transcribe
+
+    return run_transcribe(parse("transcribe", argv))
+
+
+def bench(argv: Sequence[str]) -> int:
+    """Measure a server."""
+    from parakeet.bench.command import main as run_bench
+
+    return run_bench(argv)
+
+
+def model(argv: Sequence[str]) -> int:
+    """Hand over to the worker's model tool, which needs what a worker needs."""
+    os.execv(sys.executable, [sys.executable, "-m", "gpu_worker.model", *argv])  # noqa: S606
+
+
+RUN: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": serve,
+    "ingress": ingress,
+    "worker": worker,
+    "status": status,
+    "transcribe": transcribe,
+    "bench": bench,
+    "model": model,
+}
+
+
+def overview() -> str:
+    """Return the text of `parakeet-server --help`: commands, then all flags, grouped."""
+    width = max(map(len, SUMMARIES))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items())
+    by_group = sorted(FLAGS, key=lambda flag: [other.group for other in FLAGS].index(flag.group))
+    flags = build_parser("", by_group).format_help()
+    flags = flags[flags.index("\n\n") + 2 :]
+    return (
+        f"usage: {PROGRAM} COMMAND [FLAG ...]\n\n"
+        "Real-time speech-to-text server.\n\n"
+        f"commands:\n{commands}\n\n"
+        f"Flags of all commands ({PROGRAM} COMMAND --help shows those of one).\n\n{flags}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 2 for a wrong command line, 1 for a failure, else the command's own status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in {"-h", "--help", "help"}:
+        print(overview(), end="")  # noqa: T201 - what was asked for
+        return 0
+    if command not in RUN:
+        print(  # noqa: T201
+            f"{PROGRAM}: got the command {command!r}, but takes {', '.join(RUN)}.", file=sys.stderr
+        )
+        return 2
+    try:
+        return RUN[command](arguments[1:])
+    except SettingsError as error:
+        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except ServiceError as error:
+        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`... | head`); nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

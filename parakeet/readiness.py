@@ -1,0 +1,106 @@
+"""What Redis and the sockets say about the processes that `serve` has started."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from common.entries import IngressId, WorkerId
+from common.errors import ServiceError
+from common.keys import Keys
+from common.redis import CONNECTION_ERRORS, RedisServers, SyncRedis
+from common.settings import ClusterSettings
+
+
+class PortTaken(ServiceError):  # noqa: N818 - the name says it
+    """Another program listens on a port that was asked for."""
+
+
+class Roster:
+    """Reads who is alive in the cluster; one client, made when it is needed."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self._servers = RedisServers.parse(
+            settings.redis_url, settings.redis_shards, settings.redis_timeout_ms
+        )
+        self._keys = Keys(self._servers.shards)
+        self._redis = SyncRedis(self._servers)
+
+    @property
+    def address(self) -> str:
+        """The addresses of the servers, without passwords."""
+        return ", ".join(str(address) for address in self._servers.addresses)
+
+    def unreachable(self) -> str:
+        """Return why a server does not answer, empty where all do."""
+        for address, client in zip(self._servers.addresses, self._redis.clients, strict=True):
+            try:
+                client.ping()
+            except CONNECTION_ERRORS as error:
+                return f"Redis at {address} does not answer: {error}"
+        return ""
+
+    def has_worker(self, worker_id: str) -> bool:
+        """Return whether the worker holds a lease; False also while Redis is away."""
+        return self._lives(self._keys.workers, WorkerId(worker_id))
+
+    def has_ingress(self, ingress_id: str) -> bool:
+        """Return whether the ingress has sent a heartbeat; False also while Redis is away."""
+        return self._lives(self._keys.ingresses, IngressId(ingress_id))
+
+    def _lives(self, register: bytes, member: str) -> bool:
+        try:
+            expiry_ms = self._redis.cluster.zscore(register, member)
+            seconds, microseconds = self._redis.cluster.time()
+        except CONNECTION_ERRORS:
+            return False
+        return isinstance(expiry_ms, float) and expiry_ms > seconds * 1000 + microseconds / 1000
+
+    def worker_fields(self, worker_id: str) -> dict[str, str]:
+        """Return what the worker says about itself, empty while it says nothing."""
+        try:
+            raw = self._redis.cluster.hgetall(self._keys.worker(WorkerId(worker_id)))
+        except CONNECTION_ERRORS:
+            return {}
+        return {_text(key): _text(value) for key, value in raw.items()}
+
+    def close(self) -> None:
+        self._redis.close()
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def check_port_free(host: str, port: int, flag: str) -> None:
+    """Raise PortTaken where another program listens there.
+
+    Our ingress processes share their ports by SO_REUSEPORT, so a second server of the same user would
+    quietly take half of the connections; hence the look before they start.
+    """
+    if not port:
+        return
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # Connections in TIME_WAIT from an earlier run are no hindrance to a listener, nor to this look.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise PortTaken(
+                f"{flag} got {port}, but {host}:{port} cannot be had: {error.strerror}."
+            ) from None
+
+
+def wait_until_listening(host: str, port: int, timeout_s: float) -> bool:
+    """Return whether something accepts connections there within the time."""
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((target, port), timeout=1.0).close()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False

@@ -1,0 +1,332 @@
+"""`parakeet-server serve`: an embedded Redis server, workers and ingress processes, kept running.
+
+One thread, the main one, starts every child (they are killed by the kernel when it ends, see
+tied_exec.py), sleeps until a child dies or a signal comes, restarts what died with bounded back-off, and
+stops all in order: ingress first, which lets streams finish, then workers, then Redis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from common.errors import ServiceError
+from common.settings import (
+    IngressSettings,
+    ServeSettings,
+    WorkerSettings,
+    child_argv,
+    child_environment,
+    new_process_id,
+)
+from parakeet.child import FIRST_BACKOFF_S, MAX_BACKOFF_S, Child, Launch, describe_exit
+from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
+from parakeet.readiness import Roster, check_port_free
+
+log = logging.getLogger(__name__)
+# The line that scripts wait for: shown at every --log-level.
+ready_log = logging.getLogger("parakeet.ready")
+ready_log.setLevel(logging.INFO)
+
+STOP_MARGIN_S = 5.0
+"""Time beyond --drain-timeout-s after which a child that should stop is killed."""
+INGRESS_START_TIMEOUT_S = 60.0
+_POLL_S = 0.1
+
+
+class StartFailed(ServiceError):  # noqa: N818 - the name says it
+    """A child ended, or did not get ready, while the stack was starting."""
+
+
+class _Stopped(Exception):  # noqa: N818
+    """A signal asked to stop while the stack was starting."""
+
+
+def count_gpus(device: str) -> int:
+    """Return the number of CUDA devices that PyTorch sees, 0 where `device` rules them out.
+
+    A process of its own asks PyTorch, since this one stays without it; machines without the driver's
+    control device are not asked.
+    """
+    if device == "cpu" or not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg")):
+        return 0
+    question = "import torch; print(torch.cuda.device_count())"
+    with contextlib.suppress(subprocess.SubprocessError, OSError, ValueError):
+        answer = subprocess.run(
+            [sys.executable, "-c", question], capture_output=True, timeout=120, check=True, text=True
+        )
+        return int(answer.stdout.split()[-1])
+    return 0
+
+
+def plan_workers(settings: ServeSettings, num_gpus: int, num_cores: int) -> list[WorkerSettings]:
+    """Return the settings of each worker: one a GPU where there are any, cores shared out where not."""
+    base = settings.worker
+    num_workers = settings.num_workers
+    if num_workers is None:
+        num_workers = max(1, num_gpus) if base.device in {"auto", "cuda"} else 1
+    if base.device in {"auto", "cuda"} and num_gpus > 1:
+        return [replace(base, device=f"cuda:{index % num_gpus}") for index in range(num_workers)]
+    if num_gpus == 0 and base.num_threads is None and num_workers > 0:
+        base = replace(base, num_threads=max(1, num_cores // num_workers))
+    return [base] * num_workers
+
+
+@dataclass(slots=True)
+class _Signals:
+    """Signals turned into bytes on a pipe, so that the loop waits for them and for nothing else."""
+
+    wakeups: int = -1
+    _writer: int = -1
+    _previous: dict[int, object] = field(default_factory=dict)
+    stop_requests: int = 0
+
+    def __enter__(self) -> _Signals:
+        self.wakeups, self._writer = os.pipe()
+        for end in (self.wakeups, self._writer):
+            os.set_blocking(end, False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # nohup has SIGHUP ignored, and so it stays.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._on_stop)
+        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        os.close(self.wakeups)
+        os.close(self._writer)
+
+    def _on_stop(self, _number: int, _frame: object) -> None:
+        self.stop_requests += 1
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Return when a signal has come since the last call, or after the time."""
+        select.select([self.wakeups], [], [], timeout_s)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.wakeups, 512):
+                pass
+
+
+class Supervisor:
+    """The stack of one machine; `run` returns the exit status of `serve`."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self._embedded: EmbeddedRedis | None = None
+        self._redis_backoff_s = FIRST_BACKOFF_S
+        self._redis_restart_at: float | None = None
+        self._workers: list[Child] = []
+        self._ingresses: list[Child] = []
+        self._roster: Roster | None = None
+
+    def run(self) -> int:
+        """Start everything, keep it running until a signal, stop it; 0 for a stop that was asked for."""
+        with _Signals() as signals:
+            try:
+                self._start(signals)
+                self._keep_running(signals)
+            except _Stopped:
+                log.info("stopping before the start was complete")
+            except ServiceError as error:
+                log.error("%s", error)
+                return 1
+            finally:
+                self._stop(signals)
+        return 0
+
+    # -- start
+
+    def _start(self, signals: _Signals) -> None:
+        ingress = self._settings.ingress
+        for flag, port in (
+            ("--port", ingress.port),
+            ("--ws-port", ingress.ws_port),
+            ("--status-port", ingress.status_port),
+        ):
+            check_port_free(ingress.host, port, flag)
+        redis_url = self._start_redis()
+        ingress = replace(ingress, redis_url=redis_url)
+        roster = self._roster = Roster(ingress)
+        if reason := roster.unreachable():
+            raise StartFailed(reason)
+
+        worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
+        num_gpus = count_gpus(self._settings.worker.device)
+        for index, worker in enumerate(plan_workers(worker_settings, num_gpus, _num_cores())):
+            self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", worker)))
+        self._start_children(signals, self._workers, roster.has_worker, self._settings.start_timeout_s)
+
+        for index in range(self._settings.num_ingress):
+            self._ingresses.append(Child(f"ingress {index}", _launcher("ingress", ingress)))
+        self._start_children(signals, self._ingresses, roster.has_ingress, INGRESS_START_TIMEOUT_S)
+        ready_log.info("%s", self._ready_line(roster))
+
+    def _start_redis(self) -> tuple[str, ...]:
+        if self._settings.ingress.redis_url:
+            return self._settings.ingress.redis_url
+        self._embedded = EmbeddedRedis(maxmemory_mb=self._settings.redis_maxmemory_mb)
+        self._embedded.start()
+        log.info(
+            "embedded %s, pid %s: redis-cli -s %s",
+            self._embedded.server_name,
+            self._embedded.pid,
+            self._embedded.socket_path,
+        )
+        return (self._embedded.url,)
+
+    def _start_children(
+        self, signals: _Signals, children: list[Child], is_ready: Callable[[str], bool], timeout_s: float
+    ) -> None:
+        """Start the children and wait until each is ready; raise StartFailed when one is not."""
+        for child in children:
+            child.start()
+        deadline = time.monotonic() + timeout_s
+        waiting = list(children)
+        while waiting:
+            if signals.stop_requests:
+                raise _Stopped
+            for child in children:
+                if (returncode := child.exited()) is not None:
+                    raise StartFailed(
+                        f"{child.name} ended with {describe_exit(returncode)} before it was ready."
+                    )
+            waiting = [child for child in waiting if not is_ready(child.process_id)]
+            if waiting and time.monotonic() > deadline:
+                names = ", ".join(child.name for child in waiting)
+                raise StartFailed(f"{names} did not get ready within {timeout_s:g} s.")
+            if waiting:
+                signals.wait(_POLL_S)
+
+    def _ready_line(self, roster: Roster) -> str:
+        ingress, worker = self._settings.ingress, self._settings.worker
+        ports = [
+            f"{name} {ingress.host}:{port}"
+            for name, port in (
+                ("tcp", ingress.port),
+                ("websocket", ingress.ws_port),
+                ("status", ingress.status_port),
+            )
+            if port
+        ]
+        said = roster.worker_fields(self._workers[0].process_id) if self._workers else {}
+        model = (
+            said.get("model")
+            or worker.model
+            or (worker.backend if worker.backend == "null" else worker.model_size)
+        )
+        device = said.get("device") or worker.device
+        return (
+            f"ready: {', '.join(ports)}; model {model} on {device}, {_plural(len(self._workers), 'worker')},"
+            f" {_plural(len(self._ingresses), 'ingress process', 'es')}; redis {roster.address}"
+        )
+
+    # -- keep running
+
+    def _keep_running(self, signals: _Signals) -> None:
+        while not signals.stop_requests:
+            now = time.monotonic()
+            self._mend_redis(now)
+            for child in self._children():
+                if (returncode := child.exited()) is not None:
+                    child.schedule_restart(returncode)
+                if child.restart_at is not None and child.restart_at <= now:
+                    child.start()
+            signals.wait(self._next_deadline_s())
+
+    def _mend_redis(self, now: float) -> None:
+        """Start an embedded server that died again, empty and at the same address; clients reconnect."""
+        if self._embedded is None:
+            return
+        if self._redis_restart_at is None and (returncode := self._embedded.exited()) is not None:
+            log.error(
+                "the embedded Redis server ended with %s, restarting in %.1f s; all streams are lost. %s",
+                describe_exit(returncode),
+                self._redis_backoff_s,
+                self._embedded.log_tail(),
+            )
+            self._redis_restart_at = now + self._redis_backoff_s
+            self._redis_backoff_s = min(self._redis_backoff_s * 2, MAX_BACKOFF_S)
+        if self._redis_restart_at is not None and self._redis_restart_at <= now:
+            self._redis_restart_at = None
+            try:
+                self._embedded.start()
+            except NoRedisServer as error:
+                log.error("%s", error)
+                self._redis_restart_at = now + self._redis_backoff_s
+
+    def _next_deadline_s(self) -> float | None:
+        times = [child.restart_at for child in self._children() if child.restart_at is not None]
+        if self._redis_restart_at is not None:
+            times.append(self._redis_restart_at)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _children(self) -> Iterator[Child]:
+        yield from self._workers
+        yield from self._ingresses
+
+    # -- stop
+
+    def _stop(self, signals: _Signals) -> None:
+        """Stop ingress, workers and Redis in this order; a second signal kills what is left at once."""
+        patience = signals.stop_requests
+        log.info("stopping; a second signal stops at once")
+        for children in (self._ingresses, self._workers):
+            self._stop_children(children, lambda: signals.stop_requests > max(patience, 1), signals)
+        if self._roster is not None:
+            self._roster.close()
+        if self._embedded is not None:
+            self._embedded.stop()
+        log.info("stopped")
+
+    def _stop_children(
+        self, children: Iterable[Child], is_urgent: Callable[[], bool], signals: _Signals
+    ) -> None:
+        left = [child for child in children if child.running]
+        for child in left:
+            child.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + self._settings.ingress.drain_timeout_s + STOP_MARGIN_S
+        while left and not is_urgent() and time.monotonic() < deadline:
+            # SIGCHLD ends the wait.
+            signals.wait(deadline - time.monotonic())
+            left = [child for child in left if child.running]
+        for child in left:
+            log.warning("%s (%s) did not stop, killing it", child.name, child.process_id)
+            child.kill()
+
+
+def _launcher(module: str, settings: IngressSettings | WorkerSettings) -> Callable[[], Launch]:
+    """Return what makes the command line of each start, with a new process id every time."""
+
+    def launch() -> Launch:
+        if isinstance(settings, IngressSettings):
+            process_id = new_process_id("i")
+            named: IngressSettings | WorkerSettings = replace(settings, ingress_id=process_id)
+        else:
+            process_id = new_process_id("w")
+            named = replace(settings, worker_id=process_id)
+        command = (sys.executable, "-m", module, *child_argv(named))
+        return Launch(process_id, command, child_environment(named))
+
+    return launch
+
+
+def _num_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _plural(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count} {noun}{'' if count == 1 else ending}"
