@@ -1,0 +1,199 @@
+"""What travels through Redis: ids, entries of streams, and the lines of the pub/sub channels.
+
+`LAYOUT_VERSION` names this layout and that of common/keys.py; a cluster's settings carry it, and so
+does every assignment, so that processes of two versions never read each other's streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, NewType
+
+from common.errors import EntryError
+from common.messages import Encoding
+
+LAYOUT_VERSION: Final = 1
+
+StreamId = NewType("StreamId", int)
+WorkerId = NewType("WorkerId", str)
+IngressId = NewType("IngressId", str)
+
+Bytes = bytes | bytearray | memoryview
+Field = bytes | bytearray | memoryview | int | float | str
+
+_PAYLOAD_FIELD: Final = {Encoding.PCM16: b"p", Encoding.F32: b"f"}
+
+
+@dataclass(frozen=True, slots=True)
+class AudioEntry:
+    """One entry of a stream's audio.
+
+    connection, seq: the explicit id `<connection>-<seq>`. `connection` counts the connections that
+    fed the stream, from 1; `seq` goes on over them, from 1, so that a repeated append is refused by
+    Redis and a connection that was replaced can append nothing.
+    first_sample: position of the first sample, counted from the start of the stream at the client's
+    rate; the position behind the last one if there is no payload.
+    payload: whole samples in `encoding`; empty where the entry only marks.
+    final: no audio follows.
+    ingress: set when the stream moved to another ingress, whose channel gets the results from here on.
+    """
+
+    connection: int
+    seq: int
+    first_sample: int
+    payload: Bytes
+    encoding: Encoding = Encoding.PCM16
+    final: bool = False
+    ingress: IngressId | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in the payload."""
+        return len(self.payload) // self.encoding.sample_bytes
+
+    @property
+    def entry_id(self) -> bytes:
+        """The explicit id of the entry."""
+        return b"%d-%d" % (self.connection, self.seq)
+
+    def fields(self) -> list[Bytes]:
+        """Field names and values, flat, as XADD takes them. The payload is not copied."""
+        flat: list[Bytes] = [b"o", b"%d" % self.first_sample]
+        if self.payload:
+            flat += (_PAYLOAD_FIELD[self.encoding], self.payload)
+        if self.final:
+            flat += (b"x", b"1")
+        if self.ingress is not None:
+            flat += (b"i", self.ingress.encode())
+        return flat
+
+
+def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes]) -> AudioEntry:
+    """Read an entry as XREADGROUP gives it: id, and field names and values flat.
+
+    Raises EntryError for an entry of another layout.
+    """
+    try:
+        connection, seq = entry_id.split(b"-")
+        first_sample = -1
+        payload = b""
+        encoding = Encoding.PCM16
+        final = False
+        ingress: IngressId | None = None
+        for at in range(0, len(flat), 2):
+            name = flat[at]
+            value = flat[at + 1]
+            if name == b"o":
+                first_sample = int(value)
+            elif name == b"p":
+                payload = value
+            elif name == b"f":
+                payload = value
+                encoding = Encoding.F32
+            elif name == b"x":
+                final = True
+            elif name == b"i":
+                ingress = IngressId(value.decode())
+            else:
+                raise EntryError(f"An audio entry has the unknown field {name!r}.")
+    except (ValueError, IndexError) as error:
+        raise EntryError(f"An audio entry cannot be read: {error}") from error
+    if first_sample < 0:
+        raise EntryError("An audio entry does not say where it begins.")
+    return AudioEntry(int(connection), int(seq), first_sample, payload, encoding, final, ingress)
+
+
+def next_entry_id(entry_id: bytes) -> bytes:
+    """The smallest id behind `entry_id`, for XTRIM MINID."""
+    connection, seq = entry_id.split(b"-")
+    return b"%s-%d" % (connection, int(seq) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentEntry:
+    """One stream that waits for, or has, a worker: an entry of a shard's assignments.
+
+    entry_id: given by Redis. version: layout of the stream's keys; a worker leaves others alone.
+    """
+
+    stream: StreamId
+    entry_id: bytes
+    version: int = LAYOUT_VERSION
+
+
+def decode_assignment(entry_id: bytes, flat: Sequence[bytes]) -> AssignmentEntry:
+    """Read an assignment as XREADGROUP or XCLAIM gives it. Raises EntryError."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    try:
+        return AssignmentEntry(StreamId(int(fields[b"sid"])), entry_id, int(fields[b"v"]))
+    except (KeyError, ValueError) as error:
+        raise EntryError(f"An assignment cannot be read: {error!r}") from error
+
+
+class LineKind(bytes, Enum):
+    """What a published line, or an entry of a stream's results, is."""
+
+    PARTIAL = b"p"  # a result that may be merged with its neighbours for a slow reader
+    TURN = b"t"  # a result with the start or end of an utterance: never merged away
+    FINAL = b"f"  # the result with is_final: ends the stream
+    ERROR = b"e"  # a finished `error` message: ends the stream
+    OWNER = b"o"  # a worker took the stream over: {"worker": id, "seq": last seq before it}
+    ACK = b"a"  # audio was decoded without a result: {"audio_ack_samples": n}; published only
+
+
+_KINDS: Final = {kind.value: kind for kind in LineKind}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a pub/sub payload, or one entry of a stream's results.
+
+    epoch: counts the owners of the stream; a line of a lower epoch than one seen before is void.
+    seq: of the result, gapless from 1 over all epochs; OWNER and ACK repeat the last one.
+    json: for PARTIAL, TURN, FINAL and ERROR the finished message to the client.
+    """
+
+    kind: LineKind
+    stream: StreamId
+    epoch: int
+    seq: int
+    json: bytes
+
+
+def encode_line(line: Line) -> bytes:
+    """Write one line, readable in redis-cli; the JSON never holds a line break."""
+    return b"%s %d %d %d %s" % (line.kind.value, line.stream, line.epoch, line.seq, line.json)
+
+
+def join_lines(lines: Iterable[bytes]) -> bytes:
+    """Make a pub/sub payload of encoded lines."""
+    return b"\n".join(lines)
+
+
+def decode_lines(payload: bytes) -> list[Line]:
+    """Read a pub/sub payload. Raises EntryError."""
+    lines = []
+    try:
+        for text in payload.split(b"\n"):
+            kind, stream, epoch, seq, json = text.split(b" ", 4)
+            lines.append(Line(_KINDS[kind], StreamId(int(stream)), int(epoch), int(seq), json))
+    except (ValueError, KeyError) as error:
+        raise EntryError(f"A published line cannot be read: {error!r}") from error
+    return lines
+
+
+def result_fields(kind: LineKind, json: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Field names and values of an entry of a stream's results, flat."""
+    return (b"k", kind.value, b"j", json)
+
+
+def decode_result_entry(stream: StreamId, entry_id: bytes, flat: Sequence[bytes]) -> Line:
+    """Read an entry of a stream's results, whose id is `<epoch>-<seq>`. Raises EntryError."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    try:
+        epoch, seq = entry_id.split(b"-")
+        return Line(_KINDS[fields[b"k"]], stream, int(epoch), int(seq), fields[b"j"])
+    except (KeyError, ValueError) as error:
+        raise EntryError(f"A result entry cannot be read: {error!r}") from error

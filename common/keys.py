@@ -1,0 +1,155 @@
+"""Every key and channel in Redis, and how long each may live without its owner.
+
+A key's braces hold its shard: `{0}` for what the cluster has once, `{k}` with k = stream id modulo
+the number of shards for all that belongs to a stream. Keys of one shard share a slot of a Redis
+Cluster and live on one server, so one multi-key command or script serves a shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from common.entries import IngressId, StreamId, WorkerId
+
+DEFAULT_PREFIX: Final = "px"
+
+ASSIGNMENT_GROUP: Final = b"workers"
+
+WORKER_HASH_TTL_MS: Final = 10_000
+INGRESS_HASH_TTL_MS: Final = 10_000
+FINISHED_STREAM_TTL_MS: Final = 30_000
+ADMIT_ONCE_TTL_MS: Final = 30_000
+# Registers live as long as somebody renews them; a day covers any pause of the whole cluster.
+REGISTER_TTL_MS: Final = 24 * 3600 * 1000
+# The counter of stream ids outlives a long pause, so that ids are not given twice.
+COUNTER_TTL_MS: Final = 30 * 24 * 3600 * 1000
+# A ready set belongs to its worker, which removes it; this bounds what a killed worker leaves.
+READY_TTL_MS: Final = 60_000
+
+RESULTS_MAX_LENGTH: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StreamKeys:
+    """The keys of one stream, built once and kept beside it.
+
+    meta: HASH of its record (common/assignments.py).      audio: STREAM of AudioEntry.
+    results: STREAM of results, id `<epoch>-<seq>`.         snapshot: STRING, engine state to replay from.
+    """
+
+    stream: StreamId
+    shard: int
+    meta: bytes
+    audio: bytes
+    results: bytes
+    snapshot: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of all keys.
+
+    shards: number of shards, the same in the whole cluster.
+    """
+
+    shards: int = 1
+    prefix: str = DEFAULT_PREFIX
+
+    def __post_init__(self) -> None:
+        if self.shards < 1:
+            raise ValueError("there is at least one shard")
+
+    # The cluster, on shard 0
+
+    @property
+    def settings(self) -> bytes:
+        """HASH of the settings that all processes of the cluster share."""
+        return self._cluster("conf")
+
+    @property
+    def stream_counter(self) -> bytes:
+        """STRING, the last stream id given."""
+        return self._cluster("sid")
+
+    @property
+    def admissions(self) -> bytes:
+        """ZSET, stream id -> when its admission lapses (ms of the server's clock)."""
+        return self._cluster("adm")
+
+    def admit_once(self, nonce: str) -> bytes:
+        """STRING, the stream id that an admission request with this nonce got."""
+        return self._cluster(f"once:{nonce}")
+
+    @property
+    def workers(self) -> bytes:
+        """ZSET, worker id -> when its lease lapses (ms of the server's clock)."""
+        return self._cluster("workers")
+
+    def worker(self, worker: WorkerId) -> bytes:
+        """HASH of a worker's counters, gauges and timings."""
+        return self._cluster(f"w:{worker}")
+
+    @property
+    def worker_hash_stem(self) -> bytes:
+        """What `worker` puts before the worker id, for scripts."""
+        return self._cluster("w:")
+
+    @property
+    def ingresses(self) -> bytes:
+        """ZSET, ingress id -> when it counts as gone (ms of the server's clock)."""
+        return self._cluster("ingresses")
+
+    def ingress(self, ingress: IngressId) -> bytes:
+        """HASH of an ingress."""
+        return self._cluster(f"i:{ingress}")
+
+    def _cluster(self, name: str) -> bytes:
+        return f"{self.prefix}:{{0}}:{name}".encode()
+
+    # A shard
+
+    def shard_of(self, stream: StreamId) -> int:
+        """The shard of a stream."""
+        return stream % self.shards
+
+    def assignments(self, shard: int) -> bytes:
+        """STREAM of assignments with the group `workers`; pending = owned."""
+        return f"{self.prefix}:{{{shard}}}:new".encode()
+
+    def ready(self, shard: int, worker: WorkerId) -> bytes:
+        """ZSET of a worker's streams that have audio which it has not read."""
+        return f"{self.prefix}:{{{shard}}}:ready:{worker}".encode()
+
+    def stream(self, stream: StreamId) -> StreamKeys:
+        """The keys of a stream."""
+        shard = stream % self.shards
+        stem = f"{self.prefix}:{{{shard}}}:{stream}:"
+        return StreamKeys(
+            stream,
+            shard,
+            meta=f"{stem}m".encode(),
+            audio=f"{stem}a".encode(),
+            results=f"{stem}r".encode(),
+            snapshot=f"{stem}s".encode(),
+        )
+
+    # Channels
+
+    def channel(self, ingress: IngressId) -> bytes:
+        """Pub/sub channel of an ingress; every server of the cluster carries it for its own shards."""
+        return f"{self.prefix}:in:{ingress}".encode()
+
+
+def audio_group(epoch: int) -> bytes:
+    """Consumer group of a stream's audio while its owner has this epoch.
+
+    Each owner has a group of its own, and destroys its predecessor's: a worker that lost the stream
+    without noticing gets NOGROUP, and can take no entry away from the new owner.
+    """
+    return b"asr-%d" % epoch
+
+
+def result_entry_id(epoch: int, seq: int) -> bytes:
+    """Id of an entry of a stream's results."""
+    return b"%d-%d" % (epoch, seq)

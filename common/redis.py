@@ -1,0 +1,327 @@
+"""The only place that makes Redis clients.
+
+`RedisServers` says where the shards live; from it come the async clients of an ingress, the sync
+clients of a worker's threads, a client for blocking reads, and one for pub/sub. All speak RESP2, so
+that every server version gives the same replies, and every call of them ends within a time-out.
+
+Addresses:
+    redis://[[user]:password@]host[:port][/db]        rediss://... (TLS)
+    unix:///path/to/socket[?db=n]
+    redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master[/db]   (also rediss+sentinel)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis
+import redis.asyncio
+import redis.asyncio.retry
+import redis.asyncio.sentinel
+import redis.exceptions
+import redis.retry
+import redis.sentinel
+from redis.backoff import ExponentialBackoff
+
+from common.entries import StreamId
+from common.errors import SettingsError
+
+
+class SyncClient(Protocol):
+    """What the project uses of redis-py's client, whose own annotations mix sync and async."""
+
+    def execute_command(self, *arguments: Any) -> Any:
+        """Send one command; its reply, parsed by redis-py where it knows the command."""
+
+    def pipeline(self, transaction: bool) -> Any:
+        """Commands sent together."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+class AsyncClient(Protocol):
+    """The same on an event loop."""
+
+    async def execute_command(self, *arguments: Any) -> Any:
+        """Send one command; its reply, parsed by redis-py where it knows the command."""
+
+    def pipeline(self, transaction: bool) -> Any:
+        """Commands sent together."""
+
+    def pubsub(self) -> Any:
+        """A subscriber on a connection of its own."""
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+
+
+# What a call raises when the server is away, as opposed to when it refuses.
+CONNECTION_ERRORS: Final = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    TimeoutError,
+    OSError,
+)
+RESPONSE_ERROR: Final = redis.exceptions.ResponseError
+REDIS_ERROR: Final = redis.exceptions.RedisError
+
+# Every write of ours may be repeated: ids are explicit and scripts check what is there. One repeat
+# covers a connection that the server closed while it was idle; longer outages are the callers' loops.
+_RETRIES: Final = 1
+_BACKOFF: Final = ExponentialBackoff(cap=0.1, base=0.02)
+_MAX_CONNECTIONS: Final = 64
+_SENTINEL_PORT: Final = 26379
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """One server, or the master that some Sentinels know.
+
+    path: of a unix socket, else empty. sentinels: (host, port) of each, empty without Sentinel.
+    """
+
+    host: str = ""
+    port: int = 6379
+    path: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = None
+    tls: bool = False
+    sentinels: tuple[tuple[str, int], ...] = ()
+    master: str = ""
+
+    def __str__(self) -> str:
+        """For logs: without the password."""
+        if self.path:
+            return f"unix:{self.path}"
+        if self.sentinels:
+            return f"master {self.master} of {','.join(f'{host}:{port}' for host, port in self.sentinels)}"
+        return f"{self.host}:{self.port}/{self.db}"
+
+
+def parse_address(url: str) -> RedisAddress:
+    """Read a Redis address. Raises SettingsError with a sentence that says what is wrong."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "unix":
+            path = unquote(parts.path)
+            if not path:
+                raise SettingsError(f"The Redis address '{url}' names no socket.")
+            db = int(parse_qs(parts.query).get("db", ["0"])[0])
+            return RedisAddress(path=path, db=db, username=_of(parts.username), password=_of(parts.password))
+        if parts.scheme in ("redis", "rediss"):
+            return RedisAddress(
+                host=parts.hostname or "127.0.0.1",
+                port=parts.port or 6379,
+                db=int(parts.path.strip("/") or 0),
+                username=_of(parts.username),
+                password=_of(parts.password),
+                tls=parts.scheme == "rediss",
+            )
+        if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
+            hosts = parts.netloc.rpartition("@")[2]
+            master, _, db_text = parts.path.strip("/").partition("/")
+            if not master:
+                raise SettingsError("A Sentinel address names its master: redis+sentinel://host/master.")
+            credentials = urlsplit(f"redis://{parts.netloc.split(',')[0]}")
+            return RedisAddress(
+                db=int(db_text or 0),
+                username=_of(credentials.username),
+                password=_of(credentials.password),
+                tls=parts.scheme.startswith("rediss"),
+                sentinels=tuple(_host_port(text) for text in hosts.split(",")),
+                master=master,
+            )
+    except ValueError as error:
+        raise SettingsError(f"The Redis address cannot be read: {error}.") from error
+    raise SettingsError(
+        f"A Redis address begins with redis://, rediss://, unix:// or redis+sentinel://, not with "
+        f"'{parts.scheme or url[:20]}'."
+    )
+
+
+def _of(text: str | None) -> str | None:
+    return None if not text else unquote(text)
+
+
+def _host_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":") if ":" in text else (text, "", "")
+    return (host.strip("[]"), int(port) if port else _SENTINEL_PORT)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisServers:
+    """Where the shards of the cluster live: shard k on address k modulo their number.
+
+    shards: number of shards, at least that of the addresses.
+    timeout_ms: bound of one call that does not block on purpose.
+    """
+
+    addresses: tuple[RedisAddress, ...]
+    shards: int
+    timeout_ms: int = 5000
+
+    @staticmethod
+    def parse(urls: tuple[str, ...], shards: int = 1, timeout_ms: int = 5000) -> RedisServers:
+        """Read the addresses; several of them mean at least as many shards. Raises SettingsError."""
+        if not urls:
+            raise SettingsError("There is no Redis address.")
+        return RedisServers(tuple(parse_address(url) for url in urls), max(shards, len(urls)), timeout_ms)
+
+    @property
+    def num_servers(self) -> int:
+        """Number of servers."""
+        return len(self.addresses)
+
+    def server_of_shard(self, shard: int) -> int:
+        """Index of the server that holds a shard."""
+        return shard % len(self.addresses)
+
+    def shards_of_server(self, server: int) -> tuple[int, ...]:
+        """Shards that a server holds."""
+        return tuple(range(server, self.shards, len(self.addresses)))
+
+
+class AsyncRedis:
+    """One async client a server, each with its pool. Made and closed on the event loop that uses it."""
+
+    def __init__(self, servers: RedisServers) -> None:
+        self.servers = servers
+        self._clients = tuple(_async_client(address, servers.timeout_ms) for address in servers.addresses)
+
+    @property
+    def clients(self) -> tuple[AsyncClient, ...]:
+        """The clients, by index of the server."""
+        return self._clients
+
+    @property
+    def cluster(self) -> AsyncClient:
+        """The client of shard 0."""
+        return self._clients[0]
+
+    def shard(self, shard: int) -> AsyncClient:
+        """The client of a shard."""
+        return self._clients[shard % len(self._clients)]
+
+    def stream(self, stream: StreamId) -> AsyncClient:
+        """The client of a stream's shard."""
+        return self._clients[stream % self.servers.shards % len(self._clients)]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients:
+            await client.aclose()
+
+
+class SyncRedis:
+    """One sync client a server. The clients may be used by several threads at once."""
+
+    def __init__(self, servers: RedisServers) -> None:
+        self.servers = servers
+        self._clients = tuple(
+            _sync_client(address, servers.timeout_ms / 1000) for address in servers.addresses
+        )
+
+    @property
+    def clients(self) -> tuple[SyncClient, ...]:
+        """The clients, by index of the server."""
+        return self._clients
+
+    @property
+    def cluster(self) -> SyncClient:
+        """The client of shard 0."""
+        return self._clients[0]
+
+    def shard(self, shard: int) -> SyncClient:
+        """The client of a shard."""
+        return self._clients[shard % len(self._clients)]
+
+    def stream(self, stream: StreamId) -> SyncClient:
+        """The client of a stream's shard."""
+        return self._clients[stream % self.servers.shards % len(self._clients)]
+
+    def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients:
+            client.close()
+
+
+def blocking_client(servers: RedisServers, server: int, block_ms: int) -> SyncClient:
+    """A client for reads that block for up to `block_ms`; for one thread.
+
+    Its socket time-out exceeds the block by the time of an ordinary call. Replies of XREADGROUP and
+    BZMPOP come as the server sends them (lists, flat fields), since those are the hot path.
+    """
+    client = _sync_client(servers.addresses[server], (block_ms + servers.timeout_ms) / 1000)
+    for command in ("XREADGROUP", "BZMPOP"):
+        cast("Any", client).set_response_callback(command, _as_sent)
+    return client
+
+
+def pubsub_client(servers: RedisServers, server: int) -> AsyncClient:
+    """A client for one subscriber, which brings its own loop of reconnects (common/result_log.py)."""
+    return _async_client(servers.addresses[server], servers.timeout_ms, retries=0)
+
+
+def _as_sent(reply: Any, **_options: Any) -> Any:
+    return reply
+
+
+def _common(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        "protocol": 2,
+        "socket_timeout": timeout_s,
+        "max_connections": _MAX_CONNECTIONS,
+    }
+    if address.path:
+        arguments["unix_socket_path"] = address.path
+    else:
+        arguments |= {
+            "socket_connect_timeout": min(timeout_s, 5.0),
+            "socket_keepalive": True,
+        }
+        if address.tls:
+            arguments["ssl"] = True
+        if not address.sentinels:
+            arguments |= {"host": address.host, "port": address.port}
+    return arguments
+
+
+def _sentinel_arguments(address: RedisAddress, timeout_s: float) -> Mapping[str, Any]:
+    return {
+        "socket_timeout": min(timeout_s, 1.0),
+        "socket_connect_timeout": min(timeout_s, 1.0),
+        "password": address.password,
+        "username": address.username,
+        "protocol": 2,
+    }
+
+
+def _sync_client(address: RedisAddress, timeout_s: float) -> SyncClient:
+    arguments = _common(address, timeout_s)
+    arguments["retry"] = redis.retry.Retry(_BACKOFF, _RETRIES)
+    if address.sentinels:
+        sentinel: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+            address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
+        )
+        return cast("SyncClient", sentinel.master_for(address.master, **arguments))
+    return cast("SyncClient", redis.Redis(**arguments))
+
+
+def _async_client(address: RedisAddress, timeout_ms: int, retries: int = _RETRIES) -> AsyncClient:
+    timeout_s = timeout_ms / 1000
+    arguments = _common(address, timeout_s)
+    arguments["retry"] = redis.asyncio.retry.Retry(_BACKOFF, retries)
+    if address.sentinels:
+        sentinel: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+            address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
+        )
+        return cast("AsyncClient", sentinel.master_for(address.master, **arguments))
+    return cast("AsyncClient", redis.asyncio.Redis(**arguments))

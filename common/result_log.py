@@ -1,0 +1,278 @@
+"""Results of streams in Redis: written and published by workers, received and caught up by ingresses.
+
+The stream `px:{k}:<sid>:r` is the truth, pub/sub the fast path. A worker sends what one step gave in
+one pipeline a server: XADD of every result, XACK of the audio that it covers, one PUBLISH for each
+ingress. An ingress keeps (epoch, seq) of each stream; at a gap, after every (re)subscription, and
+when it heard nothing for a while, it reads what it missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from common.audio_log import ack_command
+from common.entries import (
+    IngressId,
+    Line,
+    LineKind,
+    decode_lines,
+    decode_result_entry,
+    encode_line,
+    join_lines,
+    result_fields,
+)
+from common.errors import EntryError, RedisUnavailable
+from common.keys import RESULTS_MAX_LENGTH, Keys, StreamKeys, result_entry_id
+from common.redis import (
+    CONNECTION_ERRORS,
+    REDIS_ERROR,
+    RESPONSE_ERROR,
+    AsyncRedis,
+    RedisServers,
+    SyncRedis,
+    pubsub_client,
+)
+
+logger = logging.getLogger(__name__)
+
+_LOGGED: Final = frozenset((LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL, LineKind.ERROR))
+_SUBSCRIBE_PAUSE_S: Final = 0.2
+_RECEIVE_TIMEOUT_S: Final = 1.0
+_PING_AFTER: Final = 5  # silent receives before the connection is probed
+
+
+# The worker's side ---------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class StreamWrite:
+    """What one step has to say about one stream.
+
+    acked: ids of audio entries that are decoded by now.
+    extra: further commands, run behind the results and acks (checkpoint, end of the stream, wake-up).
+    """
+
+    keys: StreamKeys
+    epoch: int
+    ingress: IngressId
+    lines: list[Line] = field(default_factory=list)
+    acked: list[bytes] = field(default_factory=list)
+    extra: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOutcome:
+    """What became of a `StreamWrite`.
+
+    fenced: a newer owner has the stream; nothing of the write counts.
+    gone: the stream's results have left Redis.
+    extra: replies to `StreamWrite.extra`.
+    """
+
+    fenced: bool
+    gone: bool
+    extra: tuple[Any, ...]
+
+
+class ResultWriter:
+    """Writes the results of steps; for one thread."""
+
+    def __init__(self, redis: SyncRedis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    def write(self, writes: Sequence[StreamWrite]) -> list[WriteOutcome]:
+        """Write, acknowledge and publish, in one pipeline a server; an outcome for each write.
+
+        May be repeated with the same writes after it raised (CONNECTION_ERRORS or a RedisError):
+        results that are in already are not written twice.
+        """
+        by_server: dict[int, list[int]] = {}
+        for index, write in enumerate(writes):
+            by_server.setdefault(self._redis.servers.server_of_shard(write.keys.shard), []).append(index)
+        outcomes: dict[int, WriteOutcome] = {}
+        for server, indices in by_server.items():
+            replies = self._write_server(server, [writes[index] for index in indices])
+            outcomes.update(zip(indices, replies, strict=True))
+        return [outcomes[index] for index in range(len(writes))]
+
+    def _write_server(self, server: int, writes: Sequence[StreamWrite]) -> list[WriteOutcome]:
+        client = self._redis.clients[server]
+        pipe = client.pipeline(transaction=False)
+        by_ingress: dict[IngressId, list[bytes]] = {}
+        for write in writes:
+            published = by_ingress.setdefault(write.ingress, [])
+            for line in write.lines:
+                if line.kind in _LOGGED:
+                    pipe.execute_command(
+                        *("XADD", write.keys.results, "NOMKSTREAM", "MAXLEN", "~", RESULTS_MAX_LENGTH),
+                        result_entry_id(line.epoch, line.seq),
+                        *result_fields(line.kind, line.json),
+                    )
+                published.append(encode_line(line))
+            if write.acked:
+                pipe.execute_command(*ack_command(write.keys, write.epoch, write.acked))
+        for ingress, lines in by_ingress.items():
+            if lines:
+                pipe.execute_command("PUBLISH", self._keys.channel(ingress), join_lines(lines))
+        for write in writes:
+            for command in write.extra:
+                pipe.execute_command(*command)
+        if not pipe:
+            return [WriteOutcome(False, False, ())] * len(writes)
+        replies = pipe.execute(raise_on_error=False)
+        return self._outcomes(client, writes, replies)
+
+    def _outcomes(
+        self, client: Any, writes: Sequence[StreamWrite], replies: Sequence[Any]
+    ) -> list[WriteOutcome]:
+        at = 0
+        states: list[tuple[bool, bool]] = []
+        for write in writes:
+            fenced = gone = False
+            for line in write.lines:
+                if line.kind not in _LOGGED:
+                    continue
+                reply = replies[at]
+                at += 1
+                if reply is None:
+                    gone = True
+                elif isinstance(reply, RESPONSE_ERROR) and "equal or smaller" in str(reply):
+                    fenced = fenced or self._is_fenced(client, write)
+                elif isinstance(reply, Exception):
+                    raise reply
+            if write.acked:
+                at += 1  # an unknown group or entry gives 0: the stream is another's, or this a repeat
+            states.append((fenced, gone))
+        extras: list[tuple[Any, ...]] = []
+        end = len(replies) - sum(len(write.extra) for write in writes)
+        for write in writes:
+            extras.append(tuple(replies[end : end + len(write.extra)]))
+            end += len(write.extra)
+        for reply in (reply for extra in extras for reply in extra):
+            if isinstance(reply, Exception):
+                raise reply
+        return [
+            WriteOutcome(fenced, gone, extra) for (fenced, gone), extra in zip(states, extras, strict=True)
+        ]
+
+    @staticmethod
+    def _is_fenced(client: Any, write: StreamWrite) -> bool:
+        """Tell a result that is in already (this was a repeat) from one that a newer owner refused."""
+        last = client.execute_command(
+            "EVAL", "return redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)", 1, write.keys.results
+        )
+        return bool(last) and int(last[0][0].split(b"-")[0]) > write.epoch
+
+
+def ack_json(audio_ack_samples: int) -> bytes:
+    """JSON of an ACK line."""
+    return orjson.dumps({"audio_ack_samples": audio_ack_samples})
+
+
+# The ingress's side --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """The subscription on a server was made, or made again: anything may have been missed before.
+
+    server: index of the server. Only streams of its shards need a catch-up.
+    """
+
+    server: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One pub/sub message, decoded."""
+
+    lines: list[Line]
+
+
+class ResultSubscription:
+    """The channel of one ingress on one server, with a reconnecting loop of its own."""
+
+    def __init__(self, servers: RedisServers, keys: Keys, server: int, ingress: IngressId) -> None:
+        self._servers = servers
+        self._server = server
+        self._channel = keys.channel(ingress)
+
+    async def events(self) -> AsyncIterator[Subscribed | Published]:
+        """Messages for ever; `Subscribed` before the first one of every connection.
+
+        A connection that is silent is probed, so that a dead one is noticed in bounded time.
+        """
+        while True:
+            client = pubsub_client(self._servers, self._server)
+            try:
+                async with client.pubsub() as pubsub:
+                    await pubsub.subscribe(self._channel)
+                    silent = 0
+                    while True:
+                        message = await pubsub.get_message(timeout=_RECEIVE_TIMEOUT_S)
+                        if message is None:
+                            silent += 1
+                            if silent > 2 * _PING_AFTER:
+                                raise TimeoutError("the subscription does not answer")
+                            if silent == _PING_AFTER:
+                                await pubsub.ping()
+                            continue
+                        silent = 0
+                        if message["type"] == "subscribe":
+                            yield Subscribed(self._server)
+                        elif message["type"] == "message":
+                            try:
+                                yield Published(decode_lines(message["data"]))
+                            except EntryError as error:
+                                logger.error("unreadable results", extra={"reason": str(error)})
+            except (*CONNECTION_ERRORS, REDIS_ERROR) as error:
+                logger.warning(
+                    "subscription lost, trying again", extra={"server": self._server, "reason": str(error)}
+                )
+            finally:
+                await client.aclose()
+            await asyncio.sleep(_SUBSCRIBE_PAUSE_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The last line of a stream that an ingress has."""
+
+    keys: StreamKeys
+    epoch: int
+    seq: int
+
+
+async def catch_up(redis: AsyncRedis, positions: Sequence[Position]) -> list[list[Line]]:
+    """Read the lines behind each position, in order, results and owner notices.
+
+    One pipeline a server. Raises RedisUnavailable. A stream that is gone has no lines.
+    """
+    by_server: dict[int, list[int]] = {}
+    for index, position in enumerate(positions):
+        by_server.setdefault(redis.servers.server_of_shard(position.keys.shard), []).append(index)
+    found: list[list[Line]] = [[] for _ in positions]
+    for server, indices in by_server.items():
+        pipe = redis.clients[server].pipeline(transaction=False)
+        for index in indices:
+            position = positions[index]
+            after = b"(" + result_entry_id(position.epoch, position.seq)
+            pipe.xrange(position.keys.results, min=after.decode())
+        try:
+            replies = await pipe.execute()
+        except (REDIS_ERROR, OSError) as error:
+            raise RedisUnavailable from error
+        for index, entries in zip(indices, replies, strict=True):
+            stream = positions[index].keys.stream
+            found[index] = [
+                decode_result_entry(stream, entry_id, [part for pair in fields.items() for part in pair])
+                for entry_id, fields in entries
+            ]
+    return found

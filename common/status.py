@@ -1,0 +1,291 @@
+"""The status line, computed from Redis keys alone, so that any ingress answers for the whole cluster.
+
+docs/status.md defines every field. Depths of queues are read from the streams themselves, so they
+are true also while a worker hangs; timings, rates, counts and the engine's gauges come from the
+hashes of workers whose lease holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from common.entries import StreamId, WorkerId
+from common.errors import RedisUnavailable
+from common.keys import ASSIGNMENT_GROUP, Keys
+from common.redis import REDIS_ERROR, AsyncClient, AsyncRedis
+
+STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
+
+# Streams whose groups one pipeline asks for: bounds the reply.
+_BATCH: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """One stage of a worker's engine: calls since start; calls, units and busy seconds of the window."""
+
+    calls: int
+    window_calls: int
+    window_units: int
+    window_busy_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a worker says of itself in its hash.
+
+    capacity: streams it can own. owned: streams it owns. started_ms: Unix time.
+    window_s: length of the window that the figures of the window cover.
+    stages: by name, in the order of STAGES.
+    ready_encode: streams with a whole chunk (or a last remainder) in the engine, waiting for a step.
+    ready_decode: streams with encoded frames that wait for the decoder.
+    """
+
+    capacity: int
+    owned: int
+    draining: bool
+    started_ms: int
+    window_s: float
+    stages: Mapping[str, StageReport]
+    window_tokens: int
+    in_flight: int
+    ready_encode: int
+    ready_decode: int
+    turn_detection_depth: int
+    turn_detection_streams: int
+
+    def fields(self) -> dict[str, str | int | float]:
+        """The fields of the hash."""
+        fields: dict[str, str | int | float] = {
+            "capacity": self.capacity,
+            "owned": self.owned,
+            "draining": int(self.draining),
+            "started_ms": self.started_ms,
+            "window_s": self.window_s,
+            "window_tokens": self.window_tokens,
+            "in_flight": self.in_flight,
+            "ready_encode": self.ready_encode,
+            "ready_decode": self.ready_decode,
+            "turn_detection_depth": self.turn_detection_depth,
+            "turn_detection_streams": self.turn_detection_streams,
+        }
+        for name in STAGES:
+            stage = self.stages[name]
+            fields[f"{name}_calls"] = stage.calls
+            fields[f"{name}_window_calls"] = stage.window_calls
+            fields[f"{name}_window_units"] = stage.window_units
+            fields[f"{name}_window_busy_s"] = stage.window_busy_s
+        return fields
+
+
+def decode_worker_report(fields: Mapping[bytes, bytes]) -> WorkerReport | None:
+    """Read a worker's hash; None where it has run out (or is another version's)."""
+    try:
+        number = {name.decode(): float(value) for name, value in fields.items()}
+        stages = {
+            name: StageReport(
+                int(number[f"{name}_calls"]),
+                int(number[f"{name}_window_calls"]),
+                int(number[f"{name}_window_units"]),
+                number[f"{name}_window_busy_s"],
+            )
+            for name in STAGES
+        }
+        return WorkerReport(
+            capacity=int(number["capacity"]),
+            owned=int(number["owned"]),
+            draining=number["draining"] != 0,
+            started_ms=int(number["started_ms"]),
+            window_s=number["window_s"],
+            stages=stages,
+            window_tokens=int(number["window_tokens"]),
+            in_flight=int(number["in_flight"]),
+            ready_encode=int(number["ready_encode"]),
+            ready_decode=int(number["ready_decode"]),
+            turn_detection_depth=int(number["turn_detection_depth"]),
+            turn_detection_streams=int(number["turn_detection_streams"]),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Backlog:
+    """Sums over the streams of the cluster: entries and streams not delivered, and not acknowledged."""
+
+    raw_depth: int
+    raw_streams: int
+    encoded_depth: int
+    encoded_streams: int
+    owned: int
+    waiting: int
+
+
+async def read_status(redis: AsyncRedis, keys: Keys) -> dict[str, Any]:
+    """Compute the status line of the cluster. Raises RedisUnavailable."""
+    try:
+        return await _read_status(redis, keys)
+    except (REDIS_ERROR, OSError) as error:
+        raise RedisUnavailable from error
+
+
+async def _read_status(redis: AsyncRedis, keys: Keys) -> dict[str, Any]:
+    cluster = redis.cluster
+    seconds, microseconds = await cluster.execute_command("TIME")
+    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+    pipe = cluster.pipeline(transaction=False)
+    pipe.zcount(keys.admissions, f"({now_ms}", "+inf")
+    pipe.zrangebyscore(keys.workers, f"({now_ms}", "+inf")
+    pipe.zrangebyscore(keys.ingresses, f"({now_ms}", "+inf")
+    connected, worker_names, ingress_names = await pipe.execute()
+    workers = [WorkerId(name.decode()) for name in worker_names]
+
+    pipe = cluster.pipeline(transaction=False)
+    for worker in workers:
+        pipe.hgetall(keys.worker(worker))
+    for name in ingress_names:
+        pipe.hget(keys.ingress(name.decode()), "started_ms")
+    replies: Sequence[Any] = await pipe.execute() if pipe else []
+    reports = [
+        report for fields in replies[: len(workers)] if (report := decode_worker_report(fields)) is not None
+    ]
+    started = [report.started_ms for report in reports]
+    started += [int(value) for value in replies[len(workers) :] if value is not None]
+
+    backlogs = []
+    pre_encode = 0
+    for shard in range(keys.shards):
+        client = redis.shard(shard)
+        backlogs.append(await _backlog(client, keys, shard))
+        if workers:
+            pipe = client.pipeline(transaction=False)
+            for worker in workers:
+                pipe.zcard(keys.ready(shard, worker))
+            pre_encode += sum(await pipe.execute())
+    return assemble(
+        connected_streams=int(connected),
+        reports=reports,
+        backlog=_Backlog(
+            raw_depth=sum(one.raw_depth for one in backlogs),
+            raw_streams=sum(one.raw_streams for one in backlogs),
+            encoded_depth=sum(one.encoded_depth for one in backlogs),
+            encoded_streams=sum(one.encoded_streams for one in backlogs),
+            owned=sum(one.owned for one in backlogs),
+            waiting=sum(one.waiting for one in backlogs),
+        ),
+        ready_pre_encode=pre_encode,
+        uptime_s=max(0.0, (now_ms - min(started)) / 1000) if started else 0.0,
+    )
+
+
+async def _backlog(client: AsyncClient, keys: Keys, shard: int) -> _Backlog:
+    assignments = keys.assignments(shard)
+    entries = await client.execute_command("XRANGE", assignments, "-", "+")
+    streams = [StreamId(int(fields[b"sid"])) for _, fields in entries if b"sid" in fields]
+    owned = 0
+    if entries:
+        owned = int(await client.execute_command("EVAL", _COUNT_PENDING, 1, assignments, ASSIGNMENT_GROUP))
+    raw_depth = raw_streams = encoded_depth = encoded_streams = 0
+    for at in range(0, len(streams), _BATCH):
+        pipe = client.pipeline(transaction=False)
+        for stream in streams[at : at + _BATCH]:
+            pipe.execute_command("EVAL", _STREAM_BACKLOG, 1, keys.stream(stream).audio)
+        for undelivered, unacknowledged in await pipe.execute():
+            raw_depth += undelivered
+            raw_streams += undelivered > 0
+            encoded_depth += unacknowledged
+            encoded_streams += unacknowledged > 0
+    return _Backlog(raw_depth, raw_streams, encoded_depth, encoded_streams, owned, len(entries) - owned)
+
+
+_COUNT_PENDING: Final = """
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
+if pending.err then return 0 end
+return pending[1]
+"""
+
+# Gives {entries not delivered, entries delivered and not acknowledged} of the newest group. The
+# server knows the lag of a group unless entries were deleted from its middle; then they are counted.
+_STREAM_BACKLOG: Final = """
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
+if groups.err then return {0, 0} end
+local newest, best = nil, -1
+for _, flat in ipairs(groups) do
+  local group = {}
+  for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+  local epoch = tonumber(string.match(group['name'], '^asr%-(%d+)$') or '-1')
+  if epoch > best then newest, best = group, epoch end
+end
+if not newest then return {0, 0} end
+local lag = newest['lag']
+if not lag then
+  lag = #redis.call('XRANGE', KEYS[1], '(' .. newest['last-delivered-id'], '+')
+end
+return {lag, newest['pending']}
+"""
+
+
+def assemble(
+    *,
+    connected_streams: int,
+    reports: Sequence[WorkerReport],
+    backlog: _Backlog,
+    ready_pre_encode: int,
+    uptime_s: float,
+) -> dict[str, Any]:
+    """Put the status line together, with exactly the keys of the guide."""
+    return {
+        "type": "status",
+        "connected_streams": connected_streams,
+        "queues": {
+            "raw_depth": backlog.raw_depth,
+            "encoded_depth": backlog.encoded_depth,
+            "turn_detection_depth": sum(report.turn_detection_depth for report in reports),
+            "raw_streams": backlog.raw_streams,
+            "encoded_streams": backlog.encoded_streams,
+            "turn_detection_streams": sum(report.turn_detection_streams for report in reports),
+        },
+        "ready_queues": {
+            "pre_encode": ready_pre_encode,
+            "encode": sum(report.ready_encode for report in reports),
+            "decode": sum(report.ready_decode for report in reports),
+        },
+        "in_flight": sum(report.in_flight for report in reports),
+        "scheduler": {"active": backlog.owned, "waiting": backlog.waiting},
+        "timings_ms": {f"{stage}_avg": _mean_ms(reports, stage) for stage in STAGES},
+        "rates_per_sec": {
+            "turn_detection_sequences": _rate(reports, "turn_detection"),
+            "pre_encode_chunks": _rate(reports, "pre_encode"),
+            "encode_frames": _rate(reports, "encode"),
+            "decode_frames": _rate(reports, "decode"),
+            "decode_tokens": round(
+                sum(report.window_tokens / report.window_s for report in reports if report.window_s > 0), 3
+            ),
+        },
+        "counts": {
+            f"{stage}_calls": sum(report.stages[stage].calls for report in reports) for stage in STAGES
+        },
+        "uptime_sec": round(uptime_s, 3),
+    }
+
+
+def _mean_ms(reports: Sequence[WorkerReport], stage: str) -> float:
+    """Mean duration of a call in the windows of all workers, each weighted by its calls."""
+    calls = sum(report.stages[stage].window_calls for report in reports)
+    busy_s = sum(report.stages[stage].window_busy_s for report in reports)
+    return round(busy_s / calls * 1000, 3) if calls else 0.0
+
+
+def _rate(reports: Sequence[WorkerReport], stage: str) -> float:
+    return round(
+        sum(report.stages[stage].window_units / report.window_s for report in reports if report.window_s > 0),
+        3,
+    )
+
+
+def process_started_ms() -> int:
+    """Unix time now, for the `started_ms` of a process that starts."""
+    return time.time_ns() // 1_000_000
