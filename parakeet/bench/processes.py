@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
 
 from parakeet.bench.plan import Target
 
+_REDIS_VARIABLE = "PARAKEET_REDIS_URL"
 _ROLES = (
     ("ingress", ("-m ingress", "parakeet-server ingress", "baseline.ingress")),
     ("worker", ("-m gpu_worker", "parakeet-server worker", "baseline.worker")),
@@ -23,6 +26,7 @@ class ServerProcess:
     pid: int
     role: str
     command: tuple[str, ...]
+    redis_urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ def discover(targets: tuple[Target, ...]) -> tuple[ServerProcess, ...]:
             role = role_of(command)
             if role is None:
                 continue
-            known[process.pid] = ServerProcess(process.pid, role, command)
+            urls = redis_urls(command, process.environ())
+            known[process.pid] = ServerProcess(process.pid, role, command, urls)
             if any(
                 connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
                 for connection in process.net_connections("tcp")
@@ -100,27 +105,28 @@ def _serve_above(pid: int, known: dict[int, ServerProcess]) -> int | None:
 
 def _same_redis(known: dict[int, ServerProcess], listeners: set[int]) -> list[ServerProcess]:
     """Processes started by hand: those that name the listeners' Redis, and that Redis."""
-    urls = {url for pid in listeners for url in redis_urls(known[pid].command)}
+    urls = {url for pid in listeners for url in known[pid].redis_urls}
     ports = {url.rsplit(":", 1)[-1].split("/", 1)[0] for url in urls}
     chosen = []
     for process in known.values():
         if process.role == "redis":
             if not ports or any(port in " ".join(process.command) for port in ports):
                 chosen.append(process)
-        elif process.pid in listeners or set(redis_urls(process.command)) & urls or not urls:
+        elif process.pid in listeners or set(process.redis_urls) & urls or not urls:
             chosen.append(process)
     return chosen
 
 
-def redis_urls(command: tuple[str, ...]) -> tuple[str, ...]:
-    """The values of ``--redis-url`` on a command line."""
-    urls = []
+def redis_urls(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The Redis addresses that a process was given, by flag or else by its environment."""
+    given = [environ[_REDIS_VARIABLE]] if environ.get(_REDIS_VARIABLE) else []
+    flags = []
     for position, word in enumerate(command):
         if word == "--redis-url" and position + 1 < len(command):
-            urls.append(command[position + 1])
+            flags.append(command[position + 1])
         elif word.startswith("--redis-url="):
-            urls.append(word.partition("=")[2])
-    return tuple(urls)
+            flags.append(word.partition("=")[2])
+    return tuple(url for text in flags or given for url in re.split(r",(?=[a-z+]+://)", text))
 
 
 def usage(processes: tuple[ServerProcess, ...]) -> dict[int, Usage]:

@@ -34,7 +34,7 @@ class RedisWatch:
         found = []
         for url, server in self._servers:
             try:
-                info: dict[str, Any] = server.cluster.info("everything")
+                info: dict[str, Any] = server.cluster.execute_command("INFO", "everything")
             except (REDIS_ERROR, *CONNECTION_ERRORS):
                 continue
             calls = {

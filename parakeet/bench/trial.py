@@ -13,7 +13,7 @@ from multiprocessing.context import SpawnProcess
 from parakeet.bench import load_process
 from parakeet.bench.figures import PartUsage, Percentiles, TrialFigures, verdict
 from parakeet.bench.plan import Plan, Sample
-from parakeet.bench.processes import ServerProcess, Usage, discover, redis_urls, usage
+from parakeet.bench.processes import ServerProcess, Usage, discover, usage
 from parakeet.bench.redis_usage import RedisCounters, RedisWatch, redis_between
 
 _READY_TIMEOUT_S = 60.0
@@ -131,7 +131,7 @@ def run_trial(
         TrialError: a load process died or never got ready.
     """
     processes = discover(plan.targets)
-    urls = redis or tuple(sorted({u for p in processes for u in redis_urls(p.command)}))
+    urls = redis or tuple(sorted({url for process in processes for url in process.redis_urls}))
     watch = RedisWatch(urls)
     load = _Load(plan)
     moments: list[Moment] = []
