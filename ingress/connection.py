@@ -1,0 +1,476 @@
+"""One client's connection: protocol on one side, stream and results on the other.
+
+The shells (tcp.py, websocket.py) hand in what the socket brings; `ConnectionProtocol` decides; this
+class carries out the actions. It runs on the event loop, and an error in it ends this connection only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from common.entries import LineKind
+from common.errors import ClientFault, ErrorCode, NoFreeStream, StreamError, Unavailable
+from common.messages import (
+    Ack,
+    Audio,
+    Config,
+    ErrorMessage,
+    Hello,
+    Pong,
+    Resume,
+    Resumed,
+    encode_server_message,
+)
+from common.options import StreamOptions
+from ingress.links import Backplane, Resumption, StreamLink
+from ingress.protocol import Action, ConnectionProtocol, Event, Outcome, State
+from ingress.send_buffer import SendBuffer
+
+log = logging.getLogger(__name__)
+
+CAPABILITIES: Final = ("config", "resume")
+REFUSED_GRACE_S: Final = 1.0
+UNREAD_TIMEOUT_S: Final = 30.0
+
+_ACK_FIELD: Final = b'"audio_ack_samples":'
+_PONG: Final = encode_server_message(Pong())
+_NO_AUDIO: Final = Audio(b"", final=True)
+
+
+class Peer(Protocol):
+    """The shell's side of a connection. None of its calls raises."""
+
+    def send(self, message: bytes) -> None:
+        """Write one message in the shell's framing."""
+
+    def close(self, error: StreamError | None) -> None:
+        """Close once all that was sent is flushed, within a bounded time."""
+
+    def abort(self) -> None:
+        """Close now."""
+
+    def pause_reading(self) -> None:
+        """Take no more from the socket."""
+
+    def resume_reading(self) -> None:
+        """Take from the socket again."""
+
+
+StartTask = Callable[[Coroutine[Any, Any, None], str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What bounds one connection.
+
+    sample_rate: stated in `hello`, Hz.   max_buffered_samples: accepted and not yet decoded.
+    send_buffer_bytes: results that a client has not read.   unread_timeout_s: the same, as time.
+    idle_timeout_s: silence after which a client is dropped, 0 for never.
+    refused_grace_s: how long a refused client may still resume.
+    """
+
+    sample_rate: int
+    max_buffered_samples: int
+    send_buffer_bytes: int
+    unread_timeout_s: float = UNREAD_TIMEOUT_S
+    idle_timeout_s: float = 0.0
+    refused_grace_s: float = REFUSED_GRACE_S
+
+
+class Connection:
+    """One client, from its accepted socket to its closed one.
+
+    start_task: starts a named task in the server's task group.
+    on_closed: called once, when the connection is over.
+    """
+
+    __slots__ = (
+        "_backplane",
+        "_buffer",
+        "_hanging_up",
+        "_held",
+        "_held_end",
+        "_hung_up",
+        "_idle_timer",
+        "_last_heard",
+        "_limits",
+        "_link",
+        "_loop",
+        "_lost",
+        "_on_closed",
+        "_options",
+        "_over",
+        "_peer",
+        "_protocol",
+        "_refused_timer",
+        "_start_task",
+        "_unread_timer",
+    )
+
+    def __init__(
+        self,
+        peer: Peer,
+        backplane: Backplane,
+        limits: ConnectionLimits,
+        start_task: StartTask,
+        on_closed: Callable[[Connection], None],
+    ) -> None:
+        self._peer = peer
+        self._backplane = backplane
+        self._limits = limits
+        self._start_task = start_task
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._protocol = ConnectionProtocol(limits.max_buffered_samples)
+        self._buffer = SendBuffer(peer.send, limits.send_buffer_bytes)
+        self._link: StreamLink | None = None
+        self._options = StreamOptions()
+        # What the client sent before it was admitted; reading is paused, so this is one read's worth.
+        self._held: list[bytes | tuple[bytes]] | None = []
+        self._held_end = False
+        self._hanging_up: tuple[StreamError | None] | None = None
+        self._hung_up = False
+        self._lost = False
+        self._over = False
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._refused_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._last_heard = self._loop.time()
+
+    # What the shell says
+
+    def open(self) -> None:
+        """Begin: the socket is ready for messages (for WebSocket, after the handshake)."""
+        self._peer.pause_reading()
+        if self._limits.idle_timeout_s > 0:
+            self._idle_timer = self._loop.call_later(self._limits.idle_timeout_s, self._check_idle)
+        self._start_task(self._admit(), "admit")
+
+    def received_text(self, data: bytes) -> None:
+        """Take one line or text frame."""
+        if self._held is not None:
+            self._held.append(data)
+            return
+        if self._hung_up:
+            return
+        self._last_heard = self._loop.time()
+        self._carry_out(self._protocol.receive_text(data))
+
+    def received_binary(self, data: bytes) -> None:
+        """Take one binary frame."""
+        if self._held is not None:
+            self._held.append((data,))
+            return
+        if self._hung_up:
+            return
+        self._last_heard = self._loop.time()
+        self._carry_out(self._protocol.receive_binary(data))
+
+    def received_fault(self, error: ClientFault) -> None:
+        """Take a fault of the framing, after which the shell delivers nothing more."""
+        self._carry_out(self._protocol.fail(error))
+
+    def ended(self) -> None:
+        """The client closed its sending side."""
+        if self._held is not None:
+            self._held_end = True
+        elif self._options.resume:
+            # A lost connection often looks like this, and its client said that it will come back.
+            self.lost()
+            self._peer.close(None)
+        else:
+            self._carry_out(self._protocol.notify(Event.END))
+
+    def lost(self) -> None:
+        """The socket is gone."""
+        if self._lost:
+            return
+        self._lost = True
+        self._carry_out(self._protocol.notify(Event.LOST))
+        self._finish()
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        self._buffer.pause()
+        if self._unread_timer is None and not self._hung_up:
+            self._unread_timer = self._loop.call_later(self._limits.unread_timeout_s, self._unread_too_long)
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained."""
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        self._buffer.resume()
+        if self._buffer.empty:
+            self._hang_up_if_asked()
+
+    # What the server says
+
+    @property
+    def stream_id(self) -> int | None:
+        """Id of the stream, for logs."""
+        return None if self._link is None else self._link.stream
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the client said that it can go on elsewhere."""
+        return self._options.resume
+
+    def drain(self) -> None:
+        """This ingress stops."""
+        self._carry_out(self._protocol.notify(Event.DRAIN))
+
+    # What the stream says (StreamListener)
+
+    def on_result(self, kind: LineKind, json: bytes) -> None:
+        """Send a finished message to the client."""
+        protocol = self._protocol
+        if kind is LineKind.PARTIAL or kind is LineKind.TURN:
+            # The pattern cannot stand inside a JSON string, whose quotes are escaped.
+            at = json.rfind(_ACK_FIELD)
+            if at >= 0:
+                end = at + len(_ACK_FIELD)
+                stop = json.find(b",", end)
+                protocol.acknowledge(int(json[end : stop if stop > 0 else -1]))
+            outcome = protocol.notify(Event.RESULT)
+        else:
+            outcome = protocol.notify(Event.LAST_RESULT)
+        if outcome.actions:
+            self._carry_out(outcome, json, mergeable=kind is LineKind.PARTIAL)
+
+    def on_ack(self, samples: int) -> None:
+        """Note progress without a result."""
+        self._protocol.acknowledge(samples)
+        if self._options.resume and self._protocol.state in (State.STREAMING, State.FINISHING):
+            self._send(encode_server_message(Ack(samples)))
+
+    def on_failure(self, error: StreamError) -> None:
+        """End the stream: the service cannot go on with it."""
+        self._carry_out(self._protocol.notify(Event.FAILED, error))
+
+    def on_taken(self) -> None:
+        """End this connection: the stream goes on at another."""
+        outcome = self._protocol.notify(Event.TAKEN)
+        self._link = None
+        self._carry_out(outcome)
+
+    def on_room(self) -> None:
+        """Read again."""
+        if self._protocol.state is not State.CLOSED:
+            self._peer.resume_reading()
+
+    # Actions
+
+    def _carry_out(self, outcome: Outcome, result: bytes = b"", *, mergeable: bool = False) -> None:
+        try:
+            for action in outcome.actions:
+                if action is Action.APPEND:
+                    self._append(outcome.message)
+                elif action is Action.FORWARD:
+                    self._send(result, mergeable=mergeable)
+                else:
+                    self._carry_out_rare(action, outcome)
+        except ClientFault as error:  # the send buffer is full
+            self._drop(error)
+        except Exception:
+            log.exception("A connection failed", extra={"stream_id": self.stream_id})
+            self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+
+    def _carry_out_rare(self, action: Action, outcome: Outcome) -> None:
+        match action:
+            case Action.HELLO:
+                self._send_hello()
+            case Action.PONG:
+                self._send(_PONG)
+            case Action.BEGIN:
+                if isinstance(outcome.message, Config):
+                    self._options = outcome.message.options
+                self._linked().begin(self._options)
+            case Action.FINISH:
+                self._append(_NO_AUDIO)
+            case Action.TAKE_OVER:
+                if not isinstance(outcome.message, Resume):
+                    raise AssertionError("TAKE_OVER without a resume message")
+                self._start_task(self._take_over(outcome.message), "resume")
+            case Action.WELCOME_BACK:
+                link = self._linked()
+                self._send(
+                    encode_server_message(Resumed(link.stream, link.resume_token, self._protocol.next_sample))
+                )
+            case Action.ERROR:
+                if outcome.error is not None:
+                    self._send_error(outcome.error)
+            case Action.GIVE_BACK | Action.ABANDON:
+                self._abandon(outcome.error)
+            case Action.RELEASE:
+                link, self._link = self._linked(), None
+                link.release()
+            case Action.HANG_UP:
+                self._hanging_up = (outcome.error,)
+                if self._buffer.empty:
+                    self._hang_up_if_asked()
+            case _:
+                raise AssertionError(f"no such action: {action}")
+
+    def _append(self, message: object) -> None:
+        if not isinstance(message, Audio):
+            raise AssertionError("APPEND without audio")
+        # The protocol has counted this audio already.
+        first_sample = self._protocol.next_sample - message.num_samples
+        if not self._linked().append(message, first_sample):
+            self._peer.pause_reading()
+
+    def _send(self, message: bytes, *, mergeable: bool = False) -> None:
+        if not self._lost:
+            self._buffer.send(message, mergeable=mergeable)
+
+    def _send_hello(self) -> None:
+        link = self._linked()
+        hello = Hello(link.stream, self._limits.sample_rate, link.resume_token, CAPABILITIES)
+        self._send(encode_server_message(hello))
+
+    def _send_error(self, error: StreamError) -> None:
+        log.info(
+            "%s: %s",
+            error.code.value,
+            error.message,
+            extra={"stream_id": self.stream_id, "code": error.code.value},
+        )
+        message = ErrorMessage(error.code.value, error.message, self.stream_id)
+        self._send(encode_server_message(message))
+
+    def _abandon(self, error: StreamError | None) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            # A stream is kept for its client where the client asked for that, unless the client's
+            # own fault ended it: sending the same again would fail again.
+            fault = isinstance(error, ClientFault) and error.code is not ErrorCode.SLOW_READER
+            link.abandon(keep=self._options.resume and not fault)
+
+    def _linked(self) -> StreamLink:
+        if self._link is None:
+            raise AssertionError("an action on a stream that is not there")
+        return self._link
+
+    # Admission and resumption
+
+    async def _admit(self) -> None:
+        try:
+            link = await self._backplane.admit(self)
+        except NoFreeStream as error:
+            self._refused(error)
+            return
+        except StreamError as error:
+            self._held = None
+            self._carry_out(self._protocol.notify(Event.FAILED, error))
+            return
+        if self._protocol.state is not State.ADMITTING:
+            link.abandon(keep=False)
+            return
+        self._link = link
+        self._carry_out(self._protocol.notify(Event.ADMITTED))
+        self._take_held()
+
+    def _refused(self, error: NoFreeStream) -> None:
+        self._carry_out(self._protocol.notify(Event.FULL, error))
+        if self._protocol.state is State.REFUSED:
+            self._refused_timer = self._loop.call_later(
+                self._limits.refused_grace_s,
+                lambda: self._carry_out(self._protocol.notify(Event.EXPIRED, error)),
+            )
+        self._take_held()
+
+    def _take_held(self) -> None:
+        held, self._held = self._held, None
+        for data in held or ():
+            if isinstance(data, tuple):
+                self.received_binary(data[0])
+            else:
+                self.received_text(data)
+        if self._held_end:
+            self.ended()
+        if self._protocol.state is not State.CLOSED:
+            self._peer.resume_reading()
+
+    async def _take_over(self, request: Resume) -> None:
+        if self._refused_timer is not None:
+            self._refused_timer.cancel()
+        try:
+            resumption = await self._backplane.resume(self, request)
+        except StreamError as error:
+            self._carry_out(self._protocol.notify(Event.FAILED, error))
+            return
+        unused, self._link = self._link, resumption.link
+        if unused is not None:
+            unused.abandon(keep=False)
+        self._options = resumption.options
+        if self._protocol.state is not State.RESUMING:  # the client left meanwhile
+            self._abandon(None)
+            return
+        self._resumed(resumption)
+
+    def _resumed(self, resumption: Resumption) -> None:
+        self._protocol.resume_at(resumption.next_sample, resumption.acked_samples)
+        event = Event.RESUMED_FINISHED if resumption.finished else Event.RESUMED
+        self._carry_out(self._protocol.notify(event))
+
+    # Ends
+
+    def _drop(self, error: StreamError) -> None:
+        """End a connection that cannot go on by the table: give up what waits, say why, close."""
+        self._buffer.clear()
+        outcome = self._protocol.notify(
+            Event.FAULT if isinstance(error, ClientFault) else Event.FAILED, error
+        )
+        if self._protocol.state is State.CLOSED and not outcome.actions:
+            self._abandon(error)
+            self._peer.abort()
+            return
+        self._abandon(error)
+        # Past the buffer: whatever the transport still takes is this message, then the end.
+        self._peer.send(encode_server_message(ErrorMessage(error.code.value, error.message, self.stream_id)))
+        self._hanging_up = (error,)
+        self._hang_up_if_asked()
+
+    def _hang_up_if_asked(self) -> None:
+        if self._hanging_up is not None and not self._hung_up:
+            self._hung_up = True
+            self._peer.close(self._hanging_up[0])
+            self._finish()
+
+    def _unread_too_long(self) -> None:
+        self._unread_timer = None
+        fault = ClientFault(
+            ErrorCode.SLOW_READER,
+            f"Results were left unread for {self._limits.unread_timeout_s:g} s.",
+        )
+        if self._protocol.state is State.CLOSED:
+            self._peer.abort()
+        else:
+            self._drop(fault)
+
+    def _check_idle(self) -> None:
+        waited = self._loop.time() - self._last_heard
+        left = self._limits.idle_timeout_s - waited
+        if left > 0:
+            self._idle_timer = self._loop.call_later(left, self._check_idle)
+            return
+        self._idle_timer = None
+        if self._protocol.state is State.FINISHING:
+            return  # it is the client that waits
+        fault = ClientFault(ErrorCode.IDLE_TIMEOUT, f"Nothing came for {self._limits.idle_timeout_s:g} s.")
+        self._carry_out(self._protocol.fail(fault))
+
+    def _finish(self) -> None:
+        if self._lost or self._hung_up:
+            for timer in (self._unread_timer, self._idle_timer, self._refused_timer):
+                if timer is not None:
+                    timer.cancel()
+            self._unread_timer = self._idle_timer = self._refused_timer = None
+            if not self._over:
+                self._over = True
+                self._on_closed(self)

@@ -1,0 +1,90 @@
+"""What a connection needs from the service behind it, as interfaces.
+
+ingress/backplane.py implements them over Redis; the unit tests implement them in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.entries import LineKind, StreamId
+from common.errors import StreamError
+from common.messages import Audio, Resume
+from common.options import StreamOptions
+
+
+class StreamListener(Protocol):
+    """The connection's side: who is told what happens to a stream. All calls come on the event loop."""
+
+    def on_result(self, kind: LineKind, json: bytes) -> None:
+        """A finished message to the client, in order and once: PARTIAL, TURN, FINAL or ERROR."""
+
+    def on_ack(self, samples: int) -> None:
+        """The first `samples` samples are decoded, and there was no result to say so."""
+
+    def on_failure(self, error: StreamError) -> None:
+        """The stream cannot go on."""
+
+    def on_taken(self) -> None:
+        """Another connection has resumed the stream."""
+
+    def on_room(self) -> None:
+        """`StreamLink.append` said that its buffer was full; it has drained."""
+
+
+class StreamLink(Protocol):
+    """The backplane's side: one admitted stream."""
+
+    @property
+    def stream(self) -> StreamId:
+        """The stream's id."""
+
+    @property
+    def resume_token(self) -> str:
+        """The secret that `hello` gives to the client."""
+
+    def begin(self, options: StreamOptions) -> None:
+        """Create the stream. Failures come as `on_failure`."""
+
+    def append(self, audio: Audio, first_sample: int) -> bool:
+        """Append audio; False asks to stop reading until `on_room`."""
+
+    def abandon(self, *, keep: bool) -> None:
+        """Nobody listens any more: end the stream (now, or after the grace if `keep`), or give the
+        admission back where no stream has begun."""
+
+    def release(self) -> None:
+        """The end of the stream has been delivered: remove its keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """A stream taken over from another connection.
+
+    next_sample: first sample that is not in Redis yet.   acked_samples: samples decoded so far.
+    finished: its audio had been finished already.        options: those it was begun with.
+    """
+
+    link: StreamLink
+    next_sample: int
+    acked_samples: int
+    finished: bool
+    options: StreamOptions
+
+
+class Backplane(Protocol):
+    """The service behind a connection."""
+
+    async def admit(self, listener: StreamListener) -> StreamLink:
+        """Ask the cluster for a stream.
+
+        Raises NoFreeStream, NoWorker or RedisUnavailable, within a bounded time.
+        """
+
+    async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
+        """Take a stream over from a connection that was lost.
+
+        The results after `last_seq` come through the listener once this has returned.
+        Raises StreamError `resume_refused` or RedisUnavailable, within a bounded time.
+        """

@@ -1,0 +1,306 @@
+"""The WebSocket port: one JSON message a text frame, raw pcm16 in binary frames.
+
+A thin shell: websockets' sans-I/O `ServerProtocol` speaks RFC 6455, asyncio moves the bytes, and
+`Connection` does the rest. Compression is off: base64 audio does not shrink enough to pay for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Final, cast
+
+from websockets.exceptions import PayloadTooBig
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import SEND_EOF, State
+from websockets.server import ServerProtocol
+
+from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
+from ingress.connection import Connection
+from ingress.tcp import LINGER_S, WRITE_HIGH_BYTES, OpenConnection
+
+STREAM_PATH: Final = "/"
+
+Route = Callable[[ServerProtocol, Request], Response]
+"""Answers a plain HTTP request on this port (ServerProtocol.reject makes a response)."""
+
+_CLOSE_CODES: Final = {
+    ErrorCode.FRAME_TOO_LONG: CloseCode.MESSAGE_TOO_BIG,
+    ErrorCode.DRAINING: CloseCode.SERVICE_RESTART,
+    ErrorCode.INTERNAL: CloseCode.INTERNAL_ERROR,
+}
+
+
+def close_code(error: StreamError | None) -> CloseCode:
+    """The code of the close frame that follows an error, or a final result."""
+    if error is None:
+        return CloseCode.NORMAL_CLOSURE
+    special = _CLOSE_CODES.get(error.code)
+    if special is not None:
+        return special
+    if ERROR_SPECS[error.code].fault is Fault.CLIENT:
+        return CloseCode.POLICY_VIOLATION
+    return CloseCode.TRY_AGAIN_LATER
+
+
+class WebSocketShell(asyncio.Protocol):
+    """One accepted connection on the WebSocket port (a `Peer`).
+
+    open_connection: makes the connection behind this socket, once the handshake is done.
+    routes: plain HTTP answers by path, for requests that ask for no upgrade.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_connection",
+        "_fragments",
+        "_fragments_binary",
+        "_handshake",
+        "_handshake_timeout_s",
+        "_linger",
+        "_max_frame_bytes",
+        "_open",
+        "_protocol",
+        "_routes",
+        "_transport",
+    )
+
+    def __init__(
+        self,
+        open_connection: OpenConnection,
+        *,
+        max_frame_bytes: int,
+        handshake_timeout_s: float,
+        routes: Mapping[str, Route] | None = None,
+    ) -> None:
+        self._open = open_connection
+        self._max_frame_bytes = max_frame_bytes
+        self._handshake_timeout_s = handshake_timeout_s
+        self._routes = routes or {}
+        self._protocol = ServerProtocol(max_size=max_frame_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._connection: Connection | None = None
+        self._closing = False
+        self._fragments: list[bytes] = []
+        self._fragments_binary = False
+        self._handshake: asyncio.TimerHandle | None = None
+        self._linger: asyncio.TimerHandle | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the handshake, for a bounded time."""
+        # uvloop's transports have the interface of asyncio's, but are no subclass of it.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._handshake = asyncio.get_running_loop().call_later(
+            self._handshake_timeout_s, self._handshake_too_long
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Hand whole messages to the connection."""
+        protocol = self._protocol
+        protocol.receive_data(data)
+        for event in protocol.events_received():
+            if isinstance(event, Request):
+                self._shake_hands(event)
+            elif isinstance(event, Frame):
+                self._received_frame(event)
+        if protocol.parser_exc is not None:
+            self._parser_failed(protocol.parser_exc)
+        elif self._handshake is not None and protocol.handshake_exc is not None:
+            self._refuse_garbage()
+        if protocol.writes:
+            self._flush()
+
+    def eof_received(self) -> bool:
+        """The client closed the socket without a closing handshake, or after it."""
+        self._protocol.receive_eof()
+        self._flush()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed."""
+        self._closing = True
+        self._transport = None
+        for timer in (self._handshake, self._linger):
+            if timer is not None:
+                timer.cancel()
+        self._handshake = self._linger = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.lost()
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        if self._connection is not None:
+            self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained."""
+        if self._connection is not None:
+            self._connection.resume_writing()
+
+    # Peer
+
+    def send(self, message: bytes) -> None:
+        """Write one text frame (RFC 6455, section 5.2; not masked, as servers do)."""
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        size = len(message)
+        if size < 126:
+            head = bytes((0x81, size))
+        elif size < 65536:
+            head = b"\x81\x7e" + size.to_bytes(2)
+        else:
+            head = b"\x81\x7f" + size.to_bytes(8)
+        transport.write(head + message)
+
+    def close(self, error: StreamError | None) -> None:
+        """Flush, send a close frame, and wait a little for the client's."""
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        self._closing = True
+        if self._protocol.state is State.OPEN:
+            code = close_code(error)
+            self._protocol.send_close(code, "" if error is None else error.code.value)
+        self._flush()
+        transport.resume_reading()
+        self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.abort)
+
+    def abort(self) -> None:
+        """Close now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_reading(self) -> None:
+        """Take no more from the socket."""
+        if self._transport is not None and not self._closing:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take from the socket again."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    # Handshake
+
+    def _shake_hands(self, request: Request) -> None:
+        protocol = self._protocol
+        path = request.path.partition("?")[0]
+        wants_upgrade = "upgrade" in request.headers.get("Connection", "").lower()
+        route = None if wants_upgrade else self._routes.get(path)
+        if route is not None:
+            protocol.send_response(route(protocol, request))
+        elif path != STREAM_PATH:
+            protocol.send_response(
+                protocol.reject(HTTPStatus.NOT_FOUND, f"There is nothing here but {STREAM_PATH}.\n")
+            )
+        else:
+            protocol.send_response(protocol.accept(request))
+        self._end_handshake()
+        self._flush()
+        if protocol.state is State.OPEN:
+            self._connection = self._open(self)
+            self._connection.open()
+
+    def _refuse_garbage(self) -> None:
+        """Answer what is no HTTP request, or one with a body, where websockets answers nothing."""
+        self._end_handshake()
+        if not any(self._protocol.writes) and self._transport is not None:
+            response = self._protocol.reject(
+                HTTPStatus.BAD_REQUEST,
+                "This port speaks WebSocket, and this is no request to open one.\n",
+            )
+            self._transport.write(response.serialize())
+
+    def _handshake_too_long(self) -> None:
+        self._handshake = None
+        if self._transport is not None:
+            response = self._protocol.reject(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"No WebSocket handshake within {self._handshake_timeout_s:g} s.\n",
+            )
+            self._closing = True
+            self._transport.write(response.serialize())
+            self._transport.close()
+
+    def _end_handshake(self) -> None:
+        if self._handshake is not None:
+            self._handshake.cancel()
+            self._handshake = None
+
+    # Frames
+
+    def _received_frame(self, frame: Frame) -> None:
+        connection = self._connection
+        if connection is None or self._closing:
+            return
+        opcode = frame.opcode
+        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
+            if frame.fin:
+                self._deliver(connection, bytes(frame.data), opcode is Opcode.BINARY)
+            else:
+                self._fragments = [bytes(frame.data)]
+                self._fragments_binary = opcode is Opcode.BINARY
+        elif opcode is Opcode.CONT:
+            self._fragments.append(bytes(frame.data))
+            if frame.fin:
+                message = b"".join(self._fragments)
+                self._fragments = []
+                self._deliver(connection, message, self._fragments_binary)
+        elif opcode is Opcode.CLOSE:
+            # A client that has closed cannot be told anything more.
+            self._connection = None
+            connection.lost()
+
+    @staticmethod
+    def _deliver(connection: Connection, message: bytes, binary: bool) -> None:
+        if binary:
+            connection.received_binary(message)
+        else:
+            connection.received_text(message)
+
+    def _parser_failed(self, error: Exception) -> None:
+        connection = self._connection
+        if connection is None or self._closing:
+            return
+        if isinstance(error, PayloadTooBig):
+            # The close frame is in the protocol's queue already; this goes in front of it.
+            connection.received_fault(
+                ClientFault(
+                    ErrorCode.FRAME_TOO_LONG,
+                    f"A message is longer than {self._max_frame_bytes} bytes.",
+                )
+            )
+        else:
+            self._connection = None
+            connection.lost()
+
+    def _flush(self) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        for data in self._protocol.data_to_send():
+            if data is SEND_EOF or not data:
+                self._end()
+            else:
+                transport.write(data)
+
+    def _end(self) -> None:
+        """Close the sending side; the client's end of file, or the time-out, closes the rest."""
+        self._closing = True
+        transport = self._transport
+        if transport is None:
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+            transport.resume_reading()
+            if self._linger is None:
+                self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.abort)
+        else:
+            transport.close()

@@ -1,0 +1,118 @@
+"""A backplane in memory: connections without Redis.
+
+`ScriptedBackplane` records what connections do with their streams; with `echo` it answers each append
+with a partial result and a final mark with the final one, as a worker would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from common.entries import LineKind, StreamId
+from common.errors import StreamError
+from common.messages import Audio, Result, Resume, encode_server_message
+from common.options import StreamOptions
+from ingress.links import Resumption, StreamListener
+
+
+def result_json(
+    seq: int,
+    text: str = "",
+    *,
+    final: bool = False,
+    turn: bool = False,
+    tokens: tuple[int, ...] = (),
+    acked: int = 0,
+) -> bytes:
+    """A finished `result` message."""
+    return encode_server_message(
+        Result(
+            text=text,
+            token_ids=tokens,
+            confidence_scores=tuple(0.5 for _ in tokens),
+            is_final=final,
+            last_state="speech",
+            turn_detection="end_of_utterance" if turn else "running",
+            seq=seq,
+            audio_ack_samples=acked,
+        )
+    )
+
+
+@dataclass(eq=False)
+class FakeLink:
+    """One stream in memory; `log` says what its connection did, in order."""
+
+    stream: StreamId
+    listener: StreamListener
+    echo: bool
+    resume_token: str = "secret"
+    room: bool = True
+    log: list[str] = field(default_factory=list)
+    options: StreamOptions | None = None
+    payload: bytearray = field(default_factory=bytearray)
+    samples: int = 0
+    seq: int = 0
+    finals: int = 0
+
+    def begin(self, options: StreamOptions) -> None:
+        self.options = options
+        self.log.append("begin")
+
+    def append(self, audio: Audio, first_sample: int) -> bool:
+        if first_sample != self.samples:
+            raise AssertionError("a hole in the audio, or an overlap")
+        self.samples += audio.num_samples
+        self.payload += audio.payload
+        self.log.append("final" if audio.final else "append")
+        self.finals += audio.final
+        if self.echo:
+            self.seq += 1
+            text = f"{self.samples} samples"
+            kind = LineKind.FINAL if audio.final else LineKind.PARTIAL
+            json = result_json(self.seq, text, final=audio.final, acked=self.samples)
+            asyncio.get_running_loop().call_soon(self.listener.on_result, kind, json)
+        return self.room
+
+    def abandon(self, *, keep: bool) -> None:
+        self.log.append("keep" if keep else "abandon")
+
+    def release(self) -> None:
+        self.log.append("release")
+
+
+class ScriptedBackplane:
+    """Admits streams, or raises `refusal`; resumes what `resumption` says, or raises it."""
+
+    def __init__(self, *, echo: bool = False) -> None:
+        self.echo = echo
+        self.refusal: StreamError | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.links: list[FakeLink] = []
+        self.resume_requests: list[Resume] = []
+        self.resumption: tuple[int, int, bool] | StreamError = (0, 0, False)
+
+    async def admit(self, listener: StreamListener) -> FakeLink:
+        await self.gate.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        link = FakeLink(StreamId(len(self.links) + 1), listener, self.echo)
+        self.links.append(link)
+        return link
+
+    async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
+        self.resume_requests.append(request)
+        await asyncio.sleep(0)
+        if isinstance(self.resumption, StreamError):
+            raise self.resumption
+        next_sample, acked, finished = self.resumption
+        link = FakeLink(StreamId(request.stream_id), listener, self.echo, samples=next_sample)
+        self.links.append(link)
+        return Resumption(link, next_sample, acked, finished, StreamOptions(resume=True))
+
+    @property
+    def link(self) -> FakeLink:
+        """The only stream so far, or the newest."""
+        return self.links[-1]

@@ -1,0 +1,54 @@
+"""The typed table of stream options."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import ClientFault, EntryError, ErrorCode
+from common.options import Option, StreamOptions, decode_options, encode_options, parse_options
+
+
+def test_options_parse_into_the_dataclass() -> None:
+    assert parse_options({}) == StreamOptions()
+    assert parse_options({"words": True}) == StreamOptions(words=True)
+
+
+def test_an_unknown_option_names_those_there_are() -> None:
+    with pytest.raises(ClientFault) as caught:
+        parse_options({"wrods": True})
+    assert caught.value.code is ErrorCode.UNKNOWN_OPTION
+    assert "words" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        (Option("n", int, "", minimum=1, maximum=5), 6, "an integer of 1 to 5, not 6"),
+        (Option("n", int, "", minimum=1), True, "at least 1, not True"),
+        (Option("x", float, "", maximum=2), 2.5, "at most 2, not 2.5"),
+        (Option("x", float, ""), float("nan"), "a number, not nan"),
+        (Option("s", str, "", choices=("a", "b")), "c", "one of 'a', 'b', not 'c'"),
+        (Option("s", str, "", maximum=3), "abcd", "at most 3 characters"),
+        (Option("b", bool, ""), 1, "true or false, not 1"),
+    ],
+)
+def test_a_wrong_value_says_what_the_option_takes(option: Option, value: object, says: str) -> None:
+    with pytest.raises(ClientFault) as caught:
+        option.check(value)
+    assert caught.value.code is ErrorCode.BAD_OPTION
+    assert says in caught.value.message
+
+
+def test_right_values_come_out_in_the_options_type() -> None:
+    value = Option("x", float, "", minimum=0).check(2)
+    assert value == 2.0
+    assert type(value) is float
+    assert Option("s", str, "", minimum=1).check("a") == "a"
+
+
+def test_options_survive_the_record_of_a_stream() -> None:
+    options = StreamOptions(words=True, resume=True)
+    assert decode_options(encode_options(options)) == options
+    for broken in (b"[]", b"{", b'{"from_the_future":1}'):
+        with pytest.raises(EntryError):
+            decode_options(broken)

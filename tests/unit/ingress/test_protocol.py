@@ -1,0 +1,178 @@
+"""The table of states and events of a connection."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from common.errors import ClientFault, ErrorCode, NoFreeStream, RedisUnavailable
+from common.messages import Audio, Close, Config, Ping, Resume
+from common.options import StreamOptions
+from ingress.protocol import TABLE, Action, ConnectionProtocol, Event, State, check_table
+
+_AUDIO = Audio(b"\0\0" * 10)
+_FINAL = Audio(b"\0\0" * 5, final=True)
+_RESUME = Resume(1, "t", 0, 0)
+
+
+def _at(state: State, max_buffered: int = 1000) -> ConnectionProtocol:
+    protocol = ConnectionProtocol(max_buffered)
+    protocol.state = state
+    return protocol
+
+
+def test_the_table_keeps_the_promises_of_the_error_codes() -> None:
+    check_table()
+
+
+def test_every_open_state_can_be_lost_drained_and_faulted() -> None:
+    for state in State:
+        if state is not State.CLOSED:
+            assert {Event.LOST, Event.DRAIN, Event.FAULT} <= set(TABLE[state])
+
+
+def test_every_message_has_a_place_in_every_state_that_hears_messages() -> None:
+    messages = {Event.AUDIO, Event.FINAL_AUDIO, Event.CLOSE, Event.CONFIG, Event.RESUME, Event.PING}
+    for state in (State.REFUSED, State.READY, State.STREAMING, State.FINISHING):
+        assert (messages - {Event.RESUME} if state is State.REFUSED else messages) <= set(TABLE[state])
+
+
+def test_the_ordinary_life_of_a_stream() -> None:
+    protocol = ConnectionProtocol(1000)
+    assert protocol.notify(Event.ADMITTED).actions == (Action.HELLO,)
+    assert protocol.receive(Ping()).actions == (Action.PONG,)
+    assert protocol.state.name == "READY"
+    config = Config(StreamOptions(words=True))
+    outcome = protocol.receive(config)
+    assert outcome.actions == (Action.BEGIN,)
+    assert outcome.message == config
+    assert protocol.receive(_AUDIO).actions == (Action.APPEND,)
+    assert protocol.notify(Event.RESULT).actions == (Action.FORWARD,)
+    assert protocol.receive(_FINAL).actions == (Action.APPEND,)
+    assert protocol.next_sample == 15
+    assert protocol.state.name == "FINISHING"
+    assert protocol.receive(Close()).actions == ()
+    last = protocol.notify(Event.LAST_RESULT)
+    assert last.actions == (Action.FORWARD, Action.RELEASE, Action.HANG_UP)
+    assert protocol.state.name == "CLOSED"
+    assert protocol.notify(Event.RESULT).actions == ()
+
+
+def test_the_first_audio_begins_the_stream() -> None:
+    assert _at(State.READY).receive(_AUDIO).actions == (Action.BEGIN, Action.APPEND)
+    assert _at(State.READY).receive(_FINAL).actions == (Action.BEGIN, Action.APPEND)
+    assert _at(State.READY).receive(Close()).actions == (Action.BEGIN, Action.FINISH)
+
+
+@pytest.mark.parametrize("state", [State.STREAMING, State.FINISHING])
+@pytest.mark.parametrize("message", [Config(StreamOptions()), _RESUME])
+def test_config_and_resume_come_first_or_not_at_all(state: State, message: Config | Resume) -> None:
+    protocol = _at(state)
+    outcome = protocol.receive(message)
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.UNEXPECTED_MESSAGE
+    assert "{" not in outcome.error.message
+    assert outcome.actions == (Action.ERROR, Action.ABANDON, Action.HANG_UP)
+    assert protocol.state is State.CLOSED
+
+
+def test_audio_after_final_is_refused_and_the_final_still_comes() -> None:
+    protocol = _at(State.FINISHING)
+    protocol.next_sample = 15
+    outcome = protocol.receive(_AUDIO)
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.AUDIO_AFTER_FINAL
+    assert protocol.next_sample == 15
+    assert Action.FORWARD in protocol.notify(Event.LAST_RESULT).actions
+
+
+def test_audio_that_waits_is_bounded_and_decoded_audio_does_not_count() -> None:
+    protocol = _at(State.READY, max_buffered=25)
+    protocol.receive(_AUDIO)
+    protocol.receive(_AUDIO)
+    protocol.acknowledge(5)
+    protocol.acknowledge(3)
+    assert protocol.receive(_AUDIO).actions == (Action.APPEND,)
+    outcome = protocol.receive(Audio(b"\0\0"))
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.TOO_MUCH_AUDIO
+    assert outcome.actions == (Action.ERROR, Action.ABANDON, Action.HANG_UP)
+    assert protocol.next_sample == 30
+
+
+def test_a_message_of_unknown_type_does_no_harm() -> None:
+    protocol = _at(State.STREAMING)
+    outcome = protocol.receive_text(b'{"type":"weather"}')
+    assert outcome.actions == (Action.ERROR,)
+    assert protocol.state is State.STREAMING
+    assert _at(State.CLOSED).receive_text(b'{"type":"weather"}').actions == ()
+
+
+@pytest.mark.parametrize("state", [State.READY, State.STREAMING, State.FINISHING])
+def test_what_is_malformed_ends_the_stream(state: State) -> None:
+    protocol = _at(state)
+    outcome = protocol.receive_text(b"{")
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.BAD_JSON
+    assert outcome.actions[0] is Action.ERROR
+    assert outcome.actions[-1] is Action.HANG_UP
+    assert protocol.state is State.CLOSED
+
+
+def test_text_and_binary_frames_are_counted_alike() -> None:
+    protocol = _at(State.READY)
+    text = json.dumps({"type": "audio", "data": base64.b64encode(b"\0" * 6).decode()})
+    protocol.receive_text(text)
+    protocol.receive_binary(b"\0" * 4)
+    assert protocol.next_sample == 5
+    assert protocol.receive_binary(b"\0").error is not None
+
+
+def test_a_refused_client_may_resume_and_nothing_else() -> None:
+    protocol = ConnectionProtocol(1000)
+    full = NoFreeStream()
+    assert protocol.notify(Event.FULL, full).error is full
+    assert protocol.receive(_AUDIO).actions == ()
+    assert protocol.receive(_RESUME).actions == (Action.TAKE_OVER,)
+    protocol.resume_at(100, 80)
+    assert protocol.notify(Event.RESUMED).actions == (Action.WELCOME_BACK,)
+    protocol.receive(_AUDIO)
+    assert protocol.next_sample == 110
+
+
+def test_a_refused_client_is_hung_up_on_when_its_time_is_over() -> None:
+    protocol = _at(State.REFUSED)
+    assert protocol.notify(Event.EXPIRED).actions == (Action.HANG_UP,)
+
+
+def test_audio_waits_for_resumed() -> None:
+    outcome = _at(State.RESUMING).receive(_AUDIO)
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.UNEXPECTED_MESSAGE
+
+
+def test_a_stream_that_was_taken_is_not_abandoned() -> None:
+    outcome = _at(State.STREAMING).notify(Event.TAKEN)
+    assert outcome.actions == (Action.ERROR, Action.HANG_UP)
+
+
+def test_failures_carry_the_services_error() -> None:
+    error = RedisUnavailable()
+    for state in (State.ADMITTING, State.READY, State.RESUMING, State.STREAMING, State.FINISHING):
+        outcome = _at(state).notify(Event.FAILED, error)
+        assert outcome.error is error
+        assert outcome.actions[0] is Action.ERROR
+
+
+def test_half_closing_finishes_and_losing_abandons() -> None:
+    assert _at(State.STREAMING).notify(Event.END).actions == (Action.FINISH,)
+    assert _at(State.STREAMING).notify(Event.LOST).actions == (Action.ABANDON,)
+    assert _at(State.READY).notify(Event.LOST).actions == (Action.GIVE_BACK,)
+
+
+def test_a_fault_that_ends_nothing_is_never_applied_to_the_table() -> None:
+    protocol = _at(State.READY)
+    protocol.fail(ClientFault(ErrorCode.UNKNOWN_TYPE, "There is no such type."))
+    assert protocol.state is State.READY

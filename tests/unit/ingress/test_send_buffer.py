@@ -1,0 +1,108 @@
+"""The bounded buffer of a slow reader."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from common.errors import ClientFault, ErrorCode
+from ingress.send_buffer import SendBuffer, merge_results
+from tests.fake_backplane import result_json
+
+
+def _partial(seq: int, *tokens: int) -> bytes:
+    return result_json(seq, f"text {seq}", tokens=tokens, acked=seq * 100)
+
+
+def test_messages_pass_straight_through_while_the_client_reads() -> None:
+    written: list[bytes] = []
+    buffer = SendBuffer(written.append, 1000)
+    buffer.send(b"a")
+    buffer.send(_partial(1), mergeable=True)
+    assert len(written) == 2
+    assert buffer.empty
+
+
+def test_merging_keeps_all_that_was_said() -> None:
+    merged = json.loads(merge_results(merge_results(_partial(4, 1, 2), _partial(5)), _partial(6, 3)))
+    assert merged["text"] == "text 6"
+    assert merged["token_ids"] == [1, 2, 3]
+    assert merged["confidence_scores"] == [0.5, 0.5, 0.5]
+    assert (merged["seq_first"], merged["seq"]) == (4, 6)
+    assert merged["audio_ack_samples"] == 600
+    assert "words" not in merged
+
+
+def test_merging_concatenates_words() -> None:
+    first = json.loads(_partial(1)) | {"words": [{"word": "go"}]}
+    second = json.loads(_partial(2)) | {"words": [{"word": "on"}]}
+    merged = json.loads(merge_results(json.dumps(first).encode(), json.dumps(second).encode()))
+    assert [word["word"] for word in merged["words"]] == ["go", "on"]
+
+
+def test_a_slow_reader_gets_neighbouring_partials_as_one_and_all_else_as_it_was() -> None:
+    written: list[bytes] = []
+    buffer = SendBuffer(written.append, 100_000)
+    buffer.pause()
+    for seq in (1, 2, 3):
+        buffer.send(_partial(seq, seq), mergeable=True)
+    buffer.send(result_json(4, turn=True))
+    for seq in (5, 6):
+        buffer.send(_partial(seq), mergeable=True)
+    buffer.send(b'{"type":"pong"}')
+    buffer.send(_partial(7), mergeable=True)
+    buffer.send(result_json(8, "all", final=True))
+    assert written == []
+    buffer.resume()
+    ranges = [(json.loads(m).get("seq_first"), json.loads(m).get("seq")) for m in written]
+    assert ranges == [(1, 3), (None, 4), (5, 6), (None, None), (None, 7), (None, 8)]
+    assert json.loads(written[-1])["is_final"]
+    assert buffer.empty
+    assert buffer.waiting_bytes == 0
+
+
+def test_merged_partials_do_not_grow_the_buffer() -> None:
+    buffer = SendBuffer(lambda message: None, 1000)
+    buffer.pause()
+    for seq in range(1, 500):
+        buffer.send(_partial(seq), mergeable=True)
+    assert buffer.waiting_bytes < 500
+
+
+def test_what_cannot_be_merged_is_bounded() -> None:
+    buffer = SendBuffer(lambda message: None, 2000)
+    buffer.pause()
+    for seq in range(1, 7):
+        buffer.send(result_json(seq, turn=True))
+    with pytest.raises(ClientFault) as caught:
+        buffer.send(result_json(7, turn=True))
+    assert caught.value.code is ErrorCode.SLOW_READER
+
+
+def test_small_messages_are_bounded_too() -> None:
+    buffer = SendBuffer(lambda message: None, 2000)
+    buffer.pause()
+    for _ in range(15):
+        buffer.send(b"{}")
+    with pytest.raises(ClientFault):
+        buffer.send(b"{}")
+
+
+def test_writing_stops_when_the_transport_is_full_again() -> None:
+    written: list[bytes] = []
+
+    def write(message: bytes) -> None:
+        written.append(message)
+        buffer.pause()
+
+    buffer = SendBuffer(write, 2000)
+    buffer.pause()
+    buffer.send(b"1")
+    buffer.send(b"2")
+    buffer.resume()
+    assert written == [b"1"]
+    buffer.send(b"3")
+    buffer.resume()
+    buffer.resume()
+    assert written == [b"1", b"2", b"3"]
