@@ -1,0 +1,402 @@
+"""Where an utterance starts, pauses and ends: a state machine per stream, driven by one table.
+
+It fuses the speech detector's probabilities, the model's `<EOU>` tokens and smart-turn's verdicts into
+the two fields of a result: `turn_detection` and `last_state`. It does no I/O and knows no clock: time is
+the position in the audio, in 16 kHz samples. What it returns is a function of what it was given, in
+whatever order chunks and verdicts arrive: a verdict is read at a position that the audio defines, and
+a chunk whose outcome needs a verdict that is not there yet waits for it.
+
+The engine does not call this class itself but `gpu_worker.turn.stage.TurnStage`, which holds one
+`Endpointer` a stream. The calls here are::
+
+    endpointer = Endpointer(settings)
+    outcome = endpointer.read(TurnChunk(end_sample, probs, eou_samples))  # every chunk, in order
+    for question in endpointer.take_questions(): ...       # ask smart-turn about the audio so far
+    while outcome is None:                                 # the chunk waits for a verdict
+        endpointer.answer(question.number, Verdict.COMPLETE)
+        outcome = endpointer.resume()
+
+Each chunk gives exactly one outcome. A start of utterance that is followed by its end in the same chunk is
+reported as the end alone; any other second event of a chunk stands in the next chunk's outcome. The
+chunk with `final` ends an open utterance.
+"""
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Any, Final, Self
+
+from gpu_worker.turn.settings import SAMPLES_PER_MS, Signal, TurnSettings
+from gpu_worker.turn.transitions import (
+    REPORTED,
+    TABLE,
+    Action,
+    Event,
+    IllegalTransitionError,
+    LastState,
+    State,
+    TurnDetection,
+)
+
+WINDOW_SAMPLES: Final = 512
+
+
+class Verdict(Enum):
+    """Smart-turn's answer. ABSENT: it did not come in time, or could not be asked."""
+
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"
+    ABSENT = "absent"
+
+
+class Cause(StrEnum):
+    """Which rule ended an utterance."""
+
+    EOU = "eou"
+    SMART_TURN = "smart_turn"
+    SILENCE = "silence"
+    MAX_PAUSE = "max_pause"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnChunk:
+    """What one chunk of audio gave.
+
+    end_sample: 16 kHz samples of the stream that the chunk completes; never less than the last one's.
+    probs: probability of speech of every window of 512 samples that became complete.
+    eou_samples: where `<EOU>` tokens stand; `eou_sample(frame)` makes it of a token's frame.
+    final: no more audio comes.
+    """
+
+    end_sample: int
+    probs: tuple[float, ...] = ()
+    eou_samples: tuple[int, ...] = ()
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnQuestion:
+    """Asks whether the utterance that ends at `end_sample` is complete."""
+
+    number: int
+    end_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOutcome:
+    """What a chunk's result reports.
+
+    decided_sample: position in the audio at which the start or end was decided; None for no event.
+    speech_end_sample: where the speech ended that an `end_of_utterance` closes.
+    cause: what closed it.
+    """
+
+    last_state: LastState | None
+    turn_detection: TurnDetection
+    decided_sample: int | None = None
+    speech_end_sample: int | None = None
+    cause: Cause | None = None
+
+    @property
+    def is_turn_event(self) -> bool:
+        return self.decided_sample is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _TurnEvent:
+    ends: bool
+    sample: int
+    speech_end_sample: int = 0
+    cause: Cause | None = None
+
+
+@dataclass(slots=True)
+class _Tape:
+    """The chunk being read: what is left of its marks, in order of position."""
+
+    end_sample: int
+    final: bool
+    marks: deque[tuple[int, float | None]]
+    """(position, probability of the window that ends there, or None for an `<EOU>`)."""
+
+
+def eou_sample(token_frame: int, samples_per_frame: int = 1_280) -> int:
+    """The position of an `<EOU>` token: the end of its absolute encoder frame."""
+    return (token_frame + 1) * samples_per_frame
+
+
+class Endpointer:
+    """The turn state of one stream. One thread owns it.
+
+    Args:
+        settings: thresholds and times; they stay for the stream's life.
+    """
+
+    def __init__(self, settings: TurnSettings) -> None:
+        self.settings = settings
+        self._state = State.IDLE
+        self._tape: _Tape | None = None
+        self._events: deque[_TurnEvent] = deque()
+        self._questions: deque[TurnQuestion] = deque()
+        self._read_sample = 0
+        self._is_speech: bool | None = None
+        self._speech_run_samples = 0
+        self._speech_end_sample = 0
+        self._eou_sample: int | None = None
+        self._num_questions = 0
+        self._question_sample: int | None = None
+        self._verdict: Verdict | None = None
+        self._awaiting = False
+
+    @property
+    def state(self) -> State:
+        """The state after all that has been read."""
+        return self._state
+
+    @property
+    def awaited_question(self) -> int | None:
+        """Number of the question whose answer the chunk being read waits for; None: none waits."""
+        return self._num_questions if self._awaiting else None
+
+    def read(self, chunk: TurnChunk) -> TurnOutcome | None:
+        """Reads the next chunk; None when it waits for a verdict, and `resume` goes on with it.
+
+        Raises:
+            ValueError: the number of probabilities is not that of the windows which the chunk completes,
+                chunks are out of order, or the last one still waits.
+        """
+        start_sample = self._read_sample
+        if chunk.end_sample < start_sample or self._state is State.CLOSED or self._tape is not None:
+            raise ValueError("chunks come in order, each after the outcome of the last, none after the final")
+        num_windows = chunk.end_sample // WINDOW_SAMPLES - start_sample // WINDOW_SAMPLES
+        if len(chunk.probs) != num_windows:
+            raise ValueError(f"the chunk completes {num_windows} windows, got {len(chunk.probs)}")
+        first = start_sample // WINDOW_SAMPLES + 1
+        marks: list[tuple[int, float | None]] = [
+            ((first + index) * WINDOW_SAMPLES, prob) for index, prob in enumerate(chunk.probs)
+        ]
+        # A token is known when its chunk is decoded: a position outside the chunk counts at its border.
+        marks += [(min(max(sample, start_sample), chunk.end_sample), None) for sample in chunk.eou_samples]
+        marks.sort(key=lambda mark: (mark[0], mark[1] is None))
+        self._tape = _Tape(chunk.end_sample, chunk.final, deque(marks))
+        self._read_sample = chunk.end_sample
+        return self.resume()
+
+    def resume(self) -> TurnOutcome | None:
+        """Goes on with the chunk that waits; None when it still does.
+
+        Raises:
+            ValueError: no chunk waits.
+        """
+        tape = self._tape
+        if tape is None:
+            raise ValueError("no chunk waits for a verdict")
+        while tape.marks:
+            sample, prob = tape.marks[0]
+            if prob is None:
+                self._read_eou(sample)
+            elif not self._read_window(sample, prob):
+                return None
+            tape.marks.popleft()
+        if tape.final:
+            self._apply(Event.FINISHED, tape.end_sample, Cause.FINISHED)
+        self._tape = None
+        return self._outcome(tape.final)
+
+    def take_questions(self) -> Sequence[TurnQuestion]:
+        """Questions asked since the last call. Only the last one's answer can still matter."""
+        questions = tuple(self._questions)
+        self._questions.clear()
+        return questions
+
+    def answer(self, number: int, verdict: Verdict) -> None:
+        """Gives smart-turn's verdict; an answer to a question that no longer stands is ignored."""
+        if number == self._num_questions and self._question_sample is not None:
+            self._verdict = verdict
+
+    def _read_eou(self, sample: int) -> None:
+        self._apply(Event.EOU, sample)
+        if self._state in (State.DIPPING, State.PAUSED) and self._eou_decides(
+            sample - self._speech_end_sample
+        ):
+            self._apply(Event.ENDED, sample, Cause.EOU)
+
+    def _read_window(self, sample: int, prob: float) -> bool:
+        """False when the window's outcome needs a verdict that is not there: it is read again then."""
+        if not self._awaiting:
+            settings = self.settings
+            if prob >= settings.vad_threshold:
+                self._is_speech = True
+            elif prob < settings.vad_threshold - settings.vad_margin or self._is_speech is None:
+                self._is_speech = False
+            if self._is_speech:
+                self._read_speech(sample)
+                return True
+            self._read_silence(sample)
+        return self._decide(sample)
+
+    def _read_speech(self, sample: int) -> None:
+        resumes = self._state in (State.PAUSED, State.RESUMING)
+        needed_ms = self.settings.min_resume_ms if resumes else self.settings.min_speech_ms
+        self._speech_run_samples += WINDOW_SAMPLES
+        held = self._speech_run_samples >= needed_ms * SAMPLES_PER_MS
+        self._apply(Event.SPEECH_HELD if held else Event.SPEECH, sample)
+        # Speech too short to end a pause does not end its silence either: the count goes on.
+        if self._state is not State.RESUMING:
+            self._speech_end_sample = sample
+
+    def _read_silence(self, sample: int) -> None:
+        self._speech_run_samples = 0
+        held = sample - self._speech_end_sample >= self.settings.pause_ms * SAMPLES_PER_MS
+        self._apply(Event.SILENCE_HELD if held else Event.SILENCE, sample)
+
+    def _decide(self, sample: int) -> bool:
+        if self._state not in (State.DIPPING, State.PAUSED):
+            return True
+        silence_samples = sample - self._speech_end_sample
+        cause = self._cause(silence_samples)
+        self._awaiting = cause is None and self._needs_verdict(silence_samples)
+        if cause is not None:
+            self._apply(Event.ENDED, sample, cause)
+        return not self._awaiting
+
+    def _cause(self, silence_samples: int) -> Cause | None:
+        """The rule that ends the utterance at this silence, with the verdict as far as it is known."""
+        settings = self.settings
+        if self._eou_decides(silence_samples):
+            return Cause.EOU
+        if self._verdict is Verdict.COMPLETE and _reaches(silence_samples, settings.smart_silence_ms):
+            return Cause.SMART_TURN
+        if (
+            (Signal.VAD in settings.signals or self._verdict is Verdict.ABSENT)
+            and self._verdict is not Verdict.INCOMPLETE
+            and _reaches(silence_samples, settings.end_silence_ms)
+        ):
+            return Cause.SILENCE
+        return Cause.MAX_PAUSE if _reaches(silence_samples, settings.max_pause_ms) else None
+
+    def _eou_decides(self, silence_samples: int) -> bool:
+        settings = self.settings
+        return (
+            Signal.EOU in settings.signals
+            and self._eou_sample is not None
+            and self._speech_end_sample - self._eou_sample <= settings.eou_hold_ms * SAMPLES_PER_MS
+            and _reaches(silence_samples, settings.eou_silence_ms)
+        )
+
+    def _needs_verdict(self, silence_samples: int) -> bool:
+        return (
+            Signal.SMART_TURN in self.settings.signals
+            and self._state is State.PAUSED
+            and self._verdict is None
+            and _reaches(silence_samples, self.settings.smart_silence_ms)
+        )
+
+    def _apply(self, event: Event, sample: int, cause: Cause | None = None) -> None:
+        transition = TABLE.get((self._state, event))
+        if transition is None:
+            raise IllegalTransitionError(f"{event.value!r} in state {self._state.value!r}")
+        self._state = transition.to
+        match transition.action:
+            case Action.OPEN:
+                self._forget()
+                self._events.append(_TurnEvent(False, sample, 0, None))
+            case Action.CLOSE:
+                self._forget()
+                self._close(_TurnEvent(True, sample, self._speech_end_sample, cause))
+            case Action.ASK if Signal.SMART_TURN in self.settings.signals:
+                self._num_questions += 1
+                self._question_sample = sample
+                self._questions.append(TurnQuestion(self._num_questions, sample))
+            case Action.NOTE_EOU:
+                self._eou_sample = sample
+            case Action.FORGET:
+                self._forget()
+            case _:
+                pass
+
+    def _forget(self) -> None:
+        self._eou_sample = None
+        self._verdict = None
+        self._question_sample = None
+
+    def _close(self, event: _TurnEvent) -> None:
+        # A start that no result has reported yet is implied by its end.
+        if self._events and not self._events[-1].ends:
+            self._events.pop()
+        self._events.append(event)
+
+    def _outcome(self, final: bool) -> TurnOutcome:
+        if not self._events:
+            last_state, turn_detection = REPORTED[self._state]
+            return TurnOutcome(last_state if self._is_speech is not None else None, turn_detection)
+        event = self._events.popleft()
+        if final and self._events:
+            # There is no later result: the last end stands for those that would have followed.
+            event = [other for other in (event, *self._events) if other.ends][-1]
+            self._events.clear()
+        if event.ends:
+            return TurnOutcome(
+                "silence", "end_of_utterance", event.sample, event.speech_end_sample, event.cause
+            )
+        return TurnOutcome("speech", "start_of_utterance", event.sample)
+
+    def export(self) -> bytes:
+        """The whole state, a chunk that waits included, as JSON; `restore` goes on from it exactly."""
+        state: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN_FIELDS}
+        state["_state"] = self._state.value
+        state["_verdict"] = None if self._verdict is None else self._verdict.value
+        state["_events"] = [
+            [event.ends, event.sample, event.speech_end_sample, event.cause] for event in self._events
+        ]
+        tape = self._tape
+        state["_tape"] = tape and [tape.end_sample, tape.final, list(tape.marks)]
+        return json.dumps({"version": _EXPORT_VERSION, **state}).encode()
+
+    @classmethod
+    def restore(cls, settings: TurnSettings, exported: bytes) -> Self:
+        """An endpointer in the state that `export` wrote. A question that stands is asked anew.
+
+        Raises:
+            ValueError: the state was written by another version.
+        """
+        state = json.loads(exported)
+        if state.pop("version", None) != _EXPORT_VERSION:
+            raise ValueError("the turn state was written by another version")
+        endpointer = cls(settings)
+        for name in _PLAIN_FIELDS:
+            setattr(endpointer, name, state[name])
+        endpointer._state = State(state["_state"])
+        verdict = state["_verdict"]
+        endpointer._verdict = None if verdict is None else Verdict(verdict)
+        endpointer._events.extend(
+            _TurnEvent(ends, sample, speech_end, None if cause is None else Cause(cause))
+            for ends, sample, speech_end, cause in state["_events"]
+        )
+        if state["_tape"] is not None:
+            end_sample, final, marks = state["_tape"]
+            endpointer._tape = _Tape(end_sample, final, deque((at, prob) for at, prob in marks))
+        asked_sample = endpointer._question_sample
+        if asked_sample is not None and verdict is None:
+            endpointer._questions.append(TurnQuestion(endpointer._num_questions, asked_sample))
+        return endpointer
+
+
+_EXPORT_VERSION: Final = 1
+_PLAIN_FIELDS: Final = (
+    "_read_sample",
+    "_is_speech",
+    "_speech_run_samples",
+    "_speech_end_sample",
+    "_eou_sample",
+    "_num_questions",
+    "_question_sample",
+    "_awaiting",
+)
+
+
+def _reaches(silence_samples: int, needed_ms: int) -> bool:
+    return silence_samples >= needed_ms * SAMPLES_PER_MS

@@ -1,0 +1,135 @@
+"""The turn state of one stream in the stage, and how it travels in a snapshot."""
+
+import json
+import struct
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.engine.interface import StreamOutput, Word
+from gpu_worker.turn.endpointing import Endpointer, TurnChunk
+from gpu_worker.turn.settings import TurnSettings
+from gpu_worker.turn.transitions import LastState, TurnDetection
+
+_VERSION: Final = 1
+
+
+@dataclass(slots=True)
+class HeldChunk:
+    """A chunk that waits: its result without turn detection, what it says of turns, its audio."""
+
+    output: StreamOutput
+    chunk: TurnChunk
+    samples: NDArray[np.int16] | None
+
+
+@dataclass(slots=True)
+class Lane:
+    """The turn state of one stream.
+
+    endpointer: None when turn detection is off for the stream.
+    history: the last 8 s of audio and the chunk being read, for smart-turn; None without it.
+    history_end_sample: position of the history's end.
+    waiting: result of the chunk that is half read and waits for a verdict.
+    deadline_s: when the verdict is given up.
+    held: chunks behind it.
+    reported: what the last result said, (last_state, turn_detection).
+    """
+
+    endpointer: Endpointer | None = None
+    history: NDArray[np.int16] | None = None
+    history_end_sample: int = 0
+    waiting: StreamOutput | None = None
+    deadline_s: float = 0.0
+    held: deque[HeldChunk] = field(default_factory=deque)
+    reported: tuple[LastState | None, TurnDetection] = (None, "pause")
+
+
+def export_lane(lane: Lane) -> bytes:
+    """A header of JSON behind its length, then the audio as int16."""
+    audio = [] if lane.history is None else [lane.history]
+    audio += [held.samples for held in lane.held if held.samples is not None]
+    header = {
+        "version": _VERSION,
+        "endpointer": None if lane.endpointer is None else lane.endpointer.export().decode(),
+        "history_samples": None if lane.history is None else len(lane.history),
+        "history_end_sample": lane.history_end_sample,
+        "waiting": None if lane.waiting is None else _encode_output(lane.waiting),
+        "held": [
+            {
+                "output": _encode_output(held.output),
+                "chunk": asdict(held.chunk),
+                "samples": None if held.samples is None else len(held.samples),
+            }
+            for held in lane.held
+        ],
+        "reported": lane.reported,
+    }
+    text = json.dumps(header).encode()
+    return b"".join([struct.pack("<I", len(text)), text, *(part.tobytes() for part in audio)])
+
+
+def import_lane(exported: bytes, settings: TurnSettings) -> Lane:
+    """What `export_lane` wrote.
+
+    Raises:
+        ValueError: it was written by another version.
+    """
+    (length,) = struct.unpack_from("<I", exported)
+    header = json.loads(exported[4 : 4 + length])
+    if header.get("version") != _VERSION:
+        raise ValueError("the turn state was written by another version")
+    audio = np.frombuffer(exported, np.int16, offset=4 + length)
+    position = 0
+
+    def take(num_samples: int | None) -> NDArray[np.int16] | None:
+        nonlocal position
+        if num_samples is None:
+            return None
+        start, position = position, position + num_samples
+        return audio[start:position].copy()
+
+    endpointer = header["endpointer"]
+    lane = Lane(
+        endpointer=None if endpointer is None else Endpointer.restore(settings, endpointer.encode()),
+        history=take(header["history_samples"]),
+        history_end_sample=header["history_end_sample"],
+        waiting=None if header["waiting"] is None else _decode_output(header["waiting"]),
+        reported=tuple(header["reported"]),
+    )
+    for held in header["held"]:
+        chunk = held["chunk"]
+        lane.held.append(
+            HeldChunk(
+                _decode_output(held["output"]),
+                TurnChunk(
+                    chunk["end_sample"],
+                    tuple(chunk["probs"]),
+                    tuple(chunk["eou_samples"]),
+                    chunk["final"],
+                ),
+                take(held["samples"]),
+            )
+        )
+    return lane
+
+
+def _encode_output(output: StreamOutput) -> dict[str, Any]:
+    assert output.failed is None  # a failure ends the lane, it is never held
+    return asdict(output)
+
+
+def _decode_output(values: dict[str, Any]) -> StreamOutput:
+    words = values["words"]
+    return StreamOutput(
+        **{
+            **values,
+            "token_ids": tuple(values["token_ids"]),
+            "confidence_scores": tuple(values["confidence_scores"]),
+            "token_frames": tuple(values["token_frames"]),
+            "words": None if words is None else tuple(Word(**word) for word in words),
+        }
+    )

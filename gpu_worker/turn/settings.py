@@ -1,0 +1,101 @@
+"""What decides a turn: the thresholds and times of one stream's endpointing."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+SAMPLES_PER_MS: Final = 16
+
+
+class Signal(StrEnum):
+    """A signal that may end an utterance. The start of one is always the speech detector's."""
+
+    VAD = "vad"
+    EOU = "eou"
+    SMART_TURN = "smart_turn"
+
+
+SIGNAL_CHOICES: Final = (
+    "vad",
+    "eou",
+    "smart_turn",
+    "vad+eou",
+    "vad+smart_turn",
+    "eou+smart_turn",
+    "vad+eou+smart_turn",
+)
+"""The spellings of a set of signals in flags and in a stream's options."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnSettings:
+    """Settings of the endpointing of one stream. Times are of audio, in milliseconds.
+
+    enabled: False runs nothing: no window is computed, no state is kept.
+    signals: the signals that may end an utterance before `max_pause_ms`.
+    vad_threshold: a window whose probability reaches it is speech.
+    vad_margin: a window is silence when its probability is below the threshold by more than this;
+        in between it is what the window before was.
+    min_speech_ms: speech without a gap that opens an utterance.
+    min_resume_ms: speech without a gap that goes on with an utterance after a pause.
+    pause_ms: silence that is reported as a pause, and about which smart-turn is asked.
+    eou_silence_ms: silence that ends an utterance together with an `<EOU>` token.
+    eou_hold_ms: an `<EOU>` token counts when no speech later than this came after it.
+    smart_silence_ms: silence at which smart-turn's verdict is read; "complete" ends the utterance there.
+    end_silence_ms: silence that ends an utterance without other evidence (signal `vad`).
+    max_pause_ms: silence that ends an utterance whatever the signals say.
+    """
+
+    enabled: bool = True
+    signals: frozenset[Signal] = frozenset({Signal.VAD, Signal.EOU})
+    vad_threshold: float = 0.5
+    vad_margin: float = 0.15
+    min_speech_ms: int = 96
+    min_resume_ms: int = 64
+    pause_ms: int = 96
+    eou_silence_ms: int = 96
+    eou_hold_ms: int = 480
+    smart_silence_ms: int = 160
+    end_silence_ms: int = 800
+    max_pause_ms: int = 2_000
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.vad_threshold < 1.0:
+            raise ValueError(f"vad_threshold must lie between 0 and 1, got {self.vad_threshold}")
+        if not 0.0 <= self.vad_margin < self.vad_threshold:
+            raise ValueError(f"vad_margin must lie in [0, vad_threshold), got {self.vad_margin}")
+        for name in ("min_speech_ms", "min_resume_ms", "pause_ms", "eou_silence_ms"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.eou_hold_ms < 0:
+            raise ValueError(f"eou_hold_ms must not be negative, got {self.eou_hold_ms}")
+        if self.smart_silence_ms < self.pause_ms:
+            raise ValueError(
+                f"smart_silence_ms ({self.smart_silence_ms}) must be at least pause_ms ({self.pause_ms})"
+            )
+        if self.end_silence_ms < self.pause_ms:
+            raise ValueError(
+                f"end_silence_ms ({self.end_silence_ms}) must be at least pause_ms ({self.pause_ms})"
+            )
+        if self.max_pause_ms < max(self.end_silence_ms, self.smart_silence_ms, self.eou_silence_ms):
+            raise ValueError(f"max_pause_ms ({self.max_pause_ms}) must be the longest of the silences")
+
+    def limited(self, *, has_eou: bool, has_smart_turn: bool) -> "TurnSettings":
+        """The settings without the signals that this server cannot give; silence decides in their place."""
+        missing = set()
+        if not has_eou:
+            missing.add(Signal.EOU)
+        if not has_smart_turn:
+            missing.add(Signal.SMART_TURN)
+        if not self.signals & missing:
+            return self
+        return replace(self, signals=self.signals - missing | {Signal.VAD})
+
+
+def parse_signals(text: str) -> frozenset[Signal]:
+    """Reads `vad+eou` and the like.
+
+    Raises:
+        ValueError: the text names no signal or one that does not exist.
+    """
+    return frozenset(Signal(name) for name in text.split("+"))

@@ -1,0 +1,320 @@
+"""The engine's last stage: takes what each chunk decoded and gives results with turn detection.
+
+Calls that the engine makes, all from its own thread. `SileroVad` (gpu_worker.turn.vad) belongs to the
+step itself; this stage is host code that costs some microseconds a chunk::
+
+    stage = TurnStage(judge=None)                         # a SmartTurnPool where smart-turn is on
+    stage.open(stream, settings)                          # TurnSettings of the stream
+    stage.push(output, probs, eou_frames, samples)        # every chunk of a stream, in order
+    outputs = stage.drain()                               # at the end of every step: what to return
+    stage.close(stream)                                   # stream dropped; after a final it is closed already
+    blob = stage.export(stream)                           # part of the engine's snapshot ...
+    stage.open(stream, settings, exported=blob)           # ... and back
+
+`push` takes a StreamOutput whose `last_state`, `turn_detection` and `is_turn_event` are placeholders and
+whose `changed` says whether tokens or text changed; `drain` gives it back with all four set. Without
+smart-turn, or without a question open, it comes back from the next `drain`. With one open it is held, and
+the stream's later outputs behind it, until the verdict is there or `verdict_timeout_s` has passed; other
+streams never wait. So `has_work()` of the engine is also true when `stage.has_ready()` is, and a
+thread that sleeps until there is work must be woken by the judge's `on_answer` and look again after
+`stage.wait_s()`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.entries import StreamId
+from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.turn.endpointing import Endpointer, TurnChunk, TurnOutcome, Verdict, eou_sample
+from gpu_worker.turn.lane import HeldChunk, Lane, export_lane, import_lane
+from gpu_worker.turn.settings import Signal, TurnSettings
+
+HISTORY_SAMPLES: Final = 8 * 16_000
+MAX_HELD_CHUNKS: Final = 64
+"""A stream that decodes faster than real time is made to wait for its verdict at this many."""
+
+_OFF: Final = TurnOutcome(None, "running")
+"""What results say of a stream without turn detection."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAnswer:
+    """A judge's answer to one question."""
+
+    stream: StreamId
+    number: int
+    verdict: Verdict
+
+
+class TurnJudge(Protocol):
+    """Judges whether an utterance is complete, in threads of its own."""
+
+    def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
+        """Queues a question about at most 8 s of audio; False when the queue is full."""
+        ...
+
+    def answers(self) -> Sequence[TurnAnswer]:
+        """Answers that arrived since the last call; never blocks."""
+        ...
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits until an answer may be there."""
+        ...
+
+    def count_late(self) -> None:
+        """Notes that an answer was given up waiting for."""
+        ...
+
+
+class TurnStage:
+    """Endpointing of all streams of an engine.
+
+    Args:
+        judge: smart-turn; None leaves its verdicts out (streams that ask for it get none).
+        has_eou: whether the model has an `<EOU>` token.
+        verdict_timeout_s: longest time that a result waits for a verdict before it counts as absent.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        judge: TurnJudge | None = None,
+        *,
+        has_eou: bool = True,
+        verdict_timeout_s: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._judge = judge
+        self._has_eou = has_eou
+        self._verdict_timeout_s = verdict_timeout_s
+        self._clock = clock
+        self._lanes: dict[StreamId, Lane] = {}
+        self._waiting: dict[StreamId, Lane] = {}
+        self._ready: list[StreamOutput] = []
+
+    @property
+    def num_held(self) -> int:
+        """Outputs that wait for a verdict, over all streams."""
+        return sum(1 + len(lane.held) for lane in self._waiting.values())
+
+    @property
+    def num_waiting_streams(self) -> int:
+        """Streams that wait for a verdict."""
+        return len(self._waiting)
+
+    def open(self, stream: StreamId, settings: TurnSettings, exported: bytes | None = None) -> None:
+        """Takes a stream, at its start or where `export` left it.
+
+        Raises:
+            ValueError: the stream is open already, or the export is of another version.
+        """
+        if stream in self._lanes:
+            raise ValueError(f"stream {stream} is open")
+        settings = settings.limited(has_eou=self._has_eou, has_smart_turn=self._judge is not None)
+        if exported is not None:
+            lane = import_lane(exported, settings)
+        elif settings.enabled:
+            lane = Lane(endpointer=Endpointer(settings))
+            if Signal.SMART_TURN in settings.signals:
+                lane.history = np.zeros(0, np.int16)
+        else:
+            lane = Lane(reported=(_OFF.last_state, _OFF.turn_detection))
+        self._lanes[stream] = lane
+        if lane.endpointer is not None:
+            self._ask(stream, lane)
+        if lane.waiting is not None:
+            lane.deadline_s = self._clock() + self._verdict_timeout_s
+            self._waiting[stream] = lane
+            self._go_on(stream, lane)
+
+    def export(self, stream: StreamId) -> bytes:
+        """The stream's whole turn state between two steps, results that are held included.
+
+        Results that `drain` would return are not part of it: drain first, then export.
+        """
+        return export_lane(self._lanes[stream])
+
+    def close(self, stream: StreamId) -> None:
+        """Drops the stream and what it holds; does nothing when it is not open."""
+        self._lanes.pop(stream, None)
+        self._waiting.pop(stream, None)
+
+    def is_enabled(self, stream: StreamId) -> bool:
+        """True when the stream's windows must be computed."""
+        return self._lanes[stream].endpointer is not None
+
+    def needs_samples(self, stream: StreamId) -> bool:
+        """True when `push` needs the chunk's samples, for smart-turn."""
+        return self._lanes[stream].history is not None
+
+    def push(
+        self,
+        output: StreamOutput,
+        probs: Sequence[float] = (),
+        eou_frames: Sequence[int] = (),
+        samples: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Takes what one chunk of a stream gave.
+
+        Args:
+            output: the chunk's result; turn fields are placeholders. `samples_decoded` is the chunk's end.
+            probs: probability of speech of each window that the chunk completes; empty when disabled.
+            eou_frames: absolute encoder frames of the chunk's `<EOU>` tokens.
+            samples: the chunk's audio, only when `needs_samples`.
+        """
+        stream = output.stream
+        lane = self._lanes[stream]
+        if output.failed is not None:
+            self.close(stream)
+            self._ready.append(output)
+            return
+        if lane.endpointer is None:
+            self._emit(stream, lane, output, _OFF)
+            return
+        chunk = TurnChunk(
+            end_sample=output.samples_decoded,
+            probs=tuple(probs),
+            eou_samples=tuple(eou_sample(frame) for frame in eou_frames),
+            final=output.is_final,
+        )
+        held = HeldChunk(output, chunk, None if samples is None else _to_int16(samples))
+        if lane.waiting is not None:
+            if len(lane.held) >= MAX_HELD_CHUNKS:
+                self._settle(stream, lane)
+            lane.held.append(held)
+            self._go_on(stream, lane)
+            return
+        self._read(stream, lane, held)
+
+    def drain(self) -> list[StreamOutput]:
+        """Outputs that are complete, those of one stream in order; never blocks."""
+        self._take_answers()
+        if self._waiting:
+            now_s = self._clock()
+            late = [(s, lane) for s, lane in self._waiting.items() if now_s >= lane.deadline_s]
+            for stream, lane in late:
+                self._give_up(stream, lane)
+        ready, self._ready = self._ready, []
+        return ready
+
+    def has_ready(self) -> bool:
+        """True when `drain` would return something."""
+        self._take_answers()
+        return bool(self._ready) or (
+            bool(self._waiting) and self._clock() >= min(lane.deadline_s for lane in self._waiting.values())
+        )
+
+    def wait_s(self) -> float | None:
+        """Seconds until a verdict is given up, None when none is waited for."""
+        if not self._waiting:
+            return None
+        return max(0.0, min(lane.deadline_s for lane in self._waiting.values()) - self._clock())
+
+    def _take_answers(self) -> None:
+        if self._judge is None:
+            return
+        for answer in self._judge.answers():
+            lane = self._lanes.get(answer.stream)
+            if lane is not None and lane.endpointer is not None:
+                lane.endpointer.answer(answer.number, answer.verdict)
+                self._go_on(answer.stream, lane)
+
+    def _give_up(self, stream: StreamId, lane: Lane) -> None:
+        assert lane.endpointer is not None
+        assert self._judge is not None
+        number = lane.endpointer.awaited_question
+        assert number is not None
+        self._judge.count_late()
+        lane.endpointer.answer(number, Verdict.ABSENT)
+        self._go_on(stream, lane)
+
+    def _settle(self, stream: StreamId, lane: Lane) -> None:
+        """Waits for the stream's verdict: the bound of what a stream may hold."""
+        assert self._judge is not None
+        while lane.waiting is not None and len(lane.held) >= MAX_HELD_CHUNKS:
+            left_s = lane.deadline_s - self._clock()
+            if left_s <= 0:
+                self._give_up(stream, lane)
+            else:
+                self._judge.wait(left_s)
+                self._take_answers()
+
+    def _read(self, stream: StreamId, lane: Lane, held: HeldChunk) -> None:
+        assert lane.endpointer is not None
+        if lane.history is not None:
+            assert held.samples is not None
+            lane.history = np.concatenate([lane.history, held.samples])
+            lane.history_end_sample = held.chunk.end_sample
+        outcome = lane.endpointer.read(held.chunk)
+        self._ask(stream, lane)
+        if outcome is None:
+            outcome = lane.endpointer.resume()  # a question that was refused is answered already
+        if outcome is None:
+            lane.waiting = held.output
+            lane.deadline_s = self._clock() + self._verdict_timeout_s
+            self._waiting[stream] = lane
+        else:
+            self._finish_chunk(stream, lane, held.output, outcome)
+
+    def _go_on(self, stream: StreamId, lane: Lane) -> None:
+        """Reads on after an answer, as far as it goes."""
+        if lane.waiting is None:
+            return
+        assert lane.endpointer is not None
+        outcome = lane.endpointer.resume()
+        self._ask(stream, lane)
+        if outcome is None:
+            outcome = lane.endpointer.resume()
+        if outcome is None:
+            return
+        output, lane.waiting = lane.waiting, None
+        self._waiting.pop(stream, None)
+        self._finish_chunk(stream, lane, output, outcome)
+        while lane.held and lane.waiting is None:
+            self._read(stream, lane, lane.held.popleft())
+
+    def _ask(self, stream: StreamId, lane: Lane) -> None:
+        assert lane.endpointer is not None
+        questions = lane.endpointer.take_questions()
+        if not questions:
+            return
+        # An earlier question of the same chunk has been overtaken by speech.
+        question = questions[-1]
+        assert self._judge is not None
+        assert lane.history is not None
+        # The history holds whole chunks; the question ends where the pause was noticed.
+        end = len(lane.history) - (lane.history_end_sample - question.end_sample)
+        if not self._judge.ask(stream, question.number, lane.history[max(0, end - HISTORY_SAMPLES) : end]):
+            lane.endpointer.answer(question.number, Verdict.ABSENT)
+
+    def _finish_chunk(self, stream: StreamId, lane: Lane, output: StreamOutput, outcome: TurnOutcome) -> None:
+        if lane.history is not None and len(lane.history) > HISTORY_SAMPLES:
+            lane.history = lane.history[-HISTORY_SAMPLES:]
+        self._emit(stream, lane, output, outcome)
+
+    def _emit(self, stream: StreamId, lane: Lane, output: StreamOutput, outcome: TurnOutcome) -> None:
+        reports = (outcome.last_state, outcome.turn_detection)
+        changed = output.changed or reports != lane.reported or outcome.is_turn_event
+        lane.reported = reports
+        self._ready.append(
+            replace(
+                output,
+                last_state=outcome.last_state,
+                turn_detection=outcome.turn_detection,
+                is_turn_event=outcome.is_turn_event,
+                changed=changed or output.is_final,
+            )
+        )
+        if output.is_final:
+            self.close(stream)
+
+
+def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Half the size, and the precision of the telephone or microphone that it came from."""
+    scaled: NDArray[np.int16] = np.rint(np.clip(samples, -1.0, 1.0) * 32_767.0).astype(np.int16)
+    return scaled
