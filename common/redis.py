@@ -28,6 +28,8 @@ from redis.backoff import ExponentialBackoff
 
 from common.entries import StreamId
 from common.errors import SettingsError
+from common.pipelined import Argument, Endpoint, PipelinedConnection
+from common.pipelined_sync import SyncPipelinedConnection
 
 
 class SyncClient(Protocol):
@@ -38,6 +40,18 @@ class SyncClient(Protocol):
 
     def pipeline(self, transaction: bool) -> Any:
         """Commands sent together."""
+
+    def ping(self) -> Any:
+        """Ask whether the server answers."""
+
+    def time(self) -> Any:
+        """The server's clock: seconds and microseconds."""
+
+    def zscore(self, name: bytes, value: str) -> Any:
+        """Score of a member of a sorted set."""
+
+    def hgetall(self, name: bytes) -> Any:
+        """All fields of a hash."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -192,11 +206,20 @@ class AsyncRedis:
     def __init__(self, servers: RedisServers) -> None:
         self.servers = servers
         self._clients = tuple(_async_client(address, servers.timeout_ms) for address in servers.addresses)
+        self._pipelined: dict[int, PipelinedConnection] = {}
 
     @property
     def clients(self) -> tuple[AsyncClient, ...]:
         """The clients, by index of the server."""
         return self._clients
+
+    def pipelined(self, server: int) -> PipelinedConnection:
+        """The connection of a server for what is called thousands of times a second."""
+        if server not in self._pipelined:
+            address = self.servers.addresses[server]
+            timeout_s = self.servers.timeout_ms / 1000
+            self._pipelined[server] = PipelinedConnection(lambda: _find(address, timeout_s), timeout_s)
+        return self._pipelined[server]
 
     @property
     def cluster(self) -> AsyncClient:
@@ -213,6 +236,8 @@ class AsyncRedis:
 
     async def close(self) -> None:
         """Close all connections."""
+        for connection in self._pipelined.values():
+            await connection.close()
         for client in self._clients:
             await client.aclose()
 
@@ -225,6 +250,7 @@ class SyncRedis:
         self._clients = tuple(
             _sync_client(address, servers.timeout_ms / 1000) for address in servers.addresses
         )
+        self._pipelined: list[SyncPipelinedConnection] = []
 
     @property
     def clients(self) -> tuple[SyncClient, ...]:
@@ -244,8 +270,18 @@ class SyncRedis:
         """The client of a stream's shard."""
         return self._clients[stream % self.servers.shards % len(self._clients)]
 
+    def pipelined(self, server: int) -> SyncPipelinedConnection:
+        """A new connection to a server for what is called hundreds of times a second; for one thread."""
+        address = self.servers.addresses[server]
+        timeout_s = self.servers.timeout_ms / 1000
+        connection = SyncPipelinedConnection(lambda: _find_sync(address, timeout_s), timeout_s)
+        self._pipelined.append(connection)
+        return connection
+
     def close(self) -> None:
         """Close all connections."""
+        for connection in self._pipelined:
+            connection.close()
         for client in self._clients:
             client.close()
 
@@ -325,3 +361,43 @@ def _async_client(address: RedisAddress, timeout_ms: int, retries: int = _RETRIE
         )
         return cast("AsyncClient", sentinel.master_for(address.master, **arguments))
     return cast("AsyncClient", redis.asyncio.Redis(**arguments))
+
+
+def _endpoint(address: RedisAddress, host: str, port: int) -> Endpoint:
+    opening: list[tuple[Argument, ...]] = []
+    if address.password is not None:
+        user = () if address.username is None else (address.username,)
+        opening.append(("AUTH", *user, address.password))
+    if address.db:
+        opening.append(("SELECT", address.db))
+    return Endpoint(host, port, address.path, address.tls, tuple(opening))
+
+
+async def _find(address: RedisAddress, timeout_s: float) -> Endpoint:
+    """Where to connect now."""
+    if not address.sentinels:
+        return _endpoint(address, address.host, address.port)
+    sentinel: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+        address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
+    )
+    try:
+        host, port = await sentinel.discover_master(address.master)
+    finally:
+        for client in sentinel.sentinels:
+            await client.aclose()
+    return _endpoint(address, host, port)
+
+
+def _find_sync(address: RedisAddress, timeout_s: float) -> Endpoint:
+    """The same for a thread."""
+    if not address.sentinels:
+        return _endpoint(address, address.host, address.port)
+    sentinel: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+        address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
+    )
+    try:
+        host, port = sentinel.discover_master(address.master)
+    finally:
+        for client in sentinel.sentinels:
+            client.close()
+    return _endpoint(address, host, port)

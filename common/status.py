@@ -84,7 +84,8 @@ class WorkerReport:
 def decode_worker_report(fields: Mapping[bytes, bytes]) -> WorkerReport | None:
     """Read a worker's hash; None where it has run out (or is another version's)."""
     try:
-        number = {name.decode(): float(value) for name, value in fields.items()}
+        # Fields that are no numbers say what the worker runs; the status line has no place for them.
+        number = {name.decode(): _number(value) for name, value in fields.items()}
         stages = {
             name: StageReport(
                 int(number[f"{name}_calls"]),
@@ -110,6 +111,13 @@ def decode_worker_report(fields: Mapping[bytes, bytes]) -> WorkerReport | None:
         )
     except (KeyError, ValueError):
         return None
+
+
+def _number(value: bytes) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return float("nan")
 
 
 @dataclass(frozen=True, slots=True)
