@@ -17,8 +17,8 @@ from common.logging import configure, default_config
 from common.settings import (
     FLAGS,
     PROGRAM,
+    ClusterSettings,
     IngressSettings,
-    LogSettings,
     SettingsError,
     build_parser,
     child_argv,
@@ -31,6 +31,7 @@ SUMMARIES = {
     "ingress": "run one ingress process: client sockets, no model",
     "worker": "run one worker: the model on one device",
     "status": "show the state of the cluster that a status port tells",
+    "health": "exit status 0 where a worker of this host holds its lease (a container's health check)",
     "transcribe": "stream a recording, stdin or the microphone to a server and show the text",
     "bench": "measure how many real-time streams a server carries (bench --help)",
     "model": "look at a model, or fetch it beforehand (model --help)",
@@ -50,7 +51,7 @@ def logging_config(level: str, format_name: str) -> dict[str, Any]:
     return default_config(level, format_name)
 
 
-def _log_config_of(settings: LogSettings) -> str:
+def _log_config_of(settings: ClusterSettings) -> str:
     return settings.log_config or json.dumps(logging_config(settings.log_level, settings.log_format))
 
 
@@ -97,6 +98,13 @@ def status(argv: Sequence[str]) -> int:
     return show_status(parse("status", argv))
 
 
+def health(argv: Sequence[str]) -> int:
+    """Say whether a worker of this host is well."""
+    from parakeet.readiness import show_health
+
+    return show_health(parse("health", argv))
+
+
 def transcribe(argv: Sequence[str]) -> int:
     """Stream audio to a server and print the text."""
     from parakeet.transcribe import run_transcribe
@@ -121,6 +129,7 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "ingress": ingress,
     "worker": worker,
     "status": status,
+    "health": health,
     "transcribe": transcribe,
     "bench": bench,
     "model": model,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 
 from common.entries import IngressId, WorkerId
 from common.errors import ServiceError
 from common.keys import Keys
 from common.redis import CONNECTION_ERRORS, RedisServers, SyncRedis
-from common.settings import ClusterSettings
+from common.settings import HealthSettings, RedisSettings, host_stem
 
 
 class PortTaken(ServiceError):  # noqa: N818 - the name says it
@@ -19,7 +20,7 @@ class PortTaken(ServiceError):  # noqa: N818 - the name says it
 class Roster:
     """Reads who is alive in the cluster; one client, made when it is needed."""
 
-    def __init__(self, settings: ClusterSettings) -> None:
+    def __init__(self, settings: RedisSettings) -> None:
         self._servers = RedisServers.parse(
             settings.redis_url, settings.redis_shards, settings.redis_timeout_ms
         )
@@ -56,13 +57,12 @@ class Roster:
             return False
         return isinstance(expiry_ms, float) and expiry_ms > seconds * 1000 + microseconds / 1000
 
-    def worker_fields(self, worker_id: str) -> dict[str, str]:
-        """Return what the worker says about itself, empty while it says nothing."""
-        try:
-            raw = self._redis.cluster.hgetall(self._keys.worker(WorkerId(worker_id)))
-        except CONNECTION_ERRORS:
-            return {}
-        return {_text(key): _text(value) for key, value in raw.items()}
+    def workers_of_this_host(self) -> list[str]:
+        """Return the workers of this host that hold a lease; raises the client's errors."""
+        seconds, microseconds = self._redis.cluster.time()
+        now_ms = seconds * 1000 + microseconds / 1000
+        names = self._redis.cluster.execute_command("ZRANGEBYSCORE", self._keys.workers, f"({now_ms}", "+inf")
+        return [name for raw in names if (name := _text(raw)).startswith(host_stem("w"))]
 
     def close(self) -> None:
         self._redis.close()
@@ -104,3 +104,18 @@ def wait_until_listening(host: str, port: int, timeout_s: float) -> bool:
         else:
             return True
     return False
+
+
+def show_health(settings: HealthSettings) -> int:
+    """Print the workers of this host; 0 where one holds its lease, which a hung engine does not."""
+    roster = Roster(settings)
+    try:
+        if reason := roster.unreachable():
+            raise ServiceError(reason)
+        workers = roster.workers_of_this_host()
+    finally:
+        roster.close()
+    sys.stdout.write("".join(f"{worker} holds its lease\n" for worker in workers))
+    if not workers:
+        raise ServiceError("No worker of this host holds a lease.")
+    return 0

@@ -131,6 +131,7 @@ class Supervisor:
         self._workers: list[Child] = []
         self._ingresses: list[Child] = []
         self._roster: Roster | None = None
+        self._num_gpus = 0
 
     def run(self) -> int:
         """Start everything, keep it running until a signal, stop it; 0 for a stop that was asked for."""
@@ -164,8 +165,8 @@ class Supervisor:
             raise StartFailed(reason)
 
         worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
-        num_gpus = count_gpus(self._settings.worker.device)
-        for index, worker in enumerate(plan_workers(worker_settings, num_gpus, _num_cores())):
+        self._num_gpus = count_gpus(self._settings.worker.device)
+        for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, _num_cores())):
             self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", worker)))
         self._start_children(signals, self._workers, roster.has_worker, self._settings.start_timeout_s)
 
@@ -221,13 +222,8 @@ class Supervisor:
             )
             if port
         ]
-        said = roster.worker_fields(self._workers[0].process_id) if self._workers else {}
-        model = (
-            said.get("model")
-            or worker.model
-            or (worker.backend if worker.backend == "null" else worker.model_size)
-        )
-        device = said.get("device") or worker.device
+        model = worker.model or (worker.backend if worker.backend == "null" else worker.model_size)
+        device = worker.device if worker.device != "auto" else "cuda" if self._num_gpus else "cpu"
         return (
             f"ready: {', '.join(ports)}; model {model} on {device}, {_plural(len(self._workers), 'worker')},"
             f" {_plural(len(self._ingresses), 'ingress process', 'es')}; redis {roster.address}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import secrets
+import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -12,6 +14,7 @@ from typing import Any, Literal, NoReturn, TypeVar, overload
 
 from common.errors import SettingsError
 from common.settings.schema import (
+    HealthSettings,
     IngressSettings,
     ServeSettings,
     StatusSettings,
@@ -20,10 +23,13 @@ from common.settings.schema import (
 )
 from common.settings.table import FLAGS, Flag
 
-Settings = IngressSettings | WorkerSettings | ServeSettings | StatusSettings | TranscribeSettings
+Settings = (
+    IngressSettings | WorkerSettings | ServeSettings | StatusSettings | HealthSettings | TranscribeSettings
+)
 _T = TypeVar("_T")
 
 PROGRAM = "parakeet-server"
+_MAX_HOST_LENGTH = 40
 SECRET_FLAGS = frozenset({"redis_url", "log_config"})
 """Flags that a child gets by environment: an address may hold a password, and `ps` shows command lines."""
 
@@ -40,9 +46,15 @@ def flags_of(command: str) -> tuple[Flag, ...]:
     return tuple(flag for flag in FLAGS if command in flag.commands)
 
 
+def host_stem(prefix: str) -> str:
+    """Return how the names of this host's processes of a kind begin."""
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:_MAX_HOST_LENGTH]
+    return f"{prefix}-{host}-"
+
+
 def new_process_id(prefix: str) -> str:
     """Return a name for a process that no other process of the cluster has."""
-    return f"{prefix}-{secrets.token_hex(4)}"
+    return host_stem(prefix) + secrets.token_hex(4)
 
 
 def build_parser(
@@ -149,6 +161,10 @@ def parse(
 ) -> StatusSettings: ...
 @overload
 def parse(
+    command: Literal["health"], argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> HealthSettings: ...
+@overload
+def parse(
     command: Literal["transcribe"], argv: Sequence[str], environ: Mapping[str, str] | None = None
 ) -> TranscribeSettings: ...
 def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
@@ -172,6 +188,8 @@ def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None =
         return _take(ServeSettings, values)
     if command == "status":
         return _take(StatusSettings, values)
+    if command == "health":
+        return _take(HealthSettings, values)
     if command == "transcribe":
         return _take(TranscribeSettings, values)
     raise SettingsError(f"{PROGRAM} knows no command {command!r}.")
@@ -181,14 +199,6 @@ def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None =
 def parse_or_exit(command: Literal["ingress"], argv: Sequence[str] | None = None) -> IngressSettings: ...
 @overload
 def parse_or_exit(command: Literal["worker"], argv: Sequence[str] | None = None) -> WorkerSettings: ...
-@overload
-def parse_or_exit(command: Literal["serve"], argv: Sequence[str] | None = None) -> ServeSettings: ...
-@overload
-def parse_or_exit(command: Literal["status"], argv: Sequence[str] | None = None) -> StatusSettings: ...
-@overload
-def parse_or_exit(
-    command: Literal["transcribe"], argv: Sequence[str] | None = None
-) -> TranscribeSettings: ...
 def parse_or_exit(command: Any, argv: Sequence[str] | None = None) -> Settings:
     """`parse` for a `main`: a wrong value is one sentence on stderr and exit status 2."""
     try:

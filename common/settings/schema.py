@@ -9,22 +9,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogSettings:
-    """How a process logs to stdout."""
+class RedisSettings:
+    """How a process reaches Redis."""
+
+    redis_url: tuple[str, ...]
+    redis_shards: int
+    redis_timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings(RedisSettings):
+    """What the processes of one cluster have in common."""
 
     log_level: str
     log_format: str
     log_config: str
     """Empty, a path to a JSON file, or JSON itself: a logging dictConfig that replaces the default."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterSettings(LogSettings):
-    """What every process of one cluster must agree on, and how it reaches Redis."""
-
-    redis_url: tuple[str, ...]
-    redis_shards: int
-    redis_timeout_ms: int
     sample_rate: int
     max_num_streams: int
     max_stream_seconds: int
@@ -102,6 +102,11 @@ class StatusSettings:
     status_port: int
     json: bool
     watch_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSettings(RedisSettings):
+    """Settings of `health`, the check of a worker's container."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

