@@ -20,6 +20,7 @@ from common.entries import AudioEntry, Bytes, IngressId, WorkerId, decode_audio_
 from common.errors import EntryError, RedisUnavailable, StreamLost, Unavailable
 from common.keys import READY_TTL_MS, Keys, StreamKeys, audio_group
 from common.messages import Encoding
+from common.pipelined import pack
 from common.redis import CONNECTION_ERRORS, RESPONSE_ERROR, AsyncRedis, SyncClient, SyncRedis
 
 logger = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ class _Lane:
 
     def __init__(self, redis: AsyncRedis, keys: Keys, server: int, give_up_s: float) -> None:
         self.server = server
-        self._client = redis.clients[server]
+        self._connection = redis.pipelined(server)
         self._keys = keys
         self._give_up_s = give_up_s
         self._waiting: dict[Appender, None] = {}
@@ -284,7 +285,7 @@ class _Lane:
 
     async def _commit(self, batch: list[Appender], announced: list[Appender]) -> str | None:
         """Commit one entry of each stream; gives why some could not be, or None."""
-        pipe = self._client.pipeline(transaction=False)
+        commands: list[bytes] = []
         sent: list[Appender] = []
         told: dict[bytes, list[Any]] = {}
         now = time.time()
@@ -293,7 +294,9 @@ class _Lane:
             if entry is None:
                 continue
             sent.append(appender)
-            pipe.execute_command("XADD", appender.keys.audio, "NOMKSTREAM", entry.entry_id, *entry.fields())
+            commands.append(
+                pack(b"XADD", appender.keys.audio, b"NOMKSTREAM", entry.entry_id, *entry.fields())
+            )
             if appender.owner is not None:
                 key = self._keys.ready(appender.keys.shard, appender.owner)
                 told.setdefault(key, []).extend((now, appender.keys.stream))
@@ -302,12 +305,12 @@ class _Lane:
                 key = self._keys.ready(appender.keys.shard, appender.owner)
                 told.setdefault(key, []).extend((now, appender.keys.stream))
         for key, members in told.items():
-            pipe.execute_command("ZADD", key, "NX", *members)
-            pipe.execute_command("PEXPIRE", key, READY_TTL_MS)
-        if not pipe:
+            commands.append(pack(b"ZADD", key, b"NX", *members))
+            commands.append(pack(b"PEXPIRE", key, READY_TTL_MS))
+        if not commands:
             return None
         try:
-            replies = await pipe.execute(raise_on_error=False)
+            replies = await self._connection.send(commands)
         except CONNECTION_ERRORS as error:
             self._again(sent, announced)
             return str(error)

@@ -22,6 +22,14 @@ import orjson
 from common.errors import ClientFault, ErrorCode
 from common.options import StreamOptions, parse_options
 
+# With SIMD instructions the decoding of a message takes a fifteenth of binascii's time, which was the
+# largest single part of an ingress's work on a message.
+_b64decode: Callable[..., bytes] | None
+try:
+    from pybase64 import b64decode as _b64decode
+except ImportError:
+    _b64decode = None
+
 TurnDetection = Literal["start_of_utterance", "running", "pause", "end_of_utterance"]
 LastState = Literal["speech", "silence"]
 
@@ -227,7 +235,7 @@ def _decode_audio(fields: dict[str, Any]) -> Audio:
                 f"'encoding' is 'pcm16' or 'f32', not {_shown(encoding)}.",
             )
         try:
-            payload = binascii.a2b_base64(data, strict_mode=True)
+            payload = _decode_base64(data)
         except ValueError as error:  # binascii.Error is one, as is a non-ASCII string
             raise ClientFault(
                 ErrorCode.BAD_BASE64, f"'data' is not base64: {str(error).rstrip('.')}."
@@ -247,6 +255,16 @@ def _decode_audio(fields: dict[str, Any]) -> Audio:
     if type(samples) is not list:
         raise _bad_field("audio", "samples", "a list of numbers", samples)
     return Audio(_packed_samples(samples), _F32, final)
+
+
+def _decode_base64(data: str) -> bytes:
+    """Decode strictly. Raises ValueError with a reason that can be shown."""
+    if _b64decode is not None:
+        try:
+            return _b64decode(data, validate=True)
+        except ValueError:
+            pass  # its reason is always the same: let binascii, which judges alike, say more
+    return binascii.a2b_base64(data, strict_mode=True)
 
 
 def _packed_samples(samples: list[Any]) -> bytes:

@@ -29,6 +29,7 @@ from common.entries import (
 )
 from common.errors import EntryError, RedisUnavailable
 from common.keys import RESULTS_MAX_LENGTH, Keys, StreamKeys, result_entry_id
+from common.pipelined import pack
 from common.redis import (
     CONNECTION_ERRORS,
     REDIS_ERROR,
@@ -86,6 +87,7 @@ class ResultWriter:
     def __init__(self, redis: SyncRedis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
+        self._connections = [redis.pipelined(server) for server in range(redis.servers.num_servers)]
 
     def write(self, writes: Sequence[StreamWrite]) -> list[WriteOutcome]:
         """Write, acknowledge and publish, in one pipeline a server; an outcome for each write.
@@ -103,31 +105,37 @@ class ResultWriter:
         return [outcomes[index] for index in range(len(writes))]
 
     def _write_server(self, server: int, writes: Sequence[StreamWrite]) -> list[WriteOutcome]:
-        client = self._redis.clients[server]
-        pipe = client.pipeline(transaction=False)
+        commands: list[bytes] = []
         by_ingress: dict[IngressId, list[bytes]] = {}
         for write in writes:
             published = by_ingress.setdefault(write.ingress, [])
             for line in write.lines:
                 if line.kind in _LOGGED:
-                    pipe.execute_command(
-                        *("XADD", write.keys.results, "NOMKSTREAM", "MAXLEN", "~", RESULTS_MAX_LENGTH),
-                        result_entry_id(line.epoch, line.seq),
-                        *result_fields(line.kind, line.json),
+                    commands.append(
+                        pack(
+                            *(
+                                b"XADD",
+                                write.keys.results,
+                                b"NOMKSTREAM",
+                                b"MAXLEN",
+                                b"~",
+                                RESULTS_MAX_LENGTH,
+                            ),
+                            result_entry_id(line.epoch, line.seq),
+                            *result_fields(line.kind, line.json),
+                        )
                     )
                 published.append(encode_line(line))
             if write.acked:
-                pipe.execute_command(*ack_command(write.keys, write.epoch, write.acked))
+                commands.append(pack(*ack_command(write.keys, write.epoch, write.acked)))
         for ingress, lines in by_ingress.items():
             if lines:
-                pipe.execute_command("PUBLISH", self._keys.channel(ingress), join_lines(lines))
-        for write in writes:
-            for command in write.extra:
-                pipe.execute_command(*command)
-        if not pipe:
+                commands.append(pack(b"PUBLISH", self._keys.channel(ingress), join_lines(lines)))
+        commands += (pack(*command) for write in writes for command in write.extra)
+        if not commands:
             return [WriteOutcome(False, False, ())] * len(writes)
-        replies = pipe.execute(raise_on_error=False)
-        return self._outcomes(client, writes, replies)
+        replies = self._connections[server].call(commands)
+        return self._outcomes(self._redis.clients[server], writes, replies)
 
     def _outcomes(
         self, client: Any, writes: Sequence[StreamWrite], replies: Sequence[Any]

@@ -1,0 +1,256 @@
+"""One Redis connection on which the commands of an event-loop turn leave together.
+
+redis-py packs in Python, takes a connection from a pool, and awaits a write and a read for every
+call; at thousands of appends a second that is most of an ingress. Here a call only packs its commands
+and makes one future: everything that one turn of the loop produced goes out in one write (group
+commit), and replies, which Redis sends in the order of the commands, are handed out as they come. No
+task, no lock and no timer belong to a call.
+
+Made by common/redis.py alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import hiredis
+import redis.exceptions
+
+Argument = bytes | bytearray | memoryview | str | int | float
+
+# Bounds what waits while Redis is away: the appends of 1,000 streams over several seconds.
+MAX_WAITING_BYTES: Final = 128 * 1024 * 1024
+_CHECKS_PER_TIMEOUT: Final = 4
+_LOST: Final = "the connection to Redis was lost"
+_SLOW: Final = "Redis did not answer in time"
+_FULL: Final = "too much waits for Redis"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to connect, and what to say first.
+
+    path: of a unix socket, else empty.   opening: commands before all others (AUTH, SELECT).
+    """
+
+    host: str
+    port: int
+    path: str = ""
+    tls: bool = False
+    opening: tuple[tuple[Argument, ...], ...] = ()
+
+
+def pack(*command: Argument) -> bytes:
+    """A command in RESP."""
+    parts = tuple(bytes(part) if type(part) is bytearray else part for part in command)
+    packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]  # its stub says 'tuple of one'
+    return packed
+
+
+@dataclass(slots=True)
+class _Call:
+    """Commands that were queued together; `replies` fills up to `count`."""
+
+    future: asyncio.Future[list[Any]] | None
+    count: int
+    since: float
+    replies: list[Any] = field(default_factory=list)
+
+
+class PipelinedConnection:
+    """A connection that opens itself, and again after a loss; used on one event loop.
+
+    find: gives the endpoint before each attempt (with Sentinel, the master of that moment).
+    timeout_s: bound between a command and its reply, opening included; when it passes, the connection
+        is dropped and everything that waits fails, since nothing says what Redis still did.
+
+    A failed command may have been done: callers repeat only what may be repeated.
+    """
+
+    def __init__(self, find: Callable[[], Awaitable[Endpoint]], timeout_s: float) -> None:
+        self._find = find
+        self._timeout_s = timeout_s
+        self._reader = self._new_reader()
+        self._transport: asyncio.Transport | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._outgoing: list[bytes] = []
+        self._outgoing_bytes = 0
+        self._waiting: deque[_Call] = deque()
+        self._flush_due = False
+        self._watch: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # Commands
+
+    def send(self, commands: Sequence[bytes]) -> asyncio.Future[list[Any]]:
+        """Queue packed commands; the future gives their replies in order, at least one of them.
+
+        A reply that is an error stands in the list as redis.exceptions.ResponseError. The future
+        raises redis.exceptions.ConnectionError or TimeoutError when the connection was lost, or was
+        silent for too long, before the last reply.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        if self._closed or self._outgoing_bytes > MAX_WAITING_BYTES:
+            future.set_exception(redis.exceptions.ConnectionError(_LOST if self._closed else _FULL))
+            return future
+        self._outgoing.extend(commands)
+        self._outgoing_bytes += sum(map(len, commands))
+        self._waiting.append(_Call(future, len(commands), loop.time()))
+        if not self._flush_due:
+            self._flush_due = True
+            loop.call_soon(self._flush)
+        return future
+
+    async def execute(self, *command: Argument) -> Any:
+        """Run one command. Raises what `send` raises, and an error that Redis replies."""
+        reply = (await self.send((pack(*command),)))[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def close(self) -> None:
+        """Drop the connection; what still waits fails."""
+        self._closed = True
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
+        self._drop(redis.exceptions.ConnectionError(_LOST))
+
+    # Writing
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if not self._outgoing:
+            return
+        if self._transport is None:
+            if self._opening is None and not self._closed:
+                self._opening = asyncio.get_running_loop().create_task(
+                    self._open(), name="redis-pipelined-open"
+                )
+            return
+        outgoing = self._outgoing
+        self._outgoing = []
+        self._outgoing_bytes = 0
+        self._transport.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
+        if self._watch is None:
+            self._watch_again()
+
+    async def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                endpoint = await self._find()
+                if endpoint.path:
+                    transport, _ = await loop.create_unix_connection(lambda: _Link(self), endpoint.path)
+                else:
+                    transport, _ = await loop.create_connection(
+                        lambda: _Link(self),
+                        endpoint.host,
+                        endpoint.port,
+                        ssl=ssl.create_default_context() if endpoint.tls else None,
+                    )
+        except (OSError, TimeoutError, redis.exceptions.RedisError) as error:
+            self._opening = None
+            self._drop(redis.exceptions.ConnectionError(f"{_LOST}: {error}"))
+            return
+        self._opening = None
+        self._transport = transport
+        if transport.is_closing():
+            self.lost()
+            return
+        for command in reversed(endpoint.opening):
+            self._outgoing.insert(0, pack(*command))
+            self._waiting.appendleft(_Call(None, 1, loop.time()))
+        self._flush()
+
+    # Reading
+
+    def serves(self, transport: asyncio.BaseTransport | None) -> bool:
+        """Whether this is the socket in use."""
+        return transport is self._transport
+
+    def received(self, data: bytes) -> None:
+        """Take bytes from the socket and hand the replies in them out."""
+        waiting = self._waiting
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                if not waiting:
+                    raise hiredis.ProtocolError("a reply that nothing waits for")
+                call = waiting[0]
+                call.replies.append(reply)
+                if len(call.replies) < call.count:
+                    continue
+                waiting.popleft()
+                if call.future is None:
+                    if isinstance(reply, Exception):  # a wrong password, say: nothing can work
+                        self._drop(redis.exceptions.ConnectionError(str(reply)))
+                elif not call.future.done():
+                    call.future.set_result(call.replies)
+        except hiredis.ProtocolError as error:
+            self._drop(redis.exceptions.ConnectionError(str(error)))
+
+    def lost(self) -> None:
+        """The socket is gone."""
+        self._drop(redis.exceptions.ConnectionError(_LOST))
+
+    def _watch_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._watch = loop.call_later(self._timeout_s / _CHECKS_PER_TIMEOUT, self._check)
+
+    def _check(self) -> None:
+        self._watch = None
+        if not self._waiting:
+            return
+        if asyncio.get_running_loop().time() - self._waiting[0].since > self._timeout_s:
+            self._drop(redis.exceptions.TimeoutError(_SLOW))
+        else:
+            self._watch_again()
+
+    def _drop(self, error: Exception) -> None:
+        """Forget the connection and everything that was under way on it."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
+        self._reader = self._new_reader()
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for call in waiting:
+            if call.future is not None and not call.future.done():
+                call.future.set_exception(error)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    @staticmethod
+    def _new_reader() -> hiredis.Reader:
+        return hiredis.Reader(replyError=redis.exceptions.ResponseError)
+
+
+class _Link(asyncio.Protocol):
+    """Ties one socket to the connection; a socket that was dropped can disturb nothing any more."""
+
+    __slots__ = ("_connection", "_transport")
+
+    def __init__(self, connection: PipelinedConnection) -> None:
+        self._connection = connection
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._connection.serves(self._transport):
+            self._connection.received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._connection.serves(self._transport):
+            self._connection.lost()
