@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import os
 import sys
 import wave
 from collections.abc import AsyncIterator
@@ -83,16 +84,12 @@ async def stdin_blocks(rate: int, message_ms: int) -> AsyncIterator[bytes]:
     """Yield raw mono pcm16le audio of stdin as it comes, until its end."""
     size = max(1, rate * message_ms // 1000) * 2
     rest = b""
-    while data := await asyncio.to_thread(_read_some, size):
+    # os.read returns what is there instead of waiting for all of `size`.
+    while data := await asyncio.to_thread(os.read, sys.stdin.fileno(), size):
         rest += data
         whole = len(rest) - len(rest) % 2
         yield rest[:whole]
         rest = rest[whole:]
-
-
-def _read_some(size: int) -> bytes:
-    # read1 returns what is there instead of waiting for all of `size`.
-    return sys.stdin.buffer.read1(size)
 
 
 async def microphone_blocks(rate: int, message_ms: int) -> AsyncIterator[bytes]:
