@@ -19,6 +19,7 @@ from websockets.server import ServerProtocol
 
 from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
 from ingress.connection import Connection
+from ingress.frames import FrameReader, Other
 from ingress.tcp import LINGER_S, WRITE_HIGH_BYTES, OpenConnection
 
 STREAM_PATH: Final = "/"
@@ -57,8 +58,11 @@ class WebSocketShell(asyncio.Protocol):
         "_connection",
         "_fragments",
         "_fragments_binary",
+        "_frames",
         "_handshake",
         "_handshake_timeout_s",
+        "_head_ends",
+        "_head_tail",
         "_linger",
         "_max_frame_bytes",
         "_open",
@@ -83,6 +87,9 @@ class WebSocketShell(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._connection: Connection | None = None
         self._closing = False
+        self._frames: FrameReader | None = None
+        self._head_tail = b""
+        self._head_ends = False
         self._fragments: list[bytes] = []
         self._fragments_binary = False
         self._handshake: asyncio.TimerHandle | None = None
@@ -101,7 +108,22 @@ class WebSocketShell(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand whole messages to the connection."""
+        if self._frames is None:
+            self._received(data)
+            return
+        for item in self._frames.feed(data):
+            if isinstance(item, Other):
+                self._received(item.data)
+            elif self._connection is not None and not self._closing:
+                self._deliver(self._connection, item.payload, item.binary)
+
+    def _received(self, data: bytes) -> None:
+        """Take bytes through websockets' own parser: the handshake, and frames that are not simple."""
         protocol = self._protocol
+        if protocol.state is State.CONNECTING:
+            head = self._head_tail + data
+            self._head_tail = head[-3:]
+            self._head_ends = head.find(b"\r\n\r\n") == len(head) - 4
         protocol.receive_data(data)
         for event in protocol.events_received():
             if isinstance(event, Request):
@@ -205,6 +227,8 @@ class WebSocketShell(asyncio.Protocol):
         self._end_handshake()
         self._flush()
         if protocol.state is State.OPEN:
+            if self._head_ends:  # else the parser above has begun with frames, and goes on with them
+                self._frames = FrameReader(self._max_frame_bytes)
             self._connection = self._open(self)
             self._connection.open()
 
