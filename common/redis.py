@@ -30,6 +30,7 @@ from common.entries import StreamId
 from common.errors import SettingsError
 from common.pipelined import Argument, Endpoint, PipelinedConnection
 from common.pipelined_sync import SyncPipelinedConnection
+from common.subscriber import Subscriber
 
 
 class SyncClient(Protocol):
@@ -65,9 +66,6 @@ class AsyncClient(Protocol):
 
     def pipeline(self, transaction: bool) -> Any:
         """Commands sent together."""
-
-    def pubsub(self) -> Any:
-        """A subscriber on a connection of its own."""
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -298,9 +296,11 @@ def blocking_client(servers: RedisServers, server: int, block_ms: int) -> SyncCl
     return client
 
 
-def pubsub_client(servers: RedisServers, server: int) -> AsyncClient:
-    """A client for one subscriber, which brings its own loop of reconnects (common/result_log.py)."""
-    return _async_client(servers.addresses[server], servers.timeout_ms, retries=0)
+def subscriber_connection(servers: RedisServers, server: int) -> Subscriber:
+    """A connection for one subscriber, which brings its own loop of reconnects (common/result_log.py)."""
+    address = servers.addresses[server]
+    timeout_s = servers.timeout_ms / 1000
+    return Subscriber(lambda: _find(address, timeout_s), timeout_s)
 
 
 def _as_sent(reply: Any, **_options: Any) -> Any:
@@ -351,10 +351,10 @@ def _sync_client(address: RedisAddress, timeout_s: float) -> SyncClient:
     return cast("SyncClient", redis.Redis(**arguments))
 
 
-def _async_client(address: RedisAddress, timeout_ms: int, retries: int = _RETRIES) -> AsyncClient:
+def _async_client(address: RedisAddress, timeout_ms: int) -> AsyncClient:
     timeout_s = timeout_ms / 1000
     arguments = _common(address, timeout_s)
-    arguments["retry"] = redis.asyncio.retry.Retry(_BACKOFF, retries)
+    arguments["retry"] = redis.asyncio.retry.Retry(_BACKOFF, _RETRIES)
     if address.sentinels:
         sentinel: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
             address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)

@@ -37,7 +37,7 @@ from common.redis import (
     AsyncRedis,
     RedisServers,
     SyncRedis,
-    pubsub_client,
+    subscriber_connection,
 )
 
 logger = logging.getLogger(__name__)
@@ -218,34 +218,37 @@ class ResultSubscription:
         A connection that is silent is probed, so that a dead one is noticed in bounded time.
         """
         while True:
-            client = pubsub_client(self._servers, self._server)
+            subscriber = subscriber_connection(self._servers, self._server)
             try:
-                async with client.pubsub() as pubsub:
-                    await pubsub.subscribe(self._channel)
+                await subscriber.open()
+                subscriber.send(b"SUBSCRIBE", self._channel)
+                silent = 0
+                while True:
+                    messages = await subscriber.receive(_RECEIVE_TIMEOUT_S)
+                    if not messages:
+                        silent += 1
+                        if silent > 2 * _PING_AFTER:
+                            raise TimeoutError("the subscription does not answer")
+                        if silent == _PING_AFTER:
+                            subscriber.send(b"PING")
+                        continue
                     silent = 0
-                    while True:
-                        message = await pubsub.get_message(timeout=_RECEIVE_TIMEOUT_S)
-                        if message is None:
-                            silent += 1
-                            if silent > 2 * _PING_AFTER:
-                                raise TimeoutError("the subscription does not answer")
-                            if silent == _PING_AFTER:
-                                await pubsub.ping()
-                            continue
-                        silent = 0
-                        if message["type"] == "subscribe":
-                            yield Subscribed(self._server)
-                        elif message["type"] == "message":
+                    for message in messages:
+                        if isinstance(message, Exception):
+                            raise message
+                        if message[0] == b"message":
                             try:
-                                yield Published(decode_lines(message["data"]))
+                                yield Published(decode_lines(message[2]))
                             except EntryError as error:
                                 logger.error("unreadable results", extra={"reason": str(error)})
+                        elif message[0] == b"subscribe":
+                            yield Subscribed(self._server)
             except (*CONNECTION_ERRORS, REDIS_ERROR) as error:
                 logger.warning(
                     "subscription lost, trying again", extra={"server": self._server, "reason": str(error)}
                 )
             finally:
-                await client.aclose()
+                subscriber.close()
             await asyncio.sleep(_SUBSCRIBE_PAUSE_S)
 
 

@@ -1,0 +1,151 @@
+"""The hot path's connections on a real server: order, grouping, errors, losses, time-outs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import redis.exceptions
+
+from common.pipelined import pack
+from common.redis import AsyncRedis, RedisServers, SyncRedis, subscriber_connection
+from parakeet.embedded_redis import EmbeddedRedis
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis() as embedded:
+        client = SyncRedis(RedisServers.parse((embedded.url,)))
+        client.cluster.execute_command("CONFIG", "SET", "requirepass", "secret")
+        client.close()
+        yield embedded
+
+
+@pytest.fixture
+def servers(server: EmbeddedRedis) -> RedisServers:
+    return RedisServers.parse((server.url.replace("unix://", "unix://:secret@") + "?db=1",), timeout_ms=2000)
+
+
+async def test_replies_come_in_order_and_errors_stand_where_they_belong(servers: RedisServers) -> None:
+    client = AsyncRedis(servers)
+    try:
+        connection = client.pipelined(0)
+        calls = [
+            connection.send([pack(b"ECHO", b"%d" % n), pack(b"NOSUCH"), pack(b"ECHO", b"x")])
+            for n in range(50)
+        ]
+        for number, replies in enumerate(await asyncio.gather(*calls)):
+            assert replies[0] == b"%d" % number
+            assert isinstance(replies[1], redis.exceptions.ResponseError)
+            assert replies[2] == b"x"
+        with pytest.raises(redis.exceptions.ResponseError, match="NOSUCH"):
+            await connection.execute(b"NOSUCH")
+        assert b"db=1" in await connection.execute(b"CLIENT", b"INFO")
+    finally:
+        await client.close()
+
+
+async def test_a_lost_connection_fails_what_waits_and_is_opened_anew(servers: RedisServers) -> None:
+    client = AsyncRedis(servers)
+    try:
+        connection = client.pipelined(0)
+        number = int(await connection.execute(b"CLIENT", b"ID"))
+        waiting = connection.send([pack(b"BLPOP", b"never", b"0")])
+        assert await client.cluster.execute_command("CLIENT", "KILL", "ID", number) == 1
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await waiting
+        assert int(await connection.execute(b"CLIENT", b"ID")) > number
+    finally:
+        await client.close()
+
+
+async def test_a_silent_server_ends_the_call_within_the_time_out() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    client = AsyncRedis(RedisServers.parse((f"redis://127.0.0.1:{port}",), timeout_ms=200))
+    try:
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await client.pipelined(0).execute(b"PING")
+    finally:
+        await client.close()
+        listener.close()
+
+
+async def test_a_server_that_is_away_and_a_wrong_password_are_connection_errors(
+    server: EmbeddedRedis,
+) -> None:
+    for url in ("unix:///nowhere/redis.sock", server.url.replace("unix://", "unix://:wrong@")):
+        client = AsyncRedis(RedisServers.parse((url,), timeout_ms=1000))
+        try:
+            with pytest.raises(redis.exceptions.ConnectionError):
+                await client.pipelined(0).execute(b"PING")
+        finally:
+            await client.close()
+
+
+async def test_a_cancelled_call_disturbs_no_other(servers: RedisServers) -> None:
+    client = AsyncRedis(servers)
+    try:
+        connection = client.pipelined(0)
+        await connection.execute(b"PING")
+        first = asyncio.ensure_future(connection.execute(b"ECHO", b"1"))
+        second = asyncio.ensure_future(connection.execute(b"ECHO", b"2"))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == b"2"
+    finally:
+        await client.close()
+
+
+def test_the_thread_s_connection(servers: RedisServers) -> None:
+    client = SyncRedis(servers)
+    try:
+        connection = client.pipelined(0)
+        big = b"v" * 300_000
+        assert connection.call([pack(b"SET", b"k", big), pack(b"NOSUCH"), pack(b"GET", b"k")])[2] == big
+        number = int(connection.call([pack(b"CLIENT", b"ID")])[0])
+        client.cluster.execute_command("CLIENT", "KILL", "ID", number)
+        assert int(connection.call([pack(b"CLIENT", b"ID")])[0]) > number
+    finally:
+        client.close()
+
+
+def test_the_thread_s_connection_does_not_wait_for_ever() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    client = SyncRedis(RedisServers.parse((f"redis://127.0.0.1:{port}",), timeout_ms=200))
+    try:
+        with pytest.raises(redis.exceptions.TimeoutError):
+            client.pipelined(0).call([pack(b"PING")])
+    finally:
+        client.close()
+        listener.close()
+
+
+async def test_a_subscriber_gets_every_message_and_hears_of_a_loss(servers: RedisServers) -> None:
+    client = AsyncRedis(servers)
+    subscriber = subscriber_connection(servers, 0)
+    try:
+        await subscriber.open()
+        subscriber.send(b"SUBSCRIBE", b"channel")
+        assert (await subscriber.receive(2.0))[0][:2] == [b"subscribe", b"channel"]
+        publish = [pack(b"PUBLISH", b"channel", b"%d" % n) for n in range(20_000)]
+        sync = SyncRedis(servers)
+        sender = threading.Thread(target=lambda: sync.pipelined(0).call(publish))
+        sender.start()
+        found: list[bytes] = []
+        while len(found) < 20_000 and (messages := await subscriber.receive(2.0)):
+            found += [message[2] for message in messages]
+        sender.join()
+        sync.close()
+        assert found == [b"%d" % n for n in range(20_000)]
+        assert await subscriber.receive(0.05) == []
+        await client.cluster.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await subscriber.receive(2.0)
+    finally:
+        subscriber.close()
+        await client.close()
