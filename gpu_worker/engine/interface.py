@@ -1,3 +1,4 @@
+# ruff: noqa: N818  (OutOfPages says more than OutOfPagesError)
 """What the worker sees of an engine: streams of 16 kHz samples in, results out.
 
 All calls of an engine come from one thread.  The result sequence of a stream is a pure function of
@@ -12,24 +13,34 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from common.entries import StreamId
+from common.errors import EngineError, EngineFull
 from common.options import StreamOptions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+__all__ = [
+    "ENGINE_SAMPLE_RATE",
+    "Engine",
+    "EngineError",
+    "EngineFull",
+    "EngineStats",
+    "LastState",
+    "OutOfPages",
+    "SnapshotMismatch",
+    "StageStats",
+    "StreamFinished",
+    "StreamOutput",
+    "TurnDetection",
+    "UnknownStream",
+    "Word",
+]
+
 ENGINE_SAMPLE_RATE = 16_000
 
 LastState = Literal["speech", "silence"]
 TurnDetection = Literal["start_of_utterance", "running", "pause", "end_of_utterance"]
-
-
-class EngineError(Exception):
-    """Any refusal or failure of the engine."""
-
-
-class EngineFull(EngineError):
-    """No slot is free for one more stream."""
 
 
 class UnknownStream(EngineError):
@@ -64,7 +75,9 @@ class StreamOutput:
 
     `samples_decoded` counts 16 kHz samples covered so far, over the whole stream.  `token_ids` are
     the tokens that this chunk added, `confidence_scores` and `token_frames` (absolute 80 ms encoder
-    frames) stand beside them.  `text` is the whole transcript so far, across utterances.  `changed`
+    frames) stand beside them; `<EOU>` and `<EOB>` are among them, and never in the text.  `words` are
+    those that became complete with this chunk, each once over the stream's life; None unless the stream's
+    options ask for them.  `text` is the whole transcript so far, across utterances.  `changed`
     is False when nothing but `samples_decoded` moved: such an output is only an acknowledgement.
     `is_turn_event` marks an output that must not be merged away (a start or an end of an utterance).
     `failed` names the error that ended the stream in the engine; such an output is the stream's last
@@ -99,11 +112,11 @@ class StageStats:
 class EngineStats:
     """Counters since start and gauges of now.
 
-    Units: turn_detection counts speech-detector sequences (one stream's window each), pre_encode
-    counts chunks, encode and decode count 80 ms encoder frames.  Gauges: `ready_streams` have a whole
-    chunk or a remainder waiting, `in_flight` were in the step that runs or ran last,
-    `turn_detection_depth` are windows waiting, over `turn_detection_streams` streams.  `raw_chunks`
-    are whole chunks of samples that wait, over all streams; `open_streams` hold a slot.
+    Units: turn_detection counts speech-detector windows of 32 ms, pre_encode counts chunks, encode and
+    decode count 80 ms encoder frames.  Gauges: `ready_streams` have a whole chunk or their end waiting,
+    `in_flight` were in the step that runs or ran last, `turn_detection_depth` are outputs that wait for a
+    verdict of turn detection, over `turn_detection_streams` streams.  `raw_chunks` are whole chunks of
+    samples that wait, over all streams; `open_streams` hold a slot.
     """
 
     turn_detection: StageStats = field(default_factory=StageStats)
@@ -141,14 +154,15 @@ class Engine(Protocol):
     def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
         """Give the stream a slot; with a snapshot, go on exactly where it was taken.
 
-        Raises EngineFull, SnapshotMismatch, and ValueError for a stream that is open already.
+        Raises EngineFull, SnapshotMismatch, OutOfPages (with a snapshot only), and ValueError for a stream
+        that is open already.
         """
         ...
 
     def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
         """Queue mono samples (1-D float32 at 16 kHz, full scale 1.0).  Computes nothing.
 
-        Raises UnknownStream, StreamFinished.
+        Raises UnknownStream, StreamFinished, and ValueError for another type or samples not finite.
         """
         ...
 
@@ -164,7 +178,7 @@ class Engine(Protocol):
         """The whole state of the stream between two steps, for `open`, in this or another process.
 
         Samples that were fed and not decoded are not part of it: feed again from the
-        `samples_decoded` of the stream's last output on (0 when there was none yet).
+        `samples_decoded` of the engine on.  Take it before `finish` is called, or right after `step`.
         """
         ...
 
@@ -178,6 +192,14 @@ class Engine(Protocol):
 
     def has_work(self) -> bool:
         """True when `step` would decode something."""
+        ...
+
+    def wait_s(self) -> float | None:
+        """Longest that a thread without work may sleep before it looks at `has_work` again.
+
+        None: nothing but a call of this engine makes work.  A number: an output waits for a verdict of
+        turn detection and is given without it after so many seconds.
+        """
         ...
 
     def step(self) -> Sequence[StreamOutput]:

@@ -1,0 +1,147 @@
+"""All that the model remembers of a stream, in tensors whose rows are slots.
+
+One spare slot past the last real one takes what padding rows of a batch write.  Keys and values are
+not here: they stand in pages (`KVPages`) that a stream takes as it grows.
+
+Shape legend: S slots, L encoder layers, D model width, K - 1 cached frames of the depthwise
+convolution, Z kept samples, F mel bins, G bins and C channels of a subsampling level, P predictor
+layers, U predictor width, J joint width, N pages, W page frames, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorStart:
+    """State of the predictor before any token: hidden_PU, cell_PU and the projected output_J."""
+
+    hidden_PU: Tensor
+    cell_PU: Tensor
+    output_J: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """Slot-indexed state; `reset` gives a slot to a new stream, `export` and `load` move one."""
+
+    tail_SZ: Tensor
+    mel_SF: Tensor
+    levels_SGC: tuple[Tensor, ...]
+    conv_LSKD: Tensor
+    hidden_PSU: Tensor
+    cell_PSU: Tensor
+    output_SJ: Tensor
+    prompt_S: Tensor
+    start: PredictorStart
+    default_prompt: int
+
+    @property
+    def spare_slot(self) -> int:
+        """The slot that no stream has."""
+        return self.tail_SZ.shape[0] - 1
+
+    def _rows(self, slot: int) -> Iterator[tuple[str, Tensor]]:
+        """Name and view of every tensor's part that belongs to one slot."""
+        yield "tail", self.tail_SZ[slot]
+        yield "mel", self.mel_SF[slot]
+        for number, level in enumerate(self.levels_SGC):
+            yield f"level{number}", level[slot]
+        yield "conv", self.conv_LSKD[:, slot]
+        yield "hidden", self.hidden_PSU[:, slot]
+        yield "cell", self.cell_PSU[:, slot]
+        yield "output", self.output_SJ[slot]
+        yield "prompt", self.prompt_S[slot]
+
+    def reset(self, slots: Tensor) -> None:
+        """Bring slots to the state of a stream that has heard nothing."""
+        self.tail_SZ.index_fill_(0, slots, 0.0)
+        self.mel_SF.index_fill_(0, slots, 0.0)
+        for level in self.levels_SGC:
+            level.index_fill_(0, slots, 0.0)
+        self.conv_LSKD.index_fill_(1, slots, 0.0)
+        count = slots.shape[0]
+        self.hidden_PSU.index_copy_(1, slots, self.start.hidden_PU.unsqueeze(1).repeat(1, count, 1))
+        self.cell_PSU.index_copy_(1, slots, self.start.cell_PU.unsqueeze(1).repeat(1, count, 1))
+        self.output_SJ.index_copy_(0, slots, self.start.output_J.repeat(count, 1))
+        self.prompt_S.index_fill_(0, slots, self.default_prompt)
+
+    def export(self, slot: int) -> dict[str, Tensor]:
+        """A copy of one slot's state on the host."""
+        return {name: row.detach().to("cpu", copy=True).contiguous() for name, row in self._rows(slot)}
+
+    def load(self, slot: int, state: Mapping[str, Tensor]) -> None:
+        """Put an exported state into a slot.  Raises ValueError when it does not fit."""
+        rows = dict(self._rows(slot))
+        for name, row in rows.items():
+            value = state.get(name)
+            if value is None or value.shape != row.shape or value.dtype != row.dtype:
+                raise ValueError(f"the state's '{name}' does not fit this model")
+        for name, row in rows.items():
+            row.copy_(state[name])
+
+
+@dataclass(frozen=True, slots=True)
+class KVPages:
+    """Keys and values of all layers in pages; the last page takes what padding frames write.
+
+    The pages of a layer are seen as [N, W, H, E] and stand in memory as [N, H, W, E], so that a page's
+    heads are contiguous.
+    """
+
+    keys_LNWHE: Tensor
+    values_LNWHE: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        num_layers: int,
+        num_pages: int,
+        page_frames: int,
+        num_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KVPages:
+        """Zeroed pages: what is masked out is multiplied by zero, so it must be finite."""
+        shape = (num_layers, num_pages + 1, num_heads, page_frames, head_dim)
+        keys = torch.zeros(shape, dtype=dtype, device=device)
+        return cls(keys.transpose(2, 3), torch.zeros_like(keys).transpose(2, 3))
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that streams can take."""
+        return self.keys_LNWHE.shape[1] - 1
+
+    @property
+    def page_frames(self) -> int:
+        """Encoder frames of a page."""
+        return self.keys_LNWHE.shape[2]
+
+    @property
+    def spare_page(self) -> int:
+        """The page that no stream has."""
+        return self.num_pages
+
+    def export(self, pages: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and values at (page, offset), [L, n, H, E], on the host."""
+        return (
+            self.keys_LNWHE[:, pages, offsets].cpu().contiguous(),
+            self.values_LNWHE[:, pages, offsets].cpu().contiguous(),
+        )
+
+    def load(self, pages: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put exported keys and values at (page, offset).  Raises ValueError when they do not fit."""
+        layers, _, _, heads, width = self.keys_LNWHE.shape
+        shape = (layers, pages.shape[0], heads, width)
+        for name, value in (("keys", keys), ("values", values)):
+            if value.shape != shape or value.dtype != self.keys_LNWHE.dtype:
+                raise ValueError(f"the state's '{name}' do not fit this model")
+        self.keys_LNWHE[:, pages, offsets] = keys.to(self.keys_LNWHE.device)
+        self.values_LNWHE[:, pages, offsets] = values.to(self.values_LNWHE.device)
