@@ -70,6 +70,10 @@ class TurnJudge(Protocol):
         """Notes that an answer was given up waiting for."""
         ...
 
+    def forget(self, stream: StreamId) -> None:
+        """Drops what is queued of a stream that was closed."""
+        ...
+
 
 class TurnStage:
     """Endpointing of all streams of an engine.
@@ -141,8 +145,10 @@ class TurnStage:
 
     def close(self, stream: StreamId) -> None:
         """Drops the stream and what it holds; does nothing when it is not open."""
-        self._lanes.pop(stream, None)
+        lane = self._lanes.pop(stream, None)
         self._waiting.pop(stream, None)
+        if lane is not None and lane.history is not None and self._judge is not None:
+            self._judge.forget(stream)
 
     def is_enabled(self, stream: StreamId) -> bool:
         """True when the stream's windows must be computed."""
@@ -183,13 +189,12 @@ class TurnStage:
             final=output.is_final,
         )
         held = HeldChunk(output, chunk, None if samples is None else _to_int16(samples))
-        if lane.waiting is not None:
-            if len(lane.held) >= MAX_HELD_CHUNKS:
-                self._settle(stream, lane)
+        if len(lane.held) >= MAX_HELD_CHUNKS:
+            self._settle(stream, lane)
+        if lane.waiting is None:
+            self._read(stream, lane, held)
+        else:
             lane.held.append(held)
-            self._go_on(stream, lane)
-            return
-        self._read(stream, lane, held)
 
     def drain(self) -> list[StreamOutput]:
         """Outputs that are complete, those of one stream in order; never blocks."""

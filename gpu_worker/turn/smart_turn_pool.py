@@ -1,0 +1,185 @@
+"""smart-turn in a bounded pool of threads: questions in, answers out, nothing waits for it by force.
+
+The stage (`gpu_worker.turn.stage.TurnStage`) asks at the edge from speech to silence and reads the answer at
+a later position of the audio, so that in real time the network has had its time. What does not come is
+counted by its reason: `refused` (the queue was full), `late` (given up after the stage's time-out),
+`failed` (the network raised). Each of these is an absent verdict, and the only way in which a result
+may depend on anything but the stream's audio and options.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.entries import StreamId
+from gpu_worker.turn.endpointing import Verdict
+from gpu_worker.turn.stage import TurnAnswer
+
+_log = logging.getLogger(__name__)
+
+
+class TurnModel(Protocol):
+    """What the pool runs: `gpu_worker.turn.smart_turn.SmartTurn`."""
+
+    def probability(self, audio: NDArray[np.int16]) -> float:
+        """Probability that the turn is complete; called from several threads."""
+        ...
+
+
+@dataclass(slots=True)
+class SmartTurnStats:
+    """Counts since start; `depth` is the questions queued or being judged now."""
+
+    asked: int = 0
+    complete: int = 0
+    incomplete: int = 0
+    refused: int = 0
+    late: int = 0
+    failed: int = 0
+    busy_s: float = 0.0
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    number: int
+    audio: NDArray[np.int16]
+
+
+class SmartTurnPool:
+    """Judges questions in `num_threads` threads; a `TurnJudge`.
+
+    Args:
+        model: the network.
+        threshold: probability from which a turn counts as complete.
+        num_threads: threads; each keeps one core busy while there are questions.
+        max_queued: questions that may wait, one a stream; more are refused.
+        on_answer: called after each answer, from a thread of the pool, to wake the engine's thread.
+    """
+
+    def __init__(
+        self,
+        model: TurnModel,
+        *,
+        threshold: float = 0.5,
+        num_threads: int = 1,
+        max_queued: int = 64,
+        on_answer: Callable[[], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._threshold = threshold
+        self._max_queued = max_queued
+        self._on_answer = on_answer
+        self._stats = SmartTurnStats()
+        self._queue: OrderedDict[StreamId, _Question] = OrderedDict()
+        self._answers: list[TurnAnswer] = []
+        self._num_running = 0
+        self._closing = False
+        # Guards the fields above. Held for a few instructions only, never while the network runs.
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"smart-turn-{index}", daemon=True)
+            for index in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def stats(self) -> SmartTurnStats:
+        """A copy of the counts of now."""
+        with self._changed:
+            stats = self._stats
+            return SmartTurnStats(
+                stats.asked,
+                stats.complete,
+                stats.incomplete,
+                stats.refused,
+                stats.late,
+                stats.failed,
+                stats.busy_s,
+                len(self._queue) + self._num_running,
+            )
+
+    def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
+        """Queues a question; it takes the place of an older one of the stream. False when full."""
+        with self._changed:
+            self._stats.asked += 1
+            if stream not in self._queue and len(self._queue) >= self._max_queued:
+                self._stats.refused += 1
+                return False
+            self._queue[stream] = _Question(number, audio.copy())
+            self._changed.notify_all()
+            return True
+
+    def answers(self) -> Sequence[TurnAnswer]:
+        """Answers since the last call; never blocks."""
+        if not self._answers:  # read without the lock: an answer that comes now is taken next time
+            return ()
+        with self._changed:
+            answers, self._answers = self._answers, []
+            return answers
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits until there is an answer, at most `timeout_s`."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._answers), timeout_s)
+
+    def count_late(self) -> None:
+        """Notes that an answer was given up waiting for."""
+        with self._changed:
+            self._stats.late += 1
+
+    def forget(self, stream: StreamId) -> None:
+        """Drops the stream's queued question."""
+        with self._changed:
+            self._queue.pop(stream, None)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Stops the threads after the questions they are at; what is queued stays unanswered."""
+        with self._changed:
+            self._closing = True
+            self._queue.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._closing:
+                    self._changed.wait(1.0)
+                if self._closing:
+                    return
+                stream, question = self._queue.popitem(last=False)
+                self._num_running += 1
+            started_s = time.perf_counter()
+            verdict = self._judge(question.audio)
+            with self._changed:
+                self._num_running -= 1
+                self._stats.busy_s += time.perf_counter() - started_s
+                match verdict:
+                    case Verdict.COMPLETE:
+                        self._stats.complete += 1
+                    case Verdict.INCOMPLETE:
+                        self._stats.incomplete += 1
+                    case Verdict.ABSENT:
+                        self._stats.failed += 1
+                self._answers.append(TurnAnswer(stream, question.number, verdict))
+                self._changed.notify_all()
+            if self._on_answer is not None:
+                self._on_answer()
+
+    def _judge(self, audio: NDArray[np.int16]) -> Verdict:
+        try:
+            probability = self._model.probability(audio)
+        except Exception:  # one question's failure must end neither the thread nor the stream
+            _log.exception("smart-turn failed")
+            return Verdict.ABSENT
+        return Verdict.COMPLETE if probability >= self._threshold else Verdict.INCOMPLETE
