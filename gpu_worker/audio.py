@@ -1,0 +1,98 @@
+"""From audio entries to samples for the engine, independent of how the audio was cut into entries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from common.entries import AudioEntry
+from common.errors import ClientFault, ErrorCode, StreamLost
+from common.messages import Encoding
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
+from gpu_worker.resampling import Resampler, replay_start
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_PCM16_SCALE: Final = np.float32(1 / 32768)
+
+
+def entry_samples(entry: AudioEntry) -> NDArray[np.float32]:
+    """The samples of an entry as float32, full scale 1.0.
+
+    Raises ClientFault `bad_samples` for a sample that is not finite, `odd_byte_count` for half a one.
+    """
+    if len(entry.payload) % entry.encoding.sample_bytes:
+        raise ClientFault(ErrorCode.ODD_BYTE_COUNT, "The audio is not a whole number of samples.")
+    if entry.encoding is Encoding.PCM16:
+        pcm = np.frombuffer(entry.payload, "<i2")
+        scaled: NDArray[np.float32] = np.multiply(pcm, _PCM16_SCALE, dtype=np.float32)
+        return scaled
+    samples = np.frombuffer(entry.payload, "<f4")
+    if not np.isfinite(samples).all():
+        raise ClientFault(ErrorCode.BAD_SAMPLES, "Every sample is a finite number within float32.")
+    return samples.astype(np.float32, copy=False)
+
+
+class StreamAudio:
+    """The audio of one stream on its way into the engine; for one thread.
+
+    rate: of the client, Hz. samples_decoded: where the engine goes on, at the engine's rate (0, or
+    where its snapshot was taken); `first_needed` is then the first sample of the client to be read.
+    """
+
+    __slots__ = ("_next", "_resampler", "_skip", "rate")
+
+    def __init__(self, rate: int, samples_decoded: int = 0) -> None:
+        self.rate: Final = rate
+        start = replay_start(rate, samples_decoded)
+        self._next = start
+        self._resampler: Resampler | None = None
+        self._skip = 0
+        if rate != ENGINE_SAMPLE_RATE:
+            self._resampler = Resampler(rate, start)
+            self._skip = samples_decoded - self._resampler.first_output
+
+    @property
+    def next_sample(self) -> int:
+        """Position of the next sample, at the client's rate."""
+        return self._next
+
+    def push(self, entry: AudioEntry) -> list[NDArray[np.float32]]:
+        """Samples for the engine from the next entry.
+
+        What overlaps audio that was there already is left out. Raises ClientFault for bad samples
+        and StreamLost where audio before the entry is missing.
+        """
+        samples = entry_samples(entry)
+        if entry.first_sample > self._next:
+            raise StreamLost
+        repeated = self._next - entry.first_sample
+        if repeated:
+            samples = samples[repeated:]
+        if not len(samples):
+            return []
+        self._next += len(samples)
+        return [samples] if self._resampler is None else self._unskipped(self._resampler.push(samples))
+
+    def finish(self) -> list[NDArray[np.float32]]:
+        """The last samples for the engine."""
+        return [] if self._resampler is None else self._unskipped(self._resampler.finish())
+
+    def _unskipped(self, parts: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Leave out what the engine's snapshot covers."""
+        while self._skip and parts:
+            head = parts[0]
+            if len(head) > self._skip:
+                parts[0] = head[self._skip :]
+                self._skip = 0
+            else:
+                self._skip -= len(head)
+                del parts[0]
+        return parts
+
+
+def client_samples(rate: int, samples: int) -> int:
+    """Samples of the client that lie wholly within `samples` of the engine."""
+    return samples if rate == ENGINE_SAMPLE_RATE else samples * rate // ENGINE_SAMPLE_RATE

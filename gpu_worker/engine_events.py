@@ -1,0 +1,120 @@
+"""What other threads ask of the engine thread, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from common.errors import ErrorCode, StreamError, Unavailable
+from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.flow import StreamFlow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Take a stream in, with the snapshot to go on from."""
+
+    flow: StreamFlow
+    snapshot: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Samples of a stream at 16 kHz."""
+
+    flow: StreamFlow
+    samples: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """No more audio comes."""
+
+    flow: StreamFlow
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """End a stream with an error to its client."""
+
+    flow: StreamFlow
+    error: StreamError
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget a stream that is no longer ours, without a word to its client."""
+
+    flow: StreamFlow
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Take a snapshot of every stream and forget it: another worker goes on from there."""
+
+
+Command = Open | Feed | Finish | Fail | Drop | HandOver
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The engine has the stream."""
+
+    flow: StreamFlow
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The stream ended with an error."""
+
+    flow: StreamFlow
+    error: StreamError
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The engine's state of a stream behind `samples_decoded`; `release` when the stream is handed over."""
+
+    flow: StreamFlow
+    samples_decoded: int
+    data: bytes
+    release: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The outputs of one step."""
+
+    outputs: Sequence[StreamOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """The engine has dropped the stream: its slot is free."""
+
+    flow: StreamFlow
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """Everything that the engine had was handed over."""
+
+
+Event = Opened | Failed | Snapshot | Decoded | Forgotten | HandedOver
+
+
+class EventSink(Protocol):
+    """Takes what the engine thread says, in order; may make it wait when too much is queued."""
+
+    def put(self, event: Event) -> None:
+        """Take one event."""
+
+
+def worker_failed() -> Unavailable:
+    """What a client is told when its stream could not be decoded; the log says why."""
+    return Unavailable(ErrorCode.WORKER_FAILED, "The worker could not decode the stream.")

@@ -1,0 +1,218 @@
+"""The thread that owns the engine: applies what other threads ask for, and steps while there is work.
+
+It sleeps on a condition and is woken by events, never by the clock. `busy_s` says for how long it has
+been at one turn: a hung device shows there, and the worker's lease is then not renewed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from common.entries import StreamId
+from common.errors import StreamError
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine, EngineError, UnknownStream
+from gpu_worker.engine_events import (
+    Command,
+    Decoded,
+    Drop,
+    EventSink,
+    Fail,
+    Failed,
+    Feed,
+    Finish,
+    Forgotten,
+    HandedOver,
+    HandOver,
+    Open,
+    Opened,
+    Snapshot,
+    worker_failed,
+)
+from gpu_worker.flow import StreamFlow
+
+logger = logging.getLogger(__name__)
+
+_WAIT_S: Final = 1.0
+
+
+class EngineThread:
+    """Owns the engine.
+
+    checkpoint_s: audio between two snapshots of a stream.
+    on_failure: called in this thread, last, with what the engine raised.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sink: EventSink,
+        checkpoint_s: float,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._engine = engine
+        self._sink = sink
+        self._checkpoint_samples = int(checkpoint_s * ENGINE_SAMPLE_RATE)
+        self._on_failure = on_failure
+        self._inbox: deque[Command] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._busy_since: float | None = None
+        self._flows: dict[StreamId, StreamFlow] = {}
+        self._next_checkpoint: dict[StreamId, int] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, *commands: Command) -> None:
+        """Queue commands, in order. Bounded by the senders: see `StreamFlow.held`."""
+        with self._wake:
+            self._inbox.extend(commands)
+            self._wake.notify()
+
+    def wake(self) -> None:
+        """Make the thread ask the engine again whether it has work (an answer from elsewhere came)."""
+        with self._wake:
+            self._wake.notify()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread after what is queued; False when it did not end in time."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the turn under way began; 0 while the thread waits for work."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            # Whatever it was, no stream of this worker goes on: better ended than silent.
+            logger.exception("the engine failed")
+            self._on_failure(error)
+
+    def _turn(self) -> bool:
+        """Apply what is queued, step once; False when it is time to end."""
+        with self._wake:
+            while not self._inbox and not self._engine.has_work():
+                if self._stopping:
+                    return False
+                self._busy_since = None
+                self._wake.wait(_WAIT_S)
+            commands = list(self._inbox)
+            self._inbox.clear()
+        self._busy_since = time.monotonic()
+        for command in commands:
+            self._apply(command)
+        if self._engine.has_work():
+            self._step()
+        return True
+
+    def _step(self) -> None:
+        outputs = self._engine.step()
+        if not outputs:
+            return
+        # The engine has done its part: waiting for Redis is not a hang of the engine.
+        self._busy_since = None
+        self._sink.put(Decoded(outputs))
+        self._busy_since = time.monotonic()
+        due: dict[StreamId, None] = {}
+        for output in outputs:
+            if output.is_final or output.failed is not None:
+                self._forget(output.stream)
+                due.pop(output.stream, None)
+            elif output.samples_decoded >= self._next_checkpoint.get(output.stream, 0):
+                due[output.stream] = None
+        for stream in due:
+            self._snapshot(self._flows[stream], release=False)
+
+    def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
+        samples = self._engine.samples_decoded(flow.stream)
+        if samples:
+            data = self._engine.snapshot(flow.stream)
+            self._next_checkpoint[flow.stream] = samples + self._checkpoint_samples
+            self._sink.put(Snapshot(flow, samples, data, release))
+        elif release:
+            self._sink.put(Forgotten(flow))
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case Feed(flow, samples):
+                if self._flows.get(flow.stream) is flow:
+                    self._guarded(flow, lambda: self._engine.feed(flow.stream, samples))
+            case Open(flow, snapshot):
+                self._open(flow, snapshot)
+            case Finish(flow):
+                if self._flows.get(flow.stream) is flow:
+                    self._guarded(flow, lambda: self._engine.finish(flow.stream))
+            case Fail(flow, error):
+                if self._flows.get(flow.stream) is flow:
+                    self._fail(flow, error)
+            case Drop(flow):
+                if self._flows.get(flow.stream) is flow:
+                    self._close(flow.stream)
+                    self._sink.put(Forgotten(flow))
+            case HandOver():
+                for flow in list(self._flows.values()):
+                    self._snapshot(flow, release=True)
+                    self._close(flow.stream)
+                self._sink.put(HandedOver())
+
+    def _open(self, flow: StreamFlow, snapshot: bytes | None) -> None:
+        try:
+            # A stream may come back to a worker that has not yet noticed that it lost it.
+            old = self._flows.get(flow.stream)
+            if old is not None:
+                self._close(flow.stream)
+                self._sink.put(Forgotten(old))
+            self._engine.open(flow.stream, flow.owned.record.options, snapshot)
+        except (EngineError, ValueError):
+            logger.exception("the engine refused a stream", extra={"stream_id": flow.stream})
+            self._sink.put(Failed(flow, worker_failed()))
+            return
+        self._flows[flow.stream] = flow
+        self._next_checkpoint[flow.stream] = (
+            flow.owned.record.checkpoint.samples_decoded + self._checkpoint_samples
+        )
+        self._sink.put(Opened(flow))
+
+    def _guarded(self, flow: StreamFlow, call: Callable[[], None]) -> None:
+        """Run a call that concerns one stream; what it refuses ends that stream alone."""
+        try:
+            call()
+        except (EngineError, ValueError):
+            logger.exception("a stream failed in the engine", extra={"stream_id": flow.stream})
+            self._fail(flow, worker_failed())
+
+    def _fail(self, flow: StreamFlow, error: StreamError) -> None:
+        self._close(flow.stream)
+        self._sink.put(Failed(flow, error))
+
+    def _close(self, stream: StreamId) -> None:
+        self._forget(stream)
+        try:
+            self._engine.close(stream)
+        except UnknownStream:
+            logger.debug("closed already", extra={"stream_id": stream})
+
+    def _forget(self, stream: StreamId) -> None:
+        self._flows.pop(stream, None)
+        self._next_checkpoint.pop(stream, None)

@@ -1,0 +1,135 @@
+"""What the threads of a worker share about one stream, and the table of the streams it owns.
+
+A stream's audio passes through three threads: the intake reads and converts it, the engine thread
+decodes it, the outlet writes its results. Each keeps its own state; what is here is written by one
+thread and read by others, one attribute at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from common.assignments import OwnedStream
+from common.entries import IngressId, StreamId
+
+
+class Undecoded:
+    """An audio entry on its way through the engine: its id, and where it ends at the client's rate."""
+
+    __slots__ = ("end_sample", "entry_id")
+
+    def __init__(self, entry_id: bytes, end_sample: int) -> None:
+        self.entry_id: Final = entry_id
+        self.end_sample: Final = end_sample
+
+
+class StreamFlow:
+    """One owned stream as its threads see it.
+
+    Written by the intake: `undecoded` (appended), `fed_samples` (engine's rate), `ended` (no audio
+    follows), `ingress` (moves when another ingress attaches), `held` (set when the engine has enough
+    of this stream for now). Written by the outlet: `undecoded` (popped), `decoded_samples`, `held`
+    (cleared). `lost` is set by whoever learns that the stream is another worker's by now.
+    """
+
+    __slots__ = (
+        "decoded_samples",
+        "ended",
+        "fed_samples",
+        "held",
+        "ingress",
+        "lost",
+        "owned",
+        "undecoded",
+    )
+
+    def __init__(self, owned: OwnedStream) -> None:
+        samples = owned.record.checkpoint.samples_decoded
+        self.owned: Final = owned
+        self.undecoded: Final[deque[Undecoded]] = deque()
+        self.fed_samples = samples
+        self.decoded_samples = samples
+        self.ingress: IngressId = owned.record.ingress
+        self.ended = False
+        self.held = False
+        self.lost = False
+
+    @property
+    def stream(self) -> StreamId:
+        """The stream."""
+        return self.owned.stream
+
+    @property
+    def backlog_samples(self) -> int:
+        """Samples in the engine that are not decoded yet."""
+        return self.fed_samples - self.decoded_samples
+
+
+class StreamTable:
+    """The streams that a worker owns, and the slots that it has for them. For any thread."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity: Final = capacity
+        self._flows: dict[StreamId, StreamFlow] = {}
+        self._reserved = 0
+        self._changed = threading.Condition()
+
+    def reserve(self, wanted: int) -> int:
+        """Set up to `wanted` free slots aside for streams about to be claimed; gives how many."""
+        with self._changed:
+            granted = max(0, min(wanted, self.capacity - len(self._flows) - self._reserved))
+            self._reserved += granted
+            return granted
+
+    def unreserve(self, slots: int) -> None:
+        """Give reserved slots back."""
+        with self._changed:
+            self._reserved -= slots
+            self._changed.notify_all()
+
+    def add(self, flow: StreamFlow) -> None:
+        """Put a claimed stream into one of the reserved slots."""
+        with self._changed:
+            self._reserved -= 1
+            self._flows[flow.stream] = flow
+
+    def remove(self, flow: StreamFlow) -> None:
+        """Free the slot of a stream. Harmless when it is free already."""
+        with self._changed:
+            if self._flows.get(flow.stream) is flow:
+                del self._flows[flow.stream]
+                self._changed.notify_all()
+
+    def get(self, stream: StreamId) -> StreamFlow | None:
+        """The flow of an owned stream."""
+        return self._flows.get(stream)
+
+    def flows(self) -> list[StreamFlow]:
+        """All owned streams now."""
+        with self._changed:
+            return list(self._flows.values())
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def wait_for_slot(self, timeout_s: float) -> bool:
+        """Wait until a slot is free."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: len(self._flows) + self._reserved < self.capacity, timeout_s
+            )
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """Wait until no stream is owned or about to be."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._flows and not self._reserved, timeout_s)
+
+    def ingresses(self, flows: Iterable[StreamFlow]) -> dict[IngressId, list[StreamFlow]]:
+        """Streams by their ingress."""
+        found: dict[IngressId, list[StreamFlow]] = {}
+        for flow in flows:
+            found.setdefault(flow.ingress, []).append(flow)
+        return found

@@ -1,0 +1,234 @@
+"""Audio from Redis to the engine: one thread a Redis server, one read for all streams with news.
+
+The thread waits on the worker's ready sets, reads what the streams there have, converts it, and feeds
+it to the engine thread. Once a second it also reads the streams that it has not read since: that finds
+audio whose notice was lost, and streams that another worker has taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from common.audio_log import AudioBatch, AudioReader
+from common.entries import StreamId, WorkerId
+from common.errors import StreamError
+from common.keys import Keys, StreamKeys
+from common.redis import REDIS_ERROR, RedisServers, blocking_client
+from gpu_worker.audio import StreamAudio
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
+from gpu_worker.engine_events import Command, Fail, Feed, Finish, Open, worker_failed
+from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
+
+logger = logging.getLogger(__name__)
+
+# At most this many streams a read: larger replies make the tail of the latency.
+MAX_STREAMS: Final = 256
+# Entries of one stream a read: some seconds of a client that sends small messages.
+MAX_ENTRIES: Final = 64
+# Audio of one stream inside the engine and not decoded, beyond which it is read no further: what a
+# client uploads faster than real time waits in Redis, not in the worker's memory.
+MAX_BACKLOG_SAMPLES: Final = 4 * ENGINE_SAMPLE_RATE
+_BLOCK_MS: Final = 500
+_SWEEP_S: Final = 1.0
+_RETRY_S: Final = 0.2
+
+
+class _Reading:
+    """The intake's own state of one stream."""
+
+    __slots__ = ("audio", "flow", "key", "last_read")
+
+    def __init__(self, flow: StreamFlow) -> None:
+        record = flow.owned.record
+        self.flow: Final = flow
+        self.key: Final = (flow.owned.keys, flow.owned.epoch)
+        self.audio = StreamAudio(record.sample_rate, record.checkpoint.samples_decoded)
+        self.last_read = 0.0
+
+
+class Intake:
+    """Reads the audio of the worker's streams on one server.
+
+    put: takes commands for the engine thread. on_lost: called with a stream whose audio is gone:
+    another worker has it, or it has left Redis.
+    """
+
+    def __init__(
+        self,
+        servers: RedisServers,
+        server: int,
+        keys: Keys,
+        worker: WorkerId,
+        table: StreamTable,
+        put: Callable[..., None],
+        on_lost: Callable[[StreamFlow], None],
+    ) -> None:
+        self._client = blocking_client(servers, server, _BLOCK_MS)
+        self._reader = AudioReader(self._client, keys, servers.shards_of_server(server), worker)
+        self._table = table
+        self._put = put
+        self._on_lost = on_lost
+        self._readings: dict[StreamId, _Reading] = {}
+        # Held while a stream is taken in, so that a notice about it finds it.
+        self._lock = threading.Lock()
+        self._finishing: deque[StreamFlow] = deque()
+        self._stop = threading.Event()
+        self._next_sweep = time.monotonic() + _SWEEP_S
+        self._thread = threading.Thread(target=self._run, name=f"intake-{server}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread after the read under way; False when it did not end in time."""
+        self._stop.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def take_in(self, flow: StreamFlow, snapshot: bytes | None) -> None:
+        """Begin with a stream: the engine opens it, then its audio is read."""
+        with self._lock:
+            self._table.add(flow)
+            self._put(Open(flow, snapshot))
+            self._readings[flow.stream] = _Reading(flow)
+
+    def finish(self, flow: StreamFlow) -> None:
+        """End a stream where it is, without a final entry; done within a second, by the intake's thread."""
+        self._finishing.append(flow)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._round()
+            except (REDIS_ERROR, OSError) as error:
+                logger.warning("reads failed, trying again: %s", error)
+                self._stop.wait(_RETRY_S)
+            except Exception:
+                # A defect in reading must not leave a worker that holds its lease and reads nothing.
+                logger.exception("reading failed")
+                self._stop.wait(_RETRY_S)
+        self._client.close()
+
+    def _round(self) -> None:
+        # Rounded up to whole blocks: a sweep may come one block late.
+        streams = self._reader.wait(_BLOCK_MS, MAX_STREAMS)
+        now = time.monotonic()
+        self._read([StreamId(stream) for stream in streams], now)
+        while self._finishing:
+            self._finish(self._finishing.popleft())
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_S
+            self._sweep(now)
+
+    def _finish(self, flow: StreamFlow) -> None:
+        reading = self._readings.get(flow.stream)
+        if reading is not None and reading.flow is flow and not flow.ended:
+            self._put(*self._end(reading))
+
+    def _sweep(self, now: float) -> None:
+        """Forget streams that have ended; read those that were not read for a while."""
+        with self._lock:
+            for stream, reading in list(self._readings.items()):
+                if self._table.get(stream) is not reading.flow:
+                    del self._readings[stream]
+            quiet = [
+                stream for stream, reading in self._readings.items() if now - reading.last_read >= _SWEEP_S
+            ]
+        for at in range(0, len(quiet), MAX_STREAMS):
+            self._read(quiet[at : at + MAX_STREAMS], now)
+
+    def _read(self, streams: Sequence[StreamId], now: float) -> None:
+        """Read these streams until they have no more, or the engine has enough of them."""
+        while streams and not self._stop.is_set():
+            chosen = self._readable(streams, now)
+            if not chosen:
+                return
+            by_key = {reading.key[0]: reading for reading in chosen}
+            batches = self._reader.read([reading.key for reading in chosen], MAX_ENTRIES)
+            streams = self._handle(batches, by_key)
+
+    def _readable(self, streams: Iterable[StreamId], now: float) -> list[_Reading]:
+        chosen = []
+        with self._lock:
+            for stream in streams:
+                reading = self._readings.get(stream)
+                if reading is None or reading.flow.lost:
+                    continue
+                flow = reading.flow
+                reading.last_read = now
+                if flow.ended:
+                    # Read on, so that a takeover is noticed; nothing can follow a final entry.
+                    if flow.backlog_samples > 0:
+                        chosen.append(reading)
+                elif flow.backlog_samples < MAX_BACKLOG_SAMPLES:
+                    chosen.append(reading)
+                else:
+                    flow.held = True
+                    # The outlet may have looked before `held` was set: then nobody would wake us.
+                    if flow.backlog_samples < MAX_BACKLOG_SAMPLES:
+                        flow.held = False
+                        chosen.append(reading)
+        return chosen
+
+    def _handle(self, batches: Sequence[AudioBatch], by_key: dict[StreamKeys, _Reading]) -> list[StreamId]:
+        """Feed what was read; gives the streams that may have more."""
+        commands: list[Command] = []
+        more: list[StreamId] = []
+        for batch in batches:
+            reading = by_key[batch.keys]
+            if batch.lost:
+                reading.flow.lost = True
+                self._on_lost(reading.flow)
+                continue
+            self._convert(reading, batch, commands)
+            if batch.maybe_more:
+                more.append(reading.flow.stream)
+        if commands:
+            self._put(*commands)
+        return more
+
+    def _convert(self, reading: _Reading, batch: AudioBatch, commands: list[Command]) -> None:
+        flow = reading.flow
+        for entry in batch.entries:
+            if entry.ingress is not None:
+                flow.ingress = entry.ingress
+            if flow.ended:
+                continue
+            try:
+                parts = reading.audio.push(entry)
+            except StreamError as error:
+                logger.warning("audio refused: %s", error, extra={"stream_id": flow.stream})
+                flow.ended = True
+                commands.append(Fail(flow, error))
+                continue
+            flow.undecoded.append(Undecoded(entry.entry_id, reading.audio.next_sample))
+            for samples in parts:
+                flow.fed_samples += len(samples)
+                commands.append(Feed(flow, samples))
+            if entry.final:
+                commands += self._end(reading)
+        if batch.error is not None and not flow.ended:
+            logger.error("unreadable audio: %s", batch.error, extra={"stream_id": flow.stream})
+            flow.ended = True
+            commands.append(Fail(flow, worker_failed()))
+
+    def _end(self, reading: _Reading) -> list[Command]:
+        """The commands that end a stream: what its resampler still has, then the end."""
+        flow = reading.flow
+        commands: list[Command] = []
+        for samples in reading.audio.finish():
+            flow.fed_samples += len(samples)
+            commands.append(Feed(flow, samples))
+        flow.ended = True
+        return [*commands, Finish(flow)]

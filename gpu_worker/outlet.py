@@ -1,0 +1,327 @@
+"""Results from the engine to Redis: one thread, one pipeline for all that waits.
+
+What a step gave for a stream is written in the order result, acknowledgement of the audio, publication,
+so that a worker may die between any two of them: a replay repeats what was not acknowledged, and gives
+the same results with the same numbers, of which those that are in already are not sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from common.assignments import Checkpoint, Claims
+from common.audio_log import ready_command
+from common.entries import Line, LineKind, StreamId, WorkerId
+from common.errors import StreamError
+from common.keys import Keys
+from common.messages import ErrorMessage, Result, Word, encode_server_message
+from common.redis import REDIS_ERROR, SyncRedis
+from common.result_log import ResultWriter, StreamWrite, WriteOutcome, ack_json
+from gpu_worker.audio import client_samples
+from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.engine_events import (
+    Decoded,
+    Event,
+    Failed,
+    Forgotten,
+    HandedOver,
+    Opened,
+    Snapshot,
+    worker_failed,
+)
+from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
+from gpu_worker.intake import MAX_BACKLOG_SAMPLES
+from gpu_worker.resampling import replay_start
+
+logger = logging.getLogger(__name__)
+
+# Events that may wait for Redis before the engine thread has to: several steps, so that one slow reply
+# does not hold the device up, and few enough to bound what a worker can have said in vain.
+MAX_QUEUED_EVENTS: Final = 4096
+_WAIT_S: Final = 1.0
+_FIRST_RETRY_S: Final = 0.05
+_MAX_RETRY_S: Final = 1.0
+
+
+class _Writing:
+    """The outlet's own state of one stream.
+
+    seq: of the last result, sent or not. acked: client samples of the last acknowledgement that the
+    client was told. kept: decoded entries that a replay of resampled audio would still need.
+    replay_entry: last entry that no replay needs.
+    """
+
+    __slots__ = ("acked", "flow", "kept", "rate", "replay_entry", "seq")
+
+    def __init__(self, flow: StreamFlow) -> None:
+        checkpoint = flow.owned.record.checkpoint
+        self.flow: Final = flow
+        self.rate: Final = flow.owned.record.sample_rate
+        self.seq = checkpoint.seq
+        self.acked = client_samples(self.rate, checkpoint.samples_decoded)
+        self.kept: Final[deque[Undecoded]] = deque()
+        self.replay_entry = checkpoint.entry_id
+
+
+class Outlet:
+    """Writes what the engine thread says; the sink of `EngineThread`.
+
+    on_fenced: called with a stream that a newer owner has, or that left Redis.
+    """
+
+    def __init__(
+        self,
+        redis: SyncRedis,
+        keys: Keys,
+        worker: WorkerId,
+        claims: Claims,
+        table: StreamTable,
+        on_fenced: Callable[[StreamFlow], None],
+    ) -> None:
+        self._writer = ResultWriter(redis, keys)
+        self._keys = keys
+        self._worker = worker
+        self._claims = claims
+        self._table = table
+        self._on_fenced = on_fenced
+        self._queue: queue.Queue[Event] = queue.Queue(MAX_QUEUED_EVENTS)
+        self._writings: dict[StreamId, _Writing] = {}
+        self._handed_over = threading.Event()
+        self._stopping = threading.Event()
+        self._abandon = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, event: Event) -> None:
+        """Take an event of the engine thread; waits while the queue is full."""
+        while not self._abandon.is_set():
+            try:
+                self._queue.put(event, timeout=_WAIT_S)
+            except queue.Full:
+                continue
+            return
+
+    def wait_handed_over(self, timeout_s: float) -> bool:
+        """Wait until the hand-over that the engine thread was asked for is in Redis."""
+        return self._handed_over.wait(timeout_s)
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread after what is queued, or leave it unwritten when there is no time for it."""
+        self._stopping.set()
+        self._thread.join(timeout_s)
+        self._abandon.set()
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    # The thread
+
+    def _run(self) -> None:
+        while not self._abandon.is_set():
+            try:
+                events = [self._queue.get(timeout=0.05 if self._stopping.is_set() else _WAIT_S)]
+            except queue.Empty:
+                if self._stopping.is_set():
+                    return
+                continue
+            while len(events) < MAX_QUEUED_EVENTS:
+                try:
+                    events.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            try:
+                self._process(events)
+            except Exception:
+                # A defect here would leave a worker that decodes and says nothing.
+                logger.exception("results could not be made")
+                raise
+
+    def _process(self, events: Iterable[Event]) -> None:
+        batch = _Batch()
+        handed_over = False
+        for event in events:
+            match event:
+                case Decoded(outputs):
+                    for output in outputs:
+                        writing = self._writings.get(output.stream)
+                        if writing is not None:
+                            self._output(batch, writing, output)
+                case Opened(flow):
+                    self._opened(batch, flow)
+                case Snapshot():
+                    self._snapshot(batch, event)
+                case Failed(flow, error):
+                    self._failed(batch, flow, error)
+                case Forgotten(flow):
+                    self._forget(flow)
+                case HandedOver():
+                    handed_over = True
+        self._commit(batch)
+        if handed_over:
+            self._handed_over.set()
+
+    def _opened(self, batch: _Batch, flow: StreamFlow) -> None:
+        self._writings[flow.stream] = _Writing(flow)
+        write = batch.write(flow)
+        owned = flow.owned
+        write.lines.append(Line(LineKind.OWNER, flow.stream, owned.epoch, owned.last_seq, owned.notice))
+        # Audio that came before the ingress knew of us was announced to nobody.
+        write.extra.append(ready_command(self._keys, owned.keys, self._worker))
+
+    def _output(self, batch: _Batch, writing: _Writing, output: StreamOutput) -> None:
+        flow = writing.flow
+        write = batch.write(flow)
+        if output.failed is not None:
+            logger.error("the engine gave a stream up: %s", output.failed, extra={"stream_id": flow.stream})
+            self._failed(batch, flow, worker_failed())
+            return
+        flow.decoded_samples = output.samples_decoded
+        done = self._acknowledge(writing, write, output)
+        if output.changed or output.token_ids or output.is_turn_event or output.is_final:
+            writing.seq += 1
+            writing.acked = done
+            if writing.seq > flow.owned.last_seq:
+                kind = (
+                    LineKind.FINAL
+                    if output.is_final
+                    else LineKind.TURN
+                    if output.is_turn_event
+                    else LineKind.PARTIAL
+                )
+                json = encode_server_message(client_result(output, writing.seq, done))
+                write.lines.append(Line(kind, flow.stream, flow.owned.epoch, writing.seq, json))
+        elif done - writing.acked >= writing.rate:
+            writing.acked = done
+            write.lines.append(Line(LineKind.ACK, flow.stream, flow.owned.epoch, writing.seq, ack_json(done)))
+        if output.is_final:
+            batch.ends(flow, self._claims.finish_command(flow.owned))
+        elif flow.held and flow.backlog_samples < MAX_BACKLOG_SAMPLES // 2:
+            flow.held = False
+            write.extra.append(ready_command(self._keys, flow.owned.keys, self._worker))
+
+    def _acknowledge(self, writing: _Writing, write: StreamWrite, output: StreamOutput) -> int:
+        """Collect the entries that are decoded by now; gives the client's samples that are."""
+        flow = writing.flow
+        undecoded = flow.undecoded
+        done = client_samples(writing.rate, output.samples_decoded)
+        while undecoded and (output.is_final or undecoded[0].end_sample <= done):
+            entry = undecoded.popleft()
+            write.acked.append(entry.entry_id)
+            writing.kept.append(entry)
+            if output.is_final:
+                done = entry.end_sample
+        needed = replay_start(writing.rate, output.samples_decoded)
+        while writing.kept and writing.kept[0].end_sample <= needed:
+            writing.replay_entry = writing.kept.popleft().entry_id
+        return max(done, writing.acked)
+
+    def _snapshot(self, batch: _Batch, snapshot: Snapshot) -> None:
+        flow = snapshot.flow
+        writing = self._writings.get(flow.stream)
+        if writing is None or writing.flow is not flow:
+            return
+        checkpoint = Checkpoint(writing.replay_entry, snapshot.samples_decoded, writing.seq)
+        command = self._claims.checkpoint_command(flow.owned, checkpoint, snapshot.data)
+        if snapshot.release:
+            batch.ends(flow, command)
+        else:
+            batch.write(flow).extra.append(command)
+
+    def _failed(self, batch: _Batch, flow: StreamFlow, error: StreamError) -> None:
+        writing = self._writings.get(flow.stream)
+        seq = 1 + max(flow.owned.last_seq, writing.seq if writing is not None else 0)
+        message = ErrorMessage(error.code.value, error.message, flow.stream)
+        write = batch.write(flow)
+        write.lines.append(
+            Line(LineKind.ERROR, flow.stream, flow.owned.epoch, seq, encode_server_message(message))
+        )
+        batch.ends(flow, self._claims.finish_command(flow.owned))
+
+    def _commit(self, batch: _Batch) -> None:
+        """Write until it is written; then free the slots of what has ended."""
+        writes = batch.writes()
+        if not writes:
+            return
+        pause = _FIRST_RETRY_S
+        while True:
+            try:
+                outcomes = self._writer.write(writes)
+                break
+            except (REDIS_ERROR, OSError) as error:
+                logger.warning("results wait for Redis: %s", error)
+                if self._abandon.wait(pause):
+                    return
+                pause = min(2 * pause, _MAX_RETRY_S)
+        for flow, outcome in zip(batch.flows(), outcomes, strict=True):
+            self._settle(batch, flow, outcome)
+
+    def _settle(self, batch: _Batch, flow: StreamFlow, outcome: WriteOutcome) -> None:
+        if flow in batch.ended:
+            self._forget(flow)
+        elif outcome.fenced or outcome.gone:
+            flow.lost = True
+            self._on_fenced(flow)
+
+    def _forget(self, flow: StreamFlow) -> None:
+        writing = self._writings.get(flow.stream)
+        if writing is not None and writing.flow is flow:
+            del self._writings[flow.stream]
+        self._table.remove(flow)
+
+
+class _Batch:
+    """The writes of one pipeline, by stream."""
+
+    def __init__(self) -> None:
+        self._writes: dict[StreamFlow, StreamWrite] = {}
+        self.ended: set[StreamFlow] = set()
+
+    def write(self, flow: StreamFlow) -> StreamWrite:
+        """The write of a stream."""
+        write = self._writes.get(flow)
+        if write is None:
+            owned = flow.owned
+            write = self._writes[flow] = StreamWrite(owned.keys, owned.epoch, flow.ingress)
+        return write
+
+    def ends(self, flow: StreamFlow, command: tuple[Any, ...]) -> None:
+        """End a stream, or let it go to another worker, behind all that is written about it."""
+        self.write(flow).extra.append(command)
+        self.ended.add(flow)
+
+    def flows(self) -> list[StreamFlow]:
+        """Streams, in the order of `writes`."""
+        return list(self._writes)
+
+    def writes(self) -> list[StreamWrite]:
+        """All writes."""
+        return list(self._writes.values())
+
+
+def client_result(output: StreamOutput, seq: int, audio_ack_samples: int) -> Result:
+    """The message to the client for an output of the engine."""
+    words = output.words
+    return Result(
+        text=output.text,
+        token_ids=output.token_ids,
+        confidence_scores=output.confidence_scores,
+        is_final=output.is_final,
+        last_state=output.last_state,
+        turn_detection=output.turn_detection,
+        seq=seq,
+        audio_ack_samples=audio_ack_samples,
+        words=None
+        if words is None
+        else tuple(Word(word.word, word.start_s, word.end_s, word.confidence) for word in words),
+    )
