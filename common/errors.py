@@ -174,7 +174,12 @@ _SPECS: Final = (
         True,
         "The cluster serves `--max-num-streams` streams already.",
     ),
-    ErrorSpec(ErrorCode.NO_WORKER, Fault.SERVICE, True, "No worker of the cluster is alive."),
+    ErrorSpec(
+        ErrorCode.NO_WORKER,
+        Fault.SERVICE,
+        True,
+        "No worker of the cluster is alive, or none took the stream within `--claim-timeout-ms`.",
+    ),
     ErrorSpec(ErrorCode.REDIS_UNAVAILABLE, Fault.SERVICE, True, "Redis does not answer, or is full."),
     ErrorSpec(
         ErrorCode.STREAM_LOST,
@@ -240,10 +245,10 @@ class NoFreeStream(Unavailable):
 
 
 class NoWorker(Unavailable):
-    """No worker has a live heartbeat."""
+    """No worker has a live heartbeat, or none took the stream in time."""
 
-    def __init__(self) -> None:
-        super().__init__(ErrorCode.NO_WORKER, "No worker is alive to decode the stream.")
+    def __init__(self, message: str = "No worker is alive to decode the stream.") -> None:
+        super().__init__(ErrorCode.NO_WORKER, message)
 
 
 class RedisUnavailable(Unavailable):

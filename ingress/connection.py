@@ -85,7 +85,7 @@ class Connection:
     """One client, from its accepted socket to its closed one.
 
     start_task: starts a named task in the server's task group.
-    on_closed: called once, when the connection is over.
+    on_closed: called once, when the socket is gone.
     """
 
     __slots__ = (
@@ -103,7 +103,6 @@ class Connection:
         "_lost",
         "_on_closed",
         "_options",
-        "_over",
         "_peer",
         "_protocol",
         "_refused_timer",
@@ -135,7 +134,6 @@ class Connection:
         self._hanging_up: tuple[StreamError | None] | None = None
         self._hung_up = False
         self._lost = False
-        self._over = False
         self._unread_timer: asyncio.TimerHandle | None = None
         self._refused_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -191,7 +189,8 @@ class Connection:
             return
         self._lost = True
         self._carry_out(self._protocol.notify(Event.LOST))
-        self._finish()
+        self._stop_timers()
+        self._on_closed(self)
 
     def pause_writing(self) -> None:
         """The transport's buffer is full."""
@@ -214,6 +213,11 @@ class Connection:
     def stream_id(self) -> int | None:
         """Id of the stream, for logs."""
         return None if self._link is None else self._link.stream
+
+    @property
+    def stream_is_young(self) -> bool:
+        """Whether no stream has begun on this connection."""
+        return self._protocol.state in (State.ADMITTING, State.REFUSED, State.READY)
 
     @property
     def can_resume(self) -> bool:
@@ -334,12 +338,9 @@ class Connection:
         self._send(encode_server_message(hello))
 
     def _send_error(self, error: StreamError) -> None:
-        log.info(
-            "%s: %s",
-            error.code.value,
-            error.message,
-            extra={"stream_id": self.stream_id, "code": error.code.value},
-        )
+        stream = self.stream_id
+        about = {} if stream is None else {"stream_id": stream}
+        log.info("%s: %s", error.code.value, error.message, extra=about | {"code": error.code.value})
         message = ErrorMessage(error.code.value, error.message, self.stream_id)
         self._send(encode_server_message(message))
 
@@ -439,8 +440,8 @@ class Connection:
     def _hang_up_if_asked(self) -> None:
         if self._hanging_up is not None and not self._hung_up:
             self._hung_up = True
+            self._stop_timers()
             self._peer.close(self._hanging_up[0])
-            self._finish()
 
     def _unread_too_long(self) -> None:
         self._unread_timer = None
@@ -465,12 +466,8 @@ class Connection:
         fault = ClientFault(ErrorCode.IDLE_TIMEOUT, f"Nothing came for {self._limits.idle_timeout_s:g} s.")
         self._carry_out(self._protocol.fail(fault))
 
-    def _finish(self) -> None:
-        if self._lost or self._hung_up:
-            for timer in (self._unread_timer, self._idle_timer, self._refused_timer):
-                if timer is not None:
-                    timer.cancel()
-            self._unread_timer = self._idle_timer = self._refused_timer = None
-            if not self._over:
-                self._over = True
-                self._on_closed(self)
+    def _stop_timers(self) -> None:
+        for timer in (self._unread_timer, self._idle_timer, self._refused_timer):
+            if timer is not None:
+                timer.cancel()
+        self._unread_timer = self._idle_timer = self._refused_timer = None

@@ -1,0 +1,56 @@
+"""`python -m ingress`: one ingress process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+
+from common.errors import RedisUnavailable, SettingsError
+from common.logging import configure
+from common.settings import parse_or_exit
+from ingress.server import serve
+
+log = logging.getLogger("ingress")
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's loop where it is installed, else asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def main() -> int:
+    """Run until stopped; the exit status is 2 for wrong settings, 1 for a failure."""
+    settings = parse_or_exit("ingress", sys.argv[1:])
+    configure(
+        settings.log_level,
+        settings.log_format,
+        settings.log_config,
+        fields={"ingress_id": settings.ingress_id},
+    )
+    try:
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            runner.run(serve(settings))
+    except SettingsError as error:
+        log.error("%s", error)
+        return 2
+    except (RedisUnavailable, OSError) as error:
+        log.error("The ingress cannot start: %s", error)
+        return 1
+    except BaseExceptionGroup as failures:
+        expected, others = failures.split((RedisUnavailable, OSError))
+        if others is not None:
+            log.error("The ingress failed", exc_info=others)
+        elif expected is not None:
+            log.error("The ingress cannot start: %s", expected.exceptions[0])
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,495 @@
+"""The service behind the connections of this ingress, over Redis.
+
+Everything that another ingress would need stands in Redis; here are only the open streams, and the
+loops that keep them: results come in through pub/sub and are repaired from the streams of results,
+heartbeats and expiries are renewed, abandoned streams are brought to their end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from time import time
+from typing import Any, Final
+
+import orjson
+
+from common.admission import Admission, ClusterSettings
+from common.assignments import NewStream, StreamDirectory, StreamRecord
+from common.audio_log import Appender, AudioLog, last_audio
+from common.entries import IngressId, Line, LineKind, StreamId
+from common.errors import (
+    EntryError,
+    ErrorCode,
+    NoWorker,
+    RedisUnavailable,
+    SettingsMismatch,
+    StreamLost,
+    Unavailable,
+)
+from common.keys import Keys
+from common.leases import IngressPresence, IngressReport
+from common.messages import Encoding, Resume
+from common.options import StreamOptions
+from common.redis import AsyncRedis, RedisServers
+from common.result_log import Position, Published, ResultSubscription, catch_up
+from common.status import read_status
+from ingress.links import Resumption, StreamListener
+from ingress.stream_link import RedisLink
+
+log = logging.getLogger(__name__)
+
+# How long Redis may be away before the streams that wait for it fail: longer than a restart or a
+# failover takes, shorter than people take to notice silence.
+OUTAGE_LIMIT_S: Final = 15.0
+RETRY_PAUSE_S: Final = 0.2
+# A stream without news for so long is looked up: pub/sub may have lost the news.
+QUIET_S: Final = 2.0
+WATCH_S: Final = 0.5
+RENEWALS_PER_TTL: Final = 4
+# An admission outlives its ingress by the time in which its clients may come back.
+ADMISSION_MARGIN_S: Final = 10.0
+_REPAIR_BATCH: Final = 256
+# Quiet streams whose records are read in one round.
+_LOOK_UPS: Final = 64
+_STATUS_AGE_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class BackplaneSettings:
+    """What the backplane is told; times in seconds, `claim_timeout_s` until a worker has a stream."""
+
+    ingress: IngressId
+    max_num_streams: int
+    sample_rate: int
+    stream_ttl_s: float
+    heartbeat_s: float
+    claim_timeout_s: float
+    resume_grace_s: float
+
+
+class RedisBackplane:
+    """Streams of one ingress (a `Backplane`, and the `LinkOwner` of its links).
+
+    report: what this ingress says of itself with every heartbeat.
+    """
+
+    def __init__(
+        self,
+        settings: BackplaneSettings,
+        servers: RedisServers,
+        report: Callable[[], IngressReport],
+    ) -> None:
+        self._settings = settings
+        self._servers = servers
+        self._report = report
+        self._keys = Keys(servers.shards)
+        self._redis = AsyncRedis(servers)
+        self._admission = Admission(self._redis.cluster, self._keys)
+        self._directory = StreamDirectory(self._redis, self._keys)
+        self._audio = AudioLog(self._redis, self._keys, int(OUTAGE_LIMIT_S * 1000))
+        self._presence = IngressPresence(self._redis.cluster, self._keys, settings.ingress)
+        self._links: dict[StreamId, RedisLink] = {}
+        self._loop = asyncio.get_running_loop()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._clean_ups: set[asyncio.Task[None]] = set()
+        self._repairs: dict[RedisLink, None] = {}
+        self._repair_due = asyncio.Event()
+        self._announced = asyncio.Event()
+        self._ttl_ms = int(settings.stream_ttl_s * 1000)
+        self._admission_ttl_ms = int((settings.resume_grace_s + ADMISSION_MARGIN_S) * 1000)
+        self._status: asyncio.Future[bytes] | None = None
+        self._status_at = 0.0
+
+    # Life
+
+    async def start(self) -> None:
+        """Agree with the cluster on the shared settings. Raises SettingsMismatch, RedisUnavailable."""
+        await self._agree()
+
+    async def run(self, running: asyncio.Event) -> None:
+        """Serve until cancelled; `running` is set once tasks can be started."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            tasks.create_task(self._audio.run(), name="audio-log")
+            for server in range(self._servers.num_servers):
+                tasks.create_task(self._listen(server), name=f"results-{server}")
+            tasks.create_task(self._repair(), name="repair")
+            tasks.create_task(self._beat(), name="heartbeat")
+            tasks.create_task(self._renew(), name="renew")
+            tasks.create_task(self._watch(), name="watch")
+            running.set()
+
+    def announce(self) -> None:
+        """Begin to sign on with every heartbeat: the ports are open."""
+        self._announced.set()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Bring what is queued into Redis, give admissions back, sign off; within a bounded time.
+
+        Streams that wait for their client keep their admission: another ingress may resume them.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._audio.flush(timeout_s)
+                if self._clean_ups:
+                    await asyncio.wait(self._clean_ups)
+                for link in list(self._links.values()):
+                    if link.finish_at is None:
+                        await self._admission.release(link.stream)
+                await self._presence.leave()
+        except (TimeoutError, RedisUnavailable) as error:
+            log.warning("Redis could not be told of the stop: %s", error)
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        await self._redis.close()
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that this ingress keeps, those of clients that left included."""
+        return len(self._links)
+
+    # Backplane
+
+    async def admit(self, listener: StreamListener) -> RedisLink:
+        """Ask the cluster for a stream. Raises NoFreeStream, NoWorker or RedisUnavailable."""
+        stream = await self._admission.admit(self._settings.max_num_streams, self._admission_ttl_ms)
+        link = RedisLink(self, self._keys.stream(stream), listener, secrets.token_urlsafe(24))
+        self._links[stream] = link
+        return link
+
+    async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
+        """Take a stream over from a connection that was lost.
+
+        Raises Unavailable `resume_refused`, or RedisUnavailable.
+        """
+        stream = StreamId(request.stream_id)
+        record = await self._resumable(stream, request)
+        keys = self._keys.stream(stream)
+        connection = 0 if record.finished else await self._directory.attach(stream, self._settings.ingress)
+        if connection == 0 and not record.finished:  # it ended just now
+            record = await self._resumable(stream, request)
+        before = self._links.get(stream)
+        if before is not None:
+            before.taken()
+        link = RedisLink(self, keys, listener, request.resume_token)
+        appender: Appender | None = None
+        next_sample = request.audio_ack_samples
+        finished = record.finished
+        if connection > 0:
+            last = await last_audio(self._redis, keys)
+            seq = 0
+            if last is not None:
+                next_sample = last.first_sample + last.num_samples
+                finished = last.final
+                seq = last.seq
+            appender = self._audio.open(
+                keys,
+                link.on_append_failed,
+                connection=connection,
+                next_seq=seq + 1,
+                first_sample=next_sample,
+            )
+            if not finished:
+                appender.attach(self._settings.ingress)
+        link.adopt(appender, request.last_seq, finished=finished)
+        if record.owner is not None:
+            link.set_worker(record.owner)
+        self._links[stream] = link
+        await self._renew_links((link,))
+        self.repair(link)
+        acked = min(request.audio_ack_samples, next_sample)
+        return Resumption(link, next_sample, acked, finished, record.options)
+
+    async def _resumable(self, stream: StreamId, request: Resume) -> StreamRecord:
+        refused = Unavailable(
+            ErrorCode.RESUME_REFUSED,
+            f"Stream {stream} cannot be resumed: it is gone, its secret differs, or results after "
+            f"{request.last_seq} are no longer kept.",
+        )
+        try:
+            record = await self._directory.read(stream)
+        except EntryError as error:
+            raise refused from error
+        if record is None or not hmac.compare_digest(record.token_hash, _token_hash(request.resume_token)):
+            raise refused
+        (lines,) = await catch_up(self._redis, (Position(self._keys.stream(stream), 0, 0),))
+        seqs = [line.seq for line in lines if line.kind is not LineKind.OWNER]
+        if (seqs and seqs[0] > request.last_seq + 1) or (record.finished and not seqs):
+            raise refused
+        return record
+
+    async def status(self) -> bytes:
+        """The status line of the cluster; requests of one moment share one look at Redis.
+
+        Raises RedisUnavailable.
+        """
+        now = self._loop.time()
+        if self._status is None or (self._status.done() and now - self._status_at > _STATUS_AGE_S):
+            self._status_at = now
+            self._status = self._loop.create_future()
+            self.start_task(self._read_status(self._status), "status")
+        return await asyncio.shield(self._status)
+
+    async def _read_status(self, answer: asyncio.Future[bytes]) -> None:
+        try:
+            answer.set_result(orjson.dumps(await read_status(self._redis, self._keys)))
+        except RedisUnavailable as error:
+            answer.set_exception(error)
+            answer.exception()  # whoever asked may have left
+
+    # LinkOwner
+
+    @property
+    def resume_grace_s(self) -> float:
+        """How long a stream waits for its client to come back."""
+        return self._settings.resume_grace_s
+
+    def start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> object:
+        """Run a coroutine beside the loops."""
+        if self._tasks is None:
+            raise AssertionError("the backplane does not run")
+        return self._tasks.create_task(coroutine, name=name)
+
+    async def create(self, link: RedisLink, options: StreamOptions) -> Appender:
+        """Create the stream in Redis, trying again while Redis is away. Raises RedisUnavailable."""
+        settings = self._settings
+        new = NewStream(
+            stream=link.stream,
+            ingress=settings.ingress,
+            options=options,
+            sample_rate=settings.sample_rate,
+            token_hash=_token_hash(link.resume_token),
+            created_ms=int(time() * 1000),
+            ttl_ms=self._ttl_ms,
+            grace_ms=int(settings.resume_grace_s * 1000),
+        )
+        give_up = self._loop.time() + OUTAGE_LIMIT_S
+        while True:
+            try:
+                await self._directory.create(new)
+            except RedisUnavailable:
+                if self._loop.time() > give_up:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE_S)
+            else:
+                return self._audio.open(link.keys, link.on_append_failed)
+
+    def give_back(self, link: RedisLink) -> None:
+        """Forget a link whose stream never began, and its admission."""
+        self.forget(link)
+        self._clean_up(self._release((link.stream,)), f"give-back-{link.stream}")
+
+    def forget(self, link: RedisLink) -> None:
+        """Forget the link of a stream that goes on elsewhere, or is gone."""
+        if self._links.get(link.stream) is link:
+            del self._links[link.stream]
+        self._repairs.pop(link, None)
+
+    def ended(self, link: RedisLink, *, delivered: bool) -> None:
+        """The stream has ended: remove its keys and its admission."""
+        self.forget(link)
+        self._clean_up(self._remove(link, delivered=delivered), f"remove-{link.stream}")
+
+    def _clean_up(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        """Start a task that `stop` waits for."""
+        if self._tasks is None:
+            raise AssertionError("the backplane does not run")
+        task = self._tasks.create_task(coroutine, name=name)
+        self._clean_ups.add(task)
+        task.add_done_callback(self._clean_ups.discard)
+
+    async def _remove(self, link: RedisLink, *, delivered: bool) -> None:
+        try:
+            if not delivered:
+                # The client may have resumed at another ingress, which then delivers the end.
+                record = await self._directory.read(link.stream)
+                if record is not None and record.ingress != self._settings.ingress:
+                    return
+            await self._admission.release(link.stream)
+            if link.ended or link.worker is None:
+                await self._directory.remove(link.keys)
+            elif link.failed:
+                self._finish_failed(link)
+        except (RedisUnavailable, EntryError) as error:
+            # What is left has an expiry.
+            log.warning("A stream's keys were left to expire: %s", error, extra={"stream_id": link.stream})
+
+    def _finish_failed(self, link: RedisLink) -> None:
+        """Append the final mark of a stream whose appends failed, or its worker would wait for ever."""
+
+        def again(error: Unavailable) -> None:
+            waited = self._loop.time() - (link.left_at or 0.0)
+            if error.code is ErrorCode.REDIS_UNAVAILABLE and waited < self._settings.stream_ttl_s:
+                self._finish_failed(link)
+
+        appender = link.successor(self._audio, again)
+        if appender is not None:
+            appender.append(b"", Encoding.PCM16, final=True)
+
+    async def _release(self, streams: Iterable[StreamId]) -> None:
+        for stream in streams:
+            try:
+                await self._admission.release(stream)
+            except RedisUnavailable as error:
+                log.warning("An admission was left to expire: %s", error, extra={"stream_id": stream})
+
+    # Results
+
+    async def _listen(self, server: int) -> None:
+        subscription = ResultSubscription(self._servers, self._keys, server, self._settings.ingress)
+        async for event in subscription.events():
+            if isinstance(event, Published):
+                for line in event.lines:
+                    self._take(line)
+            else:
+                for link in self._links.values():
+                    if link.begun and self._servers.server_of_shard(link.keys.shard) == server:
+                        self.repair(link)
+
+    def _take(self, line: Line) -> None:
+        link = self._links.get(line.stream)
+        if link is None:
+            return
+        if link.repairing:
+            link.missed = True
+        elif not self._handed(link, line):
+            self.repair(link)
+
+    def _handed(self, link: RedisLink, line: Line, *, repair: bool = False) -> bool:
+        """Hand a line to its link; a fault in one stream's handling ends that stream only."""
+        try:
+            return link.take(line, repair=repair)
+        except Exception:
+            log.exception("A line could not be handled", extra={"stream_id": link.stream})
+            link.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+            return True
+
+    def repair(self, link: RedisLink) -> None:
+        """Read what this link may have missed."""
+        link.repairing = True
+        link.missed = False
+        self._repairs[link] = None
+        self._repair_due.set()
+
+    async def _repair(self) -> None:
+        while True:
+            await self._repair_due.wait()
+            links = list(self._repairs)[:_REPAIR_BATCH]
+            if not links:
+                self._repair_due.clear()
+                continue
+            for link in links:
+                del self._repairs[link]
+            try:
+                found = await catch_up(self._redis, [link.position for link in links])
+            except (RedisUnavailable, EntryError) as error:
+                log.warning("Results cannot be read: %s", error)
+                for link in links:
+                    if self._links.get(link.stream) is link:
+                        self._repairs[link] = None
+                await asyncio.sleep(RETRY_PAUSE_S)
+                continue
+            for link, lines in zip(links, found, strict=True):
+                self._repaired(link, lines)
+
+    def _repaired(self, link: RedisLink, lines: list[Line]) -> None:
+        link.heard_at = self._loop.time()
+        link.repairing = False
+        for line in lines:
+            if self._links.get(link.stream) is not link or not self._handed(link, line, repair=True):
+                break
+        if link.missed and self._links.get(link.stream) is link:
+            self.repair(link)
+
+    # Keeping
+
+    async def _agree(self) -> None:
+        shared = ClusterSettings(
+            self._settings.max_num_streams, self._settings.sample_rate, self._servers.shards
+        )
+        await self._admission.agree(shared, self._ttl_ms)
+
+    async def _beat(self) -> None:
+        await self._announced.wait()
+        while True:
+            try:
+                await self._presence.beat(self._report())
+                await self._agree()
+            except (RedisUnavailable, SettingsMismatch) as error:
+                log.warning("heartbeat failed: %s", error)
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _renew(self) -> None:
+        pause_s = min(self._settings.stream_ttl_s, self._admission_ttl_ms / 1000) / RENEWALS_PER_TTL
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self._renew_links(list(self._links.values()))
+            except RedisUnavailable as error:
+                log.warning("expiries could not be renewed: %s", error)
+
+    async def _renew_links(self, links: Iterable[RedisLink]) -> None:
+        links = [link for link in links if not link.ended]
+        await self._admission.renew((link.stream for link in links), self._admission_ttl_ms)
+        begun = [link for link in links if link.created]
+        for stream in await self._directory.renew((link.keys for link in begun), self._ttl_ms):
+            link = self._links.get(stream)
+            if link is not None:
+                link.fail(StreamLost())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = self._loop.time()
+            quiet = []
+            for link in list(self._links.values()):
+                if link.begun_at is None:
+                    continue
+                self._watch_link(link, link.begun_at, now)
+                if now - link.heard_at > QUIET_S and link.created and not link.repairing:
+                    quiet.append(link)
+            quiet.sort(key=lambda link: link.heard_at)
+            for link in quiet:
+                if self._links.get(link.stream) is link:
+                    self.repair(link)
+            try:
+                for link in quiet[:_LOOK_UPS]:
+                    await self._look_up(link)
+            except RedisUnavailable as error:
+                log.warning("quiet streams cannot be looked up: %s", error)
+
+    def _watch_link(self, link: RedisLink, begun_at: float, now: float) -> None:
+        if link.finish_at is not None and now >= link.finish_at:
+            link.finish()
+        claim_s = self._settings.claim_timeout_s
+        if link.worker is None and now - begun_at > claim_s:
+            link.fail(NoWorker(f"No worker took the stream within {claim_s:g} s."))
+        patience_s = self._settings.stream_ttl_s + self._settings.resume_grace_s
+        if link.left_at is not None and now - link.left_at > patience_s:
+            # Nobody waits for it; what it has in Redis expires.
+            self.ended(link, delivered=False)
+
+    async def _look_up(self, link: RedisLink) -> None:
+        """See whether a quiet stream has gone, or goes on at another ingress."""
+        try:
+            record = await self._directory.read(link.stream)
+        except EntryError as error:
+            log.error("%s", error, extra={"stream_id": link.stream})
+            return
+        if self._links.get(link.stream) is not link or link.ended:
+            return
+        if record is None:
+            link.fail(StreamLost())
+        elif record.ingress != self._settings.ingress:
+            link.taken()
+
+
+def _token_hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

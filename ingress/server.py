@@ -1,0 +1,214 @@
+"""An ingress process: start, serve until told to stop, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+from collections.abc import Callable
+from typing import Final
+
+from common.entries import IngressId
+from common.errors import RedisUnavailable
+from common.leases import IngressReport
+from common.redis import RedisServers
+from common.settings import IngressSettings
+from common.status import process_started_ms
+from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
+from ingress.connection import Connection, ConnectionLimits, Peer
+from ingress.status import StatusShell
+from ingress.tcp import LINGER_S, TcpShell
+from ingress.websocket import WebSocketShell
+
+log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 1024
+_START_PAUSE_S: Final = 0.2
+_STOP_TIMEOUT_S: Final = 5.0
+
+
+class IngressServer:
+    """One ingress. Made on the event loop that runs it."""
+
+    def __init__(self, settings: IngressSettings) -> None:
+        self._settings = settings
+        self._started_ms = process_started_ms()
+        self._draining = False
+        self._connections: set[Connection] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._listeners: list[asyncio.Server] = []
+        self._backplane = RedisBackplane(
+            BackplaneSettings(
+                ingress=IngressId(settings.ingress_id),
+                max_num_streams=settings.max_num_streams,
+                sample_rate=settings.sample_rate,
+                stream_ttl_s=settings.stream_ttl_s,
+                heartbeat_s=settings.heartbeat_ms / 1000,
+                claim_timeout_s=settings.claim_timeout_ms / 1000,
+                resume_grace_s=settings.resume_grace_s,
+            ),
+            RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms),
+            self._report,
+        )
+        self._limits = ConnectionLimits(
+            sample_rate=settings.sample_rate,
+            max_buffered_samples=settings.max_stream_seconds * settings.sample_rate,
+            send_buffer_bytes=settings.send_buffer_bytes,
+            idle_timeout_s=settings.idle_timeout_s,
+        )
+
+    async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
+        """Serve until `stop`, then drain for --drain-timeout-s or until `stop_now`.
+
+        Raises SettingsMismatch or RedisUnavailable when it cannot start, OSError when a port is taken.
+        """
+        try:
+            await self._agree()
+            async with asyncio.TaskGroup() as tasks:
+                running = asyncio.Event()
+                loops = tasks.create_task(self._backplane.run(running), name="backplane")
+                await running.wait()
+                try:
+                    await self._listen()
+                    self._backplane.announce()
+                    await stop.wait()
+                    await self._drain(stop_now)
+                finally:
+                    self._close_listeners()
+                    loops.cancel()
+        finally:
+            await self._backplane.close()
+
+    # Start
+
+    async def _agree(self) -> None:
+        """Agree with the cluster on what its processes share; Redis may still be starting."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + OUTAGE_LIMIT_S
+        while True:
+            try:
+                await self._backplane.start()
+            except RedisUnavailable:
+                if loop.time() > deadline:
+                    raise
+                await asyncio.sleep(_START_PAUSE_S)
+            else:
+                return
+
+    async def _listen(self) -> None:
+        settings = self._settings
+
+        def tcp() -> asyncio.Protocol:
+            return TcpShell(self._open, settings.max_line_bytes)
+
+        def websocket() -> asyncio.Protocol:
+            return WebSocketShell(
+                self._open,
+                max_frame_bytes=settings.max_frame_bytes,
+                handshake_timeout_s=settings.handshake_timeout_ms / 1000,
+            )
+
+        def status() -> asyncio.Protocol:
+            return StatusShell(self._backplane.status, self._backplane.start_task)
+
+        for name, port, factory in (
+            ("TCP", settings.port, tcp),
+            ("WebSocket", settings.ws_port, websocket),
+            ("status", settings.status_port, status),
+        ):
+            if port:
+                await self._listen_on(port, factory)
+                log.info("%s on %s:%d", name, settings.host, port)
+
+    async def _listen_on(self, port: int, factory: Callable[[], asyncio.Protocol]) -> None:
+        # Several ingresses of one machine share the ports; the kernel spreads connections over them.
+        self._listeners.append(
+            await asyncio.get_running_loop().create_server(
+                factory, self._settings.host, port, backlog=_BACKLOG, reuse_port=True
+            )
+        )
+
+    # Serve
+
+    def _open(self, peer: Peer) -> Connection:
+        connection = Connection(peer, self._backplane, self._limits, self._backplane.start_task, self._closed)
+        self._connections.add(connection)
+        self._empty.clear()
+        if self._draining:  # accepted by the kernel before the listener closed
+            connection.drain()
+        return connection
+
+    def _closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
+
+    def _report(self) -> IngressReport:
+        settings = self._settings
+        return IngressReport(
+            started_ms=self._started_ms,
+            connections=len(self._connections),
+            port=settings.port,
+            ws_port=settings.ws_port,
+            status_port=settings.status_port,
+            draining=self._draining,
+        )
+
+    # Drain and stop
+
+    async def _drain(self, stop_now: asyncio.Event) -> None:
+        """Stop accepting; let streams end; send those away that can go on elsewhere."""
+        self._draining = True
+        self._close_listeners()
+        log.info("draining %d connections", len(self._connections))
+        for connection in list(self._connections):
+            if connection.stream_is_young or connection.can_resume:
+                connection.drain()
+        await self._wait_until_empty(stop_now, self._settings.drain_timeout_s)
+        for connection in list(self._connections):
+            connection.drain()
+        await self._backplane.stop(_STOP_TIMEOUT_S)
+        # Sockets that have been hung up on flush, and their clients close.
+        await self._wait_until_empty(stop_now, LINGER_S)
+        log.info("stopped")
+
+    async def _wait_until_empty(self, stop_now: asyncio.Event, timeout_s: float) -> None:
+        waits = [
+            asyncio.create_task(self._empty.wait(), name="empty"),
+            asyncio.create_task(stop_now.wait(), name="stop-now"),
+        ]
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+
+async def serve(settings: IngressSettings) -> None:
+    """Run an ingress until SIGTERM or SIGINT; the second signal cuts the drain short."""
+    allow_many_sockets()
+    stop, stop_now = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (stop_now if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await IngressServer(settings).run(stop, stop_now)
+
+
+def allow_many_sockets() -> None:
+    """Raise the limit of open files as far as the system lets: every client is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError) as error:
+            log.warning("the limit of open files stays at %d: %s", soft, error)

@@ -1,0 +1,56 @@
+"""The status port: one JSON line about the whole cluster for whoever connects, then the socket closes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, cast
+
+from common.errors import RedisUnavailable
+from common.messages import ErrorMessage, encode_server_message
+from ingress.connection import StartTask
+
+# A client that does not read its line is not waited for.
+ABORT_AFTER_S: Final = 5.0
+
+ReadStatus = Callable[[], Awaitable[bytes]]
+
+
+class StatusShell(asyncio.Protocol):
+    """One connection to the status port.
+
+    read_status: gives the status line without its newline; raises RedisUnavailable.
+    """
+
+    __slots__ = ("_read_status", "_start_task", "_timer", "_transport")
+
+    def __init__(self, read_status: ReadStatus, start_task: StartTask) -> None:
+        self._read_status = read_status
+        self._start_task = start_task
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Answer at once: nothing needs to be asked."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._timer = asyncio.get_running_loop().call_later(ABORT_AFTER_S, self._transport.abort)
+        self._start_task(self._answer(), "status-answer")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed."""
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def eof_received(self) -> bool:
+        """A client may have nothing to say and still want its answer."""
+        return True
+
+    async def _answer(self) -> None:
+        try:
+            line = await self._read_status()
+        except RedisUnavailable as error:
+            line = encode_server_message(ErrorMessage(error.code.value, error.message))
+        if self._transport is not None:
+            self._transport.write(line + b"\n")
+            self._transport.close()

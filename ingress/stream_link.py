@@ -1,0 +1,348 @@
+"""One stream as this ingress sees it: its audio on the way into Redis, its results on the way out.
+
+A link outlives its connection: a stream whose client left is finalized through it, and its keys are
+removed once the last result has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+import orjson
+
+from common.audio_log import Appender, AudioLog
+from common.entries import Line, LineKind, StreamId, WorkerId
+from common.errors import EntryError, StreamError, StreamLost, Unavailable
+from common.keys import StreamKeys
+from common.messages import Audio
+from common.options import StreamOptions
+from common.result_log import Position
+from ingress.links import StreamListener
+
+log = logging.getLogger(__name__)
+
+# Audio that one stream may have on its way into Redis before its client is made to wait: eight
+# seconds of pcm16 at 16 kHz. It is read again when a quarter is left.
+MAX_PENDING_BYTES: Final = 256 * 1024
+RESUME_READING_BYTES: Final = MAX_PENDING_BYTES // 4
+
+_FINAL_MARK: Final = Audio(b"", final=True)
+
+
+class LinkOwner(Protocol):
+    """What a link asks of the backplane."""
+
+    @property
+    def resume_grace_s(self) -> float:
+        """How long a stream waits for its client to come back."""
+
+    def start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> object:
+        """Run a coroutine beside the rest."""
+
+    async def create(self, link: RedisLink, options: StreamOptions) -> Appender:
+        """Create the stream in Redis, trying again while Redis is away. Raises RedisUnavailable."""
+
+    def give_back(self, link: RedisLink) -> None:
+        """Forget a link whose stream never began, and its admission."""
+
+    def forget(self, link: RedisLink) -> None:
+        """Forget the link of a stream that goes on elsewhere, or is gone."""
+
+    def ended(self, link: RedisLink, *, delivered: bool) -> None:
+        """The stream has ended: remove its keys and its admission."""
+
+
+class RedisLink:
+    """One admitted stream (a `StreamLink`).
+
+    begun_at, heard_at, left_at: loop times of the stream's creation, of the last line about it, and of
+        its abandonment; None before.   finish_at: when an abandoned stream is to be finalized.
+    """
+
+    __slots__ = (
+        "_appender",
+        "_ended",
+        "_failed",
+        "_finished",
+        "_held",
+        "_listener",
+        "_loop",
+        "_owner",
+        "_settled",
+        "_token",
+        "_waiting_for_room",
+        "begun_at",
+        "epoch",
+        "finish_at",
+        "heard_at",
+        "keys",
+        "left_at",
+        "missed",
+        "repairing",
+        "seq",
+        "worker",
+    )
+
+    def __init__(self, owner: LinkOwner, keys: StreamKeys, listener: StreamListener, token: str) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._listener: StreamListener | None = listener
+        self._token = token
+        self._appender: Appender | None = None
+        self._held: list[Audio] = []  # audio that came before the stream was created
+        self._finished = False  # a final mark was queued
+        self._ended = False  # the last result has come
+        self._failed = False
+        self._waiting_for_room = False
+        self._settled = asyncio.Event()  # the stream was created, or could not be
+        self.keys: Final = keys
+        self.worker: WorkerId | None = None
+        self.epoch = 0
+        self.seq = 0
+        self.repairing = False
+        self.missed = False
+        self.begun_at: float | None = None
+        self.heard_at = 0.0
+        self.left_at: float | None = None
+        self.finish_at: float | None = None
+
+    # StreamLink
+
+    @property
+    def stream(self) -> StreamId:
+        """The stream's id."""
+        return self.keys.stream
+
+    @property
+    def resume_token(self) -> str:
+        """The secret that `hello` gives to the client."""
+        return self._token
+
+    def begin(self, options: StreamOptions) -> None:
+        """Create the stream in Redis; audio is held until it is there."""
+        self.begun_at = self.heard_at = self._loop.time()
+        self._owner.start_task(self._create(options), f"create-{self.stream}")
+
+    def append(self, audio: Audio, first_sample: int) -> bool:
+        """Append audio; False asks to stop reading until `on_room`."""
+        if audio.final:
+            self._finished = True
+        appender = self._appender
+        if appender is None:
+            self._held.append(audio)
+            if self._failed:
+                return True
+            pending = sum(len(held.payload) for held in self._held)
+        elif appender.failed is not None:
+            return True  # on_failure is on its way
+        else:
+            appender.append(audio.payload, audio.encoding, audio.final)
+            pending = appender.pending_bytes
+        if pending <= MAX_PENDING_BYTES:
+            return True
+        self._wait_for_room()
+        return False
+
+    def abandon(self, *, keep: bool) -> None:
+        """End the stream now, or after the grace; give the admission back where none has begun."""
+        self._listener = None
+        if self.begun_at is None:
+            self._owner.give_back(self)
+            return
+        if self.left_at is None:
+            self.left_at = self._loop.time()
+        if self._failed or self._ended:
+            self._owner.ended(self, delivered=False)
+        elif keep:
+            self.finish_at = self.left_at + self._owner.resume_grace_s
+        else:
+            self.finish()
+
+    def release(self) -> None:
+        """The last result has been delivered."""
+        self._listener = None
+        self._owner.ended(self, delivered=True)
+
+    # The backplane's side
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody listens any more."""
+        return self._listener is None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the stream is, or is being, created."""
+        return self.begun_at is not None
+
+    @property
+    def created(self) -> bool:
+        """Whether the stream is in Redis."""
+        return self.begun_at is not None and self._settled.is_set() and not self._failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether the stream could not go on before its last result came."""
+        return self._failed
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last result has come."""
+        return self._ended
+
+    @property
+    def position(self) -> Position:
+        """The last line of the results that this link has; the beginning before its first."""
+        if self.epoch == 0:
+            return Position(self.keys, 0, 0)
+        return Position(self.keys, self.epoch, self.seq)
+
+    def adopt(self, appender: Appender | None, last_seq: int, *, finished: bool) -> None:
+        """Become the link of a stream that another connection began."""
+        self.begun_at = self.heard_at = self._loop.time()
+        self._appender = appender
+        self._settled.set()
+        self._finished = finished
+        self.seq = last_seq
+
+    def finish(self) -> None:
+        """Append a final mark, unless there is one."""
+        self.finish_at = None
+        if not self._finished:
+            self.append(_FINAL_MARK, 0)
+
+    def successor(self, log: AudioLog, on_failure: Callable[[Unavailable], None]) -> Appender | None:
+        """A new appender behind the one that failed, for the final mark; None if there was none."""
+        failed = self._appender
+        if failed is None:
+            return None
+        return log.open(
+            self.keys,
+            on_failure,
+            connection=failed.connection,
+            next_seq=failed.next_seq,
+            first_sample=failed.first_sample,
+        )
+
+    def taken(self) -> None:
+        """Another connection has resumed the stream: leave it alone."""
+        listener, self._listener = self._listener, None
+        self._owner.forget(self)
+        if listener is not None:
+            listener.on_taken()
+
+    def fail(self, error: StreamError) -> None:
+        """The stream cannot go on."""
+        if self._failed or self._ended:
+            return
+        self._failed = True
+        listener = self._listener
+        if listener is None:
+            self._owner.ended(self, delivered=False)
+        else:
+            listener.on_failure(error)
+
+    def take(self, line: Line, *, repair: bool = False) -> bool:
+        """Take one line about this stream; False when lines before it are missing.
+
+        repair: the line was read from the results of the stream, where nothing is missing but what
+            was trimmed.
+        """
+        self.heard_at = self._loop.time()
+        if self._ended or line.epoch < self.epoch:
+            return True
+        kind = line.kind
+        if kind is LineKind.OWNER:
+            return self._take_owner(line)
+        if line.epoch > self.epoch:
+            if not repair:
+                return False
+            self.epoch = line.epoch
+        if kind is LineKind.ACK:
+            if line.seq > self.seq:
+                return False
+            if self._listener is not None:
+                self._listener.on_ack(acknowledged(line.json))
+            return True
+        if line.seq <= self.seq:
+            return True
+        if line.seq != self.seq + 1:
+            if repair:
+                self.fail(StreamLost())
+            return False
+        self.seq = line.seq
+        self._ended = kind is LineKind.FINAL or kind is LineKind.ERROR
+        if self._listener is not None:
+            self._listener.on_result(kind, line.json)
+        elif self._ended:
+            self._owner.ended(self, delivered=False)
+        return True
+
+    # Inside
+
+    def _take_owner(self, line: Line) -> bool:
+        if line.seq > self.seq:
+            return False
+        self.epoch = line.epoch
+        self.set_worker(notice_worker(line.json))
+        return True
+
+    def set_worker(self, worker: WorkerId) -> None:
+        """Note the owner, whose ready set is to be told of new audio."""
+        self.worker = worker
+        if self._appender is not None:
+            self._appender.set_owner(worker)
+
+    async def _create(self, options: StreamOptions) -> None:
+        try:
+            appender = await self._owner.create(self, options)
+        except StreamError as error:
+            self.fail(error)
+            self._settled.set()
+            return
+        self._appender = appender
+        if self.worker is not None:
+            appender.set_owner(self.worker)
+        held, self._held = self._held, []
+        for audio in held:
+            if appender.failed is None:
+                appender.append(audio.payload, audio.encoding, audio.final)
+        self._settled.set()
+
+    def on_append_failed(self, error: Unavailable) -> None:
+        """The audio log gave up."""
+        self.fail(error)
+
+    def _wait_for_room(self) -> None:
+        if not self._waiting_for_room:
+            self._waiting_for_room = True
+            self._owner.start_task(self._room(), f"room-{self.stream}")
+
+    async def _room(self) -> None:
+        try:
+            await self._settled.wait()
+            if self._appender is None:
+                return
+            await self._appender.room(RESUME_READING_BYTES)
+        except StreamError:
+            return  # on_failure has told
+        finally:
+            self._waiting_for_room = False
+        if self._listener is not None:
+            self._listener.on_room()
+
+
+def acknowledged(json: bytes) -> int:
+    """Samples of an ACK line."""
+    return int(orjson.loads(json)["audio_ack_samples"])
+
+
+def notice_worker(json: bytes) -> WorkerId:
+    """Worker of an OWNER line. Raises EntryError."""
+    try:
+        return WorkerId(str(orjson.loads(json)["worker"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise EntryError(f"An owner notice cannot be read: {error!r}") from error
