@@ -1,0 +1,168 @@
+"""What `serve` starts ends with it, whatever ends it, and what dies meanwhile comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from tests.e2e.serve_process import ServeProcess, free_ports, is_gone, run_cli, wait_until
+
+
+def test_ps_shows_each_child_by_its_own_command_line_in_the_session_of_serve() -> None:
+    with ServeProcess("--num-ingress", "2") as serve:
+        ready = serve.wait_until_ready()
+        for words in (
+            f"tcp 127.0.0.1:{serve.tcp_port}",
+            f"websocket 127.0.0.1:{serve.ws_port}",
+            f"status 127.0.0.1:{serve.status_port}",
+            "model null on cpu, 1 worker, 2 ingress processes",
+            f"redis {serve.redis_url.replace('unix://', 'unix:')}",
+        ):
+            assert words in ready
+        assert len(serve.all_children("ingress")) == 2
+        assert len(serve.all_children("gpu_worker")) == 1
+        assert len(serve.children()) == 4
+        for process in serve.children():
+            assert os.getsid(process.pid) == os.getsid(serve.process.pid)
+        worker = serve.child("gpu_worker").cmdline()
+        assert worker[1:3] == ["-m", "gpu_worker"]
+        assert "--backend=null" in worker
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_everything_in_order(number: signal.Signals) -> None:
+    with ServeProcess() as serve:
+        serve.wait_until_ready()
+        children = serve.children()
+        directory = Path(serve.redis_url.removeprefix("unix://")).parent
+        assert serve.stop(number) == 0
+        assert all(is_gone(process) for process in children)
+        assert not directory.exists()
+        assert "killing" not in serve.log
+        assert serve.lines[-1].endswith("stopped")
+
+
+def test_ctrl_c_of_a_terminal_reaches_the_children_through_serve_alone() -> None:
+    with ServeProcess() as serve:
+        serve.wait_until_ready()
+        groups = {os.getpgid(process.pid) for process in serve.children()}
+        assert os.getpgid(serve.process.pid) not in groups
+
+
+def test_nothing_is_left_when_serve_is_killed() -> None:
+    with ServeProcess("--num-ingress", "2", "--num-workers", "2") as serve:
+        serve.wait_until_ready()
+        children = serve.children()
+        assert len(children) == 5
+        serve.process.kill()
+        wait_until(lambda: all(is_gone(process) for process in children), "all children ended")
+
+
+def test_nothing_is_left_when_serve_is_killed_while_it_starts() -> None:
+    with ServeProcess() as serve:
+        serve.wait_for_line("started worker 0")
+        children = serve.children()
+        assert children
+        serve.process.kill()
+        wait_until(lambda: all(is_gone(process) for process in children), "all children ended")
+
+
+def test_a_signal_during_the_start_stops_it() -> None:
+    with ServeProcess() as serve:
+        serve.wait_for_line("started worker 0")
+        children = serve.children()
+        assert serve.stop() == 0
+        assert all(is_gone(process) for process in children)
+        assert "ready:" not in serve.log
+
+
+@pytest.mark.parametrize("module", ["gpu_worker", "ingress"])
+def test_a_child_that_dies_comes_back_under_a_new_name(module: str) -> None:
+    with ServeProcess() as serve:
+        serve.wait_until_ready()
+        first = serve.child(module)
+        name = first.cmdline()[-1]
+        first.send_signal(signal.SIGKILL)
+        serve.wait_for_line(r"ended with SIGKILL, restarting in 0\.5 s")
+        wait_until(lambda: len(serve.all_children(module)) == 1, "the child was started again")
+        wait_until(lambda: module in serve.child(module).cmdline(), "the child runs its own command")
+        second = serve.child(module)
+        assert (second.pid, second.cmdline()[-1]) != (first.pid, name)
+        expected = "w" if module == "gpu_worker" else "i"
+        server = redis.Redis.from_url(serve.redis_url)
+        register = "px:{0}:workers" if module == "gpu_worker" else "px:{0}:ingresses"
+        new_name = second.cmdline()[-1].split("=")[1]
+        assert new_name.startswith(f"{expected}-")
+        wait_until(lambda: server.zscore(register, new_name) is not None, "the new process is in Redis")
+        server.close()
+        assert serve.stop() == 0
+
+
+def test_the_embedded_server_comes_back_and_the_stack_serves_again() -> None:
+    with ServeProcess() as serve:
+        serve.wait_until_ready()
+        valkey = serve.child("redis.sock")
+        valkey.send_signal(signal.SIGKILL)
+        serve.wait_for_line("the embedded Redis server ended with SIGKILL")
+        server = redis.Redis.from_url(serve.redis_url)
+
+        def lives(register: str) -> bool:
+            try:
+                return bool(server.zcard(register))
+            except redis.exceptions.ConnectionError:
+                return False
+
+        wait_until(lambda: lives("px:{0}:workers"), "the worker has renewed its lease")
+        wait_until(lambda: lives("px:{0}:ingresses"), "the ingress has announced itself")
+        server.close()
+        answer = run_cli("status", "--status-port", str(serve.status_port))
+        assert answer.returncode == 0, answer.stderr
+        assert serve.stop() == 0
+
+
+def test_a_port_in_use_is_said_before_anything_starts() -> None:
+    with ServeProcess() as first:
+        first.wait_until_ready()
+        with ServeProcess("--port", str(first.tcp_port)) as second:
+            assert second.process.wait(30) == 1
+            second.wait_for_line(f"--port got {first.tcp_port}, but 127.0.0.1:{first.tcp_port} cannot be had")
+            assert "started" not in second.log
+
+
+def test_a_redis_that_does_not_answer_is_said() -> None:
+    (port,) = free_ports(1)
+    with ServeProcess("--redis-url", f"redis://127.0.0.1:{port}/0") as serve:
+        assert serve.process.wait(60) == 1
+        serve.wait_for_line(f"Redis at 127.0.0.1:{port}/0 does not answer")
+        assert not [line for line in serve.lines if "started worker" in line]
+
+
+def test_a_worker_that_cannot_load_its_model_ends_the_start(tmp_path: Path) -> None:
+    with ServeProcess("--backend", "native", "--model", str(tmp_path / "none.nemo")) as serve:
+        assert serve.process.wait(90) == 1
+        serve.wait_for_line(r"worker 0 ended with exit status \d+ before it was ready")
+        assert "restarting" not in serve.log
+
+
+def test_health_says_whether_a_worker_of_this_host_is_well() -> None:
+    with ServeProcess() as serve:
+        serve.wait_until_ready()
+        well = run_cli("health", "--redis-url", serve.redis_url)
+        assert well.returncode == 0, well.stderr
+        worker = serve.child("gpu_worker")
+        assert worker.cmdline()[-1].split("=")[1] in well.stdout.decode()
+        # A worker that hangs holds no lease.
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(
+                lambda: run_cli("health", "--redis-url", serve.redis_url).returncode == 1, "the lease lapsed"
+            )
+        finally:
+            worker.send_signal(signal.SIGCONT)
+        assert isinstance(worker, psutil.Process)
+        assert serve.stop() == 0
