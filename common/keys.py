@@ -140,6 +140,13 @@ class Keys:
         """Pub/sub channel of an ingress; every server of the cluster carries it for its own shards."""
         return f"{self.prefix}:in:{ingress}".encode()
 
+    def shard_channel(self, ingress: IngressId, shard: int) -> bytes:
+        """Sharded pub/sub channel of an ingress, in a Redis Cluster: on the node that has the shard.
+
+        Plain channels are repeated to every node of a cluster, these are not.
+        """
+        return f"{self.prefix}:{{{shard}}}:in:{ingress}".encode()
+
 
 def audio_group(epoch: int) -> bytes:
     """Consumer group of a stream's audio while its owner has this epoch.

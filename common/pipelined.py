@@ -26,6 +26,13 @@ Argument = bytes | bytearray | memoryview | str | int | float
 # Bounds what waits while Redis is away: the appends of 1,000 streams over several seconds.
 MAX_WAITING_BYTES: Final = 128 * 1024 * 1024
 _CHECKS_PER_TIMEOUT: Final = 4
+# As redis-py gives these errors, and as hiredis does.
+_ELSEWHERE_ERRORS: Final = (
+    redis.exceptions.MovedError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.ReadOnlyError,
+)
+_ELSEWHERE_CODES: Final = ("MOVED ", "CLUSTERDOWN ", "READONLY ")
 _LOST: Final = "the connection to Redis was lost"
 _SLOW: Final = "Redis did not answer in time"
 _FULL: Final = "too much waits for Redis"
@@ -50,6 +57,11 @@ def pack(*command: Argument) -> bytes:
     parts = tuple(bytes(part) if type(part) is bytearray else part for part in command)
     packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]  # its stub says 'tuple of one'
     return packed
+
+
+def is_elsewhere(error: Exception) -> bool:
+    """Whether an error says that another server has to be asked: after a failover, or a moved slot."""
+    return isinstance(error, _ELSEWHERE_ERRORS) or str(error).startswith(_ELSEWHERE_CODES)
 
 
 @dataclass(slots=True)
@@ -183,6 +195,9 @@ class PipelinedConnection:
             while (reply := self._reader.gets()) is not False:
                 if not waiting:
                     raise hiredis.ProtocolError("a reply that nothing waits for")
+                if type(reply) is redis.exceptions.ResponseError and is_elsewhere(reply):
+                    self._drop(redis.exceptions.ConnectionError(str(reply)))
+                    return
                 call = waiting[0]
                 call.replies.append(reply)
                 if len(call.replies) < call.count:

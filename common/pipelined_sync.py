@@ -16,7 +16,7 @@ from typing import Any
 import hiredis
 import redis.exceptions
 
-from common.pipelined import Endpoint, pack
+from common.pipelined import Endpoint, is_elsewhere, pack
 
 _READ_BYTES = 256 * 1024
 
@@ -98,6 +98,8 @@ class SyncPipelinedConnection:
         wanted = len(commands)
         while True:
             while len(replies) < wanted and (reply := reader.gets()) is not False:
+                if type(reply) is redis.exceptions.ResponseError and is_elsewhere(reply):
+                    raise OSError(str(reply))
                 replies.append(reply)
             if len(replies) == wanted:
                 return replies

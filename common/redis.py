@@ -8,12 +8,16 @@ Addresses:
     redis://[[user]:password@]host[:port][/db]        rediss://... (TLS)
     unix:///path/to/socket[?db=n]
     redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master[/db]   (also rediss+sentinel)
+    redis+cluster://[[user]:password@]host[:port][,host[:port]...]   (also rediss+cluster)
+
+With a Redis Cluster every shard counts as a server of its own: whichever node has the shard's slot at
+the moment is looked up before each connection, and a connection that hears "MOVED" is opened anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -25,7 +29,15 @@ import redis.exceptions
 import redis.retry
 import redis.sentinel
 from redis.backoff import ExponentialBackoff
+from redis.crc import key_slot
 
+from common.cluster_nodes import (
+    SlotAddress,
+    async_node_connection,
+    node_connection,
+    owner_of,
+    owner_of_sync,
+)
 from common.entries import StreamId
 from common.errors import SettingsError
 from common.pipelined import Argument, Endpoint, PipelinedConnection
@@ -81,12 +93,34 @@ CONNECTION_ERRORS: Final = (
 RESPONSE_ERROR: Final = redis.exceptions.ResponseError
 REDIS_ERROR: Final = redis.exceptions.RedisError
 
+# How refusals begin that end by themselves: full, loading, a replica after a failover, and the like.
+_PASSING: Final = (
+    "OOM",
+    "command not allowed when used memory",
+    "LOADING",
+    "READONLY",
+    "You can't write against a read only replica",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "BUSY ",
+)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether trying again may help: the server is away or full, and did not call the command wrong."""
+    return isinstance(error, CONNECTION_ERRORS) or str(error).startswith(_PASSING)
+
+
 # Every write of ours may be repeated: ids are explicit and scripts check what is there. One repeat
 # covers a connection that the server closed while it was idle; longer outages are the callers' loops.
 _RETRIES: Final = 1
 _BACKOFF: Final = ExponentialBackoff(cap=0.1, base=0.02)
 _MAX_CONNECTIONS: Final = 64
 _SENTINEL_PORT: Final = 26379
+_REDIS_PORT: Final = 6379
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +128,7 @@ class RedisAddress:
     """One server, or the master that some Sentinels know.
 
     path: of a unix socket, else empty. sentinels: (host, port) of each, empty without Sentinel.
+    nodes: (host, port) of some nodes of a Redis Cluster, else empty; slot: the one to be found there.
     """
 
     host: str = ""
@@ -105,6 +140,8 @@ class RedisAddress:
     tls: bool = False
     sentinels: tuple[tuple[str, int], ...] = ()
     master: str = ""
+    nodes: tuple[tuple[str, int], ...] = ()
+    slot: int = 0
 
     def __str__(self) -> str:
         """For logs: without the password."""
@@ -112,6 +149,8 @@ class RedisAddress:
             return f"unix:{self.path}"
         if self.sentinels:
             return f"master {self.master} of {','.join(f'{host}:{port}' for host, port in self.sentinels)}"
+        if self.nodes:
+            return f"slot {self.slot} of {','.join(f'{host}:{port}' for host, port in self.nodes)}"
         return f"{self.host}:{self.port}/{self.db}"
 
 
@@ -145,14 +184,26 @@ def parse_address(url: str) -> RedisAddress:
                 username=_of(credentials.username),
                 password=_of(credentials.password),
                 tls=parts.scheme.startswith("rediss"),
-                sentinels=tuple(_host_port(text) for text in hosts.split(",")),
+                sentinels=tuple(_host_port(text, _SENTINEL_PORT) for text in hosts.split(",")),
                 master=master,
+            )
+        if parts.scheme in ("redis+cluster", "rediss+cluster"):
+            credentials = urlsplit(f"redis://{parts.netloc.split(',')[0]}")
+            if parts.path.strip("/"):
+                raise SettingsError("A Redis Cluster has one database: its address ends with the nodes.")
+            return RedisAddress(
+                username=_of(credentials.username),
+                password=_of(credentials.password),
+                tls=parts.scheme.startswith("rediss"),
+                nodes=tuple(
+                    _host_port(text, _REDIS_PORT) for text in parts.netloc.rpartition("@")[2].split(",")
+                ),
             )
     except ValueError as error:
         raise SettingsError(f"The Redis address cannot be read: {error}.") from error
     raise SettingsError(
-        f"A Redis address begins with redis://, rediss://, unix:// or redis+sentinel://, not with "
-        f"'{parts.scheme or url[:20]}'."
+        f"A Redis address begins with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://, "
+        f"not with '{parts.scheme or url[:20]}'."
     )
 
 
@@ -160,9 +211,9 @@ def _of(text: str | None) -> str | None:
     return None if not text else unquote(text)
 
 
-def _host_port(text: str) -> tuple[str, int]:
+def _host_port(text: str, default_port: int) -> tuple[str, int]:
     host, _, port = text.rpartition(":") if ":" in text else (text, "", "")
-    return (host.strip("[]"), int(port) if port else _SENTINEL_PORT)
+    return (host.strip("[]"), int(port) if port else default_port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +233,17 @@ class RedisServers:
         """Read the addresses; several of them mean at least as many shards. Raises SettingsError."""
         if not urls:
             raise SettingsError("There is no Redis address.")
-        return RedisServers(tuple(parse_address(url) for url in urls), max(shards, len(urls)), timeout_ms)
+        addresses = tuple(parse_address(url) for url in urls)
+        if any(address.nodes for address in addresses):
+            if len(addresses) > 1:
+                raise SettingsError("A Redis Cluster is given as one address that names some of its nodes.")
+            addresses = tuple(replace(addresses[0], slot=key_slot(b"{%d}" % k)) for k in range(shards))
+        return RedisServers(addresses, max(shards, len(addresses)), timeout_ms)
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the servers are nodes of one Redis Cluster, whose pub/sub is sharded too."""
+        return bool(self.addresses[0].nodes)
 
     @property
     def num_servers(self) -> int:
@@ -323,9 +384,9 @@ def _common(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
             "socket_connect_timeout": min(timeout_s, 5.0),
             "socket_keepalive": True,
         }
-        if address.tls:
+        if address.tls and not address.nodes:
             arguments["ssl"] = True
-        if not address.sentinels:
+        if not address.sentinels and not address.nodes:
             arguments |= {"host": address.host, "port": address.port}
     return arguments
 
@@ -348,6 +409,13 @@ def _sync_client(address: RedisAddress, timeout_s: float) -> SyncClient:
             address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
         )
         return cast("SyncClient", sentinel.master_for(address.master, **arguments))
+    if address.nodes:
+        pool = redis.ConnectionPool(
+            connection_class=node_connection(address.tls),
+            find=lambda: _find_sync(address, timeout_s),
+            **arguments,
+        )
+        return cast("SyncClient", redis.Redis.from_pool(pool))
     return cast("SyncClient", redis.Redis(**arguments))
 
 
@@ -360,6 +428,13 @@ def _async_client(address: RedisAddress, timeout_ms: int) -> AsyncClient:
             address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
         )
         return cast("AsyncClient", sentinel.master_for(address.master, **arguments))
+    if address.nodes:
+        pool = redis.asyncio.ConnectionPool(
+            connection_class=async_node_connection(address.tls),
+            find=lambda: _find(address, timeout_s),
+            **arguments,
+        )
+        return cast("AsyncClient", redis.asyncio.Redis.from_pool(pool))
     return cast("AsyncClient", redis.asyncio.Redis(**arguments))
 
 
@@ -373,8 +448,14 @@ def _endpoint(address: RedisAddress, host: str, port: int) -> Endpoint:
     return Endpoint(host, port, address.path, address.tls, tuple(opening))
 
 
+def _slot_address(address: RedisAddress) -> SlotAddress:
+    return SlotAddress(address.nodes, address.slot, address.username, address.password, address.tls)
+
+
 async def _find(address: RedisAddress, timeout_s: float) -> Endpoint:
     """Where to connect now."""
+    if address.nodes:
+        return _endpoint(address, *await owner_of(_slot_address(address), timeout_s))
     if not address.sentinels:
         return _endpoint(address, address.host, address.port)
     sentinel: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
@@ -390,6 +471,8 @@ async def _find(address: RedisAddress, timeout_s: float) -> Endpoint:
 
 def _find_sync(address: RedisAddress, timeout_s: float) -> Endpoint:
     """The same for a thread."""
+    if address.nodes:
+        return _endpoint(address, *owner_of_sync(_slot_address(address), timeout_s))
     if not address.sentinels:
         return _endpoint(address, address.host, address.port)
     sentinel: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]

@@ -48,6 +48,19 @@ _RECEIVE_TIMEOUT_S: Final = 1.0
 _PING_AFTER: Final = 5  # silent receives before the connection is probed
 
 
+_MESSAGE: Final = (b"message", b"smessage")
+_SUBSCRIBED: Final = (b"subscribe", b"ssubscribe")
+
+
+def channel_of(
+    servers: RedisServers, keys: Keys, server: int, ingress: IngressId
+) -> tuple[bytes, bytes, bytes]:
+    """How results reach an ingress on one server: command to publish, command to subscribe, channel."""
+    if servers.clustered:  # a server is a shard
+        return b"SPUBLISH", b"SSUBSCRIBE", keys.shard_channel(ingress, server)
+    return b"PUBLISH", b"SUBSCRIBE", keys.channel(ingress)
+
+
 # The worker's side ---------------------------------------------------------------------------------
 
 
@@ -130,7 +143,8 @@ class ResultWriter:
                 commands.append(pack(*ack_command(write.keys, write.epoch, write.acked)))
         for ingress, lines in by_ingress.items():
             if lines:
-                commands.append(pack(b"PUBLISH", self._keys.channel(ingress), join_lines(lines)))
+                publish, _, channel = channel_of(self._redis.servers, self._keys, server, ingress)
+                commands.append(pack(publish, channel, join_lines(lines)))
         commands += (pack(*command) for write in writes for command in write.extra)
         if not commands:
             return [WriteOutcome(False, False, ())] * len(writes)
@@ -210,7 +224,7 @@ class ResultSubscription:
     def __init__(self, servers: RedisServers, keys: Keys, server: int, ingress: IngressId) -> None:
         self._servers = servers
         self._server = server
-        self._channel = keys.channel(ingress)
+        _, self._subscribe, self._channel = channel_of(servers, keys, server, ingress)
 
     async def events(self) -> AsyncIterator[Subscribed | Published]:
         """Messages for ever; `Subscribed` before the first one of every connection.
@@ -221,7 +235,7 @@ class ResultSubscription:
             subscriber = subscriber_connection(self._servers, self._server)
             try:
                 await subscriber.open()
-                subscriber.send(b"SUBSCRIBE", self._channel)
+                subscriber.send(self._subscribe, self._channel)
                 silent = 0
                 while True:
                     messages = await subscriber.receive(_RECEIVE_TIMEOUT_S)
@@ -236,13 +250,15 @@ class ResultSubscription:
                     for message in messages:
                         if isinstance(message, Exception):
                             raise message
-                        if message[0] == b"message":
+                        if message[0] in _MESSAGE:
                             try:
                                 yield Published(decode_lines(message[2]))
                             except EntryError as error:
                                 logger.error("unreadable results", extra={"reason": str(error)})
-                        elif message[0] == b"subscribe":
+                        elif message[0] in _SUBSCRIBED:
                             yield Subscribed(self._server)
+                        elif message[0] == b"sunsubscribe":
+                            raise ConnectionError("the shard has moved to another node")
             except (*CONNECTION_ERRORS, REDIS_ERROR) as error:
                 logger.warning(
                     "subscription lost, trying again", extra={"server": self._server, "reason": str(error)}

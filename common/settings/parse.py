@@ -22,6 +22,7 @@ from common.settings.schema import (
     WorkerSettings,
 )
 from common.settings.table import FLAGS, Flag
+from common.settings.values import RedisUrls
 
 Settings = (
     IngressSettings | WorkerSettings | ServeSettings | StatusSettings | HealthSettings | TranscribeSettings
@@ -32,6 +33,14 @@ PROGRAM = "parakeet-server"
 _MAX_HOST_LENGTH = 40
 SECRET_FLAGS = frozenset({"redis_url", "log_config"})
 """Flags that a child gets by environment: an address may hold a password, and `ps` shows command lines."""
+
+
+class _Joined(argparse.Action):
+    """A flag that may be given more than once; its values are joined by commas."""
+
+    def __call__(self, _parser: object, namespace: argparse.Namespace, values: object, *_: object) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,6 +84,8 @@ def build_parser(
             groups[flag.group] = parser.add_argument_group(flag.group)
         default = flag.default_for(command) or "none"
         optional: dict[str, Any] = {} if flag.bare is None else {"nargs": "?", "const": flag.bare}
+        if isinstance(flag.kind, RedisUrls):
+            optional["action"] = _Joined
         groups[flag.group].add_argument(
             flag.option,
             dest=flag.name,

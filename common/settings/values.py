@@ -149,7 +149,9 @@ class RedisUrls:
     def parse(self, text: str) -> tuple[str, ...]:
         urls = tuple(part.strip() for part in re.split(r",(?=\s*[a-z+]+://)", text)) if text else ()
         for url in urls:
-            if not re.fullmatch(r"rediss?(\+sentinel)?://[^/\s]+(/\S*)?|unix://([^/\s]+@)?/\S+", url):
+            if not re.fullmatch(
+                r"rediss?(\+sentinel|\+cluster)?://[^/\s]+(/\S*)?|unix://([^/\s]+@)?/\S+", url
+            ):
                 raise ValueError(url)
         return urls
 
@@ -158,7 +160,10 @@ class RedisUrls:
 
     @property
     def takes(self) -> str:
-        return "redis://, rediss://, unix:// or redis+sentinel:// addresses separated by commas"
+        return (
+            "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// addresses"
+            " separated by commas"
+        )
 
 
 PORT = Whole(0, 65535)
