@@ -1,0 +1,36 @@
+"""Samples of a step out of the slots' rings, which may be pinned host memory (Triton).
+
+The host writes what it receives into a stream's ring and says no more than numbers; the device fetches
+the rows over the bus itself, so that packing a step costs the host nothing per stream.  Shape suffixes
+and semantics as in the reference, `gather_samples_reference`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit(do_not_specialize=["num_columns", "ring_samples"])
+def _gather_samples_kernel(  # type: ignore[no-untyped-def]
+    ring_ptr, slots_ptr, first_ptr, end_ptr, out_ptr, num_columns, ring_samples, BLOCK: tl.constexpr
+):
+    stream = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + stream).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sample = tl.load(first_ptr + stream) + column
+    inside = (sample >= 0) & (sample < tl.load(end_ptr + stream)) & (column < num_columns)
+    value = tl.load(ring_ptr + slot * ring_samples + sample % ring_samples, mask=inside, other=0.0)
+    tl.store(out_ptr + stream * num_columns + column, value, mask=column < num_columns)
+
+
+def gather_samples(ring_SC: Tensor, slots_B: Tensor, first_B: Tensor, end_B: Tensor, num_columns: int) -> Tensor:
+    """See the reference.  Integers are int32; `ring_SC` is contiguous, on the device or pinned."""
+    num_streams = slots_B.shape[0]
+    out_BN = torch.empty((num_streams, num_columns), dtype=ring_SC.dtype, device=slots_B.device)
+    _gather_samples_kernel[(num_streams, triton.cdiv(num_columns, 1024))](
+        ring_SC, slots_B, first_B, end_B, out_BN, num_columns, ring_SC.shape[1], BLOCK=1024, num_warps=4
+    )
+    return out_BN

@@ -1,0 +1,21 @@
+"""Plain PyTorch of `gather_samples.py`: what the kernel must compute.
+
+Shape suffixes: B streams of the step, N samples of a row, S slots, C samples of a ring.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gather_samples(ring_SC: Tensor, slots_B: Tensor, first_B: Tensor, end_B: Tensor, num_columns: int) -> Tensor:
+    """Rows of samples out of the slots' rings.
+
+    Column i of a row is the stream's sample `first_B` + i, which stands in the ring at that number
+    modulo C; it is zero before sample 0 and from `end_B` on.
+    """
+    sample_BN = first_B.long()[:, None] + torch.arange(num_columns, device=first_B.device)
+    rows_BC = ring_SC.to(slots_B.device)[slots_B.long()]
+    found_BN = rows_BC.gather(1, sample_BN.remainder(ring_SC.shape[1]))
+    return found_BN * ((sample_BN >= 0) & (sample_BN < end_B[:, None]))
