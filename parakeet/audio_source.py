@@ -88,8 +88,9 @@ async def stdin_blocks(rate: int, message_ms: int) -> AsyncIterator[bytes]:
     while data := await asyncio.to_thread(os.read, sys.stdin.fileno(), size):
         rest += data
         whole = len(rest) - len(rest) % 2
-        yield rest[:whole]
-        rest = rest[whole:]
+        if whole:
+            yield rest[:whole]
+            rest = rest[whole:]
 
 
 async def microphone_blocks(rate: int, message_ms: int) -> AsyncIterator[bytes]:

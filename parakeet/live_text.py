@@ -1,0 +1,39 @@
+"""Text that changes while it is spoken: one line in place on a terminal, a line a change elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TextIO
+
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class LiveText:
+    """Shows partial results on an output, and nothing at all where `partials` is False."""
+
+    def __init__(self, output: TextIO, *, partials: bool = True, prefix: str = "") -> None:
+        self._output = output
+        self._in_place = output.isatty()
+        self._partials = partials
+        self._prefix = prefix
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        """Show the text so far; its end, where the terminal is too narrow for all of it."""
+        if not self._partials or text == self._shown:
+            return
+        self._shown = text
+        if not self._in_place:
+            self._output.write(f"{self._prefix}{text}\n")
+        else:
+            room = max(8, shutil.get_terminal_size().columns - len(self._prefix) - 1)
+            tail = text if len(text) <= room else "…" + text[-(room - 1) :]
+            self._output.write(f"{_CLEAR_LINE}{self._prefix}{tail}")
+        self._output.flush()
+
+    def clear(self) -> None:
+        """Take away what is shown in place."""
+        if self._in_place and self._shown:
+            self._output.write(_CLEAR_LINE)
+            self._output.flush()
+        self._shown = ""
