@@ -31,12 +31,12 @@ from gpu_worker.engine.interface import (
     StreamOutput,
     UnknownStream,
 )
-from gpu_worker.engine.model_runner import BatchSizes, ModelRunner, RowResult
+from gpu_worker.engine.model_runner import BatchSizes, ModelRunner, RowResult, StepRunner
 from gpu_worker.engine.scheduler import Row, Schedule, Scheduler
 from gpu_worker.engine.snapshot import Snapshot, model_fingerprint
 from gpu_worker.engine.stream import Stream
 from gpu_worker.engine.transcript import Token, Transcript
-from gpu_worker.model.checkpoint import LoadedModel
+from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.model import StreamingModel
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnJudge, TurnStage
@@ -76,40 +76,47 @@ class NativeEngine:
     """The engine around this package's own model."""
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, *, judge: TurnJudge | None = None) -> None:
+        """Build the model and its state.
+
+        Args:
+            loaded: checkpoint on its device.
+            config: sizes and switches.
+            judge: smart-turn, where it runs.
+        """
         model = StreamingModel(loaded, config.context, reset_at_end=config.reset_at_end)
+        mel = loaded.config.mel
+        self.config = config
+        self.clock = ChunkClock(
+            mel.hop_length, mel.win_length // 2, loaded.config.subsampling_factor, model.chunk_frames
+        )
+        self._left_frames = model.left_frames
+        self._frame_s = self.clock.frame_samples / ENGINE_SAMPLE_RATE
+        self._tokenizer = loaded.tokenizer
+        self._fingerprint = model_fingerprint(loaded, model.context, reset_at_end=config.reset_at_end)
+        self._stats = EngineStats()
+
         max_chunks = max(1, config.max_step_frames // model.chunk_frames)
         ring_frames = model.left_frames + max_chunks * model.chunk_frames
         page_frames = config.page_frames or ring_frames
         ring_pages = -(-ring_frames // page_frames)
         num_pages = config.num_pages or config.num_slots * ring_pages
-        mel = loaded.config.mel
-        self.config = config
-        self.model = model
-        self.clock = ChunkClock(
-            mel.hop_length, mel.win_length // 2, loaded.config.subsampling_factor, model.chunk_frames
-        )
-        self._frame_s = self.clock.frame_samples / ENGINE_SAMPLE_RATE
-        self._tokenizer = loaded.tokenizer
-        self._fingerprint = model_fingerprint(loaded, model.context, reset_at_end=config.reset_at_end)
-        self._stats = EngineStats()
-        self._blocks = BlockManager(num_pages, page_frames, ring_pages, config.num_slots)
         max_rows = min(config.batch_sizes.encode, config.num_slots)
+        self._blocks = BlockManager(num_pages, page_frames, ring_pages, config.num_slots)
         self._scheduler = Scheduler(max_rows, max_chunks, model.chunk_frames)
-        vad = SileroVad(config.num_slots + 1, model.device) if config.turn_detection else None
-        self._runner = ModelRunner(
+        self._batcher = Batcher(
+            self.clock, self._blocks, max_rows=max_rows, max_chunks=max_chunks, device=model.device
+        )
+        self._runner: StepRunner = ModelRunner(
             model,
             num_slots=config.num_slots,
             num_pages=num_pages,
             page_frames=page_frames,
             batch_sizes=config.batch_sizes,
-            vad=vad,
+            vad=SileroVad(config.num_slots + 1, model.device) if config.turn_detection else None,
             stats=self._stats,
         )
-        self._batcher = Batcher(
-            self.clock, self._blocks, max_rows=max_rows, max_chunks=max_chunks, device=model.device
-        )
         self._turns = TurnStage(judge, has_eou=loaded.config.eou_id is not None)
-        self._end_tokens = frozenset(token for token in (loaded.config.eou_id,) if token is not None)
+        self._eou_id = loaded.config.eou_id
         self._streams: dict[StreamId, Stream] = {}
         self._free_slots = list(range(config.num_slots - 1, -1, -1))
         self._num_opened = 0
@@ -151,26 +158,19 @@ class NativeEngine:
         runner, slot = self._runner, state.slot
         settings = self._turn_settings(state.options)
         if restored is None:
-            runner.state.reset(torch.tensor([slot], device=self.model.device))
-            if runner.vad is not None:
-                runner.vad.reset(slot)
+            runner.reset(slot)
             self._turns.open(state.stream, settings)
             return
         try:
-            host, tensors = restored.host, dict(restored.tensors)
+            host, tensors = restored.host, restored.tensors
             state.frames_done = int(host["frames_done"])
             state.samples_taken = int(host["samples_taken"])
             state.transcript.load(host["transcript"])
-            runner.state.load(slot, tensors)
             self._blocks.grow(slot, state.frames_done)
-            runner.pages.load(*self._kept_frames(state), tensors["keys"], tensors["values"])
-            if runner.vad is not None:
-                runner.vad.import_slot(slot, tensors["vad"])
+            runner.load(slot, *self._kept_frames(state), tensors)
             self._turns.open(state.stream, settings, exported=tensors["turns"].numpy().tobytes())
         except (KeyError, ValueError) as error:
             raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
-        if self._turns.has_ready():
-            self._stats.turn_detection_depth = self._turns.num_held
 
     def _turn_settings(self, options: StreamOptions) -> TurnSettings:
         return (
@@ -210,11 +210,7 @@ class NativeEngine:
         state = self._get(stream)
         if state.ended:
             raise EngineError(f"Stream {stream} has ended; its final output is all that is left.")
-        runner, slot = self._runner, state.slot
-        tensors = runner.state.export(slot)
-        tensors["keys"], tensors["values"] = runner.pages.export(*self._kept_frames(state))
-        if runner.vad is not None:
-            tensors["vad"] = runner.vad.export_slot(slot)
+        tensors = self._runner.export(state.slot, *self._kept_frames(state))
         turns = self._turns.export(stream)
         tensors["turns"] = torch.frombuffer(bytearray(turns), dtype=torch.uint8)
         host = {
@@ -226,11 +222,10 @@ class NativeEngine:
 
     def _kept_frames(self, state: Stream) -> tuple[torch.Tensor, torch.Tensor]:
         """Page and offset of the frames whose keys and values later chunks can still see."""
-        first = max(0, state.frames_done - self.model.left_frames)
+        first = max(0, state.frames_done - self._left_frames)
         frames = np.arange(first, state.frames_done, dtype=np.int64)
         pages, offsets = self._blocks.locate(state.slot, frames)
-        device = self.model.device
-        return torch.from_numpy(pages).to(device), torch.from_numpy(offsets).to(device)
+        return torch.from_numpy(pages), torch.from_numpy(offsets)
 
     def _get(self, stream: StreamId) -> Stream:
         state = self._streams.get(stream)
@@ -358,7 +353,7 @@ class NativeEngine:
             self._turns.push(
                 output,
                 chunk_speech,
-                [token.frame for token in chunk_tokens if token.token in self._end_tokens],
+                [token.frame for token in chunk_tokens if token.token == self._eou_id],
                 None if audio is None else audio[start_sample - first_sample : end_sample - first_sample],
             )
             start_sample = end_sample

@@ -10,9 +10,10 @@ Shape legend: B rows, T encoder frames, D model width, W windows of the speech d
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +42,26 @@ class RowResult:
 
     tokens: tuple[Token, ...]
     speech: tuple[float, ...]
+
+
+class StepRunner(Protocol):
+    """What the engine needs of whoever runs its steps."""
+
+    def reset(self, slot: int) -> None:
+        """Give a slot to a new stream."""
+        ...
+
+    def export(self, slot: int, pages: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """A slot's whole state on the host, with the keys and values at (page, offset)."""
+        ...
+
+    def load(self, slot: int, pages: Tensor, offsets: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Put an exported state into a slot.  Raises KeyError or ValueError when it does not fit."""
+        ...
+
+    def run(self, batch: Batch, listens: tuple[bool, ...]) -> list[RowResult]:
+        """Run one step; `listens` says for each row whether its speech detector runs."""
+        ...
 
 
 class ModelRunner:
@@ -74,13 +95,31 @@ class ModelRunner:
         self._stats = stats
         self._synchronizes = model.device.type == "cuda"
 
-    def run(self, batch: Batch, listens: tuple[bool, ...]) -> list[RowResult]:
-        """Run one step.
+    def reset(self, slot: int) -> None:
+        """See `StepRunner.reset`."""
+        self.state.reset(torch.tensor([slot], device=self.model.device))
+        if self.vad is not None:
+            self.vad.reset(slot)
 
-        Args:
-            batch: the packed step.
-            listens: for each row, whether its speech detector runs.
-        """
+    def export(self, slot: int, pages: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """See `StepRunner.export`."""
+        device = self.model.device
+        tensors = self.state.export(slot)
+        tensors["keys"], tensors["values"] = self.pages.export(pages.to(device), offsets.to(device))
+        if self.vad is not None:
+            tensors["vad"] = self.vad.export_slot(slot)
+        return tensors
+
+    def load(self, slot: int, pages: Tensor, offsets: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """See `StepRunner.load`."""
+        device = self.model.device
+        self.state.load(slot, tensors)
+        self.pages.load(pages.to(device), offsets.to(device), tensors["keys"], tensors["values"])
+        if self.vad is not None:
+            self.vad.import_slot(slot, tensors["vad"])
+
+    def run(self, batch: Batch, listens: tuple[bool, ...]) -> list[RowResult]:
+        """See `StepRunner.run`."""
         inputs, num_rows = batch.inputs, len(batch.streams)
         speech = self._detect(batch, listens)
         tokens: list[tuple[Token, ...]] = []

@@ -155,6 +155,14 @@ class NullEngine:
         """See `Engine.has_work`."""
         return bool(self._ready)
 
+    def wait_s(self) -> float | None:
+        """See `Engine.wait_s`: nothing ever becomes work by itself."""
+        return None
+
+    def wait_s(self) -> float | None:
+        """See `Engine.wait_s`."""
+        return None
+
     def step(self) -> list[StreamOutput]:
         """See `Engine.step`."""
         if not self._ready:

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from gpu_worker.engine.interface import SnapshotMismatch
-from gpu_worker.model.checkpoint import LoadedModel
+from gpu_worker.model.loaded_model import LoadedModel
 
 _VERSION = 1
 _HEADER = "header"

@@ -1,0 +1,138 @@
+"""From a worker's settings to a running engine: device, compute type, model, sizes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from common.errors import SettingsError
+from common.options import StreamOptions
+from common.settings import WorkerSettings
+from gpu_worker.engine.engine import EngineConfig, NativeEngine
+from gpu_worker.engine.interface import Engine
+from gpu_worker.engine.model_runner import BatchSizes
+from gpu_worker.engine.null_engine import DEFAULT_CHUNK_MS, NullEngine
+from gpu_worker.model.checkpoint import load_model
+from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.turn.settings import TurnSettings
+from gpu_worker.turn.stage import TurnJudge
+
+logger = logging.getLogger(__name__)
+
+_CPU_BATCH_SIZE = 32
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine and what a worker says of it.  `chunk_ms` is the audio of one result."""
+
+    engine: Engine
+    model: str
+    revision: str | None
+    device: str
+    dtype: str
+    chunk_ms: int
+
+
+def make_engine(
+    settings: WorkerSettings,
+    *,
+    judge: TurnJudge | None = None,
+    turn_settings: Callable[[StreamOptions], TurnSettings] | None = None,
+) -> BuiltEngine:
+    """Load the model and build the engine that the settings ask for.
+
+    Args:
+        judge: smart-turn, where it runs.
+        turn_settings: what a stream's options make of turn detection; the defaults for every stream
+            unless told.
+
+    Raises SettingsError for a device that is not there or settings that exclude each other, ModelError
+    for a model that cannot be found, read or used.
+    """
+    if settings.backend == "null":
+        chunk_ms = settings.chunk_ms or DEFAULT_CHUNK_MS
+        null = NullEngine(settings.worker_max_streams, chunk_ms, settings.null_step_ms)
+        return BuiltEngine(null, "null", None, "cpu", "none", chunk_ms)
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    loaded = load_model(
+        settings.model or None,
+        size=settings.model_size,
+        revision=settings.model_revision,
+        dtype=dtype,
+        device=device,
+    )
+    engine = NativeEngine(loaded, engine_config(settings, loaded, turn_settings), judge=judge)
+    chunk_ms = engine.clock.chunk_frames * loaded.config.frame_ms
+    logger.info(
+        "engine ready",
+        extra={
+            "model": loaded.source,
+            "revision": loaded.revision,
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "chunk_ms": chunk_ms,
+            "slots": engine.capacity,
+            "threads": torch.get_num_threads(),
+        },
+    )
+    return BuiltEngine(
+        engine, loaded.source, loaded.revision, str(device), str(dtype).removeprefix("torch."), chunk_ms
+    )
+
+
+def engine_config(
+    settings: WorkerSettings,
+    loaded: LoadedModel,
+    turn_settings: Callable[[StreamOptions], TurnSettings] | None = None,
+) -> EngineConfig:
+    """Sizes and switches for a loaded model.  Raises SettingsError, ModelConfigError."""
+    on_cuda = loaded.device.type == "cuda"
+    if settings.paged_kv_cache and not on_cuda:
+        raise SettingsError(
+            "--paged-kv-cache is on, but its attention kernel needs CUDA and Triton; on CPU leave it off."
+        )
+    paged = on_cuda if settings.paged_kv_cache is None else settings.paged_kv_cache
+    automatic = settings.worker_max_streams if on_cuda else _CPU_BATCH_SIZE
+    return EngineConfig(
+        num_slots=settings.worker_max_streams,
+        context=loaded.config.context_for_chunk(settings.chunk_ms),
+        batch_sizes=BatchSizes(
+            settings.pre_encode_batch_size or automatic,
+            settings.encode_batch_size or automatic,
+            settings.decode_batch_size or automatic,
+        ),
+        page_frames=settings.paged_kv_page_size if paged else 0,
+        num_pages=settings.paged_kv_max_pages if paged else 0,
+        reset_at_end=settings.eou_reset,
+        turn_detection=settings.turn_detection,
+        turn_settings=turn_settings or _default_turn_settings,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is a device.  Raises SettingsError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"--device is {name}, but {torch.cuda.device_count()} CUDA devices are there.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 on CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[name]
+
+
+def _default_turn_settings(_: StreamOptions) -> TurnSettings:
+    return TurnSettings()
