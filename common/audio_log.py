@@ -58,6 +58,7 @@ class Appender:
         "connection",
         "failed",
         "first_sample",
+        "held_samples",
         "keys",
         "next_seq",
         "owner",
@@ -84,6 +85,7 @@ class Appender:
         self.first_sample = first_sample
         self.owner: WorkerId | None = None
         self.pending_bytes = 0
+        self.held_samples = 0  # queued, and held for more to join them (AudioLog)
         self.failed: Unavailable | None = None
 
     def append(self, payload: Bytes, encoding: Encoding, final: bool = False) -> None:
@@ -102,12 +104,12 @@ class Appender:
         else:
             self._queue.append(_Queued(payload, encoding, final, None))
         self.pending_bytes += len(payload)
-        self._log._wake(self)
+        self._log._queued(self, len(payload) // encoding.sample_bytes, final)
 
     def attach(self, ingress: IngressId) -> None:
         """Queue the entry that tells the worker which ingress the stream has moved to."""
         self._queue.append(_Queued(b"", Encoding.PCM16, False, ingress))
-        self._log._wake(self)
+        self._log._queued(self, 0, True)
 
     def set_owner(self, owner: WorkerId) -> None:
         """Take the worker whose ready set is told of new audio, and tell it of what is there."""
@@ -184,13 +186,27 @@ class AudioLog:
     """Group commit of the appends of all streams of an ingress; one committing task a server.
 
     give_up_ms: how long an append is tried again while Redis is away or full, before its stream fails.
+    coalesce_ms: a message shorter than this waits so long at most for the stream's next ones, which then
+        share its entry; 0 commits every message at once.
+    sample_rate: of the clients, Hz.
     """
 
-    def __init__(self, redis: AsyncRedis, keys: Keys, give_up_ms: int) -> None:
+    def __init__(
+        self,
+        redis: AsyncRedis,
+        keys: Keys,
+        give_up_ms: int,
+        *,
+        coalesce_ms: int = 0,
+        sample_rate: int = 16000,
+    ) -> None:
         self._redis = redis
         self._keys = keys
+        # Two messages of just under the bound are enough of an entry.
+        self._enough_samples = 2 * coalesce_ms * sample_rate // 1000
         self._lanes = tuple(
-            _Lane(redis, keys, server, give_up_ms / 1000) for server in range(redis.servers.num_servers)
+            _Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000)
+            for server in range(redis.servers.num_servers)
         )
 
     def open(
@@ -216,6 +232,7 @@ class AudioLog:
         try:
             async with asyncio.timeout(timeout_s):
                 for lane in self._lanes:
+                    lane.release_held()
                     await lane.drained.wait()
         except TimeoutError:
             return False
@@ -224,8 +241,13 @@ class AudioLog:
     def _lane(self, appender: Appender) -> _Lane:
         return self._lanes[self._redis.servers.server_of_shard(appender.keys.shard)]
 
-    def _wake(self, appender: Appender) -> None:
-        self._lane(appender).add(appender)
+    def _queued(self, appender: Appender, samples: int, urgent: bool) -> None:
+        appender.held_samples += samples
+        lane = self._lane(appender)
+        if urgent or appender.held_samples >= self._enough_samples:
+            lane.add(appender)
+        else:
+            lane.hold(appender)
 
     def _announce(self, appender: Appender) -> None:
         self._lane(appender).announce(appender)
@@ -234,8 +256,16 @@ class AudioLog:
 class _Lane:
     """What is to be committed on one server."""
 
-    def __init__(self, redis: AsyncRedis, keys: Keys, server: int, give_up_s: float) -> None:
+    def __init__(
+        self, redis: AsyncRedis, keys: Keys, server: int, give_up_s: float, coalesce_s: float
+    ) -> None:
         self.server = server
+        self._loop = asyncio.get_running_loop()
+        self._coalesce_s = coalesce_s
+        # Streams whose short messages wait for more, and until when; the wait is the same for all, so
+        # the order of insertion is that of the times, and one timer serves them all.
+        self._held: dict[Appender, float] = {}
+        self._release: asyncio.TimerHandle | None = None
         self._connection = redis.pipelined(server)
         self._keys = keys
         self._give_up_s = give_up_s
@@ -245,7 +275,32 @@ class _Lane:
         self.drained = asyncio.Event()
         self.drained.set()
 
+    def hold(self, appender: Appender) -> None:
+        if appender in self._waiting or appender in self._held:
+            return
+        self._held[appender] = self._loop.time() + self._coalesce_s
+        self.drained.clear()
+        if self._release is None:
+            self._release = self._loop.call_later(self._coalesce_s, self._release_due)
+
+    def _release_due(self) -> None:
+        self._release = None
+        now = self._loop.time()
+        while self._held:
+            appender, due = next(iter(self._held.items()))
+            if due > now:
+                self._release = self._loop.call_at(due, self._release_due)
+                return
+            self.add(appender)
+
+    def release_held(self) -> None:
+        """Commit what is held for company."""
+        for appender in list(self._held):
+            self.add(appender)
+
     def add(self, appender: Appender) -> None:
+        appender.held_samples = 0
+        self._held.pop(appender, None)
         self._waiting[appender] = None
         self._work.set()
         self.drained.clear()
@@ -279,7 +334,8 @@ class _Lane:
                 else:
                     await asyncio.sleep(_RETRY_PAUSE_S)
             if not self._waiting:
-                self.drained.set()
+                if not self._held:
+                    self.drained.set()
                 if not self._announced:
                     self._work.clear()
 

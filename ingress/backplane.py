@@ -71,6 +71,7 @@ class BackplaneSettings:
     heartbeat_s: float
     claim_timeout_s: float
     resume_grace_s: float
+    coalesce_ms: int = 0
 
 
 class RedisBackplane:
@@ -92,7 +93,13 @@ class RedisBackplane:
         self._redis = AsyncRedis(servers)
         self._admission = Admission(self._redis.cluster, self._keys)
         self._directory = StreamDirectory(self._redis, self._keys)
-        self._audio = AudioLog(self._redis, self._keys, int(OUTAGE_LIMIT_S * 1000))
+        self._audio = AudioLog(
+            self._redis,
+            self._keys,
+            int(OUTAGE_LIMIT_S * 1000),
+            coalesce_ms=settings.coalesce_ms,
+            sample_rate=settings.sample_rate,
+        )
         self._presence = IngressPresence(self._redis.cluster, self._keys, settings.ingress)
         self._links: dict[StreamId, RedisLink] = {}
         self._loop = asyncio.get_running_loop()

@@ -48,6 +48,7 @@ class IngressServer:
                 heartbeat_s=settings.heartbeat_ms / 1000,
                 claim_timeout_s=settings.claim_timeout_ms / 1000,
                 resume_grace_s=settings.resume_grace_s,
+                coalesce_ms=settings.coalesce_ms,
             ),
             RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms),
             self._report,

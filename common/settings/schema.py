@@ -47,6 +47,7 @@ class IngressSettings(ClusterSettings):
     max_line_bytes: int
     max_frame_bytes: int
     send_buffer_bytes: int
+    coalesce_ms: int
     handshake_timeout_ms: int
     claim_timeout_ms: int
     idle_timeout_s: float

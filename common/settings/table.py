@@ -101,6 +101,10 @@ FLAGS: tuple[Flag, ...] = (
     Flag("send_buffer_bytes", Whole(4096, 64 << 20), str(256 << 10),
          "unsent bytes of a slow reader before its partial results are merged", "Limits", _INGRESS, "BYTES"),
 
+    Flag("coalesce_ms", Whole(0, 1000), "20",
+         "messages shorter than this wait so long at most for the stream's next ones, to share an entry in Redis; "
+         "0 commits each at once", "Limits", _INGRESS, "MS"),
+
     # -- batches and cache
     Flag("pre_encode_batch_size", Whole(1, 65_536, auto=True), "auto",
          "streams in one batch of feature pre-encoding; auto is 32 on CPU and the slots on CUDA", "Batching", _WORKER),
