@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import array
 import asyncio
+import concurrent.futures
+import contextlib
 import os
 import sys
+import threading
 import wave
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from common.errors import ServiceError
 
 MIC_RATE = 16_000
 _MIC_QUEUE_BLOCKS = 256
+_STDIN_QUEUE_BLOCKS = 16
 
 
 class BadAudio(ServiceError):  # noqa: N818 - the name says it
@@ -83,9 +87,23 @@ async def recording_blocks(recording: Recording, message_ms: int, *, real_time: 
 async def stdin_blocks(rate: int, message_ms: int) -> AsyncIterator[bytes]:
     """Yield raw mono pcm16le audio of stdin as it comes, until its end."""
     size = max(1, rate * message_ms // 1000) * 2
+    loop = asyncio.get_running_loop()
+    blocks: asyncio.Queue[bytes] = asyncio.Queue(_STDIN_QUEUE_BLOCKS)
+    descriptor = sys.stdin.fileno()
+
+    def read() -> None:
+        # Ends with the loop, whose closing makes the next put fail.
+        with contextlib.suppress(RuntimeError, concurrent.futures.CancelledError):
+            data = b"-"
+            while data:
+                # os.read returns what is there instead of waiting for all of `size`.
+                data = os.read(descriptor, size)
+                asyncio.run_coroutine_threadsafe(blocks.put(data), loop).result()
+
+    # A daemon: a read that waits for a silent pipe must not hold up the end of the program.
+    threading.Thread(target=read, name="stdin", daemon=True).start()
     rest = b""
-    # os.read returns what is there instead of waiting for all of `size`.
-    while data := await asyncio.to_thread(os.read, sys.stdin.fileno(), size):
+    while data := await blocks.get():
         rest += data
         whole = len(rest) - len(rest) % 2
         if whole:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from common.errors import ServiceError
+from common.errors import ParakeetError
 from common.logging import configure, default_config
 from common.settings import (
     FLAGS,
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"{PROGRAM} {command}: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except ServiceError as error:
+    except ParakeetError as error:
         print(f"{PROGRAM} {command}: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:

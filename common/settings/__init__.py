@@ -11,6 +11,7 @@ from common.settings.parse import (
     new_process_id,
     parse,
     parse_or_exit,
+    plain_environment,
 )
 from common.settings.schema import (
     ClusterSettings,
@@ -46,4 +47,5 @@ __all__ = [
     "new_process_id",
     "parse",
     "parse_or_exit",
+    "plain_environment",
 ]

@@ -231,13 +231,18 @@ def child_argv(settings: IngressSettings | WorkerSettings) -> list[str]:
     return argv
 
 
+def plain_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment (this process's where None) without our variables."""
+    inherited = os.environ if environ is None else environ
+    ours = {flag.variable for flag in FLAGS}
+    return {name: value for name, value in inherited.items() if name not in ours}
+
+
 def child_environment(
     settings: IngressSettings | WorkerSettings, environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Return the environment of a child process: ours, its PARAKEET_ variables replaced by `SECRET_FLAGS`."""
-    inherited = os.environ if environ is None else environ
-    ours = {flag.variable for flag in FLAGS}
-    child = {name: value for name, value in inherited.items() if name not in ours}
+    child = plain_environment(environ)
     for flag in FLAGS:
         if flag.name in SECRET_FLAGS and (text := flag.kind.format(getattr(settings, flag.name))):
             child[flag.variable] = text

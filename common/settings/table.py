@@ -174,8 +174,8 @@ FLAGS: tuple[Flag, ...] = (
          "logging dictConfig instead of the default, as JSON or the path of a JSON file", "Logging", _SERVER, "JSON"),
 
     # -- clients
-    Flag("url", Text("a ws:// or wss:// address", r"(wss?://\S+)?"), "",
-         "WebSocket address of a server, instead of --host and --ws-port", "Clients", ("transcribe",), "URL"),
+    Flag("url", Text("a ws://, wss://, tcp:// or tcps:// address", r"((wss?|tcps?)://\S+)?"), "",
+         "address of a server, instead of --host and --ws-port", "Clients", ("transcribe",), "URL"),
     Flag("mic", OnOff(), "off", "transcribe the microphone (needs the sounddevice package)",
          "Clients", ("transcribe",), "on|off", "on"),
     Flag("real_time", OnOff(), "off", "send a file as fast as it was spoken, not as fast as possible",
