@@ -116,7 +116,8 @@ class EngineThread:
                 if self._stopping:
                     return False
                 self._busy_since = None
-                self._wake.wait(_WAIT_S)
+                wait_s = self._engine.wait_s()
+                self._wake.wait(_WAIT_S if wait_s is None else min(_WAIT_S, wait_s))
             commands = list(self._inbox)
             self._inbox.clear()
         self._busy_since = time.monotonic()
@@ -145,10 +146,17 @@ class EngineThread:
             self._snapshot(self._flows[stream], release=False)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
+        """Say where another worker can go on; a stream that is let go without it is replayed from before."""
         samples = self._engine.samples_decoded(flow.stream)
+        data: bytes | None = None
         if samples:
-            data = self._engine.snapshot(flow.stream)
-            self._next_checkpoint[flow.stream] = samples + self._checkpoint_samples
+            try:
+                data = self._engine.snapshot(flow.stream)
+            except EngineError as error:
+                # A stream at its end has none; it is over with the next step.
+                logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
+        self._next_checkpoint[flow.stream] = samples + self._checkpoint_samples
+        if data is not None:
             self._sink.put(Snapshot(flow, samples, data, release))
         elif release:
             self._sink.put(Forgotten(flow))

@@ -7,6 +7,7 @@ the same results with the same numbers, of which those that are in already are n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -20,7 +21,7 @@ from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import StreamError
 from common.keys import Keys
 from common.messages import ErrorMessage, Result, Word, encode_server_message
-from common.redis import REDIS_ERROR, SyncRedis
+from common.redis import REDIS_ERROR, SyncRedis, is_passing
 from common.result_log import ResultWriter, StreamWrite, WriteOutcome, ack_json
 from gpu_worker.audio import client_samples
 from gpu_worker.engine.interface import StreamOutput
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 # Events that may wait for Redis before the engine thread has to: several steps, so that one slow reply
 # does not hold the device up, and few enough to bound what a worker can have said in vain.
-MAX_QUEUED_EVENTS: Final = 4096
+MAX_QUEUED_EVENTS: Final = 256
 _WAIT_S: Final = 1.0
 _FIRST_RETRY_S: Final = 0.05
 _MAX_RETRY_S: Final = 1.0
@@ -72,6 +73,7 @@ class Outlet:
     """Writes what the engine thread says; the sink of `EngineThread`.
 
     on_fenced: called with a stream that a newer owner has, or that left Redis.
+    on_failure: called in this thread, last, when it cannot go on.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Outlet:
         claims: Claims,
         table: StreamTable,
         on_fenced: Callable[[StreamFlow], None],
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._writer = ResultWriter(redis, keys)
         self._keys = keys
@@ -89,10 +92,10 @@ class Outlet:
         self._claims = claims
         self._table = table
         self._on_fenced = on_fenced
-        self._queue: queue.Queue[Event] = queue.Queue(MAX_QUEUED_EVENTS)
+        self._on_failure = on_failure
+        self._queue: queue.Queue[Event | None] = queue.Queue(MAX_QUEUED_EVENTS)
         self._writings: dict[StreamId, _Writing] = {}
         self._handed_over = threading.Event()
-        self._stopping = threading.Event()
         self._abandon = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
 
@@ -115,7 +118,8 @@ class Outlet:
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after what is queued, or leave it unwritten when there is no time for it."""
-        self._stopping.set()
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=timeout_s)
         self._thread.join(timeout_s)
         self._abandon.set()
         return not self._thread.is_alive()
@@ -128,24 +132,24 @@ class Outlet:
     # The thread
 
     def _run(self) -> None:
-        while not self._abandon.is_set():
+        stopping = False
+        while not stopping and not self._abandon.is_set():
+            events: list[Event] = []
             try:
-                events = [self._queue.get(timeout=0.05 if self._stopping.is_set() else _WAIT_S)]
+                event = self._queue.get(timeout=_WAIT_S)
+                while event is not None:
+                    events.append(event)
+                    event = self._queue.get_nowait()
+                stopping = True
             except queue.Empty:
-                if self._stopping.is_set():
-                    return
-                continue
-            while len(events) < MAX_QUEUED_EVENTS:
-                try:
-                    events.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
+                pass
             try:
                 self._process(events)
-            except Exception:
-                # A defect here would leave a worker that decodes and says nothing.
-                logger.exception("results could not be made")
-                raise
+            except Exception as error:
+                # A worker that decodes and says nothing would be worse than one that ends.
+                logger.exception("results cannot be written")
+                self._abandon.set()
+                self._on_failure(error)
 
     def _process(self, events: Iterable[Event]) -> None:
         batch = _Batch()
@@ -259,6 +263,8 @@ class Outlet:
                 outcomes = self._writer.write(writes)
                 break
             except (REDIS_ERROR, OSError) as error:
+                if not is_passing(error):
+                    raise
                 logger.warning("results wait for Redis: %s", error)
                 if self._abandon.wait(pause):
                     return

@@ -156,10 +156,6 @@ class NullEngine:
         return bool(self._ready)
 
     def wait_s(self) -> float | None:
-        """See `Engine.wait_s`: nothing ever becomes work by itself."""
-        return None
-
-    def wait_s(self) -> float | None:
         """See `Engine.wait_s`."""
         return None
 

@@ -1,0 +1,62 @@
+"""From settings to an engine that is ready to step: the model is loaded, and every stage is warm."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from common.entries import StreamId
+from common.errors import SettingsError
+from common.options import StreamOptions
+from common.settings import WorkerSettings
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine
+from gpu_worker.engine.null_engine import DEFAULT_CHUNK_MS, NullEngine
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP_S: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An engine, and the words that say what it runs, for the worker's hash and the log."""
+
+    engine: Engine
+    description: dict[str, str]
+
+
+def make_backend(settings: WorkerSettings) -> Backend:
+    """Load what the settings name. Raises SettingsError and ModelError."""
+    if settings.backend == "null":
+        chunk_ms = settings.chunk_ms or DEFAULT_CHUNK_MS
+        null = NullEngine(settings.worker_max_streams, chunk_ms, settings.null_step_ms)
+        return Backend(null, {"model": "null", "device": "none", "dtype": "none", "chunk_ms": str(chunk_ms)})
+    if settings.backend == "nemo":
+        raise SettingsError("--backend nemo is not part of this version; take native.")
+    # Imported here: a worker without a model needs no torch, and starts at once.
+    from gpu_worker.engine.factory import make_engine
+
+    built = make_engine(settings)
+    _warm_up(built.engine)
+    model = built.model if built.revision is None else f"{built.model}@{built.revision[:12]}"
+    return Backend(
+        built.engine,
+        {"model": model, "device": built.device, "dtype": built.dtype, "chunk_ms": str(built.chunk_ms)},
+    )
+
+
+def _warm_up(engine: Engine) -> None:
+    """Run every stage, so that no stream pays for what happens at a first call."""
+    started = time.monotonic()
+    stream = StreamId(-1)
+    noise = np.random.default_rng(0).standard_normal(_WARM_UP_S * ENGINE_SAMPLE_RATE, dtype=np.float32)
+    engine.open(stream, StreamOptions())
+    engine.feed(stream, noise * np.float32(0.1))
+    engine.finish(stream)
+    while engine.has_work():
+        engine.step()
+    logger.info("engine warm after %.2f s", time.monotonic() - started)

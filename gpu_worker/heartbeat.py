@@ -1,0 +1,157 @@
+"""The heartbeat of a worker: its lease, and the hash that the status line reads.
+
+A thread and a connection of its own, so that neither a busy engine nor a slow reply delays it. It
+renews the lease only while the engine is not hung: a worker that cannot decode must lose its streams.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from common.leases import Renewal, WorkerLease
+from common.redis import REDIS_ERROR
+from common.status import STAGES, StageReport, WorkerReport
+from gpu_worker.engine.interface import EngineStats, StageStats
+
+logger = logging.getLogger(__name__)
+
+# Timings and rates of the status line are those of the last WINDOW_S.
+WINDOW_S: Final = 5.0
+_MAX_BEAT_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The engine's cumulative counters at a time (monotonic seconds)."""
+
+    at: float
+    stages: tuple[tuple[int, int, float], ...]
+    tokens: int
+
+
+class StatsWindow:
+    """Turns the engine's cumulative counters into those of the last WINDOW_S. For one thread."""
+
+    def __init__(self, stats: EngineStats, now: float) -> None:
+        self._stats = stats
+        self._readings: deque[_Reading] = deque([self._read(now)])
+
+    def _read(self, now: float) -> _Reading:
+        return _Reading(
+            now,
+            tuple((stage.calls, stage.units, stage.busy_s) for stage in self._stages()),
+            self._stats.tokens,
+        )
+
+    def _stages(self) -> tuple[StageStats, ...]:
+        stats = self._stats
+        return (stats.turn_detection, stats.pre_encode, stats.encode, stats.decode)
+
+    def report(
+        self, now: float, *, capacity: int, owned: int, draining: bool, started_ms: int
+    ) -> WorkerReport:
+        """The worker's report, with the counters of the window that ends now."""
+        newest = self._read(now)
+        readings = self._readings
+        readings.append(newest)
+        # Keep one reading at or before the window's start, so that the window is never shorter than it.
+        while len(readings) > 2 and readings[1].at <= now - WINDOW_S:
+            readings.popleft()
+        oldest = readings[0]
+        stages = {
+            name: StageReport(new[0], new[0] - old[0], new[1] - old[1], new[2] - old[2])
+            for name, new, old in zip(STAGES, newest.stages, oldest.stages, strict=True)
+        }
+        stats = self._stats
+        return WorkerReport(
+            capacity=capacity,
+            owned=owned,
+            draining=draining,
+            started_ms=started_ms,
+            window_s=newest.at - oldest.at,
+            stages=stages,
+            window_tokens=newest.tokens - oldest.tokens,
+            in_flight=stats.in_flight,
+            ready_encode=stats.ready_streams,
+            # Every engine of ours decodes a chunk in the step that encoded it: nothing waits between.
+            ready_decode=0,
+            turn_detection_depth=stats.turn_detection_depth,
+            turn_detection_streams=stats.turn_detection_streams,
+        )
+
+
+class Heartbeat:
+    """Renews the lease and writes the report, a few times in each lease.
+
+    busy_s: how long the engine has been at one turn. report: makes the report of now.
+    description: further fields of the hash, which say what the worker runs.
+    on_lapsed: called when a renewal found that the lease had run out. on_hung: called when the engine
+    has been at one turn for longer than `step_timeout_s`; the lease is then no longer renewed.
+    """
+
+    def __init__(
+        self,
+        lease: WorkerLease,
+        lease_s: float,
+        step_timeout_s: float,
+        busy_s: Callable[[], float],
+        report: Callable[[], WorkerReport],
+        description: Mapping[str, str],
+        on_lapsed: Callable[[], None],
+        on_hung: Callable[[float], None],
+    ) -> None:
+        self._lease = lease
+        self._period_s = min(lease_s / 4, _MAX_BEAT_S)
+        self._step_timeout_s = step_timeout_s
+        self._busy_s = busy_s
+        self._report = report
+        self._description = dict(description)
+        self._on_lapsed = on_lapsed
+        self._on_hung = on_hung
+        self._stop = threading.Event()
+        self._last_beat = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Say that the worker is there, then start the thread. Raises the client's errors."""
+        self._write()
+        self._lease.renew()
+        self._last_beat = time.monotonic()
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period_s):
+            self._beat()
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        frozen_s = now - self._last_beat - self._period_s
+        self._last_beat = now
+        busy_s = self._busy_s()
+        # A process that was stopped as a whole finds an old turn too; that is no hang of the engine.
+        if busy_s > self._step_timeout_s and frozen_s < self._period_s:
+            self._on_hung(busy_s)
+            return
+        try:
+            renewal = self._lease.renew()
+            self._write()
+        except (REDIS_ERROR, OSError) as error:
+            logger.warning("heartbeat failed: %s", error)
+            return
+        if renewal is not Renewal.HELD:
+            logger.warning("the lease had lapsed (%s)", renewal.name.lower())
+            self._on_lapsed()
+
+    def _write(self) -> None:
+        self._lease.report({**self._report().fields(), **self._description})

@@ -1,0 +1,250 @@
+"""A worker process: starts its threads, claims and decodes streams, drains, and goes.
+
+Threads: the main one waits for signals; `engine` owns the engine; an `intake` and a `claimer` for each
+Redis server; `outlet` writes results; `heartbeat` keeps the lease; `sweeper` takes over and tidies up.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Final, Protocol
+
+from common.admission import check_worker_agrees
+from common.assignments import Claims
+from common.entries import WorkerId
+from common.keys import Keys
+from common.leases import WorkerLease
+from common.redis import REDIS_ERROR, RedisServers, SyncRedis
+from common.settings import WorkerSettings
+from common.status import WorkerReport, process_started_ms
+from gpu_worker.backend import Backend
+from gpu_worker.engine_events import HandOver
+from gpu_worker.engine_thread import EngineThread
+from gpu_worker.flow import StreamFlow, StreamTable
+from gpu_worker.heartbeat import Heartbeat, StatsWindow
+from gpu_worker.intake import Intake
+from gpu_worker.outlet import Outlet
+from gpu_worker.ownership import Claimer, Owner, Sweeper
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED: Final = 1
+# The engine hangs: nothing can be joined any more.
+EXIT_HUNG: Final = 70
+
+_WAIT_S: Final = 1.0
+_JOIN_S: Final = 5.0
+_HAND_OVER_S: Final = 10.0
+_MIN_SWEEP_S: Final = 0.05
+_MAX_SWEEP_S: Final = 1.0
+
+
+class _Thread(Protocol):
+    """What the main thread asks of the others."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+
+
+class Worker:
+    """Everything of one worker process. Made after the engine is warm, so that its lease means service."""
+
+    def __init__(self, settings: WorkerSettings, backend: Backend) -> None:
+        worker = WorkerId(settings.worker_id)
+        servers = RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms)
+        keys = Keys(servers.shards)
+        lease_s = settings.lease_ms / 1000
+        self._settings = settings
+        self._backend = backend
+        self._worker = worker
+        self._redis = SyncRedis(servers)
+        # Its own connections: a slow reply to another thread must not cost the lease.
+        self._lease_redis = SyncRedis(servers)
+        self._keys = keys
+        self._stop = threading.Event()
+        self._hurry = threading.Event()
+        self._failure: BaseException | None = None
+        self._draining = False
+        self._started_ms = process_started_ms()
+        self._window = StatsWindow(backend.engine.stats, time.monotonic())
+        self._table = StreamTable(min(settings.worker_max_streams, backend.engine.capacity))
+        self._claims = Claims(self._redis, keys, worker)
+        self._outlet = Outlet(self._redis, keys, worker, self._claims, self._table, self._lost, self._fail)
+        self._engine = EngineThread(backend.engine, self._outlet, settings.replay_seconds / 2, self._fail)
+        self._intakes = [
+            Intake(servers, server, keys, worker, self._table, self._engine.put, self._lost)
+            for server in range(servers.num_servers)
+        ]
+        self._owner = Owner(
+            servers, self._claims, self._table, self._intakes, self._engine, self._outlet, self._redis
+        )
+        self._claimers = [
+            Claimer(servers, server, self._claims, self._table, self._owner)
+            for server in range(servers.num_servers)
+        ]
+        self._lease = WorkerLease(self._lease_redis.cluster, keys, worker, settings.lease_ms)
+        self._sweeper = Sweeper(
+            self._redis,
+            WorkerLease(self._redis.cluster, keys, worker, settings.lease_ms),
+            self._claims,
+            self._table,
+            self._owner,
+            worker,
+            max(_MIN_SWEEP_S, min(lease_s / 4, _MAX_SWEEP_S)),
+        )
+        self._heartbeat = Heartbeat(
+            self._lease,
+            lease_s,
+            settings.step_timeout_ms / 1000,
+            lambda: self._engine.busy_s,
+            self._report,
+            backend.description,
+            self._sweeper.revalidate,
+            self._hung,
+        )
+
+    def run(self) -> int:
+        """Serve until a signal or a failure; gives the exit status. Raises SettingsMismatch."""
+        self._wait_for_redis()
+        check_worker_agrees(self._redis.cluster, self._keys)
+        self._claims.prepare()
+        self._start()
+        while not self._stop.wait(_WAIT_S):
+            self._check_threads()
+        if self._failure is not None:
+            return self._give_up()
+        return self._drain()
+
+    def request_stop(self, number: int, _frame: FrameType | None) -> None:
+        """Signal handler: the first asks to drain, the second to hand over at once."""
+        logger.info("%s", signal.Signals(number).name)
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def _wait_for_redis(self) -> None:
+        """Wait until every server answers; a worker may be started before Redis is."""
+        told = False
+        while not self._stop.is_set():
+            try:
+                for client in self._redis.clients:
+                    client.ping()
+            except (REDIS_ERROR, OSError) as error:
+                if not told:
+                    logger.warning("waiting for Redis: %s", error)
+                    told = True
+                self._stop.wait(_WAIT_S / 4)
+            else:
+                return
+
+    def _start(self) -> None:
+        # What is alive now stays alive: later collections need not look at it.
+        gc.collect()
+        gc.freeze()
+        self._outlet.start()
+        self._engine.start()
+        for intake in self._intakes:
+            intake.start()
+        # Streams that an earlier process with this id owned: before the lease is ours again, so that
+        # nobody else has taken it for alive in between.
+        self._sweeper.take_own()
+        self._heartbeat.start()
+        self._sweeper.start()
+        for claimer in self._claimers:
+            claimer.start()
+        logger.info(
+            "worker ready: %d slots, %s",
+            self._table.capacity,
+            ", ".join(f"{name} {value}" for name, value in self._backend.description.items()),
+        )
+
+    def _check_threads(self) -> None:
+        parts: list[_Thread] = [self._outlet, self._engine, self._sweeper, *self._intakes, *self._claimers]
+        for part in parts:
+            if not part.alive:
+                self._fail(RuntimeError(f"a thread ended: {type(part).__name__}"))
+
+    def _report(self) -> WorkerReport:
+        return self._window.report(
+            time.monotonic(),
+            capacity=self._table.capacity,
+            owned=len(self._table),
+            draining=self._draining,
+            started_ms=self._started_ms,
+        )
+
+    def _lost(self, flow: StreamFlow) -> None:
+        self._owner.lost(flow)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._stop.set()
+
+    def _hung(self, busy_s: float) -> None:
+        """The engine does not come back: give the streams to others and end; nothing can be joined."""
+        logger.critical("the engine has hung for %.1f s, giving up", busy_s)
+        self._release_lease()
+        logging.shutdown()
+        os._exit(EXIT_HUNG)
+
+    def _release_lease(self) -> None:
+        try:
+            self._lease.release()
+        except (REDIS_ERROR, OSError) as error:
+            logger.warning("the lease could not be given back, it will lapse: %s", error)
+
+    def _give_up(self) -> int:
+        """End after a failure: the streams go to other workers at once."""
+        logger.critical("the worker has failed, giving up: %r", self._failure)
+        self._heartbeat.stop(_JOIN_S)
+        self._release_lease()
+        return EXIT_FAILED
+
+    def _drain(self) -> int:
+        """Take nothing new, finish what ends in time, hand the rest over."""
+        self._draining = True
+        deadline = time.monotonic() + self._settings.drain_timeout_s
+        logger.info("draining: %d streams", len(self._table))
+        self._sweeper.stop_taking()
+        for claimer in self._claimers:
+            claimer.stop()
+        for claimer in self._claimers:
+            claimer.join(_JOIN_S)
+        while time.monotonic() < deadline and not self._hurry.is_set() and self._failure is None:
+            if self._table.wait_until_empty(min(_WAIT_S / 4, deadline - time.monotonic())):
+                break
+        if self._failure is not None:
+            return self._give_up()
+        left = len(self._table)
+        for intake in self._intakes:
+            intake.stop(_JOIN_S)
+        self._engine.put(HandOver())
+        handed_over = self._outlet.wait_handed_over(_HAND_OVER_S)
+        if left:
+            logger.info("%d streams handed over%s", left, "" if handed_over else ", not all in time")
+        self._engine.stop(_JOIN_S)
+        self._outlet.stop(_JOIN_S)
+        self._sweeper.stop(_JOIN_S)
+        self._heartbeat.stop(_JOIN_S)
+        self._leave()
+        self._redis.close()
+        self._lease_redis.close()
+        logger.info("worker stopped")
+        return 0
+
+    def _leave(self) -> None:
+        """Let the lease go; without streams, leave nothing behind."""
+        self._release_lease()
+        try:
+            if self._claims.forget_consumer(self._worker):
+                self._lease.forget(self._worker)
+        except (REDIS_ERROR, OSError) as error:
+            logger.warning("not tidied up, another worker will: %s", error)
