@@ -139,8 +139,10 @@ class Outlet:
                 event = self._queue.get(timeout=_WAIT_S)
                 while event is not None:
                     events.append(event)
+                    if len(events) == MAX_QUEUED_EVENTS:
+                        break
                     event = self._queue.get_nowait()
-                stopping = True
+                stopping = event is None
             except queue.Empty:
                 pass
             try:
