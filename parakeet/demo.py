@@ -91,7 +91,7 @@ class _Stack:
         with os.fdopen(descriptor, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 self._log.append(line.rstrip("\n"))
-                if " ready: " in line:
+                if " parakeet.ready ready: " in line:  # a worker says that it is ready, too
                     self._ready_line = line[line.index("ready: ") :].strip()
                     self._ready.set()
         # The end of the log: nobody shall wait any longer.

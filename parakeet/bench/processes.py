@@ -44,8 +44,8 @@ def role_of(command: tuple[str, ...]) -> str | None:
     line = " ".join(command)
     for role, marks in _ROLES:
         if role == "redis":
-            name = command[0].rsplit("/", 1)[-1].split(" ", 1)[0].removesuffix(":")
-            if name in marks or any(mark in name for mark in marks):
+            # A server writes its address behind its name, into the same word.
+            if command[0].split(" ", 1)[0].rsplit("/", 1)[-1] in marks:
                 return role
         elif any(mark in line for mark in marks):
             return role

@@ -103,7 +103,7 @@ class ServeProcess:
 
     def wait_until_ready(self) -> str:
         """Return the ready line."""
-        return self.wait_for_line(r"\bready: ")
+        return self.wait_for_line(r" parakeet\.ready ready: ")
 
     def children(self) -> list[psutil.Process]:
         """Return the processes that serve has started."""

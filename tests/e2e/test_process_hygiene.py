@@ -78,7 +78,7 @@ def test_a_signal_during_the_start_stops_it() -> None:
         children = serve.children()
         assert serve.stop() == 0
         assert all(is_gone(process) for process in children)
-        assert "ready:" not in serve.log
+        assert "parakeet.ready" not in serve.log
 
 
 @pytest.mark.parametrize("module", ["gpu_worker", "ingress"])

@@ -1,0 +1,137 @@
+"""Messages over a socket, for clients: newline JSON over TCP or frames over WebSocket, one interface."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+import websockets.asyncio.client
+import websockets.exceptions
+
+from common.messages import Audio, Encoding, encode_client_message
+
+# Results carry the whole transcript, so a line of the server may be long.
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+_CLOSE_TIMEOUT_S: Final = 2.0
+
+
+class ChannelLost(Exception):  # noqa: N818 - the name says it
+    """The socket is gone, or could not be opened."""
+
+
+class Channel(Protocol):
+    """One open socket to a server."""
+
+    async def send(self, message: bytes) -> None:
+        """Send one JSON message. Raises ChannelLost."""
+
+    async def send_audio(self, audio: Audio) -> None:
+        """Send audio in the form that suits the socket. Raises ChannelLost."""
+
+    async def receive(self) -> bytes | str:
+        """The next message. Raises ChannelLost at the end."""
+
+    async def close(self) -> None:
+        """Close, within a bounded time."""
+
+
+async def open_channel(url: str, timeout_s: float) -> Channel:
+    """Connect to `ws://`, `wss://`, `tcp://` or `tcps://host:port`. Raises ChannelLost, ValueError."""
+    parts = urlsplit(url)
+    try:
+        async with asyncio.timeout(timeout_s):
+            if parts.scheme in ("ws", "wss"):
+                return WebSocketChannel(
+                    await websockets.asyncio.client.connect(
+                        url,
+                        compression=None,
+                        max_size=MAX_MESSAGE_BYTES,
+                        open_timeout=None,
+                        ping_interval=None,
+                        close_timeout=_CLOSE_TIMEOUT_S,
+                    )
+                )
+            if parts.scheme in ("tcp", "tcps") and parts.hostname and parts.port:
+                tls = ssl.create_default_context() if parts.scheme == "tcps" else None
+                reader, writer = await asyncio.open_connection(
+                    parts.hostname, parts.port, ssl=tls, limit=MAX_MESSAGE_BYTES
+                )
+                return TcpChannel(reader, writer)
+    except (OSError, TimeoutError, websockets.exceptions.WebSocketException) as error:
+        raise ChannelLost(f"{url} cannot be reached: {error or type(error).__name__}") from error
+    raise ValueError(f"The address of a server is ws://host:port or tcp://host:port, not '{url}'.")
+
+
+class TcpChannel:
+    """Newline JSON."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, message: bytes) -> None:
+        """Send one JSON message."""
+        try:
+            self._writer.write(message + b"\n")
+            await self._writer.drain()
+        except OSError as error:
+            raise ChannelLost(str(error)) from error
+
+    async def send_audio(self, audio: Audio) -> None:
+        """Send audio as base64."""
+        await self.send(encode_client_message(audio))
+
+    async def receive(self) -> bytes:
+        """The next line."""
+        try:
+            line = await self._reader.readline()
+        except (OSError, ValueError) as error:
+            raise ChannelLost(str(error)) from error
+        if not line.endswith(b"\n"):
+            raise ChannelLost("the server closed the connection")
+        return line
+
+    async def close(self) -> None:
+        """Close the socket."""
+        self._writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._writer.wait_closed()
+
+
+class WebSocketChannel:
+    """Text frames for JSON, binary frames for pcm16."""
+
+    def __init__(self, connection: websockets.asyncio.client.ClientConnection) -> None:
+        self._connection = connection
+
+    async def send(self, message: bytes) -> None:
+        """Send one JSON message."""
+        try:
+            await self._connection.send(message, text=True)
+        except (OSError, websockets.exceptions.ConnectionClosed) as error:
+            raise ChannelLost(str(error)) from error
+
+    async def send_audio(self, audio: Audio) -> None:
+        """Send pcm16 as it is, all else as base64."""
+        if audio.encoding is not Encoding.PCM16 or audio.final:
+            await self.send(encode_client_message(audio))
+            return
+        try:
+            await self._connection.send(audio.payload)
+        except (OSError, websockets.exceptions.ConnectionClosed) as error:
+            raise ChannelLost(str(error)) from error
+
+    async def receive(self) -> bytes | str:
+        """The next frame."""
+        try:
+            return await self._connection.recv()
+        except (OSError, websockets.exceptions.ConnectionClosed) as error:
+            raise ChannelLost(str(error)) from error
+
+    async def close(self) -> None:
+        """Close with the closing handshake."""
+        await self._connection.close()

@@ -1,0 +1,502 @@
+"""The async Python client: audio in chunks of any size, results as they come, lost connections resumed.
+
+    async with await connect("ws://127.0.0.1:8000") as stream:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(feed(stream))          # await stream.send(pcm); await stream.finish()
+            async for result in stream.results():    # ends with the final result
+                print(result.text)
+
+Every wait has a time-out. Where the server can resume streams, the client keeps the audio that is
+not decoded yet and goes on by itself on a new connection, at the same address or at another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Final, Self
+
+from common.errors import ErrorCode, ParakeetError
+from common.messages import (
+    Ack,
+    Audio,
+    Close,
+    Config,
+    Encoding,
+    ErrorMessage,
+    Hello,
+    Ping,
+    Result,
+    Resume,
+    Resumed,
+    ServerMessage,
+    decode_server_message,
+    encode_client_message,
+)
+from common.options import StreamOptions
+from parakeet.channel import Channel, ChannelLost, open_channel
+
+# One message of audio; longer sends are cut. Well below the server's bound of a line, as base64.
+MAX_MESSAGE_AUDIO_BYTES: Final = 128 * 1024
+# Results that wait for the caller; behind them the socket fills, and the server merges.
+_MAX_RESULTS: Final = 1000
+# Audio that may wait for the socket before `send` waits.
+_MAX_UNWRITTEN_S: Final = 2.0
+_RETRY_PAUSE_S: Final = 0.2
+
+
+class ClientError(ParakeetError):
+    """The stream ended without its final result."""
+
+
+class ServerError(ClientError):
+    """The server ended the stream, or refused it, with an `error` message.
+
+    code: stable, see docs/protocol.md.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code: Final = code
+        self.message: Final = message
+
+
+class ConnectionLost(ClientError):  # noqa: N818 - the name says it
+    """The connection was lost and could not be resumed."""
+
+
+class ServerSilent(ClientError):  # noqa: N818 - the name says it
+    """The server did not answer within a time-out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTimeouts:
+    """All waits of a client, in seconds.
+
+    connect_s: until `hello`.   silence_s: without any message, before the connection is probed with
+        a ping, and then again until it counts as lost.
+    final_s: without progress after `finish`.   resume_s: to find a server that goes on with the stream.
+    send_s: until there is room for more audio.
+    """
+
+    connect_s: float = 10.0
+    silence_s: float = 10.0
+    final_s: float = 60.0
+    resume_s: float = 25.0
+    send_s: float = 60.0
+
+
+@dataclass(slots=True)
+class _Block:
+    first_sample: int
+    payload: bytes
+    encoding: Encoding
+
+    @property
+    def end(self) -> int:
+        return self.first_sample + len(self.payload) // self.encoding.sample_bytes
+
+
+async def connect(
+    url: str | Sequence[str],
+    *,
+    options: StreamOptions | None = None,
+    resume: bool = True,
+    window_s: float = 60.0,
+    timeouts: ClientTimeouts | None = None,
+) -> Stream:
+    """Open a stream.
+
+    url: `ws://host:port` or `tcp://host:port` (wss, tcps with TLS); of several, the first that takes
+        the stream, and any for a resumption.
+    resume: go on after a lost connection, where the server can.
+    window_s: audio sent and not decoded yet, beyond which `send` waits (only with resume, where the
+        server says how far it is).
+
+    Raises ServerError (with code `no_free_stream` for a full cluster), ConnectionLost, ServerSilent.
+    """
+    stream = Stream(
+        (url,) if isinstance(url, str) else tuple(url),
+        options or StreamOptions(),
+        resume=resume,
+        window_s=window_s,
+        timeouts=timeouts or ClientTimeouts(),
+    )
+    await stream.open()
+    return stream
+
+
+class Stream:
+    """One stream of audio; made by `connect`. For one sender and one reader of results at a time."""
+
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        options: StreamOptions,
+        *,
+        resume: bool,
+        window_s: float,
+        timeouts: ClientTimeouts,
+    ) -> None:
+        self._urls = urls
+        self._options = options
+        self._want_resume = resume
+        self._window_s = window_s
+        self._timeouts = timeouts
+        self._hello = Hello(0, 0, "", ())
+        self._channel: Channel | None = None
+        self._resumable = False
+        self._blocks: deque[_Block] = deque()  # sent and maybe needed again, or not sent yet
+        self._odd = b""
+        self._end = 0  # samples taken from the caller
+        self._written = 0  # samples given to the current connection
+        self._acked = 0  # samples decoded
+        self._last_seq = 0
+        self._final_asked = False
+        self._final_written = False
+        self._work = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._results: asyncio.Queue[Result | None] = asyncio.Queue(_MAX_RESULTS)
+        self._failure: ClientError | None = None
+        self._done = False
+        self._heard_at = 0.0
+        self._progress_at = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.num_resumptions = 0
+
+    # Opening and closing
+
+    @property
+    def stream_id(self) -> int:
+        """Id that the server gave the stream."""
+        return self._hello.stream_id
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the audio that the server expects, Hz."""
+        return self._hello.sample_rate
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Optional features of the server."""
+        return self._hello.capabilities
+
+    async def open(self) -> None:
+        """Connect and wait for `hello`; called by `connect`."""
+        failure: ClientError = ConnectionLost("There is no address to connect to.")
+        for url in self._urls:
+            try:
+                self._channel, self._hello = await self._greet(url)
+                break
+            except ClientError as error:
+                failure = error
+        if self._channel is None:
+            raise failure
+        self._resumable = self._want_resume and "resume" in self._hello.capabilities
+        options = replace(self._options, resume=True) if self._resumable else self._options
+        if options != StreamOptions():
+            if "config" not in self._hello.capabilities:
+                await self._channel.close()
+                raise ServerError("unknown_option", "This server takes no options.")
+            await self._channel.send(encode_client_message(Config(options)))
+        loop = asyncio.get_running_loop()
+        self._heard_at = self._progress_at = loop.time()
+        name = f"stream-{self.stream_id}"
+        self._tasks = [
+            asyncio.create_task(self._guard(self._read()), name=f"{name}-read"),
+            asyncio.create_task(self._guard(self._write()), name=f"{name}-write"),
+            asyncio.create_task(self._guard(self._watch()), name=f"{name}-watch"),
+        ]
+
+    async def __aenter__(self) -> Self:
+        """The stream itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the stream."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Leave the stream, finished or not. The server finalizes what was sent."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        try:
+            if not self._done and self._failure is None:
+                async with asyncio.timeout(self._timeouts.silence_s):
+                    await channel.send(encode_client_message(Close()))
+        except (ChannelLost, TimeoutError):
+            pass
+        await channel.close()
+
+    # Audio
+
+    async def send(self, payload: bytes, encoding: Encoding = Encoding.PCM16) -> None:
+        """Send audio: mono samples at `sample_rate`, little-endian, cut anywhere (for pcm16).
+
+        Waits while too much is on its way. Raises ClientError when the stream has failed, ServerSilent
+        when there is no room within the time-out.
+        """
+        if self._final_asked:
+            raise ValueError("Audio after finish.")
+        if encoding is Encoding.PCM16:
+            payload = self._odd + payload
+            whole = len(payload) - len(payload) % 2
+            payload, self._odd = payload[:whole], payload[whole:]
+        elif len(payload) % encoding.sample_bytes or self._odd:
+            raise ValueError("Samples of another encoding begin at a whole sample.")
+        for at in range(0, len(payload), MAX_MESSAGE_AUDIO_BYTES):
+            block = _Block(self._end, payload[at : at + MAX_MESSAGE_AUDIO_BYTES], encoding)
+            self._blocks.append(block)
+            self._end = block.end
+            self._work.set()
+            await self._room()
+
+    async def finish(self) -> None:
+        """Say that no audio follows; the final result comes through `results`."""
+        if self._odd:
+            raise ValueError("The audio ends within a sample.")
+        self._final_asked = True
+        self._progress_at = asyncio.get_running_loop().time()
+        self._work.set()
+
+    async def _room(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeouts.send_s):
+                while self._failure is None and not self._done and not self._has_room():
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            raise ServerSilent(f"No room for audio within {self._timeouts.send_s:g} s.") from None
+        if self._failure is not None:
+            raise self._failure
+
+    def _has_room(self) -> bool:
+        rate = self.sample_rate
+        if self._end - self._written > _MAX_UNWRITTEN_S * rate:
+            return False
+        return not self._resumable or self._end - self._acked <= self._window_s * rate
+
+    # Results
+
+    async def results(self) -> AsyncIterator[Result]:
+        """Results in order, each once; the last one has `is_final`. Raises ClientError."""
+        while (result := await self._results.get()) is not None:
+            yield result
+            if result.is_final:
+                return
+        if self._failure is not None:
+            raise self._failure
+
+    async def final(self) -> Result:
+        """The final result, skipping those before it. Raises ClientError."""
+        async for result in self.results():
+            if result.is_final:
+                return result
+        raise ConnectionLost("The stream was closed before its final result.")
+
+    # Tasks
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run one task; its failure is the stream's."""
+        try:
+            await work
+        except ClientError as error:
+            await self._fail(error)
+        except ChannelLost as error:
+            await self._fail(ConnectionLost(str(error)))
+
+    async def _fail(self, error: ClientError) -> None:
+        if self._failure is None and not self._done:
+            self._failure = error
+            self._progress.set()
+            await self._results.put(None)
+
+    async def _read(self) -> None:
+        while not self._done:
+            channel = self._channel
+            try:
+                if channel is None:
+                    raise ChannelLost("the connection was closed")
+                message = decode_server_message(await channel.receive())
+            except ChannelLost as error:
+                await self._recover(str(error))
+                continue
+            except ValueError as error:
+                raise ConnectionLost(f"The server sent what is no message: {error}") from error
+            self._heard_at = asyncio.get_running_loop().time()
+            await self._heard(message)
+
+    async def _heard(self, message: ServerMessage | None) -> None:
+        match message:
+            case Result():
+                self._acknowledge(message.audio_ack_samples)
+                if message.seq > self._last_seq:
+                    self._last_seq = message.seq
+                    self._done = message.is_final
+                    await self._results.put(message)
+            case Ack(samples):
+                self._acknowledge(samples)
+            case ErrorMessage(code, text, _):
+                if code == ErrorCode.DRAINING and self._resumable:
+                    await self._recover(text)
+                elif code not in (ErrorCode.UNKNOWN_TYPE, ErrorCode.AUDIO_AFTER_FINAL):
+                    raise ServerError(code, text)
+            case _:
+                pass  # pong, or a message of a newer server
+
+    def _acknowledge(self, samples: int) -> None:
+        self._progress_at = asyncio.get_running_loop().time()
+        self._acked = max(self._acked, samples)
+        self._drop_blocks()
+        self._progress.set()
+
+    def _drop_blocks(self) -> None:
+        """Forget audio that is not needed again."""
+        needless = self._acked if self._resumable else self._written
+        while self._blocks and self._blocks[0].end <= min(needless, self._written):
+            self._blocks.popleft()
+
+    async def _write(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            channel = self._channel
+            while channel is not None and channel is self._channel:
+                try:
+                    if not await self._write_one(channel):
+                        break
+                except ChannelLost:
+                    break  # the reader notices, and sets the work again once there is a new connection
+
+    async def _write_one(self, channel: Channel) -> bool:
+        block = next((block for block in self._blocks if block.end > self._written), None)
+        if block is not None:
+            skip = max(0, self._written - block.first_sample) * block.encoding.sample_bytes
+            await channel.send_audio(Audio(block.payload[skip:], block.encoding))
+            if channel is self._channel:
+                self._written = block.end
+                if not self._resumable:
+                    self._drop_blocks()
+                self._progress.set()
+            return True
+        if self._final_asked and not self._final_written:
+            await channel.send_audio(Audio(b"", final=True))
+            self._final_written = channel is self._channel
+        return False
+
+    async def _watch(self) -> None:
+        """Probe a silent connection, and give up on a server that makes no progress."""
+        loop = asyncio.get_running_loop()
+        silence_s, final_s = self._timeouts.silence_s, self._timeouts.final_s
+        while True:
+            await asyncio.sleep(min(silence_s, final_s) / 4)
+            now = loop.time()
+            if self._final_asked and now - self._progress_at > final_s:
+                raise ServerSilent(f"No progress within {final_s:g} s after the end of the audio.")
+            channel = self._channel
+            if channel is None or now - self._heard_at < silence_s:
+                continue
+            if now - self._heard_at > 2 * silence_s:
+                await channel.close()  # the reader finds it lost
+            else:
+                try:
+                    async with asyncio.timeout(silence_s):
+                        await channel.send(encode_client_message(Ping()))
+                except (ChannelLost, TimeoutError):
+                    await channel.close()
+
+    # Connections
+
+    async def _greet(self, url: str) -> tuple[Channel, Hello]:
+        try:
+            channel = await open_channel(url, self._timeouts.connect_s)
+        except ChannelLost as error:
+            raise ConnectionLost(str(error)) from error
+        try:
+            message = await self._expect(channel)
+        except ClientError:
+            await channel.close()
+            raise
+        if isinstance(message, Hello):
+            return channel, message
+        await channel.close()
+        if isinstance(message, ErrorMessage):
+            raise ServerError(message.code, message.message)
+        raise ConnectionLost(f"{url} does not say hello.")
+
+    async def _expect(self, channel: Channel) -> ServerMessage | None:
+        try:
+            async with asyncio.timeout(self._timeouts.connect_s):
+                return decode_server_message(await channel.receive())
+        except TimeoutError:
+            raise ServerSilent(f"No answer within {self._timeouts.connect_s:g} s.") from None
+        except ChannelLost as error:
+            raise ConnectionLost(str(error)) from error
+        except ValueError as error:
+            raise ConnectionLost(f"The server sent what is no message: {error}") from error
+
+    async def _recover(self, reason: str) -> None:
+        """Go on with the stream on a new connection. Raises ConnectionLost or ServerError."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+        if not self._resumable:
+            raise ConnectionLost(f"The connection was lost: {reason}.")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeouts.resume_s
+        while loop.time() < deadline:
+            for url in self._urls:
+                try:
+                    resumed, channel = await self._resume_at(url)
+                except (ConnectionLost, ServerSilent) as error:
+                    reason = str(error)
+                    continue
+                self._written = resumed.next_sample
+                self._final_written = False
+                self._channel = channel
+                self._heard_at = self._progress_at = loop.time()
+                self.num_resumptions += 1
+                self._work.set()
+                return
+            await asyncio.sleep(_RETRY_PAUSE_S)
+        raise ConnectionLost(
+            f"The connection was lost and not resumed within {self._timeouts.resume_s:g} s: {reason}."
+        )
+
+    async def _resume_at(self, url: str) -> tuple[Resumed, Channel]:
+        try:
+            channel = await open_channel(url, self._timeouts.connect_s)
+        except ChannelLost as error:
+            raise ConnectionLost(str(error)) from error
+        try:
+            first = await self._expect(channel)
+            # A full cluster refuses a new stream, and still takes an old one back.
+            if isinstance(first, ErrorMessage) and first.code != ErrorCode.NO_FREE_STREAM:
+                raise ConnectionLost(f"{first.code}: {first.message}")
+            request = Resume(
+                self.stream_id, self._hello.resume_token, self._last_seq, min(self._acked, self._written)
+            )
+            await channel.send(encode_client_message(request))
+            answer = await self._expect(channel)
+        except ChannelLost as error:
+            await channel.close()
+            raise ConnectionLost(str(error)) from error
+        except ClientError:
+            await channel.close()
+            raise
+        if isinstance(answer, Resumed):
+            return answer, channel
+        await channel.close()
+        if isinstance(answer, ErrorMessage) and answer.code == ErrorCode.RESUME_REFUSED:
+            raise ServerError(answer.code, answer.message)
+        raise ConnectionLost(f"{url} does not resume the stream: {answer}")
