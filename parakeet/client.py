@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -39,8 +39,8 @@ from common.messages import (
 from common.options import StreamOptions
 from parakeet.channel import Channel, ChannelLost, open_channel
 
-# One message of audio; longer sends are cut. Well below the server's bound of a line, as base64.
-MAX_MESSAGE_AUDIO_BYTES: Final = 128 * 1024
+# One message of audio; longer sends are cut. Well below a server's bound of a line, as base64.
+MAX_MESSAGE_AUDIO_BYTES: Final = 32 * 1024
 # Results that wait for the caller; behind them the socket fills, and the server merges.
 _MAX_RESULTS: Final = 1000
 # Audio that may wait for the socket before `send` waits.
@@ -206,9 +206,9 @@ class Stream:
         self._heard_at = self._progress_at = loop.time()
         name = f"stream-{self.stream_id}"
         self._tasks = [
-            asyncio.create_task(self._guard(self._read()), name=f"{name}-read"),
-            asyncio.create_task(self._guard(self._write()), name=f"{name}-write"),
-            asyncio.create_task(self._guard(self._watch()), name=f"{name}-watch"),
+            asyncio.create_task(self._guard(self._read), name=f"{name}-read"),
+            asyncio.create_task(self._guard(self._write), name=f"{name}-write"),
+            asyncio.create_task(self._guard(self._watch), name=f"{name}-watch"),
         ]
 
     async def __aenter__(self) -> Self:
@@ -306,10 +306,10 @@ class Stream:
 
     # Tasks
 
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run one task; its failure is the stream's."""
         try:
-            await work
+            await work()
         except ClientError as error:
             await self._fail(error)
         except ChannelLost as error:

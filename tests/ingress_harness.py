@@ -1,0 +1,175 @@
+"""An ingress's TCP and WebSocket ports over the backplane in memory, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.errors import RedisUnavailable
+from ingress.connection import Connection, ConnectionLimits, Peer
+from ingress.status import StatusShell
+from ingress.tcp import TcpShell
+from ingress.websocket import WebSocketShell
+from tests.fake_backplane import ScriptedBackplane
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Harness:
+    """The ports, and what is open on them."""
+
+    backplane: ScriptedBackplane
+    tcp_port: int = 0
+    ws_port: int = 0
+    status_port: int = 0
+    connections: set[Connection] = field(default_factory=set)
+
+    @property
+    def tcp_url(self) -> str:
+        return f"tcp://{HOST}:{self.tcp_port}"
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://{HOST}:{self.ws_port}"
+
+    async def tcp(self) -> TcpClient:
+        """A raw TCP client."""
+        reader, writer = await asyncio.open_connection(HOST, self.tcp_port)
+        return TcpClient(reader, writer)
+
+    async def raw_ws(self) -> TcpClient:
+        """A raw socket to the WebSocket port."""
+        reader, writer = await asyncio.open_connection(HOST, self.ws_port)
+        return TcpClient(reader, writer)
+
+
+@dataclass
+class TcpClient:
+    """A socket whose bytes the test writes itself."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, message: dict[str, Any] | bytes) -> None:
+        self.writer.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
+        await self.writer.drain()
+
+    async def receive(self, timeout_s: float = 5.0) -> dict[str, Any]:
+        async with asyncio.timeout(timeout_s):
+            line = await self.reader.readline()
+        if not line:
+            raise EOFError("the server closed the connection")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    async def receive_all(self, timeout_s: float = 5.0) -> list[dict[str, Any]]:
+        """Everything up to the end of the connection."""
+        async with asyncio.timeout(timeout_s):
+            data = await self.reader.read()
+        return [json.loads(line) for line in data.splitlines()]
+
+    async def close(self) -> None:
+        self.writer.close()
+        with suppress(OSError):
+            await self.writer.wait_closed()
+
+
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait until something is so; the loop runs in between."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def serving(
+    backplane: ScriptedBackplane,
+    *,
+    max_line_bytes: int = 64 * 1024,
+    max_frame_bytes: int = 64 * 1024,
+    handshake_timeout_s: float = 5.0,
+    max_buffered_samples: int = 1_000_000,
+    send_buffer_bytes: int = 64 * 1024,
+    unread_timeout_s: float = 5.0,
+    idle_timeout_s: float = 0.0,
+    refused_grace_s: float = 0.2,
+    status: Callable[[], bytes] | None = None,
+) -> AsyncIterator[Harness]:
+    """Open the ports; close everything at the end."""
+    harness = Harness(backplane)
+    limits = ConnectionLimits(
+        sample_rate=16000,
+        max_buffered_samples=max_buffered_samples,
+        send_buffer_bytes=send_buffer_bytes,
+        unread_timeout_s=unread_timeout_s,
+        idle_timeout_s=idle_timeout_s,
+        refused_grace_s=refused_grace_s,
+    )
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+        transports: list[asyncio.BaseTransport] = []
+
+        def start(coroutine: Any, name: str) -> object:
+            return tasks.create_task(coroutine, name=name)
+
+        def open_connection(peer: Peer) -> Connection:
+            connection = Connection(peer, backplane, limits, start, harness.connections.discard)
+            harness.connections.add(connection)
+            return connection
+
+        def tracked(shell: asyncio.Protocol) -> asyncio.Protocol:
+            made = shell.connection_made
+
+            def connection_made(transport: asyncio.BaseTransport) -> None:
+                transports.append(transport)
+                made(transport)
+
+            shell.connection_made = connection_made  # type: ignore[method-assign]
+            return shell
+
+        class _Tcp(TcpShell):
+            """With a `__dict__`, so that it can be tracked."""
+
+        class _WebSocket(WebSocketShell):
+            """With a `__dict__`, so that it can be tracked."""
+
+        class _Status(StatusShell):
+            """With a `__dict__`, so that it can be tracked."""
+
+        async def read_status() -> bytes:
+            if status is None:
+                raise RedisUnavailable
+            return status()
+
+        servers = [
+            await loop.create_server(lambda: tracked(_Tcp(open_connection, max_line_bytes)), HOST, 0),
+            await loop.create_server(
+                lambda: tracked(
+                    _WebSocket(
+                        open_connection,
+                        max_frame_bytes=max_frame_bytes,
+                        handshake_timeout_s=handshake_timeout_s,
+                    )
+                ),
+                HOST,
+                0,
+            ),
+            await loop.create_server(lambda: tracked(_Status(read_status, start)), HOST, 0),
+        ]
+        ports = [server.sockets[0].getsockname()[1] for server in servers]
+        harness.tcp_port, harness.ws_port, harness.status_port = ports
+        try:
+            yield harness
+        finally:
+            for server in servers:
+                server.close()
+            for transport in transports:
+                transport.abort()  # type: ignore[attr-defined]
+            backplane.gate.set()
+            await asyncio.sleep(0)
+            await wait_until(lambda: not harness.connections)

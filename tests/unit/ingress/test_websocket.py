@@ -1,0 +1,223 @@
+"""The WebSocket port, with real sockets, a real client and the backplane in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
+
+from common.entries import LineKind
+from common.errors import ERROR_SPECS, ErrorCode, NoFreeStream, StreamError
+from ingress.websocket import close_code
+from tests.fake_backplane import ScriptedBackplane, result_json
+from tests.ingress_harness import HOST, Harness, serving, wait_until
+
+
+async def _receive(client: ClientConnection) -> dict[str, Any]:
+    async with asyncio.timeout(5):
+        message: dict[str, Any] = json.loads(await client.recv())
+    return message
+
+
+async def _closed(client: ClientConnection) -> tuple[int, str]:
+    with pytest.raises(ConnectionClosed):
+        async with asyncio.timeout(5):
+            await client.recv()
+    assert client.close_code is not None
+    return client.close_code, client.close_reason or ""
+
+
+async def _answer(harness: Harness, request: bytes) -> bytes:
+    client = await harness.raw_ws()
+    await client.send(request)
+    async with asyncio.timeout(5):
+        answer = await client.reader.read()
+    await client.close()
+    return answer
+
+
+async def test_a_stream_in_text_and_binary_frames() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness, connect(harness.ws_url) as client:
+        assert (await _receive(client))["type"] == "hello"
+        await client.send('{"type":"ping"}')
+        assert await _receive(client) == {"type": "pong"}
+        await client.send(b"\0\0" * 30)
+        assert (await _receive(client))["text"] == "30 samples"
+        await client.send('{"type":"audio","samples":[0.5,0.5]}')
+        assert (await _receive(client))["text"] == "32 samples"
+        await client.send('{"type":"close"}')
+        assert (await _receive(client))["is_final"]
+        assert await _closed(client) == (1000, "")
+        assert harness.backplane.link.log == ["begin", "append", "append", "final", "release"]
+
+
+async def test_fragmented_messages_are_put_together() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness, connect(harness.ws_url) as client:
+        await _receive(client)
+        await client.send([b"\0", b"\0\0", b"\0" * 17])
+        assert (await _receive(client))["text"] == "10 samples"
+        await client.send(['{"type":"au', 'dio","samples":[0]', "}"])
+        assert (await _receive(client))["text"] == "11 samples"
+
+
+async def test_control_frames_between_the_parts_of_a_message() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness, connect(harness.ws_url) as client:
+        await _receive(client)
+        first = Frame(Opcode.BINARY, b"\0\0", fin=False).serialize(mask=True)
+        ping = Frame(Opcode.PING, b"hi").serialize(mask=True)
+        last = Frame(Opcode.CONT, b"\0\0").serialize(mask=True)
+        client.transport.write(first + ping + last)
+        assert (await _receive(client))["text"] == "2 samples"
+
+
+async def test_pings_of_the_websocket_are_answered() -> None:
+    async with serving(ScriptedBackplane()) as harness, connect(harness.ws_url) as client:
+        await _receive(client)
+        async with asyncio.timeout(5):
+            await (await client.ping(b"there?"))
+
+
+async def test_compression_is_declined() -> None:
+    async with (
+        serving(ScriptedBackplane()) as harness,
+        connect(harness.ws_url, compression="deflate") as client,
+    ):
+        assert client.protocol.extensions == []
+
+
+@pytest.mark.parametrize("fragmented", [False, True])
+async def test_a_message_that_is_too_long_has_its_error_and_close_code(fragmented: bool) -> None:
+    async with serving(ScriptedBackplane(echo=True), max_frame_bytes=1000) as harness:
+        async with connect(harness.ws_url) as client:
+            await _receive(client)
+            await client.send(b"\0" * 1000)
+            assert (await _receive(client))["text"] == "500 samples"
+            await client.send([b"\0" * 600] * 2 if fragmented else b"\0" * 1002)
+            message = await _receive(client)
+            assert message["code"] == "frame_too_long"
+            assert (await _closed(client))[0] == 1009
+        await wait_until(lambda: harness.backplane.link.log[-1] == "abandon")
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (b"\0", "odd_byte_count"),
+        ("{", "bad_json"),
+        ('{"type":"audio","data":"","encoding":"mp3"}', "wrong_encoding"),
+    ],
+)
+async def test_a_clients_fault_closes_with_policy_violation(frame: str | bytes, code: str) -> None:
+    async with serving(ScriptedBackplane()) as harness, connect(harness.ws_url) as client:
+        await _receive(client)
+        await client.send(frame)
+        assert (await _receive(client))["code"] == code
+        assert await _closed(client) == (1008, code)
+
+
+async def test_text_that_is_not_utf8_is_bad_json() -> None:
+    async with serving(ScriptedBackplane()) as harness, connect(harness.ws_url) as client:
+        await _receive(client)
+        await client.send(b'{"type":"\xff"}', text=True)
+        assert (await _receive(client))["code"] == "bad_json"
+
+
+async def test_a_full_cluster_says_try_again_later() -> None:
+    backplane = ScriptedBackplane()
+    backplane.refusal = NoFreeStream()
+    async with serving(backplane) as harness, connect(harness.ws_url) as client:
+        assert (await _receive(client))["code"] == "no_free_stream"
+        assert (await _closed(client))[0] == 1013
+
+
+async def test_a_closing_client_has_its_stream_abandoned() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        async with connect(harness.ws_url) as client:
+            await _receive(client)
+            await client.send(b"\0\0")
+            await wait_until(lambda: "append" in harness.backplane.link.log)
+        assert client.close_code == 1000
+        await wait_until(lambda: harness.backplane.link.log[-1] == "abandon")
+
+
+async def test_a_client_that_disappears_has_its_stream_abandoned() -> None:
+    async with serving(ScriptedBackplane()) as harness, connect(harness.ws_url) as client:
+        await _receive(client)
+        await client.send(b"\0\0")
+        await wait_until(lambda: "append" in harness.backplane.link.log)
+        client.transport.abort()
+        await wait_until(lambda: harness.backplane.link.log[-1] == "abandon")
+
+
+async def test_a_breach_of_rfc_6455_closes_that_connection() -> None:
+    async with serving(ScriptedBackplane()) as harness, connect(harness.ws_url) as client:
+        await _receive(client)
+        await client.send(b"\0\0")
+        await wait_until(lambda: "append" in harness.backplane.link.log)
+        client.transport.write(Frame(Opcode.TEXT, b"{}").serialize(mask=False))
+        assert (await _closed(client))[0] == 1002
+        await wait_until(lambda: harness.backplane.link.log[-1] == "abandon")
+
+
+async def test_results_longer_than_64_kib() -> None:
+    async with serving(ScriptedBackplane()) as harness, connect(harness.ws_url) as client:
+        await _receive(client)
+        await client.send(b"\0\0")
+        await wait_until(lambda: "append" in harness.backplane.link.log)
+        for size in (100, 1000, 100_000):
+            text = "x" * size
+            harness.backplane.link.listener.on_result(LineKind.PARTIAL, result_json(1, text))
+            assert (await _receive(client))["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"426"),
+        (b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n", b"404"),
+        (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}", b"400"),
+        (b"hello there\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"400"),
+        (b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n", b"414"),
+        (b"GET / HTTP/1.1\r\nA: " + b"x" * 10_000 + b"\r\n\r\n", b"431"),
+        (
+            (
+                b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 12\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            ),
+            b"400",
+        ),
+    ],
+)
+async def test_what_is_no_websocket_gets_a_clear_http_answer(request_: bytes, status: bytes) -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        answer = await _answer(harness, request_)
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert b"\r\n\r\n" in answer
+        assert harness.backplane.links == []
+
+
+async def test_a_handshake_that_does_not_come_is_not_waited_for() -> None:
+    async with serving(ScriptedBackplane(), handshake_timeout_s=0.1) as harness:
+        answer = await _answer(harness, b"GET / HTTP/1.1\r\n")
+        assert answer.startswith(b"HTTP/1.1 408")
+
+
+async def test_a_query_string_is_no_other_path() -> None:
+    async with (
+        serving(ScriptedBackplane()) as harness,
+        connect(f"ws://{HOST}:{harness.ws_port}/?token=x") as client,
+    ):
+        assert (await _receive(client))["type"] == "hello"
+
+
+def test_every_error_has_a_close_code() -> None:
+    for code in ErrorCode:
+        number = int(close_code(StreamError(code, "Why.")))
+        assert number in (1008, 1009, 1011, 1012, 1013)
+        assert ERROR_SPECS[code].ends_stream or number == 1008

@@ -1,0 +1,232 @@
+"""The Python client against an ingress with the backplane in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+
+from common.entries import LineKind
+from common.errors import ErrorCode, NoFreeStream, Unavailable
+from common.messages import Encoding
+from parakeet.client import ClientTimeouts, ConnectionLost, ServerError, ServerSilent, connect
+from tests.fake_backplane import ScriptedBackplane, result_json
+from tests.ingress_harness import Harness, serving, wait_until
+
+_TIMEOUTS = ClientTimeouts(connect_s=2.0, silence_s=2.0, final_s=5.0, resume_s=2.0, send_s=2.0)
+
+
+@pytest.fixture(params=["tcp", "ws"])
+async def echo(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Harness, str]]:
+    """An echoing server, and its address over each kind of socket."""
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        yield harness, harness.tcp_url if request.param == "tcp" else harness.ws_url
+
+
+async def test_audio_cut_anywhere_arrives_whole(echo: tuple[Harness, str]) -> None:
+    harness, url = echo
+    audio = bytes(range(256)) * 40
+    async with await connect(url, timeouts=_TIMEOUTS) as stream:
+        assert stream.sample_rate == 16000
+        at = 0
+        for size in (1, 2, 3, 1001, 0, 4096, 10_000):
+            await stream.send(audio[at : at + size])
+            at += size
+        await stream.finish()
+        texts = [result.text async for result in stream.results()]
+    assert texts[-1] == f"{len(audio) // 2} samples"
+    assert bytes(harness.backplane.link.payload) == audio
+    assert harness.backplane.link.log[-1] == "release"
+
+
+async def test_float_samples(echo: tuple[Harness, str]) -> None:
+    harness, url = echo
+    payload = struct.pack("<4f", 0.0, 0.5, -0.5, 1.0)
+    async with await connect(url, timeouts=_TIMEOUTS) as stream:
+        await stream.send(payload, Encoding.F32)
+        await stream.finish()
+        assert (await stream.final()).text == "4 samples"
+    assert bytes(harness.backplane.link.payload) == payload
+
+
+async def test_a_final_without_audio(echo: tuple[Harness, str]) -> None:
+    async with await connect(echo[1], timeouts=_TIMEOUTS) as stream:
+        await stream.finish()
+        assert (await stream.final()).is_final
+
+
+async def test_misuse_is_refused_before_it_is_sent(echo: tuple[Harness, str]) -> None:
+    async with await connect(echo[1], timeouts=_TIMEOUTS) as stream:
+        await stream.send(b"\0")
+        with pytest.raises(ValueError, match="within a sample"):
+            await stream.finish()
+        await stream.send(b"\0")
+        await stream.finish()
+        with pytest.raises(ValueError, match="after finish"):
+            await stream.send(b"\0\0")
+    with pytest.raises(ValueError, match="ws://"):
+        await connect("http://127.0.0.1:1")
+
+
+async def test_leaving_without_finish_finalizes_the_stream(echo: tuple[Harness, str]) -> None:
+    harness, url = echo
+    async with await connect(url, timeouts=_TIMEOUTS) as stream:
+        await stream.send(b"\0\0" * 10)
+        await anext(stream.results())
+    await wait_until(lambda: harness.backplane.link.finals == 1)
+
+
+async def test_a_full_cluster_is_a_typed_error() -> None:
+    backplane = ScriptedBackplane()
+    backplane.refusal = NoFreeStream()
+    async with serving(backplane) as harness:
+        with pytest.raises(ServerError) as caught:
+            await connect(harness.ws_url, timeouts=_TIMEOUTS)
+        assert caught.value.code == "no_free_stream"
+
+
+async def test_nobody_there_is_a_typed_error() -> None:
+    for url in ("tcp://127.0.0.1:1", "ws://127.0.0.1:1"):
+        with pytest.raises(ConnectionLost):
+            await connect(url, timeouts=_TIMEOUTS)
+
+
+async def test_a_server_that_says_nothing_is_a_typed_error() -> None:
+    async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(ignore, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ServerSilent):
+            await connect(f"tcp://127.0.0.1:{port}", timeouts=ClientTimeouts(connect_s=0.2))
+
+
+async def test_an_error_of_the_server_ends_results_and_sends() -> None:
+    async with (
+        serving(ScriptedBackplane()) as harness,
+        await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream,
+    ):
+        await stream.send(b"\0\0")
+        await wait_until(lambda: "append" in harness.backplane.link.log)
+        harness.backplane.link.listener.on_failure(Unavailable(ErrorCode.WORKER_FAILED, "It broke."))
+        with pytest.raises(ServerError) as caught:
+            await stream.final()
+        assert caught.value.code == "worker_failed"
+        with pytest.raises(ServerError):
+            await stream.send(b"\0\0")
+
+
+async def test_no_progress_after_finish_is_a_typed_error() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        timeouts = ClientTimeouts(final_s=0.3)
+        async with await connect(harness.tcp_url, timeouts=timeouts) as stream:
+            await stream.send(b"\0\0")
+            await stream.finish()
+            with pytest.raises(ServerSilent):
+                await stream.final()
+
+
+async def test_a_lost_connection_is_resumed_with_the_audio_that_was_not_accepted() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        backplane = harness.backplane
+        async with await connect(harness.tcp_url, timeouts=_TIMEOUTS) as stream:
+            audio = bytes(range(200))
+            await stream.send(audio)
+            await wait_until(lambda: "append" in backplane.link.log)
+            link = backplane.link
+            assert link.options is not None
+            assert link.options.resume
+            link.listener.on_result(LineKind.PARTIAL, result_json(1, "one", acked=20))
+            assert (await anext(stream.results())).text == "one"
+            backplane.resumption = (70, 20, False)
+            backplane.echo = True
+            for connection in list(harness.connections):
+                connection._peer.abort()
+            await wait_until(lambda: len(backplane.resume_requests) == 1)
+            request = backplane.resume_requests[0]
+            assert (request.stream_id, request.resume_token) == (1, "secret")
+            assert (request.last_seq, request.audio_ack_samples) == (1, 20)
+            # The echo numbers its results from 1: the first of them is one that the client has.
+            backplane.link.seq = 1
+            await stream.send(b"\0\0" * 10)
+            await stream.finish()
+            assert (await stream.final()).text == "110 samples"
+            assert bytes(backplane.link.payload) == audio[140:] + b"\0\0" * 10
+            assert stream.num_resumptions == 1
+
+
+async def test_a_draining_server_is_left_for_another() -> None:
+    async with serving(ScriptedBackplane()) as first, serving(ScriptedBackplane(echo=True)) as second:
+        second.backplane.resumption = (10, 0, False)
+        urls = (first.tcp_url, second.ws_url)
+        async with await connect(urls, timeouts=_TIMEOUTS) as stream:
+            await stream.send(b"\0\0" * 10)
+            await wait_until(lambda: "append" in first.backplane.link.log)
+            first.backplane.refusal = Unavailable(ErrorCode.DRAINING, "Elsewhere.")
+            for connection in list(first.connections):
+                connection.drain()
+            await wait_until(lambda: bool(second.backplane.resume_requests))
+            assert first.backplane.links[0].log[-1] == "keep"
+            await stream.finish()
+            assert (await stream.final()).text == "10 samples"
+
+
+async def test_a_resumption_that_is_refused_is_a_typed_error() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        harness.backplane.resumption = Unavailable(ErrorCode.RESUME_REFUSED, "It is gone.")
+        async with await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream:
+            await stream.send(b"\0\0" * 10)
+            await wait_until(lambda: "append" in harness.backplane.link.log)
+            for connection in list(harness.connections):
+                connection._peer.abort()
+            with pytest.raises(ServerError) as caught:
+                await stream.final()
+            assert caught.value.code == "resume_refused"
+
+
+async def test_without_resume_a_lost_connection_is_a_typed_error() -> None:
+    async with (
+        serving(ScriptedBackplane()) as harness,
+        await connect(harness.ws_url, resume=False, timeouts=_TIMEOUTS) as stream,
+    ):
+        await stream.send(b"\0\0" * 10)
+        await wait_until(lambda: "append" in harness.backplane.link.log)
+        assert harness.backplane.link.options is not None
+        assert not harness.backplane.link.options.resume
+        for connection in list(harness.connections):
+            connection._peer.abort()
+        with pytest.raises(ConnectionLost):
+            await stream.final()
+
+
+async def test_sending_waits_for_the_decoder() -> None:
+    async with (
+        serving(ScriptedBackplane()) as harness,
+        await connect(harness.tcp_url, window_s=1.0, timeouts=_TIMEOUTS) as stream,
+    ):
+        sending = asyncio.create_task(stream.send(b"\0\0" * 16000 * 10))
+        await wait_until(lambda: bool(harness.backplane.links))
+        link = harness.backplane.link
+        await wait_until(lambda: link.samples > 16000)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not sending.done()
+        assert link.samples < 16000 * 6
+        while not sending.done():
+            link.listener.on_ack(link.samples)
+            await asyncio.sleep(0.01)
+        await sending
+        await wait_until(lambda: link.samples == 160000)
+
+
+async def test_sending_gives_up_on_a_decoder_that_stands_still() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        timeouts = ClientTimeouts(send_s=0.2)
+        async with await connect(harness.tcp_url, window_s=1.0, timeouts=timeouts) as stream:
+            with pytest.raises(ServerSilent):
+                await stream.send(b"\0\0" * 16000 * 10)
