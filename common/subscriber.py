@@ -65,7 +65,7 @@ class Subscriber(asyncio.Protocol):
         Raises redis.exceptions.ConnectionError when the connection is lost.
         """
         if not self._waiting and self._error is None:
-            self._news.clear()
+            self._news.clear()  # set again by the next whole message, or by a loss
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._news.wait()
@@ -98,7 +98,8 @@ class Subscriber(asyncio.Protocol):
                 self._waiting.append(reply)
         except hiredis.ProtocolError as error:
             self._fail(redis.exceptions.ConnectionError(str(error)))
-        self._news.set()
+        if self._waiting:
+            self._news.set()
         if len(self._waiting) > _MAX_WAITING and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()

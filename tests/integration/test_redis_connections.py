@@ -143,6 +143,9 @@ async def test_a_subscriber_gets_every_message_and_hears_of_a_loss(servers: Redi
         sync.close()
         assert found == [b"%d" % n for n in range(20_000)]
         assert await subscriber.receive(0.05) == []
+        big = b"b" * 3_000_000  # comes in many reads, most of which complete no message
+        await client.cluster.execute_command("PUBLISH", "channel", big)
+        assert [message[2] for message in await subscriber.receive(2.0)] == [big]
         await client.cluster.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         with pytest.raises(redis.exceptions.ConnectionError):
             await subscriber.receive(2.0)
