@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -32,6 +33,10 @@ def fresh_server(command: str | None, targets: tuple[Target, ...], timeout_s: fl
     if command is None:
         yield
         return
+    for target in targets:
+        with contextlib.suppress(OSError):
+            socket.create_connection((target.host, target.port), 1.0).close()
+            raise ServerStartError(f"something answers at {target} before the server is started")
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             shlex.split(command), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL

@@ -111,6 +111,10 @@ def test_role_of_a_command_line(command: str, role: str | None) -> None:
     assert role_of(tuple(command.split())) == role
 
 
+def test_a_server_that_shows_its_socket_is_known() -> None:
+    assert role_of(("/x/valkey-server unixsocket:/tmp/y/redis.sock", "", "")) == "redis"
+
+
 def test_redis_addresses_by_flag_before_environment() -> None:
     environ = {"PARAKEET_REDIS_URL": "redis://a:1,redis://b:2"}
     assert redis_urls(("x",), environ) == ("redis://a:1", "redis://b:2")
