@@ -127,7 +127,7 @@ class ModelRunner:
         for rows in _groups(inputs, num_rows, self._sizes.pre_encode):
             with self._timed(self._stats.pre_encode):
                 parts.append(self.model.pre_encode(rows, self.state))
-        self._stats.pre_encode.units += sum(max(1, row.chunks) for row in batch.schedule.rows)
+        self._stats.pre_encode.units += sum(row.chunks + row.ends for row in batch.schedule.rows)
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
 
         frames = sum(

@@ -120,7 +120,7 @@ class Subsampling:
         mel = mel_BMF.to(self.dtype)
         num_rows, num_mels, _ = mel.shape
         next_mel = mel[:, -1]
-        x = self._first(torch.cat([cache.mel_BF.unsqueeze(1), mel], dim=1))
+        x = self._first(torch.cat([cache.mel_BF.to(self.dtype).unsqueeze(1), mel], dim=1))
         factor, total_B = self.factor // 2, total_mels_B // 2 + 1
         next_levels: list[Tensor] = []
         for level, cached in zip(self._levels, cache.levels_BGC, strict=True):

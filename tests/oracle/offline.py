@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpu_worker.model.checkpoint import LoadedModel
+from gpu_worker.model.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)

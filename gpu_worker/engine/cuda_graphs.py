@@ -1,0 +1,253 @@
+"""Steps on CUDA: one set of graphs for each batch size, captured at start-up, replayed while serving.
+
+The graphs of all sizes are captured largest first into one memory pool, so that smaller ones live in
+the blocks of larger ones.  A step is one copy of integers in (the device fetches the samples from pinned
+memory itself), three graphs, one copy of results out.  Buffers on the host are double, because a step
+may be launched while the one before it runs.
+
+Shape suffixes as in `steps`; G rows of a graph, at least the step's B: the rest are padding rows, which
+have the spare slot and no frames and so touch no stream's state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpu_worker.engine.interface import EngineStats
+from gpu_worker.engine.model_runner import BatchSizes
+from gpu_worker.engine.steps import SPARE_HOPS, UNKNOWN_END, Field, Flight, StepFindings, max_windows
+from gpu_worker.kernels.gather_samples import gather_samples
+from gpu_worker.kernels.log_mel_reference import FRAME_SAMPLES, HOP_SAMPLES, LEAD_SAMPLES
+from gpu_worker.model.cuda_model import CudaModel, CudaStep
+from gpu_worker.turn.vad import SileroVad
+
+# A step may be in the making while another one runs.
+_BUFFERS = 2
+
+
+def batch_ladder(max_rows: int) -> tuple[int, ...]:
+    """Rows of the graphs: powers of two and their halves between, so that a third at most is padding."""
+    sizes = {max_rows}
+    size = 1
+    while size < max_rows:
+        sizes.add(size)
+        if size >= 8:
+            sizes.add(min(max_rows, size + size // 2))
+        size *= 2
+    return tuple(sorted(sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """The graphs of one size; `out_GE` is what the last of them writes."""
+
+    stages: tuple[torch.cuda.CUDAGraph, ...]
+    out_GE: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """Where a flight's results will be, and the events around its stages."""
+
+    buffer: int
+    size: int
+    events: tuple[torch.cuda.Event, ...]
+    listens: bool
+
+
+class GraphSteps:
+    """Captures the ladder when it is made, then only replays.
+
+    Args:
+        model: the network.
+        num_slots, num_pages, page_frames, ring_pages: of the state and the key/value cache.
+        ring_samples: samples of a slot's ring of audio.
+        batch_sizes: rows of a call of each stage; a step has at most `encode` rows.
+        vad: the speech detector; None when no stream's turns are detected.
+        stats: where calls and seconds are counted.
+    """
+
+    def __init__(
+        self,
+        model: CudaModel,
+        *,
+        num_slots: int,
+        num_pages: int,
+        page_frames: int,
+        ring_pages: int,
+        ring_samples: int,
+        batch_sizes: BatchSizes,
+        vad: SileroVad | None,
+        stats: EngineStats,
+    ) -> None:
+        self.model = model
+        self.vad = vad
+        self.max_rows = min(batch_sizes.encode, num_slots)
+        self.state = model.make_state(num_slots)
+        self.pages = model.make_pages(num_pages, page_frames)
+        self._ring = torch.zeros(num_slots + 1, ring_samples, pin_memory=True)
+        self.ring_SC: NDArray[np.float32] = self._ring.numpy()
+        self._sizes = batch_sizes
+        self._stats = stats
+        self._ring_pages = ring_pages
+        self._columns = model.chunk_frames * FRAME_SAMPLES + SPARE_HOPS * HOP_SAMPLES
+        self._most = model.chunk_frames * model.max_symbols
+        self._windows = max_windows(self._columns) if vad is not None else 0
+        self._width = 1 + 3 * self._most + (self._windows + 1 if vad is not None else 0)
+        fields = self.max_rows * (len(Field) + ring_pages)
+        self._rows = torch.zeros(fields, dtype=torch.int32, device=model.device)
+        self._rows_host = [torch.zeros(fields, dtype=torch.int32, pin_memory=True) for _ in range(_BUFFERS)]
+        self._out_host = [
+            torch.zeros(self.max_rows * self._width, dtype=torch.int32, pin_memory=True)
+            for _ in range(_BUFFERS)
+        ]
+        self._next = 0
+        self._stream = torch.cuda.Stream(model.device)
+        self._captured: dict[int, _Captured] = {}
+        started = time.monotonic()
+        with torch.inference_mode(), torch.cuda.device(model.device):
+            self._capture(batch_ladder(self.max_rows))
+        self.capture_s = time.monotonic() - started
+
+    # ------------------------------------------------------------------ capture
+
+    def _capture(self, sizes: Sequence[int]) -> None:
+        pool = torch.cuda.graph_pool_handle()
+        for size in sorted(sizes, reverse=True):
+            self._pad(0, size, 0)
+            self._rows.copy_(self._rows_host[0])
+            torch.cuda.synchronize()
+            # Compiles kernels and lets the matrix library choose its own, outside of the graph.
+            with torch.cuda.stream(self._stream):
+                audio, x = self._pre_encode(size)
+                self._decode(size, audio, self._encode(size, x))
+            torch.cuda.synchronize()
+            graphs = tuple(torch.cuda.CUDAGraph() for _ in range(3))
+            with torch.cuda.graph(graphs[0], pool=pool, stream=self._stream):
+                audio, x = self._pre_encode(size)
+            with torch.cuda.graph(graphs[1], pool=pool, stream=self._stream):
+                encoded = self._encode(size, x)
+            with torch.cuda.graph(graphs[2], pool=pool, stream=self._stream):
+                out = self._decode(size, audio, encoded)
+            self._captured[size] = _Captured(graphs, out)
+        torch.cuda.synchronize()
+
+    def _field(self, size: int, field: Field) -> Tensor:
+        return self._rows[field * size : (field + 1) * size]
+
+    def _parts(self, size: int, most: int) -> list[slice]:
+        return [slice(first, min(size, first + most)) for first in range(0, size, most)]
+
+    def _step(self, size: int, audio_GN: Tensor, part: slice) -> CudaStep:
+        first = len(Field) * size
+        table = self._rows[first : first + size * self._ring_pages].view(size, self._ring_pages)
+        return CudaStep(
+            samples_BN=audio_GN[part, : self.model.chunk_frames * FRAME_SAMPLES],
+            slots_B=self._field(size, Field.SLOT)[part],
+            start_B=self._field(size, Field.START)[part],
+            num_frames_B=self._field(size, Field.FRAMES)[part],
+            total_samples_B=self._field(size, Field.TOTAL)[part],
+            block_table_BM=table[part],
+        )
+
+    def _pre_encode(self, size: int) -> tuple[Tensor, Tensor]:
+        first_B = self._field(size, Field.START) * FRAME_SAMPLES - LEAD_SAMPLES
+        slots, total = self._field(size, Field.SLOT), self._field(size, Field.TOTAL)
+        audio_GN = gather_samples(self._ring, slots, first_B, total, self._columns)
+        parts = [
+            self.model.pre_encode(self._step(size, audio_GN, part), self.state)
+            for part in self._parts(size, self._sizes.pre_encode)
+        ]
+        return audio_GN, torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _encode(self, size: int, x_GTD: Tensor) -> Tensor:
+        step = self._step(size, x_GTD.new_empty(size, 0), slice(0, size))
+        return self.model.encode(x_GTD, step, self.state, self.pages)
+
+    def _decode(self, size: int, audio_GN: Tensor, encoded_GTD: Tensor) -> Tensor:
+        parts = []
+        for part in self._parts(size, self._sizes.decode):
+            step = self._step(size, audio_GN, part)
+            parts.append(self.model.decode(encoded_GTD[part], step, self.state))
+        found = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if self.vad is None:
+            return found
+        lead_B = (LEAD_SAMPLES - self._field(size, Field.START) * FRAME_SAMPLES).clamp(min=0)
+        column = torch.arange(self._columns, device=audio_GN.device)
+        index = (column + lead_B.unsqueeze(1)).clamp_(max=self._columns - 1)
+        slots = self._field(size, Field.SLOT).to(torch.int64)
+        probs, windows = self.vad.run(audio_GN.gather(1, index), self._field(size, Field.HEARD), slots)
+        return torch.cat([found, probs.view(torch.int32), windows.to(torch.int32).unsqueeze(1)], dim=1)
+
+    # ------------------------------------------------------------------ serving
+
+    def _pad(self, buffer: int, size: int, num_rows: int) -> NDArray[np.int32]:
+        """Make rows `num_rows` .. `size` - 1 of a host buffer padding rows; returns its fields [F, G]."""
+        rows: NDArray[np.int32] = self._rows_host[buffer].numpy()
+        fields = rows[: len(Field) * size].reshape(len(Field), size)
+        fields[:, num_rows:] = 0
+        fields[Field.SLOT, num_rows:] = self.state.spare_slot
+        tables = rows[len(Field) * size : (len(Field) + self._ring_pages) * size]
+        tables.reshape(size, self._ring_pages)[num_rows:] = self.pages.spare_page
+        return fields
+
+    def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
+        num_rows = rows_FB.shape[1]
+        size = min(size for size in self._captured if size >= num_rows)
+        buffer, self._next = self._next, (self._next + 1) % _BUFFERS
+        fields = self._pad(buffer, size, num_rows)
+        fields[:, :num_rows] = rows_FB
+        first, count = len(Field) * size, (len(Field) + self._ring_pages) * size
+        tables = self._rows_host[buffer].numpy()[first:count].reshape(size, self._ring_pages)
+        tables[:num_rows] = table_BM
+        captured = self._captured[size]
+        events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(len(captured.stages) + 2))
+        self._rows[:count].copy_(self._rows_host[buffer][:count], non_blocking=True)
+        events[0].record()
+        for graph, event in zip(captured.stages, events[1:-1], strict=True):
+            graph.replay()
+            event.record()
+        self._out_host[buffer][: size * self._width].copy_(captured.out_GE.view(-1), non_blocking=True)
+        events[-1].record()
+        listens = self.vad is not None and bool(rows_FB[Field.HEARD].any())
+        return Flight(num_rows, _Token(buffer, size, events, listens))
+
+    def wait(self, flight: Flight) -> StepFindings:
+        token = flight.token
+        assert isinstance(token, _Token)
+        token.events[-1].synchronize()
+        stats = self._stats
+        for stage, begin, end in zip(
+            (stats.pre_encode, stats.encode, stats.decode), token.events[:-2], token.events[1:-1], strict=True
+        ):
+            stage.calls += 1
+            stage.busy_s += begin.elapsed_time(end) / 1000
+        # The speech detector runs inside the last stage's graph, whose time it shares.
+        stats.turn_detection.calls += token.listens
+        out: NDArray[np.int32] = self._out_host[token.buffer].numpy()
+        out = out[: token.size * self._width].reshape(token.size, self._width)[: flight.num_rows]
+        most = self._most
+        if self.vad is None:
+            speech = np.zeros((flight.num_rows, 0), dtype=np.float32)
+            windows = np.zeros(flight.num_rows, dtype=np.int32)
+        else:
+            speech = out[:, 1 + 3 * most : -1].view(np.float32)
+            windows = out[:, -1]
+        return StepFindings(
+            num_symbols_B=out[:, 0],
+            symbols_BK=out[:, 1 : 1 + most],
+            frames_BK=out[:, 1 + most : 1 + 2 * most],
+            confidences_BK=out[:, 1 + 2 * most : 1 + 3 * most].view(np.float32),
+            speech_BW=speech,
+            num_windows_B=windows,
+        )
+
+
+__all__ = ["UNKNOWN_END", "GraphSteps", "batch_ladder"]
