@@ -14,9 +14,6 @@ def expected_tensors(config: ModelConfig) -> Shapes:
         "preprocessor.featurizer.fb": (1, config.mel.n_mels, config.mel.n_fft // 2 + 1),
     }
     shapes.update(_subsampling(config))
-    if not config.untie_biases:
-        shapes["encoder.pos_bias_u"] = (config.num_heads, config.head_dim)
-        shapes["encoder.pos_bias_v"] = (config.num_heads, config.head_dim)
     for layer in range(config.num_layers):
         shapes.update(_layer(config, f"encoder.layers.{layer}"))
     shapes.update(_prompt(config))
@@ -68,7 +65,7 @@ def _layer(config: ModelConfig, prefix: str) -> Shapes:
     for name in ("q", "k", "v", "out"):
         shapes.update(_linear(f"{prefix}.self_attn.linear_{name}", d_model, d_model, bias=bias))
     shapes.update(_linear(f"{prefix}.self_attn.linear_pos", d_model, d_model, bias=False))
-    # NeMo registers the biases with every layer even when all layers share them.
+    # Stands with every layer even when all layers share one pair (untie_biases false).
     for name in ("pos_bias_u", "pos_bias_v"):
         shapes[f"{prefix}.self_attn.{name}"] = (config.num_heads, config.head_dim)
     shapes.update(_norm(f"{prefix}.norm_conv", d_model))

@@ -222,6 +222,8 @@ def _set_rates(model: Any, encoded_TD: torch.Tensor, recipe: Recipe) -> None:
     """Bias the blank, and `<EOU>` where there is one, until the wanted rates come out."""
     bias = model.joint.joint_net[2].bias
     eou = recipe.pieces if "<EOU>" in recipe.marks else None
+    if eou is not None:
+        _make_end_follow_tokens(model, encoded_TD, eou)
 
     def bisect(index: int, low: float, high: float, too_high: Any) -> None:
         for _ in range(12):
@@ -235,4 +237,17 @@ def _set_rates(model: Any, encoded_TD: torch.Tensor, recipe: Recipe) -> None:
     for _ in range(2 if eou is not None else 1):
         bisect(model.decoder.blank_idx, 0.0, 40.0, lambda tokens: len(tokens) < wanted)
         if eou is not None:
-            bisect(eou, 0.0, 40.0, lambda tokens: tokens.count(eou) > EOU_SHARE * max(len(tokens), 1))
+            bisect(eou, -20.0, 40.0, lambda tokens: tokens.count(eou) > EOU_SHARE * max(len(tokens), 1))
+
+
+def _make_end_follow_tokens(model: Any, encoded_TD: torch.Tensor, eou: int) -> None:
+    """Make `<EOU>` unlikely for a predictor that has seen no token: else a reset would call for the next."""
+    joint, decoder = model.joint, model.decoder
+    start, _ = decoder.predict(None, None, add_sos=False, batch_size=1)
+    tokens = torch.randint(0, eou, (1, 64))
+    later, _, _ = decoder(targets=tokens, target_length=torch.tensor([64]))
+    frames_TJ = joint.enc(encoded_TD)
+    at_start = (frames_TJ + joint.pred(start[0])).relu().mean(0)
+    hidden = frames_TJ[:, None] + joint.pred(later[0].transpose(0, 1)[1:])[None]
+    direction = hidden.relu().mean((0, 1)) - at_start
+    joint.joint_net[2].weight[eou] += direction * (10.0 / direction.square().sum())

@@ -41,7 +41,11 @@ def tsallis_confidence(log_probabilities: torch.Tensor) -> float:
 def greedy(
     model: Any, encoded_TD: torch.Tensor, *, max_symbols: int = 10, reset_at: Container[int] = ()
 ) -> Decoded:
-    """Decode one stream; after a token of `reset_at` the predictor starts as at the first frame."""
+    """Decode one stream.
+
+    A token of `reset_at` ends its frame, and the predictor starts anew at the next: what NeMo's own decoder
+    gives when it is called afresh on the frames after the token.
+    """
     decoder, joint = model.decoder, model.joint
     blank = decoder.blank_idx
     tokens: list[int] = []
@@ -65,5 +69,8 @@ def greedy(
             tokens.append(token)
             frames.append(index)
             confidences.append(tsallis_confidence(scores.log_softmax(-1)))
-            predicted, state = predict(None, None) if token in reset_at else predict(token, state)
+            if token in reset_at:
+                predicted, state = predict(None, None)
+                break
+            predicted, state = predict(token, state)
     return Decoded(tokens, frames, confidences, torch.stack(logits).numpy())

@@ -70,10 +70,11 @@ def _reference(
         encoded = model._apply_prompt_to_encoded(encoded)
     encoded_TD = encoded[0, :, : int(length)].transpose(0, 1).contiguous()
     plain = greedy(model, encoded_TD)
-    if checked:
-        _check_against_nemo(model, encoded, length, plain)
     marks = {recipe.pieces + number for number in range(len(recipe.marks))}
     reset = greedy(model, encoded_TD, reset_at=marks) if marks else plain
+    if checked:
+        _check_against_nemo(model, encoded, length, plain, set())
+        _check_against_nemo(model, encoded, length, reset, marks)
     values: dict[str, Any] = {
         "tokens": plain.tokens, "frames": plain.frames, "confidences": plain.confidences,
         "reset_tokens": reset.tokens, "reset_frames": reset.frames,
@@ -99,15 +100,32 @@ def _keep(kept: dict[str, torch.Tensor], name: str) -> Any:
     return hook
 
 
-def _check_against_nemo(model: Any, encoded: torch.Tensor, length: torch.Tensor, own: Decoded) -> None:
-    """NeMo's batched greedy decoding must give the tokens, times and confidences of the loop."""
-    hypothesis = model.decoding.rnnt_decoder_predictions_tensor(
-        encoder_output=encoded, encoded_lengths=length, return_hypotheses=True
-    )[0]
-    tokens = [int(token) for token in hypothesis.y_sequence]
-    if tokens != own.tokens:
-        raise AssertionError(f"NeMo's own decoding gives {tokens}, the loop {own.tokens}")
-    confidences = [float(value) for value in hypothesis.token_confidence]
+def _check_against_nemo(
+    model: Any, encoded: torch.Tensor, length: torch.Tensor, own: Decoded, marks: set[int]
+) -> None:
+    """NeMo's batched greedy decoding must give the loop's tokens, times and confidences.
+
+    With marks, NeMo's decoder is called afresh on the frames after each of them.
+    """
+    tokens: list[int] = []
+    frames: list[int] = []
+    confidences: list[float] = []
+    start = 0
+    while start < int(length):
+        hypothesis = model.decoding.rnnt_decoder_predictions_tensor(
+            encoder_output=encoded[:, :, start:], encoded_lengths=length - start, return_hypotheses=True
+        )[0]
+        found = [int(token) for token in hypothesis.y_sequence]
+        count = next((index + 1 for index, token in enumerate(found) if token in marks), len(found))
+        times = [start + int(time) for time in hypothesis.timestamp[:count]]
+        tokens += found[:count]
+        frames += times
+        confidences += [float(value) for value in hypothesis.token_confidence[:count]]
+        if count == 0 or found[count - 1] not in marks:
+            break
+        start = times[-1] + 1
+    if (tokens, frames) != (own.tokens, own.frames):
+        raise AssertionError(f"NeMo's own decoding gives {tokens} at {frames}, the loop {own}")
     if not np.allclose(confidences, own.confidences, atol=1e-5):
         raise AssertionError(f"NeMo's own confidences are {confidences}, the loop's {own.confidences}")
 
