@@ -113,10 +113,10 @@ class EngineStats:
     """Counters since start and gauges of now.
 
     Units: turn_detection counts speech-detector windows of 32 ms, pre_encode counts chunks (the end of a
-    stream is one), encode and decode count 80 ms encoder frames.  Gauges: `ready_streams` have a whole chunk or their end waiting,
-    `in_flight` were in the step that runs or ran last, `turn_detection_depth` are outputs that wait for a
-    verdict of turn detection, over `turn_detection_streams` streams.  `raw_chunks` are whole chunks of
-    samples that wait, over all streams; `open_streams` hold a slot.
+    stream is one), encode and decode count 80 ms encoder frames.  Gauges: `ready_streams` have a whole
+    chunk or their end waiting, `in_flight` were in the step that runs or ran last, `open_streams` hold a
+    slot.  `raw_chunks` are whole chunks of samples that wait, over all streams.  `turn_detection_depth`
+    are outputs that wait for a verdict of turn detection, over `turn_detection_streams` streams.
     """
 
     turn_detection: StageStats = field(default_factory=StageStats)
