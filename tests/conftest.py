@@ -1,0 +1,51 @@
+"""Fixtures of all tests: real Redis servers, each test on an empty one, checked for leaked keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from parakeet.embedded_redis import EmbeddedRedis
+from tests.servers import SERVER_KINDS, ServerKind, keys_without_expiry, make_server, raw_client
+
+
+@pytest.fixture(scope="session")
+def running_servers() -> Iterator[dict[ServerKind, EmbeddedRedis]]:
+    """Servers of this test process by kind, started when they are first wanted."""
+    started: dict[ServerKind, EmbeddedRedis] = {}
+    yield started
+    for server in started.values():
+        server.stop()
+
+
+@pytest.fixture(params=SERVER_KINDS)
+def server_kind(request: pytest.FixtureRequest) -> ServerKind:
+    """Runs the test on each kind of server."""
+    kind: ServerKind = request.param
+    return kind
+
+
+@pytest.fixture
+def redis_url(server_kind: ServerKind, running_servers: dict[ServerKind, EmbeddedRedis]) -> Iterator[str]:
+    """Address of an empty server; the test fails when it leaves a key that never expires."""
+    server = running_servers.get(server_kind)
+    if server is None:
+        server = make_server(server_kind)
+        server.start()
+        running_servers[server_kind] = server
+    client = raw_client(server.url)
+    client.flushall()
+    yield server.url
+    leaked = keys_without_expiry(client)
+    client.close()
+    assert not leaked, f"keys without a time to live: {leaked}"
+
+
+@pytest.fixture
+def own_server(server_kind: ServerKind) -> Iterator[EmbeddedRedis]:
+    """A running server that the test may stop, fill or cut."""
+    server = make_server(server_kind)
+    server.start()
+    yield server
+    server.stop()

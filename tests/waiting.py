@@ -1,0 +1,36 @@
+"""Waiting for a condition, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_POLL_S = 0.01
+
+
+def wait_until(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "the condition") -> T:
+    """Give the condition's first true value; fail when there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come about within {timeout_s} s"
+        time.sleep(_POLL_S)
+    return value
+
+
+async def until(
+    condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "the condition"
+) -> T:
+    """The same on an event loop; the condition may be a coroutine function."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not come about within {timeout_s} s"
+        await asyncio.sleep(_POLL_S)
