@@ -235,7 +235,7 @@ def _decode_audio(fields: dict[str, Any]) -> Audio:
                 f"'encoding' is 'pcm16' or 'f32', not {_shown(encoding)}.",
             )
         try:
-            payload = _decode_base64(data)
+            payload = decode_base64(data)
         except ValueError as error:  # binascii.Error is one, as is a non-ASCII string
             raise ClientFault(
                 ErrorCode.BAD_BASE64, f"'data' is not base64: {str(error).rstrip('.')}."
@@ -257,7 +257,7 @@ def _decode_audio(fields: dict[str, Any]) -> Audio:
     return Audio(_packed_samples(samples), _F32, final)
 
 
-def _decode_base64(data: str) -> bytes:
+def decode_base64(data: str | bytes | memoryview) -> bytes:
     """Decode strictly. Raises ValueError with a reason that can be shown."""
     if _b64decode is not None:
         try:

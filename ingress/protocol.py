@@ -24,10 +24,13 @@ from common.messages import (
     binary_audio,
     decode_client_message,
 )
+from ingress.audio_shape import AudioShape
 
 
 class State(Enum):
     """Where a connection stands."""
+
+    __hash__ = object.__hash__  # members are looked up for every message; Enum hashes in Python
 
     ADMITTING = auto()  # the cluster is being asked for a stream; input waits
     REFUSED = auto()  # the cluster is full and the client knows; it may still resume a stream
@@ -40,6 +43,8 @@ class State(Enum):
 
 class Event(Enum):
     """What can happen to a connection: first what its client does, then what the service does."""
+
+    __hash__ = object.__hash__  # members are looked up for every message; Enum hashes in Python
 
     AUDIO = auto()
     FINAL_AUDIO = auto()
@@ -65,6 +70,8 @@ class Event(Enum):
 
 class Action(Enum):
     """What ingress/connection.py does on a transition, in the order listed there."""
+
+    __hash__ = object.__hash__  # members are looked up for every message; Enum hashes in Python
 
     HELLO = auto()  # send `hello`
     PONG = auto()  # send `pong`
@@ -231,20 +238,28 @@ class ConnectionProtocol:
     acked_samples: samples decoded so far, as the worker says.
     """
 
-    __slots__ = ("acked_samples", "max_buffered_samples", "next_sample", "state")
+    __slots__ = ("_shape", "acked_samples", "max_buffered_samples", "next_sample", "state")
 
     def __init__(self, max_buffered_samples: int) -> None:
         self.max_buffered_samples = max_buffered_samples
         self.state = State.ADMITTING
         self.next_sample = 0
         self.acked_samples = 0
+        self._shape: AudioShape | None = None
 
     def receive_text(self, data: bytes | bytearray | memoryview | str) -> Outcome:
         """Take one line, or one text frame, of the client."""
+        shape = self._shape
+        if shape is not None and type(data) is bytes:
+            audio = shape.read(data)
+            if audio is not None:
+                return self.receive(audio)
         try:
             message = decode_client_message(data)
         except ClientFault as error:
             return self.fail(error)
+        if type(message) is Audio and type(data) is bytes:
+            self._shape = AudioShape.of(data, message)
         return self.receive(message)
 
     def receive_binary(self, data: bytes) -> Outcome:
