@@ -156,7 +156,12 @@ class Connection:
         if self._hung_up:
             return
         self._last_heard = self._loop.time()
-        self._carry_out(self._protocol.receive_text(data))
+        try:
+            outcome = self._protocol.receive_text(data)
+        except Exception:
+            self._failed()
+            return
+        self._carry_out(outcome)
 
     def received_binary(self, data: bytes) -> None:
         """Take one binary frame."""
@@ -166,7 +171,12 @@ class Connection:
         if self._hung_up:
             return
         self._last_heard = self._loop.time()
-        self._carry_out(self._protocol.receive_binary(data))
+        try:
+            outcome = self._protocol.receive_binary(data)
+        except Exception:
+            self._failed()
+            return
+        self._carry_out(outcome)
 
     def received_fault(self, error: ClientFault) -> None:
         """Take a fault of the framing, after which the shell delivers nothing more."""
@@ -281,8 +291,12 @@ class Connection:
         except ClientFault as error:  # the send buffer is full
             self._drop(error)
         except Exception:
-            log.exception("A connection failed", extra={"stream_id": self.stream_id})
-            self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+            self._failed()
+
+    def _failed(self) -> None:
+        """End this connection after a defect of ours, and no other; called where it was caught."""
+        log.exception("A connection failed", extra={"stream_id": self.stream_id})
+        self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 
     def _carry_out_rare(self, action: Action, outcome: Outcome) -> None:
         match action:

@@ -1,0 +1,422 @@
+"""Real ingress processes, real workers with the null engine, a real Redis: from client to client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.messages import Result
+from common.options import StreamOptions
+from parakeet.client import ClientTimeouts, ServerError, Stream, connect
+from parakeet.embedded_redis import EmbeddedRedis
+from tests.ingress_process import HOST, IngressProcess
+from tests.servers import keys_of_streams, raw_client
+from tests.stream_client import expected_text, noise
+from tests.waiting import until
+from tests.worker_process import WorkerProcess
+
+_TIMEOUTS = ClientTimeouts(connect_s=5, silence_s=5, final_s=20, resume_s=20, send_s=20)
+
+
+class Stack:
+    """Processes on one Redis."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.client: Any = raw_client(url)
+        self._folder = folder
+        self._processes = ExitStack()
+
+    def worker(self, name: str = "w-1", *, ready: bool = True, **flags: object) -> WorkerProcess:
+        process = WorkerProcess(self.url, name, self._folder / f"{name}.log", **flags)
+        self._processes.enter_context(process)
+        return process.ready(self.client) if ready else process
+
+    def ingress(self, name: str = "i-1", **flags: object) -> IngressProcess:
+        process = IngressProcess(self.url, name, self._folder / f"{name}.log", **flags)
+        self._processes.enter_context(process)
+        return process.ready(self.client)
+
+    def close(self) -> None:
+        self._processes.close()
+        self.client.close()
+
+    async def empty(self, timeout_s: float = 10.0) -> None:
+        """Wait until nothing of any stream is left."""
+        await until(lambda: not keys_of_streams(self.client), timeout_s, "the end of all keys of streams")
+        await until(lambda: self.client.zcard("px:{0}:adm") == 0, timeout_s, "the end of all admissions")
+        await until(lambda: self.client.xlen("px:{0}:new") == 0, timeout_s, "the end of all assignments")
+
+
+@pytest.fixture
+def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
+    """A stack on a server that is checked for leaks."""
+    made = Stack(redis_url, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_stack(own_server: EmbeddedRedis, tmp_path: Path) -> Iterator[Stack]:
+    """A stack on a server that the test may disturb."""
+    made = Stack(own_server.url, tmp_path)
+    yield made
+    made.close()
+
+
+def check_gapless(results: list[Result]) -> None:
+    """Results are gapless, in order, and the last and only the last is final."""
+    at = 0
+    for result in results:
+        assert (result.seq_first or result.seq) == at + 1
+        at = result.seq
+    assert [result.is_final for result in results] == [False] * (len(results) - 1) + [True]
+
+
+async def collect(stream: Stream) -> list[Result]:
+    """All results of a stream."""
+    return [result async for result in stream.results()]
+
+
+async def transcribe(url: str | tuple[str, ...], pcm: bytes, message_bytes: int = 5120) -> list[Result]:
+    """Stream audio as fast as it goes, and collect the results."""
+    async with await connect(url, timeouts=_TIMEOUTS) as stream:
+        async with asyncio.TaskGroup() as tasks:
+            collecting = tasks.create_task(collect(stream))
+            for at in range(0, len(pcm), message_bytes):
+                await stream.send(pcm[at : at + message_bytes])
+            await stream.finish()
+        return collecting.result()
+
+
+async def test_streams_over_tcp_and_websocket_give_the_text_of_their_audio(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress()
+    audio = [noise(2.0 + index / 3, seed=index) for index in range(6)]
+    async with asyncio.TaskGroup() as tasks:
+        runs = [
+            tasks.create_task(
+                transcribe(ingress.ws_url if index % 2 else ingress.tcp_url, pcm, 320 * (1 + index * 7))
+            )
+            for index, pcm in enumerate(audio)
+        ]
+    for pcm, run in zip(audio, runs, strict=True):
+        results = run.result()
+        check_gapless(results)
+        assert results[-1].text == expected_text(pcm)
+        assert results[-1].audio_ack_samples == len(pcm) // 2
+    await stack.empty()
+
+
+async def test_the_wire_is_the_guides(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress()
+    reader, writer = await asyncio.open_connection(HOST, ingress.port)
+    async with asyncio.timeout(20):
+        hello = json.loads(await reader.readline())
+        assert hello["type"] == "hello"
+        assert isinstance(hello["stream_id"], int)
+        assert hello["sample_rate"] == 16000
+        writer.write(b'{"type":"ping"}\n{"type":"audio","samples":[' + b"0.1," * 15999 + b"0.1]}\n")
+        assert json.loads(await reader.readline()) == {"type": "pong"}
+        writer.write(b'{"type":"close"}\n')
+        lines = [json.loads(line) for line in (await reader.read()).splitlines()]
+    writer.close()
+    await writer.wait_closed()
+    assert [line["type"] for line in lines] == ["result"] * len(lines)
+    for line in lines:
+        assert {"text", "token_ids", "confidence_scores", "last_state", "turn_detection"} <= set(line)
+        assert len(line["token_ids"]) == len(line["confidence_scores"])
+    assert [line["is_final"] for line in lines].count(True) == 1
+    assert lines[-1]["is_final"]
+
+
+async def test_a_final_without_any_audio_is_answered(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress()
+    results = await transcribe(ingress.ws_url, b"")
+    assert [result.is_final for result in results] == [True]
+    assert results[0].text == ""
+    await stack.empty()
+
+
+async def test_the_cluster_is_full_over_all_its_ingresses(stack: Stack) -> None:
+    stack.worker()
+    first = stack.ingress("i-1", max_num_streams=3)
+    second = stack.ingress("i-2", max_num_streams=3)
+    streams = [
+        await connect(url, timeouts=_TIMEOUTS) for url in (first.tcp_url, second.ws_url, second.tcp_url)
+    ]
+    assert len({stream.stream_id for stream in streams}) == 3
+    for url in (first.ws_url, second.tcp_url):
+        with pytest.raises(ServerError) as caught:
+            await connect(url, timeouts=_TIMEOUTS)
+        assert caught.value.code == "no_free_stream"
+        assert caught.value.message == "No free streaming state available."
+    assert first.status()["connected_streams"] == second.status()["connected_streams"] == 3
+    await streams.pop().close()
+
+    async def try_again() -> Stream | None:
+        try:
+            return await connect(first.tcp_url, timeouts=_TIMEOUTS)
+        except ServerError:
+            return None
+
+    streams.append(await until(try_again, what="a free place"))  # type: ignore[arg-type]
+    for stream in streams:
+        await stream.close()
+    await stack.empty()
+
+
+async def test_a_missing_worker_is_told_apart(stack: Stack) -> None:
+    ingress = stack.ingress(claim_timeout_ms=500)
+    with pytest.raises(ServerError) as caught:
+        await connect(ingress.tcp_url, timeouts=_TIMEOUTS)
+    assert caught.value.code == "no_worker"
+    worker = stack.worker(lease_ms=30000)
+    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
+        worker.send(signal.SIGSTOP)
+        await stream.send(noise(1.0))
+        with pytest.raises(ServerError) as caught:
+            await stream.final()
+        assert caught.value.code == "no_worker"
+        worker.send(signal.SIGCONT)
+    await stack.empty()
+
+
+async def test_a_client_that_leaves_without_final_leaves_nothing_behind(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress()
+    for hard in (False, True):
+        reader, writer = await asyncio.open_connection(HOST, ingress.port)
+        await reader.readline()
+        writer.write(b'{"type":"audio","samples":[' + b"0.1," * 7999 + b"0.1]}\n")
+        await reader.readline()
+        if hard:
+            writer.transport.abort()
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+    await stack.empty()
+    assert ingress.status()["connected_streams"] == 0
+
+
+async def test_a_fault_of_one_client_is_no_other_clients(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress()
+    pcm = noise(3.0, seed=5)
+    async with asyncio.TaskGroup() as tasks:
+        good = tasks.create_task(transcribe(ingress.ws_url, pcm, 640))
+        for line in (
+            b"{\n",
+            b"\xff\n",
+            b'{"type":"audio","data":"AA=="}\n',
+            b"x" * 2_000_000,
+            b"\0" * 5000 + b"\n",
+        ):
+            reader, writer = await asyncio.open_connection(HOST, ingress.port)
+            await reader.readline()
+            writer.write(b'{"type":"audio","samples":[0,0,0,0]}\n' + line)
+            async with asyncio.timeout(5):
+                answers = (await reader.read()).splitlines()
+            assert json.loads(answers[-1])["type"] == "error"
+            writer.close()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+    assert good.result()[-1].text == expected_text(pcm)
+    await stack.empty()
+
+
+async def test_lost_pubsub_messages_are_caught_up(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress()
+    pcm = noise(8.0, seed=3)
+    async with await connect(ingress.ws_url, timeouts=_TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
+        collecting = tasks.create_task(collect(stream))
+        for index, at in enumerate(range(0, len(pcm), 5120)):
+            await stream.send(pcm[at : at + 5120])
+            if index % 5 == 2:
+                stack.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await asyncio.sleep(0.02)
+        await stream.finish()
+    results = collecting.result()
+    check_gapless(results)
+    assert results[-1].text == expected_text(pcm)
+
+
+async def test_every_connection_to_redis_is_cut_again_and_again(own_stack: Stack) -> None:
+    own_stack.worker()
+    ingress = own_stack.ingress()
+    pcm = noise(8.0, seed=4)
+    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
+        collecting = tasks.create_task(collect(stream))
+        for index, at in enumerate(range(0, len(pcm), 5120)):
+            await stream.send(pcm[at : at + 5120])
+            if index % 10 == 4:
+                own_stack.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                own_stack.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await asyncio.sleep(0.02)
+        await stream.finish()
+    results = collecting.result()
+    check_gapless(results)
+    assert results[-1].text == expected_text(pcm)
+    await own_stack.empty()
+
+
+async def test_dead_redis_is_told_apart(own_server: EmbeddedRedis, own_stack: Stack) -> None:
+    own_stack.worker()
+    ingress = own_stack.ingress(redis_timeout_ms=500)
+    own_server.stop()
+    with pytest.raises(ServerError) as caught:
+        await connect(ingress.tcp_url, timeouts=_TIMEOUTS)
+    assert caught.value.code == "redis_unavailable"
+    assert ingress.status()["code"] == "redis_unavailable"
+    assert ingress.running
+
+
+async def test_two_ingresses_with_differing_limits_do_not_start(stack: Stack, tmp_path: Path) -> None:
+    stack.ingress("i-1", max_num_streams=3)
+    other = IngressProcess(stack.url, "i-2", tmp_path / "other.log", max_num_streams=4)
+    with other:
+        assert other.wait() == 2
+        assert "--max-num-streams is 4 here, and the running cluster has 3" in other.log_text()
+
+
+async def test_ingresses_share_their_ports(stack: Stack) -> None:
+    stack.worker()
+    first = stack.ingress("i-1")
+    stack.ingress("i-2", port=first.port, ws_port=first.ws_port, status_port=first.status_port)
+    pcm = noise(0.5)
+    async with asyncio.TaskGroup() as tasks:
+        runs = [tasks.create_task(transcribe(first.ws_url, pcm)) for _ in range(20)]
+    assert {run.result()[-1].text for run in runs} == {expected_text(pcm)}
+    await stack.empty()
+
+
+async def test_a_taken_port_is_said_in_one_line(stack: Stack, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with IngressProcess(stack.url, "i-1", tmp_path / "i.log", port=port) as process:
+            assert process.wait() == 1
+            assert "cannot start" in process.log_text()
+            assert "Traceback" not in process.log_text()
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_client_goes_on_at_another_ingress(stack: Stack, kill: signal.Signals) -> None:
+    stack.worker()
+    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    pcm = noise(8.0, seed=6)
+    async with await connect((first.ws_url, second.tcp_url), timeouts=_TIMEOUTS) as stream:
+        async with asyncio.TaskGroup() as tasks:
+            collecting = tasks.create_task(collect(stream))
+            for index, at in enumerate(range(0, len(pcm), 5120)):
+                await stream.send(pcm[at : at + 5120])
+                if index == 20:
+                    first.send(kill)
+                await asyncio.sleep(0.03)
+            await stream.finish()
+        assert stream.num_resumptions == 1
+    results = collecting.result()
+    check_gapless(results)
+    assert results[-1].text == expected_text(pcm)
+    assert first.wait() == (0 if kill is signal.SIGTERM else -signal.SIGKILL)
+    await stack.empty(timeout_s=20)
+
+
+async def test_a_client_goes_on_at_the_same_ingress(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress()
+    pcm = noise(6.0, seed=7)
+    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
+        async with asyncio.TaskGroup() as tasks:
+            collecting = tasks.create_task(collect(stream))
+            for index, at in enumerate(range(0, len(pcm), 5120)):
+                await stream.send(pcm[at : at + 5120])
+                if index in (10, 20):
+                    channel: Any = stream._channel
+                    channel._writer.transport.abort()
+                await asyncio.sleep(0.03)
+            await stream.finish()
+        assert stream.num_resumptions == 2
+    results = collecting.result()
+    check_gapless(results)
+    assert results[-1].text == expected_text(pcm)
+    await stack.empty()
+
+
+async def test_resume_takes_the_right_secret_only(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress()
+    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
+        await stream.send(noise(1.0))
+        await anext(stream.results())
+        for stream_id, token in ((stream.stream_id, "wrong"), (10_000, stream._hello.resume_token)):
+            reader, writer = await asyncio.open_connection(HOST, ingress.port)
+            await reader.readline()
+            request = {"type": "resume", "stream_id": stream_id, "resume_token": token, "last_seq": 0}
+            writer.write(json.dumps(request | {"audio_ack_samples": 0}).encode() + b"\n")
+            async with asyncio.timeout(5):
+                (answer,) = (await reader.read()).splitlines()
+            assert json.loads(answer)["code"] == "resume_refused"
+            writer.close()
+            await writer.wait_closed()
+        await stream.finish()
+        assert (await stream.final()).is_final
+    await stack.empty()
+
+
+async def test_a_stream_that_nobody_resumes_is_finalized_after_the_grace(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress(resume_grace_s=1)
+    stream = await connect(ingress.tcp_url, options=StreamOptions(), timeouts=_TIMEOUTS)
+    await stream.send(noise(1.0))
+    await anext(stream.results())
+    channel: Any = stream._channel
+    for task in stream._tasks:
+        task.cancel()
+    channel._writer.transport.abort()
+    await until(lambda: bool(keys_of_streams(stack.client)))
+    await stack.empty()
+    await stream.close()
+
+
+async def test_stopping_while_streams_run_lets_them_end(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress(drain_timeout_s=10)
+    pcm = noise(2.0, seed=8)
+    async with await connect(ingress.tcp_url, resume=False, timeouts=_TIMEOUTS) as stream:
+        await stream.send(pcm[:32000])
+        await anext(stream.results())
+        ingress.send(signal.SIGTERM)
+        await until(lambda: "draining" in ingress.log_text())
+        with pytest.raises(OSError):
+            await asyncio.open_connection(HOST, ingress.port)
+        await stream.send(pcm[32000:])
+        await stream.finish()
+        assert (await stream.final()).text == expected_text(pcm)
+    assert ingress.wait() == 0
+    assert stack.client.zcard("px:{0}:ingresses") == 0
+    await stack.empty()
+
+
+async def test_a_drain_ends_at_its_deadline(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress(drain_timeout_s=0.5)
+    async with await connect(ingress.tcp_url, resume=False, timeouts=_TIMEOUTS) as stream:
+        await stream.send(noise(1.0))
+        await anext(stream.results())
+        ingress.send(signal.SIGTERM)
+        with pytest.raises(ServerError) as caught:
+            await stream.final()
+        assert caught.value.code == "draining"
+    assert ingress.wait() == 0
+    await stack.empty()
