@@ -23,6 +23,7 @@ from ingress.frames import FrameReader, Other
 from ingress.tcp import LINGER_S, WRITE_HIGH_BYTES, OpenConnection
 
 STREAM_PATH: Final = "/"
+_HEAD_END: Final = b"\r\n\r\n"
 
 Route = Callable[[ServerProtocol, Request], Response]
 """Answers a plain HTTP request on this port (ServerProtocol.reject makes a response)."""
@@ -61,7 +62,6 @@ class WebSocketShell(asyncio.Protocol):
         "_frames",
         "_handshake",
         "_handshake_timeout_s",
-        "_head_ends",
         "_head_tail",
         "_linger",
         "_max_frame_bytes",
@@ -89,7 +89,6 @@ class WebSocketShell(asyncio.Protocol):
         self._closing = False
         self._frames: FrameReader | None = None
         self._head_tail = b""
-        self._head_ends = False
         self._fragments: list[bytes] = []
         self._fragments_binary = False
         self._handshake: asyncio.TimerHandle | None = None
@@ -109,7 +108,7 @@ class WebSocketShell(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand whole messages to the connection."""
         if self._frames is None:
-            self._received(data)
+            self._take_head(data)
             return
         for item in self._frames.feed(data):
             if isinstance(item, Other):
@@ -117,13 +116,23 @@ class WebSocketShell(asyncio.Protocol):
             elif self._connection is not None and not self._closing:
                 self._deliver(self._connection, item.payload, item.binary)
 
+    def _take_head(self, data: bytes) -> None:
+        """Take bytes of the request, and what follows it only once the request is answered: frames
+        that came along with it are none before the handshake is done."""
+        end = (self._head_tail + data).find(_HEAD_END)
+        if end < 0:
+            self._head_tail = (self._head_tail + data)[1 - len(_HEAD_END) :]
+            self._received(data)
+            return
+        end += len(_HEAD_END) - len(self._head_tail)
+        self._head_tail = b""
+        self._received(data[:end])
+        if self._frames is not None and end < len(data):
+            self.data_received(data[end:])
+
     def _received(self, data: bytes) -> None:
         """Take bytes through websockets' own parser: the handshake, and frames that are not simple."""
         protocol = self._protocol
-        if protocol.state is State.CONNECTING:
-            head = self._head_tail + data
-            self._head_tail = head[-3:]
-            self._head_ends = head.find(b"\r\n\r\n") == len(head) - 4
         protocol.receive_data(data)
         for event in protocol.events_received():
             if isinstance(event, Request):
@@ -214,7 +223,7 @@ class WebSocketShell(asyncio.Protocol):
     def _shake_hands(self, request: Request) -> None:
         protocol = self._protocol
         path = request.path.partition("?")[0]
-        wants_upgrade = "upgrade" in request.headers.get("Connection", "").lower()
+        wants_upgrade = "upgrade" in ",".join(request.headers.get_all("Connection")).lower()
         route = None if wants_upgrade else self._routes.get(path)
         if route is not None:
             protocol.send_response(route(protocol, request))
@@ -227,8 +236,7 @@ class WebSocketShell(asyncio.Protocol):
         self._end_handshake()
         self._flush()
         if protocol.state is State.OPEN:
-            if self._head_ends:  # else the parser above has begun with frames, and goes on with them
-                self._frames = FrameReader(self._max_frame_bytes)
+            self._frames = FrameReader(self._max_frame_bytes)
             self._connection = self._open(self)
             self._connection.open()
 

@@ -221,3 +221,22 @@ def test_every_error_has_a_close_code() -> None:
         number = int(close_code(StreamError(code, "Why.")))
         assert number in (1008, 1009, 1011, 1012, 1013)
         assert ERROR_SPECS[code].ends_stream or number == 1008
+
+
+async def test_frames_that_come_along_with_the_handshake() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        client = await harness.raw_ws()
+        head = (
+            b"GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        audio = Frame(Opcode.BINARY, b"\0\0" * 5).serialize(mask=True)
+        final = Frame(Opcode.TEXT, b'{"type":"close"}').serialize(mask=True)
+        await client.send(head + audio + final)
+        async with asyncio.timeout(5):
+            answer = await client.reader.readuntil(b'"is_final":true')
+        assert answer.startswith(b"HTTP/1.1 101")
+        assert b"5 samples" in answer
+        await client.close()
+        assert harness.backplane.link.log[:3] == ["begin", "append", "final"]

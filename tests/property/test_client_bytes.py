@@ -1,0 +1,257 @@
+"""How a client's bytes are cut on their way changes nothing: whole, byte by byte, or anywhere.
+
+The form follows h11's fuzz/afl-server.py: the same input, fed whole and byte by byte, must have the
+same outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+from collections.abc import Sequence
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from websockets.frames import Frame, Opcode
+
+from common.errors import ClientFault, ErrorCode, StreamError
+from common.messages import Audio, decode_client_message
+from ingress.connection import Connection, ConnectionLimits, Peer
+from ingress.framing import LineReader
+from ingress.protocol import TABLE, ConnectionProtocol, Event, State
+from ingress.tcp import TcpShell
+from ingress.websocket import WebSocketShell
+from tests.fake_backplane import ScriptedBackplane
+
+_PCM = st.integers(0, 40).map(lambda count: bytes(range(256))[: 2 * count])
+
+
+def _json(fields: dict[str, object]) -> bytes:
+    return json.dumps(fields).encode()
+
+
+_MESSAGE = st.one_of(
+    _PCM.map(lambda pcm: _json({"type": "audio", "data": base64.b64encode(pcm).decode()})),
+    st.lists(st.floats(-1, 1, width=32), max_size=20).map(
+        lambda samples: _json({"type": "audio", "samples": samples})
+    ),
+    st.just(_json({"type": "ping"})),
+    st.just(_json({"type": "close"})),
+    st.just(_json({"type": "audio", "data": "", "final": True})),
+    st.just(_json({"type": "config", "words": True})),
+    st.just(_json({"type": "weather"})),
+)
+_GARBAGE = st.one_of(st.binary(max_size=60), st.just(b"{"), st.just(b"x" * 3000), st.just(b"[]"))
+_LINES = st.lists(st.one_of(_MESSAGE, _MESSAGE, _MESSAGE, _GARBAGE), max_size=12)
+_CUTS = st.lists(st.integers(1, 400), max_size=60)
+
+
+def _cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
+    parts = []
+    at = 0
+    for size in sizes:
+        if at >= len(data):
+            break
+        parts.append(data[at : at + size])
+        at += size
+    return [*parts, data[at:]] if at < len(data) else parts
+
+
+class _Transport(asyncio.Transport):
+    """Takes what a shell writes; reads on whatever it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.ended = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing is buffered."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        self.ended = True
+
+    def abort(self) -> None:
+        self.ended = True
+
+    def pause_reading(self) -> None:
+        """What was cut is fed anyway."""
+
+    def resume_reading(self) -> None:
+        """What was cut is fed anyway."""
+
+
+_LIMITS = ConnectionLimits(sample_rate=16000, max_buffered_samples=400, send_buffer_bytes=100_000)
+
+
+async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str], bytes, bytes, bool]:
+    """Feed the parts; gives what was done to the stream, its audio, what was sent, whether it ended."""
+    backplane = ScriptedBackplane()
+    connections: list[Connection] = []
+    loop = asyncio.get_running_loop()
+
+    def open_connection(peer: Peer) -> Connection:
+        connections.append(
+            Connection(
+                peer,
+                backplane,
+                _LIMITS,
+                lambda coroutine, name: loop.create_task(coroutine, name=name),
+                lambda connection: None,
+            )
+        )
+        return connections[-1]
+
+    shell: TcpShell | WebSocketShell
+    if websocket:
+        shell = WebSocketShell(open_connection, max_frame_bytes=2000, handshake_timeout_s=60)
+    else:
+        shell = TcpShell(open_connection, 2000)
+    transport = _Transport()
+    shell.connection_made(transport)
+    if websocket:
+        shell.data_received(_HANDSHAKE)
+    await _settled(backplane)
+    start = len(transport.written)
+    for part in parts:
+        shell.data_received(part)
+    await asyncio.sleep(0)
+    ended = transport.ended
+    shell.connection_lost(None)
+    await asyncio.sleep(0)
+    link = backplane.link
+    return link.log, bytes(link.payload), transport.written[start:], ended
+
+
+async def _settled(backplane: ScriptedBackplane) -> None:
+    while not backplane.links:  # noqa: ASYNC110 - what is waited for sets no event
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+_HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@given(lines=_LINES, sizes=_CUTS, end=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_tcp_whole_cut_and_byte_by_byte(lines: list[bytes], sizes: list[int], end: bool) -> None:
+    data = b"\n".join(lines) + (b"\n" if end else b"")
+    ways = ([data], _cut(data, sizes), [bytes([byte]) for byte in data])
+    outcomes = [asyncio.run(_outcome([part for part in way if part], websocket=False)) for way in ways]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+@st.composite
+def _frames(draw: st.DrawFn) -> bytes:
+    """WebSocket frames: whole and fragmented messages, pings between, now and then a breach."""
+    data = b""
+    for _ in range(draw(st.integers(0, 8))):
+        text = draw(st.booleans())
+        payload = draw(_MESSAGE if text else _PCM)
+        opcode = Opcode.TEXT if text else Opcode.BINARY
+        if draw(st.integers(0, 3)) == 0:
+            middle = draw(st.integers(0, len(payload)))
+            data += Frame(opcode, payload[:middle], fin=False).serialize(mask=True)
+            if draw(st.booleans()):
+                data += Frame(Opcode.PING, b"p").serialize(mask=True)
+            data += Frame(Opcode.CONT, payload[middle:]).serialize(mask=True)
+        else:
+            data += Frame(opcode, payload).serialize(mask=True)
+        if draw(st.integers(0, 12)) == 0:
+            data += draw(
+                st.sampled_from(
+                    (
+                        Frame(Opcode.TEXT, b"{}").serialize(mask=False),
+                        Frame(Opcode.BINARY, b"\0" * 3000).serialize(mask=True),
+                        Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True),
+                        b"\xff\xff\xff",
+                    )
+                )
+            )
+    return data
+
+
+@given(data=_frames(), sizes=_CUTS)
+@settings(max_examples=150, deadline=None)
+def test_websocket_whole_cut_and_byte_by_byte(data: bytes, sizes: list[int]) -> None:
+    ways = ([data], _cut(data, sizes), [bytes([byte]) for byte in data])
+    outcomes = [asyncio.run(_outcome([part for part in way if part], websocket=True)) for way in ways]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+@given(data=st.binary(max_size=400), sizes=_CUTS, max_line=st.integers(1, 50))
+def test_lines_do_not_depend_on_the_cuts(data: bytes, sizes: list[int], max_line: int) -> None:
+    def lines(parts: Sequence[bytes]) -> tuple[list[bytes], bool, list[bytes]]:
+        reader = LineReader(max_line)
+        found = [line for part in parts for line in reader.feed(part)]
+        assert reader.held_bytes <= max_line
+        return found, reader.too_long, reader.finish()
+
+    assert lines([data]) == lines(_cut(data, sizes)) == lines([bytes([byte]) for byte in data])
+
+
+@given(samples=st.lists(st.floats(width=32), min_size=1, max_size=50))
+def test_samples_are_taken_exactly_when_all_are_finite(samples: list[float]) -> None:
+    payload = struct.pack(f"<{len(samples)}f", *samples)
+    message = _json({"type": "audio", "encoding": "f32", "data": base64.b64encode(payload).decode()})
+    finite = all(sample == sample and abs(sample) != float("inf") for sample in samples)
+    for text in (message, json.dumps({"type": "audio", "samples": samples})):
+        if finite:
+            audio = decode_client_message(text)
+            assert isinstance(audio, Audio)
+            assert audio.payload == payload
+        else:
+            with pytest.raises(ClientFault) as caught:
+                decode_client_message(text)
+            assert caught.value.code is ErrorCode.BAD_SAMPLES
+
+
+@given(
+    events=st.lists(
+        st.one_of(
+            st.sampled_from([event for event in Event if event.name not in ("AUDIO", "FINAL_AUDIO")]),
+            st.tuples(st.integers(0, 50), st.booleans()),
+        ),
+        max_size=40,
+    )
+)
+def test_a_connection_ends_once_and_its_stream_exactly_as_often(
+    events: list[Event | tuple[int, bool]],
+) -> None:
+    """Whatever happens in whatever order: one end, nothing after it, no stream left behind."""
+    protocol = ConnectionProtocol(100)
+    begun = ended = hung_up = 0
+    for event in events:
+        before = protocol.state
+        if isinstance(event, tuple):
+            outcome = protocol.receive(Audio(b"\0\0" * event[0], final=event[1]))
+        else:
+            outcome = protocol.notify(event, StreamError(ErrorCode.INTERNAL, "It happened."))
+        names = [action.name for action in outcome.actions]
+        if before is State.CLOSED:
+            assert names == []
+        begun += names.count("BEGIN") + names.count("WELCOME_BACK")
+        ended += names.count("ABANDON") + names.count("RELEASE")
+        ended += event is Event.TAKEN and before in (State.STREAMING, State.FINISHING)
+        hung_up += names.count("HANG_UP")
+        assert protocol.next_sample - protocol.acked_samples <= 100
+        assert protocol.state in TABLE
+    assert hung_up <= 1
+    if protocol.state is State.CLOSED and begun:
+        assert ended == 1
+    assert begun <= 1
