@@ -32,7 +32,7 @@ class StreamFlow:
     Written by the intake: `undecoded` (appended), `fed_samples` (engine's rate), `ended` (no audio
     follows), `ingress` (moves when another ingress attaches), `held` (set when the engine has enough
     of this stream for now). Written by the outlet: `undecoded` (popped), `decoded_samples`, `held`
-    (cleared). `lost` is set by whoever learns that the stream is another worker's by now.
+    (cleared). `lost` is set by `Owner.lost`, when the stream is another worker's by now, or gone.
     """
 
     __slots__ = (

@@ -18,7 +18,7 @@ from common.audio_log import AudioBatch, AudioReader
 from common.entries import StreamId, WorkerId
 from common.errors import StreamError
 from common.keys import Keys, StreamKeys
-from common.redis import REDIS_ERROR, RedisServers, blocking_client
+from common.redis import REDIS_ERROR, RedisServers, blocking_connection
 from gpu_worker.audio import StreamAudio
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 from gpu_worker.engine_events import Command, Fail, Feed, Finish, Open, worker_failed
@@ -36,6 +36,9 @@ MAX_BACKLOG_SAMPLES: Final = 4 * ENGINE_SAMPLE_RATE
 _BLOCK_MS: Final = 500
 _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
+# Rounds begin at least this far apart: each wakes the engine thread and the outlet and ends in one
+# publication an ingress, whether it brings one stream or fifty. A round after a pause waits for nothing.
+_ROUND_EVERY_S: Final = 0.004
 
 
 class _Reading:
@@ -68,8 +71,8 @@ class Intake:
         put: Callable[..., None],
         on_lost: Callable[[StreamFlow], None],
     ) -> None:
-        self._client = blocking_client(servers, server, _BLOCK_MS)
-        self._reader = AudioReader(self._client, keys, servers.shards_of_server(server), worker)
+        self._connection = blocking_connection(servers, server, _BLOCK_MS)
+        self._reader = AudioReader(self._connection, keys, servers.shards_of_server(server), worker)
         self._table = table
         self._put = put
         self._on_lost = on_lost
@@ -79,6 +82,7 @@ class Intake:
         self._finishing: deque[StreamFlow] = deque()
         self._stop = threading.Event()
         self._next_sweep = time.monotonic() + _SWEEP_S
+        self._next_round = 0.0
         self._thread = threading.Thread(target=self._run, name=f"intake-{server}", daemon=True)
 
     def start(self) -> None:
@@ -118,12 +122,16 @@ class Intake:
                 # A defect in reading must not leave a worker that holds its lease and reads nothing.
                 logger.exception("reading failed")
                 self._stop.wait(_RETRY_S)
-        self._client.close()
+        self._connection.close()
 
     def _round(self) -> None:
+        early_s = self._next_round - time.monotonic()
+        if early_s > 0:
+            time.sleep(early_s)
         # Rounded up to whole blocks: a sweep may come one block late.
         streams = self._reader.wait(_BLOCK_MS, MAX_STREAMS)
         now = time.monotonic()
+        self._next_round = now + _ROUND_EVERY_S
         self._read([StreamId(stream) for stream in streams], now)
         while self._finishing:
             self._finish(self._finishing.popleft())
@@ -188,7 +196,6 @@ class Intake:
         for batch in batches:
             reading = by_key[batch.keys]
             if batch.lost:
-                reading.flow.lost = True
                 self._on_lost(reading.flow)
                 continue
             self._convert(reading, batch, commands)

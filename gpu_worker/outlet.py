@@ -278,7 +278,6 @@ class Outlet:
         if flow in batch.ended:
             self._forget(flow)
         elif outcome.fenced or outcome.gone:
-            flow.lost = True
             self._on_fenced(flow)
 
     def _forget(self, flow: StreamFlow) -> None:
@@ -332,4 +331,7 @@ def client_result(output: StreamOutput, seq: int, audio_ack_samples: int) -> Res
         words=None
         if words is None
         else tuple(Word(word.word, word.start_s, word.end_s, word.confidence) for word in words),
+        utterances=tuple(
+            Utterance(one.number, one.text, one.start_s, one.end_s) for one in output.utterances
+        ),
     )

@@ -48,6 +48,7 @@ class Owner:
         self._engine = engine
         self._sink = sink
         self._redis = redis
+        self._losing = threading.Lock()
 
     def take(self, entries: Sequence[AssignmentEntry], reserved: int) -> None:
         """Open these streams; their slots have been reserved, and more where `reserved` is larger."""
@@ -90,7 +91,14 @@ class Owner:
         return self._intakes[self._servers.server_of_shard(owned.keys.shard)]
 
     def lost(self, flow: StreamFlow) -> None:
-        """Find out about a stream whose audio group or results are not ours any more, and act on it."""
+        """Find out about a stream whose audio group or results are not ours any more, and act on it.
+
+        Several threads come upon the same loss; the first one acts.
+        """
+        with self._losing:
+            if flow.lost:
+                return
+            flow.lost = True
         extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
         try:
             owned = self._claims.still_owned([flow.owned])[0]
@@ -110,7 +118,6 @@ class Owner:
 
     def drop(self, flow: StreamFlow) -> None:
         """Forget a stream."""
-        flow.lost = True
         self._engine.put(Drop(flow))
 
 

@@ -1,0 +1,229 @@
+"""Workers die, freeze and hang in the middle of streams: nothing is lost, repeated or reordered."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.entries import LineKind
+from tests.servers import raw_client
+from tests.stream_client import ClientStream, IngressSide, expected_text, ingress_side, noise
+from tests.waiting import until
+from tests.worker_process import WorkerProcess
+
+
+def assert_gapless(stream: ClientStream) -> None:
+    results = [message for message in stream.sent if message["type"] == "result"]
+    assert [result["seq"] for result in results] == list(range(1, len(results) + 1))
+    assert [result["is_final"] for result in results] == [False] * (len(results) - 1) + [True]
+    acks = [result["audio_ack_samples"] for result in results]
+    assert acks == sorted(acks)
+
+
+def worker(stack: ExitStack, url: str, folder: Path, name: str, **flags: object) -> WorkerProcess:
+    process = stack.enter_context(WorkerProcess(url, name, folder / f"{name}.log", **flags))
+    return process.ready(raw_client(url))
+
+
+async def halfway(ingress: IngressSide, pcm: bytes, count: int = 3, **options: Any) -> list[ClientStream]:
+    """Streams that have some results, and more audio on the way."""
+    streams = [await ingress.open(**options) for _ in range(count)]
+    for stream in streams:
+        stream.append(pcm[: len(pcm) // 2])
+    await until(lambda: all(stream.seq >= 4 for stream in streams), what="results")
+    return streams
+
+
+async def finish(ingress: IngressSide, streams: list[ClientStream], pcm: bytes) -> None:
+    for stream in streams:
+        stream.append(pcm[len(pcm) // 2 :], final=True)
+    await ingress.ended(*streams)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+async def test_another_worker_goes_on_after_a_sigkill(redis_url: str, tmp_path: Path, rate: int) -> None:
+    pcm = noise(4.0, rate=rate)
+    with ExitStack() as stack:
+        first = worker(stack, redis_url, tmp_path, "w1", replay_seconds=10)
+        async with ingress_side(redis_url) as ingress:
+            undisturbed = await ingress.open(sample_rate=rate)
+            await ingress.feed(undisturbed, pcm)
+            await ingress.ended(undisturbed)
+
+            streams = await halfway(ingress, pcm, sample_rate=rate)
+            worker(stack, redis_url, tmp_path, "w2")
+            first.send(signal.SIGKILL)
+            await finish(ingress, streams, pcm)
+            for stream in streams:
+                assert_gapless(stream)
+                assert stream.epoch == 2
+                assert stream.sent == [
+                    {**sent, "audio_ack_samples": got["audio_ack_samples"]}
+                    for sent, got in zip(undisturbed.sent, stream.sent, strict=True)
+                ]
+                if rate == 16_000:
+                    assert stream.text == expected_text(pcm)
+            client = raw_client(redis_url)
+            await until(lambda: client.zscore("px:{0}:workers", "w1") is None, what="the dead one's end")
+            assert [c["name"] for c in client.xinfo_consumers("px:{0}:new", "workers")] == [b"w2"]
+
+
+async def test_a_replay_begins_at_the_checkpoint_and_the_audio_kept_is_bounded(
+    redis_url: str, tmp_path: Path
+) -> None:
+    client = raw_client(redis_url)
+    pcm = noise(60.0)
+    with ExitStack() as stack:
+        # Checkpoints every 5 s of audio: the smallest that the flag takes.
+        first = worker(stack, redis_url, tmp_path, "w1", replay_seconds=10)
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+            half = 5120 * (len(pcm) // 2 // 5120)
+            for at in range(0, half, 5120):
+                stream.append(pcm[at : at + 5120])
+                # At most two seconds in flight, so that what is kept is the checkpoint's doing.
+                wanted = at // 5120 - 12
+                await until(partial(lambda seq: stream.seq >= seq, wanted), what="results")
+            await until(lambda: stream.seq >= half // 5120 - 1, what="results")
+            kept_s = client.xlen(stream.keys.audio) * 0.16
+            assert kept_s < 5 + 2 + 0.5
+            checkpoint = int(client.hget(stream.keys.meta, "ck_samples"))
+            assert checkpoint >= 25 * 16_000
+            worker(stack, redis_url, tmp_path, "w2")
+            first.send(signal.SIGKILL)
+            stream.append(pcm[half:], final=True)
+            await ingress.ended(stream)
+            assert_gapless(stream)
+            assert stream.text == expected_text(pcm)
+
+
+async def test_two_deaths_in_a_row(redis_url: str, tmp_path: Path) -> None:
+    pcm = noise(6.0)
+    with ExitStack() as stack:
+        first = worker(stack, redis_url, tmp_path, "w1")
+        async with ingress_side(redis_url) as ingress:
+            (stream,) = await halfway(ingress, pcm, count=1)
+            # The second dies before it has said anything: its epoch must not lose the last seq.
+            second = worker(stack, redis_url, tmp_path, "w2", null_step_ms=60_000)
+            first.send(signal.SIGKILL)
+            await until(lambda: stream.epoch == 2, what="the first takeover")
+            worker(stack, redis_url, tmp_path, "w3")
+            second.send(signal.SIGKILL)
+            await finish(ingress, [stream], pcm)
+            assert_gapless(stream)
+            assert stream.epoch == 3
+            assert stream.text == expected_text(pcm)
+
+
+async def test_a_frozen_worker_that_wakes_up_is_fenced_off(redis_url: str, tmp_path: Path) -> None:
+    client = raw_client(redis_url)
+    pcm = noise(4.0)
+    with ExitStack() as stack:
+        first = worker(stack, redis_url, tmp_path, "w1")
+        async with ingress_side(redis_url) as ingress:
+            streams = await halfway(ingress, pcm)
+            second = worker(stack, redis_url, tmp_path, "w2")
+            first.send(signal.SIGSTOP)
+            await until(lambda: all(stream.epoch == 2 for stream in streams), what="the takeover")
+            for stream in streams[:2]:
+                stream.append(pcm[len(pcm) // 2 :], final=True)
+            await ingress.ended(*streams[:2])
+            # It wakes with two of its streams over and one still going on elsewhere.
+            first.send(signal.SIGCONT)
+            await until(lambda: first.log_text().count("lost to another worker") == 3, what="its finding out")
+            await until(lambda: client.hget("px:{0}:w:w1", "owned") == b"0", what="its letting go")
+            await finish(ingress, [streams[2]], pcm)
+            for stream in streams:
+                assert_gapless(stream)
+                assert stream.text == expected_text(pcm)
+                entries = client.xrange(stream.keys.results)
+                ids = [tuple(int(part) for part in entry_id.split(b"-")) for entry_id, _ in entries]
+                assert ids == sorted(ids)
+                assert max(seq for epoch, seq in ids if epoch == 1) < min(
+                    seq for epoch, seq in ids[1:] if epoch == 2 and seq
+                )
+            # It is of use again: with the other one gone, it takes the next stream.
+            assert first.running
+            second.send(signal.SIGTERM)
+            assert second.wait() == 0
+            again = await ingress.open()
+            again.append(pcm, final=True)
+            await ingress.ended(again)
+            assert again.text == expected_text(pcm)
+
+
+async def test_what_a_stale_worker_publishes_does_not_reach_a_client(redis_url: str, tmp_path: Path) -> None:
+    """Frozen between two steps, with audio read and not decoded: it decodes it when it wakes up."""
+    pcm = noise(8.0)
+    with ExitStack() as stack:
+        first = worker(stack, redis_url, tmp_path, "w1", null_step_ms=150)
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+            stream.append(pcm)
+            await until(lambda: stream.seq >= 1, what="a result")
+            first.send(signal.SIGSTOP)
+            worker(stack, redis_url, tmp_path, "w2")
+            await until(lambda: stream.seq >= 49, what="the other's results")
+            assert stream.epoch == 2
+            first.send(signal.SIGCONT)
+            await until(lambda: "lost to another worker" in first.log_text(), what="its finding out")
+            stream.append(b"", final=True)
+            await ingress.ended(stream)
+            assert_gapless(stream)
+            assert stream.text == expected_text(pcm)
+
+
+async def test_a_hung_engine_loses_its_streams_and_ends_its_process(redis_url: str, tmp_path: Path) -> None:
+    pcm = noise(2.0)
+    with ExitStack() as stack:
+        hung = worker(stack, redis_url, tmp_path, "w1", null_step_ms=60_000, step_timeout_ms=500)
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+            stream.append(pcm, final=True)
+            await until(lambda: stream.appender.owner, what="an owner")
+            worker(stack, redis_url, tmp_path, "w2")
+            assert hung.wait() == 70
+            assert "hung" in hung.log_text()
+            await ingress.ended(stream)
+            assert_gapless(stream)
+            assert stream.text == expected_text(pcm)
+
+
+async def test_a_worker_restarted_under_its_name_takes_its_streams_back(
+    redis_url: str, tmp_path: Path
+) -> None:
+    pcm = noise(4.0)
+    with ExitStack() as stack:
+        first = worker(stack, redis_url, tmp_path, "w1", lease_ms=20_000)
+        async with ingress_side(redis_url) as ingress:
+            streams = await halfway(ingress, pcm)
+            first.send(signal.SIGKILL)
+            first.wait()
+            # Its lease would hold for 20 s; the same name need not wait for that.
+            worker(stack, redis_url, tmp_path, "w1", lease_ms=20_000)
+            await finish(ingress, streams, pcm)
+            for stream in streams:
+                assert_gapless(stream)
+                assert stream.text == expected_text(pcm)
+
+
+async def test_a_stream_whose_ingress_died_is_ended_and_cleaned_up(redis_url: str, tmp_path: Path) -> None:
+    client = raw_client(redis_url)
+    pcm = noise(1.0)
+    with ExitStack() as stack:
+        worker(stack, redis_url, tmp_path, "w1")
+        async with ingress_side(redis_url, ingress="i-dead") as ingress:
+            stream = await ingress.open()
+            stream.append(pcm)
+            await until(lambda: stream.seq >= 5, what="results")
+        client.pexpire("px:{0}:i:i-dead", 1)  # as its heartbeat would have run out in ten seconds
+        await until(lambda: client.xlen("px:{0}:new") == 0, what="the end of the stream")
+        kind = client.xrevrange(stream.keys.results, count=1)[0][1][b"k"]
+        assert kind == LineKind.FINAL.value
+        assert not client.exists(stream.keys.audio)
+        assert 0 < client.pttl(stream.keys.meta) <= 30_000
