@@ -20,8 +20,9 @@ from common.entries import AudioEntry, Bytes, IngressId, WorkerId, decode_audio_
 from common.errors import EntryError, RedisUnavailable, StreamLost, Unavailable
 from common.keys import READY_TTL_MS, Keys, StreamKeys, audio_group
 from common.messages import Encoding
-from common.pipelined import pack
-from common.redis import CONNECTION_ERRORS, RESPONSE_ERROR, AsyncRedis, SyncClient, SyncRedis
+from common.pipelined import Argument, pack
+from common.pipelined_sync import SyncPipelinedConnection
+from common.redis import CONNECTION_ERRORS, RESPONSE_ERROR, AsyncRedis, SyncRedis
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ MAX_ENTRY_BYTES: Final = 64 * 1024
 # Streams of one pipeline: bounds its reply and the pause between two turns of the event loop.
 _MAX_COMMIT: Final = 512
 _RETRY_PAUSE_S: Final = 0.05
+# Commits begin at least this far apart: a commit costs its writer, Redis and the worker that it wakes
+# several system calls, whether it carries one entry or fifty. The first after a pause waits for nothing.
+_COMMIT_EVERY_S: Final = 0.002
 
 
 @dataclass(slots=True)
@@ -313,6 +317,7 @@ class _Lane:
         since: float | None = None  # when the server began to refuse, or went away
         while True:
             await self._work.wait()
+            started = self._loop.time()
             batch = list(self._waiting)[:_MAX_COMMIT]
             announced = list(self._announced)[:_MAX_COMMIT]
             for appender in batch:
@@ -338,6 +343,9 @@ class _Lane:
                     self.drained.set()
                 if not self._announced:
                     self._work.clear()
+            early_s = started + _COMMIT_EVERY_S - self._loop.time()
+            if early_s > 0 and refused is None:
+                await asyncio.sleep(early_s)
 
     async def _commit(self, batch: list[Appender], announced: list[Appender]) -> str | None:
         """Commit one entry of each stream; gives why some could not be, or None."""
@@ -418,11 +426,13 @@ class AudioBatch:
 class AudioReader:
     """Reads of a worker on one server; for one thread.
 
-    client: a blocking client (common/redis.py), whose replies come flat.
+    connection: one for blocking reads (common/redis.py).
     """
 
-    def __init__(self, client: SyncClient, keys: Keys, shards: Sequence[int], worker: WorkerId) -> None:
-        self._client = client
+    def __init__(
+        self, connection: SyncPipelinedConnection, keys: Keys, shards: Sequence[int], worker: WorkerId
+    ) -> None:
+        self._connection = connection
         self._worker = worker
         self._ready = [keys.ready(shard, worker) for shard in shards]
 
@@ -431,8 +441,8 @@ class AudioReader:
 
         The shards take turns at being asked first.
         """
-        reply = self._client.execute_command(
-            "BZMPOP", block_ms / 1000, len(self._ready), *self._ready, "MIN", "COUNT", max_streams
+        reply = self._run(
+            b"BZMPOP", block_ms / 1000, len(self._ready), *self._ready, b"MIN", b"COUNT", max_streams
         )
         if len(self._ready) > 1:
             self._ready.append(self._ready.pop(0))
@@ -451,10 +461,24 @@ class AudioReader:
             batches += self._read_group(epoch, group, max_entries)
         return batches
 
+    def _run(self, *command: Argument) -> Any:
+        reply = self._connection.call((pack(*command),))[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
     def _read_group(self, epoch: int, group: list[StreamKeys], max_entries: int) -> list[AudioBatch]:
         try:
-            reply = self._client.execute_command(
-                *("XREADGROUP", "GROUP", audio_group(epoch), self._worker, "COUNT", max_entries, "STREAMS"),
+            reply = self._run(
+                *(
+                    b"XREADGROUP",
+                    b"GROUP",
+                    audio_group(epoch),
+                    self._worker,
+                    b"COUNT",
+                    max_entries,
+                    b"STREAMS",
+                ),
                 *(keys.audio for keys in group),
                 *([b">"] * len(group)),
             )

@@ -54,8 +54,11 @@ class Endpoint:
 
 def pack(*command: Argument) -> bytes:
     """A command in RESP."""
-    parts = tuple(bytes(part) if type(part) is bytearray else part for part in command)
-    packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]  # its stub says 'tuple of one'
+    try:
+        packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub: a 1-tuple
+    except TypeError:  # it takes no bytearray
+        plain = tuple(bytes(part) if isinstance(part, bytearray) else part for part in command)
+        packed = hiredis.pack_command(plain)  # type: ignore[arg-type]
     return packed
 
 

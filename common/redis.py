@@ -357,6 +357,13 @@ def blocking_client(servers: RedisServers, server: int, block_ms: int) -> SyncCl
     return client
 
 
+def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> SyncPipelinedConnection:
+    """A pipelined connection for reads that block for up to `block_ms`; for one thread."""
+    address = servers.addresses[server]
+    timeout_s = (block_ms + servers.timeout_ms) / 1000
+    return SyncPipelinedConnection(lambda: _find_sync(address, servers.timeout_ms / 1000), timeout_s)
+
+
 def subscriber_connection(servers: RedisServers, server: int) -> Subscriber:
     """A connection for one subscriber, which brings its own loop of reconnects (common/result_log.py)."""
     address = servers.addresses[server]
