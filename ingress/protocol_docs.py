@@ -1,0 +1,101 @@
+"""The parts of docs/protocol.md that are drawn from the code: state diagram, error codes, options.
+
+`python -m ingress.protocol_docs` writes them; a test fails when the file differs from the code.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+from common.errors import ERROR_SPECS
+from common.options import OPTIONS, StreamOptions
+from ingress.protocol import TABLE, Event, State
+
+DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "protocol.md"
+
+
+def state_diagram() -> str:
+    """The connection's table of states and events as a Mermaid diagram."""
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.ADMITTING.name}"]
+    for state, transitions in TABLE.items():
+        by_target: dict[State, list[str]] = {}
+        for event, transition in transitions.items():
+            by_target.setdefault(transition.state, []).append(event.name.lower())
+        for target, events in by_target.items():
+            lines.append(f"    {state.name} --> {target.name}: {', '.join(events)}")
+    lines += [f"    {State.CLOSED.name} --> [*]", "```"]
+    return "\n".join(lines)
+
+
+def transition_table() -> str:
+    """The same as a table: what is done on each event in each state."""
+    states = [state for state in State if state is not State.CLOSED]
+    lines = [
+        "| event | " + " | ".join(state.name for state in states) + " |",
+        "|---|" + "---|" * len(states),
+    ]
+    for event in Event:
+        cells = []
+        for state in states:
+            transition = TABLE[state].get(event)
+            if transition is None:
+                cells.append("")
+                continue
+            actions = ", ".join(action.name.lower().replace("_", " ") for action in transition.actions)
+            code = f" `{transition.error.value}`" if transition.error is not None else ""
+            arrow = "" if transition.state is state else f" → {transition.state.name}"
+            cells.append(f"{actions or 'ignore'}{code}{arrow}")
+        lines.append(f"| {event.name.lower()} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def error_table() -> str:
+    """Every error code with its promise."""
+    lines = ["| code | fault of | ends the stream | meaning |", "|---|---|---|---|"]
+    for spec in ERROR_SPECS.values():
+        ends = "yes" if spec.ends_stream else "no"
+        lines.append(f"| `{spec.code.value}` | {spec.fault.value} | {ends} | {spec.meaning} |")
+    return "\n".join(lines)
+
+
+def option_table() -> str:
+    """Every option of `config`."""
+    defaults = StreamOptions()
+    lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
+    for option in OPTIONS:
+        default = getattr(defaults, option.name)
+        shown = str(default).lower() if isinstance(default, bool) else f"{default}"
+        lines.append(f"| `{option.name}` | {option.takes()} | {shown} | {option.help} |")
+    return "\n".join(lines)
+
+
+_PARTS: Final = {
+    "state diagram": state_diagram,
+    "transitions": transition_table,
+    "errors": error_table,
+    "options": option_table,
+}
+
+
+def filled(text: str) -> str:
+    """The document with its generated parts made anew."""
+    for name, make in _PARTS.items():
+        pattern = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"docs/protocol.md has no place for '{name}'")
+        part = make()
+        text = pattern.sub(lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text)  # type: ignore[misc]
+    return text
+
+
+def main() -> int:
+    """Write the generated parts into docs/protocol.md."""
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
