@@ -153,7 +153,7 @@ def _local_export(path: Path, dtype: torch.dtype, hub: Hub) -> Path:
     state = f"{stat.st_size}-{stat.st_mtime_ns}"
     if folder.is_dir():
         for former in folder.iterdir():
-            if not former.name.startswith((".", state)):
+            if not former.name.startswith(".") and former.name.rpartition("-")[0] != state:
                 # A worker that has mapped it keeps its pages: the files live on until it ends.
                 shutil.rmtree(former, ignore_errors=True)
     return folder / f"{state}-{_dtype_name(dtype)}"

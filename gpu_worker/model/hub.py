@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -26,6 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import tqdm
 
 from gpu_worker.model.errors import HubError
 from gpu_worker.model.loaded_model import CONFIG_NAME, TOKENIZER_NAME
@@ -119,6 +121,7 @@ class Hub:
                         revision=found.commit,
                         cache_dir=self.cache_dir,
                         endpoint=self.endpoint,
+                        tqdm_class=_ProgressBar,
                     )
                 )
             except _HUB_ERRORS as error:
@@ -163,6 +166,19 @@ class Hub:
             f"{self.endpoint} ({reason}). Check the network or HF_ENDPOINT; or fetch the .nemo file on "
             "another machine and start with --model PATH; or use --model-size tiny, which needs no download."
         )
+
+
+class _ProgressBar(tqdm):
+    """The hub's progress bar, shown also where the standard error is no terminal, but more rarely.
+
+    `HF_HUB_DISABLE_PROGRESS_BARS` still turns it off.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("disable") is None:
+            kwargs["disable"] = False
+            kwargs["mininterval"] = 0.1 if sys.stderr.isatty() else 10.0
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def pick_checkpoint(names: Sequence[str], where: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final, Literal, cast
 
 import torch
 
@@ -24,6 +24,7 @@ from gpu_worker.model.tokenizer import Tokenizer
 CONFIG_MEMBER: Final = "model_config.yaml"
 WEIGHTS_MEMBER: Final = "model_weights.ckpt"
 MEMBER_SCHEME: Final = "nemo:"
+GZIP_MAGIC: Final = b"\x1f\x8b"
 MAX_SMALL_MEMBER_BYTES: Final = 64 << 20
 MAX_MEMBERS: Final = 10_000
 
@@ -45,33 +46,39 @@ def read_nemo(path: Path) -> NemoArchive:
     TokenizerError.
     """
     try:
-        with tarfile.open(path, "r:*") as tar:
-            members = _index(tar, path)
-            config_text = _read_small(tar, members, CONFIG_MEMBER, path).decode("utf-8")
-            values = load_yaml(config_text, f"{CONFIG_MEMBER} of {path}")
-            config = parse_model_config(values)
-            name = _tokenizer_member(values, members, path)
-            tokenizer = Tokenizer(_read_small(tar, members, name, path), f"{name} of {path}")
-            with _open(tar, members, WEIGHTS_MEMBER, path) as file:
-                weights = _read_weights(file, path)
+        with path.open("rb") as raw:
+            mode: Literal["r:gz", "r:"] = "r:gz" if raw.read(2) == GZIP_MAGIC else "r:"
+            raw.seek(0)
+            with tarfile.open(fileobj=raw, mode=mode) as tar:
+                members = _index(tar, path, has_plain_offsets=mode == "r:")
+                return _read_members(tar, members, path)
     except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} is not a whole .nemo archive (a tar of {CONFIG_MEMBER}, {WEIGHTS_MEMBER} and a "
             f"tokenizer); it may be truncated: {error}."
         ) from error
+
+
+def _read_members(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], path: Path) -> NemoArchive:
+    config_text = _read_small(tar, members, CONFIG_MEMBER, path).decode("utf-8")
+    values = load_yaml(config_text, f"{CONFIG_MEMBER} of {path}")
+    config = parse_model_config(values)
+    name = _tokenizer_member(values, members, path)
+    tokenizer = Tokenizer(_read_small(tar, members, name, path), f"{name} of {path}")
+    with _open(tar, members, WEIGHTS_MEMBER, path) as file:
+        weights = _read_weights(file, path)
     return NemoArchive(config, config_text, weights, tokenizer)
 
 
-def _index(tar: tarfile.TarFile, path: Path) -> dict[str, tarfile.TarInfo]:
+def _index(tar: tarfile.TarFile, path: Path, *, has_plain_offsets: bool) -> dict[str, tarfile.TarInfo]:
     """Regular files by name.  Checks first that the data of each is there in full."""
     size = path.stat().st_size
-    plain = isinstance(tar.fileobj, IO) or getattr(tar.fileobj, "name", None) == str(path)
     members: dict[str, tarfile.TarInfo] = {}
     for count, member in enumerate(tar):
         if count >= MAX_MEMBERS:
             raise CheckpointError(f"{path} has more than {MAX_MEMBERS} members; it is no .nemo archive.")
         missing = member.offset_data + member.size - size
-        if plain and missing > 0:
+        if has_plain_offsets and missing > 0:
             raise CheckpointError(
                 f"{path} is truncated: its member {member.name} needs {missing} bytes more than the file has."
             )

@@ -100,28 +100,24 @@ class Tokenizer:
     def extend(self, state: TextState, tokens: Iterable[int]) -> None:
         """Append tokens to a transcript.
 
-        A byte of an unfinished character stays pending; bytes that cannot become a character turn
-        into U+FFFD, as in SentencePiece.
+        The bytes of an unfinished character stay pending; each that cannot become part of one turns into
+        U+FFFD, as in SentencePiece.
         """
         for token in tokens:
             surface = self._surfaces[token]
             if self._is_byte[token]:
-                state.pending += surface
-                if _is_unfinished(state.pending):
-                    continue
-                surface, state.pending = state.pending, b""
-            elif state.pending:
-                if not surface:
-                    continue
-                surface, state.pending = state.pending + surface, b""
-            if surface:
+                text, state.pending = _characters(state.pending + surface)
+                _append(state, text)
+            else:
+                self.finish(state)
                 _append(state, surface.decode("utf-8", errors="replace"))
 
     def finish(self, state: TextState) -> str:
         """Close a transcript: bytes still pending turn into U+FFFD.  Returns the text."""
         if state.pending:
-            pending, state.pending = state.pending, b""
-            _append(state, pending.decode("utf-8", errors="replace"))
+            text = "\ufffd" * len(state.pending)
+            state.pending = b""
+            _append(state, text)
         return state.text
 
     def start_utterance(self, state: TextState) -> None:
@@ -177,8 +173,23 @@ def _append(state: TextState, text: str) -> None:
         state.at_word_start = False
 
 
-def _is_unfinished(pending: bytes) -> bool:
-    """Whether the bytes are a proper prefix of one UTF-8 character."""
-    lead = pending[0]
-    length = 2 if 0xC2 <= lead <= 0xDF else 3 if 0xE0 <= lead <= 0xEF else 4 if 0xF0 <= lead <= 0xF4 else 1
-    return len(pending) < length and all(0x80 <= byte <= 0xBF for byte in pending[1:])
+def _characters(data: bytes) -> tuple[str, bytes]:
+    """Split bytes into the characters that they spell and the beginning of one that they do not yet.
+
+    A byte that can belong to no character is U+FFFD by itself, as in SentencePiece.
+    """
+    text = ""
+    while data:
+        for length in range(1, min(len(data), 4) + 1):
+            try:
+                text += data[:length].decode("utf-8")
+            except UnicodeDecodeError as error:
+                if error.reason == "unexpected end of data" and length == len(data):
+                    return text, data
+            else:
+                data = data[length:]
+                break
+        else:
+            text += "\ufffd"
+            data = data[1:]
+    return text, b""

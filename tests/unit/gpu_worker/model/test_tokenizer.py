@@ -1,0 +1,122 @@
+"""Ids to text and words, whole and piecewise."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_worker.model.checkpoint import BUNDLED
+from gpu_worker.model.errors import TokenizerError
+from gpu_worker.model.tokenizer import TextState, Tokenizer
+
+TINY_PATH = BUNDLED / "tiny" / "tokenizer.model"
+TINY = Tokenizer.from_file(TINY_PATH)
+REFERENCE = sentencepiece.SentencePieceProcessor(model_file=str(TINY_PATH))
+EOU = 512
+
+
+def train_with_bytes() -> Tokenizer:
+    """A model with byte fallback, as multilingual checkpoints have, and with marks of its own."""
+    target = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat. The dog, too!", "go forward ten meters"] * 20),
+        model_writer=target,
+        vocab_size=320,
+        byte_fallback=True,
+        model_type="bpe",
+        hard_vocab_limit=False,
+        user_defined_symbols=["<EOU>", "<EOB>"],
+        minloglevel=2,
+    )
+    return Tokenizer(target.getvalue())
+
+
+BYTES = train_with_bytes()
+BYTES_REFERENCE = sentencepiece.SentencePieceProcessor()
+BYTES_REFERENCE.LoadFromSerializedProto(BYTES.model)
+
+tiny_ids = st.lists(st.integers(1, EOU - 1), max_size=30)
+byte_ids = st.lists(
+    st.integers(0, BYTES.vocab_size - 1).filter(
+        lambda token: not BYTES_REFERENCE.is_unknown(token) and token not in (BYTES.eou_id, BYTES.eob_id)
+    ),
+    max_size=30,
+)
+
+
+@given(tiny_ids)
+def test_text_equals_sentencepiece(tokens: list[int]) -> None:
+    assert TINY.decode(tokens) == REFERENCE.decode(tokens).lstrip(" ")
+
+
+@given(byte_ids)
+def test_text_with_bytes_equals_sentencepiece(tokens: list[int]) -> None:
+    assert BYTES.decode(tokens) == BYTES_REFERENCE.decode(tokens).lstrip(" ")
+
+
+@given(byte_ids, st.lists(st.integers(0, 30), max_size=4))
+def test_cuts_do_not_change_the_text(tokens: list[int], cuts: list[int]) -> None:
+    state = TextState()
+    edges = [0, *sorted(min(cut, len(tokens)) for cut in cuts), len(tokens)]
+    for first, end in itertools.pairwise(edges):
+        before = state.text
+        BYTES.extend(state, tokens[first:end])
+        assert state.text.startswith(before)
+    assert BYTES.finish(state) == BYTES.decode(tokens)
+
+
+def test_a_character_of_several_bytes_waits_for_its_last() -> None:
+    state = TextState()
+    euro = [BYTES_REFERENCE.piece_to_id(f"<0x{byte:02X}>") for byte in "€".encode()]
+    BYTES.extend(state, euro[:2])
+    assert state.text == ""
+    BYTES.extend(state, euro[2:])
+    assert state.text == "€"
+
+
+def test_marks_of_the_end_never_stand_in_text() -> None:
+    hello = REFERENCE.encode("go forward")
+    assert TINY.decode([*hello, EOU, *hello]) == "go forward go forward"
+    assert TINY.decode([EOU]) == ""
+    assert (
+        BYTES.decode([BYTES.eou_id or 0, *BYTES_REFERENCE.encode("the cat"), BYTES.eob_id or 0]) == "the cat"
+    )
+
+
+def test_a_new_utterance_begins_a_new_word_whatever_its_first_piece() -> None:
+    state = TextState()
+    TINY.extend(state, REFERENCE.encode("go"))
+    TINY.start_utterance(state)
+    TINY.extend(state, [REFERENCE.piece_to_id("ing")])
+    TINY.start_utterance(state)
+    TINY.extend(state, REFERENCE.encode("ten"))
+    assert state.text == "go ing ten"
+
+
+def test_words_and_their_tokens() -> None:
+    first, second = REFERENCE.encode("go forward"), REFERENCE.encode("it's ten")
+    tokens = [*first, EOU, *second]
+    spans = TINY.words(tokens)
+    assert [span.text for span in spans] == ["go", "forward", "it's", "ten"]
+    covered = [position for span in spans for position in range(span.first, span.end)]
+    assert covered == [position for position in range(len(tokens)) if tokens[position] != EOU]
+
+
+def test_punctuation_belongs_to_the_word_before_it() -> None:
+    spans = BYTES.words(BYTES_REFERENCE.encode("The dog, too!"))
+    assert [span.text for span in spans] == ["The", "dog,", "too!"]
+
+
+@given(tiny_ids)
+def test_words_join_to_the_text(tokens: list[int]) -> None:
+    assert " ".join(span.text for span in TINY.words(tokens)) == " ".join(TINY.decode(tokens).split())
+
+
+def test_a_file_that_is_no_model() -> None:
+    with pytest.raises(TokenizerError, match="not a SentencePiece model"):
+        Tokenizer(TINY_PATH.read_bytes()[:1000])
