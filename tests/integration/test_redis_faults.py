@@ -1,0 +1,226 @@
+"""Redis loses, refuses, forgets and goes away: what the audio path and the workers make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.assignments import Claims
+from common.audio_log import AudioReader
+from common.entries import AudioEntry, StreamId, WorkerId
+from common.errors import RedisUnavailable, StreamLost
+from common.keys import Keys
+from common.redis import RedisServers, SyncRedis, blocking_connection
+from parakeet.embedded_redis import EmbeddedRedis
+from tests.servers import raw_client
+from tests.stream_client import expected_text, ingress_side, noise
+from tests.waiting import until
+from tests.worker_process import WorkerProcess
+
+
+async def test_results_lost_with_the_subscription_are_caught_up(redis_url: str, tmp_path: Path) -> None:
+    client = raw_client(redis_url)
+    pcm = noise(4.0)
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+            quarter = len(pcm) // 4
+            stream.append(pcm[:quarter])
+            await until(lambda: stream.seq >= 5, what="results")
+            before = ingress.subscriptions
+            assert client.client_kill_filter(_type="pubsub") >= 1
+            # Published to nobody, while the ingress is away.
+            stream.append(pcm[quarter : 2 * quarter])
+            await until(lambda: ingress.subscriptions > before, what="the new subscription")
+            await until(lambda: stream.seq >= 11, what="what was missed")
+            stream.append(pcm[2 * quarter :], final=True)
+            await ingress.ended(stream)
+            assert [sent["seq"] for sent in stream.sent] == list(range(1, len(stream.sent) + 1))
+            assert stream.text == expected_text(pcm)
+
+
+async def test_audio_whose_notice_was_lost_is_found_by_the_sweep(redis_url: str, tmp_path: Path) -> None:
+    client = raw_client(redis_url)
+    pcm = noise(0.5)
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+            await until(lambda: stream.appender.owner, what="an owner")
+            await until(lambda: client.zcard("px:{0}:ready:w1") == 0, what="its first look")
+            entry = AudioEntry(1, 1, 0, pcm, final=True)
+            client.execute_command("XADD", stream.keys.audio, entry.entry_id, *entry.fields())
+            await ingress.ended(stream, timeout_s=5.0)
+            assert stream.text == expected_text(pcm)
+
+
+async def test_one_missing_group_fails_its_stream_and_no_other(redis_url: str, tmp_path: Path) -> None:
+    client = raw_client(redis_url)
+    pcm = noise(2.0)
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            streams = [await ingress.open() for _ in range(3)]
+            for stream in streams:
+                stream.append(pcm[: len(pcm) // 2])
+            await until(lambda: all(stream.seq >= 6 for stream in streams), what="results")
+            assert client.xgroup_destroy(streams[1].keys.audio, "asr-1") == 1
+            for stream in streams:
+                stream.append(pcm[len(pcm) // 2 :], final=True)
+            await ingress.ended(*streams)
+            assert [streams[0].text, streams[2].text] == [expected_text(pcm)] * 2
+            assert streams[1].sent[-1]["code"] == "stream_lost"
+
+
+def test_a_read_with_a_missing_group_still_gives_the_others(redis_url: str) -> None:
+    client = raw_client(redis_url)
+    keys = Keys()
+    streams = [keys.stream(StreamId(number)) for number in (1, 2, 3)]
+    for stream in streams:
+        client.xadd(stream.audio, {b"o": 0, b"p": b"\1\0"}, id=b"1-1")
+        client.pexpire(stream.audio, 60_000)
+    for stream in (streams[0], streams[2]):
+        client.xgroup_create(stream.audio, "asr-1", id="0")
+    servers = RedisServers.parse((redis_url,))
+    blocking = blocking_connection(servers, 0, 100)
+    reader = AudioReader(blocking, keys, [0], WorkerId("w1"))
+    batches = {batch.keys.stream: batch for batch in reader.read([(stream, 1) for stream in streams], 10)}
+    blocking.close()
+    assert {number: batch.lost for number, batch in batches.items()} == {1: False, 2: True, 3: False}
+    assert [entry.entry_id for entry in batches[StreamId(1)].entries] == [b"1-1"]
+
+
+async def test_a_full_redis_pushes_back_and_then_goes_on(own_server: EmbeddedRedis, tmp_path: Path) -> None:
+    client = raw_client(own_server.url)
+    pcm = noise(4.0)
+    with WorkerProcess(own_server.url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(own_server.url) as ingress:
+            stream = await ingress.open()
+            stream.append(pcm[: len(pcm) // 2])
+            await until(lambda: stream.seq >= 12, what="results")
+            client.config_set("maxmemory", 1)
+            stream.append(pcm[len(pcm) // 2 :], final=True)
+            await until(lambda: _refusals(client) > 0, what="a refusal")
+            assert stream.appender.pending_bytes > 0
+            assert stream.failure is None
+            client.config_set("maxmemory", 512 * 1024 * 1024)
+            await ingress.ended(stream)
+            assert stream.text == expected_text(pcm)
+            assert [sent["seq"] for sent in stream.sent] == list(range(1, len(stream.sent) + 1))
+        assert worker.running
+
+
+def _refusals(client: object) -> int:
+    stats = client.info("errorstats")  # type: ignore[attr-defined]
+    return int(stats.get("errorstat_OOM", {"count": 0})["count"])
+
+
+async def test_a_redis_that_stays_full_fails_the_streams_that_append(
+    own_server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    client = raw_client(own_server.url)
+    with WorkerProcess(own_server.url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(own_server.url) as ingress:
+            stream = await ingress.open()
+            quiet = await ingress.open()
+            await until(lambda: stream.appender.owner and quiet.appender.owner, what="owners")
+            client.config_set("maxmemory", 1)
+            stream.append(noise(1.0))
+            await until(lambda: stream.failure, what="the failure")
+            assert isinstance(stream.failure, RedisUnavailable)
+            with pytest.raises(RedisUnavailable):
+                stream.append(b"\0\0")
+            with pytest.raises(RedisUnavailable):
+                await stream.appender.room(0)
+            client.config_set("maxmemory", 512 * 1024 * 1024)
+            pcm = noise(1.0)
+            quiet.append(pcm, final=True)
+            await ingress.ended(quiet)
+            assert quiet.text == expected_text(pcm)
+
+
+async def test_a_pause_of_redis_loses_nothing(own_server: EmbeddedRedis, tmp_path: Path) -> None:
+    client = raw_client(own_server.url)
+    pcm = noise(4.0)
+    with WorkerProcess(own_server.url, "w1", tmp_path / "w1.log", redis_timeout_ms=500) as worker:
+        worker.ready(client)
+        async with ingress_side(own_server.url) as ingress:
+            stream = await ingress.open()
+            stream.append(pcm[: len(pcm) // 2])
+            await until(lambda: stream.seq >= 6, what="results")
+            # Longer than the lease and than the time-outs of the worker's calls.
+            client.execute_command("CLIENT", "PAUSE", 1500, "ALL")
+            stream.append(pcm[len(pcm) // 2 :], final=True)
+            await ingress.ended(stream)
+            assert stream.text == expected_text(pcm)
+            assert [sent["seq"] for sent in stream.sent] == list(range(1, len(stream.sent) + 1))
+
+
+async def test_all_connections_cut_lose_nothing(own_server: EmbeddedRedis, tmp_path: Path) -> None:
+    client = raw_client(own_server.url)
+    pcm = noise(6.0)
+    with WorkerProcess(own_server.url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(own_server.url) as ingress:
+            stream = await ingress.open()
+            part = len(pcm) // 6
+            for number in range(6):
+                stream.append(pcm[number * part : (number + 1) * part], final=number == 5)
+                for kind in ("normal", "pubsub"):
+                    client.client_kill_filter(_type=kind, skipme=True)
+                await until(lambda number=number: stream.seq >= 5 * number, what="results")  # type: ignore[misc]
+            await ingress.ended(stream)
+            assert stream.text == expected_text(pcm)
+            assert [sent["seq"] for sent in stream.sent] == list(range(1, len(stream.sent) + 1))
+
+
+async def test_a_redis_that_forgot_everything_ends_streams_and_serves_new_ones(
+    own_server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    client = raw_client(own_server.url)
+    pcm = noise(1.0)
+    with WorkerProcess(own_server.url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(own_server.url) as ingress:
+            lost = await ingress.open()
+            lost.append(pcm)
+            await until(lambda: lost.seq >= 5, what="results")
+            client.flushall()
+            lost.append(pcm, final=True)
+            await until(lambda: lost.failure, what="the failure")
+            assert isinstance(lost.failure, StreamLost)
+            await until(lambda: client.hget("px:{0}:w:w1", "owned") == b"0", what="its letting go")
+            stream = await ingress.open()
+            stream.append(pcm, final=True)
+            await ingress.ended(stream)
+            assert stream.text == expected_text(pcm)
+        assert worker.running
+
+
+async def test_a_stream_claimed_and_not_opened_is_opened_by_the_sweep(redis_url: str, tmp_path: Path) -> None:
+    """As when the connection broke between the read of an assignment and the opening of its stream."""
+    client = raw_client(redis_url)
+    pcm = noise(0.5)
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        other = SyncRedis(RedisServers.parse((redis_url,)))
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+            await until(lambda: stream.appender.owner, what="an owner")
+            stray = await ingress.open()
+            await until(lambda: stray.appender.owner, what="an owner")
+            claims = Claims(other, Keys(), WorkerId("w1"))
+            # The worker forgets it, its consumer does not.
+            client.hset(stray.keys.meta, "epoch", 7)
+            client.xgroup_destroy(stray.keys.audio, "asr-1")
+            await until(lambda: stray.epoch == 8, what="the opening of the stray")
+            stray.append(pcm, final=True)
+            stream.append(pcm, final=True)
+            await ingress.ended(stream, stray)
+            assert (stream.text, stray.text) == (expected_text(pcm), expected_text(pcm))
+            assert claims.num_pending(WorkerId("w1")) == 0
+        other.close()
