@@ -1,0 +1,65 @@
+"""From settings to an engine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common.errors import SettingsError
+from common.settings import WorkerSettings, parse
+from gpu_worker.engine.engine import NativeEngine
+from gpu_worker.engine.factory import engine_config, make_engine, pick_device, pick_dtype
+from gpu_worker.engine.null_engine import NullEngine
+from gpu_worker.model.errors import ModelConfigError
+from tests.oracle.models import tiny
+
+
+def worker_settings(*flags: str) -> WorkerSettings:
+    settings = parse("worker", ["--model-size", "tiny", "--worker-max-streams", "3", *flags], {})
+    assert isinstance(settings, WorkerSettings)
+    return settings
+
+
+def test_tiny_on_cpu() -> None:
+    built = make_engine(worker_settings("--device", "cpu", "--num-threads", "1"))
+    assert isinstance(built.engine, NativeEngine)
+    assert (built.device, built.dtype, built.chunk_ms) == ("cpu", "float32", 160)
+    assert built.engine.capacity == 3
+    assert built.engine.sample_rate == 16_000
+    assert built.model.endswith("tiny")
+    assert torch.get_num_threads() == 1
+
+
+def test_the_null_engine_loads_no_model() -> None:
+    built = make_engine(worker_settings("--backend", "null", "--chunk-ms", "80"))
+    assert isinstance(built.engine, NullEngine)
+    assert built.chunk_ms == 80
+
+
+def test_flags_become_sizes() -> None:
+    config = engine_config(
+        worker_settings(
+            "--chunk-ms", "560", "--encode-batch-size", "5", "--decode-batch-size", "7", "--eou-reset", "off",
+            "--turn-detection", "off",
+        ),
+        tiny(),
+    )  # fmt: skip
+    assert config.context == (70, 6)
+    assert (config.batch_sizes.pre_encode, config.batch_sizes.encode, config.batch_sizes.decode) == (32, 5, 7)
+    assert (config.reset_at_end, config.turn_detection) == (False, False)
+    assert config.page_frames == 0, "on CPU a stream has one page as long as its window"
+
+
+def test_what_cannot_be_is_said() -> None:
+    with pytest.raises(SettingsError, match="needs CUDA"):
+        engine_config(worker_settings("--paged-kv-cache", "on"), tiny())
+    with pytest.raises(ModelConfigError, match="80, 160, 560, 1120"):
+        engine_config(worker_settings("--chunk-ms", "320"), tiny())
+    with pytest.raises(SettingsError, match="CUDA devices are there"):
+        pick_device(f"cuda:{torch.cuda.device_count()}")
+
+
+def test_automatic_types() -> None:
+    assert pick_dtype("auto", torch.device("cpu")) is torch.float32
+    assert pick_dtype("auto", torch.device("cuda")) is torch.bfloat16
+    assert pick_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
