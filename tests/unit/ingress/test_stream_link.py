@@ -1,0 +1,274 @@
+"""One stream's results as an ingress takes them: in order, once, nothing missing, nothing stale."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from common.audio_log import Appender
+from common.entries import Line, LineKind, StreamId
+from common.errors import ErrorCode, NoWorker, StreamError
+from common.keys import Keys
+from common.messages import Audio
+from common.options import StreamOptions
+from ingress.stream_link import MAX_PENDING_BYTES, RedisLink
+
+_KEYS = Keys().stream(StreamId(5))
+
+
+class _Listener:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def on_result(self, kind: LineKind, json: bytes) -> None:
+        self.told.append((kind.name, json))
+
+    def on_ack(self, samples: int) -> None:
+        self.told.append(("ACK", samples))
+
+    def on_failure(self, error: StreamError) -> None:
+        self.told.append(error.code.value)
+
+    def on_taken(self) -> None:
+        self.told.append("taken")
+
+    def on_room(self) -> None:
+        self.told.append("room")
+
+
+class _Owner:
+    """Keeps what links ask for."""
+
+    resume_grace_s = 7.0
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.creation: asyncio.Future[Appender] = asyncio.get_running_loop().create_future()
+
+    def start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> object:
+        self.tasks.append(asyncio.get_running_loop().create_task(coroutine, name=name))
+        return self.tasks[-1]
+
+    async def create(self, link: RedisLink, options: StreamOptions) -> Appender:
+        return await self.creation
+
+    def give_back(self, link: RedisLink) -> None:
+        self.asked.append("give back")
+
+    def forget(self, link: RedisLink) -> None:
+        self.asked.append("forget")
+
+    def ended(self, link: RedisLink, *, delivered: bool) -> None:
+        self.asked.append("delivered" if delivered else "ended")
+
+
+class _Appender:
+    """Takes audio without Redis."""
+
+    def __init__(self) -> None:
+        self.payloads: list[bytes] = []
+        self.finals = 0
+        self.pending_bytes = 0
+        self.failed: StreamError | None = None
+        self.owner: object = None
+        self.drained = asyncio.Event()
+
+    def append(self, payload: bytes, encoding: object, final: bool = False) -> None:
+        self.payloads.append(payload)
+        self.finals += final
+        self.pending_bytes += len(payload)
+
+    def set_owner(self, owner: object) -> None:
+        self.owner = owner
+
+    async def room(self, max_bytes: int) -> None:
+        await self.drained.wait()
+
+
+def _link() -> tuple[RedisLink, _Owner, _Listener]:
+    owner, listener = _Owner(), _Listener()
+    return RedisLink(owner, _KEYS, listener, "secret"), owner, listener
+
+
+def _line(kind: LineKind, epoch: int, seq: int) -> Line:
+    json = b'{"type":"result","seq":%d}' % seq
+    if kind is LineKind.OWNER:
+        json = b'{"worker":"w-%d"}' % epoch
+    elif kind is LineKind.ACK:
+        json = b'{"audio_ack_samples":%d}' % (seq * 100)
+    return Line(kind, StreamId(5), epoch, seq, json)
+
+
+_P, _F, _O, _A = LineKind.PARTIAL, LineKind.FINAL, LineKind.OWNER, LineKind.ACK
+
+
+def _seqs(listener: _Listener) -> list[bytes]:
+    return [told[1] for told in listener.told if isinstance(told, tuple) and told[0] != "ACK"]
+
+
+async def test_results_in_order_pass_and_repeated_ones_do_not() -> None:
+    link, _, listener = _link()
+    lines = [_line(_O, 1, 0), _line(_P, 1, 1), _line(_P, 1, 1), _line(_P, 1, 2), _line(_P, 1, 1)]
+    assert all(link.take(line) for line in lines)
+    assert len(_seqs(listener)) == 2
+    assert link.worker == "w-1"
+    assert (link.position.epoch, link.position.seq) == (1, 2)
+
+
+async def test_a_gap_is_told_and_nothing_after_it_passes() -> None:
+    link, _, listener = _link()
+    link.take(_line(_O, 1, 0))
+    assert link.take(_line(_P, 1, 1))
+    assert not link.take(_line(_P, 1, 3))
+    assert not link.take(_line(_F, 1, 4))
+    assert len(_seqs(listener)) == 1
+    for seq in (2, 3):
+        assert link.take(_line(_P, 1, seq), repair=True)
+    assert link.take(_line(_F, 1, 4))
+    assert len(_seqs(listener)) == 4
+    assert link.ended
+
+
+async def test_lines_of_an_owner_that_lost_the_stream_are_void() -> None:
+    link, _, listener = _link()
+    for line in (_line(_O, 1, 0), _line(_P, 1, 1), _line(_O, 2, 1)):
+        assert link.take(line)
+    assert link.take(_line(_P, 1, 2))
+    assert link.take(_line(_A, 1, 2))
+    assert link.take(_line(_O, 1, 1))
+    assert len(listener.told) == 1
+    assert link.worker == "w-2"
+    assert link.take(_line(_P, 2, 2))
+    assert len(listener.told) == 2
+
+
+async def test_a_new_owner_that_knows_more_than_we_do_is_a_gap() -> None:
+    link, _, _ = _link()
+    link.take(_line(_O, 1, 0))
+    assert not link.take(_line(_O, 2, 3))
+    assert link.position.epoch == 1
+    for line in (_line(_P, 1, 1), _line(_P, 1, 2), _line(_P, 1, 3), _line(_O, 2, 0)):
+        assert link.take(line, repair=True)
+    assert link.worker == "w-2"
+    assert link.take(_line(_P, 2, 4))
+
+
+async def test_results_of_an_owner_nobody_announced_are_a_gap() -> None:
+    link, _, listener = _link()
+    assert not link.take(_line(_P, 1, 1))
+    assert listener.told == []
+
+
+async def test_an_acknowledgement_behind_a_lost_result_is_a_gap() -> None:
+    link, _, listener = _link()
+    link.take(_line(_O, 1, 0))
+    link.take(_line(_P, 1, 1))
+    assert link.take(_line(_A, 1, 1))
+    assert listener.told[-1] == ("ACK", 100)
+    assert not link.take(_line(_A, 1, 2))
+
+
+async def test_results_that_are_no_longer_kept_end_the_stream() -> None:
+    link, _, listener = _link()
+    link.take(_line(_O, 1, 0), repair=True)
+    link.take(_line(_P, 1, 1), repair=True)
+    assert not link.take(_line(_P, 1, 9), repair=True)
+    assert listener.told[-1] == "stream_lost"
+
+
+async def test_nothing_passes_after_the_end() -> None:
+    link, _, listener = _link()
+    for line in (_line(_O, 1, 0), _line(_F, 1, 1), _line(_P, 1, 2), _line(LineKind.ERROR, 1, 2)):
+        assert link.take(line)
+    assert len(_seqs(listener)) == 1
+
+
+async def test_audio_that_comes_before_the_stream_is_created_is_kept_in_order() -> None:
+    link, owner, _ = _link()
+    appender = _Appender()
+    link.begin(StreamOptions())
+    link.append(Audio(b"aa"), 0)
+    link.append(Audio(b"bb"), 1)
+    link.take(_line(_O, 1, 0))
+    owner.creation.set_result(appender)  # type: ignore[arg-type]
+    await asyncio.gather(*owner.tasks)
+    link.append(Audio(b"cc", final=True), 2)
+    assert appender.payloads == [b"aa", b"bb", b"cc"]
+    assert appender.owner == "w-1"
+    assert appender.finals == 1
+    link.abandon(keep=False)
+    assert appender.finals == 1
+
+
+async def test_a_stream_that_cannot_be_created_fails() -> None:
+    link, owner, listener = _link()
+    link.begin(StreamOptions())
+    owner.creation.set_exception(NoWorker())
+    await asyncio.gather(*owner.tasks)
+    assert listener.told == ["no_worker"]
+    link.abandon(keep=False)
+    assert owner.asked == ["ended"]
+
+
+async def test_too_much_on_its_way_pauses_until_there_is_room() -> None:
+    link, owner, listener = _link()
+    appender = _Appender()
+    link.begin(StreamOptions())
+    assert link.append(Audio(b"a" * MAX_PENDING_BYTES), 0)
+    assert not link.append(Audio(b"b" * 2), 1)
+    owner.creation.set_result(appender)  # type: ignore[arg-type]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert listener.told == []
+    appender.drained.set()
+    await asyncio.gather(*owner.tasks)
+    assert listener.told == ["room"]
+
+
+async def test_an_abandoned_stream_is_finished_now_or_after_the_grace() -> None:
+    for keep in (False, True):
+        link, owner, listener = _link()
+        appender = _Appender()
+        link.begin(StreamOptions())
+        owner.creation.set_result(appender)  # type: ignore[arg-type]
+        await asyncio.gather(*owner.tasks)
+        link.abandon(keep=keep)
+        assert appender.finals == (0 if keep else 1)
+        assert (link.finish_at is not None) is keep
+        if keep:
+            assert link.finish_at == pytest.approx(asyncio.get_running_loop().time() + 7.0, abs=1)
+            link.finish()
+            assert appender.finals == 1
+        link.take(_line(_O, 1, 0))
+        link.take(_line(_F, 1, 1))
+        assert owner.asked == ["ended"]
+        assert listener.told == []
+
+
+async def test_an_admission_that_was_not_used_is_given_back() -> None:
+    link, owner, _ = _link()
+    link.abandon(keep=True)
+    assert owner.asked == ["give back"]
+
+
+async def test_a_stream_taken_by_another_connection_is_left_alone() -> None:
+    link, owner, listener = _link()
+    link.take(_line(_O, 1, 0))
+    link.taken()
+    assert listener.told == ["taken"]
+    assert owner.asked == ["forget"]
+    link.take(_line(_P, 1, 1))
+    assert listener.told == ["taken"]
+
+
+async def test_a_failure_is_told_once() -> None:
+    link, _, listener = _link()
+    link.fail(NoWorker())
+    link.fail(StreamError(ErrorCode.INTERNAL, "Again."))
+    assert listener.told == ["no_worker"]
