@@ -51,6 +51,10 @@ RETRY_PAUSE_S: Final = 0.2
 # A stream without news for so long is looked up: pub/sub may have lost the news.
 QUIET_S: Final = 2.0
 WATCH_S: Final = 0.5
+# Audio that waits (more than any model's chunk) without any progress for so long has no worker that
+# could decode it: a takeover, or a replay, tells of itself sooner.
+STALLED_AUDIO_S: Final = 4.0
+STALL_S: Final = 30.0
 RENEWALS_PER_TTL: Final = 4
 # An admission outlives its ingress by the time in which its clients may come back.
 ADMISSION_MARGIN_S: Final = 10.0
@@ -457,9 +461,9 @@ class RedisBackplane:
             now = self._loop.time()
             quiet = []
             for link in list(self._links.values()):
-                if link.begun_at is None:
+                if not link.begun:
                     continue
-                self._watch_link(link, link.begun_at, now)
+                self._watch_link(link, now)
                 if now - link.heard_at > QUIET_S and link.created and not link.repairing:
                     quiet.append(link)
             quiet.sort(key=lambda link: link.heard_at)
@@ -472,12 +476,14 @@ class RedisBackplane:
             except RedisUnavailable as error:
                 log.warning("quiet streams cannot be looked up: %s", error)
 
-    def _watch_link(self, link: RedisLink, begun_at: float, now: float) -> None:
+    def _watch_link(self, link: RedisLink, now: float) -> None:
         if link.finish_at is not None and now >= link.finish_at:
             link.finish()
         claim_s = self._settings.claim_timeout_s
-        if link.worker is None and now - begun_at > claim_s:
+        if link.worker is None and link.created_at is not None and now - link.created_at > claim_s:
             link.fail(NoWorker(f"No worker took the stream within {claim_s:g} s."))
+        elif link.waits_for_progress(int(STALLED_AUDIO_S * self._settings.sample_rate), now) > STALL_S:
+            link.fail(NoWorker(f"No worker has decoded the stream's audio for {STALL_S:g} s."))
         patience_s = self._settings.stream_ttl_s + self._settings.resume_grace_s
         if link.left_at is not None and now - link.left_at > patience_s:
             # Nobody waits for it; what it has in Redis expires.

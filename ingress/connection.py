@@ -186,7 +186,7 @@ class Connection:
         """The client closed its sending side."""
         if self._held is not None:
             self._held_end = True
-        elif self._options.resume:
+        elif self._options.resume and self._protocol.state is not State.FINISHING:
             # A lost connection often looks like this, and its client said that it will come back.
             self.lost()
             self._peer.close(None)
@@ -239,6 +239,11 @@ class Connection:
         self._carry_out(self._protocol.notify(Event.DRAIN))
 
     # What the stream says (StreamListener)
+
+    @property
+    def undecoded_samples(self) -> int:
+        """Audio accepted from the client and not decoded yet."""
+        return self._protocol.next_sample - self._protocol.acked_samples
 
     def on_result(self, kind: LineKind, json: bytes) -> None:
         """Send a finished message to the client."""

@@ -17,6 +17,10 @@ from common.options import StreamOptions
 class StreamListener(Protocol):
     """The connection's side: who is told what happens to a stream. All calls come on the event loop."""
 
+    @property
+    def undecoded_samples(self) -> int:
+        """Audio accepted from the client and not decoded yet."""
+
     def on_result(self, kind: LineKind, json: bytes) -> None:
         """A finished message to the client, in order and once: PARTIAL, TURN, FINAL or ERROR."""
 

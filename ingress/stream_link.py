@@ -58,8 +58,10 @@ class LinkOwner(Protocol):
 class RedisLink:
     """One admitted stream (a `StreamLink`).
 
-    begun_at, heard_at, left_at: loop times of the stream's creation, of the last line about it, and of
-        its abandonment; None before.   finish_at: when an abandoned stream is to be finalized.
+    begun_at, created_at, left_at: loop times of its beginning, of its creation in Redis, and of its
+        abandonment; None before.
+    heard_at, progress_at: of the last line about it, and of the last one that showed progress.
+      finish_at: when an abandoned stream is to be finalized.
     """
 
     __slots__ = (
@@ -75,12 +77,14 @@ class RedisLink:
         "_token",
         "_waiting_for_room",
         "begun_at",
+        "created_at",
         "epoch",
         "finish_at",
         "heard_at",
         "keys",
         "left_at",
         "missed",
+        "progress_at",
         "repairing",
         "seq",
         "worker",
@@ -105,7 +109,9 @@ class RedisLink:
         self.repairing = False
         self.missed = False
         self.begun_at: float | None = None
+        self.created_at: float | None = None
         self.heard_at = 0.0
+        self.progress_at = 0.0
         self.left_at: float | None = None
         self.finish_at: float | None = None
 
@@ -181,7 +187,7 @@ class RedisLink:
     @property
     def created(self) -> bool:
         """Whether the stream is in Redis."""
-        return self.begun_at is not None and self._settled.is_set() and not self._failed
+        return self.created_at is not None and not self._failed
 
     @property
     def failed(self) -> bool:
@@ -202,11 +208,20 @@ class RedisLink:
 
     def adopt(self, appender: Appender | None, last_seq: int, *, finished: bool) -> None:
         """Become the link of a stream that another connection began."""
-        self.begun_at = self.heard_at = self._loop.time()
+        self.begun_at = self.created_at = self.heard_at = self.progress_at = self._loop.time()
         self._appender = appender
         self._settled.set()
         self._finished = finished
         self.seq = last_seq
+
+    def waits_for_progress(self, least_samples: int, now: float) -> float:
+        """Seconds without progress though there is something to do: `least_samples`, or the end."""
+        listener = self._listener
+        if listener is None or self.created_at is None:
+            return 0.0
+        if not self._finished and listener.undecoded_samples < least_samples:
+            self.progress_at = now
+        return now - self.progress_at
 
     def finish(self) -> None:
         """Append a final mark, unless there is one."""
@@ -261,6 +276,7 @@ class RedisLink:
             if not repair:
                 return False
             self.epoch = line.epoch
+        self.progress_at = self.heard_at
         if kind is LineKind.ACK:
             if line.seq > self.seq:
                 return False
@@ -304,6 +320,7 @@ class RedisLink:
             self._settled.set()
             return
         self._appender = appender
+        self.created_at = self.progress_at = self._loop.time()
         if self.worker is not None:
             appender.set_owner(self.worker)
         held, self._held = self._held, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -15,7 +16,22 @@ from ingress.framing import LineReader
 LINGER_S: Final = 2.0
 WRITE_HIGH_BYTES: Final = 32 * 1024
 
+# Unanswered probes for two minutes mean that the client's machine is gone. Silence alone means nothing.
+_KEEPALIVE: Final = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+
 OpenConnection = Callable[[Peer], Connection]
+
+
+def notice_dead_peers(transport: asyncio.Transport) -> None:
+    """Have the kernel probe a silent connection, so that one without a peer ends."""
+    connection = transport.get_extra_info("socket")
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        option = getattr(socket, name, None)  # not on every system
+        if option is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class TcpShell(asyncio.Protocol):
@@ -43,6 +59,7 @@ class TcpShell(asyncio.Protocol):
         # uvloop's transports have the interface of asyncio's, but are no subclass of it.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        notice_dead_peers(self._transport)
         self._connection = self._open(self)
         self._connection.open()
 

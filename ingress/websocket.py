@@ -20,7 +20,7 @@ from websockets.server import ServerProtocol
 from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
 from ingress.connection import Connection
 from ingress.frames import FrameReader, Other
-from ingress.tcp import LINGER_S, WRITE_HIGH_BYTES, OpenConnection
+from ingress.tcp import LINGER_S, WRITE_HIGH_BYTES, OpenConnection, notice_dead_peers
 
 STREAM_PATH: Final = "/"
 _HEAD_END: Final = b"\r\n\r\n"
@@ -101,6 +101,7 @@ class WebSocketShell(asyncio.Protocol):
         # uvloop's transports have the interface of asyncio's, but are no subclass of it.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        notice_dead_peers(self._transport)
         self._handshake = asyncio.get_running_loop().call_later(
             self._handshake_timeout_s, self._handshake_too_long
         )

@@ -24,6 +24,7 @@ class _Listener:
 
     def __init__(self) -> None:
         self.told: list[object] = []
+        self.undecoded_samples = 0
 
     def on_result(self, kind: LineKind, json: bytes) -> None:
         self.told.append((kind.name, json))
@@ -265,6 +266,25 @@ async def test_a_stream_taken_by_another_connection_is_left_alone() -> None:
     assert owner.asked == ["forget"]
     link.take(_line(_P, 1, 1))
     assert listener.told == ["taken"]
+
+
+async def test_waiting_counts_only_while_there_is_something_to_do() -> None:
+    link, owner, listener = _link()
+    link.begin(StreamOptions())
+    owner.creation.set_result(_Appender())  # type: ignore[arg-type]
+    await asyncio.gather(*owner.tasks)
+    start = asyncio.get_running_loop().time()
+    assert link.waits_for_progress(100, start + 50) == 0.0
+    listener.undecoded_samples = 100
+    assert link.waits_for_progress(100, start + 60) == pytest.approx(10)
+    link.take(_line(_O, 1, 0))
+    assert link.waits_for_progress(100, start + 60) == pytest.approx(10)
+    link.take(_line(_P, 1, 1))
+    assert link.waits_for_progress(100, start + 61) == pytest.approx(61, abs=1)
+    listener.undecoded_samples = 0
+    assert link.waits_for_progress(100, start + 70) == 0.0
+    link.finish()
+    assert link.waits_for_progress(100, start + 75) == pytest.approx(5)
 
 
 async def test_a_failure_is_told_once() -> None:
