@@ -224,7 +224,7 @@ class CudaModel:
         output = F.linear(hidden[-1], weights["joint.pred.weight"], weights["joint.pred.bias"])
         ends = [token for token in (config.eou_id, config.eob_id) if token is not None]
         self._encoder_projection = _Linear(weights["joint.enc.weight"], weights["joint.enc.bias"])
-        self._transducer = TransducerWeights(
+        self.transducer = TransducerWeights(
             symbol_gates_VG=torch.addmm(bias_LG[0], embedding, input_LGH[0].float().t()),
             input_LGH=input_LGH,
             hidden_LGH=torch.stack([weights[f"{lstm}.weight_hh_l{layer}"] for layer in layers]),
@@ -243,7 +243,7 @@ class CudaModel:
 
     def make_state(self, num_slots: int) -> SlotState:
         """State of `num_slots` slots and a spare one, every slot reset."""
-        config, rows, transducer = self.config, num_slots + 1, self._transducer
+        config, rows, transducer = self.config, num_slots + 1, self.transducer
 
         def zeros(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -358,18 +358,22 @@ class CudaModel:
         )
         layer.attention_out.add_to(x_MD, attended.view(x_MD.shape))
 
-    def decode(self, encoded_BTD: Tensor, step: CudaStep, state: SlotState) -> Tensor:
-        """Encoder frames to symbols, int32 [B, 1 + 3K] as `greedy_decode` packs them."""
+    def project_encoded(self, encoded_BTD: Tensor, step: CudaStep, state: SlotState) -> Tensor:
+        """The joint network's share of the encoder frames, [B, T, J]."""
         if self.prompt is not None:
             encoded_BTD = self.prompt.run(encoded_BTD, state.prompt_S.index_select(0, step.slots_B))
+        return self._encoder_projection(encoded_BTD)
+
+    def decode(self, encoded_BTD: Tensor, step: CudaStep, state: SlotState) -> Tensor:
+        """Encoder frames to symbols, int32 [B, 1 + 3K] as `greedy_decode` packs them."""
         return greedy_decode(
-            self._encoder_projection(encoded_BTD),
+            self.project_encoded(encoded_BTD, step, state),
             step.num_frames_B,
             step.slots_B,
             state.hidden_PSU,
             state.cell_PSU,
             state.output_SJ,
-            self._transducer,
+            self.transducer,
         )
 
 
