@@ -128,6 +128,16 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Utterance:
+    """The final of one utterance: `text` is what the transcript gained since the last one; times in seconds."""
+
+    number: int
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What the decoder has to say after one chunk (or a merged range of chunks).
 
@@ -136,6 +146,7 @@ class Result:
     seq: gapless from 1; `seq_first`..`seq` where partial results were merged, None where not.
     audio_ack_samples: samples of the client, at the client's rate, that this result covers.
     words: new words, only with the option `words`.
+    utterances: finals of utterances, only with the option `auto_finalize` and where there are any.
     """
 
     text: str
@@ -148,6 +159,7 @@ class Result:
     audio_ack_samples: int
     seq_first: int | None = None
     words: tuple[Word, ...] | None = None
+    utterances: tuple[Utterance, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,6 +474,8 @@ def _encode_result(result: Result) -> bytes:
             }
             for word in result.words
         ]
+    if result.utterances:
+        fields["utterances"] = result.utterances
     return orjson.dumps(fields)
 
 
@@ -517,4 +531,8 @@ def _decode_result(fields: dict[str, Any]) -> Result:
         words=None
         if words is None
         else tuple(Word(word["word"], word["start_s"], word["end_s"], word["confidence"]) for word in words),
+        utterances=tuple(
+            Utterance(one["number"], one["text"], one["start_s"], one["end_s"])
+            for one in fields.get("utterances", ())
+        ),
     )

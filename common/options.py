@@ -15,13 +15,35 @@ import orjson
 
 from common.errors import ClientFault, EntryError, ErrorCode
 
+TURN_SIGNALS: Final[tuple[str, ...]] = (
+    "vad",
+    "eou",
+    "smart_turn",
+    "vad+eou",
+    "vad+smart_turn",
+    "eou+smart_turn",
+    "vad+eou+smart_turn",
+)
+"""Sets of signals that end an utterance: the speech detector, the model's `<EOU>`, smart-turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """What a client asked for in its ``config`` message; the defaults are those of no message."""
+    """What a client asked for in its ``config`` message; the defaults are those of no message.
+
+    None stands for what the worker's flag of the same name says.
+    """
 
     words: bool = False
     resume: bool = False
+    auto_finalize: bool = False
+    turn_detection: bool | None = None
+    turn_signals: str | None = None
+    vad_threshold: float | None = None
+    turn_min_speech_ms: int | None = None
+    turn_pause_ms: int | None = None
+    turn_silence_ms: int | None = None
+    turn_max_pause_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +123,57 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "Keep the stream for `--resume-grace-s` after a lost connection, so that it can be "
         "resumed, and send `ack` messages.",
     ),
+    Option(
+        "auto_finalize",
+        bool,
+        "A result per utterance carries `utterance`: its number, text and times, final; the stream goes on.",
+    ),
+    Option(
+        "turn_detection",
+        bool,
+        "Report speech and turns; false costs nothing and leaves `last_state` null.",
+    ),
+    Option(
+        "turn_signals",
+        str,
+        "Signals that may end an utterance before `turn_max_pause_ms`.",
+        choices=TURN_SIGNALS,
+    ),
+    Option(
+        "vad_threshold",
+        float,
+        "Probability from which 32 ms of audio count as speech.",
+        minimum=0.05,
+        maximum=0.95,
+    ),
+    Option(
+        "turn_min_speech_ms",
+        int,
+        "Speech without a gap that starts an utterance.",
+        minimum=32,
+        maximum=2_000,
+    ),
+    Option(
+        "turn_pause_ms",
+        int,
+        "Silence that is reported as a pause, and about which smart-turn is asked.",
+        minimum=32,
+        maximum=2_000,
+    ),
+    Option(
+        "turn_silence_ms",
+        int,
+        "Silence that ends an utterance when no other signal has spoken (signal `vad`).",
+        minimum=32,
+        maximum=60_000,
+    ),
+    Option(
+        "turn_max_pause_ms",
+        int,
+        "Silence that ends an utterance whatever the signals say; at least the other silences.",
+        minimum=32,
+        maximum=600_000,
+    ),
 )
 
 _TABLE: Final[dict[str, Option]] = {option.name: option for option in OPTIONS}
@@ -124,8 +197,8 @@ def parse_options(values: Mapping[str, object]) -> StreamOptions:
 
 
 def encode_options(options: StreamOptions) -> bytes:
-    """Write options as the JSON that a stream's hash carries."""
-    return orjson.dumps(asdict(options))
+    """Write options as the JSON that a stream's hash carries; what was left to the worker is left out."""
+    return orjson.dumps({name: value for name, value in asdict(options).items() if value is not None})
 
 
 def decode_options(data: bytes | str) -> StreamOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +28,8 @@ class Backend:
 
     engine: Engine
     description: dict[str, str]
+    wake_with: Callable[[Callable[[], None]], None]
+    """Takes what wakes the engine's thread when work that runs beside it is done."""
 
 
 def make_backend(settings: WorkerSettings) -> Backend:
@@ -34,19 +37,30 @@ def make_backend(settings: WorkerSettings) -> Backend:
     if settings.backend == "null":
         chunk_ms = settings.chunk_ms or DEFAULT_CHUNK_MS
         null = NullEngine(settings.worker_max_streams, chunk_ms, settings.null_step_ms)
-        return Backend(null, {"model": "null", "device": "none", "dtype": "none", "chunk_ms": str(chunk_ms)})
+        return Backend(
+            null,
+            {"model": "null", "device": "none", "dtype": "none", "chunk_ms": str(chunk_ms)},
+            _nobody_waits,
+        )
     if settings.backend == "nemo":
         raise SettingsError("--backend nemo is not part of this version; take native.")
     # Imported here: a worker without a model needs no torch, and starts at once.
     from gpu_worker.engine.factory import make_engine
+    from gpu_worker.turn.configuration import make_smart_turn, turn_settings
 
-    built = make_engine(settings)
+    judge = make_smart_turn(settings)
+    built = make_engine(settings, judge=judge, turn_settings=turn_settings(settings))
     _warm_up(built.engine)
     model = built.model if built.revision is None else f"{built.model}@{built.revision[:12]}"
     return Backend(
         built.engine,
         {"model": model, "device": built.device, "dtype": built.dtype, "chunk_ms": str(built.chunk_ms)},
+        _nobody_waits if judge is None else judge.wake_with,
     )
+
+
+def _nobody_waits(_wake: Callable[[], None]) -> None:
+    """An engine all of whose work is done in its own thread."""
 
 
 def _warm_up(engine: Engine) -> None:

@@ -20,7 +20,7 @@ from common.audio_log import ready_command
 from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import StreamError
 from common.keys import Keys
-from common.messages import ErrorMessage, Result, Word, encode_server_message
+from common.messages import ErrorMessage, Result, Utterance, Word, encode_server_message
 from common.redis import REDIS_ERROR, SyncRedis, is_passing
 from common.result_log import ResultWriter, StreamWrite, WriteOutcome, ack_json
 from gpu_worker.audio import client_samples

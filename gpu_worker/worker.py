@@ -78,6 +78,7 @@ class Worker:
         self._claims = Claims(self._redis, keys, worker)
         self._outlet = Outlet(self._redis, keys, worker, self._claims, self._table, self._lost, self._fail)
         self._engine = EngineThread(backend.engine, self._outlet, settings.replay_seconds / 2, self._fail)
+        backend.wake_with(self._engine.wake)
         self._intakes = [
             Intake(servers, server, keys, worker, self._table, self._engine.put, self._lost)
             for server in range(servers.num_servers)

@@ -80,6 +80,16 @@ class WorkerSettings(ClusterSettings):
     replay_seconds: int
     eou_reset: bool
     turn_detection: bool
+    turn_signals: str
+    vad_threshold: float
+    turn_min_speech_ms: int
+    turn_pause_ms: int
+    turn_silence_ms: int
+    turn_max_pause_ms: int
+    smart_turn: bool
+    smart_turn_threads: int
+    smart_turn_threshold: float
+    smart_turn_timeout_ms: int
     null_step_ms: float
 
 

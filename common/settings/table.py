@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from common.options import TURN_SIGNALS
 from common.settings.values import (
     DEVICE,
     PORT,
@@ -84,6 +85,29 @@ FLAGS: tuple[Flag, ...] = (
     Flag("turn_detection", OnOff(), "on", "voice activity and turn detection", "Model", _WORKER, "on|off", "on"),
     Flag("eou_reset", OnOff(), "on", "reset the decoder at an end of utterance of a model that has the token",
          "Model", _WORKER, "on|off", "on"),
+
+    # -- turns
+    Flag("turn_signals", Choice(TURN_SIGNALS), "vad+eou+smart_turn",
+         "signals that may end an utterance; what the model or the worker cannot give is left to silence",
+         "Turns", _WORKER, "SIGNALS"),
+    Flag("vad_threshold", Real(0.05, 0.95), "0.5", "probability from which 32 ms of audio count as speech",
+         "Turns", _WORKER, "P"),
+    Flag("turn_min_speech_ms", Whole(32, 2_000), "96", "speech without a gap that starts an utterance",
+         "Turns", _WORKER, "MS"),
+    Flag("turn_pause_ms", Whole(32, 2_000), "96",
+         "silence that is reported as a pause, and about which smart-turn is asked", "Turns", _WORKER, "MS"),
+    Flag("turn_silence_ms", Whole(32, 60_000), "800",
+         "silence that ends an utterance when no other signal has spoken", "Turns", _WORKER, "MS"),
+    Flag("turn_max_pause_ms", Whole(32, 600_000), "2000",
+         "silence that ends an utterance whatever the signals say", "Turns", _WORKER, "MS"),
+    Flag("smart_turn", OnOff(), "off",
+         "load smart-turn, so that streams can have it as a signal (needs the [smart-turn] extra)",
+         "Turns", _WORKER, "on|off", "on"),
+    Flag("smart_turn_threads", Whole(1, 64), "1", "threads of a worker that run smart-turn", "Turns", _WORKER),
+    Flag("smart_turn_threshold", Real(0.05, 0.95), "0.5", "probability from which smart-turn's answer is 'complete'",
+         "Turns", _WORKER, "P"),
+    Flag("smart_turn_timeout_ms", Whole(10, 10_000), "500",
+         "longest time that a result waits for smart-turn; then silence decides", "Turns", _WORKER, "MS"),
 
     # -- limits
     Flag("sample_rate", Whole(8000, 48_000), "16000", "sample rate expected of clients, stated in hello",

@@ -70,6 +70,20 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Utterance:
+    """The final of one utterance, with the option `auto_finalize`: it will not change any more.
+
+    `number` counts from 1; `text` is what the transcript gained since the last such final; times count
+    from the first sample of the stream.
+    """
+
+    number: int
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class StreamOutput:
     """What one chunk of one stream gave.
 
@@ -81,7 +95,8 @@ class StreamOutput:
     is False when nothing but `samples_decoded` moved: such an output is only an acknowledgement.
     `is_turn_event` marks an output that must not be merged away (a start or an end of an utterance).
     `failed` names the error that ended the stream in the engine; such an output is the stream's last
-    and carries nothing else that is new.
+    and carries nothing else that is new.  `utterances` are the finals of utterances that this output
+    carries, only with the option `auto_finalize`.
     """
 
     stream: StreamId
@@ -97,6 +112,7 @@ class StreamOutput:
     words: tuple[Word, ...] | None
     changed: bool
     failed: EngineError | None = None
+    utterances: tuple[Utterance, ...] = ()
 
 
 @dataclass(slots=True)

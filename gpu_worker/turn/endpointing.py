@@ -24,7 +24,7 @@ chunk with `final` ends an open utterance.
 import json
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import Enum, StrEnum
 from typing import Any, Final, Self
 
@@ -90,13 +90,15 @@ class TurnOutcome:
     """What a chunk's result reports.
 
     decided_sample: position in the audio at which the start or end was decided; None for no event.
-    speech_end_sample: where the speech ended that an `end_of_utterance` closes.
+    speech_start_sample: where the speech of the utterance began.
+    speech_end_sample: where it ended, of an `end_of_utterance`.
     cause: what closed it.
     """
 
     last_state: LastState | None
     turn_detection: TurnDetection
     decided_sample: int | None = None
+    speech_start_sample: int | None = None
     speech_end_sample: int | None = None
     cause: Cause | None = None
 
@@ -109,7 +111,8 @@ class TurnOutcome:
 class _TurnEvent:
     ends: bool
     sample: int
-    speech_end_sample: int = 0
+    speech_start_sample: int
+    speech_end_sample: int | None = None
     cause: Cause | None = None
 
 
@@ -144,6 +147,7 @@ class Endpointer:
         self._read_sample = 0
         self._is_speech: bool | None = None
         self._speech_run_samples = 0
+        self._speech_start_sample = 0
         self._speech_end_sample = 0
         self._eou_sample: int | None = None
         self._num_questions = 0
@@ -303,10 +307,13 @@ class Endpointer:
         match transition.action:
             case Action.OPEN:
                 self._forget()
-                self._events.append(_TurnEvent(False, sample, 0, None))
+                self._speech_start_sample = sample - self._speech_run_samples
+                self._events.append(_TurnEvent(False, sample, self._speech_start_sample))
             case Action.CLOSE:
                 self._forget()
-                self._close(_TurnEvent(True, sample, self._speech_end_sample, cause))
+                self._close(
+                    _TurnEvent(True, sample, self._speech_start_sample, self._speech_end_sample, cause)
+                )
             case Action.ASK if Signal.SMART_TURN in self.settings.signals:
                 self._num_questions += 1
                 self._question_sample = sample
@@ -338,20 +345,21 @@ class Endpointer:
             # There is no later result: the last end stands for those that would have followed.
             event = [other for other in (event, *self._events) if other.ends][-1]
             self._events.clear()
-        if event.ends:
-            return TurnOutcome(
-                "silence", "end_of_utterance", event.sample, event.speech_end_sample, event.cause
-            )
-        return TurnOutcome("speech", "start_of_utterance", event.sample)
+        return TurnOutcome(
+            "silence" if event.ends else "speech",
+            "end_of_utterance" if event.ends else "start_of_utterance",
+            event.sample,
+            event.speech_start_sample,
+            event.speech_end_sample,
+            event.cause,
+        )
 
     def export(self) -> bytes:
         """The whole state, a chunk that waits included, as JSON; `restore` goes on from it exactly."""
         state: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         state["_state"] = self._state.value
         state["_verdict"] = None if self._verdict is None else self._verdict.value
-        state["_events"] = [
-            [event.ends, event.sample, event.speech_end_sample, event.cause] for event in self._events
-        ]
+        state["_events"] = [astuple(event) for event in self._events]
         tape = self._tape
         state["_tape"] = tape and [tape.end_sample, tape.final, list(tape.marks)]
         return json.dumps({"version": _EXPORT_VERSION, **state}).encode()
@@ -373,8 +381,8 @@ class Endpointer:
         verdict = state["_verdict"]
         endpointer._verdict = None if verdict is None else Verdict(verdict)
         endpointer._events.extend(
-            _TurnEvent(ends, sample, speech_end, None if cause is None else Cause(cause))
-            for ends, sample, speech_end, cause in state["_events"]
+            _TurnEvent(ends, at, start, end, None if cause is None else Cause(cause))
+            for ends, at, start, end, cause in state["_events"]
         )
         if state["_tape"] is not None:
             end_sample, final, marks = state["_tape"]
@@ -390,6 +398,7 @@ _PLAIN_FIELDS: Final = (
     "_read_sample",
     "_is_speech",
     "_speech_run_samples",
+    "_speech_start_sample",
     "_speech_end_sample",
     "_eou_sample",
     "_num_questions",

@@ -13,6 +13,7 @@ from gpu_worker.engine.interface import StreamOutput, Word
 from gpu_worker.turn.endpointing import Endpointer, TurnChunk
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.transitions import LastState, TurnDetection
+from gpu_worker.turn.utterances import UtteranceLog
 
 _VERSION: Final = 1
 
@@ -37,6 +38,7 @@ class Lane:
     deadline_s: when the verdict is given up.
     held: chunks behind it.
     reported: what the last result said, (last_state, turn_detection).
+    utterances: finals of utterances; None without `auto_finalize`.
     """
 
     endpointer: Endpointer | None = None
@@ -46,6 +48,7 @@ class Lane:
     deadline_s: float = 0.0
     held: deque[HeldChunk] = field(default_factory=deque)
     reported: tuple[LastState | None, TurnDetection] = (None, "pause")
+    utterances: UtteranceLog | None = None
 
 
 def export_lane(lane: Lane) -> bytes:
@@ -67,6 +70,7 @@ def export_lane(lane: Lane) -> bytes:
             for held in lane.held
         ],
         "reported": lane.reported,
+        "utterances": None if lane.utterances is None else lane.utterances.export(),
     }
     text = json.dumps(header).encode()
     return b"".join([struct.pack("<I", len(text)), text, *(part.tobytes() for part in audio)])
@@ -100,6 +104,9 @@ def import_lane(exported: bytes, settings: TurnSettings) -> Lane:
         waiting=None if header["waiting"] is None else _decode_output(header["waiting"]),
         reported=tuple(header["reported"]),
     )
+    if header["utterances"] is not None:
+        lane.utterances = UtteranceLog(settings)
+        lane.utterances.load(header["utterances"])
     for held in header["held"]:
         chunk = held["chunk"]
         lane.held.append(
@@ -131,5 +138,6 @@ def _decode_output(values: dict[str, Any]) -> StreamOutput:
             "confidence_scores": tuple(values["confidence_scores"]),
             "token_frames": tuple(values["token_frames"]),
             "words": None if words is None else tuple(Word(**word) for word in words),
+            "utterances": (),  # given when the output leaves the lane
         }
     )

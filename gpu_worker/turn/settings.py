@@ -15,18 +15,6 @@ class Signal(StrEnum):
     SMART_TURN = "smart_turn"
 
 
-SIGNAL_CHOICES: Final = (
-    "vad",
-    "eou",
-    "smart_turn",
-    "vad+eou",
-    "vad+smart_turn",
-    "eou+smart_turn",
-    "vad+eou+smart_turn",
-)
-"""The spellings of a set of signals in flags and in a stream's options."""
-
-
 @dataclass(frozen=True, slots=True)
 class TurnSettings:
     """Settings of the endpointing of one stream. Times are of audio, in milliseconds.
@@ -44,6 +32,9 @@ class TurnSettings:
     smart_silence_ms: silence at which smart-turn's verdict is read; "complete" ends the utterance there.
     end_silence_ms: silence that ends an utterance without other evidence (signal `vad`).
     max_pause_ms: silence that ends an utterance whatever the signals say.
+    auto_finalize: whether each utterance gets a final of its own.
+    finalize_lag_ms: audio after the end of the speech that is decoded before that final, because the
+        model emits a word later than it was spoken.
     """
 
     enabled: bool = True
@@ -58,6 +49,8 @@ class TurnSettings:
     smart_silence_ms: int = 160
     end_silence_ms: int = 800
     max_pause_ms: int = 2_000
+    auto_finalize: bool = False
+    finalize_lag_ms: int = 480
 
     def __post_init__(self) -> None:
         if not 0.0 < self.vad_threshold < 1.0:
@@ -67,8 +60,9 @@ class TurnSettings:
         for name in ("min_speech_ms", "min_resume_ms", "pause_ms", "eou_silence_ms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.eou_hold_ms < 0:
-            raise ValueError(f"eou_hold_ms must not be negative, got {self.eou_hold_ms}")
+        for name in ("eou_hold_ms", "finalize_lag_ms"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.smart_silence_ms < self.pause_ms:
             raise ValueError(
                 f"smart_silence_ms ({self.smart_silence_ms}) must be at least pause_ms ({self.pause_ms})"

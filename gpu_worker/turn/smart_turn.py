@@ -56,6 +56,8 @@ class SmartTurn:
         self._session: Any = onnxruntime.InferenceSession(
             str(model_path), sess_options=options, providers=["CPUExecutionProvider"]
         )
+        # The first call allocates; no stream should pay for it.
+        self.probability(np.zeros(INPUT_SAMPLES, np.int16))
 
     def probability(self, audio: NDArray[np.int16]) -> float:
         """Probability that the turn is complete.

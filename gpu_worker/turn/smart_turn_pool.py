@@ -61,7 +61,7 @@ class SmartTurnPool:
         threshold: probability from which a turn counts as complete.
         num_threads: threads; each keeps one core busy while there are questions.
         max_queued: questions that may wait, one a stream; more are refused.
-        on_answer: called after each answer, from a thread of the pool, to wake the engine's thread.
+        timeout_s: longest time that a result waits for an answer.
     """
 
     def __init__(
@@ -71,12 +71,13 @@ class SmartTurnPool:
         threshold: float = 0.5,
         num_threads: int = 1,
         max_queued: int = 64,
-        on_answer: Callable[[], None] | None = None,
+        timeout_s: float = 0.5,
     ) -> None:
+        self.timeout_s = timeout_s
         self._model = model
         self._threshold = threshold
         self._max_queued = max_queued
-        self._on_answer = on_answer
+        self._on_answer: Callable[[], None] | None = None
         self._stats = SmartTurnStats()
         self._queue: OrderedDict[StreamId, _Question] = OrderedDict()
         self._answers: list[TurnAnswer] = []
@@ -90,6 +91,10 @@ class SmartTurnPool:
         ]
         for thread in self._threads:
             thread.start()
+
+    def wake_with(self, on_answer: Callable[[], None]) -> None:
+        """Takes what is called after each answer, from a thread of the pool, to wake the engine's thread."""
+        self._on_answer = on_answer
 
     @property
     def stats(self) -> SmartTurnStats:

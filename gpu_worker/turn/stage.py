@@ -14,10 +14,10 @@ step itself; this stage is host code that costs some microseconds a chunk::
 `push` takes a StreamOutput whose `last_state`, `turn_detection` and `is_turn_event` are placeholders and
 whose `changed` says whether tokens or text changed; `drain` gives it back with all four set. Without
 smart-turn, or without a question open, it comes back from the next `drain`. With one open it is held, and
-the stream's later outputs behind it, until the verdict is there or `verdict_timeout_s` has passed; other
+the stream's later outputs behind it, until the verdict is there or the judge's `timeout_s` has passed; other
 streams never wait. So `has_work()` of the engine is also true when `stage.has_ready()` is, and a
-thread that sleeps until there is work must be woken by the judge's `on_answer` and look again after
-`stage.wait_s()`.
+thread that sleeps until there is work must be woken by the judge (`SmartTurnPool.wake_with`) and look
+again after `stage.wait_s()`.
 """
 
 import time
@@ -33,6 +33,7 @@ from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.turn.endpointing import Endpointer, TurnChunk, TurnOutcome, Verdict, eou_sample
 from gpu_worker.turn.lane import HeldChunk, Lane, export_lane, import_lane
 from gpu_worker.turn.settings import Signal, TurnSettings
+from gpu_worker.turn.utterances import UtteranceLog
 
 HISTORY_SAMPLES: Final = 8 * 16_000
 MAX_HELD_CHUNKS: Final = 64
@@ -52,7 +53,12 @@ class TurnAnswer:
 
 
 class TurnJudge(Protocol):
-    """Judges whether an utterance is complete, in threads of its own."""
+    """Judges whether an utterance is complete, in threads of its own.
+
+    timeout_s: longest time that a result waits for an answer before it counts as absent.
+    """
+
+    timeout_s: float
 
     def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
         """Queues a question about at most 8 s of audio; False when the queue is full."""
@@ -81,7 +87,6 @@ class TurnStage:
     Args:
         judge: smart-turn; None leaves its verdicts out (streams that ask for it get none).
         has_eou: whether the model has an `<EOU>` token.
-        verdict_timeout_s: longest time that a result waits for a verdict before it counts as absent.
         clock: monotonic seconds.
     """
 
@@ -90,12 +95,10 @@ class TurnStage:
         judge: TurnJudge | None = None,
         *,
         has_eou: bool = True,
-        verdict_timeout_s: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._judge = judge
         self._has_eou = has_eou
-        self._verdict_timeout_s = verdict_timeout_s
         self._clock = clock
         self._lanes: dict[StreamId, Lane] = {}
         self._waiting: dict[StreamId, Lane] = {}
@@ -122,19 +125,26 @@ class TurnStage:
         settings = settings.limited(has_eou=self._has_eou, has_smart_turn=self._judge is not None)
         if exported is not None:
             lane = import_lane(exported, settings)
+            if Signal.SMART_TURN not in settings.signals:
+                lane.history = None
+            elif lane.history is None and lane.endpointer is not None:
+                lane.history = np.zeros(0, np.int16)
         elif settings.enabled:
             lane = Lane(endpointer=Endpointer(settings))
             if Signal.SMART_TURN in settings.signals:
                 lane.history = np.zeros(0, np.int16)
+            if settings.auto_finalize:
+                lane.utterances = UtteranceLog(settings)
         else:
             lane = Lane(reported=(_OFF.last_state, _OFF.turn_detection))
         self._lanes[stream] = lane
         if lane.endpointer is not None:
             self._ask(stream, lane)
         if lane.waiting is not None:
-            lane.deadline_s = self._clock() + self._verdict_timeout_s
             self._waiting[stream] = lane
             self._go_on(stream, lane)
+            if lane.waiting is not None:
+                self._wait(stream, lane)
 
     def export(self, stream: StreamId) -> bytes:
         """The stream's whole turn state between two steps, results that are held included.
@@ -261,10 +271,14 @@ class TurnStage:
             outcome = lane.endpointer.resume()  # a question that was refused is answered already
         if outcome is None:
             lane.waiting = held.output
-            lane.deadline_s = self._clock() + self._verdict_timeout_s
-            self._waiting[stream] = lane
+            self._wait(stream, lane)
         else:
             self._finish_chunk(stream, lane, held.output, outcome)
+
+    def _wait(self, stream: StreamId, lane: Lane) -> None:
+        assert self._judge is not None
+        lane.deadline_s = self._clock() + self._judge.timeout_s
+        self._waiting[stream] = lane
 
     def _go_on(self, stream: StreamId, lane: Lane) -> None:
         """Reads on after an answer, as far as it goes."""
@@ -290,8 +304,10 @@ class TurnStage:
             return
         # An earlier question of the same chunk has been overtaken by speech.
         question = questions[-1]
-        assert self._judge is not None
-        assert lane.history is not None
+        if self._judge is None or lane.history is None:
+            # The stream comes from a worker with smart-turn to one without.
+            lane.endpointer.answer(question.number, Verdict.ABSENT)
+            return
         # The history holds whole chunks; the question ends where the pause was noticed.
         end = len(lane.history) - (lane.history_end_sample - question.end_sample)
         if not self._judge.ask(stream, question.number, lane.history[max(0, end - HISTORY_SAMPLES) : end]):
@@ -304,6 +320,11 @@ class TurnStage:
 
     def _emit(self, stream: StreamId, lane: Lane, output: StreamOutput, outcome: TurnOutcome) -> None:
         reports = (outcome.last_state, outcome.turn_detection)
+        utterances = (
+            ()
+            if lane.utterances is None
+            else lane.utterances.take(outcome, output.text, output.samples_decoded, is_final=output.is_final)
+        )
         changed = output.changed or reports != lane.reported or outcome.is_turn_event
         lane.reported = reports
         self._ready.append(
@@ -311,8 +332,9 @@ class TurnStage:
                 output,
                 last_state=outcome.last_state,
                 turn_detection=outcome.turn_detection,
-                is_turn_event=outcome.is_turn_event,
-                changed=changed or output.is_final,
+                is_turn_event=outcome.is_turn_event or bool(utterances),
+                changed=changed or output.is_final or bool(utterances),
+                utterances=utterances,
             )
         )
         if output.is_final:

@@ -24,6 +24,7 @@ class ScriptedJudge:
     """Answers when the test says so."""
 
     accepts: bool = True
+    timeout_s: float = 0.3
     asked: list[tuple[StreamId, int, NDArray[np.int16]]] = field(default_factory=list)
     ready: list[TurnAnswer] = field(default_factory=list)
     forgotten: list[StreamId] = field(default_factory=list)
@@ -192,7 +193,7 @@ def test_history_is_bounded_to_what_the_model_hears() -> None:
 
 def test_a_verdict_that_does_not_come_is_absent_and_counted() -> None:
     judge, clock = ScriptedJudge(), Clock()
-    stage = TurnStage(judge, verdict_timeout_s=0.3, clock=clock)
+    stage = TurnStage(judge, clock=clock)
     stage.open(ONE, SMART)
     speak_and_pause(stage, ONE)
     stage.drain()
@@ -307,3 +308,56 @@ def test_signals_that_the_server_cannot_give_leave_it_to_silence() -> None:
     push(stage, ONE, [1], 0.9)
     push(stage, ONE, range(2, 8), 0.0)
     assert [o.turn_detection for o in stage.drain()][-2:] == ["end_of_utterance", "pause"]
+
+
+def test_a_stream_moves_between_servers_with_and_without_smart_turn() -> None:
+    stage = TurnStage(ScriptedJudge())
+    stage.open(ONE, SMART)
+    speak_and_pause(stage, ONE)
+    assert numbers(stage.drain()) == [1, 2]
+    exported = stage.export(ONE)
+
+    without = TurnStage()
+    without.open(ONE, SMART, exported=exported)
+    assert numbers(without.drain()) == [3]
+    push(without, ONE, [4, 5], 0.9)
+    exported = without.export(ONE)
+
+    judge = ScriptedJudge()
+    stage = TurnStage(judge)
+    stage.open(ONE, SMART, exported=exported)
+    push(stage, ONE, [6], 0.0)
+    ((_, _, audio),) = judge.asked
+    assert len(audio) == 3 * WINDOW_SAMPLES  # what it has heard itself
+
+
+def test_auto_finalize_gives_each_utterance_a_final_with_its_text() -> None:
+    stage = TurnStage()
+    stage.open(ONE, replace(VAD, end_silence_ms=160, finalize_lag_ms=320, auto_finalize=True))
+    probs = [0.9, 0.9, 0.0, 0.0, 0.0, 0.9, 0.0, 0.9, 0.0]
+    for number, prob in enumerate(probs, 1):
+        one = output(ONE, number, final=number == len(probs))
+        stage.push(replace(one, text=" ".join(f"w{k}" for k in range(1, number + 1))), [prob] * 5)
+    outputs = stage.drain()
+    assert [
+        (o.turn_detection, [(u.number, u.text, u.start_s, u.end_s) for u in o.utterances]) for o in outputs
+    ] == [
+        ("start_of_utterance", []),
+        ("running", []),
+        ("end_of_utterance", []),  # decided after 160 ms, before the last word must have come
+        ("pause", [(1, "w1 w2 w3 w4", 0.0, 0.32)]),
+        ("pause", []),
+        ("start_of_utterance", []),
+        ("end_of_utterance", []),
+        ("start_of_utterance", [(2, "w5 w6 w7 w8", 0.8, 0.96)]),  # at the latest with the next start
+        ("end_of_utterance", [(3, "w9", 1.12, 1.28)]),  # or with the end of the stream
+    ]
+    assert all(o.is_turn_event and o.changed for o in outputs if o.utterances)
+
+
+def test_without_auto_finalize_no_result_carries_utterances() -> None:
+    stage = TurnStage()
+    stage.open(ONE, VAD)
+    push(stage, ONE, [1, 2], 0.9)
+    push(stage, ONE, range(3, 12), 0.0, final=True)
+    assert not any(o.utterances for o in stage.drain())

@@ -1,0 +1,69 @@
+"""From flags and a stream's options to turn settings, and from flags to smart-turn."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from common.errors import SettingsError
+from common.options import StreamOptions
+from common.settings import WorkerSettings
+from gpu_worker.turn.settings import TurnSettings, parse_signals
+from gpu_worker.turn.smart_turn_pool import SmartTurnPool
+
+_T = TypeVar("_T")
+
+
+def turn_settings(settings: WorkerSettings) -> Callable[[StreamOptions], TurnSettings]:
+    """What a worker makes of a stream's options: the stream's word over the flag of the same name.
+
+    Silences that contradict each other are brought in line, the shorter named ones first: a pause is no
+    longer than the silence that ends an utterance, and `turn_max_pause_ms` is the longest of all.
+    """
+
+    def of_stream(options: StreamOptions) -> TurnSettings:
+        silence_ms = _either(options.turn_silence_ms, settings.turn_silence_ms)
+        pause_ms = min(_either(options.turn_pause_ms, settings.turn_pause_ms), silence_ms)
+        defaults = TurnSettings()
+        smart_silence_ms = max(pause_ms, defaults.smart_silence_ms)
+        max_pause_ms = _either(options.turn_max_pause_ms, settings.turn_max_pause_ms)
+        threshold = _either(options.vad_threshold, settings.vad_threshold)
+        return TurnSettings(
+            enabled=settings.turn_detection and _either(options.turn_detection, True),
+            signals=parse_signals(_either(options.turn_signals, settings.turn_signals)),
+            vad_threshold=threshold,
+            # In proportion for low thresholds, so that there is a level below which it is silent.
+            vad_margin=min(defaults.vad_margin, 0.3 * threshold),
+            min_speech_ms=_either(options.turn_min_speech_ms, settings.turn_min_speech_ms),
+            pause_ms=pause_ms,
+            smart_silence_ms=smart_silence_ms,
+            end_silence_ms=silence_ms,
+            max_pause_ms=max(max_pause_ms, silence_ms, smart_silence_ms, defaults.eou_silence_ms),
+            auto_finalize=options.auto_finalize,
+        )
+
+    return of_stream
+
+
+def make_smart_turn(settings: WorkerSettings) -> SmartTurnPool | None:
+    """smart-turn in its pool, or None when it is off.
+
+    Raises SettingsError when it is on and onnxruntime is not installed.
+    """
+    if not (settings.smart_turn and settings.turn_detection):
+        return None
+    # Imported here: a worker without smart-turn needs no onnxruntime.
+    from gpu_worker.turn.smart_turn import SmartTurn, SmartTurnUnavailableError
+
+    try:
+        model = SmartTurn()
+    except SmartTurnUnavailableError as error:
+        raise SettingsError(f"--smart-turn is on, but {error}.") from error
+    return SmartTurnPool(
+        model,
+        threshold=settings.smart_turn_threshold,
+        num_threads=settings.smart_turn_threads,
+        timeout_s=settings.smart_turn_timeout_ms / 1_000,
+    )
+
+
+def _either(first: _T | None, second: _T) -> _T:
+    return second if first is None else first
