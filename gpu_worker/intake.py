@@ -38,7 +38,7 @@ _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
 # Rounds begin at least this far apart: each wakes the engine thread and the outlet and ends in one
 # publication an ingress, whether it brings one stream or fifty. A round after a pause waits for nothing.
-_ROUND_EVERY_S: Final = 0.004
+_ROUND_EVERY_S: Final = 0.006
 
 
 class _Reading:
