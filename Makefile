@@ -77,9 +77,22 @@ format: $(STAMPS)/dev ## let ruff lay out the code
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# NeMo lives in an environment of its own; the checkpoints and references that it makes are kept, and
+# made anew only when tests/golden/oracle changes. `make golden GOLDEN_MODELS="tiny large"` for others.
+NEMO_VENV ?= .venv-nemo
+GOLDEN_CACHE ?= tests/golden/.cache
+GOLDEN_MODELS ?= tiny small prompted variant
+
+$(NEMO_VENV)/.stamps/golden: requirements/golden.txt
+	test -x $(NEMO_VENV)/bin/python || $(PYTHON) -m venv $(NEMO_VENV)
+	$(NEMO_VENV)/bin/python -m pip install -q "torch==$(TORCH_VERSION)" $(PIP_TORCH_ARGS)
+	$(NEMO_VENV)/bin/python -m pip install -q -r requirements/golden.txt
+	mkdir -p $(NEMO_VENV)/.stamps && touch $@
+
 .PHONY: golden
-golden: $(STAMPS)/dev ## compare the model with figures recorded from NVIDIA NeMo
-	$(PYTEST) -m golden $(PYTEST_ARGS)
+golden: $(STAMPS)/dev $(NEMO_VENV)/.stamps/golden ## compare the model with NVIDIA NeMo, stage by stage
+	$(NEMO_VENV)/bin/python -m tests.golden.oracle --cache $(GOLDEN_CACHE) $(GOLDEN_MODELS)
+	PARAKEET_GOLDEN_CACHE=$(GOLDEN_CACHE) PARAKEET_GOLDEN_MODELS="$(GOLDEN_MODELS)" $(PYTEST) -m golden $(PYTEST_ARGS)
 
 .PHONY: gpu-test
 gpu-test: $(STAMPS)/dev ## tests that need a CUDA device

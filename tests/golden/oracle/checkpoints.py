@@ -177,7 +177,7 @@ def _center_front_end(pre_encode: Any, mel: torch.Tensor, lengths: torch.Tensor)
     signal = mel.transpose(1, 2)
     for index, module in enumerate(modules):
         followed = index + 1 < len(modules) and isinstance(modules[index + 1], nn.ReLU)
-        if not (isinstance(module, nn.Conv2d) and followed):
+        if not (isinstance(module, nn.Conv2d) and module.bias is not None and followed):
             continue
         outputs: list[torch.Tensor] = []
         handle = module.register_forward_hook(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
+from sentencepiece import sentencepiece_model_pb2
 
 TINY_TOKENIZER = (
     Path(__file__).resolve().parents[3]
     / "gpu_worker" / "model" / "bundled" / "tiny" / "tokenizer.model"
 )  # fmt: skip
+# Generated code: its classes are made at run time.
+sentencepiece_proto: Any = sentencepiece_model_pb2
 SPACE = "\u2581"
 PUNCTUATION = (".", ",", "?", "!", "'", "-")
 
