@@ -270,7 +270,10 @@ def assemble(
             "encode_frames": _rate(reports, "encode"),
             "decode_frames": _rate(reports, "decode"),
             "decode_tokens": round(
-                sum(report.window_tokens / report.window_s for report in reports if report.window_s > 0), 3
+                sum(
+                    (report.window_tokens / report.window_s for report in reports if report.window_s > 0), 0.0
+                ),
+                3,
             ),
         },
         "counts": {
@@ -289,7 +292,14 @@ def _mean_ms(reports: Sequence[WorkerReport], stage: str) -> float:
 
 def _rate(reports: Sequence[WorkerReport], stage: str) -> float:
     return round(
-        sum(report.stages[stage].window_units / report.window_s for report in reports if report.window_s > 0),
+        sum(
+            (
+                report.stages[stage].window_units / report.window_s
+                for report in reports
+                if report.window_s > 0
+            ),
+            0.0,
+        ),
         3,
     )
 

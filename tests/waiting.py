@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,16 +21,14 @@ def wait_until(condition: Callable[[], T], timeout_s: float = 10.0, what: str = 
     return value
 
 
-async def until(
-    condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "the condition"
-) -> T:
-    """The same on an event loop; the condition may be a coroutine function."""
+async def until(condition: Callable[[], Any], timeout_s: float = 10.0, what: str = "the condition") -> None:
+    """The same on an event loop, which runs in between; the condition may be a coroutine function."""
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
         if isinstance(value, Awaitable):
             value = await value
         if value:
-            return value
+            return
         assert time.monotonic() < deadline, f"{what} did not come about within {timeout_s} s"
         await asyncio.sleep(_POLL_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,8 @@ async def test_all_connections_cut_lose_nothing(own_server: EmbeddedRedis, tmp_p
                 stream.append(pcm[number * part : (number + 1) * part], final=number == 5)
                 for kind in ("normal", "pubsub"):
                     client.client_kill_filter(_type=kind, skipme=True)
-                await until(lambda number=number: stream.seq >= 5 * number, what="results")  # type: ignore[misc]
+                wanted = 5 * number
+                await until(partial(lambda seq: stream.seq >= seq, wanted), what="results")
             await ingress.ended(stream)
             assert stream.text == expected_text(pcm)
             assert [sent["seq"] for sent in stream.sent] == list(range(1, len(stream.sent) + 1))

@@ -1,0 +1,242 @@
+"""The status line while speech flows, while a worker is frozen, and after it is gone."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from common.entries import IngressId, StreamId
+from common.keys import Keys
+from common.leases import IngressPresence, IngressReport
+from common.redis import AsyncRedis, RedisServers
+from common.status import read_status
+from tests.servers import raw_client
+from tests.stream_client import ClientStream, IngressSide, ingress_side, noise
+from tests.waiting import until
+from tests.worker_process import WorkerProcess
+
+# The guide's example, word for word.
+EXAMPLE = (
+    '{"type":"status","connected_streams":3,"queues":{"raw_depth":2,"encoded_depth":1,'
+    '"turn_detection_depth":0,"raw_streams":1,"encoded_streams":1,"turn_detection_streams":0},'
+    '"ready_queues":{"pre_encode":1,"encode":1,"decode":0},"in_flight":2,"scheduler":{"active":3,'
+    '"waiting":0},"timings_ms":{"turn_detection_avg":1.2,"pre_encode_avg":0.8,"encode_avg":1.5,'
+    '"decode_avg":2.1},"rates_per_sec":{"turn_detection_sequences":120.0,"pre_encode_chunks":120.0,'
+    '"encode_frames":2400.0,"decode_frames":2400.0,"decode_tokens":350.0},"counts":'
+    '{"turn_detection_calls":120,"pre_encode_calls":120,"encode_calls":120,"decode_calls":120},'
+    '"uptime_sec":42.0}'
+)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[AsyncRedis]:
+    redis = AsyncRedis(RedisServers.parse((url,)))
+    try:
+        yield redis
+    finally:
+        await redis.close()
+
+
+def reached(stream: ClientStream, seq: int) -> bool:
+    return stream.seq >= seq
+
+
+def shape(value: Any) -> Any:
+    """Keys in order, and the type of every value."""
+    if isinstance(value, dict):
+        return [(key, shape(item)) for key, item in value.items()]
+    return type(value)
+
+
+async def test_keys_order_and_types_are_those_of_the_guide(redis_url: str, tmp_path: Path) -> None:
+    async with connected(redis_url) as redis:
+        assert shape(await read_status(redis, Keys())) == shape(orjson.loads(EXAMPLE)), "of an empty cluster"
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(raw_client(redis_url))
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+            stream.append(noise(1.0))
+            await until(lambda: stream.seq >= 5, what="results")
+            assert shape(await ingress.status()) == shape(orjson.loads(EXAMPLE))
+
+
+async def settled(ingress: IngressSide, field: str, value: object) -> dict[str, Any]:
+    """Wait until a field, `a.b` for one inside another, has a value; gives the whole line."""
+    status: dict[str, Any] = {}
+
+    async def has_it() -> bool:
+        nonlocal status
+        status = await ingress.status()
+        found: Any = status
+        for name in field.split("."):
+            found = found[name]
+        return bool(found == value)
+
+    await until(has_it, 15.0, f"{field} = {value!r}")
+    return status
+
+
+async def test_counts_are_the_work_done(redis_url: str, tmp_path: Path) -> None:
+    """Two workers, chunk by chunk: each chunk is one call of each stage, and there are no others."""
+    client = raw_client(redis_url)
+    chunk = 5120
+    with (
+        WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as first,
+        WorkerProcess(redis_url, "w2", tmp_path / "w2.log", worker_max_streams=1) as second,
+    ):
+        first.ready(client)
+        second.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            streams = [await ingress.open() for _ in range(3)]
+            await until(lambda: all(stream.appender.owner for stream in streams), what="owners")
+            for number in range(4):
+                for stream in streams:  # one at a time, so that each chunk has a step of its own
+                    stream.append(noise(0.16, number)[:chunk])
+                    await until(partial(reached, stream, number + 1), what="a result")
+            status = await settled(ingress, "counts.encode_calls", 12)
+            assert status["counts"] == {
+                f"{stage}_calls": 12 for stage in ("turn_detection", "pre_encode", "encode", "decode")
+            }
+            # Cumulative: they stay while nothing is done, and rates go back to nothing.
+            await settled(ingress, "rates_per_sec.encode_frames", 0.0)
+            assert (await ingress.status())["counts"]["encode_calls"] == 12
+
+
+async def test_rates_and_timings_are_those_of_the_window(redis_url: str, tmp_path: Path) -> None:
+    client = raw_client(redis_url)
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", null_step_ms=20) as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            streams = [await ingress.open() for _ in range(2)]
+            pcm = noise(16.0)
+            for stream in streams:
+                stream.append(pcm)
+            await until(lambda: all(stream.seq >= 100 for stream in streams), what="results")
+            status = await settled(ingress, "in_flight", 2)
+            report = client.hgetall("px:{0}:w:w1")
+            window_s = float(report[b"window_s"])
+            assert 0 < window_s <= 5.0 + 1.0
+            rates = (await ingress.status())["rates_per_sec"]
+            # 100 chunks a stream, of two encoder frames and one token each, within one window.
+            chunks = rates["pre_encode_chunks"]
+            assert chunks == pytest.approx(200 / window_s, rel=0.5)
+            assert rates["encode_frames"] == pytest.approx(2 * chunks, rel=0.01)
+            assert rates["decode_tokens"] == pytest.approx(chunks, rel=0.01)
+            # The null engine gives a step's time to the four stages in equal parts.
+            assert 5.0 <= status["timings_ms"]["encode_avg"] < 15.0
+
+
+async def test_a_frozen_worker_shows_where_its_audio_waits_and_leaves_nothing(
+    redis_url: str, tmp_path: Path
+) -> None:
+    client = raw_client(redis_url)
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", lease_ms=3000) as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            await ingress.beat()
+            streams = [await ingress.open() for _ in range(3)]
+            await until(lambda: all(stream.appender.owner for stream in streams), what="owners")
+            for stream in streams:
+                stream.append(noise(0.32))
+            await until(lambda: all(stream.seq >= 2 for stream in streams), what="results")
+            status = await settled(ingress, "queues.encoded_depth", 0)
+            assert status["connected_streams"] == 3
+            assert status["scheduler"] == {"active": 3, "waiting": 0}
+            assert status["queues"]["raw_depth"] == 0
+            assert status["ready_queues"] == {"pre_encode": 0, "encode": 0, "decode": 0}
+
+            # Less than a chunk: delivered to the worker, and not to be acknowledged until it is whole.
+            streams[0].append(noise(0.05))
+            status = await settled(ingress, "queues.encoded_depth", 1)
+            assert (status["queues"]["raw_depth"], status["queues"]["raw_streams"]) == (0, 0)
+            assert status["queues"]["encoded_streams"] == 1
+
+            await until(
+                lambda: client.hget("px:{0}:w:w1", "encode_calls") != b"0", what="a report of the work"
+            )
+            worker.send(signal.SIGSTOP)
+            # Reads that block in the server when the worker freezes would still be served.
+            await until(lambda: client.info("clients")["blocked_clients"] == 0, what="their time-out")
+            for stream in streams[1:]:
+                stream.append(noise(0.16))
+            await until(lambda: client.xlen(streams[1].keys.audio) > 1 < client.xlen(streams[2].keys.audio))
+            streams[1].append(noise(0.16))
+            status = await settled(ingress, "queues.raw_depth", 3)
+            assert status["queues"]["raw_streams"] == 2
+            assert status["queues"]["encoded_depth"] == 1
+            assert status["ready_queues"]["pre_encode"] == 2
+            assert status["scheduler"] == {"active": 3, "waiting": 0}
+            assert status["counts"]["encode_calls"] > 0
+
+            # A new stream that nobody claims.
+            waiting = await ingress.open()
+            status = await settled(ingress, "scheduler.waiting", 1)
+            assert status["connected_streams"] == 4
+
+            # The lease lapses: nothing of the worker counts any more, its audio still waits.
+            status = await settled(ingress, "counts.encode_calls", 0)
+            assert set(status["rates_per_sec"].values()) == {0.0}
+            assert set(status["timings_ms"].values()) == {0.0}
+            assert status["in_flight"] == 0
+            assert status["ready_queues"] == {"pre_encode": 0, "encode": 0, "decode": 0}
+            assert status["queues"]["raw_depth"] == 3
+            # Its hash ends by itself.
+            assert 0 < client.pttl("px:{0}:w:w1") <= 10_000
+
+            worker.send(signal.SIGCONT)
+            await until(lambda: waiting.appender.owner, what="the waiting stream's owner")
+            for stream in (*streams, waiting):
+                stream.append(b"", final=True)
+            await ingress.ended(*streams, waiting)
+            status = await settled(ingress, "scheduler.active", 0)
+            assert status["queues"] == dict.fromkeys(status["queues"], 0)
+            for stream in (*streams, waiting):
+                await ingress.admission.release(stream.stream)
+            await settled(ingress, "connected_streams", 0)
+
+
+async def test_uptime_is_that_of_the_oldest_live_process(redis_url: str) -> None:
+    keys = Keys()
+    async with connected(redis_url) as redis:
+        seconds, _ = await redis.cluster.execute_command("TIME")
+        now_ms = int(seconds) * 1000
+        old = IngressPresence(redis.cluster, keys, IngressId("i-old"))
+        new = IngressPresence(redis.cluster, keys, IngressId("i-new"))
+        await old.beat(IngressReport(now_ms - 100_000, 0))
+        await new.beat(IngressReport(now_ms - 5_000, 0))
+        assert (await read_status(redis, keys))["uptime_sec"] == pytest.approx(100, abs=2)
+        await old.leave()
+        assert (await read_status(redis, keys))["uptime_sec"] == pytest.approx(5, abs=2)
+        await new.leave()
+        assert (await read_status(redis, keys))["uptime_sec"] == 0.0
+
+
+async def test_the_backlog_is_known_after_a_takeover_and_a_trim(redis_url: str) -> None:
+    """A group that begins in the middle of a trimmed stream still has a lag."""
+    client = raw_client(redis_url)
+    audio = Keys().stream(StreamId(1)).audio
+    client.xadd("px:{0}:new", {"sid": 1, "v": 1})
+    client.pexpire("px:{0}:new", 60_000)
+    for number in range(1, 11):
+        client.xadd(audio, {"o": 0}, id=f"1-{number}")
+    client.pexpire(audio, 60_000)
+    async with connected(redis_url) as redis:
+        for epoch, start, first_kept, raw in (
+            (1, "0", "1-1", 10),
+            (2, "1-4", "1-5", 6),
+            (3, "1-7", "1-6", 3),
+        ):
+            client.xtrim(audio, minid=first_kept, approximate=False)
+            client.xgroup_create(audio, f"asr-{epoch}", id=start)
+            queues = (await read_status(redis, Keys()))["queues"]
+            assert (queues["raw_depth"], queues["encoded_depth"]) == (raw, 0)
+            client.xreadgroup(f"asr-{epoch}", "w", {audio: ">"}, count=2)
+            queues = (await read_status(redis, Keys()))["queues"]
+            assert (queues["raw_depth"], queues["encoded_depth"]) == (raw - 2, 2)
