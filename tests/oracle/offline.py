@@ -56,7 +56,7 @@ class OfflineOracle:
         mel = self._mel(samples)
         subsampled = self._subsample(mel)
         encoded = self._encode(subsampled)
-        tokens, frames, confidences, margins = self._greedy(encoded)
+        tokens, frames, confidences, margins = self.greedy(encoded)
         return Offline(mel, subsampled, encoded, tokens, frames, confidences, margins)
 
     def _mel(self, samples: Tensor) -> Tensor:
@@ -163,7 +163,8 @@ class OfflineOracle:
         y = F.silu(self._norm(y.transpose(1, 2), f"{name}.batch_norm")).transpose(1, 2)
         return conv(y, "pointwise_conv2")[0].t()
 
-    def _greedy(self, encoded: Tensor) -> tuple[list[int], list[int], list[float], list[float]]:
+    def greedy(self, encoded: Tensor) -> tuple[list[int], list[int], list[float], list[float]]:
+        """Tokens, frames, confidences and margins of encoder frames, one decision after the other."""
         config = self.config
         embedding = self.w["decoder.prediction.embed.weight"]
         zeros = torch.zeros(1, 1, config.pred_hidden)

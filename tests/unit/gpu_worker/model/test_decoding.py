@@ -66,7 +66,7 @@ def test_rows_decode_as_frame_by_frame_search(layers: int, reset_at_end: bool) -
     oracle = OfflineOracle(loaded, (70, 1), reset_at_end=reset_at_end)
     counts = [40, 17, 1, 0]
     with torch.no_grad():
-        expected = [oracle._greedy(encoded[row, :count]) for row, count in enumerate(counts)]
+        expected = [oracle.greedy(encoded[row, :count]) for row, count in enumerate(counts)]
     for got, (tokens, frames, confidences, _) in zip(
         decode(loaded, encoded, counts, reset_at_end=reset_at_end), expected, strict=True
     ):
