@@ -243,6 +243,12 @@ class StreamDirectory:
                 gone += [keys.stream for keys, kept in zip(part, replies[::4], strict=True) if not kept]
         return gone
 
+    async def withdraw(self, keys: StreamKeys) -> bool:
+        """Take a stream back that no worker has claimed; False when one has, and will end it."""
+        return bool(
+            await self._execute(keys.stream, "EVAL", _WITHDRAW, 3, keys.meta, keys.audio, keys.results)
+        )
+
     async def remove(self, keys: StreamKeys) -> None:
         """Delete what a finished stream has left, after its last result was delivered."""
         await self._execute(keys.stream, "DEL", keys.results, keys.meta)
@@ -257,6 +263,12 @@ class StreamDirectory:
 _RENEW_BATCH: Final = 500
 # As a script, so that a RESP2 reply comes flat.
 _READ: Final = "return redis.call('HGETALL', KEYS[1])"
+# KEYS m a r. A worker that claims the stream later finds it gone, and removes its assignment.
+_WITHDRAW: Final = """
+if redis.call('HGET', KEYS[1], 'owner') then return 0 end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+return 1
+"""
 _ATTACH: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HGET', KEYS[1], 'finished') then return 0 end
 redis.call('HSET', KEYS[1], 'ingress', ARGV[1])

@@ -112,6 +112,7 @@ class RedisBackplane:
         self._repairs: dict[RedisLink, None] = {}
         self._repair_due = asyncio.Event()
         self._announced = asyncio.Event()
+        self._changed = asyncio.Event()  # a link was forgotten
         self._ttl_ms = int(settings.stream_ttl_s * 1000)
         self._admission_ttl_ms = int((settings.resume_grace_s + ADMISSION_MARGIN_S) * 1000)
         self._status: asyncio.Future[bytes] | None = None
@@ -148,9 +149,16 @@ class RedisBackplane:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._audio.flush(timeout_s)
+                while any(link.left_at is not None and link.finish_at is None for link in self._all()):
+                    self._changed.clear()
+                    await self._changed.wait()
                 if self._clean_ups:
                     await asyncio.wait(self._clean_ups)
-                for link in list(self._links.values()):
+        except (TimeoutError, RedisUnavailable):
+            log.warning("%d streams have not ended yet; workers and expiries end them", len(self._links))
+        try:
+            async with asyncio.timeout(timeout_s):
+                for link in self._all():
                     if link.finish_at is None:
                         await self._admission.release(link.stream)
                 await self._presence.leave()
@@ -160,6 +168,10 @@ class RedisBackplane:
     async def close(self) -> None:
         """Close the connections to Redis."""
         await self._redis.close()
+
+    def _all(self) -> list[RedisLink]:
+        """The links of this moment."""
+        return list(self._links.values())
 
     @property
     def num_streams(self) -> int:
@@ -302,6 +314,24 @@ class RedisBackplane:
         if self._links.get(link.stream) is link:
             del self._links[link.stream]
         self._repairs.pop(link, None)
+        self._changed.set()
+
+    def give_up(self, link: RedisLink) -> None:
+        """The stream has failed and nobody listens: bring it to its end in Redis."""
+        self._clean_up(self._give_up(link), f"give-up-{link.stream}")
+
+    async def _give_up(self, link: RedisLink) -> None:
+        try:
+            withdrawn = await self._directory.withdraw(link.keys)
+        except RedisUnavailable:
+            withdrawn = False
+        if withdrawn:
+            self.forget(link)
+            await self._release((link.stream,))
+        elif link.can_append:
+            link.finish()
+        else:
+            self._finish_failed(link)
 
     def ended(self, link: RedisLink, *, delivered: bool) -> None:
         """The stream has ended: remove its keys and its admission."""
@@ -324,10 +354,8 @@ class RedisBackplane:
                 if record is not None and record.ingress != self._settings.ingress:
                     return
             await self._admission.release(link.stream)
-            if link.ended or link.worker is None:
+            if link.ended:
                 await self._directory.remove(link.keys)
-            elif link.failed:
-                self._finish_failed(link)
         except (RedisUnavailable, EntryError) as error:
             # What is left has an expiry.
             log.warning("A stream's keys were left to expire: %s", error, extra={"stream_id": link.stream})
@@ -442,7 +470,7 @@ class RedisBackplane:
         while True:
             await asyncio.sleep(pause_s)
             try:
-                await self._renew_links(list(self._links.values()))
+                await self._renew_links(self._all())
             except RedisUnavailable as error:
                 log.warning("expiries could not be renewed: %s", error)
 
@@ -460,7 +488,7 @@ class RedisBackplane:
             await asyncio.sleep(WATCH_S)
             now = self._loop.time()
             quiet = []
-            for link in list(self._links.values()):
+            for link in self._all():
                 if not link.begun:
                     continue
                 self._watch_link(link, now)

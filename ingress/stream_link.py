@@ -51,6 +51,9 @@ class LinkOwner(Protocol):
     def forget(self, link: RedisLink) -> None:
         """Forget the link of a stream that goes on elsewhere, or is gone."""
 
+    def give_up(self, link: RedisLink) -> None:
+        """The stream has failed and nobody listens: bring it to its end in Redis."""
+
     def ended(self, link: RedisLink, *, delivered: bool) -> None:
         """The stream has ended: remove its keys and its admission."""
 
@@ -160,8 +163,10 @@ class RedisLink:
             return
         if self.left_at is None:
             self.left_at = self._loop.time()
-        if self._failed or self._ended:
+        if self._ended:
             self._owner.ended(self, delivered=False)
+        elif self._failed:
+            self._owner.give_up(self)
         elif keep:
             self.finish_at = self.left_at + self._owner.resume_grace_s
         else:
@@ -229,6 +234,11 @@ class RedisLink:
         if not self._finished:
             self.append(_FINAL_MARK, 0)
 
+    @property
+    def can_append(self) -> bool:
+        """Whether audio, or a final mark, can be appended."""
+        return self._appender is not None and self._appender.failed is None
+
     def successor(self, log: AudioLog, on_failure: Callable[[Unavailable], None]) -> Appender | None:
         """A new appender behind the one that failed, for the final mark; None if there was none."""
         failed = self._appender
@@ -256,7 +266,7 @@ class RedisLink:
         self._failed = True
         listener = self._listener
         if listener is None:
-            self._owner.ended(self, delivered=False)
+            self._owner.give_up(self)
         else:
             listener.on_failure(error)
 

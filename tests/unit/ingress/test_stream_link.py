@@ -65,6 +65,9 @@ class _Owner:
     def forget(self, link: RedisLink) -> None:
         self.asked.append("forget")
 
+    def give_up(self, link: RedisLink) -> None:
+        self.asked.append("give up")
+
     def ended(self, link: RedisLink, *, delivered: bool) -> None:
         self.asked.append("delivered" if delivered else "ended")
 
@@ -214,7 +217,7 @@ async def test_a_stream_that_cannot_be_created_fails() -> None:
     await asyncio.gather(*owner.tasks)
     assert listener.told == ["no_worker"]
     link.abandon(keep=False)
-    assert owner.asked == ["ended"]
+    assert owner.asked == ["give up"]
 
 
 async def test_too_much_on_its_way_pauses_until_there_is_room() -> None:
