@@ -1,0 +1,143 @@
+"""Admission and the settings of the cluster, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from common.admission import Admission, ClusterSettings, check_worker_agrees
+from common.entries import StreamId, WorkerId
+from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
+from common.keys import Keys
+from common.leases import WorkerLease
+from common.redis import AsyncRedis, RedisServers, SyncRedis
+from common.status import STAGES, StageReport, WorkerReport
+from tests.servers import raw_client
+from tests.waiting import until
+
+
+@pytest.fixture
+async def admission(redis_url: str) -> AsyncIterator[Admission]:
+    redis = AsyncRedis(RedisServers.parse((redis_url,)))
+    yield Admission(redis.cluster, Keys())
+    await redis.close()
+
+
+def announce(url: str, name: str, capacity: int, *, draining: bool = False, owned: int = 0) -> None:
+    """A worker as admission sees it: its hash and its lease."""
+    redis = SyncRedis(RedisServers.parse((url,)))
+    lease = WorkerLease(redis.cluster, Keys(), WorkerId(name), 60_000)
+    idle = StageReport(0, 0, 0, 0.0)
+    report = WorkerReport(
+        capacity=capacity,
+        owned=owned,
+        draining=draining,
+        started_ms=0,
+        window_s=1.0,
+        stages=dict.fromkeys(STAGES, idle),
+        window_tokens=0,
+        in_flight=0,
+        ready_encode=0,
+        ready_decode=0,
+        turn_detection_depth=0,
+        turn_detection_streams=0,
+    )
+    lease.report(report.fields())
+    lease.renew()
+    redis.close()
+
+
+async def outcomes(admission: Admission, asked: int, limit: int) -> list[object]:
+    return await asyncio.gather(
+        *(admission.admit(limit, 60_000) for _ in range(asked)), return_exceptions=True
+    )
+
+
+async def test_of_fifty_at_once_exactly_the_limit_are_admitted(redis_url: str, admission: Admission) -> None:
+    announce(redis_url, "w1", 100)
+    answers = await outcomes(admission, 50, 10)
+    assert sorted(answer for answer in answers if isinstance(answer, int)) == list(range(1, 11))
+    assert sum(isinstance(answer, NoFreeStream) for answer in answers) == 40
+    await admission.release(StreamId(3))
+    assert await admission.admit(10, 60_000) == 11, "a place that was given back, and a new id"
+
+
+async def test_a_missing_worker_and_a_full_cluster_are_told_apart(
+    redis_url: str, admission: Admission
+) -> None:
+    with pytest.raises(NoWorker):
+        await admission.admit(10, 60_000)
+    announce(redis_url, "w1", 1)
+    await admission.admit(10, 60_000)
+    with pytest.raises(NoFreeStream):
+        await admission.admit(10, 60_000)
+
+
+async def test_the_workers_together_bound_the_cluster(redis_url: str, admission: Admission) -> None:
+    announce(redis_url, "w1", 2)
+    announce(redis_url, "w2", 3)
+    answers = await outcomes(admission, 10, 100)
+    assert sum(isinstance(answer, int) for answer in answers) == 5
+    # One of them drains with two streams: these still count, its free slots do not.
+    announce(redis_url, "w2", 3, draining=True, owned=2)
+    for stream in (1, 2):
+        await admission.release(StreamId(stream))
+    assert isinstance((await outcomes(admission, 1, 100))[0], int)
+    assert isinstance((await outcomes(admission, 1, 100))[0], NoFreeStream)
+
+
+async def test_workers_that_all_drain_are_no_workers(redis_url: str, admission: Admission) -> None:
+    announce(redis_url, "w1", 5, draining=True)
+    with pytest.raises(NoWorker):
+        await admission.admit(10, 60_000)
+
+
+async def test_an_admission_that_is_not_renewed_lapses(redis_url: str, admission: Admission) -> None:
+    announce(redis_url, "w1", 10)
+    kept = await admission.admit(2, 300)
+    lapsing = await admission.admit(2, 300)
+    await admission.renew([kept], 60_000)
+
+    async def free() -> bool:
+        try:
+            await admission.admit(2, 60_000)
+        except NoFreeStream:
+            return False
+        return True
+
+    await until(free, what="the lapse")
+    members = raw_client(redis_url).zrange("px:{0}:adm", 0, -1)
+    assert str(kept).encode() in members
+    assert str(lapsing).encode() not in members
+
+
+async def test_thousands_are_renewed_in_one_call(redis_url: str, admission: Admission) -> None:
+    await admission.renew([StreamId(number) for number in range(1, 9001)], 60_000)
+    assert raw_client(redis_url).zcard("px:{0}:adm") == 9000
+
+
+async def test_settings_of_the_cluster_must_agree(redis_url: str, admission: Admission) -> None:
+    await admission.agree(ClusterSettings(100, 16_000, 1), 60_000)
+    await admission.agree(ClusterSettings(100, 16_000, 1), 60_000)
+    with pytest.raises(SettingsMismatch, match=r"--max-num-streams is 50 here, .* has 100"):
+        await admission.agree(ClusterSettings(50, 16_000, 1), 60_000)
+    with pytest.raises(SettingsMismatch, match="--sample-rate is 8000 here"):
+        await admission.agree(ClusterSettings(100, 8000, 1), 60_000)
+    redis = SyncRedis(RedisServers.parse((redis_url,)))
+    check_worker_agrees(redis.cluster, Keys(1))
+    with pytest.raises(SettingsMismatch, match=r"--redis-shards .* is 2 here"):
+        check_worker_agrees(redis.cluster, Keys(2))
+    redis.close()
+    client = raw_client(redis_url)
+    assert 0 < client.pttl("px:{0}:conf") <= 60_000
+    client.delete("px:{0}:conf")
+    await admission.agree(ClusterSettings(50, 16_000, 1), 60_000)
+
+
+async def test_a_dead_redis_is_told_apart_from_a_full_cluster() -> None:
+    redis = AsyncRedis(RedisServers.parse(("redis://127.0.0.1:1",), timeout_ms=200))
+    with pytest.raises(RedisUnavailable):
+        await Admission(redis.cluster, Keys()).admit(10, 1000)
+    await redis.close()

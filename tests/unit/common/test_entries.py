@@ -1,0 +1,102 @@
+"""What travels through Redis is read as it was written, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.entries import (
+    AudioEntry,
+    IngressId,
+    Line,
+    LineKind,
+    StreamId,
+    decode_assignment,
+    decode_audio_entry,
+    decode_lines,
+    decode_result_entry,
+    encode_line,
+    join_lines,
+    next_entry_id,
+    result_fields,
+)
+from common.errors import EntryError
+from common.messages import Encoding
+
+entries = st.builds(
+    AudioEntry,
+    connection=st.integers(1, 1 << 40),
+    seq=st.integers(1, 1 << 40),
+    first_sample=st.integers(0, 1 << 40),
+    payload=st.binary(max_size=40).map(lambda data: data[: len(data) // 4 * 4]),
+    encoding=st.sampled_from(Encoding),
+    final=st.booleans(),
+    ingress=st.none() | st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True).map(IngressId),
+)
+lines = st.builds(
+    Line,
+    kind=st.sampled_from(LineKind),
+    stream=st.integers(1, 1 << 60).map(StreamId),
+    epoch=st.integers(0, 1 << 30),
+    seq=st.integers(0, 1 << 30),
+    json=st.binary(max_size=60).filter(lambda data: b"\n" not in data),
+)
+
+
+@given(entries)
+def test_audio_entries_survive_redis(entry: AudioEntry) -> None:
+    read = decode_audio_entry(entry.entry_id, [bytes(part) for part in entry.fields()])
+    if not entry.payload:  # then the encoding says nothing
+        assert read.encoding is Encoding.PCM16
+        read = AudioEntry(
+            read.connection, read.seq, read.first_sample, b"", entry.encoding, read.final, read.ingress
+        )
+    assert read == entry
+
+
+@given(st.lists(lines, min_size=1, max_size=5))
+def test_lines_survive_a_publication(published: list[Line]) -> None:
+    assert decode_lines(join_lines(encode_line(line) for line in published)) == published
+
+
+@given(lines)
+def test_results_survive_the_log(line: Line) -> None:
+    entry_id = b"%d-%d" % (line.epoch, line.seq)
+    assert decode_result_entry(line.stream, entry_id, result_fields(line.kind, line.json)) == line
+
+
+def test_the_payload_of_an_entry_is_not_copied() -> None:
+    payload = memoryview(b"\1\0\2\0")
+    assert any(part is payload for part in AudioEntry(1, 1, 0, payload).fields())
+
+
+@pytest.mark.parametrize(
+    ("entry_id", "flat"),
+    [
+        (b"1-1", [b"p", b"ab"]),  # says not where it begins
+        (b"1-1", [b"o", b"0", b"q", b"ab"]),  # a field of another version
+        (b"1", [b"o", b"0"]),
+        (b"1-1", [b"o", b"zero"]),
+        (b"1-1", [b"o"]),
+    ],
+)
+def test_other_audio_entries_are_refused(entry_id: bytes, flat: list[bytes]) -> None:
+    with pytest.raises(EntryError):
+        decode_audio_entry(entry_id, flat)
+
+
+@pytest.mark.parametrize("flat", [[], [b"sid", b"1"], [b"sid", b"x", b"v", b"1"]])
+def test_other_assignments_are_refused(flat: list[bytes]) -> None:
+    with pytest.raises(EntryError):
+        decode_assignment(b"5-0", flat)
+
+
+@pytest.mark.parametrize("payload", [b"", b"p 1 1 1", b"z 1 1 1 {}", b"p one 1 1 {}"])
+def test_other_lines_are_refused(payload: bytes) -> None:
+    with pytest.raises(EntryError):
+        decode_lines(payload)
+
+
+def test_the_next_entry_id_is_the_smallest_behind() -> None:
+    assert next_entry_id(b"2-41") == b"2-42"

@@ -1,0 +1,78 @@
+"""Redis addresses, and where shards live."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import SettingsError
+from common.redis import RedisAddress, RedisServers, is_passing, parse_address
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://example:7000/2", RedisAddress(host="example", port=7000, db=2)),
+        ("redis://example", RedisAddress(host="example", port=6379)),
+        ("rediss://u:p%40ss@example", RedisAddress(host="example", username="u", password="p@ss", tls=True)),
+        ("redis://:secret@[::1]:7000", RedisAddress(host="::1", port=7000, password="secret")),
+        ("unix:///run/redis.sock?db=3", RedisAddress(path="/run/redis.sock", db=3)),
+        ("unix://:secret@/run/redis.sock", RedisAddress(path="/run/redis.sock", password="secret")),
+        (
+            "redis+sentinel://:pw@a:26000,b/mymaster/1",
+            RedisAddress(password="pw", sentinels=(("a", 26_000), ("b", 26_379)), master="mymaster", db=1),
+        ),
+    ],
+)
+def test_addresses(url: str, address: RedisAddress) -> None:
+    assert parse_address(url) == address
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://example", "begins with redis://"),
+        ("example:6379", "begins with redis://"),
+        ("redis://example:port", "cannot be read"),
+        ("unix://", "names no socket"),
+        ("redis+sentinel://a:26379", "names its master"),
+    ],
+)
+def test_wrong_addresses_say_what_is_wrong(url: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        parse_address(url)
+
+
+def test_no_log_shows_a_password() -> None:
+    for url in ("redis://u:secret@a", "unix://:secret@/run/s", "redis+sentinel://:secret@a/m"):
+        assert "secret" not in str(parse_address(url))
+
+
+def test_shards_are_spread_over_the_servers() -> None:
+    servers = RedisServers.parse(("redis://a", "redis://b"), shards=5)
+    assert [servers.server_of_shard(shard) for shard in range(5)] == [0, 1, 0, 1, 0]
+    assert [servers.shards_of_server(server) for server in range(2)] == [(0, 2, 4), (1, 3)]
+
+
+def test_every_server_has_a_shard() -> None:
+    assert RedisServers.parse(("redis://a", "redis://b", "redis://c"), shards=1).shards == 3
+
+
+def test_a_cluster_needs_a_server() -> None:
+    with pytest.raises(SettingsError):
+        RedisServers.parse(())
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (ConnectionRefusedError(), True),
+        (TimeoutError(), True),
+        (RuntimeError("OOM command not allowed when used memory > 'maxmemory'."), True),
+        (RuntimeError("LOADING Redis is loading the dataset in memory"), True),
+        (RuntimeError("READONLY You can't write against a read only replica."), True),
+        (RuntimeError("WRONGTYPE Operation against a key holding the wrong kind of value"), False),
+        (RuntimeError("ERR wrong number of arguments"), False),
+    ],
+)
+def test_which_refusals_pass(error: Exception, passing: bool) -> None:
+    assert is_passing(error) is passing

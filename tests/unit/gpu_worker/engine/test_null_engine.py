@@ -1,0 +1,135 @@
+"""The null engine keeps the engine's contract: order, purity, snapshots, slots."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from common.entries import StreamId
+from common.options import StreamOptions
+from gpu_worker.engine.interface import (
+    Engine,
+    EngineFull,
+    SnapshotMismatch,
+    StreamFinished,
+    StreamOutput,
+    UnknownStream,
+)
+from gpu_worker.engine.null_engine import NullEngine
+
+A, B, C = StreamId(1), StreamId(2), StreamId(3)
+CHUNK = 2560
+
+
+def noise(samples: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
+
+
+def run(engine: NullEngine) -> list[StreamOutput]:
+    outputs: list[StreamOutput] = []
+    while engine.has_work():
+        outputs += engine.step()
+        engine.check_integrity()
+    return outputs
+
+
+def alone(samples: NDArray[np.float32]) -> list[StreamOutput]:
+    engine = NullEngine(1)
+    engine.open(A, StreamOptions())
+    engine.feed(A, samples)
+    engine.finish(A)
+    return run(engine)
+
+
+def test_it_is_an_engine() -> None:
+    engine: Engine = NullEngine(1)
+    assert engine.sample_rate == 16_000
+    assert engine.wait_s() is None
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([A, B, C]), st.integers(0, 9000)), max_size=30),
+    st.lists(st.booleans(), min_size=30, max_size=30),
+)
+def test_outputs_do_not_depend_on_cuts_or_mates(feeds: list[tuple[StreamId, int]], steps: list[bool]) -> None:
+    engine = NullEngine(3)
+    fed = dict.fromkeys((A, B, C), 0)
+    outputs: list[StreamOutput] = []
+    for stream in fed:
+        engine.open(stream, StreamOptions())
+    for (stream, count), step in zip(feeds, steps, strict=False):
+        engine.feed(stream, noise(300_000, stream)[fed[stream] : fed[stream] + count])
+        fed[stream] += count
+        engine.check_integrity()
+        if step:
+            outputs += engine.step()
+    for stream in fed:
+        engine.finish(stream)
+    outputs += run(engine)
+    for stream, count in fed.items():
+        ours = [output for output in outputs if output.stream == stream]
+        expected = alone(noise(300_000, stream)[:count])
+        assert [(o.text, o.token_ids, o.samples_decoded, o.is_final) for o in ours] == [
+            (o.text, o.token_ids, o.samples_decoded, o.is_final) for o in expected
+        ]
+    assert engine.stats.open_streams == engine.stats.raw_chunks == 0
+
+
+def test_each_sample_counts() -> None:
+    samples = noise(CHUNK * 3)
+    text = alone(samples)[-1].text
+    assert alone(samples[1:])[-1].text != text
+    samples[CHUNK + 5] += np.float32(0.001)
+    assert alone(samples)[-1].text != text
+
+
+def test_a_snapshot_goes_on_exactly() -> None:
+    samples = noise(CHUNK * 7 + 99)
+    engine = NullEngine(2)
+    engine.open(A, StreamOptions())
+    engine.feed(A, samples[: CHUNK * 3 + 1000])
+    before = run(engine)
+    snapshot = engine.snapshot(A)
+    decoded = engine.samples_decoded(A)
+    assert (decoded, engine.samples_waiting(A)) == (3 * CHUNK, 1000)
+    other = NullEngine(1)
+    other.open(B, StreamOptions(), snapshot)
+    other.feed(B, samples[decoded:])
+    other.finish(B)
+    after = run(other)
+    expected = alone(samples)
+    assert [o.text for o in before + after] == [o.text for o in expected]
+    with pytest.raises(SnapshotMismatch):
+        NullEngine(1, chunk_ms=80).open(A, StreamOptions(), snapshot)
+    with pytest.raises(SnapshotMismatch):
+        NullEngine(1).open(A, StreamOptions(), b"something else")
+
+
+def test_refusals() -> None:
+    engine = NullEngine(1)
+    engine.open(A, StreamOptions())
+    with pytest.raises(ValueError, match="open already"):
+        engine.open(A, StreamOptions())
+    with pytest.raises(EngineFull):
+        engine.open(B, StreamOptions())
+    with pytest.raises(UnknownStream):
+        engine.feed(B, noise(10))
+    engine.finish(A)
+    with pytest.raises(StreamFinished):
+        engine.feed(A, noise(10))
+    engine.close(A)
+    assert not engine.has_work()
+    with pytest.raises(UnknownStream):
+        engine.close(A)
+
+
+def test_a_stream_that_is_behind_takes_several_chunks_in_a_step() -> None:
+    engine = NullEngine(1)
+    engine.open(A, StreamOptions())
+    engine.feed(A, noise(CHUNK * 20))
+    assert len(engine.step()) > 1
+    assert engine.stats.ready_streams == 1
+    assert len(run(engine)) < 20
