@@ -1,0 +1,198 @@
+"""Turns through the whole engine: one stream's results do not depend on mates, message sizes or process."""
+
+import random
+import wave
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from common.entries import StreamId
+from common.options import StreamOptions
+from gpu_worker.engine.engine import EngineConfig, NativeEngine
+from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.engine.model_runner import BatchSizes
+from gpu_worker.model.checkpoint import load_model
+from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.turn.endpointing import Verdict
+from gpu_worker.turn.settings import Signal, TurnSettings
+from gpu_worker.turn.stage import TurnAnswer
+
+RECORDING = Path(__file__).parents[4] / "parakeet" / "recordings" / "jfk.wav"
+STREAM = StreamId(1_000)
+NUM_MATES = 64
+MAX_STEPS = 2_000
+SETTINGS = TurnSettings(signals=frozenset(Signal), end_silence_ms=320, max_pause_ms=640, auto_finalize=True)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load_model(None, size="tiny")
+
+
+@pytest.fixture(scope="module")
+def speech() -> NDArray[np.float32]:
+    """Four seconds with pauses in them, then silence."""
+    with wave.open(str(RECORDING)) as recording:
+        pcm = np.frombuffer(recording.readframes(4 * 16_000), np.int16)
+    return np.concatenate([pcm, np.zeros(14_000, np.int16)]).astype(np.float32) / np.float32(32_768)
+
+
+class LoudnessJudge:
+    """A judge that is a function of the audio it is asked about; answers at the next step but one."""
+
+    timeout_s = 60.0
+
+    def __init__(self) -> None:
+        self._coming: list[list[TurnAnswer]] = [[], []]
+        self.num_asked = 0
+
+    def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
+        self.num_asked += 1
+        is_complete = int(np.abs(audio[-8_000:].astype(np.int64)).sum()) % 2 == 0
+        verdict = Verdict.COMPLETE if is_complete else Verdict.INCOMPLETE
+        self._coming[-1].append(TurnAnswer(stream, number, verdict))
+        return True
+
+    def answers(self) -> Sequence[TurnAnswer]:
+        first, *rest = self._coming
+        self._coming = [*rest, []]
+        return first
+
+    def wait(self, timeout_s: float) -> None:
+        """Its answers come by being asked for them."""
+
+    def count_late(self) -> None:
+        raise AssertionError("nothing is late here")
+
+    def forget(self, stream: StreamId) -> None:
+        """What was asked is answered all the same, to nobody."""
+
+
+def make_engine(loaded: LoadedModel) -> NativeEngine:
+    config = EngineConfig(
+        num_slots=NUM_MATES + 1,
+        batch_sizes=BatchSizes(32, 32, 32),
+        turn_settings=lambda _: SETTINGS,
+    )
+    return NativeEngine(loaded, config, judge=LoudnessJudge())
+
+
+def parts(samples: NDArray[np.float32], sizes: Iterator[int]) -> Iterator[NDArray[np.float32]]:
+    position = 0
+    while position < len(samples):
+        size = next(sizes)
+        yield samples[position : position + size]
+        position += size
+
+
+def endless(rng: random.Random, low: int, high: int) -> Iterator[int]:
+    while True:
+        yield rng.randint(low, high)
+
+
+def run(
+    engine: NativeEngine, audio: dict[StreamId, NDArray[np.float32]], rng: random.Random, low: int, high: int
+) -> list[StreamOutput]:
+    """Feeds all streams in messages of random sizes, a step after each round; gives STREAM's outputs."""
+    feeds = {stream: parts(samples, endless(rng, low, high)) for stream, samples in audio.items()}
+    for stream in audio:
+        engine.open(stream, StreamOptions())
+    outputs: list[StreamOutput] = []
+    for _ in range(MAX_STEPS):
+        for stream in list(feeds):
+            part = next(feeds[stream], None)
+            if part is None:
+                del feeds[stream]
+                engine.finish(stream)
+            else:
+                engine.feed(stream, part)
+        outputs += [output for output in engine.step() if output.stream == STREAM]
+        if outputs and outputs[-1].is_final:
+            return outputs
+    raise AssertionError("the stream did not end")
+
+
+@pytest.fixture(scope="module")
+def alone(loaded: LoadedModel, speech: NDArray[np.float32]) -> list[StreamOutput]:
+    return run(make_engine(loaded), {STREAM: speech}, random.Random(1), 2_560, 2_560)
+
+
+def test_there_are_turns_to_compare(alone: list[StreamOutput]) -> None:
+    said = [output.turn_detection for output in alone]
+    assert said.count("end_of_utterance") >= 2
+    assert {"start_of_utterance", "running", "pause"} <= set(said)
+    assert {output.last_state for output in alone} == {"speech", "silence"}
+    assert sum(len(output.utterances) for output in alone) == said.count("end_of_utterance")
+
+
+@pytest.mark.parametrize(("low", "high"), [(160, 1_600), (1, 48_000), (70_000, 90_000)])
+def test_turns_do_not_depend_on_message_sizes(
+    loaded: LoadedModel,
+    speech: NDArray[np.float32],
+    alone: list[StreamOutput],
+    low: int,
+    high: int,
+) -> None:
+    got = run(make_engine(loaded), {STREAM: speech}, random.Random(low), low, high)
+    assert [turns(output) for output in got] == [turns(output) for output in alone]
+
+
+def test_turns_do_not_depend_on_64_others(
+    loaded: LoadedModel, speech: NDArray[np.float32], alone: list[StreamOutput]
+) -> None:
+    rng = random.Random(2)
+    audio = {STREAM: speech}
+    for mate in range(NUM_MATES):
+        start = rng.randrange(len(speech) - 20_000)
+        audio[StreamId(mate)] = speech[start : start + rng.randint(4_000, 40_000)] * np.float32(
+            rng.uniform(0.2, 1.0)
+        )
+    got = run(make_engine(loaded), audio, rng, 800, 8_000)
+    assert [turns(output) for output in got] == [turns(output) for output in alone]
+
+
+def test_turns_go_on_in_another_process(
+    loaded: LoadedModel, speech: NDArray[np.float32], alone: list[StreamOutput]
+) -> None:
+    """A snapshot after every few steps, each time into an engine made anew, verdicts open or not."""
+    engine = make_engine(loaded)
+    engine.open(STREAM, StreamOptions())
+    outputs: list[StreamOutput] = []
+    fed = 0
+    for step in range(MAX_STEPS):
+        if fed < len(speech):
+            engine.feed(STREAM, speech[fed : fed + 2_560])
+            fed = min(fed + 2_560, len(speech))
+            if fed == len(speech):
+                engine.finish(STREAM)
+        outputs += engine.step()
+        if outputs and outputs[-1].is_final:
+            break
+        if step % 5 == 4 and fed < len(speech):
+            snapshot = engine.snapshot(STREAM)
+            fed = engine.samples_decoded(STREAM)
+            engine = make_engine(loaded)
+            engine.open(STREAM, StreamOptions(), snapshot)
+    assert [turns(output) for output in outputs] == [turns(output) for output in alone]
+
+
+def turns(output: StreamOutput) -> tuple[object, ...]:
+    return (
+        output.samples_decoded,
+        output.last_state,
+        output.turn_detection,
+        output.is_turn_event,
+        output.changed,
+        output.token_ids,
+        output.text,
+        output.utterances,
+    )
