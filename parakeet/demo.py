@@ -26,6 +26,7 @@ from common.messages import Result
 from common.settings import plain_environment
 from parakeet.audio_source import read_wav, recording_blocks
 from parakeet.child import describe_exit, start_tied
+from parakeet.client import ClientError
 from parakeet.live_text import LiveText
 from parakeet.transcribe import transcribe_blocks
 from parakeet.word_errors import word_errors
@@ -125,8 +126,12 @@ class _Stack:
 def _running_stack() -> Iterator[_Stack]:
     stack = _Stack()
     try:
-        yield stack
+        try:
+            yield stack
+        except ClientError as error:
+            raise DemoFailed(f"{error}\nThe last lines of the stack:\n{stack.log}") from error
         sys.stdout.write("\nstopping\n")
+        sys.stdout.flush()
         stack.stop()
     finally:
         if stack.process.poll() is None:
