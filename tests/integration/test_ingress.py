@@ -421,3 +421,64 @@ async def test_a_drain_ends_at_its_deadline(stack: Stack) -> None:
         assert caught.value.code == "draining"
     assert ingress.wait() == 0
     await stack.empty()
+
+
+async def test_a_redis_that_stands_still_for_a_while_costs_nothing(own_stack: Stack) -> None:
+    own_stack.worker(lease_ms=10000)
+    ingress = own_stack.ingress()
+    pcm = noise(6.0, seed=9)
+    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
+        collecting = tasks.create_task(collect(stream))
+        for index, at in enumerate(range(0, len(pcm), 5120)):
+            await stream.send(pcm[at : at + 5120])
+            if index == 10:
+                own_stack.client.execute_command("CLIENT", "PAUSE", 1500, "ALL")
+            await asyncio.sleep(0.03)
+        await stream.finish()
+    results = collecting.result()
+    check_gapless(results)
+    assert results[-1].text == expected_text(pcm)
+    await own_stack.empty()
+
+
+async def talk_on(stream: Stream) -> None:
+    """Send audio for a while, as long as the stream takes it."""
+    for _ in range(100):
+        await stream.send(noise(0.5))
+        await asyncio.sleep(0.1)
+
+
+async def test_a_redis_that_forgot_everything_is_a_typed_error(
+    own_server: EmbeddedRedis, own_stack: Stack
+) -> None:
+    own_stack.worker(lease_ms=1000)
+    ingress = own_stack.ingress()
+    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
+        await stream.send(noise(1.0))
+        await anext(stream.results())
+        own_stack.client.flushall()
+        with pytest.raises(ServerError) as caught:
+            await talk_on(stream)
+        assert caught.value.code == "stream_lost"
+    assert ingress.running
+    pcm = noise(1.0)
+    await until(lambda: own_stack.client.zscore("px:{0}:workers", "w-1") is not None, what="the worker")
+    assert (await transcribe(ingress.ws_url, pcm))[-1].text == expected_text(pcm)
+
+
+@pytest.mark.slow
+async def test_redis_that_stays_away_fails_its_streams_and_no_process(
+    own_server: EmbeddedRedis, own_stack: Stack
+) -> None:
+    own_stack.worker()
+    ingress = own_stack.ingress(redis_timeout_ms=500)
+    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
+        await stream.send(noise(1.0))
+        await anext(stream.results())
+        own_server.stop()
+        await stream.send(noise(1.0))
+        await stream.finish()
+        with pytest.raises(ServerError) as caught:
+            await stream.final()
+        assert caught.value.code == "redis_unavailable"
+    assert ingress.running
