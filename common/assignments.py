@@ -323,16 +323,19 @@ class Claims:
             client.execute_command("PEXPIRE", key, REGISTER_TTL_MS)
 
     def wait(
-        self, client: SyncClient, shards: Sequence[int], count: int, block_ms: int
+        self, client: SyncClient, shards: Sequence[int], count: int, block_ms: int | None
     ) -> list[AssignmentEntry]:
         """Wait for up to `count` new streams of shards that share a server, through a blocking client.
+
+        block_ms: how long; None only looks.
 
         Makes the groups again when Redis has lost them.
         """
         streams = [self._keys.assignments(shard) for shard in shards]
+        block = () if block_ms is None else ("BLOCK", block_ms)
         try:
             reply = client.execute_command(
-                *("XREADGROUP", "GROUP", ASSIGNMENT_GROUP, self._worker, "COUNT", count, "BLOCK", block_ms),
+                *("XREADGROUP", "GROUP", ASSIGNMENT_GROUP, self._worker, "COUNT", count, *block),
                 *("STREAMS", *streams, *([b">"] * len(streams))),
             )
         except RESPONSE_ERROR as error:

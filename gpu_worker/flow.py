@@ -84,6 +84,11 @@ class StreamTable:
             self._reserved += granted
             return granted
 
+    @property
+    def num_free(self) -> int:
+        """Slots that are neither taken nor set aside, at this moment."""
+        return self.capacity - len(self._flows) - self._reserved
+
     def unreserve(self, slots: int) -> None:
         """Give reserved slots back."""
         with self._changed:

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 # Streams of one read: a burst is shared among workers in portions of this size.
 _MAX_CLAIMS: Final = 4
 _BLOCK_MS: Final = 500
+# A claimer sets slots aside while it waits. The last free ones it must not keep from the claimers of
+# other servers and from takeovers: it then looks, without waiting, this often.
+_LOOK_EVERY_S: Final = 0.025
 _RETRY_S: Final = 0.2
 _SWEEP_S: Final = 1.0
 
@@ -129,6 +132,7 @@ class Claimer:
     ) -> None:
         self._client = blocking_client(servers, server, _BLOCK_MS)
         self._shards = servers.shards_of_server(server)
+        self._plenty = (servers.num_servers + 1) * _MAX_CLAIMS
         self._claims = claims
         self._table = table
         self._owner = owner
@@ -168,15 +172,19 @@ class Claimer:
         self._client.close()
 
     def _claim(self) -> None:
+        scarce = self._table.num_free < self._plenty
         reserved = self._table.reserve(_MAX_CLAIMS)
         entries: list[AssignmentEntry] = []
         try:
             if reserved:
-                entries = self._claims.wait(self._client, self._shards, reserved, _BLOCK_MS)
+                block_ms = None if scarce else _BLOCK_MS
+                entries = self._claims.wait(self._client, self._shards, reserved, block_ms)
         except BaseException:
             self._table.unreserve(reserved)
             raise
         self._owner.take(entries, reserved)
+        if scarce and not entries:
+            self._stop.wait(_LOOK_EVERY_S)
 
 
 class Sweeper:
