@@ -109,7 +109,7 @@ class GraphSteps:
             for _ in range(_BUFFERS)
         ]
         self._next = 0
-        self._stream = torch.cuda.Stream(model.device)
+        self._stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
         self._captured: dict[int, _Captured] = {}
         started = time.monotonic()
         with torch.inference_mode(), torch.cuda.device(model.device):
@@ -208,7 +208,7 @@ class GraphSteps:
         tables = self._rows_host[buffer].numpy()[first:count].reshape(size, self._ring_pages)
         tables[:num_rows] = table_BM
         captured = self._captured[size]
-        events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(len(captured.stages) + 2))
+        events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(len(captured.stages) + 2))  # type: ignore[no-untyped-call]
         self._rows[:count].copy_(self._rows_host[buffer][:count], non_blocking=True)
         events[0].record()
         for graph, event in zip(captured.stages, events[1:-1], strict=True):

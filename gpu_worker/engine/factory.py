@@ -15,6 +15,7 @@ from gpu_worker.engine.engine import EngineConfig, NativeEngine
 from gpu_worker.engine.interface import Engine
 from gpu_worker.engine.model_runner import BatchSizes
 from gpu_worker.engine.null_engine import DEFAULT_CHUNK_MS, NullEngine
+from gpu_worker.engine.pipelined_factory import make_pipelined_engine
 from gpu_worker.model.checkpoint import load_model
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.turn.settings import TurnSettings
@@ -69,7 +70,10 @@ def make_engine(
         dtype=dtype,
         device=device,
     )
-    engine = NativeEngine(loaded, engine_config(settings, loaded, turn_settings), judge=judge)
+    config = engine_config(settings, loaded, turn_settings)
+    # A device that works beside the host wants an engine that keeps it busy.
+    make = make_pipelined_engine if device.type == "cuda" else NativeEngine
+    engine = make(loaded, config, judge=judge)
     chunk_ms = engine.clock.chunk_frames * loaded.config.frame_ms
     logger.info(
         "engine ready",

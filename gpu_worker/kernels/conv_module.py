@@ -4,9 +4,10 @@ GLU, causal depthwise convolution, layer norm and SiLU.  Shape suffixes as in th
 `conv_module_reference`.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -52,7 +53,7 @@ def _glu_depthwise_conv_kernel(  # type: ignore[no-untyped-def]
     norm_weight = tl.load(norm_weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
     norm_bias = tl.load(norm_bias_ptr + cols, mask=mask, other=0.0).to(tl.float32)
     gates_rows = gates_ptr + stream * num_rows * 2 * D + cols
-    for frame in range(0, num_frames):
+    for frame in range(num_frames):
         value = tl.load(gates_rows + frame * 2 * D, mask=mask, other=0.0).to(tl.float32)
         gate = tl.load(gates_rows + frame * 2 * D + D, mask=mask, other=0.0).to(tl.float32)
         # Rounded as the cache rounds it, so that a frame weighs the same now and in a later step; kept

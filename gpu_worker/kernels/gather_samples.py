@@ -5,6 +5,8 @@ the rows over the bus itself, so that packing a step costs the host nothing per 
 and semantics as in the reference, `gather_samples_reference`.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import torch
@@ -26,7 +28,9 @@ def _gather_samples_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + stream * num_columns + column, value, mask=column < num_columns)
 
 
-def gather_samples(ring_SC: Tensor, slots_B: Tensor, first_B: Tensor, end_B: Tensor, num_columns: int) -> Tensor:
+def gather_samples(
+    ring_SC: Tensor, slots_B: Tensor, first_B: Tensor, end_B: Tensor, num_columns: int
+) -> Tensor:
     """See the reference.  Integers are int32; `ring_SC` is contiguous, on the device or pinned."""
     num_streams = slots_B.shape[0]
     out_BN = torch.empty((num_streams, num_columns), dtype=ring_SC.dtype, device=slots_B.device)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 
-def gather_samples(ring_SC: Tensor, slots_B: Tensor, first_B: Tensor, end_B: Tensor, num_columns: int) -> Tensor:
+def gather_samples(
+    ring_SC: Tensor, slots_B: Tensor, first_B: Tensor, end_B: Tensor, num_columns: int
+) -> Tensor:
     """Rows of samples out of the slots' rings.
 
     Column i of a row is the stream's sample `first_B` + i, which stands in the ring at that number

@@ -6,6 +6,8 @@ weights stay in the L2 cache; programs go their own ways, so a stream that talks
 and not the batch.  Shape suffixes and semantics as in the reference, `greedy_decode_reference`.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import math

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 CONFIDENCE_ALPHA: Final = 0.33
 
 

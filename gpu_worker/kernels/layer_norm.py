@@ -3,6 +3,8 @@
 Shape suffixes: M rows (streams x frames), D width of the model.  Reference: `layer_norm_reference`.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import torch

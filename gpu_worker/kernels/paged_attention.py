@@ -9,6 +9,8 @@ The positional term is a matrix product with a constant, so it is taken for all 
 matrix library ([H, B T, D] x [H, D, R]); the kernel picks the distances that it needs.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import math
@@ -53,7 +55,9 @@ def _write_kv_kernel(  # type: ignore[no-untyped-def]
         tl.store(v_pages_ptr + target, tl.load(v_ptr + source + cols, mask=mask), mask=mask)
 
 
-@triton.jit(do_not_specialize=["stride_table", "stride_bd_h", "stride_bd_m", "num_rows", "num_pages", "num_distances"])
+@triton.jit(
+    do_not_specialize=["stride_table", "stride_bd_h", "stride_bd_m", "num_rows", "num_pages", "num_distances"]
+)
 def _paged_attention_kernel(  # type: ignore[no-untyped-def]
     q_ptr,
     k_pages_ptr,

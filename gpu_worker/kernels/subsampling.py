@@ -3,6 +3,8 @@
 Shape suffixes and the arithmetic of windows as in the reference, `subsampling_reference`.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import torch

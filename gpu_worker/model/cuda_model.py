@@ -19,10 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpu_worker.kernels.conv_module import glu_depthwise_conv
-from gpu_worker.kernels.greedy_decode import TransducerWeights, greedy_decode
+from gpu_worker.kernels.greedy_decode import greedy_decode
+from gpu_worker.kernels.greedy_decode_reference import TransducerWeights
 from gpu_worker.kernels.layer_norm import layer_norm, two_layer_norms
-from gpu_worker.kernels.log_mel import CACHED_MELS, dft_matrix, log_mel_window
-from gpu_worker.kernels.log_mel_reference import FRAME_SAMPLES, HOP_SAMPLES, TAIL_SAMPLES, WIN_SAMPLES
+from gpu_worker.kernels.log_mel import dft_matrix, log_mel_window
+from gpu_worker.kernels.log_mel_reference import (
+    CACHED_MELS,
+    FRAME_SAMPLES,
+    HOP_SAMPLES,
+    TAIL_SAMPLES,
+    WIN_SAMPLES,
+)
 from gpu_worker.kernels.paged_attention import attend, position_bias, write_kv
 from gpu_worker.kernels.subsampling import conv_and_depthwise, depthwise
 from gpu_worker.model.attention import relative_positions
@@ -178,7 +185,9 @@ class CudaModel:
             return _Linear((scale * weight).contiguous() if scale != 1.0 else weight.contiguous(), bias)
 
         qkv = [linear(f"self_attn.linear_{part}") for part in "qkv"]
-        qkv_bias = torch.cat([part.bias for part in qkv if part.bias is not None]) if config.use_bias else None
+        qkv_bias = (
+            torch.cat([part.bias for part in qkv if part.bias is not None]) if config.use_bias else None
+        )
         positions = relative_positions(config.d_model, self.left_frames, self.chunk_frames, self.device)
         projection = weights[f"{prefix}.self_attn.linear_pos.weight"]
         pos_RD = positions.to(self.dtype) @ projection.t()
@@ -258,9 +267,7 @@ class CudaModel:
             cell_PSU=zeros(config.pred_layers, rows, config.pred_hidden, dtype=torch.float32),
             output_SJ=zeros(rows, config.joint_hidden),
             prompt_S=zeros(rows, dtype=torch.int64),
-            start=PredictorStart(
-                transducer.start_LH, transducer.start_cell_LH, transducer.start_output_J
-            ),
+            start=PredictorStart(transducer.start_LH, transducer.start_cell_LH, transducer.start_output_J),
             default_prompt=config.prompt.index(default) if config.prompt and default else 0,
         )
         state.reset(torch.arange(rows, device=self.device))

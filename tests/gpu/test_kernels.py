@@ -56,10 +56,23 @@ def test_gather_samples_from_pinned_memory() -> None:
 @pytest.mark.parametrize("head_major", [False, True])
 @pytest.mark.parametrize(
     ("num_rows", "chunk", "left", "page", "heads", "width"),
-    [(1, 1, 70, 16, 8, 128), (2, 2, 70, 16, 8, 64), (14, 14, 70, 4, 8, 128), (8, 2, 70, 78, 4, 48), (70, 7, 70, 5, 2, 16)],
+    [
+        (1, 1, 70, 16, 8, 128),
+        (2, 2, 70, 16, 8, 64),
+        (14, 14, 70, 4, 8, 128),
+        (8, 2, 70, 78, 4, 48),
+        (70, 7, 70, 5, 2, 16),
+    ],
 )
 def test_paged_attention(
-    num_rows: int, chunk: int, left: int, page: int, heads: int, width: int, head_major: bool, dtype: torch.dtype
+    num_rows: int,
+    chunk: int,
+    left: int,
+    page: int,
+    heads: int,
+    width: int,
+    head_major: bool,
+    dtype: torch.dtype,
 ) -> None:
     starts = [0, chunk, 10 * chunk, 35 * chunk, 1000 * chunk]
     frames = [num_rows, max(1, num_rows - 1), 0, num_rows, 1]
@@ -78,7 +91,10 @@ def test_paged_attention(
     )
 
 
-@pytest.mark.parametrize(("layers", "width", "joint", "symbols"), [(1, 640, 640, 1027), (2, 640, 640, 1025), (1, 256, 256, 514), (2, 40, 24, 17)])
+@pytest.mark.parametrize(
+    ("layers", "width", "joint", "symbols"),
+    [(1, 640, 640, 1027), (2, 640, 640, 1025), (1, 256, 256, 514), (2, 40, 24, 17)],
+)
 @pytest.mark.parametrize("streams", [1, 17, 70])
 def test_greedy_decode(layers: int, width: int, joint: int, symbols: int, streams: int) -> None:
     frames = [(3 * stream) % 5 for stream in range(1, streams + 1)]

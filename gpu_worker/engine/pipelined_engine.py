@@ -1,0 +1,555 @@
+"""The engine for a device that works beside the host: a step is launched before the last one is read.
+
+It keeps the central invariant of `engine.NativeEngine` (the outputs of a stream are a function of its
+samples and options alone) and its outputs, but for bare acknowledgements, of which it gives one a second
+of audio and not one a chunk.  What differs is the host's part: slots are rows of arrays, samples go
+straight to where the device fetches them, and only streams that have something to say cost Python.
+`step` launches the next step, then reads the one before it, so that the device never waits for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.entries import StreamId
+from common.options import StreamOptions
+from gpu_worker.engine.block_manager import BlockManager
+from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.engine import EngineConfig
+from gpu_worker.engine.interface import (
+    ENGINE_SAMPLE_RATE,
+    EngineError,
+    EngineFull,
+    EngineStats,
+    OutOfPages,
+    SnapshotMismatch,
+    StreamFinished,
+    StreamOutput,
+    UnknownStream,
+    Utterance,
+    Word,
+)
+from gpu_worker.engine.sample_rings import SampleRings
+from gpu_worker.engine.slot_table import Plan, SlotTable
+from gpu_worker.engine.snapshot import Snapshot
+from gpu_worker.engine.steps import UNKNOWN_END, Field, Flight, StepFindings, Steps
+from gpu_worker.engine.transcript import Token, Transcript
+from gpu_worker.model.tokenizer import Tokenizer
+from gpu_worker.turn.settings import TurnSettings
+from gpu_worker.turn.stage import TurnJudge, TurnStage
+from gpu_worker.turn.vad import windows_of
+
+# Louder samples overflow the power spectrum; full scale is 1.0.
+_MAX_SAMPLE = 1e6
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What a stream has besides its row of arrays.  `listens`: its turns are detected."""
+
+    stream: StreamId
+    slot: int
+    order: int
+    options: StreamOptions
+    transcript: Transcript
+    listens: bool
+    finish_asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step under way: its plan and who runs it."""
+
+    plan: Plan
+    flight: Flight
+
+
+class PipelinedEngine:
+    """See the module.
+
+    Args:
+        steps: runs steps on the device and holds the state.
+        config: sizes and switches; a row of a step is one chunk.
+        blocks: pages of the key/value cache.
+        clock, tokenizer: of the model.
+        left_frames: of the attention context.
+        fingerprint: names the model and the layout of its state, for snapshots.
+        has_eou, eou_id: of the model.
+        judge: smart-turn, where it runs.
+        stats: what `steps` counts into.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        config: EngineConfig,
+        blocks: BlockManager,
+        *,
+        clock: ChunkClock,
+        tokenizer: Tokenizer,
+        left_frames: int,
+        fingerprint: str,
+        eou_id: int | None,
+        judge: TurnJudge | None,
+        stats: EngineStats,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.steps = steps
+        self._blocks = blocks
+        self._tokenizer = tokenizer
+        self._left_frames = left_frames
+        self._fingerprint = fingerprint
+        self._eou_id = eou_id
+        self._stats = stats
+        self._frame_s = clock.frame_samples / ENGINE_SAMPLE_RATE
+        self._table = SlotTable(config.num_slots, clock)
+        self._rings = SampleRings(steps.ring_SC, self._table)
+        self._turns = TurnStage(judge, has_eou=eou_id is not None)
+        self._streams: dict[StreamId, _Stream] = {}
+        self._by_slot: list[_Stream | None] = [None] * config.num_slots
+        self._free_slots = list(range(config.num_slots - 1, -1, -1))
+        self._fresh: list[int] = []
+        self._finishing: dict[StreamId, _Stream] = {}
+        self._num_opened = 0
+        self._listens = np.zeros(config.num_slots, dtype=np.bool_)
+        # Pages that each slot has, for finding those that need one more.
+        self._held_pages = np.zeros(config.num_slots, dtype=np.int64)
+        self._launched: _Launched | None = None
+        # Outputs that were read before `step` could return them.
+        self._unsent: list[StreamOutput] = []
+
+    # ------------------------------------------------------------------ streams
+
+    @property
+    def capacity(self) -> int:
+        return self.config.num_slots
+
+    @property
+    def sample_rate(self) -> int:
+        return ENGINE_SAMPLE_RATE
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
+        if stream in self._streams:
+            raise ValueError(f"stream {stream} is open")
+        if not self._free_slots:
+            raise EngineFull(f"All {self.capacity} slots of the engine are taken.")
+        restored = Snapshot.from_bytes(snapshot, self._fingerprint) if snapshot is not None else None
+        settings = self._turn_settings(options)
+        slot = self._free_slots.pop()
+        self._num_opened += 1
+        transcript = Transcript(self._tokenizer, self._frame_s, with_words=options.words)
+        state = _Stream(stream, slot, self._num_opened, options, transcript, settings.enabled)
+        self._streams[stream] = self._by_slot[slot] = state
+        self._listens[slot] = state.listens
+        try:
+            if restored is None:
+                self._table.open(slot, state.order, 0, 0)
+                self._rings.open(slot, 0)
+                self._fresh.append(slot)
+                if state.listens:
+                    self._turns.open(stream, settings)
+            else:
+                self._restore(state, settings, restored)
+        except BaseException:
+            self._forget(state)
+            raise
+        self._stats.open_streams = len(self._streams)
+
+    @torch.inference_mode()
+    def _restore(self, state: _Stream, settings: TurnSettings, restored: Snapshot) -> None:
+        slot, host, tensors = state.slot, restored.host, restored.tensors
+        try:
+            frames = int(host["frames_done"])
+            samples = self.clock.samples_of_frames(frames)
+            self._table.open(slot, state.order, frames, samples)
+            self._rings.open(slot, samples)
+            state.transcript.load(host["transcript"])
+            self._grow(slot, frames)
+            self.steps.state.load(slot, tensors)
+            pages, offsets = self._kept_frames(slot, frames)
+            self.steps.pages.load(pages, offsets, tensors["keys"], tensors["values"])
+            if self.steps.vad is not None:
+                self.steps.vad.import_slot(slot, tensors["vad"])
+            if state.listens:
+                self._turns.open(state.stream, settings, exported=tensors["turns"].numpy().tobytes())
+            self._unsent += [_decode_output(state.stream, values) for values in host["unsent"]]
+        except (KeyError, ValueError, TypeError) as error:
+            raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
+
+    def _turn_settings(self, options: StreamOptions) -> TurnSettings:
+        return (
+            self.config.turn_settings(options) if self.config.turn_detection else TurnSettings(enabled=False)
+        )
+
+    def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
+        state = self._get(stream)
+        if state.finish_asked:
+            raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
+        if samples.dtype != np.float32 or samples.ndim != 1:
+            raise ValueError("samples are one dimension of float32")
+        # One pass tells both what is not finite and what might be too loud.
+        energy = float(np.dot(samples, samples))
+        if not energy < _MAX_SAMPLE:
+            if not isfinite(energy) and not np.isfinite(samples).all():
+                raise ValueError("samples must be finite")
+            samples = np.clip(samples, -_MAX_SAMPLE, _MAX_SAMPLE)
+        self._rings.append(state.slot, samples)
+
+    def finish(self, stream: StreamId) -> None:
+        state = self._get(stream)
+        if not state.finish_asked:
+            state.finish_asked = True
+            if self._rings.beside(state.slot):
+                self._finishing[stream] = state
+            else:
+                self._table.finished[state.slot] = True
+
+    def close(self, stream: StreamId) -> None:
+        self._unsent = [output for output in self._unsent if output.stream != stream]
+        self._forget(self._get(stream))
+
+    def samples_decoded(self, stream: StreamId) -> int:
+        state = self._get(stream)
+        # A snapshot taken next covers what is under way: say so from now on.
+        self._land_stream(state)
+        if stream not in self._streams:
+            return max(output.samples_decoded for output in self._unsent if output.stream == stream)
+        return self.clock.samples_of_frames(int(self._table.decoded[state.slot]))
+
+    def samples_waiting(self, stream: StreamId) -> int:
+        state = self._get(stream)
+        planned = self.clock.samples_of_frames(int(self._table.planned[state.slot]))
+        return max(0, int(self._table.fed[state.slot]) - planned) + self._rings.beside(state.slot)
+
+    @torch.inference_mode()
+    def snapshot(self, stream: StreamId) -> bytes:
+        state = self._get(stream)
+        self._land_stream(state)
+        slot = state.slot
+        if stream not in self._streams or self._table.ended[slot]:
+            raise EngineError(f"Stream {stream} has ended; its final output is all that is left.")
+        self._reset_fresh()
+        frames = int(self._table.decoded[slot])
+        tensors = self.steps.state.export(slot)
+        tensors["keys"], tensors["values"] = self.steps.pages.export(*self._kept_frames(slot, frames))
+        if self.steps.vad is not None:
+            tensors["vad"] = self.steps.vad.export_slot(slot)
+        if state.listens:
+            self._unsent += self._turns.drain()
+            tensors["turns"] = torch.frombuffer(bytearray(self._turns.export(stream)), dtype=torch.uint8)
+        host = {
+            "frames_done": frames,
+            "transcript": state.transcript.export(),
+            # What was read and not yet returned belongs to the stream's results, here or there.
+            "unsent": [asdict(output) for output in self._unsent if output.stream == stream],
+        }
+        return Snapshot(self._fingerprint, host, tensors).to_bytes()
+
+    def _kept_frames(self, slot: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Page and offset of the frames whose keys and values later chunks can still see."""
+        kept = np.arange(max(0, frames - self._left_frames), frames, dtype=np.int64)
+        pages, offsets = self._blocks.locate(slot, kept)
+        device = self.steps.state.tail_SZ.device
+        return torch.from_numpy(pages).to(device), torch.from_numpy(offsets).to(device)
+
+    def _get(self, stream: StreamId) -> _Stream:
+        state = self._streams.get(stream)
+        if state is None:
+            raise UnknownStream(f"Stream {stream} is not open in this engine.")
+        return state
+
+    def _forget(self, state: _Stream) -> None:
+        """Give back all that a stream holds.
+
+        A step under way may still write to its slot and pages: whoever gets them next comes after it, on
+        the device as well.
+        """
+        slot = state.slot
+        del self._streams[state.stream]
+        self._by_slot[slot] = None
+        self._finishing.pop(state.stream, None)
+        self._listens[slot] = False
+        if state.listens:
+            self._turns.close(state.stream)
+        self._table.close(slot)
+        self._rings.close(slot)
+        self._blocks.release(slot)
+        self._held_pages[slot] = 0
+        self._free_slots.append(slot)
+        self._stats.open_streams = len(self._streams)
+
+    # ------------------------------------------------------------------ steps
+
+    def has_work(self) -> bool:
+        return (
+            self._launched is not None
+            or bool(self._unsent)
+            or bool(self._finishing)
+            or self._turns.has_ready()
+            or bool(self._table.ready(self._table.chunks_waiting()).any())
+        )
+
+    def wait_s(self) -> float | None:
+        return self._turns.wait_s()
+
+    @torch.inference_mode()
+    def step(self) -> Sequence[StreamOutput]:
+        outputs, self._unsent = self._unsent, []
+        before, self._launched = self._launched, self._launch(outputs)
+        if before is not None:
+            self._read(before, outputs)
+        self._drain_turns(outputs)
+        self._note_gauges()
+        return outputs
+
+    def _note_gauges(self) -> None:
+        stats, waiting = self._stats, self._table.chunks_waiting()
+        stats.ready_streams = int(np.count_nonzero(self._table.ready(waiting)))
+        stats.raw_chunks = int(waiting.sum())
+        stats.turn_detection_depth = self._turns.num_held
+        stats.turn_detection_streams = self._turns.num_waiting_streams
+
+    def _drain_turns(self, outputs: list[StreamOutput]) -> None:
+        for output in self._turns.drain():
+            outputs.append(output)
+            if output.is_final:
+                self._forget(self._streams[output.stream])
+
+    def _land_stream(self, state: _Stream) -> None:
+        """Read the step under way now when the stream is in it."""
+        slot = state.slot
+        if self._launched is not None and self._table.planned[slot] != self._table.decoded[slot]:
+            launched, self._launched = self._launched, None
+            self._read(launched, self._unsent)
+            self._drain_turns(self._unsent)
+
+    def _launch(self, outputs: list[StreamOutput]) -> _Launched | None:
+        self._rings.move_up()
+        for stream, state in list(self._finishing.items()):
+            if not self._rings.beside(state.slot):
+                self._table.finished[state.slot] = True
+                del self._finishing[stream]
+        plan = self._table.plan(self.steps.max_rows)
+        while plan is not None and not self._reserve(plan, outputs):
+            self._table.unplan(plan)
+            plan = self._table.plan(self.steps.max_rows)
+        if plan is None:
+            return None
+        self._reset_fresh()
+        slots = plan.slots_B
+        rows = np.empty((len(Field), len(slots)), dtype=np.int32)
+        rows[Field.SLOT] = slots
+        rows[Field.START] = plan.start_B
+        rows[Field.FRAMES] = plan.frames_B
+        rows[Field.TOTAL] = np.where(plan.ends_B, self._table.fed[slots], UNKNOWN_END)
+        rows[Field.HEARD] = self._heard(plan)
+        self._stats.in_flight = len(slots)
+        return _Launched(plan, self.steps.launch(rows, self._blocks.table[slots]))
+
+    def _samples_before(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`ChunkClock.samples_of_frames` of many."""
+        clock = self.clock
+        samples = clock.frame_samples * (frames - 1) + clock.lookahead_samples
+        return np.where(frames > 0, samples, 0)
+
+    def _heard(self, plan: Plan) -> NDArray[np.int64]:
+        """New samples of each row for the speech detector; 0 where none listens."""
+        end = np.where(
+            plan.ends_B, self._table.fed[plan.slots_B], self._samples_before(plan.start_B + plan.frames_B)
+        )
+        return np.where(self._listens[plan.slots_B], end - self._samples_before(plan.start_B), 0)
+
+    def _reset_fresh(self) -> None:
+        """Bring slots that have a new stream to their first state; behind what runs on them now."""
+        fresh, self._fresh = [slot for slot in self._fresh if self._by_slot[slot] is not None], []
+        if not fresh:
+            return
+        slots = torch.tensor(sorted(set(fresh)))
+        device = self.steps.state.tail_SZ.device
+        if device.type == "cuda":
+            slots = slots.pin_memory().to(device, non_blocking=True)
+        self.steps.state.reset(slots)
+        if self.steps.vad is not None:
+            for slot in fresh:
+                self.steps.vad.reset(slot)
+
+    def _grow(self, slot: int, end_frame: int) -> None:
+        self._blocks.grow(slot, end_frame)
+        self._held_pages[slot] = len(self._blocks.pages(slot))
+
+    def _reserve(self, plan: Plan, outputs: list[StreamOutput]) -> bool:
+        """Give every row its pages; when they run out, shed the newest stream and return False."""
+        blocks = self._blocks
+        wanted = np.minimum(blocks.ring_pages, -(-(plan.start_B + plan.frames_B) // blocks.page_frames))
+        for row in np.flatnonzero(wanted > self._held_pages[plan.slots_B]):
+            slot = int(plan.slots_B[row])
+            try:
+                self._grow(slot, int(plan.start_B[row] + plan.frames_B[row]))
+            except OutOfPages as error:
+                newest = max(self._streams.values(), key=lambda state: state.order)
+                outputs.append(self._failure(newest, error))
+                self._forget(newest)
+                return False
+        return True
+
+    # ------------------------------------------------------------------ results
+
+    def _read(self, launched: _Launched, outputs: list[StreamOutput]) -> None:
+        """Wait for a step and turn what it found into outputs; streams closed meanwhile have none."""
+        plan, table, stats = launched.plan, self._table, self._stats
+        found = self.steps.wait(launched.flight)
+        slots, begin = plan.slots_B, self._samples_before(plan.start_B)
+        end = self._samples_before(plan.start_B + plan.frames_B)
+        alive = table.order[slots] == plan.order_B
+        table.decoded[slots[alive]] = (plan.start_B + plan.frames_B)[alive]
+        stats.steps += 1
+        frames = int(plan.frames_B.sum())
+        stats.pre_encode.units += len(slots)
+        stats.encode.units += frames
+        stats.decode.units += frames
+        stats.tokens += int(found.num_symbols_B.sum())
+        stats.turn_detection.units += int(found.num_windows_B.sum())
+        acks = begin // ENGINE_SAMPLE_RATE < end // ENGINE_SAMPLE_RATE
+        speaks = (found.num_symbols_B > 0) | plan.ends_B | acks | self._listens[slots]
+        for row in np.flatnonzero(speaks & alive).tolist():
+            state = self._by_slot[slots[row]]
+            assert state is not None
+            self._read_row(state, plan, found, row, int(begin[row]), int(end[row]), outputs)
+        # Only now: a row's audio may be wanted for its turn.
+        self._rings.freed[slots[alive]] = end[alive]
+
+    def _read_row(
+        self,
+        state: _Stream,
+        plan: Plan,
+        found: StepFindings,
+        row: int,
+        begin: int,
+        end: int,
+        outputs: list[StreamOutput],
+    ) -> None:
+        count, first_frame = int(found.num_symbols_B[row]), int(plan.start_B[row])
+        tokens = [
+            Token(symbol, first_frame + frame, confidence)
+            for symbol, frame, confidence in zip(
+                found.symbols_BK[row, :count].tolist(),
+                found.frames_BK[row, :count].tolist(),
+                found.confidences_BK[row, :count].tolist(),
+                strict=True,
+            )
+        ]
+        ends = bool(plan.ends_B[row])
+        made: list[StreamOutput] = []
+        if plan.whole_B[row]:
+            made.append(self._output(state, tokens, end, is_final=False))
+            tokens = []
+        if ends:
+            made.append(self._output(state, tokens, int(self._table.fed[state.slot]), is_final=True))
+        if not state.listens:
+            outputs += made
+            if ends:
+                self._forget(state)
+            return
+        speech = found.speech_BW[row, : int(found.num_windows_B[row])].tolist()
+        for output in made:
+            windows = windows_of(begin, output.samples_decoded)
+            needs_audio = self._turns.needs_samples(state.stream)
+            self._turns.push(
+                output,
+                speech[:windows],
+                [
+                    frame
+                    for token, frame in zip(output.token_ids, output.token_frames, strict=True)
+                    if token == self._eou_id
+                ],
+                self._rings.copy(state.slot, begin, output.samples_decoded) if needs_audio else None,
+            )
+            speech, begin = speech[windows:], output.samples_decoded
+
+    def _output(
+        self, state: _Stream, tokens: Sequence[Token], end_sample: int, *, is_final: bool
+    ) -> StreamOutput:
+        words = state.transcript.add(tokens, ends=is_final)
+        return StreamOutput(
+            stream=state.stream,
+            samples_decoded=end_sample,
+            token_ids=tuple(token.token for token in tokens),
+            confidence_scores=tuple(token.confidence for token in tokens),
+            token_frames=tuple(token.frame for token in tokens),
+            text=state.transcript.text,
+            last_state=None,
+            turn_detection="running",
+            is_final=is_final,
+            is_turn_event=False,
+            words=words,
+            changed=bool(tokens) or is_final,
+        )
+
+    def _failure(self, state: _Stream, error: EngineError) -> StreamOutput:
+        return StreamOutput(
+            stream=state.stream,
+            samples_decoded=self.clock.samples_of_frames(int(self._table.decoded[state.slot])),
+            token_ids=(),
+            confidence_scores=(),
+            token_frames=(),
+            text=state.transcript.text,
+            last_state=None,
+            turn_detection="running",
+            is_final=False,
+            is_turn_event=False,
+            words=None,
+            changed=True,
+            failed=error,
+        )
+
+    def check_integrity(self) -> None:
+        slots = [state.slot for state in self._streams.values()]
+        assert sorted(slots + self._free_slots) == list(range(self.capacity)), "a slot is lost or given twice"
+        self._blocks.check_integrity()
+        table, ring = self._table, self._blocks.ring_pages * self._blocks.page_frames
+        for slot in self._free_slots:
+            assert self._by_slot[slot] is None, f"the free slot {slot} has a stream"
+            assert table.order[slot] == 0, f"the free slot {slot} is in the plan"
+            assert not self._blocks.pages(slot), f"the free slot {slot} has pages"
+            assert not self._rings.beside(slot), f"samples wait for the free slot {slot}"
+        for stream, state in self._streams.items():
+            slot = state.slot
+            assert state.stream == stream, "a stream stands under another's id"
+            assert self._by_slot[slot] is state, f"the slot of stream {stream} has another"
+            assert table.order[slot] == state.order, f"stream {stream} is not in the plan"
+            held = len(self._blocks.pages(slot))
+            assert held == self._held_pages[slot], f"the pages of stream {stream} are miscounted"
+            planned, decoded = int(table.planned[slot]), int(table.decoded[slot])
+            assert held * self._blocks.page_frames >= min(planned, ring), f"stream {stream} lacks pages"
+            assert self._launched is not None or planned == decoded, f"stream {stream} waits for no step"
+            waits = int(table.fed[slot]) - int(self._rings.freed[slot])
+            assert 0 <= waits <= self.steps.ring_SC.shape[1], f"the ring of stream {stream} overflows"
+            assert self._listens[slot] == state.listens, f"stream {stream} listens or not"
+
+
+def _decode_output(stream: StreamId, values: dict[str, Any]) -> StreamOutput:
+    words = values["words"]
+    return StreamOutput(
+        **{
+            **values,
+            # The stream may have another name here.
+            "stream": stream,
+            "token_ids": tuple(values["token_ids"]),
+            "confidence_scores": tuple(values["confidence_scores"]),
+            "token_frames": tuple(values["token_frames"]),
+            "words": None if words is None else tuple(Word(**word) for word in words),
+            "utterances": tuple(Utterance(**utterance) for utterance in values["utterances"]),
+        }
+    )

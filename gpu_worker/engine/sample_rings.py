@@ -1,0 +1,90 @@
+"""Audio of every slot between `feed` and the step that takes it.
+
+Sample n of a slot's stream stands in the slot's ring at n modulo its length, in memory that the device
+reads by itself.  What does not fit (a stream that is far behind) waits in a queue beside the ring and
+moves up as steps make room.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.engine.slot_table import SlotTable
+
+Samples = NDArray[np.float32]
+
+
+class SampleRings:
+    """Writes samples where the steps look for them.
+
+    Args:
+        ring_SC: the rings.
+        table: whose `fed` counts what has been written; steps free what lies before their streams' own
+            first sample, see `free`.
+    """
+
+    def __init__(self, ring_SC: NDArray[np.float32], table: SlotTable) -> None:
+        self._rings = list(ring_SC)
+        self._length = ring_SC.shape[1]
+        self._table = table
+        # Samples before these are no more needed.
+        self.freed: NDArray[np.int64] = np.zeros(len(self._rings), dtype=np.int64)
+        self._beside: dict[int, deque[Samples]] = {}
+
+    def open(self, slot: int, samples: int) -> None:
+        """Begin a stream whose first `samples` samples were taken before."""
+        self.freed[slot] = samples
+
+    def close(self, slot: int) -> None:
+        """Forget what waits beside the ring."""
+        self._beside.pop(slot, None)
+
+    def beside(self, slot: int) -> int:
+        """Samples that wait beside the ring."""
+        return sum(len(part) for part in self._beside.get(slot, ()))
+
+    def append(self, slot: int, samples: Samples) -> None:
+        """Queue samples; keeps no reference unless they have to wait beside the ring."""
+        if self._beside and slot in self._beside:
+            self._beside[slot].append(samples.copy())
+            return
+        written = self._write(slot, samples)
+        if written < len(samples):
+            self._beside[slot] = deque([samples[written:].copy()])
+
+    def move_up(self) -> None:
+        """Write what waits beside the rings, as far as there is room."""
+        for slot, parts in list(self._beside.items()):
+            while parts:
+                part = parts[0]
+                written = self._write(slot, part)
+                if written < len(part):
+                    parts[0] = part[written:]
+                    break
+                parts.popleft()
+            if not parts:
+                del self._beside[slot]
+
+    def copy(self, slot: int, first: int, end: int) -> Samples:
+        """Samples first .. end - 1 of a slot's stream, all in its ring."""
+        at, ring = first % self._length, self._rings[slot]
+        if at + end - first <= self._length:
+            part: Samples = ring[at : at + end - first].copy()
+            return part
+        return np.concatenate([ring[at:], ring[: (end - first) - (self._length - at)]])
+
+    def _write(self, slot: int, samples: Samples) -> int:
+        fed = int(self._table.fed[slot])
+        count: int = min(len(samples), self._length - fed + int(self.freed[slot]))
+        if count <= 0:
+            return 0
+        at, ring = fed % self._length, self._rings[slot]
+        first = min(count, self._length - at)
+        ring[at : at + first] = samples[:first]
+        if first < count:
+            ring[: count - first] = samples[first:count]
+        self._table.fed[slot] = fed + count
+        return count

@@ -1,0 +1,115 @@
+"""What the scheduler needs to know of every slot, as arrays, so that a plan costs nothing per stream.
+
+Shape suffixes: S slots, B rows of a plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.engine.clock import ChunkClock
+
+_NEVER: Final = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows of the next step, those that have waited longest first.
+
+    `start_B` is each row's first encoder frame, `frames_B` its valid ones, `ends_B` says which rows are
+    their stream's last and `whole_B` which hold a whole chunk (a last row may do both); `order_B` names
+    the stream that had the slot when the plan was made.
+    """
+
+    slots_B: NDArray[np.int64]
+    start_B: NDArray[np.int64]
+    frames_B: NDArray[np.int64]
+    ends_B: NDArray[np.bool_]
+    whole_B: NDArray[np.bool_]
+    order_B: NDArray[np.int64]
+
+
+class SlotTable:
+    """Arrays over slots.
+
+    order: number of the opening that has the slot, 0 for a free one; a higher one is newer.
+    fed: samples in the ring or taken from it, over the stream's life.
+    planned: encoder frames that are decoded or in a step under way.
+    decoded: encoder frames whose step is over.
+    finished: no sample follows.  ended: the last row is planned.
+    """
+
+    def __init__(self, num_slots: int, clock: ChunkClock) -> None:
+        self._clock = clock
+        self.order = np.zeros(num_slots, dtype=np.int64)
+        self.fed = np.zeros(num_slots, dtype=np.int64)
+        self.planned = np.zeros(num_slots, dtype=np.int64)
+        self.decoded = np.zeros(num_slots, dtype=np.int64)
+        self.finished = np.zeros(num_slots, dtype=np.bool_)
+        self.ended = np.zeros(num_slots, dtype=np.bool_)
+        # Plan at which the slot was first seen to be ready: who waits longest goes first.
+        self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
+        self._num_plans = 0
+
+    def open(self, slot: int, order: int, frames: int, samples: int) -> None:
+        """Give a free slot to a stream that has decoded `frames` and taken `samples` before."""
+        self.order[slot] = order
+        self.fed[slot] = samples
+        self.planned[slot] = self.decoded[slot] = frames
+        self.finished[slot] = self.ended[slot] = False
+        self._ready_since[slot] = _NEVER
+
+    def close(self, slot: int) -> None:
+        """Make a slot free."""
+        self.order[slot] = 0
+        self.fed[slot] = self.planned[slot] = 0
+        self.finished[slot] = self.ended[slot] = False
+
+    def chunks_waiting(self) -> NDArray[np.int64]:
+        """Whole chunks of each slot that are in the ring and not planned; 0 for a free one."""
+        clock = self._clock
+        frames = (self.fed - clock.lookahead_samples) // clock.frame_samples + 1
+        waiting: NDArray[np.int64] = frames // clock.chunk_frames - self.planned // clock.chunk_frames
+        return np.maximum(waiting, 0)
+
+    def ready(self, waiting: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Slots that a plan could have a row for, given `chunks_waiting`."""
+        ready: NDArray[np.bool_] = (waiting > 0) | self.finished
+        return ready & ~self.ended & (self.order > 0)
+
+    def plan(self, max_rows: int) -> Plan | None:
+        """Choose the next step's rows and mark them as planned; None when nothing is ready."""
+        waiting = self.chunks_waiting()
+        slots = np.flatnonzero(self.ready(waiting))
+        if not len(slots):
+            return None
+        self._num_plans += 1
+        since = np.minimum(self._ready_since[slots], self._num_plans)
+        self._ready_since[slots] = since
+        if len(slots) > max_rows:
+            slots = slots[np.argsort(since, kind="stable")[:max_rows]]
+        self._ready_since[slots] = _NEVER
+        waiting = waiting[slots]
+        start = self.planned[slots]
+        frames = np.full(len(slots), self._clock.chunk_frames, dtype=np.int64)
+        ends = np.zeros(len(slots), dtype=np.bool_)
+        for row in np.flatnonzero(self.finished[slots] & (waiting <= 1)):
+            rest = self._clock.total_frames(int(self.fed[slots[row]])) - int(start[row])
+            # The last whole chunk closes the stream too when no frame comes after it.
+            if waiting[row] == 0 or rest == self._clock.chunk_frames:
+                frames[row], ends[row] = rest, True
+        self.planned[slots] = start + frames
+        self.ended[slots] = ends
+        return Plan(slots, start, frames, ends, waiting > 0, self.order[slots])
+
+    def unplan(self, plan: Plan) -> None:
+        """Undo the newest plan, whose rows have not been launched; its streams keep their turn."""
+        alive = self.order[plan.slots_B] == plan.order_B
+        slots = plan.slots_B[alive]
+        self.planned[slots] = plan.start_B[alive]
+        self.ended[slots] = False
+        self._ready_since[slots] = 0
