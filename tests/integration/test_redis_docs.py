@@ -1,0 +1,93 @@
+"""What docs/redis.md says to type shows, while speech flows, what it says that it shows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from common.keys import Keys
+from tests.servers import raw_client
+from tests.stream_client import ingress_side, noise
+from tests.waiting import until
+from tests.worker_process import ROOT, WorkerProcess
+
+DOCS = (ROOT / "docs" / "redis.md").read_text()
+
+
+def documented_commands() -> list[str]:
+    """Lines of the shell blocks that look at Redis."""
+    blocks = re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("redis-cli")]
+
+
+def typed(command: str, url: str, **variables: str) -> str:
+    """Run a documented command against a server; gives what it prints."""
+    client = shutil.which("redis-cli")
+    assert client is not None, "redis-cli is not installed"
+    socket = url.removeprefix("unix://")
+    shell = f'redis-cli() {{ {client} -s {socket} "$@"; }}\n{command}'
+    done = subprocess.run(
+        ["bash", "-c", shell],
+        env=variables,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=20,
+        check=False,
+    )
+    assert not done.stderr, f"{command}: {done.stderr}"
+    assert not done.stdout.startswith("ERR"), f"{command}: {done.stdout}"
+    return done.stdout
+
+
+async def test_every_documented_command_shows_something(redis_url: str, tmp_path: Path) -> None:
+    client = raw_client(redis_url)
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url, ingress="i1") as ingress:
+            await ingress.beat()
+            stream = await ingress.open()
+            stream.append(noise(1.05))
+            await until(lambda: stream.seq == 6, what="results")
+            await until(lambda: client.zcard("px:{0}:ready:w1") == 0, what="a quiet worker")
+            seen = {
+                command: typed(command, redis_url, SID=str(stream.stream), WID="w1", IID="i1")
+                for command in documented_commands()
+            }
+            assert len(seen) >= 20
+            silent = {command for command, shown in seen.items() if not shown.strip()}
+            leak_check = next(command for command in seen if "--scan" in command)
+            nothing_ready = next(command for command in seen if "ZRANGE" in command and "ready" in command)
+            # The settings of the cluster are stated by the ingress process, which this test is not.
+            settings = next(command for command in seen if ":conf" in command)
+            assert silent == {leak_check, nothing_ready, settings}
+
+            def shown(*words: str) -> str:
+                return next(text for command, text in seen.items() if all(word in command for word in words))
+
+            assert "owner\nw1" in shown("HGETALL", ":m")
+            assert "asr-1" in shown("XINFO GROUPS")
+            assert "entries-read" in shown("XINFO GROUPS")
+            assert '"seq":6' in shown("XREVRANGE")
+            assert shown("XPENDING", "asr-1").startswith("1\n"), "less than a chunk is in the engine"
+            assert "w1\n1" in shown("XPENDING", "workers"), "one stream owned"
+            assert f"sid\n{stream.stream}" in shown("XRANGE", ":new")
+            assert "w1" in shown("ZRANGE", "workers")
+            assert "capacity\n50" in shown("HGETALL", ":w:")
+
+
+def test_every_key_is_documented() -> None:
+    keys = Keys()
+    stream = keys.stream(7)  # type: ignore[arg-type]
+    names = [
+        *(keys.settings, keys.stream_counter, keys.admissions, keys.workers, keys.ingresses),
+        *(keys.admit_once("NONCE"), keys.worker("WID"), keys.ingress("IID"), keys.channel("IID")),  # type: ignore[arg-type]
+    ]
+    for name in names:
+        assert f"`{name.decode()}`" in DOCS
+    for name in (stream.meta, stream.audio, stream.results, stream.snapshot, keys.assignments(0)):
+        assert f"`{name.decode().replace('{0}', '{k}').replace(':7:', ':SID:')}`" in DOCS
+    ready = keys.ready(0, "WID").decode()  # type: ignore[arg-type]
+    assert f"`{ready.replace('{0}', '{k}')}`" in DOCS
