@@ -294,7 +294,9 @@ class NativeEngine:
             try:
                 self._blocks.grow(state.slot, state.frames_done + frames)
             except OutOfPages as error:
-                newest = max(self._streams.values(), key=lambda stream: stream.order)
+                # Only who has pages, or wants one, makes room by going.
+                holders = [other for other in self._streams.values() if self._blocks.pages(other.slot)]
+                newest = max((state, *holders), key=lambda stream: stream.order)
                 failed.append(self._failure(newest, error))
                 self._forget(newest)
                 return False

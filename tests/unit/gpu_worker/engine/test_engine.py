@@ -350,6 +350,28 @@ def test_out_of_pages_sheds_the_newest_and_no_other_notices() -> None:
     assert engine.stats.open_streams == 0
 
 
+def test_out_of_pages_spares_a_newer_stream_that_has_none() -> None:
+    engine = make_engine(replace(CONFIG, page_frames=16, num_pages=7))
+    for number in (1, 2):
+        engine.open(stream(number), StreamOptions())
+        engine.feed(stream(number), speech(JFK))
+    engine.open(stream(3), StreamOptions())
+    outputs = run_until_idle(engine)
+    assert [int(output.stream) for output in outputs if output.failed is not None] == [2]
+    assert engine.stats.open_streams == 2
+
+
+def test_a_snapshot_without_pages_for_it_is_refused() -> None:
+    engine = make_engine(replace(CONFIG, page_frames=16, num_pages=6))
+    engine.open(stream(1), StreamOptions())
+    engine.feed(stream(1), speech(JFK))
+    run_until_idle(engine)
+    with pytest.raises(OutOfPages):
+        engine.open(stream(2), StreamOptions(), engine.snapshot(stream(1)))
+    engine.check_integrity()
+    assert engine.stats.open_streams == 1
+
+
 def test_words_stand_once_and_spell_the_text() -> None:
     engine = make_engine()
     engine.open(stream(1), StreamOptions(words=True))
