@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -106,15 +107,21 @@ def _serve_above(pid: int, known: dict[int, ServerProcess]) -> int | None:
 def _same_redis(known: dict[int, ServerProcess], listeners: set[int]) -> list[ServerProcess]:
     """Processes started by hand: those that name the listeners' Redis, and that Redis."""
     urls = {url for pid in listeners for url in known[pid].redis_urls}
-    ports = {url.rsplit(":", 1)[-1].split("/", 1)[0] for url in urls}
+    marks = {_mark(url) for url in urls}
     chosen = []
     for process in known.values():
         if process.role == "redis":
-            if not ports or any(port in " ".join(process.command) for port in ports):
+            if not marks or any(mark in " ".join(process.command) for mark in marks):
                 chosen.append(process)
         elif process.pid in listeners or set(process.redis_urls) & urls or not urls:
             chosen.append(process)
     return chosen
+
+
+def _mark(url: str) -> str:
+    """What the command line of the Redis server behind an address shows: its socket, or its port."""
+    parts = urlsplit(url)
+    return parts.path if parts.scheme == "unix" else f":{parts.port or 6379}"
 
 
 def redis_urls(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ...]:
