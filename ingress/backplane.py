@@ -1,8 +1,8 @@
 """The service behind the connections of this ingress, over Redis.
 
 Everything that another ingress would need stands in Redis; here are only the open streams, and the
-loops that keep them: results come in through pub/sub and are repaired from the streams of results,
-heartbeats and expiries are renewed, abandoned streams are brought to their end.
+loops that keep them: heartbeats and expiries are renewed, abandoned streams are brought to their end.
+Results come through result_feed.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import orjson
 from common.admission import Admission, ClusterSettings
 from common.assignments import NewStream, StreamDirectory, StreamRecord
 from common.audio_log import Appender, AudioLog, last_audio
-from common.entries import IngressId, Line, LineKind, StreamId
+from common.entries import IngressId, LineKind, StreamId
 from common.errors import (
     EntryError,
     ErrorCode,
@@ -37,9 +37,10 @@ from common.leases import IngressPresence, IngressReport
 from common.messages import Encoding, Resume
 from common.options import StreamOptions
 from common.redis import AsyncRedis, RedisServers
-from common.result_log import Position, Published, ResultSubscription, catch_up
+from common.result_log import Position, catch_up
 from common.status import read_status
 from ingress.links import Resumption, StreamListener
+from ingress.result_feed import RETRY_PAUSE_S, ResultFeed
 from ingress.stream_link import RedisLink
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 # How long Redis may be away before the streams that wait for it fail: longer than a restart or a
 # failover takes, shorter than people take to notice silence.
 OUTAGE_LIMIT_S: Final = 15.0
-RETRY_PAUSE_S: Final = 0.2
 # A stream without news for so long is looked up: pub/sub may have lost the news.
 QUIET_S: Final = 2.0
 WATCH_S: Final = 0.5
@@ -58,7 +58,6 @@ STALL_S: Final = 30.0
 RENEWALS_PER_TTL: Final = 4
 # An admission outlives its ingress by the time in which its clients may come back.
 ADMISSION_MARGIN_S: Final = 10.0
-_REPAIR_BATCH: Final = 256
 # Quiet streams whose records are read in one round.
 _LOOK_UPS: Final = 64
 _STATUS_AGE_S: Final = 0.1
@@ -106,11 +105,10 @@ class RedisBackplane:
         )
         self._presence = IngressPresence(self._redis.cluster, self._keys, settings.ingress)
         self._links: dict[StreamId, RedisLink] = {}
+        self._feed = ResultFeed(self._redis, servers, self._keys, settings.ingress, self._links)
         self._loop = asyncio.get_running_loop()
         self._tasks: asyncio.TaskGroup | None = None
         self._clean_ups: set[asyncio.Task[None]] = set()
-        self._repairs: dict[RedisLink, None] = {}
-        self._repair_due = asyncio.Event()
         self._announced = asyncio.Event()
         self._changed = asyncio.Event()  # a link was forgotten
         self._ttl_ms = int(settings.stream_ttl_s * 1000)
@@ -129,9 +127,7 @@ class RedisBackplane:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._audio.run(), name="audio-log")
-            for server in range(self._servers.num_servers):
-                tasks.create_task(self._listen(server), name=f"results-{server}")
-            tasks.create_task(self._repair(), name="repair")
+            tasks.create_task(self._feed.run(), name="results")
             tasks.create_task(self._beat(), name="heartbeat")
             tasks.create_task(self._renew(), name="renew")
             tasks.create_task(self._watch(), name="watch")
@@ -226,7 +222,7 @@ class RedisBackplane:
             link.set_worker(record.owner)
         self._links[stream] = link
         await self._renew_links((link,))
-        self.repair(link)
+        self._feed.repair(link)
         acked = min(request.audio_ack_samples, next_sample)
         return Resumption(link, next_sample, acked, finished, record.options)
 
@@ -313,7 +309,7 @@ class RedisBackplane:
         """Forget the link of a stream that goes on elsewhere, or is gone."""
         if self._links.get(link.stream) is link:
             del self._links[link.stream]
-        self._repairs.pop(link, None)
+        self._feed.forget(link)
         self._changed.set()
 
     def give_up(self, link: RedisLink) -> None:
@@ -379,74 +375,6 @@ class RedisBackplane:
             except RedisUnavailable as error:
                 log.warning("An admission was left to expire: %s", error, extra={"stream_id": stream})
 
-    # Results
-
-    async def _listen(self, server: int) -> None:
-        subscription = ResultSubscription(self._servers, self._keys, server, self._settings.ingress)
-        async for event in subscription.events():
-            if isinstance(event, Published):
-                for line in event.lines:
-                    self._take(line)
-            else:
-                for link in self._links.values():
-                    if link.begun and self._servers.server_of_shard(link.keys.shard) == server:
-                        self.repair(link)
-
-    def _take(self, line: Line) -> None:
-        link = self._links.get(line.stream)
-        if link is None:
-            return
-        if link.repairing:
-            link.missed = True
-        elif not self._handed(link, line):
-            self.repair(link)
-
-    def _handed(self, link: RedisLink, line: Line, *, repair: bool = False) -> bool:
-        """Hand a line to its link; a fault in one stream's handling ends that stream only."""
-        try:
-            return link.take(line, repair=repair)
-        except Exception:
-            log.exception("A line could not be handled", extra={"stream_id": link.stream})
-            link.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
-            return True
-
-    def repair(self, link: RedisLink) -> None:
-        """Read what this link may have missed."""
-        link.repairing = True
-        link.missed = False
-        self._repairs[link] = None
-        self._repair_due.set()
-
-    async def _repair(self) -> None:
-        while True:
-            await self._repair_due.wait()
-            links = list(self._repairs)[:_REPAIR_BATCH]
-            if not links:
-                self._repair_due.clear()
-                continue
-            for link in links:
-                del self._repairs[link]
-            try:
-                found = await catch_up(self._redis, [link.position for link in links])
-            except (RedisUnavailable, EntryError) as error:
-                log.warning("Results cannot be read: %s", error)
-                for link in links:
-                    if self._links.get(link.stream) is link:
-                        self._repairs[link] = None
-                await asyncio.sleep(RETRY_PAUSE_S)
-                continue
-            for link, lines in zip(links, found, strict=True):
-                self._repaired(link, lines)
-
-    def _repaired(self, link: RedisLink, lines: list[Line]) -> None:
-        link.heard_at = self._loop.time()
-        link.repairing = False
-        for line in lines:
-            if self._links.get(link.stream) is not link or not self._handed(link, line, repair=True):
-                break
-        if link.missed and self._links.get(link.stream) is link:
-            self.repair(link)
-
     # Keeping
 
     async def _agree(self) -> None:
@@ -497,7 +425,7 @@ class RedisBackplane:
             quiet.sort(key=lambda link: link.heard_at)
             for link in quiet:
                 if self._links.get(link.stream) is link:
-                    self.repair(link)
+                    self._feed.repair(link)
             try:
                 for link in quiet[:_LOOK_UPS]:
                     await self._look_up(link)

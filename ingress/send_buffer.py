@@ -22,15 +22,16 @@ def merge_results(earlier: bytes, later: bytes) -> bytes:
     """Merge two neighbouring partial `result` messages into one that covers both.
 
     The newest text, state and acknowledgement; `token_ids`, `confidence_scores` and `words`
-    concatenated; `seq_first`..`seq` for the range.
+    concatenated; `seq_first`..`seq` for the range; a field that only the earlier one has is kept.
     """
     first = orjson.loads(earlier)
     last = orjson.loads(later)
+    merged = first | last
     for field in ("token_ids", "confidence_scores", "words"):
-        if field in first:
-            last[field] = first[field] + last[field]
-    last["seq_first"] = first.get("seq_first", first["seq"])
-    return orjson.dumps(last)
+        if field in merged:
+            merged[field] = first.get(field, []) + last.get(field, [])
+    merged["seq_first"] = first.get("seq_first", first["seq"])
+    return orjson.dumps(merged)
 
 
 @dataclass(slots=True)

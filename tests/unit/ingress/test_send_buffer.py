@@ -39,6 +39,9 @@ def test_merging_concatenates_words() -> None:
     second = json.loads(_partial(2)) | {"words": [{"word": "on"}]}
     merged = json.loads(merge_results(json.dumps(first).encode(), json.dumps(second).encode()))
     assert [word["word"] for word in merged["words"]] == ["go", "on"]
+    del second["words"]
+    merged = json.loads(merge_results(json.dumps(first).encode(), json.dumps(second).encode()))
+    assert [word["word"] for word in merged["words"]] == ["go"]
 
 
 def test_a_slow_reader_gets_neighbouring_partials_as_one_and_all_else_as_it_was() -> None:

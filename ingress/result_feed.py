@@ -1,0 +1,142 @@
+"""Results on their way from Redis to the links of this ingress.
+
+Pub/sub is the fast path. What it loses (a gap in the numbers, a subscription made anew, a stream that
+has been quiet) is read from the streams of results, which are the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from common.entries import IngressId, Line, StreamId
+from common.errors import EntryError, ErrorCode, RedisUnavailable, Unavailable
+from common.keys import Keys
+from common.redis import AsyncRedis, RedisServers
+from common.result_log import Published, ResultSubscription, catch_up
+from ingress.stream_link import RedisLink
+
+log = logging.getLogger(__name__)
+
+RETRY_PAUSE_S: Final = 0.2
+# Streams that are read up on in one go: bounds the reply.
+_BATCH: Final = 256
+
+
+class ResultFeed:
+    """Hands lines to the links they are about.
+
+    links: the open streams, kept by the backplane.
+    """
+
+    def __init__(
+        self,
+        redis: AsyncRedis,
+        servers: RedisServers,
+        keys: Keys,
+        ingress: IngressId,
+        links: Mapping[StreamId, RedisLink],
+    ) -> None:
+        self._redis = redis
+        self._servers = servers
+        self._keys = keys
+        self._ingress = ingress
+        self._links = links
+        self._loop = asyncio.get_running_loop()
+        self._repairs: dict[RedisLink, None] = {}
+        self._repair_due = asyncio.Event()
+
+    async def run(self) -> None:
+        """Listen and repair until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for server in range(self._servers.num_servers):
+                tasks.create_task(self._listen(server), name=f"results-{server}")
+            tasks.create_task(self._repair(), name="repair")
+
+    def repair(self, link: RedisLink) -> None:
+        """Read what this link may have missed; what is published meanwhile waits for that."""
+        link.repairing = True
+        link.missed = False
+        self._repairs[link] = None
+        self._repair_due.set()
+
+    def forget(self, link: RedisLink) -> None:
+        """Read no more for this link."""
+        self._repairs.pop(link, None)
+
+    async def _listen(self, server: int) -> None:
+        subscription = ResultSubscription(self._servers, self._keys, server, self._ingress)
+        async for event in subscription.events():
+            if isinstance(event, Published):
+                for line in event.lines:
+                    self._take(line)
+            else:
+                for link in self._links.values():
+                    if link.begun and self._servers.server_of_shard(link.keys.shard) == server:
+                        self.repair(link)
+
+    def _take(self, line: Line) -> None:
+        link = self._links.get(line.stream)
+        if link is None:
+            return
+        if link.repairing:
+            link.missed = True
+        elif not self._handed(link, line):
+            self.repair(link)
+
+    def _handed(self, link: RedisLink, line: Line, *, repair: bool = False) -> bool:
+        """Hand a line to its link; a fault in one stream's handling ends that stream only."""
+        try:
+            return link.take(line, repair=repair)
+        except Exception:
+            log.exception("A line could not be handled", extra={"stream_id": link.stream})
+            link.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+            return True
+
+    async def _repair(self) -> None:
+        away = False
+        while True:
+            await self._repair_due.wait()
+            links = list(self._repairs)[:_BATCH]
+            if not links:
+                self._repair_due.clear()
+                continue
+            for link in links:
+                del self._repairs[link]
+            try:
+                await self._read_up(links)
+                away = False
+            except RedisUnavailable as error:
+                if not away:
+                    log.warning("results cannot be read, trying again: %s", error)
+                away = True
+                for link in links:
+                    if link.repairing and self._is_open(link):
+                        self._repairs[link] = None
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _read_up(self, links: list[RedisLink]) -> None:
+        try:
+            found = await catch_up(self._redis, [link.position for link in links])
+        except EntryError as error:
+            if len(links) > 1:  # one unreadable stream must not hold the others up
+                for link in links:
+                    await self._read_up([link])
+                return
+            log.error("%s", error, extra={"stream_id": links[0].stream})
+            links[0].repairing = False
+            links[0].fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+            return
+        for link, lines in zip(links, found, strict=True):
+            link.heard_at = self._loop.time()
+            link.repairing = False
+            for line in lines:
+                if not self._is_open(link) or not self._handed(link, line, repair=True):
+                    break
+            if link.missed and self._is_open(link):
+                self.repair(link)
+
+    def _is_open(self, link: RedisLink) -> bool:
+        return self._links.get(link.stream) is link
