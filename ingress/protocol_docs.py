@@ -67,7 +67,7 @@ def option_table() -> str:
     lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
     for option in OPTIONS:
         default = getattr(defaults, option.name)
-        shown = str(default).lower() if isinstance(default, bool) else f"{default}"
+        shown = "–" if default is None else str(default).lower()
         lines.append(f"| `{option.name}` | {option.takes()} | {shown} | {option.help} |")
     return "\n".join(lines)
 

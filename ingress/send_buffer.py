@@ -21,13 +21,13 @@ from common.errors import ClientFault, ErrorCode
 def merge_results(earlier: bytes, later: bytes) -> bytes:
     """Merge two neighbouring partial `result` messages into one that covers both.
 
-    The newest text, state and acknowledgement; `token_ids`, `confidence_scores` and `words`
-    concatenated; `seq_first`..`seq` for the range; a field that only the earlier one has is kept.
+    The newest text, state and acknowledgement; `token_ids`, `confidence_scores`, `words` and
+    `utterances` concatenated; `seq_first`..`seq` for the range; a field that only the earlier one has is kept.
     """
     first = orjson.loads(earlier)
     last = orjson.loads(later)
     merged = first | last
-    for field in ("token_ids", "confidence_scores", "words"):
+    for field in ("token_ids", "confidence_scores", "words", "utterances"):
         if field in merged:
             merged[field] = first.get(field, []) + last.get(field, [])
     merged["seq_first"] = first.get("seq_first", first["seq"])
