@@ -126,7 +126,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "auto_finalize",
         bool,
-        "A result per utterance carries `utterance`: its number, text and times, final; the stream goes on.",
+        "A result where an utterance ended carries `utterances`: number, text and times; the stream goes on.",
     ),
     Option(
         "turn_detection",

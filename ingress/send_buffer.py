@@ -22,7 +22,7 @@ def merge_results(earlier: bytes, later: bytes) -> bytes:
     """Merge two neighbouring partial `result` messages into one that covers both.
 
     The newest text, state and acknowledgement; `token_ids`, `confidence_scores`, `words` and
-    `utterances` concatenated; `seq_first`..`seq` for the range; a field that only the earlier one has is kept.
+    `utterances` concatenated; `seq_first`..`seq` for the range; what only the earlier one has is kept.
     """
     first = orjson.loads(earlier)
     last = orjson.loads(later)

@@ -44,6 +44,12 @@ def test_merging_concatenates_words() -> None:
     assert [word["word"] for word in merged["words"]] == ["go"]
 
 
+def test_merging_keeps_the_finals_of_utterances() -> None:
+    first = json.loads(_partial(1)) | {"utterances": [{"number": 1}]}
+    merged = json.loads(merge_results(json.dumps(first).encode(), _partial(2)))
+    assert merged["utterances"] == [{"number": 1}]
+
+
 def test_a_slow_reader_gets_neighbouring_partials_as_one_and_all_else_as_it_was() -> None:
     written: list[bytes] = []
     buffer = SendBuffer(written.append, 100_000)
