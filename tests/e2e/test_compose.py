@@ -23,7 +23,8 @@ import yaml
 from parakeet.embedded_redis import find_server
 from parakeet.readiness import wait_until_listening
 from parakeet.status import read_status
-from tests.e2e.serve_process import free_ports, wait_until
+from tests.e2e.serve_process import free_ports
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,9 +160,9 @@ def test_the_services_find_each_other_and_answer_their_health_checks(tmp_path: P
         for trio in ports:
             for port in trio:
                 assert wait_until_listening("127.0.0.1", port, 60.0)
-        wait_until(lambda: up.is_healthy("cpu_worker"), "the worker is healthy", 120.0)
+        wait_until(lambda: up.is_healthy("cpu_worker"), 120.0, "the worker is healthy")
         for changes in remapped:
-            wait_until(partial(up.is_healthy, "ingress", **changes), "the ingress is healthy", 60.0)
+            wait_until(partial(up.is_healthy, "ingress", **changes), 60.0, "the ingress is healthy")
         # Both answer for the same cluster.
         for _, _, status_port in ports:
             assert read_status("127.0.0.1", status_port)["connected_streams"] == 0
@@ -169,5 +170,5 @@ def test_the_services_find_each_other_and_answer_their_health_checks(tmp_path: P
 
         worker.kill()
         worker.wait()
-        wait_until(lambda: not up.is_healthy("cpu_worker"), "the worker's lease has lapsed")
+        wait_until(lambda: not up.is_healthy("cpu_worker"), 30.0, "the worker's lease has lapsed")
         client.close()

@@ -16,7 +16,8 @@ import redis
 from parakeet.embedded_redis import EmbeddedRedis
 from parakeet.readiness import wait_until_listening
 from parakeet.status import read_status
-from tests.e2e.serve_process import free_ports, wait_until
+from tests.e2e.serve_process import free_ports
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 IMAGE_PARTS = ("common", "ingress", "parakeet")
@@ -77,7 +78,9 @@ def test_an_ingress_runs_where_there_is_no_torch(ingress_python: Path, tmp_path:
         with running(command, environment, tmp_path) as process:
             assert wait_until_listening("127.0.0.1", ws_port, 60.0)
             client = redis.Redis.from_url(valkey.url)
-            wait_until(lambda: client.zcard("px:{0}:ingresses") == 1, "the ingress has announced itself")
+            wait_until(
+                lambda: client.zcard("px:{0}:ingresses") == 1, 30.0, "the ingress has announced itself"
+            )
             assert read_status("127.0.0.1", status_port)["connected_streams"] == 0
             # The clients run there too.
             status = subprocess.run(
@@ -91,7 +94,7 @@ def test_an_ingress_runs_where_there_is_no_torch(ingress_python: Path, tmp_path:
             assert b'"type": "status"' in status.stdout
             worker = [sys.executable, "-m", "gpu_worker", "--model-size", "tiny", "--device", "cpu"]
             with running(worker, environment | {"PYTHONPATH": str(ROOT)}, tmp_path):
-                wait_until(lambda: client.zcard("px:{0}:workers") == 1, "the worker has a lease", 120.0)
+                wait_until(lambda: client.zcard("px:{0}:workers") == 1, 120.0, "the worker has a lease")
                 recording = ROOT / "parakeet" / "recordings" / "goforward.wav"
                 heard = subprocess.run(
                     [server, "transcribe", str(recording), "--ws-port", str(ws_port)],

@@ -10,7 +10,8 @@ import psutil
 import pytest
 import redis
 
-from tests.e2e.serve_process import ServeProcess, free_ports, is_gone, run_cli, wait_until
+from tests.e2e.serve_process import ServeProcess, free_ports, is_gone, run_cli
+from tests.waiting import wait_until
 
 
 def process_id(process: psutil.Process) -> str:
@@ -70,7 +71,7 @@ def test_nothing_is_left_when_serve_is_killed() -> None:
         children = serve.children()
         assert len(children) == 5
         serve.process.kill()
-        wait_until(lambda: all(is_gone(process) for process in children), "all children ended")
+        wait_until(lambda: all(is_gone(process) for process in children), 30.0, "all children ended")
 
 
 def test_nothing_is_left_when_serve_is_killed_while_it_starts() -> None:
@@ -79,7 +80,7 @@ def test_nothing_is_left_when_serve_is_killed_while_it_starts() -> None:
         children = serve.children()
         assert children
         serve.process.kill()
-        wait_until(lambda: all(is_gone(process) for process in children), "all children ended")
+        wait_until(lambda: all(is_gone(process) for process in children), 30.0, "all children ended")
 
 
 def test_a_signal_during_the_start_stops_it() -> None:
@@ -99,15 +100,15 @@ def test_a_child_that_dies_comes_back_under_a_new_name(module: str) -> None:
         name = process_id(first)
         first.send_signal(signal.SIGKILL)
         serve.wait_for_line(r"ended with SIGKILL, restarting in 0\.5 s")
-        wait_until(lambda: len(serve.all_children(module)) == 1, "the child was started again")
-        wait_until(lambda: module in serve.child(module).cmdline(), "the child runs its own command")
+        wait_until(lambda: len(serve.all_children(module)) == 1, 30.0, "the child was started again")
+        wait_until(lambda: module in serve.child(module).cmdline(), 30.0, "the child runs its own command")
         second = serve.child(module)
         new_name = process_id(second)
         assert second.pid != first.pid
         assert new_name != name
         server = redis.Redis.from_url(serve.redis_url)
         register = "px:{0}:workers" if module == "gpu_worker" else "px:{0}:ingresses"
-        wait_until(lambda: server.zscore(register, new_name) is not None, "the new process is in Redis")
+        wait_until(lambda: server.zscore(register, new_name) is not None, 30.0, "the new process is in Redis")
         server.close()
         assert serve.stop() == 0
 
@@ -126,8 +127,8 @@ def test_the_embedded_server_comes_back_and_the_stack_serves_again() -> None:
             except redis.exceptions.ConnectionError:
                 return False
 
-        wait_until(lambda: lives("px:{0}:workers"), "the worker has renewed its lease")
-        wait_until(lambda: lives("px:{0}:ingresses"), "the ingress has announced itself")
+        wait_until(lambda: lives("px:{0}:workers"), 30.0, "the worker has renewed its lease")
+        wait_until(lambda: lives("px:{0}:ingresses"), 30.0, "the ingress has announced itself")
         server.close()
         answer = run_cli("status", "--status-port", str(serve.status_port))
         assert answer.returncode == 0, answer.stderr
@@ -169,7 +170,9 @@ def test_health_says_whether_a_worker_of_this_host_is_well() -> None:
         worker.send_signal(signal.SIGSTOP)
         try:
             wait_until(
-                lambda: run_cli("health", "--redis-url", serve.redis_url).returncode == 1, "the lease lapsed"
+                lambda: run_cli("health", "--redis-url", serve.redis_url).returncode == 1,
+                30.0,
+                "the lease lapsed",
             )
         finally:
             worker.send_signal(signal.SIGCONT)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from parakeet import child as child_module
 from parakeet.child import FIRST_BACKOFF_S, MAX_BACKOFF_S, Child, Launch, describe_exit, start_tied
+from tests.waiting import wait_until
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux")
 
@@ -26,13 +26,6 @@ from parakeet.child import start_tied
 print(start_tied([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
 time.sleep(600)
 """
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true in time"
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:
@@ -49,10 +42,10 @@ def test_a_child_ends_with_its_parent(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        wait_for(lambda: "sleep" in " ".join(psutil.Process(pid).cmdline()))
+        wait_until(lambda: "sleep" in " ".join(psutil.Process(pid).cmdline()))
         assert not is_gone(pid)
         parent.send_signal(number)
-        wait_for(lambda: is_gone(pid))
+        wait_until(lambda: is_gone(pid))
 
 
 @linux_only
@@ -70,7 +63,7 @@ def test_a_command_whose_parent_has_died_already_is_not_run(tmp_path: Path) -> N
 def test_a_child_shows_its_own_command_in_this_session_and_a_group_of_its_own() -> None:
     process = start_tied(SLEEP)
     try:
-        wait_for(lambda: psutil.Process(process.pid).cmdline() == list(SLEEP))
+        wait_until(lambda: psutil.Process(process.pid).cmdline() == list(SLEEP))
         assert os.getsid(process.pid) == os.getsid(0)
         assert os.getpgid(process.pid) == process.pid
     finally:
