@@ -24,7 +24,7 @@ from tests.golden.oracle.recipes import Recipe
 from tests.golden.oracle.vocabulary import TINY_TOKENIZER, make_tokenizer
 
 TOKENS_PER_FRAME = 0.24  # about 3 a second
-EOU_SHARE = 0.08
+MARK_SHARE = 0.08
 MODULES = "nemo.collections.asr.modules"
 
 
@@ -211,7 +211,7 @@ def _center_joint(model: Any, encoded_ND: torch.Tensor) -> None:
     ):
         nn.init.normal_(projection.weight)
         values = rows @ projection.weight.T
-        projection.weight.mul_(target / values.std())
+        projection.weight.mul_(target / (values - values.mean(0)).std())
         projection.bias.copy_(-(rows @ projection.weight.T).mean(0))
     output = model.joint.joint_net[2]
     nn.init.normal_(output.weight, std=3.0 / np.sqrt(output.weight.shape[1]))
@@ -219,35 +219,29 @@ def _center_joint(model: Any, encoded_ND: torch.Tensor) -> None:
 
 
 def _set_rates(model: Any, encoded_TD: torch.Tensor, recipe: Recipe) -> None:
-    """Bias the blank, and `<EOU>` where there is one, until the wanted rates come out."""
+    """Bias the blank until the wanted rate comes out, and let the marks come up among the tokens."""
+    blank = model.decoder.blank_idx
     bias = model.joint.joint_net[2].bias
-    eou = recipe.pieces if "<EOU>" in recipe.marks else None
-    if eou is not None:
-        _make_end_follow_tokens(model, encoded_TD, eou)
-
-    def bisect(index: int, low: float, high: float, too_high: Any) -> None:
-        for _ in range(12):
-            bias[index] = (low + high) / 2
-            if too_high(greedy(model, encoded_TD).tokens):
-                high = float(bias[index])
-            else:
-                low = float(bias[index])
-
     wanted = TOKENS_PER_FRAME * len(encoded_TD)
-    for _ in range(2 if eou is not None else 1):
-        bisect(model.decoder.blank_idx, 0.0, 40.0, lambda tokens: len(tokens) < wanted)
-        if eou is not None:
-            bisect(eou, -20.0, 40.0, lambda tokens: tokens.count(eou) > EOU_SHARE * max(len(tokens), 1))
+    low, high = 0.0, 40.0
+    for _ in range(10):
+        bias[blank] = (low + high) / 2
+        if len(greedy(model, encoded_TD).tokens) < wanted:
+            high = float(bias[blank])
+        else:
+            low = float(bias[blank])
+    bias[blank] = low
+    for number, mark in enumerate(recipe.marks):
+        _swap_with_common_token(model, greedy(model, encoded_TD).tokens, recipe.pieces + number, mark)
 
 
-def _make_end_follow_tokens(model: Any, encoded_TD: torch.Tensor, eou: int) -> None:
-    """Make `<EOU>` unlikely for a predictor that has seen no token: else a reset would call for the next."""
-    joint, decoder = model.joint, model.decoder
-    start, _ = decoder.predict(None, None, add_sos=False, batch_size=1)
-    tokens = torch.randint(0, eou, (1, 64))
-    later, _, _ = decoder(targets=tokens, target_length=torch.tensor([64]))
-    frames_TJ = joint.enc(encoded_TD)
-    at_start = (frames_TJ + joint.pred(start[0])).relu().mean(0)
-    hidden = frames_TJ[:, None] + joint.pred(later[0].transpose(0, 1)[1:])[None]
-    direction = hidden.relu().mean((0, 1)) - at_start
-    joint.joint_net[2].weight[eou] += direction * (10.0 / direction.square().sum())
+def _swap_with_common_token(model: Any, tokens: list[int], mark: int, name: str) -> None:
+    """Give a mark the weights of a token that has about the wanted share, and that token the mark's."""
+    plain = {token: tokens.count(token) / len(tokens) for token in tokens if token < mark}
+    if not plain:
+        raise ValueError(f"no token is there whose place {name} could take")
+    common = min(plain, key=lambda token: abs(plain[token] - MARK_SHARE))
+    pair, swapped = [mark, common], [common, mark]
+    output = model.joint.joint_net[2]
+    for tensor in (output.weight, output.bias, model.decoder.prediction["embed"].weight):
+        tensor[pair] = tensor[swapped]

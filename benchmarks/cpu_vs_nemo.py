@@ -1,0 +1,312 @@
+"""Our worker's model beside NeMo's on the same CPU, in one run: streaming step, load time, memory.
+
+Runs in NeMo's environment, from the repository's root, on checkpoints that `make golden` made::
+
+    .venv-nemo/bin/python -m benchmarks.cpu_vs_nemo step --model tests/golden/.cache/small/small.nemo
+    .venv-nemo/bin/python -m benchmarks.cpu_vs_nemo load --model tests/golden/.cache/small/small.nemo
+
+`step` brings one stream of real speech past its left context in both, copies its state to every row
+of the batch, and times the following chunks in turn, ours and NeMo's: ours is a whole `engine.step()`
+(mel, subsampling, encoder, decoding, results), NeMo's is `conformer_stream_step` on mel frames that
+were computed before (subsampling, encoder, decoding), the step that its streaming examples run.
+`load` starts fresh processes; each imports what it needs, loads the checkpoint and reports the seconds
+since its start and its resident memory, at the end and at its highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RECORDING = Path(__file__).parents[1] / "parakeet" / "recordings" / "jfk.wav"
+CACHED_MELS, DROPPED_FRAMES = 9, 2
+
+
+def speech(seconds: float) -> NDArray[np.float32]:
+    """The recording over and over, as float32 at 16 kHz."""
+    with wave.open(str(RECORDING)) as file:
+        samples = np.frombuffer(file.readframes(-1), dtype="<i2").astype(np.float32) / 32768
+    count = int(seconds * 16_000)
+    return np.tile(samples, count // len(samples) + 1)[:count]
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+# ---------------------------------------------------------------------------------------------- step
+
+
+class OwnStep:
+    """Our engine with `batch` copies of one stream past its left context."""
+
+    def __init__(self, model: Path, context: tuple[int, int], batch: int, audio: NDArray[np.float32]) -> None:
+        from common.entries import StreamId
+        from common.options import StreamOptions
+        from gpu_worker.engine.engine import EngineConfig, NativeEngine
+        from gpu_worker.engine.model_runner import BatchSizes
+        from gpu_worker.model.checkpoint import read_checkpoint
+
+        self.chunk_samples = 1280 * (context[1] + 1)
+        config = EngineConfig(
+            num_slots=batch, context=context, batch_sizes=BatchSizes(batch, batch, batch),
+            max_step_frames=context[1] + 1, turn_detection=False,
+        )  # fmt: skip
+        loaded = read_checkpoint(model)
+        first = NativeEngine(loaded, config)
+        first.open(StreamId(0), StreamOptions())
+        first.feed(StreamId(0), audio)
+        while first.has_work():
+            first.step()
+        self.position = first.samples_decoded(StreamId(0))
+        state = first.snapshot(StreamId(0))
+        self.engine = NativeEngine(loaded, config)
+        self.streams = [StreamId(number) for number in range(batch)]
+        for stream in self.streams:
+            self.engine.open(stream, StreamOptions(), state)
+
+    def prepare(self, audio: NDArray[np.float32]) -> None:
+        """Queue the next chunk of every stream."""
+        chunk = audio[self.position : self.position + self.chunk_samples]
+        self.position += self.chunk_samples
+        for stream in self.streams:
+            self.engine.feed(stream, chunk)
+
+    def run(self) -> None:
+        """One step."""
+        outputs = self.engine.step()
+        if len(outputs) != len(self.streams):
+            raise AssertionError(f"{len(outputs)} outputs of {len(self.streams)} streams")
+
+
+class NemoStep:
+    """NeMo's cache-aware step with `batch` copies of one stream past its left context."""
+
+    def __init__(self, model: Any, context: tuple[int, int], batch: int, audio: NDArray[np.float32]) -> None:
+        import torch
+
+        self.model, self.batch = model, batch
+        self.chunk_mels = 8 * (context[1] + 1)
+        model.encoder.set_default_att_context_size(list(context))
+        model.encoder.setup_streaming_params()
+        self.mels = self._mels(audio)
+        self.caches = model.encoder.get_initial_cache_state(batch_size=1)
+        self.hypotheses: Any = None
+        first = 1 + 8 * context[1]
+        self.position = 0
+        self._step(self.mels[:, :, :first], 0)
+        self.position = first
+        while self.position < 8 * (context[0] + context[1] + 1):
+            self._advance()
+        last_channel, last_time, length = self.caches
+        self.caches = (
+            last_channel.repeat(1, batch, 1, 1), last_time.repeat(1, batch, 1, 1), length.repeat(batch),
+        )  # fmt: skip
+        import copy
+
+        self.hypotheses = [copy.deepcopy(self.hypotheses[0]) for _ in range(batch)]
+        self.mels = self.mels.repeat(batch, 1, 1)
+        self.next: torch.Tensor | None = None
+
+    def _mels(self, audio: NDArray[np.float32]) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            signal = torch.from_numpy(audio)[None]
+            return self.model.preprocessor(input_signal=signal, length=torch.tensor([len(audio)]))[0]
+
+    def _step(self, mels: Any, dropped: int) -> None:
+        import torch
+
+        with torch.inference_mode():
+            results = self.model.conformer_stream_step(
+                processed_signal=mels,
+                processed_signal_length=torch.full((len(mels),), mels.shape[2]),
+                cache_last_channel=self.caches[0],
+                cache_last_time=self.caches[1],
+                cache_last_channel_len=self.caches[2],
+                keep_all_outputs=True,
+                previous_hypotheses=self.hypotheses,
+                drop_extra_pre_encoded=dropped,
+            )
+        self.caches, self.hypotheses = results[2:5], results[5]
+
+    def _advance(self) -> None:
+        start = self.position - CACHED_MELS
+        self._step(self.mels[:, :, start : self.position + self.chunk_mels], DROPPED_FRAMES)
+        self.position += self.chunk_mels
+
+    def prepare(self, audio: NDArray[np.float32]) -> None:
+        """The mel frames are there already."""
+
+    def run(self) -> None:
+        """One step."""
+        self._advance()
+
+
+def timed(run: Callable[[], None]) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def compare_steps(model: Path, context: tuple[int, int], batches: list[int], rounds: int) -> dict[str, Any]:
+    """Times of both steps at each batch size, measured in turn."""
+    import torch
+
+    torch.set_num_threads(1)
+    from nemo.collections.asr.models import ASRModel
+
+    chunk_s = 0.08 * (context[1] + 1)
+    warm_s = 0.08 * (context[0] + 2 * (context[1] + 1))
+    warm, audio = speech(warm_s), speech(warm_s + (rounds + 4) * chunk_s)
+    nemo = ASRModel.restore_from(str(model), map_location="cpu")
+    nemo.eval()
+    results = []
+    for batch in batches:
+        sides = {"own": OwnStep(model, context, batch, warm), "nemo": NemoStep(nemo, context, batch, audio)}
+        times: dict[str, list[float]] = {"own": [], "nemo": []}
+        for number in range(rounds + 1):
+            for name, side in sides.items():
+                side.prepare(audio)
+                seconds = timed(side.run)
+                if number > 0:
+                    times[name].append(seconds)
+        own, other = (statistics.median(times[name]) for name in ("own", "nemo"))
+        results.append(
+            {
+                "batch": batch,
+                "own_ms": round(own * 1000, 2),
+                "nemo_ms": round(other * 1000, 2),
+                "ratio": round(other / own, 2),
+                "ratio_of_fastest": round(min(times["nemo"]) / min(times["own"]), 2),
+                "own_streams_in_real_time": round(batch * chunk_s / own, 1),
+                "nemo_streams_in_real_time": round(batch * chunk_s / other, 1),
+            }
+        )
+    return {"measure": "step", "context": list(context), "rounds": rounds, "threads": 1, "batches": results}
+
+
+# ---------------------------------------------------------------------------------------------- load
+
+_MEMORY = """
+import json, resource, time
+def report(started):
+    pages = int(open("/proc/self/statm").read().split()[1])
+    lines = [line.split() for line in open("/proc/self/smaps_rollup")]
+    private = sum(int(line[1]) for line in lines if line[0].startswith("Private_"))
+    print(json.dumps({"seconds": time.time() - started, "resident_mb": pages * resource.getpagesize() / 1e6,
+        "private_mb": private * 1024 / 1e6,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}))
+"""
+_OWN = """
+import torch; torch.set_num_threads(1)
+from pathlib import Path
+from gpu_worker.model.checkpoint import load_model
+from gpu_worker.model.hub import Hub
+from gpu_worker.model.model import StreamingModel
+loaded = load_model(MODEL, hub=Hub(cache_dir=Path(CACHE)))
+model = StreamingModel(loaded)
+report(STARTED)
+"""
+_NEMO = """
+import torch; torch.set_num_threads(1)
+from nemo.collections.asr.models import ASRModel
+model = ASRModel.restore_from(MODEL, map_location="cpu"); model.eval()
+report(STARTED)
+"""
+
+
+def load_once(program: str, model: Path, cache: Path) -> dict[str, float]:
+    """Run one program in a fresh process."""
+    header = f"MODEL = {str(model)!r}; CACHE = {str(cache)!r}; STARTED = {time.time()!r}\n"
+    environment = os.environ | {"NEMO_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", header + _MEMORY + program],
+        env=environment, capture_output=True, text=True, timeout=600, check=True,
+    )  # fmt: skip
+    values: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return {name: round(value, 2 if name == "seconds" else 0) for name, value in values.items()}
+
+
+def compare_loads(model: Path, cache: Path, rounds: int) -> dict[str, Any]:
+    """Load both, ours for the first time and again, NeMo's as often."""
+    first = load_once(_OWN, model, cache)
+    again, other = [], []
+    for _ in range(rounds):
+        again.append(load_once(_OWN, model, cache))
+        other.append(load_once(_NEMO, model, cache))
+
+    def median(values: list[dict[str, float]]) -> dict[str, float]:
+        return {name: statistics.median(value[name] for value in values) for name in values[0]}
+
+    own, nemo = median(again), median(other)
+    return {
+        "measure": "load",
+        "rounds": rounds,
+        "own_first": first,
+        "own": own,
+        "nemo": nemo,
+        "ratio": {name: round(nemo[name] / own[name], 2) for name in own},
+    }
+
+
+def main() -> None:
+    """Run one comparison and print, or append, its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("measure", choices=("step", "load"))
+    parser.add_argument("--model", type=Path, required=True, help=".nemo file")
+    parser.add_argument("--context", type=int, nargs=2, default=(70, 1), help="left and right context")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cache", type=Path, help="cache folder for our export; a new one unless given")
+    parser.add_argument("--output", type=Path, help="JSON lines file to append to")
+    arguments = parser.parse_args()
+    os.environ.setdefault("NEMO_LOG_LEVEL", "ERROR")
+    if arguments.measure == "step":
+        context = (arguments.context[0], arguments.context[1])
+        result = compare_steps(arguments.model, context, arguments.batches, arguments.rounds)
+    else:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            cache = arguments.cache or Path(folder) / "hub"
+            result = compare_loads(arguments.model, cache, arguments.rounds)
+    load = os.getloadavg()[0]
+    result |= {
+        "model": arguments.model.stem,
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "load_average": round(load, 1),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    line = json.dumps(result)
+    print(line)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.output.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
