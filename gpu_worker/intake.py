@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from common.audio_log import AudioBatch, AudioReader
-from common.entries import StreamId, WorkerId
+from common.entries import AudioEntry, StreamId, WorkerId
 from common.errors import StreamError
 from common.keys import Keys, StreamKeys
 from common.redis import REDIS_ERROR, RedisServers, blocking_connection
@@ -213,22 +213,31 @@ class Intake:
             if flow.ended:
                 continue
             try:
-                parts = reading.audio.push(entry)
+                commands += self._samples(reading, entry)
             except StreamError as error:
                 logger.warning("audio refused: %s", error, extra={"stream_id": flow.stream})
                 flow.ended = True
                 commands.append(Fail(flow, error))
-                continue
-            flow.undecoded.append(Undecoded(entry.entry_id, reading.audio.next_sample))
-            for samples in parts:
-                flow.fed_samples += len(samples)
-                commands.append(Feed(flow, samples))
-            if entry.final:
-                commands += self._end(reading)
+            except Exception:
+                # The other streams of this read have been delivered to us: they must get their audio.
+                logger.exception("audio could not be converted", extra={"stream_id": flow.stream})
+                flow.ended = True
+                commands.append(Fail(flow, worker_failed()))
         if batch.error is not None and not flow.ended:
             logger.error("unreadable audio: %s", batch.error, extra={"stream_id": flow.stream})
             flow.ended = True
             commands.append(Fail(flow, worker_failed()))
+
+    def _samples(self, reading: _Reading, entry: AudioEntry) -> list[Command]:
+        """The commands that an entry comes to."""
+        flow = reading.flow
+        parts = reading.audio.push(entry)
+        flow.undecoded.append(Undecoded(entry.entry_id, reading.audio.next_sample))
+        commands: list[Command] = []
+        for samples in parts:
+            flow.fed_samples += len(samples)
+            commands.append(Feed(flow, samples))
+        return commands + self._end(reading) if entry.final else commands
 
     def _end(self, reading: _Reading) -> list[Command]:
         """The commands that end a stream: what its resampler still has, then the end."""

@@ -19,13 +19,15 @@ ROOT = Path(__file__).parents[1]
 class WorkerProcess:
     """``python -m gpu_worker`` with the null engine, unless told otherwise. Killed when the test ends."""
 
-    def __init__(self, url: str, worker_id: str, log: Path, **flags: object) -> None:
+    def __init__(
+        self, url: str, worker_id: str, log: Path, *, module: str = "gpu_worker", **flags: object
+    ) -> None:
         options = {"backend": "null", "lease_ms": 1000, "worker_max_streams": 50, **flags}
         self.worker_id = worker_id
         self._log = log.open("ab")
         self.log_path = log
         command = [
-            *(sys.executable, "-m", "gpu_worker", f"--worker-id={worker_id}", "--log-level=debug"),
+            *(sys.executable, "-m", module, f"--worker-id={worker_id}", "--log-level=debug"),
             *(f"--{name.replace('_', '-')}={value}" for name, value in options.items()),
         ]
         environment = {**os.environ, "PARAKEET_REDIS_URL": url, "PYTHONPATH": str(ROOT)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import wave
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,10 +13,11 @@ from typing import Any
 import pytest
 
 from common.entries import LineKind
+from tests.faulty_worker import CURSED_SAMPLES
 from tests.servers import raw_client
 from tests.stream_client import ClientStream, IngressSide, expected_text, ingress_side, noise
 from tests.waiting import until
-from tests.worker_process import WorkerProcess
+from tests.worker_process import ROOT, WorkerProcess
 
 
 def assert_gapless(stream: ClientStream) -> None:
@@ -26,7 +29,7 @@ def assert_gapless(stream: ClientStream) -> None:
 
 
 def worker(stack: ExitStack, url: str, folder: Path, name: str, **flags: object) -> WorkerProcess:
-    process = stack.enter_context(WorkerProcess(url, name, folder / f"{name}.log", **flags))
+    process = stack.enter_context(WorkerProcess(url, name, folder / f"{name}.log", **flags))  # type: ignore[arg-type]
     return process.ready(raw_client(url))
 
 
@@ -150,7 +153,7 @@ async def test_a_frozen_worker_that_wakes_up_is_fenced_off(redis_url: str, tmp_p
             # It is of use again: with the other one gone, it takes the next stream.
             assert first.running
             second.send(signal.SIGTERM)
-            assert second.wait() == 0
+            assert await asyncio.to_thread(second.wait) == 0
             again = await ingress.open()
             again.append(pcm, final=True)
             await ingress.ended(again)
@@ -187,7 +190,7 @@ async def test_a_hung_engine_loses_its_streams_and_ends_its_process(redis_url: s
             stream.append(pcm, final=True)
             await until(lambda: stream.appender.owner, what="an owner")
             worker(stack, redis_url, tmp_path, "w2")
-            assert hung.wait() == 70
+            assert await asyncio.to_thread(hung.wait) == 70
             assert "hung" in hung.log_text()
             await ingress.ended(stream)
             assert_gapless(stream)
@@ -227,3 +230,83 @@ async def test_a_stream_whose_ingress_died_is_ended_and_cleaned_up(redis_url: st
         assert kind == LineKind.FINAL.value
         assert not client.exists(stream.keys.audio)
         assert 0 < client.pttl(stream.keys.meta) <= 30_000
+
+
+async def test_an_engine_that_raises_ends_its_worker_and_no_stream(redis_url: str, tmp_path: Path) -> None:
+    pcm = bytearray(noise(4.0))
+    half = len(pcm) // 2
+    pcm[half : half + 2] = (-32_768).to_bytes(2, "little", signed=True)
+    with ExitStack() as stack:
+        first = worker(stack, redis_url, tmp_path, "w1", module="tests.faulty_worker", lease_ms=20_000)
+        async with ingress_side(redis_url) as ingress:
+            streams = await halfway(ingress, bytes(pcm))
+            worker(stack, redis_url, tmp_path, "w2")
+            streams[0].append(bytes(pcm[half:]), final=True)
+            assert await asyncio.to_thread(first.wait) == 1
+            assert "the device is lost" in first.log_text()
+            # Its lease of 20 s was given back: nobody waited for it.
+            for stream in streams[1:]:
+                stream.append(bytes(pcm[half:]), final=True)
+            await ingress.ended(*streams, timeout_s=10.0)
+            for stream in streams:
+                assert_gapless(stream)
+                assert stream.text == expected_text(bytes(pcm))
+
+
+async def test_audio_that_breaks_its_conversion_ends_its_stream_alone(redis_url: str, tmp_path: Path) -> None:
+    pcm = noise(2.0)
+    with ExitStack() as stack:
+        first = worker(stack, redis_url, tmp_path, "w1", module="tests.faulty_worker")
+        async with ingress_side(redis_url) as ingress:
+            streams = await halfway(ingress, pcm)
+            streams[1].append(b"\0\0" * CURSED_SAMPLES)
+            for stream in (streams[0], streams[2]):
+                stream.append(pcm[len(pcm) // 2 :], final=True)
+            await ingress.ended(*streams)
+            assert streams[1].sent[-1]["code"] == "worker_failed"
+            assert [streams[0].text, streams[2].text] == [expected_text(pcm)] * 2
+        assert first.running
+
+
+async def test_a_worker_keeps_the_keys_of_its_streams_alive(redis_url: str, tmp_path: Path) -> None:
+    """Also when the ingress, which does it too, is gone and the stream waits for a resume."""
+    client = raw_client(redis_url)
+    with ExitStack() as stack:
+        worker(stack, redis_url, tmp_path, "w1")
+        async with ingress_side(redis_url, ingress="i-gone", stream_ttl_ms=2000) as ingress:
+            stream = await ingress.open(grace_ms=60_000)
+            stream.append(noise(0.5))
+            await until(lambda: stream.seq >= 3, what="results")
+        for _ in range(3):
+            lowest = client.pttl(stream.keys.meta)
+            assert lowest > 0, "the record has expired"
+            await until(partial(lambda low: client.pttl(stream.keys.meta) > low, lowest), what="a renewal")
+        assert client.exists(stream.keys.audio, stream.keys.results) == 2
+
+
+@pytest.mark.slow
+async def test_the_tiny_model_goes_on_after_a_sigkill(redis_url: str, tmp_path: Path) -> None:
+    with wave.open(str(ROOT / "parakeet" / "recordings" / "goforward.wav")) as recording:
+        pcm = recording.readframes(recording.getnframes())
+    flags = {"backend": "native", "model_size": "tiny", "device": "cpu", "num_threads": 1}
+    with ExitStack() as stack:
+        first = worker(stack, redis_url, tmp_path, "w1", **flags, worker_max_streams=4, replay_seconds=10)
+        async with ingress_side(redis_url) as ingress:
+            undisturbed = await ingress.open()
+            undisturbed.append(pcm, final=True)
+            await ingress.ended(undisturbed)
+            assert undisturbed.text == "go forward ten meters"
+            stream = await ingress.open()
+            half = len(pcm) // 4 * 2
+            stream.append(pcm[:half])
+            await until(lambda: stream.seq >= 1, what="a result")
+            worker(stack, redis_url, tmp_path, "w2", **flags, worker_max_streams=4)
+            first.send(signal.SIGKILL)
+            stream.append(pcm[half:], final=True)
+            await ingress.ended(stream)
+            assert_gapless(stream)
+            assert stream.epoch == 2
+            assert [sent["text"] for sent in stream.sent] == [sent["text"] for sent in undisturbed.sent]
+            assert [sent["token_ids"] for sent in stream.sent] == [
+                sent["token_ids"] for sent in undisturbed.sent
+            ]

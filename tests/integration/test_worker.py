@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 from contextlib import ExitStack
@@ -210,7 +211,7 @@ async def test_a_worker_that_drains_finishes_what_it_has_and_takes_nothing_new(
                 stream.append(pcm[len(pcm) // 2 :], final=True)
                 await ingress.feed(later, pcm)
                 await ingress.ended(stream, later)
-                assert first.wait() == 0
+                assert await asyncio.to_thread(first.wait) == 0
                 assert (stream.text, later.text) == (expected_text(pcm), expected_text(pcm))
                 assert (stream.epoch, _owners(later)) == (1, {b"w2"})
                 assert client.zscore("px:{0}:workers", "w1") is None
