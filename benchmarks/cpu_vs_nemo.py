@@ -16,6 +16,7 @@ since its start and its resident memory, at the end and at its highest.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -39,7 +40,7 @@ CACHED_MELS, DROPPED_FRAMES = 9, 2
 def speech(seconds: float) -> NDArray[np.float32]:
     """The recording over and over, as float32 at 16 kHz."""
     with wave.open(str(RECORDING)) as file:
-        samples = np.frombuffer(file.readframes(-1), dtype="<i2").astype(np.float32) / 32768
+        samples = np.frombuffer(file.readframes(-1), dtype="<i2").astype(np.float32) / np.float32(32768)
     count = int(seconds * 16_000)
     return np.tile(samples, count // len(samples) + 1)[:count]
 
@@ -101,15 +102,13 @@ class NemoStep:
     """NeMo's cache-aware step with `batch` copies of one stream past its left context."""
 
     def __init__(self, model: Any, context: tuple[int, int], batch: int, audio: NDArray[np.float32]) -> None:
-        import torch
-
-        self.model, self.batch = model, batch
+        self.model = model
         self.chunk_mels = 8 * (context[1] + 1)
         model.encoder.set_default_att_context_size(list(context))
         model.encoder.setup_streaming_params()
         self.mels = self._mels(audio)
-        self.caches = model.encoder.get_initial_cache_state(batch_size=1)
-        self.hypotheses: Any = None
+        self.caches: Any = model.encoder.get_initial_cache_state(batch_size=1)
+        self.hypotheses: list[Any] = []
         first = 1 + 8 * context[1]
         self.position = 0
         self._step(self.mels[:, :, :first], 0)
@@ -120,11 +119,8 @@ class NemoStep:
         self.caches = (
             last_channel.repeat(1, batch, 1, 1), last_time.repeat(1, batch, 1, 1), length.repeat(batch),
         )  # fmt: skip
-        import copy
-
         self.hypotheses = [copy.deepcopy(self.hypotheses[0]) for _ in range(batch)]
         self.mels = self.mels.repeat(batch, 1, 1)
-        self.next: torch.Tensor | None = None
 
     def _mels(self, audio: NDArray[np.float32]) -> Any:
         import torch
@@ -144,7 +140,7 @@ class NemoStep:
                 cache_last_time=self.caches[1],
                 cache_last_channel_len=self.caches[2],
                 keep_all_outputs=True,
-                previous_hypotheses=self.hypotheses,
+                previous_hypotheses=self.hypotheses or None,
                 drop_extra_pre_encoded=dropped,
             )
         self.caches, self.hypotheses = results[2:5], results[5]
@@ -183,7 +179,10 @@ def compare_steps(model: Path, context: tuple[int, int], batches: list[int], rou
     nemo.eval()
     results = []
     for batch in batches:
-        sides = {"own": OwnStep(model, context, batch, warm), "nemo": NemoStep(nemo, context, batch, audio)}
+        sides: dict[str, OwnStep | NemoStep] = {
+            "own": OwnStep(model, context, batch, warm),
+            "nemo": NemoStep(nemo, context, batch, audio),
+        }
         times: dict[str, list[float]] = {"own": [], "nemo": []}
         for number in range(rounds + 1):
             for name, side in sides.items():

@@ -14,6 +14,7 @@ from nemo.collections.asr.models import (
     EncDecRNNTBPEModel,
     EncDecRNNTBPEModelWithPrompt,
 )
+from numpy.typing import NDArray
 from omegaconf import OmegaConf, open_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -157,14 +158,18 @@ def randomize(model: Any, recipe: Recipe) -> None:
     encoded = encoded.transpose(1, 2)
     valid = torch.cat([encoded[row, :count] for row, count in enumerate(encoded_lengths)])
     _center_joint(model, valid)
-    medley = next(medleys(1)).samples
-    mel, mel_lengths = model.preprocessor(
-        input_signal=torch.from_numpy(medley)[None], length=torch.tensor([len(medley)])
+    _set_rates(model, [_encode(model, clip.samples, recipe) for clip in (clips[-1], *medleys(2))], recipe)
+
+
+def _encode(model: Any, samples: NDArray[np.float32], recipe: Recipe) -> torch.Tensor:
+    mel, length = model.preprocessor(
+        input_signal=torch.from_numpy(samples)[None], length=torch.tensor([len(samples)])
     )
-    encoded, _ = model.encoder(audio_signal=mel, length=mel_lengths)
+    encoded, _ = model.encoder(audio_signal=mel, length=length)
     if recipe.languages:
         encoded = model._apply_prompt_to_encoded(encoded)
-    _set_rates(model, encoded[0].transpose(0, 1), recipe)
+    frames_TD: torch.Tensor = encoded[0].transpose(0, 1)
+    return frames_TD
 
 
 def _center_front_end(pre_encode: Any, mel: torch.Tensor, lengths: torch.Tensor) -> None:
@@ -218,28 +223,33 @@ def _center_joint(model: Any, encoded_ND: torch.Tensor) -> None:
     nn.init.zeros_(output.bias)
 
 
-def _set_rates(model: Any, encoded_TD: torch.Tensor, recipe: Recipe) -> None:
+def _set_rates(model: Any, streams: list[torch.Tensor], recipe: Recipe) -> None:
     """Bias the blank until the wanted rate comes out, and let the marks come up among the tokens."""
     blank = model.decoder.blank_idx
     bias = model.joint.joint_net[2].bias
-    wanted = TOKENS_PER_FRAME * len(encoded_TD)
-    low, high = 0.0, 40.0
-    for _ in range(10):
+    wanted = TOKENS_PER_FRAME * sum(len(frames_TD) for frames_TD in streams)
+
+    def decode() -> list[int]:
+        return [token for frames_TD in streams for token in greedy(model, frames_TD).tokens]
+
+    # Without any bias nearly every decision emits: start from where that is over.
+    low, high = 4.0, 24.0
+    for _ in range(8):
         bias[blank] = (low + high) / 2
-        if len(greedy(model, encoded_TD).tokens) < wanted:
+        if len(decode()) < wanted:
             high = float(bias[blank])
         else:
             low = float(bias[blank])
     bias[blank] = low
-    for number, mark in enumerate(recipe.marks):
-        _swap_with_common_token(model, greedy(model, encoded_TD).tokens, recipe.pieces + number, mark)
+    for number in range(len(recipe.marks)):
+        _swap_with_common_token(model, decode(), recipe.pieces + number, recipe)
 
 
-def _swap_with_common_token(model: Any, tokens: list[int], mark: int, name: str) -> None:
+def _swap_with_common_token(model: Any, tokens: list[int], mark: int, recipe: Recipe) -> None:
     """Give a mark the weights of a token that has about the wanted share, and that token the mark's."""
-    plain = {token: tokens.count(token) / len(tokens) for token in tokens if token < mark}
+    plain = {token: tokens.count(token) / len(tokens) for token in tokens if token < recipe.pieces}
     if not plain:
-        raise ValueError(f"no token is there whose place {name} could take")
+        raise ValueError(f"no token is there whose place the mark {mark} could take")
     common = min(plain, key=lambda token: abs(plain[token] - MARK_SHARE))
     pair, swapped = [mark, common], [common, mark]
     output = model.joint.joint_net[2]
