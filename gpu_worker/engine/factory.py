@@ -12,11 +12,12 @@ from common.errors import SettingsError
 from common.options import StreamOptions
 from common.settings import WorkerSettings
 from gpu_worker.engine.engine import EngineConfig, NativeEngine
-from gpu_worker.engine.interface import Engine
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine
 from gpu_worker.engine.model_runner import BatchSizes
 from gpu_worker.engine.null_engine import DEFAULT_CHUNK_MS, NullEngine
 from gpu_worker.engine.pipelined_factory import make_pipelined_engine
 from gpu_worker.model.checkpoint import load_model
+from gpu_worker.model.inspection import locate
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnJudge
@@ -62,6 +63,8 @@ def make_engine(
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     device = pick_device(settings.device)
+    if settings.backend == "nemo":
+        return _make_nemo_engine(settings, device, judge, turn_settings or _default_turn_settings)
     dtype = pick_dtype(settings.dtype, device)
     loaded = load_model(
         settings.model or None,
@@ -90,6 +93,35 @@ def make_engine(
     return BuiltEngine(
         engine, loaded.source, loaded.revision, str(device), str(dtype).removeprefix("torch."), chunk_ms
     )
+
+
+def _make_nemo_engine(
+    settings: WorkerSettings,
+    device: torch.device,
+    judge: TurnJudge | None,
+    turn_settings: Callable[[StreamOptions], TurnSettings],
+) -> BuiltEngine:
+    """The reference engine.  Its modules, and NeMo, are imported only where it is asked for."""
+    from gpu_worker.engine.nemo_engine import NemoEngine
+    from gpu_worker.engine.nemo_model import NemoModel
+
+    if settings.dtype == "bfloat16":
+        raise SettingsError("--dtype is bfloat16, but --backend nemo computes in float32.")
+    if settings.paged_kv_cache:
+        raise SettingsError("--paged-kv-cache is on, but --backend nemo has no pages.")
+    source = settings.model or settings.model_size
+    path, revision = locate(source, settings.model_revision)
+    model = NemoModel(path, device, settings.chunk_ms, reset_at_end=settings.eou_reset)
+    engine = NemoEngine(
+        model,
+        num_slots=settings.worker_max_streams,
+        batch_size=settings.encode_batch_size or _CPU_BATCH_SIZE,
+        turn_detection=settings.turn_detection,
+        turn_settings=turn_settings,
+        judge=judge,
+    )
+    chunk_ms = engine.clock.chunk_samples * 1000 // ENGINE_SAMPLE_RATE
+    return BuiltEngine(engine, f"{source} (NeMo)", revision, str(device), "float32", chunk_ms)
 
 
 def engine_config(
