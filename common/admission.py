@@ -13,7 +13,7 @@ from uuid import uuid4
 from common.entries import LAYOUT_VERSION, StreamId
 from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
 from common.keys import ADMIT_ONCE_TTL_MS, COUNTER_TTL_MS, REGISTER_TTL_MS, Keys
-from common.redis import REDIS_ERROR, AsyncClient, SyncClient
+from common.redis import REDIS_ERROR, AsyncCommands, SyncClient
 
 # Gives {1, stream id}, {0, 'full'} or {0, 'no_worker'}. What workers can take together bounds the
 # cluster as --max-num-streams does; a worker that drains takes nothing new but keeps what it has.
@@ -88,7 +88,7 @@ class Admission:
     client: of shard 0. Calls raise RedisUnavailable when it does not answer in time or refuses.
     """
 
-    def __init__(self, client: AsyncClient, keys: Keys) -> None:
+    def __init__(self, client: AsyncCommands, keys: Keys) -> None:
         self._client = client
         self._keys = keys
 

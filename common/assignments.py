@@ -255,7 +255,8 @@ class StreamDirectory:
 
     async def _execute(self, stream: StreamId, *command: bytes | str | int) -> Any:
         try:
-            return await self._redis.stream(stream).execute_command(*command)
+            server = self._redis.servers.server_of_shard(self._keys.shard_of(stream))
+            return await self._redis.execute(server, *command)
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
 

@@ -70,6 +70,13 @@ class SyncClient(Protocol):
         """Close all connections."""
 
 
+class AsyncCommands(Protocol):
+    """Where single commands go."""
+
+    async def execute_command(self, *arguments: Any) -> Any:
+        """Send one command; its reply as the server sent it, but for what redis-py converts."""
+
+
 class AsyncClient(Protocol):
     """The same on an event loop."""
 
@@ -259,6 +266,18 @@ class RedisServers:
         return tuple(range(server, self.shards, len(self.addresses)))
 
 
+class PipelinedCommands:
+    """Single commands to one server over its pipelined connection (`AsyncCommands`)."""
+
+    def __init__(self, redis: AsyncRedis, server: int) -> None:
+        self._redis = redis
+        self._server = server
+
+    async def execute_command(self, *arguments: Any) -> Any:
+        """Send one command, which may be repeated."""
+        return await self._redis.execute(self._server, *arguments)
+
+
 class AsyncRedis:
     """One async client a server, each with its pool. Made and closed on the event loop that uses it."""
 
@@ -279,6 +298,18 @@ class AsyncRedis:
             timeout_s = self.servers.timeout_ms / 1000
             self._pipelined[server] = PipelinedConnection(lambda: _find(address, timeout_s), timeout_s)
         return self._pipelined[server]
+
+    async def execute(self, server: int, *command: Argument) -> Any:
+        """One command over the pipelined connection, which any number of callers share at once.
+
+        Tried once more after a lost connection, so only for what may be repeated. The reply is as the
+        server sent it. Raises what a client's `execute_command` raises.
+        """
+        connection = self.pipelined(server)
+        try:
+            return await connection.execute(*command)
+        except CONNECTION_ERRORS:
+            return await connection.execute(*command)
 
     @property
     def cluster(self) -> AsyncClient:

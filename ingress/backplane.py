@@ -36,7 +36,7 @@ from common.keys import Keys
 from common.leases import IngressPresence, IngressReport
 from common.messages import Encoding, Resume
 from common.options import StreamOptions
-from common.redis import AsyncRedis, RedisServers
+from common.redis import AsyncRedis, PipelinedCommands, RedisServers
 from common.result_log import Position, catch_up
 from common.status import read_status
 from ingress.links import Resumption, StreamListener
@@ -94,7 +94,7 @@ class RedisBackplane:
         self._report = report
         self._keys = Keys(servers.shards)
         self._redis = AsyncRedis(servers)
-        self._admission = Admission(self._redis.cluster, self._keys)
+        self._admission = Admission(PipelinedCommands(self._redis, 0), self._keys)
         self._directory = StreamDirectory(self._redis, self._keys)
         self._audio = AudioLog(
             self._redis,

@@ -482,3 +482,26 @@ async def test_redis_that_stays_away_fails_its_streams_and_no_process(
             await stream.final()
         assert caught.value.code == "redis_unavailable"
     assert ingress.running
+
+
+async def test_hundreds_of_clients_come_and_go_at_once(stack: Stack) -> None:
+    stack.worker(worker_max_streams=400)
+    ingress = stack.ingress(max_num_streams=400)
+    audio = b'{"type":"audio","samples":[' + b"0.1," * 799 + b"0.1]}\n"
+
+    async def come() -> asyncio.StreamWriter:
+        reader, writer = await asyncio.open_connection(HOST, ingress.port)
+        async with asyncio.timeout(20):
+            assert json.loads(await reader.readline())["type"] == "hello"
+        writer.write(audio)
+        await writer.drain()
+        return writer
+
+    async with asyncio.TaskGroup() as tasks:
+        coming = [tasks.create_task(come()) for _ in range(300)]
+    await until(lambda: stack.client.xlen("px:{0}:new") == 300, what="all streams")
+    for task in coming:
+        task.result().transport.abort()
+    await stack.empty(timeout_s=20)
+    assert "WARNING" not in ingress.log_text()
+    assert ingress.status()["connected_streams"] == 0
