@@ -89,7 +89,9 @@ def make_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, se
         else:
             tensor = torch.randn(shape, generator=generator, device=device) * _fan_in(shape) ** -0.5
         weights[name] = tensor.to(dtype)
-    return LoadedModel(config, weights, _tokenizer(config.vocab_size), "random weights", None, dtype, device)
+    return LoadedModel(
+        config, weights, make_tokenizer(config.vocab_size), "random weights", None, dtype, device
+    )
 
 
 def _fan_in(shape: tuple[int, ...]) -> int:
@@ -110,7 +112,7 @@ def _mel_filters(shape: tuple[int, ...]) -> torch.Tensor:
     return (torch.minimum(rising, falling).clamp(min=0) * 2 / (high - low)).unsqueeze(0)
 
 
-def _tokenizer(vocab_size: int) -> Tokenizer:
+def make_tokenizer(vocab_size: int) -> Tokenizer:
     """A vocabulary of made-up pieces, every third of them the start of a word."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     pieces = []

@@ -336,7 +336,6 @@ class PipelinedEngine:
             self._drain_turns(self._unsent)
 
     def _launch(self, outputs: list[StreamOutput]) -> _Launched | None:
-        self._rings.move_up()
         for stream, state in list(self._finishing.items()):
             if not self._rings.beside(state.slot):
                 self._table.finished[state.slot] = True
@@ -427,8 +426,9 @@ class PipelinedEngine:
             state = self._by_slot[slots[row]]
             assert state is not None
             self._read_row(state, plan, found, row, int(begin[row]), int(end[row]), outputs)
-        # Only now: a row's audio may be wanted for its turn.
-        self._rings.freed[slots[alive]] = end[alive]
+        # Only now: a row's audio may be wanted for its turn.  Streams that ended meanwhile are gone.
+        alive &= ~plan.ends_B
+        self._rings.free(slots[alive], end[alive])
 
     def _read_row(
         self,

@@ -20,8 +20,8 @@ from gpu_worker.turn.vad import SileroVad
 
 logger = logging.getLogger(__name__)
 
-# Audio of a stream that stands ready for the device: a chunk under way, one waiting, one arriving.
-_RING_CHUNKS = 3
+# Audio of a stream that stands ready for the device: two chunks under way, one waiting, one arriving.
+_RING_CHUNKS = 4
 # What is left of free device memory for the allocator's slack and for other processes.
 _SPARE_BYTES = 1 << 30
 

@@ -30,7 +30,7 @@ class SampleRings:
         self._rings = list(ring_SC)
         self._length = ring_SC.shape[1]
         self._table = table
-        # Samples before these are no more needed.
+        # Samples before these are no more needed; see `free`.
         self.freed: NDArray[np.int64] = np.zeros(len(self._rings), dtype=np.int64)
         self._beside: dict[int, deque[Samples]] = {}
 
@@ -55,18 +55,24 @@ class SampleRings:
         if written < len(samples):
             self._beside[slot] = deque([samples[written:].copy()])
 
-    def move_up(self) -> None:
-        """Write what waits beside the rings, as far as there is room."""
-        for slot, parts in list(self._beside.items()):
-            while parts:
-                part = parts[0]
-                written = self._write(slot, part)
-                if written < len(part):
-                    parts[0] = part[written:]
-                    break
-                parts.popleft()
-            if not parts:
-                del self._beside[slot]
+    def free(self, slots: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        """Say that samples before `ends` are no more needed; what waits beside those rings moves up."""
+        self.freed[slots] = ends
+        if self._beside:
+            for slot in slots.tolist():
+                if slot in self._beside:
+                    self._move_up(slot)
+
+    def _move_up(self, slot: int) -> None:
+        parts = self._beside[slot]
+        while parts:
+            part = parts[0]
+            written = self._write(slot, part)
+            if written < len(part):
+                parts[0] = part[written:]
+                return
+            parts.popleft()
+        del self._beside[slot]
 
     def copy(self, slot: int, first: int, end: int) -> Samples:
         """Samples first .. end - 1 of a slot's stream, all in its ring."""

@@ -1,0 +1,196 @@
+"""One trial of the C120 rule at engine level: N streams in real time against one engine, in one process.
+
+Load: every stream speaks without pause for the length of the trial, from its own seeded random moment of
+the first ten seconds on.  Its audio is handed to the engine chunk by chunk, at the moment when a chunk's
+last sample is there.
+
+A chunk is late when the step that decodes it starts more than one chunk's duration after its last
+sample was there; a step starts when it was launched and the one before it was over.  The trial passes
+when at most 0.1 % of the chunks are late, the p95 time from a stream's last sample to its final result,
+less a chunk's duration, is at most a second, and no stream is ever more than 3 s behind.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.entries import StreamId
+from common.options import StreamOptions
+from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.pipelined_engine import PipelinedEngine
+from gpu_worker.engine.steps import Field, Flight, StepFindings, Steps
+
+SAMPLE_RATE = 16_000
+ARRIVAL_S = 10.0
+MAX_LATE_SHARE = 0.001
+MAX_FINAL_MS = 1_000.0
+MAX_BACKLOG_S = 3.0
+# A trial that is so far behind has failed; it need not run to its end.
+GIVE_UP_BACKLOG_S = 6.0
+_POOL_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """What one trial gave; times in milliseconds.  `final_*_ms` are less a chunk's duration."""
+
+    streams: int
+    seconds: float
+    passed: bool
+    chunks: int
+    late_share: float
+    wait_p50_ms: float
+    wait_p99_ms: float
+    final_p50_ms: float
+    final_p95_ms: float
+    max_backlog_s: float
+    steps: int
+    rows_per_step: float
+    step_p50_ms: float
+    step_p99_ms: float
+    device_busy: float
+    host_busy: float
+    tokens_per_second: float
+    finals: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a line of JSON."""
+        return asdict(self)
+
+
+class RecordingSteps:
+    """Steps that note when each chunk's step started; otherwise those it wraps."""
+
+    def __init__(self, steps: Steps, clock: ChunkClock, stream_of: NDArray[np.int64]) -> None:
+        self.inner = steps
+        self._stream_of = stream_of
+        self.state, self.pages, self.vad = steps.state, steps.pages, steps.vad
+        self.ring_SC, self.max_rows = steps.ring_SC, steps.max_rows
+        self._chunk_frames = clock.chunk_frames
+        self._over_at = 0.0
+        self._under_way: list[tuple[float, NDArray[np.int64]]] = []
+        # Of each step: when it started, when it was over, and its whole-chunk rows [stream, chunk].
+        self.started: list[float] = []
+        self.over: list[float] = []
+        self.rows: list[NDArray[np.int64]] = []
+
+    def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
+        whole = rows_FB[:, rows_FB[Field.FRAMES] == self._chunk_frames]
+        streams = self._stream_of[whole[Field.SLOT]]
+        chunks = np.stack([streams, whole[Field.START] // self._chunk_frames])
+        self._under_way.append((time.perf_counter(), chunks))
+        return self.inner.launch(rows_FB, table_BM)
+
+    def wait(self, flight: Flight) -> StepFindings:
+        findings = self.inner.wait(flight)
+        launched_at, chunks = self._under_way.pop(0)
+        self.started.append(max(launched_at, self._over_at))
+        self._over_at = time.perf_counter()
+        self.over.append(self._over_at)
+        self.rows.append(chunks)
+        return findings
+
+
+def run_trial(engine: PipelinedEngine, num_streams: int, seconds: float, seed: int = 0) -> TrialResult:
+    """Load the engine; it is fresh and has a slot for every stream."""
+    clock = engine.clock
+    stream_of = np.full(engine.capacity, -1, dtype=np.int64)
+    steps = RecordingSteps(engine.steps, clock, stream_of)
+    engine.steps = steps
+    rng = np.random.default_rng(seed)
+    arrival = np.sort(rng.uniform(0.0, ARRIVAL_S, num_streams))
+    first, chunk = clock.samples_of_chunks(1), clock.chunk_samples
+    num_pieces = max(1, int((seconds * SAMPLE_RATE - first) // chunk) + 1)
+    length = first + (num_pieces - 1) * chunk
+    pool = (0.1 * rng.standard_normal(_POOL_S * SAMPLE_RATE + chunk)).astype(np.float32)
+    offset = rng.integers(0, _POOL_S * SAMPLE_RATE, num_streams).tolist()
+    names = [StreamId(number + 1) for number in range(num_streams)]
+    given = np.zeros(num_streams, dtype=np.int64)
+    slot_of = np.full(num_streams, -1, dtype=np.int64)
+    final_at = np.full(num_streams, np.nan)
+    options = StreamOptions()
+    table = engine._table
+    gc.collect()
+    gc.freeze()
+    max_backlog, opened, gave_up = 0.0, 0, False
+    tokens_before, waited = engine.stats.tokens, 0.0
+    origin = time.perf_counter()
+    while not gave_up:
+        now = time.perf_counter()
+        passed = now - origin - arrival
+        while opened < num_streams and passed[opened] >= 0:
+            engine.open(names[opened], options)
+            state = engine._streams[names[opened]]
+            slot_of[opened], stream_of[state.slot] = state.slot, opened
+            opened += 1
+        due = np.clip((passed * SAMPLE_RATE - first) // chunk + 1, 0, num_pieces).astype(np.int64)
+        for index in np.flatnonzero(due > given).tolist():
+            name, at = names[index], offset[index]
+            for piece in range(int(given[index]), int(due[index])):
+                count = chunk if piece else first
+                start = (at + piece * chunk) % (_POOL_S * SAMPLE_RATE)
+                engine.feed(name, pool[start : start + count])
+            if due[index] == num_pieces:
+                engine.finish(name)
+            given[index] = due[index]
+        if opened:
+            live = np.isnan(final_at[:opened])
+            heard = np.minimum(passed[:opened] * SAMPLE_RATE, length)
+            frames = table.decoded[slot_of[:opened]]
+            behind = np.where(live, heard - clock.frame_samples * frames, 0.0).max() / SAMPLE_RATE
+            max_backlog = max(max_backlog, float(behind))
+            gave_up = behind > GIVE_UP_BACKLOG_S
+        if engine.has_work():
+            for output in engine.step():
+                if output.is_final:
+                    final_at[output.stream - 1] = time.perf_counter()
+        elif not np.isnan(final_at).any():
+            break
+        else:
+            waited += 0.0003
+            time.sleep(0.0003)
+    wall = time.perf_counter() - origin
+    gc.unfreeze()
+    stats = engine.stats
+    busy = stats.pre_encode.busy_s + stats.encode.busy_s + stats.decode.busy_s
+    waits = []
+    for started, (streams, chunks) in zip(steps.started, steps.rows, strict=True):
+        there = origin + arrival[streams] + (first + chunks * chunk) / SAMPLE_RATE
+        waits.append(started - there)
+    wait_s = np.concatenate(waits) if waits else np.zeros(1)
+    last_sample = origin + arrival + length / SAMPLE_RATE
+    chunk_s = chunk / SAMPLE_RATE
+    final_ms = 1000 * (final_at - last_sample - chunk_s)
+    final_ms = np.where(np.isnan(final_ms), np.inf, final_ms)
+    step_ms = 1000 * (np.array(steps.over) - np.array(steps.started))
+    late = float((wait_s > chunk_s).mean())
+    final_p95 = float(np.percentile(final_ms, 95))
+    return TrialResult(
+        streams=num_streams,
+        seconds=seconds,
+        passed=not gave_up
+        and late <= MAX_LATE_SHARE
+        and final_p95 <= MAX_FINAL_MS
+        and max_backlog <= MAX_BACKLOG_S,
+        chunks=len(wait_s),
+        late_share=late,
+        wait_p50_ms=1000 * float(np.percentile(wait_s, 50)),
+        wait_p99_ms=1000 * float(np.percentile(wait_s, 99)),
+        final_p50_ms=float(np.percentile(final_ms, 50)),
+        final_p95_ms=final_p95,
+        max_backlog_s=max_backlog,
+        steps=len(step_ms),
+        rows_per_step=float(np.mean([rows.shape[1] for rows in steps.rows])),
+        step_p50_ms=float(np.percentile(step_ms, 50)),
+        step_p99_ms=float(np.percentile(step_ms, 99)),
+        device_busy=busy / wall,
+        host_busy=1.0 - waited / wall,
+        tokens_per_second=(stats.tokens - tokens_before) / (num_streams * length / SAMPLE_RATE),
+        finals=int((~np.isnan(final_at)).sum()),
+    )

@@ -1,0 +1,112 @@
+"""Engines for the benchmarks: on a GPU with random weights, or with simulated steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from benchmarks.random_model import CONFIGS, calibrate, make_model, make_tokenizer
+from benchmarks.simulated_steps import SimulatedSteps
+from gpu_worker.engine.block_manager import BlockManager
+from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.engine import EngineConfig
+from gpu_worker.engine.interface import EngineStats
+from gpu_worker.engine.model_runner import BatchSizes
+from gpu_worker.engine.pipelined_engine import PipelinedEngine
+from gpu_worker.engine.pipelined_factory import make_pipelined_engine, page_bytes, slot_bytes
+
+LEFT_FRAMES = 70
+_PRE_ENCODE_ROWS = 1024
+
+
+class RowSizes(Protocol):
+    """What an engine is built from."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def chunk_ms(self) -> int: ...
+    @property
+    def page_frames(self) -> int: ...
+    @property
+    def max_rows(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An engine and what is to be said of it."""
+
+    engine: PipelinedEngine
+    device: str
+    precision: str
+    capture_s: float
+    tokens_per_second: float
+    stream_bytes: int
+
+
+def engine_config(row: RowSizes, streams: int) -> EngineConfig:
+    """Sizes for so many streams; turn detection is off: the benchmark is of the recognizer."""
+    rows = min(row.max_rows, streams)
+    return EngineConfig(
+        num_slots=streams,
+        context=(LEFT_FRAMES, row.chunk_ms // 80 - 1),
+        batch_sizes=BatchSizes(min(rows, _PRE_ENCODE_ROWS), rows, rows),
+        page_frames=row.page_frames,
+        turn_detection=False,
+    )
+
+
+def build(row: RowSizes, streams: int, device: str) -> Built:
+    """An engine on a GPU, its graphs captured."""
+    where = torch.device(device)
+    torch.cuda.set_device(where)
+    loaded = make_model(CONFIGS[row.model], torch.bfloat16, where)
+    rate = calibrate(loaded)
+    torch.cuda.empty_cache()
+    engine = make_pipelined_engine(loaded, engine_config(row, streams))
+    pages = -(-(LEFT_FRAMES + row.chunk_ms // 80) // row.page_frames)
+    stream_bytes = pages * page_bytes(loaded, row.page_frames) + slot_bytes(loaded)
+    capture_s = float(getattr(engine.steps, "capture_s", 0.0))
+    return Built(engine, torch.cuda.get_device_name(where), "bfloat16", capture_s, rate, stream_bytes)
+
+
+def build_simulated(row: RowSizes, streams: int, fixed_ms: float, row_us: float) -> Built:
+    """The same engine over steps that only take time."""
+    clock = ChunkClock(160, 200, 8, row.chunk_ms // 80)
+    stats, config = EngineStats(), engine_config(row, streams)
+    ring_pages = -(-(LEFT_FRAMES + clock.chunk_frames) // row.page_frames)
+    steps = SimulatedSteps(
+        clock,
+        num_slots=streams,
+        num_pages=streams * ring_pages,
+        page_frames=row.page_frames,
+        ring_samples=4 * clock.chunk_samples,
+        max_rows=config.batch_sizes.encode,
+        vocab_size=1000,
+        fixed_ms=fixed_ms,
+        row_us=row_us,
+        stats=stats,
+    )
+    engine = PipelinedEngine(
+        steps,
+        config,
+        BlockManager(streams * ring_pages, row.page_frames, ring_pages, streams),
+        clock=clock,
+        tokenizer=make_tokenizer(CONFIGS[row.model].vocab_size),
+        left_frames=LEFT_FRAMES,
+        fingerprint="simulated",
+        eou_id=None,
+        judge=None,
+        stats=stats,
+    )
+    return Built(engine, "simulated", "none", 0.0, 0.0, 0)
+
+
+def memory_bytes(device: str) -> int:
+    """Device memory in use, by whoever."""
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return 0
+    free, total = torch.cuda.mem_get_info(torch.device(device))
+    return total - free
