@@ -35,7 +35,7 @@ class Stack:
         self._folder = folder
         self._processes = ExitStack()
 
-    def worker(self, name: str = "w-1", *, ready: bool = True, **flags: object) -> WorkerProcess:
+    def worker(self, name: str = "w-1", *, ready: bool = True, **flags: Any) -> WorkerProcess:
         process = WorkerProcess(self.url, name, self._folder / f"{name}.log", **flags)
         self._processes.enter_context(process)
         return process.ready(self.client) if ready else process
