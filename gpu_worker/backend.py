@@ -11,7 +11,6 @@ from typing import Final
 import numpy as np
 
 from common.entries import StreamId
-from common.errors import SettingsError
 from common.options import StreamOptions
 from common.settings import WorkerSettings
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine
@@ -42,8 +41,6 @@ def make_backend(settings: WorkerSettings) -> Backend:
             {"model": "null", "device": "none", "dtype": "none", "chunk_ms": str(chunk_ms)},
             _nobody_waits,
         )
-    if settings.backend == "nemo":
-        raise SettingsError("--backend nemo is not part of this version; take native.")
     # Imported here: a worker without a model needs no torch, and starts at once.
     from gpu_worker.engine.factory import make_engine
     from gpu_worker.turn.configuration import make_smart_turn, turn_settings
