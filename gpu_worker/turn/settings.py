@@ -46,8 +46,8 @@ class TurnSettings:
     pause_ms: int = 96
     eou_silence_ms: int = 96
     eou_hold_ms: int = 480
-    smart_silence_ms: int = 160
-    end_silence_ms: int = 800
+    smart_silence_ms: int = 256
+    end_silence_ms: int = 1_000
     max_pause_ms: int = 2_000
     auto_finalize: bool = False
     finalize_lag_ms: int = 480

@@ -19,10 +19,10 @@ from gpu_worker.turn.endpointing import (
 from gpu_worker.turn.settings import Signal, TurnSettings
 
 CHUNK = 1_280
-VAD = TurnSettings(signals=frozenset({Signal.VAD}))
-EOU = TurnSettings(signals=frozenset({Signal.EOU}))
-SMART = TurnSettings(signals=frozenset({Signal.SMART_TURN}))
-ALL = TurnSettings(signals=frozenset(Signal))
+ALL = TurnSettings(signals=frozenset(Signal), smart_silence_ms=160, end_silence_ms=800, max_pause_ms=2_000)
+VAD = replace(ALL, signals=frozenset({Signal.VAD}))
+EOU = replace(ALL, signals=frozenset({Signal.EOU}))
+SMART = replace(ALL, signals=frozenset({Signal.SMART_TURN}))
 
 
 def course(*parts: tuple[float, int]) -> list[float]:

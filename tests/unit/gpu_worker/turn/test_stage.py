@@ -15,8 +15,8 @@ from gpu_worker.turn.stage import HISTORY_SAMPLES, MAX_HELD_CHUNKS, TurnAnswer, 
 
 CHUNK = 2_560
 ONE, TWO = StreamId(1), StreamId(2)
-VAD = TurnSettings(signals=frozenset({Signal.VAD}))
-SMART = TurnSettings(signals=frozenset({Signal.SMART_TURN}))
+VAD = TurnSettings(signals=frozenset({Signal.VAD}), end_silence_ms=800)
+SMART = replace(VAD, signals=frozenset({Signal.SMART_TURN}), smart_silence_ms=160)
 
 
 @dataclass
@@ -303,7 +303,7 @@ def test_going_on_from_an_export_is_exact(cut: int, signals: TurnSettings) -> No
 
 def test_signals_that_the_server_cannot_give_leave_it_to_silence() -> None:
     stage = TurnStage(judge=None, has_eou=False)
-    stage.open(ONE, TurnSettings(signals=frozenset({Signal.EOU, Signal.SMART_TURN})))
+    stage.open(ONE, replace(VAD, signals=frozenset({Signal.EOU, Signal.SMART_TURN})))
     assert not stage.needs_samples(ONE)
     push(stage, ONE, [1], 0.9)
     push(stage, ONE, range(2, 8), 0.0)

@@ -1,0 +1,258 @@
+"""How soon the end of an utterance is reported, how often falsely, and how often not at all.
+
+    python -m benchmarks.turns [--model-size tiny | --model PATH] [--asterisk FOLDER] [--out FILE.json]
+
+Plays sessions with known ends (benchmarks/turn_corpus.py) through model and speech detector once
+(benchmarks/turn_trace.py) and through endpointing under many settings. Positions are of audio:
+
+- latency: from the last sample of an utterance to the end of the chunk whose result reports its end;
+  `decided` to the position at which it was decided, inside that chunk. A service adds its own time on
+  top, and with smart-turn up to one call of it.
+- false end: any reported end but the first one after each utterance. One up to 100 ms before the labelled
+  end counts as right.
+- missed: no end between an utterance and the start of the next (1.5 to 3.5 s), or the end of the stream.
+
+Only sessions of odd number are counted unless --part says otherwise; settings are chosen on the others.
+"""
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.turn_corpus import RATE, build
+from benchmarks.turn_trace import Trace, play, record
+from gpu_worker.model.checkpoint import load_model
+from gpu_worker.turn.endpointing import Cause
+from gpu_worker.turn.settings import Signal, TurnSettings
+from gpu_worker.turn.smart_turn import SmartTurn
+
+EARLY_SAMPLES = RATE // 10
+THRESHOLD = 0.7
+ROOT = Path(__file__).parents[1]
+
+Ends = Callable[[Trace], Iterator[tuple[int, int]]]
+"""Of a trace, (end of the chunk that reports it, position at which it was decided) of every end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Figures of one system on one set of sessions; latencies in milliseconds."""
+
+    system: str
+    setting: str
+    source: str
+    utterances: int
+    p50_ms: float | None
+    p90_ms: float | None
+    p95_ms: float | None
+    decided_p50_ms: float | None
+    decided_p95_ms: float | None
+    false_ends_a_minute: float
+    missed: int
+
+
+def score(system: str, setting: str, source: str, traces: Sequence[Trace], ends_of: Ends) -> Score:
+    """Compares the ends that a system reports with the labels."""
+    reported: list[float] = []
+    decided: list[float] = []
+    num_utterances = num_false = num_missed = num_speech = 0
+    for trace in traces:
+        ends = list(ends_of(trace))
+        utterances = trace.session.utterances
+        limits = [utterance.start_sample for utterance in utterances[1:]] + [len(trace.session.samples)]
+        num_hits = 0
+        for utterance, limit in zip(utterances, limits, strict=True):
+            num_utterances += 1
+            num_speech += utterance.end_sample - utterance.start_sample
+            hits = [end for end in ends if utterance.end_sample - EARLY_SAMPLES <= end[0] < limit]
+            if not hits:
+                num_missed += 1
+                continue
+            num_hits += 1
+            reported.append((hits[0][0] - utterance.end_sample) * 1_000 / RATE)
+            decided.append((hits[0][1] - utterance.end_sample) * 1_000 / RATE)
+        num_false += len(ends) - num_hits
+    return Score(
+        system,
+        setting,
+        source,
+        num_utterances,
+        _percentile(reported, 50),
+        _percentile(reported, 90),
+        _percentile(reported, 95),
+        _percentile(decided, 50),
+        _percentile(decided, 95),
+        round(num_false / (num_speech / RATE / 60), 2),
+        num_missed,
+    )
+
+
+def endpointing(settings: TurnSettings, model: SmartTurn, threshold: float) -> Ends:
+    """What the server reports, without the end that the end of the stream brings."""
+
+    def ends(trace: Trace) -> Iterator[tuple[int, int]]:
+        outcomes = play(trace, settings, model, threshold)
+        for chunk, outcome in zip(trace.chunks, outcomes, strict=True):
+            if outcome.turn_detection == "end_of_utterance" and outcome.cause is not Cause.FINISHED:
+                assert outcome.decided_sample is not None
+                yield chunk.end_sample, outcome.decided_sample
+
+    return ends
+
+
+def tokens(trace: Trace) -> Iterator[tuple[int, int]]:
+    """The model's `<EOU>` as it comes."""
+    for chunk in trace.chunks:
+        for sample in chunk.eou_samples:
+            yield chunk.end_sample, sample
+
+
+def systems(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
+    """Every system with every setting of its sweep; the first of `fused` is the server's default."""
+    everything = TurnSettings(signals=frozenset(Signal))
+    default = endpointing(everything, model, THRESHOLD)
+    yield "fused", "defaults", default
+    for silence_ms in (160, 320, 480, 640, 800, 1_000, 1_200):
+        settings = replace(everything, signals=frozenset({Signal.VAD}), end_silence_ms=silence_ms)
+        yield "silero-vad", f"silence {silence_ms} ms", endpointing(settings, model, THRESHOLD)
+    yield "<EOU>", "token as it comes", tokens
+    settings = replace(everything, signals=frozenset({Signal.EOU}))
+    yield "<EOU>", "in silence, else 2,000 ms", endpointing(settings, model, THRESHOLD)
+    for smart_ms in (96, 160, 192, 256, 320):
+        for threshold in (0.5, 0.7, 0.9):
+            setting = f"at {smart_ms} ms from {threshold}"
+            settings = replace(everything, signals=frozenset({Signal.SMART_TURN}), smart_silence_ms=smart_ms)
+            yield "smart-turn", f"{setting}, else 2,000 ms", endpointing(settings, model, threshold)
+            for silence_ms in (800, 1_000, 1_200):
+                # What smart-turn does not call complete is left to silence, as if it had not spoken.
+                settings = replace(
+                    everything,
+                    smart_silence_ms=smart_ms,
+                    end_silence_ms=silence_ms,
+                    max_pause_ms=silence_ms,
+                )
+                yield "fused", f"{setting}, else {silence_ms} ms", endpointing(settings, model, threshold)
+
+
+def best_at(scores: Sequence[Score], false_ends_a_minute: float) -> Score | None:
+    """The setting with the least p95 (then p50) among those with no more false ends."""
+    allowed = [
+        one
+        for one in scores
+        if one.false_ends_a_minute <= false_ends_a_minute and one.p95_ms is not None and not one.missed
+    ]
+    return min(allowed, key=lambda one: (one.p95_ms, one.p50_ms), default=None)
+
+
+def _percentile(values: Sequence[float], percent: float) -> float | None:
+    return round(float(np.percentile(values, percent)), 0) if values else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", help="folder, .nemo file or hub id; else --model-size")
+    parser.add_argument("--model-size", default="tiny")
+    parser.add_argument("--chunk-ms", type=int, nargs="+", default=[160, 80])
+    parser.add_argument("--sources", nargs="+", default=["asterisk", "espeak", "recordings"])
+    parser.add_argument("--asterisk", type=Path, default=Path("/usr/share/asterisk/sounds"))
+    parser.add_argument("--max-clips", type=int, default=160, help="utterances of a source")
+    parser.add_argument("--part", choices=("test", "dev", "all"), default="test")
+    parser.add_argument("--out", type=Path, help="JSON; a table stands beside it as .md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    loaded = load_model(arguments.model, size=arguments.model_size)
+    model = SmartTurn()
+    sessions = build(
+        arguments.sources,
+        recordings=ROOT / "parakeet" / "recordings",
+        asterisk=arguments.asterisk,
+        max_clips=arguments.max_clips,
+    )
+    wanted = {"test": {1}, "dev": {0}, "all": {0, 1}}[arguments.part]
+    sessions = [
+        session
+        for session in sessions
+        # The recordings are one session: counted, never tuned on.
+        if int(session.name.rpartition("-")[2]) % 2 in wanted or session.source == "recordings"
+    ]
+    lines: list[str] = []
+    results: list[dict[str, object]] = []
+    for chunk_ms in arguments.chunk_ms:
+        traces = record(sessions, loaded, loaded.config.context_for_chunk(chunk_ms))
+        for source in arguments.sources:
+            mine = [trace for trace in traces if trace.session.source == source]
+            scores = [score(system, setting, source, mine, ends) for system, setting, ends in systems(model)]
+            lines += table(f"{source}, chunks of {chunk_ms} ms", scores)
+            results += [{"chunk_ms": chunk_ms, **asdict(one)} for one in scores]
+            print("\n".join(lines[-len(scores) - 12 :]), flush=True)
+    if arguments.out:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        header = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "commit": commit,
+            "model": loaded.source,
+            "part": arguments.part,
+            "speech_minutes": {
+                source: round(
+                    sum(
+                        utterance.end_sample - utterance.start_sample
+                        for session in sessions
+                        if session.source == source
+                        for utterance in session.utterances
+                    )
+                    / RATE
+                    / 60,
+                    2,
+                )
+                for source in arguments.sources
+            },
+        }
+        arguments.out.write_text(json.dumps({**header, "scores": results}, indent=1) + "\n")
+        title = [
+            f"# Ends of utterances: {key} {value}" if key == "date" else f"- {key}: {value}"
+            for key, value in header.items()
+        ]
+        arguments.out.with_suffix(".md").write_text("\n".join([*title, "", *lines]) + "\n")
+
+
+def table(title: str, scores: Sequence[Score]) -> list[str]:
+    """Markdown: what each system reaches, and the best settings under limits of false ends."""
+    head = [
+        "",
+        f"## {title}: {scores[0].utterances} utterances",
+        "",
+        "| system | setting | p50 | p90 | p95 ms | decided p50 | p95 ms | false a minute | missed |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    rows = [_row(one) for one in scores]
+    fused = [one for one in scores if one.system == "fused"]
+    tail = ["", "Best of fused, at no more than so many false ends a minute and none missed:", ""]
+    for limit in (0.5, 1.0, 2.0, 4.0, 8.0):
+        best = best_at(fused, limit)
+        tail.append(
+            f"- {limit}: none"
+            if best is None
+            else f"- {limit}: p50/p95 {best.p50_ms:.0f}/{best.p95_ms:.0f} ms ({best.setting}; "
+            f"{best.false_ends_a_minute} a minute)"
+        )
+    return [*head, *rows, *tail]
+
+
+def _row(one: Score) -> str:
+    latencies = (one.p50_ms, one.p90_ms, one.p95_ms, one.decided_p50_ms, one.decided_p95_ms)
+    shown = " | ".join("-" if value is None else f"{value:.0f}" for value in latencies)
+    return f"| {one.system} | {one.setting} | {shown} | {one.false_ends_a_minute} | {one.missed} |"
+
+
+if __name__ == "__main__":
+    main()
