@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from common.assignments import OwnedStream
+from common.claims import OwnedStream
 from common.entries import IngressId, StreamId
 
 

@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from common.assignments import Checkpoint, Claims
+from common.assignments import Checkpoint
 from common.audio_log import ready_command
+from common.claims import Claims
 from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import StreamError
 from common.keys import Keys

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from common.assignments import Claims, OwnedStream
 from common.audio_log import extend
+from common.claims import Claims, OwnedStream
 from common.entries import AssignmentEntry, IngressId, WorkerId
 from common.errors import EntryError, StreamLost
 from common.leases import WorkerLease

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Final, Protocol
 
 from common.admission import check_worker_agrees
-from common.assignments import Claims
+from common.claims import Claims
 from common.entries import WorkerId
 from common.keys import Keys
 from common.leases import WorkerLease
@@ -109,6 +109,7 @@ class Worker:
             backend.description,
             self._sweeper.revalidate,
             self._hung,
+            backend.counts,
         )
 
     def run(self) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.assignments import Claims
 from common.audio_log import AudioReader
+from common.claims import Claims
 from common.entries import AudioEntry, StreamId, WorkerId
 from common.errors import RedisUnavailable, StreamLost
 from common.keys import Keys

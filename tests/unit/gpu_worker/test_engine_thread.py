@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from common.assignments import Checkpoint, OwnedStream, StreamRecord
+from common.assignments import Checkpoint, StreamRecord
+from common.claims import OwnedStream
 from common.entries import IngressId, StreamId, WorkerId
 from common.errors import ErrorCode
 from common.keys import Keys

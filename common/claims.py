@@ -1,0 +1,317 @@
+"""Ownership of streams: a worker claims, takes over, opens and ends them.
+
+The worker whose consumer has an assignment pending owns the stream; the assignment leaves at the
+stream's end. Opening a stream raises its epoch, which fences the owner before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from common.assignments import Checkpoint, StreamRecord, decode_record
+from common.entries import (
+    LAYOUT_VERSION,
+    AssignmentEntry,
+    StreamId,
+    WorkerId,
+    decode_assignment,
+    next_entry_id,
+)
+from common.errors import EntryError
+from common.keys import (
+    ASSIGNMENT_GROUP,
+    FINISHED_STREAM_TTL_MS,
+    READY_TTL_MS,
+    REGISTER_TTL_MS,
+    RESULTS_MAX_LENGTH,
+    Keys,
+    StreamKeys,
+)
+from common.redis import RESPONSE_ERROR, SyncClient, SyncRedis
+
+logger = logging.getLogger(__name__)
+
+# KEYS new m a r ready; ARGV group wid entry sid ready-ttl. Gives {'gone'}, {'lost'} or
+# {'owned', epoch, last seq, record}. The audio group of the new epoch begins at the checkpoint. The
+# entry with seq 0 fences: after it, an earlier owner can add no result.
+_OPEN: Final = f"""
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
+if pending.err or not pending[1] or pending[1][2] ~= ARGV[2] then return {{'lost'}} end
+if redis.call('EXISTS', KEYS[2]) == 0 or redis.call('HGET', KEYS[2], 'finished') then
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+  redis.call('XDEL', KEYS[1], ARGV[3])
+  return {{'gone'}}
+end
+local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', 1)
+redis.call('HSET', KEYS[2], 'owner', ARGV[2])
+local ttl = redis.call('HGET', KEYS[2], 'ttl_ms')
+local start = redis.call('HGET', KEYS[2], 'ck_entry') or '0'
+redis.call('XGROUP', 'CREATE', KEYS[3], 'asr-' .. epoch, start, 'MKSTREAM')
+redis.call('XGROUP', 'DESTROY', KEYS[3], 'asr-' .. (epoch - 1))
+redis.call('PEXPIRE', KEYS[3], ttl)
+local seq = 0
+local last = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
+if last then
+  seq = tonumber(string.match(last[1], '-(%d+)$'))
+  if seq == 0 then seq = tonumber(string.match(last[2][4], '"seq":(%d+)')) end
+end
+local notice = '{{"worker":"' .. ARGV[2] .. '","seq":' .. seq .. '}}'
+redis.call('XADD', KEYS[4], 'MAXLEN', '~', {RESULTS_MAX_LENGTH}, epoch .. '-0', 'k', 'o', 'j', notice)
+redis.call('PEXPIRE', KEYS[4], ttl)
+redis.call('ZADD', KEYS[5], 'NX', 0, ARGV[4])
+redis.call('PEXPIRE', KEYS[5], ARGV[5])
+return {{'owned', epoch, seq, notice, redis.call('HGETALL', KEYS[2])}}
+"""
+
+# KEYS new m a r s ready; ARGV group, entry, sid, epoch, ttl. Gives 1, 0 where the epoch is another's,
+# -1 where the stream had left Redis.
+_FINISH: Final = """
+local epoch = redis.call('HGET', KEYS[2], 'epoch')
+if epoch and epoch ~= ARGV[4] then return 0 end
+redis.pcall('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('DEL', KEYS[3], KEYS[5])
+redis.call('ZREM', KEYS[6], ARGV[3])
+redis.call('PEXPIRE', KEYS[4], ARGV[5])
+if not epoch then return -1 end
+redis.call('HSET', KEYS[2], 'finished', '1')
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
+return 1
+"""
+
+# KEYS m a s; ARGV epoch, first id kept, snapshot, then the checkpoint's fields. Gives 1, or 0 where
+# the epoch is another's.
+_CHECKPOINT: Final = """
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+redis.call('SET', KEYS[3], ARGV[3], 'PX', redis.call('HGET', KEYS[1], 'ttl_ms'))
+redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedStream:
+    """A stream that this worker owns, as it was when the worker opened it.
+
+    entry_id: its assignment. last_seq: last result that an earlier owner may have published; results
+    of a replay up to it are not sent again. notice: JSON of the owner notice, to be published.
+    """
+
+    keys: StreamKeys
+    entry_id: bytes
+    record: StreamRecord
+    last_seq: int
+    notice: bytes
+
+    @property
+    def stream(self) -> StreamId:
+        """The stream."""
+        return self.keys.stream
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of this ownership."""
+        return self.record.epoch
+
+
+class Claims:
+    """Assignments as a worker takes, opens and ends them. May be used by several threads."""
+
+    def __init__(self, redis: SyncRedis, keys: Keys, worker: WorkerId) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._worker = worker
+
+    def prepare(self) -> None:
+        """Make the group of every shard that has none (at start, and when Redis lost it)."""
+        for shard in range(self._keys.shards):
+            key = self._keys.assignments(shard)
+            client = self._redis.shard(shard)
+            try:
+                client.execute_command("XGROUP", "CREATE", key, ASSIGNMENT_GROUP, "0", "MKSTREAM")
+            except RESPONSE_ERROR as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+            client.execute_command("PEXPIRE", key, REGISTER_TTL_MS)
+
+    def wait(
+        self, client: SyncClient, shards: Sequence[int], count: int, block_ms: int | None
+    ) -> list[AssignmentEntry]:
+        """Wait for up to `count` new streams of shards that share a server, through a blocking client.
+
+        block_ms: how long; None only looks.
+
+        Makes the groups again when Redis has lost them.
+        """
+        streams = [self._keys.assignments(shard) for shard in shards]
+        block = () if block_ms is None else ("BLOCK", block_ms)
+        try:
+            reply = client.execute_command(
+                *("XREADGROUP", "GROUP", ASSIGNMENT_GROUP, self._worker, "COUNT", count, *block),
+                *("STREAMS", *streams, *([b">"] * len(streams))),
+            )
+        except RESPONSE_ERROR as error:
+            if "NOGROUP" not in str(error):
+                raise
+            self.prepare()
+            return []
+        return _readable(item for _, entries in reply or () for item in entries)
+
+    def own_pending(self, count: int) -> list[AssignmentEntry]:
+        """Streams that a process with this worker's id owned before."""
+        return self.pending_of(self._worker, count)
+
+    def pending_of(self, worker: WorkerId, count: int) -> list[AssignmentEntry]:
+        """Take over up to `count` streams of a worker whose lease has lapsed.
+
+        Of two workers that do this at once, each gets different streams.
+        """
+        taken: list[AssignmentEntry] = []
+        for shard in range(self._keys.shards):
+            if len(taken) >= count:
+                break
+            reply = self._redis.shard(shard).execute_command(
+                *("EVAL", _TAKE_OVER, 1, self._keys.assignments(shard)),
+                *(ASSIGNMENT_GROUP, worker, self._worker, count - len(taken)),
+            )
+            taken += _readable(reply)
+        return taken
+
+    def num_pending(self, worker: WorkerId) -> int:
+        """Streams that a worker owns, over all shards."""
+        total = 0
+        for shard in range(self._keys.shards):
+            reply = self._redis.shard(shard).execute_command(
+                "EVAL", _COUNT_PENDING, 1, self._keys.assignments(shard), ASSIGNMENT_GROUP, worker
+            )
+            total += int(reply)
+        return total
+
+    def forget_consumer(self, worker: WorkerId) -> bool:
+        """Remove a worker that owns nothing from the groups; False when it owns something after all."""
+        gone = True
+        for shard in range(self._keys.shards):
+            gone &= bool(
+                self._redis.shard(shard).execute_command(
+                    *("EVAL", _FORGET, 2, self._keys.assignments(shard), self._keys.ready(shard, worker)),
+                    *(ASSIGNMENT_GROUP, worker),
+                )
+            )
+        return gone
+
+    def open(self, entry: AssignmentEntry) -> OwnedStream | None:
+        """Become the owner of a stream, with the next epoch.
+
+        Gives None for a stream that has ended or that another worker has taken by now.
+        """
+        keys = self._keys.stream(entry.stream)
+        reply = self._redis.stream(entry.stream).execute_command(
+            *("EVAL", _OPEN, 5, self._keys.assignments(keys.shard), keys.meta, keys.audio, keys.results),
+            *(self._keys.ready(keys.shard, self._worker), ASSIGNMENT_GROUP, self._worker, entry.entry_id),
+            *(entry.stream, READY_TTL_MS),
+        )
+        if reply[0] != b"owned":
+            return None
+        return OwnedStream(
+            keys, entry.entry_id, decode_record(entry.stream, reply[4]), int(reply[2]), reply[3]
+        )
+
+    def snapshot(self, owned: OwnedStream) -> bytes | None:
+        """The engine state of the stream's checkpoint; None to begin at the beginning."""
+        if owned.record.checkpoint.samples_decoded == 0:
+            return None
+        data: bytes | None = self._redis.stream(owned.stream).execute_command("GET", owned.keys.snapshot)
+        return data
+
+    def still_owned(self, streams: Sequence[OwnedStream]) -> list[bool]:
+        """For each stream whether its record still names this worker and epoch."""
+        answers: list[bool] = []
+        for owned in streams:
+            owner, epoch = self._redis.stream(owned.stream).execute_command(
+                "HMGET", owned.keys.meta, "owner", "epoch"
+            )
+            answers.append(
+                owner is not None
+                and epoch is not None
+                and owner.decode() == self._worker
+                and int(epoch) == owned.epoch
+            )
+        return answers
+
+    def finish_command(self, owned: OwnedStream) -> tuple[Any, ...]:
+        """The command that ends a stream: put behind its last result, in the same pipeline.
+
+        Its reply is 1, or 0 where another worker owns the stream by now, or -1 where it had left Redis.
+        """
+        keys = owned.keys
+        return (
+            *("EVAL", _FINISH, 6, self._keys.assignments(keys.shard), keys.meta, keys.audio, keys.results),
+            *(keys.snapshot, self._keys.ready(keys.shard, self._worker), ASSIGNMENT_GROUP, owned.entry_id),
+            *(keys.stream, owned.epoch, FINISHED_STREAM_TTL_MS),
+        )
+
+    def checkpoint_command(
+        self, owned: OwnedStream, checkpoint: Checkpoint, snapshot: bytes
+    ) -> tuple[Any, ...]:
+        """The command that stores a checkpoint and trims the audio before it; its reply is 1 or 0."""
+        keys = owned.keys
+        entry_id = checkpoint.entry_id
+        fields: tuple[bytes | str | int, ...] = (
+            *("ck_samples", checkpoint.samples_decoded, "ck_seq", checkpoint.seq),
+            *(() if entry_id is None else ("ck_entry", entry_id)),
+        )
+        first_kept = b"0-1" if entry_id is None else next_entry_id(entry_id)
+        return (
+            *("EVAL", _CHECKPOINT, 3, keys.meta, keys.audio, keys.snapshot),
+            *(owned.epoch, first_kept, snapshot, *fields),
+        )
+
+
+def _readable(entries: Iterable[Sequence[Any]]) -> list[AssignmentEntry]:
+    """Assignments of our layout; others are logged and left to a worker of theirs."""
+    found = []
+    for entry_id, flat in entries:
+        try:
+            entry = decode_assignment(entry_id, flat)
+        except EntryError as error:
+            logger.error("unreadable assignment", extra={"entry_id": entry_id.decode(), "reason": str(error)})
+            continue
+        if entry.version == LAYOUT_VERSION:
+            found.append(entry)
+        else:
+            logger.error("assignment of another layout", extra={"stream_id": entry.stream})
+    return found
+
+
+# KEYS new; ARGV group, from, to, count.
+_TAKE_OVER: Final = """
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[2])
+if pending.err or not pending[1] then return {} end
+local ids = {}
+for i, entry in ipairs(pending) do ids[i] = entry[1] end
+local taken = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, unpack(ids))
+local found = {}
+for _, entry in ipairs(taken) do if entry then found[#found + 1] = entry end end
+return found
+"""
+
+# KEYS new; ARGV group, worker.
+_COUNT_PENDING: Final = """
+local consumers = redis.pcall('XPENDING', KEYS[1], ARGV[1])
+if consumers.err or not consumers[4] then return 0 end
+for _, consumer in ipairs(consumers[4]) do if consumer[1] == ARGV[2] then return tonumber(consumer[2]) end end
+return 0
+"""
+
+# KEYS new ready; ARGV group, worker. A consumer with pending entries stays: deleting it would lose them.
+_FORGET: Final = """
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+if not pending.err and pending[1] then return 0 end
+redis.call('DEL', KEYS[2])
+redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
