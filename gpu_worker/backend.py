@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
@@ -29,6 +29,8 @@ class Backend:
     description: dict[str, str]
     wake_with: Callable[[Callable[[], None]], None]
     """Takes what wakes the engine's thread when work that runs beside it is done."""
+    counts: Callable[[], Mapping[str, int | float]] = dict
+    """Counters of that work, for the worker's hash; called from any thread."""
 
 
 def make_backend(settings: WorkerSettings) -> Backend:
@@ -53,6 +55,9 @@ def make_backend(settings: WorkerSettings) -> Backend:
         built.engine,
         {"model": model, "device": built.device, "dtype": built.dtype, "chunk_ms": str(built.chunk_ms)},
         _nobody_waits if judge is None else judge.wake_with,
+        dict
+        if judge is None
+        else lambda: {f"smart_turn_{name}": count for name, count in asdict(judge.stats).items()},
     )
 
 

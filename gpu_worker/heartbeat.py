@@ -91,6 +91,7 @@ class Heartbeat:
 
     busy_s: how long the engine has been at one turn. report: makes the report of now.
     description: further fields of the hash, which say what the worker runs.
+    counts: further counters of the hash, asked for at every beat.
     on_lapsed: called when a renewal found that the lease had run out. on_hung: called when the engine
     has been at one turn for longer than `step_timeout_s`; the lease is then no longer renewed.
     """
@@ -105,6 +106,7 @@ class Heartbeat:
         description: Mapping[str, str],
         on_lapsed: Callable[[], None],
         on_hung: Callable[[float], None],
+        counts: Callable[[], Mapping[str, int | float]] = dict,
     ) -> None:
         self._lease = lease
         self._period_s = min(lease_s / 4, _MAX_BEAT_S)
@@ -112,6 +114,7 @@ class Heartbeat:
         self._busy_s = busy_s
         self._report = report
         self._description = dict(description)
+        self._counts = counts
         self._on_lapsed = on_lapsed
         self._on_hung = on_hung
         self._stop = threading.Event()
@@ -154,4 +157,4 @@ class Heartbeat:
             self._on_lapsed()
 
     def _write(self) -> None:
-        self._lease.report({**self._report().fields(), **self._description})
+        self._lease.report({**self._report().fields(), **self._counts(), **self._description})
