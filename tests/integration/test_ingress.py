@@ -333,9 +333,11 @@ async def test_a_client_goes_on_at_another_ingress(stack: Stack, kill: signal.Si
     await stack.empty(timeout_s=20)
 
 
-async def test_a_client_goes_on_at_the_same_ingress(stack: Stack) -> None:
+@pytest.mark.parametrize("max_num_streams", [1, 100])
+async def test_a_client_goes_on_at_the_same_ingress(stack: Stack, max_num_streams: int) -> None:
+    """Also where the cluster is full, of this very stream."""
     stack.worker()
-    ingress = stack.ingress()
+    ingress = stack.ingress(max_num_streams=max_num_streams)
     pcm = noise(6.0, seed=7)
     async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
         async with asyncio.TaskGroup() as tasks:
