@@ -77,6 +77,8 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes]) -> AudioEntry:
     """
     try:
         connection, seq = entry_id.split(b"-")
+        if len(flat) == 4 and flat[0] == b"o" and flat[2] == b"p":  # nearly all of them
+            return AudioEntry(int(connection), int(seq), int(flat[1]), flat[3])
         first_sample = -1
         payload = b""
         encoding = Encoding.PCM16
@@ -142,6 +144,9 @@ class LineKind(bytes, Enum):
     OWNER = b"o"  # a worker took the stream over: {"worker": id, "seq": last seq before it}
     ACK = b"a"  # audio was decoded without a result: {"audio_ack_samples": n}; published only
 
+    # Kinds are looked up for every result, and Enum's own hash is a Python function.
+    __hash__ = bytes.__hash__
+
 
 _KINDS: Final = {kind.value: kind for kind in LineKind}
 
@@ -164,7 +169,7 @@ class Line:
 
 def encode_line(line: Line) -> bytes:
     """Write one line, readable in redis-cli; the JSON never holds a line break."""
-    return b"%s %d %d %d %s" % (line.kind.value, line.stream, line.epoch, line.seq, line.json)
+    return b"%b %d %d %d %b" % (line.kind, line.stream, line.epoch, line.seq, line.json)
 
 
 def join_lines(lines: Iterable[bytes]) -> bytes:
@@ -186,7 +191,7 @@ def decode_lines(payload: bytes) -> list[Line]:
 
 def result_fields(kind: LineKind, json: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     """Field names and values of an entry of a stream's results, flat."""
-    return (b"k", kind.value, b"j", json)
+    return (b"k", kind, b"j", json)
 
 
 def decode_result_entry(stream: StreamId, entry_id: bytes, flat: Sequence[bytes]) -> Line:

@@ -40,6 +40,9 @@ class Encoding(StrEnum):
     PCM16 = "pcm16"
     F32 = "f32"
 
+    # Encodings are looked up for every message, and Enum's own hash is a Python function.
+    __hash__ = str.__hash__
+
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample."""

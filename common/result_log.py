@@ -25,7 +25,6 @@ from common.entries import (
     decode_result_entry,
     encode_line,
     join_lines,
-    result_fields,
 )
 from common.errors import EntryError, RedisUnavailable
 from common.keys import RESULTS_MAX_LENGTH, Keys, StreamKeys, result_entry_id
@@ -59,6 +58,23 @@ def channel_of(
     if servers.clustered:  # a server is a shard
         return b"SPUBLISH", b"SSUBSCRIBE", keys.shard_channel(ingress, server)
     return b"PUBLISH", b"SUBSCRIBE", keys.channel(ingress)
+
+
+# XADD key NOMKSTREAM MAXLEN ~ n id k kind j json, in RESP: written for every result, at half the cost
+# of packing its eleven words one by one.
+_XADD_RESULT: Final = b"".join(
+    (
+        b"*11\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n$6\r\nMAXLEN\r\n$1\r\n~\r\n",
+        b"$%d\r\n%d\r\n" % (len(str(RESULTS_MAX_LENGTH)), RESULTS_MAX_LENGTH),
+        b"$%d\r\n%b\r\n$1\r\nk\r\n$1\r\n%b\r\n$1\r\nj\r\n$%d\r\n%b\r\n",
+    )
+)
+
+
+def _pack_result(key: bytes, line: Line) -> bytes:
+    entry_id = result_entry_id(line.epoch, line.seq)
+    json = line.json
+    return _XADD_RESULT % (len(key), key, len(entry_id), entry_id, line.kind, len(json), json)
 
 
 # The worker's side ---------------------------------------------------------------------------------
@@ -124,20 +140,7 @@ class ResultWriter:
             published = by_ingress.setdefault(write.ingress, [])
             for line in write.lines:
                 if line.kind in _LOGGED:
-                    commands.append(
-                        pack(
-                            *(
-                                b"XADD",
-                                write.keys.results,
-                                b"NOMKSTREAM",
-                                b"MAXLEN",
-                                b"~",
-                                RESULTS_MAX_LENGTH,
-                            ),
-                            result_entry_id(line.epoch, line.seq),
-                            *result_fields(line.kind, line.json),
-                        )
-                    )
+                    commands.append(_pack_result(write.keys.results, line))
                 published.append(encode_line(line))
             if write.acked:
                 commands.append(pack(*ack_command(write.keys, write.epoch, write.acked)))

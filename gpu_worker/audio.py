@@ -15,6 +15,7 @@ from gpu_worker.resampling import Resampler, replay_start
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_PCM16: Final = np.dtype("<i2")
 _PCM16_SCALE: Final = np.float32(1 / 32768)
 
 
@@ -26,7 +27,7 @@ def entry_samples(entry: AudioEntry) -> NDArray[np.float32]:
     if len(entry.payload) % entry.encoding.sample_bytes:
         raise ClientFault(ErrorCode.ODD_BYTE_COUNT, "The audio is not a whole number of samples.")
     if entry.encoding is Encoding.PCM16:
-        pcm = np.frombuffer(entry.payload, "<i2")
+        pcm = np.frombuffer(entry.payload, _PCM16)
         scaled: NDArray[np.float32] = np.multiply(pcm, _PCM16_SCALE, dtype=np.float32)
         return scaled
     samples = np.frombuffer(entry.payload, "<f4")
