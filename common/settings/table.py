@@ -98,7 +98,7 @@ FLAGS: tuple[Flag, ...] = (
          "silence that is reported as a pause, and about which smart-turn is asked", "Turns", _WORKER, "MS"),
     Flag("turn_silence_ms", Whole(32, 60_000), "1000",
          "silence that ends an utterance when no other signal has spoken", "Turns", _WORKER, "MS"),
-    Flag("turn_max_pause_ms", Whole(32, 600_000), "2000",
+    Flag("turn_max_pause_ms", Whole(32, 600_000), "1500",
          "silence that ends an utterance whatever the signals say", "Turns", _WORKER, "MS"),
     Flag("smart_turn", OnOff(), "off",
          "load smart-turn, so that streams can have it as a signal (needs the [smart-turn] extra)",

@@ -200,9 +200,8 @@ class Endpointer:
             raise ValueError("no chunk waits for a verdict")
         while tape.marks:
             sample, prob = tape.marks[0]
-            if prob is None:
-                self._read_eou(sample)
-            elif not self._read_window(sample, prob):
+            read = self._read_eou(sample) if prob is None else self._read_window(sample, prob)
+            if not read:
                 return None
             tape.marks.popleft()
         if tape.final:
@@ -221,12 +220,11 @@ class Endpointer:
         if number == self._num_questions and self._question_sample is not None:
             self._verdict = verdict
 
-    def _read_eou(self, sample: int) -> None:
-        self._apply(Event.EOU, sample)
-        if self._state in (State.DIPPING, State.PAUSED) and self._eou_decides(
-            sample - self._speech_end_sample
-        ):
-            self._apply(Event.ENDED, sample, Cause.EOU)
+    def _read_eou(self, sample: int) -> bool:
+        """False when a verdict must be read first."""
+        if not self._awaiting:
+            self._apply(Event.EOU, sample)
+        return self._decide(sample)
 
     def _read_window(self, sample: int, prob: float) -> bool:
         """False when the window's outcome needs a verdict that is not there: it is read again then."""
@@ -261,8 +259,8 @@ class Endpointer:
         if self._state not in (State.DIPPING, State.PAUSED):
             return True
         silence_samples = sample - self._speech_end_sample
-        cause = self._cause(silence_samples)
-        self._awaiting = cause is None and self._needs_verdict(silence_samples)
+        self._awaiting = self._needs_verdict(silence_samples)
+        cause = None if self._awaiting else self._cause(silence_samples)
         if cause is not None:
             self._apply(Event.ENDED, sample, cause)
         return not self._awaiting
@@ -270,26 +268,30 @@ class Endpointer:
     def _cause(self, silence_samples: int) -> Cause | None:
         """The rule that ends the utterance at this silence, with the verdict as far as it is known."""
         settings = self.settings
-        if self._eou_decides(silence_samples):
+        verdict = self._verdict_at(silence_samples)
+        incomplete = verdict is Verdict.INCOMPLETE
+        has_eou = self._has_eou()
+        if has_eou and not incomplete and _reaches(silence_samples, settings.eou_silence_ms):
             return Cause.EOU
-        if self._verdict is Verdict.COMPLETE and _reaches(silence_samples, settings.smart_silence_ms):
+        if verdict is Verdict.COMPLETE:
             return Cause.SMART_TURN
-        if (
-            (Signal.VAD in settings.signals or self._verdict is Verdict.ABSENT)
-            and self._verdict is not Verdict.INCOMPLETE
-            and _reaches(silence_samples, settings.end_silence_ms)
-        ):
+        # Where token and verdict contradict each other, silence decides, as it does without either.
+        undecided = has_eou if incomplete else Signal.VAD in settings.signals or verdict is Verdict.ABSENT
+        if undecided and _reaches(silence_samples, settings.end_silence_ms):
             return Cause.SILENCE
         return Cause.MAX_PAUSE if _reaches(silence_samples, settings.max_pause_ms) else None
 
-    def _eou_decides(self, silence_samples: int) -> bool:
-        settings = self.settings
+    def _has_eou(self) -> bool:
+        """Whether an `<EOU>` stands that the model did not speak past."""
         return (
-            Signal.EOU in settings.signals
+            Signal.EOU in self.settings.signals
             and self._eou_sample is not None
-            and self._speech_end_sample - self._eou_sample <= settings.eou_hold_ms * SAMPLES_PER_MS
-            and _reaches(silence_samples, settings.eou_silence_ms)
+            and self._speech_end_sample - self._eou_sample <= self.settings.eou_hold_ms * SAMPLES_PER_MS
         )
+
+    def _verdict_at(self, silence_samples: int) -> Verdict | None:
+        """The verdict from the position on at which it takes effect, however soon it came."""
+        return self._verdict if _reaches(silence_samples, self.settings.smart_silence_ms) else None
 
     def _needs_verdict(self, silence_samples: int) -> bool:
         return (

@@ -48,7 +48,7 @@ class TurnSettings:
     eou_hold_ms: int = 480
     smart_silence_ms: int = 256
     end_silence_ms: int = 1_000
-    max_pause_ms: int = 2_000
+    max_pause_ms: int = 1_500
     auto_finalize: bool = False
     finalize_lag_ms: int = 480
 

@@ -188,6 +188,35 @@ def test_a_verdict_takes_effect_at_smart_silence(
     assert events(outcomes)[-1] == ("end_of_utterance", windows(end_window), cause)
 
 
+@pytest.mark.parametrize(
+    ("token_frame", "end_sample", "cause"),
+    [
+        (9, windows(20 + 5), Cause.EOU),  # the token stands when silence has lasted 160 ms
+        (14, windows(20 + 25), Cause.SILENCE),  # verdict first: token and verdict disagree
+    ],
+)
+def test_a_token_that_the_verdict_contradicts_leaves_it_to_silence(
+    token_frame: int, end_sample: int, cause: Cause
+) -> None:
+    settings_ = replace(ALL, eou_silence_ms=160, smart_silence_ms=192)
+    probs = course((0.9, 20), (0.01, 80))
+    outcomes = play(Endpointer(settings_), probs, [token_frame], verdicts={1: Verdict.INCOMPLETE})
+    assert events(outcomes)[-1] == ("end_of_utterance", end_sample, cause)
+
+
+def test_a_verdict_counts_from_its_position_only() -> None:
+    """Silence that ends an utterance before it does not ask when the answer came."""
+    settings_ = replace(ALL, end_silence_ms=128, smart_silence_ms=320)
+    probs = course((0.9, 20), (0.01, 80))
+    late = play(Endpointer(settings_), probs, chunk_samples=WINDOW_SAMPLES)
+    endpointer = Endpointer(settings_)
+    early = play(endpointer, probs[:23], chunk_samples=WINDOW_SAMPLES)
+    endpointer.answer(1, Verdict.INCOMPLETE)
+    early += play(endpointer, probs[23:], chunk_samples=WINDOW_SAMPLES, start_sample=windows(23))
+    assert events(early) == events(late)
+    assert events(late)[-1] == ("end_of_utterance", windows(24), Cause.SILENCE)
+
+
 def test_smart_turn_is_asked_at_each_edge_about_the_audio_up_to_the_pause() -> None:
     endpointer = Endpointer(SMART)
     play(endpointer, course((0.9, 20), (0.01, 4), (0.9, 10), (0.01, 4)))
