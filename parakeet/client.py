@@ -417,9 +417,13 @@ class Stream:
 
     # Connections
 
+    async def _open_channel(self, url: str) -> Channel:
+        """A socket to a server; the chaos tests listen in here."""
+        return await open_channel(url, self._timeouts.connect_s)
+
     async def _greet(self, url: str) -> tuple[Channel, Hello]:
         try:
-            channel = await open_channel(url, self._timeouts.connect_s)
+            channel = await self._open_channel(url)
         except ChannelLost as error:
             raise ConnectionLost(str(error)) from error
         try:
@@ -475,7 +479,7 @@ class Stream:
 
     async def _resume_at(self, url: str) -> tuple[Resumed, Channel]:
         try:
-            channel = await open_channel(url, self._timeouts.connect_s)
+            channel = await self._open_channel(url)
         except ChannelLost as error:
             raise ConnectionLost(str(error)) from error
         try:
