@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.entries import LAYOUT_VERSION, IngressId, StreamId, WorkerId
+from common.entries import LAYOUT_VERSION, IngressId, StreamId, WorkerId, decode_assignment
 from common.errors import EntryError, RedisUnavailable
 from common.keys import REGISTER_TTL_MS, Keys, StreamKeys
 from common.options import StreamOptions, decode_options, encode_options
@@ -133,6 +133,16 @@ class StreamDirectory:
         )
         return keys
 
+    async def live_streams(self) -> list[StreamId]:
+        """All streams of the cluster that have begun and not ended."""
+        streams: list[StreamId] = []
+        for shard in range(self._keys.shards):
+            entries = await self._execute(
+                StreamId(shard), "EVAL", _LIST_NEW, 1, self._keys.assignments(shard)
+            )
+            streams += [decode_assignment(entry_id, flat).stream for entry_id, flat in entries]
+        return streams
+
     async def read(self, stream: StreamId) -> StreamRecord | None:
         """The record of a stream, or None when it is gone."""
         flat = await self._execute(stream, "EVAL", _READ, 1, self._keys.stream(stream).meta)
@@ -186,6 +196,7 @@ class StreamDirectory:
 
 _RENEW_BATCH: Final = 500
 # As a script, so that a RESP2 reply comes flat.
+_LIST_NEW: Final = "return redis.call('XRANGE', KEYS[1], '-', '+')"
 _READ: Final = "return redis.call('HGETALL', KEYS[1])"
 # KEYS m a r. A worker that claims the stream later finds it gone, and removes its assignment.
 _WITHDRAW: Final = """

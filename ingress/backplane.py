@@ -131,6 +131,7 @@ class RedisBackplane:
             tasks.create_task(self._beat(), name="heartbeat")
             tasks.create_task(self._renew(), name="renew")
             tasks.create_task(self._watch(), name="watch")
+            tasks.create_task(_guarded(self._adopt_orphans(), "adoption"), name="adoption")
             running.set()
 
     def announce(self) -> None:
@@ -190,26 +191,38 @@ class RedisBackplane:
         """
         stream = StreamId(request.stream_id)
         record = await self._resumable(stream, request)
-        keys = self._keys.stream(stream)
         connection = 0 if record.finished else await self._directory.attach(stream, self._settings.ingress)
         if connection == 0 and not record.finished:  # it ended just now
             record = await self._resumable(stream, request)
         before = self._links.get(stream)
         if before is not None:
             before.taken()
-        link = RedisLink(self, keys, listener, request.resume_token)
+        link = RedisLink(self, self._keys.stream(stream), listener, request.resume_token)
+        next_sample, finished = await self._take_over(
+            link, record, connection, request.last_seq, request.audio_ack_samples
+        )
+        acked = min(request.audio_ack_samples, next_sample)
+        return Resumption(link, next_sample, acked, finished, record.options)
+
+    async def _take_over(
+        self, link: RedisLink, record: StreamRecord, connection: int, last_seq: int, acked_samples: int
+    ) -> tuple[int, bool]:
+        """Put a link in the place of the one that a stream had before.
+
+        connection: from `StreamDirectory.attach`, 0 for a stream that has ended. Gives the first sample
+        that is not in Redis, and whether the audio was finished.
+        """
         appender: Appender | None = None
-        next_sample = request.audio_ack_samples
-        finished = record.finished
+        next_sample, finished = acked_samples, record.finished
         if connection > 0:
-            last = await last_audio(self._redis, keys)
+            last = await last_audio(self._redis, link.keys)
             seq = 0
             if last is not None:
                 next_sample = last.first_sample + last.num_samples
                 finished = last.final
                 seq = last.seq
             appender = self._audio.open(
-                keys,
+                link.keys,
                 link.on_append_failed,
                 connection=connection,
                 next_seq=seq + 1,
@@ -217,14 +230,13 @@ class RedisBackplane:
             )
             if not finished:
                 appender.attach(self._settings.ingress)
-        link.adopt(appender, request.last_seq, finished=finished)
+        link.adopt(appender, last_seq, finished=finished)
         if record.owner is not None:
             link.set_worker(record.owner)
-        self._links[stream] = link
+        self._links[link.stream] = link
         await self._renew_links((link,))
         self._feed.repair(link)
-        acked = min(request.audio_ack_samples, next_sample)
-        return Resumption(link, next_sample, acked, finished, record.options)
+        return next_sample, finished
 
     async def _resumable(self, stream: StreamId, request: Resume) -> StreamRecord:
         refused = Unavailable(
@@ -243,6 +255,28 @@ class RedisBackplane:
         if (seqs and seqs[0] > request.last_seq + 1) or (record.finished and not seqs):
             raise refused
         return record
+
+    async def _adopt_orphans(self) -> None:
+        """Take over the streams of a process of the same name that died, for their clients' grace.
+
+        Workers end the streams of an ingress that is gone, but this name is there again.
+        """
+        for stream in await self._directory.live_streams():
+            if stream in self._links:
+                continue
+            try:
+                record = await self._directory.read(stream)
+            except EntryError:
+                continue
+            if record is None or record.finished or record.ingress != self._settings.ingress:
+                continue
+            connection = await self._directory.attach(stream, self._settings.ingress)
+            if connection == 0 or stream in self._links:
+                continue
+            link = RedisLink(self, self._keys.stream(stream), None, "")
+            log.info("adopting a stream of this name's last process", extra={"stream_id": stream})
+            await self._take_over(link, record, connection, 0, 0)
+            link.abandon(keep=True)
 
     async def status(self) -> bytes:
         """The status line of the cluster; requests of one moment share one look at Redis.
@@ -274,7 +308,7 @@ class RedisBackplane:
         """Run a coroutine beside the loops."""
         if self._tasks is None:
             raise AssertionError("the backplane does not run")
-        return self._tasks.create_task(coroutine, name=name)
+        return self._tasks.create_task(_guarded(coroutine, name), name=name)
 
     async def create(self, link: RedisLink, options: StreamOptions) -> Appender:
         """Create the stream in Redis, trying again while Redis is away. Raises RedisUnavailable."""
@@ -338,7 +372,7 @@ class RedisBackplane:
         """Start a task that `stop` waits for."""
         if self._tasks is None:
             raise AssertionError("the backplane does not run")
-        task = self._tasks.create_task(coroutine, name=name)
+        task = self._tasks.create_task(_guarded(coroutine, name), name=name)
         self._clean_ups.add(task)
         task.add_done_callback(self._clean_ups.discard)
 
@@ -458,6 +492,14 @@ class RedisBackplane:
             link.fail(StreamLost())
         elif record.ingress != self._settings.ingress:
             link.taken()
+
+
+async def _guarded(coroutine: Coroutine[Any, Any, None], name: str) -> None:
+    """Run a task about one stream; a defect in it must not end the process, and all other streams."""
+    try:
+        await coroutine
+    except Exception:
+        log.exception("%s failed", name)
 
 
 def _token_hash(token: str) -> str:

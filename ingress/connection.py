@@ -388,6 +388,10 @@ class Connection:
             self._held = None
             self._carry_out(self._protocol.notify(Event.FAILED, error))
             return
+        except Exception:
+            self._held = None
+            self._failed()
+            return
         if self._protocol.state is not State.ADMITTING:
             link.abandon(keep=False)
             return
@@ -423,6 +427,9 @@ class Connection:
             resumption = await self._backplane.resume(self, request)
         except StreamError as error:
             self._carry_out(self._protocol.notify(Event.FAILED, error))
+            return
+        except Exception:
+            self._failed()
             return
         unused, self._link = self._link, resumption.link
         if unused is not None:

@@ -15,7 +15,7 @@ import orjson
 
 from common.audio_log import Appender, AudioLog
 from common.entries import Line, LineKind, StreamId, WorkerId
-from common.errors import EntryError, StreamError, StreamLost, Unavailable
+from common.errors import EntryError, ErrorCode, StreamError, StreamLost, Unavailable
 from common.keys import StreamKeys
 from common.messages import Audio
 from common.options import StreamOptions
@@ -93,10 +93,12 @@ class RedisLink:
         "worker",
     )
 
-    def __init__(self, owner: LinkOwner, keys: StreamKeys, listener: StreamListener, token: str) -> None:
+    def __init__(
+        self, owner: LinkOwner, keys: StreamKeys, listener: StreamListener | None, token: str
+    ) -> None:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
-        self._listener: StreamListener | None = listener
+        self._listener = listener
         self._token = token
         self._appender: Appender | None = None
         self._held: list[Audio] = []  # audio that came before the stream was created
@@ -327,6 +329,11 @@ class RedisLink:
             appender = await self._owner.create(self, options)
         except StreamError as error:
             self.fail(error)
+            self._settled.set()
+            return
+        except Exception:
+            log.exception("A stream could not be created", extra={"stream_id": self.stream})
+            self.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
             self._settled.set()
             return
         self._appender = appender

@@ -507,3 +507,20 @@ async def test_hundreds_of_clients_come_and_go_at_once(stack: Stack) -> None:
     await stack.empty(timeout_s=20)
     assert "WARNING" not in ingress.log_text()
     assert ingress.status()["connected_streams"] == 0
+
+
+async def test_an_ingress_restarted_under_its_name_ends_what_its_last_process_left(stack: Stack) -> None:
+    stack.worker()
+    first = stack.ingress("i-1", resume_grace_s=1)
+    streams = [await connect(first.tcp_url, resume=False, timeouts=_TIMEOUTS) for _ in range(3)]
+    for stream in streams:
+        await stream.send(noise(1.0))
+        await anext(stream.results())
+    first.send(signal.SIGKILL)
+    first.wait()
+    for stream in streams:
+        await stream.close()
+    stack.client.zrem("px:{0}:ingresses", "i-1")
+    second = stack.ingress("i-1", resume_grace_s=1)
+    await stack.empty(timeout_s=20)
+    assert second.log_text().count("adopting") == 3
