@@ -206,7 +206,7 @@ async def test_a_worker_that_drains_finishes_what_it_has_and_takes_nothing_new(
             first.send(signal.SIGTERM)
             await until(lambda: "draining" in first.log_text(), what="the drain")
             with WorkerProcess(redis_url, "w2", tmp_path / "w2.log") as second:
-                second.ready(client)
+                await asyncio.to_thread(second.ready, client)
                 later = await ingress.open()
                 stream.append(pcm[len(pcm) // 2 :], final=True)
                 await ingress.feed(later, pcm)
@@ -231,7 +231,7 @@ async def test_a_worker_at_its_deadline_hands_its_streams_over(redis_url: str, t
             stream.append(pcm[: len(pcm) // 2])
             await until(lambda: stream.seq >= 18, what="results")
             second = WorkerProcess(redis_url, "w2", tmp_path / "w2.log")
-            stack.enter_context(second).ready(client)
+            await asyncio.to_thread(stack.enter_context(second).ready, client)
             first.send(signal.SIGTERM)
             await until(lambda: stream.epoch == 2, what="the hand-over")
             meta = client.hgetall(f"px:{{0}}:{stream.stream}:m")
