@@ -60,7 +60,6 @@ RENEWALS_PER_TTL: Final = 4
 ADMISSION_MARGIN_S: Final = 10.0
 # Quiet streams whose records are read in one round.
 _LOOK_UPS: Final = 64
-_STATUS_AGE_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +112,6 @@ class RedisBackplane:
         self._changed = asyncio.Event()  # a link was forgotten
         self._ttl_ms = int(settings.stream_ttl_s * 1000)
         self._admission_ttl_ms = int((settings.resume_grace_s + ADMISSION_MARGIN_S) * 1000)
-        self._status: asyncio.Future[bytes] | None = None
-        self._status_at = 0.0
 
     # Life
 
@@ -278,24 +275,9 @@ class RedisBackplane:
             await self._take_over(link, record, connection, 0, 0)
             link.abandon(keep=True)
 
-    async def status(self) -> bytes:
-        """The status line of the cluster; requests of one moment share one look at Redis.
-
-        Raises RedisUnavailable.
-        """
-        now = self._loop.time()
-        if self._status is None or (self._status.done() and now - self._status_at > _STATUS_AGE_S):
-            self._status_at = now
-            self._status = self._loop.create_future()
-            self.start_task(self._read_status(self._status), "status")
-        return await asyncio.shield(self._status)
-
-    async def _read_status(self, answer: asyncio.Future[bytes]) -> None:
-        try:
-            answer.set_result(orjson.dumps(await read_status(self._redis, self._keys)))
-        except RedisUnavailable as error:
-            answer.set_exception(error)
-            answer.exception()  # whoever asked may have left
+    async def read_status(self) -> bytes:
+        """The status line of the cluster. Raises RedisUnavailable."""
+        return orjson.dumps(await read_status(self._redis, self._keys))
 
     # LinkOwner
 

@@ -17,7 +17,7 @@ from common.settings import IngressSettings
 from common.status import process_started_ms
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 from ingress.connection import Connection, ConnectionLimits, Peer
-from ingress.status import StatusShell
+from ingress.status import SharedStatus, StatusShell
 from ingress.tcp import LINGER_S, TcpShell
 from ingress.websocket import WebSocketShell
 
@@ -100,6 +100,7 @@ class IngressServer:
 
     async def _listen(self) -> None:
         settings = self._settings
+        shared_status = SharedStatus(self._backplane.read_status, self._backplane.start_task)
 
         def tcp() -> asyncio.Protocol:
             return TcpShell(self._open, settings.max_line_bytes)
@@ -112,7 +113,7 @@ class IngressServer:
             )
 
         def status() -> asyncio.Protocol:
-            return StatusShell(self._backplane.status, self._backplane.start_task)
+            return StatusShell(shared_status, self._backplane.start_task)
 
         for name, port, factory in (
             ("TCP", settings.port, tcp),

@@ -13,7 +13,39 @@ from ingress.connection import StartTask
 # A client that does not read its line is not waited for.
 ABORT_AFTER_S: Final = 5.0
 
+SHARED_FOR_S: Final = 0.1
+
 ReadStatus = Callable[[], Awaitable[bytes]]
+
+
+class SharedStatus:
+    """Lets the requests of one moment share one look at Redis.
+
+    read: gives the status line; raises RedisUnavailable.
+    """
+
+    def __init__(self, read: ReadStatus, start_task: StartTask) -> None:
+        self._read = read
+        self._start_task = start_task
+        self._loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[bytes] | None = None
+        self._asked_at = 0.0
+
+    async def __call__(self) -> bytes:
+        """The status line, at most `SHARED_FOR_S` old. Raises RedisUnavailable."""
+        now = self._loop.time()
+        if self._answer is None or (self._answer.done() and now - self._asked_at > SHARED_FOR_S):
+            self._asked_at = now
+            self._answer = self._loop.create_future()
+            self._start_task(self._ask(self._answer), "status")
+        return await asyncio.shield(self._answer)
+
+    async def _ask(self, answer: asyncio.Future[bytes]) -> None:
+        try:
+            answer.set_result(await self._read())
+        except Exception as error:
+            answer.set_exception(error)
+            answer.exception()  # whoever asked may have left
 
 
 class StatusShell(asyncio.Protocol):

@@ -1,0 +1,65 @@
+"""The status port's look at Redis, shared by those who ask at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from common.errors import RedisUnavailable
+from ingress.status import SHARED_FOR_S, SharedStatus
+
+
+def _start(coroutine: Coroutine[Any, Any, None], name: str) -> object:
+    return asyncio.get_running_loop().create_task(coroutine, name=name)
+
+
+async def test_those_who_ask_at_once_share_one_look() -> None:
+    looks = 0
+
+    async def read() -> bytes:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0)
+        return b"%d" % looks
+
+    shared = SharedStatus(read, _start)
+    assert list(await asyncio.gather(shared(), shared(), shared())) == [b"1"] * 3
+    shared._asked_at -= SHARED_FOR_S * 2
+    assert await shared() == b"2"
+
+
+async def test_a_failure_reaches_all_who_asked_and_is_not_kept() -> None:
+    answers: list[bytes | None] = [None, b"fine"]
+
+    async def read() -> bytes:
+        answer = answers.pop(0)
+        if answer is None:
+            raise RedisUnavailable
+        return answer
+
+    shared = SharedStatus(read, _start)
+    for outcome in await asyncio.gather(shared(), shared(), return_exceptions=True):
+        assert isinstance(outcome, RedisUnavailable)
+    shared._asked_at -= SHARED_FOR_S * 2
+    assert await shared() == b"fine"
+
+
+async def test_one_who_leaves_takes_the_answer_from_nobody() -> None:
+    gate = asyncio.Event()
+
+    async def read() -> bytes:
+        await gate.wait()
+        return b"line"
+
+    shared = SharedStatus(read, _start)
+    leaving = asyncio.create_task(shared())
+    staying = asyncio.create_task(shared())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    gate.set()
+    assert await staying == b"line"
