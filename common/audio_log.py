@@ -451,7 +451,9 @@ class AudioReader:
     def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioBatch]:
         """Read what is new of these streams, given with their epochs; one command an epoch.
 
-        Streams without news are left out. Entries stay pending until `ack_command`'s command.
+        Streams without news are left out. Entries stay pending until `ack_command`'s command. Never
+        repeated by itself: when this raises, entries of any of the streams may have been delivered to
+        nobody, and `reread` has to look.
         """
         by_epoch: dict[int, list[StreamKeys]] = {}
         for keys, epoch in streams:
@@ -461,8 +463,21 @@ class AudioReader:
             batches += self._read_group(epoch, group, max_entries)
         return batches
 
-    def _run(self, *command: Argument) -> Any:
-        reply = self._connection.call((pack(*command),))[0]
+    def reread(self, keys: StreamKeys, epoch: int, after: bytes, max_entries: int) -> AudioBatch:
+        """Entries behind the id `after` that were delivered to this worker already, and are not acknowledged."""
+        try:
+            reply = self._run(
+                *(b"XREADGROUP", b"GROUP", audio_group(epoch), self._worker, b"COUNT", max_entries),
+                *(b"STREAMS", keys.audio, after),
+            )
+        except RESPONSE_ERROR as error:
+            if "NOGROUP" not in str(error):
+                raise
+            return AudioBatch(keys, (), lost=True)
+        return _batch(keys, reply[0][1] if reply else (), max_entries)
+
+    def _run(self, *command: Argument, repeat: bool = True) -> Any:
+        reply = self._connection.call((pack(*command),), repeat=repeat)[0]
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -481,6 +496,7 @@ class AudioReader:
                 ),
                 *(keys.audio for keys in group),
                 *([b">"] * len(group)),
+                repeat=False,
             )
         except RESPONSE_ERROR as error:
             if "NOGROUP" not in str(error):

@@ -33,17 +33,19 @@ class SyncPipelinedConnection:
         self._socket: socket.socket | None = None
         self._reader = hiredis.Reader(replyError=redis.exceptions.ResponseError)
 
-    def call(self, commands: Sequence[bytes]) -> list[Any]:
+    def call(self, commands: Sequence[bytes], *, repeat: bool = True) -> list[Any]:
         """Send packed commands (common.pipelined.pack) and wait for their replies, in order.
 
-        A reply that is an error stands in the list as redis.exceptions.ResponseError. A connection
-        that broke is opened anew once and the commands are repeated: callers pass only what may be
-        repeated. Raises redis.exceptions.ConnectionError or TimeoutError.
+        A reply that is an error stands in the list as redis.exceptions.ResponseError. With `repeat`, a
+        connection that broke is opened anew once and the commands are sent again; without it, the
+        caller finds out what became of them. Raises redis.exceptions.ConnectionError or TimeoutError.
         """
         deadline = time.monotonic() + self._timeout_s
         try:
             return self._exchange(commands, deadline)
         except redis.exceptions.ConnectionError:
+            if not repeat:
+                raise
             return self._exchange(commands, deadline)
 
     def close(self) -> None:

@@ -42,9 +42,13 @@ _ROUND_EVERY_S: Final = 0.006
 
 
 class _Reading:
-    """The intake's own state of one stream."""
+    """The intake's own state of one stream.
 
-    __slots__ = ("audio", "flow", "key", "last_read")
+    last_entry: id of the last audio entry that it has. missed: a read of the stream failed, and may
+    have delivered entries to nobody.
+    """
+
+    __slots__ = ("audio", "flow", "key", "last_entry", "last_read", "missed")
 
     def __init__(self, flow: StreamFlow) -> None:
         record = flow.owned.record
@@ -52,6 +56,8 @@ class _Reading:
         self.key: Final = (flow.owned.keys, flow.owned.epoch)
         self.audio = StreamAudio(record.sample_rate, record.checkpoint.samples_decoded)
         self.last_read = 0.0
+        self.last_entry = record.checkpoint.entry_id or b"0"
+        self.missed = False
 
 
 class Intake:
@@ -162,9 +168,29 @@ class Intake:
             chosen = self._readable(streams, now)
             if not chosen:
                 return
+            for reading in chosen:
+                if reading.missed:
+                    self._reread(reading)
             by_key = {reading.key[0]: reading for reading in chosen}
-            batches = self._reader.read([reading.key for reading in chosen], MAX_ENTRIES)
-            streams = self._handle(batches, by_key)
+            try:
+                batches = self._reader.read([reading.key for reading in chosen], MAX_ENTRIES)
+                streams = self._handle(batches, by_key)
+            except BaseException:
+                # Nobody knows what of these streams was delivered.
+                for reading in chosen:
+                    reading.missed = True
+                raise
+
+    def _reread(self, reading: _Reading) -> None:
+        """Take what a failed read delivered to nobody; new entries are read behind it."""
+        by_key = {reading.key[0]: reading}
+        while True:
+            batch = self._reader.reread(*reading.key, reading.last_entry, MAX_ENTRIES)
+            if batch.entries:
+                logger.info("audio read again", extra={"stream_id": reading.flow.stream})
+            if not self._handle([batch], by_key):
+                break
+        reading.missed = False
 
     def _readable(self, streams: Iterable[StreamId], now: float) -> list[_Reading]:
         chosen = []
@@ -208,6 +234,7 @@ class Intake:
     def _convert(self, reading: _Reading, batch: AudioBatch, commands: list[Command]) -> None:
         flow = reading.flow
         for entry in batch.entries:
+            reading.last_entry = entry.entry_id
             if entry.ingress is not None:
                 flow.ingress = entry.ingress
             if flow.ended:

@@ -278,4 +278,3 @@ class Fleet:
         """What a process logged."""
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
-

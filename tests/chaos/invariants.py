@@ -72,7 +72,9 @@ def _content(log: StreamLog, undisturbed: StreamLog) -> list[str]:
             return [f"result {last} is none of the undisturbed run's {len(expected)}"]
         for name in _SAME:
             if result.get(name) != expected[last].get(name):
-                found.append(f"{name} of result {last}: {result.get(name)!r}, not {expected[last].get(name)!r}")
+                found.append(
+                    f"{name} of result {last}: {result.get(name)!r}, not {expected[last].get(name)!r}"
+                )
         for name in _JOINED:
             joined: list[Any] = [
                 item for seq in range(first, last + 1) for item in expected[seq].get(name) or ()
