@@ -1,5 +1,6 @@
 """The endpointing state machine: what it says of a given course of probabilities, tokens and verdicts."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -377,6 +378,26 @@ def test_going_on_from_an_export_is_exact(
         got.append(outcome)
         sample = chunk_end
     assert got == whole
+
+
+@given(plays(), st.sampled_from([1_280, 2_560, 17_920]))
+@settings(max_examples=200, deadline=None)
+def test_the_state_does_not_depend_on_how_the_audio_is_cut(
+    case: tuple[TurnSettings, list[float], list[int], dict[int, Verdict]], chunk_samples: int
+) -> None:
+    """Chunks of mere speech or silence are read whole: the same as window by window."""
+    chosen, probs, frames, verdicts = case
+    # In silence and speech of a second, so that there are such chunks.
+    probs = [0.0] * 40 + [0.99] * 40 + probs
+    by_window, by_chunk = Endpointer(chosen), Endpointer(chosen)
+    single = play(by_window, probs, frames, chunk_samples=WINDOW_SAMPLES, verdicts=verdicts)
+    whole = play(by_chunk, probs, frames, chunk_samples=chunk_samples, verdicts=verdicts)
+    states = [json.loads(endpointer.export()) for endpointer in (by_window, by_chunk)]
+    for state in states:
+        state.pop("_events")  # what a later chunk will report does depend on the cut
+    assert states[0] == states[1]
+    ends = [event for event in events(whole) if event[0] == "end_of_utterance"]
+    assert set(ends) <= set(events(single))
 
 
 def test_a_foreign_export_is_refused() -> None:
