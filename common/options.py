@@ -37,6 +37,7 @@ class StreamOptions:
     words: bool = False
     resume: bool = False
     auto_finalize: bool = False
+    language: str | None = None
     turn_detection: bool | None = None
     turn_signals: str | None = None
     vad_threshold: float | None = None
@@ -127,6 +128,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "auto_finalize",
         bool,
         "A result where an utterance ended carries `utterances`: number, text and times; the stream goes on.",
+    ),
+    Option(
+        "language",
+        str,
+        "Language of a multilingual model by the model's own name, such as `de-DE`; a name that it does "
+        "not have, or any with a model of one language, is a `bad_option` error.",
+        minimum=1,
+        maximum=32,
     ),
     Option(
         "turn_detection",

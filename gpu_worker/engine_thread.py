@@ -14,8 +14,14 @@ from collections.abc import Callable
 from typing import Final
 
 from common.entries import StreamId
-from common.errors import StreamError
-from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine, EngineError, UnknownStream
+from common.errors import ClientFault, ErrorCode, StreamError
+from gpu_worker.engine.interface import (
+    ENGINE_SAMPLE_RATE,
+    Engine,
+    EngineError,
+    UnknownStream,
+    UnsupportedOption,
+)
 from gpu_worker.engine_events import (
     Command,
     Decoded,
@@ -192,6 +198,9 @@ class EngineThread:
                 self._close(flow.stream)
                 self._sink.put(Forgotten(old))
             self._engine.open(flow.stream, flow.owned.record.options, snapshot)
+        except UnsupportedOption as error:
+            self._sink.put(Failed(flow, ClientFault(ErrorCode.BAD_OPTION, str(error))))
+            return
         except (EngineError, ValueError):
             logger.exception("the engine refused a stream", extra={"stream_id": flow.stream})
             self._sink.put(Failed(flow, worker_failed()))

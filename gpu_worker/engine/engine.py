@@ -30,12 +30,15 @@ from gpu_worker.engine.interface import (
     StreamFinished,
     StreamOutput,
     UnknownStream,
+    UnsupportedOption,
 )
 from gpu_worker.engine.model_runner import BatchSizes, ModelRunner, RowResult, StepRunner
 from gpu_worker.engine.scheduler import Row, Schedule, Scheduler
 from gpu_worker.engine.snapshot import Snapshot, model_fingerprint
 from gpu_worker.engine.stream import Stream
 from gpu_worker.engine.transcript import Token, Transcript
+from gpu_worker.model.config import ModelConfig
+from gpu_worker.model.errors import ModelConfigError
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.model import StreamingModel
 from gpu_worker.turn.settings import TurnSettings
@@ -70,6 +73,14 @@ class EngineConfig:
     reset_at_end: bool = True
     turn_detection: bool = True
     turn_settings: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings()
+
+
+def prompt_of(config: ModelConfig, options: StreamOptions) -> int:
+    """Index of a stream's language prompt.  Raises UnsupportedOption."""
+    try:
+        return config.prompt_index(options.language)
+    except ModelConfigError as error:
+        raise UnsupportedOption(str(error)) from error
 
 
 class NativeEngine:
@@ -117,6 +128,7 @@ class NativeEngine:
         )
         self._turns = TurnStage(judge, has_eou=loaded.config.eou_id is not None)
         self._eou_id = loaded.config.eou_id
+        self._model_config = loaded.config
         self._streams: dict[StreamId, Stream] = {}
         self._free_slots = list(range(config.num_slots - 1, -1, -1))
         self._num_opened = 0
@@ -140,6 +152,7 @@ class NativeEngine:
             raise ValueError(f"stream {stream} is open")
         if not self._free_slots:
             raise EngineFull(f"All {self.capacity} slots of the engine are taken.")
+        prompt_of(self._model_config, options)
         restored = Snapshot.from_bytes(snapshot, self._fingerprint) if snapshot is not None else None
         slot = self._free_slots.pop()
         self._num_opened += 1
@@ -158,7 +171,7 @@ class NativeEngine:
         runner, slot = self._runner, state.slot
         settings = self._turn_settings(state.options)
         if restored is None:
-            runner.reset(slot)
+            runner.reset(slot, prompt_of(self._model_config, state.options))
             self._turns.open(state.stream, settings)
             return
         try:

@@ -55,6 +55,10 @@ class SnapshotMismatch(EngineError):
     """A snapshot was taken by another model, context or layout and cannot be gone on from."""
 
 
+class UnsupportedOption(EngineError):
+    """A stream asks for what this engine's model does not have; the sentence is for its client."""
+
+
 class OutOfPages(EngineError):
     """The paged key/value cache has no page left for a stream that needs one to go on."""
 

@@ -47,8 +47,8 @@ class RowResult:
 class StepRunner(Protocol):
     """What the engine needs of whoever runs its steps."""
 
-    def reset(self, slot: int) -> None:
-        """Give a slot to a new stream."""
+    def reset(self, slot: int, prompt: int) -> None:
+        """Give a slot to a new stream with a language prompt."""
         ...
 
     def export(self, slot: int, pages: Tensor, offsets: Tensor) -> dict[str, Tensor]:
@@ -95,9 +95,10 @@ class ModelRunner:
         self._stats = stats
         self._synchronizes = model.device.type == "cuda"
 
-    def reset(self, slot: int) -> None:
+    def reset(self, slot: int, prompt: int) -> None:
         """See `StepRunner.reset`."""
         self.state.reset(torch.tensor([slot], device=self.model.device))
+        self.state.prompt_S[slot] = prompt
         if self.vad is not None:
             self.vad.reset(slot)
 

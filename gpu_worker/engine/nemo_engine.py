@@ -46,6 +46,7 @@ class _Stream:
     slot: int
     options: StreamOptions
     transcript: Transcript
+    language: str | None
     state: NemoState = field(default_factory=NemoState)
     recent: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     recent_start: int = 0
@@ -127,11 +128,12 @@ class NemoEngine:
             raise ValueError(f"stream {stream} is open")
         if not self._free_slots:
             raise EngineFull(f"All {self.capacity} slots of the engine are taken.")
+        language = self._model.language(options.language)
         restored = Snapshot.from_bytes(snapshot, self._fingerprint) if snapshot is not None else None
         transcript = Transcript(
             self._model.tokenizer, self.clock.frame_samples / ENGINE_SAMPLE_RATE, with_words=options.words
         )
-        state = _Stream(stream, self._free_slots[-1], options, transcript)
+        state = _Stream(stream, self._free_slots[-1], options, transcript, language)
         settings = self._turn_settings(options) if self._turn_detection else TurnSettings(enabled=False)
         turns = None
         if self._vad is not None:
@@ -238,9 +240,10 @@ class NemoEngine:
         works = [work for work in map(self._next, list(self._streams.values())) if work is not None]
         works = works[: self._batch_size]
         self._stats.in_flight = len(works)
-        groups: dict[tuple[int, bool], list[_Work]] = {}
+        groups: dict[tuple[int, bool, str | None], list[_Work]] = {}
         for work in works:
-            kind = (work.end_mel - work.stream.mels_done, work.stream.state.caches is None)
+            stream = work.stream
+            kind = (work.end_mel - stream.mels_done, stream.state.caches is None, stream.language)
             groups.setdefault(kind, []).append(work)
         for group in groups.values():
             self._run(group)
@@ -270,7 +273,7 @@ class NemoEngine:
         return _Work(state, max(total // clock.hop_samples, state.mels_done), frames, total, is_final=True)
 
     def _run(self, group: list[_Work]) -> None:
-        """Decode one chunk of each of the group's streams, which have equally many new mel frames."""
+        """Decode one chunk of each of the group's streams, which are all of one kind."""
         started = time.perf_counter()
         # A remainder may have mel frames and complete no encoder frame, or none of either.
         encoded: Tensor | None = None
@@ -278,7 +281,8 @@ class NemoEngine:
             mels = [self._mels(work) for work in group]
             self._count("pre_encode", started, len(group))
             started = time.perf_counter()
-            encoded = self._model.encode([work.stream.state for work in group], mels)
+            states = [work.stream.state for work in group]
+            encoded = self._model.encode(states, mels, group[0].stream.language)
             self._count("encode", started, sum(work.frames for work in group))
         for row, work in enumerate(group):
             started = time.perf_counter()

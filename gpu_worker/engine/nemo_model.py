@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from gpu_worker.engine.interface import UnsupportedOption
 from gpu_worker.engine.transcript import Token
 from gpu_worker.model.decoding import tsallis_confidence
 from gpu_worker.model.errors import CheckpointError, ModelConfigError, ModelError
@@ -107,7 +108,9 @@ class NemoModel:
         self._max_symbols = int(greedy.get("max_symbols") or greedy.get("max_symbols_per_step") or 10)
         ends = (self.tokenizer.eou_id, self.tokenizer.eob_id)
         self._ends = {token for token in ends if token is not None} if reset_at_end else set()
-        self._language = self._choose_language()
+        self._languages: dict[str, int] = dict(self.model.cfg.model_defaults.get("prompt_dictionary") or {})
+        if not getattr(self.model, "concat", False):
+            self._languages = {}
 
     def _choose_context(self, chunk_ms: int | None) -> tuple[int, int]:
         contexts = [(int(left), int(right)) for left, right in self.model.encoder.att_context_size_all]
@@ -122,11 +125,16 @@ class NemoModel:
             f"--chunk-ms is {chunk_ms}, but this model was trained for chunks of {legal} ms only."
         )
 
-    def _choose_language(self) -> str | None:
-        languages = self.model.cfg.model_defaults.get("prompt_dictionary") or {}
-        if not getattr(self.model, "concat", False) or not languages:
-            return None
-        return "auto" if "auto" in languages else min(languages, key=lambda name: languages[name])
+    def language(self, wanted: str | None) -> str | None:
+        """The prompt for a stream: the wanted one, else the default.  Raises UnsupportedOption."""
+        if wanted is None:
+            if "auto" in self._languages:
+                return "auto"
+            return min(self._languages, key=lambda name: self._languages[name], default=None)
+        if wanted not in self._languages:
+            known = ", ".join(sorted(self._languages)) or "none"
+            raise UnsupportedOption(f"The model has no language prompt '{wanted}'; it has {known}.")
+        return wanted
 
     @property
     def fingerprint(self) -> str:
@@ -159,7 +167,7 @@ class NemoModel:
         """The first sample that `mels` needs for mel frame `first`."""
         return max(0, first - _LEAD_MELS) * self.hop_samples
 
-    def encode(self, states: Sequence[NemoState], mels: Sequence[Tensor]) -> Tensor:
+    def encode(self, states: Sequence[NemoState], mels: Sequence[Tensor], language: str | None) -> Tensor:
         """Encoder frames [B, T, D] of rows with equally many new mel frames, all first or none first."""
         is_first = states[0].caches is None
         if is_first:
@@ -187,8 +195,8 @@ class NemoModel:
                 last_channel[:, row : row + 1], last_time[:, row : row + 1], cached[row : row + 1],
             )  # fmt: skip
             state.mels_FM = mel[:, -self.cached_mels :]
-        if self._language is not None:
-            self.model.set_inference_prompt(self._language)
+        if language is not None:
+            self.model.set_inference_prompt(language)
             encoded = self.model._apply_prompt_to_encoded(encoded)
         frames: Tensor = encoded[:, :, : int(length[0])].transpose(1, 2)
         return frames

@@ -9,7 +9,7 @@ straight to where the device fetches them, and only streams that have something 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -48,6 +48,7 @@ from gpu_worker.turn.vad import windows_of
 
 # Louder samples overflow the power spectrum; full scale is 1.0.
 _MAX_SAMPLE = 1e6
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class PipelinedEngine:
         left_frames: of the attention context.
         fingerprint: names the model and the layout of its state, for snapshots.
         has_eou, eou_id: of the model.
+        prompt_of: index of a stream's language prompt; raises UnsupportedOption.
         judge: smart-turn, where it runs.
         stats: what `steps` counts into.
     """
@@ -97,6 +99,7 @@ class PipelinedEngine:
         left_frames: int,
         fingerprint: str,
         eou_id: int | None,
+        prompt_of: Callable[[StreamOptions], int] = lambda _: 0,
         judge: TurnJudge | None,
         stats: EngineStats,
     ) -> None:
@@ -108,6 +111,7 @@ class PipelinedEngine:
         self._left_frames = left_frames
         self._fingerprint = fingerprint
         self._eou_id = eou_id
+        self._prompt_of = prompt_of
         self._stats = stats
         self._frame_s = clock.frame_samples / ENGINE_SAMPLE_RATE
         self._table = SlotTable(config.num_slots, clock)
@@ -145,6 +149,7 @@ class PipelinedEngine:
             raise ValueError(f"stream {stream} is open")
         if not self._free_slots:
             raise EngineFull(f"All {self.capacity} slots of the engine are taken.")
+        self._prompt_of(options)
         restored = Snapshot.from_bytes(snapshot, self._fingerprint) if snapshot is not None else None
         settings = self._turn_settings(options)
         slot = self._free_slots.pop()
@@ -197,7 +202,7 @@ class PipelinedEngine:
         state = self._get(stream)
         if state.finish_asked:
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
-        if samples.dtype != np.float32 or samples.ndim != 1:
+        if (samples.dtype is not _FLOAT32 and samples.dtype != _FLOAT32) or samples.ndim != 1:
             raise ValueError("samples are one dimension of float32")
         # One pass tells both what is not finite and what might be too loud.
         energy = float(np.dot(samples, samples))
@@ -240,6 +245,8 @@ class PipelinedEngine:
         slot = state.slot
         if stream not in self._streams or self._table.ended[slot]:
             raise EngineError(f"Stream {stream} has ended; its final output is all that is left.")
+        if not self._table.decoded[slot]:
+            raise EngineError(f"Stream {stream} has decoded nothing yet; there is no state to take.")
         self._reset_fresh()
         frames = int(self._table.decoded[slot])
         tensors = self.steps.state.export(slot)
@@ -371,18 +378,16 @@ class PipelinedEngine:
         return np.where(self._listens[plan.slots_B], end - self._samples_before(plan.start_B), 0)
 
     def _reset_fresh(self) -> None:
-        """Bring slots that have a new stream to their first state; behind what runs on them now."""
+        """Give slots to their new streams, behind what runs on them now."""
         fresh, self._fresh = [slot for slot in self._fresh if self._by_slot[slot] is not None], []
         if not fresh:
             return
-        slots = torch.tensor(sorted(set(fresh)))
-        device = self.steps.state.tail_SZ.device
-        if device.type == "cuda":
-            slots = slots.pin_memory().to(device, non_blocking=True)
-        self.steps.state.reset(slots)
-        if self.steps.vad is not None:
+        self.steps.reset(sorted(set(fresh)))
+        if self._prompt is not None:
             for slot in fresh:
-                self.steps.vad.reset(slot)
+                state = self._by_slot[slot]
+                assert state is not None
+                self.steps.state.prompt_S[slot] = self._prompt_of(state.options)
 
     def _grow(self, slot: int, end_frame: int) -> None:
         self._blocks.grow(slot, end_frame)
@@ -422,50 +427,59 @@ class PipelinedEngine:
         stats.turn_detection.units += int(found.num_windows_B.sum())
         acks = begin // ENGINE_SAMPLE_RATE < end // ENGINE_SAMPLE_RATE
         speaks = (found.num_symbols_B > 0) | plan.ends_B | acks | self._listens[slots]
-        for row in np.flatnonzero(speaks & alive).tolist():
-            state = self._by_slot[slots[row]]
-            assert state is not None
-            self._read_row(state, plan, found, row, int(begin[row]), int(end[row]), outputs)
+        self._read_rows(plan, found, np.flatnonzero(speaks & alive), begin, end, outputs)
         # Only now: a row's audio may be wanted for its turn.  Streams that ended meanwhile are gone.
         alive &= ~plan.ends_B
         self._rings.free(slots[alive], end[alive])
 
-    def _read_row(
+    def _read_rows(
         self,
-        state: _Stream,
         plan: Plan,
         found: StepFindings,
-        row: int,
-        begin: int,
-        end: int,
+        rows: NDArray[np.int64],
+        begin: NDArray[np.int64],
+        end: NDArray[np.int64],
         outputs: list[StreamOutput],
     ) -> None:
-        count, first_frame = int(found.num_symbols_B[row]), int(plan.start_B[row])
-        tokens = [
-            Token(symbol, first_frame + frame, confidence)
-            for symbol, frame, confidence in zip(
-                found.symbols_BK[row, :count].tolist(),
-                found.frames_BK[row, :count].tolist(),
-                found.confidences_BK[row, :count].tolist(),
-                strict=True,
-            )
-        ]
-        ends = bool(plan.ends_B[row])
-        made: list[StreamOutput] = []
-        if plan.whole_B[row]:
-            made.append(self._output(state, tokens, end, is_final=False))
-            tokens = []
-        if ends:
-            made.append(self._output(state, tokens, int(self._table.fed[state.slot]), is_final=True))
-        if not state.listens:
+        """Outputs of the rows that have something to say; numbers leave their arrays all at once."""
+        counts = found.num_symbols_B[rows]
+        most = int(counts.max(initial=0))
+        for row, slot, count, start, first, last, ends, whole, symbols, frames, scores in zip(
+            rows.tolist(),
+            plan.slots_B[rows].tolist(),
+            counts.tolist(),
+            plan.start_B[rows].tolist(),
+            begin[rows].tolist(),
+            end[rows].tolist(),
+            plan.ends_B[rows].tolist(),
+            plan.whole_B[rows].tolist(),
+            found.symbols_BK[rows, :most].tolist(),
+            found.frames_BK[rows, :most].tolist(),
+            found.confidences_BK[rows, :most].tolist(),
+            strict=True,
+        ):
+            state = self._by_slot[slot]
+            assert state is not None
+            tokens = [Token(symbols[at], start + frames[at], scores[at]) for at in range(count)]
+            made: list[StreamOutput] = []
+            if whole:
+                made.append(self._output(state, tokens, last, is_final=False))
+                tokens = []
+            if ends:
+                made.append(self._output(state, tokens, int(self._table.fed[slot]), is_final=True))
+            if state.listens:
+                speech = found.speech_BW[row, : int(found.num_windows_B[row])].tolist()
+                self._push(state, made, speech, first)
+                continue
             outputs += made
             if ends:
                 self._forget(state)
-            return
-        speech = found.speech_BW[row, : int(found.num_windows_B[row])].tolist()
+
+    def _push(self, state: _Stream, made: list[StreamOutput], speech: list[float], begin: int) -> None:
+        """Hand a row's outputs to turn detection, each with its windows."""
+        needs_audio = self._turns.needs_samples(state.stream)
         for output in made:
             windows = windows_of(begin, output.samples_decoded)
-            needs_audio = self._turns.needs_samples(state.stream)
             self._turns.push(
                 output,
                 speech[:windows],
@@ -481,13 +495,16 @@ class PipelinedEngine:
     def _output(
         self, state: _Stream, tokens: Sequence[Token], end_sample: int, *, is_final: bool
     ) -> StreamOutput:
-        words = state.transcript.add(tokens, ends=is_final)
+        if tokens or is_final:
+            words = state.transcript.add(tokens, ends=is_final)
+        else:
+            words = () if state.options.words else None
         return StreamOutput(
             stream=state.stream,
             samples_decoded=end_sample,
-            token_ids=tuple(token.token for token in tokens),
-            confidence_scores=tuple(token.confidence for token in tokens),
-            token_frames=tuple(token.frame for token in tokens),
+            token_ids=tuple([token.token for token in tokens]),
+            confidence_scores=tuple([token.confidence for token in tokens]),
+            token_frames=tuple([token.frame for token in tokens]),
             text=state.transcript.text,
             last_state=None,
             turn_detection="running",

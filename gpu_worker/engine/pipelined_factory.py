@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import torch
 
 from gpu_worker.engine.block_manager import BlockManager
 from gpu_worker.engine.clock import ChunkClock
-from gpu_worker.engine.engine import EngineConfig
+from gpu_worker.engine.engine import EngineConfig, prompt_of
 from gpu_worker.engine.interface import EngineError, EngineStats
 from gpu_worker.engine.pipelined_engine import PipelinedEngine
 from gpu_worker.engine.snapshot import model_fingerprint
@@ -88,6 +89,7 @@ def make_pipelined_engine(
         left_frames=left_frames,
         fingerprint=model_fingerprint(loaded, (left_frames, right), reset_at_end=config.reset_at_end),
         eou_id=loaded.config.eou_id,
+        prompt_of=partial(prompt_of, loaded.config),
         judge=judge,
         stats=stats,
     )

@@ -9,7 +9,7 @@ ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -166,9 +166,17 @@ class ModelConfig:
             f"--chunk-ms is {chunk_ms}, but this model was trained for chunks of {legal} ms only."
         )
 
-    def with_default_context(self, context: tuple[int, int]) -> ModelConfig:
-        """The same architecture with another default context."""
-        return replace(self, default_context=context)
+    def prompt_index(self, language: str | None) -> int:
+        """Index of the prompt for a language; for None that of the default one, 0 without prompts.
+
+        Raises ModelConfigError for a language that the model has no prompt for.
+        """
+        if self.prompt is None:
+            if language is None:
+                return 0
+            raise ModelConfigError(f"The model takes no language; '{language}' was asked for.")
+        name = language or self.prompt.default_language
+        return 0 if name is None else self.prompt.index(name)
 
 
 def read_model_config(path: Path) -> ModelConfig:

@@ -7,6 +7,7 @@ holds an unfinished UTF-8 sequence of byte pieces back until its last byte has c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from gpu_worker.model.errors import TokenizerError
 SPACE_MARK: Final = "\u2581"
 END_OF_UTTERANCE: Final = "<EOU>"
 END_OF_BACKCHANNEL: Final = "<EOB>"
+# Multilingual models say the language of an utterance; NeMo's `strip_lang_tags` has the same pattern.
+_LANGUAGE_TAG: Final = re.compile(rf"{SPACE_MARK}?<[a-z]{{2}}-[A-Z]{{2}}>")
 _UNKNOWN_SURFACE: Final = " \u2047 "
 
 
@@ -46,8 +49,8 @@ class TextState:
 class Tokenizer:
     """Ids of one checkpoint's vocabulary to pieces, text and words.
 
-    `eou_id` and `eob_id` mark the end of an utterance or of a backchannel; they and control pieces
-    never appear in text.
+    `eou_id` and `eob_id` mark the end of an utterance or of a backchannel; they, control
+    pieces and tags of languages such as ``<de-DE>`` never appear in text.
     """
 
     def __init__(self, model: bytes, source: str = "tokenizer.model") -> None:
@@ -64,7 +67,9 @@ class Tokenizer:
         )
         self.eou_id: Final = self._find(END_OF_UTTERANCE)
         self.eob_id: Final = self._find(END_OF_BACKCHANNEL)
-        special = {self.eou_id, self.eob_id}
+        special = {self.eou_id, self.eob_id} | {
+            index for index, piece in enumerate(self._pieces) if _LANGUAGE_TAG.fullmatch(piece)
+        }
         self._surfaces: Final[tuple[bytes, ...]] = tuple(
             _surface(processor, index, piece, is_special=index in special)
             for index, piece in enumerate(self._pieces)

@@ -177,6 +177,21 @@ def test_a_replay_from_a_snapshot_goes_on_exactly(name: str, context: tuple[int,
     heard.check(decoding(reference(name, context, clip), reset=False))
 
 
+@pytest.mark.parametrize("language", ["en-US", "de-DE", None])
+@pytest.mark.parametrize("context", [context for name, context in CASES if name == "prompted"], ids=str)
+def test_language_prompts(context: tuple[int, int], language: str | None) -> None:
+    clip, stream, heard = "goforward", StreamId(1), Heard()
+    engine = make_engine("prompted", context)
+    engine.open(stream, StreamOptions(language=language))
+    engine.feed(stream, clips()[clip].samples)
+    engine.finish(stream)
+    while engine.has_work():
+        for output in engine.step():
+            heard.take(output)
+    name = clip if language is None else f"{clip}-{language}"
+    heard.check(decoding(reference("prompted", context, name), reset=False))
+
+
 def test_enough_tokens_were_compared() -> None:
     """The comparison means something only over many tokens that are not blank."""
     for name in MODELS:

@@ -30,7 +30,7 @@ def train_with_bytes() -> Tokenizer:
         byte_fallback=True,
         model_type="bpe",
         hard_vocab_limit=False,
-        user_defined_symbols=["<EOU>", "<EOB>"],
+        user_defined_symbols=["<EOU>", "<EOB>", "<de-DE>", "<odd>"],
         minloglevel=2,
     )
     return Tokenizer(target.getvalue())
@@ -43,7 +43,7 @@ BYTES_REFERENCE.LoadFromSerializedProto(BYTES.model)
 tiny_ids = st.lists(st.integers(1, EOU - 1), max_size=30)
 byte_ids = st.lists(
     st.integers(0, BYTES.vocab_size - 1).filter(
-        lambda token: not BYTES_REFERENCE.is_unknown(token) and token not in (BYTES.eou_id, BYTES.eob_id)
+        lambda token: not BYTES_REFERENCE.is_unknown(token) and not BYTES.is_special(token)
     ),
     max_size=30,
 )
@@ -86,6 +86,12 @@ def test_marks_of_the_end_never_stand_in_text() -> None:
     assert (
         BYTES.decode([BYTES.eou_id or 0, *BYTES_REFERENCE.encode("the cat"), BYTES.eob_id or 0]) == "the cat"
     )
+
+
+def test_tags_of_languages_never_stand_in_text() -> None:
+    cat = BYTES_REFERENCE.encode("the cat")
+    assert BYTES.decode([*cat, BYTES_REFERENCE.piece_to_id("<de-DE>"), *cat]) == "the cat the cat"
+    assert BYTES.decode([*cat, BYTES_REFERENCE.piece_to_id("<odd>")]) == "the cat<odd>"
 
 
 def test_a_new_utterance_begins_a_new_word_whatever_its_first_piece() -> None:
