@@ -125,8 +125,8 @@ def systems(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
     yield "<EOU>", "token as it comes", tokens
     settings = replace(everything, signals=frozenset({Signal.EOU}))
     yield "<EOU>", f"in silence, else {settings.max_pause_ms} ms", endpointing(settings, model, THRESHOLD)
-    for smart_ms in (96, 128, 160, 192, 256, 320):
-        for threshold in (0.3, 0.5, 0.7, 0.9):
+    for smart_ms in (96, 160, 192, 256):
+        for threshold in (0.5, 0.7, 0.9):
             setting = f"at {smart_ms} ms from {threshold}"
             settings = replace(everything, signals=frozenset({Signal.SMART_TURN}), smart_silence_ms=smart_ms)
             yield (
