@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,6 +80,9 @@ class RecordingSteps:
         self.started: list[float] = []
         self.over: list[float] = []
         self.rows: list[NDArray[np.int64]] = []
+
+    def reset(self, slots: Sequence[int]) -> None:
+        self.inner.reset(slots)
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
         whole = rows_FB[:, rows_FB[Field.FRAMES] == self._chunk_frames]

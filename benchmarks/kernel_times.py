@@ -28,8 +28,8 @@ from gpu_worker.kernels.layer_norm import layer_norm, two_layer_norms
 from gpu_worker.kernels.log_mel import log_mel_window
 from gpu_worker.kernels.paged_attention import attend, write_kv
 from gpu_worker.kernels.subsampling import conv_and_depthwise, depthwise
-from gpu_worker.model.cuda_model import CudaModel, CudaStep
 from gpu_worker.model.config import ModelConfig
+from gpu_worker.model.cuda_model import CudaModel, CudaStep
 
 DEVICE = torch.device("cuda")
 
@@ -82,10 +82,18 @@ def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int)
     hidden = randn(rows, config.ff_dim)
     report("linear d -> ff", lambda: layer.ff1_in(normed), flops=2 * rows * width * config.ff_dim)
     report("silu in place", lambda: F.silu(hidden, inplace=True), 4 * rows * config.ff_dim)
-    report("residual += linear ff -> d", lambda: layer.ff1_out.add_to(x, hidden), flops=2 * rows * width * config.ff_dim)
+    report(
+        "residual += linear ff -> d",
+        lambda: layer.ff1_out.add_to(x, hidden),
+        flops=2 * rows * width * config.ff_dim,
+    )
     report("linear d -> 3d", lambda: layer.qkv(normed), flops=6 * rows * width * width)
     report("linear d -> 2d", lambda: layer.conv_in(normed), flops=4 * rows * width * width)
-    report("residual += linear d -> d", lambda: layer.attention_out.add_to(x, normed), flops=2 * rows * width * width)
+    report(
+        "residual += linear d -> d",
+        lambda: layer.attention_out.add_to(x, normed),
+        flops=2 * rows * width * width,
+    )
     norm = (layer.norm_out.weight, layer.norm_out.bias)
     report("layer_norm", lambda: layer_norm(x, *norm, 1e-5), 4 * rows * width)
     report("two_layer_norms", lambda: two_layer_norms(x, *norm, *norm, 1e-5), 6 * rows * width)
@@ -99,7 +107,17 @@ def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int)
         if layout.startswith("frames"):
             pools = [pool.contiguous() for pool in pools]
         report(f"write_kv, {layout}", lambda: write_kv(k, v, *pools, table, start, frames), 8 * rows * width)
-        for block_k, warps, stages in ((16, 1, 2), (32, 1, 2), (32, 2, 2), (32, 4, 3), (64, 2, 2), (64, 4, 1), (64, 4, 2), (128, 4, 1), (128, 8, 1)):
+        for block_k, warps, stages in (
+            (16, 1, 2),
+            (32, 1, 2),
+            (32, 2, 2),
+            (32, 4, 3),
+            (64, 2, 2),
+            (64, 4, 1),
+            (64, 4, 2),
+            (128, 4, 1),
+            (128, 8, 1),
+        ):
             report(
                 f"attend, {layout}, block {block_k}, {warps} warps, {stages} stages",
                 lambda: attend(
@@ -116,7 +134,16 @@ def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int)
     report(
         "glu_depthwise_conv",
         lambda: glu_depthwise_conv(
-            gates, cache, slots, frames, layer.conv_taps_KD, None, layer.conv_norm.weight, layer.conv_norm.bias, 1e-5
+            gates,
+            cache,
+            slots,
+            start,
+            frames,
+            layer.conv_taps_KD,
+            None,
+            layer.conv_norm.weight,
+            layer.conv_norm.bias,
+            1e-5,
         ),
         2 * (3 * rows * width + 16 * batch * width),
     )
@@ -134,7 +161,9 @@ def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int)
     frames_RI = randn(batch * chunk * 8, 400, dtype=torch.float32)
     report("  of it the DFT product", lambda: frames_RI @ model._dft)
     first = conv_and_depthwise(mel, start, total, *model._conv, *model._depthwise1)
-    report("conv_and_depthwise", lambda: conv_and_depthwise(mel, start, total, *model._conv, *model._depthwise1))
+    report(
+        "conv_and_depthwise", lambda: conv_and_depthwise(mel, start, total, *model._conv, *model._depthwise1)
+    )
     flat = first.view(-1, first.shape[-1])
     bias, weight = model._pointwise1.bias, model._pointwise1.weight
     report("pointwise 1 with relu", lambda: torch._addmm_activation(bias, flat, weight.t()))
@@ -162,7 +191,9 @@ def stages(model: CudaModel, batches: list[int], page_frames: int, profile: bool
     )  # fmt: skip
     steps.ring_SC[:] = 0.05 * torch.randn(steps.ring_SC.shape).numpy()
     free, size = torch.cuda.mem_get_info()
-    print(f"capture {steps.capture_s:.1f} s for {len(steps._captured)} sizes; device memory {(size - free) / 1e9:.1f} GB")
+    print(
+        f"capture {steps.capture_s:.1f} s for {len(steps._captured)} sizes; device memory {(size - free) / 1e9:.1f} GB"
+    )
     import numpy as np
 
     table = np.random.default_rng(0).permutation(largest * ring).astype(np.int32).reshape(largest, ring)

@@ -22,6 +22,7 @@ from gpu_worker.model.tokenizer import Tokenizer
 
 TOKENS_PER_SECOND: Final = 3.0
 FRAMES_PER_SECOND: Final = 12.5
+_SETTLED_STEPS: Final = 36
 _BLANK_BIAS: Final = "joint.joint_net.2.bias"
 
 _MEL: Final = MelConfig(
@@ -134,10 +135,11 @@ def make_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 @torch.inference_mode()
-def calibrate(loaded: LoadedModel, *, streams: int = 128, steps: int = 24) -> float:
+def calibrate(loaded: LoadedModel, *, streams: int = 128, steps: int = 100) -> float:
     """Set the blank's bias in place so that streams of noise emit `TOKENS_PER_SECOND`; needs CUDA.
 
-    Returns the rate reached, in tokens a second of audio.
+    The rate counts from where a stream's attention context is full.  Returns the rate reached, in tokens
+    a second of audio.
     """
     config, device = loaded.config, loaded.device
     model = CudaModel(loaded, (70, 1))
@@ -154,17 +156,18 @@ def calibrate(loaded: LoadedModel, *, streams: int = 128, steps: int = 24) -> fl
         encoded.append(model.project_encoded(hidden, step, state))
     low, high, rate = 0.0, 30.0, 0.0
     bias = loaded.weights[_BLANK_BIAS]
-    for _ in range(12):
+    for _ in range(14):
         middle = (low + high) / 2
         bias[config.blank_id] = middle
         fresh = model.make_state(streams)
-        tokens = 0
+        counts = []
         for frames in encoded:
             out = greedy_decode(
                 frames, full, slots, fresh.hidden_PSU, fresh.cell_PSU, fresh.output_SJ, model.transducer
             )
-            tokens += int(out[:, 0].sum())
-        rate = tokens / (streams * steps * 2) * FRAMES_PER_SECOND
+            counts.append(out[:, 0].sum())
+        settled = torch.stack(counts[_SETTLED_STEPS:])
+        rate = float(settled.sum()) / (streams * len(settled) * 2) * FRAMES_PER_SECOND
         if abs(rate - TOKENS_PER_SECOND) < 0.05:
             break
         low, high = (middle, high) if rate > TOKENS_PER_SECOND else (low, middle)

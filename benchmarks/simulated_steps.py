@@ -7,6 +7,7 @@ not follow, to test the harness and to measure what a step costs the host.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,9 @@ class SimulatedSteps:
         self._stats = stats
         self._rng = np.random.default_rng(0)
         self._free_at = 0.0
+
+    def reset(self, slots: Sequence[int]) -> None:
+        """Nothing is kept."""
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
         num_rows, rng, most = rows_FB.shape[1], self._rng, 4 * self._chunk_frames

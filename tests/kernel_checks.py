@@ -14,6 +14,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from gpu_worker.kernels import (
+    begin_streams,
+    begin_streams_reference,
     conv_module,
     conv_module_reference,
     gather_samples,
@@ -69,10 +71,11 @@ def check_conv_module(
     cache = _randn(num_slots, taps - 1, width, device=device, dtype=dtype)
     slots = _ints(torch.randperm(num_slots)[:streams].tolist(), device)
     num_frames = _ints(frames, device)
+    start = _ints([3 * (stream % 3) for stream in range(streams)], device)
     weight = _randn(taps, width, device=device, dtype=dtype)
     bias, scale, shift = (_randn(width, device=device, dtype=dtype) for _ in range(3))
     for conv_bias in (None, bias):
-        rest = (slots, num_frames, weight, conv_bias, scale, shift, 1e-5)
+        rest = (slots, start, num_frames, weight, conv_bias, scale, shift, 1e-5)
         cache_out, cache_expected = cache.clone(), cache.clone()
         expected = conv_module_reference.glu_depthwise_conv(gates, cache_expected, *rest)
         out = conv_module.glu_depthwise_conv(gates.clone(), cache_out, *rest)
@@ -101,6 +104,26 @@ def check_subsampling(
     expected = subsampling_reference.depthwise(hidden, start, mel_end, kernels[2], biases[2])
     assert expected.shape[1] == num_frames
     assert_close(subsampling.depthwise(hidden, start, mel_end, kernels[2], biases[2]), expected, dtype)
+
+
+def check_begin_streams(starts: list[int], layers: int, width: int, joint: int, device: str) -> None:
+    num_slots = len(starts) + 3
+    state = (
+        _randn(layers, num_slots, width, device=device, dtype=torch.bfloat16),
+        _randn(layers, num_slots, width, device=device),
+        _randn(num_slots, joint, device=device, dtype=torch.bfloat16),
+    )
+    begin = [
+        _randn(layers, width, device=device),
+        _randn(layers, width, device=device),
+        _randn(joint, device=device),
+    ]
+    begin = [one.to(whole.dtype) for one, whole in zip(begin, state, strict=True)]
+    rows = (_ints(torch.randperm(num_slots)[: len(starts)].tolist(), device), _ints(starts, device))
+    states = [tuple(tensor.clone() for tensor in state) for _ in range(2)]
+    begin_streams_reference.begin_streams(*states[0], *rows, *begin)
+    begin_streams.begin_streams(*states[1], *rows, *begin)
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
 
 
 def check_gather_samples(firsts: list[int], ends: list[int], columns: int, ring: int, device: str) -> None:

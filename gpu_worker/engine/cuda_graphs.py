@@ -198,6 +198,12 @@ class GraphSteps:
         tables.reshape(size, self._ring_pages)[num_rows:] = self.pages.spare_page
         return fields
 
+    def reset(self, slots: Sequence[int]) -> None:
+        # The kernels take nothing from a slot's past where a stream begins; the speech detector would.
+        if self.vad is not None:
+            for slot in slots:
+                self.vad.reset(slot)
+
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
         num_rows = rows_FB.shape[1]
         size = min(size for size in self._captured if size >= num_rows)

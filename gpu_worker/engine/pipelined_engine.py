@@ -120,6 +120,7 @@ class PipelinedEngine:
         self._streams: dict[StreamId, _Stream] = {}
         self._by_slot: list[_Stream | None] = [None] * config.num_slots
         self._free_slots = list(range(config.num_slots - 1, -1, -1))
+        self._prompts = [steps.state.default_prompt] * config.num_slots
         self._fresh: list[int] = []
         self._finishing: dict[StreamId, _Stream] = {}
         self._num_opened = 0
@@ -383,11 +384,13 @@ class PipelinedEngine:
         if not fresh:
             return
         self.steps.reset(sorted(set(fresh)))
-        if self._prompt is not None:
-            for slot in fresh:
-                state = self._by_slot[slot]
-                assert state is not None
-                self.steps.state.prompt_S[slot] = self._prompt_of(state.options)
+        default = self.steps.state.default_prompt
+        for slot in fresh:
+            state = self._by_slot[slot]
+            assert state is not None
+            prompt = self._prompt_of(state.options)
+            if prompt != default or self._prompts[slot] != default:
+                self.steps.state.prompt_S[slot] = self._prompts[slot] = prompt
 
     def _grow(self, slot: int, end_frame: int) -> None:
         self._blocks.grow(slot, end_frame)

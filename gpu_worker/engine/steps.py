@@ -11,6 +11,7 @@ W windows of the speech detector.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Protocol
@@ -81,6 +82,10 @@ class Steps(Protocol):
     """Host memory of every slot's samples: sample n of a stream stands at n modulo C."""
     max_rows: int
 
+    def reset(self, slots: Sequence[int]) -> None:
+        """Give slots to new streams, behind the steps that were launched before."""
+        ...
+
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
         """Start a step.  The samples that its rows name stand in the ring until it was waited for."""
         ...
@@ -119,6 +124,13 @@ class EagerSteps:
         self._model = model
         self._clock = clock
         self._stats = stats
+
+    @torch.inference_mode()
+    def reset(self, slots: Sequence[int]) -> None:
+        self.state.reset(torch.tensor(slots))
+        if self.vad is not None:
+            for slot in slots:
+                self.vad.reset(slot)
 
     @torch.inference_mode()
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 
 @triton.jit
-def _past_glu(cache_row, gates_rows, frame, cols, HISTORY: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
+def _past_glu(cache_row, gates_rows, start, frame, cols, HISTORY: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
     # GLU output of a frame counted from the step's first one: from the cache before it, else from the
     # gates' first half.  A thread reads only what it wrote itself, so no barrier is needed.
     at = tl.zeros_like(cols) + frame
-    cached = tl.load(cache_row + (frame + HISTORY) * D, mask=(cols < D) & (at < 0), other=0.0)
+    goes_on = tl.zeros_like(cols) + start > 0
+    cached = tl.load(cache_row + (frame + HISTORY) * D, mask=(cols < D) & (at < 0) & goes_on, other=0.0)
     fresh = tl.load(gates_rows + frame * 2 * D, mask=(cols < D) & (at >= 0), other=0.0)
     return cached.to(tl.float32) + fresh.to(tl.float32)
 
@@ -28,6 +29,7 @@ def _glu_depthwise_conv_kernel(  # type: ignore[no-untyped-def]
     gates_ptr,
     cache_ptr,
     slots_ptr,
+    start_ptr,
     num_frames_ptr,
     weight_ptr,
     conv_bias_ptr,
@@ -45,6 +47,7 @@ def _glu_depthwise_conv_kernel(  # type: ignore[no-untyped-def]
     # because the norm runs over channels.
     stream = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + stream).to(tl.int64)
+    start = tl.load(start_ptr + stream)
     num_frames = tl.load(num_frames_ptr + stream)
     cols = tl.arange(0, BLOCK_D)
     mask = cols < D
@@ -65,7 +68,7 @@ def _glu_depthwise_conv_kernel(  # type: ignore[no-untyped-def]
         if HAS_CONV_BIAS:
             conv += tl.load(conv_bias_ptr + cols, mask=mask, other=0.0).to(tl.float32)
         for tap in tl.static_range(history):
-            past = _past_glu(cache_row, gates_rows, frame + tap - history, cols, history, D)
+            past = _past_glu(cache_row, gates_rows, start, frame + tap - history, cols, history, D)
             weight = tl.load(weight_ptr + tap * D + cols, mask=mask, other=0.0).to(tl.float32)
             conv += past * weight
         mean = tl.sum(conv, axis=0) / D
@@ -77,7 +80,7 @@ def _glu_depthwise_conv_kernel(  # type: ignore[no-untyped-def]
     if num_frames > 0:
         # Ascending, so that no row is overwritten before it was read.
         for row in tl.static_range(history):
-            past = _past_glu(cache_row, gates_rows, num_frames + row - history, cols, history, D)
+            past = _past_glu(cache_row, gates_rows, start, num_frames + row - history, cols, history, D)
             tl.store(cache_row + row * D, past, mask=mask)
     for frame in range(num_frames, num_rows):
         zeros = tl.zeros((BLOCK_D,), dtype=tl.float32)
@@ -88,6 +91,7 @@ def glu_depthwise_conv(
     gates_BTE: Tensor,
     cache_SKD: Tensor,
     slots_B: Tensor,
+    start_B: Tensor,
     num_frames_B: Tensor,
     weight_KD: Tensor,
     conv_bias_D: Tensor | None,
@@ -107,6 +111,7 @@ def glu_depthwise_conv(
         gates_BTE,
         cache_SKD,
         slots_B,
+        start_B,
         num_frames_B,
         weight_KD,
         conv_bias_D if conv_bias_D is not None else weight_KD,

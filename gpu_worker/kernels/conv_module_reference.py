@@ -15,6 +15,7 @@ def glu_depthwise_conv(
     gates_BTE: Tensor,
     cache_SKD: Tensor,
     slots_B: Tensor,
+    start_B: Tensor,
     num_frames_B: Tensor,
     weight_KD: Tensor,
     conv_bias_D: Tensor | None,
@@ -25,14 +26,16 @@ def glu_depthwise_conv(
     """GLU, causal depthwise convolution, layer norm, SiLU of a Conformer's convolution module.
 
     `gates_BTE` is the first pointwise convolution's output, E = 2 D.  `cache_SKD` holds the last K - 1
-    GLU outputs of every slot, oldest first, and is moved on in place by the stream's valid frames.
+    GLU outputs of every slot, oldest first, and is moved on in place by the stream's valid frames; where
+    `start_B` is 0 a stream begins, and what the slot holds of its last one counts as zeros.
     Rows past `num_frames_B` come out as zeros.
     """
     num_streams, num_rows, _ = gates_BTE.shape
     taps = weight_KD.shape[0]
     slots = slots_B.long()
     glu_BTD = F.glu(gates_BTE.float(), dim=-1).to(cache_SKD.dtype).float()
-    window_BWD = torch.cat([cache_SKD[slots].float(), glu_BTD], dim=1)
+    past_BKD = cache_SKD[slots].float() * (start_B > 0)[:, None, None]
+    window_BWD = torch.cat([past_BKD, glu_BTD], dim=1)
     conv_BTD = torch.zeros_like(glu_BTD)
     for tap in range(taps):
         conv_BTD += weight_KD[tap].float() * window_BWD[:, tap : tap + num_rows]

@@ -201,8 +201,8 @@ def attend(
     *,
     chunk_frames: int,
     left_frames: int,
-    block_k: int = 32,
-    num_warps: int = 2,
+    block_k: int = 16,
+    num_warps: int = 1,
     num_stages: int = 2,
 ) -> Tensor:
     """`paged_attention` with what does not change over steps worked out before.

@@ -2,6 +2,7 @@
 
 Shapes depend on (B, T) only and nothing asks the host, so that a whole step can be captured as one
 graph.  Unlike the plain model a row may have any number of valid frames; caches move by that number.
+A slot needs no reset: a row whose first frame is its stream's first takes nothing from the slot's past.
 Weights are laid out once for the kernels; positions are projected once; the residual branches end in
 matrix products that add to the residual stream.
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpu_worker.kernels.begin_streams import begin_streams
 from gpu_worker.kernels.conv_module import glu_depthwise_conv
 from gpu_worker.kernels.greedy_decode import greedy_decode
 from gpu_worker.kernels.greedy_decode_reference import TransducerWeights
@@ -324,6 +326,7 @@ class CudaModel:
                 gates,
                 state.conv_LSKD[index],
                 step.slots_B,
+                step.start_B,
                 step.num_frames_B,
                 layer.conv_taps_KD,
                 layer.conv_bias_D,
@@ -373,6 +376,17 @@ class CudaModel:
 
     def decode(self, encoded_BTD: Tensor, step: CudaStep, state: SlotState) -> Tensor:
         """Encoder frames to symbols, int32 [B, 1 + 3K] as `greedy_decode` packs them."""
+        transducer = self.transducer
+        begin_streams(
+            state.hidden_PSU,
+            state.cell_PSU,
+            state.output_SJ,
+            step.slots_B,
+            step.start_B,
+            transducer.start_LH,
+            transducer.start_cell_LH,
+            transducer.start_output_J,
+        )
         return greedy_decode(
             self.project_encoded(encoded_BTD, step, state),
             step.num_frames_B,
@@ -380,7 +394,7 @@ class CudaModel:
             state.hidden_PSU,
             state.cell_PSU,
             state.output_SJ,
-            self.transducer,
+            transducer,
         )
 
 

@@ -48,6 +48,10 @@ def test_log_mel(num_frames: int) -> None:
     checks.check_log_mel([0, 4, 9, 0], frames, [HUGE, HUGE, HUGE, 777], num_frames, 128, "cuda")
 
 
+def test_begin_streams_touches_only_new_ones() -> None:
+    checks.check_begin_streams([0, 4, 0, 1, 0], 2, 640, 640, "cuda")
+
+
 def test_gather_samples_from_pinned_memory() -> None:
     checks.check_gather_samples([-1080, 200, 999_999, 5], [HUGE, 1500, HUGE, 5], 2880, 7001, "cuda")
 

@@ -40,6 +40,10 @@ def test_subsampling_at_both_ends_of_streams(dtype: torch.dtype) -> None:
     checks.check_subsampling([0], [1], 1, 16, 16, dtype, DEVICE)
 
 
+def test_begin_streams_touches_only_new_ones() -> None:
+    checks.check_begin_streams([0, 4, 0], 2, 40, 24, DEVICE)
+
+
 def test_gather_samples_around_the_ring() -> None:
     checks.check_gather_samples([-5, 3, 17, 100], [HUGE, 9, 17, 103], 19, 23, DEVICE)
 
