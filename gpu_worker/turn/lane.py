@@ -3,13 +3,14 @@
 import json
 import struct
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_worker.engine.interface import StreamOutput, Word
+from gpu_worker.engine.interface import StreamOutput, Utterance, Word
 from gpu_worker.turn.endpointing import Endpointer, TurnChunk
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.transitions import LastState, TurnDetection
@@ -51,8 +52,13 @@ class Lane:
     utterances: UtteranceLog | None = None
 
 
-def export_lane(lane: Lane) -> bytes:
-    """A header of JSON behind its length, then the audio as int16."""
+def export_lane(lane: Lane, ready: Sequence[StreamOutput]) -> bytes:
+    """A header of JSON behind its length, then the audio as int16.
+
+    Args:
+        lane: of the stream.
+        ready: its results that are complete and were not fetched yet.
+    """
     audio = [] if lane.history is None else [lane.history]
     audio += [held.samples for held in lane.held if held.samples is not None]
     header = {
@@ -60,6 +66,7 @@ def export_lane(lane: Lane) -> bytes:
         "endpointer": None if lane.endpointer is None else lane.endpointer.export().decode(),
         "history_samples": None if lane.history is None else len(lane.history),
         "history_end_sample": lane.history_end_sample,
+        "ready": [_encode_output(output) for output in ready],
         "waiting": None if lane.waiting is None else _encode_output(lane.waiting),
         "held": [
             {
@@ -76,8 +83,8 @@ def export_lane(lane: Lane) -> bytes:
     return b"".join([struct.pack("<I", len(text)), text, *(part.tobytes() for part in audio)])
 
 
-def import_lane(exported: bytes, settings: TurnSettings) -> Lane:
-    """What `export_lane` wrote.
+def import_lane(exported: bytes, settings: TurnSettings) -> tuple[Lane, list[StreamOutput]]:
+    """What `export_lane` wrote: the lane, and results that are ready.
 
     Raises:
         ValueError: it was written by another version.
@@ -121,7 +128,7 @@ def import_lane(exported: bytes, settings: TurnSettings) -> Lane:
                 take(held["samples"]),
             )
         )
-    return lane
+    return lane, [_decode_output(values) for values in header["ready"]]
 
 
 def _encode_output(output: StreamOutput) -> dict[str, Any]:
@@ -138,6 +145,6 @@ def _decode_output(values: dict[str, Any]) -> StreamOutput:
             "confidence_scores": tuple(values["confidence_scores"]),
             "token_frames": tuple(values["token_frames"]),
             "words": None if words is None else tuple(Word(**word) for word in words),
-            "utterances": (),  # given when the output leaves the lane
+            "utterances": tuple(Utterance(**utterance) for utterance in values["utterances"]),
         }
     )

@@ -124,7 +124,8 @@ class TurnStage:
             raise ValueError(f"stream {stream} is open")
         settings = settings.limited(has_eou=self._has_eou, has_smart_turn=self._judge is not None)
         if exported is not None:
-            lane = import_lane(exported, settings)
+            lane, ready = import_lane(exported, settings)
+            self._ready += ready
             if Signal.SMART_TURN not in settings.signals:
                 lane.history = None
             elif lane.history is None and lane.endpointer is not None:
@@ -147,11 +148,8 @@ class TurnStage:
                 self._wait(stream, lane)
 
     def export(self, stream: StreamId) -> bytes:
-        """The stream's whole turn state between two steps, results that are held included.
-
-        Results that `drain` would return are not part of it: drain first, then export.
-        """
-        return export_lane(self._lanes[stream])
+        """The stream's whole turn state between two steps, with all results that `drain` has not returned."""
+        return export_lane(self._lanes[stream], [one for one in self._ready if one.stream == stream])
 
     def close(self, stream: StreamId) -> None:
         """Drops the stream and what it holds; does nothing when it is not open."""

@@ -188,6 +188,7 @@ def test_history_is_bounded_to_what_the_model_hears() -> None:
     push(stage, ONE, range(1, last), 0.9)
     push(stage, ONE, [last], 0.0)
     assert len(judge.asked[0][2]) == HISTORY_SAMPLES
+    stage.drain()
     assert len(stage.export(ONE)) < 2 * HISTORY_SAMPLES + 2 * CHUNK + 4_096
 
 
@@ -299,6 +300,28 @@ def test_going_on_from_an_export_is_exact(cut: int, signals: TurnSettings) -> No
     stage.open(ONE, signals, exported=exported)
     pushes(stage, cut + 1, len(probs))
     assert got + answer_all(stage, judge) == expected
+
+
+def test_an_export_carries_what_was_not_fetched() -> None:
+    """An answer that is noticed between two steps makes results ready: a snapshot then must not lose them."""
+    judge = ScriptedJudge()
+    stage = TurnStage(judge)
+    stage.open(ONE, replace(SMART, auto_finalize=True, finalize_lag_ms=0))
+    stage.open(TWO, VAD)
+    speak_and_pause(stage, ONE)
+    stage.drain()
+    push(stage, TWO, [1], 0.9)
+    judge.ready.append(TurnAnswer(ONE, 1, Verdict.COMPLETE))
+    assert stage.has_ready()
+    exported = stage.export(ONE)
+    expected = [one for one in stage.drain() if one.stream == ONE]
+    assert [one.turn_detection for one in expected] == ["end_of_utterance"]
+    assert expected[0].utterances
+
+    stage = TurnStage(ScriptedJudge())
+    stage.open(ONE, replace(SMART, auto_finalize=True, finalize_lag_ms=0), exported=exported)
+    assert stage.has_ready()
+    assert stage.drain() == expected
 
 
 def test_signals_that_the_server_cannot_give_leave_it_to_silence() -> None:
