@@ -10,6 +10,7 @@ Nothing is written to disk: audio and results live as long as the server.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -28,6 +29,8 @@ START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 DEFAULT_MAXMEMORY_MB = 1024
 _POLL_S = 0.005
+_PREFIX = "parakeet-redis-"
+_LOCK = "owner.lock"
 
 
 class NoRedisServer(ServiceError):  # noqa: N818 - the name says it
@@ -67,6 +70,15 @@ def find_server() -> Path:
     return binary
 
 
+def _remove_abandoned() -> None:
+    """Remove directories of this user's servers whose parent was killed; its lock went with it."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        # No lock yet: it is being made just now. Refused: its owner lives, or it is somebody else's.
+        with contextlib.suppress(OSError), (directory / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+
+
 class EmbeddedRedis:
     """A server process on a unix socket in a private directory, killed by the kernel when its parent dies.
 
@@ -84,8 +96,14 @@ class EmbeddedRedis:
         arguments: Sequence[str] = (),
     ) -> None:
         self._binary = binary or find_server()
+        _remove_abandoned()
         # mkdtemp makes it 0700; a short path, since a socket's is limited to 107 bytes.
-        self._directory = Path(tempfile.mkdtemp(prefix="parakeet-redis-"))
+        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        # Held before it has its name, so that nobody sees it free.
+        unnamed = self._directory / "making"
+        self._lock = unnamed.open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unnamed.rename(self._directory / _LOCK)
         self.socket_path = self._directory / "redis.sock"
         self._log_path = self._directory / "redis.log"
         self._command = [
@@ -163,6 +181,7 @@ class EmbeddedRedis:
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop the server, kill it where it does not stop, and remove its directory."""
         self._end_process(timeout_s)
+        self._lock.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _end_process(self, timeout_s: float) -> None:

