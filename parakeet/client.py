@@ -165,6 +165,10 @@ class Stream:
         self._heard_at = 0.0
         self._progress_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
+        # What the stream had come to when the connection was lost, and since when it is stuck there.
+        self._lost_with = (-1, -1)
+        self._stuck_since = 0.0
+        self._resumed_at = 0.0
         self.num_resumptions = 0
 
     # Opening and closing
@@ -457,8 +461,13 @@ class Stream:
         if not self._resumable:
             raise ConnectionLost(f"The connection was lost: {reason}.")
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeouts.resume_s
-        while loop.time() < deadline:
+        resume_s = self._timeouts.resume_s
+        if self._lost_with != (self._last_seq, self._acked) or loop.time() - self._resumed_at > resume_s:
+            self._lost_with, self._stuck_since = (self._last_seq, self._acked), loop.time()
+        else:
+            # The last resumption brought nothing: the servers get a pause, and the same deadline holds.
+            await asyncio.sleep(_RETRY_PAUSE_S)
+        while loop.time() < self._stuck_since + resume_s:
             for url in self._urls:
                 try:
                     resumed, channel = await self._resume_at(url)
@@ -468,14 +477,12 @@ class Stream:
                 self._written = resumed.next_sample
                 self._final_written = False
                 self._channel = channel
-                self._heard_at = self._progress_at = loop.time()
+                self._heard_at = self._progress_at = self._resumed_at = loop.time()
                 self.num_resumptions += 1
                 self._work.set()
                 return
             await asyncio.sleep(_RETRY_PAUSE_S)
-        raise ConnectionLost(
-            f"The connection was lost and not resumed within {self._timeouts.resume_s:g} s: {reason}."
-        )
+        raise ConnectionLost(f"The connection was lost and not resumed within {resume_s:g} s: {reason}.")
 
     async def _resume_at(self, url: str) -> tuple[Resumed, Channel]:
         try:

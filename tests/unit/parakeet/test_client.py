@@ -189,6 +189,39 @@ async def test_a_resumption_that_is_refused_is_a_typed_error() -> None:
             assert caught.value.code == "resume_refused"
 
 
+async def test_resumptions_that_bring_nothing_end_within_the_time_for_one() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        harness.backplane.resumption = (10, 0, False)
+        async with await connect(harness.tcp_url, timeouts=_TIMEOUTS) as stream:
+            await stream.send(b"\0\0" * 10)
+
+            requests = harness.backplane.resume_requests
+            seen = 0
+
+            def another_request() -> bool:
+                return len(requests) > seen
+
+            async def lose_every_connection() -> None:
+                nonlocal seen
+                while True:
+                    seen = len(requests)
+                    for connection in list(harness.connections):
+                        connection._peer.abort()
+                    await wait_until(another_request)
+
+            loop = asyncio.get_running_loop()
+            await wait_until(lambda: "append" in harness.backplane.link.log)
+            started = loop.time()
+            fault = asyncio.create_task(lose_every_connection())
+            with pytest.raises(ConnectionLost, match="not resumed within 2 s"):
+                await stream.final()
+            fault.cancel()
+            await asyncio.gather(fault, return_exceptions=True)
+            assert loop.time() - started < 3 * _TIMEOUTS.resume_s
+            # A pause lies between two attempts.
+            assert 1 < stream.num_resumptions <= 2 * _TIMEOUTS.resume_s / 0.2
+
+
 async def test_without_resume_a_lost_connection_is_a_typed_error() -> None:
     async with (
         serving(ScriptedBackplane()) as harness,
