@@ -144,7 +144,7 @@ def commit() -> str:
 def search(row: Row, given: argparse.Namespace) -> int:
     """Trials of `--search-s` until the best load is found, then one of `--final-s` at it.
 
-    The load rises by a quarter while trials pass, and is halved in on once one failed.
+    The load rises by a quarter while trials pass; after a failure it falls by as much, then closes in.
     """
     done = [told for told in read_results(given.results) if told["row"] == row.name]
     short = [told for told in done if told["seconds"] < given.final_s]
@@ -171,7 +171,7 @@ def search(row: Row, given: argparse.Namespace) -> int:
 def _next_load(row: Row, passed: int, failed: int | None) -> int:
     if failed is None:
         return passed * 5 // 4 if passed else row.least
-    return (passed + failed) // 2 if passed else failed // 2
+    return (passed + failed) // 2 if passed else failed * 3 // 4
 
 
 def _trial(row: Row, given: argparse.Namespace, streams: int, seconds: float) -> dict[str, Any]:

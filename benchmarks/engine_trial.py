@@ -152,6 +152,7 @@ def run_trial(engine: PipelinedEngine, num_streams: int, seconds: float, seed: i
             gave_up = behind > GIVE_UP_BACKLOG_S
         if engine.has_work():
             for output in engine.step():
+                gave_up = gave_up or output.failed is not None
                 if output.is_final:
                     final_at[output.stream - 1] = time.perf_counter()
         elif not np.isnan(final_at).any():

@@ -116,6 +116,11 @@ class GraphSteps:
             self._capture(batch_ladder(self.max_rows))
         self.capture_s = time.monotonic() - started
 
+    @property
+    def captured_sizes(self) -> tuple[int, ...]:
+        """Batch sizes that have graphs, ascending."""
+        return tuple(sorted(self._captured))
+
     # ------------------------------------------------------------------ capture
 
     def _capture(self, sizes: Sequence[int]) -> None:

@@ -52,9 +52,9 @@ def make_pipelined_engine(
         from gpu_worker.engine.cuda_graphs import GraphSteps
         from gpu_worker.model.cuda_model import CudaModel
 
+        model = CudaModel(loaded, (left_frames, right), reset_at_end=config.reset_at_end)
         if not config.num_pages:
             num_pages = _pages_that_fit(loaded, config, num_pages, page_frames, chunk_frames)
-        model = CudaModel(loaded, (left_frames, right), reset_at_end=config.reset_at_end)
         steps = graphs = GraphSteps(
             model,
             num_slots=config.num_slots,
