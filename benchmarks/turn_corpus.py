@@ -13,11 +13,12 @@ between two words. An utterance ends at its last 10 ms frame within 35 dB of its
 of even number are for choosing settings (`dev`), of odd number for the figures (`test`).
 """
 
+import json
 import random
 import subprocess
 import wave
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,6 +122,36 @@ def build(
     return sessions
 
 
+def save(sessions: Sequence[Session], path: Path) -> None:
+    """Writes sessions for a machine without ffmpeg, espeak-ng and the recordings."""
+    labels = [
+        {
+            "name": session.name,
+            "source": session.source,
+            "utterances": [asdict(utterance) for utterance in session.utterances],
+        }
+        for session in sessions
+    ]
+    audio: dict[str, Any] = {
+        session.name: np.rint(session.samples * 32_767).astype(np.int16) for session in sessions
+    }
+    np.savez_compressed(path, labels=np.array(json.dumps(labels)), **audio)
+
+
+def load(path: Path) -> list[Session]:
+    """Reads what `save` wrote."""
+    with np.load(path) as saved:
+        return [
+            Session(
+                label["name"],
+                label["source"],
+                (saved[label["name"]] / 32_767).astype(np.float32),
+                tuple(Utterance(**utterance) for utterance in label["utterances"]),
+            )
+            for label in json.loads(str(saved["labels"]))
+        ]
+
+
 def _session(source: str, number: int, clips: Sequence[_Clip], rng: random.Random) -> Session:
     parts: list[NDArray[np.float32]] = []
     utterances: list[Utterance] = []
@@ -139,7 +170,9 @@ def _session(source: str, number: int, clips: Sequence[_Clip], rng: random.Rando
         silence(rng.uniform(1.5, 3.5))
     samples = np.concatenate(parts)
     noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(samples))
-    samples = (samples + 10 ** (NOISE_DBFS / 20) * noise).astype(np.float32)
+    noisy = samples + 10 ** (NOISE_DBFS / 20) * noise
+    # As 16-bit audio would carry it, so that a session saved and read is the same.
+    samples = (np.rint(np.clip(noisy, -1, 1) * 32_767) / 32_767).astype(np.float32)
     return Session(f"{source}-{number}", source, samples, tuple(utterances))
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.turn_corpus import RATE, build
+from benchmarks.turn_corpus import RATE, build, load, save
 from benchmarks.turn_trace import Trace, play, record
 from gpu_worker.model.checkpoint import load_model
 from gpu_worker.turn.endpointing import Cause
@@ -175,19 +175,22 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", default=["asterisk", "espeak", "recordings"])
     parser.add_argument("--asterisk", type=Path, default=Path("/usr/share/asterisk/sounds"))
     parser.add_argument("--max-clips", type=int, default=160, help="utterances of a source")
+    parser.add_argument("--save", type=Path, help="write the sessions to this .npz and stop")
+    parser.add_argument("--sessions", type=Path, help="sessions written by --save, instead of making them")
     parser.add_argument("--part", choices=("test", "dev", "all"), default="test")
     parser.add_argument("--out", type=Path, help="JSON; a table stands beside it as .md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
-    loaded = load_model(arguments.model, size=arguments.model_size)
-    model = SmartTurn()
-    sessions = build(
-        arguments.sources,
-        recordings=ROOT / "parakeet" / "recordings",
-        asterisk=arguments.asterisk,
-        max_clips=arguments.max_clips,
-    )
+    if arguments.sessions:
+        sessions = [one for one in load(arguments.sessions) if one.source in arguments.sources]
+    else:
+        sessions = build(
+            arguments.sources,
+            recordings=ROOT / "parakeet" / "recordings",
+            asterisk=arguments.asterisk,
+            max_clips=arguments.max_clips,
+        )
     wanted = {"test": {1}, "dev": {0}, "all": {0, 1}}[arguments.part]
     sessions = [
         session
@@ -195,6 +198,12 @@ def main() -> None:
         # The recordings are one session: counted, never tuned on.
         if int(session.name.rpartition("-")[2]) % 2 in wanted or session.source == "recordings"
     ]
+    if arguments.save:
+        save(sessions, arguments.save)
+        return
+
+    loaded = load_model(arguments.model, size=arguments.model_size)
+    model = SmartTurn()
     lines: list[str] = []
     results: list[dict[str, object]] = []
     for chunk_ms in arguments.chunk_ms:
@@ -206,12 +215,12 @@ def main() -> None:
             results += [{"chunk_ms": chunk_ms, **asdict(one)} for one in scores]
             print("\n".join(lines[-len(scores) - 12 :]), flush=True)
     if arguments.out:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        described = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
         header = {
             "date": datetime.now(UTC).date().isoformat(),
-            "commit": commit,
+            "commit": described.stdout.strip() or "unknown",
             "model": loaded.source,
             "part": arguments.part,
             "speech_minutes": {
