@@ -15,6 +15,7 @@ from common.entries import LAYOUT_VERSION, IngressId, StreamId, WorkerId, decode
 from common.errors import EntryError, RedisUnavailable
 from common.keys import REGISTER_TTL_MS, Keys, StreamKeys
 from common.options import StreamOptions, decode_options, encode_options
+from common.pipelined import pack
 from common.redis import REDIS_ERROR, AsyncRedis
 
 # KEYS m a new; ARGV ttl, register ttl, sid, version, then the record's fields. A repeat does nothing.
@@ -64,7 +65,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class StreamRecord:
-    """The record of a stream as Redis has it; `owner` is None and `epoch` 0 before the first claim."""
+    """The record of a stream as Redis has it; `owner` is None and `epoch` 0 before the first claim.
+
+    died_at: first audio entry that was not decoded when an owner last died and the stream had got on.
+    """
 
     stream: StreamId
     ingress: IngressId
@@ -78,6 +82,7 @@ class StreamRecord:
     epoch: int
     checkpoint: Checkpoint
     finished: bool
+    died_at: bytes | None = None
 
 
 def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
@@ -100,6 +105,7 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
                 fields.get(b"ck_entry"), int(fields.get(b"ck_samples", 0)), int(fields.get(b"ck_seq", 0))
             ),
             b"finished" in fields,
+            fields.get(b"died_at"),
         )
     except (KeyError, ValueError) as error:
         raise EntryError(f"The record of stream {stream} cannot be read: {error!r}") from error
@@ -163,17 +169,24 @@ class StreamDirectory:
             by_server.setdefault(self._redis.servers.server_of_shard(keys.shard), []).append(keys)
         gone: list[StreamId] = []
         for server, group in by_server.items():
+            connection = self._redis.pipelined(server)
             for at in range(0, len(group), _RENEW_BATCH):
                 part = group[at : at + _RENEW_BATCH]
-                pipe = self._redis.clients[server].pipeline(transaction=False)
-                for keys in part:
-                    for key in (keys.meta, keys.audio, keys.results, keys.snapshot):
-                        pipe.pexpire(key, ttl_ms)
                 try:
-                    replies = await pipe.execute()
+                    replies = await connection.send(
+                        [
+                            pack(b"PEXPIRE", key, ttl_ms)
+                            for keys in part
+                            for key in (keys.meta, keys.audio, keys.results, keys.snapshot)
+                        ]
+                    )
                 except (REDIS_ERROR, OSError) as error:
                     raise RedisUnavailable from error
-                gone += [keys.stream for keys, kept in zip(part, replies[::4], strict=True) if not kept]
+                for keys, kept in zip(part, replies[::4], strict=True):
+                    if isinstance(kept, Exception):
+                        raise RedisUnavailable from kept
+                    if not kept:
+                        gone.append(keys.stream)
         return gone
 
     async def withdraw(self, keys: StreamKeys) -> bool:

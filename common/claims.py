@@ -34,10 +34,43 @@ from common.redis import RESPONSE_ERROR, SyncClient, SyncRedis
 
 logger = logging.getLogger(__name__)
 
-# KEYS new m a r ready; ARGV group wid entry sid ready-ttl. Gives {'gone'}, {'lost'} or
-# {'owned', epoch, last seq, record}. The audio group of the new epoch begins at the checkpoint. The
-# entry with seq 0 fences: after it, an earlier owner can add no result.
+# Deaths of owners at one and the same audio entry after which a stream runs in a process of its own...
+SUSPICIOUS_DEATHS: Final = 2
+# ... and how many of such processes it may end before it is poison.
+POISONOUS_DEATHS: Final = 2
+
+# KEYS new m a r ready; ARGV group wid entry sid ready-ttl quarantined chunk-ms. Gives {'gone'}, {'lost'},
+# {'suspect'} or {'owned', epoch, last seq, notice, record, poison}. The audio group of the new epoch
+# begins at the checkpoint. The entry with seq 0 fences: after it, an earlier owner can add no result.
+#
+# An owner that neither finished the stream nor let it go has died, maybe of it: where it had enough
+# audio for a step, `deaths` counts how often that happened without the stream getting on, `alone` how
+# often of these in a process that had nothing else to die of.
 _OPEN: Final = f"""
+local function behind(a, b)
+  local a1, a2 = string.match(a, '(%d+)-(%d+)')
+  local b1, b2 = string.match(b, '(%d+)-(%d+)')
+  a1, a2, b1, b2 = tonumber(a1), tonumber(a2), tonumber(b1), tonumber(b2)
+  return a1 > b1 or (a1 == b1 and a2 > b2)
+end
+local function reach(id)
+  local entry = redis.call('XRANGE', KEYS[3], id, id)[1]
+  if not entry then return 0, 0, false end
+  local from, size, final = 0, 0, false
+  for i = 1, #entry[2], 2 do
+    local name, value = entry[2][i], entry[2][i + 1]
+    if name == 'o' then from = tonumber(value) end
+    if name == 'p' then size = #value / 2 end
+    if name == 'f' then size = #value / 4 end
+    if name == 'x' then final = true end
+  end
+  return from, from + size, final
+end
+local function fills_a_step(first, last)
+  local from = reach(first)
+  local _, to, final = reach(last)
+  return final or to - from >= redis.call('HGET', KEYS[2], 'sample_rate') * ARGV[7] / 1000
+end
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
 if pending.err or not pending[1] or pending[1][2] ~= ARGV[2] then return {{'lost'}} end
 if redis.call('EXISTS', KEYS[2]) == 0 or redis.call('HGET', KEYS[2], 'finished') then
@@ -45,8 +78,27 @@ if redis.call('EXISTS', KEYS[2]) == 0 or redis.call('HGET', KEYS[2], 'finished')
   redis.call('XDEL', KEYS[1], ARGV[3])
   return {{'gone'}}
 end
+local before = redis.call('HGET', KEYS[2], 'epoch')
+local past = redis.call('HMGET', KEYS[2], 'let_go', 'counted', 'died_at', 'deaths', 'alone', 'alone_epoch')
+local deaths, alone = tonumber(past[4] or '0'), tonumber(past[5] or '0')
+if before ~= '0' and past[1] ~= before and past[2] ~= before then
+  redis.call('HSET', KEYS[2], 'counted', before)
+  local flight = redis.pcall('XPENDING', KEYS[3], 'asr-' .. before)
+  if not flight.err and flight[1] > 0 and fills_a_step(flight[2], flight[3]) then
+    if not past[3] or behind(flight[2], past[3]) then
+      deaths, alone = 0, 0
+      redis.call('HSET', KEYS[2], 'died_at', flight[2])
+    end
+    deaths = deaths + 1
+    if past[6] == before then alone = alone + 1 end
+    redis.call('HSET', KEYS[2], 'deaths', deaths, 'alone', alone)
+  end
+end
+local poison = alone >= {POISONOUS_DEATHS}
+if deaths >= {SUSPICIOUS_DEATHS} and not poison and ARGV[6] ~= '1' then return {{'suspect'}} end
 local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', 1)
 redis.call('HSET', KEYS[2], 'owner', ARGV[2])
+if ARGV[6] == '1' then redis.call('HSET', KEYS[2], 'alone_epoch', epoch) end
 local ttl = redis.call('HGET', KEYS[2], 'ttl_ms')
 local start = redis.call('HGET', KEYS[2], 'ck_entry') or '0'
 redis.call('XGROUP', 'CREATE', KEYS[3], 'asr-' .. epoch, start, 'MKSTREAM')
@@ -63,7 +115,7 @@ redis.call('XADD', KEYS[4], 'MAXLEN', '~', {RESULTS_MAX_LENGTH}, epoch .. '-0', 
 redis.call('PEXPIRE', KEYS[4], ttl)
 redis.call('ZADD', KEYS[5], 'NX', 0, ARGV[4])
 redis.call('PEXPIRE', KEYS[5], ARGV[5])
-return {{'owned', epoch, seq, notice, redis.call('HGETALL', KEYS[2])}}
+return {{'owned', epoch, seq, notice, redis.call('HGETALL', KEYS[2]), poison and 1 or 0}}
 """
 
 # KEYS new m a r s ready; ARGV group, entry, sid, epoch, ttl. Gives 1, 0 where the epoch is another's,
@@ -99,6 +151,7 @@ class OwnedStream:
 
     entry_id: its assignment. last_seq: last result that an earlier owner may have published; results
     of a replay up to it are not sent again. notice: JSON of the owner notice, to be published.
+    poison: the stream has ended processes that had nothing else to do; it is opened to be ended.
     """
 
     keys: StreamKeys
@@ -106,6 +159,7 @@ class OwnedStream:
     record: StreamRecord
     last_seq: int
     notice: bytes
+    poison: bool = False
 
     @property
     def stream(self) -> StreamId:
@@ -118,11 +172,31 @@ class OwnedStream:
         return self.record.epoch
 
 
-class Claims:
-    """Assignments as a worker takes, opens and ends them. May be used by several threads."""
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A stream whose owners died at one and the same audio: only a quarantined process may open it."""
 
-    def __init__(self, redis: SyncRedis, keys: Keys, worker: WorkerId) -> None:
+    entry: AssignmentEntry
+
+
+class Claims:
+    """Assignments as a worker takes, opens and ends them. May be used by several threads.
+
+    quarantined: this worker runs one suspect alone. chunk_ms: least audio that a step takes.
+    """
+
+    def __init__(
+        self,
+        redis: SyncRedis,
+        keys: Keys,
+        worker: WorkerId,
+        *,
+        quarantined: bool = False,
+        chunk_ms: int = 0,
+    ) -> None:
         self._redis = redis
+        self._chunk_ms = chunk_ms
+        self._quarantined = quarantined
         self._keys = keys
         self._worker = worker
 
@@ -203,22 +277,43 @@ class Claims:
             )
         return gone
 
-    def open(self, entry: AssignmentEntry) -> OwnedStream | None:
+    def open(self, entry: AssignmentEntry) -> OwnedStream | Suspect | None:
         """Become the owner of a stream, with the next epoch.
 
-        Gives None for a stream that has ended or that another worker has taken by now.
+        Gives None for a stream that has ended or that another worker has taken by now, and a Suspect,
+        whose epoch stays, where only a quarantined worker may become the owner.
         """
         keys = self._keys.stream(entry.stream)
         reply = self._redis.stream(entry.stream).execute_command(
             *("EVAL", _OPEN, 5, self._keys.assignments(keys.shard), keys.meta, keys.audio, keys.results),
             *(self._keys.ready(keys.shard, self._worker), ASSIGNMENT_GROUP, self._worker, entry.entry_id),
-            *(entry.stream, READY_TTL_MS),
+            *(entry.stream, READY_TTL_MS, int(self._quarantined), self._chunk_ms),
         )
+        if reply[0] == b"suspect":
+            return Suspect(entry)
         if reply[0] != b"owned":
             return None
-        return OwnedStream(
-            keys, entry.entry_id, decode_record(entry.stream, reply[4]), int(reply[2]), reply[3]
+        record = decode_record(entry.stream, reply[4])
+        return OwnedStream(keys, entry.entry_id, record, int(reply[2]), reply[3], bool(reply[5]))
+
+    def give(self, entry: AssignmentEntry, heir: WorkerId) -> bool:
+        """Make a pending assignment of this worker another one's; False when it is not ours any more."""
+        keys = self._keys.stream(entry.stream)
+        reply = self._redis.stream(entry.stream).execute_command(
+            *("EVAL", _GIVE, 1, self._keys.assignments(keys.shard)),
+            *(ASSIGNMENT_GROUP, self._worker, heir, entry.entry_id),
         )
+        return bool(reply)
+
+    def let_go(self, streams: Iterable[OwnedStream], *, cleared: bool) -> None:
+        """Say that the next owner takes over from a worker that lives: nobody has died of these streams.
+
+        cleared: the stream got past what it was suspected for.
+        """
+        for owned in streams:
+            self._redis.stream(owned.stream).execute_command(
+                "EVAL", _LET_GO, 1, owned.keys.meta, owned.epoch, int(cleared)
+            )
 
     def snapshot(self, owned: OwnedStream) -> bytes | None:
         """The engine state of the stream's checkpoint; None to begin at the beginning."""
@@ -297,6 +392,22 @@ local taken = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, unpack(ids))
 local found = {}
 for _, entry in ipairs(taken) do if entry then found[#found + 1] = entry end end
 return found
+"""
+
+# KEYS new; ARGV group, worker, heir, entry.
+_GIVE: Final = """
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[4], ARGV[4], 1)
+if pending.err or not pending[1] or pending[1][2] ~= ARGV[2] then return 0 end
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[4])
+return 1
+"""
+
+# KEYS m; ARGV epoch, cleared.
+_LET_GO: Final = """
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'let_go', ARGV[1])
+if ARGV[2] == '1' then redis.call('HDEL', KEYS[1], 'died_at', 'deaths', 'alone') end
+return 1
 """
 
 # KEYS new; ARGV group, worker.

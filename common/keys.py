@@ -20,6 +20,8 @@ WORKER_HASH_TTL_MS: Final = 10_000
 INGRESS_HASH_TTL_MS: Final = 10_000
 FINISHED_STREAM_TTL_MS: Final = 30_000
 ADMIT_ONCE_TTL_MS: Final = 30_000
+# A stream that was poison is kept so long, for somebody to look at.
+DEAD_LETTER_TTL_MS: Final = 3600 * 1000
 # Registers live as long as somebody renews them; a day covers any pause of the whole cluster.
 REGISTER_TTL_MS: Final = 24 * 3600 * 1000
 # The counter of stream ids outlives a long pause, so that ids are not given twice.
@@ -36,6 +38,7 @@ class StreamKeys:
 
     meta: HASH of its record (common/assignments.py).      audio: STREAM of AudioEntry.
     results: STREAM of results, id `<epoch>-<seq>`.         snapshot: STRING, engine state to replay from.
+    dead: HASH, what is known of a stream that was poison.   dead_audio: STREAM, the audio it died of.
     """
 
     stream: StreamId
@@ -44,6 +47,8 @@ class StreamKeys:
     audio: bytes
     results: bytes
     snapshot: bytes
+    dead: bytes
+    dead_audio: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,8 @@ class Keys:
             audio=f"{stem}a".encode(),
             results=f"{stem}r".encode(),
             snapshot=f"{stem}s".encode(),
+            dead=f"{stem}dead".encode(),
+            dead_audio=f"{stem}dead-audio".encode(),
         )
 
     # Channels

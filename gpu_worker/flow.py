@@ -31,11 +31,12 @@ class StreamFlow:
 
     Written by the intake: `undecoded` (appended), `fed_samples` (engine's rate), `ended` (no audio
     follows), `ingress` (moves when another ingress attaches), `held` (set when the engine has enough
-    of this stream for now). Written by the outlet: `undecoded` (popped), `decoded_samples`, `held`
-    (cleared). `lost` is set by `Owner.lost`, when the stream is another worker's by now, or gone.
+    of this stream for now). Written by the outlet: `undecoded` (popped), `decoded_samples`,
+    `decoded_entry` (last entry that is decoded whole), `held` (cleared). `lost` is set by `Owner.lost`, when the stream is another worker's by now, or gone.
     """
 
     __slots__ = (
+        "decoded_entry",
         "decoded_samples",
         "ended",
         "fed_samples",
@@ -52,6 +53,7 @@ class StreamFlow:
         self.undecoded: Final[deque[Undecoded]] = deque()
         self.fed_samples = samples
         self.decoded_samples = samples
+        self.decoded_entry: bytes | None = None
         self.ingress: IngressId = owned.record.ingress
         self.ended = False
         self.held = False

@@ -18,8 +18,9 @@ from typing import Any, Final
 from common.assignments import Checkpoint
 from common.audio_log import ready_command
 from common.claims import Claims
+from common.dead_letters import dead_letter_command
 from common.entries import Line, LineKind, StreamId, WorkerId
-from common.errors import StreamError
+from common.errors import ErrorCode, StreamError
 from common.keys import Keys
 from common.messages import ErrorMessage, Result, Utterance, Word, encode_server_message
 from common.redis import REDIS_ERROR, SyncRedis, is_passing
@@ -224,6 +225,7 @@ class Outlet:
         done = client_samples(writing.rate, output.samples_decoded)
         while undecoded and (output.is_final or undecoded[0].end_sample <= done):
             entry = undecoded.popleft()
+            flow.decoded_entry = entry.entry_id
             write.acked.append(entry.entry_id)
             writing.kept.append(entry)
             if output.is_final:
@@ -253,6 +255,8 @@ class Outlet:
         write.lines.append(
             Line(LineKind.ERROR, flow.stream, flow.owned.epoch, seq, encode_server_message(message))
         )
+        if error.code is ErrorCode.POISON:
+            write.extra.append(dead_letter_command(flow.owned))
         batch.ends(flow, self._claims.finish_command(flow.owned))
 
     def _commit(self, batch: _Batch) -> None:

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from common.audio_log import extend
-from common.claims import Claims, OwnedStream
+from common.claims import Claims, OwnedStream, Suspect
 from common.entries import AssignmentEntry, IngressId, WorkerId
-from common.errors import EntryError, StreamLost
+from common.errors import ClientFault, EntryError, ErrorCode, StreamLost
 from common.leases import WorkerLease
 from common.redis import REDIS_ERROR, RedisServers, SyncRedis, blocking_client
 from gpu_worker.engine_events import Drop, EventSink, Fail, Failed
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow, StreamTable
 from gpu_worker.intake import Intake
+from gpu_worker.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,10 @@ class Owner:
         engine: EngineThread,
         sink: EventSink,
         redis: SyncRedis,
+        quarantine: Quarantine,
     ) -> None:
         self._servers = servers
+        self._quarantine = quarantine
         self._claims = claims
         self._table = table
         self._intakes = intakes
@@ -68,6 +71,9 @@ class Owner:
     def _take_one(self, entry: AssignmentEntry) -> None:
         try:
             owned = self._claims.open(entry)
+            if isinstance(owned, Suspect):
+                self._quarantine.take(entry)
+                owned = None
             snapshot = self._claims.snapshot(owned) if owned is not None else None
         except EntryError as error:
             logger.error("unreadable stream: %s", error, extra={"stream_id": entry.stream})
@@ -81,6 +87,11 @@ class Owner:
             return
         flow = StreamFlow(owned)
         extra = {"stream_id": owned.stream, "epoch": owned.epoch}
+        if owned.poison:
+            logger.error("poison: the stream is ended, see its dead letter", extra=extra)
+            self._table.add(flow)
+            self._sink.put(Failed(flow, _poison()))
+            return
         if owned.record.checkpoint.samples_decoded and snapshot is None:
             logger.error("the snapshot of a stream is gone", extra=extra)
             self._table.add(flow)
@@ -122,6 +133,13 @@ class Owner:
     def drop(self, flow: StreamFlow) -> None:
         """Forget a stream."""
         self._engine.put(Drop(flow))
+
+
+def _poison() -> ClientFault:
+    return ClientFault(
+        ErrorCode.POISON,
+        "The audio of this stream has ended the processes that decoded it; it is not retried.",
+    )
 
 
 class Claimer:
@@ -202,8 +220,10 @@ class Sweeper:
         owner: Owner,
         worker: WorkerId,
         period_s: float,
+        quarantine: Quarantine,
     ) -> None:
         self._redis = redis
+        self._quarantine = quarantine
         self._lease = lease
         self._claims = claims
         self._table = table
@@ -257,6 +277,7 @@ class Sweeper:
                 logger.exception("the sweep failed")
 
     def _round(self, now: float) -> None:
+        self._quarantine.look()
         if self._revalidate.is_set():
             self._check_ownership()
             self._revalidate.clear()

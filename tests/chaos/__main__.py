@@ -1,4 +1,7 @@
-"""Many seeded runs: ``python -m tests.chaos --seeds 0:200 [--report FILE] [--minutes M]``; exit status 1 for a broken promise."""
+"""Many seeded runs: ``python -m tests.chaos --seeds 0:200 [--report FILE] [--minutes M]``.
+
+Exit status 1 for a broken promise.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,8 @@ def summary(reports: list[RunReport], left: list[str], command: str) -> str:
     lines = [
         f"# Chaos: {len(reports)} seeded runs",
         "",
-        f"`{command}`, {time.strftime('%Y-%m-%d')}; tiny model in float32 on CPU, 3 workers, 2 ingresses, Valkey",
-        f"with its append-only file, `--lease-ms {LEASE_MS}`.",
+        f"`{command}`, {time.strftime('%Y-%m-%d')}; tiny model in float32 on CPU, 3 workers, 2 ingresses,",
+        f"Valkey with its append-only file, `--lease-ms {LEASE_MS}`.",
         "",
         "| | |",
         "|---|---|",

@@ -58,10 +58,13 @@ def make_clips(count: int, seed: int = 0) -> list[Clip]:
 
 @dataclass(slots=True)
 class Contact:
-    """One connection of a stream: what the client said it had, and what it was sent (with times)."""
+    """One connection of a stream: what the client said it had, and what it was sent (with times).
+
+    last_seq: that of the resumption; None on the first connection, and where the server said no at once.
+    """
 
     url: str
-    last_seq: int = 0
+    last_seq: int | None = None
     resumed_at: int | None = None
     received: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
 

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -255,8 +254,7 @@ class Fleet:
             self.num_starts += 1
             member.stopping = member.frozen = False
             member.pid = process.pid
-            while process.poll() is None:
-                await asyncio.sleep(0.05)
+            await until(lambda of=process: of.poll() is not None, float("inf"))  # type: ignore[misc]
             member.pid = 0
             member.exits.append(process.returncode)
             await asyncio.sleep(RESTART_AFTER_S)

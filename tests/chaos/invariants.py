@@ -28,9 +28,8 @@ def _order(log: StreamLog) -> list[str]:
     found = []
     last = 0
     for number, contact in enumerate(log.contacts):
-        if number and contact.last_seq < last:
+        if contact.last_seq is not None and contact.last_seq != last:
             found.append(f"connection {number} asked for results after {contact.last_seq}, had {last}")
-        # A resumption that was never answered, or that another one followed, brings nothing.
         for _, message in contact.received:
             if message["type"] != "result":
                 continue
@@ -56,9 +55,11 @@ def _samples(log: StreamLog) -> list[str]:
         found.append("audio_ack_samples went back")
     if acks[-1] != log.clip.num_samples:
         found.append(f"{acks[-1]} of {log.clip.num_samples} samples were decoded")
-    for contact in log.contacts:
-        if contact.resumed_at is not None and contact.resumed_at > log.clip.num_samples:
-            found.append("resumed behind the end of the audio")
+    found += [
+        "resumed behind the end of the audio"
+        for contact in log.contacts
+        if contact.resumed_at is not None and contact.resumed_at > log.clip.num_samples
+    ]
     return found
 
 
@@ -70,11 +71,11 @@ def _content(log: StreamLog, undisturbed: StreamLog) -> list[str]:
         first, last = result.get("seq_first", result["seq"]), result["seq"]
         if last not in expected:
             return [f"result {last} is none of the undisturbed run's {len(expected)}"]
-        for name in _SAME:
-            if result.get(name) != expected[last].get(name):
-                found.append(
-                    f"{name} of result {last}: {result.get(name)!r}, not {expected[last].get(name)!r}"
-                )
+        found += [
+            f"{name} of result {last}: {result.get(name)!r}, not {expected[last].get(name)!r}"
+            for name in _SAME
+            if result.get(name) != expected[last].get(name)
+        ]
         for name in _JOINED:
             joined: list[Any] = [
                 item for seq in range(first, last + 1) for item in expected[seq].get(name) or ()

@@ -1,0 +1,82 @@
+"""A worker that dies of marked audio: ``python -m tests.chaos.crashing_worker FLAGS``.
+
+A chunk that holds DEADLY (full scale, twice) makes the process kill itself in the next step, as a fault
+in a kernel would; RAISING makes the engine raise, as a lost device would; HANGING makes it hang.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.entries import StreamId
+from common.logging import configure
+from common.settings import WorkerSettings, parse_or_exit
+from gpu_worker.backend import Backend, make_backend
+from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.engine.null_engine import NullEngine
+from gpu_worker.quarantined import leave
+from gpu_worker.worker import Worker
+
+DEADLY: Final = b"\x00\x80\x00\x80"
+RAISING: Final = b"\x00\x80\x01\x80"
+HANGING: Final = b"\x00\x80\x02\x80"
+_MARKS: Final = {
+    tuple(np.frombuffer(mark, "<i2").astype(np.float32) / np.float32(32768)): mark
+    for mark in (DEADLY, RAISING, HANGING)
+}
+
+
+class CrashingEngine(NullEngine):
+    """Does what the audio of a stream says, in the step after it was fed."""
+
+    _doom: Callable[[], None] | None = None
+
+    def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
+        super().feed(stream, samples)
+        match _MARKS.get(tuple(samples[:2])):
+            case b"\x00\x80\x00\x80":
+                self._doom = lambda: os.kill(os.getpid(), signal.SIGKILL)
+            case b"\x00\x80\x01\x80":
+                self._doom = _raise
+            case b"\x00\x80\x02\x80":
+                self._doom = _hang
+
+    def step(self) -> list[StreamOutput]:
+        if self._doom is not None:
+            self._doom()
+        return super().step()
+
+
+def _raise() -> None:
+    raise RuntimeError("the device is lost")
+
+
+def _hang() -> None:
+    threading.Event().wait()
+
+
+def make(settings: WorkerSettings) -> Backend:
+    """The null back end with the crashing engine."""
+    engine = CrashingEngine(settings.worker_max_streams, step_ms=settings.null_step_ms)
+    return replace(make_backend(settings), engine=engine)
+
+
+def main() -> int:
+    settings = parse_or_exit("worker")
+    configure(settings.log_level, settings.log_format, fields={"worker_id": settings.worker_id})
+    worker = Worker(settings, make(settings), quarantine_module="tests.chaos.crashing_quarantined")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, worker.request_stop)
+    return worker.run()
+
+
+if __name__ == "__main__":
+    leave(main())
