@@ -8,7 +8,8 @@ Runs in NeMo's environment, from the repository's root, on checkpoints that `mak
 `step` brings one stream of real speech past its left context in both, copies its state to every row
 of the batch, and times the following chunks in turn, ours and NeMo's: ours is a whole `engine.step()`
 (mel, subsampling, encoder, decoding, results), NeMo's is `conformer_stream_step` on mel frames that
-were computed before (subsampling, encoder, decoding), the step that its streaming examples run.
+were computed before (subsampling, encoder, decoding), the step that its streaming examples run.  Both run in one thread.  The ratio is of processor time, which other
+work on the machine hardly changes; the clock's stands beside it.
 `load` starts fresh processes; each imports what it needs, loads the checkpoint and reports the seconds
 since its start and its resident memory, at the end and at its highest.
 """
@@ -158,11 +159,11 @@ class NemoStep:
         self._advance()
 
 
-def timed(run: Callable[[], None]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
+def timed(run: Callable[[], None]) -> tuple[float, float]:
+    """Seconds of the clock and of the processor that a call takes."""
+    started, used = time.perf_counter(), time.thread_time()
     run()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.thread_time() - used
 
 
 def compare_steps(model: Path, context: tuple[int, int], batches: list[int], rounds: int) -> dict[str, Any]:
@@ -183,23 +184,26 @@ def compare_steps(model: Path, context: tuple[int, int], batches: list[int], rou
             "own": OwnStep(model, context, batch, warm),
             "nemo": NemoStep(nemo, context, batch, audio),
         }
-        times: dict[str, list[float]] = {"own": [], "nemo": []}
+        times: dict[str, list[tuple[float, float]]] = {"own": [], "nemo": []}
         for number in range(rounds + 1):
             for name, side in sides.items():
                 side.prepare(audio)
-                seconds = timed(side.run)
+                taken = timed(side.run)
                 if number > 0:
-                    times[name].append(seconds)
-        own, other = (statistics.median(times[name]) for name in ("own", "nemo"))
+                    times[name].append(taken)
+        own_wall, other_wall = (statistics.median(wall for wall, _ in times[name]) for name in times)
+        own, other = (statistics.median(cpu for _, cpu in times[name]) for name in times)
         results.append(
             {
                 "batch": batch,
-                "own_ms": round(own * 1000, 2),
-                "nemo_ms": round(other * 1000, 2),
+                "own_cpu_ms": round(own * 1000, 2),
+                "nemo_cpu_ms": round(other * 1000, 2),
                 "ratio": round(other / own, 2),
-                "ratio_of_fastest": round(min(times["nemo"]) / min(times["own"]), 2),
-                "own_streams_in_real_time": round(batch * chunk_s / own, 1),
-                "nemo_streams_in_real_time": round(batch * chunk_s / other, 1),
+                "own_wall_ms": round(own_wall * 1000, 2),
+                "nemo_wall_ms": round(other_wall * 1000, 2),
+                "wall_ratio": round(other_wall / own_wall, 2),
+                "own_streams_a_core": round(batch * chunk_s / own, 1),
+                "nemo_streams_a_core": round(batch * chunk_s / other, 1),
             }
         )
     return {"measure": "step", "context": list(context), "rounds": rounds, "threads": 1, "batches": results}
@@ -213,7 +217,8 @@ def report(started):
     pages = int(open("/proc/self/statm").read().split()[1])
     lines = [line.split() for line in open("/proc/self/smaps_rollup")]
     private = sum(int(line[1]) for line in lines if line[0].startswith("Private_"))
-    print(json.dumps({"seconds": time.time() - started, "resident_mb": pages * resource.getpagesize() / 1e6,
+    print(json.dumps({"seconds": time.time() - started, "cpu_seconds": time.process_time(),
+        "resident_mb": pages * resource.getpagesize() / 1e6,
         "private_mb": private * 1024 / 1e6,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}))
 """
@@ -244,7 +249,7 @@ def load_once(program: str, model: Path, cache: Path) -> dict[str, float]:
         env=environment, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     values: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {name: round(value, 2 if name == "seconds" else 0) for name, value in values.items()}
+    return {name: round(value, 2 if "seconds" in name else 0) for name, value in values.items()}
 
 
 def compare_loads(model: Path, cache: Path, rounds: int) -> dict[str, Any]:
