@@ -8,8 +8,9 @@ Runs in NeMo's environment, from the repository's root, on checkpoints that `mak
 `step` brings one stream of real speech past its left context in both, copies its state to every row
 of the batch, and times the following chunks in turn, ours and NeMo's: ours is a whole `engine.step()`
 (mel, subsampling, encoder, decoding, results), NeMo's is `conformer_stream_step` on mel frames that
-were computed before (subsampling, encoder, decoding), the step that its streaming examples run.  Both run in one thread.  The ratio is of processor time, which other
-work on the machine hardly changes; the clock's stands beside it.
+were computed before (subsampling, encoder, decoding), the step that its streaming examples run.  Both
+run in one thread.  The ratio is of processor time, which other work on the machine hardly changes; the
+clock's stands beside it.
 `load` starts fresh processes; each imports what it needs, loads the checkpoint and reports the seconds
 since its start and its resident memory, at the end and at its highest.
 """
