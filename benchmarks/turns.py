@@ -211,9 +211,10 @@ def main() -> None:
         for source in arguments.sources:
             mine = [trace for trace in traces if trace.session.source == source]
             scores = [score(system, setting, source, mine, ends) for system, setting, ends in systems(model)]
-            lines += table(f"{source}, chunks of {chunk_ms} ms", scores)
+            block = table(f"{source}, chunks of {chunk_ms} ms", scores)
+            lines += block
             results += [{"chunk_ms": chunk_ms, **asdict(one)} for one in scores]
-            print("\n".join(lines[-len(scores) - 12 :]), flush=True)
+            print("\n".join(block), flush=True)
     if arguments.out:
         described = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
