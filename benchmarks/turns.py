@@ -222,7 +222,8 @@ def main() -> None:
         header = {
             "date": datetime.now(UTC).date().isoformat(),
             "commit": described.stdout.strip() or "unknown",
-            "model": loaded.source,
+            # A folder of this checkout by its path in it: results are read elsewhere.
+            "model": loaded.source.removeprefix(f"{ROOT}/"),
             "part": arguments.part,
             "speech_minutes": {
                 source: round(
