@@ -34,7 +34,7 @@ _MAX_COMMIT: Final = 512
 _RETRY_PAUSE_S: Final = 0.05
 # Commits begin at least this far apart: a commit costs its writer, Redis and the worker that it wakes
 # several system calls, whether it carries one entry or fifty. The first after a pause waits for nothing.
-_COMMIT_EVERY_S: Final = 0.003
+_COMMIT_EVERY_S: Final = 0.005
 
 
 @dataclass(slots=True)

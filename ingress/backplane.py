@@ -56,6 +56,7 @@ WATCH_S: Final = 0.5
 STALLED_AUDIO_S: Final = 4.0
 STALL_S: Final = 30.0
 RENEWALS_PER_TTL: Final = 4
+RENEWAL_TURNS: Final = 32
 # An admission outlives its ingress by the time in which its clients may come back.
 ADMISSION_MARGIN_S: Final = 10.0
 # Quiet streams whose records are read in one round.
@@ -410,11 +411,17 @@ class RedisBackplane:
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _renew(self) -> None:
-        pause_s = min(self._settings.stream_ttl_s, self._admission_ttl_ms / 1000) / RENEWALS_PER_TTL
+        """Renew every stream some times within its time to live, each turn those whose turn it is.
+
+        All at once would be thousands of commands, behind which the audio of that moment waits.
+        """
+        period_s = min(self._settings.stream_ttl_s, self._admission_ttl_ms / 1000) / RENEWALS_PER_TTL
+        turn = 0
         while True:
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(period_s / RENEWAL_TURNS)
+            turn = (turn + 1) % RENEWAL_TURNS
             try:
-                await self._renew_links(self._all())
+                await self._renew_links(link for link in self._all() if link.stream % RENEWAL_TURNS == turn)
             except RedisUnavailable as error:
                 log.warning("expiries could not be renewed: %s", error)
 
