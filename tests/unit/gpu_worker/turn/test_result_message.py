@@ -1,0 +1,41 @@
+"""What a client reads of an utterance's final."""
+
+import orjson
+
+from common.entries import StreamId
+from common.messages import Result, Utterance, decode_server_message, encode_server_message
+from gpu_worker.engine import interface
+from gpu_worker.outlet import client_result
+
+
+def output(*utterances: interface.Utterance) -> interface.StreamOutput:
+    return interface.StreamOutput(
+        stream=StreamId(1),
+        samples_decoded=16_000,
+        token_ids=(),
+        confidence_scores=(),
+        token_frames=(),
+        text="go forward",
+        last_state="silence",
+        turn_detection="pause",
+        is_final=False,
+        is_turn_event=bool(utterances),
+        words=None,
+        changed=True,
+        utterances=utterances,
+    )
+
+
+def test_utterances_reach_the_client_and_is_final_stays_for_the_end() -> None:
+    message = client_result(output(interface.Utterance(2, "forward", 0.5, 0.96)), 7, 16_000)
+    data = encode_server_message(message)
+    fields = orjson.loads(data)
+    assert fields["utterances"] == [{"number": 2, "text": "forward", "start_s": 0.5, "end_s": 0.96}]
+    assert fields["is_final"] is False
+    decoded = decode_server_message(data)
+    assert isinstance(decoded, Result)
+    assert decoded.utterances == (Utterance(2, "forward", 0.5, 0.96),)
+
+
+def test_a_result_without_them_has_no_such_field() -> None:
+    assert "utterances" not in orjson.loads(encode_server_message(client_result(output(), 7, 16_000)))
