@@ -98,9 +98,24 @@ golden: $(STAMPS)/dev $(NEMO_VENV)/.stamps/golden ## compare the model with NVID
 gpu-test: $(STAMPS)/dev ## tests that need a CUDA device
 	$(PYTEST) -m gpu $(PYTEST_ARGS)
 
+# `make chaos CHAOS_SEEDS=0:50 CHAOS_REPORT=FILE`; a failed seed is repeated by CHAOS_SEEDS=SEED:SEED+1.
+CHAOS_SEEDS ?= 0:200
+CHAOS_REPORT ?= chaos.md
+SOAK_MINUTES ?= 30
+SOAK_REPORT ?= soak.md
+
+.PHONY: chaos-short
+chaos-short: $(STAMPS)/dev ## kill, freeze and cut real processes under load: a few minutes of it
+	PARAKEET_CHAOS_SEEDS=0:4 $(PYTEST) -n0 tests/chaos -m chaos -k "not debian"
+
 .PHONY: chaos
-chaos: $(STAMPS)/dev ## kill and stop real processes under load, all of it
-	$(PYTEST) -m chaos $(PYTEST_ARGS)
+chaos: $(STAMPS)/dev ## the same with many seeds, and a report
+	$(PYTEST) -n0 tests/chaos -m chaos -k "not seeded"
+	$(VENV)/bin/python -m tests.chaos --seeds $(CHAOS_SEEDS) --report $(CHAOS_REPORT)
+
+.PHONY: soak
+soak: $(STAMPS)/dev ## load for SOAK_MINUTES; memory, files, keys and latency over time
+	$(VENV)/bin/python -m tests.chaos.soak --minutes $(SOAK_MINUTES) --report $(SOAK_REPORT)
 
 .PHONY: clean
 clean: ## remove caches and builds, leave .venv

@@ -81,6 +81,8 @@ class FaultProxy:
         self.cut()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5.0)
+        if self._server is not None:
+            await self._server.wait_closed()
 
     # Faults
 

@@ -50,7 +50,6 @@ class Member:
 
     name: str
     pid: int = 0
-    stopping: bool = False
     frozen: bool = False
     exits: list[int] = field(default_factory=list)
 
@@ -123,6 +122,8 @@ class Nursery:
         if self._reader is not None:
             self._reader.cancel()
         if self._process is not None and self._process.returncode is None:
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             self._process.kill()
             await self._process.wait()
 
@@ -149,7 +150,6 @@ class Fleet:
         self._worker_flags = {**TINY, **worker_flags}
         self._serial = 0
         self._keepers: list[asyncio.Task[None]] = []
-        self._stopping = False
         self.client: Any = None
         self.worker_proxy = FaultProxy(folder / "w.sock", self.redis.socket_path)
         self.ingress_proxy = FaultProxy(folder / "i.sock", self.redis.socket_path)
@@ -183,12 +183,13 @@ class Fleet:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._stopping = True
         for keeper in self._keepers:
             keeper.cancel()
-        for member in (*self.workers, *self.ingresses):
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        for member in self.workers:
             member.send(signal.SIGKILL)
         await self.nursery.stop()
+        self.client.close()
         for proxy in self.proxies:
             await proxy.stop()
         self.redis.stop()
@@ -219,7 +220,7 @@ class Fleet:
             environment = {"PARAKEET_REDIS_URL": self.worker_proxy.url}
             pid = await self.nursery.launch(argv, environment, self.folder / f"{member.name}.log")
             self.num_starts += 1
-            member.stopping = member.frozen = False
+            member.frozen = False
             member.pid = pid
             member.exits.append(await self.nursery.ended(pid))
             member.pid = 0
@@ -252,9 +253,14 @@ class Fleet:
             with (self.folder / f"{member.name}.log").open("ab") as log:
                 process = start_tied(command, environment, output=log.fileno())
             self.num_starts += 1
-            member.stopping = member.frozen = False
+            member.frozen = False
             member.pid = process.pid
-            await until(lambda of=process: of.poll() is not None, float("inf"))  # type: ignore[misc]
+            try:
+                await until(lambda of=process: of.poll() is not None, float("inf"))  # type: ignore[misc]
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
             member.pid = 0
             member.exits.append(process.returncode)
             await asyncio.sleep(RESTART_AFTER_S)

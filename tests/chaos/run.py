@@ -96,7 +96,10 @@ class Chaos:
 
         def left() -> list[str]:
             names = keys_of_streams(client)
-            names += [f"admission {stream.decode()}" for stream in client.zrange("px:{0}:adm", 0, -1)]
+            now_ms = int(client.time()[0]) * 1000
+            # Lapsed admissions count for nothing; the next one admitted sweeps them away.
+            held = client.zrangebyscore("px:{0}:adm", now_ms, "+inf")
+            names += [f"admission {stream.decode()}" for stream in held]
             names += [f"assignment {entry_id.decode()}" for entry_id, _ in client.xrange("px:{0}:new")]
             return names
 
