@@ -8,7 +8,7 @@ from gpu_worker.turn.vad import SileroVad
 pytestmark = pytest.mark.gpu
 
 if not torch.cuda.is_available():
-    pytest.skip("needs a CUDA device", allow_module_level=True)
+    pytest.skip("no GPU", allow_module_level=True)
 
 ROWS = 33
 COLUMNS = 2_560

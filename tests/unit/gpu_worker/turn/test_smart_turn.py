@@ -42,7 +42,6 @@ def test_log_mel_of_nothing_is_finite() -> None:
 
 
 def test_probability_equals_the_reference() -> None:
-    pytest.importorskip("onnxruntime")
     model = SmartTurn()
     for name in RECORDINGS:
         expected = GOLDEN[f"{name}.probability"].item()
