@@ -15,11 +15,16 @@ from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMism
 from common.keys import ADMIT_ONCE_TTL_MS, COUNTER_TTL_MS, REGISTER_TTL_MS, Keys
 from common.redis import REDIS_ERROR, AsyncCommands, SyncClient
 
+# Part of --redis-maxmemory-mb from which no new stream is admitted, so that those that run have room:
+# at the limit itself Redis refuses their audio.
+_MEMORY_LIMIT: Final = 0.9
+
 # Gives {1, stream id}, {0, 'full'} or {0, 'no_worker'}. What workers can take together bounds the
 # cluster as --max-num-streams does; a worker that drains takes nothing new but keeps what it has.
-_ADMIT: Final = """
+# Memory is that of the server of shard 0, on which this runs.
+_ADMIT: Final = f"""
 local given = redis.call('GET', KEYS[4])
-if given then return {1, tonumber(given)} end
+if given then return {{1, tonumber(given)}} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local limit = 0
@@ -33,15 +38,19 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. now, '+inf')
     limit = limit + tonumber(state[3] or '0')
   end
 end
-if not open then return {0, 'no_worker'} end
+if not open then return {{0, 'no_worker'}} end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-if redis.call('ZCARD', KEYS[2]) >= math.min(limit, tonumber(ARGV[1])) then return {0, 'full'} end
+if redis.call('ZCARD', KEYS[2]) >= math.min(limit, tonumber(ARGV[1])) then return {{0, 'full'}} end
+local memory = redis.call('INFO', 'memory')
+local most = tonumber(string.match(memory, '\\nmaxmemory:(%d+)'))
+local used = tonumber(string.match(memory, '\\nused_memory:(%d+)'))
+if most > 0 and used > most * {_MEMORY_LIMIT} then return {{0, 'full'}} end
 local stream = redis.call('INCR', KEYS[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('ZADD', KEYS[2], now + ARGV[2], stream)
 redis.call('PEXPIRE', KEYS[2], ARGV[6])
 redis.call('SET', KEYS[4], stream, 'PX', ARGV[4])
-return {1, stream}
+return {{1, stream}}
 """
 
 # Puts the expiry of every stream forward; one that had lapsed is admitted again, since it streams.

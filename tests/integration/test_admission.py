@@ -14,6 +14,7 @@ from common.keys import Keys
 from common.leases import WorkerLease
 from common.redis import AsyncRedis, RedisServers, SyncRedis
 from common.status import STAGES, StageReport, WorkerReport
+from parakeet.embedded_redis import EmbeddedRedis
 from tests.servers import raw_client
 from tests.waiting import until
 
@@ -141,3 +142,21 @@ async def test_a_dead_redis_is_told_apart_from_a_full_cluster() -> None:
     with pytest.raises(RedisUnavailable):
         await Admission(redis.cluster, Keys()).admit(10, 1000)
     await redis.close()
+
+
+async def test_no_stream_is_admitted_when_redis_has_little_memory_left(own_server: EmbeddedRedis) -> None:
+    client = raw_client(own_server.url)
+    announce(own_server.url, "w1", 10)
+    redis = AsyncRedis(RedisServers.parse((own_server.url,)))
+    admission = Admission(redis.cluster, Keys())
+    try:
+        await admission.admit(10, 60_000)
+        used = int(client.info("memory")["used_memory"])
+        client.config_set("maxmemory", int(used * 1.05))
+        with pytest.raises(NoFreeStream):
+            await admission.admit(10, 60_000)
+        client.config_set("maxmemory", used * 4)
+        await admission.admit(10, 60_000)
+    finally:
+        await redis.close()
+        client.close()
