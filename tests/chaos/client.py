@@ -22,6 +22,8 @@ RATE = 16_000
 TIMEOUTS = ClientTimeouts(connect_s=5.0, silence_s=5.0, final_s=60.0, resume_s=30.0, send_s=60.0)
 # A cluster whose last ingress was just killed takes nobody; the client tries again, nothing being lost.
 _CONNECT_PATIENCE_S = 30.0
+# A stream that takes so much longer than its audio has been forgotten by somebody.
+_PATIENCE_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +153,19 @@ async def _open(log: StreamLog, urls: list[str]) -> ChaosStream:
             return stream
 
 
-async def run_stream(clip: Clip, urls: list[str], random: Random, speed: float, delay_s: float) -> StreamLog:
-    """Feed a clip at `speed` times real time in messages of random sizes; gives all that happened."""
-    log = StreamLog(clip)
+async def run_stream(
+    clip: Clip,
+    urls: list[str],
+    random: Random,
+    speed: float,
+    delay_s: float,
+    log: StreamLog | None = None,
+) -> StreamLog:
+    """Feed a clip at `speed` times real time in messages of random sizes; gives all that happened.
+
+    log: may be looked at while the stream runs.
+    """
+    log = StreamLog(clip) if log is None else log
     await asyncio.sleep(delay_s)
     log.began_at = time.monotonic()
     try:
@@ -163,7 +175,7 @@ async def run_stream(clip: Clip, urls: list[str], random: Random, speed: float, 
         return log
     log.stream_id = stream.stream_id
     try:
-        async with asyncio.timeout(180), stream:
+        async with asyncio.timeout(_PATIENCE_S + clip.num_samples / RATE), stream:
             feeding = asyncio.create_task(_feed(stream, clip, random, speed))
             try:
                 async for _ in stream.results():
