@@ -255,7 +255,7 @@ class PipelinedEngine:
         if self.steps.vad is not None:
             tensors["vad"] = self.steps.vad.export_slot(slot)
         if state.listens:
-            self._unsent += self._turns.drain()
+            # It carries the stream's results that are ready, too: those of others stay for the next step.
             tensors["turns"] = torch.frombuffer(bytearray(self._turns.export(stream)), dtype=torch.uint8)
         host = {
             "frames_done": frames,

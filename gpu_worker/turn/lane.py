@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common.entries import StreamId
 from gpu_worker.engine.interface import StreamOutput, Utterance, Word
 from gpu_worker.turn.endpointing import Endpointer, TurnChunk
 from gpu_worker.turn.settings import TurnSettings
@@ -83,8 +84,8 @@ def export_lane(lane: Lane, ready: Sequence[StreamOutput]) -> bytes:
     return b"".join([struct.pack("<I", len(text)), text, *(part.tobytes() for part in audio)])
 
 
-def import_lane(exported: bytes, settings: TurnSettings) -> tuple[Lane, list[StreamOutput]]:
-    """What `export_lane` wrote: the lane, and results that are ready.
+def import_lane(exported: bytes, settings: TurnSettings, stream: StreamId) -> tuple[Lane, list[StreamOutput]]:
+    """What `export_lane` wrote: the lane, and results that are ready; the stream may have another id here.
 
     Raises:
         ValueError: it was written by another version.
@@ -108,7 +109,7 @@ def import_lane(exported: bytes, settings: TurnSettings) -> tuple[Lane, list[Str
         endpointer=None if endpointer is None else Endpointer.restore(settings, endpointer.encode()),
         history=take(header["history_samples"]),
         history_end_sample=header["history_end_sample"],
-        waiting=None if header["waiting"] is None else _decode_output(header["waiting"]),
+        waiting=None if header["waiting"] is None else _decode_output(stream, header["waiting"]),
         reported=tuple(header["reported"]),
     )
     if header["utterances"] is not None:
@@ -118,7 +119,7 @@ def import_lane(exported: bytes, settings: TurnSettings) -> tuple[Lane, list[Str
         chunk = held["chunk"]
         lane.held.append(
             HeldChunk(
-                _decode_output(held["output"]),
+                _decode_output(stream, held["output"]),
                 TurnChunk(
                     chunk["end_sample"],
                     tuple(chunk["probs"]),
@@ -128,7 +129,7 @@ def import_lane(exported: bytes, settings: TurnSettings) -> tuple[Lane, list[Str
                 take(held["samples"]),
             )
         )
-    return lane, [_decode_output(values) for values in header["ready"]]
+    return lane, [_decode_output(stream, values) for values in header["ready"]]
 
 
 def _encode_output(output: StreamOutput) -> dict[str, Any]:
@@ -136,11 +137,12 @@ def _encode_output(output: StreamOutput) -> dict[str, Any]:
     return asdict(output)
 
 
-def _decode_output(values: dict[str, Any]) -> StreamOutput:
+def _decode_output(stream: StreamId, values: dict[str, Any]) -> StreamOutput:
     words = values["words"]
     return StreamOutput(
         **{
             **values,
+            "stream": stream,
             "token_ids": tuple(values["token_ids"]),
             "confidence_scores": tuple(values["confidence_scores"]),
             "token_frames": tuple(values["token_frames"]),

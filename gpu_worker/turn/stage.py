@@ -124,7 +124,7 @@ class TurnStage:
             raise ValueError(f"stream {stream} is open")
         settings = settings.limited(has_eou=self._has_eou, has_smart_turn=self._judge is not None)
         if exported is not None:
-            lane, ready = import_lane(exported, settings)
+            lane, ready = import_lane(exported, settings, stream)
             self._ready += ready
             if Signal.SMART_TURN not in settings.signals:
                 lane.history = None

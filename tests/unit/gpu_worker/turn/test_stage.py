@@ -319,9 +319,9 @@ def test_an_export_carries_what_was_not_fetched() -> None:
     assert expected[0].utterances
 
     stage = TurnStage(ScriptedJudge())
-    stage.open(ONE, replace(SMART, auto_finalize=True, finalize_lag_ms=0), exported=exported)
+    stage.open(TWO, replace(SMART, auto_finalize=True, finalize_lag_ms=0), exported=exported)
     assert stage.has_ready()
-    assert stage.drain() == expected
+    assert stage.drain() == [replace(one, stream=TWO) for one in expected]
 
 
 def test_signals_that_the_server_cannot_give_leave_it_to_silence() -> None:
@@ -341,10 +341,11 @@ def test_a_stream_moves_between_servers_with_and_without_smart_turn() -> None:
     exported = stage.export(ONE)
 
     without = TurnStage()
-    without.open(ONE, SMART, exported=exported)
-    assert numbers(without.drain()) == [3]
-    push(without, ONE, [4, 5], 0.9)
-    exported = without.export(ONE)
+    without.open(TWO, SMART, exported=exported)  # under another id, too
+    (held,) = without.drain()
+    assert (held.stream, held.token_ids) == (TWO, (3,))
+    push(without, TWO, [4, 5], 0.9)
+    exported = without.export(TWO)
 
     judge = ScriptedJudge()
     stage = TurnStage(judge)
