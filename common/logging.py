@@ -88,7 +88,9 @@ def default_config(level: str, format_name: str) -> dict[str, Any]:
             for name in (
                 "asyncio",
                 "websockets",
+                # The hub's client: at INFO it logs every request, signed addresses included.
                 "httpx",
+                "httpx2",
                 "huggingface_hub",
                 "urllib3",
                 "numba",

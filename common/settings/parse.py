@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
 from common.errors import SettingsError
@@ -22,7 +23,7 @@ from common.settings.schema import (
     WorkerSettings,
 )
 from common.settings.table import FLAGS, Flag
-from common.settings.values import RedisUrls
+from common.settings.values import HUB_ID, RedisUrls
 
 Settings = (
     IngressSettings | WorkerSettings | ServeSettings | StatusSettings | HealthSettings | TranscribeSettings
@@ -33,6 +34,7 @@ PROGRAM = "parakeet-server"
 _MAX_HOST_LENGTH = 40
 SECRET_FLAGS = frozenset({"redis_url", "log_config"})
 """Flags that a child gets by environment: an address may hold a password, and `ps` shows command lines."""
+_PASSWORD = re.compile(r"//[^@/\s]*@")
 
 
 class _Joined(argparse.Action):
@@ -47,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse that raises instead of leaving the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{self.prog}: {message}.")
+        raise SettingsError(f"{message}.")
 
 
 def flags_of(command: str) -> tuple[Flag, ...]:
@@ -102,7 +104,8 @@ def _value(flag: Flag, text: str, said_by: str) -> object:
     try:
         return flag.kind.parse(text)
     except ValueError:
-        raise SettingsError(f"{said_by} got {text!r}, but takes {flag.kind.takes}.") from None
+        shown = _PASSWORD.sub("//***@", text) if flag.name in SECRET_FLAGS else text
+        raise SettingsError(f"{said_by} got {shown!r}, but takes {flag.kind.takes}.") from None
 
 
 def _resolve(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
@@ -135,6 +138,15 @@ def _check_ports(values: Mapping[str, Any]) -> None:
                 )
 
 
+def _check_model(model: str) -> None:
+    """Refuse what is neither there nor can be a hub id, before a worker is started for it."""
+    is_hub_id = HUB_ID.fullmatch(model) and not model.endswith(".nemo")
+    if model and not is_hub_id and not Path(model).exists():
+        raise SettingsError(
+            f"--model got {model!r}, but takes a folder, a .nemo file, or a hub id like owner/name."
+        )
+
+
 def _check(command: str, values: dict[str, Any]) -> None:
     """Fill in what depends on other flags, and refuse values that do not go together."""
     if command in {"serve", "ingress"}:
@@ -144,6 +156,9 @@ def _check(command: str, values: dict[str, Any]) -> None:
             values["worker_max_streams"] = values["max_num_streams"]
         if values["model"] and values["backend"] == "null":
             raise SettingsError("--model got a model, but --backend null takes none.")
+        _check_model(values["model"])
+        if values["paged_kv_cache"] and values["device"] == "cpu":
+            raise SettingsError("--paged-kv-cache got on, but takes off or auto with --device cpu.")
     if command in {"serve", "ingress", "worker"}:
         values["redis_shards"] = max(values["redis_shards"], len(values["redis_url"]))
     if command == "transcribe" and bool(values["source"]) == values["mic"]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 AUTO = "auto"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""owner/name of a model of the hub."""
 
 
 class ValueKind(Protocol):

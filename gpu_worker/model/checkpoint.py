@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Final
 import torch
 from huggingface_hub import constants
 
+from common.settings.values import HUB_ID
 from gpu_worker.model.errors import CheckpointError, ModelError
 from gpu_worker.model.export import DTYPES, export_checkpoint, read_export
 from gpu_worker.model.hub import HUB_IDS, Hub
@@ -27,7 +27,6 @@ from gpu_worker.model.nemo_archive import read_nemo
 __all__ = ["BUNDLED", "LoadedModel", "exports_folder", "load_model", "read_checkpoint"]
 
 BUNDLED: Final = Path(__file__).parent / "bundled"
-_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def load_model(
             model = _through_export(
                 path, _local_export(path, dtype, hub), named, None, dtype=dtype, device=device
             )
-        elif _HUB_ID.fullmatch(named) and not named.endswith(".nemo"):
+        elif HUB_ID.fullmatch(named) and not named.endswith(".nemo"):
             model = _from_hub(hub, named, revision, dtype=dtype, device=device)
         else:
             raise CheckpointError(

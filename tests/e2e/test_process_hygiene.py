@@ -153,7 +153,9 @@ def test_a_redis_that_does_not_answer_is_said() -> None:
 
 
 def test_a_worker_that_cannot_load_its_model_ends_the_start(tmp_path: Path) -> None:
-    with ServeProcess("--backend", "native", "--model", str(tmp_path / "none.nemo")) as serve:
+    archive = tmp_path / "broken.nemo"
+    archive.write_bytes(b"no archive")
+    with ServeProcess("--backend", "native", "--model", str(archive)) as serve:
         assert serve.process.wait(90) == 1
         serve.wait_for_line(r"worker 0 ended with exit status \d+ before it was ready")
         assert "restarting" not in serve.log

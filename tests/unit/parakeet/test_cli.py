@@ -40,6 +40,7 @@ def test_help_of_a_command_shows_its_flags(command: str, capsys: pytest.CaptureF
         (["serve", "--num-ingress", "0"], "serve: --num-ingress got '0', but takes a whole number from 1"),
         (["worker", "--lease-ms", "soon"], "worker: --lease-ms got 'soon'"),
         (["ingress", "--port", "8000"], "ingress: --ws-port got 8000"),
+        (["serve", "--nope"], "parakeet-server serve: unrecognized arguments: --nope.\n"),
     ],
 )
 def test_a_wrong_command_line_is_status_2_and_one_line(

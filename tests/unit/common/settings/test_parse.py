@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +85,13 @@ def test_serve_takes_every_flag_of_the_guide() -> None:
         ("ingress", ["--port", "8000"], "--ws-port got 8000, but takes another port than --port"),
         ("ingress", ["--port", "0", "--ws-port", "0"], "clients need one of them"),
         ("ingress", ["--device", "cpu"], "unrecognized arguments: --device cpu"),
+        (
+            "serve",
+            ["--model", "/no/such/model"],
+            "--model got '/no/such/model', but takes a folder, a .nemo file",
+        ),
+        ("worker", ["--model", "owner/none.nemo"], "--model got 'owner/none.nemo', but takes a folder"),
+        ("serve", ["--paged-kv-cache", "--device", "cpu"], "--paged-kv-cache got on, but takes off or auto"),
         ("serve", ["--por", "1"], "unrecognized arguments: --por 1"),
         ("serve", ["--port"], "expected one argument"),
         ("worker", ["--backend", "null", "--model", "x/y"], "--backend null takes none"),
@@ -106,6 +114,17 @@ def test_a_wrong_variable_is_named_as_the_variable() -> None:
         SettingsError, match=r"^PARAKEET_NUM_INGRESS got '0', but takes a whole number from 1"
     ):
         parse("serve", [], {"PARAKEET_NUM_INGRESS": "0"})
+
+
+def test_a_hub_id_and_what_is_there_are_models(tmp_path: Path) -> None:
+    for model in ("owner/name", str(tmp_path)):
+        assert parse("worker", ["--model", model], {}).model == model
+
+
+def test_a_wrong_address_is_shown_without_its_password() -> None:
+    with pytest.raises(SettingsError, match=r"^--redis-url got 'redis://\*\*\*@h 1', but takes") as caught:
+        parse("serve", ["--redis-url", "redis://user:secret@h 1"], {})
+    assert "secret" not in str(caught.value)
 
 
 def test_a_switch_without_a_value_is_on_and_takes_all_spellings() -> None:

@@ -2,93 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from gpu_worker.model.checkpoint import BUNDLED, load_model
+from gpu_worker.model.checkpoint import load_model
 from gpu_worker.model.errors import HubError
 from gpu_worker.model.hub import Hub, pick_checkpoint
+from tests.fake_hub import COMMIT, FakeHub, running_hub
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEXT_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 REPO = "acme/streaming-model"
 
 
-class FakeHub(ThreadingHTTPServer):
-    """Serves repositories as the hub does: the model API, and files by commit with their ETag."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.branches = {"main": COMMIT}
-        self.files: dict[str, bytes] = {}
-        self.requests: list[str] = []
-        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeHub
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def _answer(self, *, with_body: bool) -> None:
-        self.server.requests.append(f"{self.command} {self.path}")
-        listing = re.fullmatch(rf"/api/models/{REPO}/revision/([^/?]+)(\?.*)?", self.path)
-        resolved = re.fullmatch(rf"/{REPO}/resolve/([0-9a-f]+)/(.+)", self.path)
-        if listing:
-            commit = self.server.branches.get(listing[1], listing[1])
-            if commit not in self.server.branches.values():
-                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body=with_body)
-                return
-            siblings = [{"rfilename": name} for name in self.server.files]
-            body = json.dumps({"id": REPO, "modelId": REPO, "sha": commit, "siblings": siblings}).encode()
-            self._send(200, body, {"Content-Type": "application/json"}, with_body=with_body)
-        elif resolved and resolved[2] in self.server.files:
-            body = self.server.files[resolved[2]]
-            headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": resolved[1]}
-            self._send(200, body, headers, with_body=with_body)
-        else:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body=with_body)
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Say nothing: the test reads `requests`."""
-
-
 @pytest.fixture
 def server() -> Iterator[FakeHub]:
-    with FakeHub() as fake:
-        tiny = BUNDLED / "tiny"
-        names = {"model.safetensors": "tiny.safetensors"} | {
-            name: name for name in ("model_config.yaml", "tokenizer.model")
-        }
-        fake.files = {name: (tiny / own).read_bytes() for name, own in names.items()}
-        fake.files["README.md"] = b"# a model"
-        thread = threading.Thread(target=fake.serve_forever, name="fake-hub", daemon=True)
-        thread.start()
+    with running_hub(REPO) as fake:
         yield fake
-        fake.shutdown()
-        thread.join(timeout=10)
 
 
 def test_a_model_is_fetched_by_its_resolved_commit(server: FakeHub, tmp_path: Path) -> None:

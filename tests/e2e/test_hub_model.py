@@ -1,0 +1,40 @@
+"""`serve --model-size small` on a machine that has no model yet, with a hub and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpu_worker.model.hub import HUB_IDS
+from tests.e2e.serve_process import ROOT, ServeProcess, run_cli
+from tests.fake_hub import COMMIT, running_hub
+
+FLAGS = ("--backend", "native", "--model-size", "small")
+
+
+@pytest.mark.slow
+def test_serve_fetches_its_model_from_the_hub_of_the_environment(tmp_path: Path) -> None:
+    with (
+        running_hub(HUB_IDS["small"]) as hub,
+        ServeProcess(*FLAGS, environment={"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)}) as serve,
+    ):
+        serve.wait_until_ready()
+        serve.wait_for_line(f"{HUB_IDS['small']} at 'main' is commit {COMMIT}")
+        serve.wait_for_line(r"model\.safetensors: +\d+%")
+        # Each address that the hub redirects to is a secret for as long as it is valid.
+        assert "HTTP Request" not in serve.log
+        recording = ROOT / "parakeet" / "recordings" / "goforward.wav"
+        heard = run_cli("transcribe", str(recording), "--ws-port", str(serve.ws_port))
+        assert heard.stdout.decode() == "go forward ten meters\n", heard.stderr
+        assert serve.stop() == 0
+
+
+def test_without_network_serve_says_what_to_do(tmp_path: Path) -> None:
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    with ServeProcess(*FLAGS, environment=nowhere) as serve:
+        assert serve.process.wait(90) == 1
+        said = serve.wait_for_line("cannot be fetched from http://127.0.0.1:9")
+        for way_out in ("Check the network or HF_ENDPOINT", "--model PATH", "--model-size tiny"):
+            assert way_out in said
+        assert "Traceback" not in serve.log
