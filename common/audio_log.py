@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from common.entries import AudioEntry, Bytes, IngressId, WorkerId, decode_audio_entry
 from common.errors import EntryError, RedisUnavailable, StreamLost, Unavailable
+from common.hot_value import hot_value
 from common.keys import READY_TTL_MS, Keys, StreamKeys, audio_group
 from common.messages import Encoding
 from common.pipelined import Argument, pack
@@ -408,7 +409,7 @@ class _Lane:
         self.drained.clear()
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class AudioBatch:
     """Entries of one stream that a worker read, in order.
 

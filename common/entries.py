@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Final, NewType
 
 from common.errors import EntryError
+from common.hot_value import hot_value
 from common.messages import Encoding
 
 LAYOUT_VERSION: Final = 1
@@ -26,7 +27,7 @@ Field = bytes | bytearray | memoryview | int | float | str
 _PAYLOAD_FIELD: Final = {Encoding.PCM16: b"p", Encoding.F32: b"f"}
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class AudioEntry:
     """One entry of a stream's audio.
 
@@ -151,7 +152,7 @@ class LineKind(bytes, Enum):
 _KINDS: Final = {kind.value: kind for kind in LineKind}
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class Line:
     """One line of a pub/sub payload, or one entry of a stream's results.
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from common.errors import ClientFault, ErrorCode
+from common.hot_value import hot_value
 from common.options import StreamOptions, parse_options
 
 # With SIMD instructions the decoding of a message takes a fifteenth of binascii's time, which was the
@@ -52,7 +53,7 @@ class Encoding(StrEnum):
 # Messages of the client ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class Audio:
     """Samples at the rate that `hello` stated.
 
@@ -140,7 +141,7 @@ class Utterance:
     end_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class Result:
     """What the decoder has to say after one chunk (or a merged range of chunks).
 

@@ -27,6 +27,7 @@ from common.entries import (
     join_lines,
 )
 from common.errors import EntryError, RedisUnavailable
+from common.hot_value import hot_value
 from common.keys import RESULTS_MAX_LENGTH, Keys, StreamKeys, result_entry_id
 from common.pipelined import pack
 from common.redis import (
@@ -96,7 +97,7 @@ class StreamWrite:
     extra: list[tuple[Any, ...]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class WriteOutcome:
     """What became of a `StreamWrite`.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from common.errors import ErrorCode, StreamError, Unavailable
+from common.hot_value import hot_value
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.flow import StreamFlow
 
@@ -23,7 +24,7 @@ class Open:
     snapshot: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class Feed:
     """Samples of a stream at 16 kHz."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from common.entries import StreamId
 from common.errors import EngineError, EngineFull
+from common.hot_value import hot_value
 from common.options import StreamOptions
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Utterance:
     end_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class StreamOutput:
     """What one chunk of one stream gave.
 
