@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
+import socket
 import subprocess
 import sys
 import wave
@@ -83,6 +85,20 @@ def test_ctrl_c_ends_the_audio_and_still_gives_the_text(stack: ServeProcess) -> 
         client.stdin.close()
     assert rest[-1]["is_final"]
     assert TEXT.startswith(rest[-1]["text"])
+
+
+def test_no_word_and_no_secret_of_a_stream_is_logged(stack: ServeProcess) -> None:
+    with socket.create_connection(("127.0.0.1", stack.tcp_port), 20) as connection:
+        lines = connection.makefile("rb")
+        hello = json.loads(lines.readline())
+        with wave.open(str(GOFORWARD), "rb") as reader:
+            data = base64.b64encode(reader.readframes(reader.getnframes())).decode()
+        connection.sendall(json.dumps({"type": "audio", "data": data, "final": True}).encode() + b"\n")
+        assert json.loads(lines.readlines()[-1])["text"] == TEXT
+    stack.wait_for_line(f"stream_id={hello['stream_id']} ")
+    assert hello["resume_token"] not in stack.log
+    assert data[:40] not in stack.log
+    assert not [line for line in stack.lines if "forward" in line or "meters" in line]
 
 
 def test_another_sample_rate_is_said(stack: ServeProcess, tmp_path: Path) -> None:
