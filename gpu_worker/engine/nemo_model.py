@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gpu_worker.engine.interface import UnsupportedOption
 from gpu_worker.engine.transcript import Token
-from gpu_worker.model.decoding import tsallis_confidence
+from gpu_worker.model.decoding import token_confidence
 from gpu_worker.model.errors import CheckpointError, ModelConfigError, ModelError
 from gpu_worker.model.tokenizer import Tokenizer
 
@@ -214,7 +214,7 @@ class NemoModel:
                 token = int(scores.argmax())
                 if token == self._blank:
                     break
-                confidence = float(tsallis_confidence(scores.log_softmax(-1)))
+                confidence = float(token_confidence(scores.log_softmax(-1)))
                 tokens.append(Token(token, first_frame + number, confidence))
                 if token in self._ends:
                     self._start(state)

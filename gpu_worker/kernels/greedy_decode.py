@@ -10,14 +10,12 @@ and not the batch.  Shape suffixes and semantics as in the reference, `greedy_de
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu_worker.kernels.greedy_decode_reference import CONFIDENCE_ALPHA, TransducerWeights
+from gpu_worker.kernels.greedy_decode_reference import TransducerWeights
 
 
 @triton.jit
@@ -72,7 +70,6 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     num_streams,
     num_rows,
     num_slots,
-    confidence_floor,
     J: tl.constexpr,
     H: tl.constexpr,
     V: tl.constexpr,
@@ -81,7 +78,6 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     MAX_SYMBOLS: tl.constexpr,
     END_0: tl.constexpr,
     END_1: tl.constexpr,
-    ALPHA: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -118,7 +114,6 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
 
         best = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
         total = tl.zeros((BLOCK_B,), dtype=tl.float32)
-        powers = tl.zeros((BLOCK_B,), dtype=tl.float32)
         symbol = tl.zeros((BLOCK_B,), dtype=tl.int32)
         for first_symbol in range(0, V, BLOCK_V):
             v = first_symbol + tl.arange(0, BLOCK_V)
@@ -138,19 +133,14 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
             tile_best, tile_symbol = tl.max(logits, axis=1, return_indices=True)
             higher = tl.maximum(best, tile_best)
             total = total * tl.exp(best - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
-            powers = powers * tl.exp(ALPHA * (best - higher)) + tl.sum(
-                tl.exp(ALPHA * (logits - higher[:, None])), axis=1
-            )
             symbol = tl.where(tile_best > best, first_symbol + tile_symbol, symbol)
             best = higher
 
         emitted = active & (symbol != BLANK)
         tl.store(out_ptr + out_row + 1 + count, symbol, mask=emitted)
         tl.store(out_ptr + out_row + 1 + most + count, frame, mask=emitted)
-        # NeMo's exponential Tsallis entropy; best is the reference point of both sums.
-        powers = powers * tl.exp(-ALPHA * tl.log(total))
-        confidence = tl.exp((1.0 - powers) / (1.0 - ALPHA))
-        confidence = (confidence - confidence_floor) / (1.0 - confidence_floor)
+        # NeMo's max_prob; the best symbol's own term in the sum is 1.
+        confidence = (V / total - 1.0) / (V - 1.0)
         tl.store(out_float_ptr + out_row + 1 + 2 * most + count, confidence, mask=emitted)
         count += emitted.to(tl.int32)
         symbols = tl.where(emitted, symbols + 1, 0)
@@ -277,7 +267,6 @@ def greedy_decode(
         # Enough programs to cover the chip, and no more reading of weights than that needs.
         block_b = 16 if num_streams <= 2048 else 32
     ends = (*weights.end_ids, -1, -1)
-    floor = math.exp((1 - num_symbols ** (1 - CONFIDENCE_ALPHA)) / (1 - CONFIDENCE_ALPHA))
     _greedy_decode_kernel[(triton.cdiv(num_streams, block_b),)](
         encoded_BTJ,
         num_frames_B,
@@ -303,7 +292,6 @@ def greedy_decode(
         num_streams,
         num_rows,
         num_slots,
-        floor,
         J=joint_width,
         H=width,
         V=num_symbols,
@@ -312,7 +300,6 @@ def greedy_decode(
         MAX_SYMBOLS=weights.max_symbols,
         END_0=ends[0],
         END_1=ends[1],
-        ALPHA=CONFIDENCE_ALPHA,
         BLOCK_B=block_b,
         BLOCK_V=64 if full else 128,
         BLOCK_H=32 if full else 64,

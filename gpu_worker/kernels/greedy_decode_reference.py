@@ -14,15 +14,11 @@ layers, S slots, V symbols with the blank, K most symbols of a row (T x max_symb
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-CONFIDENCE_ALPHA: Final = 0.33
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +62,10 @@ def lstm_step(weights: TransducerWeights, symbol: int, hidden_LH: Tensor, cell_L
         hidden_LH[layer] = (torch.sigmoid(leave_H) * torch.tanh(new_H)).to(hidden_LH.dtype)
 
 
-def tsallis_confidence(log_probs_V: Tensor) -> Tensor:
-    """NeMo's default confidence of a distribution: exponential Tsallis entropy, 1 for certainty."""
-    floor = math.exp((1 - log_probs_V.shape[0] ** (1 - CONFIDENCE_ALPHA)) / (1 - CONFIDENCE_ALPHA))
-    powers = (log_probs_V * CONFIDENCE_ALPHA).exp().sum()
-    return (((1 - powers) / (1 - CONFIDENCE_ALPHA)).exp() - floor) / (1 - floor)
+def token_confidence(log_probs_V: Tensor) -> Tensor:
+    """NeMo's confidence measure `max_prob`: 1 for certainty, 0 for an even distribution."""
+    num_classes = log_probs_V.shape[0]
+    return (log_probs_V.max().exp() * num_classes - 1) / (num_classes - 1)
 
 
 def greedy_decode(
@@ -106,7 +101,7 @@ def greedy_decode(
                     break
                 out[row, 1 + count] = symbol
                 out[row, 1 + most + count] = frame
-                confidence[row, 1 + 2 * most + count] = tsallis_confidence(logits_V.log_softmax(0))
+                confidence[row, 1 + 2 * most + count] = token_confidence(logits_V.log_softmax(0))
                 count += 1
                 if symbol in weights.end_ids:
                     hidden_LSH[:, slot] = weights.start_LH

@@ -6,8 +6,9 @@ that token's frame.  A chunk without speech so takes a single round, whatever it
 plain tensor work of fixed shapes without a look at the host; only the loop around it asks whether
 anything was emitted.
 
-Confidence of a token is what NeMo reports by default for a transducer (`ConfidenceMethodConfig`:
-entropy-based, Tsallis with alpha 0.33, exponential normalization) from the logits that emitted it.
+Confidence of a token is NeMo's `max_prob` measure of the distribution that emitted it: the token's
+probability, scaled so that an even distribution gives 0.  NeMo's own default (Tsallis entropy, exponential
+normalization) spreads right words over ten orders of magnitude, which no client can set a threshold in.
 
 `<EOU>` and `<EOB>` are tokens like others; with `reset` given they also close their frame and put the
 predictor back to its start, so that the next utterance begins as a stream does.
@@ -21,7 +22,6 @@ Source: the label-looping algorithm (Bataev et al. 2024) as in NeMo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +31,6 @@ from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.joint import Joint
 from gpu_worker.model.predictor import Predictor
 from gpu_worker.model.state import PredictorStart
-
-CONFIDENCE_ALPHA = 0.33
 
 
 @dataclass(slots=True)
@@ -60,12 +58,10 @@ class Emissions:
     confidence_EB: Tensor
 
 
-def tsallis_confidence(log_probs: Tensor, alpha: float = CONFIDENCE_ALPHA) -> Tensor:
-    """NeMo's `entropy_tsallis_exp` over the last axis: 1 for certainty, 0 for an even distribution."""
+def token_confidence(log_probs: Tensor) -> Tensor:
+    """NeMo's `max_prob` over the last axis: 1 for certainty, 0 for an even distribution."""
     num_classes = log_probs.shape[-1]
-    floor = math.exp((1 - math.pow(num_classes, 1 - alpha)) / (1 - alpha))
-    powers = (torch.nan_to_num(log_probs) * alpha).exp().sum(-1)
-    return (((1 - powers) / (1 - alpha)).exp() - floor) / (1 - floor)
+    return (log_probs.amax(-1).exp() * num_classes - 1) / (num_classes - 1)
 
 
 class GreedyDecoder:
@@ -123,7 +119,7 @@ class GreedyDecoder:
         emits_B, frame_B = speaks_BT.max(dim=1)
         column = frame_B.unsqueeze(1)
         chosen_BV = logits.gather(1, column.unsqueeze(2).expand(-1, -1, logits.shape[2])).squeeze(1)
-        confidence_B = tsallis_confidence(chosen_BV.float().log_softmax(-1))
+        confidence_B = token_confidence(chosen_BV.float().log_softmax(-1))
         token_B = best_BT.gather(1, column).squeeze(1)
 
         hidden, cell = self._predictor.run(token_B, work.hidden_PBU, work.cell_PBU)

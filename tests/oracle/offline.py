@@ -195,9 +195,6 @@ class OfflineOracle:
 
     @staticmethod
     def _confidence(logits: Tensor) -> float:
-        """NeMo's default: Tsallis entropy, alpha 1/3 (0.33), exponential normalization."""
-        alpha, classes = 0.33, logits.shape[0]
-        probabilities = logits.softmax(-1)
-        entropy = (1 - float(probabilities.pow(alpha).sum())) / (1 - alpha)
-        lowest = math.exp((1 - classes ** (1 - alpha)) / (1 - alpha))
-        return (math.exp(entropy) - lowest) / (1 - lowest)
+        """NeMo's `max_prob`: the likeliest symbol's probability, 0 where all are alike."""
+        even = 1 / logits.shape[0]
+        return (float(logits.softmax(-1).max()) - even) / (1 - even)

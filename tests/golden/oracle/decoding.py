@@ -26,12 +26,12 @@ class Decoded:
     logits: NDArray[np.float32]
 
 
-def tsallis_confidence(log_probabilities: torch.Tensor) -> float:
-    """NeMo's default confidence: Tsallis entropy, alpha 0.33, exponential normalization."""
+def token_confidence(log_probabilities: torch.Tensor) -> float:
+    """NeMo's confidence measure `max_prob`."""
     from nemo.collections.asr.parts.utils.asr_confidence_utils import get_confidence_measure_bank
 
-    measure = get_confidence_measure_bank()["entropy_tsallis_exp"]
-    value = float(measure(log_probabilities, v=log_probabilities.shape[-1], t=0.33))
+    measure = get_confidence_measure_bank()["max_prob"]
+    value = float(measure(log_probabilities, v=log_probabilities.shape[-1], t=1.0))
     if not math.isfinite(value):
         raise ValueError("the confidence is not finite")
     return value
@@ -68,7 +68,7 @@ def greedy(
                 break
             tokens.append(token)
             frames.append(index)
-            confidences.append(tsallis_confidence(scores.log_softmax(-1)))
+            confidences.append(token_confidence(scores.log_softmax(-1)))
             if token in reset_at:
                 predicted, state = predict(None, None)
                 break

@@ -27,7 +27,12 @@ def restore(path: Path) -> Any:
     with open_dict(decoding):
         decoding.strategy = "greedy_batch"
         decoding.confidence_cfg = OmegaConf.create(
-            {"preserve_frame_confidence": True, "preserve_token_confidence": True, "exclude_blank": True}
+            {
+                "preserve_frame_confidence": True,
+                "preserve_token_confidence": True,
+                "exclude_blank": True,
+                "method_cfg": {"name": "max_prob", "alpha": 1.0},
+            }
         )
     model.change_decoding_strategy(decoding)
     model.eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu_worker.model.decoding import GreedyDecoder, tsallis_confidence
+from gpu_worker.model.decoding import GreedyDecoder, token_confidence
 from gpu_worker.model.joint import Joint
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.predictor import Predictor
@@ -100,9 +100,8 @@ def test_confidence_is_one_for_certainty_and_zero_for_none() -> None:
     certain = torch.full((514,), -200.0)
     certain[3] = 0.0
     even = torch.zeros(514).log_softmax(-1)
-    assert float(tsallis_confidence(certain)) == pytest.approx(1.0, abs=1e-6)
-    assert float(tsallis_confidence(even)) == pytest.approx(0.0, abs=1e-6)
+    assert float(token_confidence(certain)) == pytest.approx(1.0, abs=1e-6)
+    assert float(token_confidence(even)) == pytest.approx(0.0, abs=1e-6)
     half = torch.full((514,), -200.0)
     half[:2] = torch.tensor([0.5, 0.5]).log()
-    # (1 - 2 * 0.5 ** 0.33) / 0.67 = -0.8821; its exponential, with a floor of e**-97, is 0.4139.
-    assert float(tsallis_confidence(half)) == pytest.approx(0.41391, abs=1e-4)
+    assert float(token_confidence(half)) == pytest.approx((0.5 * 514 - 1) / 513, abs=1e-6)
