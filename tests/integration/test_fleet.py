@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,16 @@ async def test_any_two_of_three_idle_workers_stop_and_come_back(
                 WorkerProcess(redis_url, name, tmp_path / f"{name}.log", worker_max_streams=SLOTS)
             )
 
+        def is_forgotten(worker_id: str) -> bool:
+            return not client.exists(f"px:{{0}}:w:{worker_id}")
+
         async def stop(workers: Sequence[WorkerProcess], how: signal.Signals) -> None:
             for worker in workers:
                 worker.send(how)
             for worker in workers:
                 await asyncio.to_thread(worker.wait)
                 # At once after a stop in order, when the lease has lapsed after a kill.
-                await until(lambda name=worker.worker_id: not client.exists(f"px:{{0}}:w:{name}"), 20.0)
+                await until(partial(is_forgotten, worker.worker_id), 20.0)
 
         async def ready(workers: Sequence[WorkerProcess]) -> None:
             for worker in workers:
