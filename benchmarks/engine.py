@@ -1,11 +1,11 @@
 """How many streams one GPU carries: the C120 rule at engine level, and what stands around it.
 
-    python -m benchmarks.engine --row small-160                    # search by trials of 20 s, then one of 120 s
+    python -m benchmarks.engine --row small-160              # trials of 20 s, then one of 120 s
     python -m benchmarks.engine --row small-160 --start 12000 --trials 2
-    python -m benchmarks.engine --table                            # all recorded rows as Markdown
-    python -m benchmarks.engine --steps --row small-160            # time of a step and its stages by batch size
-    python -m benchmarks.engine --churn 8 --row small-160          # minutes of streams that come and go
-    python -m benchmarks.engine --row small-160 --simulate         # no GPU: steps that take a set time
+    python -m benchmarks.engine --table                      # all recorded rows as Markdown
+    python -m benchmarks.engine --steps --row small-160      # step and stages by batch size
+    python -m benchmarks.engine --churn 8 --row small-160    # minutes of streams that come and go
+    python -m benchmarks.engine --row small-160 --simulate   # no GPU: steps that take a set time
 
 A row may be run again: its trials are appended to `--results`, one JSON object a line, and the search
 goes on from what passed and failed there.  Every trial is a fresh process.  Weights are random, at the
@@ -214,8 +214,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def table(results: list[dict[str, Any]]) -> str:
     """The best passing trial of `FINAL_S` of each row, as Markdown."""
     lines = [
-        "| model, chunk | C120 | late | p95 last sample to final, less a chunk | step p50 / p99 | rows a step "
-        "| tokens/s | start-up | memory a stream | device, commit |",
+        "| model, chunk | C120 | late | p95 final less a chunk | step p50 / p99 | rows a step | tokens/s "
+         "| start-up | memory a stream | device, commit |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in ROWS.values():

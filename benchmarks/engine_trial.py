@@ -101,14 +101,21 @@ class RecordingSteps:
         return findings
 
 
-def run_trial(engine: PipelinedEngine, num_streams: int, seconds: float, seed: int = 0) -> TrialResult:
+def run_trial(
+    engine: PipelinedEngine,
+    num_streams: int,
+    seconds: float,
+    *,
+    arrival_s: float = ARRIVAL_S,
+    seed: int = 0,
+) -> TrialResult:
     """Load the engine; it is fresh and has a slot for every stream."""
     clock = engine.clock
     stream_of = np.full(engine.capacity, -1, dtype=np.int64)
     steps = RecordingSteps(engine.steps, clock, stream_of)
     engine.steps = steps
     rng = np.random.default_rng(seed)
-    arrival = np.sort(rng.uniform(0.0, ARRIVAL_S, num_streams))
+    arrival = np.sort(rng.uniform(0.0, arrival_s, num_streams))
     first, chunk = clock.samples_of_chunks(1), clock.chunk_samples
     num_pieces = max(1, int((seconds * SAMPLE_RATE - first) // chunk) + 1)
     length = first + (num_pieces - 1) * chunk

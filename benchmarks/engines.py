@@ -66,7 +66,7 @@ def build(row: RowSizes, streams: int, device: str) -> Built:
     where = torch.device(device)
     torch.cuda.set_device(where)
     loaded = make_model(CONFIGS[row.model], torch.bfloat16, where)
-    rate = calibrate(loaded)
+    rate = calibrate(loaded, (LEFT_FRAMES, row.chunk_ms // 80 - 1))
     torch.cuda.empty_cache()
     engine = make_pipelined_engine(loaded, engine_config(row, streams))
     _warm_up(engine)

@@ -1,26 +1,22 @@
 """Times of the model's kernels and stages on the GPU, without an engine around them.
 
-    python -m benchmarks.kernel_times [--model small] [--chunk-ms 160] [--batch 1024 4096] [--profile]
+    python -m benchmarks.kernel_times [--model small] [--chunk-ms 160] [--batch 4096]
 
-Prints microseconds of each kernel at the model's dimensions with the bytes it has to move and the
-bandwidth that makes, then the three stages of a whole step, captured as graphs.  One variant that fails
-does not end the run.
+Prints microseconds of each kernel and of its variants at the model's dimensions, with the bandwidth or
+the rate that makes.  One variant that fails does not end the run.  Whole steps: `benchmarks.engine --steps`.
 """
 
 from __future__ import annotations
 
 import argparse
-import traceback
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.random_model import CONFIGS, make_model
-from gpu_worker.engine.cuda_graphs import GraphSteps
-from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.model_runner import BatchSizes
+from benchmarks.random_model import CONFIGS, calibrate, make_model
 from gpu_worker.engine.steps import UNKNOWN_END
 from gpu_worker.kernels.conv_module import glu_depthwise_conv
 from gpu_worker.kernels.greedy_decode import greedy_decode
@@ -32,6 +28,8 @@ from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.cuda_model import CudaModel, CudaStep
 
 DEVICE = torch.device("cuda")
+# Keys of a block, warps, pipeline stages.
+ATTENTION_VARIANTS = ((16, 1, 2), (16, 1, 3), (16, 2, 2), (32, 1, 2), (32, 2, 2), (64, 4, 2), (128, 8, 1))
 
 
 def time_us(call: Callable[[], object], repeats: int = 20) -> float:
@@ -101,32 +99,33 @@ def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int)
     kv_bytes = 4.0 * batch * (left + chunk) * width
     qkv = randn(batch, chunk, 3, heads, head_dim)
     q, k, v = qkv.unbind(2)
-    for layout in ("heads outermost in a page", "frames outermost in a page"):
+    for layout in ("heads", "frames"):
         shape = (batch * ring, heads, page_frames, head_dim)
-        pools = [randn(*shape).transpose(1, 2) for _ in range(2)]
-        if layout.startswith("frames"):
-            pools = [pool.contiguous() for pool in pools]
-        report(f"write_kv, {layout}", lambda: write_kv(k, v, *pools, table, start, frames), 8 * rows * width)
-        for block_k, warps, stages in (
-            (16, 1, 2),
-            (32, 1, 2),
-            (32, 2, 2),
-            (32, 4, 3),
-            (64, 2, 2),
-            (64, 4, 1),
-            (64, 4, 2),
-            (128, 4, 1),
-            (128, 8, 1),
-        ):
-            report(
-                f"attend, {layout}, block {block_k}, {warps} warps, {stages} stages",
-                lambda: attend(
-                    q, *pools, table, start, frames, layer.pos_HDR, layer.pos_bias_HR, layer.bias_u_HD,
-                    chunk_frames=chunk, left_frames=left, block_k=block_k, num_warps=warps, num_stages=stages,
-                ),
-                kv_bytes,
-            )  # fmt: skip
-        del pools
+        keys, values = (randn(*shape).transpose(1, 2) for _ in range(2))
+        if layout == "frames":
+            keys, values = keys.contiguous(), values.contiguous()
+        write = partial(write_kv, k, v, keys, values, table, start, frames)
+        report(f"write_kv, {layout} outermost", write, 8 * rows * width)
+        for block_k, warps, stages in ATTENTION_VARIANTS:
+            call = partial(
+                attend,
+                q,
+                keys,
+                values,
+                table,
+                start,
+                frames,
+                layer.pos_HDR,
+                layer.pos_bias_HR,
+                layer.bias_u_HD,
+                chunk_frames=chunk,
+                left_frames=left,
+                block_k=block_k,
+                num_warps=warps,
+                num_stages=stages,
+            )
+            name = f"attend, {layout} outermost, {block_k} keys, {warps} warps, {stages} stages"
+            report(name, call, kv_bytes)
     q_HMD = q.as_strided((heads, rows, head_dim), (q.stride(2), q.stride(1), 1))
     report("positional products (inside attend)", lambda: torch.bmm(q_HMD, layer.pos_HDR))
 
@@ -171,87 +170,36 @@ def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int)
     report("pre_encode", lambda: model.pre_encode(step, state))
     encoded = randn(batch, chunk, config.joint_hidden)
     for block_b, warps in ((16, 4), (16, 8), (32, 4), (32, 8), (64, 4), (64, 8)):
-        report(
-            f"greedy_decode, {block_b} rows, {warps} warps",
-            lambda: greedy_decode(
-                encoded, frames, slots, state.hidden_PSU, state.cell_PSU, state.output_SJ, model.transducer,
-                block_b=block_b, num_warps=warps,
-            ),
-        )  # fmt: skip
-
-
-def stages(model: CudaModel, batches: list[int], page_frames: int, profile: bool) -> None:
-    """A whole step by batch size through captured graphs."""
-    stats = EngineStats()
-    largest = max(batches)
-    ring = -(-(model.left_frames + model.chunk_frames) // page_frames)
-    steps = GraphSteps(
-        model, num_slots=largest, num_pages=largest * ring, page_frames=page_frames, ring_pages=ring,
-        ring_samples=1280 * model.chunk_frames * 3, batch_sizes=BatchSizes(1024, largest, largest), vad=None, stats=stats,
-    )  # fmt: skip
-    steps.ring_SC[:] = 0.05 * torch.randn(steps.ring_SC.shape).numpy()
-    free, size = torch.cuda.mem_get_info()
-    print(
-        f"capture {steps.capture_s:.1f} s for {len(steps._captured)} sizes; device memory {(size - free) / 1e9:.1f} GB"
-    )
-    import numpy as np
-
-    table = np.random.default_rng(0).permutation(largest * ring).astype(np.int32).reshape(largest, ring)
-    for batch in batches:
-        rows = np.zeros((5, batch), dtype=np.int32)
-        rows[0] = np.arange(batch)
-        rows[1], rows[2], rows[3] = 50 * model.chunk_frames + 70, model.chunk_frames, UNKNOWN_END
-        times = []
-        for repeat in range(8):
-            before = [stage.busy_s for stage in (stats.pre_encode, stats.encode, stats.decode)]
-            found = steps.wait(steps.launch(rows, table[:batch]))
-            after = [stage.busy_s for stage in (stats.pre_encode, stats.encode, stats.decode)]
-            times.append([1000 * (b - a) for a, b in zip(before, after, strict=True)])
-        middle = sorted(times, key=sum)[len(times) // 2]
-        streams = batch * model.chunk_frames * 80 / sum(middle)
-        tokens = found.num_symbols_B.mean() / (0.08 * model.chunk_frames)
-        print(
-            f"batch {batch:5d}: pre_encode {middle[0]:7.2f} encode {middle[1]:7.2f} decode {middle[2]:7.2f} "
-            f"step {sum(middle):7.2f} ms, bound {streams:8.0f} streams, {tokens:.1f} tokens/s", flush=True,
-        )  # fmt: skip
-    if profile:
-        captured = steps._captured[max(batches)]
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
-            for graph in captured.stages:
-                graph.replay()
-            torch.cuda.synchronize()
-        print(prof.key_averages().table(sort_by="cuda_time_total", row_limit=24, max_name_column_width=90))
+        call = partial(
+            greedy_decode,
+            encoded,
+            frames,
+            slots,
+            state.hidden_PSU,
+            state.cell_PSU,
+            state.output_SJ,
+            model.transducer,
+            block_b=block_b,
+            num_warps=warps,
+        )
+        report(f"greedy_decode, {block_b} rows, {warps} warps", call)
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=sorted(CONFIGS), default="small")
     parser.add_argument("--chunk-ms", type=int, default=160)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1024])
+    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--page-frames", type=int, default=8)
-    parser.add_argument("--kernels", action="store_true")
-    parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     config = CONFIGS[given.model]
-    print(f"== {given.model} {given.chunk_ms} ms, {torch.cuda.get_device_name()}", flush=True)
+    context = (70, given.chunk_ms // 80 - 1)
+    print(f"{given.model} {given.chunk_ms} ms, {given.batch} streams, {torch.cuda.get_device_name()}")
     with torch.inference_mode():
-        from benchmarks.random_model import calibrate
-
         loaded = make_model(config, torch.bfloat16, DEVICE)
-        context = (70, given.chunk_ms // 80 - 1)
-        try:
-            print(f"calibrated to {calibrate(loaded):.2f} tokens/s on noise", flush=True)
-        except Exception:
-            traceback.print_exc()
-        model = CudaModel(loaded, context)
-        for part in (
-            lambda: kernels(config, model, max(given.batch), given.page_frames) if given.kernels else None,
-            lambda: stages(model, given.batch, given.page_frames, given.profile),
-        ):
-            try:
-                part()
-            except Exception:
-                traceback.print_exc()
+        print(f"calibrated to {calibrate(loaded, context):.2f} tokens/s on noise", flush=True)
+        kernels(config, CudaModel(loaded, context), given.batch, given.page_frames)
 
 
 if __name__ == "__main__":

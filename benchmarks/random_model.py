@@ -1,28 +1,33 @@
 """Checkpoints of the real models' dimensions with random weights, for benchmarks without the published ones.
 
 Time and memory do not depend on the values of weights, but for one thing: how often the transducer emits.
-`calibrate` biases the joint network's blank until a stream emits about `TOKENS_PER_SECOND`, as speech does.
+A random prediction network makes that chaotic: every symbol moves it, and a stream ends up emitting never
+or at every frame, minutes later than any calibration looks.  So its projection into the joint network is
+zero here (it is computed all the same), whether a frame emits depends on the frame alone, and
+`calibrate` biases the blank so that a stream emits about `TOKENS_PER_SECOND`, as speech does.  A frame that
+emits does so `max_symbols` = 2 times: two rounds of the joint network and two of the LSTM, no less than a
+symbol and the blank after it cost in speech.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import sentencepiece
 import torch
+from torch import Tensor
 
-from gpu_worker.kernels.greedy_decode import greedy_decode
 from gpu_worker.model.config import MelConfig, ModelConfig
-from gpu_worker.model.cuda_model import UNKNOWN_END, CudaModel, CudaStep
 from gpu_worker.model.expected_tensors import expected_tensors
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.tokenizer import Tokenizer
 
 TOKENS_PER_SECOND: Final = 3.0
 FRAMES_PER_SECOND: Final = 12.5
-_SETTLED_STEPS: Final = 36
+_PRED_WEIGHT: Final = "joint.pred.weight"
 _BLANK_BIAS: Final = "joint.joint_net.2.bias"
 
 _MEL: Final = MelConfig(
@@ -53,7 +58,7 @@ SMALL: Final = ModelConfig(
     blank_id=1026,
     eou_id=1024,
     eob_id=1025,
-    max_symbols=10,
+    max_symbols=2,
 )
 
 # Dimensions of nvidia/nemotron-speech-streaming-en-0.6b.
@@ -89,7 +94,8 @@ def make_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, se
             tensor = (torch.ones if is_scale else torch.zeros)(shape, device=device)
         else:
             tensor = torch.randn(shape, generator=generator, device=device) * _fan_in(shape) ** -0.5
-        weights[name] = tensor.to(dtype)
+        # Emission must depend on the frame alone; see above.
+        weights[name] = (0 * tensor if name == _PRED_WEIGHT else tensor).to(dtype)
     return LoadedModel(
         config, weights, make_tokenizer(config.vocab_size), "random weights", None, dtype, device
     )
@@ -134,41 +140,56 @@ def make_tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer(model.getvalue())
 
 
+def blank_bias(encoded_MJ: Tensor, weights: Mapping[str, Tensor], blank_id: int, max_symbols: int) -> float:
+    """Bias of the blank with which encoder frames like these give `TOKENS_PER_SECOND`.
+
+    `encoded_MJ` are projected encoder frames.  A frame that emits does so `max_symbols` times, because the
+    prediction network has no say (see `make_model`).
+    """
+    hidden_MJ = torch.relu(encoded_MJ.float() + weights["joint.pred.bias"].float())
+    logits_MV = hidden_MJ @ weights["joint.joint_net.2.weight"].float().t()
+    blank_M = logits_MV[:, blank_id].clone()
+    logits_MV[:, blank_id] = -torch.inf
+    emitting = TOKENS_PER_SECOND / FRAMES_PER_SECOND / max_symbols
+    lead_M = (logits_MV.amax(1) - blank_M).sort().values
+    return float(lead_M[round((1 - emitting) * (len(lead_M) - 1))])
+
+
 @torch.inference_mode()
-def calibrate(loaded: LoadedModel, *, streams: int = 128, steps: int = 100) -> float:
+def calibrate(
+    loaded: LoadedModel, context: tuple[int, int], *, streams: int = 128, seconds: float = 16.0
+) -> float:
     """Set the blank's bias in place so that streams of noise emit `TOKENS_PER_SECOND`; needs CUDA.
 
-    The rate counts from where a stream's attention context is full.  Returns the rate reached, in tokens
-    a second of audio.
+    Counted are frames from where a stream's attention context is full.  Returns the rate of those very
+    frames when they are decoded, in tokens a second of audio.
     """
+    # Imported here: simulations and tests need no Triton.
+    from gpu_worker.kernels.greedy_decode import greedy_decode
+    from gpu_worker.model.cuda_model import UNKNOWN_END, CudaModel, CudaStep
+
     config, device = loaded.config, loaded.device
-    model = CudaModel(loaded, (70, 1))
-    state, pages = model.make_state(streams), model.make_pages(5 * streams, 16)
-    table = torch.arange(5 * streams, dtype=torch.int32, device=device).view(streams, 5)
+    model = CudaModel(loaded, context)
+    chunk, left = model.chunk_frames, model.left_frames
+    pages = -(-(left + chunk) // 16)
+    state, cache = model.make_state(streams), model.make_pages(pages * streams, 16)
+    table = torch.arange(pages * streams, dtype=torch.int32, device=device).view(streams, pages)
     slots = torch.arange(streams, dtype=torch.int32, device=device)
-    full = torch.full_like(slots, 2)
-    encoded = []
-    for number in range(steps):
-        samples = 0.1 * torch.randn(streams, 2560, device=device)
-        end = torch.full_like(slots, UNKNOWN_END)
-        step = CudaStep(samples, slots, torch.full_like(slots, 2 * number), full, end, table)
-        hidden = model.encode(model.pre_encode(step, state), step, state, pages)
-        encoded.append(model.project_encoded(hidden, step, state))
-    low, high, rate = 0.0, 30.0, 0.0
-    bias = loaded.weights[_BLANK_BIAS]
-    for _ in range(14):
-        middle = (low + high) / 2
-        bias[config.blank_id] = middle
-        fresh = model.make_state(streams)
-        counts = []
-        for frames in encoded:
-            out = greedy_decode(
-                frames, full, slots, fresh.hidden_PSU, fresh.cell_PSU, fresh.output_SJ, model.transducer
-            )
-            counts.append(out[:, 0].sum())
-        settled = torch.stack(counts[_SETTLED_STEPS:])
-        rate = float(settled.sum()) / (streams * len(settled) * 2) * FRAMES_PER_SECOND
-        if abs(rate - TOKENS_PER_SECOND) < 0.05:
-            break
-        low, high = (middle, high) if rate > TOKENS_PER_SECOND else (low, middle)
-    return rate
+    full, end = torch.full_like(slots, chunk), torch.full_like(slots, UNKNOWN_END)
+    settled = []
+    for number in range(int(seconds * FRAMES_PER_SECOND) // chunk):
+        samples = 0.1 * torch.randn(streams, chunk * 1280, device=device)
+        step = CudaStep(samples, slots, torch.full_like(slots, number * chunk), full, end, table)
+        hidden = model.encode(model.pre_encode(step, state), step, state, cache)
+        if number * chunk >= left:
+            settled.append(model.project_encoded(hidden, step, state))
+    frames_MJ = torch.cat(settled).view(-1, config.joint_hidden)
+    bias = blank_bias(frames_MJ, loaded.weights, config.blank_id, config.max_symbols)
+    loaded.weights[_BLANK_BIAS][config.blank_id] = bias
+    tokens = torch.zeros((), device=device)
+    for encoded in settled:
+        out = greedy_decode(
+            encoded, full, slots, state.hidden_PSU, state.cell_PSU, state.output_SJ, model.transducer
+        )
+        tokens += out[:, 0].sum()
+    return float(tokens) / len(frames_MJ) * FRAMES_PER_SECOND

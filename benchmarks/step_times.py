@@ -64,7 +64,7 @@ def step_table(model: str, chunk_ms: int, page_frames: int, device: str, profile
     config, chunk = CONFIGS[model], chunk_ms // 80
     bandwidth, rate = measure_device(where)
     loaded = make_model(config, torch.bfloat16, where)
-    calibrate(loaded)
+    calibrate(loaded, (LEFT_FRAMES, chunk - 1))
     largest = max(batch for batch in BATCHES if batch * chunk <= 4096 * 4)
     ring = -(-(LEFT_FRAMES + chunk) // page_frames)
     stats = EngineStats()
@@ -84,11 +84,11 @@ def step_table(model: str, chunk_ms: int, page_frames: int, device: str, profile
     table = rng.permutation(largest * ring).astype(np.int32).reshape(largest, ring)
     lines = [
         f"{torch.cuda.get_device_name(where)}, copies at {bandwidth / 1e12:.2f} TB/s, bf16 products at "
-        f"{rate / 1e12:.0f} TFLOP/s; {model} at {chunk_ms} ms, pages of {page_frames} frames, "
-        f"{len(steps.captured_sizes)} batch sizes captured in {steps.capture_s:.1f} s.",
+         f"{rate / 1e12:.0f} TFLOP/s; {model} at {chunk_ms} ms, pages of {page_frames} frames, "
+         f"{len(steps.captured_sizes)} batch sizes captured in {steps.capture_s:.1f} s.",
         "",
-        "| streams | pre_encode | encode | decode | step | floor | step over floor | streams a step could serve "
-        "| tokens/s |",
+        "| streams | pre_encode | encode | decode | step | floor | step over floor | bound, streams "
+         "| tokens/s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     stages = (stats.pre_encode, stats.encode, stats.decode)

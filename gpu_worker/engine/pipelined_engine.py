@@ -206,7 +206,8 @@ class PipelinedEngine:
         if (samples.dtype is not _FLOAT32 and samples.dtype != _FLOAT32) or samples.ndim != 1:
             raise ValueError("samples are one dimension of float32")
         # One pass tells both what is not finite and what might be too loud.
-        energy = float(np.dot(samples, samples))
+        with np.errstate(over="ignore"):
+            energy = float(np.dot(samples, samples))
         if not energy < _MAX_SAMPLE:
             if not isfinite(energy) and not np.isfinite(samples).all():
                 raise ValueError("samples must be finite")

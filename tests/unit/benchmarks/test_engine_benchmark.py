@@ -1,0 +1,93 @@
+"""The engine benchmark on simulated steps: it passes what keeps up and fails what does not."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import engine as command
+from benchmarks.churn import churn
+from benchmarks.engine_trial import run_trial
+from benchmarks.engines import build_simulated
+from benchmarks.random_model import FRAMES_PER_SECOND, TOKENS_PER_SECOND, blank_bias
+
+ROW = command.ROWS["large-80"]
+
+
+def test_a_device_that_keeps_up_passes() -> None:
+    built = build_simulated(ROW, 20, fixed_ms=3.0, row_us=1.0)
+    result = run_trial(built.engine, 20, 1.5, arrival_s=0.5)
+    assert result.finals == 20
+    assert result.passed
+    assert result.chunks == 20 * 19
+    assert result.late_share == 0
+    assert result.step_p50_ms >= 3.0
+    assert 1.0 < result.tokens_per_second < 6.0
+
+
+def test_a_device_that_falls_behind_fails() -> None:
+    built = build_simulated(ROW, 8, fixed_ms=250.0, row_us=0.0)
+    result = run_trial(built.engine, 8, 1.5, arrival_s=0.2)
+    assert not result.passed
+    assert result.late_share > 0.001
+    assert result.wait_p99_ms > ROW.chunk_ms
+
+
+def test_search_closes_in_from_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, float]] = []
+
+    def trial(row: command.Row, given: Namespace, streams: int, seconds: float) -> dict[str, object]:
+        tried.append((streams, seconds))
+        return {"streams": streams, "seconds": seconds, "passed": streams <= 2_100}
+
+    monkeypatch.setattr(command, "_trial", trial)
+    results = tmp_path / "trials.jsonl"
+    told = {"row": ROW.name, "streams": 1_000, "seconds": 20.0, "passed": True}
+    results.write_text(json.dumps(told) + "\n")
+    given = Namespace(results=results, trials=8, start=0, search_s=20.0, final_s=120.0)
+    assert command.search(ROW, given) == 0
+    loads = [streams for streams, seconds in tried if seconds == 20.0]
+    assert loads[:2] == [1_250, 1_562]
+    assert tried[-1][1] == 120.0
+    assert 1_950 <= tried[-1][0] <= 2_100
+
+
+def test_table_shows_the_best_long_trial_alone(tmp_path: Path) -> None:
+    built = build_simulated(ROW, 4, fixed_ms=1.0, row_us=0.0)
+    result = run_trial(built.engine, 4, 0.3, arrival_s=0.1).as_dict()
+    extra = {"row": ROW.name, "start_up_s": 3.0, "stream_bytes": 5, "device": "G", "commit": "c"}
+    told = {**result, **extra, "passed": True}
+    rows = [
+        {**told, "seconds": 120.0, "streams": 1_234},
+        {**told, "seconds": 120.0, "streams": 1_111},
+        {**told, "seconds": 20.0, "streams": 9_999},
+        {**told, "seconds": 120.0, "streams": 8_888, "passed": False},
+    ]
+    table = command.table(rows)
+    assert "1,234" in table
+    assert not any(number in table for number in ("1,111", "9,999", "8,888"))
+
+
+def test_churn_counts_every_stream() -> None:
+    built = build_simulated(ROW, 12, fixed_ms=0.5, row_us=0.0)
+    told = churn(built.engine, 1.0, on_cuda=False)
+    assert told["finals"] + told["dropped"] == told["streams"] > 24
+    assert told["dropped"] > 0
+
+
+def test_blank_bias_gives_the_rate_of_speech() -> None:
+    torch.manual_seed(1)
+    weights = {
+        "joint.pred.bias": torch.zeros(24),
+        "joint.joint_net.2.weight": torch.randn(50, 24),
+    }
+    frames = 1 + 0.1 * torch.randn(20_000, 24)
+    bias = blank_bias(frames, weights, blank_id=49, max_symbols=2)
+    logits = torch.relu(frames) @ weights["joint.joint_net.2.weight"].t()
+    logits[:, 49] += bias
+    emitting = float((logits.argmax(1) != 49).float().mean())
+    assert 2 * emitting * FRAMES_PER_SECOND == pytest.approx(TOKENS_PER_SECOND, rel=0.02)
