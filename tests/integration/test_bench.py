@@ -1,0 +1,71 @@
+"""The bench on a real server: what it counts is what was sent and received."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from parakeet.bench.command import main
+from tests.ingress_process import IngressProcess
+from tests.servers import raw_client
+from tests.worker_process import WorkerProcess
+
+
+@pytest.mark.parametrize("transport", ["websocket", "binary", "tcp"])
+def test_every_stream_is_played_and_measured(
+    redis_url: str, tmp_path: Path, transport: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = raw_client(redis_url)
+    report = tmp_path / "report.json"
+    with (
+        WorkerProcess(redis_url, "w-1", tmp_path / "w-1.log") as worker,
+        IngressProcess(redis_url, "i-1", tmp_path / "i-1.log") as ingress,
+    ):
+        worker.ready(client)
+        ingress.ready(client)
+        port = ingress.port if transport == "tcp" else ingress.ws_port
+        scheme = "tcp" if transport == "tcp" else "ws"
+        main(
+            [
+                *(f"{scheme}://127.0.0.1:{port}", "--streams", "6", "--duration-s", "3", "--ramp-s", "1"),
+                *("--processes", "2", "--redis-url", redis_url, "--backend", "null", "--json", str(report)),
+                *(["--binary"] if transport == "binary" else []),
+            ]
+        )
+    client.close()
+    (trial,) = json.loads(report.read_text())["trials"]
+    assert trial["errors"] == {}
+    assert trial["streams_finished"] == 6
+    assert trial["messages_sent"] == 6 * 19  # 3 s in messages of 160 ms
+    assert trial["timed_chunks"] == 6 * 19
+    assert trial["results"] == 6 * 20  # one a chunk, and the final
+    assert trial["final"]["count"] == 6
+    assert 0 < trial["latency_all"]["p50_ms"] < 1000
+    assert {part["role"] for part in trial["parts"]} >= {"ingress", "worker", "bench"}
+    assert trial["redis"]["commands"]["xadd"][0] > 0
+    assert "pass" in capsys.readouterr().out or trial["failures"]
+
+
+def test_a_server_that_refuses_is_counted_by_its_own_codes(redis_url: str, tmp_path: Path) -> None:
+    client = raw_client(redis_url)
+    report = tmp_path / "report.json"
+    with (
+        WorkerProcess(redis_url, "w-1", tmp_path / "w-1.log") as worker,
+        IngressProcess(redis_url, "i-1", tmp_path / "i-1.log", max_num_streams=2) as ingress,
+    ):
+        worker.ready(client)
+        ingress.ready(client)
+        status = main(
+            [
+                *(ingress.ws_url, "--streams", "4", "--duration-s", "3", "--ramp-s", "0.5"),
+                *("--redis-url", redis_url, "--json", str(report)),
+            ]
+        )
+    client.close()
+    (trial,) = json.loads(report.read_text())["trials"]
+    assert status == 1
+    assert trial["streams_finished"] == 2
+    assert trial["errors"] == {"no_free_stream": 2}
+    assert trial["passed"] is False
