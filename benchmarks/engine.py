@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,7 +118,11 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     built.engine.check_integrity()
     return {
         "row": row.name,
-        **result.as_dict(),
+        # JSON has no infinity: what never came has no time.
+        **{
+            name: None if isinstance(value, float) and not isfinite(value) else value
+            for name, value in result.as_dict().items()
+        },
         "device": built.device,
         "commit": commit(),
         "precision": built.precision,
@@ -214,8 +219,10 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def table(results: list[dict[str, Any]]) -> str:
     """The best passing trial of `FINAL_S` of each row, as Markdown."""
     lines = [
-        "| model, chunk | C120 | late | p95 final less a chunk | step p50 / p99 | rows a step | tokens/s "
-         "| start-up | memory a stream | device, commit |",
+        (
+            "| model, chunk | C120 | late | p95 final less a chunk | step p50 / p99 | rows a step "
+            "| tokens/s | start-up | memory a stream | device, commit |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in ROWS.values():

@@ -179,10 +179,12 @@ def run_trial(
     last_sample = origin + arrival + length / SAMPLE_RATE
     chunk_s = chunk / SAMPLE_RATE
     final_ms = 1000 * (final_at - last_sample - chunk_s)
-    final_ms = np.where(np.isnan(final_ms), np.inf, final_ms)
+    missing = bool(np.isnan(final_ms).any())
     step_ms = 1000 * (np.array(steps.over) - np.array(steps.started))
     late = float((wait_s > chunk_s).mean())
-    final_p95 = float(np.percentile(final_ms, 95))
+    final_p50, final_p95 = (
+        np.inf if missing else float(np.percentile(final_ms, share)) for share in (50, 95)
+    )
     return TrialResult(
         streams=num_streams,
         seconds=seconds,
@@ -194,7 +196,7 @@ def run_trial(
         late_share=late,
         wait_p50_ms=1000 * float(np.percentile(wait_s, 50)),
         wait_p99_ms=1000 * float(np.percentile(wait_s, 99)),
-        final_p50_ms=float(np.percentile(final_ms, 50)),
+        final_p50_ms=final_p50,
         final_p95_ms=final_p95,
         max_backlog_s=max_backlog,
         steps=len(step_ms),

@@ -83,12 +83,16 @@ def step_table(model: str, chunk_ms: int, page_frames: int, device: str, profile
     steps.ring_SC[:] = 0.1 * rng.standard_normal(steps.ring_SC.shape, dtype=np.float32)
     table = rng.permutation(largest * ring).astype(np.int32).reshape(largest, ring)
     lines = [
-        f"{torch.cuda.get_device_name(where)}, copies at {bandwidth / 1e12:.2f} TB/s, bf16 products at "
-         f"{rate / 1e12:.0f} TFLOP/s; {model} at {chunk_ms} ms, pages of {page_frames} frames, "
-         f"{len(steps.captured_sizes)} batch sizes captured in {steps.capture_s:.1f} s.",
+        (
+            f"{torch.cuda.get_device_name(where)}, copies at {bandwidth / 1e12:.2f} TB/s, bf16 products at "
+            f"{rate / 1e12:.0f} TFLOP/s; {model} at {chunk_ms} ms, pages of {page_frames} frames, "
+            f"{len(steps.captured_sizes)} batch sizes captured in {steps.capture_s:.1f} s."
+        ),
         "",
-        "| streams | pre_encode | encode | decode | step | floor | step over floor | bound, streams "
-         "| tokens/s |",
+        (
+            "| streams | pre_encode | encode | decode | step | floor | step over floor "
+            "| bound, streams | tokens/s |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     stages = (stats.pre_encode, stats.encode, stats.decode)
