@@ -52,13 +52,25 @@ def _ints(values: list[int], device: str) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32, device=device)
 
 
+def _copy(
+    state: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden, cell, output = state
+    return hidden.clone(), cell.clone(), output.clone()
+
+
 def check_layer_norm(rows: int, width: int, dtype: torch.dtype, device: str) -> None:
     x = 3 + _randn(rows, width, device=device, dtype=dtype)
-    weights = [_randn(width, device=device, dtype=dtype) for _ in range(4)]
-    expected = layer_norm_reference.layer_norm(x, *weights[:2], 1e-5)
-    assert_close(layer_norm.layer_norm(x.clone(), *weights[:2], 1e-5), expected, dtype)
-    both = layer_norm_reference.two_layer_norms(x, *weights, 1e-5)
-    for one, other in zip(layer_norm.two_layer_norms(x.clone(), *weights, 1e-5), both, strict=True):
+    one_norm = (_randn(width, device=device, dtype=dtype), _randn(width, device=device, dtype=dtype))
+    two_norms = (
+        *one_norm,
+        _randn(width, device=device, dtype=dtype),
+        _randn(width, device=device, dtype=dtype),
+    )
+    expected = layer_norm_reference.layer_norm(x, *one_norm, 1e-5)
+    assert_close(layer_norm.layer_norm(x.clone(), *one_norm, 1e-5), expected, dtype)
+    both = layer_norm_reference.two_layer_norms(x, *two_norms, 1e-5)
+    for one, other in zip(layer_norm.two_layer_norms(x.clone(), *two_norms, 1e-5), both, strict=True):
         assert_close(one, other, dtype)
 
 
@@ -113,14 +125,13 @@ def check_begin_streams(starts: list[int], layers: int, width: int, joint: int, 
         _randn(layers, num_slots, width, device=device),
         _randn(num_slots, joint, device=device, dtype=torch.bfloat16),
     )
-    begin = [
-        _randn(layers, width, device=device),
-        _randn(layers, width, device=device),
-        _randn(joint, device=device),
-    ]
-    begin = [one.to(whole.dtype) for one, whole in zip(begin, state, strict=True)]
+    begin = (
+        _randn(layers, width, device=device, dtype=state[0].dtype),
+        _randn(layers, width, device=device, dtype=state[1].dtype),
+        _randn(joint, device=device, dtype=state[2].dtype),
+    )
     rows = (_ints(torch.randperm(num_slots)[: len(starts)].tolist(), device), _ints(starts, device))
-    states = [tuple(tensor.clone() for tensor in state) for _ in range(2)]
+    states = (_copy(state), _copy(state))
     begin_streams_reference.begin_streams(*states[0], *rows, *begin)
     begin_streams.begin_streams(*states[1], *rows, *begin)
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
@@ -142,8 +153,8 @@ def check_log_mel(
     streams = len(starts)
     num_slots = streams + 2
     samples = 0.1 * _randn(streams, 1280 * num_frames, device=device)
-    tail = 0.1 * _randn(num_slots, log_mel.TAIL_SAMPLES, device=device)
-    cache = _randn(num_slots, log_mel.CACHED_MELS, bins, device=device)
+    tail = 0.1 * _randn(num_slots, log_mel_reference.TAIL_SAMPLES, device=device)
+    cache = _randn(num_slots, log_mel_reference.CACHED_MELS, bins, device=device)
     slots = _ints(torch.randperm(num_slots)[:streams].tolist(), device)
     window = torch.hann_window(400, periodic=False).to(device)
     filters = torch.rand(257, bins).to(device)
@@ -176,10 +187,12 @@ def check_paged_attention(
     ring = -(-(left + num_rows) // page)
     num_pages = streams * ring + 2
     shape = (num_pages, heads, page, width) if head_major else (num_pages, page, heads, width)
-    pools = []
-    for _ in range(2):
+
+    def new_pool() -> torch.Tensor:
         pool = _randn(*shape, device=device, dtype=dtype)
-        pools.append(pool.transpose(1, 2) if head_major else pool)
+        return pool.transpose(1, 2) if head_major else pool
+
+    pools = (new_pool(), new_pool())
     table = _ints(torch.randperm(num_pages)[: streams * ring].tolist(), device).view(streams, ring)
     start, num_frames = _ints(starts, device), _ints(frames, device)
     qkv = _randn(streams, num_rows, 3, heads, width, device=device, dtype=dtype)
@@ -200,7 +213,7 @@ def check_paged_attention(
     out = paged_attention.paged_attention(
         q, *pools, *given, pos, bias_u, bias_v, chunk_frames=chunk, left_frames=left
     )
-    exact = [tensor.float() for tensor in (q, *pools)]
+    exact = (q.float(), pools[0].float(), pools[1].float())
     expected = paged_attention_reference.paged_attention(
         *exact, *given, pos.float(), bias_u.float(), bias_v.float(), chunk_frames=chunk, left_frames=left
     ).to(dtype)
@@ -270,7 +283,7 @@ def check_greedy_decode(
     )
     slots = _ints(torch.randperm(num_slots)[:streams].tolist(), device)
     given = (encoded, _ints(frames, device), slots)
-    states = [tuple(tensor.clone() for tensor in state) for _ in range(2)]
+    states = (_copy(state), _copy(state))
     expected = greedy_decode_reference.greedy_decode(*given, *states[0], weights)
     out = greedy_decode.greedy_decode(*given, *states[1], weights)
     most = num_rows * weights.max_symbols

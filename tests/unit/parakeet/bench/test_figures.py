@@ -14,11 +14,11 @@ from parakeet.bench.search import PROOF_TRIAL_S, search
 NOTHING = Percentiles.of(())
 
 
-def judge(latencies: list[float], finals: list[float] | None = None, **changes: object) -> tuple[str, ...]:
+def judge(latencies: list[float], **changes: object) -> tuple[str, ...]:
     given: dict[str, object] = {
         "chunk_ms": 160,
         "latencies": array("f", latencies),
-        "finals": Percentiles.of(finals or [0.02]),
+        "finals": Percentiles.of([0.02]),
         "late": sum(1 for latency in latencies if latency > 0.16),
         "errors": {},
         "finished": 1,
@@ -42,7 +42,7 @@ def test_one_late_chunk_in_a_thousand_passes_and_two_do_not() -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"finals": [1.2]}, "final"),
+        ({"finals": Percentiles.of([1.2])}, "final"),
         ({"errors": {"closed": 1}}, "closed 1"),
         ({"finished": 0}, "without a final"),
         ({"lag_s": 0.2}, "load generator"),
