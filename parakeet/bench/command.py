@@ -73,7 +73,9 @@ def main(argv: Sequence[str]) -> int:
             f"{', '.join(map(str, asked.targets))}"
         )
         with fresh_server(given.start, asked.targets, given.start_timeout_s):
-            return run_trial(asked, redis=tuple(given.redis_url), backend=given.backend, show=table.second)
+            figures = run_trial(asked, redis=tuple(given.redis_url), backend=given.backend, show=table.second)
+        table.end(figures)
+        return figures
 
     command = shlex.join(["parakeet-server", "bench", *argv])
     found: dict[str, int] = {}

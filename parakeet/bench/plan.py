@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+GENERATOR_LAG_ALLOWED_S = 0.050
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -69,7 +71,8 @@ class Sample:
         sent, results, finals, finished: counts since the last report.
         latency_s: last sample that a result covers written -> result received.
         final_s: last sample of a stream written -> its final result received.
-        lag_s: largest delay of a write behind its due time.
+        lag_s: largest delay of a write behind its due time; lagging: writes more than
+            ``GENERATOR_LAG_ALLOWED_S`` behind it.
         errors: count by code; codes of the server, and ``connect``, ``wire``, ``closed``,
             ``no_final``, ``sequence`` of our own.
         cpu_s: user + system time of the load process so far.
@@ -84,6 +87,7 @@ class Sample:
     latency_s: array[float] = field(default_factory=lambda: array("f"))
     final_s: array[float] = field(default_factory=lambda: array("f"))
     lag_s: float = 0.0
+    lagging: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     cpu_s: float = 0.0
     done: bool = False

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import orjson
 
-from parakeet.bench.plan import Sample
+from parakeet.bench.plan import GENERATOR_LAG_ALLOWED_S, Sample
 from parakeet.bench.track import Messages
 from parakeet.bench.wire import Decoder, WireError
 
@@ -113,8 +113,11 @@ class LoadStream(asyncio.Protocol):
         self._left -= 1
         sample = self._sample()
         sample.sent += 1
-        if now - due_s > sample.lag_s:
-            sample.lag_s = now - due_s
+        lag_s = now - due_s
+        if lag_s > sample.lag_s:
+            sample.lag_s = lag_s
+        if lag_s > GENERATOR_LAG_ALLOWED_S:
+            sample.lagging += 1
         if self._left > 0:
             return True
         transport.write(self._messages.final)

@@ -29,6 +29,11 @@ class LiveTable:
         self._out.write(f"\n{title}\n{_HEAD}\n")
         self._out.flush()
 
+    def end(self, trial: TrialFigures) -> None:
+        verdict = "pass" if trial.passed else "; ".join(trial.failures)
+        self._out.write(f"{trial.streams} streams for {trial.duration_s:g} s: {verdict}\n")
+        self._out.flush()
+
     def second(self, second: Second) -> None:
         latency = second.latency
         cores = "  ".join(f"{role} {value:.2f}" for role, value in second.cpu_cores.items())

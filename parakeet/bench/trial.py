@@ -288,7 +288,8 @@ def _figures(
             errors=errors,
             finished=finished,
             expected=expected,
-            lag_s=lag_s,
+            sent=sum(s.sent for s in samples),
+            lagging=sum(s.lagging for s in samples),
         ),
     )
 
