@@ -200,12 +200,7 @@ class Stream:
         if self._channel is None:
             raise failure
         self._resumable = self._want_resume and "resume" in self._hello.capabilities
-        options = replace(self._options, resume=True) if self._resumable else self._options
-        if options != StreamOptions():
-            if "config" not in self._hello.capabilities:
-                await self._channel.close()
-                raise ServerError("unknown_option", "This server takes no options.")
-            await self._channel.send(encode_client_message(Config(options)))
+        await self._configure(self._channel)
         loop = asyncio.get_running_loop()
         self._heard_at = self._progress_at = loop.time()
         name = f"stream-{self.stream_id}"
@@ -214,6 +209,14 @@ class Stream:
             asyncio.create_task(self._guard(self._write), name=f"{name}-write"),
             asyncio.create_task(self._guard(self._watch), name=f"{name}-watch"),
         ]
+
+    async def _configure(self, channel: Channel) -> None:
+        options = replace(self._options, resume=True) if self._resumable else self._options
+        if options != StreamOptions():
+            if "config" not in self._hello.capabilities:
+                await channel.close()
+                raise ServerError("unknown_option", "This server takes no options.")
+            await channel.send(encode_client_message(Config(options)))
 
     async def __aenter__(self) -> Self:
         """The stream itself."""
@@ -470,11 +473,10 @@ class Stream:
         while loop.time() < self._stuck_since + resume_s:
             for url in self._urls:
                 try:
-                    resumed, channel = await self._resume_at(url)
+                    self._written, channel = await self._go_on_at(url)
                 except (ConnectionLost, ServerSilent) as error:
                     reason = str(error)
                     continue
-                self._written = resumed.next_sample
                 self._final_written = False
                 self._channel = channel
                 self._heard_at = self._progress_at = self._resumed_at = loop.time()
@@ -483,6 +485,32 @@ class Stream:
                 return
             await asyncio.sleep(_RETRY_PAUSE_S)
         raise ConnectionLost(f"The connection was lost and not resumed within {resume_s:g} s: {reason}.")
+
+    async def _go_on_at(self, url: str) -> tuple[int, Channel]:
+        """Resume the stream at an address; gives the sample to go on with.
+
+        A server that dies right after its hello may never have begun the stream: as long as nothing of it
+        has come back, another stream with all of the audio is the same to the caller.
+        """
+        try:
+            resumed, channel = await self._resume_at(url)
+        except ServerError:
+            if self._last_seq or self._acked:
+                raise
+            try:
+                channel, hello = await self._greet(url)
+            except ServerError as error:
+                raise ConnectionLost(str(error)) from error
+            if hello.sample_rate != self._hello.sample_rate:
+                await channel.close()
+                raise
+            self._hello = hello
+            try:
+                await self._configure(channel)
+            except ChannelLost as error:
+                raise ConnectionLost(str(error)) from error
+            return 0, channel
+        return resumed.next_sample, channel
 
     async def _resume_at(self, url: str) -> tuple[Resumed, Channel]:
         try:

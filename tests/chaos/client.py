@@ -185,6 +185,7 @@ async def run_stream(
                 await asyncio.gather(feeding, return_exceptions=True)
     except (ClientError, TimeoutError) as error:
         log.failure = f"{type(error).__name__}: {error}"
+    log.stream_id = stream.stream_id  # another one, where the first had never begun
     log.num_resumptions = stream.num_resumptions
     log.ended_at = time.monotonic()
     return log

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.assignments import Checkpoint, NewStream, StreamDirectory
-from common.audio_log import AudioReader, last_audio
+from common.audio_log import last_audio
+from common.audio_reader import AudioReader
 from common.claims import POISONOUS_DEATHS, SUSPICIOUS_DEATHS, Claims, OwnedStream, Suspect
 from common.entries import AudioEntry, IngressId, Line, LineKind, StreamId, WorkerId
 from common.keys import Keys
@@ -38,6 +39,7 @@ _STREAM = StreamId(7)
 _SAMPLES = 10
 _CHUNK_MS = 1  # an entry is more than a chunk: whatever was read could have been in a step
 _WORKERS = 3
+_CURRENT = st.sampled_from((True, True, False))  # the owner, or the one before it
 
 
 @dataclass
@@ -77,6 +79,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         self.client: list[dict[str, int]] = []
         self.position = (0, 0)
         self.owner: _Worker | None = None
+        self.stale: _Worker | None = None  # the owner before
         self.takeovers = 0  # since the stream last got on
         self.poison = False
 
@@ -101,8 +104,8 @@ class OwnershipMachine(RuleBasedStateMachine):
 
     def _let_the_owner_finish(self) -> None:
         assert self.owner is not None
-        self.read(self.owner.name)
-        self.write(self.owner.name, len(self.owner.read))
+        self.read(current=True)
+        self.write(current=True, count=len(self.owner.read))
         self.catch_up()
         assert len(self.client) == len(self.accepted)
 
@@ -136,7 +139,7 @@ class OwnershipMachine(RuleBasedStateMachine):
             assert snapshot is not None
             assert int(snapshot) == checkpoint.seq
         worker.owned, worker.seq, worker.read, worker.last = owned, checkpoint.seq, [], None
-        self.owner = worker
+        self.owner, self.stale = worker, self.owner
 
     # The client and its ingress
 
@@ -202,13 +205,19 @@ class OwnershipMachine(RuleBasedStateMachine):
     # Workers
 
     @precondition(lambda self: not self.poison)
-    @rule(number=st.integers(0, _WORKERS - 1), orderly=st.booleans())
-    def take_over(self, number: int, orderly: bool) -> None:
-        """The owner is taken for dead, rightly or not, or hands over; it keeps what it has in hand."""
-        before, worker = self.owner, self.workers[number]
+    @rule(
+        step=st.integers(1, _WORKERS - 1), orderly=st.sampled_from((False, False, True)), busy=st.booleans()
+    )
+    def take_over(self, step: int, orderly: bool, busy: bool) -> None:
+        """The owner is taken for dead, rightly or not, or hands over; it keeps what it has in hand.
+
+        busy: it had read what there was.
+        """
+        before = self.owner
         assert before is not None
-        if worker is before:
-            return
+        worker = self.workers[(self.workers.index(before) + step) % _WORKERS]
+        if busy:
+            self.read(current=True)
         assert before.owned is not None
         if orderly:
             before.claims.let_go([before.owned], cleared=False)
@@ -222,21 +231,21 @@ class OwnershipMachine(RuleBasedStateMachine):
         self._opened(worker, opened)
         assert before.claims.still_owned([before.owned]) == [False]
 
-    @rule(name=st.sampled_from([f"w{number}" for number in range(_WORKERS)]))
-    def read(self, name: str) -> None:
-        worker = self._named(name)
-        if worker.owned is None:
+    @rule(current=_CURRENT)
+    def read(self, current: bool) -> None:
+        worker = self.owner if current else self.stale
+        if worker is None or worker.owned is None:
             return
         for batch in worker.reader.read([(self.stream, worker.owned.epoch)], 100):
             assert batch.lost == (worker is not self.owner)
             worker.read += batch.entries
 
-    @rule(name=st.sampled_from([f"w{number}" for number in range(_WORKERS)]), count=st.integers(0, 4))
-    def write(self, name: str, count: int) -> None:
+    @rule(current=_CURRENT, count=st.integers(1, 4))
+    def write(self, current: bool, count: int) -> None:
         """Decode some entries and write their results; a stale worker is refused."""
-        worker = self._named(name)
-        owned = worker.owned
-        if owned is None or (worker is self.owner and self.poison):
+        worker = self.owner if current else self.stale
+        owned = worker.owned if worker is not None else None
+        if worker is None or owned is None or (worker is self.owner and self.poison):
             return
         write = StreamWrite(self.stream, owned.epoch, IngressId("i1"))
         entries, worker.read = worker.read[:count], worker.read[count:]
@@ -254,18 +263,15 @@ class OwnershipMachine(RuleBasedStateMachine):
         if write.lines and worker is self.owner:
             self.takeovers = 0
 
-    @rule(name=st.sampled_from([f"w{number}" for number in range(_WORKERS)]))
-    def checkpoint(self, name: str) -> None:
-        worker = self._named(name)
-        if worker.owned is None or worker.last is None:
+    @rule(current=_CURRENT)
+    def checkpoint(self, current: bool) -> None:
+        worker = self.owner if current else self.stale
+        if worker is None or worker.owned is None or worker.last is None:
             return
         end = worker.last.first_sample + worker.last.num_samples
         point = Checkpoint(worker.last.entry_id, end, worker.seq)
         command = worker.claims.checkpoint_command(worker.owned, point, b"%d" % worker.seq)
         assert self.raw.execute_command(*command) == int(worker is self.owner)
-
-    def _named(self, name: str) -> _Worker:
-        return next(worker for worker in self.workers if worker.name == name)
 
     # Promises
 
@@ -287,8 +293,8 @@ def test_ownership_machine() -> None:
         OwnershipMachine.server = server
         machine = OwnershipMachine.TestCase
         machine.settings = settings(
-            max_examples=40,
-            stateful_step_count=30,
+            max_examples=50,
+            stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )

@@ -182,11 +182,31 @@ async def test_a_resumption_that_is_refused_is_a_typed_error() -> None:
         async with await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream:
             await stream.send(b"\0\0" * 10)
             await wait_until(lambda: "append" in harness.backplane.link.log)
+            harness.backplane.link.listener.on_result(LineKind.PARTIAL, result_json(1, "one", acked=10))
+            await anext(stream.results())
             for connection in list(harness.connections):
                 connection._peer.abort()
             with pytest.raises(ServerError) as caught:
                 await stream.final()
             assert caught.value.code == "resume_refused"
+
+
+async def test_a_stream_that_never_began_begins_anew_with_all_its_audio() -> None:
+    """A server that dies right after its hello has told Redis nothing, and the caller has heard nothing."""
+    audio = bytes(range(200)) * 2
+    async with serving(ScriptedBackplane()) as harness:
+        harness.backplane.resumption = Unavailable(ErrorCode.RESUME_REFUSED, "It is gone.")
+        async with await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream:
+            await stream.send(audio)
+            await wait_until(lambda: "append" in harness.backplane.link.log)
+            first = harness.backplane.link
+            for connection in list(harness.connections):
+                connection._peer.abort()
+            await wait_until(
+                lambda: harness.backplane.link is not first and bytes(harness.backplane.link.payload) == audio
+            )
+            await stream.finish()
+            await wait_until(lambda: harness.backplane.link.finals == 1)
 
 
 async def test_resumptions_that_bring_nothing_end_within_the_time_for_one() -> None:
