@@ -1,4 +1,4 @@
-"""The audio of streams in Redis: appends of an ingress, reads of a worker.
+"""The audio of streams on its way into Redis; common/audio_reader.py has the other side.
 
 An ingress queues appends per stream, and commits those of all streams of one turn of the event loop
 as one pipeline a server: XADD for each stream, then one ZADD for each ready set. This order loses no
@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from common.entries import AudioEntry, Bytes, IngressId, WorkerId, decode_audio_entry
-from common.errors import EntryError, RedisUnavailable, StreamLost, Unavailable
-from common.hot_value import hot_value
-from common.keys import READY_TTL_MS, Keys, StreamKeys, audio_group
+from common.errors import RedisUnavailable, StreamLost, Unavailable
+from common.keys import READY_TTL_MS, Keys, StreamKeys
 from common.messages import Encoding
-from common.pipelined import Argument, pack
-from common.pipelined_sync import SyncPipelinedConnection
-from common.redis import CONNECTION_ERRORS, RESPONSE_ERROR, AsyncRedis, SyncRedis
+from common.pipelined import pack
+from common.redis import CONNECTION_ERRORS, RESPONSE_ERROR, AsyncRedis
 
 logger = logging.getLogger(__name__)
 
@@ -409,148 +407,9 @@ class _Lane:
         self.drained.clear()
 
 
-@hot_value
-class AudioBatch:
-    """Entries of one stream that a worker read, in order.
-
-    lost: the audio group is gone: the stream was taken over, or left Redis.
-    maybe_more: the read stopped at its limit.
-    """
-
-    keys: StreamKeys
-    entries: tuple[AudioEntry, ...]
-    lost: bool = False
-    maybe_more: bool = False
-    error: EntryError | None = None
-
-
-class AudioReader:
-    """Reads of a worker on one server; for one thread.
-
-    connection: one for blocking reads (common/redis.py).
-    """
-
-    def __init__(
-        self, connection: SyncPipelinedConnection, keys: Keys, shards: Sequence[int], worker: WorkerId
-    ) -> None:
-        self._connection = connection
-        self._worker = worker
-        self._ready = [keys.ready(shard, worker) for shard in shards]
-
-    def wait(self, block_ms: int, max_streams: int) -> list[int]:
-        """Ids of up to `max_streams` streams with new audio, or of none after `block_ms`.
-
-        The shards take turns at being asked first.
-        """
-        reply = self._run(
-            b"BZMPOP", block_ms / 1000, len(self._ready), *self._ready, b"MIN", b"COUNT", max_streams
-        )
-        if len(self._ready) > 1:
-            self._ready.append(self._ready.pop(0))
-        return [int(member) for member, _ in reply[1]] if reply else []
-
-    def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioBatch]:
-        """Read what is new of these streams, given with their epochs; one command an epoch.
-
-        Streams without news are left out. Entries stay pending until `ack_command`'s command. Never
-        repeated by itself: when this raises, entries of any of the streams may have been delivered to
-        nobody, and `reread` has to look.
-        """
-        by_epoch: dict[int, list[StreamKeys]] = {}
-        for keys, epoch in streams:
-            by_epoch.setdefault(epoch, []).append(keys)
-        batches: list[AudioBatch] = []
-        for epoch, group in by_epoch.items():
-            batches += self._read_group(epoch, group, max_entries)
-        return batches
-
-    def reread(self, keys: StreamKeys, epoch: int, after: bytes, max_entries: int) -> AudioBatch:
-        """Entries behind the id `after` that were delivered to this worker already, and are not acknowledged."""
-        try:
-            reply = self._run(
-                *(b"XREADGROUP", b"GROUP", audio_group(epoch), self._worker, b"COUNT", max_entries),
-                *(b"STREAMS", keys.audio, after),
-            )
-        except RESPONSE_ERROR as error:
-            if "NOGROUP" not in str(error):
-                raise
-            return AudioBatch(keys, (), lost=True)
-        return _batch(keys, reply[0][1] if reply else (), max_entries)
-
-    def _run(self, *command: Argument, repeat: bool = True) -> Any:
-        reply = self._connection.call((pack(*command),), repeat=repeat)[0]
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
-
-    def _read_group(self, epoch: int, group: list[StreamKeys], max_entries: int) -> list[AudioBatch]:
-        try:
-            reply = self._run(
-                *(
-                    b"XREADGROUP",
-                    b"GROUP",
-                    audio_group(epoch),
-                    self._worker,
-                    b"COUNT",
-                    max_entries,
-                    b"STREAMS",
-                ),
-                *(keys.audio for keys in group),
-                *([b">"] * len(group)),
-                repeat=False,
-            )
-        except RESPONSE_ERROR as error:
-            if "NOGROUP" not in str(error):
-                raise
-            if len(group) == 1:
-                return [AudioBatch(group[0], (), lost=True)]
-            # One missing group fails the whole read with nothing consumed.
-            return [batch for keys in group for batch in self._read_group(epoch, [keys], max_entries)]
-        by_key = {keys.audio: keys for keys in group}
-        return [_batch(by_key[key], entries, max_entries) for key, entries in reply or ()]
-
-
-def _batch(keys: StreamKeys, raw: Sequence[tuple[bytes, Sequence[bytes] | None]], limit: int) -> AudioBatch:
-    entries: list[AudioEntry] = []
-    for entry_id, flat in raw:
-        try:
-            if flat is None:
-                raise EntryError("An audio entry was deleted before it was read.")
-            entries.append(decode_audio_entry(entry_id, flat))
-        except EntryError as error:
-            return AudioBatch(keys, tuple(entries), error=error)
-    return AudioBatch(keys, tuple(entries), maybe_more=len(raw) >= limit)
-
-
-def ack_command(keys: StreamKeys, epoch: int, entry_ids: Sequence[bytes]) -> tuple[Any, ...]:
-    """The command that says of entries that they are decoded; its reply counts those it took."""
-    return ("XACK", keys.audio, audio_group(epoch), *entry_ids)
-
-
 async def last_audio(redis: AsyncRedis, keys: StreamKeys) -> AudioEntry | None:
     """The last entry of a stream's audio that is still kept, for a resume; None when there is none."""
     reply = await redis.stream(keys.stream).execute_command(
         "EVAL", "return redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)", 1, keys.audio
     )
     return decode_audio_entry(reply[0][0], reply[0][1]) if reply else None
-
-
-def ready_command(keys: Keys, stream: StreamKeys, worker: WorkerId) -> tuple[Any, ...]:
-    """The command with which a worker puts a stream into its own ready set."""
-    return ("ZADD", keys.ready(stream.shard, worker), "NX", 0, stream.stream)
-
-
-def extend(redis: SyncRedis, streams: Sequence[tuple[StreamKeys, int]]) -> list[StreamKeys]:
-    """Put the expiry of streams forward, given with their time to live in ms; gives those that are gone."""
-    by_server: dict[int, list[tuple[StreamKeys, int]]] = {}
-    for keys, ttl_ms in streams:
-        by_server.setdefault(redis.servers.server_of_shard(keys.shard), []).append((keys, ttl_ms))
-    gone: list[StreamKeys] = []
-    for server, group in by_server.items():
-        pipe = redis.clients[server].pipeline(transaction=False)
-        for keys, ttl_ms in group:
-            for key in (keys.meta, keys.audio, keys.results, keys.snapshot):
-                pipe.pexpire(key, ttl_ms)
-        replies = pipe.execute()
-        gone += [keys for (keys, _), kept in zip(group, replies[::4], strict=True) if not kept]
-    return gone

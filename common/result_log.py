@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from common.audio_log import ack_command
+from common.audio_reader import ack_command
 from common.entries import (
     IngressId,
     Line,

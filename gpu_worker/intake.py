@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from common.audio_log import AudioBatch, AudioReader
+from common.audio_reader import AudioBatch, AudioReader
 from common.entries import AudioEntry, StreamId, WorkerId
 from common.errors import StreamError
 from common.keys import Keys, StreamKeys

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from common.assignments import Checkpoint
-from common.audio_log import ready_command
+from common.audio_reader import ready_command
 from common.claims import Claims
 from common.dead_letters import dead_letter_command
 from common.entries import Line, LineKind, StreamId, WorkerId

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from common.audio_log import extend
+from common.audio_reader import extend
 from common.claims import Claims, OwnedStream, Suspect
 from common.entries import AssignmentEntry, IngressId, WorkerId
 from common.errors import ClientFault, EntryError, ErrorCode, StreamLost

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.audio_log import AudioReader
+from common.audio_reader import AudioReader
 from common.claims import Claims
 from common.entries import AudioEntry, StreamId, WorkerId
 from common.errors import RedisUnavailable, StreamLost

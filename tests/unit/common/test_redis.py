@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from common.errors import SettingsError
-from common.redis import RedisAddress, RedisServers, is_passing, parse_address
+from common.redis import RedisServers, is_passing
+from common.redis_address import RedisAddress, parse_address
 
 
 @pytest.mark.parametrize(
