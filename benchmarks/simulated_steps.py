@@ -18,6 +18,7 @@ from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.steps import Field, Flight, StepFindings
 from gpu_worker.model.state import KVPages, PredictorStart, SlotState
+from gpu_worker.turn.vad import SileroVad
 
 TOKENS_PER_FRAME = 3.0 / 12.5
 
@@ -47,7 +48,7 @@ class SimulatedSteps:
     ) -> None:
         rows = num_slots + 1
         self.max_rows = max_rows
-        self.vad = None
+        self.vad: SileroVad | None = None
         self.ring_SC: NDArray[np.float32] = np.zeros((rows, ring_samples), dtype=np.float32)
         self.state = SlotState(
             tail_SZ=torch.zeros(rows, 1),

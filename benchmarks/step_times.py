@@ -7,6 +7,7 @@ products, weights, cached keys and values and convolution caches; not features, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,10 @@ BATCHES: Final = (1, 8, 64, 256, 1024, 2048, 4096)
 _STEPS: Final = 48
 
 
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 def measure_device(device: torch.device) -> tuple[float, float]:
     """Copy bandwidth in bytes a second (read and written) and bf16 matrix rate in operations a second."""
     source = torch.randn(1 << 28, device=device)
@@ -33,10 +38,11 @@ def measure_device(device: torch.device) -> tuple[float, float]:
     a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
     b = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
     times = []
-    for call in (lambda: target.copy_(source), lambda: a @ b):
+    calls: tuple[Callable[[], object], ...] = (lambda: target.copy_(source), lambda: a @ b)
+    for call in calls:
         for _ in range(3):
             call()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = _event(), _event()
         begin.record()
         for _ in range(10):
             call()

@@ -25,6 +25,10 @@ from gpu_worker.turn.stage import TurnJudge
 logger = logging.getLogger(__name__)
 
 _CPU_BATCH_SIZE = 32
+# Larger steps only make streams wait longer for their results, and their graphs take memory.
+_CUDA_BATCH_SIZE = 4096
+_CUDA_STEP_FRAMES = 14 * 1024
+_CUDA_PRE_ENCODE_BATCH_SIZE = 1024
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -136,12 +140,17 @@ def engine_config(
             "--paged-kv-cache is on, but its attention kernel needs CUDA and Triton; on CPU leave it off."
         )
     paged = on_cuda if settings.paged_kv_cache is None else settings.paged_kv_cache
-    automatic = settings.worker_max_streams if on_cuda else _CPU_BATCH_SIZE
+    context = loaded.config.context_for_chunk(settings.chunk_ms)
+    automatic, pre_encode = _CPU_BATCH_SIZE, _CPU_BATCH_SIZE
+    if on_cuda:
+        # All slots, as far as more rows would still make a step cheaper for each of them.
+        automatic = min(settings.worker_max_streams, _CUDA_STEP_FRAMES // (context[1] + 1), _CUDA_BATCH_SIZE)
+        pre_encode = min(automatic, _CUDA_PRE_ENCODE_BATCH_SIZE)
     return EngineConfig(
         num_slots=settings.worker_max_streams,
-        context=loaded.config.context_for_chunk(settings.chunk_ms),
+        context=context,
         batch_sizes=BatchSizes(
-            settings.pre_encode_batch_size or automatic,
+            settings.pre_encode_batch_size or pre_encode,
             settings.encode_batch_size or automatic,
             settings.decode_batch_size or automatic,
         ),
