@@ -105,6 +105,7 @@ class RedisBackplane:
         )
         self._presence = IngressPresence(self._redis.cluster, self._keys, settings.ingress)
         self._links: dict[StreamId, RedisLink] = {}
+        self._resuming: list[StreamId] = []  # by each resumption under way
         self._feed = ResultFeed(self._redis, servers, self._keys, settings.ingress, self._links)
         self._loop = asyncio.get_running_loop()
         self._tasks: asyncio.TaskGroup | None = None
@@ -188,6 +189,13 @@ class RedisBackplane:
         Raises Unavailable `resume_refused`, or RedisUnavailable.
         """
         stream = StreamId(request.stream_id)
+        self._resuming.append(stream)
+        try:
+            return await self._resume(stream, listener, request)
+        finally:
+            self._resuming.remove(stream)
+
+    async def _resume(self, stream: StreamId, listener: StreamListener, request: Resume) -> Resumption:
         record = await self._resumable(stream, request)
         connection = 0 if record.finished else await self._directory.attach(stream, self._settings.ingress)
         if connection == 0 and not record.finished:  # it ended just now
@@ -214,6 +222,8 @@ class RedisBackplane:
         next_sample, finished = acked_samples, record.finished
         if connection > 0:
             last = await last_audio(self._redis, link.keys)
+            if link.abandoned and self._is_here(link.stream):
+                return next_sample, finished  # its client was faster than its adoption
             seq = 0
             if last is not None:
                 next_sample = last.first_sample + last.num_samples
@@ -254,13 +264,17 @@ class RedisBackplane:
             raise refused
         return record
 
+    def _is_here(self, stream: StreamId) -> bool:
+        """Whether the stream has a connection of this process, or is just getting one."""
+        return stream in self._links or stream in self._resuming
+
     async def _adopt_orphans(self) -> None:
         """Take over the streams of a process of the same name that died, for their clients' grace.
 
         Workers end the streams of an ingress that is gone, but this name is there again.
         """
         for stream in await self._directory.live_streams():
-            if stream in self._links:
+            if self._is_here(stream):
                 continue
             try:
                 record = await self._directory.read(stream)
@@ -269,12 +283,13 @@ class RedisBackplane:
             if record is None or record.finished or record.ingress != self._settings.ingress:
                 continue
             connection = await self._directory.attach(stream, self._settings.ingress)
-            if connection == 0 or stream in self._links:
+            if connection == 0 or self._is_here(stream):
                 continue
             link = RedisLink(self, self._keys.stream(stream), None, "")
             log.info("adopting a stream of this name's last process", extra={"stream_id": stream})
             await self._take_over(link, record, connection, 0, 0)
-            link.abandon(keep=True)
+            if self._links.get(stream) is link:
+                link.abandon(keep=True)
 
     async def read_status(self) -> bytes:
         """The status line of the cluster. Raises RedisUnavailable."""
