@@ -219,14 +219,16 @@ class GraphSteps:
         tables = self._rows_host[buffer].numpy()[first:count].reshape(size, self._ring_pages)
         tables[:num_rows] = table_BM
         captured = self._captured[size]
-        events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(len(captured.stages) + 2))  # type: ignore[no-untyped-call]
-        self._rows[:count].copy_(self._rows_host[buffer][:count], non_blocking=True)
-        events[0].record()
-        for graph, event in zip(captured.stages, events[1:-1], strict=True):
-            graph.replay()
-            event.record()
-        self._out_host[buffer][: size * self._width].copy_(captured.out_GE.view(-1), non_blocking=True)
-        events[-1].record()
+        # A thread's current device is the first one until it says otherwise; events follow it.
+        with torch.cuda.device(self.model.device):
+            events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(len(captured.stages) + 2))  # type: ignore[no-untyped-call]
+            self._rows[:count].copy_(self._rows_host[buffer][:count], non_blocking=True)
+            events[0].record()
+            for graph, event in zip(captured.stages, events[1:-1], strict=True):
+                graph.replay()
+                event.record()
+            self._out_host[buffer][: size * self._width].copy_(captured.out_GE.view(-1), non_blocking=True)
+            events[-1].record()
         listens = self.vad is not None and bool(rows_FB[Field.HEARD].any())
         return Flight(num_rows, _Token(buffer, size, events, listens))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 
@@ -111,6 +112,19 @@ def test_snapshot_goes_on_where_it_was_taken() -> None:
     while engine.has_work():
         outputs += engine.step()
     assert told(outputs) == told(whole)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no GPU beside the first")
+def test_another_device_from_another_thread() -> None:
+    loaded = load_model(None, size="tiny", dtype=torch.float32, device="cuda:1")
+    engine = make_pipelined_engine(loaded, replace(CONFIG, context=(70, 1)))
+    audio = {number: speech(name) for number, name in enumerate(ALL_RECORDINGS)}
+    expected = run(cuda_engine((70, 1), torch.float32), audio)
+    # A new thread's current device is the first one, as it is for a worker's engine thread.
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(run, engine, audio).result()
+    for number in audio:
+        assert told(found[number]) == told(expected[number])
 
 
 def _errors(words: list[str], truth: list[str]) -> int:
