@@ -33,6 +33,8 @@ class _Pair:
             while data := await reader.read(_READ_BYTES):
                 if not replies and not self.subscribes and _SUBSCRIBE in data[:64]:
                     self.subscribes = True
+                if not replies and self.proxy.lose_reply_to and self.proxy.lose_reply_to in data:
+                    self.deaf = True
                 await self.proxy.passing.wait()
                 if self.proxy.delay_s:
                     await asyncio.sleep(self.proxy.delay_s)
@@ -49,7 +51,8 @@ class _Pair:
 class FaultProxy:
     """Listens on a unix socket and forwards to another; all faults are those of its connections.
 
-    passing: cleared while nothing may pass. delay_s: how late everything passes.
+    passing: cleared while nothing may pass. delay_s: how late everything passes. lose_reply_to: a
+    connection that says this gets no reply any more.
     """
 
     def __init__(self, path: Path, upstream: Path) -> None:
@@ -61,6 +64,7 @@ class FaultProxy:
         self.passing = asyncio.Event()
         self.passing.set()
         self.delay_s = 0.0
+        self.lose_reply_to = b""
 
     @property
     def url(self) -> str:
@@ -96,6 +100,10 @@ class FaultProxy:
     def cut_subscriptions(self) -> int:
         """Reset the connections that listen to channels."""
         return self.cut(lambda pair: pair.subscribes)
+
+    def cut_deaf(self) -> int:
+        """Reset the connections that get no replies; gives how many."""
+        return self.cut(lambda pair: pair.deaf)
 
     async def freeze(self, seconds: float) -> None:
         """Let nothing pass, either way, for a while; nothing is lost."""

@@ -131,8 +131,8 @@ def _body(samples: list[Sample], durations: list[tuple[float, float]], num_strea
     names = list(samples[0].memory_bytes)
     rows = [
         (
-            f"| minute | {' | '.join(f'{name} MB / files' for name in names)} | Redis MB | keys | streams ended | "
-            "final behind the last sample, median |"
+            f"| minute | {' | '.join(f'{name} MB / files' for name in names)} | Redis MB | keys | "
+            "streams ended | final behind the last sample, median |"
         ),
         "|---" * (len(names) + 5) + "|",
     ]

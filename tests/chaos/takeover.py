@@ -118,8 +118,10 @@ async def long_speech(minutes: float, speed: float, folder: Path) -> list[str]:
             f"- audio: {clip.num_samples / RATE / 60:.1f} minutes, fed at {speed:g} times real time; the "
             f"undisturbed run took {took / 60:.1f} minutes"
         ),
-        f"- deaths of its owner: {deaths}; results: {len(log.results)}; promises broken: "
-        f"{len(broken)} {broken[:3]}",
+        (
+            f"- deaths of its owner: {deaths}; results: {len(log.results)}; promises broken: "
+            f"{len(broken)} {broken[:3]}"
+        ),
         (
             f"- decoded audio kept for a replay (`--replay-seconds {replay_s:g}`): median "
             f"{kept[len(kept) // 2]:.1f} s, most {kept[-1]:.1f} s"

@@ -87,7 +87,10 @@ def test_every_key_is_documented() -> None:
     ]
     for name in names:
         assert f"`{name.decode()}`" in DOCS
-    for name in (stream.meta, stream.audio, stream.results, stream.snapshot, keys.assignments(0)):
+    for name in (
+        *(stream.meta, stream.audio, stream.results, stream.snapshot, stream.dead, stream.dead_audio),
+        keys.assignments(0),
+    ):
         assert f"`{name.decode().replace('{0}', '{k}').replace(':7:', ':SID:')}`" in DOCS
     ready = keys.ready(0, "WID").decode()  # type: ignore[arg-type]
     assert f"`{ready.replace('{0}', '{k}')}`" in DOCS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,9 @@ from common.errors import RedisUnavailable, StreamLost
 from common.keys import Keys
 from common.redis import RedisServers, SyncRedis, blocking_connection
 from parakeet.embedded_redis import EmbeddedRedis
-from tests.servers import raw_client
-from tests.stream_client import expected_text, ingress_side, noise
+from tests.chaos.fault_proxy import FaultProxy
+from tests.servers import make_server, raw_client
+from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
 
@@ -226,3 +228,39 @@ async def test_a_stream_claimed_and_not_opened_is_opened_by_the_sweep(redis_url:
             assert (stream.text, stray.text) == (expected_text(pcm), expected_text(pcm))
             assert claims.num_pending(WorkerId("w1")) == 0
         other.close()
+
+
+async def test_entries_whose_reply_was_lost_are_read_again(tmp_path: Path) -> None:
+    """Redis delivers audio to a worker, and the reply never arrives: the group has them, the worker not."""
+    pcm = noise(6.0)
+    server = make_server("embedded")
+    server.start()
+    proxy = FaultProxy(tmp_path / "w.sock", server.socket_path)
+    await proxy.start()
+    client = raw_client(server.url)
+    try:
+        with WorkerProcess(proxy.url, "w1", tmp_path / "w1.log", lease_ms=20_000) as worker:
+            await until(lambda: client.zscore("px:{0}:workers", "w1"), 30.0, "the worker")
+            async with ingress_side(server.url) as ingress:
+                stream = await ingress.open()
+                stream.append(pcm[: len(pcm) // 3])
+                await until(lambda: stream.seq >= 10, what="results")
+                had = _num_unacked(client, stream)
+                proxy.lose_reply_to = b"asr-1"
+                stream.append(pcm[len(pcm) // 3 : 2 * len(pcm) // 3])
+                await until(lambda: _num_unacked(client, stream) > had, what="a delivery")
+                proxy.lose_reply_to = b""
+                assert proxy.cut_deaf() > 0
+                stream.append(pcm[2 * len(pcm) // 3 :], final=True)
+                await ingress.ended(stream)
+                assert stream.epoch == 1
+                assert stream.text == expected_text(pcm)
+                assert "audio read again" in worker.log_text()
+    finally:
+        await proxy.stop()
+        client.close()
+        server.stop()
+
+
+def _num_unacked(client: Any, stream: ClientStream) -> int:
+    return int(client.xpending(stream.keys.audio, "asr-1")["pending"])
