@@ -216,7 +216,11 @@ class Stream:
             if "config" not in self._hello.capabilities:
                 await channel.close()
                 raise ServerError("unknown_option", "This server takes no options.")
-            await channel.send(encode_client_message(Config(options)))
+            try:
+                await channel.send(encode_client_message(Config(options)))
+            except ChannelLost as error:
+                await channel.close()
+                raise ConnectionLost(str(error)) from error
 
     async def __aenter__(self) -> Self:
         """The stream itself."""
@@ -505,10 +509,7 @@ class Stream:
                 await channel.close()
                 raise
             self._hello = hello
-            try:
-                await self._configure(channel)
-            except ChannelLost as error:
-                raise ConnectionLost(str(error)) from error
+            await self._configure(channel)
             return 0, channel
         return resumed.next_sample, channel
 
