@@ -133,7 +133,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """The final of one utterance: `text` is what the transcript gained since the last one; times in seconds."""
+    """The final of one utterance: `text` is what the transcript gained since the last one.
+
+    Times are in seconds from the first sample of the stream.
+    """
 
     number: int
     text: str

@@ -32,7 +32,8 @@ class StreamFlow:
     Written by the intake: `undecoded` (appended), `fed_samples` (engine's rate), `ended` (no audio
     follows), `ingress` (moves when another ingress attaches), `held` (set when the engine has enough
     of this stream for now). Written by the outlet: `undecoded` (popped), `decoded_samples`,
-    `decoded_entry` (last entry that is decoded whole), `held` (cleared). `lost` is set by `Owner.lost`, when the stream is another worker's by now, or gone.
+    `decoded_entry` (last entry that is decoded whole), `held` (cleared). `lost` is set by `Owner.lost`,
+    when the stream is another worker's by now, or gone.
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""Suspects: streams whose owners died at one and the same audio run alone, each in a worker process of its own.
+"""Suspects: streams whose owners died at one and the same audio, run alone in a worker process of their own.
 
 The process is a worker like any other, with one slot, that is given the assignment and takes nothing
 else. It hands the stream back once it is past the audio in question. If the process dies, the next
@@ -8,7 +8,6 @@ owner sees it in the record; after POISONOUS_DEATHS of them the stream is poison
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -78,14 +77,16 @@ class Quarantine:
                     [sys.executable, "-m", self._module, *child_argv(settings)],
                     stdin=subprocess.PIPE,
                     env=child_environment(settings),
-                    cwd=os.getcwd(),
                 )
             except OSError:
                 logger.exception("a quarantined process could not be started")
                 lease.release()
 
     def look(self) -> None:
-        """Notice that the process has ended: whatever it still owns goes on at once. Raises the client's errors."""
+        """Notice that the process has ended: whatever it still owns goes on at once.
+
+        Raises the client's errors.
+        """
         with self._lock:
             if self._process is None or self._process.poll() is None:
                 return

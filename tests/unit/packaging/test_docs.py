@@ -24,7 +24,14 @@ def test_links_lead_to_files(document: Path) -> None:
 @pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
 def test_flags_of_the_server_that_are_documented_exist(name: str) -> None:
     known = {flag.option for flag in FLAGS} | {"--help"}
-    others = {"--profile", "--build", "--scale", "--index-url"}  # of docker compose and pip
+    others = {
+        "--profile",
+        "--build",
+        "--scale",
+        "--index-url",
+        "--scan",
+        "--pattern",
+    }  # of docker compose, pip, redis-cli
     text = (ROOT / name).read_text(encoding="utf-8")
     written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     assert written
