@@ -314,8 +314,8 @@ class RedisLink:
     def _take_owner(self, line: Line) -> bool:
         if line.seq > self.seq:
             return False
-        if line.epoch > self.epoch:
-            self.progress_at = self.heard_at  # a new owner begins with a replay
+        if 0 < self.epoch < line.epoch:
+            self.progress_at = self.heard_at  # a takeover begins with a replay
         self.epoch = line.epoch
         self.set_worker(notice_worker(line.json))
         return True

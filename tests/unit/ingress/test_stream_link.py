@@ -290,6 +290,20 @@ async def test_waiting_counts_only_while_there_is_something_to_do() -> None:
     assert link.waits_for_progress(100, start + 75) == pytest.approx(5)
 
 
+async def test_a_takeover_has_its_time_for_the_replay() -> None:
+    link, owner, listener = _link()
+    link.begin(StreamOptions())
+    owner.creation.set_result(_Appender())  # type: ignore[arg-type]
+    await asyncio.gather(*owner.tasks)
+    start = asyncio.get_running_loop().time()
+    listener.undecoded_samples = 100
+    link.take(_line(_O, 1, 0))
+    link.progress_at = start - 40
+    assert link.waits_for_progress(100, start) == pytest.approx(40)
+    link.take(_line(_O, 2, 0))
+    assert link.waits_for_progress(100, start) == pytest.approx(0, abs=1)
+
+
 async def test_a_failure_is_told_once() -> None:
     link, _, listener = _link()
     link.fail(NoWorker())
