@@ -77,7 +77,8 @@ class StatsWindow:
             window_s=newest.at - oldest.at,
             stages=stages,
             window_tokens=newest.tokens - oldest.tokens,
-            in_flight=stats.in_flight,
+            # An idle engine keeps the size of its last step.
+            in_flight=stats.in_flight if any(stage.window_calls for stage in stages.values()) else 0,
             ready_encode=stats.ready_streams,
             # Every engine of ours decodes a chunk in the step that encoded it: nothing waits between.
             ready_decode=0,
