@@ -129,7 +129,7 @@ async def test_rates_and_timings_are_those_of_the_window(redis_url: str, tmp_pat
                 nonlocal status, window_s
                 window_s = float(client.hget("px:{0}:w:w1", "window_s") or 0)
                 status = await ingress.status()
-                return round(status["rates_per_sec"]["pre_encode_chunks"] * window_s) == 200
+                return bool(round(status["rates_per_sec"]["pre_encode_chunks"] * window_s) == 200)
 
             await until(all_reported, what="a report of all chunks")
             assert 0 < window_s <= 5.0 + 1.0
