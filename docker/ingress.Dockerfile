@@ -5,7 +5,7 @@ FROM python:3.12-slim
 WORKDIR /build
 COPY requirements/ingress.txt requirements/ingress.txt
 RUN pip install --no-cache-dir -r requirements/ingress.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY common common
 COPY ingress ingress
 COPY parakeet parakeet

@@ -14,7 +14,7 @@ ARG PIP_TORCH_ARGS=""
 RUN pip install --no-cache-dir "torch==${TORCH_VERSION}" ${PIP_TORCH_ARGS}
 
 WORKDIR /build
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY common common
 COPY gpu_worker gpu_worker
 COPY parakeet parakeet
