@@ -133,12 +133,17 @@ def test_reset_at_the_end_of_an_utterance(name: str, context: tuple[int, int]) -
     """NeMo's predictor is reset at the same tokens; the marks really occur."""
     names = reference_names(name, context)
     heard = stream_all(make_engine(name, context, reset=True), names, seed=2)
-    marks = 0
+    ends = {checkpoint(name).tokenizer.eou_id, checkpoint(name).tokenizer.eob_id}
+    marks = changed = 0
     for clip in names:
-        expected = decoding(reference(name, context, clip), reset=True)
+        values = reference(name, context, clip)
+        expected = decoding(values, reset=True)
         heard[clip].check(expected)
-        marks += expected.tokens.count(checkpoint(name).tokenizer.eou_id or -1)
-    assert marks >= 10
+        marks += sum(token in ends for token in expected.tokens)
+        changed += expected.tokens != decoding(values, reset=False).tokens
+    assert marks >= 5
+    # The trained model goes on after its mark nearly as from the start; the random one does not.
+    assert name == "tiny" or changed >= 5
 
 
 @pytest.mark.parametrize("batch", BATCH_SIZES)
