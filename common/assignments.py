@@ -67,7 +67,8 @@ class Checkpoint:
 class StreamRecord:
     """The record of a stream as Redis has it; `owner` is None and `epoch` 0 before the first claim.
 
-    died_at: first audio entry that was not decoded when an owner last died and the stream had got on.
+    died_at: first audio entry that was not decoded when an owner last died and the stream had got on;
+    deaths: owners that died there.
     """
 
     stream: StreamId
@@ -83,6 +84,7 @@ class StreamRecord:
     checkpoint: Checkpoint
     finished: bool
     died_at: bytes | None = None
+    deaths: int = 0
 
 
 def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
@@ -106,6 +108,7 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
             ),
             b"finished" in fields,
             fields.get(b"died_at"),
+            int(fields.get(b"deaths", 0)),
         )
     except (KeyError, ValueError) as error:
         raise EntryError(f"The record of stream {stream} cannot be read: {error!r}") from error

@@ -22,6 +22,7 @@ import orjson
 from common.admission import Admission, ClusterSettings
 from common.assignments import NewStream, StreamDirectory, StreamRecord
 from common.audio_log import Appender, AudioLog, last_audio
+from common.claims import SUSPICIOUS_DEATHS
 from common.entries import IngressId, LineKind, StreamId
 from common.errors import (
     EntryError,
@@ -55,6 +56,8 @@ WATCH_S: Final = 0.5
 # could decode it: a takeover, or a replay, tells of itself sooner.
 STALLED_AUDIO_S: Final = 4.0
 STALL_S: Final = 30.0
+# A suspect waits its turn for a process of its own, which has to load a model (gpu_worker/quarantine.py).
+SUSPECT_PATIENCE_S: Final = 180.0
 RENEWALS_PER_TTL: Final = 4
 RENEWAL_TURNS: Final = 32
 # An admission outlives its ingress by the time in which its clients may come back.
@@ -496,6 +499,8 @@ class RedisBackplane:
             link.fail(StreamLost())
         elif record.ingress != self._settings.ingress:
             link.taken()
+        elif record.deaths >= SUSPICIOUS_DEATHS:
+            link.suspected(SUSPECT_PATIENCE_S)
 
 
 async def _guarded(coroutine: Coroutine[Any, Any, None], name: str) -> None:

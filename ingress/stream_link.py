@@ -90,6 +90,7 @@ class RedisLink:
         "progress_at",
         "repairing",
         "seq",
+        "suspected_at",
         "worker",
     )
 
@@ -117,6 +118,7 @@ class RedisLink:
         self.created_at: float | None = None
         self.heard_at = 0.0
         self.progress_at = 0.0
+        self.suspected_at: float | None = None
         self.left_at: float | None = None
         self.finish_at: float | None = None
 
@@ -229,6 +231,14 @@ class RedisLink:
         if not self._finished and listener.undecoded_samples < least_samples:
             self.progress_at = now
         return now - self.progress_at
+
+    def suspected(self, patience_s: float) -> None:
+        """The stream waits for a process of its own: for so long that is no stall."""
+        now = self._loop.time()
+        if self.suspected_at is None:
+            self.suspected_at = now
+        if now - self.suspected_at < patience_s:
+            self.progress_at = now
 
     def finish(self) -> None:
         """Append a final mark, unless there is one."""

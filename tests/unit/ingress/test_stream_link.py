@@ -304,6 +304,22 @@ async def test_a_takeover_has_its_time_for_the_replay() -> None:
     assert link.waits_for_progress(100, start) == pytest.approx(0, abs=1)
 
 
+async def test_a_suspect_waits_for_its_process_but_not_for_ever() -> None:
+    link, owner, listener = _link()
+    link.begin(StreamOptions())
+    owner.creation.set_result(_Appender())  # type: ignore[arg-type]
+    await asyncio.gather(*owner.tasks)
+    now = asyncio.get_running_loop().time()
+    listener.undecoded_samples = 100
+    link.progress_at = now - 29
+    link.suspected(180.0)
+    assert link.waits_for_progress(100, now) == pytest.approx(0, abs=1)
+    link.suspected_at = now - 181
+    link.progress_at = now - 29
+    link.suspected(180.0)
+    assert link.waits_for_progress(100, now) == pytest.approx(29, abs=1)
+
+
 async def test_a_failure_is_told_once() -> None:
     link, _, listener = _link()
     link.fail(NoWorker())
