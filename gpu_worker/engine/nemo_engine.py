@@ -240,10 +240,10 @@ class NemoEngine:
         works = [work for work in map(self._next, list(self._streams.values())) if work is not None]
         works = works[: self._batch_size]
         self._stats.in_flight = len(works)
-        groups: dict[tuple[int, bool, str | None], list[_Work]] = {}
+        groups: dict[tuple[int, int, str | None], list[_Work]] = {}
         for work in works:
             stream = work.stream
-            kind = (work.end_mel - stream.mels_done, stream.state.caches is None, stream.language)
+            kind = (work.end_mel - stream.mels_done, stream.state.num_cached_mels, stream.language)
             groups.setdefault(kind, []).append(work)
         for group in groups.values():
             self._run(group)

@@ -1,8 +1,9 @@
 """NeMo's own modules behind the few calls that the reference engine makes of a model.
 
 A chunk of C encoder frames is 8 C mel frames; the first has 1 + 8 (C - 1) with nothing in front, later
-ones carry 9 mel frames of the past and drop the 2 encoder frames that these make.  Nothing is padded
-that the offline pass does not pad, so that the steps equal the offline pass under the same mask.
+ones carry the last 9 mel frames, or the single one that a first chunk of one encoder frame has, and drop
+the encoder frames that these make.  Nothing is padded that the offline pass does not pad, so that the
+steps equal the offline pass under the same mask.
 
 Shape legend: B rows, F mel bins, M mel frames, D model width, L layers.
 
@@ -46,6 +47,11 @@ class NemoState:
     mels_FM: Tensor | None = None
     predicted: Tensor | None = None
     predictor: Any = None
+
+    @property
+    def num_cached_mels(self) -> int:
+        """Mel frames that go in front of the next chunk; 0 before the first."""
+        return 0 if self.mels_FM is None else self.mels_FM.shape[1]
 
     def export(self) -> dict[str, Tensor]:
         """All tensors by name, on the host."""
@@ -99,9 +105,7 @@ class NemoModel:
         encoder.setup_streaming_params()
         streaming = encoder.streaming_cfg
         self.chunk_frames = self.context[1] + 1
-        self.first_mels = int(streaming.chunk_size[0])
         self.cached_mels = int(streaming.pre_encode_cache_size[1])
-        self.dropped_frames = int(streaming.drop_extra_pre_encoded)
         self.tokenizer = Tokenizer(self.model.tokenizer.tokenizer.serialized_model_proto(), str(path))
         self._blank = int(self.model.decoder.blank_idx)
         greedy = self.model.cfg.decoding.get("greedy") or {}
@@ -168,8 +172,9 @@ class NemoModel:
         return max(0, first - _LEAD_MELS) * self.hop_samples
 
     def encode(self, states: Sequence[NemoState], mels: Sequence[Tensor], language: str | None) -> Tensor:
-        """Encoder frames [B, T, D] of rows with equally many new mel frames, all first or none first."""
-        is_first = states[0].caches is None
+        """Encoder frames [B, T, D] of rows with equally many new and equally many cached mel frames."""
+        cached_mels = states[0].num_cached_mels
+        is_first = cached_mels == 0
         if is_first:
             caches = self.model.encoder.get_initial_cache_state(batch_size=len(states), device=self.device)
             rows = list(mels)
@@ -188,7 +193,7 @@ class NemoModel:
             cache_last_time=caches[1],
             cache_last_channel_len=caches[2],
             keep_all_outputs=True,
-            drop_extra_pre_encoded=0 if is_first else self.dropped_frames,
+            drop_extra_pre_encoded=0 if is_first else 1 + (cached_mels - 1) // self.factor,
         )
         for row, (state, mel) in enumerate(zip(states, rows, strict=True)):
             state.caches = (
