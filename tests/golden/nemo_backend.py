@@ -27,7 +27,7 @@ def compare(name: str, cache: Path, right: int, *, reset: bool) -> int:
     random = np.random.default_rng(right)
     path = cache / name / f"{name}.nemo"
     model = NemoModel(path, torch.device("cpu"), (right + 1) * 80, reset_at_end=reset)
-    clips = [*single_clips(), *medleys(3)]
+    clips = [*single_clips(), *medleys(min(3, RECIPES[name].medleys))]
     first, second = (NemoEngine(model, num_slots=len(clips)) for _ in range(2))
     tokens: dict[StreamId, list[tuple[int, int, float]]] = {}
     finals = 0
