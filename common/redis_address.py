@@ -52,6 +52,8 @@ class RedisAddress:
 
 def parse_address(url: str) -> RedisAddress:
     """Read a Redis address. Raises SettingsError with a sentence that says what is wrong."""
+    if any(character.isspace() for character in url):
+        raise SettingsError("A Redis address has no spaces in it.")
     try:
         parts = urlsplit(url)
         if parts.scheme == "unix":

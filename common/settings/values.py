@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.errors import SettingsError
+from common.redis_address import parse_address
+
 AUTO = "auto"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 """owner/name of a model of the hub."""
@@ -145,16 +148,16 @@ class Text:
 class RedisUrls:
     """One or several Redis addresses, separated by commas; none stands for 'not given'.
 
-    `common.redis.parse_address` reads them; the hosts of a Sentinel address hold commas of their own.
+    `parse_address` reads them; the hosts of a Sentinel address hold commas of their own.
     """
 
     def parse(self, text: str) -> tuple[str, ...]:
         urls = tuple(part.strip() for part in re.split(r",(?=\s*[a-z+]+://)", text)) if text else ()
         for url in urls:
-            if not re.fullmatch(
-                r"rediss?(\+sentinel|\+cluster)?://[^/\s]+(/\S*)?|unix://([^/\s]+@)?/\S+", url
-            ):
-                raise ValueError(url)
+            try:
+                parse_address(url)
+            except SettingsError as error:
+                raise ValueError(url) from error
         return urls
 
     def format(self, value: object) -> str:

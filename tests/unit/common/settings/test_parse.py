@@ -82,6 +82,8 @@ def test_serve_takes_every_flag_of_the_guide() -> None:
         ("serve", ["--drain-timeout-s", "nan"], "takes a number from 0 to 3600."),
         ("serve", ["--turn-detection", "perhaps"], "but takes on or off."),
         ("ingress", ["--redis-url", "localhost"], "takes redis://, rediss://, unix://"),
+        ("worker", ["--redis-url", "redis://h:99999"], "--redis-url got 'redis://h:99999'"),
+        ("worker", ["--redis-url", "redis+sentinel://h"], "--redis-url got 'redis+sentinel://h'"),
         ("ingress", ["--port", "8000"], "--ws-port got 8000, but takes another port than --port"),
         ("ingress", ["--port", "0", "--ws-port", "0"], "clients need one of them"),
         ("ingress", ["--device", "cpu"], "unrecognized arguments: --device cpu"),
