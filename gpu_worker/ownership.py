@@ -146,9 +146,19 @@ class Claimer:
     """Waits for new streams of one server while there are free slots. A thread."""
 
     def __init__(
-        self, servers: RedisServers, server: int, claims: Claims, table: StreamTable, owner: Owner
+        self,
+        servers: RedisServers,
+        server: int,
+        claims: Claims,
+        table: StreamTable,
+        owner: Owner,
+        redis: SyncRedis,
     ) -> None:
         self._client = blocking_client(servers, server, _BLOCK_MS)
+        # The server's number of the connection that waits, while it waits.
+        self._waiting: int | None = None
+        self._redis = redis
+        self._server = server
         self._shards = servers.shards_of_server(server)
         self._plenty = (servers.num_servers + 1) * _MAX_CLAIMS
         self._claims = claims
@@ -161,14 +171,24 @@ class Claimer:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Claim no more; a claim under way is finished."""
+    def stop(self, timeout_s: float) -> bool:
+        """Claim no more, from now on; a claim under way is finished. False when it did not end in time."""
         self._stop.set()
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the thread's end."""
-        self._thread.join(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._stop_waiting()
+            self._thread.join(_LOOK_EVERY_S)
         return not self._thread.is_alive()
+
+    def _stop_waiting(self) -> None:
+        """End the wait: a worker that drains must not be given what comes in the meantime."""
+        waiting = self._waiting
+        if waiting is None:
+            return
+        try:
+            self._redis.clients[self._server].execute_command("CLIENT UNBLOCK", waiting)
+        except (REDIS_ERROR, OSError) as error:
+            logger.warning("the wait for new streams goes on to its end: %s", error)
 
     @property
     def alive(self) -> bool:
@@ -196,10 +216,15 @@ class Claimer:
         try:
             if reserved:
                 block_ms = None if scarce else _BLOCK_MS
-                entries = self._claims.wait(self._client, self._shards, reserved, block_ms)
+                # Asked each time: a connection that was lost comes back under another number.
+                self._waiting = None if scarce else int(self._client.execute_command("CLIENT ID"))
+                if not self._stop.is_set():
+                    entries = self._claims.wait(self._client, self._shards, reserved, block_ms)
         except BaseException:
             self._table.unreserve(reserved)
             raise
+        finally:
+            self._waiting = None
         self._owner.take(entries, reserved)
         if scarce and not entries:
             self._stop.wait(_LOOK_EVERY_S)

@@ -117,7 +117,7 @@ class Worker:
             self._quarantine,
         )
         self._claimers = [
-            Claimer(servers, server, self._claims, self._table, self._owner)
+            Claimer(servers, server, self._claims, self._table, self._owner, self._redis)
             for server in range(servers.num_servers)
         ]
         self._lease = WorkerLease(self._lease_redis.cluster, keys, worker, settings.lease_ms)
@@ -271,10 +271,8 @@ class Worker:
         deadline = time.monotonic() + self._settings.drain_timeout_s
         logger.info("draining: %d streams", len(self._table))
         self._sweeper.stop_taking()
-        for claimer in self._claimers:
-            claimer.stop()
         for claimer in () if self._quarantined else self._claimers:
-            claimer.join(_JOIN_S)
+            claimer.stop(_JOIN_S)
         self._quarantine.stop()
         while time.monotonic() < deadline and not self._hurry.is_set() and self._failure is None:
             if self._table.wait_until_empty(min(_WAIT_S / 4, deadline - time.monotonic())):
