@@ -148,11 +148,7 @@ class Admission:
         differing = await self._script(_AGREE, (self._keys.settings,), (ttl_ms, *settings.flat()))
         if differing:
             name, value = (item.decode() for item in differing)
-            ours = getattr(settings, name)
-            flag = _FLAGS.get(name, name)
-            raise SettingsMismatch(
-                f"{flag} is {ours} here, and the running cluster has {value}: all its processes share it."
-            )
+            raise _mismatch(name, getattr(settings, name), value)
 
     async def _script(
         self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes | int | str]
@@ -171,6 +167,25 @@ _FLAGS: Final = {
 }
 
 
+def _mismatch(name: str, ours: int, theirs: str | int) -> SettingsMismatch:
+    flag = _FLAGS.get(name, name)
+    return SettingsMismatch(
+        f"{flag} is {ours} here, and the running cluster has {theirs}: all its processes share it."
+    )
+
+
+def check_cluster_agrees(client: SyncClient, keys: Keys, settings: ClusterSettings) -> None:
+    """Check what `Admission.agree` would, and write nothing: before any process is started.
+
+    Raises SettingsMismatch. Nothing is checked while no ingress runs: the first one decides.
+    """
+    ours = asdict(settings)
+    theirs = client.execute_command("HMGET", keys.settings, *ours)
+    for (name, value), have in zip(ours.items(), theirs, strict=True):
+        if have is not None and int(have) != value:
+            raise _mismatch(name, value, int(have))
+
+
 def check_worker_agrees(client: SyncClient, keys: Keys) -> None:
     """Check at a worker's start that it reads the layout that the running cluster writes.
 
@@ -182,6 +197,4 @@ def check_worker_agrees(client: SyncClient, keys: Keys) -> None:
             f"This worker reads layout version {LAYOUT_VERSION}, the running cluster writes {int(version)}."
         )
     if shards is not None and int(shards) != keys.shards:
-        raise SettingsMismatch(
-            f"{_FLAGS['shards']} is {keys.shards} here, and the running cluster has {int(shards)}."
-        )
+        raise _mismatch("shards", keys.shards, int(shards))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 import sys
 import time
 
+from common.admission import ClusterSettings, check_cluster_agrees
 from common.entries import IngressId, WorkerId
-from common.errors import ServiceError
+from common.errors import ServiceError, SettingsError
 from common.keys import Keys
 from common.redis import CONNECTION_ERRORS, RedisServers, SyncRedis
-from common.settings import HealthSettings, RedisSettings, host_stem
+from common.settings import HealthSettings, IngressSettings, RedisSettings, host_stem
 
 
 class PortTaken(ServiceError):  # noqa: N818 - the name says it
@@ -40,6 +43,12 @@ class Roster:
             except CONNECTION_ERRORS as error:
                 return f"Redis at {address} does not answer: {error}"
         return ""
+
+    def check_agreement(self, settings: IngressSettings) -> None:
+        """Raise SettingsMismatch where a running cluster has other values; silent without Redis."""
+        shared = ClusterSettings(settings.max_num_streams, settings.sample_rate, self._keys.shards)
+        with contextlib.suppress(*CONNECTION_ERRORS):
+            check_cluster_agrees(self._redis.cluster, self._keys, shared)
 
     def has_worker(self, worker_id: str) -> bool:
         """Return whether the worker holds a lease; False also while Redis is away."""
@@ -73,23 +82,32 @@ def _text(value: bytes | str) -> str:
 
 
 def check_port_free(host: str, port: int, flag: str) -> None:
-    """Raise PortTaken where another program listens there.
+    """Raise PortTaken where another program listens there, SettingsError for a host that is none of ours.
 
     Our ingress processes share their ports by SO_REUSEPORT, so a second server of the same user would
     quietly take half of the connections; hence the look before they start.
     """
     if not port:
         return
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise _no_host_of_ours(host, error) from None
     with socket.socket(family, kind, protocol) as probe:
         # Connections in TIME_WAIT from an earlier run are no hindrance to a listener, nor to this look.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise _no_host_of_ours(host, error) from None
             raise PortTaken(
                 f"{flag} got {port}, but {host}:{port} cannot be had: {error.strerror}."
             ) from None
+
+
+def _no_host_of_ours(host: str, error: OSError) -> SettingsError:
+    return SettingsError(f"--host got {host!r}, but takes an address of this machine: {error.strerror}.")
 
 
 def wait_until_listening(host: str, port: int, timeout_s: float) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from common.errors import ServiceError
+from common.errors import ServiceError, SettingsError
 from common.settings import (
     IngressSettings,
     ServeSettings,
@@ -51,21 +51,35 @@ class _Stopped(Exception):  # noqa: N818
     """A signal asked to stop while the stack was starting."""
 
 
-def count_gpus(device: str) -> int:
+def count_gpus(device: str) -> int | None:
     """Return the number of CUDA devices that PyTorch sees, 0 where `device` rules them out.
 
-    A process of its own asks PyTorch, since this one stays without it; machines without the driver's
-    control device are not asked.
+    A process of its own asks PyTorch, since this one stays without it; for `auto`, machines without the
+    driver's control device are not asked. None where there is no answer.
     """
-    if device == "cpu" or not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg")):
+    if device == "cpu":
+        return 0
+    if device == "auto" and not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg")):
         return 0
     question = "import torch; print(torch.cuda.device_count())"
-    with contextlib.suppress(subprocess.SubprocessError, OSError, ValueError):
+    with contextlib.suppress(subprocess.SubprocessError, OSError, ValueError, IndexError):
         answer = subprocess.run(
             [sys.executable, "-c", question], capture_output=True, timeout=120, check=True, text=True
         )
         return int(answer.stdout.split()[-1])
-    return 0
+    return None
+
+
+def check_device(device: str, num_gpus: int) -> None:
+    """Raise SettingsError for a CUDA device that is not there."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and int(index or 0) >= num_gpus:
+        there = {0: "no CUDA device is", 1: "only cuda:0 is"}.get(
+            num_gpus, f"cuda:0 to cuda:{num_gpus - 1} are"
+        )
+        raise SettingsError(
+            f"--device got {device!r}, but takes auto, cpu or a device that is there: {there}."
+        )
 
 
 def plan_workers(settings: ServeSettings, num_gpus: int, num_cores: int) -> list[WorkerSettings]:
@@ -134,8 +148,12 @@ class Supervisor:
         self._num_gpus = 0
 
     def run(self) -> int:
-        """Start everything, keep it running until a signal, stop it; 0 for a stop that was asked for."""
+        """Start everything, keep it running until a signal, stop it; 0 for a stop that was asked for.
+
+        Raises ServiceError for what is wrong before anything has started, SettingsError where a flag is.
+        """
         with _Signals() as signals:
+            self._check()
             try:
                 self._start(signals)
                 self._keep_running(signals)
@@ -150,22 +168,35 @@ class Supervisor:
 
     # -- start
 
-    def _start(self, signals: _Signals) -> None:
-        ingress = self._settings.ingress
+    def _check(self) -> None:
+        """Look at ports, device and cluster, so that a wrong value is said before it costs a model's load."""
+        ingress, worker = self._settings.ingress, self._settings.worker
         for flag, port in (
             ("--port", ingress.port),
             ("--ws-port", ingress.ws_port),
             ("--status-port", ingress.status_port),
         ):
             check_port_free(ingress.host, port, flag)
-        redis_url = self._start_redis()
-        ingress = replace(ingress, redis_url=redis_url)
-        roster = self._roster = Roster(ingress)
-        if reason := roster.unreachable():
-            raise StartFailed(reason)
+        if ingress.redis_url:
+            roster = Roster(ingress)
+            try:
+                if reason := roster.unreachable():
+                    raise StartFailed(reason)
+                roster.check_agreement(ingress)
+            finally:
+                roster.close()
+        # Last, since it may take seconds. The null engine computes on no device.
+        if worker.backend != "null" and self._settings.num_workers != 0:
+            num_gpus = count_gpus(worker.device)
+            if num_gpus is not None:
+                check_device(worker.device, num_gpus)
+            self._num_gpus = num_gpus or 0
 
+    def _start(self, signals: _Signals) -> None:
+        redis_url = self._start_redis()
+        ingress = replace(self._settings.ingress, redis_url=redis_url)
+        roster = self._roster = Roster(ingress)
         worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
-        self._num_gpus = count_gpus(self._settings.worker.device)
         for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, _num_cores())):
             self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", worker)))
         self._start_children(signals, self._workers, roster.has_worker, self._settings.start_timeout_s)

@@ -161,6 +161,12 @@ class Hub:
 
     def _unreachable(self, repo_id: str, revision: str, error: Exception) -> HubError:
         reason = str(error).split("\n", 1)[0] or type(error).__name__
+        if isinstance(error, OSError) and error.filename is not None:
+            return HubError(
+                f"{repo_id} at '{revision}' cannot be kept in the cache {self.cache_dir} ({reason}). Set "
+                "HF_HOME to a folder that can be written to; or start with --model PATH; or use --model-size "
+                "tiny, which needs no download."
+            )
         return HubError(
             f"{repo_id} at '{revision}' is not in the cache {self.cache_dir} and cannot be fetched from "
             f"{self.endpoint} ({reason}). Check the network or HF_ENDPOINT; or fetch the .nemo file on "

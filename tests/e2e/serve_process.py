@@ -124,12 +124,16 @@ class ServeProcess:
         assert found is not None
         return f"unix://{found[1]}"
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 40.0) -> int:
-        """Send a signal and return the exit status."""
-        self.process.send_signal(number)
+    def wait(self, timeout_s: float = READY_TIMEOUT_S) -> int:
+        """Wait until serve ends by itself, and for the end of its log; return the exit status."""
         status = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
         return status
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 40.0) -> int:
+        """Send a signal and return the exit status."""
+        self.process.send_signal(number)
+        return self.wait(timeout_s)
 
     def __enter__(self) -> ServeProcess:
         return self

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import redis
 
-from tests.e2e.serve_process import ServeProcess, free_ports, is_gone, run_cli
+from tests.e2e.serve_process import ServeProcess, is_gone, run_cli
 from tests.waiting import wait_until
 
 
@@ -133,32 +133,6 @@ def test_the_embedded_server_comes_back_and_the_stack_serves_again() -> None:
         answer = run_cli("status", "--status-port", str(serve.status_port))
         assert answer.returncode == 0, answer.stderr
         assert serve.stop() == 0
-
-
-def test_a_port_in_use_is_said_before_anything_starts() -> None:
-    with ServeProcess() as first:
-        first.wait_until_ready()
-        with ServeProcess("--port", str(first.tcp_port)) as second:
-            assert second.process.wait(30) == 1
-            second.wait_for_line(f"--port got {first.tcp_port}, but 127.0.0.1:{first.tcp_port} cannot be had")
-            assert "started" not in second.log
-
-
-def test_a_redis_that_does_not_answer_is_said() -> None:
-    (port,) = free_ports(1)
-    with ServeProcess("--redis-url", f"redis://127.0.0.1:{port}/0") as serve:
-        assert serve.process.wait(60) == 1
-        serve.wait_for_line(f"Redis at 127.0.0.1:{port}/0 does not answer")
-        assert not [line for line in serve.lines if "started worker" in line]
-
-
-def test_a_worker_that_cannot_load_its_model_ends_the_start(tmp_path: Path) -> None:
-    archive = tmp_path / "broken.nemo"
-    archive.write_bytes(b"no archive")
-    with ServeProcess("--backend", "native", "--model", str(archive)) as serve:
-        assert serve.process.wait(90) == 1
-        serve.wait_for_line(r"worker 0 ended with exit status \d+ before it was ready")
-        assert "restarting" not in serve.log
 
 
 def test_health_says_whether_a_worker_of_this_host_is_well() -> None:

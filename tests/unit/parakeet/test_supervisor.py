@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import replace
 
 import pytest
 
+from common.errors import SettingsError
 from common.settings import parse
 from parakeet.readiness import PortTaken, check_port_free, wait_until_listening
-from parakeet.supervisor import count_gpus, plan_workers
+from parakeet.supervisor import check_device, count_gpus, plan_workers
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,26 @@ def test_one_worker_a_gpu_or_one_on_cpu(
 
 def test_no_gpu_is_looked_for_on_cpu() -> None:
     assert count_gpus("cpu") == 0
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_a_device_that_is_there_is_taken(device: str) -> None:
+    check_device(device, 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "there"),
+    [
+        ("cuda", 0, "no CUDA device is"),
+        ("cuda:0", 0, "no CUDA device is"),
+        ("cuda:1", 1, "only cuda:0 is"),
+        ("cuda:9", 4, "cuda:0 to cuda:3 are"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device: str, num_gpus: int, there: str) -> None:
+    sentence = f"--device got '{device}', but takes auto, cpu or a device that is there: {there}."
+    with pytest.raises(SettingsError, match=f"^{re.escape(sentence)}$"):
+        check_device(device, num_gpus)
 
 
 def test_a_port_in_use_is_named_with_its_flag(free_port: int) -> None:
