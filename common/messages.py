@@ -68,7 +68,7 @@ class Audio:
     @property
     def num_samples(self) -> int:
         """Number of samples in the payload."""
-        return len(self.payload) // self.encoding.sample_bytes
+        return len(self.payload) >> (1 if self.encoding is Encoding.PCM16 else 2)
 
 
 @dataclass(frozen=True, slots=True)

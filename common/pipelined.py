@@ -22,6 +22,7 @@ import hiredis
 import redis.exceptions
 
 Argument = bytes | bytearray | memoryview | str | int | float
+Part = bytes | bytearray | memoryview
 
 # Bounds what waits while Redis is away: the appends of 1,000 streams over several seconds.
 MAX_WAITING_BYTES: Final = 128 * 1024 * 1024
@@ -93,7 +94,7 @@ class PipelinedConnection:
         self._reader = self._new_reader()
         self._transport: asyncio.Transport | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._outgoing: list[bytes] = []
+        self._outgoing: list[Part] = []
         self._outgoing_bytes = 0
         self._waiting: deque[_Call] = deque()
         self._flush_due = False
@@ -102,8 +103,11 @@ class PipelinedConnection:
 
     # Commands
 
-    def send(self, commands: Sequence[bytes]) -> asyncio.Future[list[Any]]:
+    def send(self, parts: Sequence[Part], count: int | None = None) -> asyncio.Future[list[Any]]:
         """Queue packed commands; the future gives their replies in order, at least one of them.
+
+        parts: the bytes of the commands, cut wherever the caller likes; kept until they are written.
+        count: number of commands in them, for None one a part.
 
         A reply that is an error stands in the list as redis.exceptions.ResponseError. The future
         raises redis.exceptions.ConnectionError or TimeoutError when the connection was lost, or was
@@ -114,9 +118,9 @@ class PipelinedConnection:
         if self._closed or self._outgoing_bytes > MAX_WAITING_BYTES:
             future.set_exception(redis.exceptions.ConnectionError(_LOST if self._closed else _FULL))
             return future
-        self._outgoing.extend(commands)
-        self._outgoing_bytes += sum(map(len, commands))
-        self._waiting.append(_Call(future, len(commands), loop.time()))
+        self._outgoing.extend(parts)
+        self._outgoing_bytes += sum(map(len, parts))
+        self._waiting.append(_Call(future, len(parts) if count is None else count, loop.time()))
         if not self._flush_due:
             self._flush_due = True
             loop.call_soon(self._flush)
@@ -152,7 +156,8 @@ class PipelinedConnection:
         outgoing = self._outgoing
         self._outgoing = []
         self._outgoing_bytes = 0
-        self._transport.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
+        # Not joined: a copy of hundreds of kilobytes is memory that the kernel hands out page by page.
+        self._transport.writelines(outgoing)
         if self._watch is None:
             self._watch_again()
 
@@ -194,23 +199,25 @@ class PipelinedConnection:
         """Take bytes from the socket and hand the replies in them out."""
         waiting = self._waiting
         self._reader.feed(data)
+        next_reply = self._reader.gets
         try:
-            while (reply := self._reader.gets()) is not False:
+            while (reply := next_reply()) is not False:
                 if not waiting:
                     raise hiredis.ProtocolError("a reply that nothing waits for")
                 if type(reply) is redis.exceptions.ResponseError and is_elsewhere(reply):
                     self._drop(redis.exceptions.ConnectionError(str(reply)))
                     return
                 call = waiting[0]
-                call.replies.append(reply)
-                if len(call.replies) < call.count:
+                replies = call.replies
+                replies.append(reply)
+                if len(replies) < call.count:
                     continue
                 waiting.popleft()
                 if call.future is None:
                     if isinstance(reply, Exception):  # a wrong password, say: nothing can work
                         self._drop(redis.exceptions.ConnectionError(str(reply)))
                 elif not call.future.done():
-                    call.future.set_result(call.replies)
+                    call.future.set_result(replies)
         except hiredis.ProtocolError as error:
             self._drop(redis.exceptions.ConnectionError(str(error)))
 

@@ -20,8 +20,9 @@ from typing import Any, Final
 import orjson
 
 from common.admission import Admission, ClusterSettings
+from common.appender import Appender
 from common.assignments import NewStream, StreamDirectory, StreamRecord
-from common.audio_log import Appender, AudioLog, last_audio
+from common.audio_log import AudioLog, last_audio
 from common.claims import SUSPICIOUS_DEATHS
 from common.entries import IngressId, LineKind, StreamId
 from common.errors import (
@@ -35,7 +36,7 @@ from common.errors import (
 )
 from common.keys import Keys
 from common.leases import IngressPresence, IngressReport
-from common.messages import Encoding, Resume
+from common.messages import Audio, Resume
 from common.options import StreamOptions
 from common.redis import AsyncRedis, PipelinedCommands, RedisServers
 from common.result_log import Position, catch_up
@@ -401,7 +402,7 @@ class RedisBackplane:
 
         appender = link.successor(self._audio, again)
         if appender is not None:
-            appender.append(b"", Encoding.PCM16, final=True)
+            appender.append(Audio(b"", final=True))
 
     async def _release(self, streams: Iterable[StreamId]) -> None:
         for stream in streams:

@@ -157,8 +157,12 @@ class Connection:
             return
         self._last_heard = self._loop.time()
         try:
+            audio = self._protocol.more_audio(data)
+            if audio is not None:
+                self._append(audio)
+                return
             outcome = self._protocol.receive_text(data)
-        except Exception:
+        except Exception:  # a defect: logged, and it ends this connection only
             self._failed()
             return
         self._carry_out(outcome)
@@ -173,7 +177,7 @@ class Connection:
         self._last_heard = self._loop.time()
         try:
             outcome = self._protocol.receive_binary(data)
-        except Exception:
+        except Exception:  # a defect: logged, and it ends this connection only
             self._failed()
             return
         self._carry_out(outcome)
@@ -255,11 +259,12 @@ class Connection:
                 end = at + len(_ACK_FIELD)
                 stop = json.find(b",", end)
                 protocol.acknowledge(int(json[end : stop if stop > 0 else -1]))
-            outcome = protocol.notify(Event.RESULT)
+            if protocol.only_forwards():
+                self._forward(json, mergeable=kind is LineKind.PARTIAL)
+            else:
+                self._carry_out(protocol.notify(Event.RESULT), json)
         else:
-            outcome = protocol.notify(Event.LAST_RESULT)
-        if outcome.actions:
-            self._carry_out(outcome, json, mergeable=kind is LineKind.PARTIAL)
+            self._carry_out(protocol.notify(Event.LAST_RESULT), json)
 
     def on_ack(self, samples: int) -> None:
         """Note progress without a result."""
@@ -284,15 +289,13 @@ class Connection:
 
     # Actions
 
-    def _carry_out(self, outcome: Outcome, result: bytes = b"", *, mergeable: bool = False) -> None:
+    def _carry_out(self, outcome: Outcome, result: bytes = b"") -> None:
         try:
             for action in outcome.actions:
-                if action is Action.APPEND:
-                    self._append(outcome.message)
-                elif action is Action.FORWARD:
-                    self._send(result, mergeable=mergeable)
+                if action is Action.FORWARD:
+                    self._send(result)
                 else:
-                    self._carry_out_rare(action, outcome)
+                    self._do(action, outcome)
         except ClientFault as error:  # the send buffer is full
             self._drop(error)
         except Exception:
@@ -303,8 +306,12 @@ class Connection:
         log.exception("A connection failed", extra={"stream_id": self.stream_id})
         self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 
-    def _carry_out_rare(self, action: Action, outcome: Outcome) -> None:
+    def _do(self, action: Action, outcome: Outcome) -> None:
         match action:
+            case Action.APPEND:
+                if not isinstance(outcome.message, Audio):
+                    raise AssertionError("APPEND without audio")
+                self._append(outcome.message)
             case Action.HELLO:
                 self._send_hello()
             case Action.PONG:
@@ -339,17 +346,21 @@ class Connection:
             case _:
                 raise AssertionError(f"no such action: {action}")
 
-    def _append(self, message: object) -> None:
-        if not isinstance(message, Audio):
-            raise AssertionError("APPEND without audio")
-        # The protocol has counted this audio already.
-        first_sample = self._protocol.next_sample - message.num_samples
-        if not self._linked().append(message, first_sample):
+    def _append(self, audio: Audio) -> None:
+        if not self._linked().append(audio):
             self._peer.pause_reading()
 
-    def _send(self, message: bytes, *, mergeable: bool = False) -> None:
+    def _forward(self, result: bytes, *, mergeable: bool) -> None:
+        try:
+            self._buffer.send(result, mergeable=mergeable)
+        except ClientFault as error:  # the send buffer is full
+            self._drop(error)
+        except Exception:  # a defect: logged, and it ends this connection only
+            self._failed()
+
+    def _send(self, message: bytes) -> None:
         if not self._lost:
-            self._buffer.send(message, mergeable=mergeable)
+            self._buffer.send(message)
 
     def _send_hello(self) -> None:
         link = self._linked()

@@ -8,6 +8,7 @@ came, so RFC 6455 is judged in one place only.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Final, NamedTuple
 
 try:
@@ -15,9 +16,26 @@ try:
 except ImportError:
     from websockets.utils import apply_mask
 
+_TEXT: Final = 0x81
 _BINARY: Final = 0x82
-_WHOLE: Final = (0x81, _BINARY)
+_WHOLE: Final = (_TEXT, _BINARY)
 _MASKED: Final = 0x80
+# A masked frame whose length takes two bytes (126 to 65,535): its second byte, and its header's size.
+_MASKED_LONG: Final = _MASKED | 126
+_LONG_HEADER: Final = 8
+
+
+_HEADER_16 = Struct(">BBH").pack
+
+
+def text_frame(payload: bytes) -> bytes:
+    """One whole text frame (RFC 6455, section 5.2), not masked, as servers send them."""
+    size = len(payload)
+    if size < 126:
+        return bytes((_TEXT, size)) + payload
+    if size < 65536:
+        return _HEADER_16(_TEXT, 126, size) + payload
+    return b"\x81\x7f" + size.to_bytes(8) + payload
 
 
 class Message(NamedTuple):
@@ -49,6 +67,16 @@ class FrameReader:
         self._needed = 0
         self._fragmented = False
         self._refused = False
+
+    def whole_text(self, data: bytes) -> bytes | None:
+        """The payload where `data` is one text frame of some length, no more and no less, as nearly
+        every read is; None for anything else, which `feed` takes."""
+        if len(data) < _LONG_HEADER or data[0] != _TEXT or data[1] != _MASKED_LONG or self._held:
+            return None
+        length = (data[2] << 8) | data[3]
+        if len(data) != length + _LONG_HEADER or length > self._max or self._fragmented or self._refused:
+            return None
+        return apply_mask(data[_LONG_HEADER:], data[4:_LONG_HEADER])
 
     def feed(self, data: bytes) -> list[Message | Other]:
         """Take bytes from the peer and return what they complete."""

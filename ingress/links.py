@@ -51,8 +51,8 @@ class StreamLink(Protocol):
     def begin(self, options: StreamOptions) -> None:
         """Create the stream. Failures come as `on_failure`."""
 
-    def append(self, audio: Audio, first_sample: int) -> bool:
-        """Append audio; False asks to stop reading until `on_room`."""
+    def append(self, audio: Audio) -> bool:
+        """Append the stream's next audio; False asks to stop reading until `on_room`."""
 
     def abandon(self, *, keep: bool) -> None:
         """Nobody listens any more: end the stream (now, or after the grace if `keep`), or give the

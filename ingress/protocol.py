@@ -199,6 +199,15 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
 """Every state's transitions. An event that a state does not list is ignored: it came too late (a
 result after the end), or from a part of the service that could not know better."""
 
+
+def _doing_only(event: Event, action: Action) -> frozenset[State]:
+    return frozenset(state for state in TABLE if TABLE[state].get(event) == Transition(state, (action,)))
+
+
+# Where nearly everything happens: an event that changes no state and asks for one thing.
+_ONLY_APPENDING: Final = _doing_only(Event.AUDIO, Action.APPEND)
+_ONLY_FORWARDING: Final = _doing_only(Event.RESULT, Action.FORWARD)
+
 _SENTENCES: Final = {
     ErrorCode.AUDIO_AFTER_FINAL: "Audio after 'final: true' or 'close' is ignored.",
     ErrorCode.UNEXPECTED_MESSAGE: "This message has no place here: '{message}' {rule}.",
@@ -247,13 +256,26 @@ class ConnectionProtocol:
         self.acked_samples = 0
         self._shape: AudioShape | None = None
 
+    def more_audio(self, data: bytes) -> Audio | None:
+        """Take one line, or one text frame, that is what nearly all are: more audio, written like the
+        client's last, and to be appended. None for anything else, which `receive_text` takes."""
+        if self._shape is None or self.state not in _ONLY_APPENDING:
+            return None
+        audio = self._shape.read(data)
+        if audio is None:
+            return None
+        end = self.next_sample + audio.num_samples
+        if end - self.acked_samples > self.max_buffered_samples:
+            return None
+        self.next_sample = end
+        return audio
+
+    def only_forwards(self) -> bool:
+        """Whether a result that is not the last one changes nothing and goes to the client."""
+        return self.state in _ONLY_FORWARDING
+
     def receive_text(self, data: bytes | bytearray | memoryview | str) -> Outcome:
         """Take one line, or one text frame, of the client."""
-        shape = self._shape
-        if shape is not None and type(data) is bytes:
-            audio = shape.read(data)
-            if audio is not None:
-                return self.receive(audio)
         try:
             message = decode_client_message(data)
         except ClientFault as error:

@@ -13,7 +13,8 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from common.audio_log import Appender, AudioLog
+from common.appender import Appender
+from common.audio_log import AudioLog
 from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import EntryError, ErrorCode, StreamError, StreamLost, Unavailable
 from common.keys import StreamKeys
@@ -139,7 +140,7 @@ class RedisLink:
         self.begun_at = self.heard_at = self._loop.time()
         self._owner.start_task(self._create(options), f"create-{self.stream}")
 
-    def append(self, audio: Audio, first_sample: int) -> bool:
+    def append(self, audio: Audio) -> bool:
         """Append audio; False asks to stop reading until `on_room`."""
         if audio.final:
             self._finished = True
@@ -152,7 +153,7 @@ class RedisLink:
         elif appender.failed is not None:
             return True  # on_failure is on its way
         else:
-            appender.append(audio.payload, audio.encoding, audio.final)
+            appender.append(audio)
             pending = appender.pending_bytes
         if pending <= MAX_PENDING_BYTES:
             return True
@@ -244,7 +245,7 @@ class RedisLink:
         """Append a final mark, unless there is one."""
         self.finish_at = None
         if not self._finished:
-            self.append(_FINAL_MARK, 0)
+            self.append(_FINAL_MARK)
 
     @property
     def can_append(self) -> bool:
@@ -355,7 +356,7 @@ class RedisLink:
         held, self._held = self._held, []
         for audio in held:
             if appender.failed is None:
-                appender.append(audio.payload, audio.encoding, audio.final)
+                appender.append(audio)
         self._settled.set()
 
     def on_append_failed(self, error: Unavailable) -> None:

@@ -19,7 +19,7 @@ from websockets.server import ServerProtocol
 
 from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
 from ingress.connection import Connection
-from ingress.frames import FrameReader, Other
+from ingress.frames import FrameReader, Other, text_frame
 from ingress.tcp import LINGER_S, WRITE_HIGH_BYTES, OpenConnection, notice_dead_peers
 
 STREAM_PATH: Final = "/"
@@ -108,10 +108,17 @@ class WebSocketShell(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand whole messages to the connection."""
-        if self._frames is None:
+        frames = self._frames
+        if frames is None:
             self._take_head(data)
             return
-        for item in self._frames.feed(data):
+        connection = self._connection
+        if connection is not None and not self._closing:
+            text = frames.whole_text(data)
+            if text is not None:
+                connection.received_text(text)
+                return
+        for item in frames.feed(data):
             if isinstance(item, Other):
                 self._received(item.data)
             elif self._connection is not None and not self._closing:
@@ -182,14 +189,7 @@ class WebSocketShell(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._closing:
             return
-        size = len(message)
-        if size < 126:
-            head = bytes((0x81, size))
-        elif size < 65536:
-            head = b"\x81\x7e" + size.to_bytes(2)
-        else:
-            head = b"\x81\x7f" + size.to_bytes(8)
-        transport.write(head + message)
+        transport.write(text_frame(message))
 
     def close(self, error: StreamError | None) -> None:
         """Flush, send a close frame, and wait a little for the client's."""

@@ -15,13 +15,14 @@ import numpy as np
 import orjson
 
 from common.admission import Admission
+from common.appender import Appender
 from common.assignments import NewStream, StreamDirectory
-from common.audio_log import Appender, AudioLog
+from common.audio_log import AudioLog
 from common.entries import IngressId, Line, LineKind, StreamId, WorkerId
 from common.errors import NoWorker, Unavailable
 from common.keys import Keys, StreamKeys
 from common.leases import IngressPresence, IngressReport
-from common.messages import Encoding
+from common.messages import Audio, Encoding
 from common.options import StreamOptions
 from common.redis import AsyncRedis, RedisServers
 from common.result_log import Position, Published, ResultSubscription, catch_up
@@ -84,7 +85,7 @@ class ClientStream:
         self.failure = error
 
     def append(self, pcm: bytes, *, final: bool = False, encoding: Encoding = Encoding.PCM16) -> None:
-        self.appender.append(pcm, encoding, final)
+        self.appender.append(Audio(pcm, encoding, final))
 
     def take(self, line: Line) -> bool:
         """Take a line as an ingress does; False when something before it is missing."""

@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from common.audio_log import Appender, AudioLog
+from common.appender import Appender
+from common.audio_log import AudioLog
 from common.entries import StreamId
 from common.errors import Unavailable
 from common.keys import Keys
-from common.messages import Encoding
+from common.messages import Audio
 from common.redis import AsyncRedis, RedisServers
 from tests.servers import raw_client
 from tests.waiting import until
 
-_20_MS = b"\1\0" * 320
+_20_MS = Audio(b"\1\0" * 320)
 
 
 @asynccontextmanager
@@ -53,9 +54,9 @@ def samples(client: Any, key: bytes) -> list[int]:
 async def test_two_short_messages_share_an_entry(redis_url: str) -> None:
     async with appending(redis_url, coalesce_ms=20) as (_, appender, client, key):
         for _ in range(3):
-            appender.append(_20_MS, Encoding.PCM16)
+            appender.append(_20_MS)
             await asyncio.sleep(0)
-            appender.append(_20_MS, Encoding.PCM16)
+            appender.append(_20_MS)
             await until(lambda: appender.idle, what="the commit")
         assert samples(client, key) == [640, 640, 640]
         assert [int(fields[b"o"]) for _, fields in client.xrange(key)] == [0, 640, 1280]
@@ -64,7 +65,7 @@ async def test_two_short_messages_share_an_entry(redis_url: str) -> None:
 async def test_a_short_message_that_stays_alone_waits_no_longer_than_the_bound(redis_url: str) -> None:
     async with appending(redis_url, coalesce_ms=300) as (_, appender, client, key):
         started = time.monotonic()
-        appender.append(_20_MS, Encoding.PCM16)
+        appender.append(_20_MS)
         await asyncio.sleep(0.1)
         assert samples(client, key) == []
         await until(lambda: samples(client, key) == [320], what="the commit")
@@ -73,11 +74,11 @@ async def test_a_short_message_that_stays_alone_waits_no_longer_than_the_bound(r
 
 async def test_a_final_mark_a_long_message_and_a_shutdown_wait_for_nothing(redis_url: str) -> None:
     async with appending(redis_url, coalesce_ms=60_000) as (log, appender, client, key):
-        appender.append(_20_MS, Encoding.PCM16)
+        appender.append(_20_MS)
         assert await log.flush(5.0)
         assert samples(client, key) == [320]
-        appender.append(_20_MS, Encoding.PCM16)
-        appender.append(b"", Encoding.PCM16, final=True)
+        appender.append(_20_MS)
+        appender.append(Audio(b"", final=True))
         await until(lambda: samples(client, key) == [320, 320], what="the final entry")
         assert client.xrange(key)[-1][1][b"x"] == b"1"
 
@@ -85,6 +86,6 @@ async def test_a_final_mark_a_long_message_and_a_shutdown_wait_for_nothing(redis
 async def test_without_coalescing_each_message_is_committed(redis_url: str) -> None:
     async with appending(redis_url, coalesce_ms=0) as (_, appender, client, key):
         for _ in range(3):
-            appender.append(_20_MS, Encoding.PCM16)
+            appender.append(_20_MS)
             await until(lambda: appender.idle, what="the commit")
         assert samples(client, key) == [320] * 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.audio_log import Appender
+from common.appender import Appender
 from common.entries import Line, LineKind, StreamId
 from common.errors import ErrorCode, NoWorker, StreamError
 from common.keys import Keys
@@ -83,10 +83,10 @@ class _Appender:
         self.owner: object = None
         self.drained = asyncio.Event()
 
-    def append(self, payload: bytes, encoding: object, final: bool = False) -> None:
-        self.payloads.append(payload)
-        self.finals += final
-        self.pending_bytes += len(payload)
+    def append(self, audio: Audio) -> None:
+        self.payloads.append(audio.payload)
+        self.finals += audio.final
+        self.pending_bytes += len(audio.payload)
 
     def set_owner(self, owner: object) -> None:
         self.owner = owner
@@ -197,12 +197,12 @@ async def test_audio_that_comes_before_the_stream_is_created_is_kept_in_order() 
     link, owner, _ = _link()
     appender = _Appender()
     link.begin(StreamOptions())
-    link.append(Audio(b"aa"), 0)
-    link.append(Audio(b"bb"), 1)
+    link.append(Audio(b"aa"))
+    link.append(Audio(b"bb"))
     link.take(_line(_O, 1, 0))
     owner.creation.set_result(appender)  # type: ignore[arg-type]
     await asyncio.gather(*owner.tasks)
-    link.append(Audio(b"cc", final=True), 2)
+    link.append(Audio(b"cc", final=True))
     assert appender.payloads == [b"aa", b"bb", b"cc"]
     assert appender.owner == "w-1"
     assert appender.finals == 1
@@ -224,8 +224,8 @@ async def test_too_much_on_its_way_pauses_until_there_is_room() -> None:
     link, owner, listener = _link()
     appender = _Appender()
     link.begin(StreamOptions())
-    assert link.append(Audio(b"a" * MAX_PENDING_BYTES), 0)
-    assert not link.append(Audio(b"b" * 2), 1)
+    assert link.append(Audio(b"a" * MAX_PENDING_BYTES))
+    assert not link.append(Audio(b"b" * 2))
     owner.creation.set_result(appender)  # type: ignore[arg-type]
     for _ in range(5):
         await asyncio.sleep(0)

@@ -1,0 +1,227 @@
+"""The audio of one stream that is on its way into Redis; common/audio_log.py commits it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from common.entries import AudioEntry, Bytes, IngressId, WorkerId
+from common.errors import Unavailable
+from common.keys import StreamKeys
+from common.messages import Audio, Encoding
+from common.pipelined import pack
+
+# Small messages that queue while a commit is under way become one entry, up to this size; a larger
+# message becomes several entries. 64 KiB are two seconds of pcm16 at 16 kHz.
+MAX_ENTRY_BYTES: Final = 64 * 1024
+
+# XADD key NOMKSTREAM id o first p payload, in RESP and cut where the payload is: as good as every
+# command is this one, and its payload goes to the socket without being copied.
+_XADD: Final = b"*8\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n"
+_ID_AND_FIELDS: Final = b"%b$%d\r\n%b\r\n$1\r\no\r\n$%d\r\n%b\r\n$1\r\np\r\n$%d\r\n"
+_END: Final = b"\r\n"
+_PCM16: Final = Encoding.PCM16
+
+
+class Committer(Protocol):
+    """What an appender asks of the log behind it."""
+
+    def queued(self, appender: Appender, audio: Audio | None) -> None:
+        """Something was queued: audio, or a mark that waits for nothing."""
+
+    def announce(self, appender: Appender) -> None:
+        """The stream's owner is to be told of what is in Redis."""
+
+    def ready_key(self, shard: int, owner: WorkerId) -> bytes:
+        """The set in which an owner is told of streams of a shard."""
+
+
+class Appender:
+    """The appends of one stream; belongs to the event loop of its `AudioLog`.
+
+    connection: number of this connection of the stream (1 for its first).
+    next_seq: seq of the next entry. first_sample: position of the next sample.
+    owner, ready: the worker that is told of new audio, and the key of the set to tell it; None before.
+    held_samples: queued, and held for more to join them (AudioLog).
+    failed: why the stream can take no more audio, or None.
+    """
+
+    __slots__ = (
+        "_log",
+        "_on_failure",
+        "_queue",
+        "_room",
+        "_stem",
+        "_under_way",
+        "_under_way_bytes",
+        "connection",
+        "failed",
+        "first_sample",
+        "held_samples",
+        "keys",
+        "member",
+        "next_seq",
+        "owner",
+        "pending_bytes",
+        "ready",
+    )
+
+    def __init__(
+        self,
+        log: Committer,
+        keys: StreamKeys,
+        connection: int,
+        next_seq: int,
+        first_sample: int,
+        on_failure: Callable[[Unavailable], None],
+    ) -> None:
+        self._log = log
+        self._on_failure = on_failure
+        self._queue: deque[Audio | IngressId] = deque()
+        self._under_way: tuple[Bytes, ...] = ()  # the packed command of the entry to commit next
+        self._under_way_bytes = 0
+        self._room: asyncio.Event | None = None
+        self._stem = _XADD % (len(keys.audio), keys.audio)
+        self.keys: Final = keys
+        self.connection: Final = connection
+        self.member: Final = b"%d" % keys.stream
+        self.next_seq = next_seq
+        self.first_sample = first_sample
+        self.owner: WorkerId | None = None
+        self.ready: bytes | None = None
+        self.pending_bytes = 0
+        self.held_samples = 0
+        self.failed: Unavailable | None = None
+
+    def append(self, audio: Audio) -> None:
+        """Queue whole samples for the next commit. The payload is kept until it is in Redis.
+
+        Never waits: callers keep to the bound with `room`. Raises the failure of an earlier append.
+        """
+        if self.failed is not None:
+            raise self.failed
+        size = len(audio.payload)
+        if size > MAX_ENTRY_BYTES:
+            for at in range(0, size, MAX_ENTRY_BYTES):
+                part = audio.payload[at : at + MAX_ENTRY_BYTES]
+                self._queue.append(Audio(part, audio.encoding, audio.final and at + MAX_ENTRY_BYTES >= size))
+        else:
+            self._queue.append(audio)
+        self.pending_bytes += size
+        self._log.queued(self, audio)
+
+    def attach(self, ingress: IngressId) -> None:
+        """Queue the entry that tells the worker which ingress the stream has moved to."""
+        self._queue.append(ingress)
+        self._log.queued(self, None)
+
+    def set_owner(self, owner: WorkerId) -> None:
+        """Take the worker whose ready set is told of new audio, and tell it of what is there."""
+        if owner != self.owner:
+            self.owner = owner
+            self.ready = self._log.ready_key(self.keys.shard, owner)
+            self._log.announce(self)
+
+    @property
+    def idle(self) -> bool:
+        """True when everything that was queued is in Redis."""
+        return not self._under_way and not self._queue
+
+    async def room(self, max_bytes: int) -> None:
+        """Wait until at most `max_bytes` are queued. Raises the failure of an append."""
+        while self.failed is None and self.pending_bytes > max_bytes:
+            if self._room is None:
+                self._room = asyncio.Event()
+            self._room.clear()
+            await self._room.wait()
+        if self.failed is not None:
+            raise self.failed
+
+    # The log's side
+
+    def write_next(self, out: list[Bytes]) -> bool:
+        """Put the command of the next entry, in parts, behind `out`; False where there is none.
+
+        The same one until it is `committed`.
+        """
+        if not self._under_way:
+            if not self._queue:
+                return False
+            self._take_next()
+        out += self._under_way
+        return True
+
+    def _take_next(self) -> None:
+        """Make one entry of as much of the queue as fits."""
+        head = self._queue.popleft()
+        if type(head) is not Audio:
+            self._pack_marked(
+                AudioEntry(self.connection, self.next_seq, self.first_sample, b"", ingress=head)
+            )
+            return
+        payload, encoding, final = head.payload, head.encoding, head.final
+        if self._queue and not final:
+            payload, final = self._join(payload, encoding)
+        if final or encoding is not _PCM16 or not payload:
+            self._pack_marked(
+                AudioEntry(self.connection, self.next_seq, self.first_sample, payload, encoding, final)
+            )
+            return
+        size = len(payload)
+        entry_id = b"%d-%d" % (self.connection, self.next_seq)
+        first = b"%d" % self.first_sample
+        start = _ID_AND_FIELDS % (self._stem, len(entry_id), entry_id, len(first), first, size)
+        self._under_way = (start, payload, _END)
+        self._under_way_bytes = size
+        self.next_seq += 1
+        self.first_sample += size >> 1
+
+    def _join(self, payload: bytes, encoding: Encoding) -> tuple[bytes, bool]:
+        """Take what may share an entry with `payload`; the whole, and whether it is the last audio."""
+        queue = self._queue
+        parts = [payload]
+        size = len(payload)
+        final = False
+        while queue and not final:
+            item = queue[0]
+            if (
+                type(item) is not Audio
+                or (item.payload and item.encoding is not encoding)
+                or size + len(item.payload) > MAX_ENTRY_BYTES
+            ):
+                break
+            queue.popleft()
+            parts.append(item.payload)
+            size += len(item.payload)
+            final = item.final
+        return b"".join(parts), final
+
+    def _pack_marked(self, entry: AudioEntry) -> None:
+        """Take an entry of any form."""
+        command = pack(b"XADD", self.keys.audio, b"NOMKSTREAM", entry.entry_id, *entry.fields())
+        self._under_way = (command,)
+        self._under_way_bytes = len(entry.payload)
+        self.next_seq += 1
+        self.first_sample += entry.num_samples
+
+    def committed(self) -> bool:
+        """The entry is in Redis; True where more waits."""
+        self._under_way = ()
+        self.pending_bytes -= self._under_way_bytes
+        if self._room is not None:
+            self._room.set()
+        return bool(self._queue)
+
+    def fail(self, error: Unavailable) -> None:
+        """Give up: nothing of what is queued will be in Redis."""
+        if self.failed is not None:
+            return
+        self.failed = error
+        self._under_way = ()
+        self._queue.clear()
+        self.pending_bytes = 0
+        if self._room is not None:
+            self._room.set()
+        self._on_failure(error)
