@@ -156,7 +156,7 @@ class Appender:
     def _take_next(self) -> None:
         """Make one entry of as much of the queue as fits."""
         head = self._queue.popleft()
-        if type(head) is not Audio:
+        if not isinstance(head, Audio):
             self._pack_marked(
                 AudioEntry(self.connection, self.next_seq, self.first_sample, b"", ingress=head)
             )
@@ -187,7 +187,7 @@ class Appender:
         while queue and not final:
             item = queue[0]
             if (
-                type(item) is not Audio
+                not isinstance(item, Audio)
                 or (item.payload and item.encoding is not encoding)
                 or size + len(item.payload) > MAX_ENTRY_BYTES
             ):
