@@ -19,10 +19,10 @@ from typing import Any
 from parakeet.child import start_tied
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy
-from tests.ingress_process import HOST, free_ports
+from tests.ports import HOST, free_ports
 from tests.servers import make_server, raw_client
+from tests.service_process import ROOT
 from tests.waiting import until
-from tests.worker_process import ROOT
 
 RESTART_AFTER_S = 0.5
 LEASE_MS = 1500

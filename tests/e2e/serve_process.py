@@ -5,29 +5,17 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import TracebackType
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from tests.ports import HOST, free_ports
+from tests.service_process import ROOT
+
 READY_TIMEOUT_S = 90.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on just now, all different."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -93,9 +81,13 @@ class ServeProcess:
             assert len(found()) >= count, f"serve ended without a line {pattern!r}:\n{self.log}"
             return found()[count - 1]
 
-    def wait_until_ready(self) -> str:
+    def wait_until_ready(self, timeout_s: float = READY_TIMEOUT_S) -> str:
         """Return the ready line."""
-        return self.wait_for_line(r" parakeet\.ready ready: ")
+        return self.wait_for_line(r" parakeet\.ready ready: ", timeout_s)
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://{HOST}:{self.ws_port}"
 
     def children(self) -> list[psutil.Process]:
         """Return the processes that serve has started."""

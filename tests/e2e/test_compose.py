@@ -23,7 +23,7 @@ import yaml
 from parakeet.embedded_redis import find_server
 from parakeet.readiness import wait_until_listening
 from parakeet.status import read_status
-from tests.e2e.serve_process import free_ports
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]

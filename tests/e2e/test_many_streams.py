@@ -10,7 +10,8 @@ import pytest
 from common.messages import Result
 from parakeet.audio_source import Recording, read_wav
 from parakeet.client import ClientTimeouts, connect
-from tests.e2e.serve_process import ROOT, ServeProcess
+from tests.e2e.serve_process import ServeProcess
+from tests.service_process import ROOT
 
 RECORDINGS = sorted((ROOT / "parakeet" / "recordings").glob("*.wav"))
 NUM_STREAMS = 20

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.serve_process import ROOT, ServeProcess
+from tests.e2e.serve_process import ServeProcess
+from tests.service_process import ROOT
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.serve_process import ROOT, ServeProcess, run_cli
+from tests.e2e.serve_process import ServeProcess, run_cli
+from tests.service_process import ROOT
 
 RECORDINGS = ROOT / "parakeet" / "recordings"
 GOFORWARD = RECORDINGS / "goforward.wav"

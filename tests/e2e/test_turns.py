@@ -10,7 +10,8 @@ from common.messages import Result
 from common.options import StreamOptions
 from parakeet.audio_source import Recording, read_wav
 from parakeet.client import ClientTimeouts, connect
-from tests.e2e.serve_process import ROOT, ServeProcess
+from tests.e2e.serve_process import ServeProcess
+from tests.service_process import ROOT
 
 _TIMEOUTS = ClientTimeouts(connect_s=20, silence_s=60, final_s=120, resume_s=30, send_s=120)
 _SILENCE_S = 2.5

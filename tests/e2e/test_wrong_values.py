@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gpu_worker.model.hub import HUB_IDS
-from tests.e2e.serve_process import ServeProcess, free_ports
+from tests.e2e.serve_process import ServeProcess
 from tests.fake_hub import running_hub
+from tests.ports import free_ports
 
 SETTINGS = 2
 """Exit status for a wrong value."""

@@ -17,7 +17,8 @@ from common.messages import Result
 from common.options import StreamOptions
 from parakeet.client import ClientTimeouts, ServerError, Stream, connect
 from parakeet.embedded_redis import EmbeddedRedis
-from tests.ingress_process import HOST, IngressProcess
+from tests.ingress_process import IngressProcess
+from tests.ports import HOST
 from tests.servers import keys_of_streams, raw_client
 from tests.stream_client import expected_text, noise
 from tests.waiting import until

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from common.keys import Keys
 from tests.servers import raw_client
+from tests.service_process import ROOT
 from tests.stream_client import ingress_side, noise
 from tests.waiting import until
-from tests.worker_process import ROOT, WorkerProcess
+from tests.worker_process import WorkerProcess
 
 DOCS = (ROOT / "docs" / "redis.md").read_text()
 

@@ -15,7 +15,8 @@ import redis
 from parakeet.child import start_tied
 from parakeet.client import connect
 from parakeet.embedded_redis import find_redis_server
-from tests.ingress_process import HOST, IngressProcess, free_ports
+from tests.ingress_process import IngressProcess
+from tests.ports import HOST, free_ports
 from tests.stream_client import expected_text, noise
 from tests.waiting import until, wait_until
 from tests.worker_process import WorkerProcess

@@ -15,9 +15,10 @@ import pytest
 from common.entries import LineKind
 from tests.faulty_worker import CURSED_SAMPLES
 from tests.servers import raw_client
+from tests.service_process import ROOT
 from tests.stream_client import ClientStream, IngressSide, expected_text, ingress_side, noise
 from tests.waiting import until
-from tests.worker_process import ROOT, WorkerProcess
+from tests.worker_process import WorkerProcess
 
 
 def assert_gapless(stream: ClientStream) -> None:

@@ -1,0 +1,81 @@
+"""A process of the service in a test, started by the command line that `serve` uses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from parakeet.child import start_tied
+from tests.waiting import wait_until
+
+ROOT: Final = Path(__file__).parents[1]
+
+
+class ServiceProcess:
+    """``python -m MODULE``, which writes to a log. Killed when the test ends.
+
+    name: as Redis knows it, given by the flag `name_flag`.   register: the key where it signs on.
+    flags: further flags, named as the settings are.
+    """
+
+    def __init__(
+        self, module: str, url: str, name_flag: str, name: str, register: str, log: Path, **flags: object
+    ) -> None:
+        self._name = name
+        self._register = register
+        self.log_path = log
+        command = [
+            *(sys.executable, "-m", module, f"{name_flag}={name}", "--log-level=debug"),
+            *(f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()),
+        ]
+        environment = {**os.environ, "PARAKEET_REDIS_URL": url, "PYTHONPATH": str(ROOT)}
+        with log.open("ab") as output:
+            self._process = start_tied(command, environment, output=output.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.running:
+            self._process.kill()
+            self._process.wait()
+
+    def ready(self, client: Any, timeout_s: float = 30.0) -> Self:
+        """Wait until the process has signed on, which it does once it serves."""
+        wait_until(
+            lambda: client.zscore(self._register, self._name) or not self.running,
+            timeout_s,
+            f"{self._name} in {self._register}",
+        )
+        assert self.running, self.log_text()
+        return self
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        """Wait for the end; gives the exit status."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self._name} still runs:\n{self.log_text()}") from None
+
+    def log_text(self) -> str:
+        """What the process logged."""
+        return self.log_path.read_text()
