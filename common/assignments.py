@@ -67,8 +67,8 @@ class Checkpoint:
 class StreamRecord:
     """The record of a stream as Redis has it; `owner` is None and `epoch` 0 before the first claim.
 
-    died_at: first audio entry that was not decoded when an owner last died and the stream had got on;
-    deaths: owners that died there.
+    died_to: last audio entry that an owner had read and not decoded when it died; deaths: owners that
+    died before the stream was past that.
     """
 
     stream: StreamId
@@ -83,7 +83,7 @@ class StreamRecord:
     epoch: int
     checkpoint: Checkpoint
     finished: bool
-    died_at: bytes | None = None
+    died_to: bytes | None = None
     deaths: int = 0
 
 
@@ -107,7 +107,7 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
                 fields.get(b"ck_entry"), int(fields.get(b"ck_samples", 0)), int(fields.get(b"ck_seq", 0))
             ),
             b"finished" in fields,
-            fields.get(b"died_at"),
+            fields.get(b"died_to"),
             int(fields.get(b"deaths", 0)),
         )
     except (KeyError, ValueError) as error:

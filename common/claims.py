@@ -34,18 +34,25 @@ from common.redis import RESPONSE_ERROR, SyncClient, SyncRedis
 
 logger = logging.getLogger(__name__)
 
-# Deaths of owners at one and the same audio entry after which a stream runs in a process of its own...
+# Deaths of owners over the same audio after which a stream is a suspect, and runs in quarantine...
 SUSPICIOUS_DEATHS: Final = 2
-# ... and how many of such processes it may end before it is poison.
+# ... and how many processes that ran it alone it may end before it is poison.
 POISONOUS_DEATHS: Final = 2
+# Suspects that run together in quarantine at first; where they end their process, an eighth of them
+# next, and so on down to one. A division by more would cost fewer deaths, each with the time that a model
+# takes to load, and more groups, each with the time of a replay.
+MAX_SUSPECTS: Final = 64
+SUSPECTS_DIVISOR: Final = 8
 
-# KEYS new m a r ready; ARGV group wid entry sid ready-ttl quarantined chunk-ms. Gives {'gone'}, {'lost'},
+# KEYS new m a r ready; ARGV group wid entry sid ready-ttl together chunk-ms. Gives {'gone'}, {'lost'},
 # {'suspect'} or {'owned', epoch, last seq, notice, record, poison}. The audio group of the new epoch
 # begins at the checkpoint. The entry with seq 0 fences: after it, an earlier owner can add no result.
 #
 # An owner that neither finished the stream nor let it go has died, maybe of it: where it had enough
-# audio for a step, `deaths` counts how often that happened without the stream getting on, `alone` how
-# often of these in a process that had nothing else to die of.
+# audio for a step, that went from `died_at` to `died_to`. `deaths` counts how often that happened before
+# the stream was past it, `alone` how often of these in a process that had nothing else to die of.
+# `together` is how many suspects the present owner runs, 0 for an ordinary worker; `within` how many may
+# run with this one from now on.
 _OPEN: Final = f"""
 local function behind(a, b)
   local a1, a2 = string.match(a, '(%d+)-(%d+)')
@@ -79,7 +86,7 @@ if redis.call('EXISTS', KEYS[2]) == 0 or redis.call('HGET', KEYS[2], 'finished')
   return {{'gone'}}
 end
 local before = redis.call('HGET', KEYS[2], 'epoch')
-local past = redis.call('HMGET', KEYS[2], 'let_go', 'counted', 'died_at', 'deaths', 'alone', 'alone_epoch')
+local past = redis.call('HMGET', KEYS[2], 'let_go', 'counted', 'died_to', 'deaths', 'alone', 'together')
 local deaths, alone = tonumber(past[4] or '0'), tonumber(past[5] or '0')
 if before ~= '0' and past[1] ~= before and past[2] ~= before then
   redis.call('HSET', KEYS[2], 'counted', before)
@@ -88,17 +95,21 @@ if before ~= '0' and past[1] ~= before and past[2] ~= before then
     if not past[3] or behind(flight[2], past[3]) then
       deaths, alone = 0, 0
       redis.call('HSET', KEYS[2], 'died_at', flight[2])
+      redis.call('HDEL', KEYS[2], 'within')
     end
     deaths = deaths + 1
-    if past[6] == before then alone = alone + 1 end
-    redis.call('HSET', KEYS[2], 'deaths', deaths, 'alone', alone)
+    local together = tonumber(past[6] or '0')
+    if together == 1 then alone = alone + 1 end
+    if together > 1 then
+      redis.call('HSET', KEYS[2], 'within', math.max(1, math.floor(together / {SUSPECTS_DIVISOR})))
+    end
+    redis.call('HSET', KEYS[2], 'died_to', flight[3], 'deaths', deaths, 'alone', alone)
   end
 end
 local poison = alone >= {POISONOUS_DEATHS}
-if deaths >= {SUSPICIOUS_DEATHS} and not poison and ARGV[6] ~= '1' then return {{'suspect'}} end
+if deaths >= {SUSPICIOUS_DEATHS} and not poison and ARGV[6] == '0' then return {{'suspect'}} end
 local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', 1)
-redis.call('HSET', KEYS[2], 'owner', ARGV[2])
-if ARGV[6] == '1' then redis.call('HSET', KEYS[2], 'alone_epoch', epoch) end
+redis.call('HSET', KEYS[2], 'owner', ARGV[2], 'together', ARGV[6])
 local ttl = redis.call('HGET', KEYS[2], 'ttl_ms')
 local start = redis.call('HGET', KEYS[2], 'ck_entry') or '0'
 redis.call('XGROUP', 'CREATE', KEYS[3], 'asr-' .. epoch, start, 'MKSTREAM')
@@ -174,7 +185,7 @@ class OwnedStream:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A stream whose owners died at one and the same audio: only a quarantined process may open it."""
+    """A stream whose owners died over the same audio: only a quarantined process may open it."""
 
     entry: AssignmentEntry
 
@@ -182,21 +193,12 @@ class Suspect:
 class Claims:
     """Assignments as a worker takes, opens and ends them. May be used by several threads.
 
-    quarantined: this worker runs one suspect alone. chunk_ms: least audio that a step takes.
+    chunk_ms: least audio that a step takes.
     """
 
-    def __init__(
-        self,
-        redis: SyncRedis,
-        keys: Keys,
-        worker: WorkerId,
-        *,
-        quarantined: bool = False,
-        chunk_ms: int = 0,
-    ) -> None:
+    def __init__(self, redis: SyncRedis, keys: Keys, worker: WorkerId, *, chunk_ms: int = 0) -> None:
         self._redis = redis
         self._chunk_ms = chunk_ms
-        self._quarantined = quarantined
         self._keys = keys
         self._worker = worker
 
@@ -277,8 +279,10 @@ class Claims:
             )
         return gone
 
-    def open(self, entry: AssignmentEntry) -> OwnedStream | Suspect | None:
+    def open(self, entry: AssignmentEntry, together: int = 0) -> OwnedStream | Suspect | None:
         """Become the owner of a stream, with the next epoch.
+
+        together: suspects that run in this process, with this one; 0 for an ordinary worker.
 
         Gives None for a stream that has ended or that another worker has taken by now, and a Suspect,
         whose epoch stays, where only a quarantined worker may become the owner.
@@ -287,7 +291,7 @@ class Claims:
         reply = self._redis.stream(entry.stream).execute_command(
             *("EVAL", _OPEN, 5, self._keys.assignments(keys.shard), keys.meta, keys.audio, keys.results),
             *(self._keys.ready(keys.shard, self._worker), ASSIGNMENT_GROUP, self._worker, entry.entry_id),
-            *(entry.stream, READY_TTL_MS, int(self._quarantined), self._chunk_ms),
+            *(entry.stream, READY_TTL_MS, together, self._chunk_ms),
         )
         if reply[0] == b"suspect":
             return Suspect(entry)
@@ -295,6 +299,13 @@ class Claims:
             return None
         record = decode_record(entry.stream, reply[4])
         return OwnedStream(keys, entry.entry_id, record, int(reply[2]), reply[3], bool(reply[5]))
+
+    def within(self, entry: AssignmentEntry) -> int:
+        """How many suspects may run together with this one, it included."""
+        most = self._redis.stream(entry.stream).execute_command(
+            "HGET", self._keys.stream(entry.stream).meta, "within"
+        )
+        return MAX_SUSPECTS if most is None else int(most)
 
     def give(self, entry: AssignmentEntry, heir: WorkerId) -> bool:
         """Make a pending assignment of this worker another one's; False when it is not ours any more."""
@@ -406,7 +417,9 @@ return 1
 _LET_GO: Final = """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'let_go', ARGV[1])
-if ARGV[2] == '1' then redis.call('HDEL', KEYS[1], 'died_at', 'deaths', 'alone') end
+if ARGV[2] == '1' then
+  redis.call('HDEL', KEYS[1], 'died_at', 'died_to', 'deaths', 'alone', 'within')
+end
 return 1
 """
 

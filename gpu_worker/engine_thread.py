@@ -102,6 +102,12 @@ class EngineThread:
         return 0.0 if since is None else time.monotonic() - since
 
     @property
+    def idle(self) -> bool:
+        """Whether all that was put has been applied, and the engine has nothing to do with it."""
+        with self._wake:
+            return not self._inbox and self._busy_since is None
+
+    @property
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()

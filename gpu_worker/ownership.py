@@ -56,21 +56,24 @@ class Owner:
         self._redis = redis
         self._losing = threading.Lock()
 
-    def take(self, entries: Sequence[AssignmentEntry], reserved: int) -> None:
-        """Open these streams; their slots have been reserved, and more where `reserved` is larger."""
+    def take(self, entries: Sequence[AssignmentEntry], reserved: int, together: int = 0) -> None:
+        """Open these streams; their slots have been reserved, and more where `reserved` is larger.
+
+        together: suspects that this process runs with each of them (`Claims.open`).
+        """
         self._table.unreserve(reserved - len(entries))
         left = len(entries)
         try:
             for entry in entries:
                 left -= 1
-                self._take_one(entry)
+                self._take_one(entry, together)
         finally:
             # The rest stays pending for this worker; the sweep finds it.
             self._table.unreserve(left)
 
-    def _take_one(self, entry: AssignmentEntry) -> None:
+    def _take_one(self, entry: AssignmentEntry, together: int) -> None:
         try:
-            owned = self._claims.open(entry)
+            owned = self._claims.open(entry, together)
             if isinstance(owned, Suspect):
                 self._quarantine.take(entry)
                 owned = None

@@ -1,20 +1,22 @@
-"""Suspects: streams whose owners died at one and the same audio, run alone in a worker process of their own.
+"""Suspects: streams whose owners died over the same audio, run in a worker process of their own.
 
-The process is a worker like any other, with one slot, that is given the assignment and takes nothing
-else. It hands the stream back once it is past the audio in question. If the process dies, the next
-owner sees it in the record; after POISONOUS_DEATHS of them the stream is poison.
+The process is a worker like any other, but for what it takes: suspects that are given to it, a group at a
+time (suspects.py). It is kept for one suspect after another. If it dies, the next owners see it in the
+records, and run the group in smaller parts; a stream that ends POISONOUS_DEATHS of these processes alone
+is poison.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from typing import Final
 
-from common.claims import Claims
+from common.claims import MAX_SUSPECTS, Claims
 from common.entries import AssignmentEntry, WorkerId
 from common.keys import Keys
 from common.leases import WorkerLease
@@ -24,13 +26,13 @@ from common.settings import WorkerSettings, child_argv, child_environment
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODULE: Final = "gpu_worker.quarantined"
-# The process has so long to load its model; then others may take the stream.
+# The process has so long to load its model; then others may take its streams.
 _START_MS: Final = 120_000
 _STOP_S: Final = 10.0
 
 
 class Quarantine:
-    """The quarantined process of a worker: one at a time, further suspects wait. For any thread.
+    """The quarantined process of a worker, started with the first suspect. For any thread.
 
     module: what the process runs, `python -m module FLAGS`.
     """
@@ -50,37 +52,20 @@ class Quarantine:
         self._stopped = False
 
     def take(self, entry: AssignmentEntry) -> None:
-        """Give a suspect to a process of its own; one that has to wait is offered again by the sweep.
+        """Give a suspect to the process; one that is not given is offered again by the sweep.
 
         Raises the client's errors.
         """
         with self._lock:
-            if self._stopped or self._process is not None:
+            if self._stopped:
                 return
-            self._count += 1
-            self._name = WorkerId(f"{self._settings.worker_id}-q{self._count}")
-            # Its lease begins before it does: who dies in between is followed by another worker.
-            lease = self._lease(self._name, _START_MS)
-            lease.renew()
-            if not self._claims.give(entry, self._name):
-                lease.release()
+            self._notice_end()
+            if self._process is None:
+                self._start()
+            if self._process is None or not self._claims.give(entry, self._name):
                 return
-            logger.warning(
-                "suspect goes to a process of its own: %s", self._name, extra={"stream_id": entry.stream}
-            )
-            settings = replace(
-                self._settings, worker_id=self._name, worker_max_streams=1, drain_timeout_s=0.0
-            )
-            try:
-                # Ends with its stdin, so never later than this process.
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", self._module, *child_argv(settings)],
-                    stdin=subprocess.PIPE,
-                    env=child_environment(settings),
-                )
-            except OSError:
-                logger.exception("a quarantined process could not be started")
-                lease.release()
+            logger.warning("suspect goes to quarantine: %s", self._name, extra={"stream_id": entry.stream})
+            self._poke(self._process)
 
     def look(self) -> None:
         """Notice that the process has ended: whatever it still owns goes on at once.
@@ -88,18 +73,10 @@ class Quarantine:
         Raises the client's errors.
         """
         with self._lock:
-            if self._process is None or self._process.poll() is None:
-                return
-            status = self._process.returncode
-            log = logger.info if status == 0 else logger.error
-            log("quarantined process %s ended with status %d", self._name, status)
-            self._lease(self._name, _START_MS).release()
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            self._process = None
+            self._notice_end()
 
     def stop(self) -> None:
-        """Let the process hand its stream over, and end."""
+        """Let the process hand its streams over, and end."""
         with self._lock:
             self._stopped = True
             process = self._process
@@ -116,5 +93,47 @@ class Quarantine:
         except (REDIS_ERROR, OSError) as error:
             logger.warning("the lease of a quarantined process will lapse: %s", error)
 
-    def _lease(self, name: WorkerId, lease_ms: int) -> WorkerLease:
-        return WorkerLease(self._client, self._keys, name, lease_ms)
+    def _start(self) -> None:
+        self._count += 1
+        self._name = WorkerId(f"{self._settings.worker_id}-q{self._count}")
+        # Its lease begins before it does: if this worker dies in between, others follow both.
+        lease = self._lease()
+        lease.renew()
+        settings = replace(
+            self._settings,
+            worker_id=self._name,
+            worker_max_streams=min(MAX_SUSPECTS, self._settings.worker_max_streams),
+            drain_timeout_s=0.0,
+        )
+        try:
+            # Ends with its stdin, so never later than this process.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self._module, *child_argv(settings)],
+                stdin=subprocess.PIPE,
+                env=child_environment(settings),
+            )
+        except OSError:
+            logger.exception("a quarantined process could not be started")
+            lease.release()
+
+    def _poke(self, process: subprocess.Popen[bytes]) -> None:
+        """Say that there is something to take."""
+        assert process.stdin is not None
+        try:
+            os.write(process.stdin.fileno(), b"\n")
+        except OSError as error:
+            logger.info("the quarantined process has ended: %s", error)
+
+    def _notice_end(self) -> None:
+        if self._process is None or self._process.poll() is None:
+            return
+        status = self._process.returncode
+        log = logger.info if status == 0 else logger.error
+        log("quarantined process %s ended with status %d", self._name, status)
+        self._lease().release()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process = None
+
+    def _lease(self) -> WorkerLease:
+        return WorkerLease(self._client, self._keys, self._name, _START_MS)

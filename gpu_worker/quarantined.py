@@ -1,7 +1,7 @@
-"""``python -m gpu_worker.quarantined``: a worker that runs one suspect alone (see quarantine.py).
+"""``python -m gpu_worker.quarantined``: a worker that runs suspects (see quarantine.py and suspects.py).
 
-Started by a worker, with its flags and a name under which the suspect's assignment is pending. It ends
-when the stream does, when the stream is past what it was suspected for, or when its stdin closes.
+Started by a worker, with its flags and a name under which the suspects' assignments are pending. A line on
+stdin says that there are more. It ends when stdin closes, or without suspects for a while.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger("gpu_worker.quarantined")
 
 
 def run(make: Callable[[WorkerSettings], Backend]) -> int:
-    """Load the engine and serve the one stream; gives the exit status."""
+    """Load the engine and serve suspects; gives the exit status."""
     settings = parse_or_exit("worker")
     configure(
         settings.log_level, settings.log_format, settings.log_config, fields={"worker_id": settings.worker_id}
@@ -32,7 +32,7 @@ def run(make: Callable[[WorkerSettings], Backend]) -> int:
         worker = Worker(settings, make(settings), quarantined=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, worker.request_stop)
-        watcher = threading.Thread(target=_end_with_stdin, args=(worker,), name="stdin", daemon=True)
+        watcher = threading.Thread(target=_follow_stdin, args=(worker,), name="stdin", daemon=True)
         watcher.start()
         return worker.run()
     except ParakeetError as error:
@@ -43,9 +43,9 @@ def run(make: Callable[[WorkerSettings], Backend]) -> int:
         return EXIT_FAILED
 
 
-def _end_with_stdin(worker: Worker) -> None:
+def _follow_stdin(worker: Worker) -> None:
     while os.read(0, 512):
-        pass
+        worker.look_for_suspects()
     worker.request_stop(signal.SIGTERM, None)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 import signal
 import threading
@@ -33,6 +32,7 @@ from gpu_worker.intake import Intake
 from gpu_worker.outlet import Outlet
 from gpu_worker.ownership import Claimer, Owner, Sweeper
 from gpu_worker.quarantine import DEFAULT_MODULE, Quarantine
+from gpu_worker.suspects import SuspectRunner
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ EXIT_HUNG: Final = 70
 _WAIT_S: Final = 1.0
 _JOIN_S: Final = 5.0
 _HAND_OVER_S: Final = 10.0
-_CLEARED_AFTER_S: Final = 2.0
 _MIN_SWEEP_S: Final = 0.05
 _MAX_SWEEP_S: Final = 1.0
 
@@ -59,7 +58,7 @@ class _Thread(Protocol):
 class Worker:
     """Everything of one worker process. Made after the engine is warm, so that its lease means service.
 
-    quarantined: run the one stream that is pending under this name, take nothing else, and end with it.
+    quarantined: run the suspects that are pending under this name, and take nothing else (suspects.py).
     quarantine_module: what this worker starts for suspects (quarantine.py).
     """
 
@@ -90,14 +89,7 @@ class Worker:
         self._window = StatsWindow(backend.engine.stats, time.monotonic())
         self._table = StreamTable(min(settings.worker_max_streams, backend.engine.capacity))
         self._quarantined = quarantined
-        self._idle_since = math.inf
-        self._claims = Claims(
-            self._redis,
-            keys,
-            worker,
-            quarantined=quarantined,
-            chunk_ms=int(backend.description["chunk_ms"]),
-        )
+        self._claims = Claims(self._redis, keys, worker, chunk_ms=int(backend.description["chunk_ms"]))
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
         self._outlet = Outlet(self._redis, keys, worker, self._claims, self._table, self._lost, self._fail)
         self._engine = EngineThread(backend.engine, self._outlet, settings.replay_seconds / 2, self._fail)
@@ -116,10 +108,24 @@ class Worker:
             self._redis,
             self._quarantine,
         )
-        self._claimers = [
-            Claimer(servers, server, self._claims, self._table, self._owner, self._redis)
-            for server in range(servers.num_servers)
-        ]
+        self._suspects = SuspectRunner(
+            self._redis.cluster,
+            keys,
+            worker,
+            self._claims,
+            self._table,
+            self._owner,
+            self._engine,
+            self._stop.set,
+        )
+        self._claimers: list[Claimer] | list[SuspectRunner] = (
+            [self._suspects]
+            if quarantined
+            else [
+                Claimer(servers, server, self._claims, self._table, self._owner, self._redis)
+                for server in range(servers.num_servers)
+            ]
+        )
         self._lease = WorkerLease(self._lease_redis.cluster, keys, worker, settings.lease_ms)
         self._sweeper = Sweeper(
             self._redis,
@@ -149,10 +155,8 @@ class Worker:
         check_worker_agrees(self._redis.cluster, self._keys)
         self._claims.prepare()
         self._start()
-        while not self._stop.wait(_WAIT_S / 4 if self._quarantined else _WAIT_S):
+        while not self._stop.wait(_WAIT_S):
             self._check_threads()
-            if self._quarantined and (not len(self._table) or self._is_cleared()):
-                break
         if self._failure is not None:
             return self._give_up()
         return self._drain()
@@ -163,6 +167,10 @@ class Worker:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
+
+    def look_for_suspects(self) -> None:
+        """Say to a quarantined worker that it has been given something."""
+        self._suspects.wake()
 
     def _wait_for_redis(self) -> None:
         """Wait until every server answers; a worker may be started before Redis is."""
@@ -187,16 +195,16 @@ class Worker:
         self._engine.start()
         for intake in self._intakes:
             intake.start()
-        # Streams that an earlier process with this id owned: before the lease is ours again, so that
-        # nobody else has taken it for alive in between.
-        self._sweeper.take_own()
         if self._quarantined:
-            self._idle_since = time.monotonic()
             self._draining = True  # as far as the cluster's capacity goes
             self._sweeper.stop_taking()
+        else:
+            # Streams that an earlier process with this id owned: before the lease is ours again, so that
+            # nobody else has taken it for alive in between.
+            self._sweeper.take_own()
         self._heartbeat.start()
         self._sweeper.start()
-        for claimer in () if self._quarantined else self._claimers:
+        for claimer in self._claimers:
             claimer.start()
         logger.info(
             "worker ready: %d slots, %s",
@@ -205,28 +213,10 @@ class Worker:
         )
 
     def _check_threads(self) -> None:
-        parts: list[_Thread] = [self._outlet, self._engine, self._sweeper, *self._intakes]
-        for part in parts if self._quarantined else (*parts, *self._claimers):
+        parts: list[_Thread] = [self._outlet, self._engine, self._sweeper, *self._intakes, *self._claimers]
+        for part in parts:
             if not part.alive:
                 self._fail(RuntimeError(f"a thread ended: {type(part).__name__}"))
-
-    def _is_cleared(self) -> bool:
-        """Whether the one stream of a quarantined worker is past what it was suspected for.
-
-        It is, too, when all there is of it has been decoded for a while and nothing has happened.
-        """
-        now = time.monotonic()
-        if self._engine.busy_s > 0:
-            self._idle_since = now
-        idle = now - self._idle_since > _CLEARED_AFTER_S
-        return all(
-            (died_at := flow.owned.record.died_at) is not None
-            and (
-                (flow.decoded_entry is not None and _order(flow.decoded_entry) >= _order(died_at))
-                or (idle and flow.fed_samples > 0)
-            )
-            for flow in self._table.flows()
-        )
 
     def _report(self) -> WorkerReport:
         return self._window.report(
@@ -271,7 +261,7 @@ class Worker:
         deadline = time.monotonic() + self._settings.drain_timeout_s
         logger.info("draining: %d streams", len(self._table))
         self._sweeper.stop_taking()
-        for claimer in () if self._quarantined else self._claimers:
+        for claimer in self._claimers:
             claimer.stop(_JOIN_S)
         self._quarantine.stop()
         while time.monotonic() < deadline and not self._hurry.is_set() and self._failure is None:
@@ -300,8 +290,7 @@ class Worker:
     def _let_go(self) -> None:
         """Say of what is left that it is handed over, so that nobody thinks that it has killed us."""
         try:
-            owned = [flow.owned for flow in self._table.flows()]
-            self._claims.let_go(owned, cleared=self._quarantined and self._is_cleared())
+            self._claims.let_go([flow.owned for flow in self._table.flows()], cleared=False)
         except (REDIS_ERROR, OSError) as error:
             logger.warning("streams could not be let go in order: %s", error)
 
@@ -313,9 +302,3 @@ class Worker:
                 self._lease.forget(self._worker)
         except (REDIS_ERROR, OSError) as error:
             logger.warning("not tidied up, another worker will: %s", error)
-
-
-def _order(entry_id: bytes) -> tuple[int, int]:
-    """An audio entry's place among others."""
-    connection, seq = entry_id.split(b"-")
-    return int(connection), int(seq)

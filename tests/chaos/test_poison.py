@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.chaos.crashing_worker import DEADLY, HANGING, RAISING
+from tests.chaos.respawning import Respawning, assert_whole, say, stack
+from tests.chaos.suspects import STEP_MS, serve_suspects
 from tests.servers import raw_client
-from tests.stream_client import ClientStream, IngressSide, expected_text, ingress_side, noise
+from tests.stream_client import ClientStream, IngressSide, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
-
-FLAGS = {"module": "tests.chaos.crashing_worker", "lease_ms": 600, "step_timeout_ms": 1000}
-
-
-class Respawning:
-    """Workers that are started again when they die, as the supervisor does it."""
-
-    def __init__(self, url: str, folder: Path, places: int) -> None:
-        self._url = url
-        self._folder = folder
-        self._places = places
-        self.workers: list[WorkerProcess] = []
-        self.statuses: list[int] = []
-
-    async def keep(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for place in range(self._places):
-                tasks.create_task(self._keep(place))
-
-    async def _keep(self, place: int) -> None:
-        number = 0
-        while True:
-            name = f"w{place}-{number}"
-            with WorkerProcess(self._url, name, self._folder / f"{name}.log", **FLAGS) as worker:  # type: ignore[arg-type]
-                self.workers.append(worker)
-                await until(lambda of=worker: not of.running, float("inf"))  # type: ignore[misc]
-                self.statuses.append(worker.wait())
-            number += 1
-
-    def logs(self) -> str:
-        return "".join(worker.log_text() for worker in self.workers)
-
-
-@asynccontextmanager
-async def stack(url: str, folder: Path, places: int = 2) -> AsyncIterator[tuple[Respawning, IngressSide]]:
-    workers = Respawning(url, folder, places)
-    keeping = asyncio.create_task(workers.keep())
-    try:
-        async with ingress_side(url) as ingress:
-            yield workers, ingress
-    finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
-
-
-def say(stream: ClientStream, pcm: bytes, *, final: bool = False) -> None:
-    """Append audio in entries of a chunk: a pending entry is then audio that is not decoded."""
-    for at in range(0, len(pcm), 5120):
-        stream.append(pcm[at : at + 5120], final=final and at + 5120 >= len(pcm))
 
 
 async def innocent(ingress: IngressSide, pcm: bytes, count: int) -> list[ClientStream]:
@@ -74,13 +23,6 @@ async def innocent(ingress: IngressSide, pcm: bytes, count: int) -> list[ClientS
         say(stream, pcm[: len(pcm) // 2])
     await until(lambda: all(stream.seq >= 4 for stream in streams), 30.0, "results")
     return streams
-
-
-def assert_whole(stream: ClientStream, pcm: bytes) -> None:
-    results = [message for message in stream.sent if message["type"] == "result"]
-    assert stream.sent == results
-    assert [result["seq"] for result in results] == list(range(1, len(results) + 1))
-    assert stream.text == expected_text(pcm)
 
 
 @pytest.mark.chaos
@@ -103,17 +45,15 @@ async def test_poison_ends_with_an_error_and_the_others_do_not(
         await ingress.ended(*others, timeout_s=60.0)
         for other in others:
             assert_whole(other, pcm)
-        # Two ordinary workers died of it, then two that ran nothing else; every death was of the kind meant.
+        # Two ordinary workers died of it; then a group of suspects, where there was one, and the poison
+        # alone, twice. Every death was of the kind meant.
         assert workers.statuses == [status] * 2, workers.logs()
         # The worker that started a process may hear of its end after another has followed it.
-        await until(lambda: _ends_alone(workers) == [status] * 2, what="the ends of those that ran alone")
+        await until(
+            lambda: workers.ends_in_quarantine() in ([status] * 2, [status] * 3),
+            what="the ends in quarantine",
+        )
         _assert_dead_letter(client, poison, mark)
-
-
-def _ends_alone(workers: Respawning) -> list[int]:
-    """Exit statuses of quarantined processes that died."""
-    ends = re.findall(r"quarantined process \S+ ended with status (-?\d+)", workers.logs())
-    return [int(status) for status in ends if int(status)]
 
 
 def _assert_dead_letter(client: Any, poison: ClientStream, mark: bytes) -> None:
@@ -124,6 +64,30 @@ def _assert_dead_letter(client: Any, poison: ClientStream, mark: bytes) -> None:
     assert 0 < client.pttl(poison.keys.dead_audio) <= 3600 * 1000
     entries = client.xrange(poison.keys.dead_audio)
     assert any(fields[b"p"].startswith(mark) for _, fields in entries if b"p" in fields)
+
+
+@pytest.mark.chaos
+async def test_many_suspects_are_served_by_one_process_at_a_time(redis_url: str, tmp_path: Path) -> None:
+    """Poison among a hundred suspects: groups shrink around it, everybody else goes on, whole."""
+    client = raw_client(redis_url)
+    pcm = noise(4.0)
+    flags = {"worker_max_streams": 100, "null_step_ms": STEP_MS, "step_timeout_ms": 10_000}
+    async with stack(redis_url, tmp_path, **flags) as (workers, ingress):
+        served = await serve_suspects(workers, ingress, pcm, 100, 1)
+        assert served.num_suspects >= 50, workers.logs()
+        for stream in served.innocent:
+            stream.append(pcm[51_200 + 32_000 :], final=True)
+        await ingress.ended(*served.innocent, timeout_s=60.0)
+        for stream in served.innocent:
+            assert_whole(stream, pcm)
+            assert not client.exists(stream.keys.dead)
+        (poison,) = served.poison
+        assert poison.sent[-1]["code"] == "poison", workers.logs()
+        _assert_dead_letter(client, poison, DEADLY)
+        # Two ordinary workers; then a group, perhaps a part of it, and the poison alone, twice.
+        assert len(workers.statuses) == 2
+        assert 2 <= len(workers.ends_in_quarantine()) <= 4
+        assert max(served.results_s) < 60.0
 
 
 @pytest.mark.chaos

@@ -48,7 +48,6 @@ class _Worker:
 
     name: WorkerId
     claims: Claims
-    quarantined: Claims
     reader: AudioReader
     writer: ResultWriter
     owned: OwnedStream | None = None
@@ -88,7 +87,6 @@ class OwnershipMachine(RuleBasedStateMachine):
         return _Worker(
             name,
             Claims(self.redis, self.keys, name, chunk_ms=_CHUNK_MS),
-            Claims(self.redis, self.keys, name, chunk_ms=_CHUNK_MS, quarantined=True),
             AudioReader(self.connections[number], self.keys, [0], name),
             ResultWriter(self.redis, self.keys),
         )
@@ -227,7 +225,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         opened = worker.claims.open(entry)
         if isinstance(opened, Suspect):
             assert self.takeovers >= SUSPICIOUS_DEATHS
-            opened = worker.quarantined.open(entry)
+            opened = worker.claims.open(entry, together=1)
         self._opened(worker, opened)
         assert before.claims.still_owned([before.owned]) == [False]
 

@@ -1,0 +1,139 @@
+"""How long hundreds of suspects take: ``python -m tests.chaos.suspects --streams 200 [--poison 1]``.
+
+All streams have audio in hand when poison ends two workers, one after the other: so all are suspects. Taken
+are the times from the poison to each innocent stream's next result, and to the errors of the poison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.crashing_worker import DEADLY
+from tests.chaos.respawning import Respawning, say, stack
+from tests.servers import make_server
+from tests.stream_client import ClientStream, IngressSide, noise
+from tests.waiting import until
+
+# A step takes so long that what comes within it is in hand together with the poison.
+STEP_MS = 300
+_SPOKEN_S = 1.6
+_SERVED_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """num_suspects: streams that were given to quarantine. Times in seconds from the poison.
+
+    results_s: of each innocent stream's next result. errors_s: of the poison's errors.
+    """
+
+    innocent: list[ClientStream]
+    poison: list[ClientStream]
+    num_suspects: int
+    results_s: list[float]
+    errors_s: list[float]
+
+
+async def serve_suspects(
+    workers: Respawning, ingress: IngressSide, pcm: bytes, num_streams: int, num_poison: int
+) -> Served:
+    """Make suspects of all streams, and wait until each innocent one has got on and each poison has ended.
+
+    The innocent streams have been sent the first _SPOKEN_S seconds of the audio, and a second more.
+    """
+    opened = [await ingress.open(max_num_streams=num_streams) for _ in range(num_streams)]
+    # Taken over last, when the successor has the audio of all others in hand.
+    innocent, poison = opened[:-num_poison], opened[-num_poison:]
+    spoken = int(_SPOKEN_S * 16_000) * 2
+    for stream in opened:
+        say(stream, pcm[:spoken])
+    await until(lambda: all(stream.seq >= 4 for stream in opened), 60.0, "results")
+    began = time.monotonic()
+    before = {stream.stream: stream.seq for stream in innocent}
+    # Decoding starts with the first entry, and takes a step: the rest comes within it.
+    for stream in innocent:
+        say(stream, pcm[spoken : spoken + 32_000])
+    for stream in poison:
+        say(stream, DEADLY + pcm[spoken : spoken + 32_000])
+    times: dict[int, float] = {}
+
+    def all_served() -> bool:
+        now = time.monotonic() - began
+        deaths = len(workers.statuses)
+        for stream in innocent:
+            # What the dying workers may still have said is no proof that a stream got on.
+            if deaths >= 2 and stream.seq >= before[stream.stream] + 6:
+                times.setdefault(stream.stream, now)
+        for stream in poison:
+            if stream.ended:
+                times.setdefault(stream.stream, now)
+        return len(times) == num_streams
+
+    await until(all_served, _SERVED_S, "all streams to be served")
+    suspects = workers.logs().count("suspect goes to quarantine")
+    return Served(
+        innocent,
+        poison,
+        suspects,
+        [times[stream.stream] for stream in innocent],
+        [times[stream.stream] for stream in poison],
+    )
+
+
+async def measure(num_streams: int, num_poison: int, folder: Path) -> list[str]:
+    """Run it with the null engine; gives a report's lines."""
+    server = make_server("embedded")
+    server.start()
+    try:
+        async with stack(
+            server.url, folder, worker_max_streams=num_streams, null_step_ms=STEP_MS, step_timeout_ms=10_000
+        ) as (workers, ingress):
+            served = await serve_suspects(workers, ingress, noise(4.0), num_streams, num_poison)
+            deaths = workers.ends_in_quarantine()
+    finally:
+        server.stop()
+    return [
+        f"- {num_streams} streams, {num_poison} of them poison; {served.num_suspects} gifts to quarantine",
+        f"- processes that died: {len(workers.statuses)} ordinary workers, {len(deaths)} in quarantine",
+        f"- from the poison to an innocent stream's next results: {_spread(served.results_s)}",
+        f"- to the poison's error: {', '.join(f'{at:.1f} s' for at in sorted(served.errors_s))}",
+        f"- errors to innocent streams: {sum(stream.ended for stream in served.innocent)}",
+    ]
+
+
+def _spread(seconds: list[float]) -> str:
+    p95 = statistics.quantiles(seconds, n=20)[-1]
+    return f"median {statistics.median(seconds):.1f} s, p95 {p95:.1f} s, most {max(seconds):.1f} s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.suspects")
+    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--poison", type=int, default=1)
+    parser.add_argument("--report", type=Path)
+    arguments = parser.parse_args()
+    command = " ".join(["python -m tests.chaos.suspects", *sys.argv[1:]])
+    folder = Path(tempfile.mkdtemp(prefix="suspects-"))
+    lines = asyncio.run(measure(arguments.streams, arguments.poison, folder))
+    text = "\n".join(
+        [
+            *("# Suspects", ""),
+            f"`{command}`, {time.strftime('%Y-%m-%d')}; null engine with steps of {STEP_MS} ms, 2 workers.",
+            *("", *lines, ""),
+        ]
+    )
+    print(text)
+    if arguments.report is not None:
+        arguments.report.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
