@@ -37,6 +37,22 @@ if ARGV[1] == '1' then return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '
 return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
 """
 
+# KEYS register; ARGV members. Gives those that are unknown or whose time has passed.
+_MISSING: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local missing = {}
+for _, member in ipairs(ARGV) do
+  local until_ms = redis.call('ZSCORE', KEYS[1], member)
+  if not until_ms or tonumber(until_ms) <= now then missing[#missing + 1] = member end
+end
+return missing
+"""
+
+# An ingress counts as gone after so many heartbeats in a row that it missed, and no sooner than this.
+_MISSED_BEATS: Final = 4
+_LEAST_ALIVE_MS: Final = 2_000
+
 # KEYS workers, hash; ARGV worker. Removes a worker whose time has passed; one that came back stays.
 _FORGET: Final = """
 local time = redis.call('TIME')
@@ -110,12 +126,12 @@ class WorkerLease:
         )
 
     def missing_ingresses(self, ingresses: Iterable[IngressId]) -> set[IngressId]:
-        """Those of the ingresses whose hash has run out."""
+        """Those of the ingresses that count as gone."""
         names = list(ingresses)
-        pipe = self._client.pipeline(transaction=False)
-        for ingress in names:
-            pipe.exists(self._keys.ingress(ingress))
-        return {ingress for ingress, there in zip(names, pipe.execute(), strict=True) if not there}
+        if not names:
+            return set()
+        reply = self._client.execute_command("EVAL", _MISSING, 1, self._keys.ingresses, *names)
+        return {IngressId(name.decode()) for name in reply}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +150,21 @@ class IngressReport:
 
 
 class IngressPresence:
-    """The heartbeat of one ingress. client: of shard 0. Calls raise RedisUnavailable."""
+    """The heartbeat of one ingress. client: of shard 0. Calls raise RedisUnavailable.
 
-    def __init__(self, client: AsyncClient, keys: Keys, ingress: IngressId) -> None:
+    heartbeat_ms: time from one beat to the next.
+    """
+
+    def __init__(
+        self, client: AsyncClient, keys: Keys, ingress: IngressId, heartbeat_ms: float = 1000
+    ) -> None:
+        self._alive_ms = max(_LEAST_ALIVE_MS, int(_MISSED_BEATS * heartbeat_ms))
         self._client = client
         self._keys = keys
         self._ingress = ingress
 
     async def beat(self, report: IngressReport) -> None:
-        """Write the hash and the register, for INGRESS_HASH_TTL_MS from now."""
+        """Write the hash, and into the register until when the ingress counts as alive."""
         key = self._keys.ingress(self._ingress)
         fields: dict[str, str | int] = {
             "started_ms": report.started_ms,
@@ -152,7 +174,8 @@ class IngressPresence:
             "status_port": report.status_port,
             "draining": int(report.draining),
         }
-        arguments: Sequence[str | int] = (self._ingress, INGRESS_HASH_TTL_MS, REGISTER_TTL_MS)
+        hash_ttl_ms = max(INGRESS_HASH_TTL_MS, self._alive_ms)
+        arguments: Sequence[str | int] = (self._ingress, self._alive_ms, REGISTER_TTL_MS, hash_ttl_ms)
         flat = [item for pair in fields.items() for item in pair]
         try:
             await self._client.execute_command("EVAL", _BEAT, 2, self._keys.ingresses, key, *arguments, *flat)
@@ -170,15 +193,15 @@ class IngressPresence:
             raise RedisUnavailable from error
 
 
-# KEYS register, hash; ARGV ingress, ttl, register ttl, then the hash's fields. Also forgets ingresses
-# that went without a word.
+# KEYS register, hash; ARGV ingress, time alive, register ttl, hash ttl, then the hash's fields. Also forgets
+# ingresses that went without a word.
 _BEAT: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('HSET', KEYS[2], unpack(ARGV, 4))
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
+redis.call('HSET', KEYS[2], unpack(ARGV, 5))
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 1
 """

@@ -384,6 +384,7 @@ class Sweeper:
         self._missing_since = {ingress: self._missing_since.get(ingress, now) for ingress in missing}
         for ingress, since in self._missing_since.items():
             for flow in by_ingress[ingress]:
-                if now - since >= flow.owned.record.grace_ms / 1000:
+                # Seen twice: after a pause of Redis everybody is late for a moment.
+                if now - since >= max(flow.owned.record.grace_ms / 1000, _SWEEP_S):
                     logger.info("stream ended, its ingress is gone", extra={"stream_id": flow.stream})
                     self._owner.intake_of(flow.owned).finish(flow)

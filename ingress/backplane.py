@@ -107,7 +107,9 @@ class RedisBackplane:
             coalesce_ms=settings.coalesce_ms,
             sample_rate=settings.sample_rate,
         )
-        self._presence = IngressPresence(self._redis.cluster, self._keys, settings.ingress)
+        self._presence = IngressPresence(
+            self._redis.cluster, self._keys, settings.ingress, settings.heartbeat_s * 1000
+        )
         self._links: dict[StreamId, RedisLink] = {}
         self._resuming: list[StreamId] = []  # by each resumption under way
         self._feed = ResultFeed(self._redis, servers, self._keys, settings.ingress, self._links)

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from common.entries import LineKind
+from common.entries import IngressId, LineKind, WorkerId
+from common.keys import Keys
+from common.leases import IngressPresence, IngressReport, WorkerLease
+from common.redis import AsyncRedis, RedisServers
 from tests.faulty_worker import CURSED_SAMPLES
 from tests.servers import raw_client
 from tests.service_process import ROOT
@@ -226,12 +229,30 @@ async def test_a_stream_whose_ingress_died_is_ended_and_cleaned_up(redis_url: st
             stream = await ingress.open()
             stream.append(pcm)
             await until(lambda: stream.seq >= 5, what="results")
-        client.pexpire("px:{0}:i:i-dead", 1)  # as its heartbeat would have run out in ten seconds
+        # Four heartbeats of a second, and what the worker takes to see it twice.
         await until(lambda: client.xlen("px:{0}:new") == 0, what="the end of the stream")
         kind = client.xrevrange(stream.keys.results, count=1)[0][1][b"k"]
         assert kind == LineKind.FINAL.value
         assert not client.exists(stream.keys.audio)
         assert 0 < client.pttl(stream.keys.meta) <= 30_000
+
+
+async def test_an_ingress_counts_as_gone_when_its_heartbeats_stay_out(redis_url: str) -> None:
+    client = raw_client(redis_url)
+    redis = AsyncRedis(RedisServers.parse((redis_url,)))
+    lease = WorkerLease(client, Keys(), WorkerId("w1"), 1000)
+    there, unknown = IngressId("i-1"), IngressId("i-2")
+    for heartbeat_ms, alive_ms in ((100, 2_000), (1_000, 4_000), (5_000, 20_000)):
+        await IngressPresence(redis.cluster, Keys(), there, heartbeat_ms).beat(IngressReport(0, 0))
+        seconds, microseconds = client.time()
+        left_ms = client.zscore("px:{0}:ingresses", there) - seconds * 1000 - microseconds // 1000
+        assert alive_ms - 1_000 < left_ms <= alive_ms
+        assert client.pttl("px:{0}:i:i-1") > left_ms - 500
+    assert lease.missing_ingresses([there, unknown]) == {unknown}
+    assert lease.missing_ingresses([]) == set()
+    client.zadd("px:{0}:ingresses", {there: seconds * 1000})
+    assert lease.missing_ingresses([there, unknown]) == {there, unknown}
+    await redis.close()
 
 
 async def test_an_engine_that_raises_ends_its_worker_and_no_stream(redis_url: str, tmp_path: Path) -> None:
