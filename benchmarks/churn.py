@@ -36,7 +36,9 @@ def run_churn(row: RowSizes, given: Namespace) -> dict[str, Any]:
         "device": built.device,
         "minutes": given.churn,
         "slots": given.streams,
-        **churn(built.engine, 60 * given.churn, on_cuda=not given.simulate),
+        **churn(
+            built.engine, 60 * given.churn, on_cuda=not given.simulate and given.device.startswith("cuda")
+        ),
     }
 
 

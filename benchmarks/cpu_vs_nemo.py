@@ -105,6 +105,7 @@ class NemoStep:
 
     def __init__(self, model: Any, context: tuple[int, int], batch: int, audio: NDArray[np.float32]) -> None:
         self.model = model
+        self.device = next(model.parameters()).device
         self.chunk_mels = 8 * (context[1] + 1)
         model.encoder.set_default_att_context_size(list(context))
         model.encoder.setup_streaming_params()
@@ -128,8 +129,9 @@ class NemoStep:
         import torch
 
         with torch.inference_mode():
-            signal = torch.from_numpy(audio)[None]
-            return self.model.preprocessor(input_signal=signal, length=torch.tensor([len(audio)]))[0]
+            signal = torch.from_numpy(audio)[None].to(self.device)
+            length = torch.tensor([len(audio)], device=self.device)
+            return self.model.preprocessor(input_signal=signal, length=length)[0]
 
     def _step(self, mels: Any, dropped: int) -> None:
         import torch
@@ -137,7 +139,7 @@ class NemoStep:
         with torch.inference_mode():
             results = self.model.conformer_stream_step(
                 processed_signal=mels,
-                processed_signal_length=torch.full((len(mels),), mels.shape[2]),
+                processed_signal_length=torch.full((len(mels),), mels.shape[2], device=self.device),
                 cache_last_channel=self.caches[0],
                 cache_last_time=self.caches[1],
                 cache_last_channel_len=self.caches[2],
@@ -151,6 +153,22 @@ class NemoStep:
         start = self.position - CACHED_MELS
         self._step(self.mels[:, :, start : self.position + self.chunk_mels], DROPPED_FRAMES)
         self.position += self.chunk_mels
+
+    def encode(self) -> None:
+        """The encoder's part of a step, without keeping what it did to the caches."""
+        import torch
+
+        mels = self.mels[:, :, self.position - CACHED_MELS : self.position + self.chunk_mels]
+        with torch.inference_mode():
+            self.model.encoder.cache_aware_stream_step(
+                processed_signal=mels,
+                processed_signal_length=torch.full((len(mels),), mels.shape[2], device=self.device),
+                cache_last_channel=self.caches[0],
+                cache_last_time=self.caches[1],
+                cache_last_channel_len=self.caches[2],
+                keep_all_outputs=True,
+                drop_extra_pre_encoded=DROPPED_FRAMES,
+            )
 
     def prepare(self, audio: NDArray[np.float32]) -> None:
         """The mel frames are there already."""

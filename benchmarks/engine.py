@@ -1,7 +1,8 @@
 """How many streams one GPU carries: the C120 rule at engine level, and what stands around it.
 
     python -m benchmarks.engine --row small-160              # trials of 20 s, then one of 120 s
-    python -m benchmarks.engine --row small-160 --start 12000 --trials 2
+    python -m benchmarks.engine --row small-160 --start 12000 --trials 2 --budget-s 500
+    python -m benchmarks.engine --row small-160 --at-share 0.8   # one trial at 80 % of what passed
     python -m benchmarks.engine --table                      # all recorded rows as Markdown
     python -m benchmarks.engine --steps --row small-160      # step and stages by batch size
     python -m benchmarks.engine --churn 8 --row small-160    # minutes of streams that come and go
@@ -24,12 +25,17 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.engine_trial import run_trial
+from benchmarks.capacity import Budget, OutOfTime, Trial, search
+from benchmarks.engine_trial import ARRIVAL_S, run_trial
 
 RESULTS: Final = Path(__file__).parent / "results" / "engine_trials.jsonl"
 SEARCH_S: Final = 20
 FINAL_S: Final = 120
 TRIAL_TIMEOUT_S: Final = 240
+# From a process's start until its engine is ready, the first time kernels are compiled included.
+TRIAL_START_S: Final = 30
+# Exit status of a search that ran out of time; the same command goes on with it.
+UNFINISHED: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ ROWS: Final = {
         Row("large-80", "large", 80, 8, 4096, 1_500, 3_000),
         Row("large-160", "large", 160, 8, 4096, 3_000, 6_000),
         Row("large-1120", "large", 1120, 4, 1024, 7_000, 10_000),
+        # For trying the harness out where there is no GPU: `--device cpu`.
+        Row("mini-160", "mini", 160, 8, 32, 8, 16),
     )
 }
 
@@ -76,7 +84,9 @@ def main() -> int:
 
         print(json.dumps(run_churn(row, given)), flush=True)
         return 0
-    return search(row, given)
+    if given.at_share:
+        return trial_at_share(row, given)
+    return search_row(row, given)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,9 +95,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--start", type=int, default=0, help="streams of the first trial")
-    parser.add_argument("--trials", type=int, default=6, help="most trials of the search")
+    parser.add_argument(
+        "--trials", type=int, default=6, help="most trials of the search, recorded ones included"
+    )
     parser.add_argument("--search-s", type=float, default=SEARCH_S)
     parser.add_argument("--final-s", type=float, default=FINAL_S)
+    parser.add_argument(
+        "--budget-s", type=float, help="start no trial that does not fit into so many seconds"
+    )
+    parser.add_argument("--at-share", type=float, default=0.0, help="one trial at this share of what passed")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--profile", type=Path, help="with --steps: write a trace that a browser opens")
@@ -146,40 +162,53 @@ def commit() -> str:
 # ---------------------------------------------------------------------- search
 
 
-def search(row: Row, given: argparse.Namespace) -> int:
-    """Trials of `--search-s` until the best load is found, then one of `--final-s` at it.
+def search_row(row: Row, given: argparse.Namespace) -> int:
+    """The C120 rule on one row.  0 when a load was proven, 1 when none was, UNFINISHED when time ran out."""
+    budget = Budget.of(given.budget_s)
+    done = [
+        Trial(told["streams"], told["seconds"], told["passed"])
+        for told in read_results(given.results)
+        if told["row"] == row.name
+    ]
 
-    The load rises by a quarter while trials pass; after a failure it falls by as much, then closes in.
-    """
-    done = [told for told in read_results(given.results) if told["row"] == row.name]
-    short = [told for told in done if told["seconds"] < given.final_s]
-    passed = max((told["streams"] for told in short if told["passed"]), default=0)
-    failed = min((told["streams"] for told in short if not told["passed"]), default=None)
-    for number in range(given.trials):
-        streams = given.start if number == 0 and given.start else _next_load(row, passed, failed)
-        if failed is not None and failed - passed < max(32, passed // 20):
-            break
-        told = _trial(row, given, streams, given.search_s)
-        if told["passed"]:
-            passed = max(passed, streams)
-        else:
-            failed = streams if failed is None else min(failed, streams)
-    streams = passed
-    while streams > 0:
-        if _trial(row, given, streams, given.final_s)["passed"]:
-            return 0
-        streams = streams * 9 // 10
-    print(f"{row.name}: no load passed", flush=True)
-    return 1
+    def run(streams: int, seconds: float) -> bool:
+        budget.take(seconds + ARRIVAL_S + TRIAL_START_S)
+        limit_s = min(seconds + TRIAL_TIMEOUT_S, budget.left_s)
+        return bool(trial(row, given, streams, seconds, limit_s)["passed"])
 
-
-def _next_load(row: Row, passed: int, failed: int | None) -> int:
-    if failed is None:
-        return passed * 5 // 4 if passed else row.least
-    return (passed + failed) // 2 if passed else failed * 3 // 4
+    try:
+        proven = search(
+            run,
+            done,
+            least=row.least,
+            start=given.start,
+            trials=given.trials,
+            search_s=given.search_s,
+            final_s=given.final_s,
+        )
+    except OutOfTime:
+        print(f"{row.name}: no time for the next trial", flush=True)
+        return UNFINISHED
+    print(f"{row.name}: {proven} streams" if proven else f"{row.name}: no load passed", flush=True)
+    return 0 if proven else 1
 
 
-def _trial(row: Row, given: argparse.Namespace, streams: int, seconds: float) -> dict[str, Any]:
+def trial_at_share(row: Row, given: argparse.Namespace) -> int:
+    """One short trial at a share of the best load that passed."""
+    passed = [told for told in read_results(given.results) if told["row"] == row.name and told["passed"]]
+    if not passed:
+        print(f"{row.name}: no load has passed yet", flush=True)
+        return UNFINISHED
+    longest = max(told["seconds"] for told in passed)
+    best = max(told["streams"] for told in passed if told["seconds"] == longest)
+    streams = max(1, int(given.at_share * best))
+    told = trial(row, given, streams, given.search_s, given.search_s + TRIAL_TIMEOUT_S)
+    return 0 if told["passed"] else 1
+
+
+def trial(
+    row: Row, given: argparse.Namespace, streams: int, seconds: float, limit_s: float
+) -> dict[str, Any]:
     """One trial in a fresh process; its result is printed and appended to the results."""
     command = [
         *(sys.executable, "-m", "benchmarks.engine", "--one-trial", "--row", row.name),
@@ -190,15 +219,13 @@ def _trial(row: Row, given: argparse.Namespace, streams: int, seconds: float) ->
         command += ["--simulated-row-us", str(given.simulated_row_us)]
     told: dict[str, Any] = {"row": row.name, "streams": streams, "seconds": seconds, "passed": False}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds + TRIAL_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
         if done.returncode == 0:
             told = json.loads(done.stdout.strip().splitlines()[-1])
         else:
             told["error"] = done.stderr.strip()[-2000:]
     except subprocess.TimeoutExpired:
-        told["error"] = "the trial hung"
+        told["error"] = f"the trial was not over after {limit_s:.0f} s"
     print(json.dumps(told), flush=True)
     given.results.parent.mkdir(parents=True, exist_ok=True)
     with given.results.open("a") as file:

@@ -1,8 +1,8 @@
 """One trial of the C120 rule at engine level: N streams in real time against one engine, in one process.
 
-Load: every stream speaks without pause for the length of the trial, from its own seeded random moment of
-the first ten seconds on.  Its audio is handed to the engine chunk by chunk, at the moment when a chunk's
-last sample is there.
+Load: every stream is the bundled recordings, over and over from a seeded random offset, for the length of
+the trial, from its own seeded random moment of the first ten seconds on.  Its audio is handed to the engine
+chunk by chunk, at the moment when a chunk's last sample is there.
 
 A chunk is late when the step that decodes it starts more than one chunk's duration after its last
 sample was there; a step starts when it was launched and the one before it was over.  The trial passes
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.clock import ChunkClock
@@ -34,7 +35,6 @@ MAX_FINAL_MS = 1_000.0
 MAX_BACKLOG_S = 3.0
 # A trial that is so far behind has failed; it need not run to its end.
 GIVE_UP_BACKLOG_S = 6.0
-_POOL_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,10 @@ def run_trial(
     first, chunk = clock.samples_of_chunks(1), clock.chunk_samples
     num_pieces = max(1, int((seconds * SAMPLE_RATE - first) // chunk) + 1)
     length = first + (num_pieces - 1) * chunk
-    pool = (0.1 * rng.standard_normal(_POOL_S * SAMPLE_RATE + chunk)).astype(np.float32)
-    offset = rng.integers(0, _POOL_S * SAMPLE_RATE, num_streams).tolist()
+    # The recordings go round: whoever reaches their end goes on at their start.
+    lap = len(recordings())
+    pool = speech(0, lap + chunk)
+    offset = rng.integers(0, lap, num_streams).tolist()
     names = [StreamId(number + 1) for number in range(num_streams)]
     given = np.zeros(num_streams, dtype=np.int64)
     slot_of = np.full(num_streams, -1, dtype=np.int64)
@@ -145,7 +147,7 @@ def run_trial(
             name, at = names[index], offset[index]
             for piece in range(int(given[index]), int(due[index])):
                 count = chunk if piece else first
-                start = (at + piece * chunk) % (_POOL_S * SAMPLE_RATE)
+                start = (at + piece * chunk) % lap
                 engine.feed(name, pool[start : start + count])
             if due[index] == num_pieces:
                 engine.finish(name)

@@ -1,4 +1,4 @@
-"""Engines for the benchmarks: on a GPU with random weights, or with simulated steps."""
+"""Engines for the benchmarks: with random weights on a device, or with simulated steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from benchmarks.random_model import CONFIGS, calibrate, make_model, make_tokenizer
+from benchmarks.export_random import make
+from benchmarks.random_model import TOKENIZERS
 from benchmarks.simulated_steps import SimulatedSteps
 from common.entries import StreamId
 from common.options import StreamOptions
@@ -62,18 +63,22 @@ def engine_config(row: RowSizes, streams: int) -> EngineConfig:
 
 
 def build(row: RowSizes, streams: int, device: str) -> Built:
-    """An engine on a GPU, its graphs captured."""
+    """An engine that is ready to serve: in bfloat16 with graphs on a GPU, in float32 on a CPU."""
     where = torch.device(device)
-    torch.cuda.set_device(where)
-    loaded = make_model(CONFIGS[row.model], torch.bfloat16, where)
-    rate = calibrate(loaded, (LEFT_FRAMES, row.chunk_ms // 80 - 1))
-    torch.cuda.empty_cache()
+    on_cuda = where.type == "cuda"
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    if on_cuda:
+        torch.cuda.set_device(where)
+    loaded, rate = make(row.model, row.chunk_ms, dtype, where)
+    if on_cuda:
+        torch.cuda.empty_cache()
     engine = make_pipelined_engine(loaded, engine_config(row, streams))
     _warm_up(engine)
     pages = -(-(LEFT_FRAMES + row.chunk_ms // 80) // row.page_frames)
     stream_bytes = pages * page_bytes(loaded, row.page_frames) + slot_bytes(loaded)
     capture_s = float(getattr(engine.steps, "capture_s", 0.0))
-    return Built(engine, torch.cuda.get_device_name(where), "bfloat16", capture_s, rate, stream_bytes)
+    name = torch.cuda.get_device_name(where) if on_cuda else device
+    return Built(engine, name, str(dtype).removeprefix("torch."), capture_s, rate, stream_bytes)
 
 
 def _warm_up(engine: PipelinedEngine) -> None:
@@ -108,7 +113,7 @@ def build_simulated(row: RowSizes, streams: int, fixed_ms: float, row_us: float)
         config,
         BlockManager(streams * ring_pages, row.page_frames, ring_pages, streams),
         clock=clock,
-        tokenizer=make_tokenizer(CONFIGS[row.model].vocab_size),
+        tokenizer=TOKENIZERS[row.model],
         left_frames=LEFT_FRAMES,
         fingerprint="simulated",
         eou_id=None,

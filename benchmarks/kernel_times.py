@@ -197,8 +197,8 @@ def main() -> None:
     context = (70, given.chunk_ms // 80 - 1)
     print(f"{given.model} {given.chunk_ms} ms, {given.batch} streams, {torch.cuda.get_device_name()}")
     with torch.inference_mode():
-        loaded = make_model(config, torch.bfloat16, DEVICE)
-        print(f"calibrated to {calibrate(loaded, context):.2f} tokens/s on noise", flush=True)
+        loaded = make_model(given.model, torch.bfloat16, DEVICE)
+        print(f"calibrated to {calibrate(loaded, context):.2f} tokens/s on speech", flush=True)
         kernels(config, CudaModel(loaded, context), given.batch, given.page_frames)
 
 

@@ -7,7 +7,8 @@ products, weights, cached keys and values and convolution caches; not features, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 
 from benchmarks.random_model import CONFIGS, calibrate, make_model
+from benchmarks.speech import speech
 from gpu_worker.engine.cuda_graphs import GraphSteps
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.model_runner import BatchSizes
-from gpu_worker.engine.steps import UNKNOWN_END
+from gpu_worker.engine.steps import UNKNOWN_END, Field, StepFindings
 from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.cuda_model import CudaModel
 
@@ -62,37 +64,103 @@ def floor_ms(config: ModelConfig, chunk_frames: int, batch: int, bandwidth: floa
     return 1000 * max(products / rate, traffic / bandwidth)
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Milliseconds of a step's stages at one batch size, and the symbols that it gave."""
+
+    batch: int
+    pre_encode_ms: float
+    encode_ms: float
+    decode_ms: float
+    tokens_per_second: float
+
+    @property
+    def step_ms(self) -> float:
+        """All stages."""
+        return self.pre_encode_ms + self.encode_ms + self.decode_ms
+
+
+class StepTimer:
+    """Runs steps of streams of speech without an engine around them; captures its graphs when it is made."""
+
+    @torch.inference_mode()
+    def __init__(
+        self, model: str, chunk_ms: int, page_frames: int, device: torch.device, batches: Sequence[int]
+    ) -> None:
+        self._chunk = chunk_ms // 80
+        loaded = make_model(model, torch.bfloat16, device)
+        calibrate(loaded, (LEFT_FRAMES, self._chunk - 1))
+        largest = max(batches)
+        ring = -(-(LEFT_FRAMES + self._chunk) // page_frames)
+        self._stats = EngineStats()
+        self.steps = GraphSteps(
+            CudaModel(loaded, (LEFT_FRAMES, self._chunk - 1)),
+            num_slots=largest,
+            num_pages=largest * ring,
+            page_frames=page_frames,
+            ring_pages=ring,
+            ring_samples=4 * 1280 * self._chunk,
+            batch_sizes=BatchSizes(min(largest, 1024), largest, largest),
+            vad=None,
+            stats=self._stats,
+        )
+        rng = np.random.default_rng(0)
+        samples = self.steps.ring_SC.shape[1]
+        for row, offset in zip(self.steps.ring_SC, rng.integers(0, 1 << 20, largest + 1), strict=True):
+            row[:] = speech(int(offset), samples)
+        self._table = rng.permutation(largest * ring).astype(np.int32).reshape(largest, ring)
+
+    def _launch(self, batch: int, number: int) -> StepFindings:
+        rows = np.zeros((len(Field), batch), dtype=np.int32)
+        rows[Field.SLOT], rows[Field.FRAMES] = np.arange(batch), self._chunk
+        rows[Field.START], rows[Field.TOTAL] = number * self._chunk, UNKNOWN_END
+        return self.steps.wait(self.steps.launch(rows, self._table[:batch]))
+
+    @torch.inference_mode()
+    def measure(self, batch: int) -> StepTime:
+        """Medians of the steps from where the streams' contexts are full."""
+        stages = (self._stats.pre_encode, self._stats.encode, self._stats.decode)
+        times, symbols = [], 0
+        for number in range(_STEPS + LEFT_FRAMES // self._chunk):
+            before = [stage.busy_s for stage in stages]
+            found = self._launch(batch, number)
+            if number * self._chunk >= LEFT_FRAMES:
+                times.append([1000 * (stage.busy_s - was) for stage, was in zip(stages, before, strict=True)])
+                symbols += int(found.num_symbols_B.sum())
+        pre_encode, encode, decode = np.median(np.array(times), axis=0).tolist()
+        audio_s = len(times) * batch * self._chunk * 0.08
+        return StepTime(batch, pre_encode, encode, decode, symbols / audio_s)
+
+    @torch.inference_mode()
+    def profile(self, batch: int, path: Path) -> list[str]:
+        """Write a trace of one step that a browser opens; returns a table of its kernels."""
+        with torch.profiler.profile() as traced:
+            self._launch(batch, _STEPS)
+        traced.export_chrome_trace(str(path))
+        events = [event for event in traced.key_averages() if event.self_device_time_total > 0]
+        return [
+            f"| kernel of a step of {batch} streams | calls | microseconds |",
+            "| --- | --- | --- |",
+            *(
+                f"| `{event.key[:70]}` | {event.count} | {event.self_device_time_total:.0f} |"
+                for event in sorted(events, key=lambda event: -event.self_device_time_total)[:20]
+            ),
+        ]
+
+
 def step_table(model: str, chunk_ms: int, page_frames: int, device: str, profile: Path | None) -> str:
-    """Markdown of the step times; streams of noise run on from their start until their context is full."""
+    """Markdown of the step times by batch size."""
     where = torch.device(device)
     torch.cuda.set_device(where)
     config, chunk = CONFIGS[model], chunk_ms // 80
     bandwidth, rate = measure_device(where)
-    loaded = make_model(config, torch.bfloat16, where)
-    calibrate(loaded, (LEFT_FRAMES, chunk - 1))
-    largest = max(batch for batch in BATCHES if batch * chunk <= 4096 * 4)
-    ring = -(-(LEFT_FRAMES + chunk) // page_frames)
-    stats = EngineStats()
-    steps = GraphSteps(
-        CudaModel(loaded, (LEFT_FRAMES, chunk - 1)),
-        num_slots=largest,
-        num_pages=largest * ring,
-        page_frames=page_frames,
-        ring_pages=ring,
-        ring_samples=4 * 1280 * chunk,
-        batch_sizes=BatchSizes(1024, largest, largest),
-        vad=None,
-        stats=stats,
-    )
-    rng = np.random.default_rng(0)
-    steps.ring_SC[:] = 0.1 * rng.standard_normal(steps.ring_SC.shape, dtype=np.float32)
-    table = rng.permutation(largest * ring).astype(np.int32).reshape(largest, ring)
+    batches = [batch for batch in BATCHES if batch * chunk <= 4096 * 4]
+    timer = StepTimer(model, chunk_ms, page_frames, where, batches)
     lines = [
         (
             f"{torch.cuda.get_device_name(where)}, copies at {bandwidth / 1e12:.2f} TB/s, bf16 products at "
             f"{rate / 1e12:.0f} TFLOP/s; {model} at {chunk_ms} ms, pages of {page_frames} frames, "
-            f"{len(steps.captured_sizes)} batch sizes captured in {steps.capture_s:.1f} s."
+            f"{len(timer.steps.captured_sizes)} batch sizes captured in {timer.steps.capture_s:.1f} s."
         ),
         "",
         (
@@ -101,37 +169,13 @@ def step_table(model: str, chunk_ms: int, page_frames: int, device: str, profile
         ),
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    stages = (stats.pre_encode, stats.encode, stats.decode)
-    for batch in BATCHES:
-        if batch > largest:
-            continue
-        rows = np.zeros((5, batch), dtype=np.int32)
-        rows[0], rows[2], rows[3] = np.arange(batch), chunk, UNKNOWN_END
-        times, symbols = [], 0
-        for number in range(_STEPS + LEFT_FRAMES // chunk):
-            rows[1] = number * chunk
-            before = [stage.busy_s for stage in stages]
-            found = steps.wait(steps.launch(rows, table[:batch]))
-            if number * chunk >= LEFT_FRAMES:
-                times.append([1000 * (stage.busy_s - was) for stage, was in zip(stages, before, strict=True)])
-                symbols += int(found.num_symbols_B.sum())
-        middle = np.median(np.array(times), axis=0)
-        step, floor = float(middle.sum()), floor_ms(config, chunk, batch, bandwidth, rate)
+    for batch in batches:
+        time, floor = timer.measure(batch), floor_ms(config, chunk, batch, bandwidth, rate)
         lines.append(
-            f"| {batch} | {middle[0]:.2f} ms | {middle[1]:.2f} ms | {middle[2]:.2f} ms | {step:.2f} ms "
-            f"| {floor:.2f} ms | {step / floor:.1f} | {batch * chunk_ms / step:,.0f} "
-            f"| {symbols / (len(times) * batch * chunk_ms / 1000):.1f} |"
+            f"| {batch} | {time.pre_encode_ms:.2f} ms | {time.encode_ms:.2f} ms | {time.decode_ms:.2f} ms "
+            f"| {time.step_ms:.2f} ms | {floor:.2f} ms | {time.step_ms / floor:.1f} "
+            f"| {batch * chunk_ms / time.step_ms:,.0f} | {time.tokens_per_second:.1f} |"
         )
     if profile is not None:
-        with torch.profiler.profile() as traced:
-            steps.wait(steps.launch(rows, table[: rows.shape[1]]))
-        traced.export_chrome_trace(str(profile))
-        lines += [
-            "",
-            "| kernel of a step at the largest batch | calls | microseconds |",
-            "| --- | --- | --- |",
-        ]
-        events = [event for event in traced.key_averages() if event.self_device_time_total > 0]
-        for event in sorted(events, key=lambda event: -event.self_device_time_total)[:20]:
-            lines.append(f"| `{event.key[:70]}` | {event.count} | {event.self_device_time_total:.0f} |")
+        lines += ["", *timer.profile(batches[-1], profile)]
     return "\n".join(lines)

@@ -40,16 +40,18 @@ def test_a_device_that_falls_behind_fails() -> None:
 def test_search_closes_in_from_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[int, float]] = []
 
-    def trial(row: command.Row, given: Namespace, streams: int, seconds: float) -> dict[str, object]:
+    def trial(
+        row: command.Row, given: Namespace, streams: int, seconds: float, limit_s: float
+    ) -> dict[str, object]:
         tried.append((streams, seconds))
         return {"streams": streams, "seconds": seconds, "passed": streams <= 2_100}
 
-    monkeypatch.setattr(command, "_trial", trial)
+    monkeypatch.setattr(command, "trial", trial)
     results = tmp_path / "trials.jsonl"
     told = {"row": ROW.name, "streams": 1_000, "seconds": 20.0, "passed": True}
     results.write_text(json.dumps(told) + "\n")
-    given = Namespace(results=results, trials=8, start=0, search_s=20.0, final_s=120.0)
-    assert command.search(ROW, given) == 0
+    given = Namespace(results=results, trials=8, start=0, search_s=20.0, final_s=120.0, budget_s=None)
+    assert command.search_row(ROW, given) == 0
     loads = [streams for streams, seconds in tried if seconds == 20.0]
     assert loads[:2] == [1_250, 1_562]
     assert tried[-1][1] == 120.0
@@ -84,6 +86,7 @@ def test_blank_bias_gives_the_rate_of_speech() -> None:
     weights = {
         "joint.pred.bias": torch.zeros(24),
         "joint.joint_net.2.weight": torch.randn(50, 24),
+        "joint.joint_net.2.bias": torch.zeros(50),
     }
     frames = 1 + 0.1 * torch.randn(20_000, 24)
     bias = blank_bias(frames, weights, blank_id=49, max_symbols=2)

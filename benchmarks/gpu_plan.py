@@ -1,0 +1,271 @@
+"""All that is to be measured on a GPU host, in stages that never start what does not fit into the time left.
+
+    python -m benchmarks.gpu_plan --list
+    python -m benchmarks.gpu_plan --budget-s 560 --out results            # again and again, until all is done
+    python -m benchmarks.gpu_plan --budget-s 560 --out results --gpus 2   # stages side by side, one a GPU
+    python -m benchmarks.gpu_plan --only churn --budget-s 560 --out results
+    python -m benchmarks.gpu_plan --rehearse --budget-s 240 --out /tmp/rehearsal
+
+`--out` is a folder of few files: `stages.jsonl`, a line for each stage that was begun, with its outcome, its
+last JSON line and the end of what it printed; `engine_trials.jsonl` and `service_trials.jsonl`, the trials
+of the searches; traces to open.  A stage whose outcome is "done" is not begun again, one that ran out of
+time goes on at the next call, one that failed is left alone until `--only` names it.  Stages run in the
+order of the list, those of a GPU of its own first; those that need the whole host follow, one by one.
+
+`--rehearse` runs the commands that need no CUDA with a tiny model and short trials on a CPU, beside one stage
+that fails and one that hangs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.capacity import Budget
+from benchmarks.engine import UNFINISHED, commit, read_results
+from benchmarks.service_level import run_group
+
+PYTHON: Final = sys.executable
+# A stage that was stopped must still be recorded.
+_CLOSING_S: Final = 5
+_KEPT_CHARACTERS: Final = 12_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One thing to measure: a command, and what it takes.
+
+    need_s: it is not begun with less time left.  limit_s: it is stopped after so long; a stage that is
+    told the time left (`{left}` in its command) stops by itself.  after: stages whose results it reads.
+    alone: it wants the whole host.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    need_s: float
+    limit_s: float
+    after: tuple[str, ...] = ()
+    alone: bool = False
+
+
+def stages(out: Path, *, churn_minutes: float) -> list[Stage]:
+    """Everything, in the order of its worth."""
+    engine: tuple[str, ...] = (
+        PYTHON,
+        "-m",
+        "benchmarks.engine",
+        "--results",
+        str(out / "engine_trials.jsonl"),
+    )
+    service: tuple[str, ...] = (PYTHON, "-m", "benchmarks.service_level")
+    service += ("--results", str(out / "service_trials.jsonl"))
+    tests = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "300", "tests/gpu")
+    starts = {"large-160": 8_000, "small-160": 12_000, "large-80": 5_000, "large-1120": 9_000}
+    made = [
+        Stage("gpu-tests", (*tests, "-n", "4", "-k", "not word_error"), 120, 420),
+        Stage("accuracy", (*tests, "-n", "0", "-s", "-k", "word_error"), 45, 150),
+    ]
+    for row, start in starts.items():
+        search = ("--row", row, "--start", str(start), "--trials", "2", "--budget-s", "{left}")
+        made.append(Stage(f"row:{row}", (*engine, *search), 65, 600))
+    for row in starts:
+        share = ("--row", row, "--at-share", "0.8", "--search-s", "20")
+        made.append(Stage(f"share:{row}", (*engine, *share), 65, 120, after=(f"row:{row}",)))
+    for row in starts:
+        trace = ("--steps", "--row", row, "--profile", str(out / f"trace-{row}.json"))
+        made.append(Stage(f"steps:{row}", (*engine, *trace), 60, 150))
+    for row in ("large-160", "small-160", "large-80", "large-1120"):
+        model, chunk_ms = row.split("-")
+        nemo = (PYTHON, "-m", "benchmarks.nemo_step", "--model", model, "--chunk-ms", chunk_ms)
+        made.append(Stage(f"nemo:{row}", nemo, 60, 180))
+    minutes = ("--churn", f"{churn_minutes}", "--row", "small-160", "--streams", "4096")
+    churn_s = 60 * churn_minutes
+    made.append(Stage("churn", (*engine, *minutes), churn_s + 45, churn_s + 90))
+    searched = ("--trials", "3", "--budget-s", "{left}")
+    for model, streams in (("large", "1500"), ("small", "2000")):
+        command: tuple[str, ...] = (*service, "--model", model, "--start", streams, "--num-ingress", "6")
+        command += searched
+        made.append(Stage(f"service:{model}-160", command, 150, 600, alone=True))
+    null = ("--backend", "null", "--start", "4000", "--trials", "1", "--num-workers", "2")
+    command = (*service, *null, "--num-ingress", "6", "--final-s", "60", "--budget-s", "{left}")
+    made.append(Stage("service:null-4000", command, 150, 300, alone=True))
+    return made
+
+
+def rehearsal(out: Path) -> list[Stage]:
+    """The same commands, small and short, on a CPU."""
+    engine: tuple[str, ...] = (
+        PYTHON,
+        "-m",
+        "benchmarks.engine",
+        "--results",
+        str(out / "engine_trials.jsonl"),
+    )
+    engine += ("--device", "cpu", "--row", "mini-160")
+    service: tuple[str, ...] = (PYTHON, "-m", "benchmarks.service_level")
+    service += ("--results", str(out / "service_trials.jsonl"))
+    service += ("--models", str(out / "models"), "--search-s", "4", "--final-s", "6", "--trials", "1")
+    service += ("--num-ingress", "1", "--bench-processes", "1", "--redis-mb", "500", "--budget-s", "{left}")
+    short = ("--search-s", "2", "--final-s", "4", "--trials", "1", "--start", "4", "--budget-s", "{left}")
+    return [
+        Stage("gpu-tests", (PYTHON, "-c", "raise SystemExit('no GPU here: this stage fails')"), 5, 30),
+        Stage("row:mini-160", (*engine, *short), 45, 200),
+        Stage("share:mini-160", (*engine, "--at-share", "0.8", "--search-s", "2"), 30, 60, ("row:mini-160",)),
+        Stage("churn", (*engine, "--churn", "0.1", "--streams", "8"), 20, 60),
+        Stage("hangs", (PYTHON, "-c", "import time; time.sleep(3600)"), 3, 3),
+        Stage(
+            "service:mini-160",
+            (*service, "--model", "mini", "--device", "cpu", "--start", "4"),
+            90,
+            300,
+            alone=True,
+        ),
+        Stage("service:null", (*service, "--backend", "null", "--start", "20"), 90, 300, alone=True),
+    ]
+
+
+class Ledger:
+    """What has been done, in one file; safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._outcomes = {told["stage"]: told["outcome"] for told in read_results(path)}
+
+    def outcome(self, stage: str) -> str | None:
+        """Of the last time that a stage was begun; None for never."""
+        with self._lock:
+            return self._outcomes.get(stage)
+
+    def add(self, told: dict[str, Any]) -> None:
+        """Record a stage."""
+        with self._lock:
+            self._outcomes[told["stage"]] = told["outcome"]
+            with self._path.open("a") as file:
+                file.write(json.dumps(told) + "\n")
+        print(f"{told['stage']}: {told['outcome']} after {told['seconds']} s", flush=True)
+        if told["outcome"] != "done":
+            print(told["printed"][-1500:], flush=True)
+
+
+def run_stage(stage: Stage, ledger: Ledger, budget: Budget, gpu: int | None) -> None:
+    """Run a stage to its end, its limit or that of the time left, and record it."""
+    limit_s = min(stage.limit_s, budget.left_s - _CLOSING_S)
+    left = str(int(limit_s - _CLOSING_S))
+    command = [part.replace("{left}", left) for part in stage.command]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    started = time.monotonic()
+    status, printed = run_group(command, limit_s, env=environment)
+    outcome = {0: "done", UNFINISHED: "unfinished", None: "stopped"}.get(status, "failed")
+    ledger.add(
+        {
+            "stage": stage.name,
+            "outcome": outcome,
+            "status": status,
+            "seconds": round(time.monotonic() - started, 1),
+            "commit": commit(),
+            "command": command,
+            "result": _last_json(printed),
+            "printed": printed[-_KEPT_CHARACTERS:],
+        }
+    )
+
+
+def _last_json(printed: str) -> Any:
+    for line in reversed(printed.splitlines()):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except ValueError:
+                continue
+    return None
+
+
+def run_all(waiting: Sequence[Stage], ledger: Ledger, budget: Budget, gpus: int) -> list[str]:
+    """Run what fits into the time; returns the names of the stages that did not."""
+    queue = [stage for stage in waiting if not stage.alone]
+    lock, names = threading.Lock(), {stage.name for stage in waiting}
+
+    def take() -> Stage | None:
+        """The first stage that fits and has what it reads; None when there is none now."""
+        with lock:
+            for stage in queue:
+                if budget.left_s < stage.need_s + _CLOSING_S:
+                    continue
+                if any(name in names and ledger.outcome(name) != "done" for name in stage.after):
+                    continue
+                queue.remove(stage)
+                return stage
+        return None
+
+    def serve(gpu: int | None) -> None:
+        while (stage := take()) is not None:
+            run_stage(stage, ledger, budget, gpu)
+
+    if gpus > 1:
+        threads = [threading.Thread(target=serve, args=(gpu,), name=f"gpu-{gpu}") for gpu in range(gpus)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    # What a stage reads may have come from another GPU after this one had run out of work.
+    serve(None)
+    left = [stage.name for stage in queue]
+    for stage in waiting:
+        if stage.alone:
+            if budget.left_s < stage.need_s + _CLOSING_S:
+                left.append(stage.name)
+            else:
+                run_stage(stage, ledger, budget, None)
+    return left
+
+
+def main() -> int:
+    """Command line.  0 when every stage is done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--budget-s", type=float, default=540, help="time of this call")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs to run stages on side by side")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these, done before or not")
+    parser.add_argument("--skip", nargs="+", metavar="STAGE", default=(), help="not these")
+    parser.add_argument("--churn-minutes", type=float, default=8)
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--list", action="store_true", help="name the stages and their outcomes, run nothing")
+    given = parser.parse_args()
+    budget = Budget.of(given.budget_s)
+    given.out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(given.out / "stages.jsonl")
+    known = rehearsal(given.out) if given.rehearse else stages(given.out, churn_minutes=given.churn_minutes)
+    if given.list:
+        for stage in known:
+            print(f"{stage.name:22} {ledger.outcome(stage.name) or '-':11} needs {stage.need_s:.0f} s")
+        return 0
+    unknown = {*(given.only or ()), *given.skip} - {stage.name for stage in known}
+    if unknown:
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    if given.only:
+        waiting = [stage for stage in known if stage.name in given.only]
+    else:
+        waiting = [
+            stage
+            for stage in known
+            if stage.name not in given.skip and ledger.outcome(stage.name) in (None, "unfinished")
+        ]
+    left = run_all(waiting, ledger, budget, given.gpus)
+    if left:
+        print(f"no time for: {', '.join(left)}", flush=True)
+    return 0 if all(ledger.outcome(stage.name) == "done" for stage in known) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The plan of GPU measurements: what is done is skipped, what fails or hangs costs only itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.capacity import Budget, OutOfTime, Trial, search
+from benchmarks.engine import UNFINISHED, read_results
+from benchmarks.gpu_plan import Ledger, Stage, rehearsal, run_all, stages
+
+
+def python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-c", code
+
+
+def outcomes(path: Path) -> dict[str, str]:
+    return {told["stage"]: told["outcome"] for told in read_results(path)}
+
+
+def test_a_stage_that_fails_or_hangs_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "stages.jsonl"
+    made = [
+        Stage("fails", python("print('why'); raise SystemExit(1)"), 1, 30),
+        Stage("hangs", python("import time; print('begun', flush=True); time.sleep(600)"), 0.2, 1),
+        Stage("stops", python(f"raise SystemExit({UNFINISHED})"), 1, 30),
+        Stage("works", python("print('{\"figure\": 7}')"), 1, 30),
+        Stage("too long", python("raise AssertionError"), 1000, 1000),
+    ]
+    left = run_all(made, Ledger(path), Budget.of(60), gpus=1)
+    assert left == ["too long"]
+    assert outcomes(path) == {"fails": "failed", "hangs": "stopped", "stops": "unfinished", "works": "done"}
+    told = {row["stage"]: row for row in read_results(path)}
+    assert told["fails"]["printed"].strip() == "why"
+    assert told["works"]["result"] == {"figure": 7}
+    again = Ledger(path)
+    assert again.outcome("works") == "done"
+    assert again.outcome("too long") is None
+
+
+def test_two_gpus_run_side_by_side_and_stages_of_the_host_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = tmp_path / "stages.jsonl"
+    # Each waits for the other's file: only side by side do both end.
+    meet = (
+        "import os, pathlib, sys, time\n"
+        "mine = os.environ['CUDA_VISIBLE_DEVICES']; folder = pathlib.Path(sys.argv[1])\n"
+        "(folder / mine).touch(); deadline = time.monotonic() + 30\n"
+        "while not (folder / str(1 - int(mine))).exists():\n"
+        "    assert time.monotonic() < deadline\n"
+        "    time.sleep(0.01)\n"
+    )
+    made = [
+        Stage("one", (*python(meet), str(tmp_path)), 1, 40),
+        Stage("two", (*python(meet), str(tmp_path)), 1, 40),
+        Stage(
+            "host", python("import os; assert 'CUDA_VISIBLE_DEVICES' not in os.environ"), 1, 30, alone=True
+        ),
+    ]
+    assert run_all(made, Ledger(path), Budget.of(90), gpus=2) == []
+    assert set(outcomes(path).values()) == {"done"}
+    assert list(outcomes(path))[-1] == "host"
+
+
+def test_a_stage_waits_for_what_it_reads(tmp_path: Path) -> None:
+    path = tmp_path / "stages.jsonl"
+    made = [
+        Stage("reads", python("pass"), 1, 30, after=("writes",)),
+        Stage("writes", python("pass"), 1, 30),
+        Stage("orphan", python("pass"), 1, 30, after=("fails",)),
+        Stage("fails", python("raise SystemExit(1)"), 1, 30),
+    ]
+    assert run_all(made, Ledger(path), Budget.of(60), gpus=1) == ["orphan"]
+    assert list(outcomes(path)) == ["writes", "reads", "fails"]
+
+
+def test_every_stage_fits_into_one_command(tmp_path: Path) -> None:
+    for made in (stages(tmp_path, churn_minutes=8), rehearsal(tmp_path)):
+        names = [stage.name for stage in made]
+        assert len(set(names)) == len(names)
+        for stage in made:
+            assert stage.need_s <= 540, stage.name
+            assert set(stage.after) <= set(names)
+
+
+def test_search_goes_on_after_its_time_ran_out() -> None:
+    recorded: list[Trial] = []
+
+    def run(streams: int, seconds: float) -> bool:
+        if len(recorded) % 3 == 2:
+            recorded.append(Trial(1, 1.0, passed=True))
+            raise OutOfTime
+        recorded.append(Trial(streams, seconds, streams <= 130))
+        return recorded[-1].passed
+
+    def go() -> int:
+        return search(run, list(recorded), least=50, start=100, trials=9, search_s=20, final_s=120)
+
+    found = 0
+    for _ in range(5):
+        try:
+            found = go()
+            break
+        except OutOfTime:
+            continue
+    loads = [trial.streams for trial in recorded if trial.seconds == 20]
+    assert loads[0] == 100
+    assert len(set(loads)) == len(loads)
+    assert 98 <= found <= 130
+    assert [trial for trial in recorded if trial.seconds == 120][-1] == Trial(found, 120, passed=True)
+    # All is known by now: nothing is run again.
+    assert (
+        search(lambda *_: pytest.fail("ran"), recorded, least=50, trials=0, search_s=20, final_s=120) == found
+    )
+
+
+def test_the_ledger_is_plain_lines(tmp_path: Path) -> None:
+    path = tmp_path / "stages.jsonl"
+    Ledger(path).add({"stage": "a", "outcome": "done", "seconds": 1.0, "printed": ""})
+    assert json.loads(path.read_text()) == {"stage": "a", "outcome": "done", "seconds": 1.0, "printed": ""}
