@@ -27,7 +27,7 @@ class AudioBatch:
     """
 
     keys: StreamKeys
-    entries: tuple[AudioEntry, ...]
+    entries: Sequence[AudioEntry]
     lost: bool = False
     maybe_more: bool = False
     error: EntryError | None = None
@@ -127,13 +127,13 @@ def _batch(keys: StreamKeys, raw: Sequence[tuple[bytes, Sequence[bytes] | None]]
                 raise EntryError("An audio entry was deleted before it was read.")
             entries.append(decode_audio_entry(entry_id, flat))
         except EntryError as error:
-            return AudioBatch(keys, tuple(entries), error=error)
-    return AudioBatch(keys, tuple(entries), maybe_more=len(raw) >= limit)
+            return AudioBatch(keys, entries, error=error)
+    return AudioBatch(keys, entries, maybe_more=len(raw) >= limit)
 
 
 def ack_command(keys: StreamKeys, epoch: int, entry_ids: Sequence[bytes]) -> tuple[Any, ...]:
     """The command that says of entries that they are decoded; its reply counts those it took."""
-    return ("XACK", keys.audio, audio_group(epoch), *entry_ids)
+    return (b"XACK", keys.audio, audio_group(epoch), *entry_ids)
 
 
 def ready_command(keys: Keys, stream: StreamKeys, worker: WorkerId) -> tuple[Any, ...]:

@@ -27,7 +27,6 @@ from common.entries import (
     join_lines,
 )
 from common.errors import EntryError, RedisUnavailable
-from common.hot_value import hot_value
 from common.keys import RESULTS_MAX_LENGTH, Keys, StreamKeys, result_entry_id
 from common.pipelined import pack
 from common.redis import (
@@ -46,7 +45,8 @@ _LOGGED: Final = frozenset((LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL, Lin
 _SUBSCRIBE_PAUSE_S: Final = 0.2
 _RECEIVE_TIMEOUT_S: Final = 1.0
 _PING_AFTER: Final = 5  # silent receives before the connection is probed
-
+# Replies that say that a command did not do what it should, to look into.
+_REFUSALS: Final = frozenset((RESPONSE_ERROR, type(None)))
 
 _MESSAGE: Final = (b"message", b"smessage")
 _SUBSCRIBED: Final = (b"subscribe", b"ssubscribe")
@@ -97,18 +97,19 @@ class StreamWrite:
     extra: list[tuple[Any, ...]] = field(default_factory=list)
 
 
-@hot_value
+@dataclass(frozen=True, slots=True)
 class WriteOutcome:
     """What became of a `StreamWrite`.
 
     fenced: a newer owner has the stream; nothing of the write counts.
     gone: the stream's results have left Redis.
-    extra: replies to `StreamWrite.extra`.
     """
 
-    fenced: bool
-    gone: bool
-    extra: tuple[Any, ...]
+    fenced: bool = False
+    gone: bool = False
+
+
+_WRITTEN: Final = WriteOutcome()
 
 
 class ResultWriter:
@@ -125,6 +126,8 @@ class ResultWriter:
         May be repeated with the same writes after it raised (CONNECTION_ERRORS or a RedisError):
         results that are in already are not written twice.
         """
+        if self._redis.servers.num_servers == 1:
+            return self._write_server(0, writes)
         by_server: dict[int, list[int]] = {}
         for index, write in enumerate(writes):
             by_server.setdefault(self._redis.servers.server_of_shard(write.keys.shard), []).append(index)
@@ -149,17 +152,18 @@ class ResultWriter:
             if lines:
                 publish, _, channel = channel_of(self._redis.servers, self._keys, server, ingress)
                 commands.append(pack(publish, channel, join_lines(lines)))
-        commands += (pack(*command) for write in writes for command in write.extra)
-        if not commands:
-            return [WriteOutcome(False, False, ())] * len(writes)
-        replies = self._connections[server].call(commands)
+        commands += [pack(*command) for write in writes for command in write.extra]
+        replies = self._connections[server].call(commands) if commands else []
+        # Nearly always every command did what it should; else find out which did not.
+        if _REFUSALS.isdisjoint(map(type, replies)):
+            return [_WRITTEN] * len(writes)
         return self._outcomes(self._redis.clients[server], writes, replies)
 
     def _outcomes(
         self, client: Any, writes: Sequence[StreamWrite], replies: Sequence[Any]
     ) -> list[WriteOutcome]:
         at = 0
-        states: list[tuple[bool, bool]] = []
+        outcomes: list[WriteOutcome] = []
         for write in writes:
             fenced = gone = False
             for line in write.lines:
@@ -175,18 +179,12 @@ class ResultWriter:
                     raise reply
             if write.acked:
                 at += 1  # an unknown group or entry gives 0: the stream is another's, or this a repeat
-            states.append((fenced, gone))
-        extras: list[tuple[Any, ...]] = []
-        end = len(replies) - sum(len(write.extra) for write in writes)
-        for write in writes:
-            extras.append(tuple(replies[end : end + len(write.extra)]))
-            end += len(write.extra)
-        for reply in (reply for extra in extras for reply in extra):
+            outcomes.append(WriteOutcome(fenced, gone))
+        num_extra = sum(len(write.extra) for write in writes)
+        for reply in replies[len(replies) - num_extra :]:
             if isinstance(reply, Exception):
                 raise reply
-        return [
-            WriteOutcome(fenced, gone, extra) for (fenced, gone), extra in zip(states, extras, strict=True)
-        ]
+        return outcomes
 
     @staticmethod
     def _is_fenced(client: Any, write: StreamWrite) -> bool:

@@ -24,13 +24,14 @@ def entry_samples(entry: AudioEntry) -> NDArray[np.float32]:
 
     Raises ClientFault `bad_samples` for a sample that is not finite, `odd_byte_count` for half a one.
     """
-    if len(entry.payload) % entry.encoding.sample_bytes:
+    payload, encoding = entry.payload, entry.encoding
+    if len(payload) % encoding.sample_bytes:
         raise ClientFault(ErrorCode.ODD_BYTE_COUNT, "The audio is not a whole number of samples.")
-    if entry.encoding is Encoding.PCM16:
-        pcm = np.frombuffer(entry.payload, _PCM16)
+    if encoding is Encoding.PCM16:
+        pcm = np.frombuffer(payload, _PCM16)
         scaled: NDArray[np.float32] = np.multiply(pcm, _PCM16_SCALE, dtype=np.float32)
         return scaled
-    samples = np.frombuffer(entry.payload, "<f4")
+    samples = np.frombuffer(payload, "<f4")
     if not np.isfinite(samples).all():
         raise ClientFault(ErrorCode.BAD_SAMPLES, "Every sample is a finite number within float32.")
     return samples.astype(np.float32, copy=False)

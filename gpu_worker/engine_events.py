@@ -26,10 +26,9 @@ class Open:
 
 @hot_value
 class Feed:
-    """Samples of a stream at 16 kHz."""
+    """Samples at 16 kHz of all streams of one read, those of one stream in order."""
 
-    flow: StreamFlow
-    samples: NDArray[np.float32]
+    parts: Sequence[tuple[StreamFlow, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, slots=True)

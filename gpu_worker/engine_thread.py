@@ -10,8 +10,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from common.entries import StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
@@ -40,6 +40,10 @@ from gpu_worker.engine_events import (
     worker_failed,
 )
 from gpu_worker.flow import StreamFlow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +82,10 @@ class EngineThread:
 
     def put(self, *commands: Command) -> None:
         """Queue commands, in order. Bounded by the senders: see `StreamFlow.held`."""
-        with self._wake:
-            self._inbox.extend(commands)
-            self._wake.notify()
+        if commands:
+            with self._wake:
+                self._inbox.extend(commands)
+                self._wake.notify()
 
     def wake(self) -> None:
         """Make the thread ask the engine again whether it has work (an answer from elsewhere came)."""
@@ -175,14 +180,13 @@ class EngineThread:
 
     def _apply(self, command: Command) -> None:
         match command:
-            case Feed(flow, samples):
-                if self._flows.get(flow.stream) is flow:
-                    self._guarded(flow, lambda: self._engine.feed(flow.stream, samples))
+            case Feed(parts):
+                self._feed(parts)
             case Open(flow, snapshot):
                 self._open(flow, snapshot)
             case Finish(flow):
                 if self._flows.get(flow.stream) is flow:
-                    self._guarded(flow, lambda: self._engine.finish(flow.stream))
+                    self._finish(flow)
             case Fail(flow, error):
                 if self._flows.get(flow.stream) is flow:
                     self._fail(flow, error)
@@ -217,13 +221,26 @@ class EngineThread:
         )
         self._sink.put(Opened(flow))
 
-    def _guarded(self, flow: StreamFlow, call: Callable[[], None]) -> None:
-        """Run a call that concerns one stream; what it refuses ends that stream alone."""
+    def _feed(self, parts: Sequence[tuple[StreamFlow, NDArray[np.float32]]]) -> None:
+        flows, feed = self._flows, self._engine.feed
+        for flow, samples in parts:
+            stream = flow.stream
+            if flows.get(stream) is flow:
+                try:
+                    feed(stream, samples)
+                except (EngineError, ValueError):
+                    self._refused(flow)
+
+    def _finish(self, flow: StreamFlow) -> None:
         try:
-            call()
+            self._engine.finish(flow.stream)
         except (EngineError, ValueError):
-            logger.exception("a stream failed in the engine", extra={"stream_id": flow.stream})
-            self._fail(flow, worker_failed())
+            self._refused(flow)
+
+    def _refused(self, flow: StreamFlow) -> None:
+        """End a stream, and no other, for what the engine has just raised."""
+        logger.exception("a stream failed in the engine", extra={"stream_id": flow.stream})
+        self._fail(flow, worker_failed())
 
     def _fail(self, flow: StreamFlow, error: StreamError) -> None:
         self._close(flow.stream)

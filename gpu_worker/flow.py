@@ -45,12 +45,14 @@ class StreamFlow:
         "ingress",
         "lost",
         "owned",
+        "stream",
         "undecoded",
     )
 
     def __init__(self, owned: OwnedStream) -> None:
         samples = owned.record.checkpoint.samples_decoded
         self.owned: Final = owned
+        self.stream: Final[StreamId] = owned.stream
         self.undecoded: Final[deque[Undecoded]] = deque()
         self.fed_samples = samples
         self.decoded_samples = samples
@@ -59,11 +61,6 @@ class StreamFlow:
         self.ended = False
         self.held = False
         self.lost = False
-
-    @property
-    def stream(self) -> StreamId:
-        """The stream."""
-        return self.owned.stream
 
     @property
     def backlog_samples(self) -> int:

@@ -12,17 +12,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from common.audio_reader import AudioBatch, AudioReader
-from common.entries import AudioEntry, StreamId, WorkerId
+from common.entries import StreamId, WorkerId
 from common.errors import StreamError
-from common.keys import Keys, StreamKeys
+from common.keys import Keys
 from common.redis import REDIS_ERROR, RedisServers, blocking_connection
 from gpu_worker.audio import StreamAudio
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 from gpu_worker.engine_events import Command, Fail, Feed, Finish, Open, worker_failed
 from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +152,9 @@ class Intake:
     def _finish(self, flow: StreamFlow) -> None:
         reading = self._readings.get(flow.stream)
         if reading is not None and reading.flow is flow and not flow.ended:
-            self._put(*self._end(reading))
+            got = _Got()
+            got.end(reading)
+            self._put(*got.commands())
 
     def _sweep(self, now: float) -> None:
         """Forget streams that have ended; read those that were not read for a while."""
@@ -171,10 +177,9 @@ class Intake:
             for reading in chosen:
                 if reading.missed:
                     self._reread(reading)
-            by_key = {reading.key[0]: reading for reading in chosen}
             try:
                 batches = self._reader.read([reading.key for reading in chosen], MAX_ENTRIES)
-                streams = self._handle(batches, by_key)
+                streams = self._handle(batches, {reading.flow.stream: reading for reading in chosen})
             except BaseException:
                 # Nobody knows what of these streams was delivered.
                 for reading in chosen:
@@ -183,12 +188,12 @@ class Intake:
 
     def _reread(self, reading: _Reading) -> None:
         """Take what a failed read delivered to nobody; new entries are read behind it."""
-        by_key = {reading.key[0]: reading}
+        stream = reading.flow.stream
         while True:
             batch = self._reader.reread(*reading.key, reading.last_entry, MAX_ENTRIES)
             if batch.entries:
-                logger.info("audio read again", extra={"stream_id": reading.flow.stream})
-            if not self._handle([batch], by_key):
+                logger.info("audio read again", extra={"stream_id": stream})
+            if not self._handle([batch], {stream: reading}):
                 break
         reading.missed = False
 
@@ -215,63 +220,71 @@ class Intake:
                         chosen.append(reading)
         return chosen
 
-    def _handle(self, batches: Sequence[AudioBatch], by_key: dict[StreamKeys, _Reading]) -> list[StreamId]:
+    def _handle(self, batches: Sequence[AudioBatch], readings: dict[StreamId, _Reading]) -> list[StreamId]:
         """Feed what was read; gives the streams that may have more."""
-        commands: list[Command] = []
+        got = _Got()
         more: list[StreamId] = []
         for batch in batches:
-            reading = by_key[batch.keys]
+            reading = readings[batch.keys.stream]
             if batch.lost:
                 self._on_lost(reading.flow)
                 continue
-            self._convert(reading, batch, commands)
+            got.take(reading, batch)
             if batch.maybe_more:
                 more.append(reading.flow.stream)
-        if commands:
-            self._put(*commands)
+        self._put(*got.commands())
         return more
 
-    def _convert(self, reading: _Reading, batch: AudioBatch, commands: list[Command]) -> None:
+
+class _Got:
+    """What a read comes to: audio of its streams, and behind it the ends of some of them."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[StreamFlow, NDArray[np.float32]]] = []
+        self._ends: list[Command] = []
+
+    def commands(self) -> list[Command]:
+        """The commands for the engine thread, one for the audio of all streams."""
+        return [Feed(self._parts), *self._ends] if self._parts else self._ends
+
+    def take(self, reading: _Reading, batch: AudioBatch) -> None:
+        """Take what was read of a stream. What is wrong with it ends that stream alone."""
         flow = reading.flow
         for entry in batch.entries:
-            reading.last_entry = entry.entry_id
+            reading.last_entry = entry_id = entry.entry_id
             if entry.ingress is not None:
                 flow.ingress = entry.ingress
             if flow.ended:
                 continue
             try:
-                commands += self._samples(reading, entry)
+                parts = reading.audio.push(entry)
+                flow.undecoded.append(Undecoded(entry_id, reading.audio.next_sample))
+                self._feed(flow, parts)
+                if entry.final:
+                    self.end(reading)
             except StreamError as error:
                 logger.warning("audio refused: %s", error, extra={"stream_id": flow.stream})
-                flow.ended = True
-                commands.append(Fail(flow, error))
+                self._fail(flow, error)
             except Exception:
                 # The other streams of this read have been delivered to us: they must get their audio.
                 logger.exception("audio could not be converted", extra={"stream_id": flow.stream})
-                flow.ended = True
-                commands.append(Fail(flow, worker_failed()))
+                self._fail(flow, worker_failed())
         if batch.error is not None and not flow.ended:
             logger.error("unreadable audio: %s", batch.error, extra={"stream_id": flow.stream})
-            flow.ended = True
-            commands.append(Fail(flow, worker_failed()))
+            self._fail(flow, worker_failed())
 
-    def _samples(self, reading: _Reading, entry: AudioEntry) -> list[Command]:
-        """The commands that an entry comes to."""
+    def end(self, reading: _Reading) -> None:
+        """End a stream: what its resampler still has, then the end."""
         flow = reading.flow
-        parts = reading.audio.push(entry)
-        flow.undecoded.append(Undecoded(entry.entry_id, reading.audio.next_sample))
-        commands: list[Command] = []
+        self._feed(flow, reading.audio.finish())
+        flow.ended = True
+        self._ends.append(Finish(flow))
+
+    def _feed(self, flow: StreamFlow, parts: list[NDArray[np.float32]]) -> None:
         for samples in parts:
             flow.fed_samples += len(samples)
-            commands.append(Feed(flow, samples))
-        return commands + self._end(reading) if entry.final else commands
+            self._parts.append((flow, samples))
 
-    def _end(self, reading: _Reading) -> list[Command]:
-        """The commands that end a stream: what its resampler still has, then the end."""
-        flow = reading.flow
-        commands: list[Command] = []
-        for samples in reading.audio.finish():
-            flow.fed_samples += len(samples)
-            commands.append(Feed(flow, samples))
+    def _fail(self, flow: StreamFlow, error: StreamError) -> None:
         flow.ended = True
-        return [*commands, Finish(flow)]
+        self._ends.append(Fail(flow, error))

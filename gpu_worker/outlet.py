@@ -22,9 +22,10 @@ from common.dead_letters import dead_letter_command
 from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import ErrorCode, StreamError
 from common.keys import Keys
-from common.messages import ErrorMessage, Result, Utterance, Word, encode_server_message
+from common.messages import ErrorMessage, Result, Utterance, Word
 from common.redis import REDIS_ERROR, SyncRedis, is_passing
-from common.result_log import ResultWriter, StreamWrite, WriteOutcome, ack_json
+from common.result_log import ResultWriter, StreamWrite, ack_json
+from common.server_codec import encode_server_message
 from gpu_worker.audio import client_samples
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine_events import (
@@ -277,13 +278,10 @@ class Outlet:
                     return
                 pause = min(2 * pause, _MAX_RETRY_S)
         for flow, outcome in zip(batch.flows(), outcomes, strict=True):
-            self._settle(batch, flow, outcome)
-
-    def _settle(self, batch: _Batch, flow: StreamFlow, outcome: WriteOutcome) -> None:
-        if flow in batch.ended:
-            self._forget(flow)
-        elif outcome.fenced or outcome.gone:
-            self._on_fenced(flow)
+            if flow in batch.ended:
+                self._forget(flow)
+            elif outcome.fenced or outcome.gone:
+                self._on_fenced(flow)
 
     def _forget(self, flow: StreamFlow) -> None:
         writing = self._writings.get(flow.stream)
@@ -336,7 +334,7 @@ def client_result(output: StreamOutput, seq: int, audio_ack_samples: int) -> Res
         words=None
         if words is None
         else tuple(Word(word.word, word.start_s, word.end_s, word.confidence) for word in words),
-        utterances=tuple(
-            Utterance(one.number, one.text, one.start_s, one.end_s) for one in output.utterances
-        ),
+        utterances=tuple(Utterance(one.number, one.text, one.start_s, one.end_s) for one in output.utterances)
+        if output.utterances
+        else (),
     )

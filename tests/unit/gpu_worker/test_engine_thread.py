@@ -95,10 +95,14 @@ def audio(seconds: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     return np.random.default_rng(0).standard_normal(int(seconds * 16_000)).astype(np.float32)
 
 
+def feed(flow: StreamFlow, samples: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Feed:
+    return Feed(((flow, samples),))
+
+
 def test_what_it_says_of_a_stream_is_in_order(start: Callable[..., Running]) -> None:
     running = start(NullEngine(2))
     one = flow(1)
-    running.thread.put(Open(one, None), Feed(one, audio(1.0)), Finish(one))
+    running.thread.put(Open(one, None), feed(one, audio(1.0)), Finish(one))
     wait_until(lambda: any(isinstance(e, Decoded) and e.outputs[-1].is_final for e in running.sink.events))
     assert isinstance(running.sink.events[0], Opened)
     outputs = [output for e in running.sink.events if isinstance(e, Decoded) for output in e.outputs]
@@ -110,7 +114,7 @@ def test_what_it_says_of_a_stream_is_in_order(start: Callable[..., Running]) -> 
 def test_a_stream_that_the_engine_refuses_fails_alone(start: Callable[..., Running]) -> None:
     running = start(NullEngine(1))
     one, two = flow(1), flow(2)
-    running.thread.put(Open(one, None), Open(two, None), Feed(two, audio(1.0)), Feed(one, audio(0.32)))
+    running.thread.put(Open(one, None), Open(two, None), feed(two, audio(1.0)), feed(one, audio(0.32)))
     running.said(Decoded)
     failed = [event for event in running.sink.events if isinstance(event, Failed)]
     assert [(event.flow, event.error.code) for event in failed] == [(two, ErrorCode.WORKER_FAILED)]
@@ -121,7 +125,7 @@ def test_audio_after_the_end_fails_its_stream(start: Callable[..., Running]) -> 
     engine = NullEngine(1, step_ms=20)
     running = start(engine)
     one = flow(1)
-    running.thread.put(Open(one, None), Finish(one), Feed(one, audio(0.1)))
+    running.thread.put(Open(one, None), Finish(one), feed(one, audio(0.1)))
     running.said(Failed)
     assert engine.stats.open_streams == 0
 
@@ -129,7 +133,7 @@ def test_audio_after_the_end_fails_its_stream(start: Callable[..., Running]) -> 
 def test_commands_for_a_stream_that_was_dropped_are_ignored(start: Callable[..., Running]) -> None:
     running = start(NullEngine(1))
     one = flow(1)
-    running.thread.put(Open(one, None), Drop(one), Feed(one, audio(1.0)), Finish(one), Drop(one))
+    running.thread.put(Open(one, None), Drop(one), feed(one, audio(1.0)), Finish(one), Drop(one))
     other = flow(2)
     running.thread.put(Open(other, None))
     running.said(Opened, 2)
@@ -139,8 +143,8 @@ def test_commands_for_a_stream_that_was_dropped_are_ignored(start: Callable[...,
 def test_a_stream_that_comes_back_replaces_its_old_self(start: Callable[..., Running]) -> None:
     running = start(NullEngine(1))
     old, new = flow(1), flow(1, epoch=3)
-    running.thread.put(Open(old, None), Feed(old, audio(0.1)), Open(new, None), Feed(old, audio(1.0)))
-    running.thread.put(Feed(new, audio(0.32)))
+    running.thread.put(Open(old, None), feed(old, audio(0.1)), Open(new, None), feed(old, audio(1.0)))
+    running.thread.put(feed(new, audio(0.32)))
     running.said(Decoded)
     assert [type(event) for event in running.sink.events] == [Opened, Forgotten, Opened, Decoded]
     forgotten, opened = running.sink.events[1:3]
@@ -154,7 +158,7 @@ def test_snapshots_come_at_their_distance(start: Callable[..., Running]) -> None
     one = flow(1)
     running.thread.put(Open(one, None))
     for _ in range(50):
-        running.thread.put(Feed(one, audio(0.16)))
+        running.thread.put(feed(one, audio(0.16)))
     wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) == 50)
     taken = [event.samples_decoded for event in running.sink.events if isinstance(event, Snapshot)]
     assert 3 <= len(taken) <= 8
@@ -165,7 +169,7 @@ def test_a_hand_over_snapshots_and_forgets_everything(start: Callable[..., Runni
     engine = NullEngine(3)
     running = start(engine)
     heard, silent = flow(1), flow(2)
-    running.thread.put(Open(heard, None), Open(silent, None), Feed(heard, audio(0.2)))
+    running.thread.put(Open(heard, None), Open(silent, None), feed(heard, audio(0.2)))
     running.said(Decoded)
     running.thread.put(HandOver())
     running.said(HandedOver)
@@ -185,7 +189,7 @@ class Broken(NullEngine):
 def test_a_failing_engine_is_reported_and_ends_the_thread() -> None:
     running = Running(Broken(1))
     one = flow(1)
-    running.thread.put(Open(one, None), Feed(one, audio(1.0)))
+    running.thread.put(Open(one, None), feed(one, audio(1.0)))
     wait_until(lambda: running.failures)
     assert [str(error) for error in running.failures] == ["device lost"]
     wait_until(lambda: not running.thread.alive)
@@ -206,7 +210,7 @@ def test_how_long_it_hangs_is_seen_from_outside(start: Callable[..., Running]) -
     running = start(engine)
     assert running.thread.busy_s == 0.0
     one = flow(1)
-    running.thread.put(Open(one, None), Feed(one, audio(1.0)))
+    running.thread.put(Open(one, None), feed(one, audio(1.0)))
     wait_until(lambda: running.thread.busy_s > 0.1)
     engine.release.set()
     running.said(Decoded)
