@@ -13,63 +13,45 @@ not decoded yet and goes on by itself on a new connection, at the same address o
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self
 
-from common.errors import ErrorCode, ParakeetError
+from common.client_codec import encode_client_message
+from common.errors import ErrorCode
 from common.messages import (
     Ack,
     Audio,
     Close,
-    Config,
     Encoding,
     ErrorMessage,
     Hello,
     Ping,
     Result,
     Resume,
-    Resumed,
     ServerMessage,
-    decode_server_message,
-    encode_client_message,
 )
 from common.options import StreamOptions
+from common.server_codec import decode_server_message
 from parakeet.channel import Channel, ChannelLost, open_channel
+from parakeet.client_errors import ClientError, ConnectionLost, ServerError, ServerSilent
+from parakeet.handshake import Handshake
+from parakeet.sent_audio import SentAudio
 
-# One message of audio; longer sends are cut. Well below a server's bound of a line, as base64.
-MAX_MESSAGE_AUDIO_BYTES: Final = 32 * 1024
+__all__ = [
+    "ClientError",
+    "ClientTimeouts",
+    "ConnectionLost",
+    "ServerError",
+    "ServerSilent",
+    "Stream",
+    "connect",
+]
+
 # Results that wait for the caller; behind them the socket fills, and the server merges.
 _MAX_RESULTS: Final = 1000
-# Audio that may wait for the socket before `send` waits.
-_MAX_UNWRITTEN_S: Final = 2.0
 _RETRY_PAUSE_S: Final = 0.2
-
-
-class ClientError(ParakeetError):
-    """The stream ended without its final result."""
-
-
-class ServerError(ClientError):
-    """The server ended the stream, or refused it, with an `error` message.
-
-    code: stable, see docs/protocol.md.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code: Final = code
-        self.message: Final = message
-
-
-class ConnectionLost(ClientError):  # noqa: N818 - the name says it
-    """The connection was lost and could not be resumed."""
-
-
-class ServerSilent(ClientError):  # noqa: N818 - the name says it
-    """The server did not answer within a time-out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +69,6 @@ class ClientTimeouts:
     final_s: float = 60.0
     resume_s: float = 25.0
     send_s: float = 60.0
-
-
-@dataclass(slots=True)
-class _Block:
-    first_sample: int
-    payload: bytes
-    encoding: Encoding
-
-    @property
-    def end(self) -> int:
-        return self.first_sample + len(self.payload) // self.encoding.sample_bytes
 
 
 async def connect(
@@ -146,14 +117,10 @@ class Stream:
         self._want_resume = resume
         self._window_s = window_s
         self._timeouts = timeouts
+        self._handshake = Handshake(self._open_channel, timeouts.connect_s)
         self._hello = Hello(0, 0, "", ())
         self._channel: Channel | None = None
-        self._resumable = False
-        self._blocks: deque[_Block] = deque()  # sent and maybe needed again, or not sent yet
-        self._odd = b""
-        self._end = 0  # samples taken from the caller
-        self._written = 0  # samples given to the current connection
-        self._acked = 0  # samples decoded
+        self._audio = SentAudio()
         self._last_seq = 0
         self._final_asked = False
         self._final_written = False
@@ -193,14 +160,16 @@ class Stream:
         failure: ClientError = ConnectionLost("There is no address to connect to.")
         for url in self._urls:
             try:
-                self._channel, self._hello = await self._greet(url)
+                self._channel, self._hello = await self._handshake.greet(url)
                 break
             except ClientError as error:
                 failure = error
         if self._channel is None:
             raise failure
-        self._resumable = self._want_resume and "resume" in self._hello.capabilities
-        await self._configure(self._channel)
+        if self._want_resume and "resume" in self._hello.capabilities:
+            self._audio.keep = True
+            self._options = replace(self._options, resume=True)
+        await self._handshake.configure(self._channel, self._hello, self._options)
         loop = asyncio.get_running_loop()
         self._heard_at = self._progress_at = loop.time()
         name = f"stream-{self.stream_id}"
@@ -209,18 +178,6 @@ class Stream:
             asyncio.create_task(self._guard(self._write), name=f"{name}-write"),
             asyncio.create_task(self._guard(self._watch), name=f"{name}-watch"),
         ]
-
-    async def _configure(self, channel: Channel) -> None:
-        options = replace(self._options, resume=True) if self._resumable else self._options
-        if options != StreamOptions():
-            if "config" not in self._hello.capabilities:
-                await channel.close()
-                raise ServerError("unknown_option", "This server takes no options.")
-            try:
-                await channel.send(encode_client_message(Config(options)))
-            except ChannelLost as error:
-                await channel.close()
-                raise ConnectionLost(str(error)) from error
 
     async def __aenter__(self) -> Self:
         """The stream itself."""
@@ -259,22 +216,14 @@ class Stream:
         """
         if self._final_asked:
             raise ValueError("Audio after finish.")
-        if encoding is Encoding.PCM16:
-            payload = self._odd + payload
-            whole = len(payload) - len(payload) % 2
-            payload, self._odd = payload[:whole], payload[whole:]
-        elif len(payload) % encoding.sample_bytes or self._odd:
-            raise ValueError("Samples of another encoding begin at a whole sample.")
-        for at in range(0, len(payload), MAX_MESSAGE_AUDIO_BYTES):
-            block = _Block(self._end, payload[at : at + MAX_MESSAGE_AUDIO_BYTES], encoding)
-            self._blocks.append(block)
-            self._end = block.end
+        for block in self._audio.cut(payload, encoding):
+            self._audio.append(block)
             self._work.set()
             await self._room()
 
     async def finish(self) -> None:
         """Say that no audio follows; the final result comes through `results`."""
-        if self._odd:
+        if self._audio.ends_within_a_sample:
             raise ValueError("The audio ends within a sample.")
         self._final_asked = True
         self._progress_at = asyncio.get_running_loop().time()
@@ -292,10 +241,7 @@ class Stream:
             raise self._failure
 
     def _has_room(self) -> bool:
-        rate = self.sample_rate
-        if self._end - self._written > _MAX_UNWRITTEN_S * rate:
-            return False
-        return not self._resumable or self._end - self._acked <= self._window_s * rate
+        return self._audio.has_room(self.sample_rate, self._window_s)
 
     # Results
 
@@ -358,7 +304,7 @@ class Stream:
             case Ack(samples):
                 self._acknowledge(samples)
             case ErrorMessage(code, text, _):
-                if code == ErrorCode.DRAINING and self._resumable:
+                if code == ErrorCode.DRAINING and self._audio.keep:
                     await self._recover(text)
                 elif code not in (ErrorCode.UNKNOWN_TYPE, ErrorCode.AUDIO_AFTER_FINAL):
                     raise ServerError(code, text)
@@ -367,15 +313,8 @@ class Stream:
 
     def _acknowledge(self, samples: int) -> None:
         self._progress_at = asyncio.get_running_loop().time()
-        self._acked = max(self._acked, samples)
-        self._drop_blocks()
+        self._audio.decoded_up_to(samples)
         self._progress.set()
-
-    def _drop_blocks(self) -> None:
-        """Forget audio that is not needed again."""
-        needless = self._acked if self._resumable else self._written
-        while self._blocks and self._blocks[0].end <= min(needless, self._written):
-            self._blocks.popleft()
 
     async def _write(self) -> None:
         while True:
@@ -390,14 +329,11 @@ class Stream:
                     break  # the reader notices, and sets the work again once there is a new connection
 
     async def _write_one(self, channel: Channel) -> bool:
-        block = next((block for block in self._blocks if block.end > self._written), None)
+        block = self._audio.next_block()
         if block is not None:
-            skip = max(0, self._written - block.first_sample) * block.encoding.sample_bytes
-            await channel.send_audio(Audio(block.payload[skip:], block.encoding))
+            await channel.send_audio(block.from_sample(self._audio.written))
             if channel is self._channel:
-                self._written = block.end
-                if not self._resumable:
-                    self._drop_blocks()
+                self._audio.wrote(block)
                 self._progress.set()
             return True
         if self._final_asked and not self._final_written:
@@ -432,52 +368,27 @@ class Stream:
         """A socket to a server; the chaos tests listen in here."""
         return await open_channel(url, self._timeouts.connect_s)
 
-    async def _greet(self, url: str) -> tuple[Channel, Hello]:
-        try:
-            channel = await self._open_channel(url)
-        except ChannelLost as error:
-            raise ConnectionLost(str(error)) from error
-        try:
-            message = await self._expect(channel)
-        except ClientError:
-            await channel.close()
-            raise
-        if isinstance(message, Hello):
-            return channel, message
-        await channel.close()
-        if isinstance(message, ErrorMessage):
-            raise ServerError(message.code, message.message)
-        raise ConnectionLost(f"{url} does not say hello.")
-
-    async def _expect(self, channel: Channel) -> ServerMessage | None:
-        try:
-            async with asyncio.timeout(self._timeouts.connect_s):
-                return decode_server_message(await channel.receive())
-        except TimeoutError:
-            raise ServerSilent(f"No answer within {self._timeouts.connect_s:g} s.") from None
-        except ChannelLost as error:
-            raise ConnectionLost(str(error)) from error
-        except ValueError as error:
-            raise ConnectionLost(f"The server sent what is no message: {error}") from error
-
     async def _recover(self, reason: str) -> None:
         """Go on with the stream on a new connection. Raises ConnectionLost or ServerError."""
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
-        if not self._resumable:
+        if not self._audio.keep:
             raise ConnectionLost(f"The connection was lost: {reason}.")
         loop = asyncio.get_running_loop()
         resume_s = self._timeouts.resume_s
-        if self._lost_with != (self._last_seq, self._acked) or loop.time() - self._resumed_at > resume_s:
-            self._lost_with, self._stuck_since = (self._last_seq, self._acked), loop.time()
+        if (
+            self._lost_with != (self._last_seq, self._audio.decoded)
+            or loop.time() - self._resumed_at > resume_s
+        ):
+            self._lost_with, self._stuck_since = (self._last_seq, self._audio.decoded), loop.time()
         else:
             # The last resumption brought nothing: the servers get a pause, and the same deadline holds.
             await asyncio.sleep(_RETRY_PAUSE_S)
         while loop.time() < self._stuck_since + resume_s:
             for url in self._urls:
                 try:
-                    self._written, channel = await self._go_on_at(url)
+                    self._audio.written, channel = await self._go_on_at(url)
                 except (ConnectionLost, ServerSilent) as error:
                     reason = str(error)
                     continue
@@ -496,47 +407,22 @@ class Stream:
         A server that dies right after its hello may never have begun the stream: as long as nothing of it
         has come back, another stream with all of the audio is the same to the caller.
         """
+        audio = self._audio
+        token = self._hello.resume_token
+        request = Resume(self.stream_id, token, self._last_seq, min(audio.decoded, audio.written))
         try:
-            resumed, channel = await self._resume_at(url)
+            channel, resumed = await self._handshake.resume(url, request)
         except ServerError:
-            if self._last_seq or self._acked:
+            if self._last_seq or audio.decoded:
                 raise
             try:
-                channel, hello = await self._greet(url)
+                channel, hello = await self._handshake.greet(url)
             except ServerError as error:
                 raise ConnectionLost(str(error)) from error
             if hello.sample_rate != self._hello.sample_rate:
                 await channel.close()
                 raise
             self._hello = hello
-            await self._configure(channel)
+            await self._handshake.configure(channel, hello, self._options)
             return 0, channel
         return resumed.next_sample, channel
-
-    async def _resume_at(self, url: str) -> tuple[Resumed, Channel]:
-        try:
-            channel = await self._open_channel(url)
-        except ChannelLost as error:
-            raise ConnectionLost(str(error)) from error
-        try:
-            first = await self._expect(channel)
-            # A full cluster refuses a new stream, and still takes an old one back.
-            if isinstance(first, ErrorMessage) and first.code != ErrorCode.NO_FREE_STREAM:
-                raise ConnectionLost(f"{first.code}: {first.message}")
-            request = Resume(
-                self.stream_id, self._hello.resume_token, self._last_seq, min(self._acked, self._written)
-            )
-            await channel.send(encode_client_message(request))
-            answer = await self._expect(channel)
-        except ChannelLost as error:
-            await channel.close()
-            raise ConnectionLost(str(error)) from error
-        except ClientError:
-            await channel.close()
-            raise
-        if isinstance(answer, Resumed):
-            return answer, channel
-        await channel.close()
-        if isinstance(answer, ErrorMessage) and answer.code == ErrorCode.RESUME_REFUSED:
-            raise ServerError(answer.code, answer.message)
-        raise ConnectionLost(f"{url} does not resume the stream: {answer}")

@@ -133,7 +133,8 @@ async def test_rates_and_timings_are_those_of_the_window(redis_url: str, tmp_pat
 
             await until(all_reported, what="a report of all chunks")
             assert 0 < window_s <= 5.0 + 1.0
-            assert status["in_flight"] == 2
+            # The last step may have had the rest of one stream alone.
+            assert 1 <= status["in_flight"] <= 2
             rates = status["rates_per_sec"]
             chunks = rates["pre_encode_chunks"]
             assert rates["encode_frames"] == pytest.approx(2 * chunks, rel=0.01)

@@ -1,0 +1,31 @@
+"""How a stream of a client can fail."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from common.errors import ParakeetError
+
+
+class ClientError(ParakeetError):
+    """The stream ended without its final result."""
+
+
+class ServerError(ClientError):
+    """The server ended the stream, or refused it, with an `error` message.
+
+    code: stable, see docs/protocol.md.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code: Final = code
+        self.message: Final = message
+
+
+class ConnectionLost(ClientError):  # noqa: N818 - the name says it
+    """The connection was lost and could not be resumed."""
+
+
+class ServerSilent(ClientError):  # noqa: N818 - the name says it
+    """The server did not answer within a time-out."""

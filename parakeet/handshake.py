@@ -1,0 +1,94 @@
+"""The first messages of a connection: a server's hello, a stream's options, a resumption."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from common.client_codec import encode_client_message
+from common.errors import ErrorCode
+from common.messages import Config, ErrorMessage, Hello, Resume, Resumed, ServerMessage
+from common.options import StreamOptions
+from common.server_codec import decode_server_message
+from parakeet.channel import Channel, ChannelLost
+from parakeet.client_errors import ClientError, ConnectionLost, ServerError, ServerSilent
+
+
+class Handshake:
+    """Opens connections and says the first words. Each answer is waited for `timeout_s` at most."""
+
+    def __init__(self, open_channel: Callable[[str], Awaitable[Channel]], timeout_s: float) -> None:
+        self._open_channel = open_channel
+        self._timeout_s = timeout_s
+
+    async def greet(self, url: str) -> tuple[Channel, Hello]:
+        """Connect for a new stream. Raises ServerError, ConnectionLost, ServerSilent."""
+        channel, message = await self._first_message(url)
+        if isinstance(message, Hello):
+            return channel, message
+        await channel.close()
+        if isinstance(message, ErrorMessage):
+            raise ServerError(message.code, message.message)
+        raise ConnectionLost(f"{url} does not say hello.")
+
+    async def configure(self, channel: Channel, hello: Hello, options: StreamOptions) -> None:
+        """Tell the options of a new stream. Raises ServerError or ConnectionLost, the channel closed."""
+        if options == StreamOptions():
+            return
+        if "config" not in hello.capabilities:
+            await channel.close()
+            raise ServerError("unknown_option", "This server takes no options.")
+        try:
+            await channel.send(encode_client_message(Config(options)))
+        except ChannelLost as error:
+            await channel.close()
+            raise ConnectionLost(str(error)) from error
+
+    async def resume(self, url: str, request: Resume) -> tuple[Channel, Resumed]:
+        """Connect to go on with a stream.
+
+        Raises ServerError where the server knows it and will not, ConnectionLost or ServerSilent where
+        another server, or the same one later, may.
+        """
+        channel, first = await self._first_message(url)
+        # A full cluster refuses a new stream, and still takes an old one back.
+        if isinstance(first, ErrorMessage) and first.code != ErrorCode.NO_FREE_STREAM:
+            await channel.close()
+            raise ConnectionLost(f"{first.code}: {first.message}")
+        try:
+            await channel.send(encode_client_message(request))
+            answer = await self._expect(channel)
+        except ChannelLost as error:
+            await channel.close()
+            raise ConnectionLost(str(error)) from error
+        except ClientError:
+            await channel.close()
+            raise
+        if isinstance(answer, Resumed):
+            return channel, answer
+        await channel.close()
+        if isinstance(answer, ErrorMessage) and answer.code == ErrorCode.RESUME_REFUSED:
+            raise ServerError(answer.code, answer.message)
+        raise ConnectionLost(f"{url} does not resume the stream: {answer}")
+
+    async def _first_message(self, url: str) -> tuple[Channel, ServerMessage | None]:
+        try:
+            channel = await self._open_channel(url)
+        except ChannelLost as error:
+            raise ConnectionLost(str(error)) from error
+        try:
+            return channel, await self._expect(channel)
+        except ClientError:
+            await channel.close()
+            raise
+
+    async def _expect(self, channel: Channel) -> ServerMessage | None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return decode_server_message(await channel.receive())
+        except TimeoutError:
+            raise ServerSilent(f"No answer within {self._timeout_s:g} s.") from None
+        except ChannelLost as error:
+            raise ConnectionLost(str(error)) from error
+        except ValueError as error:
+            raise ConnectionLost(f"The server sent what is no message: {error}") from error

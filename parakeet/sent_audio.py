@@ -1,0 +1,100 @@
+"""The audio of a client's stream, from the caller's hands until it is not needed again."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from common.messages import Audio, Encoding
+
+# One message of audio; longer sends are cut. Well below a server's bound of a line, as base64.
+MAX_MESSAGE_AUDIO_BYTES: Final = 32 * 1024
+# Audio that may wait for the socket before the caller waits.
+_MAX_UNWRITTEN_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Audio of one message. first_sample: its place in the stream."""
+
+    first_sample: int
+    audio: Audio
+
+    @property
+    def end(self) -> int:
+        return self.first_sample + len(self.audio.payload) // self.audio.encoding.sample_bytes
+
+    def from_sample(self, sample: int) -> Audio:
+        """What of it begins at a sample of the stream."""
+        skip = max(0, sample - self.first_sample) * self.audio.encoding.sample_bytes
+        return Audio(self.audio.payload[skip:], self.audio.encoding)
+
+
+class SentAudio:
+    """Blocks in order, and how far they are: taken from the caller, written, decoded; in samples.
+
+    keep: audio stays until it is decoded, so that another connection can have it; else until it is written.
+    """
+
+    def __init__(self) -> None:
+        self.keep = False
+        self.written = 0
+        self.decoded = 0
+        self._end = 0
+        self._blocks: deque[Block] = deque()
+        self._odd = b""
+
+    @property
+    def ends_within_a_sample(self) -> bool:
+        return bool(self._odd)
+
+    def cut(self, payload: bytes, encoding: Encoding) -> list[Block]:
+        """Cut a payload into blocks to `append`; half a sample of pcm16 waits for the next payload.
+
+        Raises ValueError when samples of another encoding are cut, or follow half a sample.
+        """
+        if encoding is Encoding.PCM16:
+            payload = self._odd + payload
+            whole = len(payload) - len(payload) % 2
+            payload, self._odd = payload[:whole], payload[whole:]
+        elif len(payload) % encoding.sample_bytes or self._odd:
+            raise ValueError("Samples of another encoding begin at a whole sample.")
+        return [
+            Block(
+                self._end + at // encoding.sample_bytes,
+                Audio(payload[at : at + MAX_MESSAGE_AUDIO_BYTES], encoding),
+            )
+            for at in range(0, len(payload), MAX_MESSAGE_AUDIO_BYTES)
+        ]
+
+    def append(self, block: Block) -> None:
+        """Take the next block."""
+        self._blocks.append(block)
+        self._end = block.end
+
+    def next_block(self) -> Block | None:
+        """The first block that is not wholly written."""
+        return next((block for block in self._blocks if block.end > self.written), None)
+
+    def wrote(self, block: Block) -> None:
+        """Note that a block has been written."""
+        self.written = block.end
+        self._drop()
+
+    def decoded_up_to(self, samples: int) -> None:
+        """Note what the server says."""
+        self.decoded = max(self.decoded, samples)
+        self._drop()
+
+    def has_room(self, sample_rate: int, window_s: float) -> bool:
+        """Whether the caller may go on: bounded by what waits for the socket, and by the window kept."""
+        if self._end - self.written > _MAX_UNWRITTEN_S * sample_rate:
+            return False
+        return not self.keep or self._end - self.decoded <= window_s * sample_rate
+
+    def _drop(self) -> None:
+        """Forget what is not needed again."""
+        needless = min(self.decoded, self.written) if self.keep else self.written
+        while self._blocks and self._blocks[0].end <= needless:
+            self._blocks.popleft()
