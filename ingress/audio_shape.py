@@ -11,7 +11,8 @@ import base64
 
 import orjson
 
-from common.messages import Audio, Encoding, decode_base64
+from common.client_codec import decode_base64
+from common.messages import Audio, Encoding
 
 # The search for the base64 of a tiny message is not worth it, nor certain enough.
 _MIN_PAYLOAD_BYTES = 64

@@ -65,6 +65,8 @@ RENEWAL_TURNS: Final = 32
 ADMISSION_MARGIN_S: Final = 10.0
 # Quiet streams whose records are read in one round.
 _LOOK_UPS: Final = 64
+# How often the results of a stream are read that nobody publishes to this ingress.
+_FOLLOW_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,21 @@ class RedisBackplane:
         self._links[link.stream] = link
         await self._renew_links((link,))
         self._feed.repair(link)
+        if finished and connection > 0:
+            self.start_task(self._follow(link), f"follow-{link.stream}")
         return next_sample, finished
+
+    async def _follow(self, link: RedisLink) -> None:
+        """Read the rest of a stream whose audio is complete, so that no entry can tell its worker that
+        it has moved: what is published goes to the ingress before. Ends with the link, if not before."""
+        while self._links.get(link.stream) is link and not (link.ended or link.failed):
+            if not link.repairing:
+                self._feed.repair(link)
+            try:
+                await self._look_up(link)
+            except RedisUnavailable as error:
+                log.warning("a stream's end cannot be read: %s", error, extra={"stream_id": link.stream})
+            await asyncio.sleep(_FOLLOW_S)
 
     async def _resumable(self, stream: StreamId, request: Resume) -> StreamRecord:
         refused = Unavailable(

@@ -14,18 +14,9 @@ from typing import Any, Final, Protocol
 
 from common.entries import LineKind
 from common.errors import ClientFault, ErrorCode, NoFreeStream, StreamError, Unavailable
-from common.messages import (
-    Ack,
-    Audio,
-    Config,
-    ErrorMessage,
-    Hello,
-    Pong,
-    Resume,
-    Resumed,
-    encode_server_message,
-)
+from common.messages import Ack, Audio, Config, ErrorMessage, Hello, Pong, Resume, Resumed
 from common.options import StreamOptions
+from common.server_codec import encode_server_message
 from ingress.links import Backplane, Resumption, StreamLink
 from ingress.protocol import Action, ConnectionProtocol, Event, Outcome, State
 from ingress.send_buffer import SendBuffer

@@ -13,17 +13,9 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
+from common.client_codec import binary_audio, decode_client_message
 from common.errors import ERROR_SPECS, ClientFault, ErrorCode, StreamError
-from common.messages import (
-    Audio,
-    ClientMessage,
-    Close,
-    Config,
-    Ping,
-    Resume,
-    binary_audio,
-    decode_client_message,
-)
+from common.messages import Audio, ClientMessage, Close, Config, Ping, Resume
 from ingress.audio_shape import AudioShape
 
 

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 from common.errors import RedisUnavailable
-from common.messages import ErrorMessage, encode_server_message
+from common.messages import ErrorMessage
+from common.server_codec import encode_server_message
 from ingress.connection import StartTask
 
 # A client that does not read its line is not waited for.

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import websockets.asyncio.client
 import websockets.exceptions
 
-from common.messages import Audio, Encoding, encode_client_message
+from common.client_codec import encode_client_message
+from common.messages import Audio, Encoding
 
 # Results carry the whole transcript, so a line of the server may be long.
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024

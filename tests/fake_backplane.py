@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from common.entries import LineKind, StreamId
 from common.errors import StreamError
-from common.messages import Audio, Result, Resume, encode_server_message
+from common.messages import Audio, Result, Resume
 from common.options import StreamOptions
+from common.server_codec import encode_server_message
 from ingress.links import Resumption, StreamListener
 
 

@@ -6,96 +6,17 @@ import asyncio
 import json
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from common.messages import Result
-from common.options import StreamOptions
-from parakeet.client import ClientTimeouts, ServerError, Stream, connect
+from parakeet.client import ServerError, Stream, connect
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.ingress_process import IngressProcess
 from tests.ports import HOST
-from tests.servers import keys_of_streams, raw_client
+from tests.stack import TIMEOUTS, Stack, check_gapless, collect, transcribe
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
-from tests.worker_process import WorkerProcess
-
-_TIMEOUTS = ClientTimeouts(connect_s=5, silence_s=5, final_s=20, resume_s=20, send_s=20)
-
-
-class Stack:
-    """Processes on one Redis."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url = url
-        self.client: Any = raw_client(url)
-        self._folder = folder
-        self._processes = ExitStack()
-
-    def worker(self, name: str = "w-1", *, ready: bool = True, **flags: Any) -> WorkerProcess:
-        process = WorkerProcess(self.url, name, self._folder / f"{name}.log", **flags)
-        self._processes.enter_context(process)
-        return process.ready(self.client) if ready else process
-
-    def ingress(self, name: str = "i-1", **flags: object) -> IngressProcess:
-        process = IngressProcess(self.url, name, self._folder / f"{name}.log", **flags)
-        self._processes.enter_context(process)
-        return process.ready(self.client)
-
-    def close(self) -> None:
-        self._processes.close()
-        self.client.close()
-
-    async def empty(self, timeout_s: float = 10.0) -> None:
-        """Wait until nothing of any stream is left."""
-        await until(lambda: not keys_of_streams(self.client), timeout_s, "the end of all keys of streams")
-        await until(lambda: self.client.zcard("px:{0}:adm") == 0, timeout_s, "the end of all admissions")
-        await until(lambda: self.client.xlen("px:{0}:new") == 0, timeout_s, "the end of all assignments")
-
-
-@pytest.fixture
-def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
-    """A stack on a server that is checked for leaks."""
-    made = Stack(redis_url, tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def own_stack(own_server: EmbeddedRedis, tmp_path: Path) -> Iterator[Stack]:
-    """A stack on a server that the test may disturb."""
-    made = Stack(own_server.url, tmp_path)
-    yield made
-    made.close()
-
-
-def check_gapless(results: list[Result]) -> None:
-    """Results are gapless, in order, and the last and only the last is final."""
-    at = 0
-    for result in results:
-        assert (result.seq_first or result.seq) == at + 1
-        at = result.seq
-    assert [result.is_final for result in results] == [False] * (len(results) - 1) + [True]
-
-
-async def collect(stream: Stream) -> list[Result]:
-    """All results of a stream."""
-    return [result async for result in stream.results()]
-
-
-async def transcribe(url: str | tuple[str, ...], pcm: bytes, message_bytes: int = 5120) -> list[Result]:
-    """Stream audio as fast as it goes, and collect the results."""
-    async with await connect(url, timeouts=_TIMEOUTS) as stream:
-        async with asyncio.TaskGroup() as tasks:
-            collecting = tasks.create_task(collect(stream))
-            for at in range(0, len(pcm), message_bytes):
-                await stream.send(pcm[at : at + message_bytes])
-            await stream.finish()
-        return collecting.result()
 
 
 async def test_streams_over_tcp_and_websocket_give_the_text_of_their_audio(stack: Stack) -> None:
@@ -154,12 +75,12 @@ async def test_the_cluster_is_full_over_all_its_ingresses(stack: Stack) -> None:
     first = stack.ingress("i-1", max_num_streams=3)
     second = stack.ingress("i-2", max_num_streams=3)
     streams = [
-        await connect(url, timeouts=_TIMEOUTS) for url in (first.tcp_url, second.ws_url, second.tcp_url)
+        await connect(url, timeouts=TIMEOUTS) for url in (first.tcp_url, second.ws_url, second.tcp_url)
     ]
     assert len({stream.stream_id for stream in streams}) == 3
     for url in (first.ws_url, second.tcp_url):
         with pytest.raises(ServerError) as caught:
-            await connect(url, timeouts=_TIMEOUTS)
+            await connect(url, timeouts=TIMEOUTS)
         assert caught.value.code == "no_free_stream"
         assert caught.value.message == "No free streaming state available."
     assert first.status()["connected_streams"] == second.status()["connected_streams"] == 3
@@ -167,7 +88,7 @@ async def test_the_cluster_is_full_over_all_its_ingresses(stack: Stack) -> None:
 
     async def try_again() -> bool:
         try:
-            streams.append(await connect(first.tcp_url, timeouts=_TIMEOUTS))
+            streams.append(await connect(first.tcp_url, timeouts=TIMEOUTS))
         except ServerError:
             return False
         return True
@@ -181,10 +102,10 @@ async def test_the_cluster_is_full_over_all_its_ingresses(stack: Stack) -> None:
 async def test_a_missing_worker_is_told_apart(stack: Stack) -> None:
     ingress = stack.ingress(claim_timeout_ms=500)
     with pytest.raises(ServerError) as caught:
-        await connect(ingress.tcp_url, timeouts=_TIMEOUTS)
+        await connect(ingress.tcp_url, timeouts=TIMEOUTS)
     assert caught.value.code == "no_worker"
     worker = stack.worker(lease_ms=30000)
-    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
+    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
         worker.send(signal.SIGSTOP)
         await stream.send(noise(1.0))
         with pytest.raises(ServerError) as caught:
@@ -239,7 +160,7 @@ async def test_lost_pubsub_messages_are_caught_up(stack: Stack) -> None:
     stack.worker()
     ingress = stack.ingress()
     pcm = noise(8.0, seed=3)
-    async with await connect(ingress.ws_url, timeouts=_TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
+    async with await connect(ingress.ws_url, timeouts=TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
         collecting = tasks.create_task(collect(stream))
         for index, at in enumerate(range(0, len(pcm), 5120)):
             await stream.send(pcm[at : at + 5120])
@@ -256,7 +177,7 @@ async def test_every_connection_to_redis_is_cut_again_and_again(own_stack: Stack
     own_stack.worker()
     ingress = own_stack.ingress()
     pcm = noise(8.0, seed=4)
-    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
+    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
         collecting = tasks.create_task(collect(stream))
         for index, at in enumerate(range(0, len(pcm), 5120)):
             await stream.send(pcm[at : at + 5120])
@@ -276,7 +197,7 @@ async def test_dead_redis_is_told_apart(own_server: EmbeddedRedis, own_stack: St
     ingress = own_stack.ingress(redis_timeout_ms=500)
     own_server.stop()
     with pytest.raises(ServerError) as caught:
-        await connect(ingress.tcp_url, timeouts=_TIMEOUTS)
+        await connect(ingress.tcp_url, timeouts=TIMEOUTS)
     assert caught.value.code == "redis_unavailable"
     assert ingress.status()["code"] == "redis_unavailable"
     assert ingress.running
@@ -312,92 +233,11 @@ async def test_a_taken_port_is_said_in_one_line(stack: Stack, tmp_path: Path) ->
             assert "Traceback" not in process.log_text()
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_client_goes_on_at_another_ingress(stack: Stack, kill: signal.Signals) -> None:
-    stack.worker()
-    first, second = stack.ingress("i-1"), stack.ingress("i-2")
-    pcm = noise(8.0, seed=6)
-    async with await connect((first.ws_url, second.tcp_url), timeouts=_TIMEOUTS) as stream:
-        async with asyncio.TaskGroup() as tasks:
-            collecting = tasks.create_task(collect(stream))
-            for index, at in enumerate(range(0, len(pcm), 5120)):
-                await stream.send(pcm[at : at + 5120])
-                if index == 20:
-                    first.send(kill)
-                await asyncio.sleep(0.03)
-            await stream.finish()
-        assert stream.num_resumptions == 1
-    results = collecting.result()
-    check_gapless(results)
-    assert results[-1].text == expected_text(pcm)
-    assert first.wait() == (0 if kill is signal.SIGTERM else -signal.SIGKILL)
-    await stack.empty(timeout_s=20)
-
-
-@pytest.mark.parametrize("max_num_streams", [1, 100])
-async def test_a_client_goes_on_at_the_same_ingress(stack: Stack, max_num_streams: int) -> None:
-    """Also where the cluster is full, of this very stream."""
-    stack.worker()
-    ingress = stack.ingress(max_num_streams=max_num_streams)
-    pcm = noise(6.0, seed=7)
-    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
-        async with asyncio.TaskGroup() as tasks:
-            collecting = tasks.create_task(collect(stream))
-            for index, at in enumerate(range(0, len(pcm), 5120)):
-                await stream.send(pcm[at : at + 5120])
-                if index in (10, 20):
-                    channel: Any = stream._channel
-                    channel._writer.transport.abort()
-                await asyncio.sleep(0.03)
-            await stream.finish()
-        assert stream.num_resumptions == 2
-    results = collecting.result()
-    check_gapless(results)
-    assert results[-1].text == expected_text(pcm)
-    await stack.empty()
-
-
-async def test_resume_takes_the_right_secret_only(stack: Stack) -> None:
-    stack.worker()
-    ingress = stack.ingress()
-    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
-        await stream.send(noise(1.0))
-        await anext(stream.results())
-        for stream_id, token in ((stream.stream_id, "wrong"), (10_000, stream._hello.resume_token)):
-            reader, writer = await asyncio.open_connection(HOST, ingress.port)
-            await reader.readline()
-            request = {"type": "resume", "stream_id": stream_id, "resume_token": token, "last_seq": 0}
-            writer.write(json.dumps(request | {"audio_ack_samples": 0}).encode() + b"\n")
-            async with asyncio.timeout(5):
-                (answer,) = (await reader.read()).splitlines()
-            assert json.loads(answer)["code"] == "resume_refused"
-            writer.close()
-            await writer.wait_closed()
-        await stream.finish()
-        assert (await stream.final()).is_final
-    await stack.empty()
-
-
-async def test_a_stream_that_nobody_resumes_is_finalized_after_the_grace(stack: Stack) -> None:
-    stack.worker()
-    ingress = stack.ingress(resume_grace_s=1)
-    stream = await connect(ingress.tcp_url, options=StreamOptions(), timeouts=_TIMEOUTS)
-    await stream.send(noise(1.0))
-    await anext(stream.results())
-    channel: Any = stream._channel
-    for task in stream._tasks:
-        task.cancel()
-    channel._writer.transport.abort()
-    await until(lambda: bool(keys_of_streams(stack.client)))
-    await stack.empty()
-    await stream.close()
-
-
 async def test_stopping_while_streams_run_lets_them_end(stack: Stack) -> None:
     stack.worker()
     ingress = stack.ingress(drain_timeout_s=10)
     pcm = noise(2.0, seed=8)
-    async with await connect(ingress.tcp_url, resume=False, timeouts=_TIMEOUTS) as stream:
+    async with await connect(ingress.tcp_url, resume=False, timeouts=TIMEOUTS) as stream:
         await stream.send(pcm[:32000])
         await anext(stream.results())
         ingress.send(signal.SIGTERM)
@@ -415,7 +255,7 @@ async def test_stopping_while_streams_run_lets_them_end(stack: Stack) -> None:
 async def test_a_drain_ends_at_its_deadline(stack: Stack) -> None:
     stack.worker()
     ingress = stack.ingress(drain_timeout_s=0.5)
-    async with await connect(ingress.tcp_url, resume=False, timeouts=_TIMEOUTS) as stream:
+    async with await connect(ingress.tcp_url, resume=False, timeouts=TIMEOUTS) as stream:
         await stream.send(noise(1.0))
         await anext(stream.results())
         ingress.send(signal.SIGTERM)
@@ -430,7 +270,7 @@ async def test_a_redis_that_stands_still_for_a_while_costs_nothing(own_stack: St
     own_stack.worker(lease_ms=10000)
     ingress = own_stack.ingress()
     pcm = noise(6.0, seed=9)
-    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
+    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
         collecting = tasks.create_task(collect(stream))
         for index, at in enumerate(range(0, len(pcm), 5120)):
             await stream.send(pcm[at : at + 5120])
@@ -456,7 +296,7 @@ async def test_a_redis_that_forgot_everything_is_a_typed_error(
 ) -> None:
     own_stack.worker(lease_ms=1000)
     ingress = own_stack.ingress()
-    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
+    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
         await stream.send(noise(1.0))
         await anext(stream.results())
         own_stack.client.flushall()
@@ -475,7 +315,7 @@ async def test_redis_that_stays_away_fails_its_streams_and_no_process(
 ) -> None:
     own_stack.worker()
     ingress = own_stack.ingress(redis_timeout_ms=500)
-    async with await connect(ingress.tcp_url, timeouts=_TIMEOUTS) as stream:
+    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
         await stream.send(noise(1.0))
         await anext(stream.results())
         own_server.stop()
@@ -508,20 +348,3 @@ async def test_hundreds_of_clients_come_and_go_at_once(stack: Stack) -> None:
     await stack.empty(timeout_s=20)
     assert "WARNING" not in ingress.log_text()
     assert ingress.status()["connected_streams"] == 0
-
-
-async def test_an_ingress_restarted_under_its_name_ends_what_its_last_process_left(stack: Stack) -> None:
-    stack.worker()
-    first = stack.ingress("i-1", resume_grace_s=1)
-    streams = [await connect(first.tcp_url, resume=False, timeouts=_TIMEOUTS) for _ in range(3)]
-    for stream in streams:
-        await stream.send(noise(1.0))
-        await anext(stream.results())
-    first.send(signal.SIGKILL)
-    first.wait()
-    for stream in streams:
-        await stream.close()
-    stack.client.zrem("px:{0}:ingresses", "i-1")
-    second = stack.ingress("i-1", resume_grace_s=1)
-    await stack.empty(timeout_s=20)
-    assert second.log_text().count("adopting") == 3

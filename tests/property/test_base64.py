@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 
-from common.messages import decode_base64
+from common.client_codec import decode_base64
 
 _ALPHABET = "ABCDabcd0189+/==-_ \n\té"
 

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from websockets.frames import Frame, Opcode
 
+from common.client_codec import decode_client_message
 from common.errors import ClientFault, ErrorCode, StreamError
-from common.messages import Audio, decode_client_message
+from common.messages import Audio
 from ingress.connection import Connection, ConnectionLimits, Peer
 from ingress.framing import LineReader
 from ingress.protocol import TABLE, ConnectionProtocol, Event, State

@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from common.client_codec import binary_audio, decode_client_message, encode_client_message
 from common.errors import ClientFault, ErrorCode
 from common.messages import (
     Ack,
@@ -25,13 +26,9 @@ from common.messages import (
     Resumed,
     ServerMessage,
     Word,
-    binary_audio,
-    decode_client_message,
-    decode_server_message,
-    encode_client_message,
-    encode_server_message,
 )
 from common.options import StreamOptions
+from common.server_codec import decode_server_message, encode_server_message
 
 
 def _audio(**fields: object) -> str:

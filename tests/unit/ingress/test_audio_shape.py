@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.client_codec import decode_client_message
 from common.errors import ClientFault
-from common.messages import Audio, decode_client_message
+from common.messages import Audio
 from ingress.audio_shape import AudioShape
 
 PAYLOAD = bytes(range(200))

@@ -3,7 +3,8 @@
 import orjson
 
 from common.entries import StreamId
-from common.messages import Result, Utterance, decode_server_message, encode_server_message
+from common.messages import Result, Utterance
+from common.server_codec import decode_server_message, encode_server_message
 from gpu_worker.engine import interface
 from gpu_worker.outlet import client_result
 

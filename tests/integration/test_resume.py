@@ -1,0 +1,202 @@
+"""Streams whose connection, or ingress, was lost: resumed, or brought to their end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import signal
+from typing import Any
+
+import orjson
+import pytest
+
+from common.options import StreamOptions
+from parakeet.client import connect
+from tests.ports import HOST
+from tests.servers import keys_of_streams
+from tests.stack import TIMEOUTS, Stack, check_gapless, collect
+from tests.stream_client import expected_text, noise
+from tests.waiting import until
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_client_goes_on_at_another_ingress(stack: Stack, kill: signal.Signals) -> None:
+    stack.worker()
+    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    pcm = noise(8.0, seed=6)
+    async with await connect((first.ws_url, second.tcp_url), timeouts=TIMEOUTS) as stream:
+        async with asyncio.TaskGroup() as tasks:
+            collecting = tasks.create_task(collect(stream))
+            for index, at in enumerate(range(0, len(pcm), 5120)):
+                await stream.send(pcm[at : at + 5120])
+                if index == 20:
+                    first.send(kill)
+                await asyncio.sleep(0.03)
+            await stream.finish()
+        assert stream.num_resumptions == 1
+    results = collecting.result()
+    check_gapless(results)
+    assert results[-1].text == expected_text(pcm)
+    assert first.wait() == (0 if kill is signal.SIGTERM else -signal.SIGKILL)
+    await stack.empty(timeout_s=20)
+
+
+@pytest.mark.parametrize("max_num_streams", [1, 100])
+async def test_a_client_goes_on_at_the_same_ingress(stack: Stack, max_num_streams: int) -> None:
+    """Also where the cluster is full, of this very stream."""
+    stack.worker()
+    ingress = stack.ingress(max_num_streams=max_num_streams)
+    pcm = noise(6.0, seed=7)
+    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
+        async with asyncio.TaskGroup() as tasks:
+            collecting = tasks.create_task(collect(stream))
+            for index, at in enumerate(range(0, len(pcm), 5120)):
+                await stream.send(pcm[at : at + 5120])
+                if index in (10, 20):
+                    channel: Any = stream._channel
+                    channel._writer.transport.abort()
+                await asyncio.sleep(0.03)
+            await stream.finish()
+        assert stream.num_resumptions == 2
+    results = collecting.result()
+    check_gapless(results)
+    assert results[-1].text == expected_text(pcm)
+    await stack.empty()
+
+
+async def test_resume_takes_the_right_secret_only(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress()
+    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
+        await stream.send(noise(1.0))
+        await anext(stream.results())
+        for stream_id, token in ((stream.stream_id, "wrong"), (10_000, stream._hello.resume_token)):
+            reader, writer = await asyncio.open_connection(HOST, ingress.port)
+            await reader.readline()
+            request = {"type": "resume", "stream_id": stream_id, "resume_token": token, "last_seq": 0}
+            writer.write(json.dumps(request | {"audio_ack_samples": 0}).encode() + b"\n")
+            async with asyncio.timeout(5):
+                (answer,) = (await reader.read()).splitlines()
+            assert json.loads(answer)["code"] == "resume_refused"
+            writer.close()
+            await writer.wait_closed()
+        await stream.finish()
+        assert (await stream.final()).is_final
+    await stack.empty()
+
+
+async def test_a_stream_that_nobody_resumes_is_finalized_after_the_grace(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress(resume_grace_s=1)
+    stream = await connect(ingress.tcp_url, options=StreamOptions(), timeouts=TIMEOUTS)
+    await stream.send(noise(1.0))
+    await anext(stream.results())
+    channel: Any = stream._channel
+    for task in stream._tasks:
+        task.cancel()
+    channel._writer.transport.abort()
+    await until(lambda: bool(keys_of_streams(stack.client)))
+    await stack.empty()
+    await stream.close()
+
+
+async def test_an_ingress_restarted_under_its_name_ends_what_its_last_process_left(stack: Stack) -> None:
+    stack.worker()
+    first = stack.ingress("i-1", resume_grace_s=1)
+    streams = [await connect(first.tcp_url, resume=False, timeouts=TIMEOUTS) for _ in range(3)]
+    for stream in streams:
+        await stream.send(noise(1.0))
+        await anext(stream.results())
+    first.send(signal.SIGKILL)
+    first.wait()
+    for stream in streams:
+        await stream.close()
+    stack.client.zrem("px:{0}:ingresses", "i-1")
+    second = stack.ingress("i-1", resume_grace_s=1)
+    await stack.empty(timeout_s=20)
+    assert second.log_text().count("adopting") == 3
+
+
+class _Wire:
+    """A client that says what it is told to, and knows nothing of resuming."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @staticmethod
+    async def open(port: int) -> _Wire:
+        return _Wire(*await asyncio.open_connection(HOST, port))
+
+    async def send(self, **fields: object) -> None:
+        self._writer.write(orjson.dumps(fields) + b"\n")
+        await self._writer.drain()
+
+    async def receive(self) -> dict[str, Any]:
+        async with asyncio.timeout(10):
+            message: dict[str, Any] = orjson.loads(await self._reader.readline())
+        return message
+
+    async def result(self) -> dict[str, Any]:
+        """The next result; acknowledgements are passed over."""
+        while (message := await self.receive())["type"] == "ack":
+            pass
+        return message
+
+    async def close(self) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+
+def _audio(pcm: bytes, **more: object) -> dict[str, object]:
+    return {"type": "audio", "data": base64.b64encode(pcm).decode(), **more}
+
+
+# How soon the end comes where nobody publishes it to the ingress that the client has come to: less than
+# the two seconds after which an ingress looks after quiet streams.
+_SOON_S = 1.0
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "ending"])
+async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack: Stack, ended: bool) -> None:
+    """Nothing tells its worker that it has moved, whether it has ended before or ends now."""
+    worker = stack.worker(lease_ms=20_000)
+    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    pcm = noise(2.0, seed=8)
+    lost = await _Wire.open(first.port)
+    hello = await lost.receive()
+    stream = hello["stream_id"]
+    await lost.send(type="config", resume=True)
+    await lost.send(**_audio(pcm[:5120]))
+    assert (await lost.result())["seq"] == 1
+    worker.send(signal.SIGSTOP)
+    await lost.send(**_audio(pcm[5120:], final=True))
+    key, record = f"px:{{0}}:{stream}:a", f"px:{{0}}:{stream}:m"
+    await until(lambda: b"x" in stack.client.xrevrange(key, count=1)[0][1], what="the end of the audio")
+    first.send(signal.SIGKILL)
+    first.wait()
+    await lost.close()
+
+    def finished() -> bool:
+        return bool(stack.client.hexists(record, "finished"))
+
+    async def let_it_end() -> None:
+        worker.send(signal.SIGCONT)
+        await until(finished, what="the end of the stream")
+
+    if ended:
+        await let_it_end()
+    found = await _Wire.open(second.port)
+    assert (await found.receive())["type"] == "hello"
+    acked = {"last_seq": 1, "audio_ack_samples": 2560}
+    await found.send(type="resume", stream_id=stream, resume_token=hello["resume_token"], **acked)
+    assert (await found.receive())["type"] == "resumed"
+    if not ended:
+        await let_it_end()
+    async with asyncio.timeout(_SOON_S):
+        while not (result := await found.result()).get("is_final"):
+            assert result["type"] == "result", result
+    assert result["text"] == expected_text(pcm)
+    await found.close()
+    await stack.empty(timeout_s=20)
