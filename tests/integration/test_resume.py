@@ -172,28 +172,25 @@ async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack:
     assert (await lost.result())["seq"] == 1
     worker.send(signal.SIGSTOP)
     await lost.send(**_audio(pcm[5120:], final=True))
-    key, record = f"px:{{0}}:{stream}:a", f"px:{{0}}:{stream}:m"
-    await until(lambda: b"x" in stack.client.xrevrange(key, count=1)[0][1], what="the end of the audio")
+
+    def complete() -> bool:
+        last = stack.client.xrevrange(f"px:{{0}}:{stream}:a", count=1)
+        return bool(last) and b"x" in last[0][1]
+
+    await until(complete, what="the end of the audio")
     first.send(signal.SIGKILL)
     first.wait()
     await lost.close()
-
-    def finished() -> bool:
-        return bool(stack.client.hexists(record, "finished"))
-
-    async def let_it_end() -> None:
-        worker.send(signal.SIGCONT)
-        await until(finished, what="the end of the stream")
-
     if ended:
-        await let_it_end()
+        worker.send(signal.SIGCONT)
+        await until(lambda: stack.client.hexists(f"px:{{0}}:{stream}:m", "finished"), what="its end")
     found = await _Wire.open(second.port)
     assert (await found.receive())["type"] == "hello"
     acked = {"last_seq": 1, "audio_ack_samples": 2560}
     await found.send(type="resume", stream_id=stream, resume_token=hello["resume_token"], **acked)
     assert (await found.receive())["type"] == "resumed"
     if not ended:
-        await let_it_end()
+        worker.send(signal.SIGCONT)
     async with asyncio.timeout(_SOON_S):
         while not (result := await found.result()).get("is_final"):
             assert result["type"] == "result", result
