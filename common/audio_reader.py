@@ -7,7 +7,7 @@ what is decoded; what it does not acknowledge, the next owner reads again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from common.entries import AudioEntry, WorkerId, decode_audio_entry
 from common.errors import EntryError
@@ -61,7 +61,7 @@ class AudioReader:
     def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioBatch]:
         """Read what is new of these streams, given with their epochs; one command an epoch.
 
-        Streams without news are left out. Entries stay pending until `ack_command`'s command. Never
+        Streams without news are left out. Entries stay pending until `pack_ack`'s command. Never
         repeated by itself: when this raises, entries of any of the streams may have been delivered to
         nobody, and `reread` has to look.
         """
@@ -131,9 +131,17 @@ def _batch(keys: StreamKeys, raw: Sequence[tuple[bytes, Sequence[bytes] | None]]
     return AudioBatch(keys, entries, maybe_more=len(raw) >= limit)
 
 
-def ack_command(keys: StreamKeys, epoch: int, entry_ids: Sequence[bytes]) -> tuple[Any, ...]:
-    """The command that says of entries that they are decoded; its reply counts those it took."""
-    return (b"XACK", keys.audio, audio_group(epoch), *entry_ids)
+# XACK key group id, in RESP: written for nearly every chunk.
+_XACK_ONE: Final = b"*4\r\n$4\r\nXACK\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+
+
+def pack_ack(keys: StreamKeys, epoch: int, entry_ids: Sequence[bytes]) -> bytes:
+    """The packed command that says of entries that they are decoded; its reply counts those it took."""
+    key, group = keys.audio, audio_group(epoch)
+    if len(entry_ids) > 1:
+        return pack(b"XACK", key, group, *entry_ids)
+    (entry_id,) = entry_ids
+    return _XACK_ONE % (len(key), key, len(group), group, len(entry_id), entry_id)
 
 
 def ready_command(keys: Keys, stream: StreamKeys, worker: WorkerId) -> tuple[Any, ...]:

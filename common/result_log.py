@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from common.audio_reader import ack_command
+from common.audio_reader import pack_ack
 from common.entries import (
     IngressId,
     Line,
@@ -147,7 +147,7 @@ class ResultWriter:
                     commands.append(_pack_result(write.keys.results, line))
                 published.append(encode_line(line))
             if write.acked:
-                commands.append(pack(*ack_command(write.keys, write.epoch, write.acked)))
+                commands.append(pack_ack(write.keys, write.epoch, write.acked))
         for ingress, lines in by_ingress.items():
             if lines:
                 publish, _, channel = channel_of(self._redis.servers, self._keys, server, ingress)
