@@ -139,7 +139,7 @@ def run_trial(
         passed = now - origin - arrival
         while opened < num_streams and passed[opened] >= 0:
             engine.open(names[opened], options)
-            state = engine._streams[names[opened]]
+            state = engine._streams.get(names[opened])
             slot_of[opened], stream_of[state.slot] = state.slot, opened
             opened += 1
         due = np.clip((passed * SAMPLE_RATE - first) // chunk + 1, 0, num_pieces).astype(np.int64)

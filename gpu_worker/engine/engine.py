@@ -23,20 +23,20 @@ from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import (
     ENGINE_SAMPLE_RATE,
     EngineError,
-    EngineFull,
     EngineStats,
     OutOfPages,
     SnapshotMismatch,
     StreamFinished,
     StreamOutput,
-    UnknownStream,
     UnsupportedOption,
 )
 from gpu_worker.engine.model_runner import BatchSizes, ModelRunner, RowResult, StepRunner
+from gpu_worker.engine.open_streams import OpenStreams
+from gpu_worker.engine.outputs import chunk_output, failed_output
 from gpu_worker.engine.scheduler import Row, Schedule, Scheduler
 from gpu_worker.engine.snapshot import Snapshot, model_fingerprint
 from gpu_worker.engine.stream import Stream
-from gpu_worker.engine.transcript import Token, Transcript
+from gpu_worker.engine.transcript import Transcript
 from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.errors import ModelConfigError
 from gpu_worker.model.loaded_model import LoadedModel
@@ -129,8 +129,7 @@ class NativeEngine:
         self._turns = TurnStage(judge, has_eou=loaded.config.eou_id is not None)
         self._eou_id = loaded.config.eou_id
         self._model_config = loaded.config
-        self._streams: dict[StreamId, Stream] = {}
-        self._free_slots = list(range(config.num_slots - 1, -1, -1))
+        self._streams: OpenStreams[Stream] = OpenStreams(config.num_slots)
         self._num_opened = 0
 
     # ------------------------------------------------------------------ streams
@@ -148,17 +147,13 @@ class NativeEngine:
         return self._stats
 
     def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
-        if stream in self._streams:
-            raise ValueError(f"stream {stream} is open")
-        if not self._free_slots:
-            raise EngineFull(f"All {self.capacity} slots of the engine are taken.")
+        slot = self._streams.vacant_slot(stream)
         prompt_of(self._model_config, options)
         restored = Snapshot.from_bytes(snapshot, self._fingerprint) if snapshot is not None else None
-        slot = self._free_slots.pop()
         self._num_opened += 1
         transcript = Transcript(self._tokenizer, self._frame_s, with_words=options.words)
         state = Stream(stream, slot, self._num_opened, options, self.clock, transcript)
-        self._streams[stream] = state
+        self._streams.add(state)
         try:
             self._start(state, restored)
         except BaseException:
@@ -191,7 +186,7 @@ class NativeEngine:
         )
 
     def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         if state.total_samples is not None:
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
         if samples.dtype != np.float32 or samples.ndim != 1:
@@ -204,23 +199,23 @@ class NativeEngine:
         self._note_ready(state)
 
     def finish(self, stream: StreamId) -> None:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         if state.total_samples is None:
             state.total_samples = state.samples_fed
             self._note_ready(state)
 
     def close(self, stream: StreamId) -> None:
-        self._forget(self._get(stream))
+        self._forget(self._streams.get(stream))
 
     def samples_decoded(self, stream: StreamId) -> int:
-        return self._get(stream).samples_decoded
+        return self._streams.get(stream).samples_decoded
 
     def samples_waiting(self, stream: StreamId) -> int:
-        return len(self._get(stream).queue)
+        return len(self._streams.get(stream).queue)
 
     @torch.inference_mode()
     def snapshot(self, stream: StreamId) -> bytes:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         if state.ended:
             raise EngineError(f"Stream {stream} has ended; its final output is all that is left.")
         tensors = self._runner.export(state.slot, *self._kept_frames(state))
@@ -240,12 +235,6 @@ class NativeEngine:
         pages, offsets = self._blocks.locate(state.slot, frames)
         return torch.from_numpy(pages), torch.from_numpy(offsets)
 
-    def _get(self, stream: StreamId) -> Stream:
-        state = self._streams.get(stream)
-        if state is None:
-            raise UnknownStream(f"Stream {stream} is not open in this engine.")
-        return state
-
     def _note_ready(self, state: Stream) -> None:
         if state.is_ready:
             self._scheduler.add(state.stream)
@@ -253,12 +242,11 @@ class NativeEngine:
 
     def _forget(self, state: Stream) -> None:
         """Give back all that a stream holds."""
-        del self._streams[state.stream]
+        self._streams.remove(state)
         self._scheduler.remove(state.stream)
         self._turns.close(state.stream)
         self._stats.raw_chunks -= state.chunks_waiting
         self._blocks.release(state.slot)
-        self._free_slots.append(state.slot)
         self._stats.open_streams = len(self._streams)
         self._stats.ready_streams = len(self._scheduler)
 
@@ -275,7 +263,7 @@ class NativeEngine:
         failed: list[StreamOutput] = []
         schedule = self._schedule(failed)
         if schedule.rows:
-            streams = [self._streams[row.stream] for row in schedule.rows]
+            streams = [self._streams.get(row.stream) for row in schedule.rows]
             before = sum(stream.chunks_waiting for stream in streams)
             batch = self._batcher.pack(schedule, streams)
             self._stats.in_flight = len(streams)
@@ -287,7 +275,7 @@ class NativeEngine:
         outputs = failed + self._turns.drain()
         for output in outputs:
             if output.is_final:
-                self._forget(self._streams[output.stream])
+                self._forget(self._streams.get(output.stream))
         self._stats.ready_streams = len(self._scheduler)
         self._stats.turn_detection_depth = self._turns.num_held
         self._stats.turn_detection_streams = self._turns.num_waiting_streams
@@ -296,41 +284,24 @@ class NativeEngine:
     def _schedule(self, failed: list[StreamOutput]) -> Schedule:
         """Plan a step whose rows all have their pages; sheds the newest streams when pages run out."""
         while True:
-            schedule = self._scheduler.schedule(lambda stream: self._streams[stream].demand())
+            schedule = self._scheduler.schedule(lambda stream: self._streams.get(stream).demand())
             if self._reserve(schedule, failed):
                 return schedule
 
     def _reserve(self, schedule: Schedule, failed: list[StreamOutput]) -> bool:
         for row in schedule.rows:
-            state = self._streams[row.stream]
+            state = self._streams.get(row.stream)
             frames = row.chunks * self.clock.chunk_frames + row.remainder_frames
             try:
                 self._blocks.grow(state.slot, state.frames_done + frames)
             except OutOfPages as error:
                 # Only who has pages, or wants one, makes room by going.
-                holders = [other for other in self._streams.values() if self._blocks.pages(other.slot)]
+                holders = [other for other in self._streams if self._blocks.pages(other.slot)]
                 newest = max((state, *holders), key=lambda stream: stream.order)
-                failed.append(self._failure(newest, error))
+                failed.append(failed_output(newest.stream, newest.transcript, newest.samples_decoded, error))
                 self._forget(newest)
                 return False
         return True
-
-    def _failure(self, state: Stream, error: EngineError) -> StreamOutput:
-        return StreamOutput(
-            stream=state.stream,
-            samples_decoded=state.samples_decoded,
-            token_ids=(),
-            confidence_scores=(),
-            token_frames=(),
-            text=state.transcript.text,
-            last_state=None,
-            turn_detection="running",
-            is_final=False,
-            is_turn_event=False,
-            words=None,
-            changed=True,
-            failed=error,
-        )
 
     def _update(self, batch: Batch, results: list[RowResult]) -> None:
         """Turn what a step found into one output for each chunk, and move the streams on."""
@@ -343,7 +314,7 @@ class NativeEngine:
                 audio = batch.audio_BN[index, lead : lead + batch.counts[index]].cpu().numpy()
             self._give_chunks(row, state, result, audio)
         self._scheduler.done(
-            batch.schedule, lambda stream: stream in self._streams and self._streams[stream].is_ready
+            batch.schedule, lambda stream: stream in self._streams and self._streams.get(stream).is_ready
         )
 
     def _give_chunks(
@@ -351,7 +322,7 @@ class NativeEngine:
     ) -> None:
         tokens, speech = list(result.tokens), result.speech
         first_sample = start_sample = state.samples_decoded
-        listens = self._turns.is_enabled(state.stream)
+        stream, listens = state.stream, self._turns.is_enabled(state.stream)
         for number in range(row.chunks + row.ends):
             is_final = number == row.chunks
             frames = row.remainder_frames if is_final else self.clock.chunk_frames
@@ -364,7 +335,7 @@ class NativeEngine:
             chunk_tokens, tokens = tokens[:count], tokens[count:]
             windows = windows_of(start_sample, end_sample) if listens else 0
             chunk_speech, speech = speech[:windows], speech[windows:]
-            output = self._output(state, chunk_tokens, end_sample, is_final=is_final)
+            output = chunk_output(stream, state.transcript, chunk_tokens, end_sample, is_final=is_final)
             self._turns.push(
                 output,
                 chunk_speech,
@@ -373,35 +344,15 @@ class NativeEngine:
             )
             start_sample = end_sample
 
-    def _output(
-        self, state: Stream, tokens: Sequence[Token], end_sample: int, *, is_final: bool
-    ) -> StreamOutput:
-        words = state.transcript.add(tokens, ends=is_final)
-        return StreamOutput(
-            stream=state.stream,
-            samples_decoded=end_sample,
-            token_ids=tuple(token.token for token in tokens),
-            confidence_scores=tuple(token.confidence for token in tokens),
-            token_frames=tuple(token.frame for token in tokens),
-            text=state.transcript.text,
-            last_state=None,
-            turn_detection="running",
-            is_final=is_final,
-            is_turn_event=False,
-            words=words,
-            changed=bool(tokens) or is_final,
-        )
-
     def check_integrity(self) -> None:
-        slots = [state.slot for state in self._streams.values()]
-        assert sorted(slots + self._free_slots) == list(range(self.capacity)), "a slot is lost or given twice"
+        self._streams.check_integrity()
         self._blocks.check_integrity()
-        for slot in self._free_slots:
+        for slot in self._streams.free_slots:
             assert not self._blocks.pages(slot), f"the free slot {slot} has pages"
         ring = self._blocks.ring_pages * self._blocks.page_frames
         waiting = 0
-        for stream, state in self._streams.items():
-            assert state.stream == stream, "a stream stands under another's id"
+        for state in self._streams:
+            stream = state.stream
             assert (stream in self._scheduler) == state.is_ready, f"stream {stream} is in the wrong line"
             held = len(self._blocks.pages(state.slot)) * self._blocks.page_frames
             assert held >= min(state.frames_done, ring), f"stream {stream} lacks pages"

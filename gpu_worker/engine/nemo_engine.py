@@ -23,14 +23,14 @@ from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import (
     ENGINE_SAMPLE_RATE,
     EngineError,
-    EngineFull,
     EngineStats,
     SnapshotMismatch,
     StreamFinished,
     StreamOutput,
-    UnknownStream,
 )
 from gpu_worker.engine.nemo_model import NemoModel, NemoState
+from gpu_worker.engine.open_streams import OpenStreams
+from gpu_worker.engine.outputs import chunk_output
 from gpu_worker.engine.snapshot import Snapshot
 from gpu_worker.engine.transcript import Token, Transcript
 from gpu_worker.turn.settings import TurnSettings
@@ -98,22 +98,20 @@ class NemoEngine:
         self.clock = ChunkClock(
             model.hop_samples, model.window_samples // 2, model.factor, model.chunk_frames
         )
-        self._num_slots = num_slots
         self._batch_size = batch_size
         self._turn_detection = turn_detection
         self._turn_settings = turn_settings
         self._vad = SileroVad(num_slots + 1, model.device) if turn_detection else None
         self._fingerprint = model.fingerprint
         self._turns = TurnStage(judge, has_eou=model.tokenizer.eou_id is not None)
-        self._streams: dict[StreamId, _Stream] = {}
-        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self._streams: OpenStreams[_Stream] = OpenStreams(num_slots)
         self._stats = EngineStats()
 
     # ------------------------------------------------------------------ streams
 
     @property
     def capacity(self) -> int:
-        return self._num_slots
+        return self._streams.capacity
 
     @property
     def sample_rate(self) -> int:
@@ -124,16 +122,13 @@ class NemoEngine:
         return self._stats
 
     def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
-        if stream in self._streams:
-            raise ValueError(f"stream {stream} is open")
-        if not self._free_slots:
-            raise EngineFull(f"All {self.capacity} slots of the engine are taken.")
+        slot = self._streams.vacant_slot(stream)
         language = self._model.language(options.language)
         restored = Snapshot.from_bytes(snapshot, self._fingerprint) if snapshot is not None else None
         transcript = Transcript(
             self._model.tokenizer, self.clock.frame_samples / ENGINE_SAMPLE_RATE, with_words=options.words
         )
-        state = _Stream(stream, self._free_slots[-1], options, transcript, language)
+        state = _Stream(stream, slot, options, transcript, language)
         settings = self._turn_settings(options) if self._turn_detection else TurnSettings(enabled=False)
         turns = None
         if self._vad is not None:
@@ -144,8 +139,7 @@ class NemoEngine:
             except (KeyError, ValueError) as error:
                 raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
         self._turns.open(stream, settings, exported=turns)
-        self._free_slots.pop()
-        self._streams[stream] = state
+        self._streams.add(state)
         self._note()
 
     def _load(self, state: _Stream, restored: Snapshot) -> bytes:
@@ -163,7 +157,7 @@ class NemoEngine:
         return tensors["turns"].numpy().tobytes()
 
     def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         if state.total_samples is not None:
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
         if samples.dtype != np.float32 or samples.ndim != 1 or not np.isfinite(samples).all():
@@ -172,16 +166,16 @@ class NemoEngine:
         self._note()
 
     def finish(self, stream: StreamId) -> None:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         if state.total_samples is None:
             state.total_samples = state.samples_fed
             self._note()
 
     def close(self, stream: StreamId) -> None:
-        self._forget(self._get(stream))
+        self._forget(self._streams.get(stream))
 
     def snapshot(self, stream: StreamId) -> bytes:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         if state.ended:
             raise EngineError(f"Stream {stream} has ended; its final output is all that is left.")
         tensors = state.state.export()
@@ -199,31 +193,24 @@ class NemoEngine:
         return Snapshot(self._fingerprint, host, tensors).to_bytes()
 
     def samples_decoded(self, stream: StreamId) -> int:
-        return self._get(stream).samples_decoded
+        return self._streams.get(stream).samples_decoded
 
     def samples_waiting(self, stream: StreamId) -> int:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         return state.samples_fed - state.samples_decoded
 
-    def _get(self, stream: StreamId) -> _Stream:
-        state = self._streams.get(stream)
-        if state is None:
-            raise UnknownStream(f"Stream {stream} is not open in this engine.")
-        return state
-
     def _forget(self, state: _Stream) -> None:
-        del self._streams[state.stream]
+        self._streams.remove(state)
         self._turns.close(state.stream)
-        self._free_slots.append(state.slot)
         self._note()
 
     def _note(self) -> None:
-        works = [work for work in map(self._next, self._streams.values()) if work is not None]
+        works = [work for work in map(self._next, self._streams) if work is not None]
         self._stats.open_streams = len(self._streams)
         self._stats.ready_streams = len(works)
         self._stats.raw_chunks = sum(
             self.clock.whole_chunks(state.samples_fed) - state.frames_done // self.clock.chunk_frames
-            for state in self._streams.values()
+            for state in self._streams
             if not state.ended
         )
 
@@ -237,7 +224,7 @@ class NemoEngine:
 
     @torch.inference_mode()
     def step(self) -> Sequence[StreamOutput]:
-        works = [work for work in map(self._next, list(self._streams.values())) if work is not None]
+        works = [work for work in map(self._next, self._streams) if work is not None]
         works = works[: self._batch_size]
         self._stats.in_flight = len(works)
         groups: dict[tuple[int, int, str | None], list[_Work]] = {}
@@ -251,7 +238,7 @@ class NemoEngine:
         outputs = self._turns.drain()
         for output in outputs:
             if output.is_final:
-                self._forget(self._streams[output.stream])
+                self._forget(self._streams.get(output.stream))
         self._stats.turn_detection_depth = self._turns.num_held
         self._stats.turn_detection_streams = self._turns.num_waiting_streams
         self._note()
@@ -316,21 +303,7 @@ class NemoEngine:
         state.mels_done = work.end_mel
         state.samples_decoded = work.end_sample
         state.ended = work.is_final
-        words = state.transcript.add(tokens, ends=work.is_final)
-        output = StreamOutput(
-            stream=state.stream,
-            samples_decoded=work.end_sample,
-            token_ids=tuple(token.token for token in tokens),
-            confidence_scores=tuple(token.confidence for token in tokens),
-            token_frames=tuple(token.frame for token in tokens),
-            text=state.transcript.text,
-            last_state=None,
-            turn_detection="running",
-            is_final=work.is_final,
-            is_turn_event=False,
-            words=words,
-            changed=bool(tokens) or work.is_final,
-        )
+        output = chunk_output(state.stream, state.transcript, tokens, work.end_sample, is_final=work.is_final)
         ends = [token.frame for token in tokens if token.token == self._model.tokenizer.eou_id]
         self._turns.push(output, speech, ends, audio if self._turns.needs_samples(state.stream) else None)
         keep = min(self._model.signal_start(state.mels_done), state.samples_decoded)
@@ -351,7 +324,6 @@ class NemoEngine:
         return tuple(probs[0, :count].tolist())
 
     def check_integrity(self) -> None:
-        slots = [state.slot for state in self._streams.values()]
-        assert sorted(slots + self._free_slots) == list(range(self.capacity)), "a slot is lost or given twice"
-        for state in self._streams.values():
+        self._streams.check_integrity()
+        for state in self._streams:
             assert state.recent_start <= state.samples_decoded <= state.samples_fed, "samples are lost"

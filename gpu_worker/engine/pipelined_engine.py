@@ -10,9 +10,7 @@ straight to where the device fetches them, and only streams that have something 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from math import isfinite
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,42 +24,27 @@ from gpu_worker.engine.engine import EngineConfig
 from gpu_worker.engine.interface import (
     ENGINE_SAMPLE_RATE,
     EngineError,
-    EngineFull,
     EngineStats,
     OutOfPages,
-    SnapshotMismatch,
     StreamFinished,
     StreamOutput,
-    UnknownStream,
-    Utterance,
-    Word,
 )
+from gpu_worker.engine.open_streams import OpenStreams
+from gpu_worker.engine.outputs import failed_output
+from gpu_worker.engine.pipelined_stream import PipelinedStream
 from gpu_worker.engine.sample_rings import SampleRings
+from gpu_worker.engine.slot_snapshots import SlotSnapshots
 from gpu_worker.engine.slot_table import Plan, SlotTable
-from gpu_worker.engine.snapshot import Snapshot
-from gpu_worker.engine.steps import UNKNOWN_END, Field, Flight, StepFindings, Steps
-from gpu_worker.engine.transcript import Token, Transcript
+from gpu_worker.engine.step_results import StepResults
+from gpu_worker.engine.steps import UNKNOWN_END, Field, Flight, Steps
+from gpu_worker.engine.transcript import Transcript
 from gpu_worker.model.tokenizer import Tokenizer
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnJudge, TurnStage
-from gpu_worker.turn.vad import windows_of
 
 # Louder samples overflow the power spectrum; full scale is 1.0.
 _MAX_SAMPLE = 1e6
 _FLOAT32 = np.dtype(np.float32)
-
-
-@dataclass(slots=True)
-class _Stream:
-    """What a stream has besides its row of arrays.  `listens`: its turns are detected."""
-
-    stream: StreamId
-    slot: int
-    order: int
-    options: StreamOptions
-    transcript: Transcript
-    listens: bool
-    finish_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +91,32 @@ class PipelinedEngine:
         self.steps = steps
         self._blocks = blocks
         self._tokenizer = tokenizer
-        self._left_frames = left_frames
-        self._fingerprint = fingerprint
-        self._eou_id = eou_id
         self._prompt_of = prompt_of
         self._stats = stats
         self._frame_s = clock.frame_samples / ENGINE_SAMPLE_RATE
         self._table = SlotTable(config.num_slots, clock)
         self._rings = SampleRings(steps.ring_SC, self._table)
         self._turns = TurnStage(judge, has_eou=eou_id is not None)
-        self._streams: dict[StreamId, _Stream] = {}
-        self._by_slot: list[_Stream | None] = [None] * config.num_slots
-        self._free_slots = list(range(config.num_slots - 1, -1, -1))
+        self._streams: OpenStreams[PipelinedStream] = OpenStreams(config.num_slots)
+        self._by_slot: list[PipelinedStream | None] = [None] * config.num_slots
         self._prompts = [steps.state.default_prompt] * config.num_slots
         self._fresh: list[int] = []
-        self._finishing: dict[StreamId, _Stream] = {}
+        self._finishing: dict[StreamId, PipelinedStream] = {}
         self._num_opened = 0
         self._listens = np.zeros(config.num_slots, dtype=np.bool_)
         # Pages that each slot has, for finding those that need one more.
         self._held_pages = np.zeros(config.num_slots, dtype=np.int64)
         self._launched: _Launched | None = None
+        self._snapshots = SlotSnapshots(
+            steps,
+            self._table,
+            self._rings,
+            blocks,
+            self._turns,
+            fingerprint=fingerprint,
+            left_frames=left_frames,
+        )
+        self._results = StepResults(self._by_slot, self._rings, self._turns, eou_id, self._forget)
         # Outputs that were read before `step` could return them.
         self._unsent: list[StreamOutput] = []
 
@@ -146,18 +135,15 @@ class PipelinedEngine:
         return self._stats
 
     def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
-        if stream in self._streams:
-            raise ValueError(f"stream {stream} is open")
-        if not self._free_slots:
-            raise EngineFull(f"All {self.capacity} slots of the engine are taken.")
+        slot = self._streams.vacant_slot(stream)
         self._prompt_of(options)
-        restored = Snapshot.from_bytes(snapshot, self._fingerprint) if snapshot is not None else None
+        restored = self._snapshots.read(snapshot) if snapshot is not None else None
         settings = self._turn_settings(options)
-        slot = self._free_slots.pop()
         self._num_opened += 1
         transcript = Transcript(self._tokenizer, self._frame_s, with_words=options.words)
-        state = _Stream(stream, slot, self._num_opened, options, transcript, settings.enabled)
-        self._streams[stream] = self._by_slot[slot] = state
+        state = PipelinedStream(stream, slot, self._num_opened, options, transcript, settings.enabled)
+        self._streams.add(state)
+        self._by_slot[slot] = state
         self._listens[slot] = state.listens
         try:
             if restored is None:
@@ -167,32 +153,12 @@ class PipelinedEngine:
                 if state.listens:
                     self._turns.open(stream, settings)
             else:
-                self._restore(state, settings, restored)
+                self._unsent += self._snapshots.restore(state, settings, restored)
+                self._held_pages[slot] = len(self._blocks.pages(slot))
         except BaseException:
             self._forget(state)
             raise
         self._stats.open_streams = len(self._streams)
-
-    @torch.inference_mode()
-    def _restore(self, state: _Stream, settings: TurnSettings, restored: Snapshot) -> None:
-        slot, host, tensors = state.slot, restored.host, restored.tensors
-        try:
-            frames = int(host["frames_done"])
-            samples = self.clock.samples_of_frames(frames)
-            self._table.open(slot, state.order, frames, samples)
-            self._rings.open(slot, samples)
-            state.transcript.load(host["transcript"])
-            self._grow(slot, frames)
-            self.steps.state.load(slot, tensors)
-            pages, offsets = self._kept_frames(slot, frames)
-            self.steps.pages.load(pages, offsets, tensors["keys"], tensors["values"])
-            if self.steps.vad is not None:
-                self.steps.vad.import_slot(slot, tensors["vad"])
-            if state.listens:
-                self._turns.open(state.stream, settings, exported=tensors["turns"].numpy().tobytes())
-            self._unsent += [_decode_output(state.stream, values) for values in host["unsent"]]
-        except (KeyError, ValueError, TypeError) as error:
-            raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
 
     def _turn_settings(self, options: StreamOptions) -> TurnSettings:
         return (
@@ -200,22 +166,20 @@ class PipelinedEngine:
         )
 
     def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         if state.finish_asked:
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
         if (samples.dtype is not _FLOAT32 and samples.dtype != _FLOAT32) or samples.ndim != 1:
             raise ValueError("samples are one dimension of float32")
-        # One pass tells both what is not finite and what might be too loud.
-        with np.errstate(over="ignore"):
-            energy = float(np.dot(samples, samples))
-        if not energy < _MAX_SAMPLE:
-            if not isfinite(energy) and not np.isfinite(samples).all():
+        # One pass tells both what is not finite and what might be too loud; vdot, unlike dot, does not warn.
+        if not np.vdot(samples, samples) < _MAX_SAMPLE:
+            if not np.isfinite(samples).all():
                 raise ValueError("samples must be finite")
             samples = np.clip(samples, -_MAX_SAMPLE, _MAX_SAMPLE)
         self._rings.append(state.slot, samples)
 
     def finish(self, stream: StreamId) -> None:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         if not state.finish_asked:
             state.finish_asked = True
             if self._rings.beside(state.slot):
@@ -225,10 +189,10 @@ class PipelinedEngine:
 
     def close(self, stream: StreamId) -> None:
         self._unsent = [output for output in self._unsent if output.stream != stream]
-        self._forget(self._get(stream))
+        self._forget(self._streams.get(stream))
 
     def samples_decoded(self, stream: StreamId) -> int:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         # A snapshot taken next covers what is under way: say so from now on.
         self._land_stream(state)
         if stream not in self._streams:
@@ -236,13 +200,12 @@ class PipelinedEngine:
         return self.clock.samples_of_frames(int(self._table.decoded[state.slot]))
 
     def samples_waiting(self, stream: StreamId) -> int:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         planned = self.clock.samples_of_frames(int(self._table.planned[state.slot]))
         return max(0, int(self._table.fed[state.slot]) - planned) + self._rings.beside(state.slot)
 
-    @torch.inference_mode()
     def snapshot(self, stream: StreamId) -> bytes:
-        state = self._get(stream)
+        state = self._streams.get(stream)
         self._land_stream(state)
         slot = state.slot
         if stream not in self._streams or self._table.ended[slot]:
@@ -250,43 +213,16 @@ class PipelinedEngine:
         if not self._table.decoded[slot]:
             raise EngineError(f"Stream {stream} has decoded nothing yet; there is no state to take.")
         self._reset_fresh()
-        frames = int(self._table.decoded[slot])
-        tensors = self.steps.state.export(slot)
-        tensors["keys"], tensors["values"] = self.steps.pages.export(*self._kept_frames(slot, frames))
-        if self.steps.vad is not None:
-            tensors["vad"] = self.steps.vad.export_slot(slot)
-        if state.listens:
-            # It carries the stream's results that are ready, too: those of others stay for the next step.
-            tensors["turns"] = torch.frombuffer(bytearray(self._turns.export(stream)), dtype=torch.uint8)
-        host = {
-            "frames_done": frames,
-            "transcript": state.transcript.export(),
-            # What was read and not yet returned belongs to the stream's results, here or there.
-            "unsent": [asdict(output) for output in self._unsent if output.stream == stream],
-        }
-        return Snapshot(self._fingerprint, host, tensors).to_bytes()
+        return self._snapshots.take(state, [output for output in self._unsent if output.stream == stream])
 
-    def _kept_frames(self, slot: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Page and offset of the frames whose keys and values later chunks can still see."""
-        kept = np.arange(max(0, frames - self._left_frames), frames, dtype=np.int64)
-        pages, offsets = self._blocks.locate(slot, kept)
-        device = self.steps.state.tail_SZ.device
-        return torch.from_numpy(pages).to(device), torch.from_numpy(offsets).to(device)
-
-    def _get(self, stream: StreamId) -> _Stream:
-        state = self._streams.get(stream)
-        if state is None:
-            raise UnknownStream(f"Stream {stream} is not open in this engine.")
-        return state
-
-    def _forget(self, state: _Stream) -> None:
+    def _forget(self, state: PipelinedStream) -> None:
         """Give back all that a stream holds.
 
         A step under way may still write to its slot and pages: whoever gets them next comes after it, on
         the device as well.
         """
         slot = state.slot
-        del self._streams[state.stream]
+        self._streams.remove(state)
         self._by_slot[slot] = None
         self._finishing.pop(state.stream, None)
         self._listens[slot] = False
@@ -296,7 +232,6 @@ class PipelinedEngine:
         self._rings.close(slot)
         self._blocks.release(slot)
         self._held_pages[slot] = 0
-        self._free_slots.append(slot)
         self._stats.open_streams = len(self._streams)
 
     # ------------------------------------------------------------------ steps
@@ -334,9 +269,9 @@ class PipelinedEngine:
         for output in self._turns.drain():
             outputs.append(output)
             if output.is_final:
-                self._forget(self._streams[output.stream])
+                self._forget(self._streams.get(output.stream))
 
-    def _land_stream(self, state: _Stream) -> None:
+    def _land_stream(self, state: PipelinedStream) -> None:
         """Read the step under way now when the stream is in it."""
         slot = state.slot
         if self._launched is not None and self._table.planned[slot] != self._table.decoded[slot]:
@@ -406,8 +341,9 @@ class PipelinedEngine:
             try:
                 self._grow(slot, int(plan.start_B[row] + plan.frames_B[row]))
             except OutOfPages as error:
-                newest = max(self._streams.values(), key=lambda state: state.order)
-                outputs.append(self._failure(newest, error))
+                newest = max(self._streams, key=lambda state: state.order)
+                decoded = self.clock.samples_of_frames(int(self._table.decoded[newest.slot]))
+                outputs.append(failed_output(newest.stream, newest.transcript, decoded, error))
                 self._forget(newest)
                 return False
         return True
@@ -431,123 +367,23 @@ class PipelinedEngine:
         stats.turn_detection.units += int(found.num_windows_B.sum())
         acks = begin // ENGINE_SAMPLE_RATE < end // ENGINE_SAMPLE_RATE
         speaks = (found.num_symbols_B > 0) | plan.ends_B | acks | self._listens[slots]
-        self._read_rows(plan, found, np.flatnonzero(speaks & alive), begin, end, outputs)
+        rows = np.flatnonzero(speaks & alive)
+        self._results.read(plan, found, rows, begin, end, table.fed[slots], outputs)
         # Only now: a row's audio may be wanted for its turn.  Streams that ended meanwhile are gone.
         alive &= ~plan.ends_B
         self._rings.free(slots[alive], end[alive])
 
-    def _read_rows(
-        self,
-        plan: Plan,
-        found: StepFindings,
-        rows: NDArray[np.int64],
-        begin: NDArray[np.int64],
-        end: NDArray[np.int64],
-        outputs: list[StreamOutput],
-    ) -> None:
-        """Outputs of the rows that have something to say; numbers leave their arrays all at once."""
-        counts = found.num_symbols_B[rows]
-        most = int(counts.max(initial=0))
-        for row, slot, count, start, first, last, ends, whole, symbols, frames, scores in zip(
-            rows.tolist(),
-            plan.slots_B[rows].tolist(),
-            counts.tolist(),
-            plan.start_B[rows].tolist(),
-            begin[rows].tolist(),
-            end[rows].tolist(),
-            plan.ends_B[rows].tolist(),
-            plan.whole_B[rows].tolist(),
-            found.symbols_BK[rows, :most].tolist(),
-            found.frames_BK[rows, :most].tolist(),
-            found.confidences_BK[rows, :most].tolist(),
-            strict=True,
-        ):
-            state = self._by_slot[slot]
-            assert state is not None
-            tokens = [Token(symbols[at], start + frames[at], scores[at]) for at in range(count)]
-            made: list[StreamOutput] = []
-            if whole:
-                made.append(self._output(state, tokens, last, is_final=False))
-                tokens = []
-            if ends:
-                made.append(self._output(state, tokens, int(self._table.fed[slot]), is_final=True))
-            if state.listens:
-                speech = found.speech_BW[row, : int(found.num_windows_B[row])].tolist()
-                self._push(state, made, speech, first)
-                continue
-            outputs += made
-            if ends:
-                self._forget(state)
-
-    def _push(self, state: _Stream, made: list[StreamOutput], speech: list[float], begin: int) -> None:
-        """Hand a row's outputs to turn detection, each with its windows."""
-        needs_audio = self._turns.needs_samples(state.stream)
-        for output in made:
-            windows = windows_of(begin, output.samples_decoded)
-            self._turns.push(
-                output,
-                speech[:windows],
-                [
-                    frame
-                    for token, frame in zip(output.token_ids, output.token_frames, strict=True)
-                    if token == self._eou_id
-                ],
-                self._rings.copy(state.slot, begin, output.samples_decoded) if needs_audio else None,
-            )
-            speech, begin = speech[windows:], output.samples_decoded
-
-    def _output(
-        self, state: _Stream, tokens: Sequence[Token], end_sample: int, *, is_final: bool
-    ) -> StreamOutput:
-        if tokens or is_final:
-            words = state.transcript.add(tokens, ends=is_final)
-        else:
-            words = () if state.options.words else None
-        return StreamOutput(
-            stream=state.stream,
-            samples_decoded=end_sample,
-            token_ids=tuple([token.token for token in tokens]),
-            confidence_scores=tuple([token.confidence for token in tokens]),
-            token_frames=tuple([token.frame for token in tokens]),
-            text=state.transcript.text,
-            last_state=None,
-            turn_detection="running",
-            is_final=is_final,
-            is_turn_event=False,
-            words=words,
-            changed=bool(tokens) or is_final,
-        )
-
-    def _failure(self, state: _Stream, error: EngineError) -> StreamOutput:
-        return StreamOutput(
-            stream=state.stream,
-            samples_decoded=self.clock.samples_of_frames(int(self._table.decoded[state.slot])),
-            token_ids=(),
-            confidence_scores=(),
-            token_frames=(),
-            text=state.transcript.text,
-            last_state=None,
-            turn_detection="running",
-            is_final=False,
-            is_turn_event=False,
-            words=None,
-            changed=True,
-            failed=error,
-        )
-
     def check_integrity(self) -> None:
-        slots = [state.slot for state in self._streams.values()]
-        assert sorted(slots + self._free_slots) == list(range(self.capacity)), "a slot is lost or given twice"
+        self._streams.check_integrity()
         self._blocks.check_integrity()
         table, ring = self._table, self._blocks.ring_pages * self._blocks.page_frames
-        for slot in self._free_slots:
+        for slot in self._streams.free_slots:
             assert self._by_slot[slot] is None, f"the free slot {slot} has a stream"
             assert table.order[slot] == 0, f"the free slot {slot} is in the plan"
             assert not self._blocks.pages(slot), f"the free slot {slot} has pages"
             assert not self._rings.beside(slot), f"samples wait for the free slot {slot}"
-        for stream, state in self._streams.items():
-            slot = state.slot
-            assert state.stream == stream, "a stream stands under another's id"
+        for state in self._streams:
+            stream, slot = state.stream, state.slot
             assert self._by_slot[slot] is state, f"the slot of stream {stream} has another"
             assert table.order[slot] == state.order, f"stream {stream} is not in the plan"
             held = len(self._blocks.pages(slot))
@@ -558,19 +394,3 @@ class PipelinedEngine:
             waits = int(table.fed[slot]) - int(self._rings.freed[slot])
             assert 0 <= waits <= self.steps.ring_SC.shape[1], f"the ring of stream {stream} overflows"
             assert self._listens[slot] == state.listens, f"stream {stream} listens or not"
-
-
-def _decode_output(stream: StreamId, values: dict[str, Any]) -> StreamOutput:
-    words = values["words"]
-    return StreamOutput(
-        **{
-            **values,
-            # The stream may have another name here.
-            "stream": stream,
-            "token_ids": tuple(values["token_ids"]),
-            "confidence_scores": tuple(values["confidence_scores"]),
-            "token_frames": tuple(values["token_frames"]),
-            "words": None if words is None else tuple(Word(**word) for word in words),
-            "utterances": tuple(Utterance(**utterance) for utterance in values["utterances"]),
-        }
-    )

@@ -83,14 +83,16 @@ class SampleRings:
         return np.concatenate([ring[at:], ring[: (end - first) - (self._length - at)]])
 
     def _write(self, slot: int, samples: Samples) -> int:
-        fed = int(self._table.fed[slot])
-        count: int = min(len(samples), self._length - fed + int(self.freed[slot]))
+        fed: int = self._table.fed.item(slot)
+        count: int = min(len(samples), self._length - fed + self.freed.item(slot))
         if count <= 0:
             return 0
         at, ring = fed % self._length, self._rings[slot]
-        first = min(count, self._length - at)
-        ring[at : at + first] = samples[:first]
-        if first < count:
+        if at + count <= self._length:
+            ring[at : at + count] = samples if count == len(samples) else samples[:count]
+        else:
+            first = self._length - at
+            ring[at:] = samples[:first]
             ring[: count - first] = samples[first:count]
         self._table.fed[slot] = fed + count
         return count

@@ -44,7 +44,7 @@ class SlotTable:
     """
 
     def __init__(self, num_slots: int, clock: ChunkClock) -> None:
-        self._clock = clock
+        self.clock = clock
         self.order = np.zeros(num_slots, dtype=np.int64)
         self.fed = np.zeros(num_slots, dtype=np.int64)
         self.planned = np.zeros(num_slots, dtype=np.int64)
@@ -71,7 +71,7 @@ class SlotTable:
 
     def chunks_waiting(self) -> NDArray[np.int64]:
         """Whole chunks of each slot that are in the ring and not planned; 0 for a free one."""
-        clock = self._clock
+        clock = self.clock
         frames = (self.fed - clock.lookahead_samples) // clock.frame_samples + 1
         waiting: NDArray[np.int64] = frames // clock.chunk_frames - self.planned // clock.chunk_frames
         return np.maximum(waiting, 0)
@@ -95,12 +95,12 @@ class SlotTable:
         self._ready_since[slots] = _NEVER
         waiting = waiting[slots]
         start = self.planned[slots]
-        frames = np.full(len(slots), self._clock.chunk_frames, dtype=np.int64)
+        frames = np.full(len(slots), self.clock.chunk_frames, dtype=np.int64)
         ends = np.zeros(len(slots), dtype=np.bool_)
         for row in np.flatnonzero(self.finished[slots] & (waiting <= 1)):
-            rest = self._clock.total_frames(int(self.fed[slots[row]])) - int(start[row])
+            rest = self.clock.total_frames(int(self.fed[slots[row]])) - int(start[row])
             # The last whole chunk closes the stream too when no frame comes after it.
-            if waiting[row] == 0 or rest == self._clock.chunk_frames:
+            if waiting[row] == 0 or rest == self.clock.chunk_frames:
                 frames[row], ends[row] = rest, True
         self.planned[slots] = start + frames
         self.ended[slots] = ends

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from common.hot_value import hot_value
 from gpu_worker.engine.interface import Word
 from gpu_worker.model.tokenizer import TextState, Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class Token:
     """One emitted token; `frame` is the stream's absolute encoder frame."""
 
@@ -32,6 +32,7 @@ class Transcript:
         self._tokenizer = tokenizer
         self._frame_s = frame_s
         self._with_words = with_words
+        self._marks = tokenizer.marks
         self._text = TextState()
         self._open: list[Token] = []
 
@@ -49,12 +50,13 @@ class Transcript:
         tokenizer = self._tokenizer
         words: list[Word] = []
         for token in tokens:
-            tokenizer.extend(self._text, (token.token,))
-            special = tokenizer.is_special(token.token)
-            if special and token.token in (tokenizer.eou_id, tokenizer.eob_id):
+            number = token.token
+            tokenizer.append(self._text, number)
+            if number in self._marks:
                 tokenizer.start_utterance(self._text)
             if self._with_words:
-                if special or tokenizer.starts_word(token.token):
+                special = tokenizer.is_special(number)
+                if special or tokenizer.starts_word(number):
                     self._close_word(words)
                 if not special:
                     self._open.append(token)

@@ -49,7 +49,7 @@ class TextState:
 class Tokenizer:
     """Ids of one checkpoint's vocabulary to pieces, text and words.
 
-    `eou_id` and `eob_id` mark the end of an utterance or of a backchannel; they, control
+    `eou_id` and `eob_id`, together `marks`, mark the end of an utterance or of a backchannel; they, control
     pieces and tags of languages such as ``<de-DE>`` never appear in text.
     """
 
@@ -67,13 +67,15 @@ class Tokenizer:
         )
         self.eou_id: Final = self._find(END_OF_UTTERANCE)
         self.eob_id: Final = self._find(END_OF_BACKCHANNEL)
-        special = {self.eou_id, self.eob_id} | {
+        self.marks: Final = frozenset(mark for mark in (self.eou_id, self.eob_id) if mark is not None)
+        special = self.marks | {
             index for index, piece in enumerate(self._pieces) if _LANGUAGE_TAG.fullmatch(piece)
         }
         self._surfaces: Final[tuple[bytes, ...]] = tuple(
             _surface(processor, index, piece, is_special=index in special)
             for index, piece in enumerate(self._pieces)
         )
+        self._texts: Final = tuple(surface.decode("utf-8", errors="replace") for surface in self._surfaces)
         self._is_byte: Final = tuple(processor.is_byte(index) for index in range(self.vocab_size))
 
     @classmethod
@@ -109,13 +111,17 @@ class Tokenizer:
         U+FFFD, as in SentencePiece.
         """
         for token in tokens:
-            surface = self._surfaces[token]
-            if self._is_byte[token]:
-                text, state.pending = _characters(state.pending + surface)
-                _append(state, text)
-            else:
-                self.finish(state)
-                _append(state, surface.decode("utf-8", errors="replace"))
+            self.append(state, token)
+
+    def append(self, state: TextState, token: int) -> None:
+        """Append one token; see `extend`."""
+        if self._is_byte[token]:
+            text, state.pending = _characters(state.pending + self._surfaces[token])
+            _append(state, text)
+            return
+        if state.pending:
+            self.finish(state)
+        _append(state, self._texts[token])
 
     def finish(self, state: TextState) -> str:
         """Close a transcript: bytes still pending turn into U+FFFD.  Returns the text."""

@@ -172,7 +172,7 @@ def test_memory_of_a_long_stream_is_bounded() -> None:
     for _ in range(20):
         engine.feed(stream, speech(JFK)[:50_000])
         drain(engine)
-    assert len(engine._streams[stream].recent) < 10_000
+    assert len(engine._streams.get(stream).recent) < 10_000
 
 
 def test_refusals() -> None:
