@@ -24,7 +24,7 @@ class IngressProcess(ServiceProcess):
             "heartbeat_ms": 200,
             **flags,
         }
-        super().__init__("ingress", url, "--ingress-id", ingress_id, "px:{0}:ingresses", log, **options)
+        super().__init__("ingress", url, "--ingress-id", ingress_id, "px:{0}:ingresses", log, options)
 
     @property
     def tcp_url(self) -> str:

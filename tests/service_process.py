@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from parakeet.child import start_tied
 from tests.waiting import wait_until
@@ -20,17 +21,27 @@ class ServiceProcess:
     """``python -m MODULE``, which writes to a log. Killed when the test ends.
 
     name: as Redis knows it, given by the flag `name_flag`.   register: the key where it signs on.
-    flags: further flags, named as the settings are.
+    flags: further ones, named as the settings are.
     """
 
+    python: ClassVar[str] = sys.executable
+    """The interpreter."""
+
     def __init__(
-        self, module: str, url: str, name_flag: str, name: str, register: str, log: Path, **flags: object
+        self,
+        module: str,
+        url: str,
+        name_flag: str,
+        name: str,
+        register: str,
+        log: Path,
+        flags: Mapping[str, object],
     ) -> None:
         self._name = name
         self._register = register
         self.log_path = log
         command = [
-            *(sys.executable, "-m", module, f"{name_flag}={name}", "--log-level=debug"),
+            *(self.python, "-m", module, f"{name_flag}={name}", "--log-level=debug"),
             *(f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()),
         ]
         environment = {**os.environ, "PARAKEET_REDIS_URL": url, "PYTHONPATH": str(ROOT)}

@@ -10,21 +10,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
-import signal
-import socket
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from common.messages import Encoding
-from common.settings import plain_environment
-from parakeet.child import start_tied
 from parakeet.client import connect
+from tests.e2e.serve_process import ServeProcess
 from tests.golden.cache import CACHE, CONTEXTS, clips, decoding, reference, reference_names
 
 START_TIMEOUT_S = 180.0
@@ -42,51 +36,14 @@ class Tally:
     differing: int
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 @contextlib.contextmanager
 def serving(name: str, chunk_ms: int) -> Iterator[str]:
     """The service with a checkpoint under one context; yields its WebSocket address."""
-    tcp_port, ws_port, status_port = free_ports(3)
-    command = [
-        *(sys.executable, "-m", "parakeet.cli", "serve", "--model", str(CACHE / name / f"{name}.nemo")),
-        *("--device", "cpu", "--chunk-ms", str(chunk_ms), "--eou-reset", "off"),
-        *("--port", str(tcp_port), "--ws-port", str(ws_port), "--status-port", str(status_port)),
-    ]
-    reader, writer = os.pipe()
-    ready, lines = threading.Event(), list[str]()
-
-    def read() -> None:
-        with os.fdopen(reader, encoding="utf-8", errors="replace") as output:
-            for line in output:
-                lines.append(line)
-                if " parakeet.ready ready: " in line:
-                    ready.set()
-
-    try:
-        process = start_tied(command, plain_environment(), output=writer)
-    finally:
-        os.close(writer)
-    thread = threading.Thread(target=read, name="serve log", daemon=True)
-    thread.start()
-    try:
-        if not ready.wait(START_TIMEOUT_S):
-            raise AssertionError("the service did not start:\n" + "".join(lines[-20:]))
-        yield f"ws://127.0.0.1:{ws_port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT_S)
-        process.kill()
-        process.wait()
-        thread.join(STOP_TIMEOUT_S)
+    flags = ("--chunk-ms", str(chunk_ms), "--eou-reset", "off")
+    with ServeProcess("--backend", "native", "--model", str(CACHE / name / f"{name}.nemo"), *flags) as serve:
+        serve.wait_until_ready(START_TIMEOUT_S)
+        yield serve.ws_url
+        serve.stop(timeout_s=STOP_TIMEOUT_S)
 
 
 async def stream_tokens(url: str, clip: str, seed: int) -> list[int]:
