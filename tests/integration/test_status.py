@@ -17,7 +17,9 @@ from common.keys import Keys
 from common.leases import IngressPresence, IngressReport
 from common.redis import AsyncRedis, RedisServers
 from common.status import read_status
+from parakeet.audio_source import read_wav
 from tests.servers import raw_client
+from tests.service_process import ROOT
 from tests.stream_client import ClientStream, IngressSide, ingress_side, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
@@ -210,6 +212,48 @@ async def test_a_frozen_worker_shows_where_its_audio_waits_and_leaves_nothing(
             for stream in (*streams, waiting):
                 await ingress.admission.release(stream.stream)
             await settled(ingress, "connected_streams", 0)
+
+
+@pytest.mark.parametrize("server_kind", ["embedded"], indirect=True)
+async def test_results_that_wait_for_a_verdict_are_counted(redis_url: str, tmp_path: Path) -> None:
+    """The tiny model, and smart-turn that holds its verdicts back until it is told."""
+    client = raw_client(redis_url)
+    recording = read_wav(ROOT / "parakeet" / "recordings" / "goforward.wav")
+    with WorkerProcess(
+        redis_url,
+        "w1",
+        tmp_path / "w1.log",
+        module="tests.held_verdict_worker",
+        backend="native",
+        model_size="tiny",
+        device="cpu",
+        num_threads=1,
+        worker_max_streams=4,
+        smart_turn="on",
+        smart_turn_timeout_ms=10_000,
+    ) as worker:
+        worker.ready(client, 60.0)
+        async with ingress_side(redis_url) as ingress:
+            streams = [await ingress.open() for _ in range(2)]
+            await until(lambda: all(stream.appender.owner for stream in streams), what="owners")
+            assert (await ingress.status())["queues"]["turn_detection_depth"] == 0
+            for stream in streams:
+                stream.append(recording.pcm + bytes(2 * recording.rate))
+            status = await settled(ingress, "queues.turn_detection_streams", 2)
+            assert status["queues"]["turn_detection_depth"] >= 2
+            assert status["counts"]["turn_detection_calls"] > 0
+            assert status["timings_ms"]["turn_detection_avg"] > 0
+            assert status["rates_per_sec"]["turn_detection_sequences"] > 0
+
+            worker.send(signal.SIGUSR1)
+            status = await settled(ingress, "queues.turn_detection_depth", 0)
+            assert status["queues"]["turn_detection_streams"] == 0
+            for stream in streams:
+                stream.append(b"", final=True)
+            await ingress.ended(*streams)
+            ends = [message["turn_detection"] for message in streams[0].sent].count("end_of_utterance")
+            assert ends >= 1
+            assert client.hget("px:{0}:w:w1", "smart_turn_late") == b"0"
 
 
 async def test_uptime_is_that_of_the_oldest_live_process(redis_url: str) -> None:
