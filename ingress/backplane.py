@@ -2,7 +2,7 @@
 
 Everything that another ingress would need stands in Redis; here are only the open streams, and the
 loops that keep them: heartbeats and expiries are renewed, abandoned streams are brought to their end.
-Results come through result_feed.py.
+Results come through result_feed.py; stream_watch.py sees to what nobody tells.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from common.admission import Admission, ClusterSettings
 from common.appender import Appender
 from common.assignments import NewStream, StreamDirectory, StreamRecord
 from common.audio_log import AudioLog, last_audio
-from common.claims import SUSPICIOUS_DEATHS
 from common.entries import IngressId, LineKind, StreamId
 from common.errors import (
     EntryError,
     ErrorCode,
-    NoWorker,
     RedisUnavailable,
     SettingsMismatch,
     StreamLost,
@@ -44,29 +42,17 @@ from common.status import read_status
 from ingress.links import Resumption, StreamListener
 from ingress.result_feed import RETRY_PAUSE_S, ResultFeed
 from ingress.stream_link import RedisLink
+from ingress.stream_watch import StreamWatch
 
 log = logging.getLogger(__name__)
 
 # How long Redis may be away before the streams that wait for it fail: longer than a restart or a
 # failover takes, shorter than people take to notice silence.
 OUTAGE_LIMIT_S: Final = 15.0
-# A stream without news for so long is looked up: pub/sub may have lost the news.
-QUIET_S: Final = 2.0
-WATCH_S: Final = 0.5
-# Audio that waits (more than any model's chunk) without any progress for so long has no worker that
-# could decode it: a takeover, or a replay, tells of itself sooner.
-STALLED_AUDIO_S: Final = 4.0
-STALL_S: Final = 30.0
-# A suspect waits its turn for a process of its own, which has to load a model (gpu_worker/quarantine.py).
-SUSPECT_PATIENCE_S: Final = 180.0
 RENEWALS_PER_TTL: Final = 4
 RENEWAL_TURNS: Final = 32
 # An admission outlives its ingress by the time in which its clients may come back.
 ADMISSION_MARGIN_S: Final = 10.0
-# Quiet streams whose records are read in one round.
-_LOOK_UPS: Final = 64
-# How often the results of a stream are read that nobody publishes to this ingress.
-_FOLLOW_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +101,16 @@ class RedisBackplane:
         self._links: dict[StreamId, RedisLink] = {}
         self._resuming: list[StreamId] = []  # by each resumption under way
         self._feed = ResultFeed(self._redis, servers, self._keys, settings.ingress, self._links)
+        self._watch = StreamWatch(
+            self._directory,
+            self._feed,
+            self._links,
+            ingress=settings.ingress,
+            sample_rate=settings.sample_rate,
+            claim_timeout_s=settings.claim_timeout_s,
+            patience_s=settings.stream_ttl_s + settings.resume_grace_s,
+            give_up=lambda link: self.ended(link, delivered=False),
+        )
         self._loop = asyncio.get_running_loop()
         self._tasks: asyncio.TaskGroup | None = None
         self._clean_ups: set[asyncio.Task[None]] = set()
@@ -137,7 +133,7 @@ class RedisBackplane:
             tasks.create_task(self._feed.run(), name="results")
             tasks.create_task(self._beat(), name="heartbeat")
             tasks.create_task(self._renew(), name="renew")
-            tasks.create_task(self._watch(), name="watch")
+            tasks.create_task(self._watch.run(), name="watch")
             tasks.create_task(_guarded(self._adopt_orphans(), "adoption"), name="adoption")
             running.set()
 
@@ -253,20 +249,8 @@ class RedisBackplane:
         await self._renew_links((link,))
         self._feed.repair(link)
         if finished and connection > 0:
-            self.start_task(self._follow(link), f"follow-{link.stream}")
+            self.start_task(self._watch.follow(link), f"follow-{link.stream}")
         return next_sample, finished
-
-    async def _follow(self, link: RedisLink) -> None:
-        """Read the rest of a stream whose audio is complete, so that no entry can tell its worker that
-        it has moved: what is published goes to the ingress before. Ends with the link, if not before."""
-        while self._links.get(link.stream) is link and not (link.ended or link.failed):
-            if not link.repairing:
-                self._feed.repair(link)
-            try:
-                await self._look_up(link)
-            except RedisUnavailable as error:
-                log.warning("a stream's end cannot be read: %s", error, extra={"stream_id": link.stream})
-            await asyncio.sleep(_FOLLOW_S)
 
     async def _resumable(self, stream: StreamId, request: Resume) -> StreamRecord:
         refused = Unavailable(
@@ -470,56 +454,6 @@ class RedisBackplane:
             link = self._links.get(stream)
             if link is not None:
                 link.fail(StreamLost())
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_S)
-            now = self._loop.time()
-            quiet = []
-            for link in self._all():
-                if not link.begun:
-                    continue
-                self._watch_link(link, now)
-                if now - link.heard_at > QUIET_S and link.created and not link.repairing:
-                    quiet.append(link)
-            quiet.sort(key=lambda link: link.heard_at)
-            for link in quiet:
-                if self._links.get(link.stream) is link:
-                    self._feed.repair(link)
-            try:
-                for link in quiet[:_LOOK_UPS]:
-                    await self._look_up(link)
-            except RedisUnavailable as error:
-                log.warning("quiet streams cannot be looked up: %s", error)
-
-    def _watch_link(self, link: RedisLink, now: float) -> None:
-        if link.finish_at is not None and now >= link.finish_at:
-            link.finish()
-        claim_s = self._settings.claim_timeout_s
-        if link.worker is None and link.created_at is not None and now - link.created_at > claim_s:
-            link.fail(NoWorker(f"No worker took the stream within {claim_s:g} s."))
-        elif link.waits_for_progress(int(STALLED_AUDIO_S * self._settings.sample_rate), now) > STALL_S:
-            link.fail(NoWorker(f"No worker has decoded the stream's audio for {STALL_S:g} s."))
-        patience_s = self._settings.stream_ttl_s + self._settings.resume_grace_s
-        if link.left_at is not None and now - link.left_at > patience_s:
-            # Nobody waits for it; what it has in Redis expires.
-            self.ended(link, delivered=False)
-
-    async def _look_up(self, link: RedisLink) -> None:
-        """See whether a quiet stream has gone, or goes on at another ingress."""
-        try:
-            record = await self._directory.read(link.stream)
-        except EntryError as error:
-            log.error("%s", error, extra={"stream_id": link.stream})
-            return
-        if self._links.get(link.stream) is not link or link.ended:
-            return
-        if record is None:
-            link.fail(StreamLost())
-        elif record.ingress != self._settings.ingress:
-            link.taken()
-        elif record.deaths >= SUSPICIOUS_DEATHS:
-            link.suspected(SUSPECT_PATIENCE_S)
 
 
 async def _guarded(coroutine: Coroutine[Any, Any, None], name: str) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from common.entries import LineKind
 from common.errors import ClientFault, ErrorCode, NoFreeStream, StreamError, Unavailable
@@ -18,6 +18,7 @@ from common.messages import Ack, Audio, Config, ErrorMessage, Hello, Pong, Resum
 from common.options import StreamOptions
 from common.server_codec import encode_server_message
 from ingress.links import Backplane, Resumption, StreamLink
+from ingress.peer import Peer
 from ingress.protocol import Action, ConnectionProtocol, Event, Outcome, State
 from ingress.send_buffer import SendBuffer
 
@@ -30,25 +31,6 @@ UNREAD_TIMEOUT_S: Final = 30.0
 _ACK_FIELD: Final = b'"audio_ack_samples":'
 _PONG: Final = encode_server_message(Pong())
 _NO_AUDIO: Final = Audio(b"", final=True)
-
-
-class Peer(Protocol):
-    """The shell's side of a connection. None of its calls raises."""
-
-    def send(self, message: bytes) -> None:
-        """Write one message in the shell's framing."""
-
-    def close(self, error: StreamError | None) -> None:
-        """Close once all that was sent is flushed, within a bounded time."""
-
-    def abort(self) -> None:
-        """Close now."""
-
-    def pause_reading(self) -> None:
-        """Take no more from the socket."""
-
-    def resume_reading(self) -> None:
-        """Take from the socket again."""
 
 
 StartTask = Callable[[Coroutine[Any, Any, None], str], object]
@@ -153,7 +135,7 @@ class Connection:
                 self._append(audio)
                 return
             outcome = self._protocol.receive_text(data)
-        except Exception:  # a defect: logged, and it ends this connection only
+        except Exception:
             self._failed()
             return
         self._carry_out(outcome)
@@ -168,7 +150,7 @@ class Connection:
         self._last_heard = self._loop.time()
         try:
             outcome = self._protocol.receive_binary(data)
-        except Exception:  # a defect: logged, and it ends this connection only
+        except Exception:
             self._failed()
             return
         self._carry_out(outcome)
@@ -293,7 +275,8 @@ class Connection:
             self._failed()
 
     def _failed(self) -> None:
-        """End this connection after a defect of ours, and no other; called where it was caught."""
+        """End this connection after a defect of ours, and no other; called where it was caught, whatever
+        it was, and logs it."""
         log.exception("A connection failed", extra={"stream_id": self.stream_id})
         self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 
@@ -346,7 +329,7 @@ class Connection:
             self._buffer.send(result, mergeable=mergeable)
         except ClientFault as error:  # the send buffer is full
             self._drop(error)
-        except Exception:  # a defect: logged, and it ends this connection only
+        except Exception:
             self._failed()
 
     def _send(self, message: bytes) -> None:

@@ -16,9 +16,11 @@ from common.redis import RedisServers
 from common.settings import IngressSettings
 from common.status import process_started_ms
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
-from ingress.connection import Connection, ConnectionLimits, Peer
+from ingress.connection import Connection, ConnectionLimits
+from ingress.peer import Peer
+from ingress.shell import LINGER_S
 from ingress.status import SharedStatus, StatusShell
-from ingress.tcp import LINGER_S, TcpShell
+from ingress.tcp import TcpShell
 from ingress.websocket import WebSocketShell
 
 log = logging.getLogger(__name__)

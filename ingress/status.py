@@ -44,9 +44,9 @@ class SharedStatus:
     async def _ask(self, answer: asyncio.Future[bytes]) -> None:
         try:
             answer.set_result(await self._read())
-        except Exception as error:
+        except Exception as error:  # raised where it is awaited; nobody may be left to do so
             answer.set_exception(error)
-            answer.exception()  # whoever asked may have left
+            answer.exception()
 
 
 class StatusShell(asyncio.Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Final
 
 from websockets.exceptions import PayloadTooBig
 from websockets.frames import CloseCode, Frame, Opcode
@@ -20,7 +20,7 @@ from websockets.server import ServerProtocol
 from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
 from ingress.connection import Connection
 from ingress.frames import FrameReader, Other, text_frame
-from ingress.tcp import LINGER_S, WRITE_HIGH_BYTES, OpenConnection, notice_dead_peers
+from ingress.shell import OpenConnection, SocketShell
 
 STREAM_PATH: Final = "/"
 _HEAD_END: Final = b"\r\n\r\n"
@@ -47,7 +47,7 @@ def close_code(error: StreamError | None) -> CloseCode:
     return CloseCode.TRY_AGAIN_LATER
 
 
-class WebSocketShell(asyncio.Protocol):
+class WebSocketShell(SocketShell):
     """One accepted connection on the WebSocket port (a `Peer`).
 
     open_connection: makes the connection behind this socket, once the handshake is done.
@@ -55,20 +55,15 @@ class WebSocketShell(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_closing",
-        "_connection",
         "_fragments",
         "_fragments_binary",
         "_frames",
         "_handshake",
         "_handshake_timeout_s",
         "_head_tail",
-        "_linger",
         "_max_frame_bytes",
-        "_open",
         "_protocol",
         "_routes",
-        "_transport",
     )
 
     def __init__(
@@ -79,29 +74,22 @@ class WebSocketShell(asyncio.Protocol):
         handshake_timeout_s: float,
         routes: Mapping[str, Route] | None = None,
     ) -> None:
-        self._open = open_connection
+        super().__init__(open_connection)
         self._max_frame_bytes = max_frame_bytes
         self._handshake_timeout_s = handshake_timeout_s
         self._routes = routes or {}
         self._protocol = ServerProtocol(max_size=max_frame_bytes)
-        self._transport: asyncio.Transport | None = None
-        self._connection: Connection | None = None
-        self._closing = False
         self._frames: FrameReader | None = None
         self._head_tail = b""
         self._fragments: list[bytes] = []
         self._fragments_binary = False
         self._handshake: asyncio.TimerHandle | None = None
-        self._linger: asyncio.TimerHandle | None = None
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the handshake, for a bounded time."""
-        # uvloop's transports have the interface of asyncio's, but are no subclass of it.
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        notice_dead_peers(self._transport)
+        super().connection_made(transport)
         self._handshake = asyncio.get_running_loop().call_later(
             self._handshake_timeout_s, self._handshake_too_long
         )
@@ -162,25 +150,8 @@ class WebSocketShell(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
-        self._closing = True
-        self._transport = None
-        for timer in (self._handshake, self._linger):
-            if timer is not None:
-                timer.cancel()
-        self._handshake = self._linger = None
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.lost()
-
-    def pause_writing(self) -> None:
-        """The transport's buffer is full."""
-        if self._connection is not None:
-            self._connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        """The transport's buffer has drained."""
-        if self._connection is not None:
-            self._connection.resume_writing()
+        self._end_handshake()
+        super().connection_lost(exc)
 
     # Peer
 
@@ -193,31 +164,14 @@ class WebSocketShell(asyncio.Protocol):
 
     def close(self, error: StreamError | None) -> None:
         """Flush, send a close frame, and wait a little for the client's."""
-        transport = self._transport
-        if transport is None or self._closing:
+        if self._transport is None or self._closing:
             return
         self._closing = True
         if self._protocol.state is State.OPEN:
             code = close_code(error)
             self._protocol.send_close(code, "" if error is None else error.code.value)
         self._flush()
-        transport.resume_reading()
-        self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.abort)
-
-    def abort(self) -> None:
-        """Close now."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def pause_reading(self) -> None:
-        """Take no more from the socket."""
-        if self._transport is not None and not self._closing:
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Take from the socket again."""
-        if self._transport is not None:
-            self._transport.resume_reading()
+        self._wait_for_the_client()
 
     # Handshake
 
@@ -238,8 +192,7 @@ class WebSocketShell(asyncio.Protocol):
         self._flush()
         if protocol.state is State.OPEN:
             self._frames = FrameReader(self._max_frame_bytes)
-            self._connection = self._open(self)
-            self._connection.open()
+            self._begin()
 
     def _refuse_garbage(self) -> None:
         """Answer what is no HTTP request, or one with a body, where websockets answers nothing."""
@@ -320,20 +273,6 @@ class WebSocketShell(asyncio.Protocol):
             return
         for data in self._protocol.data_to_send():
             if data is SEND_EOF or not data:
-                self._end()
+                self._end_sending()
             else:
                 transport.write(data)
-
-    def _end(self) -> None:
-        """Close the sending side; the client's end of file, or the time-out, closes the rest."""
-        self._closing = True
-        transport = self._transport
-        if transport is None:
-            return
-        if transport.can_write_eof():
-            transport.write_eof()
-            transport.resume_reading()
-            if self._linger is None:
-                self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.abort)
-        else:
-            transport.close()

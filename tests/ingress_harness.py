@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import RedisUnavailable
-from ingress.connection import Connection, ConnectionLimits, Peer
+from ingress.connection import Connection, ConnectionLimits
+from ingress.peer import Peer
 from ingress.status import StatusShell
 from ingress.tcp import TcpShell
 from ingress.websocket import WebSocketShell

@@ -20,8 +20,9 @@ from websockets.frames import Frame, Opcode
 from common.client_codec import decode_client_message
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.messages import Audio
-from ingress.connection import Connection, ConnectionLimits, Peer
+from ingress.connection import Connection, ConnectionLimits
 from ingress.framing import LineReader
+from ingress.peer import Peer
 from ingress.protocol import TABLE, ConnectionProtocol, Event, State
 from ingress.tcp import TcpShell
 from ingress.websocket import WebSocketShell

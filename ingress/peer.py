@@ -1,0 +1,26 @@
+"""The socket behind a connection, as an interface; ingress/shell.py implements it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from common.errors import StreamError
+
+
+class Peer(Protocol):
+    """The shell's side of a connection. None of its calls raises."""
+
+    def send(self, message: bytes) -> None:
+        """Write one message in the shell's framing."""
+
+    def close(self, error: StreamError | None) -> None:
+        """Close once all that was sent is flushed, within a bounded time."""
+
+    def abort(self) -> None:
+        """Close now."""
+
+    def pause_reading(self) -> None:
+        """Take no more from the socket."""
+
+    def resume_reading(self) -> None:
+        """Take from the socket again."""

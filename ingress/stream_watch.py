@@ -1,0 +1,124 @@
+"""Looks after what nobody tells: streams that are quiet, that do not get on, or that went elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from common.assignments import StreamDirectory
+from common.claims import SUSPICIOUS_DEATHS
+from common.entries import IngressId, StreamId
+from common.errors import EntryError, NoWorker, RedisUnavailable, StreamLost
+from ingress.result_feed import ResultFeed
+from ingress.stream_link import RedisLink
+
+log = logging.getLogger(__name__)
+
+# A stream without news for so long is looked up: pub/sub may have lost the news.
+QUIET_S: Final = 2.0
+WATCH_S: Final = 0.5
+# Audio that waits (more than any model's chunk) without any progress for so long has no worker that
+# could decode it: a takeover, or a replay, tells of itself sooner.
+STALLED_AUDIO_S: Final = 4.0
+STALL_S: Final = 30.0
+# A suspect waits its turn for a process of its own, which has to load a model (gpu_worker/quarantine.py).
+SUSPECT_PATIENCE_S: Final = 180.0
+# Quiet streams whose records are read in one round.
+_LOOK_UPS: Final = 64
+# How often the results of a stream are read that nobody publishes to this ingress.
+_FOLLOW_S: Final = 0.1
+
+
+class StreamWatch:
+    """Watches the open streams of an ingress.
+
+    links: the open streams, kept by the backplane.
+    claim_timeout_s: until a worker has a stream.
+    patience_s: after which a stream that nobody waits for is given up, by `give_up`.
+    """
+
+    def __init__(
+        self,
+        directory: StreamDirectory,
+        feed: ResultFeed,
+        links: Mapping[StreamId, RedisLink],
+        *,
+        ingress: IngressId,
+        sample_rate: int,
+        claim_timeout_s: float,
+        patience_s: float,
+        give_up: Callable[[RedisLink], None],
+    ) -> None:
+        self._directory = directory
+        self._feed = feed
+        self._links = links
+        self._ingress = ingress
+        self._sample_rate = sample_rate
+        self._claim_timeout_s = claim_timeout_s
+        self._patience_s = patience_s
+        self._give_up = give_up
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = self._loop.time()
+            quiet = []
+            for link in list(self._links.values()):
+                if not link.begun:
+                    continue
+                self._watch_link(link, now)
+                if now - link.heard_at > QUIET_S and link.created and not link.repairing:
+                    quiet.append(link)
+            quiet.sort(key=lambda link: link.heard_at)
+            for link in quiet:
+                if self._links.get(link.stream) is link:
+                    self._feed.repair(link)
+            try:
+                for link in quiet[:_LOOK_UPS]:
+                    await self._look_up(link)
+            except RedisUnavailable as error:
+                log.warning("quiet streams cannot be looked up: %s", error)
+
+    async def follow(self, link: RedisLink) -> None:
+        """Read the rest of a stream whose audio is complete, so that no entry can tell its worker that
+        it has moved: what is published goes to the ingress before. Ends with the link, if not before."""
+        while self._links.get(link.stream) is link and not (link.ended or link.failed):
+            if not link.repairing:
+                self._feed.repair(link)
+            try:
+                await self._look_up(link)
+            except RedisUnavailable as error:
+                log.warning("a stream's end cannot be read: %s", error, extra={"stream_id": link.stream})
+            await asyncio.sleep(_FOLLOW_S)
+
+    def _watch_link(self, link: RedisLink, now: float) -> None:
+        if link.finish_at is not None and now >= link.finish_at:
+            link.finish()
+        claim_s = self._claim_timeout_s
+        if link.worker is None and link.created_at is not None and now - link.created_at > claim_s:
+            link.fail(NoWorker(f"No worker took the stream within {claim_s:g} s."))
+        elif link.waits_for_progress(int(STALLED_AUDIO_S * self._sample_rate), now) > STALL_S:
+            link.fail(NoWorker(f"No worker has decoded the stream's audio for {STALL_S:g} s."))
+        if link.left_at is not None and now - link.left_at > self._patience_s:
+            # Nobody waits for it; what it has in Redis expires.
+            self._give_up(link)
+
+    async def _look_up(self, link: RedisLink) -> None:
+        """See whether a quiet stream has gone, or goes on at another ingress."""
+        try:
+            record = await self._directory.read(link.stream)
+        except EntryError as error:
+            log.error("%s", error, extra={"stream_id": link.stream})
+            return
+        if self._links.get(link.stream) is not link or link.ended:
+            return
+        if record is None:
+            link.fail(StreamLost())
+        elif record.ingress != self._ingress:
+            link.taken()
+        elif record.deaths >= SUSPICIOUS_DEATHS:
+            link.suspected(SUSPECT_PATIENCE_S)
