@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 from parakeet.child import start_tied
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy
-from tests.ports import HOST, free_ports
+from tests.ports import HOST
 from tests.servers import make_server, raw_client
 from tests.service_process import ROOT
 from tests.waiting import until
@@ -128,6 +129,14 @@ class Nursery:
             await self._process.wait()
 
 
+def _bound_port() -> socket.socket:
+    """A port that only sockets with SO_REUSEPORT share, as those of an ingress are."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind((HOST, 0))
+    return held
+
+
 class Fleet:
     """A running cluster. `workers` and `ingresses` are the places; who fills them changes."""
 
@@ -146,7 +155,10 @@ class Fleet:
         self.nursery = Nursery(folder)
         self.workers = [Member(f"w{number}") for number in range(num_workers)]
         self.ingresses = [Member(f"i{number}") for number in range(num_ingresses)]
-        self._ports = free_ports(3 * num_ingresses)
+        # Held, without listening, as long as the fleet lives: while an ingress is down, nobody else on this
+        # machine must be given its port.
+        self._held = [_bound_port() for _ in range(3 * num_ingresses)]
+        self._ports = [held.getsockname()[1] for held in self._held]
         self._worker_flags = {**TINY, **worker_flags}
         self._serial = 0
         self._keepers: list[asyncio.Task[None]] = []
@@ -193,6 +205,8 @@ class Fleet:
         for proxy in self.proxies:
             await proxy.stop()
         self.redis.stop()
+        for held in self._held:
+            held.close()
 
     async def all_up(self, timeout_s: float = 60.0) -> None:
         """Wait until every place is filled by a process that serves."""
