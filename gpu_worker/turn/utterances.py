@@ -3,17 +3,21 @@
 An utterance's final comes when the audio up to `finalize_lag_ms` after its speech has been decoded, because
 the model emits a word later than it was spoken; at the latest with the start of the next utterance or the
 end of the stream. Its text is what the transcript has gained since the last final, cut where the chunk
-ends: what stands in one is never changed or repeated by a later one.
+ends: what stands in one is never changed or repeated by a later one. A mark of punctuation that comes later
+still belongs to the words before it, and so does not open the next utterance's text.
 """
 
+import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from gpu_worker.engine.interface import Utterance
 from gpu_worker.turn.endpointing import TurnOutcome
 from gpu_worker.turn.settings import SAMPLES_PER_MS, TurnSettings
 
 _SAMPLES_PER_S = 1_000 * SAMPLES_PER_MS
+# Marks that close what stands before them. Those of Latin script only where no word follows at once: '.5'.
+_LATE_MARKS: Final = re.compile(r"\s*([.,?!;:…]+(?=\s|$)|[。，、？！；：]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class UtteranceLog:
     def _give(self, ended: _Ended, text: str) -> Utterance:
         self._num_given += 1
         gained, self._num_characters = text[self._num_characters :], len(text)
+        if self._num_given > 1 and (late := _LATE_MARKS.match(gained)):
+            gained = gained[late.end() :]
         return Utterance(
             self._num_given,
             gained.strip(),

@@ -379,6 +379,26 @@ def test_auto_finalize_gives_each_utterance_a_final_with_its_text() -> None:
     assert all(o.is_turn_event and o.changed for o in outputs if o.utterances)
 
 
+@pytest.mark.parametrize(
+    ("late", "second"),
+    [
+        (". How are you?", "How are you?"),
+        ("?! Well", "Well"),
+        ("。你好", "你好"),
+        (" .5 percent", ".5 percent"),
+        (" 'tis so", "'tis so"),
+        (".", ""),
+    ],
+)
+def test_punctuation_that_comes_late_does_not_leak_into_the_next_utterance(late: str, second: str) -> None:
+    stage = TurnStage()
+    stage.open(ONE, replace(VAD, end_silence_ms=160, finalize_lag_ms=320, auto_finalize=True))
+    for number, prob in enumerate((0.9, 0.9, 0.0, 0.0, 0.9, 0.0), 1):
+        text = "Fine" if number < 5 else "Fine" + late
+        stage.push(replace(output(ONE, number, final=number == 6), text=text), [prob] * 5)
+    assert [one.text for o in stage.drain() for one in o.utterances] == ["Fine", second]
+
+
 def test_without_auto_finalize_no_result_carries_utterances() -> None:
     stage = TurnStage()
     stage.open(ONE, VAD)
