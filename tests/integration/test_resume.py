@@ -6,13 +6,14 @@ import asyncio
 import base64
 import json
 import signal
+from functools import partial
 from typing import Any
 
 import orjson
 import pytest
 
 from common.options import StreamOptions
-from parakeet.client import connect
+from parakeet.client import Stream, connect
 from tests.ports import HOST
 from tests.servers import keys_of_streams
 from tests.stack import TIMEOUTS, Stack, check_gapless, collect
@@ -42,6 +43,10 @@ async def test_a_client_goes_on_at_another_ingress(stack: Stack, kill: signal.Si
     await stack.empty(timeout_s=20)
 
 
+def resumed(stream: Stream, times: int) -> bool:
+    return stream.num_resumptions == times
+
+
 @pytest.mark.parametrize("max_num_streams", [1, 100])
 async def test_a_client_goes_on_at_the_same_ingress(stack: Stack, max_num_streams: int) -> None:
     """Also where the cluster is full, of this very stream."""
@@ -56,6 +61,7 @@ async def test_a_client_goes_on_at_the_same_ingress(stack: Stack, max_num_stream
                 if index in (10, 20):
                     channel: Any = stream._channel
                     channel._writer.transport.abort()
+                    await until(partial(resumed, stream, index // 10), what="the resumption")
                 await asyncio.sleep(0.03)
             await stream.finish()
         assert stream.num_resumptions == 2
