@@ -51,7 +51,7 @@ def record_of(report: RunReport) -> RunRecord:
         report.num_samples,
         report.num_resumptions,
         report.seconds,
-        Counter(planned.fault.value for planned in report.plan.faults),
+        dict(Counter(planned.fault.value for planned in report.plan.faults)),
         [f"stream {stream}: {what}" for stream, what in report.violations],
         report.describe(),
     )

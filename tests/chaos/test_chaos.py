@@ -102,3 +102,48 @@ async def test_a_redis_that_comes_back_empty_ends_its_streams_with_an_error(tmp_
 
 def _num_with_results(fleet: Fleet) -> int:
     return sum(fleet.client.xlen(key) > 2 for key in fleet.client.scan_iter(match="px:{0}:*:r"))
+
+
+@pytest.mark.parametrize("outage", ["restart", "kill", "pause", "cut", "full"])
+async def test_an_outage_of_redis_costs_a_pause_and_nothing_else(tmp_path: Path, outage: str) -> None:
+    """With its append-only file it comes back as it was; full, it takes nothing for a while."""
+    async with Fleet(tmp_path, num_workers=1, num_ingresses=1) as fleet:
+        clips = make_clips(4)
+        chaos = Chaos(fleet, clips)
+        await chaos.prepare()
+        running = [
+            asyncio.create_task(run_stream(clip, fleet.urls, Random(clip.number), 3.0, 0.0)) for clip in clips
+        ]
+        await until(lambda: _num_live_with_results(fleet) == len(clips), 20.0, "results")
+        match outage:
+            case "restart":
+                await fleet.restart_redis(signal.SIGTERM)
+            case "kill":
+                await fleet.restart_redis(signal.SIGKILL)
+            case "pause":
+                await fleet.pause_redis(3.0)
+            case "cut":
+                for _ in range(3):
+                    assert sum(proxy.cut() for proxy in fleet.proxies) > 0
+                    await until(lambda: all(proxy.num_connections for proxy in fleet.proxies), 10.0, "links")
+            case "full":
+                most = fleet.client.config_get("maxmemory")["maxmemory"]
+                fleet.client.config_set("maxmemory", 1)
+                refused = _num_refused(fleet)
+                await until(lambda: _num_refused(fleet) > refused + 5, 10.0, "refusals")
+                fleet.client.config_set("maxmemory", most)
+        logs = await asyncio.wait_for(asyncio.gather(*running), 60.0)
+        broken = [what for log in logs for what in violations(log, chaos.undisturbed[log.clip.number])]
+        assert broken == []
+        assert all(not member.exits for member in (*fleet.workers, *fleet.ingresses))
+
+
+def _num_refused(fleet: Fleet) -> int:
+    """Commands that Redis refused because it was full."""
+    return int(fleet.client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"])
+
+
+def _num_live_with_results(fleet: Fleet) -> int:
+    """Streams that have had results and have not ended; their audio is there."""
+    live = [key.replace(b":a", b":r") for key in fleet.client.scan_iter(match="px:{0}:*:a")]
+    return sum(fleet.client.xlen(key) > 2 for key in live)
