@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from common.entries import StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
+from gpu_worker.checkpoints import CheckpointQueue
 from gpu_worker.engine.interface import (
-    ENGINE_SAMPLE_RATE,
     Engine,
     EngineError,
     UnknownStream,
@@ -53,7 +53,7 @@ _WAIT_S: Final = 1.0
 class EngineThread:
     """Owns the engine.
 
-    checkpoint_s: audio between two snapshots of a stream.
+    replay_s: audio of a stream that is kept for a replay; its snapshots are half of it apart.
     on_failure: called in this thread, last, with what the engine raised.
     """
 
@@ -61,19 +61,18 @@ class EngineThread:
         self,
         engine: Engine,
         sink: EventSink,
-        checkpoint_s: float,
+        replay_s: float,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._engine = engine
         self._sink = sink
-        self._checkpoint_samples = int(checkpoint_s * ENGINE_SAMPLE_RATE)
+        self._checkpoints = CheckpointQueue(replay_s)
         self._on_failure = on_failure
         self._inbox: deque[Command] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._busy_since: float | None = None
         self._flows: dict[StreamId, StreamFlow] = {}
-        self._next_checkpoint: dict[StreamId, int] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -152,14 +151,12 @@ class EngineThread:
         self._busy_since = None
         self._sink.put(Decoded(outputs))
         self._busy_since = time.monotonic()
-        due: dict[StreamId, None] = {}
         for output in outputs:
             if output.is_final or output.failed is not None:
                 self._forget(output.stream)
-                due.pop(output.stream, None)
-            elif output.samples_decoded >= self._next_checkpoint.get(output.stream, 0):
-                due[output.stream] = None
-        for stream in due:
+            else:
+                self._checkpoints.decoded(output.stream, output.samples_decoded)
+        for stream in self._checkpoints.next_ones():
             self._snapshot(self._flows[stream], release=False)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
@@ -172,7 +169,7 @@ class EngineThread:
             except EngineError as error:
                 # A stream at its end has none; it is over with the next step.
                 logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
-        self._next_checkpoint[flow.stream] = samples + self._checkpoint_samples
+        self._checkpoints.taken(flow.stream, samples)
         if data is not None:
             self._sink.put(Snapshot(flow, samples, data, release))
         elif release:
@@ -216,9 +213,7 @@ class EngineThread:
             self._sink.put(Failed(flow, worker_failed()))
             return
         self._flows[flow.stream] = flow
-        self._next_checkpoint[flow.stream] = (
-            flow.owned.record.checkpoint.samples_decoded + self._checkpoint_samples
-        )
+        self._checkpoints.opened(flow.stream, flow.owned.record.checkpoint.samples_decoded)
         self._sink.put(Opened(flow))
 
     def _feed(self, parts: Sequence[tuple[StreamFlow, NDArray[np.float32]]]) -> None:
@@ -255,4 +250,4 @@ class EngineThread:
 
     def _forget(self, stream: StreamId) -> None:
         self._flows.pop(stream, None)
-        self._next_checkpoint.pop(stream, None)
+        self._checkpoints.forget(stream)

@@ -93,7 +93,7 @@ class Worker:
         self._claims = Claims(self._redis, keys, worker, chunk_ms=int(backend.description["chunk_ms"]))
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
         self._outlet = Outlet(self._redis, keys, worker, self._claims, self._table, self._lost, self._fail)
-        self._engine = EngineThread(backend.engine, self._outlet, settings.replay_seconds / 2, self._fail)
+        self._engine = EngineThread(backend.engine, self._outlet, settings.replay_seconds, self._fail)
         backend.wake_with(self._engine.wake)
         self._intakes = [
             Intake(servers, server, keys, worker, self._table, self._engine.put, self._lost)

@@ -17,6 +17,25 @@ import torch
 from torch import Tensor
 
 
+def copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the host, complete on return.
+
+    From a GPU they go to pinned memory one behind the other, and are waited for once: a copy to pageable
+    memory would be staged and waited for each.
+    """
+    copies: dict[str, Tensor] = {}
+    devices: set[torch.device] = set()
+    for name, tensor in tensors.items():
+        on_cuda = tensor.device.type == "cuda"
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_cuda)
+        copies[name] = copy.copy_(tensor.detach(), non_blocking=on_cuda)
+        if on_cuda:
+            devices.add(tensor.device)
+    for device in devices:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
+
+
 @dataclass(frozen=True, slots=True)
 class PredictorStart:
     """State of the predictor before any token: hidden_PU, cell_PU and the projected output_J."""
@@ -73,7 +92,7 @@ class SlotState:
 
     def export(self, slot: int) -> dict[str, Tensor]:
         """A copy of one slot's state on the host."""
-        return {name: row.detach().to("cpu", copy=True).contiguous() for name, row in self._rows(slot)}
+        return copy_to_host(dict(self._rows(slot)))
 
     def load(self, slot: int, state: Mapping[str, Tensor]) -> None:
         """Put an exported state into a slot.  Raises ValueError when it does not fit."""
@@ -131,10 +150,13 @@ class KVPages:
 
     def export(self, pages: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of the keys and values at (page, offset), [L, n, H, E], on the host."""
-        return (
-            self.keys_LNWHE[:, pages, offsets].cpu().contiguous(),
-            self.values_LNWHE[:, pages, offsets].cpu().contiguous(),
+        copies = copy_to_host(
+            {
+                "keys": self.keys_LNWHE[:, pages, offsets],
+                "values": self.values_LNWHE[:, pages, offsets],
+            }
         )
+        return copies["keys"], copies["values"]
 
     def load(self, pages: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put exported keys and values at (page, offset).  Raises ValueError when they do not fit."""
