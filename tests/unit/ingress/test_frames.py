@@ -7,12 +7,14 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
 from websockets.utils import apply_mask
 
-from ingress.frames import FrameReader, Message, Other
+from ingress.frames import FrameReader, Message, Other, text_frame
 
 LIMIT = 70_000
 
@@ -44,6 +46,10 @@ def by_reader(pieces: list[bytes]) -> list[tuple[int, bool, bytes]]:
     found: list[tuple[int, bool, bytes]] = []
     protocol = ServerProtocol(max_size=LIMIT, state=State.OPEN)
     for piece in pieces:
+        text = reader.whole_text(piece)  # as the shell asks first
+        if text is not None:
+            found.append((int(Opcode.TEXT), True, text))
+            continue
         for item in reader.feed(piece):
             if isinstance(item, Message):
                 found.append((int(Opcode.BINARY if item.binary else Opcode.TEXT), True, item.payload))
@@ -81,6 +87,41 @@ def test_the_same_frames_as_websockets_for_any_cut(frames: list[bytes], cuts: li
         at += size
         turn += 1
     assert by_reader(pieces) == by_websockets(data)
+
+
+@given(frames=st.lists(st.one_of(WHOLE, CONTROL, FRAGMENTED), max_size=6))
+def test_the_same_frames_where_each_comes_by_itself(frames: list[bytes]) -> None:
+    assert by_reader(frames) == by_websockets(b"".join(frames))
+
+
+def test_the_short_cut_leaves_everything_else_to_the_reader() -> None:
+    reader = FrameReader(1000)
+    whole = frame(b"a" * 500)
+    assert reader.whole_text(whole) == b"a" * 500
+    for data in (
+        whole + b"\x81",
+        whole[:-1],
+        frame(b"a" * 100),
+        frame(b"a" * 1001),
+        frame(b"a" * 500, 2),
+        b"",
+    ):
+        assert reader.whole_text(data) is None
+    reader.feed(whole[:10])
+    assert reader.whole_text(whole) is None  # it would be in the middle of a frame
+    reader = FrameReader(1000)
+    reader.feed(frame(b"a", fin=False))
+    assert reader.whole_text(whole) is None  # a fault, in the middle of a message
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, LIMIT])
+def test_a_text_frame_is_what_websockets_reads(size: int) -> None:
+    payload = b"x" * size
+    client = ClientProtocol(parse_uri("ws://h/"), state=State.OPEN, max_size=LIMIT)
+    client.receive_data(text_frame(payload))
+    (event,) = client.events_received()
+    assert isinstance(event, Frame)
+    assert (event.opcode, event.fin, bytes(event.data)) == (Opcode.TEXT, True, payload)
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536, LIMIT])

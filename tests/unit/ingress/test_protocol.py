@@ -176,3 +176,46 @@ def test_a_fault_that_ends_nothing_is_never_applied_to_the_table() -> None:
     protocol = _at(State.READY)
     protocol.fail(ClientFault(ErrorCode.UNKNOWN_TYPE, "There is no such type."))
     assert protocol.state is State.READY
+
+
+def _message(num_samples: int, **more: object) -> bytes:
+    data = base64.b64encode(b"\1\0" * num_samples).decode()
+    return json.dumps({"type": "audio", "data": data, **more}).encode()
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_the_short_cut_takes_what_the_table_would_only_append(state: State) -> None:
+    known = _at(State.STREAMING)
+    known.receive_text(_message(100))
+    known.state = state
+    audio = known.more_audio(_message(200))
+    slow = _at(state)
+    outcome = slow.receive_text(_message(200))
+    if audio is None:
+        assert outcome.actions != (Action.APPEND,) or slow.state is not state
+        assert known.next_sample == 100
+    else:
+        assert (outcome.message, outcome.actions, slow.state) == (audio, (Action.APPEND,), state)
+        assert known.next_sample == 300
+        assert state is known.state
+
+
+def test_the_short_cut_takes_nothing_that_is_not_like_the_last_or_too_much() -> None:
+    protocol = _at(State.STREAMING, max_buffered=300)
+    assert protocol.more_audio(_message(100)) is None  # no message has been seen
+    protocol.receive_text(_message(100))
+    for data in (_message(100, final=True), b'{"type":"close"}', _message(100)[:-1], _message(201)):
+        assert protocol.more_audio(data) is None
+    assert protocol.next_sample == 100
+    assert protocol.more_audio(_message(200)) == Audio(b"\1\0" * 200)
+    outcome = protocol.receive_text(_message(100))
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.TOO_MUCH_AUDIO
+
+
+def test_results_are_only_forwarded_where_the_table_says_so() -> None:
+    for state in State:
+        protocol = _at(state)
+        forwards = protocol.only_forwards()
+        outcome = protocol.notify(Event.RESULT)
+        assert forwards == (outcome.actions == (Action.FORWARD,) and protocol.state is state)

@@ -1,0 +1,152 @@
+"""Audio on its way into Redis: every entry is written as redis would have it, and read as it was meant."""
+
+from __future__ import annotations
+
+import hiredis
+import pytest
+
+from common.appender import MAX_ENTRY_BYTES, Appender
+from common.entries import AudioEntry, Bytes, IngressId, StreamId, WorkerId, decode_audio_entry
+from common.errors import RedisUnavailable, Unavailable
+from common.keys import Keys
+from common.messages import Audio, Encoding
+
+_KEYS = Keys(4).stream(StreamId(7))
+
+
+class _Log:
+    """Notes what an appender tells its log."""
+
+    def __init__(self) -> None:
+        self.queued_audio: list[Audio | None] = []
+        self.announced = 0
+
+    def queued(self, appender: Appender, audio: Audio | None) -> None:
+        self.queued_audio.append(audio)
+
+    def announce(self, appender: Appender) -> None:
+        self.announced += 1
+
+    def ready_key(self, shard: int, owner: WorkerId) -> bytes:
+        return b"ready:%d:%b" % (shard, owner.encode())
+
+
+def _appender(failures: list[Unavailable] | None = None) -> tuple[Appender, _Log]:
+    log = _Log()
+    told = failures if failures is not None else []
+    return Appender(log, _KEYS, 2, 5, 100, told.append), log
+
+
+def _words(parts: list[Bytes]) -> list[list[bytes]]:
+    """The commands of a RESP stream, cut into their words as a server does."""
+    reader = hiredis.Reader()
+    for part in parts:
+        reader.feed(bytes(part))
+    found: list[list[bytes]] = []
+    while (command := reader.gets()) is not False:
+        found.append(command)
+    return found
+
+
+def _committed(appender: Appender) -> list[AudioEntry]:
+    """What is in Redis once everything that is queued was committed."""
+    entries: list[AudioEntry] = []
+    while True:
+        parts: list[Bytes] = []
+        if not appender.write_next(parts):
+            return entries
+        ((command, key, option, entry_id, *fields),) = _words(parts)
+        assert (command, key, option) == (b"XADD", _KEYS.audio, b"NOMKSTREAM")
+        entries.append(decode_audio_entry(entry_id, fields))
+        appender.committed()
+
+
+def test_entries_are_numbered_and_placed() -> None:
+    appender, _ = _appender()
+    for size in (2, 320, 5120):
+        appender.append(Audio(b"\1\2" * (size // 2)))
+        (entry,) = _committed(appender)
+        assert (entry.connection, entry.payload, entry.final) == (2, b"\1\2" * (size // 2), False)
+    assert (entry.seq, entry.first_sample) == (7, 100 + 1 + 160)
+    assert (appender.next_seq, appender.first_sample) == (8, 100 + 1 + 160 + 2560)
+    assert appender.pending_bytes == 0
+    assert appender.idle
+
+
+def test_what_queues_during_a_commit_becomes_one_entry_of_one_encoding() -> None:
+    appender, _ = _appender()
+    for audio in (
+        Audio(b"aa"),
+        Audio(b"bbbb"),
+        Audio(b"\0\0\0\0", Encoding.F32),
+        Audio(b"", final=True),
+    ):
+        appender.append(audio)
+    first, second = _committed(appender)
+    assert (first.payload, first.encoding, first.first_sample) == (b"aabbbb", Encoding.PCM16, 100)
+    assert (second.payload, second.encoding, second.first_sample) == (b"\0\0\0\0", Encoding.F32, 103)
+    assert (first.final, second.final) == (False, True)
+
+
+def test_a_mark_of_another_ingress_stands_alone_and_in_its_place() -> None:
+    appender, log = _appender()
+    appender.append(Audio(b"aa"))
+    appender.attach(IngressId("i-9"))
+    appender.append(Audio(b"bb"))
+    entries = _committed(appender)
+    assert [(entry.payload, entry.ingress) for entry in entries] == [
+        (b"aa", None),
+        (b"", "i-9"),
+        (b"bb", None),
+    ]
+    assert [entry.first_sample for entry in entries] == [100, 101, 101]
+    assert log.queued_audio[1] is None
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_long_message_becomes_several_entries(final: bool) -> None:
+    appender, _ = _appender()
+    payload = bytes(range(256)) * (MAX_ENTRY_BYTES // 256) + b"\7\7"
+    appender.append(Audio(payload, final=final))
+    entries = _committed(appender)
+    assert b"".join(bytes(entry.payload) for entry in entries) == payload
+    assert [entry.final for entry in entries] == [False, final]
+    assert [entry.first_sample for entry in entries] == [100, 100 + MAX_ENTRY_BYTES // 2]
+
+
+def test_an_entry_that_was_not_committed_is_written_again_as_it_was() -> None:
+    appender, _ = _appender()
+    appender.append(Audio(b"aa"))
+    first: list[Bytes] = []
+    again: list[Bytes] = []
+    assert appender.write_next(first)
+    appender.append(Audio(b"bb"))
+    assert appender.write_next(again)
+    assert first == again
+    assert appender.committed()
+    (entry,) = _committed(appender)
+    assert entry.payload == b"bb"
+
+
+def test_an_owner_is_told_once_and_where() -> None:
+    appender, log = _appender()
+    appender.append(Audio(b"aa"))
+    assert log.announced == 0
+    appender.set_owner(WorkerId("w-1"))
+    appender.set_owner(WorkerId("w-1"))
+    assert (appender.ready, log.announced) == (b"ready:3:w-1", 1)
+
+
+async def test_a_failure_is_told_once_and_wakes_who_waits_for_room() -> None:
+    failures: list[Unavailable] = []
+    appender, _ = _appender(failures)
+    appender.append(Audio(b"a" * 1000))
+    error = RedisUnavailable("away")
+    appender.fail(error)
+    appender.fail(RedisUnavailable("again"))
+    assert failures == [error]
+    assert appender.pending_bytes == 0
+    with pytest.raises(RedisUnavailable):
+        await appender.room(0)
+    with pytest.raises(RedisUnavailable):
+        appender.append(Audio(b"aa"))
