@@ -2,8 +2,8 @@
 
 The graphs of all sizes are captured largest first into one memory pool, so that smaller ones live in
 the blocks of larger ones.  A step is one copy of integers in (the device fetches the samples from pinned
-memory itself), three graphs, one copy of results out.  Buffers on the host are double, because a step
-may be launched while the one before it runs.
+memory itself), three graphs and a fourth where speech is detected, one copy of results out.  Buffers on
+the host are double, because a step may be launched while the one before it runs.
 
 Shape suffixes as in `steps`; G rows of a graph, at least the step's B: the rest are padding rows, which
 have the spare slot and no frames and so touch no stream's state.
@@ -132,16 +132,22 @@ class GraphSteps:
             # Compiles kernels and lets the matrix library choose its own, outside of the graph.
             with torch.cuda.stream(self._stream):
                 audio, x = self._pre_encode(size)
-                self._decode(size, audio, self._encode(size, x))
+                out = self._decode(size, audio, self._encode(size, x))
+                if self.vad is not None:
+                    self._listen(size, audio, out, self.vad)
             torch.cuda.synchronize()
-            graphs = tuple(torch.cuda.CUDAGraph() for _ in range(3))
+            graphs = [torch.cuda.CUDAGraph() for _ in range(3)]
             with torch.cuda.graph(graphs[0], pool=pool, stream=self._stream):
                 audio, x = self._pre_encode(size)
             with torch.cuda.graph(graphs[1], pool=pool, stream=self._stream):
                 encoded = self._encode(size, x)
             with torch.cuda.graph(graphs[2], pool=pool, stream=self._stream):
-                out = self._decode(size, audio, encoded)
-            self._captured[size] = _Captured(graphs, out)
+                found = out = self._decode(size, audio, encoded)
+            if self.vad is not None:
+                graphs.append(torch.cuda.CUDAGraph())
+                with torch.cuda.graph(graphs[3], pool=pool, stream=self._stream):
+                    out = self._listen(size, audio, found, self.vad)
+            self._captured[size] = _Captured(tuple(graphs), out)
         torch.cuda.synchronize()
 
     def _field(self, size: int, field: Field) -> Tensor:
@@ -181,15 +187,16 @@ class GraphSteps:
         for part in self._parts(size, self._sizes.decode):
             step = self._step(size, audio_GN, part)
             parts.append(self.model.decode(encoded_GTD[part], step, self.state))
-        found = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if self.vad is None:
-            return found
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _listen(self, size: int, audio_GN: Tensor, found_GE: Tensor, vad: SileroVad) -> Tensor:
+        """What was found with the speech detector's findings beside it."""
         lead_B = (LEAD_SAMPLES - self._field(size, Field.START) * FRAME_SAMPLES).clamp(min=0)
         column = torch.arange(self._columns, device=audio_GN.device)
         index = (column + lead_B.unsqueeze(1)).clamp_(max=self._columns - 1)
         slots = self._field(size, Field.SLOT).to(torch.int64)
-        probs, windows = self.vad.run(audio_GN.gather(1, index), self._field(size, Field.HEARD), slots)
-        return torch.cat([found, probs.view(torch.int32), windows.to(torch.int32).unsqueeze(1)], dim=1)
+        probs, windows = vad.run(audio_GN.gather(1, index), self._field(size, Field.HEARD), slots)
+        return torch.cat([found_GE, probs.view(torch.int32), windows.to(torch.int32).unsqueeze(1)], dim=1)
 
     # ------------------------------------------------------------------ serving
 
@@ -236,14 +243,14 @@ class GraphSteps:
         token = flight.token
         assert isinstance(token, _Token)
         token.events[-1].synchronize()
-        stats = self._stats
-        for stage, begin, end in zip(
-            (stats.pre_encode, stats.encode, stats.decode), token.events[:-2], token.events[1:-1], strict=True
-        ):
-            stage.calls += 1
+        stats, times = self._stats, token.events[:-1]
+        stages = [(stats.pre_encode, 1), (stats.encode, 1), (stats.decode, 1)]
+        if self.vad is not None:
+            # It runs in every step, and is called where a row listens.
+            stages.append((stats.turn_detection, int(token.listens)))
+        for (stage, calls), begin, end in zip(stages, times[:-1], times[1:], strict=True):
+            stage.calls += calls
             stage.busy_s += begin.elapsed_time(end) / 1000
-        # The speech detector runs inside the last stage's graph, whose time it shares.
-        stats.turn_detection.calls += token.listens
         out: NDArray[np.int32] = self._out_host[token.buffer].numpy()
         out = out[: token.size * self._width].reshape(token.size, self._width)[: flight.num_rows]
         most = self._most
