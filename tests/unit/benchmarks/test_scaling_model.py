@@ -36,7 +36,7 @@ def test_fit_gives_back_the_costs_that_made_the_figures() -> None:
 
 
 def test_latency_grows_with_the_load_and_breaks_where_a_part_is_full() -> None:
-    light, heavy, full = (predict(MACHINE, COSTS, streams, 4.0) for streams in (200, 1500, 4500))
+    light, heavy, full = (predict(MACHINE, COSTS, streams, 2.5) for streams in (200, 1500, 4500))
     assert light.stable
     assert heavy.stable
     assert light.p50_ms < heavy.p50_ms
@@ -46,7 +46,7 @@ def test_latency_grows_with_the_load_and_breaks_where_a_part_is_full() -> None:
 
 def test_more_processes_carry_what_one_cannot() -> None:
     wider = Machine(cores=16, ingresses=3, redis=2, workers=3, benches=2)
-    assert predict(wider, COSTS, 4500, 4.0).stable
+    assert predict(wider, COSTS, 4500, 2.5).stable
 
 
 def test_too_few_cores_are_felt() -> None:
