@@ -1,9 +1,9 @@
 """A soak: ``python -m tests.chaos.soak --minutes 30``: streams come and go, and everything is watched.
 
 Every few seconds: memory and open files of each process, memory and keys of Redis, and how long after
-its last sample a stream had its final result. Exit status 1 when a
-stream was not served as promised, or when the memory of a process, or the number of its files or of keys,
-grows from the second quarter to the last.
+its last sample a stream had its final result. Exit status 1 when a stream was not served as promised, or
+when the memory of a process, or the number of its files or of keys, grows from the second quarter to the
+last. A report is added to what its file holds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from tests.chaos.run import Chaos
 _MAX_GROWTH = 1.10
 _MARGIN_BYTES = 16 << 20
 _MARGIN_COUNT = 20
+# Looks between two lines of progress.
+_TELL_EVERY = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,23 @@ async def soak(minutes: float, num_streams: int, period_s: float, folder: Path) 
                 tasks.create_task(client(number))
             while time.monotonic() < end:
                 samples.append(look(fleet, time.monotonic() - started, len(durations)))
+                if len(samples) % _TELL_EVERY == 0:
+                    print(_told(samples[-1], durations), flush=True)
                 await asyncio.sleep(period_s)
         left = await chaos.no_keys_left()
         problems += [f"left: {name}" for name in left]
     problems += growth(samples)
     return _body(samples, durations, num_streams), problems
+
+
+def _told(sample: Sample, durations: list[tuple[float, float]]) -> str:
+    """One line for somebody who waits."""
+    late = [late_s for _, late_s in durations[-50:]]
+    behind = f"{statistics.median(late):.2f} s, most {max(late):.2f} s" if late else "none yet"
+    memory = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sample.memory_bytes.items())
+    return (
+        f"{sample.at_s / 60:.1f} minutes: {sample.num_ended} streams ended, finals behind {behind}; {memory}"
+    )
 
 
 def growth(samples: list[Sample]) -> list[str]:
@@ -163,7 +177,8 @@ def main() -> int:
     text += body + "\nProblems: " + ("; ".join(problems) or "none") + "\n"
     print(text)
     if arguments.report is not None:
-        arguments.report.write_text(text)
+        with arguments.report.open("a") as report:
+            report.write(text)
     return int(bool(problems))
 
 
