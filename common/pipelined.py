@@ -93,6 +93,7 @@ class PipelinedConnection:
         self._timeout_s = timeout_s
         self._reader = self._new_reader()
         self._transport: asyncio.Transport | None = None
+        self._tls = False
         self._opening: asyncio.Task[None] | None = None
         self._outgoing: list[Part] = []
         self._outgoing_bytes = 0
@@ -156,8 +157,11 @@ class PipelinedConnection:
         outgoing = self._outgoing
         self._outgoing = []
         self._outgoing_bytes = 0
-        # Not joined: a copy of hundreds of kilobytes is memory that the kernel hands out page by page.
-        self._transport.writelines(outgoing)
+        if self._tls:
+            self._transport.write(b"".join(outgoing))  # each part would be a record of its own
+        else:
+            # Not joined: a copy of hundreds of kilobytes is memory that the kernel hands out page by page.
+            self._transport.writelines(outgoing)
         if self._watch is None:
             self._watch_again()
 
@@ -180,6 +184,7 @@ class PipelinedConnection:
             self._drop(redis.exceptions.ConnectionError(f"{_LOST}: {error}"))
             return
         self._opening = None
+        self._tls = endpoint.tls
         self._transport = transport
         if transport.is_closing():
             self.lost()
