@@ -54,7 +54,7 @@ def time_us(call: Callable[[], object], repeats: int = 20) -> float:
 def report(name: str, call: Callable[[], object], num_bytes: float = 0.0, flops: float = 0.0) -> None:
     try:
         us = time_us(call)
-    except Exception as error:
+    except Exception as error:  # a variant that the device refuses is a finding
         print(f"{name:58s} FAILED {type(error).__name__}: {str(error)[:300]}", flush=True)
         return
     rate = f"{num_bytes / us / 1e6:7.2f} TB/s" if num_bytes else ""

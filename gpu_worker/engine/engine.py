@@ -74,6 +74,10 @@ class EngineConfig:
     turn_detection: bool = True
     turn_settings: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings()
 
+    def turns_of(self, options: StreamOptions) -> TurnSettings:
+        """How the turns of a stream with these options are detected."""
+        return self.turn_settings(options) if self.turn_detection else TurnSettings(enabled=False)
+
 
 def prompt_of(config: ModelConfig, options: StreamOptions) -> int:
     """Index of a stream's language prompt.  Raises UnsupportedOption."""
@@ -164,7 +168,7 @@ class NativeEngine:
     @torch.inference_mode()
     def _start(self, state: Stream, restored: Snapshot | None) -> None:
         runner, slot = self._runner, state.slot
-        settings = self._turn_settings(state.options)
+        settings = self.config.turns_of(state.options)
         if restored is None:
             runner.reset(slot, prompt_of(self._model_config, state.options))
             self._turns.open(state.stream, settings)
@@ -179,11 +183,6 @@ class NativeEngine:
             self._turns.open(state.stream, settings, exported=tensors["turns"].numpy().tobytes())
         except (KeyError, ValueError) as error:
             raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
-
-    def _turn_settings(self, options: StreamOptions) -> TurnSettings:
-        return (
-            self.config.turn_settings(options) if self.config.turn_detection else TurnSettings(enabled=False)
-        )
 
     def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
         state = self._streams.get(stream)

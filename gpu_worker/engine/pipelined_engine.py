@@ -39,7 +39,6 @@ from gpu_worker.engine.step_results import StepResults
 from gpu_worker.engine.steps import UNKNOWN_END, Field, Flight, Steps
 from gpu_worker.engine.transcript import Transcript
 from gpu_worker.model.tokenizer import Tokenizer
-from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnJudge, TurnStage
 
 # Louder samples overflow the power spectrum; full scale is 1.0.
@@ -138,7 +137,7 @@ class PipelinedEngine:
         slot = self._streams.vacant_slot(stream)
         self._prompt_of(options)
         restored = self._snapshots.read(snapshot) if snapshot is not None else None
-        settings = self._turn_settings(options)
+        settings = self.config.turns_of(options)
         self._num_opened += 1
         transcript = Transcript(self._tokenizer, self._frame_s, with_words=options.words)
         state = PipelinedStream(stream, slot, self._num_opened, options, transcript, settings.enabled)
@@ -159,11 +158,6 @@ class PipelinedEngine:
             self._forget(state)
             raise
         self._stats.open_streams = len(self._streams)
-
-    def _turn_settings(self, options: StreamOptions) -> TurnSettings:
-        return (
-            self.config.turn_settings(options) if self.config.turn_detection else TurnSettings(enabled=False)
-        )
 
     def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
         state = self._streams.get(stream)
