@@ -352,12 +352,21 @@ async def test_a_full_audio_buffer_pauses_the_client_until_there_is_room() -> No
 
 
 async def test_silence_is_no_fault_unless_a_timeout_was_asked_for() -> None:
-    async with serving(ScriptedBackplane(), idle_timeout_s=0.1) as harness:
-        client = await harness.tcp()
+    async with (
+        serving(ScriptedBackplane(), idle_timeout_s=0.0) as patient,
+        serving(ScriptedBackplane(), idle_timeout_s=0.1) as strict,
+    ):
+        silent = await patient.tcp()
+        await silent.receive()
+        client = await strict.tcp()
         await client.receive()
         (message,) = await client.receive_all()
         await client.close()
         assert message["code"] == "idle_timeout"
+        # By then the other has been silent for longer.
+        await silent.send({"type": "ping"})
+        assert await silent.receive() == {"type": "pong"}
+        await silent.close()
 
 
 async def test_draining_sends_clients_elsewhere() -> None:
