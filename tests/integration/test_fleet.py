@@ -48,8 +48,11 @@ async def test_any_ingress_tells_the_guides_status_of_streams_at_all(redis_url: 
             return [ingress.status() for ingress in ingresses]
 
         await until(
-            lambda: all(status["counts"]["decode_calls"] > 0 for status in statuses()),
-            what="a report of the work",
+            lambda: all(
+                status["counts"]["decode_calls"] > 0 and status["scheduler"]["active"] == 3
+                for status in statuses()
+            ),
+            what="a report of the work on all streams",
         )
         for status in statuses():
             assert shape(status) == shape(orjson.loads(EXAMPLE))
