@@ -1,7 +1,8 @@
 """How long hundreds of suspects take: ``python -m tests.chaos.suspects --streams 200 [--poison 1]``.
 
-All streams have audio in hand when poison ends two workers, one after the other: so all are suspects. Taken
-are the times from the poison to each innocent stream's next result, and to the errors of the poison.
+Poison hangs the engine of two workers, one after the other, and each has audio of all other streams in hand
+by then: so all are suspects. Taken are the times from the poison to each innocent stream's next results,
+and to the poison's error.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.chaos.crashing_worker import DEADLY
+from tests.chaos.crashing_worker import HANGING
 from tests.chaos.respawning import Respawning, say, stack
-from tests.servers import make_server
+from tests.servers import make_server, raw_client
 from tests.stream_client import ClientStream, IngressSide, noise
 from tests.waiting import until
 
-# A step takes so long that what comes within it is in hand together with the poison.
-STEP_MS = 300
+# A worker whose engine hangs ends after so long: by then its successor has taken all streams over.
+FLAGS: dict[str, int] = {"null_step_ms": 20, "step_timeout_ms": 2_000}
 _SPOKEN_S = 1.6
 _SERVED_S = 180.0
 
@@ -42,26 +44,26 @@ class Served:
 
 
 async def serve_suspects(
-    workers: Respawning, ingress: IngressSide, pcm: bytes, num_streams: int, num_poison: int
+    workers: Respawning, ingress: IngressSide, client: Any, pcm: bytes, num_streams: int, num_poison: int
 ) -> Served:
     """Make suspects of all streams, and wait until each innocent one has got on and each poison has ended.
 
     The innocent streams have been sent the first _SPOKEN_S seconds of the audio, and a second more.
     """
+    # The poison comes first everywhere: in its first step, a successor has decoded nothing of the others.
     opened = [await ingress.open(max_num_streams=num_streams) for _ in range(num_streams)]
-    # Taken over last, when the successor has the audio of all others in hand.
-    innocent, poison = opened[:-num_poison], opened[-num_poison:]
+    poison, innocent = opened[:num_poison], opened[num_poison:]
     spoken = int(_SPOKEN_S * 16_000) * 2
     for stream in opened:
         say(stream, pcm[:spoken])
-    await until(lambda: all(stream.seq >= 4 for stream in opened), 60.0, "results")
+    await until(lambda: all(stream.seq >= 10 for stream in opened), 60.0, "results")
     began = time.monotonic()
     before = {stream.stream: stream.seq for stream in innocent}
-    # Decoding starts with the first entry, and takes a step: the rest comes within it.
+    for stream in poison:
+        say(stream, HANGING + pcm[spoken : spoken + 32_000])
+    await until(lambda: all(in_hand(client, stream) for stream in poison), what="the poison in hand")
     for stream in innocent:
         say(stream, pcm[spoken : spoken + 32_000])
-    for stream in poison:
-        say(stream, DEADLY + pcm[spoken : spoken + 32_000])
     times: dict[int, float] = {}
 
     def all_served() -> bool:
@@ -87,15 +89,20 @@ async def serve_suspects(
     )
 
 
+def in_hand(client: Any, stream: ClientStream) -> bool:
+    """Whether a worker has read audio of the stream that it has not decoded."""
+    groups = client.xinfo_groups(stream.keys.audio)
+    return any(group["pending"] > 0 for group in groups)
+
+
 async def measure(num_streams: int, num_poison: int, folder: Path) -> list[str]:
     """Run it with the null engine; gives a report's lines."""
     server = make_server("embedded")
     server.start()
     try:
-        async with stack(
-            server.url, folder, worker_max_streams=num_streams, null_step_ms=STEP_MS, step_timeout_ms=10_000
-        ) as (workers, ingress):
-            served = await serve_suspects(workers, ingress, noise(4.0), num_streams, num_poison)
+        async with stack(server.url, folder, worker_max_streams=num_streams, **FLAGS) as (workers, ingress):
+            client = raw_client(server.url)
+            served = await serve_suspects(workers, ingress, client, noise(4.0), num_streams, num_poison)
             deaths = workers.ends_in_quarantine()
     finally:
         server.stop()
@@ -125,7 +132,8 @@ def main() -> int:
     text = "\n".join(
         [
             *("# Suspects", ""),
-            f"`{command}`, {time.strftime('%Y-%m-%d')}; null engine with steps of {STEP_MS} ms, 2 workers.",
+            f"`{command}`, {time.strftime('%Y-%m-%d')}; null engine, steps of {FLAGS['null_step_ms']} ms,",
+            f"`--step-timeout-ms {FLAGS['step_timeout_ms']}`, 2 workers.",
             *("", *lines, ""),
         ]
     )
