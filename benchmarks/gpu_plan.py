@@ -9,8 +9,9 @@
 `--out` is a folder of few files: `stages.jsonl`, a line for each stage that was begun, with its outcome, its
 last JSON line and the end of what it printed; `engine_trials.jsonl` and `service_trials.jsonl`, the trials
 of the searches; traces to open.  A stage whose outcome is "done" is not begun again, one that ran out of
-time goes on at the next call, one that failed is left alone until `--only` names it.  Stages run in the
-order of the list, those of a GPU of its own first; those that need the whole host follow, one by one.
+time goes on at the next call, one that failed or was stopped is left alone until `--only` names it.  Stages
+run in the order of the list, those of a GPU of its own first; those that need the whole host follow, one
+by one.
 
 `--rehearse` runs the commands that need no CUDA with a tiny model and short trials on a CPU, beside one stage
 that fails and one that hangs.
