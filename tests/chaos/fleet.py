@@ -147,6 +147,7 @@ class Fleet:
         num_workers: int = 3,
         num_ingresses: int = 2,
         persistent: bool = True,
+        max_num_streams: int = MAX_STREAMS,
         **worker_flags: object,
     ) -> None:
         arguments = ("--appendonly", "yes", "--appendfsync", "everysec") if persistent else ()
@@ -160,6 +161,7 @@ class Fleet:
         self._held = [_bound_port() for _ in range(3 * num_ingresses)]
         self._ports = [held.getsockname()[1] for held in self._held]
         self._worker_flags = {**TINY, **worker_flags}
+        self._max_num_streams = max_num_streams
         self._serial = 0
         self._keepers: list[asyncio.Task[None]] = []
         self.client: Any = None
@@ -249,7 +251,7 @@ class Fleet:
                 "ws_port": ws_port,
                 "status_port": status_port,
                 "heartbeat_ms": 250,
-                "max_num_streams": MAX_STREAMS,
+                "max_num_streams": self._max_num_streams,
                 "stream_ttl_s": STREAM_TTL_S,
                 "resume_grace_s": RESUME_GRACE_S,
                 "drain_timeout_s": DRAIN_S,

@@ -21,7 +21,7 @@ from random import Random
 import psutil
 
 from tests.chaos.client import make_clips, run_stream
-from tests.chaos.fleet import Fleet
+from tests.chaos.fleet import MAX_STREAMS, Fleet
 from tests.chaos.invariants import violations
 from tests.chaos.run import Chaos
 
@@ -65,7 +65,9 @@ async def soak(minutes: float, num_streams: int, period_s: float, folder: Path) 
     problems: list[str] = []
     samples: list[Sample] = []
     durations: list[tuple[float, float]] = []
-    async with Fleet(folder, num_workers=2) as fleet:
+    # Room for streams whose predecessors are just ending, wherever they are.
+    room = max(MAX_STREAMS, 2 * num_streams)
+    async with Fleet(folder, num_workers=2, max_num_streams=room, worker_max_streams=room // 2) as fleet:
         clips = make_clips(12)
         chaos = Chaos(fleet, clips)
         await chaos.prepare()
