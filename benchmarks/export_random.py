@@ -32,7 +32,7 @@ from gpu_worker.model.loaded_model import LoadedModel
 PART_S = 20
 _LEFT_FRAMES = 70
 # A few dozen streams say as much, and a CPU must carry them.
-_CPU_STREAMS = 4
+_CPU_STREAMS = 3
 
 
 def make(name: str, chunk_ms: int, dtype: torch.dtype, device: torch.device) -> tuple[LoadedModel, float]:
@@ -41,7 +41,7 @@ def make(name: str, chunk_ms: int, dtype: torch.dtype, device: torch.device) -> 
     context = (_LEFT_FRAMES, chunk_ms // 80 - 1)
     if device.type == "cuda":
         return loaded, calibrate(loaded, context)
-    return loaded, calibrate(loaded, context, streams=_CPU_STREAMS, seconds=14.0)
+    return loaded, calibrate(loaded, context, streams=_CPU_STREAMS, seconds=28.0)
 
 
 def export(name: str, chunk_ms: int, dtype: torch.dtype, device: torch.device, folder: Path) -> float:

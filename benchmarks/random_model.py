@@ -2,8 +2,10 @@
 
 Time and memory do not depend on the values of weights, but for one thing: how often the transducer emits.
 A random prediction network makes that chaotic: every symbol moves it, and a stream ends up emitting never
-or at every frame, minutes later than any calibration looks.  So its projection into the joint network is
-zero here (it is computed all the same), whether a frame emits depends on the frame alone, and
+or at every frame, minutes later than any calibration looks.  Random attention drifts as well: each layer
+adds the mean of its window, and the windows of all layers reach back one and a half minutes (two of the
+large model).  So the predictor's projection into the joint network is zero here and attention's output a
+hundredth (both are computed all the same), whether a frame emits depends on the last seconds alone, and
 `calibrate` biases the blank so that speech gives about `TOKENS_PER_SECOND`.  A frame that emits does so
 `max_symbols` = 2 times: two rounds of the joint network and two of the LSTM, no less than a symbol and the
 blank after it cost in speech.
@@ -32,6 +34,11 @@ from gpu_worker.model.tokenizer import END_OF_BACKCHANNEL, END_OF_UTTERANCE, Tok
 TOKENS_PER_SECOND: Final = 3.0
 FRAMES_PER_SECOND: Final = 12.5
 _PAGE_FRAMES: Final = 16
+_ATTENTION_OUT: Final = "self_attn.linear_out.weight"
+# Small and not zero: products with zeros run faster than those that a trained model has.
+_FAR_SCALE: Final = 0.01
+# More than the convolutions of all layers see, 8 frames each.
+_SETTLED_S: Final = 16.0
 _PRED_WEIGHT: Final = "joint.pred.weight"
 _ENC_WEIGHT: Final = "joint.enc.weight"
 _ENC_BIAS: Final = "joint.enc.bias"
@@ -180,8 +187,12 @@ def make_model(name: str, dtype: torch.dtype, device: torch.device, seed: int = 
             tensor = (torch.ones if is_scale else torch.zeros)(shape, device=device)
         else:
             tensor = torch.randn(shape, generator=generator, device=device) * _fan_in(shape) ** -0.5
-        # Emission must depend on the frame alone; see above.
-        weights[tensor_name] = (0 * tensor if tensor_name == _PRED_WEIGHT else tensor).to(dtype)
+        # Emission must depend on the frame and what is close to it; see above.
+        if tensor_name == _PRED_WEIGHT:
+            tensor *= 0
+        elif tensor_name.endswith(_ATTENTION_OUT):
+            tensor *= _FAR_SCALE
+        weights[tensor_name] = tensor.to(dtype)
     for mark in (config.eou_id, config.eob_id):
         if mark is not None:
             weights[_OUT_BIAS][mark] = _NEVER
@@ -227,14 +238,13 @@ def _logits(frames_MJ: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
 
 @torch.inference_mode()
 def calibrate(
-    loaded: LoadedModel, context: tuple[int, int], *, streams: int = 128, seconds: float = 16.0
+    loaded: LoadedModel, context: tuple[int, int], *, streams: int = 128, seconds: float = 32.0
 ) -> float:
     """Make speech emit `TOKENS_PER_SECOND`, by weights of the joint network changed in place.
 
     Its projection of encoder frames is brought to zero mean and unit spread, so that frames differ by more
-    than bfloat16 rounds, and the blank is biased.  Counted are frames from where a stream's attention
-    context is full.  Returns the rate of those very frames, computed in the checkpoint's type, in tokens a
-    second of audio.
+    than bfloat16 rounds, and the blank is biased.  Counted are frames from `_SETTLED_S` of a stream on.
+    Returns the rate of those very frames, computed in the checkpoint's type, in tokens a second of audio.
     """
     config, weights = loaded.config, loaded.weights
     settled = list(_encoded(loaded, context, streams, seconds))
@@ -252,7 +262,7 @@ def calibrate(
 
 
 def _encoded(loaded: LoadedModel, context: tuple[int, int], streams: int, seconds: float) -> Iterator[Tensor]:
-    """Encoder frames [B, T, D] of speech at seeded offsets, from where attention contexts are full."""
+    """Encoder frames [B, T, D] of speech at seeded offsets, from where streams have settled."""
     device, on_cuda = loaded.device, loaded.device.type == "cuda"
     left, chunk = context[0], context[1] + 1
     pages = -(-(left + chunk) // _PAGE_FRAMES)
@@ -279,5 +289,5 @@ def _encoded(loaded: LoadedModel, context: tuple[int, int], streams: int, second
         rows = (samples, slots, start, full, end, table)
         step = CudaStep(*rows) if on_cuda else StepInputs(*rows, edges=number == 0, full=True)
         encoded = model.encode(model.pre_encode(step, state), step, state, cache)
-        if number * chunk >= left:
+        if number * chunk >= max(left, _SETTLED_S * FRAMES_PER_SECOND):
             yield encoded.clone()
