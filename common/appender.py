@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -16,6 +17,8 @@ from common.pipelined import pack
 # Small messages that queue while a commit is under way become one entry, up to this size; a larger
 # message becomes several entries. 64 KiB are two seconds of pcm16 at 16 kHz.
 MAX_ENTRY_BYTES: Final = 64 * 1024
+# Audio of a stream that is kept after Redis took it, whatever its age: eight seconds of pcm16 at 16 kHz.
+MAX_KEPT_BYTES: Final = 256 * 1024
 
 # XADD key NOMKSTREAM id o first p payload, in RESP and cut where the payload is: as good as every
 # command is this one, and its payload goes to the socket without being copied.
@@ -43,12 +46,18 @@ class Appender:
 
     connection: number of this connection of the stream (1 for its first).
     next_seq: seq of the next entry. first_sample: position of the next sample.
+    keep_s: how long an entry that Redis took is kept, to be appended again where Redis forgot it; 0 for no
+        time.
     owner, ready: the worker that is told of new audio, and the key of the set to tell it; None before.
     held_samples: queued, and held for more to join them (AudioLog).
     failed: why the stream can take no more audio, or None.
     """
 
     __slots__ = (
+        "__weakref__",
+        "_keep_s",
+        "_kept",
+        "_kept_bytes",
         "_log",
         "_on_failure",
         "_queue",
@@ -76,12 +85,17 @@ class Appender:
         next_seq: int,
         first_sample: int,
         on_failure: Callable[[Unavailable], None],
+        keep_s: float = 0.0,
     ) -> None:
         self._log = log
         self._on_failure = on_failure
         self._queue: deque[Audio | IngressId] = deque()
         self._under_way: tuple[Bytes, ...] = ()  # the packed command of the entry to commit next
         self._under_way_bytes = 0
+        self._keep_s = keep_s
+        # What Redis took: when, the entry's seq, its command, its bytes.
+        self._kept: deque[tuple[float, int, tuple[Bytes, ...], int]] = deque()
+        self._kept_bytes = 0
         self._room: asyncio.Event | None = None
         self._stem = _XADD % (len(keys.audio), keys.audio)
         self.keys: Final = keys
@@ -208,11 +222,39 @@ class Appender:
 
     def committed(self) -> bool:
         """The entry is in Redis; True where more waits."""
+        if self._keep_s:
+            self._keep()
         self._under_way = ()
         self.pending_bytes -= self._under_way_bytes
         if self._room is not None:
             self._room.set()
         return bool(self._queue)
+
+    def _keep(self) -> None:
+        now = time.monotonic()
+        kept = self._kept
+        kept.append((now, self.next_seq - 1, self._under_way, self._under_way_bytes))
+        self._kept_bytes += self._under_way_bytes
+        while kept[0][0] < now - self._keep_s or self._kept_bytes > MAX_KEPT_BYTES:
+            self._kept_bytes -= kept.popleft()[3]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is anything that could be appended again."""
+        return bool(self._kept) and self.failed is None
+
+    def write_forgotten(self, last: bytes, out: list[Bytes]) -> int:
+        """Put the commands of what Redis took and has no more behind `out`; gives their number.
+
+        last: id of the last entry that Redis has.
+        """
+        connection, seq = map(int, last.split(b"-"))
+        forgotten = [
+            parts for _, number, parts, _ in self._kept if (self.connection, number) > (connection, seq)
+        ]
+        for parts in forgotten:
+            out += parts
+        return len(forgotten)
 
     def fail(self, error: Unavailable) -> None:
         """Give up: nothing of what is queued will be in Redis."""
@@ -221,6 +263,7 @@ class Appender:
         self.failed = error
         self._under_way = ()
         self._queue.clear()
+        self._kept.clear()
         self.pending_bytes = 0
         if self._room is not None:
             self._room.set()

@@ -1,9 +1,13 @@
 """The audio of streams on its way into Redis; common/audio_reader.py has the other side.
 
-An ingress queues appends per stream, and commits those of all streams of one turn of the event loop
-as one pipeline a server: XADD for each stream, then one ZADD for each ready set. This order loses no
-wake-up: a worker that is told finds the audio. Ids are explicit, so a repeat after a broken
+An ingress queues appends per stream, and commits those of all streams together, every few
+milliseconds, as one pipeline a server: XADD for each stream, then one ZADD for each ready set. This
+order loses no wake-up: a worker that is told finds the audio. Ids are explicit, so a repeat after a broken
 connection is refused as "equal or smaller", which means that the entry is in already.
+
+A Redis that dies can forget its last moments: what its append-only file, or the replica that takes its
+place, did not have yet. So what was taken is kept for a while, and after each loss of the connection every
+stream is asked for its last entry, and given what it lacks before anything else.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -30,6 +35,17 @@ _RETRY_PAUSE_S: Final = 0.05
 # Commits begin at least this far apart: a commit costs its writer, Redis and the worker that it wakes
 # several system calls, whether it carries one entry or fifty. The first after a pause waits for nothing.
 _COMMIT_EVERY_S: Final = 0.005
+# Streams that are given back together what Redis forgot: bounds what is sent in one go.
+_MAX_GIVEN_BACK: Final = 64
+
+# KEYS a; the id of the last entry there ever was, or nil for a stream that is gone.
+_LAST_ID: Final = """
+local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if info.err then return false end
+for at = 1, #info, 2 do
+  if info[at] == 'last-generated-id' then return info[at + 1] end
+end
+"""
 
 
 class AudioLog:
@@ -39,6 +55,7 @@ class AudioLog:
     coalesce_ms: a message shorter than this waits so long at most for the stream's next ones, which then
         share its entry; 0 commits every message at once.
     sample_rate: of the clients, Hz.
+    keep_ms: how long audio is kept after Redis took it; 0 for a Redis that forgets all or nothing.
     """
 
     def __init__(
@@ -49,12 +66,13 @@ class AudioLog:
         *,
         coalesce_ms: int = 0,
         sample_rate: int = 16000,
+        keep_ms: int = 0,
     ) -> None:
         self._servers = redis.servers
         # Two messages of just under the bound are enough of an entry.
         enough_samples = 2 * coalesce_ms * sample_rate // 1000
         self._lanes = tuple(
-            _Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, enough_samples)
+            _Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, enough_samples, keep_ms / 1000)
             for server in range(redis.servers.num_servers)
         )
 
@@ -69,7 +87,9 @@ class AudioLog:
     ) -> Appender:
         """Begin to append to a stream that was created. `on_failure` is called at most once."""
         lane = self._lanes[self._servers.server_of_shard(keys.shard)]
-        return Appender(lane, keys, connection, next_seq, first_sample, on_failure)
+        appender = Appender(lane, keys, connection, next_seq, first_sample, on_failure, lane.keep_s)
+        lane.appenders.add(appender)
+        return appender
 
     async def run(self) -> None:
         """Commit until cancelled."""
@@ -100,8 +120,12 @@ class _Lane:
         give_up_s: float,
         coalesce_s: float,
         enough_samples: int,
+        keep_s: float,
     ) -> None:
         self.server = server
+        self.keep_s = keep_s
+        self.appenders: weakref.WeakSet[Appender] = weakref.WeakSet()
+        self._forgetful = False  # the connection was lost, and Redis was not asked what it still has
         self._loop = asyncio.get_running_loop()
         self._coalesce_s = coalesce_s
         self._enough_samples = enough_samples
@@ -110,6 +134,8 @@ class _Lane:
         self._held: dict[Appender, float] = {}
         self._release: asyncio.TimerHandle | None = None
         self._connection = redis.pipelined(server)
+        if keep_s:
+            self._connection.on_loss = self._lost
         self._keys = keys
         self._give_up_s = give_up_s
         self._waiting: dict[Appender, None] = {}
@@ -170,9 +196,11 @@ class _Lane:
         while True:
             await self._work.wait()
             started = self._loop.time()
-            batch, self._waiting = _first(self._waiting)
-            announced, self._announced = _first(self._announced)
-            refused = await self._commit(batch, announced)
+            refused = await self._restore()
+            if refused is None:
+                batch, self._waiting = _first(self._waiting)
+                announced, self._announced = _first(self._announced)
+                refused = await self._commit(batch, announced)
             if refused is None:
                 since = None
             else:
@@ -189,11 +217,56 @@ class _Lane:
             if not self._waiting:
                 if not self._held:
                     self.drained.set()
-                if not self._announced:
+                if not self._announced and not self._forgetful:
                     self._work.clear()
             early_s = started + _COMMIT_EVERY_S - self._loop.time()
             if early_s > 0 and refused is None:
                 await asyncio.sleep(early_s)
+
+    def _lost(self) -> None:
+        self._forgetful = True
+        self._work.set()
+
+    async def _restore(self) -> str | None:
+        """Give streams what Redis has forgotten of them; gives why that could not be done, or None.
+
+        No commit comes between a loss and this: what is sent on a connection that is lost before it is
+        written fails, and a loss in the meantime is seen here again.
+        """
+        while self._forgetful:
+            self._forgetful = False
+            refused = await self._give_back([appender for appender in self.appenders if appender.keeps])
+            if refused is not None:
+                self._forgetful = True
+                return refused
+        return None
+
+    async def _give_back(self, appenders: Sequence[Appender]) -> str | None:
+        for at in range(0, len(appenders), _MAX_GIVEN_BACK):
+            some = appenders[at : at + _MAX_GIVEN_BACK]
+            try:
+                last = await self._connection.send(
+                    [pack(b"EVAL", _LAST_ID, 1, appender.keys.audio) for appender in some]
+                )
+                parts: list[Bytes] = []
+                count = 0
+                for appender, last_id in zip(some, last, strict=True):
+                    if isinstance(last_id, Exception):
+                        return str(last_id)
+                    # A stream that is gone as a whole is found out about by its next append.
+                    lacking = 0 if last_id is None else appender.write_forgotten(last_id, parts)
+                    if lacking:
+                        self.announce(appender)
+                        count += lacking
+                if not count:
+                    continue
+                logger.warning("Redis forgot audio, it is appended again: %d entries", count)
+                for reply in await self._connection.send(parts, count):
+                    if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
+                        return str(reply)
+            except CONNECTION_ERRORS as error:
+                return str(error)
+        return None
 
     async def _commit(self, batch: list[Appender], announced: list[Appender]) -> str | None:
         """Commit one entry of each stream; gives why some could not be, or None."""

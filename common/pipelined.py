@@ -84,6 +84,7 @@ class PipelinedConnection:
     find: gives the endpoint before each attempt (with Sentinel, the master of that moment).
     timeout_s: bound between a command and its reply, opening included; when it passes, the connection
         is dropped and everything that waits fails, since nothing says what Redis still did.
+    on_loss: called after a connection was dropped, whether anything waited on it or not.
 
     A failed command may have been done: callers repeat only what may be repeated.
     """
@@ -101,6 +102,7 @@ class PipelinedConnection:
         self._flush_due = False
         self._watch: asyncio.TimerHandle | None = None
         self._closed = False
+        self.on_loss: Callable[[], None] | None = None
 
     # Commands
 
@@ -259,6 +261,8 @@ class PipelinedConnection:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        if self.on_loss is not None and not self._closed:
+            self.on_loss()
 
     @staticmethod
     def _new_reader() -> hiredis.Reader:

@@ -67,6 +67,7 @@ class BackplaneSettings:
     claim_timeout_s: float
     resume_grace_s: float
     coalesce_ms: int = 0
+    redis_loss_ms: int = 0
 
 
 class RedisBackplane:
@@ -94,6 +95,7 @@ class RedisBackplane:
             int(OUTAGE_LIMIT_S * 1000),
             coalesce_ms=settings.coalesce_ms,
             sample_rate=settings.sample_rate,
+            keep_ms=settings.redis_loss_ms,
         )
         self._presence = IngressPresence(
             self._redis.cluster, self._keys, settings.ingress, settings.heartbeat_s * 1000

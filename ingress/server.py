@@ -51,6 +51,7 @@ class IngressServer:
                 claim_timeout_s=settings.claim_timeout_ms / 1000,
                 resume_grace_s=settings.resume_grace_s,
                 coalesce_ms=settings.coalesce_ms,
+                redis_loss_ms=settings.redis_loss_ms,
             ),
             RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms),
             self._report,

@@ -195,6 +195,8 @@ class Supervisor:
     def _start(self, signals: _Signals) -> None:
         redis_url = self._start_redis()
         ingress = replace(self._settings.ingress, redis_url=redis_url)
+        if self._embedded is not None:  # forgets all or nothing
+            ingress = replace(ingress, redis_loss_ms=0)
         roster = self._roster = Roster(ingress)
         worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
         for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, _num_cores())):

@@ -117,7 +117,7 @@ class IngressSide:
         self.ingress = IngressId(ingress)
         self.admission = Admission(redis.cluster, self.keys)
         self.directory = StreamDirectory(redis, self.keys)
-        self.log = AudioLog(redis, self.keys, give_up_ms=3000)
+        self.log = AudioLog(redis, self.keys, give_up_ms=3000, keep_ms=3000)
         self.presence = IngressPresence(redis.cluster, self.keys, self.ingress)
         self.streams: dict[StreamId, ClientStream] = {}
         self.stream_ttl_ms = stream_ttl_ms

@@ -25,12 +25,7 @@ class ClusterSettings(RedisSettings):
     log_format: str
     log_config: str
     """Empty, a path to a JSON file, or JSON itself: a logging dictConfig that replaces the default."""
-    sample_rate: int
     max_num_streams: int
-    max_stream_seconds: int
-    stream_ttl_s: int
-    resume_grace_s: float
-    heartbeat_ms: int
     drain_timeout_s: float
 
 
@@ -44,12 +39,18 @@ class IngressSettings(ClusterSettings):
     status_port: int
     ingress_id: str
     """Never empty after parsing: made up where it was not given."""
+    sample_rate: int
+    max_stream_seconds: int
     max_line_bytes: int
     max_frame_bytes: int
     send_buffer_bytes: int
     coalesce_ms: int
+    redis_loss_ms: int
     handshake_timeout_ms: int
     claim_timeout_ms: int
+    stream_ttl_s: int
+    resume_grace_s: float
+    heartbeat_ms: int
     idle_timeout_s: float
 
 

@@ -111,11 +111,11 @@ FLAGS: tuple[Flag, ...] = (
 
     # -- limits
     Flag("sample_rate", Whole(8000, 48_000), "16000", "sample rate expected of clients, stated in hello",
-         "Limits", _SERVER, "HZ"),
+         "Limits", _INGRESS, "HZ"),
     Flag("max_num_streams", Whole(1, 1_000_000), "100", "concurrent streams of the whole cluster",
          "Limits", _SERVER),
     Flag("max_stream_seconds", Whole(1, 86_400), "300",
-         "audio of a stream that may wait, accepted and not yet decoded", "Limits", _SERVER, "S"),
+         "audio of a stream that may wait, accepted and not yet decoded", "Limits", _INGRESS, "S"),
     Flag("worker_max_streams", Whole(1, 100_000, auto=True), "auto",
          "slots of one worker; auto is --max-num-streams", "Limits", _WORKER),
     Flag("max_line_bytes", Whole(1024, 64 << 20), str(1 << 20), "longest line on the TCP port",
@@ -123,7 +123,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("max_frame_bytes", Whole(1024, 64 << 20), str(1 << 20), "longest WebSocket message",
          "Limits", _INGRESS, "BYTES"),
     Flag("send_buffer_bytes", Whole(4096, 64 << 20), str(256 << 10),
-         "unsent bytes of a slow reader before its partial results are merged", "Limits", _INGRESS, "BYTES"),
+         "bytes that may wait for a client that does not read, partial results merged; with more it is dropped", "Limits", _INGRESS, "BYTES"),
 
     Flag("coalesce_ms", Whole(0, 1000), "20",
          "messages shorter than this wait so long at most for the stream's next ones, to share an entry in Redis; "
@@ -131,11 +131,13 @@ FLAGS: tuple[Flag, ...] = (
 
     # -- batches and cache
     Flag("pre_encode_batch_size", Whole(1, 65_536, auto=True), "auto",
-         "streams in one batch of feature pre-encoding; auto is 32 on CPU and the slots on CUDA", "Batching", _WORKER),
+         "streams in one batch of feature pre-encoding; auto is 32 on CPU, and on CUDA the slots, at most 1024",
+         "Batching", _WORKER),
     Flag("encode_batch_size", Whole(1, 65_536, auto=True), "auto",
-         "streams in one batch of the encoder; auto as above", "Batching", _WORKER),
+         "streams in one batch of the encoder; auto is 32 on CPU, and on CUDA the slots, at most 4096 (1024 at chunks "
+         "of 1120 ms)", "Batching", _WORKER),
     Flag("decode_batch_size", Whole(1, 65_536, auto=True), "auto",
-         "streams in one batch of the decoder; auto as above", "Batching", _WORKER),
+         "streams in one batch of the decoder; auto as for the encoder", "Batching", _WORKER),
     Flag("paged_kv_cache", OnOff(auto=True), "auto",
          "paged KV cache kernel of the encoder attention (CUDA and Triton); auto is on where it runs",
          "Batching", _WORKER, "on|off", "on"),
@@ -154,6 +156,10 @@ FLAGS: tuple[Flag, ...] = (
          "Redis", _REDIS, "MS"),
     Flag("redis_maxmemory_mb", Whole(16, 1 << 24), "1024",
          "memory of the embedded server; at the limit clients are told to slow down", "Redis", ("serve",), "MB"),
+    Flag("redis_loss_ms", Whole(0, 60_000), "3000",
+         "what a Redis with an append-only file or replicas may forget of its last moments when it dies: audio is "
+         "kept in the ingress for so long after Redis took it; the embedded server keeps nothing, so it needs none",
+         "Redis", _INGRESS, "MS"),
 
     # -- processes
     Flag("num_ingress", Whole(1, 64), "1", "ingress processes, which share the ports", "Processes", ("serve",)),
@@ -176,11 +182,11 @@ FLAGS: tuple[Flag, ...] = (
     Flag("drain_timeout_s", Real(0, 3600), "30", "at a stop, the time that running streams are given",
          "Timing", _SERVER, "S"),
     Flag("stream_ttl_s", Whole(5, 86_400), "120", "keys of a stream that nobody renews live so long",
-         "Timing", _SERVER, "S"),
+         "Timing", _INGRESS, "S"),
     Flag("resume_grace_s", Real(0, 3600), "30", "a stream whose connection broke can be resumed for so long",
-         "Timing", _SERVER, "S"),
-    Flag("heartbeat_ms", Whole(50, 60_000), "1000", "between two heartbeats of a process",
-         "Timing", _SERVER, "MS"),
+         "Timing", _INGRESS, "S"),
+    Flag("heartbeat_ms", Whole(50, 60_000), "1000", "between two heartbeats of an ingress",
+         "Timing", _INGRESS, "MS"),
     Flag("lease_ms", Whole(200, 600_000), "3000", "a worker that renews nothing for so long loses its streams",
          "Timing", _WORKER, "MS"),
     Flag("step_timeout_ms", Whole(100, 600_000), "10000",

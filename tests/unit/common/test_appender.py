@@ -5,7 +5,7 @@ from __future__ import annotations
 import hiredis
 import pytest
 
-from common.appender import MAX_ENTRY_BYTES, Appender
+from common.appender import MAX_ENTRY_BYTES, MAX_KEPT_BYTES, Appender
 from common.entries import AudioEntry, Bytes, IngressId, StreamId, WorkerId, decode_audio_entry
 from common.errors import RedisUnavailable, Unavailable
 from common.keys import Keys
@@ -31,10 +31,10 @@ class _Log:
         return b"ready:%d:%b" % (shard, owner.encode())
 
 
-def _appender(failures: list[Unavailable] | None = None) -> tuple[Appender, _Log]:
+def _appender(failures: list[Unavailable] | None = None, keep_s: float = 0.0) -> tuple[Appender, _Log]:
     log = _Log()
     told = failures if failures is not None else []
-    return Appender(log, _KEYS, 2, 5, 100, told.append), log
+    return Appender(log, _KEYS, 2, 5, 100, told.append, keep_s), log
 
 
 def _words(parts: list[Bytes]) -> list[list[bytes]]:
@@ -150,3 +150,45 @@ async def test_a_failure_is_told_once_and_wakes_who_waits_for_room() -> None:
         await appender.room(0)
     with pytest.raises(RedisUnavailable):
         appender.append(Audio(b"aa"))
+
+
+@pytest.mark.parametrize(
+    ("last", "forgotten"),
+    [(b"2-7", []), (b"2-6", [7]), (b"2-4", [5, 6, 7]), (b"0-0", [5, 6, 7]), (b"3-1", [])],
+)
+def test_what_redis_took_and_forgot_is_written_again_as_it_was(last: bytes, forgotten: list[int]) -> None:
+    appender, _ = _appender(keep_s=60.0)
+    appender.append(Audio(b"aa"))
+    entries = _committed(appender)
+    appender.append(Audio(b"\0\0\0\0", Encoding.F32))
+    entries += _committed(appender)
+    appender.append(Audio(b"bb", final=True))
+    entries += _committed(appender)
+    assert appender.keeps
+    parts: list[Bytes] = []
+    assert appender.write_forgotten(last, parts) == len(forgotten)
+    again = [decode_audio_entry(words[3], words[4:]) for words in _words(parts)]
+    assert again == [entry for entry in entries if entry.seq in forgotten]
+
+
+def test_what_is_kept_is_bounded_in_time_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("common.appender.time.monotonic", lambda: now[0])
+    appender, _ = _appender(keep_s=3.0)
+    for now[0] in (100.0, 102.0, 103.5):
+        appender.append(Audio(b"aa"))
+        _committed(appender)
+    assert appender.write_forgotten(b"0-0", []) == 2
+    for _ in range(2 * MAX_KEPT_BYTES // MAX_ENTRY_BYTES):
+        appender.append(Audio(b"\1\2" * (MAX_ENTRY_BYTES // 2)))
+        _committed(appender)
+    parts: list[Bytes] = []
+    assert appender.write_forgotten(b"0-0", parts) == MAX_KEPT_BYTES // MAX_ENTRY_BYTES
+    assert sum(map(len, parts)) < MAX_KEPT_BYTES + 4096
+
+
+def test_nothing_is_kept_unless_asked_for() -> None:
+    appender, _ = _appender()
+    appender.append(Audio(b"aa"))
+    _committed(appender)
+    assert not appender.keeps
