@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,47 @@ async def test_one_missing_group_fails_its_stream_and_no_other(redis_url: str, t
             await ingress.ended(*streams)
             assert [streams[0].text, streams[2].text] == [expected_text(pcm)] * 2
             assert streams[1].sent[-1]["code"] == "stream_lost"
+
+
+async def test_audio_that_redis_took_and_forgot_is_appended_again(redis_url: str, tmp_path: Path) -> None:
+    client = raw_client(redis_url)
+    pcm = noise(3.2)
+    eighth = len(pcm) // 8
+    with ExitStack() as stack:
+        first = stack.enter_context(WorkerProcess(redis_url, "w1", tmp_path / "w1.log"))
+        first.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+            silent = await ingress.open()
+            both = (stream, silent)
+
+            async def append(number: int) -> None:
+                final = number == 7
+                for one in both:
+                    one.append(pcm[number * eighth : (number + 1) * eighth], final=final and one is silent)
+                await until(lambda: all(one.appender.idle for one in both), what="the commit")
+
+            for number in range(5):
+                await append(number)
+            await until(lambda: all(one.seq >= 9 for one in both), what="results")
+            first.send(signal.SIGKILL)
+            # A server that dies may come back as it was a moment ago, however it had answered since.
+            moment = {key: client.dump(key) for key in client.scan_iter("px:*")}
+            for number in range(5, 8):
+                await append(number)
+            pipe = client.pipeline()
+            pipe.flushall()
+            for key, dump in moment.items():
+                pipe.restore(key, 60_000, dump)
+            pipe.execute()
+            assert [client.xlen(one.keys.audio) for one in both] == [5, 5]
+            client.client_kill_filter(_type="normal", skipme=True)
+            await until(lambda: all(client.xlen(one.keys.audio) >= 8 for one in both), what="the audio")
+            stack.enter_context(WorkerProcess(redis_url, "w2", tmp_path / "w2.log"))
+            stream.append(b"", final=True)
+            await ingress.ended(*both)
+            assert [one.text for one in both] == [expected_text(pcm)] * 2
+            assert [one.epoch for one in both] == [2, 2]
 
 
 def test_a_read_with_a_missing_group_still_gives_the_others(redis_url: str) -> None:
