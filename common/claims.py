@@ -42,6 +42,9 @@ POISONOUS_DEATHS: Final = 2
 # next, and so on down to one. A division by more would cost fewer deaths, each with the time that a model
 # takes to load, and more groups, each with the time of a replay.
 MAX_SUSPECTS: Final = 64
+# Assignments that one script takes over: Lua passes no more than some 8,000 arguments, and Redis serves
+# nobody else meanwhile.
+_MAX_TAKEN: Final = 1000
 SUSPECTS_DIVISOR: Final = 8
 
 # KEYS new m a r ready; ARGV group wid entry sid ready-ttl together chunk-ms. Gives {'gone'}, {'lost'},
@@ -237,10 +240,6 @@ class Claims:
             return []
         return _readable(item for _, entries in reply or () for item in entries)
 
-    def own_pending(self, count: int) -> list[AssignmentEntry]:
-        """Streams that a process with this worker's id owned before."""
-        return self.pending_of(self._worker, count)
-
     def pending_of(self, worker: WorkerId, count: int) -> list[AssignmentEntry]:
         """Take over up to `count` streams of a worker whose lease has lapsed.
 
@@ -248,13 +247,15 @@ class Claims:
         """
         taken: list[AssignmentEntry] = []
         for shard in range(self._keys.shards):
-            if len(taken) >= count:
-                break
-            reply = self._redis.shard(shard).execute_command(
-                *("EVAL", _TAKE_OVER, 1, self._keys.assignments(shard)),
-                *(ASSIGNMENT_GROUP, worker, self._worker, count - len(taken)),
-            )
-            taken += _readable(reply)
+            start = b"-"
+            while start and len(taken) < count:
+                some = min(_MAX_TAKEN, count - len(taken))
+                last, found = self._redis.shard(shard).execute_command(
+                    *("EVAL", _TAKE_OVER, 1, self._keys.assignments(shard)),
+                    *(ASSIGNMENT_GROUP, worker, self._worker, some, start),
+                )
+                taken += _readable(found)
+                start = b"(" + last if last else b""
         return taken
 
     def num_pending(self, worker: WorkerId) -> int:
@@ -393,16 +394,18 @@ def _readable(entries: Iterable[Sequence[Any]]) -> list[AssignmentEntry]:
     return found
 
 
-# KEYS new; ARGV group, from, to, count.
+# KEYS new; ARGV group, from, to, count, first id; gives the last id looked at where there may be more, and
+# the entries.
 _TAKE_OVER: Final = """
-local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[2])
-if pending.err or not pending[1] then return {} end
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[5], '+', ARGV[4], ARGV[2])
+if pending.err or not pending[1] then return {'', {}} end
 local ids = {}
 for i, entry in ipairs(pending) do ids[i] = entry[1] end
 local taken = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, unpack(ids))
 local found = {}
 for _, entry in ipairs(taken) do if entry then found[#found + 1] = entry end end
-return found
+local last = #ids == tonumber(ARGV[4]) and ids[#ids] or ''
+return {last, found}
 """
 
 # KEYS new; ARGV group, worker, heir, entry.

@@ -191,11 +191,6 @@ def decode_lines(payload: bytes) -> list[Line]:
     return lines
 
 
-def result_fields(kind: LineKind, json: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """Field names and values of an entry of a stream's results, flat."""
-    return (b"k", kind, b"j", json)
-
-
 def decode_result_entry(stream: StreamId, entry_id: bytes, flat: Sequence[bytes]) -> Line:
     """Read an entry of a stream's results, whose id is `<epoch>-<seq>`. Raises EntryError."""
     fields = dict(zip(flat[::2], flat[1::2], strict=False))

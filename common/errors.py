@@ -1,4 +1,4 @@
-# ruff: noqa: N818  (a name such as NoFreeStream or LeaseLost says more than NoFreeStreamError)
+# ruff: noqa: N818  (a name such as NoFreeStream or StreamLost says more than NoFreeStreamError)
 """The one error tree of the service.
 
 Three families. `StreamError` and its two children reach a client, as an ``error`` message with a
@@ -61,13 +61,14 @@ class Fault(StrEnum):
 class ErrorSpec:
     """What the protocol promises about one code.
 
-    ends_stream: the server closes the connection after this error, and the stream is finalized.
+    closes: the server closes the connection after this error. What becomes of the stream depends on the code:
+        it ends, or goes on at another connection (`draining`, `resumed_elsewhere`).
     meaning: one sentence for docs/protocol.md.
     """
 
     code: ErrorCode
     fault: Fault
-    ends_stream: bool
+    closes: bool
     meaning: str
 
 
@@ -221,9 +222,9 @@ class StreamError(ParakeetError):
         self.message: Final = message
 
     @property
-    def ends_stream(self) -> bool:
+    def closes(self) -> bool:
         """Whether the connection is closed after this error."""
-        return ERROR_SPECS[self.code].ends_stream
+        return ERROR_SPECS[self.code].closes
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.code.value!r}, {self.message!r})"
@@ -279,14 +280,6 @@ class SettingsMismatch(SettingsError):
 
 class EntryError(ServiceError):
     """An entry read from Redis does not have the layout that this version writes."""
-
-
-class LeaseLost(ServiceError):
-    """A worker's lease lapsed: another worker may own its streams."""
-
-
-class StaleEpoch(ServiceError):
-    """A newer owner has fenced a stream off; what this process has to say about it is void."""
 
 
 class EngineError(ServiceError):

@@ -29,11 +29,10 @@ if tonumber(until_ms) <= now then return 0 end
 return 1
 """
 
-# KEYS register; ARGV '1' for those alive, else those whose time has passed.
-_LIST: Final = """
+# KEYS register. Gives those whose time has passed.
+_LAPSED: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if ARGV[1] == '1' then return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf') end
 return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
 """
 
@@ -109,13 +108,8 @@ class WorkerLease:
 
     def lapsed_workers(self) -> list[WorkerId]:
         """Workers other than this one whose lease has lapsed and that nobody has cleaned up after."""
-        reply = self._client.execute_command("EVAL", _LIST, 1, self._keys.workers, 0)
+        reply = self._client.execute_command("EVAL", _LAPSED, 1, self._keys.workers)
         return [worker for member in reply if (worker := WorkerId(member.decode())) != self._worker]
-
-    def live_workers(self) -> list[WorkerId]:
-        """Workers whose lease holds."""
-        reply = self._client.execute_command("EVAL", _LIST, 1, self._keys.workers, 1)
-        return [WorkerId(member.decode()) for member in reply]
 
     def forget(self, worker: WorkerId) -> bool:
         """Remove what a worker without streams has left; False when its lease holds again."""

@@ -244,7 +244,7 @@ def assemble(
     ready_pre_encode: int,
     uptime_s: float,
 ) -> dict[str, Any]:
-    """Put the status line together, with exactly the keys of the guide."""
+    """Put the status line together, with exactly the keys that docs/status.md documents."""
     return {
         "type": "status",
         "connected_streams": connected_streams,

@@ -298,7 +298,7 @@ class ConnectionProtocol:
 
     def fail(self, error: StreamError) -> Outcome:
         """Take something malformed from the client, or any other fault of its own."""
-        if not error.ends_stream:
+        if not error.closes:
             if self.state is State.CLOSED or self.state is State.REFUSED:
                 return Outcome(_IGNORED)
             return Outcome(_ERROR_ONLY, None, error)
@@ -359,8 +359,8 @@ def check_table() -> None:
                 raise AssertionError(f"{place} closes without hanging up")
             if not closes and Action.HANG_UP in actions:
                 raise AssertionError(f"{place} hangs up without closing")
-            if code is not None and ERROR_SPECS[code].ends_stream is not closes:
-                raise AssertionError(f"{place}: whether {code} ends the stream")
+            if code is not None and ERROR_SPECS[code].closes is not closes:
+                raise AssertionError(f"{place}: whether {code} closes the connection")
             if closes and state in (State.STREAMING, State.FINISHING):
                 ends = {Action.ABANDON, Action.RELEASE} & set(actions)
                 if not ends and event is not Event.TAKEN:

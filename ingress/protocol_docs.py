@@ -54,10 +54,10 @@ def transition_table() -> str:
 
 def error_table() -> str:
     """Every error code with its promise."""
-    lines = ["| code | fault of | ends the stream | meaning |", "|---|---|---|---|"]
+    lines = ["| code | fault of | closes the connection | meaning |", "|---|---|---|---|"]
     for spec in ERROR_SPECS.values():
-        ends = "yes" if spec.ends_stream else "no"
-        lines.append(f"| `{spec.code.value}` | {spec.fault.value} | {ends} | {spec.meaning} |")
+        closes = "yes" if spec.closes else "no"
+        lines.append(f"| `{spec.code.value}` | {spec.fault.value} | {closes} | {spec.meaning} |")
     return "\n".join(lines)
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 from common.errors import ServiceError
 
-MIC_RATE = 16_000
 _MIC_QUEUE_BLOCKS = 256
 _STDIN_QUEUE_BLOCKS = 16
 

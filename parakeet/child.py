@@ -86,10 +86,6 @@ class Child:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def waits_for_restart(self) -> bool:
-        return self.restart_at is not None
-
     def start(self) -> None:
         self._launch = self._make_launch()
         self._process = start_tied(self._launch.command, self._launch.environment)

@@ -168,13 +168,6 @@ class EmbeddedRedis:
         """Return the exit status of a server that died by itself, None while it lives."""
         return self._process.poll() if self._process else None
 
-    def wait_for_exit(self, timeout_s: float) -> int | None:
-        """Return the exit status of a server that ends within the time, None where it lives on."""
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._process.wait(timeout_s)
-        return None
-
     def send_signal(self, number: int) -> None:
         """Send a signal to the server; tests stop and kill it."""
         if self._process is None:

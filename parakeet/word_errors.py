@@ -23,9 +23,3 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
                 min(row[column] + 1, row[column - 1] + 1, previous + (word != other)),
             )
     return row[-1], len(expected)
-
-
-def word_error_rate(reference: str, hypothesis: str) -> float:
-    """Return errors over words of the reference; 1.0 a word too many where that is empty."""
-    errors, words = word_errors(reference, hypothesis)
-    return errors / max(words, 1)

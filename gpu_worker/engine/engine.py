@@ -143,10 +143,6 @@ class NativeEngine:
         return self.config.num_slots
 
     @property
-    def sample_rate(self) -> int:
-        return ENGINE_SAMPLE_RATE
-
-    @property
     def stats(self) -> EngineStats:
         return self._stats
 

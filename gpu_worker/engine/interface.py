@@ -35,6 +35,8 @@ __all__ = [
     "StreamOutput",
     "TurnDetection",
     "UnknownStream",
+    "UnsupportedOption",
+    "Utterance",
     "Word",
 ]
 
@@ -160,11 +162,6 @@ class Engine(Protocol):
     @property
     def capacity(self) -> int:
         """Streams that can be open at once."""
-        ...
-
-    @property
-    def sample_rate(self) -> int:
-        """Rate of the samples that `feed` takes, in Hz: always 16,000."""
         ...
 
     @property

@@ -114,10 +114,6 @@ class NemoEngine:
         return self._streams.capacity
 
     @property
-    def sample_rate(self) -> int:
-        return ENGINE_SAMPLE_RATE
-
-    @property
     def stats(self) -> EngineStats:
         return self._stats
 

@@ -78,8 +78,6 @@ class NullEngine:
     capacity: streams open at once. chunk_ms: audio of one token. step_ms: time that each step takes.
     """
 
-    sample_rate: Final = ENGINE_SAMPLE_RATE
-
     def __init__(self, capacity: int, chunk_ms: int = DEFAULT_CHUNK_MS, step_ms: float = 0.0) -> None:
         self.capacity: Final = capacity
         self.stats = EngineStats()

@@ -64,7 +64,7 @@ class PipelinedEngine:
         clock, tokenizer: of the model.
         left_frames: of the attention context.
         fingerprint: names the model and the layout of its state, for snapshots.
-        has_eou, eou_id: of the model.
+        eou_id: the model's token for an end of utterance; None where it has none.
         prompt_of: index of a stream's language prompt; raises UnsupportedOption.
         judge: smart-turn, where it runs.
         stats: what `steps` counts into.
@@ -124,10 +124,6 @@ class PipelinedEngine:
     @property
     def capacity(self) -> int:
         return self.config.num_slots
-
-    @property
-    def sample_rate(self) -> int:
-        return ENGINE_SAMPLE_RATE
 
     @property
     def stats(self) -> EngineStats:

@@ -49,11 +49,6 @@ class LoadedModel:
         """Trained numbers, without the mel front end."""
         return sum(t.numel() for name, t in self.weights.items() if not name.startswith(FLOAT32_PREFIX))
 
-    @property
-    def weight_bytes(self) -> int:
-        """Size of all tensors in their present type."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.weights.values())
-
 
 def read_folder(
     folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"

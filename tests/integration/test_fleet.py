@@ -30,7 +30,9 @@ async def _last(stream: Stream) -> Result:
     return [result async for result in stream.results()][-1]
 
 
-async def test_any_ingress_tells_the_guides_status_of_streams_at_all(redis_url: str, tmp_path: Path) -> None:
+async def test_any_ingress_tells_the_documented_status_of_streams_at_all(
+    redis_url: str, tmp_path: Path
+) -> None:
     client = raw_client(redis_url)
     with (
         WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker,

@@ -38,7 +38,7 @@ async def test_streams_over_tcp_and_websocket_give_the_text_of_their_audio(stack
     await stack.empty()
 
 
-async def test_the_wire_is_the_guides(stack: Stack) -> None:
+async def test_the_wire_is_as_documented(stack: Stack) -> None:
     stack.worker()
     ingress = stack.ingress()
     reader, writer = await asyncio.open_connection(HOST, ingress.port)

@@ -24,7 +24,7 @@ from tests.stream_client import ClientStream, IngressSide, ingress_side, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
 
-# The guide's example, word for word.
+# Every field that docs/status.md documents, in order.
 EXAMPLE = (
     '{"type":"status","connected_streams":3,"queues":{"raw_depth":2,"encoded_depth":1,'
     '"turn_detection_depth":0,"raw_streams":1,"encoded_streams":1,"turn_detection_streams":0},'
@@ -57,7 +57,7 @@ def shape(value: Any) -> Any:
     return type(value)
 
 
-async def test_keys_order_and_types_are_those_of_the_guide(redis_url: str, tmp_path: Path) -> None:
+async def test_keys_order_and_types_are_as_documented(redis_url: str, tmp_path: Path) -> None:
     async with connected(redis_url) as redis:
         assert shape(await read_status(redis, Keys())) == shape(orjson.loads(EXAMPLE)), "of an empty cluster"
     with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:

@@ -22,7 +22,7 @@ def test_every_code_has_its_promise() -> None:
     assert all(spec.meaning.endswith(".") for spec in ERROR_SPECS.values())
 
 
-def test_the_sentence_of_the_guide() -> None:
+def test_the_sentence_for_a_full_cluster_is_as_documented() -> None:
     assert NoFreeStream().message == "No free streaming state available."
 
 
@@ -30,11 +30,11 @@ def test_the_sentence_of_the_guide() -> None:
 def test_full_cluster_missing_worker_and_dead_redis_have_codes_of_their_own(error: StreamError) -> None:
     others = {NoFreeStream: "no_free_stream", NoWorker: "no_worker", RedisUnavailable: "redis_unavailable"}
     assert error.code == others.get(type(error), "stream_lost")
-    assert error.ends_stream
+    assert error.closes
     assert isinstance(error, ParakeetError)
 
 
-def test_only_harmless_faults_let_the_stream_go_on() -> None:
-    going_on = {code for code, spec in ERROR_SPECS.items() if not spec.ends_stream}
+def test_only_harmless_faults_leave_the_connection_open() -> None:
+    going_on = {code for code, spec in ERROR_SPECS.items() if not spec.closes}
     assert going_on == {ErrorCode.UNKNOWN_TYPE, ErrorCode.AUDIO_AFTER_FINAL}
-    assert not ClientFault(ErrorCode.UNKNOWN_TYPE, "What is that?").ends_stream
+    assert not ClientFault(ErrorCode.UNKNOWN_TYPE, "What is that?").closes

@@ -198,7 +198,7 @@ def test_server_messages_survive_the_codec(message: ServerMessage) -> None:
     assert decode_server_message(encode_server_message(message)) == message
 
 
-def test_server_messages_have_exactly_the_fields_of_the_guide() -> None:
+def test_server_messages_have_exactly_the_documented_fields() -> None:
     assert json.loads(encode_server_message(Pong())) == {"type": "pong"}
     result = json.loads(encode_server_message(Result("a", (1,), (0.5,), False, "speech", "running", 1, 2560)))
     assert list(result) == [

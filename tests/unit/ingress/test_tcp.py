@@ -124,7 +124,7 @@ async def test_a_refusal_says_why_and_closes(refusal: StreamError, code: str) ->
         assert message == {"type": "error", "code": code, "message": refusal.message}
 
 
-async def test_the_sentence_for_a_full_cluster_is_the_guides() -> None:
+async def test_the_sentence_for_a_full_cluster_is_as_documented() -> None:
     backplane = ScriptedBackplane()
     backplane.refusal = NoFreeStream()
     async with serving(backplane) as harness:

@@ -220,7 +220,7 @@ def test_every_error_has_a_close_code() -> None:
     for code in ErrorCode:
         number = int(close_code(StreamError(code, "Why.")))
         assert number in (1008, 1009, 1011, 1012, 1013)
-        assert ERROR_SPECS[code].ends_stream or number == 1008
+        assert ERROR_SPECS[code].closes or number == 1008
 
 
 async def test_frames_that_come_along_with_the_handshake() -> None:

@@ -97,7 +97,7 @@ def test_back_off_doubles_to_its_bound_and_is_reset_by_a_steady_run(monkeypatch:
         waits.append(child.restart_at - clock[0])
     assert waits == [min(FIRST_BACKOFF_S * 2**n, MAX_BACKOFF_S) for n in range(9)]
     child.start()
-    assert not child.waits_for_restart
+    assert (child.restart_at, child.num_restarts) == (None, 9)
     clock[0] += child_module.STEADY_AFTER_S
     child.wait(10.0)
     child.schedule_restart(1)

@@ -13,6 +13,7 @@ import redis
 
 from parakeet import embedded_redis
 from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer, find_server, find_valkey
+from tests.waiting import wait_until
 
 
 def binaries() -> list[Path]:
@@ -49,7 +50,7 @@ def test_it_starts_again_at_the_same_address_after_it_was_killed() -> None:
         client = redis.Redis.from_url(server.url)
         client.set("a", "b")
         server.send_signal(signal.SIGKILL)
-        assert server.wait_for_exit(10.0) == -signal.SIGKILL
+        wait_until(lambda: server.exited() == -signal.SIGKILL)
         server.start()
         assert client.get("a") is None
         client.close()

@@ -32,7 +32,7 @@ def test_an_empty_variable_is_none() -> None:
     assert parse("ingress", [], {"PARAKEET_PORT": ""}).port == 8765
 
 
-def test_defaults_are_those_of_the_guide() -> None:
+def test_defaults_are_as_documented() -> None:
     serve = parse("serve", [], {})
     assert (serve.ingress.host, serve.ingress.port) == ("127.0.0.1", 8765)
     assert (serve.ingress.ws_port, serve.ingress.status_port) == (8000, 8050)
@@ -45,13 +45,13 @@ def test_defaults_are_those_of_the_guide() -> None:
     assert (serve.ingress.redis_url, serve.num_ingress, serve.num_workers) == ((), 1, None)
 
 
-def test_the_guides_command_line_is_taken() -> None:
+def test_the_documented_command_line_is_taken() -> None:
     argv = ["--host", "0.0.0.0", "--port", "8765", "--ws-port", "8000", "--device", "cuda"]
     settings = parse("serve", argv, {})
     assert (settings.ingress.host, settings.worker.device) == ("0.0.0.0", "cuda")
 
 
-GUIDE_AND_MORE = """
+DOCUMENTED = """
 --host --port --ws-port --status-port --model-size --device --sample-rate --max-num-streams
 --max-stream-seconds --pre-encode-batch-size --encode-batch-size --decode-batch-size --paged-kv-cache
 --paged-kv-page-size --paged-kv-max-pages --model --redis-url --num-ingress --num-workers --log-level
@@ -59,8 +59,8 @@ GUIDE_AND_MORE = """
 """
 
 
-def test_serve_takes_every_flag_of_the_guide() -> None:
-    assert set(GUIDE_AND_MORE.split()) <= {flag.option for flag in flags_of("serve")}
+def test_serve_takes_every_documented_flag() -> None:
+    assert set(DOCUMENTED.split()) <= {flag.option for flag in flags_of("serve")}
 
 
 @pytest.mark.parametrize(
