@@ -207,9 +207,10 @@ class _Lane:
                 now = time.monotonic()
                 since = since if since is not None else now
                 if now - since >= self._give_up_s:
-                    for appender in self._waiting:
+                    # Whoever hears of it may append anew at once: that waits for the next time.
+                    failed, self._waiting = self._waiting, {}
+                    for appender in failed:
                         appender.fail(RedisUnavailable(refused))
-                    self._waiting.clear()
                     logger.error("appends given up", extra={"server": self.server, "reason": refused})
                     since = None
                 else:

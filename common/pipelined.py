@@ -159,8 +159,10 @@ class PipelinedConnection:
         outgoing = self._outgoing
         self._outgoing = []
         self._outgoing_bytes = 0
-        if self._tls:
-            self._transport.write(b"".join(outgoing))  # each part would be a record of its own
+        if self._tls or self._transport.is_closing():
+            # Over TLS each part would be a record of its own; and asyncio's own `writelines` would
+            # register a socket again that it is about to close.
+            self._transport.write(b"".join(outgoing))
         else:
             # Not joined: a copy of hundreds of kilobytes is memory that the kernel hands out page by page.
             self._transport.writelines(outgoing)

@@ -69,7 +69,8 @@ class CheckpointQueue:
 
     def decoded(self, stream: StreamId, samples: int) -> None:
         """So much of the stream is decoded; queues it when it is due."""
-        if samples - self._taken[stream] >= self._spacing:
+        taken = self._taken.get(stream)  # none for a stream whose end the engine knows already
+        if taken is not None and samples - taken >= self._spacing:
             self._due[stream] = samples
 
     def next_ones(self) -> Iterator[StreamId]:

@@ -161,15 +161,20 @@ class EngineThread:
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
         """Say where another worker can go on; a stream that is let go without it is replayed from before."""
-        samples = self._engine.samples_decoded(flow.stream)
+        samples = 0
         data: bytes | None = None
-        if samples:
-            try:
+        try:
+            samples = self._engine.samples_decoded(flow.stream)
+            if samples:
                 data = self._engine.snapshot(flow.stream)
-            except EngineError as error:
-                # A stream at its end has none; it is over with the next step.
-                logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
-        self._checkpoints.taken(flow.stream, samples)
+        except EngineError as error:
+            # A stream at its end has none. That may have come with the step under way, which the engine
+            # waits for before it takes a snapshot of any stream; the next step tells of it.
+            logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
+        if samples:
+            self._checkpoints.taken(flow.stream, samples)
+        else:
+            self._checkpoints.forget(flow.stream)
         if data is not None:
             self._sink.put(Snapshot(flow, samples, data, release))
         elif release:

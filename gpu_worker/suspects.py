@@ -94,6 +94,9 @@ class SuspectRunner:
         while not self._stop.is_set():
             self._wake.clear()
             try:
+                if len(self._table):
+                    # An error of Redis came between: opening the group again would count as deaths.
+                    self._finish_group()
                 group, within = self._next_group()
                 if group:
                     self._run_group(group, within)
@@ -128,11 +131,13 @@ class SuspectRunner:
         if self._table.reserve(len(entries)) < len(entries):
             raise RuntimeError("a quarantined worker has one group at a time")
         self._owner.take(entries, len(entries), together=len(entries))
-        flows = self._table.flows()
-        logger.info("%d suspects run, of at most %d together", len(flows), within)
+        logger.info("%d suspects run, of at most %d together", len(self._table), within)
+        self._finish_group()
+
+    def _finish_group(self) -> None:
+        """Wait until the streams that run are cleared, or have had their turn, and give them back."""
         ends = time.monotonic() + _TURN_S
         idle_since: float | None = None
-        cleared: list[StreamFlow] = []
         while not self._stop.is_set() and len(self._table):
             now = time.monotonic()
             # In this order: what is in the engine now is known by now.

@@ -210,9 +210,14 @@ class RedisBackplane:
         if before is not None:
             before.taken()
         link = RedisLink(self, self._keys.stream(stream), listener, request.resume_token)
-        next_sample, finished = await self._take_over(
-            link, record, connection, request.last_seq, request.audio_ack_samples
-        )
+        try:
+            next_sample, finished = await self._take_over(
+                link, record, connection, request.last_seq, request.audio_ack_samples
+            )
+        except RedisUnavailable:
+            # The stream is this ingress's by now, and no connection has it.
+            self.start_task(self._adopt(stream), f"adopt-{stream}")
+            raise
         acked = min(request.audio_ack_samples, next_sample)
         return Resumption(link, next_sample, acked, finished, record.options)
 
@@ -247,9 +252,11 @@ class RedisBackplane:
         link.adopt(appender, last_seq, finished=finished)
         if record.owner is not None:
             link.set_worker(record.owner)
+        # No wait from here to the caller's return: a line that came in between would reach a listener that
+        # is not ready for it yet.
         self._links[link.stream] = link
-        await self._renew_links((link,))
         self._feed.repair(link)
+        self.start_task(self._renew_now(link), f"renew-{link.stream}")
         if finished and connection > 0:
             self.start_task(self._watch.follow(link), f"follow-{link.stream}")
         return next_sample, finished
@@ -282,22 +289,35 @@ class RedisBackplane:
         Workers end the streams of an ingress that is gone, but this name is there again.
         """
         for stream in await self._directory.live_streams():
-            if self._is_here(stream):
-                continue
+            await self._adopt(stream)
+
+    async def _adopt(self, stream: StreamId) -> None:
+        """Keep a stream of this ingress that has no connection, for its client's grace."""
+        give_up = self._loop.time() + self._settings.stream_ttl_s
+        while not self._is_here(stream):
             try:
-                record = await self._directory.read(stream)
-            except EntryError:
-                continue
-            if record is None or record.finished or record.ingress != self._settings.ingress:
-                continue
-            connection = await self._directory.attach(stream, self._settings.ingress)
-            if connection == 0 or self._is_here(stream):
-                continue
-            link = RedisLink(self, self._keys.stream(stream), None, "")
-            log.info("adopting a stream of this name's last process", extra={"stream_id": stream})
-            await self._take_over(link, record, connection, 0, 0)
-            if self._links.get(stream) is link:
-                link.abandon(keep=True)
+                await self._adopt_now(stream)
+                return
+            except EntryError as error:
+                log.error("%s", error, extra={"stream_id": stream})
+                return
+            except RedisUnavailable:
+                if self._loop.time() > give_up:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _adopt_now(self, stream: StreamId) -> None:
+        record = await self._directory.read(stream)
+        if record is None or record.finished or record.ingress != self._settings.ingress:
+            return
+        connection = await self._directory.attach(stream, self._settings.ingress)
+        if connection == 0 or self._is_here(stream):
+            return
+        link = RedisLink(self, self._keys.stream(stream), None, "")
+        log.info("adopting a stream without a connection", extra={"stream_id": stream})
+        await self._take_over(link, record, connection, 0, 0)
+        if self._links.get(stream) is link:
+            link.abandon(keep=True)
 
     async def read_status(self) -> bytes:
         """The status line of the cluster. Raises RedisUnavailable."""
@@ -447,6 +467,12 @@ class RedisBackplane:
                 await self._renew_links(link for link in self._all() if link.stream % RENEWAL_TURNS == turn)
             except RedisUnavailable as error:
                 log.warning("expiries could not be renewed: %s", error)
+
+    async def _renew_now(self, link: RedisLink) -> None:
+        try:
+            await self._renew_links((link,))
+        except RedisUnavailable as error:
+            log.warning("expiries are renewed later: %s", error, extra={"stream_id": link.stream})
 
     async def _renew_links(self, links: Iterable[RedisLink]) -> None:
         links = [link for link in links if not link.ended]

@@ -65,7 +65,8 @@ class RedisLink:
     begun_at, created_at, left_at: loop times of its beginning, of its creation in Redis, and of its
         abandonment; None before.
     heard_at, progress_at: of the last line about it, and of the last one that showed progress.
-      finish_at: when an abandoned stream is to be finalized.
+    looked_up_at: of the last look at its record.
+    finish_at: when an abandoned stream is to be finalized.
     """
 
     __slots__ = (
@@ -74,6 +75,7 @@ class RedisLink:
         "_failed",
         "_finished",
         "_held",
+        "_held_bytes",
         "_listener",
         "_loop",
         "_owner",
@@ -87,6 +89,7 @@ class RedisLink:
         "heard_at",
         "keys",
         "left_at",
+        "looked_up_at",
         "missed",
         "progress_at",
         "repairing",
@@ -104,6 +107,7 @@ class RedisLink:
         self._token = token
         self._appender: Appender | None = None
         self._held: list[Audio] = []  # audio that came before the stream was created
+        self._held_bytes = 0
         self._finished = False  # a final mark was queued
         self._ended = False  # the last result has come
         self._failed = False
@@ -119,6 +123,7 @@ class RedisLink:
         self.created_at: float | None = None
         self.heard_at = 0.0
         self.progress_at = 0.0
+        self.looked_up_at = 0.0
         self.suspected_at: float | None = None
         self.left_at: float | None = None
         self.finish_at: float | None = None
@@ -144,12 +149,15 @@ class RedisLink:
         """Append audio; False asks to stop reading until `on_room`."""
         if audio.final:
             self._finished = True
+        elif not audio.payload:
+            return True  # nothing, which would wait in any number and weigh nothing
         appender = self._appender
         if appender is None:
-            self._held.append(audio)
             if self._failed:
                 return True
-            pending = sum(len(held.payload) for held in self._held)
+            self._held.append(audio)
+            self._held_bytes += len(audio.payload)
+            pending = self._held_bytes
         elif appender.failed is not None:
             return True  # on_failure is on its way
         else:
@@ -234,7 +242,7 @@ class RedisLink:
         return now - self.progress_at
 
     def suspected(self, patience_s: float) -> None:
-        """The stream waits for a process of its own: for so long that is no stall."""
+        """The stream is with the suspects, or waits for them: for so long that is no stall."""
         now = self._loop.time()
         if self.suspected_at is None:
             self.suspected_at = now

@@ -23,9 +23,9 @@ WATCH_S: Final = 0.5
 # could decode it: a takeover, or a replay, tells of itself sooner.
 STALLED_AUDIO_S: Final = 4.0
 STALL_S: Final = 30.0
-# A suspect waits its turn for a process of its own, which has to load a model (gpu_worker/quarantine.py).
+# A suspect waits for the process of suspects, which may have to load a model anew (gpu_worker/quarantine.py).
 SUSPECT_PATIENCE_S: Final = 180.0
-# Quiet streams whose records are read in one round.
+# Streams without news or progress whose records are read in one round.
 _LOOK_UPS: Final = 64
 # How often the results of a stream are read that nobody publishes to this ingress.
 _FOLLOW_S: Final = 0.1
@@ -66,19 +66,23 @@ class StreamWatch:
         while True:
             await asyncio.sleep(WATCH_S)
             now = self._loop.time()
-            quiet = []
+            stuck = []
             for link in list(self._links.values()):
                 if not link.begun:
                     continue
                 self._watch_link(link, now)
-                if now - link.heard_at > QUIET_S and link.created and not link.repairing:
-                    quiet.append(link)
-            quiet.sort(key=lambda link: link.heard_at)
-            for link in quiet:
-                if self._links.get(link.stream) is link:
+                if not link.created or self._links.get(link.stream) is not link:
+                    continue
+                quiet = now - link.heard_at > QUIET_S
+                if quiet and not link.repairing:
                     self._feed.repair(link)
+                if quiet or now - link.progress_at > QUIET_S:
+                    stuck.append(link)
+            # Each in its turn: a repair makes a quiet stream one that was just heard of.
+            stuck.sort(key=lambda link: link.looked_up_at)
             try:
-                for link in quiet[:_LOOK_UPS]:
+                for link in stuck[:_LOOK_UPS]:
+                    link.looked_up_at = now
                     await self._look_up(link)
             except RedisUnavailable as error:
                 log.warning("quiet streams cannot be looked up: %s", error)
