@@ -295,7 +295,7 @@ def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> Sy
 
 
 def subscriber_connection(servers: RedisServers, server: int) -> Subscriber:
-    """A connection for one subscriber, which brings its own loop of reconnects (common/result_log.py)."""
+    """A connection for one subscriber, which brings its own loop of reconnects (common/result_reader.py)."""
     address = servers.addresses[server]
     timeout_s = servers.timeout_ms / 1000
     return Subscriber(lambda: _find(address, timeout_s), timeout_s)

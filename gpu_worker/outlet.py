@@ -24,7 +24,7 @@ from common.errors import ErrorCode, StreamError
 from common.keys import Keys
 from common.messages import ErrorMessage, Result, Utterance, Word
 from common.redis import REDIS_ERROR, SyncRedis, is_passing
-from common.result_log import ResultWriter, StreamWrite, ack_json
+from common.result_writer import ResultWriter, StreamWrite, ack_json
 from common.server_codec import encode_server_message
 from gpu_worker.audio import client_samples
 from gpu_worker.engine.interface import StreamOutput

@@ -37,7 +37,7 @@ from common.leases import IngressPresence, IngressReport
 from common.messages import Audio, Resume
 from common.options import StreamOptions
 from common.redis import AsyncRedis, PipelinedCommands, RedisServers
-from common.result_log import Position, catch_up
+from common.result_reader import Position, catch_up
 from common.status import read_status
 from ingress.links import Resumption, StreamListener
 from ingress.result_feed import RETRY_PAUSE_S, ResultFeed

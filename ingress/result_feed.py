@@ -15,7 +15,7 @@ from common.entries import IngressId, Line, StreamId
 from common.errors import EntryError, ErrorCode, RedisUnavailable, Unavailable
 from common.keys import Keys
 from common.redis import AsyncRedis, RedisServers
-from common.result_log import Published, ResultSubscription, catch_up
+from common.result_reader import Published, ResultSubscription, catch_up
 from ingress.stream_link import RedisLink
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from common.errors import EntryError, ErrorCode, StreamError, StreamLost, Unavai
 from common.keys import StreamKeys
 from common.messages import Audio
 from common.options import StreamOptions
-from common.result_log import Position
+from common.result_reader import Position
 from ingress.links import StreamListener
 
 log = logging.getLogger(__name__)

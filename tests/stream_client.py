@@ -25,7 +25,7 @@ from common.leases import IngressPresence, IngressReport
 from common.messages import Audio, Encoding
 from common.options import StreamOptions
 from common.redis import AsyncRedis, RedisServers
-from common.result_log import Position, Published, ResultSubscription, catch_up
+from common.result_reader import Position, Published, ResultSubscription, catch_up
 from common.status import process_started_ms, read_status
 from gpu_worker.engine.null_engine import NullEngine
 from tests.waiting import until

@@ -11,7 +11,8 @@ from common.entries import IngressId
 from common.keys import Keys
 from common.pipelined import pack
 from common.redis import AsyncRedis, RedisServers, SyncRedis
-from common.result_log import Published, ResultSubscription, Subscribed, channel_of
+from common.result_channel import channel_of
+from common.result_reader import Published, ResultSubscription, Subscribed
 from tests.redis_cluster import NUM_NODES, RedisCluster, redis_cluster
 
 SHARDS = 6

@@ -44,7 +44,8 @@ from common.redis import (
     blocking_client,
     blocking_connection,
 )
-from common.result_log import Position, ResultWriter, StreamWrite, catch_up
+from common.result_reader import Position, catch_up
+from common.result_writer import ResultWriter, StreamWrite
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.servers import keys_without_expiry, make_server, raw_client
 

@@ -1,65 +1,28 @@
-"""Results of streams in Redis: written and published by workers, received and caught up by ingresses.
+"""Results of streams, written by workers.
 
 The stream `px:{k}:<sid>:r` is the truth, pub/sub the fast path. A worker sends what one step gave in
 one pipeline a server: XADD of every result, XACK of the audio that it covers, one PUBLISH for each
-ingress. An ingress keeps (epoch, seq) of each stream; at a gap, after every (re)subscription, and
-when it heard nothing for a while, it reads what it missed.
+ingress. How an ingress gets them: common/result_reader.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
 from common.audio_reader import pack_ack
-from common.entries import (
-    IngressId,
-    Line,
-    LineKind,
-    decode_lines,
-    decode_result_entry,
-    encode_line,
-    join_lines,
-)
-from common.errors import EntryError, RedisUnavailable
+from common.entries import IngressId, Line, LineKind, encode_line, join_lines
 from common.keys import RESULTS_MAX_LENGTH, Keys, StreamKeys, result_entry_id
 from common.pipelined import pack
-from common.redis import (
-    CONNECTION_ERRORS,
-    REDIS_ERROR,
-    RESPONSE_ERROR,
-    AsyncRedis,
-    RedisServers,
-    SyncRedis,
-    subscriber_connection,
-)
-
-logger = logging.getLogger(__name__)
+from common.redis import RESPONSE_ERROR, SyncRedis
+from common.result_channel import channel_of
 
 _LOGGED: Final = frozenset((LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL, LineKind.ERROR))
-_SUBSCRIBE_PAUSE_S: Final = 0.2
-_RECEIVE_TIMEOUT_S: Final = 1.0
-_PING_AFTER: Final = 5  # silent receives before the connection is probed
 # Replies that say that a command did not do what it should, to look into.
 _REFUSALS: Final = frozenset((RESPONSE_ERROR, type(None)))
-
-_MESSAGE: Final = (b"message", b"smessage")
-_SUBSCRIBED: Final = (b"subscribe", b"ssubscribe")
-
-
-def channel_of(
-    servers: RedisServers, keys: Keys, server: int, ingress: IngressId
-) -> tuple[bytes, bytes, bytes]:
-    """How results reach an ingress on one server: command to publish, command to subscribe, channel."""
-    if servers.clustered:  # a server is a shard
-        return b"SPUBLISH", b"SSUBSCRIBE", keys.shard_channel(ingress, server)
-    return b"PUBLISH", b"SUBSCRIBE", keys.channel(ingress)
-
 
 # XADD key NOMKSTREAM MAXLEN ~ n id k kind j json, in RESP: written for every result, at half the cost
 # of packing its eleven words one by one.
@@ -76,9 +39,6 @@ def _pack_result(key: bytes, line: Line) -> bytes:
     entry_id = result_entry_id(line.epoch, line.seq)
     json = line.json
     return _XADD_RESULT % (len(key), key, len(entry_id), entry_id, line.kind, len(json), json)
-
-
-# The worker's side ---------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -198,110 +158,3 @@ class ResultWriter:
 def ack_json(audio_ack_samples: int) -> bytes:
     """JSON of an ACK line."""
     return orjson.dumps({"audio_ack_samples": audio_ack_samples})
-
-
-# The ingress's side --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Subscribed:
-    """The subscription on a server was made, or made again: anything may have been missed before.
-
-    server: index of the server. Only streams of its shards need a catch-up.
-    """
-
-    server: int
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One pub/sub message, decoded."""
-
-    lines: list[Line]
-
-
-class ResultSubscription:
-    """The channel of one ingress on one server, with a reconnecting loop of its own."""
-
-    def __init__(self, servers: RedisServers, keys: Keys, server: int, ingress: IngressId) -> None:
-        self._servers = servers
-        self._server = server
-        _, self._subscribe, self._channel = channel_of(servers, keys, server, ingress)
-
-    async def events(self) -> AsyncIterator[Subscribed | Published]:
-        """Messages for ever; `Subscribed` before the first one of every connection.
-
-        A connection that is silent is probed, so that a dead one is noticed in bounded time.
-        """
-        while True:
-            subscriber = subscriber_connection(self._servers, self._server)
-            try:
-                await subscriber.open()
-                subscriber.send(self._subscribe, self._channel)
-                silent = 0
-                while True:
-                    messages = await subscriber.receive(_RECEIVE_TIMEOUT_S)
-                    if not messages:
-                        silent += 1
-                        if silent > 2 * _PING_AFTER:
-                            raise TimeoutError("the subscription does not answer")
-                        if silent == _PING_AFTER:
-                            subscriber.send(b"PING")
-                        continue
-                    silent = 0
-                    for message in messages:
-                        if isinstance(message, Exception):
-                            raise message
-                        if message[0] in _MESSAGE:
-                            try:
-                                yield Published(decode_lines(message[2]))
-                            except EntryError as error:
-                                logger.error("unreadable results", extra={"reason": str(error)})
-                        elif message[0] in _SUBSCRIBED:
-                            yield Subscribed(self._server)
-                        elif message[0] == b"sunsubscribe":
-                            raise ConnectionError("the shard has moved to another node")
-            except (*CONNECTION_ERRORS, REDIS_ERROR) as error:
-                logger.warning(
-                    "subscription lost, trying again", extra={"server": self._server, "reason": str(error)}
-                )
-            finally:
-                subscriber.close()
-            await asyncio.sleep(_SUBSCRIBE_PAUSE_S)
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """The last line of a stream that an ingress has."""
-
-    keys: StreamKeys
-    epoch: int
-    seq: int
-
-
-async def catch_up(redis: AsyncRedis, positions: Sequence[Position]) -> list[list[Line]]:
-    """Read the lines behind each position, in order, results and owner notices.
-
-    One pipeline a server. Raises RedisUnavailable. A stream that is gone has no lines.
-    """
-    by_server: dict[int, list[int]] = {}
-    for index, position in enumerate(positions):
-        by_server.setdefault(redis.servers.server_of_shard(position.keys.shard), []).append(index)
-    found: list[list[Line]] = [[] for _ in positions]
-    for server, indices in by_server.items():
-        pipe = redis.clients[server].pipeline(transaction=False)
-        for index in indices:
-            position = positions[index]
-            after = b"(" + result_entry_id(position.epoch, position.seq)
-            pipe.xrange(position.keys.results, min=after.decode())
-        try:
-            replies = await pipe.execute()
-        except (REDIS_ERROR, OSError) as error:
-            raise RedisUnavailable from error
-        for index, entries in zip(indices, replies, strict=True):
-            stream = positions[index].keys.stream
-            found[index] = [
-                decode_result_entry(stream, entry_id, [part for pair in fields.items() for part in pair])
-                for entry_id, fields in entries
-            ]
-    return found
