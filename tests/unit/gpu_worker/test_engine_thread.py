@@ -183,6 +183,27 @@ def test_a_hand_over_snapshots_and_forgets_everything(start: Callable[..., Runni
     assert engine.stats.open_streams == 0
 
 
+class Landing(NullEngine):
+    """Asked about one stream, it finds that the step under way was another's last."""
+
+    def samples_decoded(self, stream: StreamId) -> int:
+        if stream == 1 and self.stats.open_streams == 2:
+            self.close(StreamId(2))
+        return super().samples_decoded(stream)
+
+
+def test_a_stream_that_ends_during_the_hand_over_does_not_stop_it(start: Callable[..., Running]) -> None:
+    running = start(Landing(2))
+    one, ends = flow(1), flow(2)
+    running.thread.put(Open(one, None), Open(ends, None), feed(one, audio(0.2)), feed(ends, audio(0.2)))
+    wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) >= 2)
+    running.thread.put(HandOver())
+    running.said(HandedOver)
+    assert [event.flow for event in running.sink.events if isinstance(event, Snapshot)] == [one]
+    assert [event.flow for event in running.sink.events if isinstance(event, Forgotten)] == [ends]
+    assert not running.failures
+
+
 class Broken(NullEngine):
     def step(self) -> list[StreamOutput]:
         raise RuntimeError("device lost")

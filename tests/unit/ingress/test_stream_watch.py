@@ -1,0 +1,75 @@
+"""What an ingress finds out by itself about streams of which nobody tells."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+
+from common.claims import SUSPICIOUS_DEATHS
+from common.entries import IngressId, StreamId
+from ingress import stream_watch
+from ingress.stream_watch import StreamWatch
+from tests.waiting import until
+
+_INGRESS = IngressId("i-1")
+_LONG_AGO = -1e9
+
+
+class _Directory:
+    """Every stream is a suspect."""
+
+    async def read(self, stream: StreamId) -> object:
+        return SimpleNamespace(ingress=_INGRESS, deaths=SUSPICIOUS_DEATHS)
+
+
+class _Feed:
+    """Reads what was missed, which is news of the stream."""
+
+    def repair(self, link: SimpleNamespace) -> None:
+        link.heard_at = asyncio.get_running_loop().time()
+
+
+def _link(number: int) -> SimpleNamespace:
+    """A stream with audio that waits, of which nothing has been heard for long."""
+    link = SimpleNamespace(
+        stream=StreamId(number),
+        begun=True,
+        created=True,
+        created_at=_LONG_AGO,
+        worker="w-1",
+        ended=False,
+        repairing=False,
+        left_at=None,
+        finish_at=None,
+        heard_at=_LONG_AGO,
+        progress_at=_LONG_AGO,
+        looked_up_at=0.0,
+        patience=[],
+    )
+    link.suspected = link.patience.append
+    link.waits_for_progress = lambda least_samples, now: 0.0
+    return link
+
+
+async def test_every_suspect_is_found_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_watch, "WATCH_S", 0.005)
+    links = {link.stream: link for link in map(_link, range(1, 301))}
+    watch = StreamWatch(
+        _Directory(),  # type: ignore[arg-type]
+        _Feed(),  # type: ignore[arg-type]
+        links,  # type: ignore[arg-type]
+        ingress=_INGRESS,
+        sample_rate=16_000,
+        claim_timeout_s=10.0,
+        patience_s=60.0,
+        give_up=lambda link: pytest.fail("nobody has left"),
+    )
+    running = asyncio.create_task(watch.run())
+    await until(lambda: all(link.patience for link in links.values()), what="the last of them")
+    assert max(len(link.patience) for link in links.values()) <= 2, "they take turns"
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
