@@ -6,6 +6,9 @@
     python -m benchmarks.gpu_plan --only churn --budget-s 560 --out results
     python -m benchmarks.gpu_plan --rehearse --budget-s 240 --out /tmp/rehearsal
 
+It is in stages because a GPU host is often rented by the minute and may be taken away: what was measured is
+kept, and the next host goes on from there.
+
 `--out` is a folder of few files: `stages.jsonl`, a line for each stage that was begun, with its outcome, its
 last JSON line and the end of what it printed; `engine_trials.jsonl` and `service_trials.jsonl`, the trials
 of the searches; traces to open.  A stage whose outcome is "done" is not begun again, one that ran out of

@@ -1,4 +1,4 @@
-"""A discrete-event model of the path, calibrated by a bench run, for machines that were not at hand.
+"""A discrete-event model of the path, calibrated by a bench run, for machines that nobody measured on.
 
     python -m benchmarks.scaling_model benchmarks/results/<bench>.json            check against its trials
     python -m benchmarks.scaling_model <bench>.json --cores 16 --streams 4000 --ingresses 4 --workers 2

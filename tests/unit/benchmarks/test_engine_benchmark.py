@@ -37,6 +37,12 @@ def test_a_device_that_falls_behind_fails() -> None:
     assert result.wait_p99_ms > ROW.chunk_ms
 
 
+def test_the_table_shows_what_has_been_recorded(tmp_path: Path) -> None:
+    table = command.table(command.recorded(command.RESULTS))
+    assert "| small, 160 ms | 12,000 |" in table
+    assert command.recorded(tmp_path / "none.jsonl") == []
+
+
 def test_search_closes_in_from_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[int, float]] = []
 
