@@ -13,11 +13,10 @@ TORCH_VERSION ?= 2.13.0
 PIP_TORCH_ARGS ?=
 PIP ?= $(VENV)/bin/python -m pip
 PYTEST ?= $(VENV)/bin/python -m pytest
-# Two processes at least where the cores are there; `make test PYTEST_ARGS="-n0 -k ingress"` for a part.
+# `make test PYTEST_ARGS="-k ingress"` for a part; `PYTEST_ARGS="-n 4"` for several processes (one without it).
 PYTEST_ARGS ?=
 
 STAMPS := $(VENV)/.stamps
-PACKAGES := parakeet common ingress gpu_worker tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -59,7 +58,7 @@ demo: $(STAMPS)/installed ## start the whole stack, stream a recording, show the
 	$(VENV)/bin/python -m parakeet.demo
 
 .PHONY: test
-test: $(STAMPS)/dev ## all tests that need neither a GPU nor NeMo
+test: $(STAMPS)/dev ## all tests that need neither a GPU nor NeMo, but the chaos tests
 	$(PYTEST) -m "not golden and not chaos" $(PYTEST_ARGS)
 
 # -- checks --------------------------------------------------------------------------------------

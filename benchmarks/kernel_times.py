@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +41,10 @@ def time_us(call: Callable[[], object], repeats: int = 20) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    times = []
+    event: Any = torch.cuda.Event  # its constructor has no types
+    times: list[float] = []
     for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()
         end.record()
@@ -70,7 +72,7 @@ def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int)
     """Each kernel of one layer, and those around the layers."""
     chunk, left, width = model.chunk_frames, model.left_frames, config.d_model
     heads, head_dim, rows = config.num_heads, config.head_dim, batch * chunk
-    ints = {"dtype": torch.int32, "device": DEVICE}
+    ints: Any = {"dtype": torch.int32, "device": DEVICE}
     slots, frames = torch.arange(batch, **ints), torch.full((batch,), chunk, **ints)
     start, total = torch.full((batch,), 50 * chunk + 70, **ints), torch.full((batch,), UNKNOWN_END, **ints)
     ring = -(-(left + chunk) // page_frames)
@@ -165,6 +167,7 @@ def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int)
     )
     flat = first.view(-1, first.shape[-1])
     bias, weight = model._pointwise1.bias, model._pointwise1.weight
+    assert bias is not None
     report("pointwise 1 with relu", lambda: torch._addmm_activation(bias, flat, weight.t()))
     report("depthwise", lambda: depthwise(first, start, total, *model._depthwise2))
     report("pre_encode", lambda: model.pre_encode(step, state))
