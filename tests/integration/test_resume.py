@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import signal
+import time
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,6 @@ import pytest
 from common.options import StreamOptions
 from parakeet.client import Stream, connect
 from tests.ports import HOST
-from tests.servers import keys_of_streams
 from tests.stack import TIMEOUTS, Stack, check_gapless, collect
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
@@ -94,16 +94,18 @@ async def test_resume_takes_the_right_secret_only(stack: Stack) -> None:
 
 async def test_a_stream_that_nobody_resumes_is_finalized_after_the_grace(stack: Stack) -> None:
     stack.worker()
-    ingress = stack.ingress(resume_grace_s=1)
+    grace_s = 2
+    ingress = stack.ingress(resume_grace_s=grace_s)
     stream = await connect(ingress.tcp_url, options=StreamOptions(), timeouts=TIMEOUTS)
     await stream.send(noise(1.0))
     await anext(stream.results())
     channel: Any = stream._channel
     for task in stream._tasks:
         task.cancel()
+    left_at = time.monotonic()
     channel._writer.transport.abort()
-    await until(lambda: bool(keys_of_streams(stack.client)))
     await stack.empty()
+    assert time.monotonic() - left_at >= grace_s, "it was kept for its client"
     await stream.close()
 
 

@@ -54,9 +54,11 @@ class Lease:
         self.answer = Renewal.HELD
         self.reports: list[Mapping[str, Any]] = []
         self.error: Exception | None = None
+        self.failures = 0
 
     def renew(self) -> Renewal:
         if self.error is not None:
+            self.failures += 1
             raise self.error
         self.renewals += 1
         return self.answer
@@ -66,7 +68,7 @@ class Lease:
 
 
 class Beating:
-    def __init__(self) -> None:
+    def __init__(self, lease_s: float = 0.04) -> None:
         self.lease = Lease()
         self.busy_s = 0.0
         self.lapsed = threading.Event()
@@ -74,7 +76,7 @@ class Beating:
         window = StatsWindow(EngineStats(), 0.0)
         self.heartbeat = Heartbeat(
             cast("WorkerLease", self.lease),
-            lease_s=0.04,
+            lease_s=lease_s,
             step_timeout_s=1.0,
             busy_s=lambda: self.busy_s,
             report=lambda: report(window, 1.0),
@@ -99,7 +101,9 @@ def test_it_renews_and_reports() -> None:
 
 
 def test_a_hung_engine_is_reported_and_not_renewed() -> None:
-    with Beating() as beating:
+    # A beat that comes a quarter of the lease late renews, since then the whole process had stopped: a longer
+    # lease than a busy machine is late by.
+    with Beating(lease_s=1.0) as beating:
         beating.busy_s = 5.0
         wait_until(lambda: beating.hung)
         renewals = beating.lease.renewals
@@ -116,6 +120,7 @@ def test_a_lapsed_lease_is_told() -> None:
 def test_it_goes_on_after_errors() -> None:
     with Beating() as beating:
         beating.lease.error = ConnectionError("away")
+        wait_until(lambda: beating.lease.failures >= 2)
         renewals = beating.lease.renewals
         beating.lease.error = None
         wait_until(lambda: beating.lease.renewals > renewals)
