@@ -21,7 +21,7 @@ from common.redis import REDIS_ERROR, SyncClient
 from gpu_worker.engine_events import HandOver
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow, StreamTable
-from gpu_worker.ownership import Owner
+from gpu_worker.owner import Owner
 
 logger = logging.getLogger(__name__)
 

@@ -24,15 +24,17 @@ from common.redis import REDIS_ERROR, RedisServers, SyncRedis
 from common.settings import WorkerSettings
 from common.status import WorkerReport, process_started_ms
 from gpu_worker.backend import Backend
+from gpu_worker.claimer import Claimer
 from gpu_worker.engine_events import HandOver
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow, StreamTable
 from gpu_worker.heartbeat import Heartbeat, StatsWindow
 from gpu_worker.intake import Intake
 from gpu_worker.outlet import Outlet
-from gpu_worker.ownership import Claimer, Owner, Sweeper
+from gpu_worker.owner import Owner
 from gpu_worker.quarantine import DEFAULT_MODULE, Quarantine
 from gpu_worker.suspects import SuspectRunner
+from gpu_worker.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
 
