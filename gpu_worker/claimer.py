@@ -29,12 +29,13 @@ class Claimer:
 
     def __init__(
         self,
+        *,
         servers: RedisServers,
         server: int,
+        redis: SyncRedis,
         claims: Claims,
         table: StreamTable,
         owner: Owner,
-        redis: SyncRedis,
     ) -> None:
         self._client = blocking_client(servers, server, _BLOCK_MS)
         # The server's number of the connection that waits, while it waits.

@@ -99,15 +99,16 @@ class Heartbeat:
 
     def __init__(
         self,
+        *,
         lease: WorkerLease,
         lease_s: float,
         step_timeout_s: float,
         busy_s: Callable[[], float],
         report: Callable[[], WorkerReport],
         description: Mapping[str, str],
+        counts: Callable[[], Mapping[str, int | float]] = dict,
         on_lapsed: Callable[[], None],
         on_hung: Callable[[float], None],
-        counts: Callable[[], Mapping[str, int | float]] = dict,
     ) -> None:
         self._lease = lease
         self._period_s = min(lease_s / 4, _MAX_BEAT_S)

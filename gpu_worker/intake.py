@@ -73,6 +73,7 @@ class Intake:
 
     def __init__(
         self,
+        *,
         servers: RedisServers,
         server: int,
         keys: Keys,

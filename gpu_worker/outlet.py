@@ -81,6 +81,7 @@ class Outlet:
 
     def __init__(
         self,
+        *,
         redis: SyncRedis,
         keys: Keys,
         worker: WorkerId,

@@ -24,13 +24,14 @@ class Owner:
 
     def __init__(
         self,
+        *,
         servers: RedisServers,
+        redis: SyncRedis,
         claims: Claims,
         table: StreamTable,
         intakes: Sequence[Intake],
         engine: EngineThread,
         sink: EventSink,
-        redis: SyncRedis,
         quarantine: Quarantine,
     ) -> None:
         self._servers = servers

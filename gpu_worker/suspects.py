@@ -48,6 +48,7 @@ class SuspectRunner:
 
     def __init__(
         self,
+        *,
         client: SyncClient,
         keys: Keys,
         worker: WorkerId,

@@ -30,14 +30,15 @@ class Sweeper:
 
     def __init__(
         self,
+        *,
         redis: SyncRedis,
         lease: WorkerLease,
+        worker: WorkerId,
         claims: Claims,
         table: StreamTable,
         owner: Owner,
-        worker: WorkerId,
-        period_s: float,
         quarantine: Quarantine,
+        period_s: float,
     ) -> None:
         self._redis = redis
         self._quarantine = quarantine

@@ -94,62 +94,85 @@ class Worker:
         self._quarantined = quarantined
         self._claims = Claims(self._redis, keys, worker, chunk_ms=int(backend.description["chunk_ms"]))
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
-        self._outlet = Outlet(self._redis, keys, worker, self._claims, self._table, self._lost, self._fail)
+        self._outlet = Outlet(
+            redis=self._redis,
+            keys=keys,
+            worker=worker,
+            claims=self._claims,
+            table=self._table,
+            on_fenced=self._lost,
+            on_failure=self._fail,
+        )
         self._engine = EngineThread(backend.engine, self._outlet, settings.replay_seconds, self._fail)
         backend.wake_with(self._engine.wake)
         self._intakes = [
-            Intake(servers, server, keys, worker, self._table, self._engine.put, self._lost)
+            Intake(
+                servers=servers,
+                server=server,
+                keys=keys,
+                worker=worker,
+                table=self._table,
+                put=self._engine.put,
+                on_lost=self._lost,
+            )
             for server in range(servers.num_servers)
         ]
         self._owner = Owner(
-            servers,
-            self._claims,
-            self._table,
-            self._intakes,
-            self._engine,
-            self._outlet,
-            self._redis,
-            self._quarantine,
+            servers=servers,
+            redis=self._redis,
+            claims=self._claims,
+            table=self._table,
+            intakes=self._intakes,
+            engine=self._engine,
+            sink=self._outlet,
+            quarantine=self._quarantine,
         )
         self._suspects = SuspectRunner(
-            self._redis.cluster,
-            keys,
-            worker,
-            self._claims,
-            self._table,
-            self._owner,
-            self._engine,
-            self._stop.set,
+            client=self._redis.cluster,
+            keys=keys,
+            worker=worker,
+            claims=self._claims,
+            table=self._table,
+            owner=self._owner,
+            engine=self._engine,
+            done=self._stop.set,
         )
         self._claimers: list[Claimer] | list[SuspectRunner] = (
             [self._suspects]
             if quarantined
             else [
-                Claimer(servers, server, self._claims, self._table, self._owner, self._redis)
+                Claimer(
+                    servers=servers,
+                    server=server,
+                    redis=self._redis,
+                    claims=self._claims,
+                    table=self._table,
+                    owner=self._owner,
+                )
                 for server in range(servers.num_servers)
             ]
         )
         self._lease = WorkerLease(self._lease_redis.cluster, keys, worker, settings.lease_ms)
         self._sweeper = Sweeper(
-            self._redis,
-            WorkerLease(self._redis.cluster, keys, worker, settings.lease_ms),
-            self._claims,
-            self._table,
-            self._owner,
-            worker,
-            max(_MIN_SWEEP_S, min(lease_s / 4, _MAX_SWEEP_S)),
-            self._quarantine,
+            redis=self._redis,
+            lease=WorkerLease(self._redis.cluster, keys, worker, settings.lease_ms),
+            worker=worker,
+            claims=self._claims,
+            table=self._table,
+            owner=self._owner,
+            quarantine=self._quarantine,
+            period_s=max(_MIN_SWEEP_S, min(lease_s / 4, _MAX_SWEEP_S)),
         )
         self._heartbeat = Heartbeat(
-            self._lease,
-            lease_s,
-            settings.step_timeout_ms / 1000,
-            lambda: self._engine.busy_s,
-            self._report,
-            backend.description,
-            self._sweeper.revalidate,
-            self._hung,
-            backend.counts,
+            lease=self._lease,
+            lease_s=lease_s,
+            step_timeout_s=settings.step_timeout_ms / 1000,
+            busy_s=lambda: self._engine.busy_s,
+            report=self._report,
+            description=backend.description,
+            counts=backend.counts,
+            on_lapsed=self._sweeper.revalidate,
+            on_hung=self._hung,
         )
 
     def run(self) -> int:

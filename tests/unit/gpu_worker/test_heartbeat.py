@@ -75,7 +75,7 @@ class Beating:
         self.hung: list[float] = []
         window = StatsWindow(EngineStats(), 0.0)
         self.heartbeat = Heartbeat(
-            cast("WorkerLease", self.lease),
+            lease=cast("WorkerLease", self.lease),
             lease_s=lease_s,
             step_timeout_s=1.0,
             busy_s=lambda: self.busy_s,
