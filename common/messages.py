@@ -114,9 +114,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """The final of one utterance: `text` is what the transcript gained since the last one.
+    """The final of one utterance, with the option `auto_finalize`: it will not change any more.
 
-    Times are in seconds from the first sample of the stream.
+    `number` counts from 1; `text` is what the transcript gained since the last such final; times are in
+    seconds from the first sample of the stream.
     """
 
     number: int

@@ -22,7 +22,7 @@ from common.dead_letters import dead_letter_command
 from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import ErrorCode, StreamError
 from common.keys import Keys
-from common.messages import ErrorMessage, Result, Utterance, Word
+from common.messages import ErrorMessage, Result
 from common.redis import REDIS_ERROR, SyncRedis, is_passing
 from common.result_writer import ResultWriter, StreamWrite, ack_json
 from common.server_codec import encode_server_message
@@ -322,7 +322,6 @@ class _Batch:
 
 def client_result(output: StreamOutput, seq: int, audio_ack_samples: int) -> Result:
     """The message to the client for an output of the engine."""
-    words = output.words
     return Result(
         text=output.text,
         token_ids=output.token_ids,
@@ -332,10 +331,6 @@ def client_result(output: StreamOutput, seq: int, audio_ack_samples: int) -> Res
         turn_detection=output.turn_detection,
         seq=seq,
         audio_ack_samples=audio_ack_samples,
-        words=None
-        if words is None
-        else tuple(Word(word.word, word.start_s, word.end_s, word.confidence) for word in words),
-        utterances=tuple(Utterance(one.number, one.text, one.start_s, one.end_s) for one in output.utterances)
-        if output.utterances
-        else (),
+        words=output.words,
+        utterances=output.utterances,
     )

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from common.entries import StreamId
 from common.errors import EngineError, EngineFull
 from common.hot_value import hot_value
+from common.messages import LastState, TurnDetection, Utterance, Word
 from common.options import StreamOptions
 
 if TYPE_CHECKING:
@@ -27,23 +28,17 @@ __all__ = [
     "EngineError",
     "EngineFull",
     "EngineStats",
-    "LastState",
     "OutOfPages",
     "SnapshotMismatch",
     "StageStats",
     "StreamFinished",
     "StreamOutput",
-    "TurnDetection",
     "UnknownStream",
     "UnsupportedOption",
     "Utterance",
-    "Word",
 ]
 
 ENGINE_SAMPLE_RATE = 16_000
-
-LastState = Literal["speech", "silence"]
-TurnDetection = Literal["start_of_utterance", "running", "pause", "end_of_utterance"]
 
 
 class UnknownStream(EngineError):
@@ -64,30 +59,6 @@ class UnsupportedOption(EngineError):
 
 class OutOfPages(EngineError):
     """The paged key/value cache has no page left for a stream that needs one to go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """One word of the transcript.  Times count from the first sample of the stream."""
-
-    word: str
-    start_s: float
-    end_s: float
-    confidence: float
-
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """The final of one utterance, with the option `auto_finalize`: it will not change any more.
-
-    `number` counts from 1; `text` is what the transcript gained since the last such final; times count
-    from the first sample of the stream.
-    """
-
-    number: int
-    text: str
-    start_s: float
-    end_s: float
 
 
 @hot_value

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from common.entries import StreamId
+from common.messages import Word
 from common.options import StreamOptions
 from gpu_worker.engine.interface import (
     ENGINE_SAMPLE_RATE,
@@ -23,7 +24,6 @@ from gpu_worker.engine.interface import (
     StreamFinished,
     StreamOutput,
     UnknownStream,
-    Word,
 )
 
 if TYPE_CHECKING:

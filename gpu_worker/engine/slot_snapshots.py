@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from common.entries import StreamId
+from common.messages import Utterance, Word
 from gpu_worker.engine.block_manager import BlockManager
-from gpu_worker.engine.interface import SnapshotMismatch, StreamOutput, Utterance, Word
+from gpu_worker.engine.interface import SnapshotMismatch, StreamOutput
 from gpu_worker.engine.pipelined_stream import PipelinedStream
 from gpu_worker.engine.sample_rings import SampleRings
 from gpu_worker.engine.slot_table import SlotTable

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.hot_value import hot_value
-from gpu_worker.engine.interface import Word
+from common.messages import Word
 from gpu_worker.model.tokenizer import TextState, Tokenizer
 
 

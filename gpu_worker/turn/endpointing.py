@@ -28,6 +28,7 @@ from dataclasses import astuple, dataclass
 from enum import Enum, StrEnum
 from typing import Any, Final, Self
 
+from common.messages import LastState, TurnDetection
 from gpu_worker.turn.settings import SAMPLES_PER_MS, Signal, TurnSettings
 from gpu_worker.turn.transitions import (
     REPORTED,
@@ -35,9 +36,7 @@ from gpu_worker.turn.transitions import (
     Action,
     Event,
     IllegalTransitionError,
-    LastState,
     State,
-    TurnDetection,
 )
 
 WINDOW_SAMPLES: Final = 512

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.entries import StreamId
-from gpu_worker.engine.interface import StreamOutput, Utterance, Word
+from common.messages import LastState, TurnDetection, Utterance, Word
+from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.turn.endpointing import Endpointer, TurnChunk
 from gpu_worker.turn.settings import TurnSettings
-from gpu_worker.turn.transitions import LastState, TurnDetection
 from gpu_worker.turn.utterances import UtteranceLog
 
 _VERSION: Final = 1

@@ -5,10 +5,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
 
-LastState = Literal["speech", "silence"]
-TurnDetection = Literal["start_of_utterance", "running", "pause", "end_of_utterance"]
+from common.messages import LastState, TurnDetection
 
 
 class State(StrEnum):

@@ -11,7 +11,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from gpu_worker.engine.interface import Utterance
+from common.messages import Utterance
 from gpu_worker.turn.endpointing import TurnOutcome
 from gpu_worker.turn.settings import SAMPLES_PER_MS, TurnSettings
 

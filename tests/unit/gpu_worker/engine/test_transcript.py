@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from gpu_worker.engine.interface import Word
+from common.messages import Word
 from gpu_worker.engine.transcript import Token, Transcript
 from tests.oracle.models import tiny
 

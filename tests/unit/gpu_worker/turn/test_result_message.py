@@ -9,7 +9,7 @@ from gpu_worker.engine import interface
 from gpu_worker.outlet import client_result
 
 
-def output(*utterances: interface.Utterance) -> interface.StreamOutput:
+def output(*utterances: Utterance) -> interface.StreamOutput:
     return interface.StreamOutput(
         stream=StreamId(1),
         samples_decoded=16_000,
@@ -28,7 +28,7 @@ def output(*utterances: interface.Utterance) -> interface.StreamOutput:
 
 
 def test_utterances_reach_the_client_and_is_final_stays_for_the_end() -> None:
-    message = client_result(output(interface.Utterance(2, "forward", 0.5, 0.96)), 7, 16_000)
+    message = client_result(output(Utterance(2, "forward", 0.5, 0.96)), 7, 16_000)
     data = encode_server_message(message)
     fields = orjson.loads(data)
     assert fields["utterances"] == [{"number": 2, "text": "forward", "start_s": 0.5, "end_s": 0.96}]

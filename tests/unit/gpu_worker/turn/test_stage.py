@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from common.entries import StreamId
-from gpu_worker.engine.interface import EngineError, StreamOutput, Word
+from common.messages import Word
+from gpu_worker.engine.interface import EngineError, StreamOutput
 from gpu_worker.turn.endpointing import WINDOW_SAMPLES, Verdict
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.stage import HISTORY_SAMPLES, MAX_HELD_CHUNKS, TurnAnswer, TurnStage
