@@ -29,6 +29,7 @@ from gpu_worker.model.config import parse_model_config
 from gpu_worker.model.expected_tensors import expected_tensors
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.model import StepInputs, StreamingModel
+from gpu_worker.model.state import KVPages
 from gpu_worker.model.tokenizer import END_OF_BACKCHANNEL, END_OF_UTTERANCE, Tokenizer
 
 TOKENS_PER_SECOND: Final = 3.0
@@ -278,7 +279,7 @@ def _encoded(loaded: LoadedModel, context: tuple[int, int], streams: int, second
         model = CudaModel(loaded, context)
     else:
         model = StreamingModel(loaded, context)
-    state, cache = model.make_state(streams), model.make_pages(pages * streams, _PAGE_FRAMES)
+    state, cache = model.make_state(streams), KVPages.for_model(model, pages * streams, _PAGE_FRAMES)
     offsets = np.random.default_rng(0).integers(0, len(recordings()), streams).tolist()
     audio = np.stack([speech(offset, int(seconds * 16_000)) for offset in offsets])
     # What stands before a stream's first sample is silence.

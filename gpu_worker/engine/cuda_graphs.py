@@ -26,6 +26,7 @@ from gpu_worker.engine.steps import SPARE_HOPS, UNKNOWN_END, Field, Flight, Step
 from gpu_worker.kernels.gather_samples import gather_samples
 from gpu_worker.kernels.log_mel_reference import FRAME_SAMPLES, HOP_SAMPLES, LEAD_SAMPLES
 from gpu_worker.model.cuda_model import CudaModel, CudaStep
+from gpu_worker.model.state import KVPages
 from gpu_worker.turn.vad import SileroVad
 
 # A step may be in the making while another one runs.
@@ -91,7 +92,7 @@ class GraphSteps:
         self.vad = vad
         self.max_rows = min(batch_sizes.encode, num_slots)
         self.state = model.make_state(num_slots)
-        self.pages = model.make_pages(num_pages, page_frames)
+        self.pages = KVPages.for_model(model, num_pages, page_frames)
         self._ring = torch.zeros(num_slots + 1, ring_samples, pin_memory=True)
         self.ring_SC: NDArray[np.float32] = self._ring.numpy()
         self._sizes = batch_sizes

@@ -90,7 +90,7 @@ class ModelRunner:
         self.model = model
         self.vad = vad
         self.state: SlotState = model.make_state(num_slots)
-        self.pages: KVPages = model.make_pages(num_pages, page_frames)
+        self.pages = KVPages.for_model(model, num_pages, page_frames)
         self._sizes = batch_sizes
         self._stats = stats
         self._synchronizes = model.device.type == "cuda"

@@ -117,7 +117,7 @@ class EagerSteps:
         stats: EngineStats,
     ) -> None:
         self.state = model.make_state(num_slots)
-        self.pages = model.make_pages(num_pages, page_frames)
+        self.pages = KVPages.for_model(model, num_pages, page_frames)
         self.vad = vad
         self.ring_SC = np.zeros((num_slots + 1, ring_samples), dtype=np.float32)
         self.max_rows = max_rows

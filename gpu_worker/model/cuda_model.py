@@ -275,18 +275,6 @@ class CudaModel:
         state.reset(torch.arange(rows, device=self.device))
         return state
 
-    def make_pages(self, num_pages: int, page_frames: int) -> KVPages:
-        """Key and value pages for all layers, and a spare one."""
-        return KVPages.allocate(
-            num_layers=self.config.num_layers,
-            num_pages=num_pages,
-            page_frames=page_frames,
-            num_heads=self.config.num_heads,
-            head_dim=self.config.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
-
     def pre_encode(self, step: CudaStep, state: SlotState) -> Tensor:
         """Samples to subsampled frames x_BTD; moves the tail and the cached mel frames on."""
         mel = self.config.mel

@@ -130,18 +130,6 @@ class StreamingModel:
         state.reset(torch.arange(rows, device=self.device))
         return state
 
-    def make_pages(self, num_pages: int, page_frames: int) -> KVPages:
-        """Key and value pages for all layers, and a spare one."""
-        return KVPages.allocate(
-            num_layers=self.config.num_layers,
-            num_pages=num_pages,
-            page_frames=page_frames,
-            num_heads=self.config.num_heads,
-            head_dim=self.config.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
-
     def _default_prompt(self) -> int:
         prompt = self.config.prompt
         language = prompt.default_language if prompt is not None else None

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from gpu_worker.model.config import ModelConfig
 
 
 def copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,6 +108,22 @@ class SlotState:
             row.copy_(state[name])
 
 
+class PagedModel(Protocol):
+    """What the pages of a model depend on."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the layers."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of keys and values."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they stand."""
+
+
 @dataclass(frozen=True, slots=True)
 class KVPages:
     """Keys and values of all layers in pages; the last page takes what padding frames write.
@@ -132,6 +151,19 @@ class KVPages:
         shape = (num_layers, num_pages + 1, num_heads, page_frames, head_dim)
         keys = torch.zeros(shape, dtype=dtype, device=device)
         return cls(keys.transpose(2, 3), torch.zeros_like(keys).transpose(2, 3))
+
+    @classmethod
+    def for_model(cls, model: PagedModel, num_pages: int, page_frames: int) -> KVPages:
+        """Pages for all layers of a model, and a spare one."""
+        return cls.allocate(
+            num_layers=model.config.num_layers,
+            num_pages=num_pages,
+            page_frames=page_frames,
+            num_heads=model.config.num_heads,
+            head_dim=model.config.head_dim,
+            dtype=model.dtype,
+            device=model.device,
+        )
 
     @property
     def num_pages(self) -> int:

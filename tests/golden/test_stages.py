@@ -15,6 +15,7 @@ from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.model import conformer
 from gpu_worker.model.features import MelFrontEnd
 from gpu_worker.model.model import UNKNOWN_END, StepInputs, StreamingModel
+from gpu_worker.model.state import KVPages
 from tests.golden.cache import CASES, DETAILED, checkpoint, clips, reference
 
 pytestmark = [pytest.mark.golden, pytest.mark.timeout(900)]
@@ -92,7 +93,7 @@ def test_stages(name: str, context: tuple[int, int], clip: str, monkeypatch: pyt
     model = StreamingModel(loaded, context)
     probe = Probe(monkeypatch)
     state = model.make_state(1)
-    pages = model.make_pages(-(-(model.left_frames + model.chunk_frames) // PAGE_FRAMES), PAGE_FRAMES)
+    pages = KVPages.for_model(model, -(-(model.left_frames + model.chunk_frames) // PAGE_FRAMES), PAGE_FRAMES)
     subsampled: list[Tensor] = []
     encoded: list[Tensor] = []
     layers: list[Tensor] = []

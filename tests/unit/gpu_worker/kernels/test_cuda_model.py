@@ -19,6 +19,7 @@ if torch.cuda.is_available():
 from gpu_worker.model.cuda_model import CudaModel, CudaStep
 from gpu_worker.model.model import UNKNOWN_END as MODEL_UNKNOWN_END
 from gpu_worker.model.model import StepInputs, StreamingModel
+from gpu_worker.model.state import KVPages
 from tests.oracle.models import JFK, random_model, speech
 
 
@@ -29,7 +30,7 @@ def test_stages_agree_from_the_first_chunk_to_the_last() -> None:
     loaded = random_model(3, num_layers=1, subsampling_channels=4)
     plain, fused = StreamingModel(loaded, (70, 1)), CudaModel(loaded, (70, 1))
     states = plain.make_state(2), fused.make_state(2)
-    pages = plain.make_pages(9, 8), fused.make_pages(9, 8)
+    pages = KVPages.for_model(plain, 9, 8), KVPages.for_model(fused, 9, 8)
     # The slot still holds another stream: nothing of it may show.
     states[1].conv_LSKD.fill_(3.0)
     states[1].hidden_PSU.fill_(3.0)

@@ -79,7 +79,7 @@ def assert_equal_to_offline(
 ) -> list[int]:
     model = StreamingModel(loaded, context, **options)
     ring = -(-(model.left_frames + chunks * model.chunk_frames) // page_frames)
-    state, pages = model.make_state(2), model.make_pages(2 * ring, page_frames)
+    state, pages = model.make_state(2), KVPages.for_model(model, 2 * ring, page_frames)
     expected = OfflineOracle(loaded, context, **options).run(samples)
     subsampled, encoded, tokens, frames = run(model, state, pages, samples, chunks, slot=1)
     # The subsampled values are of the order of 10 to 100, the encoder's of 1.
@@ -137,10 +137,10 @@ def test_without_reset_the_predictor_runs_on() -> None:
 
 def test_a_slot_taken_anew_holds_nothing() -> None:
     model = StreamingModel(tiny(), (70, 1))
-    state, pages = model.make_state(1), model.make_pages(5, 16)
+    state, pages = model.make_state(1), KVPages.for_model(model, 5, 16)
     loud = torch.tensor(speech(JFK)[:50_000]) * 3
     samples = torch.tensor(speech(GO_FORWARD))
-    _, fresh, *_ = run(model, model.make_state(1), model.make_pages(5, 16), samples, 1)
+    _, fresh, *_ = run(model, model.make_state(1), KVPages.for_model(model, 5, 16), samples, 1)
     run(model, state, pages, loud, 1)
     state.reset(torch.tensor([0]))
     _, again, *_ = run(model, state, pages, samples, 1)
@@ -177,6 +177,6 @@ def test_bfloat16_runs() -> None:
     loaded = LoadedModel(base.config, weights, base.tokenizer, base.source, None, torch.bfloat16, base.device)
     model = StreamingModel(loaded, (70, 1))
     *_, tokens, _ = run(
-        model, model.make_state(1), model.make_pages(5, 16), torch.tensor(speech(GO_FORWARD)), 1
+        model, model.make_state(1), KVPages.for_model(model, 5, 16), torch.tensor(speech(GO_FORWARD)), 1
     )
     assert "forward" in base.tokenizer.decode(tokens)
