@@ -78,7 +78,7 @@ _MAX_RENEWALS: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterSettings:
+class SharedSettings:
     """Settings that must be the same in all processes of a cluster, kept while one of them lives."""
 
     max_num_streams: int
@@ -140,7 +140,7 @@ class Admission:
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
 
-    async def agree(self, settings: ClusterSettings, ttl_ms: int) -> None:
+    async def agree(self, settings: SharedSettings, ttl_ms: int) -> None:
         """State the settings of this process; called at start and renewed with every heartbeat.
 
         Raises SettingsMismatch when the cluster runs with another value.
@@ -174,7 +174,7 @@ def _mismatch(name: str, ours: int, theirs: str | int) -> SettingsMismatch:
     )
 
 
-def check_cluster_agrees(client: SyncClient, keys: Keys, settings: ClusterSettings) -> None:
+def check_cluster_agrees(client: SyncClient, keys: Keys, settings: SharedSettings) -> None:
     """Check what `Admission.agree` would, and write nothing: before any process is started.
 
     Raises SettingsMismatch. Nothing is checked while no ingress runs: the first one decides.

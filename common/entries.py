@@ -22,7 +22,6 @@ WorkerId = NewType("WorkerId", str)
 IngressId = NewType("IngressId", str)
 
 Bytes = bytes | bytearray | memoryview
-Field = bytes | bytearray | memoryview | int | float | str
 
 _PAYLOAD_FIELD: Final = {Encoding.PCM16: b"p", Encoding.F32: b"f"}
 

@@ -77,7 +77,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class SnapshotTaken:
     """The engine's state of a stream behind `samples_decoded`; `release` when the stream is handed over."""
 
     flow: StreamFlow
@@ -105,7 +105,7 @@ class HandedOver:
     """Everything that the engine had was handed over."""
 
 
-Event = Opened | Failed | Snapshot | Decoded | Forgotten | HandedOver
+Event = Opened | Failed | SnapshotTaken | Decoded | Forgotten | HandedOver
 
 
 class EventSink(Protocol):

@@ -36,7 +36,7 @@ from gpu_worker.engine_events import (
     HandOver,
     Open,
     Opened,
-    Snapshot,
+    SnapshotTaken,
     worker_failed,
 )
 from gpu_worker.flow import StreamFlow
@@ -176,7 +176,7 @@ class EngineThread:
         else:
             self._checkpoints.forget(flow.stream)
         if data is not None:
-            self._sink.put(Snapshot(flow, samples, data, release))
+            self._sink.put(SnapshotTaken(flow, samples, data, release))
         elif release:
             self._sink.put(Forgotten(flow))
 

@@ -35,7 +35,7 @@ from gpu_worker.engine_events import (
     Forgotten,
     HandedOver,
     Opened,
-    Snapshot,
+    SnapshotTaken,
     worker_failed,
 )
 from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
@@ -169,7 +169,7 @@ class Outlet:
                             self._output(batch, writing, output)
                 case Opened(flow):
                     self._opened(batch, flow)
-                case Snapshot():
+                case SnapshotTaken():
                     self._snapshot(batch, event)
                 case Failed(flow, error):
                     self._failed(batch, flow, error)
@@ -237,7 +237,7 @@ class Outlet:
             writing.replay_entry = writing.kept.popleft().entry_id
         return max(done, writing.acked)
 
-    def _snapshot(self, batch: _Batch, snapshot: Snapshot) -> None:
+    def _snapshot(self, batch: _Batch, snapshot: SnapshotTaken) -> None:
         flow = snapshot.flow
         writing = self._writings.get(flow.stream)
         if writing is None or writing.flow is not flow:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import orjson
 
-from common.admission import Admission, ClusterSettings
+from common.admission import Admission, SharedSettings
 from common.appender import Appender
 from common.assignments import NewStream, StreamDirectory, StreamRecord
 from common.audio_log import AudioLog, last_audio
@@ -438,7 +438,7 @@ class RedisBackplane:
     # Keeping
 
     async def _agree(self) -> None:
-        shared = ClusterSettings(
+        shared = SharedSettings(
             self._settings.max_num_streams, self._settings.sample_rate, self._servers.shards
         )
         await self._admission.agree(shared, self._ttl_ms)

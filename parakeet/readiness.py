@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 
-from common.admission import ClusterSettings, check_cluster_agrees
+from common.admission import SharedSettings, check_cluster_agrees
 from common.entries import IngressId, WorkerId
 from common.errors import ServiceError, SettingsError
 from common.keys import Keys
@@ -46,7 +46,7 @@ class Roster:
 
     def check_agreement(self, settings: IngressSettings) -> None:
         """Raise SettingsMismatch where a running cluster has other values; silent without Redis."""
-        shared = ClusterSettings(settings.max_num_streams, settings.sample_rate, self._keys.shards)
+        shared = SharedSettings(settings.max_num_streams, settings.sample_rate, self._keys.shards)
         with contextlib.suppress(*CONNECTION_ERRORS):
             check_cluster_agrees(self._redis.cluster, self._keys, shared)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from common.admission import Admission, ClusterSettings, check_worker_agrees
+from common.admission import Admission, SharedSettings, check_worker_agrees
 from common.entries import StreamId, WorkerId
 from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
 from common.keys import Keys
@@ -120,12 +120,12 @@ async def test_thousands_are_renewed_in_one_call(redis_url: str, admission: Admi
 
 
 async def test_settings_of_the_cluster_must_agree(redis_url: str, admission: Admission) -> None:
-    await admission.agree(ClusterSettings(100, 16_000, 1), 60_000)
-    await admission.agree(ClusterSettings(100, 16_000, 1), 60_000)
+    await admission.agree(SharedSettings(100, 16_000, 1), 60_000)
+    await admission.agree(SharedSettings(100, 16_000, 1), 60_000)
     with pytest.raises(SettingsMismatch, match=r"--max-num-streams is 50 here, .* has 100"):
-        await admission.agree(ClusterSettings(50, 16_000, 1), 60_000)
+        await admission.agree(SharedSettings(50, 16_000, 1), 60_000)
     with pytest.raises(SettingsMismatch, match="--sample-rate is 8000 here"):
-        await admission.agree(ClusterSettings(100, 8000, 1), 60_000)
+        await admission.agree(SharedSettings(100, 8000, 1), 60_000)
     redis = SyncRedis(RedisServers.parse((redis_url,)))
     check_worker_agrees(redis.cluster, Keys(1))
     with pytest.raises(SettingsMismatch, match=r"--redis-shards .* is 2 here"):
@@ -134,7 +134,7 @@ async def test_settings_of_the_cluster_must_agree(redis_url: str, admission: Adm
     client = raw_client(redis_url)
     assert 0 < client.pttl("px:{0}:conf") <= 60_000
     client.delete("px:{0}:conf")
-    await admission.agree(ClusterSettings(50, 16_000, 1), 60_000)
+    await admission.agree(SharedSettings(50, 16_000, 1), 60_000)
 
 
 async def test_a_dead_redis_is_told_apart_from_a_full_cluster() -> None:

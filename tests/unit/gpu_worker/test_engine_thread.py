@@ -28,7 +28,7 @@ from gpu_worker.engine_events import (
     HandOver,
     Open,
     Opened,
-    Snapshot,
+    SnapshotTaken,
 )
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow
@@ -161,7 +161,7 @@ def test_snapshots_come_at_their_distance(start: Callable[..., Running]) -> None
     for _ in range(50):
         running.thread.put(feed(one, audio(0.16)))
     wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) == 50)
-    taken = [event.samples_decoded for event in running.sink.events if isinstance(event, Snapshot)]
+    taken = [event.samples_decoded for event in running.sink.events if isinstance(event, SnapshotTaken)]
     assert 3 <= len(taken) <= 8
     assert taken[0] >= 8_000
     assert min(np.diff(taken)) >= 16_000
@@ -175,7 +175,7 @@ def test_a_hand_over_snapshots_and_forgets_everything(start: Callable[..., Runni
     running.said(Decoded)
     running.thread.put(HandOver())
     running.said(HandedOver)
-    snapshots = [event for event in running.sink.events if isinstance(event, Snapshot)]
+    snapshots = [event for event in running.sink.events if isinstance(event, SnapshotTaken)]
     assert [(event.flow, event.samples_decoded, event.release) for event in snapshots] == [
         (heard, 2560, True)
     ]
@@ -199,7 +199,7 @@ def test_a_stream_that_ends_during_the_hand_over_does_not_stop_it(start: Callabl
     wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) >= 2)
     running.thread.put(HandOver())
     running.said(HandedOver)
-    assert [event.flow for event in running.sink.events if isinstance(event, Snapshot)] == [one]
+    assert [event.flow for event in running.sink.events if isinstance(event, SnapshotTaken)] == [one]
     assert [event.flow for event in running.sink.events if isinstance(event, Forgotten)] == [ends]
     assert not running.failures
 
