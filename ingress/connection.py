@@ -54,6 +54,21 @@ class ConnectionLimits:
     refused_grace_s: float = REFUSED_GRACE_S
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """One message that came before the client was admitted."""
+
+    data: bytes
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _HangUp:
+    """The connection closes once the buffer is empty, because of an error or in good order (None)."""
+
+    error: StreamError | None
+
+
 class Connection:
     """One client, from its accepted socket to its closed one.
 
@@ -102,9 +117,9 @@ class Connection:
         self._link: StreamLink | None = None
         self._options = StreamOptions()
         # What the client sent before it was admitted; reading is paused, so this is one read's worth.
-        self._held: list[bytes | tuple[bytes]] | None = []
+        self._held: list[_Held] | None = []
         self._held_end = False
-        self._hanging_up: tuple[StreamError | None] | None = None
+        self._hanging_up: _HangUp | None = None
         self._hung_up = False
         self._lost = False
         self._unread_timer: asyncio.TimerHandle | None = None
@@ -124,7 +139,7 @@ class Connection:
     def received_text(self, data: bytes) -> None:
         """Take one line or text frame."""
         if self._held is not None:
-            self._held.append(data)
+            self._held.append(_Held(data, binary=False))
             return
         if self._hung_up:
             return
@@ -143,7 +158,7 @@ class Connection:
     def received_binary(self, data: bytes) -> None:
         """Take one binary frame."""
         if self._held is not None:
-            self._held.append((data,))
+            self._held.append(_Held(data, binary=True))
             return
         if self._hung_up:
             return
@@ -314,7 +329,7 @@ class Connection:
                 link, self._link = self._linked(), None
                 link.release()
             case Action.HANG_UP:
-                self._hanging_up = (outcome.error,)
+                self._hanging_up = _HangUp(outcome.error)
                 if self._buffer.empty:
                     self._hang_up_if_asked()
             case _:
@@ -395,11 +410,11 @@ class Connection:
 
     def _take_held(self) -> None:
         held, self._held = self._held, None
-        for data in held or ():
-            if isinstance(data, tuple):
-                self.received_binary(data[0])
+        for message in held or ():
+            if message.binary:
+                self.received_binary(message.data)
             else:
-                self.received_text(data)
+                self.received_text(message.data)
         if self._held_end:
             self.ended()
         if self._protocol.state is not State.CLOSED:
@@ -445,14 +460,14 @@ class Connection:
         self._abandon(error)
         # Past the buffer: whatever the transport still takes is this message, then the end.
         self._peer.send(encode_server_message(ErrorMessage(error.code.value, error.message, self.stream_id)))
-        self._hanging_up = (error,)
+        self._hanging_up = _HangUp(error)
         self._hang_up_if_asked()
 
     def _hang_up_if_asked(self) -> None:
         if self._hanging_up is not None and not self._hung_up:
             self._hung_up = True
             self._stop_timers()
-            self._peer.close(self._hanging_up[0])
+            self._peer.close(self._hanging_up.error)
 
     def _unread_too_long(self) -> None:
         self._unread_timer = None
