@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.entries import StreamId
-from common.logging import configure
-from common.settings import WorkerSettings, parse_or_exit
+from common.settings import WorkerSettings
 from gpu_worker.backend import Backend, make_backend
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.quarantined import leave
+from gpu_worker.process import leave, run
 from gpu_worker.worker import Worker
 
 DEADLY: Final = b"\x00\x80\x00\x80"
@@ -71,12 +70,11 @@ def make(settings: WorkerSettings) -> Backend:
 
 
 def main() -> int:
-    settings = parse_or_exit("worker")
-    configure(settings.log_level, settings.log_format, fields={"worker_id": settings.worker_id})
-    worker = Worker(settings, make(settings), quarantine_module="tests.chaos.crashing_quarantined")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, worker.request_stop)
-    return worker.run()
+    return run(
+        lambda settings: Worker(
+            settings, make(settings), quarantine_module="tests.chaos.crashing_quarantined"
+        )
+    )
 
 
 if __name__ == "__main__":
