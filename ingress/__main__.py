@@ -14,7 +14,7 @@ from common.logging import configure
 from common.settings import parse_or_exit
 from ingress.server import serve
 
-log = logging.getLogger("ingress")
+logger = logging.getLogger("ingress")
 
 # Objects that are made and not yet gone before their cycles are looked for; some megabytes.
 _COLLECT_AFTER: Final = 20_000
@@ -54,17 +54,17 @@ def main() -> int:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(serve(settings))
     except SettingsError as error:
-        log.error("%s", error)
+        logger.error("%s", error)
         return 2
     except (RedisUnavailable, OSError) as error:
-        log.error("The ingress cannot start: %s", error)
+        logger.error("The ingress cannot start: %s", error)
         return 1
     except BaseExceptionGroup as failures:
         expected, others = failures.split((RedisUnavailable, OSError))
         if others is not None:
-            log.error("The ingress failed", exc_info=others)
+            logger.error("The ingress failed", exc_info=others)
         elif expected is not None:
-            log.error("The ingress cannot start: %s", expected.exceptions[0])
+            logger.error("The ingress cannot start: %s", expected.exceptions[0])
         return 1
     return 0
 

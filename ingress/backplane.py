@@ -44,7 +44,7 @@ from ingress.result_feed import RETRY_PAUSE_S, ResultFeed
 from ingress.stream_link import RedisLink
 from ingress.stream_watch import StreamWatch
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # How long Redis may be away before the streams that wait for it fail: longer than a restart or a
 # failover takes, shorter than people take to notice silence.
@@ -157,7 +157,7 @@ class RedisBackplane:
                 if self._clean_ups:
                     await asyncio.wait(self._clean_ups)
         except (TimeoutError, RedisUnavailable):
-            log.warning("%d streams have not ended yet; workers and expiries end them", len(self._links))
+            logger.warning("%d streams have not ended yet; workers and expiries end them", len(self._links))
         try:
             async with asyncio.timeout(timeout_s):
                 for link in self._all():
@@ -165,7 +165,7 @@ class RedisBackplane:
                         await self._admission.release(link.stream)
                 await self._presence.leave()
         except (TimeoutError, RedisUnavailable) as error:
-            log.warning("Redis could not be told of the stop: %s", error)
+            logger.warning("Redis could not be told of the stop: %s", error)
 
     async def close(self) -> None:
         """Close the connections to Redis."""
@@ -299,7 +299,7 @@ class RedisBackplane:
                 await self._adopt_now(stream)
                 return
             except EntryError as error:
-                log.error("%s", error, extra={"stream_id": stream})
+                logger.error("%s", error, extra={"stream_id": stream})
                 return
             except RedisUnavailable:
                 if self._loop.time() > give_up:
@@ -314,7 +314,7 @@ class RedisBackplane:
         if connection == 0 or self._is_here(stream):
             return
         link = RedisLink(self, self._keys.stream(stream), None, "")
-        log.info("adopting a stream without a connection", extra={"stream_id": stream})
+        logger.info("adopting a stream without a connection", extra={"stream_id": stream})
         await self._take_over(link, record, connection, 0, 0)
         if self._links.get(stream) is link:
             link.abandon(keep=True)
@@ -414,7 +414,7 @@ class RedisBackplane:
                 await self._directory.remove(link.keys)
         except (RedisUnavailable, EntryError) as error:
             # What is left has an expiry.
-            log.warning("A stream's keys were left to expire: %s", error, extra={"stream_id": link.stream})
+            logger.warning("A stream's keys were left to expire: %s", error, extra={"stream_id": link.stream})
 
     def _finish_failed(self, link: RedisLink) -> None:
         """Append the final mark of a stream whose appends failed, or its worker would wait for ever."""
@@ -433,7 +433,7 @@ class RedisBackplane:
             try:
                 await self._admission.release(stream)
             except RedisUnavailable as error:
-                log.warning("An admission was left to expire: %s", error, extra={"stream_id": stream})
+                logger.warning("An admission was left to expire: %s", error, extra={"stream_id": stream})
 
     # Keeping
 
@@ -450,7 +450,7 @@ class RedisBackplane:
                 await self._presence.beat(self._report())
                 await self._agree()
             except (RedisUnavailable, SettingsMismatch) as error:
-                log.warning("heartbeat failed: %s", error)
+                logger.warning("heartbeat failed: %s", error)
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _renew(self) -> None:
@@ -466,13 +466,13 @@ class RedisBackplane:
             try:
                 await self._renew_links(link for link in self._all() if link.stream % RENEWAL_TURNS == turn)
             except RedisUnavailable as error:
-                log.warning("expiries could not be renewed: %s", error)
+                logger.warning("expiries could not be renewed: %s", error)
 
     async def _renew_now(self, link: RedisLink) -> None:
         try:
             await self._renew_links((link,))
         except RedisUnavailable as error:
-            log.warning("expiries are renewed later: %s", error, extra={"stream_id": link.stream})
+            logger.warning("expiries are renewed later: %s", error, extra={"stream_id": link.stream})
 
     async def _renew_links(self, links: Iterable[RedisLink]) -> None:
         links = [link for link in links if not link.ended]
@@ -489,7 +489,7 @@ async def _guarded(coroutine: Coroutine[Any, Any, None], name: str) -> None:
     try:
         await coroutine
     except Exception:
-        log.exception("%s failed", name)
+        logger.exception("%s failed", name)
 
 
 def _token_hash(token: str) -> str:

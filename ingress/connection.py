@@ -22,7 +22,7 @@ from ingress.peer import Peer
 from ingress.protocol import Action, ConnectionProtocol, Event, Outcome, State
 from ingress.send_buffer import SendBuffer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CAPABILITIES: Final = ("config", "resume")
 REFUSED_GRACE_S: Final = 1.0
@@ -292,7 +292,7 @@ class Connection:
     def _failed(self) -> None:
         """End this connection after a defect of ours, and no other; called where it was caught, whatever
         it was, and logs it."""
-        log.exception("A connection failed", extra={"stream_id": self.stream_id})
+        logger.exception("A connection failed", extra={"stream_id": self.stream_id})
         self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 
     def _do(self, action: Action, outcome: Outcome) -> None:
@@ -359,7 +359,7 @@ class Connection:
     def _send_error(self, error: StreamError) -> None:
         stream = self.stream_id
         about = {} if stream is None else {"stream_id": stream}
-        log.info("%s: %s", error.code.value, error.message, extra=about | {"code": error.code.value})
+        logger.info("%s: %s", error.code.value, error.message, extra=about | {"code": error.code.value})
         message = ErrorMessage(error.code.value, error.message, self.stream_id)
         self._send(encode_server_message(message))
 

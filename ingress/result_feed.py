@@ -18,7 +18,7 @@ from common.redis import AsyncRedis, RedisServers
 from common.result_reader import Published, ResultSubscription, catch_up
 from ingress.stream_link import RedisLink
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S: Final = 0.2
 # Streams that are read up on in one go: bounds the reply.
@@ -91,7 +91,7 @@ class ResultFeed:
         try:
             return link.take(line, repair=repair)
         except Exception:
-            log.exception("A line could not be handled", extra={"stream_id": link.stream})
+            logger.exception("A line could not be handled", extra={"stream_id": link.stream})
             link.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
             return True
 
@@ -110,7 +110,7 @@ class ResultFeed:
                 away = False
             except RedisUnavailable as error:
                 if not away:
-                    log.warning("results cannot be read, trying again: %s", error)
+                    logger.warning("results cannot be read, trying again: %s", error)
                 away = True
                 for link in links:
                     if link.repairing and self._is_open(link):
@@ -125,7 +125,7 @@ class ResultFeed:
                 for link in links:
                     await self._read_up([link])
                 return
-            log.error("%s", error, extra={"stream_id": links[0].stream})
+            logger.error("%s", error, extra={"stream_id": links[0].stream})
             links[0].repairing = False
             links[0].fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
             return

@@ -23,7 +23,7 @@ from ingress.status import SharedStatus, StatusShell
 from ingress.tcp import TcpShell
 from ingress.websocket import WebSocketShell
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _BACKLOG: Final = 1024
 _START_PAUSE_S: Final = 0.2
@@ -125,7 +125,7 @@ class IngressServer:
         ):
             if port:
                 await self._listen_on(port, factory)
-                log.info("%s on %s:%d", name, settings.host, port)
+                logger.info("%s on %s:%d", name, settings.host, port)
 
     async def _listen_on(self, port: int, factory: Callable[[], asyncio.Protocol]) -> None:
         # Several ingresses of one machine share the ports; the kernel spreads connections over them.
@@ -167,7 +167,7 @@ class IngressServer:
         """Stop accepting; let streams end; send those away that can go on elsewhere."""
         self._draining = True
         self._close_listeners()
-        log.info("draining %d connections", len(self._connections))
+        logger.info("draining %d connections", len(self._connections))
         for connection in list(self._connections):
             if connection.stream_is_young or connection.can_resume:
                 connection.drain()
@@ -177,7 +177,7 @@ class IngressServer:
         await self._backplane.stop(_STOP_TIMEOUT_S)
         # Sockets that have been hung up on flush, and their clients close.
         await self._wait_until_empty(stop_now, LINGER_S)
-        log.info("stopped")
+        logger.info("stopped")
 
     async def _wait_until_empty(self, stop_now: asyncio.Event, timeout_s: float) -> None:
         waits = [
@@ -216,4 +216,4 @@ def allow_many_sockets() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (ValueError, OSError) as error:
-            log.warning("the limit of open files stays at %d: %s", soft, error)
+            logger.warning("the limit of open files stays at %d: %s", soft, error)

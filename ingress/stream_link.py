@@ -23,7 +23,7 @@ from common.options import StreamOptions
 from common.result_reader import Position
 from ingress.links import StreamListener
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Audio that one stream may have on its way into Redis before its client is made to wait: eight
 # seconds of pcm16 at 16 kHz. It is read again when a quarter is left.
@@ -353,7 +353,7 @@ class RedisLink:
             self._settled.set()
             return
         except Exception:
-            log.exception("A stream could not be created", extra={"stream_id": self.stream})
+            logger.exception("A stream could not be created", extra={"stream_id": self.stream})
             self.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
             self._settled.set()
             return

@@ -14,7 +14,7 @@ from common.errors import EntryError, NoWorker, RedisUnavailable, StreamLost
 from ingress.result_feed import ResultFeed
 from ingress.stream_link import RedisLink
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # A stream without news for so long is looked up: pub/sub may have lost the news.
 QUIET_S: Final = 2.0
@@ -85,7 +85,7 @@ class StreamWatch:
                     link.looked_up_at = now
                     await self._look_up(link)
             except RedisUnavailable as error:
-                log.warning("quiet streams cannot be looked up: %s", error)
+                logger.warning("quiet streams cannot be looked up: %s", error)
 
     async def follow(self, link: RedisLink) -> None:
         """Read the rest of a stream whose audio is complete, so that no entry can tell its worker that
@@ -96,7 +96,7 @@ class StreamWatch:
             try:
                 await self._look_up(link)
             except RedisUnavailable as error:
-                log.warning("a stream's end cannot be read: %s", error, extra={"stream_id": link.stream})
+                logger.warning("a stream's end cannot be read: %s", error, extra={"stream_id": link.stream})
             await asyncio.sleep(_FOLLOW_S)
 
     def _watch_link(self, link: RedisLink, now: float) -> None:
@@ -116,7 +116,7 @@ class StreamWatch:
         try:
             record = await self._directory.read(link.stream)
         except EntryError as error:
-            log.error("%s", error, extra={"stream_id": link.stream})
+            logger.error("%s", error, extra={"stream_id": link.stream})
             return
         if self._links.get(link.stream) is not link or link.ended:
             return

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
@@ -91,7 +91,7 @@ class Child:
         self._process = start_tied(self._launch.command, self._launch.environment)
         self._started_at = time.monotonic()
         self.restart_at = None
-        log.info("started %s as %s, pid %d", self.name, self.process_id, self._process.pid)
+        logger.info("started %s as %s, pid %d", self.name, self.process_id, self._process.pid)
 
     def exited(self) -> int | None:
         """Return the exit status of a child that died since the last call, None for one that lives."""
@@ -108,7 +108,7 @@ class Child:
         if now - self._started_at >= STEADY_AFTER_S:
             self._backoff_s = FIRST_BACKOFF_S
         self.restart_at = now + self._backoff_s
-        log.warning(
+        logger.warning(
             "%s (%s) ended with %s, restarting in %.1f s",
             self.name,
             self.process_id,

@@ -32,7 +32,7 @@ from parakeet.child import FIRST_BACKOFF_S, MAX_BACKOFF_S, Child, Launch, descri
 from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
 from parakeet.readiness import Roster, check_port_free
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # The line that scripts wait for: shown at every --log-level.
 ready_log = logging.getLogger("parakeet.ready")
 ready_log.setLevel(logging.INFO)
@@ -158,9 +158,9 @@ class Supervisor:
                 self._start(signals)
                 self._keep_running(signals)
             except _Stopped:
-                log.info("stopping before the start was complete")
+                logger.info("stopping before the start was complete")
             except ServiceError as error:
-                log.error("%s", error)
+                logger.error("%s", error)
                 return 1
             finally:
                 self._stop(signals)
@@ -213,7 +213,7 @@ class Supervisor:
             return self._settings.ingress.redis_url
         self._embedded = EmbeddedRedis(maxmemory_mb=self._settings.redis_maxmemory_mb)
         self._embedded.start()
-        log.info(
+        logger.info(
             "embedded %s, pid %s: redis-cli -s %s",
             self._embedded.server_name,
             self._embedded.pid,
@@ -280,7 +280,7 @@ class Supervisor:
         if self._embedded is None:
             return
         if self._redis_restart_at is None and (returncode := self._embedded.exited()) is not None:
-            log.error(
+            logger.error(
                 "the embedded Redis server ended with %s, restarting in %.1f s; all streams are lost. %s",
                 describe_exit(returncode),
                 self._redis_backoff_s,
@@ -293,7 +293,7 @@ class Supervisor:
             try:
                 self._embedded.start()
             except NoRedisServer as error:
-                log.error("%s", error)
+                logger.error("%s", error)
                 self._redis_restart_at = now + self._redis_backoff_s
 
     def _next_deadline_s(self) -> float | None:
@@ -311,14 +311,14 @@ class Supervisor:
     def _stop(self, signals: _Signals) -> None:
         """Stop ingress, workers and Redis in this order; a second signal kills what is left at once."""
         patience = signals.stop_requests
-        log.info("stopping; a second signal stops at once")
+        logger.info("stopping; a second signal stops at once")
         for children in (self._ingresses, self._workers):
             self._stop_children(children, lambda: signals.stop_requests > max(patience, 1), signals)
         if self._roster is not None:
             self._roster.close()
         if self._embedded is not None:
             self._embedded.stop()
-        log.info("stopped")
+        logger.info("stopped")
 
     def _stop_children(
         self, children: Iterable[Child], is_urgent: Callable[[], bool], signals: _Signals
@@ -332,7 +332,7 @@ class Supervisor:
             signals.wait(deadline - time.monotonic())
             left = [child for child in left if child.running]
         for child in left:
-            log.warning("%s (%s) did not stop, killing it", child.name, child.process_id)
+            logger.warning("%s (%s) did not stop, killing it", child.name, child.process_id)
             child.kill()
 
 

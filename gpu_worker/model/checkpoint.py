@@ -28,7 +28,7 @@ __all__ = ["BUNDLED", "LoadedModel", "exports_folder", "load_model", "read_check
 
 BUNDLED: Final = Path(__file__).parent / "bundled"
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -68,7 +68,7 @@ def load_model(
                 f"--model '{named}' is neither a folder, nor a .nemo file, nor a hub id like "
                 f"{HUB_IDS['small']}."
             )
-    _log.info(
+    logger.info(
         "model loaded: %s%s, %d parameters, %s on %s, in %.2f s",
         model.source,
         f" at commit {model.revision}" if model.revision else "",
@@ -108,7 +108,7 @@ def _from_hub(
     hub: Hub, repo_id: str, revision: str, *, dtype: torch.dtype, device: torch.device | str
 ) -> LoadedModel:
     commit = hub.resolve(repo_id, revision)
-    _log.info("%s at '%s' is commit %s", repo_id, revision, commit)
+    logger.info("%s at '%s' is commit %s", repo_id, revision, commit)
     export = exports_folder(hub) / repo_id.replace("/", "--") / commit / _dtype_name(dtype)
     if export.is_dir():
         return read_export(export, dtype=dtype, device=device, source=repo_id, revision=commit)
@@ -136,7 +136,7 @@ def _through_export(
             if not export.is_dir():
                 raise
         except OSError as error:
-            _log.warning(
+            logger.warning(
                 "the model cannot be exported to %s (%s); it is read in full at every start", export, error
             )
             return read_checkpoint(path, dtype=dtype, device=device)

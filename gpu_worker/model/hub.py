@@ -44,7 +44,7 @@ _HUB_ERRORS: Final[tuple[type[Exception], ...]] = (
     *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
 )
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Hub:
             noted = self._noted_commit(repo_id, revision)
             if noted is None:
                 raise self._unreachable(repo_id, revision, error) from error
-            _log.warning(
+            logger.warning(
                 "the hub cannot be reached; using %s at commit %s, which '%s' was when it was last resolved",
                 repo_id,
                 noted,
@@ -147,7 +147,7 @@ class Hub:
                 file.write(commit)
             os.replace(file.name, note)  # noqa: PTH105
         except OSError as error:
-            _log.warning("the resolved commit cannot be noted at %s: %s", note, error)
+            logger.warning("the resolved commit cannot be noted at %s: %s", note, error)
 
     def _not_found(self, repo_id: str, revision: str, error: Exception) -> HubError:
         if isinstance(error, GatedRepoError):

@@ -22,7 +22,7 @@ from common.entries import StreamId
 from gpu_worker.turn.endpointing import Verdict
 from gpu_worker.turn.stage import TurnAnswer
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TurnModel(Protocol):
@@ -185,6 +185,6 @@ class SmartTurnPool:
         try:
             probability = self._model.probability(audio)
         except Exception:  # one question's failure must end neither the thread nor the stream
-            _log.exception("smart-turn failed")
+            logger.exception("smart-turn failed")
             return Verdict.ABSENT
         return Verdict.COMPLETE if probability >= self._threshold else Verdict.INCOMPLETE
