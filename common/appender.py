@@ -230,6 +230,11 @@ class Appender:
             self._room.set()
         return bool(self._queue)
 
+    def forget_kept(self) -> None:
+        """Nothing of the stream will be needed again."""
+        self._kept.clear()
+        self._kept_bytes = 0
+
     def _keep(self) -> None:
         now = time.monotonic()
         kept = self._kept
@@ -263,7 +268,7 @@ class Appender:
         self.failed = error
         self._under_way = ()
         self._queue.clear()
-        self._kept.clear()
+        self.forget_kept()
         self.pending_bytes = 0
         if self._room is not None:
             self._room.set()

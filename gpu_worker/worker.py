@@ -45,7 +45,6 @@ EXIT_HUNG: Final = 70
 _WAIT_S: Final = 1.0
 _JOIN_S: Final = 5.0
 _HAND_OVER_S: Final = 10.0
-_COLLECT_EVERY: Final = 20_000
 _MIN_SWEEP_S: Final = 0.05
 _MAX_SWEEP_S: Final = 1.0
 
@@ -217,8 +216,6 @@ class Worker:
         # What is alive now stays alive: later collections need not look at it.
         gc.collect()
         gc.freeze()
-        # Hardly anything here is a cycle, and every chunk makes some tens of objects.
-        gc.set_threshold(_COLLECT_EVERY, 20, 50)
         self._outlet.start()
         self._engine.start()
         for intake in self._intakes:

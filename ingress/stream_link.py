@@ -321,7 +321,10 @@ class RedisLink:
                 self.fail(StreamLost())
             return False
         self.seq = line.seq
-        self._ended = kind is LineKind.FINAL or kind is LineKind.ERROR
+        if kind is LineKind.FINAL or kind is LineKind.ERROR:
+            self._ended = True
+            if self._appender is not None:
+                self._appender.forget_kept()
         if self._listener is not None:
             self._listener.on_result(kind, line.json)
         elif self._ended:

@@ -82,6 +82,7 @@ class _Appender:
         self.failed: StreamError | None = None
         self.owner: object = None
         self.drained = asyncio.Event()
+        self.kept = True
 
     def append(self, audio: Audio) -> None:
         self.payloads.append(audio.payload)
@@ -93,6 +94,9 @@ class _Appender:
 
     async def room(self, max_bytes: int) -> None:
         await self.drained.wait()
+
+    def forget_kept(self) -> None:
+        self.kept = False
 
 
 def _link() -> tuple[RedisLink, _Owner, _Listener]:
@@ -187,8 +191,13 @@ async def test_results_that_are_no_longer_kept_end_the_stream() -> None:
 
 
 async def test_nothing_passes_after_the_end() -> None:
-    link, _, listener = _link()
+    link, owner, listener = _link()
+    link.begin(StreamOptions())
+    appender = _Appender()
+    owner.creation.set_result(appender)  # type: ignore[arg-type]
+    await asyncio.gather(*owner.tasks)
     for line in (_line(_O, 1, 0), _line(_F, 1, 1), _line(_P, 1, 2), _line(LineKind.ERROR, 1, 2)):
+        assert appender.kept == (line.seq == 0 or line.kind is _F)
         assert link.take(line)
     assert len(_seqs(listener)) == 1
 
