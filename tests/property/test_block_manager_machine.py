@@ -63,5 +63,5 @@ class Pages(RuleBasedStateMachine):
         assert len(places) == expected
 
 
-Pages.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Pages.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestPages: Any = Pages.TestCase

@@ -150,7 +150,7 @@ _HANDSHAKE = (
 
 
 @given(lines=_LINES, sizes=_CUTS, end=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_tcp_whole_cut_and_byte_by_byte(lines: list[bytes], sizes: list[int], end: bool) -> None:
     data = b"\n".join(lines) + (b"\n" if end else b"")
     ways = ([data], _cut(data, sizes), [bytes([byte]) for byte in data])
@@ -189,7 +189,7 @@ def _frames(draw: st.DrawFn) -> bytes:
 
 
 @given(data=_frames(), sizes=_CUTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_websocket_whole_cut_and_byte_by_byte(data: bytes, sizes: list[int]) -> None:
     ways = ([data], _cut(data, sizes), [bytes([byte]) for byte in data])
     outcomes = [asyncio.run(_outcome([part for part in way if part], websocket=True)) for way in ways]

@@ -153,7 +153,6 @@ class Streams(RuleBasedStateMachine):
 Streams.TestCase.settings = settings(
     max_examples=25,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestStreams: Any = Streams.TestCase

@@ -436,7 +436,6 @@ def test_ownership_machine() -> None:
         machine.settings = settings(
             max_examples=60,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         )
         machine().runTest()

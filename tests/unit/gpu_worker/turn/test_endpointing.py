@@ -306,7 +306,7 @@ def plays(draw: st.DrawFn) -> tuple[TurnSettings, list[float], list[int], dict[i
 
 
 @given(plays())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_starts_and_ends_alternate_and_the_last_utterance_ends(
     case: tuple[TurnSettings, list[float], list[int], dict[int, Verdict]],
 ) -> None:
@@ -331,7 +331,7 @@ def test_starts_and_ends_alternate_and_the_last_utterance_ends(
 
 
 @given(plays(), st.sampled_from([512, 1280, 2560, 17920]), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_going_on_from_an_export_is_exact(
     case: tuple[TurnSettings, list[float], list[int], dict[int, Verdict]],
     chunk_samples: int,
@@ -381,7 +381,7 @@ def test_going_on_from_an_export_is_exact(
 
 
 @given(plays(), st.sampled_from([1_280, 2_560, 17_920]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_state_does_not_depend_on_how_the_audio_is_cut(
     case: tuple[TurnSettings, list[float], list[int], dict[int, Verdict]], chunk_samples: int
 ) -> None:
