@@ -16,8 +16,10 @@ from ingress.server import serve
 
 logger = logging.getLogger("ingress")
 
-# Objects that are made and not yet gone before their cycles are looked for; some megabytes.
-_COLLECT_AFTER: Final = 20_000
+# Objects that are made and not yet gone before cycles are looked for among them, and how often older ones
+# are looked at too: less often than Python does by itself, since each message makes objects, and often enough
+# that ended streams, which are cycles, do not pile up by the thousand.
+_COLLECT_AFTER: Final = (20_000, 5, 5)
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -37,7 +39,7 @@ def collect_rarely() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def main() -> int:
