@@ -14,7 +14,7 @@ from typing import Final
 from common.entries import IngressId, WorkerId
 from common.errors import RedisUnavailable
 from common.keys import INGRESS_HASH_TTL_MS, REGISTER_TTL_MS, WORKER_HASH_TTL_MS, Keys
-from common.redis import REDIS_ERROR, AsyncClient, SyncClient
+from common.redis import REDIS_ERROR, AsyncCommands, SyncClient
 
 # KEYS register; ARGV member, ttl, register ttl. Gives 1 where the member was alive, 0 where its time
 # had passed, -1 where it was unknown.
@@ -150,7 +150,7 @@ class IngressPresence:
     """
 
     def __init__(
-        self, client: AsyncClient, keys: Keys, ingress: IngressId, heartbeat_ms: float = 1000
+        self, client: AsyncCommands, keys: Keys, ingress: IngressId, heartbeat_ms: float = 1000
     ) -> None:
         self._alive_ms = max(_LEAST_ALIVE_MS, int(_MISSED_BEATS * heartbeat_ms))
         self._client = client
@@ -179,10 +179,8 @@ class IngressPresence:
     async def leave(self) -> None:
         """Remove the ingress from the register and drop its hash."""
         try:
-            pipe = self._client.pipeline(transaction=True)
-            pipe.zrem(self._keys.ingresses, self._ingress)
-            pipe.delete(self._keys.ingress(self._ingress))
-            await pipe.execute()
+            await self._client.execute_command("ZREM", self._keys.ingresses, self._ingress)
+            await self._client.execute_command("DEL", self._keys.ingress(self._ingress))
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
 

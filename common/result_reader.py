@@ -16,6 +16,7 @@ from typing import Final
 from common.entries import IngressId, Line, decode_lines, decode_result_entry
 from common.errors import EntryError, RedisUnavailable
 from common.keys import Keys, StreamKeys, result_entry_id
+from common.pipelined import pack
 from common.redis import CONNECTION_ERRORS, REDIS_ERROR, AsyncRedis, RedisServers, subscriber_connection
 from common.result_channel import channel_of
 
@@ -115,19 +116,18 @@ async def catch_up(redis: AsyncRedis, positions: Sequence[Position]) -> list[lis
         by_server.setdefault(redis.servers.server_of_shard(position.keys.shard), []).append(index)
     found: list[list[Line]] = [[] for _ in positions]
     for server, indices in by_server.items():
-        pipe = redis.clients[server].pipeline(transaction=False)
+        commands = []
         for index in indices:
             position = positions[index]
             after = b"(" + result_entry_id(position.epoch, position.seq)
-            pipe.xrange(position.keys.results, min=after.decode())
+            commands.append(pack(b"XRANGE", position.keys.results, after, b"+"))
         try:
-            replies = await pipe.execute()
+            replies = await redis.pipelined(server).send(commands)
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
         for index, entries in zip(indices, replies, strict=True):
+            if isinstance(entries, Exception):
+                raise RedisUnavailable from entries
             stream = positions[index].keys.stream
-            found[index] = [
-                decode_result_entry(stream, entry_id, [part for pair in fields.items() for part in pair])
-                for entry_id, fields in entries
-            ]
+            found[index] = [decode_result_entry(stream, entry_id, fields) for entry_id, fields in entries]
     return found

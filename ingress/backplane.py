@@ -98,7 +98,7 @@ class RedisBackplane:
             keep_ms=settings.redis_loss_ms,
         )
         self._presence = IngressPresence(
-            self._redis.cluster, self._keys, settings.ingress, settings.heartbeat_s * 1000
+            PipelinedCommands(self._redis, 0), self._keys, settings.ingress, settings.heartbeat_s * 1000
         )
         self._links: dict[StreamId, RedisLink] = {}
         self._resuming: list[StreamId] = []  # by each resumption under way

@@ -24,7 +24,7 @@ from common.keys import Keys, StreamKeys
 from common.leases import IngressPresence, IngressReport
 from common.messages import Audio, Encoding
 from common.options import StreamOptions
-from common.redis import AsyncRedis, RedisServers
+from common.redis import AsyncRedis, PipelinedCommands, RedisServers
 from common.result_reader import Position, Published, ResultSubscription, catch_up
 from common.status import process_started_ms, read_status
 from gpu_worker.engine.null_engine import NullEngine
@@ -118,7 +118,7 @@ class IngressSide:
         self.admission = Admission(redis.cluster, self.keys)
         self.directory = StreamDirectory(redis, self.keys)
         self.log = AudioLog(redis, self.keys, give_up_ms=3000, keep_ms=3000)
-        self.presence = IngressPresence(redis.cluster, self.keys, self.ingress)
+        self.presence = IngressPresence(PipelinedCommands(redis, 0), self.keys, self.ingress)
         self.streams: dict[StreamId, ClientStream] = {}
         self.stream_ttl_ms = stream_ttl_ms
         self.subscriptions = 0

@@ -15,7 +15,7 @@ import pytest
 from common.entries import IngressId, StreamId
 from common.keys import Keys
 from common.leases import IngressPresence, IngressReport
-from common.redis import AsyncRedis, RedisServers
+from common.redis import AsyncRedis, PipelinedCommands, RedisServers
 from common.status import read_status
 from parakeet.audio_source import read_wav
 from tests.servers import raw_client
@@ -261,8 +261,8 @@ async def test_uptime_is_that_of_the_oldest_live_process(redis_url: str) -> None
     async with connected(redis_url) as redis:
         seconds, _ = await redis.cluster.execute_command("TIME")
         now_ms = int(seconds) * 1000
-        old = IngressPresence(redis.cluster, keys, IngressId("i-old"))
-        new = IngressPresence(redis.cluster, keys, IngressId("i-new"))
+        old = IngressPresence(PipelinedCommands(redis, 0), keys, IngressId("i-old"))
+        new = IngressPresence(PipelinedCommands(redis, 0), keys, IngressId("i-new"))
         await old.beat(IngressReport(now_ms - 100_000, 0))
         await new.beat(IngressReport(now_ms - 5_000, 0))
         assert (await read_status(redis, keys))["uptime_sec"] == pytest.approx(100, abs=2)

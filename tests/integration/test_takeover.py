@@ -15,7 +15,7 @@ import pytest
 from common.entries import IngressId, LineKind, WorkerId
 from common.keys import Keys
 from common.leases import IngressPresence, IngressReport, WorkerLease
-from common.redis import AsyncRedis, RedisServers
+from common.redis import AsyncRedis, PipelinedCommands, RedisServers
 from tests.faulty_worker import CURSED_SAMPLES
 from tests.servers import raw_client
 from tests.service_process import ROOT
@@ -244,7 +244,9 @@ async def test_an_ingress_counts_as_gone_when_its_heartbeats_stay_out(redis_url:
     lease = WorkerLease(client, Keys(), WorkerId("w1"), 1000)
     there, unknown = IngressId("i-1"), IngressId("i-2")
     for heartbeat_ms, alive_ms in ((100, 2_000), (1_000, 4_000), (5_000, 20_000)):
-        await IngressPresence(redis.cluster, Keys(), there, heartbeat_ms).beat(IngressReport(0, 0))
+        await IngressPresence(PipelinedCommands(redis, 0), Keys(), there, heartbeat_ms).beat(
+            IngressReport(0, 0)
+        )
         seconds, microseconds = client.time()
         left_ms = client.zscore("px:{0}:ingresses", there) - seconds * 1000 - microseconds // 1000
         assert alive_ms - 1_000 < left_ms <= alive_ms
