@@ -1,5 +1,7 @@
 """Plugins and settings of the whole test run; fixtures are in tests/conftest.py."""
 
+import signal
+
 from hypothesis import settings
 
 pytest_plugins = ["tests.skip_policy"]
@@ -7,3 +9,8 @@ pytest_plugins = ["tests.skip_policy"]
 # How long an example takes says how busy the machine is. Speed is measured in benchmarks/.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# A run in the background of a shell inherits that Ctrl-C is ignored, and would hand it on to the services that
+# it starts, which keep to it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
