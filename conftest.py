@@ -10,7 +10,7 @@ pytest_plugins = ["tests.skip_policy"]
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# A run in the background of a shell inherits that Ctrl-C is ignored, and would hand it on to the services that
-# it starts, which keep to it.
+# A run in the background of a shell inherits that Ctrl-C is ignored, and would hand it on to the services
+# that it starts, which keep to it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
