@@ -25,7 +25,7 @@ from common.errors import RedisUnavailable, StreamLost, Unavailable
 from common.keys import READY_TTL_MS, Keys, StreamKeys
 from common.messages import Audio
 from common.pipelined import pack
-from common.redis import CONNECTION_ERRORS, RESPONSE_ERROR, AsyncRedis
+from common.redis import CONNECTION_ERRORS, REDIS_ERROR, RESPONSE_ERROR, AsyncRedis
 
 logger = logging.getLogger(__name__)
 
@@ -333,8 +333,13 @@ def _first(waiting: dict[Appender, None]) -> tuple[list[Appender], dict[Appender
 
 
 async def last_audio(redis: AsyncRedis, keys: StreamKeys) -> AudioEntry | None:
-    """The last entry of a stream's audio that is still kept, for a resume; None when there is none."""
-    reply = await redis.stream(keys.stream).execute_command(
-        "EVAL", "return redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)", 1, keys.audio
-    )
+    """The last entry of a stream's audio that is still kept, for a resume; None when there is none.
+
+    Raises RedisUnavailable.
+    """
+    server = redis.servers.server_of_shard(keys.shard)
+    try:
+        reply = await redis.execute(server, "XREVRANGE", keys.audio, "+", "-", "COUNT", 1)
+    except (REDIS_ERROR, OSError) as error:
+        raise RedisUnavailable from error
     return decode_audio_entry(reply[0][0], reply[0][1]) if reply else None

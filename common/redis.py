@@ -219,10 +219,6 @@ class AsyncRedis:
         """The client of a shard."""
         return self._clients[shard % len(self._clients)]
 
-    def stream(self, stream: StreamId) -> AsyncClient:
-        """The client of a stream's shard."""
-        return self._clients[stream % self.servers.shards % len(self._clients)]
-
     async def close(self) -> None:
         """Close all connections."""
         for connection in self._pipelined.values():

@@ -34,7 +34,7 @@ def run(make: Callable[[WorkerSettings], Worker]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception:
-        logger.exception("the worker could not start")
+        logger.exception("the worker failed")
         return EXIT_FAILED
 
 

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
 
-from common.entries import StreamId
-from common.messages import Utterance, Word
 from gpu_worker.engine.block_manager import BlockManager
 from gpu_worker.engine.interface import SnapshotMismatch, StreamOutput
 from gpu_worker.engine.pipelined_stream import PipelinedStream
@@ -21,6 +18,7 @@ from gpu_worker.engine.sample_rings import SampleRings
 from gpu_worker.engine.slot_table import SlotTable
 from gpu_worker.engine.snapshot import Snapshot
 from gpu_worker.engine.steps import Steps
+from gpu_worker.engine.stored_output import decode_output
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnStage
 
@@ -76,7 +74,7 @@ class SlotSnapshots:
                 self._steps.vad.import_slot(slot, tensors["vad"])
             if state.listens:
                 self._turns.open(state.stream, settings, exported=tensors["turns"].numpy().tobytes())
-            return [_decode_output(state.stream, values) for values in host["unsent"]]
+            return [decode_output(state.stream, values) for values in host["unsent"]]
         except (KeyError, ValueError, TypeError) as error:
             raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
 
@@ -108,19 +106,3 @@ class SlotSnapshots:
         pages, offsets = self._blocks.locate(slot, kept)
         device = self._steps.state.tail_SZ.device
         return torch.from_numpy(pages).to(device), torch.from_numpy(offsets).to(device)
-
-
-def _decode_output(stream: StreamId, values: dict[str, Any]) -> StreamOutput:
-    words = values["words"]
-    return StreamOutput(
-        **{
-            **values,
-            # The stream may have another name here.
-            "stream": stream,
-            "token_ids": tuple(values["token_ids"]),
-            "confidence_scores": tuple(values["confidence_scores"]),
-            "token_frames": tuple(values["token_frames"]),
-            "words": None if words is None else tuple(Word(**word) for word in words),
-            "utterances": tuple(Utterance(**utterance) for utterance in values["utterances"]),
-        }
-    )

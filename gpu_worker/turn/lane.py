@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.entries import StreamId
-from common.messages import LastState, TurnDetection, Utterance, Word
+from common.messages import LastState, TurnDetection
 from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.engine.stored_output import decode_output
 from gpu_worker.turn.endpointing import Endpointer, TurnChunk
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.utterances import UtteranceLog
@@ -109,7 +110,7 @@ def import_lane(exported: bytes, settings: TurnSettings, stream: StreamId) -> tu
         endpointer=None if endpointer is None else Endpointer.restore(settings, endpointer.encode()),
         history=take(header["history_samples"]),
         history_end_sample=header["history_end_sample"],
-        waiting=None if header["waiting"] is None else _decode_output(stream, header["waiting"]),
+        waiting=None if header["waiting"] is None else decode_output(stream, header["waiting"]),
         reported=tuple(header["reported"]),
     )
     if header["utterances"] is not None:
@@ -119,7 +120,7 @@ def import_lane(exported: bytes, settings: TurnSettings, stream: StreamId) -> tu
         chunk = held["chunk"]
         lane.held.append(
             HeldChunk(
-                _decode_output(stream, held["output"]),
+                decode_output(stream, held["output"]),
                 TurnChunk(
                     chunk["end_sample"],
                     tuple(chunk["probs"]),
@@ -129,24 +130,9 @@ def import_lane(exported: bytes, settings: TurnSettings, stream: StreamId) -> tu
                 take(held["samples"]),
             )
         )
-    return lane, [_decode_output(stream, values) for values in header["ready"]]
+    return lane, [decode_output(stream, values) for values in header["ready"]]
 
 
 def _encode_output(output: StreamOutput) -> dict[str, Any]:
     assert output.failed is None  # a failure ends the lane, it is never held
     return asdict(output)
-
-
-def _decode_output(stream: StreamId, values: dict[str, Any]) -> StreamOutput:
-    words = values["words"]
-    return StreamOutput(
-        **{
-            **values,
-            "stream": stream,
-            "token_ids": tuple(values["token_ids"]),
-            "confidence_scores": tuple(values["confidence_scores"]),
-            "token_frames": tuple(values["token_frames"]),
-            "words": None if words is None else tuple(Word(**word) for word in words),
-            "utterances": tuple(Utterance(**utterance) for utterance in values["utterances"]),
-        }
-    )
