@@ -14,6 +14,7 @@ from common.entries import LAYOUT_VERSION, StreamId
 from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
 from common.keys import ADMIT_ONCE_TTL_MS, COUNTER_TTL_MS, REGISTER_TTL_MS, Keys
 from common.redis import REDIS_ERROR, AsyncCommands, SyncClient
+from common.server_run import SERVER_RUN
 
 # Part of --redis-maxmemory-mb from which no new stream is admitted, so that those that run have room:
 # at the limit itself Redis refuses their audio.
@@ -22,6 +23,9 @@ _MEMORY_LIMIT: Final = 0.9
 # Gives {1, stream id}, {0, 'full'} or {0, 'no_worker'}. What workers can take together bounds the
 # cluster as --max-num-streams does; a worker that drains takes nothing new but keeps what it has.
 # Memory is that of the server of shard 0, on which this runs.
+#
+# In each run of the server ids begin at its clock, in milliseconds: what an earlier run gave and this one has
+# forgotten, its counter included, is less as long as fewer than a thousand streams a second are admitted.
 _ADMIT: Final = f"""
 local given = redis.call('GET', KEYS[4])
 if given then return {{1, tonumber(given)}} end
@@ -45,6 +49,11 @@ local memory = redis.call('INFO', 'memory')
 local most = tonumber(string.match(memory, '\\nmaxmemory:(%d+)'))
 local used = tonumber(string.match(memory, '\\nused_memory:(%d+)'))
 if most > 0 and used > most * {_MEMORY_LIMIT} then return {{0, 'full'}} end
+local run = {SERVER_RUN}
+if redis.call('GET', KEYS[5]) ~= run and tonumber(redis.call('GET', KEYS[1]) or '0') < now then
+  redis.call('SET', KEYS[1], string.format('%d', now))
+end
+redis.call('SET', KEYS[5], run, 'PX', ARGV[5])
 local stream = redis.call('INCR', KEYS[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('ZADD', KEYS[2], now + ARGV[2], stream)
@@ -109,7 +118,13 @@ class Admission:
         keys = self._keys
         granted, answer = await self._script(
             _ADMIT,
-            (keys.stream_counter, keys.admissions, keys.workers, keys.admit_once(uuid4().hex)),
+            (
+                keys.stream_counter,
+                keys.admissions,
+                keys.workers,
+                keys.admit_once(uuid4().hex),
+                keys.counter_run,
+            ),
             (
                 max_num_streams,
                 ttl_ms,

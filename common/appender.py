@@ -48,6 +48,8 @@ class Appender:
     next_seq: seq of the next entry. first_sample: position of the next sample.
     keep_s: how long an entry that Redis took is kept, to be appended again where Redis forgot it; 0 for no
         time.
+    origin: gives the packed command that creates the stream, for a Redis that has forgotten all of it; None
+        where that cannot be made good from here.
     owner, ready: the worker that is told of new audio, and the key of the set to tell it; None before.
     held_samples: queued, and held for more to join them (AudioLog).
     failed: why the stream can take no more audio, or None.
@@ -60,6 +62,7 @@ class Appender:
         "_kept_bytes",
         "_log",
         "_on_failure",
+        "_origin",
         "_queue",
         "_room",
         "_stem",
@@ -86,6 +89,7 @@ class Appender:
         first_sample: int,
         on_failure: Callable[[Unavailable], None],
         keep_s: float = 0.0,
+        origin: Callable[[], bytes] | None = None,
     ) -> None:
         self._log = log
         self._on_failure = on_failure
@@ -96,6 +100,8 @@ class Appender:
         # What Redis took: when, the entry's seq, its command, its bytes.
         self._kept: deque[tuple[float, int, tuple[Bytes, ...], int]] = deque()
         self._kept_bytes = 0
+        # Given up with the first entry that is kept no longer.
+        self._origin = origin if keep_s else None
         self._room: asyncio.Event | None = None
         self._stem = _XADD % (len(keys.audio), keys.audio)
         self.keys: Final = keys
@@ -234,6 +240,7 @@ class Appender:
         """Nothing of the stream will be needed again."""
         self._kept.clear()
         self._kept_bytes = 0
+        self._origin = None
 
     def _keep(self) -> None:
         now = time.monotonic()
@@ -242,17 +249,30 @@ class Appender:
         self._kept_bytes += self._under_way_bytes
         while kept[0][0] < now - self._keep_s or self._kept_bytes > MAX_KEPT_BYTES:
             self._kept_bytes -= kept.popleft()[3]
+            self._origin = None
 
     @property
     def keeps(self) -> bool:
         """Whether there is anything that could be appended again."""
-        return bool(self._kept) and self.failed is None
+        return (bool(self._kept) or self.can_begin_again) and self.failed is None
 
-    def write_forgotten(self, last: bytes, out: list[Bytes]) -> int:
+    @property
+    def can_begin_again(self) -> bool:
+        """Whether the stream could be made anew, with all of its audio."""
+        return self._origin is not None
+
+    def write_forgotten(self, last: bytes | None, out: list[Bytes]) -> int:
         """Put the commands of what Redis took and has no more behind `out`; gives their number.
 
-        last: id of the last entry that Redis has.
+        last: id of the last entry that Redis has; None where the whole stream is gone.
         """
+        if last is None:
+            if self._origin is None:
+                return 0
+            out.append(self._origin())
+            for _, _, parts, _ in self._kept:
+                out += parts
+            return 1 + len(self._kept)
         connection, seq = map(int, last.split(b"-"))
         forgotten = [
             parts for _, number, parts, _ in self._kept if (self.connection, number) > (connection, seq)

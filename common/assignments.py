@@ -17,11 +17,14 @@ from common.keys import REGISTER_TTL_MS, Keys, StreamKeys
 from common.options import StreamOptions, decode_options, encode_options
 from common.pipelined import pack
 from common.redis import REDIS_ERROR, AsyncRedis
+from common.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
 
-# KEYS m a new; ARGV ttl, register ttl, sid, version, then the record's fields. A repeat does nothing.
-_CREATE: Final = """
+# KEYS m a new; ARGV ttl, register ttl, sid, version, whether it is made anew, then the record's fields. A
+# repeat does nothing. A stream that is made anew may have had owners that Redis has forgotten: so no run is
+# named, and its next epoch is beyond theirs (common/claims.py).
+_CREATE: Final = f"""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 5))
+redis.call('HSET', KEYS[1], 'run', ARGV[5] == '1' and '' or {SERVER_RUN}, unpack(ARGV, 6))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 redis.call('XGROUP', 'CREATE', KEYS[2], 'asr-0', '0', 'MKSTREAM')
 redis.call('PEXPIRE', KEYS[2], ARGV[1])
@@ -129,18 +132,25 @@ class StreamDirectory:
 
         One call; a repeat changes nothing.
         """
+        await self._execute(new.stream, *self._creation(new, 0, anew=False))
+        return self._keys.stream(new.stream)
+
+    def creation_anew(self, new: NewStream, epoch: int) -> bytes:
+        """The packed command that creates a stream which Redis has forgotten.
+
+        epoch: of its last owner that is known.
+        """
+        return pack(*self._creation(new, epoch, anew=True))
+
+    def _creation(self, new: NewStream, epoch: int, *, anew: bool) -> list[bytes | str | int]:
         keys = self._keys.stream(new.stream)
-        record: list[bytes | str | int] = [
+        return [
+            *("EVAL", _CREATE, 3, keys.meta, keys.audio, self._keys.assignments(keys.shard)),
+            *(new.ttl_ms, REGISTER_TTL_MS, new.stream, LAYOUT_VERSION, int(anew)),
             *("ingress", new.ingress, "options", encode_options(new.options)),
             *("sample_rate", new.sample_rate, "token", new.token_hash, "created_ms", new.created_ms),
-            *("ttl_ms", new.ttl_ms, "grace_ms", new.grace_ms, "epoch", 0),
+            *("ttl_ms", new.ttl_ms, "grace_ms", new.grace_ms, "epoch", epoch),
         ]
-        await self._execute(
-            new.stream,
-            *("EVAL", _CREATE, 3, keys.meta, keys.audio, self._keys.assignments(keys.shard)),
-            *(new.ttl_ms, REGISTER_TTL_MS, new.stream, LAYOUT_VERSION, *record),
-        )
-        return keys
 
     async def live_streams(self) -> list[StreamId]:
         """All streams of the cluster that have begun and not ended."""
@@ -220,9 +230,10 @@ if redis.call('HGET', KEYS[1], 'owner') then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 return 1
 """
-_ATTACH: Final = """
+_ATTACH: Final = f"""
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HGET', KEYS[1], 'finished') then return 0 end
 redis.call('HSET', KEYS[1], 'ingress', ARGV[1])
 redis.call('HSETNX', KEYS[1], 'connection', 1)
-return redis.call('HINCRBY', KEYS[1], 'connection', 1)
+local step = redis.call('HGET', KEYS[1], 'run') == {SERVER_RUN} and 1 or {FORGOTTEN_NUMBERS}
+return redis.call('HINCRBY', KEYS[1], 'connection', step)
 """

@@ -7,7 +7,8 @@ connection is refused as "equal or smaller", which means that the entry is in al
 
 A Redis that dies can forget its last moments: what its append-only file, or the replica that takes its
 place, did not have yet. So what was taken is kept for a while, and after each loss of the connection every
-stream is asked for its last entry, and given what it lacks before anything else.
+stream is asked for its last entry, and given what it lacks before anything else. One that is not there at all
+is made anew, where everything that it had is still kept.
 """
 
 from __future__ import annotations
@@ -84,10 +85,14 @@ class AudioLog:
         connection: int = 1,
         next_seq: int = 1,
         first_sample: int = 0,
+        origin: Callable[[], bytes] | None = None,
     ) -> Appender:
-        """Begin to append to a stream that was created. `on_failure` is called at most once."""
+        """Begin to append to a stream that was created.
+
+        `on_failure` is called at most once.  `origin` gives the packed command that created the stream.
+        """
         lane = self._lanes[self._servers.server_of_shard(keys.shard)]
-        appender = Appender(lane, keys, connection, next_seq, first_sample, on_failure, lane.keep_s)
+        appender = Appender(lane, keys, connection, next_seq, first_sample, on_failure, lane.keep_s, origin)
         lane.appenders.add(appender)
         return appender
 
@@ -254,14 +259,14 @@ class _Lane:
                 for appender, last_id in zip(some, last, strict=True):
                     if isinstance(last_id, Exception):
                         return str(last_id)
-                    # A stream that is gone as a whole is found out about by its next append.
-                    lacking = 0 if last_id is None else appender.write_forgotten(last_id, parts)
+                    # One that is gone for good is found out about by its next append.
+                    lacking = appender.write_forgotten(last_id, parts)
                     if lacking:
                         self.announce(appender)
                         count += lacking
                 if not count:
                     continue
-                logger.warning("Redis forgot audio, it is appended again: %d entries", count)
+                logger.warning("Redis forgot streams or audio, they are written again: %d entries", count)
                 for reply in await self._connection.send(parts, count):
                     if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
                         return str(reply)

@@ -31,6 +31,7 @@ from common.keys import (
     StreamKeys,
 )
 from common.redis import RESPONSE_ERROR, SyncClient, SyncRedis
+from common.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ SUSPECTS_DIVISOR: Final = 8
 # the stream was past it, `alone` how often of these in a process that had nothing else to die of.
 # `together` is how many suspects the present owner runs, 0 for an ordinary worker; `within` how many may
 # run with this one from now on.
+#
+# In another run of the server than that of the record, owners may have been forgotten who still write: the
+# new epoch is beyond theirs.
 _OPEN: Final = f"""
 local function behind(a, b)
   local a1, a2 = string.match(a, '(%d+)-(%d+)')
@@ -111,12 +115,14 @@ if before ~= '0' and past[1] ~= before and past[2] ~= before then
 end
 local poison = alone >= {POISONOUS_DEATHS}
 if deaths >= {SUSPICIOUS_DEATHS} and not poison and ARGV[6] == '0' then return {{'suspect'}} end
-local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', 1)
-redis.call('HSET', KEYS[2], 'owner', ARGV[2], 'together', ARGV[6])
+local run = {SERVER_RUN}
+local step = redis.call('HGET', KEYS[2], 'run') == run and 1 or {FORGOTTEN_NUMBERS}
+local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', step)
+redis.call('HSET', KEYS[2], 'run', run, 'owner', ARGV[2], 'together', ARGV[6])
 local ttl = redis.call('HGET', KEYS[2], 'ttl_ms')
 local start = redis.call('HGET', KEYS[2], 'ck_entry') or '0'
 redis.call('XGROUP', 'CREATE', KEYS[3], 'asr-' .. epoch, start, 'MKSTREAM')
-redis.call('XGROUP', 'DESTROY', KEYS[3], 'asr-' .. (epoch - 1))
+redis.call('XGROUP', 'DESTROY', KEYS[3], 'asr-' .. before)
 redis.call('PEXPIRE', KEYS[3], ttl)
 local seq = 0
 local last = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]

@@ -78,6 +78,11 @@ class Keys:
         return self._cluster("sid")
 
     @property
+    def counter_run(self) -> bytes:
+        """STRING, the run of the server that gave the last stream id."""
+        return self._cluster("run")
+
+    @property
     def admissions(self) -> bytes:
         """ZSET, stream id -> when its admission lapses (ms of the server's clock)."""
         return self._cluster("adm")

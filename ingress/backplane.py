@@ -358,7 +358,11 @@ class RedisBackplane:
                     raise
                 await asyncio.sleep(RETRY_PAUSE_S)
             else:
-                return self._audio.open(link.keys, link.on_append_failed)
+                return self._audio.open(
+                    link.keys,
+                    link.on_append_failed,
+                    origin=lambda: self._directory.creation_anew(new, link.epoch),
+                )
 
     def give_back(self, link: RedisLink) -> None:
         """Forget a link whose stream never began, and its admission."""
@@ -480,7 +484,7 @@ class RedisBackplane:
         begun = [link for link in links if link.created]
         for stream in await self._directory.renew((link.keys for link in begun), self._ttl_ms):
             link = self._links.get(stream)
-            if link is not None:
+            if link is not None and not link.can_begin_again:
                 link.fail(StreamLost())
 
 

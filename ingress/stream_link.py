@@ -260,6 +260,11 @@ class RedisLink:
         """Whether audio, or a final mark, can be appended."""
         return self._appender is not None and self._appender.failed is None
 
+    @property
+    def can_begin_again(self) -> bool:
+        """Whether a Redis that has forgotten the stream is given it anew, with all of its audio."""
+        return self._appender is not None and self._appender.can_begin_again
+
     def successor(self, log: AudioLog, on_failure: Callable[[Unavailable], None]) -> Appender | None:
         """A new appender behind the one that failed, for the final mark; None if there was none."""
         failed = self._appender

@@ -121,7 +121,8 @@ class StreamWatch:
         if self._links.get(link.stream) is not link or link.ended:
             return
         if record is None:
-            link.fail(StreamLost())
+            if not link.can_begin_again:
+                link.fail(StreamLost())
         elif record.ingress != self._ingress:
             link.taken()
         elif record.deaths >= SUSPICIOUS_DEATHS:

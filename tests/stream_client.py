@@ -151,7 +151,11 @@ class IngressSide:
             grace_ms,
         )
         client_stream = ClientStream(await self.directory.create(new))
-        client_stream.appender = self.log.open(client_stream.keys, client_stream.failed)
+        client_stream.appender = self.log.open(
+            client_stream.keys,
+            client_stream.failed,
+            origin=lambda: self.directory.creation_anew(new, client_stream.epoch),
+        )
         self.streams[stream] = client_stream
         return client_stream
 

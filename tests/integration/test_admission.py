@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -59,10 +60,37 @@ async def outcomes(admission: Admission, asked: int, limit: int) -> list[object]
 async def test_of_fifty_at_once_exactly_the_limit_are_admitted(redis_url: str, admission: Admission) -> None:
     announce(redis_url, "w1", 100)
     answers = await outcomes(admission, 50, 10)
-    assert sorted(answer for answer in answers if isinstance(answer, int)) == list(range(1, 11))
+    admitted = sorted(answer for answer in answers if isinstance(answer, int))
+    assert admitted == list(range(admitted[0], admitted[0] + 10))
     assert sum(isinstance(answer, NoFreeStream) for answer in answers) == 40
-    await admission.release(StreamId(3))
-    assert await admission.admit(10, 60_000) == 11, "a place that was given back, and a new id"
+    await admission.release(StreamId(admitted[2]))
+    assert await admission.admit(10, 60_000) == admitted[-1] + 1, "a place that was given back, and a new id"
+
+
+@pytest.mark.parametrize("remembered", [False, True], ids=["empty", "as-it-was"])
+async def test_a_server_that_has_forgotten_its_last_streams_gives_no_id_again(
+    own_server: EmbeddedRedis, remembered: bool
+) -> None:
+    """Whoever still streams under such an id would mix its audio with another client's, and get its words."""
+    announce(own_server.url, "w1", 10)
+    servers = RedisServers.parse((own_server.url,))
+    redis = AsyncRedis(servers)
+    admission, client = Admission(redis.cluster, Keys()), raw_client(own_server.url)
+    before = [await admission.admit(10, 60_000)]
+    moment = {key: client.dump(key) for key in ("px:{0}:sid", "px:{0}:run")}
+    before += [await admission.admit(10, 60_000) for _ in range(3)]
+    own_server.send_signal(signal.SIGKILL)
+    await until(lambda: own_server.exited() is not None, what="the server's death")
+    own_server.start()
+    if remembered:
+        for key, dump in moment.items():
+            client.restore(key, 60_000, dump)
+    announce(own_server.url, "w1", 10)
+    after = [await admission.admit(10, 60_000) for _ in range(2)]
+    assert after[0] > max(before)
+    assert after[1] == after[0] + 1
+    client.close()
+    await redis.close()
 
 
 async def test_a_missing_worker_and_a_full_cluster_are_told_apart(
@@ -79,11 +107,11 @@ async def test_a_missing_worker_and_a_full_cluster_are_told_apart(
 async def test_the_workers_together_bound_the_cluster(redis_url: str, admission: Admission) -> None:
     announce(redis_url, "w1", 2)
     announce(redis_url, "w2", 3)
-    answers = await outcomes(admission, 10, 100)
-    assert sum(isinstance(answer, int) for answer in answers) == 5
+    admitted = [answer for answer in await outcomes(admission, 10, 100) if isinstance(answer, int)]
+    assert len(admitted) == 5
     # One of them drains with two streams: these still count, its free slots do not.
     announce(redis_url, "w2", 3, draining=True, owned=2)
-    for stream in (1, 2):
+    for stream in admitted[:2]:
         await admission.release(StreamId(stream))
     assert isinstance((await outcomes(admission, 1, 100))[0], int)
     assert isinstance((await outcomes(admission, 1, 100))[0], NoFreeStream)

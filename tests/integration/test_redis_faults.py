@@ -105,6 +105,10 @@ async def test_audio_that_redis_took_and_forgot_is_appended_again(redis_url: str
             moment = {key: client.dump(key) for key in client.scan_iter("px:*")}
             for number in range(5, 8):
                 await append(number)
+            # Begun after that moment: nothing of it is left.
+            young = await ingress.open()
+            young.append(pcm[:eighth])
+            await until(lambda: young.appender.idle, what="the commit")
             pipe = client.pipeline()
             pipe.flushall()
             for key, dump in moment.items():
@@ -115,9 +119,11 @@ async def test_audio_that_redis_took_and_forgot_is_appended_again(redis_url: str
             await until(lambda: all(client.xlen(one.keys.audio) >= 8 for one in both), what="the audio")
             stack.enter_context(WorkerProcess(redis_url, "w2", tmp_path / "w2.log"))
             stream.append(b"", final=True)
-            await ingress.ended(*both)
-            assert [one.text for one in both] == [expected_text(pcm)] * 2
+            young.append(pcm[eighth:], final=True)
+            await ingress.ended(*both, young)
+            assert [one.text for one in (*both, young)] == [expected_text(pcm)] * 3
             assert [one.epoch for one in both] == [2, 2]
+            assert young.epoch > 2, "beyond the owners that Redis may have forgotten"
 
 
 def test_a_read_with_a_missing_group_still_gives_the_others(redis_url: str) -> None:

@@ -16,6 +16,7 @@ from common.entries import IngressId, LineKind, WorkerId
 from common.keys import Keys
 from common.leases import IngressPresence, IngressReport, WorkerLease
 from common.redis import AsyncRedis, PipelinedCommands, RedisServers
+from common.server_run import FORGOTTEN_NUMBERS
 from tests.faulty_worker import CURSED_SAMPLES
 from tests.servers import raw_client
 from tests.service_process import ROOT
@@ -51,6 +52,25 @@ async def finish(ingress: IngressSide, streams: list[ClientStream], pcm: bytes) 
     for stream in streams:
         stream.append(pcm[len(pcm) // 2 :], final=True)
     await ingress.ended(*streams)
+
+
+async def test_an_owner_is_beyond_all_that_redis_may_have_forgotten(redis_url: str, tmp_path: Path) -> None:
+    """A server that came back without its last moments may lack owners that still write."""
+    client, pcm = raw_client(redis_url), noise(4.0)
+    with ExitStack() as stack:
+        first = await worker(stack, redis_url, tmp_path, "w1")
+        async with ingress_side(redis_url) as ingress:
+            streams = await halfway(ingress, pcm)
+            first.send(signal.SIGKILL)
+            for stream in streams:
+                assert client.hget(stream.keys.meta, "run") == client.info("server")["run_id"].encode()
+                client.hset(stream.keys.meta, "run", "another")
+            await worker(stack, redis_url, tmp_path, "w2")
+            await finish(ingress, streams, pcm)
+            for stream in streams:
+                assert_gapless(stream)
+                assert stream.epoch == 1 + FORGOTTEN_NUMBERS
+                assert stream.text == expected_text(pcm)
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import hiredis
 import pytest
 
@@ -10,6 +12,7 @@ from common.entries import AudioEntry, Bytes, IngressId, StreamId, WorkerId, dec
 from common.errors import RedisUnavailable, Unavailable
 from common.keys import Keys
 from common.messages import Audio, Encoding
+from common.pipelined import pack
 
 _KEYS = Keys(4).stream(StreamId(7))
 
@@ -31,10 +34,14 @@ class _Log:
         return b"ready:%d:%b" % (shard, owner.encode())
 
 
-def _appender(failures: list[Unavailable] | None = None, keep_s: float = 0.0) -> tuple[Appender, _Log]:
+def _appender(
+    failures: list[Unavailable] | None = None,
+    keep_s: float = 0.0,
+    origin: Callable[[], bytes] | None = None,
+) -> tuple[Appender, _Log]:
     log = _Log()
     told = failures if failures is not None else []
-    return Appender(log, _KEYS, 2, 5, 100, told.append, keep_s), log
+    return Appender(log, _KEYS, 2, 5, 100, told.append, keep_s, origin), log
 
 
 def _words(parts: list[Bytes]) -> list[list[bytes]]:
@@ -187,8 +194,39 @@ def test_what_is_kept_is_bounded_in_time_and_bytes(monkeypatch: pytest.MonkeyPat
     assert sum(map(len, parts)) < MAX_KEPT_BYTES + 4096
 
 
+def test_a_stream_that_redis_forgot_is_made_anew_while_all_of_it_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("common.appender.time.monotonic", lambda: now[0])
+    appender, _ = _appender(keep_s=3.0, origin=lambda: pack(b"EVAL", b"create"))
+    assert appender.keeps, "it has no audio yet, and would be missed"
+    for now[0] in (100.0, 102.0):
+        appender.append(Audio(b"aa"))
+        _committed(appender)
+    parts: list[Bytes] = []
+    assert appender.write_forgotten(None, parts) == 3
+    commands = _words(parts)
+    assert commands[0] == [b"EVAL", b"create"]
+    assert [words[3] for words in commands[1:]] == [b"2-5", b"2-6"]
+    now[0] = 104.0
+    appender.append(Audio(b"aa"))
+    _committed(appender)
+    assert not appender.can_begin_again, "its first audio is kept no longer"
+    assert appender.write_forgotten(None, []) == 0
+
+
+def test_a_stream_that_has_ended_is_not_made_anew() -> None:
+    appender, _ = _appender(keep_s=3.0, origin=lambda: b"")
+    appender.append(Audio(b"aa", final=True))
+    _committed(appender)
+    appender.forget_kept()
+    assert not appender.keeps
+    assert appender.write_forgotten(None, []) == 0
+
+
 def test_nothing_is_kept_unless_asked_for() -> None:
-    appender, _ = _appender()
+    appender, _ = _appender(origin=lambda: b"")
     appender.append(Audio(b"aa"))
     _committed(appender)
     assert not appender.keeps
