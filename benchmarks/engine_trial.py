@@ -39,7 +39,12 @@ GIVE_UP_BACKLOG_S = 6.0
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What one trial gave; times in milliseconds.  `final_*_ms` are less a chunk's duration."""
+    """What one trial gave; times in milliseconds.  `final_*_ms` are less a chunk's duration.
+
+    `longest_turn_*` tell of the longest turn of the loop that feeds and steps: how long it took, when it
+    began (seconds from the trial's start), how much of it was a wait for the device, and how much the thread
+    really ran.  A long turn in which it hardly ran was the machine's doing.
+    """
 
     streams: int
     seconds: float
@@ -59,10 +64,31 @@ class TrialResult:
     host_busy: float
     tokens_per_second: float
     finals: int
+    longest_turn_ms: float
+    longest_turn_at_s: float
+    longest_turn_wait_ms: float
+    longest_turn_cpu_ms: float
 
     def as_dict(self) -> dict[str, Any]:
         """For a line of JSON."""
         return asdict(self)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One turn of the loop: the clocks at its start and, once it has ended, what passed on each."""
+
+    began_at: float = 0.0
+    cpu_at: float = 0.0
+    waited_at: float = 0.0
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    waited_s: float = 0.0
+
+    def end(self, now: float, cpu_s: float, waited_s: float) -> None:
+        if self.began_at:
+            self.seconds = now - self.began_at
+            self.cpu_s, self.waited_s = cpu_s - self.cpu_at, waited_s - self.waited_at
 
 
 class RecordingSteps:
@@ -80,6 +106,7 @@ class RecordingSteps:
         self.started: list[float] = []
         self.over: list[float] = []
         self.rows: list[NDArray[np.int64]] = []
+        self.waited_s = 0.0
 
     def reset(self, slots: Sequence[int]) -> None:
         self.inner.reset(slots)
@@ -92,10 +119,12 @@ class RecordingSteps:
         return self.inner.launch(rows_FB, table_BM)
 
     def wait(self, flight: Flight) -> StepFindings:
+        asked_at = time.perf_counter()
         findings = self.inner.wait(flight)
         launched_at, chunks = self._under_way.pop(0)
         self.started.append(max(launched_at, self._over_at))
         self._over_at = time.perf_counter()
+        self.waited_s += self._over_at - asked_at
         self.over.append(self._over_at)
         self.rows.append(chunks)
         return findings
@@ -132,10 +161,14 @@ def run_trial(
     gc.collect()
     gc.freeze()
     max_backlog, opened, gave_up = 0.0, 0, False
-    tokens_before, waited = engine.stats.tokens, 0.0
+    tokens_before, idle_s = engine.stats.tokens, 0.0
+    turn, longest = _Turn(), _Turn()
     origin = time.perf_counter()
     while not gave_up:
-        now = time.perf_counter()
+        now, cpu_s = time.perf_counter(), time.thread_time()
+        turn.end(now, cpu_s, steps.waited_s)
+        longest = max(longest, turn, key=lambda one: one.seconds)
+        turn = _Turn(now, cpu_s, steps.waited_s)
         passed = now - origin - arrival
         while opened < num_streams and passed[opened] >= 0:
             engine.open(names[opened], options)
@@ -143,15 +176,16 @@ def run_trial(
             slot_of[opened], stream_of[state.slot] = state.slot, opened
             opened += 1
         due = np.clip((passed * SAMPLE_RATE - first) // chunk + 1, 0, num_pieces).astype(np.int64)
-        for index in np.flatnonzero(due > given).tolist():
+        newly = np.flatnonzero(due > given)
+        for index, was, until in zip(newly.tolist(), given[newly].tolist(), due[newly].tolist(), strict=True):
             name, at = names[index], offset[index]
-            for piece in range(int(given[index]), int(due[index])):
+            for piece in range(was, until):
                 count = chunk if piece else first
                 start = (at + piece * chunk) % lap
                 engine.feed(name, pool[start : start + count])
-            if due[index] == num_pieces:
+            if until == num_pieces:
                 engine.finish(name)
-            given[index] = due[index]
+        given[newly] = due[newly]
         if opened:
             live = np.isnan(final_at[:opened])
             heard = np.minimum(passed[:opened] * SAMPLE_RATE, length)
@@ -167,7 +201,7 @@ def run_trial(
         elif not np.isnan(final_at).any():
             break
         else:
-            waited += 0.0003
+            idle_s += 0.0003
             time.sleep(0.0003)
     wall = time.perf_counter() - origin
     gc.unfreeze()
@@ -206,7 +240,11 @@ def run_trial(
         step_p50_ms=float(np.percentile(step_ms, 50)),
         step_p99_ms=float(np.percentile(step_ms, 99)),
         device_busy=busy / wall,
-        host_busy=1.0 - waited / wall,
+        host_busy=1.0 - (idle_s + steps.waited_s) / wall,
         tokens_per_second=(stats.tokens - tokens_before) / (num_streams * length / SAMPLE_RATE),
         finals=int((~np.isnan(final_at)).sum()),
+        longest_turn_ms=1000 * longest.seconds,
+        longest_turn_at_s=longest.began_at - origin,
+        longest_turn_wait_ms=1000 * longest.waited_s,
+        longest_turn_cpu_ms=1000 * longest.cpu_s,
     )

@@ -9,6 +9,7 @@ straight to where the device fetches them, and only streams that have something 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ from gpu_worker.turn.stage import TurnJudge, TurnStage
 # Louder samples overflow the power spectrum; full scale is 1.0.
 _MAX_SAMPLE = 1e6
 _FLOAT32 = np.dtype(np.float32)
+# Gauges are counted over all slots, for a status line that is read once a second: not after every step.
+_GAUGES_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class PipelinedEngine:
         self._results = StepResults(self._by_slot, self._rings, self._turns, eou_id, self._forget)
         # Outputs that were read before `step` could return them.
         self._unsent: list[StreamOutput] = []
+        self._gauges_due = 0.0
 
     # ------------------------------------------------------------------ streams
 
@@ -249,6 +253,10 @@ class PipelinedEngine:
         return outputs
 
     def _note_gauges(self) -> None:
+        now = time.monotonic()
+        if self._launched is not None and now < self._gauges_due:
+            return
+        self._gauges_due = now + _GAUGES_EVERY_S
         stats, waiting = self._stats, self._table.chunks_waiting()
         stats.ready_streams = int(np.count_nonzero(self._table.ready(waiting)))
         stats.raw_chunks = int(waiting.sum())
