@@ -68,11 +68,13 @@ def search(
         run: runs (streams, seconds); may raise OutOfTime, which ends the search.
         done: trials recorded before.
         least: load to begin at when nothing is known; `start` goes before it, and before what is known.
-        trials: most short trials, recorded ones included.
+        trials: most short trials, recorded ones included; with 0 and a `start`, that is to be proved at once.
     """
     short = [trial for trial in done if trial.seconds < final_s]
     passed = max((trial.streams for trial in short if trial.passed), default=0)
     failed = min((trial.streams for trial in short if not trial.passed), default=None)
+    if start and not trials:
+        passed = start
     first = start if start and start not in {trial.streams for trial in short} else 0
     for _ in range(trials - len(short)):
         if failed is not None and failed - passed < max(_FEWEST, passed * _RESOLUTION):

@@ -1,6 +1,7 @@
 """C120 at service level: WebSocket clients, ingresses, Redis and a worker on one host.
 
     python -m benchmarks.service_level --model small --start 1000 --num-ingress 6 --num-redis 2
+    python -m benchmarks.service_level --model small --start 4000 --num-workers 4    # on one GPU
     python -m benchmarks.service_level --backend null --start 4000 --trials 1 --num-redis 2
 
 Every trial is `parakeet-server bench` against a server started afresh over Redis servers of our own, emptied
@@ -25,7 +26,7 @@ from typing import Any, Final
 import redis
 
 from benchmarks.capacity import Budget, OutOfTime, Trial, search
-from benchmarks.engine import UNFINISHED, read_results
+from benchmarks.engine import UNFINISHED, commit, read_results
 from benchmarks.random_model import CONFIGS
 from parakeet.embedded_redis import EmbeddedRedis
 
@@ -45,12 +46,12 @@ def main() -> int:
     parser.add_argument("--chunk-ms", type=int, default=160)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--start", type=int, default=1000)
-    parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=3, help="short ones at most; 0 proves --start at once")
     parser.add_argument("--search-s", type=float, default=20)
     parser.add_argument("--final-s", type=float, default=120)
     parser.add_argument("--num-ingress", type=int, default=6)
     parser.add_argument("--num-redis", type=int, default=2)
-    parser.add_argument("--num-workers", type=int, default=1)
+    parser.add_argument("--num-workers", type=int, default=1, help="they share the GPUs that are visible")
     parser.add_argument("--redis-mb", type=int, default=24_000, help="memory of each Redis server")
     parser.add_argument("--turn-detection", choices=("on", "off"), default="off")
     parser.add_argument("--bench-processes", type=int, default=4)
@@ -129,11 +130,15 @@ def _trial(
         *("--num-workers", str(given.num_workers), "--max-num-streams", str(streams + streams // 10 + 8)),
         *("--chunk-ms", str(given.chunk_ms), "--log-level", "warning"),
     ]
+    if given.num_workers > 1:
+        # Each takes streams while it has free slots; with a quarter to spare none of them has to be full.
+        serve += ["--worker-max-streams", str(streams * 5 // (4 * given.num_workers) + 8)]
     if folder is not None:
         serve += ["--model", str(folder), "--device", given.device, "--turn-detection", given.turn_detection]
         serve += ["--eou-reset", "on"]
     told: dict[str, Any] = {"row": row, "level": "service", "streams": streams, "seconds": seconds}
     told |= {"passed": False, "num_ingress": given.num_ingress, "num_redis": given.num_redis}
+    told |= {"num_workers": given.num_workers, "commit": commit()}
     told |= {"turn_detection": given.turn_detection if folder is not None else "none"}
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.json")

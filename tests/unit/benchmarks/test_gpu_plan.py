@@ -119,6 +119,17 @@ def test_search_goes_on_after_its_time_ran_out() -> None:
     )
 
 
+def test_a_load_may_be_proved_at_once() -> None:
+    tried: list[tuple[int, float]] = []
+
+    def run(streams: int, seconds: float) -> bool:
+        tried.append((streams, seconds))
+        return streams < 1000
+
+    assert search(run, [], least=50, start=1000, trials=0, search_s=20, final_s=120) == 900
+    assert tried == [(1000, 120), (900, 120)]
+
+
 def test_the_ledger_is_plain_lines(tmp_path: Path) -> None:
     path = tmp_path / "stages.jsonl"
     Ledger(path).add({"stage": "a", "outcome": "done", "seconds": 1.0, "printed": ""})
