@@ -34,7 +34,6 @@ RESULTS: Final = Path(__file__).parent / "results" / "service_trials.jsonl"
 RAMP_S: Final = 10
 # Server up, model loaded and warm, clients connected, finals, server down.
 AROUND_TRIAL_S: Final = 60
-PORT: Final = 9800
 
 
 def main() -> int:
@@ -55,6 +54,9 @@ def main() -> int:
     parser.add_argument("--redis-mb", type=int, default=24_000, help="memory of each Redis server")
     parser.add_argument("--turn-detection", choices=("on", "off"), default="off")
     parser.add_argument("--bench-processes", type=int, default=4)
+    parser.add_argument(
+        "--port", type=int, default=9800, help="of the WebSockets; the next one tells the status"
+    )
     parser.add_argument(
         "--budget-s", type=float, help="start no trial that does not fit into so many seconds"
     )
@@ -125,7 +127,7 @@ def _trial(
     urls = ",".join(server.url for server in servers)
     serve = [
         *(sys.executable, "-m", "parakeet.cli", "serve", "--backend", given.backend),
-        *("--ws-port", str(PORT), "--port", "0", "--status-port", str(PORT + 1)),
+        *("--ws-port", str(given.port), "--port", "0", "--status-port", str(given.port + 1)),
         *("--redis-url", urls, "--redis-shards", str(len(servers)), "--num-ingress", str(given.num_ingress)),
         *("--num-workers", str(given.num_workers), "--max-num-streams", str(streams + streams // 10 + 8)),
         *("--chunk-ms", str(given.chunk_ms), "--log-level", "warning"),
@@ -143,7 +145,7 @@ def _trial(
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.json")
         bench = [
-            *(sys.executable, "-m", "parakeet.cli", "bench", f"ws://127.0.0.1:{PORT}"),
+            *(sys.executable, "-m", "parakeet.cli", "bench", f"ws://127.0.0.1:{given.port}"),
             *("--streams", str(streams), "--duration-s", str(seconds), "--ramp-s", str(RAMP_S)),
             *("--chunk-ms", str(given.chunk_ms), "--processes", str(given.bench_processes)),
             *("--backend", f"random {given.model}" if folder is not None else "null"),
