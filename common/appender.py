@@ -180,7 +180,7 @@ class Appender:
             self._pack_marked(AudioEntry(self._next_id(), self.first_sample, payload, encoding, final))
             return
         size = len(payload)
-        entry_id = self._next_id()
+        entry_id = b"%d-%d" % (self.connection, self.next_seq)
         first = b"%d" % self.first_sample
         start = _ID_AND_FIELDS % (self._stem, len(entry_id), entry_id, len(first), first, size)
         self._under_way = (start, payload, _END)
