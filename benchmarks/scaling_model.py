@@ -272,8 +272,12 @@ def main() -> None:
     parser.add_argument("--redis", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--benches", type=int, default=1)
-    parser.add_argument("--commit-ms", type=float, default=5.0, help="between two commits of an ingress")
-    parser.add_argument("--round-ms", type=float, default=6.0, help="between two rounds of a worker")
+    parser.add_argument(
+        "--commit-ms", type=float, default=5.0, help="between two commits, in what was measured"
+    )
+    parser.add_argument(
+        "--round-ms", type=float, default=6.0, help="between two rounds, in what was measured"
+    )
     given = parser.parse_args()
     report = json.loads(given.bench.read_text())
     cores = given.cores or report["surroundings"]["cores"]

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from common.entries import AudioEntry, Bytes, IngressId, WorkerId
+from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id
 from common.errors import Unavailable
 from common.keys import StreamKeys
 from common.messages import Audio, Encoding
@@ -177,17 +177,13 @@ class Appender:
         """Make one entry of as much of the queue as fits."""
         head = self._queue.popleft()
         if not isinstance(head, Audio):
-            self._pack_marked(
-                AudioEntry(self.connection, self.next_seq, self.first_sample, b"", ingress=head)
-            )
+            self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", ingress=head))
             return
         payload, encoding, final = head.payload, head.encoding, head.final
         if self._queue and not final:
             payload, final = self._join(payload, encoding)
         if final or encoding is not _PCM16 or not payload:
-            self._pack_marked(
-                AudioEntry(self.connection, self.next_seq, self.first_sample, payload, encoding, final)
-            )
+            self._pack_marked(AudioEntry(self._next_id(), self.first_sample, payload, encoding, final))
             return
         size = len(payload)
         entry_id = b"%d-%d" % (self.connection, self.next_seq)
@@ -197,6 +193,9 @@ class Appender:
         self._under_way_bytes = size
         self.next_seq += 1
         self.first_sample += size >> 1
+
+    def _next_id(self) -> bytes:
+        return audio_entry_id(self.connection, self.next_seq)
 
     def _join(self, payload: bytes, encoding: Encoding) -> tuple[bytes, bool]:
         """Take what may share an entry with `payload`; the whole, and whether it is the last audio."""

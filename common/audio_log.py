@@ -34,8 +34,10 @@ logger = logging.getLogger(__name__)
 _MAX_COMMIT: Final = 512
 _RETRY_PAUSE_S: Final = 0.05
 # Commits begin at least this far apart: a commit costs its writer, Redis and the worker that it wakes
-# several system calls, whether it carries one entry or fifty. The first after a pause waits for nothing.
-_COMMIT_EVERY_S: Final = 0.005
+# many system calls and thread switches, whether it carries one entry or fifty. The first after a pause
+# waits for nothing, nor does the end of a stream. The worker follows each commit at once: see
+# gpu_worker/intake.py.
+_COMMIT_EVERY_S: Final = 0.010
 # Streams that are given back together what Redis forgot: bounds what is sent in one go.
 _MAX_GIVEN_BACK: Final = 64
 
@@ -145,7 +147,10 @@ class _Lane:
         self._give_up_s = give_up_s
         self._waiting: dict[Appender, None] = {}
         self._announced: dict[Appender, None] = {}
-        self._work = asyncio.Event()
+        self._work = asyncio.Event()  # it is time for a commit
+        self._urgent = False  # something waits that waits for no other
+        self._next_commit = 0.0
+        self._commit_timer: asyncio.TimerHandle | None = None
         self.drained = asyncio.Event()
         self.drained.set()
 
@@ -159,6 +164,9 @@ class _Lane:
                 self._hold(appender)
                 return
         self._add(appender)
+        if audio is None or audio.final:
+            self._urgent = True
+            self._work.set()
 
     def announce(self, appender: Appender) -> None:
         self._announced[appender] = None
@@ -192,18 +200,35 @@ class _Lane:
             self._held.pop(appender, None)
         appender.held_samples = 0
         if not self._waiting:
-            self._work.set()
             self.drained.clear()
+            self._commit_when_due()
         self._waiting[appender] = None
+
+    def _commit_when_due(self) -> None:
+        """Have what waits committed: now, or when the last commit is long enough ago."""
+        if self._work.is_set() or self._commit_timer is not None:
+            return
+        if self._loop.time() >= self._next_commit:
+            self._work.set()
+        else:
+            self._commit_timer = self._loop.call_at(self._next_commit, self._commit_due)
+
+    def _commit_due(self) -> None:
+        self._commit_timer = None
+        if self._waiting:  # an urgent commit may have taken it all
+            self._work.set()
 
     async def run(self) -> None:
         since: float | None = None  # when the server began to refuse, or went away
         while True:
             await self._work.wait()
-            started = self._loop.time()
+            self._next_commit = self._loop.time() + _COMMIT_EVERY_S
             refused = await self._restore()
+            too_many = False
             if refused is None:
                 batch, self._waiting = _first(self._waiting)
+                too_many = bool(self._waiting)
+                self._urgent = False
                 announced, self._announced = _first(self._announced)
                 refused = await self._commit(batch, announced)
             if refused is None:
@@ -220,14 +245,12 @@ class _Lane:
                     since = None
                 else:
                     await asyncio.sleep(_RETRY_PAUSE_S)
-            if not self._waiting:
-                if not self._held:
-                    self.drained.set()
-                if not self._announced and not self._forgetful:
-                    self._work.clear()
-            early_s = started + _COMMIT_EVERY_S - self._loop.time()
-            if early_s > 0 and refused is None:
-                await asyncio.sleep(early_s)
+            if not self._waiting and not self._held:
+                self.drained.set()
+            if refused is None and not (self._announced or self._forgetful or self._urgent or too_many):
+                self._work.clear()
+                if self._waiting:
+                    self._commit_when_due()
 
     def _lost(self) -> None:
         self._forgetful = True

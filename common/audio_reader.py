@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from common.entries import AudioEntry, WorkerId, decode_audio_entry
+from common.entries import AudioEntry, StreamId, WorkerId, decode_audio_entry
 from common.errors import EntryError
 from common.hot_value import hot_value
 from common.keys import Keys, StreamKeys, audio_group
@@ -46,7 +46,7 @@ class AudioReader:
         self._worker = worker
         self._ready = [keys.ready(shard, worker) for shard in shards]
 
-    def wait(self, block_ms: int, max_streams: int) -> list[int]:
+    def wait(self, block_ms: int, max_streams: int) -> list[StreamId]:
         """Ids of up to `max_streams` streams with new audio, or of none after `block_ms`.
 
         The shards take turns at being asked first.
@@ -56,7 +56,8 @@ class AudioReader:
         )
         if len(self._ready) > 1:
             self._ready.append(self._ready.pop(0))
-        return [int(member) for member, _ in reply[1]] if reply else []
+        # A call of StreamId would do nothing, for every chunk.
+        return [int(member) for member, _ in reply[1]] if reply else []  # type: ignore[misc]
 
     def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioBatch]:
         """Read what is new of these streams, given with their epochs; one command an epoch.

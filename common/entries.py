@@ -30,7 +30,7 @@ _PAYLOAD_FIELD: Final = {Encoding.PCM16: b"p", Encoding.F32: b"f"}
 class AudioEntry:
     """One entry of a stream's audio.
 
-    connection, seq: the explicit id `<connection>-<seq>`. `connection` counts the connections that
+    entry_id: explicit, `<connection>-<seq>` (audio_entry_id). `connection` counts the connections that
     fed the stream, from 1; `seq` goes on over them, from 1, so that a repeated append is refused by
     Redis and a connection that was replaced can append nothing.
     first_sample: position of the first sample, counted from the start of the stream at the client's
@@ -40,8 +40,7 @@ class AudioEntry:
     ingress: set when the stream moved to another ingress, whose channel gets the results from here on.
     """
 
-    connection: int
-    seq: int
+    entry_id: bytes
     first_sample: int
     payload: Bytes
     encoding: Encoding = Encoding.PCM16
@@ -54,9 +53,14 @@ class AudioEntry:
         return len(self.payload) // self.encoding.sample_bytes
 
     @property
-    def entry_id(self) -> bytes:
-        """The explicit id of the entry."""
-        return b"%d-%d" % (self.connection, self.seq)
+    def connection(self) -> int:
+        """Number of the connection that appended it."""
+        return int(self.entry_id.split(b"-")[0])
+
+    @property
+    def seq(self) -> int:
+        """Number of the entry."""
+        return int(self.entry_id.split(b"-")[1])
 
     def fields(self) -> list[Bytes]:
         """Field names and values, flat, as XADD takes them. The payload is not copied."""
@@ -70,15 +74,19 @@ class AudioEntry:
         return flat
 
 
+def audio_entry_id(connection: int, seq: int) -> bytes:
+    """The explicit id of an entry of a stream's audio."""
+    return b"%d-%d" % (connection, seq)
+
+
 def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes]) -> AudioEntry:
     """Read an entry as XREADGROUP gives it: id, and field names and values flat.
 
     Raises EntryError for an entry of another layout.
     """
     try:
-        connection, seq = entry_id.split(b"-")
         if len(flat) == 4 and flat[0] == b"o" and flat[2] == b"p":  # nearly all of them
-            return AudioEntry(int(connection), int(seq), int(flat[1]), flat[3])
+            return AudioEntry(entry_id, int(flat[1]), flat[3])
         first_sample = -1
         payload = b""
         encoding = Encoding.PCM16
@@ -104,7 +112,7 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes]) -> AudioEntry:
         raise EntryError(f"An audio entry cannot be read: {error}") from error
     if first_sample < 0:
         raise EntryError("An audio entry does not say where it begins.")
-    return AudioEntry(int(connection), int(seq), first_sample, payload, encoding, final, ingress)
+    return AudioEntry(entry_id, first_sample, payload, encoding, final, ingress)
 
 
 def next_entry_id(entry_id: bytes) -> bytes:

@@ -8,6 +8,7 @@ Cluster and live on one server, so one multi-key command or script serves a shar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from common.entries import IngressId, StreamId, WorkerId
@@ -160,6 +161,7 @@ class Keys:
         return f"{self.prefix}:{{{shard}}}:in:{ingress}".encode()
 
 
+@lru_cache(maxsize=256)
 def audio_group(epoch: int) -> bytes:
     """Consumer group of a stream's audio while its owner has this epoch.
 

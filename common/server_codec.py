@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -11,10 +12,12 @@ from common.messages import (
     Ack,
     ErrorMessage,
     Hello,
+    LastState,
     Pong,
     Result,
     Resumed,
     ServerMessage,
+    TurnDetection,
     Utterance,
     Word,
 )
@@ -26,7 +29,7 @@ def encode_server_message(message: ServerMessage) -> bytes:
     """Encode a message as the server sends it, without the newline of the TCP framing."""
     match message:
         case Result():
-            return _encode_result(message)
+            return encode_result(message, message.seq, message.audio_ack_samples, message.seq_first)
         case Pong():
             return _PONG
         case Ack(audio_ack_samples):
@@ -53,21 +56,50 @@ def encode_server_message(message: ServerMessage) -> bytes:
     return orjson.dumps(fields)
 
 
-def _encode_result(result: Result) -> bytes:
+class Recognized(Protocol):
+    """What a result says of the audio; an engine's output does too."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+
+    @property
+    def confidence_scores(self) -> Sequence[float]: ...
+
+    @property
+    def is_final(self) -> bool: ...
+
+    @property
+    def last_state(self) -> LastState | None: ...
+
+    @property
+    def turn_detection(self) -> TurnDetection: ...
+
+    @property
+    def words(self) -> Sequence[Word] | None: ...
+
+    @property
+    def utterances(self) -> Sequence[Utterance]: ...
+
+
+def encode_result(what: Recognized, seq: int, audio_ack_samples: int, seq_first: int | None = None) -> bytes:
+    """Encode a `result` message, straight from what was recognized."""
     fields: dict[str, Any] = {
         "type": "result",
-        "text": result.text,
-        "token_ids": result.token_ids,
-        "confidence_scores": result.confidence_scores,
-        "is_final": result.is_final,
-        "last_state": result.last_state,
-        "turn_detection": result.turn_detection,
-        "seq": result.seq,
+        "text": what.text,
+        "token_ids": what.token_ids,
+        "confidence_scores": what.confidence_scores,
+        "is_final": what.is_final,
+        "last_state": what.last_state,
+        "turn_detection": what.turn_detection,
+        "seq": seq,
     }
-    if result.seq_first is not None:
-        fields["seq_first"] = result.seq_first
-    fields["audio_ack_samples"] = result.audio_ack_samples
-    if result.words is not None:
+    if seq_first is not None:
+        fields["seq_first"] = seq_first
+    fields["audio_ack_samples"] = audio_ack_samples
+    if what.words is not None:
         fields["words"] = [
             {
                 "word": word.word,
@@ -75,10 +107,10 @@ def _encode_result(result: Result) -> bytes:
                 "end_s": word.end_s,
                 "confidence": word.confidence,
             }
-            for word in result.words
+            for word in what.words
         ]
-    if result.utterances:
-        fields["utterances"] = result.utterances
+    if what.utterances:
+        fields["utterances"] = what.utterances
     return orjson.dumps(fields)
 
 

@@ -22,10 +22,10 @@ from common.dead_letters import dead_letter_command
 from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import ErrorCode, StreamError
 from common.keys import Keys
-from common.messages import ErrorMessage, Result
+from common.messages import ErrorMessage
 from common.redis import REDIS_ERROR, SyncRedis, is_passing
 from common.result_writer import ResultWriter, StreamWrite, ack_json
-from common.server_codec import encode_server_message
+from common.server_codec import encode_result, encode_server_message
 from gpu_worker.audio import client_samples
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine_events import (
@@ -55,17 +55,19 @@ _MAX_RETRY_S: Final = 1.0
 class _Writing:
     """The outlet's own state of one stream.
 
-    seq: of the last result, sent or not. acked: client samples of the last acknowledgement that the
-    client was told. kept: decoded entries that a replay of resampled audio would still need.
-    replay_entry: last entry that no replay needs.
+    epoch, last_seq: of its ownership, as in `OwnedStream`. seq: of the last result, sent or not. acked:
+    client samples of the last acknowledgement that the client was told. kept: decoded entries that a
+    replay of resampled audio would still need. replay_entry: last entry that no replay needs.
     """
 
-    __slots__ = ("acked", "flow", "kept", "rate", "replay_entry", "seq")
+    __slots__ = ("acked", "epoch", "flow", "kept", "last_seq", "rate", "replay_entry", "seq")
 
     def __init__(self, flow: StreamFlow) -> None:
         checkpoint = flow.owned.record.checkpoint
         self.flow: Final = flow
         self.rate: Final = flow.owned.record.sample_rate
+        self.epoch: Final = flow.owned.epoch
+        self.last_seq: Final = flow.owned.last_seq
         self.seq = checkpoint.seq
         self.acked = client_samples(self.rate, checkpoint.samples_decoded)
         self.kept: Final[deque[Undecoded]] = deque()
@@ -201,7 +203,7 @@ class Outlet:
         if output.changed or output.token_ids or output.is_turn_event or output.is_final:
             writing.seq += 1
             writing.acked = done
-            if writing.seq > flow.owned.last_seq:
+            if writing.seq > writing.last_seq:
                 kind = (
                     LineKind.FINAL
                     if output.is_final
@@ -209,11 +211,11 @@ class Outlet:
                     if output.is_turn_event
                     else LineKind.PARTIAL
                 )
-                json = encode_server_message(client_result(output, writing.seq, done))
-                write.lines.append(Line(kind, flow.stream, flow.owned.epoch, writing.seq, json))
+                json = encode_result(output, writing.seq, done)
+                write.lines.append(Line(kind, flow.stream, writing.epoch, writing.seq, json))
         elif done - writing.acked >= writing.rate:
             writing.acked = done
-            write.lines.append(Line(LineKind.ACK, flow.stream, flow.owned.epoch, writing.seq, ack_json(done)))
+            write.lines.append(Line(LineKind.ACK, flow.stream, writing.epoch, writing.seq, ack_json(done)))
         if output.is_final:
             batch.ends(flow, self._claims.finish_command(flow.owned))
         elif flow.held and flow.backlog_samples < MAX_BACKLOG_SAMPLES // 2:
@@ -318,19 +320,3 @@ class _Batch:
     def writes(self) -> list[StreamWrite]:
         """All writes."""
         return list(self._writes.values())
-
-
-def client_result(output: StreamOutput, seq: int, audio_ack_samples: int) -> Result:
-    """The message to the client for an output of the engine."""
-    return Result(
-        text=output.text,
-        token_ids=output.token_ids,
-        confidence_scores=output.confidence_scores,
-        is_final=output.is_final,
-        last_state=output.last_state,
-        turn_detection=output.turn_detection,
-        seq=seq,
-        audio_ack_samples=audio_ack_samples,
-        words=output.words,
-        utterances=output.utterances,
-    )

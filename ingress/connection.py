@@ -247,10 +247,15 @@ class Connection:
                 end = at + len(_ACK_FIELD)
                 stop = json.find(b",", end)
                 protocol.acknowledge(int(json[end : stop if stop > 0 else -1]))
-            if protocol.only_forwards():
-                self._forward(json, mergeable=kind is LineKind.PARTIAL)
-            else:
+            if not protocol.only_forwards():
                 self._carry_out(protocol.notify(Event.RESULT), json)
+                return
+            try:
+                self._buffer.send(json, mergeable=kind is LineKind.PARTIAL)
+            except ClientFault as error:  # the send buffer is full
+                self._drop(error)
+            except Exception:
+                self._failed()
         else:
             self._carry_out(protocol.notify(Event.LAST_RESULT), json)
 
@@ -338,14 +343,6 @@ class Connection:
     def _append(self, audio: Audio) -> None:
         if not self._linked().append(audio):
             self._peer.pause_reading()
-
-    def _forward(self, result: bytes, *, mergeable: bool) -> None:
-        try:
-            self._buffer.send(result, mergeable=mergeable)
-        except ClientFault as error:  # the send buffer is full
-            self._drop(error)
-        except Exception:
-            self._failed()
 
     def _send(self, message: bytes) -> None:
         if not self._lost:

@@ -256,7 +256,7 @@ class ConnectionProtocol:
         audio = self._shape.read(data)
         if audio is None:
             return None
-        end = self.next_sample + audio.num_samples
+        end = self.next_sample + (len(audio.payload) >> 1)  # a known shape is pcm16
         if end - self.acked_samples > self.max_buffered_samples:
             return None
         self.next_sample = end

@@ -83,17 +83,19 @@ class ResultFeed:
             return
         if link.repairing:
             link.missed = True
-        elif not self._handed(link, line):
+            return
+        try:
+            complete = link.take(line)
+        except Exception:
+            self._failed(link)
+            return
+        if not complete:
             self.repair(link)
 
-    def _handed(self, link: RedisLink, line: Line, *, repair: bool = False) -> bool:
-        """Hand a line to its link; a fault in one stream's handling ends that stream only."""
-        try:
-            return link.take(line, repair=repair)
-        except Exception:
-            logger.exception("A line could not be handled", extra={"stream_id": link.stream})
-            link.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
-            return True
+    def _failed(self, link: RedisLink) -> None:
+        """End one stream, and no other, for what its handling has just raised."""
+        logger.exception("A line could not be handled", extra={"stream_id": link.stream})
+        link.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 
     async def _repair(self) -> None:
         away = False
@@ -132,9 +134,12 @@ class ResultFeed:
         for link, lines in zip(links, found, strict=True):
             link.heard_at = self._loop.time()
             link.repairing = False
-            for line in lines:
-                if not self._is_open(link) or not self._handed(link, line, repair=True):
-                    break
+            try:
+                for line in lines:
+                    if not self._is_open(link) or not link.take(line, repair=True):
+                        break
+            except Exception:
+                self._failed(link)
             if link.missed and self._is_open(link):
                 self.repair(link)
 

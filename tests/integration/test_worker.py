@@ -154,7 +154,7 @@ async def test_bad_audio_ends_its_stream_and_no_other(redis_url: str, tmp_path: 
             good, bad, holed = [await ingress.open() for _ in range(3)]
             good.append(pcm[: len(pcm) // 2])
             bad.append(np.array([0.0, np.nan, 0.0], "<f4").tobytes(), encoding=Encoding.F32)
-            hole = AudioEntry(1, 7, first_sample=999, payload=b"\0\0")
+            hole = AudioEntry(b"1-7", first_sample=999, payload=b"\0\0")
             client.xadd(holed.keys.audio, _pairs(hole), id=hole.entry_id)
             await ingress.ended(bad, holed)
             assert [sent["code"] for sent in bad.sent] == ["bad_samples"]

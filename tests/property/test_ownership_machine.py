@@ -33,7 +33,7 @@ from common.claims import (
     OwnedStream,
     Suspect,
 )
-from common.entries import AudioEntry, IngressId, Line, LineKind, StreamId, WorkerId
+from common.entries import AudioEntry, IngressId, Line, LineKind, StreamId, WorkerId, audio_entry_id
 from common.keys import Keys
 from common.options import StreamOptions
 from common.redis import (
@@ -238,7 +238,9 @@ class OwnershipMachine(RuleBasedStateMachine):
     # The client and its ingress
 
     def append(self, repeated: bool) -> None:
-        entry = AudioEntry(self.connection, self.next_seq, len(self.accepted) * _SAMPLES, b"\0\0" * _SAMPLES)
+        entry = AudioEntry(
+            audio_entry_id(self.connection, self.next_seq), len(self.accepted) * _SAMPLES, b"\0\0" * _SAMPLES
+        )
         assert self._add(entry)
         self.accepted.append(entry.first_sample)
         self.next_seq += 1
@@ -277,7 +279,7 @@ class OwnershipMachine(RuleBasedStateMachine):
             await redis.close()
             return connection, last
 
-        old = AudioEntry(self.connection, self.next_seq, 0, b"\1\0")
+        old = AudioEntry(audio_entry_id(self.connection, self.next_seq), 0, b"\1\0")
         connection, last = self.loop.run_until_complete(attach())
         assert connection == self.connection + 1
         if last is not None:

@@ -14,7 +14,7 @@ from gpu_worker.audio import StreamAudio, client_samples, entry_samples
 
 
 def entry(first: int, payload: bytes, encoding: Encoding = Encoding.PCM16) -> AudioEntry:
-    return AudioEntry(1, 1, first, payload, encoding)
+    return AudioEntry(b"1-1", first, payload, encoding)
 
 
 def test_pcm16_and_f32_of_the_same_audio_are_the_same_samples() -> None:

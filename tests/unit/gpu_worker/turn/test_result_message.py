@@ -4,9 +4,8 @@ import orjson
 
 from common.entries import StreamId
 from common.messages import Result, Utterance
-from common.server_codec import decode_server_message, encode_server_message
+from common.server_codec import decode_server_message, encode_result
 from gpu_worker.engine import interface
-from gpu_worker.outlet import client_result
 
 
 def output(*utterances: Utterance) -> interface.StreamOutput:
@@ -28,8 +27,7 @@ def output(*utterances: Utterance) -> interface.StreamOutput:
 
 
 def test_utterances_reach_the_client_and_is_final_stays_for_the_end() -> None:
-    message = client_result(output(Utterance(2, "forward", 0.5, 0.96)), 7, 16_000)
-    data = encode_server_message(message)
+    data = encode_result(output(Utterance(2, "forward", 0.5, 0.96)), 7, 16_000)
     fields = orjson.loads(data)
     assert fields["utterances"] == [{"number": 2, "text": "forward", "start_s": 0.5, "end_s": 0.96}]
     assert fields["is_final"] is False
@@ -39,4 +37,4 @@ def test_utterances_reach_the_client_and_is_final_stays_for_the_end() -> None:
 
 
 def test_a_result_without_them_has_no_such_field() -> None:
-    assert "utterances" not in orjson.loads(encode_server_message(client_result(output(), 7, 16_000)))
+    assert "utterances" not in orjson.loads(encode_result(output(), 7, 16_000))
