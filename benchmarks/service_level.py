@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--num-redis", type=int, default=2)
     parser.add_argument("--num-workers", type=int, default=1, help="they share the GPUs that are visible")
     parser.add_argument("--redis-mb", type=int, default=24_000, help="memory of each Redis server")
+    parser.add_argument("--replay-seconds", type=int, default=60, help="snapshots are half of it apart")
     parser.add_argument("--turn-detection", choices=("on", "off"), default="off")
     parser.add_argument("--bench-processes", type=int, default=4)
     parser.add_argument(
@@ -137,10 +138,10 @@ def _trial(
         serve += ["--worker-max-streams", str(streams * 5 // (4 * given.num_workers) + 8)]
     if folder is not None:
         serve += ["--model", str(folder), "--device", given.device, "--turn-detection", given.turn_detection]
-        serve += ["--eou-reset", "on"]
+        serve += ["--eou-reset", "on", "--replay-seconds", str(given.replay_seconds)]
     told: dict[str, Any] = {"row": row, "level": "service", "streams": streams, "seconds": seconds}
     told |= {"passed": False, "num_ingress": given.num_ingress, "num_redis": given.num_redis}
-    told |= {"num_workers": given.num_workers, "commit": commit()}
+    told |= {"num_workers": given.num_workers, "replay_seconds": given.replay_seconds, "commit": commit()}
     told |= {"turn_detection": given.turn_detection if folder is not None else "none"}
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.json")
