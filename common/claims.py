@@ -7,7 +7,7 @@ stream's end. Opening a stream raises its epoch, which fences the owner before.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from common.keys import (
     READY_TTL_MS,
     REGISTER_TTL_MS,
     RESULTS_MAX_LENGTH,
+    STAGED_SNAPSHOT_TTL_MS,
     Keys,
     StreamKeys,
 )
@@ -154,15 +155,24 @@ redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return 1
 """
 
-# KEYS m a s; ARGV epoch, first id kept, snapshot, then the checkpoint's fields. Gives 1, or 0 where
-# the epoch is another's.
+# KEYS m a s staged; ARGV epoch, first id kept, number of pieces, then the checkpoint's fields. Gives 1, or 0
+# where the epoch is another's, the stream has ended, or pieces are missing.
 _CHECKPOINT: Final = """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] or redis.call('HGET', KEYS[1], 'finished')
+    or redis.call('LLEN', KEYS[4]) ~= tonumber(ARGV[3]) then
+  redis.call('UNLINK', KEYS[4])
+  return 0
+end
 redis.call('HSET', KEYS[1], unpack(ARGV, 4))
-redis.call('SET', KEYS[3], ARGV[3], 'PX', redis.call('HGET', KEYS[1], 'ttl_ms'))
+redis.call('UNLINK', KEYS[3])
+redis.call('RENAME', KEYS[4], KEYS[3])
+redis.call('PEXPIRE', KEYS[3], redis.call('HGET', KEYS[1], 'ttl_ms'))
 redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
 return 1
 """
+# A snapshot is megabytes. Redis serves nobody else while it takes one command in, and what it has of a value
+# that grows it may have to move: so pieces, each of a fraction of a millisecond.
+_PIECE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,8 +347,9 @@ class Claims:
         """The engine state of the stream's checkpoint; None to begin at the beginning."""
         if owned.record.checkpoint.samples_decoded == 0:
             return None
-        data: bytes | None = self._redis.stream(owned.stream).execute_command("GET", owned.keys.snapshot)
-        return data
+        client = self._redis.stream(owned.stream)
+        pieces: list[bytes] = client.execute_command("LRANGE", owned.keys.snapshot, 0, -1)
+        return b"".join(pieces) or None
 
     def still_owned(self, streams: Sequence[OwnedStream]) -> list[bool]:
         """For each stream whether its record still names this worker and epoch."""
@@ -367,20 +378,30 @@ class Claims:
             *(keys.stream, owned.epoch, FINISHED_STREAM_TTL_MS),
         )
 
-    def checkpoint_command(
+    def checkpoint_commands(
         self, owned: OwnedStream, checkpoint: Checkpoint, snapshot: bytes
-    ) -> tuple[Any, ...]:
-        """The command that stores a checkpoint and trims the audio before it; its reply is 1 or 0."""
+    ) -> Iterator[tuple[Any, ...]]:
+        """The commands that store a checkpoint and trim the audio before it, in order.
+
+        The last one makes it valid; its reply is 1, or 0 where the stream has ended or is another's by now.
+        All of them may be repeated from the first.
+        """
         keys = owned.keys
+        staged = keys.staged_snapshot(owned.epoch)
+        yield ("UNLINK", staged)
+        for at in range(0, len(snapshot), _PIECE_BYTES):
+            yield ("RPUSH", staged, snapshot[at : at + _PIECE_BYTES])
+            if at == 0:
+                yield ("PEXPIRE", staged, STAGED_SNAPSHOT_TTL_MS)
         entry_id = checkpoint.entry_id
         fields: tuple[bytes | str | int, ...] = (
             *("ck_samples", checkpoint.samples_decoded, "ck_seq", checkpoint.seq),
             *(() if entry_id is None else ("ck_entry", entry_id)),
         )
         first_kept = b"0-1" if entry_id is None else next_entry_id(entry_id)
-        return (
-            *("EVAL", _CHECKPOINT, 3, keys.meta, keys.audio, keys.snapshot),
-            *(owned.epoch, first_kept, snapshot, *fields),
+        yield (
+            *("EVAL", _CHECKPOINT, 4, keys.meta, keys.audio, keys.snapshot, staged),
+            *(owned.epoch, first_kept, -(-len(snapshot) // _PIECE_BYTES), *fields),
         )
 
 

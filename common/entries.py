@@ -15,7 +15,7 @@ from common.errors import EntryError
 from common.hot_value import hot_value
 from common.messages import Encoding
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 
 StreamId = NewType("StreamId", int)
 WorkerId = NewType("WorkerId", str)

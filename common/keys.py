@@ -30,6 +30,9 @@ COUNTER_TTL_MS: Final = 30 * 24 * 3600 * 1000
 # A ready set belongs to its worker, which removes it; this bounds what a killed worker leaves.
 READY_TTL_MS: Final = 60_000
 
+# A snapshot is written in less than a second; what a worker left of one when it died goes so soon.
+STAGED_SNAPSHOT_TTL_MS: Final = 30_000
+
 RESULTS_MAX_LENGTH: Final = 256
 
 
@@ -38,7 +41,7 @@ class StreamKeys:
     """The keys of one stream, built once and kept beside it.
 
     meta: HASH of its record (common/assignments.py).      audio: STREAM of AudioEntry.
-    results: STREAM of results, id `<epoch>-<seq>`.         snapshot: STRING, engine state to replay from.
+    results: STREAM of results, id `<epoch>-<seq>`.         snapshot: LIST, pieces of the engine's state.
     dead: HASH, what is known of a stream that was poison.   dead_audio: STREAM, the audio it died of.
     """
 
@@ -50,6 +53,10 @@ class StreamKeys:
     snapshot: bytes
     dead: bytes
     dead_audio: bytes
+
+    def staged_snapshot(self, epoch: int) -> bytes:
+        """LIST, the pieces of a snapshot that the owner with this epoch is writing."""
+        return b"%b:%d" % (self.snapshot, epoch)
 
 
 @dataclass(frozen=True, slots=True)

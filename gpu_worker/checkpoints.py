@@ -18,7 +18,7 @@ from common.entries import StreamId
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 
 SHARE: Final = 0.2
-MAX_AFTER_STEP: Final = 8
+MAX_AFTER_STEP: Final = 2
 # As shares of the audio that is kept for a replay.
 _DUE: Final = 0.5
 LATEST: Final = 0.9

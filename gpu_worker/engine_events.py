@@ -114,6 +114,9 @@ class EventSink(Protocol):
     def put(self, event: Event) -> None:
         """Take one event."""
 
+    def takes_snapshot(self) -> bool:
+        """Whether a snapshot that were taken now would be written soon."""
+
 
 def worker_failed() -> Unavailable:
     """What a client is told when its stream could not be decoded; the log says why."""

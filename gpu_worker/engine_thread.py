@@ -157,6 +157,8 @@ class EngineThread:
             else:
                 self._checkpoints.decoded(output.stream, output.samples_decoded)
         for stream in self._checkpoints.next_ones():
+            if not self._sink.takes_snapshot():
+                break
             self._snapshot(self._flows[stream], release=False)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:

@@ -41,6 +41,7 @@ from gpu_worker.engine_events import (
 from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
 from gpu_worker.intake import MAX_BACKLOG_SAMPLES
 from gpu_worker.resampling import replay_start
+from gpu_worker.snapshot_writer import Snapshot, SnapshotWriter
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class _Writing:
 class Outlet:
     """Writes what the engine thread says; the sink of `EngineThread`.
 
+    snapshots: takes those of streams that go on here.
     on_fenced: called with a stream that a newer owner has, or that left Redis.
     on_failure: called in this thread, last, when it cannot go on.
     """
@@ -89,6 +91,7 @@ class Outlet:
         worker: WorkerId,
         claims: Claims,
         table: StreamTable,
+        snapshots: SnapshotWriter,
         on_fenced: Callable[[StreamFlow], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -97,6 +100,7 @@ class Outlet:
         self._worker = worker
         self._claims = claims
         self._table = table
+        self._snapshots = snapshots
         self._on_fenced = on_fenced
         self._on_failure = on_failure
         self._queue: queue.Queue[Event | None] = queue.Queue(MAX_QUEUED_EVENTS)
@@ -111,12 +115,18 @@ class Outlet:
 
     def put(self, event: Event) -> None:
         """Take an event of the engine thread; waits while the queue is full."""
+        if isinstance(event, SnapshotTaken) and not event.release:
+            self._snapshots.expect()
         while not self._abandon.is_set():
             try:
                 self._queue.put(event, timeout=_WAIT_S)
             except queue.Full:
                 continue
             return
+
+    def takes_snapshot(self) -> bool:
+        """Whether a snapshot that were taken now would be written soon."""
+        return self._snapshots.has_room()
 
     def wait_handed_over(self, timeout_s: float) -> bool:
         """Wait until the hand-over that the engine thread was asked for is in Redis."""
@@ -180,6 +190,9 @@ class Outlet:
                 case HandedOver():
                     handed_over = True
         self._commit(batch)
+        # Only now: a checkpoint says that the results before it are written.
+        for checkpoint in batch.checkpoints:
+            self._snapshots.put(checkpoint)
         if handed_over:
             self._handed_over.set()
 
@@ -243,13 +256,14 @@ class Outlet:
         flow = snapshot.flow
         writing = self._writings.get(flow.stream)
         if writing is None or writing.flow is not flow:
+            if not snapshot.release:
+                self._snapshots.forget()
             return
         checkpoint = Checkpoint(writing.replay_entry, snapshot.samples_decoded, writing.seq)
-        command = self._claims.checkpoint_command(flow.owned, checkpoint, snapshot.data)
         if snapshot.release:
-            batch.ends(flow, command)
+            batch.ends(flow, *self._claims.checkpoint_commands(flow.owned, checkpoint, snapshot.data))
         else:
-            batch.write(flow).extra.append(command)
+            batch.checkpoints.append(Snapshot(flow, checkpoint, snapshot.data))
 
     def _failed(self, batch: _Batch, flow: StreamFlow, error: StreamError) -> None:
         writing = self._writings.get(flow.stream)
@@ -299,6 +313,7 @@ class _Batch:
     def __init__(self) -> None:
         self._writes: dict[StreamFlow, StreamWrite] = {}
         self.ended: set[StreamFlow] = set()
+        self.checkpoints: list[Snapshot] = []
 
     def write(self, flow: StreamFlow) -> StreamWrite:
         """The write of a stream."""
@@ -308,9 +323,9 @@ class _Batch:
             write = self._writes[flow] = StreamWrite(owned.keys, owned.epoch, flow.ingress)
         return write
 
-    def ends(self, flow: StreamFlow, command: tuple[Any, ...]) -> None:
+    def ends(self, flow: StreamFlow, *commands: tuple[Any, ...]) -> None:
         """End a stream, or let it go to another worker, behind all that is written about it."""
-        self.write(flow).extra.append(command)
+        self.write(flow).extra.extend(commands)
         self.ended.add(flow)
 
     def flows(self) -> list[StreamFlow]:

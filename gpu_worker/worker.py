@@ -33,6 +33,7 @@ from gpu_worker.intake import Intake
 from gpu_worker.outlet import Outlet
 from gpu_worker.owner import Owner
 from gpu_worker.quarantine import DEFAULT_MODULE, Quarantine
+from gpu_worker.snapshot_writer import SnapshotWriter
 from gpu_worker.suspects import SuspectRunner
 from gpu_worker.sweeper import Sweeper
 
@@ -93,12 +94,14 @@ class Worker:
         self._quarantined = quarantined
         self._claims = Claims(self._redis, keys, worker, chunk_ms=int(backend.description["chunk_ms"]))
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
+        self._snapshots = SnapshotWriter(self._redis, self._claims)
         self._outlet = Outlet(
             redis=self._redis,
             keys=keys,
             worker=worker,
             claims=self._claims,
             table=self._table,
+            snapshots=self._snapshots,
             on_fenced=self._lost,
             on_failure=self._fail,
         )
@@ -217,6 +220,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         self._outlet.start()
+        self._snapshots.start()
         self._engine.start()
         for intake in self._intakes:
             intake.start()
@@ -238,7 +242,8 @@ class Worker:
         )
 
     def _check_threads(self) -> None:
-        parts: list[_Thread] = [self._outlet, self._engine, self._sweeper, *self._intakes, *self._claimers]
+        parts: list[_Thread] = [self._outlet, self._snapshots, self._engine, self._sweeper]
+        parts += [*self._intakes, *self._claimers]
         for part in parts:
             if not part.alive:
                 self._fail(RuntimeError(f"a thread ended: {type(part).__name__}"))
@@ -304,6 +309,7 @@ class Worker:
             logger.info("%d streams handed over%s", left, "" if handed_over else ", not all in time")
         self._engine.stop(_JOIN_S)
         self._outlet.stop(_JOIN_S)
+        self._snapshots.stop(_JOIN_S)
         self._sweeper.stop(_JOIN_S)
         self._heartbeat.stop(_JOIN_S)
         self._leave()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.claims import Claims
-from common.entries import WorkerId
+from common.entries import LAYOUT_VERSION, WorkerId
 from common.keys import Keys
 from common.redis import RedisServers, SyncRedis
 from tests.servers import raw_client
@@ -20,7 +20,7 @@ def test_a_worker_with_thousands_of_streams_is_taken_over_whole(redis_url: str) 
     new = keys.assignments(0)
     pipe = client.pipeline(transaction=False)
     for number in range(1, 9001):
-        pipe.xadd(new, {b"sid": number, b"v": 1})
+        pipe.xadd(new, {b"sid": number, b"v": LAYOUT_VERSION})
     pipe.execute()
     client.xreadgroup("workers", dead, {new: ">"}, count=9000)
     first = claims.pending_of(dead, 2500)

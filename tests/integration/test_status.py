@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from common.entries import IngressId, StreamId
+from common.entries import LAYOUT_VERSION, IngressId, StreamId
 from common.keys import Keys
 from common.leases import IngressPresence, IngressReport
 from common.redis import AsyncRedis, PipelinedCommands, RedisServers
@@ -276,7 +276,7 @@ async def test_the_backlog_is_known_after_a_takeover_and_a_trim(redis_url: str) 
     """A group that begins in the middle of a trimmed stream still has a lag."""
     client = raw_client(redis_url)
     audio = Keys().stream(StreamId(1)).audio
-    client.xadd("px:{0}:new", {"sid": 1, "v": 1})
+    client.xadd("px:{0}:new", {"sid": 1, "v": LAYOUT_VERSION})
     client.pexpire("px:{0}:new", 60_000)
     for number in range(1, 11):
         client.xadd(audio, {"o": 0}, id=f"1-{number}")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.claims import Claims
-from common.entries import AudioEntry, LineKind, WorkerId
+from common.entries import LAYOUT_VERSION, AudioEntry, LineKind, WorkerId
 from common.keys import FINISHED_STREAM_TTL_MS, Keys
 from common.messages import Encoding
 from common.options import StreamOptions
@@ -72,6 +72,8 @@ async def test_the_text_does_not_depend_on_batch_mates_messages_or_workers(
     ):
         first.ready(client)
         second.ready(client)
+        # Ready is who holds its lease; a burst is shared among those that wait for it by then.
+        await until(lambda: client.info("clients")["blocked_clients"] >= 4, what="both to wait for streams")
         async with ingress_side(redis_url) as ingress:
             audio = {}
             for seed in range(20):
@@ -276,7 +278,7 @@ def test_finish_of_a_stream_that_left_redis_takes_its_assignment_away(redis_url:
     keys = Keys()
     claims = Claims(redis, keys, WorkerId("w1"))
     claims.prepare()
-    client.xadd("px:{0}:new", {"sid": 5, "v": 1})
+    client.xadd("px:{0}:new", {"sid": 5, "v": LAYOUT_VERSION})
     blocking = blocking_client(redis.servers, 0, 100)
     entries = claims.wait(blocking, [0], 5, 10)
     blocking.close()

@@ -380,8 +380,9 @@ class OwnershipMachine(RuleBasedStateMachine):
             return
         end = worker.last.first_sample + worker.last.num_samples
         point = Checkpoint(worker.last.entry_id, end, worker.seq)
-        command = worker.claims.checkpoint_command(worker.owned, point, b"%d" % worker.seq)
-        assert self.raw.execute_command(*command) == int(worker is self.owner)
+        commands = worker.claims.checkpoint_commands(worker.owned, point, b"%d" % worker.seq)
+        *_, stored = (self.raw.execute_command(*command) for command in commands)
+        assert stored == int(worker is self.owner)
         if worker is self.owner:
             self.kept_from = worker.seq
 

@@ -10,6 +10,8 @@ from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 
 REPLAY_S = 60.0
 CHUNK_S = 0.16
+# Chunks of streams are complete at times of their own: so many steps while each has one.
+STEPS_A_CHUNK = 8
 
 
 class Clock:
@@ -25,7 +27,7 @@ def samples(seconds: float) -> int:
 
 
 def simulate(num_streams: int, snapshot_s: float, seconds: float) -> tuple[list[float], list[int], float]:
-    """Streams that began at once, in steps of all in real time; spacings, snapshots a step, share of work."""
+    """Streams that began within a chunk, in real time; spacings, snapshots a step, share of work."""
     clock = Clock()
     queue = CheckpointQueue(REPLAY_S, clock)
     streams = [StreamId(number) for number in range(num_streams)]
@@ -36,9 +38,9 @@ def simulate(num_streams: int, snapshot_s: float, seconds: float) -> tuple[list[
     in_step: list[int] = []
     work_s = 0.0
     while clock.now_s < seconds:
-        clock.now_s += CHUNK_S
+        clock.now_s += CHUNK_S / STEPS_A_CHUNK
         at_s = clock.now_s
-        for stream in streams:
+        for stream in streams[len(in_step) % STEPS_A_CHUNK :: STEPS_A_CHUNK]:
             queue.decoded(stream, samples(at_s))
         in_step.append(0)
         for stream in queue.next_ones():

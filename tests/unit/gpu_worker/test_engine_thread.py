@@ -57,9 +57,13 @@ def flow(number: int, epoch: int = 1) -> StreamFlow:
 class Sink:
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.busy = False
 
     def put(self, event: Event) -> None:
         self.events.append(event)
+
+    def takes_snapshot(self) -> bool:
+        return not self.busy
 
     def count(self, kind: type[Event]) -> int:
         return sum(isinstance(event, kind) for event in self.events)
@@ -165,6 +169,20 @@ def test_snapshots_come_at_their_distance(start: Callable[..., Running]) -> None
     assert 3 <= len(taken) <= 8
     assert taken[0] >= 8_000
     assert min(np.diff(taken)) >= 16_000
+
+
+def test_no_snapshot_is_taken_while_others_wait_to_be_written(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(1), 2.0)
+    running.sink.busy = True
+    one = flow(1)
+    running.thread.put(Open(one, None))
+    for _ in range(20):
+        running.thread.put(feed(one, audio(0.16)))
+    wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) == 20)
+    assert running.sink.count(SnapshotTaken) == 0
+    running.sink.busy = False
+    running.thread.put(feed(one, audio(0.16)))
+    running.said(SnapshotTaken)
 
 
 def test_a_hand_over_snapshots_and_forgets_everything(start: Callable[..., Running]) -> None:
