@@ -150,7 +150,8 @@ def run_trial(
     length = first + (num_pieces - 1) * chunk
     # The recordings go round: whoever reaches their end goes on at their start.
     lap = len(recordings())
-    pool = speech(0, lap + chunk)
+    # pcm16, as clients send it and a worker hands it on.
+    pool = np.round(32_768 * speech(0, lap + chunk)).astype(np.int16)
     offset = rng.integers(0, lap, num_streams).tolist()
     names = [StreamId(number + 1) for number in range(num_streams)]
     given = np.zeros(num_streams, dtype=np.int64)

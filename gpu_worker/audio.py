@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -10,20 +11,17 @@ from common.entries import AudioEntry
 from common.errors import ClientFault, ErrorCode, StreamLost
 from common.messages import Encoding
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
+from gpu_worker.engine.samples import PCM16, Samples, float_samples
 from gpu_worker.resampling import Resampler, replay_start
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_PCM16: Final = np.dtype("<i2")
-_FLOAT32: Final = np.dtype(np.float32)
 _PCM16_ENCODING: Final = Encoding.PCM16
-# An array, since numpy takes longer to make one of a scalar than to multiply a short message.
-_PCM16_SCALE: Final = np.array(1 / 32768, np.float32)
 
 
-def entry_samples(entry: AudioEntry) -> NDArray[np.float32]:
-    """The samples of an entry as float32, full scale 1.0.
+def entry_samples(entry: AudioEntry) -> Samples:
+    """The samples of an entry as engines take them.
 
     Raises ClientFault `bad_samples` for a sample that is not finite, `odd_byte_count` for half a one.
     """
@@ -32,9 +30,7 @@ def entry_samples(entry: AudioEntry) -> NDArray[np.float32]:
     if len(payload) & (1 if pcm16 else 3):
         raise ClientFault(ErrorCode.ODD_BYTE_COUNT, "The audio is not a whole number of samples.")
     if pcm16:
-        pcm = np.frombuffer(payload, _PCM16)
-        scaled: NDArray[np.float32] = np.multiply(pcm, _PCM16_SCALE, dtype=_FLOAT32)
-        return scaled
+        return np.frombuffer(payload, PCM16)
     samples = np.frombuffer(payload, "<f4")
     if not np.isfinite(samples).all():
         raise ClientFault(ErrorCode.BAD_SAMPLES, "Every sample is a finite number within float32.")
@@ -65,7 +61,7 @@ class StreamAudio:
         """Position of the next sample, at the client's rate."""
         return self._next
 
-    def push(self, entry: AudioEntry) -> list[NDArray[np.float32]]:
+    def push(self, entry: AudioEntry) -> Sequence[Samples]:
         """Samples for the engine from the next entry.
 
         What overlaps audio that was there already is left out. Raises ClientFault for bad samples
@@ -80,7 +76,9 @@ class StreamAudio:
         if not len(samples):
             return []
         self._next += len(samples)
-        return [samples] if self._resampler is None else self._unskipped(self._resampler.push(samples))
+        if self._resampler is None:
+            return [samples]
+        return self._unskipped(self._resampler.push(float_samples(samples)))
 
     def finish(self) -> list[NDArray[np.float32]]:
         """The last samples for the engine."""

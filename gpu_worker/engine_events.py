@@ -12,8 +12,7 @@ from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.flow import StreamFlow
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from gpu_worker.engine.samples import Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Open:
 class Feed:
     """Samples at 16 kHz of all streams of one read, those of one stream in order."""
 
-    parts: Sequence[tuple[StreamFlow, NDArray[np.float32]]]
+    parts: Sequence[tuple[StreamFlow, Samples]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,7 @@ from gpu_worker.engine_events import (
 from gpu_worker.flow import StreamFlow
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from gpu_worker.engine.samples import Samples
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +222,7 @@ class EngineThread:
         self._checkpoints.opened(flow.stream, flow.owned.record.checkpoint.samples_decoded)
         self._sink.put(Opened(flow))
 
-    def _feed(self, parts: Sequence[tuple[StreamFlow, NDArray[np.float32]]]) -> None:
+    def _feed(self, parts: Sequence[tuple[StreamFlow, Samples]]) -> None:
         flows, feed = self._flows, self._engine.feed
         for flow, samples in parts:
             stream = flow.stream

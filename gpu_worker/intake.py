@@ -25,8 +25,7 @@ from gpu_worker.engine_events import Command, Fail, Feed, Finish, Open, worker_f
 from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from gpu_worker.engine.samples import Samples
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +241,7 @@ class _Got:
     """What a read comes to: audio of its streams, and behind it the ends of some of them."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[StreamFlow, NDArray[np.float32]]] = []
+        self._parts: list[tuple[StreamFlow, Samples]] = []
         self._ends: list[Command] = []
 
     def commands(self) -> list[Command]:
@@ -282,7 +281,7 @@ class _Got:
         flow.ended = True
         self._ends.append(Finish(flow))
 
-    def _feed(self, flow: StreamFlow, parts: list[NDArray[np.float32]]) -> None:
+    def _feed(self, flow: StreamFlow, parts: Sequence[Samples]) -> None:
         for samples in parts:
             flow.fed_samples += len(samples)
             self._parts.append((flow, samples))

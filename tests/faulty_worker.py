@@ -11,9 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 import gpu_worker.intake
 from common.entries import AudioEntry, StreamId
 from common.logging import configure
@@ -22,6 +19,7 @@ from gpu_worker.audio import StreamAudio
 from gpu_worker.backend import make_backend
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.null_engine import NullEngine
+from gpu_worker.engine.samples import Samples, float_samples
 from gpu_worker.worker import Worker
 
 CURSED_SAMPLES = 12_345
@@ -32,9 +30,9 @@ class FaultyEngine(NullEngine):
 
     _lost = False
 
-    def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
+    def feed(self, stream: StreamId, samples: Samples) -> None:
         super().feed(stream, samples)
-        self._lost = self._lost or bool(len(samples) and samples[0] == -1.0)
+        self._lost = self._lost or bool(len(samples) and float_samples(samples)[0] == -1.0)
 
     def step(self) -> list[StreamOutput]:
         if self._lost:
@@ -45,7 +43,7 @@ class FaultyEngine(NullEngine):
 class FaultyAudio(StreamAudio):
     """Raises at an entry of CURSED_SAMPLES."""
 
-    def push(self, entry: AudioEntry) -> list[NDArray[np.float32]]:
+    def push(self, entry: AudioEntry) -> Sequence[Samples]:
         if entry.num_samples == CURSED_SAMPLES:
             raise RuntimeError("the resampler is broken")
         return super().push(entry)

@@ -33,6 +33,7 @@ from gpu_worker.engine.interface import (
 from gpu_worker.engine.model_runner import BatchSizes, ModelRunner, RowResult, StepRunner
 from gpu_worker.engine.open_streams import OpenStreams
 from gpu_worker.engine.outputs import chunk_output, failed_output
+from gpu_worker.engine.samples import Samples, float_samples
 from gpu_worker.engine.scheduler import Row, Schedule, Scheduler
 from gpu_worker.engine.snapshot import Snapshot, model_fingerprint
 from gpu_worker.engine.stream import Stream
@@ -180,16 +181,13 @@ class NativeEngine:
         except (KeyError, ValueError) as error:
             raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
 
-    def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
+    def feed(self, stream: StreamId, samples: Samples) -> None:
         state = self._streams.get(stream)
         if state.total_samples is not None:
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
-        if samples.dtype != np.float32 or samples.ndim != 1:
-            raise ValueError("samples are one dimension of float32")
-        if not np.isfinite(samples).all():
-            raise ValueError("samples must be finite")
+        checked = float_samples(samples)
         waiting = state.chunks_waiting
-        state.queue.append(np.clip(samples, -_MAX_SAMPLE, _MAX_SAMPLE))
+        state.queue.append(np.clip(checked, -_MAX_SAMPLE, _MAX_SAMPLE))
         self._stats.raw_chunks += state.chunks_waiting - waiting
         self._note_ready(state)
 

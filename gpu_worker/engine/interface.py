@@ -19,8 +19,7 @@ from common.messages import LastState, TurnDetection, Utterance, Word
 from common.options import StreamOptions
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from gpu_worker.engine.samples import Samples
 
 __all__ = [
     "ENGINE_SAMPLE_RATE",
@@ -148,8 +147,8 @@ class Engine(Protocol):
         """
         ...
 
-    def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
-        """Queue mono samples (1-D float32 at 16 kHz, full scale 1.0).  Computes nothing.
+    def feed(self, stream: StreamId, samples: Samples) -> None:
+        """Queue mono samples (1-D at 16 kHz; float32 at full scale 1.0, or pcm16).  Computes nothing.
 
         Raises UnknownStream, StreamFinished, and ValueError for another type or samples not finite.
         """

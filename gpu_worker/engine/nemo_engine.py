@@ -31,6 +31,7 @@ from gpu_worker.engine.interface import (
 from gpu_worker.engine.nemo_model import NemoModel, NemoState
 from gpu_worker.engine.open_streams import OpenStreams
 from gpu_worker.engine.outputs import chunk_output
+from gpu_worker.engine.samples import Samples, float_samples
 from gpu_worker.engine.snapshot import Snapshot
 from gpu_worker.engine.transcript import Token, Transcript
 from gpu_worker.turn.settings import TurnSettings
@@ -152,13 +153,11 @@ class NemoEngine:
             self._vad.import_slot(state.slot, tensors["vad"])
         return tensors["turns"].numpy().tobytes()
 
-    def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
+    def feed(self, stream: StreamId, samples: Samples) -> None:
         state = self._streams.get(stream)
         if state.total_samples is not None:
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
-        if samples.dtype != np.float32 or samples.ndim != 1 or not np.isfinite(samples).all():
-            raise ValueError("samples are one dimension of finite float32")
-        state.recent = np.concatenate([state.recent, samples])
+        state.recent = np.concatenate([state.recent, float_samples(samples)])
         self._note()
 
     def finish(self, stream: StreamId) -> None:

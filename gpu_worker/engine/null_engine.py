@@ -25,6 +25,7 @@ from gpu_worker.engine.interface import (
     StreamOutput,
     UnknownStream,
 )
+from gpu_worker.engine.samples import Samples, float_samples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,14 +109,14 @@ class NullEngine:
         if (version, chunk) != (_SNAPSHOT_VERSION, self._chunk_samples):
             raise SnapshotMismatch("a snapshot of another version or chunk size")
 
-    def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
+    def feed(self, stream: StreamId, samples: Samples) -> None:
         """See `Engine.feed`."""
         state = self._open(stream)
         if state.finished:
             raise StreamFinished(f"stream {stream} was finished")
         if not len(samples):
             return
-        state.parts.append(samples)
+        state.parts.append(float_samples(samples))
         before = state.waiting // self._chunk_samples
         state.waiting += len(samples)
         self.stats.raw_chunks += state.waiting // self._chunk_samples - before

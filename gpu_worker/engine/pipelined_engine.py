@@ -34,6 +34,7 @@ from gpu_worker.engine.open_streams import OpenStreams
 from gpu_worker.engine.outputs import failed_output
 from gpu_worker.engine.pipelined_stream import PipelinedStream
 from gpu_worker.engine.sample_rings import SampleRings
+from gpu_worker.engine.samples import FLOAT32, PCM16, Samples, float_samples
 from gpu_worker.engine.slot_snapshots import SlotSnapshots
 from gpu_worker.engine.slot_table import Plan, SlotTable
 from gpu_worker.engine.step_results import StepResults
@@ -44,7 +45,6 @@ from gpu_worker.turn.stage import TurnJudge, TurnStage
 
 # Louder samples overflow the power spectrum; full scale is 1.0.
 _MAX_SAMPLE = 1e6
-_FLOAT32 = np.dtype(np.float32)
 # Gauges are counted over all slots, for a status line that is read once a second: not after every step.
 _GAUGES_EVERY_S = 0.05
 
@@ -159,17 +159,15 @@ class PipelinedEngine:
             raise
         self._stats.open_streams = len(self._streams)
 
-    def feed(self, stream: StreamId, samples: NDArray[np.float32]) -> None:
+    def feed(self, stream: StreamId, samples: Samples) -> None:
         state = self._streams.get(stream)
         if state.finish_asked:
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
-        if (samples.dtype is not _FLOAT32 and samples.dtype != _FLOAT32) or samples.ndim != 1:
-            raise ValueError("samples are one dimension of float32")
-        # One pass tells both what is not finite and what might be too loud; vdot, unlike dot, does not warn.
-        if not np.vdot(samples, samples) < _MAX_SAMPLE:
-            if not np.isfinite(samples).all():
-                raise ValueError("samples must be finite")
-            samples = np.clip(samples, -_MAX_SAMPLE, _MAX_SAMPLE)
+        # pcm16 is finite and not too loud.  Else one pass tells of both; vdot does not warn, as dot does.
+        if samples.dtype is not PCM16 or samples.ndim != 1:
+            wrong = samples.dtype != FLOAT32 or samples.ndim != 1
+            if wrong or not np.vdot(samples, samples) < _MAX_SAMPLE:
+                samples = np.clip(float_samples(samples), -_MAX_SAMPLE, _MAX_SAMPLE)
         self._rings.append(state.slot, samples)
 
     def finish(self, stream: StreamId) -> None:

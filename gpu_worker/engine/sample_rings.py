@@ -12,9 +12,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_worker.engine.samples import FLOAT32, PCM16_SCALE, Samples
 from gpu_worker.engine.slot_table import SlotTable
-
-Samples = NDArray[np.float32]
 
 
 class SampleRings:
@@ -74,11 +73,11 @@ class SampleRings:
             parts.popleft()
         del self._beside[slot]
 
-    def copy(self, slot: int, first: int, end: int) -> Samples:
+    def copy(self, slot: int, first: int, end: int) -> NDArray[np.float32]:
         """Samples first .. end - 1 of a slot's stream, all in its ring."""
         at, ring = first % self._length, self._rings[slot]
         if at + end - first <= self._length:
-            part: Samples = ring[at : at + end - first].copy()
+            part: NDArray[np.float32] = ring[at : at + end - first].copy()
             return part
         return np.concatenate([ring[at:], ring[: (end - first) - (self._length - at)]])
 
@@ -89,10 +88,17 @@ class SampleRings:
             return 0
         at, ring = fed % self._length, self._rings[slot]
         if at + count <= self._length:
-            ring[at : at + count] = samples if count == len(samples) else samples[:count]
+            _store(samples if count == len(samples) else samples[:count], ring[at : at + count])
         else:
             first = self._length - at
-            ring[at:] = samples[:first]
-            ring[: count - first] = samples[first:count]
+            _store(samples[:first], ring[at:])
+            _store(samples[first:count], ring[: count - first])
         self._table.fed[slot] = fed + count
         return count
+
+
+def _store(samples: Samples, target: NDArray[np.float32]) -> None:
+    if samples.dtype is FLOAT32:
+        target[:] = samples
+    else:
+        np.multiply(samples, PCM16_SCALE, target)

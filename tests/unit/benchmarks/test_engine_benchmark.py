@@ -40,7 +40,7 @@ def test_a_device_that_falls_behind_fails() -> None:
 
 def test_the_table_shows_what_has_been_recorded(tmp_path: Path) -> None:
     table = command.table(command.recorded(command.RESULTS))
-    assert "| small, 160 ms | 12,000 |" in table
+    assert "| small, 160 ms | 12,600 |" in table
     assert command.recorded(tmp_path / "none.jsonl") == []
 
 

@@ -11,6 +11,7 @@ from common.entries import AudioEntry
 from common.errors import ClientFault, ErrorCode, StreamLost
 from common.messages import Encoding
 from gpu_worker.audio import StreamAudio, client_samples, entry_samples
+from gpu_worker.engine.samples import Samples, float_samples
 
 
 def entry(first: int, payload: bytes, encoding: Encoding = Encoding.PCM16) -> AudioEntry:
@@ -20,7 +21,7 @@ def entry(first: int, payload: bytes, encoding: Encoding = Encoding.PCM16) -> Au
 def test_pcm16_and_f32_of_the_same_audio_are_the_same_samples() -> None:
     pcm = np.array([0, 1, -1, 32_767, -32_768], "<i2")
     as_float = (pcm / 32_768).astype("<f4")
-    ours = entry_samples(entry(0, pcm.tobytes()))
+    ours = float_samples(entry_samples(entry(0, pcm.tobytes())))
     assert ours.dtype == np.float32
     assert np.array_equal(ours, entry_samples(entry(0, as_float.tobytes(), Encoding.F32)))
     assert ours[3:].tolist() == [32_767 / 32_768, -1.0]
@@ -46,7 +47,7 @@ def test_audio_that_is_there_already_is_left_out(cuts: list[tuple[int, int]]) ->
     """Each entry goes back over some of what was sent, as a client does that resumed."""
     pcm = np.arange(5000, dtype="<i2")
     audio = StreamAudio(16_000)
-    taken = []
+    taken: list[Samples] = []
     at = 0
     for size, back in cuts:
         first = max(0, at - back)
@@ -54,7 +55,7 @@ def test_audio_that_is_there_already_is_left_out(cuts: list[tuple[int, int]]) ->
         at += size
         assert audio.next_sample == at
     samples = np.concatenate(taken) if taken else np.empty(0)
-    assert np.array_equal(samples * 32_768, pcm[:at])
+    assert np.array_equal(samples, pcm[:at])
 
 
 def test_missing_audio_is_noticed() -> None:

@@ -24,6 +24,7 @@ from gpu_worker.engine.interface import (
 from gpu_worker.engine.model_runner import BatchSizes
 from gpu_worker.engine.pipelined_engine import PipelinedEngine
 from gpu_worker.engine.pipelined_factory import make_pipelined_engine
+from gpu_worker.engine.samples import Samples
 from tests.oracle.models import GO_FORWARD, JFK, SHORT_SENTENCE, random_model, speech, tiny
 
 CONFIG = EngineConfig(
@@ -34,6 +35,17 @@ Recordings = dict[int, NDArray[np.float32]]
 
 def make(config: EngineConfig = CONFIG) -> PipelinedEngine:
     return make_pipelined_engine(random_model(2), config)
+
+
+def as_pcm16(samples: NDArray[np.float32]) -> Samples:
+    """The same as a client sends it, where it can be said so."""
+    pcm = np.round(32_768 * samples)
+    fits = np.array_equal(pcm / np.float32(32_768), samples) and pcm.min(initial=0) >= -32_768
+    return pcm.astype(np.int16) if fits and pcm.max(initial=0) <= 32_767 else samples
+
+
+def test_recordings_are_fed_as_pcm16_too() -> None:
+    assert as_pcm16(speech(GO_FORWARD)).dtype == np.int16
 
 
 def step_until_idle(engine: Engine) -> list[StreamOutput]:
@@ -54,7 +66,8 @@ def run(engine: Engine, audio: Recordings, seed: int, words: bool = False) -> di
     while position or engine.has_work():
         for number, first in list(position.items()):
             size = int(rng.choice([1, 160, 700, 2_560, 9_000, 40_000]))
-            engine.feed(StreamId(number), audio[number][first : first + size])
+            piece = audio[number][first : first + size]
+            engine.feed(StreamId(number), as_pcm16(piece) if rng.integers(2) else piece)
             position[number] = first + size
             if first + size >= len(audio[number]):
                 engine.finish(StreamId(number))
