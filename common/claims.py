@@ -155,15 +155,17 @@ redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return 1
 """
 
-# KEYS m a s staged; ARGV epoch, first id kept, number of pieces, then the checkpoint's fields. Gives 1, or 0
-# where the epoch is another's, the stream has ended, or pieces are missing.
+# KEYS m a s staged; ARGV epoch, first id kept, number of pieces, samples, then the checkpoint's other fields.
+# Gives 1, or 0 where the epoch is another's, the stream has ended, pieces are missing, or there is a later
+# checkpoint: an owner that hands a stream over may have an older one on its way.
 _CHECKPOINT: Final = """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] or redis.call('HGET', KEYS[1], 'finished')
+local record = redis.call('HMGET', KEYS[1], 'epoch', 'finished', 'ck_samples')
+if record[1] ~= ARGV[1] or record[2] or tonumber(record[3] or '0') > tonumber(ARGV[4])
     or redis.call('LLEN', KEYS[4]) ~= tonumber(ARGV[3]) then
   redis.call('UNLINK', KEYS[4])
   return 0
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+redis.call('HSET', KEYS[1], 'ck_samples', ARGV[4], unpack(ARGV, 5))
 redis.call('UNLINK', KEYS[3])
 redis.call('RENAME', KEYS[4], KEYS[3])
 redis.call('PEXPIRE', KEYS[3], redis.call('HGET', KEYS[1], 'ttl_ms'))
@@ -387,7 +389,7 @@ class Claims:
         All of them may be repeated from the first.
         """
         keys = owned.keys
-        staged = keys.staged_snapshot(owned.epoch)
+        staged = keys.staged_snapshot(owned.epoch, checkpoint.samples_decoded)
         yield ("UNLINK", staged)
         for at in range(0, len(snapshot), _PIECE_BYTES):
             yield ("RPUSH", staged, snapshot[at : at + _PIECE_BYTES])
@@ -395,13 +397,19 @@ class Claims:
                 yield ("PEXPIRE", staged, STAGED_SNAPSHOT_TTL_MS)
         entry_id = checkpoint.entry_id
         fields: tuple[bytes | str | int, ...] = (
-            *("ck_samples", checkpoint.samples_decoded, "ck_seq", checkpoint.seq),
+            *("ck_seq", checkpoint.seq),
             *(() if entry_id is None else ("ck_entry", entry_id)),
         )
         first_kept = b"0-1" if entry_id is None else next_entry_id(entry_id)
         yield (
             *("EVAL", _CHECKPOINT, 4, keys.meta, keys.audio, keys.snapshot, staged),
-            *(owned.epoch, first_kept, -(-len(snapshot) // _PIECE_BYTES), *fields),
+            *(
+                owned.epoch,
+                first_kept,
+                -(-len(snapshot) // _PIECE_BYTES),
+                checkpoint.samples_decoded,
+                *fields,
+            ),
         )
 
 

@@ -50,9 +50,11 @@ def claim(redis: SyncRedis, worker: str, after: str | None = None) -> tuple[Clai
     return claims, owned
 
 
-def store(redis: SyncRedis, claims: Claims, owned: OwnedStream, data: bytes) -> int:
+def store(
+    redis: SyncRedis, claims: Claims, owned: OwnedStream, data: bytes, checkpoint: Checkpoint = _CHECKPOINT
+) -> int:
     """Run the commands of a checkpoint; the reply of the last."""
-    for command in claims.checkpoint_commands(owned, _CHECKPOINT, data):
+    for command in claims.checkpoint_commands(owned, checkpoint, data):
         reply = redis.cluster.execute_command(*command)
     return int(reply)
 
@@ -68,7 +70,7 @@ async def test_the_next_owner_reads_a_snapshot_as_it_was(redis: SyncRedis, redis
     assert taken.record.checkpoint == _CHECKPOINT
     assert heir.snapshot(taken) == data
     client = raw_client(redis_url)
-    assert not client.exists(owned.keys.staged_snapshot(owned.epoch))
+    assert not client.exists(owned.keys.staged_snapshot(owned.epoch, 16_000))
     assert 0 < client.pttl(owned.keys.snapshot) <= 60_000
 
 
@@ -80,7 +82,7 @@ async def test_a_snapshot_that_is_not_whole_is_none(redis: SyncRedis, redis_url:
         reply = redis.cluster.execute_command(*command)
     assert reply == 0
     assert raw_client(redis_url).lrange(owned.keys.snapshot, 0, -1) == [b"first"]
-    assert not raw_client(redis_url).exists(owned.keys.staged_snapshot(owned.epoch))
+    assert not raw_client(redis_url).exists(owned.keys.staged_snapshot(owned.epoch, 16_000))
 
 
 async def test_a_stale_owner_and_one_of_an_ended_stream_store_nothing(
@@ -99,6 +101,21 @@ async def test_a_stale_owner_and_one_of_an_ended_stream_store_nothing(
     client.execute_command(*heir.finish_command(taken))
     assert store(redis, heir, taken, b"late") == 0
     assert client.keys("px:{0}:7:s*") == []
+
+
+async def test_a_checkpoint_never_goes_back(redis: SyncRedis, redis_url: str) -> None:
+    """A stream is handed over while an older snapshot of it waits, whose audio is trimmed by then."""
+    claims, owned = claim(redis, "w1")
+    client = raw_client(redis_url)
+    older = list(claims.checkpoint_commands(owned, Checkpoint(b"1-3", 16_000, 6), b"older"))
+    for command in older[:-1]:
+        client.execute_command(*command)
+    assert store(redis, claims, owned, b"later", Checkpoint(b"1-9", 48_000, 18)) == 1
+    assert client.execute_command(*older[-1]) == 0
+    heir, taken = claim(redis, "w2", after="w1")
+    assert taken.record.checkpoint == Checkpoint(b"1-9", 48_000, 18)
+    assert heir.snapshot(taken) == b"later"
+    assert client.keys("px:{0}:7:s:*") == []
 
 
 async def test_the_writer_stores_what_it_is_given_and_knows_when_it_has_enough(redis: SyncRedis) -> None:
