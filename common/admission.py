@@ -19,13 +19,16 @@ from common.server_run import SERVER_RUN
 # Part of --redis-maxmemory-mb from which no new stream is admitted, so that those that run have room:
 # at the limit itself Redis refuses their audio.
 _MEMORY_LIMIT: Final = 0.9
+# Streams that a server may have admitted in its last moments and forgotten, and many more.
+_FORGOTTEN_STREAMS: Final = 100_000
 
 # Gives {1, stream id}, {0, 'full'} or {0, 'no_worker'}. What workers can take together bounds the
 # cluster as --max-num-streams does; a worker that drains takes nothing new but keeps what it has.
 # Memory is that of the server of shard 0, on which this runs.
 #
 # In each run of the server ids begin at its clock, in milliseconds: what an earlier run gave and this one has
-# forgotten, its counter included, is less as long as fewer than a thousand streams a second are admitted.
+# forgotten, its counter included, is less as long as fewer than a thousand streams a second are admitted. A
+# server whose clock is behind goes on from the counter, beyond what it may have forgotten.
 _ADMIT: Final = f"""
 local given = redis.call('GET', KEYS[4])
 if given then return {{1, tonumber(given)}} end
@@ -50,8 +53,9 @@ local most = tonumber(string.match(memory, '\\nmaxmemory:(%d+)'))
 local used = tonumber(string.match(memory, '\\nused_memory:(%d+)'))
 if most > 0 and used > most * {_MEMORY_LIMIT} then return {{0, 'full'}} end
 local run = {SERVER_RUN}
-if redis.call('GET', KEYS[5]) ~= run and tonumber(redis.call('GET', KEYS[1]) or '0') < now then
-  redis.call('SET', KEYS[1], string.format('%d', now))
+if redis.call('GET', KEYS[5]) ~= run then
+  local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+  redis.call('SET', KEYS[1], string.format('%d', math.max(now, last + {_FORGOTTEN_STREAMS})))
 end
 redis.call('SET', KEYS[5], run, 'PX', ARGV[5])
 local stream = redis.call('INCR', KEYS[1])

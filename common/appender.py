@@ -37,6 +37,9 @@ class Committer(Protocol):
     def announce(self, appender: Appender) -> None:
         """The stream's owner is to be told of what is in Redis."""
 
+    def forgotten(self) -> None:
+        """Redis has forgotten something, though its connection was not lost."""
+
     def ready_key(self, shard: int, owner: WorkerId) -> bytes:
         """The set in which an owner is told of streams of a shard."""
 
@@ -259,6 +262,17 @@ class Appender:
     def can_begin_again(self) -> bool:
         """Whether the stream could be made anew, with all of its audio."""
         return self._origin is not None
+
+    def begin_again(self) -> bool:
+        """Have the stream, which Redis has forgotten, made anew; False where that cannot be done."""
+        if self._origin is None or self.failed is not None:
+            return False
+        self._log.forgotten()
+        return True
+
+    def forget_origin(self) -> None:
+        """The stream is not to be made anew: nobody here would see to its end."""
+        self._origin = None
 
     def write_forgotten(self, last: bytes | None, out: list[Bytes]) -> int:
         """Put the commands of what Redis took and has no more behind `out`; gives their number.

@@ -19,14 +19,14 @@ from common.pipelined import pack
 from common.redis import REDIS_ERROR, AsyncRedis
 from common.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
 
-# KEYS m a new; ARGV ttl, register ttl, sid, version, whether it is made anew, then the record's fields. A
-# repeat does nothing. A stream that is made anew may have had owners that Redis has forgotten: so no run is
-# named, and its next epoch is beyond theirs (common/claims.py).
+# KEYS m a new; ARGV ttl, register ttl, sid, version, whether it is made anew, epoch, then the record's other
+# fields. A repeat does nothing. A stream that is made anew may have owners that Redis has forgotten and that
+# live: so its epoch is beyond theirs, and no run is named, which makes the next one go further still.
 _CREATE: Final = f"""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'run', ARGV[5] == '1' and '' or {SERVER_RUN}, unpack(ARGV, 6))
+redis.call('HSET', KEYS[1], 'run', ARGV[5] == '1' and '' or {SERVER_RUN}, 'epoch', ARGV[6], unpack(ARGV, 7))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
-redis.call('XGROUP', 'CREATE', KEYS[2], 'asr-0', '0', 'MKSTREAM')
+redis.call('XGROUP', 'CREATE', KEYS[2], 'asr-' .. ARGV[6], '0', 'MKSTREAM')
 redis.call('PEXPIRE', KEYS[2], ARGV[1])
 redis.call('XADD', KEYS[3], '*', 'sid', ARGV[3], 'v', ARGV[4])
 redis.call('PEXPIRE', KEYS[3], ARGV[2])
@@ -138,18 +138,18 @@ class StreamDirectory:
     def creation_anew(self, new: NewStream, epoch: int) -> bytes:
         """The packed command that creates a stream which Redis has forgotten.
 
-        epoch: of its last owner that is known.
+        epoch: of its last owner that is known. That one may live, and say of the stream that it is over.
         """
-        return pack(*self._creation(new, epoch, anew=True))
+        return pack(*self._creation(new, epoch + FORGOTTEN_NUMBERS, anew=True))
 
     def _creation(self, new: NewStream, epoch: int, *, anew: bool) -> list[bytes | str | int]:
         keys = self._keys.stream(new.stream)
         return [
             *("EVAL", _CREATE, 3, keys.meta, keys.audio, self._keys.assignments(keys.shard)),
-            *(new.ttl_ms, REGISTER_TTL_MS, new.stream, LAYOUT_VERSION, int(anew)),
+            *(new.ttl_ms, REGISTER_TTL_MS, new.stream, LAYOUT_VERSION, int(anew), epoch),
             *("ingress", new.ingress, "options", encode_options(new.options)),
             *("sample_rate", new.sample_rate, "token", new.token_hash, "created_ms", new.created_ms),
-            *("ttl_ms", new.ttl_ms, "grace_ms", new.grace_ms, "epoch", epoch),
+            *("ttl_ms", new.ttl_ms, "grace_ms", new.grace_ms),
         ]
 
     async def live_streams(self) -> list[StreamId]:

@@ -142,7 +142,7 @@ class _Lane:
         self._release: asyncio.TimerHandle | None = None
         self._connection = redis.pipelined(server)
         if keep_s:
-            self._connection.on_loss = self._lost
+            self._connection.on_loss = self.forgotten
         self._keys = keys
         self._give_up_s = give_up_s
         self._waiting: dict[Appender, None] = {}
@@ -252,7 +252,7 @@ class _Lane:
                 if self._waiting:
                     self._commit_when_due()
 
-    def _lost(self) -> None:
+    def forgotten(self) -> None:
         self._forgetful = True
         self._work.set()
 

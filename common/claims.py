@@ -6,6 +6,7 @@ stream's end. Opening a stream raises its epoch, which fences the owner before.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,8 @@ SUSPECTS_DIVISOR: Final = 8
 # `together` is how many suspects the present owner runs, 0 for an ordinary worker; `within` how many may
 # run with this one from now on.
 #
-# In another run of the server than that of the record, owners may have been forgotten who still write: the
-# new epoch is beyond theirs.
+# In another run of the server than that of the record, owners may have been forgotten who still write, and
+# ingresses that still append: the new epoch, and the next connection, are beyond theirs.
 _OPEN: Final = f"""
 local function behind(a, b)
   local a1, a2 = string.match(a, '(%d+)-(%d+)')
@@ -120,6 +121,10 @@ local run = {SERVER_RUN}
 local step = redis.call('HGET', KEYS[2], 'run') == run and 1 or {FORGOTTEN_NUMBERS}
 local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', step)
 redis.call('HSET', KEYS[2], 'run', run, 'owner', ARGV[2], 'together', ARGV[6])
+if step > 1 then
+  redis.call('HSETNX', KEYS[2], 'connection', 1)
+  redis.call('HINCRBY', KEYS[2], 'connection', step)
+end
 local ttl = redis.call('HGET', KEYS[2], 'ttl_ms')
 local start = redis.call('HGET', KEYS[2], 'ck_entry') or '0'
 redis.call('XGROUP', 'CREATE', KEYS[3], 'asr-' .. epoch, start, 'MKSTREAM')
@@ -175,6 +180,12 @@ return 1
 # A snapshot is megabytes. Redis serves nobody else while it takes one command in, and what it has of a value
 # that grows it may have to move: so pieces, each of a fraction of a millisecond.
 _PIECE_BYTES: Final = 256 * 1024
+# KEYS staged; ARGV the first piece, ttl. Those after it make no list of their own where this one is gone.
+_STAGE: Final = """
+redis.call('UNLINK', KEYS[1])
+redis.call('RPUSH', KEYS[1], ARGV[1])
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +233,7 @@ class Claims:
         self._chunk_ms = chunk_ms
         self._keys = keys
         self._worker = worker
+        self._snapshots = itertools.count(1)
 
     def prepare(self) -> None:
         """Make the group of every shard that has none (at start, and when Redis lost it)."""
@@ -389,12 +401,11 @@ class Claims:
         All of them may be repeated from the first.
         """
         keys = owned.keys
-        staged = keys.staged_snapshot(owned.epoch, checkpoint.samples_decoded)
-        yield ("UNLINK", staged)
-        for at in range(0, len(snapshot), _PIECE_BYTES):
-            yield ("RPUSH", staged, snapshot[at : at + _PIECE_BYTES])
-            if at == 0:
-                yield ("PEXPIRE", staged, STAGED_SNAPSHOT_TTL_MS)
+        # Of one stream, one snapshot may be on its way while another is handed over.
+        staged = keys.staged_snapshot(owned.epoch, next(self._snapshots))
+        yield ("EVAL", _STAGE, 1, staged, snapshot[:_PIECE_BYTES], STAGED_SNAPSHOT_TTL_MS)
+        for at in range(_PIECE_BYTES, len(snapshot), _PIECE_BYTES):
+            yield ("RPUSHX", staged, snapshot[at : at + _PIECE_BYTES])
         entry_id = checkpoint.entry_id
         fields: tuple[bytes | str | int, ...] = (
             *("ck_seq", checkpoint.seq),

@@ -54,9 +54,9 @@ class StreamKeys:
     dead: bytes
     dead_audio: bytes
 
-    def staged_snapshot(self, epoch: int, samples: int) -> bytes:
-        """LIST, the pieces of a snapshot behind so many samples that the owner with this epoch is writing."""
-        return b"%b:%d-%d" % (self.snapshot, epoch, samples)
+    def staged_snapshot(self, epoch: int, number: int) -> bytes:
+        """LIST, the pieces of a snapshot that the owner with this epoch is writing; it numbers them."""
+        return b"%b:%d-%d" % (self.snapshot, epoch, number)
 
 
 @dataclass(frozen=True, slots=True)

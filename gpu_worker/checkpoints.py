@@ -1,7 +1,7 @@
 """When to take which stream's snapshot: one after half the replay's audio, few after any one step.
 
-A snapshot of a large stream is megabytes that the engine's thread copies off the device, writes down and
-sends to Redis, while it launches no step.  So streams that fall due together (they came together, or were
+A snapshot of a large stream is megabytes that the engine's thread copies off the device and writes down,
+while it launches no step.  So streams that fall due together (they came together, or were
 taken over together) wait in line: after a step at most `MAX_AFTER_STEP` are taken, and on the average no
 more than `SHARE` of the time goes into them.  The spacing of a stream's snapshots grows so, from half the
 replay up to `LATEST` of it; one that is as late is taken whatever the share.  Nothing is lost by a late

@@ -41,7 +41,7 @@ _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
 # Rounds begin so far apart on average, and one may come early: each wakes the engine thread and the outlet
 # and ends in one publication an ingress, whether it brings one stream or fifty. An ingress keeps twice
-# this distance between its commits (common/audio_log.py), so with one ingress, or two, no round waits.
+# this distance between its commits (common/audio_log.py), so with one ingress, or two, hardly a round waits.
 _ROUND_EVERY_S: Final = 0.005
 
 

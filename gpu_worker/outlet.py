@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 # Events that may wait for Redis before the engine thread has to: several steps, so that one slow reply
 # does not hold the device up, and few enough to bound what a worker can have said in vain.
 MAX_QUEUED_EVENTS: Final = 256
+# Snapshots of streams that are handed over go with their results; so much of them goes in one write.
+_MAX_RELEASED_BYTES: Final = 16 * 1024 * 1024
 _WAIT_S: Final = 1.0
 _FIRST_RETRY_S: Final = 0.05
 _MAX_RETRY_S: Final = 1.0
@@ -151,11 +153,14 @@ class Outlet:
         stopping = False
         while not stopping and not self._abandon.is_set():
             events: list[Event] = []
+            released_bytes = 0
             try:
                 event = self._queue.get(timeout=_WAIT_S)
                 while event is not None:
                     events.append(event)
-                    if len(events) == MAX_QUEUED_EVENTS:
+                    if isinstance(event, SnapshotTaken) and event.release:
+                        released_bytes += len(event.data)
+                    if len(events) == MAX_QUEUED_EVENTS or released_bytes > _MAX_RELEASED_BYTES:
                         break
                     event = self._queue.get_nowait()
                 stopping = event is None
@@ -189,7 +194,8 @@ class Outlet:
                     self._forget(flow)
                 case HandedOver():
                     handed_over = True
-        self._commit(batch)
+        if not self._commit(batch):
+            return
         # Only now: a checkpoint says that the results before it are written.
         for checkpoint in batch.checkpoints:
             self._snapshots.put(checkpoint)
@@ -277,11 +283,11 @@ class Outlet:
             write.extra.append(dead_letter_command(flow.owned))
         batch.ends(flow, self._claims.finish_command(flow.owned))
 
-    def _commit(self, batch: _Batch) -> None:
-        """Write until it is written; then free the slots of what has ended."""
+    def _commit(self, batch: _Batch) -> bool:
+        """Write until it is written; then free the slots of what has ended. False where it was given up."""
         writes = batch.writes()
         if not writes:
-            return
+            return True
         pause = _FIRST_RETRY_S
         while True:
             try:
@@ -292,13 +298,14 @@ class Outlet:
                     raise
                 logger.warning("results wait for Redis: %s", error)
                 if self._abandon.wait(pause):
-                    return
+                    return False
                 pause = min(2 * pause, _MAX_RETRY_S)
         for flow, outcome in zip(batch.flows(), outcomes, strict=True):
             if flow in batch.ended:
                 self._forget(flow)
             elif outcome.fenced or outcome.gone:
                 self._on_fenced(flow)
+        return True
 
     def _forget(self, flow: StreamFlow) -> None:
         writing = self._writings.get(flow.stream)

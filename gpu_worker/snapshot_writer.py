@@ -10,13 +10,13 @@ import logging
 import queue
 import threading
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from common.assignments import Checkpoint
 from common.claims import Claims
 from common.pipelined import pack
 from common.redis import REDIS_ERROR, SyncRedis, is_passing
-from gpu_worker.flow import StreamFlow
+from gpu_worker.flow import StreamFlow, StreamTable
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,10 @@ class Snapshot:
 class SnapshotWriter:
     """Stores checkpoints, one after the other; that of a stream which has ended or moved on is let go."""
 
-    def __init__(self, redis: SyncRedis, claims: Claims) -> None:
+    def __init__(self, redis: SyncRedis, claims: Claims, table: StreamTable) -> None:
         self._redis = redis
         self._claims = claims
+        self._table = table
         self._connections = [redis.pipelined(server) for server in range(redis.servers.num_servers)]
         self._queue: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -91,18 +92,26 @@ class SnapshotWriter:
             self.forget()
 
     def _store(self, snapshot: Snapshot) -> None:
-        while not self._stopping.is_set() and not snapshot.flow.lost:
+        while not self._stopping.is_set() and self._is_wanted(snapshot):
             try:
-                self._write(snapshot)
+                stored = self._write(snapshot)
             except (REDIS_ERROR, OSError) as error:
                 if not is_passing(error):
                     raise
                 logger.warning("a checkpoint waits for Redis: %s", error)
                 self._stopping.wait(_RETRY_S)
             else:
+                if not stored and self._is_wanted(snapshot):
+                    # Its audio is kept until a later one is stored.
+                    logger.warning("a checkpoint was refused", extra={"stream_id": snapshot.flow.stream})
                 return
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _is_wanted(self, snapshot: Snapshot) -> bool:
+        flow = snapshot.flow
+        return not flow.lost and self._table.get(flow.stream) is flow
+
+    def _write(self, snapshot: Snapshot) -> bool:
+        reply: Any = None
         owned = snapshot.flow.owned
         connection = self._connections[self._redis.servers.server_of_shard(owned.keys.shard)]
         for command in self._claims.checkpoint_commands(owned, snapshot.checkpoint, snapshot.data):
@@ -110,3 +119,4 @@ class SnapshotWriter:
             (reply,) = connection.call((pack(*command),), repeat=False)
             if isinstance(reply, Exception):
                 raise reply
+        return bool(reply)

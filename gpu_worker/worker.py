@@ -94,7 +94,7 @@ class Worker:
         self._quarantined = quarantined
         self._claims = Claims(self._redis, keys, worker, chunk_ms=int(backend.description["chunk_ms"]))
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
-        self._snapshots = SnapshotWriter(self._redis, self._claims)
+        self._snapshots = SnapshotWriter(self._redis, self._claims, self._table)
         self._outlet = Outlet(
             redis=self._redis,
             keys=keys,

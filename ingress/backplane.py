@@ -373,6 +373,7 @@ class RedisBackplane:
         """Forget the link of a stream that goes on elsewhere, or is gone."""
         if self._links.get(link.stream) is link:
             del self._links[link.stream]
+        link.forgotten()
         self._feed.forget(link)
         self._changed.set()
 
@@ -484,7 +485,7 @@ class RedisBackplane:
         begun = [link for link in links if link.created]
         for stream in await self._directory.renew((link.keys for link in begun), self._ttl_ms):
             link = self._links.get(stream)
-            if link is not None and not link.can_begin_again:
+            if link is not None and not link.begin_again():
                 link.fail(StreamLost())
 
 

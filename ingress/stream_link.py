@@ -260,10 +260,14 @@ class RedisLink:
         """Whether audio, or a final mark, can be appended."""
         return self._appender is not None and self._appender.failed is None
 
-    @property
-    def can_begin_again(self) -> bool:
-        """Whether a Redis that has forgotten the stream is given it anew, with all of its audio."""
-        return self._appender is not None and self._appender.can_begin_again
+    def begin_again(self) -> bool:
+        """Give Redis, which has forgotten the stream, all of it anew; False where it is not all kept."""
+        return self._appender is not None and self._appender.begin_again()
+
+    def forgotten(self) -> None:
+        """This ingress keeps the stream no longer."""
+        if self._appender is not None:
+            self._appender.forget_origin()
 
     def successor(self, log: AudioLog, on_failure: Callable[[Unavailable], None]) -> Appender | None:
         """A new appender behind the one that failed, for the final mark; None if there was none."""

@@ -121,7 +121,7 @@ class StreamWatch:
         if self._links.get(link.stream) is not link or link.ended:
             return
         if record is None:
-            if not link.can_begin_again:
+            if not link.begin_again():
                 link.fail(StreamLost())
         elif record.ingress != self._ingress:
             link.taken()

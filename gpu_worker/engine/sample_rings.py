@@ -12,7 +12,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_worker.engine.samples import FLOAT32, PCM16_SCALE, Samples
+from gpu_worker.engine.samples import PCM16, PCM16_SCALE, Samples
 from gpu_worker.engine.slot_table import SlotTable
 
 
@@ -98,7 +98,7 @@ class SampleRings:
 
 
 def _store(samples: Samples, target: NDArray[np.float32]) -> None:
-    if samples.dtype is FLOAT32:
-        target[:] = samples
-    else:
+    if samples.dtype is PCM16:
         np.multiply(samples, PCM16_SCALE, target)
+    else:
+        target[:] = samples

@@ -126,6 +126,34 @@ async def test_audio_that_redis_took_and_forgot_is_appended_again(redis_url: str
             assert young.epoch > 2, "beyond the owners that Redis may have forgotten"
 
 
+async def test_a_stream_that_redis_forgot_is_made_anew_while_its_owner_lives(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """The owner finds its audio gone, and says that the stream is over: of the one that it had."""
+    client = raw_client(redis_url)
+    pcm = noise(3.2)
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            moment = {key: client.dump(key) for key in client.scan_iter("px:*")}
+            streams = [await ingress.open() for _ in range(3)]
+            for stream in streams:
+                stream.append(pcm[: len(pcm) // 2])
+            await until(lambda: all(stream.seq >= 6 for stream in streams), what="results")
+            pipe = client.pipeline()
+            pipe.flushall()
+            for key, dump in moment.items():
+                pipe.restore(key, 60_000, dump)
+            pipe.execute()
+            client.client_kill_filter(_type="normal", skipme=True)
+            for stream in streams:
+                stream.append(pcm[len(pcm) // 2 :], final=True)
+            await ingress.ended(*streams)
+            assert [stream.text for stream in streams] == [expected_text(pcm)] * 3
+            assert all(stream.epoch > 1 for stream in streams)
+        assert worker.running
+
+
 def test_a_read_with_a_missing_group_still_gives_the_others(redis_url: str) -> None:
     client = raw_client(redis_url)
     keys = Keys()

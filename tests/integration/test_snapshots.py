@@ -13,7 +13,7 @@ from common.entries import IngressId, StreamId, WorkerId
 from common.keys import Keys
 from common.options import StreamOptions
 from common.redis import AsyncRedis, RedisServers, SyncRedis, blocking_client
-from gpu_worker.flow import StreamFlow
+from gpu_worker.flow import StreamFlow, StreamTable
 from gpu_worker.snapshot_writer import MAX_UNDER_WAY, Snapshot, SnapshotWriter
 from tests.servers import raw_client
 from tests.waiting import until
@@ -70,7 +70,7 @@ async def test_the_next_owner_reads_a_snapshot_as_it_was(redis: SyncRedis, redis
     assert taken.record.checkpoint == _CHECKPOINT
     assert heir.snapshot(taken) == data
     client = raw_client(redis_url)
-    assert not client.exists(owned.keys.staged_snapshot(owned.epoch, 16_000))
+    assert client.keys("px:{0}:7:s:*") == []
     assert 0 < client.pttl(owned.keys.snapshot) <= 60_000
 
 
@@ -78,11 +78,13 @@ async def test_a_snapshot_that_is_not_whole_is_none(redis: SyncRedis, redis_url:
     claims, owned = claim(redis, "w1")
     assert store(redis, claims, owned, b"first") == 1
     commands = list(claims.checkpoint_commands(owned, _CHECKPOINT, os.urandom(600_000)))
-    for command in (*commands[:3], *commands[4:]):
+    for command in (commands[0], *commands[2:]):
         reply = redis.cluster.execute_command(*command)
+        ttls = [raw_client(redis_url).pttl(key) for key in raw_client(redis_url).keys("px:{0}:7:s:*")]
+        assert all(ttl > 0 for ttl in ttls), "whenever its writer dies"
     assert reply == 0
     assert raw_client(redis_url).lrange(owned.keys.snapshot, 0, -1) == [b"first"]
-    assert not raw_client(redis_url).exists(owned.keys.staged_snapshot(owned.epoch, 16_000))
+    assert raw_client(redis_url).keys("px:{0}:7:s:*") == []
 
 
 async def test_a_stale_owner_and_one_of_an_ended_stream_store_nothing(
@@ -120,8 +122,10 @@ async def test_a_checkpoint_never_goes_back(redis: SyncRedis, redis_url: str) ->
 
 async def test_the_writer_stores_what_it_is_given_and_knows_when_it_has_enough(redis: SyncRedis) -> None:
     claims, owned = claim(redis, "w1")
-    writer = SnapshotWriter(redis, claims)
-    flow = StreamFlow(owned)
+    table, flow = StreamTable(1), StreamFlow(owned)
+    table.reserve(1)
+    table.add(flow)
+    writer = SnapshotWriter(redis, claims, table)
     for number in range(MAX_UNDER_WAY):
         assert writer.has_room()
         writer.expect()

@@ -23,12 +23,16 @@ class _Log:
     def __init__(self) -> None:
         self.queued_audio: list[Audio | None] = []
         self.announced = 0
+        self.asked_to_look = 0
 
     def queued(self, appender: Appender, audio: Audio | None) -> None:
         self.queued_audio.append(audio)
 
     def announce(self, appender: Appender) -> None:
         self.announced += 1
+
+    def forgotten(self) -> None:
+        self.asked_to_look += 1
 
     def ready_key(self, shard: int, owner: WorkerId) -> bytes:
         return b"ready:%d:%b" % (shard, owner.encode())
@@ -199,8 +203,10 @@ def test_a_stream_that_redis_forgot_is_made_anew_while_all_of_it_is_kept(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("common.appender.time.monotonic", lambda: now[0])
-    appender, _ = _appender(keep_s=3.0, origin=lambda: pack(b"EVAL", b"create"))
+    appender, log = _appender(keep_s=3.0, origin=lambda: pack(b"EVAL", b"create"))
     assert appender.keeps, "it has no audio yet, and would be missed"
+    assert appender.begin_again()
+    assert log.asked_to_look == 1
     for now[0] in (100.0, 102.0):
         appender.append(Audio(b"aa"))
         _committed(appender)
@@ -212,7 +218,8 @@ def test_a_stream_that_redis_forgot_is_made_anew_while_all_of_it_is_kept(
     now[0] = 104.0
     appender.append(Audio(b"aa"))
     _committed(appender)
-    assert not appender.can_begin_again, "its first audio is kept no longer"
+    assert not appender.begin_again(), "its first audio is kept no longer"
+    assert log.asked_to_look == 1
     assert appender.write_forgotten(None, []) == 0
 
 
@@ -222,6 +229,7 @@ def test_a_stream_that_has_ended_is_not_made_anew() -> None:
     _committed(appender)
     appender.forget_kept()
     assert not appender.keeps
+    assert not appender.begin_again()
     assert appender.write_forgotten(None, []) == 0
 
 
