@@ -152,6 +152,7 @@ class Fleet:
     ) -> None:
         arguments = ("--appendonly", "yes", "--appendfsync", "everysec") if persistent else ()
         self.redis: EmbeddedRedis = make_server("embedded", *arguments)
+        self._persistent = persistent
         self.folder = folder
         self.nursery = Nursery(folder)
         self.workers = [Member(f"w{number}") for number in range(num_workers)]
@@ -251,6 +252,8 @@ class Fleet:
                 "ws_port": ws_port,
                 "status_port": status_port,
                 "heartbeat_ms": 250,
+                # As `serve` has it with a server that forgets everything.
+                **({} if self._persistent else {"redis_loss_ms": 0}),
                 "max_num_streams": self._max_num_streams,
                 "stream_ttl_s": STREAM_TTL_S,
                 "resume_grace_s": RESUME_GRACE_S,
