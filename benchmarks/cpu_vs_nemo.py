@@ -150,8 +150,10 @@ class NemoStep:
         self.caches, self.hypotheses = results[2:5], results[5]
 
     def _advance(self) -> None:
-        start = self.position - CACHED_MELS
-        self._step(self.mels[:, :, start : self.position + self.chunk_mels], DROPPED_FRAMES)
+        # Behind a first chunk of one mel frame, at chunks of 80 ms, there is no more than that.
+        cached = min(CACHED_MELS, self.position)
+        mels = self.mels[:, :, self.position - cached : self.position + self.chunk_mels]
+        self._step(mels, 1 + (cached - 1) // 8)
         self.position += self.chunk_mels
 
     def encode(self) -> None:
