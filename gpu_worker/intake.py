@@ -39,9 +39,10 @@ MAX_BACKLOG_SAMPLES: Final = 4 * ENGINE_SAMPLE_RATE
 _BLOCK_MS: Final = 500
 _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
-# Rounds begin so far apart on average, and one may come early: each wakes the engine thread and the outlet
-# and ends in one publication an ingress, whether it brings one stream or fifty. An ingress keeps twice
-# this distance between its commits (common/audio_log.py), so with one ingress, or two, hardly a round waits.
+# A worker's rounds, over all servers, begin so far apart on average, and one may come early: each wakes the
+# engine thread and the outlet and ends in one publication an ingress, whether it brings one stream or
+# fifty. An ingress keeps twice this distance between its commits (common/audio_log.py), so with one ingress,
+# or two, hardly a round waits on one server or two.
 _ROUND_EVERY_S: Final = 0.005
 
 
@@ -94,6 +95,7 @@ class Intake:
         self._stop = threading.Event()
         self._next_sweep = time.monotonic() + _SWEEP_S
         self._next_round = 0.0
+        self._round_every_s = _ROUND_EVERY_S * servers.num_servers
         self._thread = threading.Thread(target=self._run, name=f"intake-{server}", daemon=True)
 
     def start(self) -> None:
@@ -142,7 +144,7 @@ class Intake:
         # Rounded up to whole blocks: a sweep may come one block late.
         streams = self._reader.wait(_BLOCK_MS, MAX_STREAMS)
         now = time.monotonic()
-        self._next_round = max(self._next_round + _ROUND_EVERY_S, now)
+        self._next_round = max(self._next_round + self._round_every_s, now)
         self._read(streams, now)
         while self._finishing:
             self._finish(self._finishing.popleft())

