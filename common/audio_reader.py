@@ -9,28 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from common.entries import AudioEntry, StreamId, WorkerId, decode_audio_entry
-from common.errors import EntryError
-from common.hot_value import hot_value
+from common.entries import RawEntry, StreamId, WorkerId
 from common.keys import Keys, StreamKeys, audio_group
 from common.pipelined import Argument, pack
 from common.pipelined_sync import SyncPipelinedConnection
 from common.redis import RESPONSE_ERROR, SyncRedis
 
-
-@hot_value
-class AudioBatch:
-    """Entries of one stream that a worker read, in order.
-
-    lost: the audio group is gone: the stream was taken over, or left Redis.
-    maybe_more: the read stopped at its limit.
-    """
-
-    keys: StreamKeys
-    entries: Sequence[AudioEntry]
-    lost: bool = False
-    maybe_more: bool = False
-    error: EntryError | None = None
+# What was read of a stream: the key of its audio and entries for `decode_audio_entry`, in order; None for
+# the entries where the audio group is gone: the stream was taken over, or left Redis.
+AudioRead = tuple[bytes, Sequence[RawEntry] | None]
 
 
 class AudioReader:
@@ -59,33 +46,24 @@ class AudioReader:
         # A call of StreamId would do nothing, for every chunk.
         return [int(member) for member, _ in reply[1]] if reply else []  # type: ignore[misc]
 
-    def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioBatch]:
+    def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioRead]:
         """Read what is new of these streams, given with their epochs; one command an epoch.
 
         Streams without news are left out. Entries stay pending until `pack_ack`'s command. Never
         repeated by itself: when this raises, entries of any of the streams may have been delivered to
         nobody, and `reread` has to look.
         """
-        by_epoch: dict[int, list[StreamKeys]] = {}
+        by_epoch: dict[int, list[bytes]] = {}
         for keys, epoch in streams:
-            by_epoch.setdefault(epoch, []).append(keys)
-        batches: list[AudioBatch] = []
+            by_epoch.setdefault(epoch, []).append(keys.audio)
+        read: list[AudioRead] = []
         for epoch, group in by_epoch.items():
-            batches += self._read_group(epoch, group, max_entries)
-        return batches
+            read += self._read_group(epoch, group, max_entries)
+        return read
 
-    def reread(self, keys: StreamKeys, epoch: int, after: bytes, max_entries: int) -> AudioBatch:
+    def reread(self, keys: StreamKeys, epoch: int, after: bytes, max_entries: int) -> list[AudioRead]:
         """Entries behind `after` that were delivered to this worker already, and are not acknowledged."""
-        try:
-            reply = self._run(
-                *(b"XREADGROUP", b"GROUP", audio_group(epoch), self._worker, b"COUNT", max_entries),
-                *(b"STREAMS", keys.audio, after),
-            )
-        except RESPONSE_ERROR as error:
-            if "NOGROUP" not in str(error):
-                raise
-            return AudioBatch(keys, (), lost=True)
-        return _batch(keys, reply[0][1] if reply else (), max_entries)
+        return self._read_after(after, epoch, [keys.audio], max_entries)
 
     def _run(self, *command: Argument, repeat: bool = True) -> Any:
         reply = self._connection.call((pack(*command),), repeat=repeat)[0]
@@ -93,43 +71,27 @@ class AudioReader:
             raise reply
         return reply
 
-    def _read_group(self, epoch: int, group: list[StreamKeys], max_entries: int) -> list[AudioBatch]:
+    def _read_group(self, epoch: int, group: list[bytes], max_entries: int) -> list[AudioRead]:
+        read = self._read_after(b">", epoch, group, max_entries, repeat=False)
+        if len(group) > 1 and read and read[0][1] is None:
+            # One missing group fails the whole read with nothing consumed.
+            return [one for key in group for one in self._read_group(epoch, [key], max_entries)]
+        return read
+
+    def _read_after(
+        self, after: bytes, epoch: int, keys: Sequence[bytes], max_entries: int, *, repeat: bool = True
+    ) -> list[AudioRead]:
         try:
-            reply = self._run(
-                *(
-                    b"XREADGROUP",
-                    b"GROUP",
-                    audio_group(epoch),
-                    self._worker,
-                    b"COUNT",
-                    max_entries,
-                    b"STREAMS",
-                ),
-                *(keys.audio for keys in group),
-                *([b">"] * len(group)),
-                repeat=False,
+            reply: list[AudioRead] | None = self._run(
+                *(b"XREADGROUP", b"GROUP", audio_group(epoch), self._worker, b"COUNT", max_entries),
+                *(b"STREAMS", *keys, *([after] * len(keys))),
+                repeat=repeat,
             )
         except RESPONSE_ERROR as error:
             if "NOGROUP" not in str(error):
                 raise
-            if len(group) == 1:
-                return [AudioBatch(group[0], (), lost=True)]
-            # One missing group fails the whole read with nothing consumed.
-            return [batch for keys in group for batch in self._read_group(epoch, [keys], max_entries)]
-        by_key = {keys.audio: keys for keys in group}
-        return [_batch(by_key[key], entries, max_entries) for key, entries in reply or ()]
-
-
-def _batch(keys: StreamKeys, raw: Sequence[tuple[bytes, Sequence[bytes] | None]], limit: int) -> AudioBatch:
-    entries: list[AudioEntry] = []
-    for entry_id, flat in raw:
-        try:
-            if flat is None:
-                raise EntryError("An audio entry was deleted before it was read.")
-            entries.append(decode_audio_entry(entry_id, flat))
-        except EntryError as error:
-            return AudioBatch(keys, entries, error=error)
-    return AudioBatch(keys, entries, maybe_more=len(raw) >= limit)
+            return [(key, None) for key in keys]
+        return reply or []
 
 
 # XACK key group id, in RESP: written for nearly every chunk.

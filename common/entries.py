@@ -22,6 +22,8 @@ WorkerId = NewType("WorkerId", str)
 IngressId = NewType("IngressId", str)
 
 Bytes = bytes | bytearray | memoryview
+# An entry as XREADGROUP gives it: id, and field names and values flat; None for one that was deleted.
+RawEntry = tuple[bytes, Sequence[bytes] | None]
 
 _PAYLOAD_FIELD: Final = {Encoding.PCM16: b"p", Encoding.F32: b"f"}
 
@@ -79,11 +81,10 @@ def audio_entry_id(connection: int, seq: int) -> bytes:
     return b"%d-%d" % (connection, seq)
 
 
-def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes]) -> AudioEntry:
-    """Read an entry as XREADGROUP gives it: id, and field names and values flat.
-
-    Raises EntryError for an entry of another layout.
-    """
+def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEntry:
+    """Read a `RawEntry`. Raises EntryError for an entry of another layout, or a deleted one."""
+    if flat is None:
+        raise EntryError("An audio entry was deleted before it was read.")
     try:
         if len(flat) == 4 and flat[0] == b"o" and flat[2] == b"p":  # nearly all of them
             return AudioEntry(entry_id, int(flat[1]), flat[3])
@@ -175,9 +176,9 @@ class Line:
     json: bytes
 
 
-def encode_line(line: Line) -> bytes:
-    """Write one line, readable in redis-cli; the JSON never holds a line break."""
-    return b"%b %d %d %d %b" % (line.kind, line.stream, line.epoch, line.seq, line.json)
+def pack_line(kind: LineKind, stream: StreamId, epoch: int, seq: int, json: bytes) -> bytes:
+    """Write one `Line`, readable in redis-cli; the JSON never holds a line break."""
+    return b"%b %d %d %d %b" % (kind, stream, epoch, seq, json)
 
 
 def join_lines(lines: Iterable[bytes]) -> bytes:

@@ -7,17 +7,18 @@ ingress. How an ingress gets them: common/result_reader.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import orjson
 
 from common.audio_reader import pack_ack
-from common.entries import IngressId, Line, LineKind, encode_line, join_lines
-from common.keys import RESULTS_MAX_LENGTH, Keys, StreamKeys, result_entry_id
+from common.claims import OwnedStream
+from common.entries import IngressId, LineKind, join_lines, pack_line
+from common.keys import RESULTS_MAX_LENGTH, Keys, result_entry_id
 from common.pipelined import pack
-from common.redis import RESPONSE_ERROR, SyncRedis
+from common.redis import RESPONSE_ERROR, RedisServers, SyncRedis
 from common.result_channel import channel_of
 
 _LOGGED: Final = frozenset((LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL, LineKind.ERROR))
@@ -35,41 +36,52 @@ _XADD_RESULT: Final = b"".join(
 )
 
 
-def _pack_result(key: bytes, line: Line) -> bytes:
-    entry_id = result_entry_id(line.epoch, line.seq)
-    json = line.json
-    return _XADD_RESULT % (len(key), key, len(entry_id), entry_id, line.kind, len(json), json)
+class ResultBatch:
+    """What steps have to say of their streams, in one pipeline a server, packed as it is said.
 
-
-@dataclass(slots=True)
-class StreamWrite:
-    """What one step has to say about one stream.
-
-    acked: ids of audio entries that are decoded by now.
-    extra: further commands, run behind the results and acks (checkpoint, end of the stream, wake-up).
+    Results and acknowledgements are written in the order in which they are said, behind them what is
+    published, and last the further commands.
     """
 
-    keys: StreamKeys
-    epoch: int
-    ingress: IngressId
-    lines: list[Line] = field(default_factory=list)
-    acked: list[bytes] = field(default_factory=list)
-    extra: list[tuple[Any, ...]] = field(default_factory=list)
+    def __init__(self, servers: RedisServers) -> None:
+        self.parts: Final = tuple(_Part() for _ in range(servers.num_servers))
+        self._of_shard = [self.parts[servers.server_of_shard(shard)] for shard in range(servers.shards)]
+
+    def say(self, owned: OwnedStream, ingress: IngressId, kind: LineKind, seq: int, json: bytes) -> None:
+        """Say a line to the ingress of a stream, kept in the stream's results if it is one.
+
+        See `Line` for what is what.
+        """
+        part, epoch = self._of_shard[owned.keys.shard], owned.record.epoch
+        if kind in _LOGGED:
+            key, entry_id = owned.keys.results, result_entry_id(epoch, seq)
+            part.commands.append(
+                _XADD_RESULT % (len(key), key, len(entry_id), entry_id, kind, len(json), json)
+            )
+            part.results.append(owned)
+        part.published[ingress].append(pack_line(kind, owned.keys.stream, epoch, seq, json))
+
+    def acknowledge(self, owned: OwnedStream, entry_ids: Sequence[bytes]) -> None:
+        """Say of audio entries that they are decoded."""
+        part = self._of_shard[owned.keys.shard]
+        part.commands.append(pack_ack(owned.keys, owned.record.epoch, entry_ids))
+        part.results.append(None)
+
+    def then(self, owned: OwnedStream, *commands: tuple[Any, ...]) -> None:
+        """Run commands behind all that is said (checkpoint, end of the stream, wake-up)."""
+        self._of_shard[owned.keys.shard].further += [pack(*command) for command in commands]
 
 
-@dataclass(frozen=True, slots=True)
-class WriteOutcome:
-    """What became of a `StreamWrite`.
+class _Part:
+    """What one server gets; `results` has the stream of each of `commands` that adds a result."""
 
-    fenced: a newer owner has the stream; nothing of the write counts.
-    gone: the stream's results have left Redis.
-    """
+    __slots__ = ("commands", "further", "published", "results")
 
-    fenced: bool = False
-    gone: bool = False
-
-
-_WRITTEN: Final = WriteOutcome()
+    def __init__(self) -> None:
+        self.commands: Final[list[bytes]] = []
+        self.results: Final[list[OwnedStream | None]] = []
+        self.published: Final[dict[IngressId, list[bytes]]] = defaultdict(list)
+        self.further: list[bytes] = []
 
 
 class ResultWriter:
@@ -80,79 +92,54 @@ class ResultWriter:
         self._keys = keys
         self._connections = [redis.pipelined(server) for server in range(redis.servers.num_servers)]
 
-    def write(self, writes: Sequence[StreamWrite]) -> list[WriteOutcome]:
-        """Write, acknowledge and publish, in one pipeline a server; an outcome for each write.
+    def batch(self) -> ResultBatch:
+        """A batch to fill."""
+        return ResultBatch(self._redis.servers)
 
-        May be repeated with the same writes after it raised (CONNECTION_ERRORS or a RedisError):
+    def write(self, batch: ResultBatch) -> list[OwnedStream]:
+        """Write, acknowledge and publish, in one pipeline a server; gives the streams that are lost.
+
+        Those have a newer owner, or their results have left Redis: nothing that was said of them counts.
+        May be repeated with the same batch after it raised (CONNECTION_ERRORS or a RedisError):
         results that are in already are not written twice.
         """
-        if self._redis.servers.num_servers == 1:
-            return self._write_server(0, writes)
-        by_server: dict[int, list[int]] = {}
-        for index, write in enumerate(writes):
-            by_server.setdefault(self._redis.servers.server_of_shard(write.keys.shard), []).append(index)
-        outcomes: dict[int, WriteOutcome] = {}
-        for server, indices in by_server.items():
-            replies = self._write_server(server, [writes[index] for index in indices])
-            outcomes.update(zip(indices, replies, strict=True))
-        return [outcomes[index] for index in range(len(writes))]
+        lost: list[OwnedStream] = []
+        for server, part in enumerate(batch.parts):
+            commands = [*part.commands, *self._publications(server, part), *part.further]
+            replies = self._connections[server].call(commands) if commands else []
+            # Nearly always every command did what it should; else find out which did not.
+            if not _REFUSALS.isdisjoint(map(type, replies)):
+                lost += self._refused(server, part, replies)
+        return lost
 
-    def _write_server(self, server: int, writes: Sequence[StreamWrite]) -> list[WriteOutcome]:
-        commands: list[bytes] = []
-        by_ingress: dict[IngressId, list[bytes]] = {}
-        for write in writes:
-            published = by_ingress.setdefault(write.ingress, [])
-            for line in write.lines:
-                if line.kind in _LOGGED:
-                    commands.append(_pack_result(write.keys.results, line))
-                published.append(encode_line(line))
-            if write.acked:
-                commands.append(pack_ack(write.keys, write.epoch, write.acked))
-        for ingress, lines in by_ingress.items():
-            if lines:
-                publish, _, channel = channel_of(self._redis.servers, self._keys, server, ingress)
-                commands.append(pack(publish, channel, join_lines(lines)))
-        commands += [pack(*command) for write in writes for command in write.extra]
-        replies = self._connections[server].call(commands) if commands else []
-        # Nearly always every command did what it should; else find out which did not.
-        if _REFUSALS.isdisjoint(map(type, replies)):
-            return [_WRITTEN] * len(writes)
-        return self._outcomes(self._redis.clients[server], writes, replies)
+    def _publications(self, server: int, part: _Part) -> Iterator[bytes]:
+        for ingress, lines in part.published.items():
+            publish, _, channel = channel_of(self._redis.servers, self._keys, server, ingress)
+            yield pack(publish, channel, join_lines(lines))
 
-    def _outcomes(
-        self, client: Any, writes: Sequence[StreamWrite], replies: Sequence[Any]
-    ) -> list[WriteOutcome]:
-        at = 0
-        outcomes: list[WriteOutcome] = []
-        for write in writes:
-            fenced = gone = False
-            for line in write.lines:
-                if line.kind not in _LOGGED:
-                    continue
-                reply = replies[at]
-                at += 1
-                if reply is None:
-                    gone = True
-                elif isinstance(reply, RESPONSE_ERROR) and "equal or smaller" in str(reply):
-                    fenced = fenced or self._is_fenced(client, write)
-                elif isinstance(reply, Exception):
+    def _refused(self, server: int, part: _Part, replies: Sequence[Any]) -> list[OwnedStream]:
+        lost: list[OwnedStream] = []
+        for owned, reply in zip(part.results, replies, strict=False):
+            if owned is None or owned in lost:
+                continue  # an unknown group or entry gives 0: the stream is another's, or this a repeat
+            if reply is None:
+                lost.append(owned)
+            elif isinstance(reply, Exception):
+                if "equal or smaller" not in str(reply):
                     raise reply
-            if write.acked:
-                at += 1  # an unknown group or entry gives 0: the stream is another's, or this a repeat
-            outcomes.append(WriteOutcome(fenced, gone))
-        num_extra = sum(len(write.extra) for write in writes)
-        for reply in replies[len(replies) - num_extra :]:
+                if self._is_fenced(server, owned):
+                    lost.append(owned)
+        for reply in replies[len(replies) - len(part.further) :]:
             if isinstance(reply, Exception):
                 raise reply
-        return outcomes
+        return lost
 
-    @staticmethod
-    def _is_fenced(client: Any, write: StreamWrite) -> bool:
+    def _is_fenced(self, server: int, owned: OwnedStream) -> bool:
         """Tell a result that is in already (this was a repeat) from one that a newer owner refused."""
-        last = client.execute_command(
-            "EVAL", "return redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)", 1, write.keys.results
+        last = self._redis.clients[server].execute_command(
+            "EVAL", "return redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)", 1, owned.keys.results
         )
-        return bool(last) and int(last[0][0].split(b"-")[0]) > write.epoch
+        return bool(last) and int(last[0][0].split(b"-")[0]) > owned.epoch
 
 
 def ack_json(audio_ack_samples: int) -> bytes:

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from common.audio_reader import AudioBatch, AudioReader
-from common.entries import StreamId, WorkerId
+from common.audio_reader import AudioRead, AudioReader
+from common.entries import RawEntry, StreamId, WorkerId, decode_audio_entry
 from common.errors import StreamError
 from common.keys import Keys
 from common.redis import REDIS_ERROR, RedisServers, blocking_connection
@@ -181,8 +181,8 @@ class Intake:
                 if reading.missed:
                     self._reread(reading)
             try:
-                batches = self._reader.read([reading.key for reading in chosen], MAX_ENTRIES)
-                streams = self._handle(batches, {reading.flow.stream: reading for reading in chosen})
+                read = self._reader.read([reading.key for reading in chosen], MAX_ENTRIES)
+                streams = self._handle(read, {reading.key[0].audio: reading for reading in chosen})
             except BaseException:
                 # Nobody knows what of these streams was delivered.
                 for reading in chosen:
@@ -191,12 +191,11 @@ class Intake:
 
     def _reread(self, reading: _Reading) -> None:
         """Take what a failed read delivered to nobody; new entries are read behind it."""
-        stream = reading.flow.stream
         while True:
-            batch = self._reader.reread(*reading.key, reading.last_entry, MAX_ENTRIES)
-            if batch.entries:
-                logger.info("audio read again", extra={"stream_id": stream})
-            if not self._handle([batch], {stream: reading}):
+            read = self._reader.reread(*reading.key, reading.last_entry, MAX_ENTRIES)
+            if any(entries for _, entries in read):
+                logger.info("audio read again", extra={"stream_id": reading.flow.stream})
+            if not self._handle(read, {reading.key[0].audio: reading}):
                 break
         reading.missed = False
 
@@ -223,17 +222,17 @@ class Intake:
                         chosen.append(reading)
         return chosen
 
-    def _handle(self, batches: Sequence[AudioBatch], readings: dict[StreamId, _Reading]) -> list[StreamId]:
-        """Feed what was read; gives the streams that may have more."""
+    def _handle(self, read: Iterable[AudioRead], readings: dict[bytes, _Reading]) -> list[StreamId]:
+        """Feed what was read, of streams by the key of their audio; gives the streams that may have more."""
         got = _Got()
         more: list[StreamId] = []
-        for batch in batches:
-            reading = readings[batch.keys.stream]
-            if batch.lost:
+        for key, entries in read:
+            reading = readings[key]
+            if entries is None:
                 self._on_lost(reading.flow)
                 continue
-            got.take(reading, batch)
-            if batch.maybe_more:
+            got.take(reading, entries)
+            if len(entries) >= MAX_ENTRIES:
                 more.append(reading.flow.stream)
         self._put(*got.commands())
         return more
@@ -250,18 +249,19 @@ class _Got:
         """The commands for the engine thread, one for the audio of all streams."""
         return [Feed(self._parts), *self._ends] if self._parts else self._ends
 
-    def take(self, reading: _Reading, batch: AudioBatch) -> None:
+    def take(self, reading: _Reading, entries: Sequence[RawEntry]) -> None:
         """Take what was read of a stream. What is wrong with it ends that stream alone."""
-        flow = reading.flow
-        for entry in batch.entries:
-            reading.last_entry = entry_id = entry.entry_id
-            if entry.ingress is not None:
-                flow.ingress = entry.ingress
-            if flow.ended:
-                continue
+        flow, audio = reading.flow, reading.audio
+        for entry_id, flat in entries:
+            reading.last_entry = entry_id
             try:
-                parts = reading.audio.push(entry)
-                flow.undecoded.append(Undecoded(entry_id, reading.audio.next_sample))
+                entry = decode_audio_entry(entry_id, flat)
+                if entry.ingress is not None:
+                    flow.ingress = entry.ingress
+                if flow.ended:
+                    continue
+                parts = audio.push(entry)
+                flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
                 self._feed(flow, parts)
                 if entry.final:
                     self.end(reading)
@@ -270,11 +270,8 @@ class _Got:
                 self._fail(flow, error)
             except Exception:
                 # The other streams of this read have been delivered to us: they must get their audio.
-                logger.exception("audio could not be converted", extra={"stream_id": flow.stream})
+                logger.exception("audio could not be read", extra={"stream_id": flow.stream})
                 self._fail(flow, worker_failed())
-        if batch.error is not None and not flow.ended:
-            logger.error("unreadable audio: %s", batch.error, extra={"stream_id": flow.stream})
-            self._fail(flow, worker_failed())
 
     def end(self, reading: _Reading) -> None:
         """End a stream: what its resampler still has, then the end."""
@@ -289,5 +286,6 @@ class _Got:
             self._parts.append((flow, samples))
 
     def _fail(self, flow: StreamFlow, error: StreamError) -> None:
-        flow.ended = True
-        self._ends.append(Fail(flow, error))
+        if not flow.ended:
+            flow.ended = True
+            self._ends.append(Fail(flow, error))

@@ -19,12 +19,12 @@ from common.assignments import Checkpoint
 from common.audio_reader import ready_command
 from common.claims import Claims
 from common.dead_letters import dead_letter_command
-from common.entries import Line, LineKind, StreamId, WorkerId
+from common.entries import LineKind, StreamId, WorkerId
 from common.errors import ErrorCode, StreamError
 from common.keys import Keys
 from common.messages import ErrorMessage
 from common.redis import REDIS_ERROR, SyncRedis, is_passing
-from common.result_writer import ResultWriter, StreamWrite, ack_json
+from common.result_writer import ResultBatch, ResultWriter, ack_json
 from common.server_codec import encode_result, encode_server_message
 from gpu_worker.audio import client_samples
 from gpu_worker.engine.interface import StreamOutput
@@ -175,7 +175,7 @@ class Outlet:
                 self._on_failure(error)
 
     def _process(self, events: Iterable[Event]) -> None:
-        batch = _Batch()
+        batch = _Batch(self._writer.batch())
         handed_over = False
         for event in events:
             match event:
@@ -204,25 +204,23 @@ class Outlet:
 
     def _opened(self, batch: _Batch, flow: StreamFlow) -> None:
         self._writings[flow.stream] = _Writing(flow)
-        write = batch.write(flow)
         owned = flow.owned
-        write.lines.append(Line(LineKind.OWNER, flow.stream, owned.epoch, owned.last_seq, owned.notice))
+        batch.results.say(owned, flow.ingress, LineKind.OWNER, owned.last_seq, owned.notice)
         # Audio that came before the ingress knew of us was announced to nobody.
-        write.extra.append(ready_command(self._keys, owned.keys, self._worker))
+        batch.results.then(owned, ready_command(self._keys, owned.keys, self._worker))
 
     def _output(self, batch: _Batch, writing: _Writing, output: StreamOutput) -> None:
-        flow = writing.flow
-        write = batch.write(flow)
+        flow, results = writing.flow, batch.results
         if output.failed is not None:
             logger.error("the engine gave a stream up: %s", output.failed, extra={"stream_id": flow.stream})
             self._failed(batch, flow, worker_failed())
             return
         flow.decoded_samples = output.samples_decoded
-        done = self._acknowledge(writing, write, output)
+        done, decoded = self._decoded(writing, output)
         if output.changed or output.token_ids or output.is_turn_event or output.is_final:
-            writing.seq += 1
+            writing.seq = seq = writing.seq + 1
             writing.acked = done
-            if writing.seq > writing.last_seq:
+            if seq > writing.last_seq:
                 kind = (
                     LineKind.FINAL
                     if output.is_final
@@ -230,33 +228,36 @@ class Outlet:
                     if output.is_turn_event
                     else LineKind.PARTIAL
                 )
-                json = encode_result(output, writing.seq, done)
-                write.lines.append(Line(kind, flow.stream, writing.epoch, writing.seq, json))
+                results.say(flow.owned, flow.ingress, kind, seq, encode_result(output, seq, done))
         elif done - writing.acked >= writing.rate:
             writing.acked = done
-            write.lines.append(Line(LineKind.ACK, flow.stream, writing.epoch, writing.seq, ack_json(done)))
+            results.say(flow.owned, flow.ingress, LineKind.ACK, writing.seq, ack_json(done))
+        if decoded:
+            results.acknowledge(flow.owned, decoded)
         if output.is_final:
             batch.ends(flow, self._claims.finish_command(flow.owned))
         elif flow.held and flow.backlog_samples < MAX_BACKLOG_SAMPLES // 2:
             flow.held = False
-            write.extra.append(ready_command(self._keys, flow.owned.keys, self._worker))
+            results.then(flow.owned, ready_command(self._keys, flow.owned.keys, self._worker))
 
-    def _acknowledge(self, writing: _Writing, write: StreamWrite, output: StreamOutput) -> int:
-        """Collect the entries that are decoded by now; gives the client's samples that are."""
-        flow = writing.flow
+    @staticmethod
+    def _decoded(writing: _Writing, output: StreamOutput) -> tuple[int, list[bytes]]:
+        """Take the entries that are decoded by now; gives the client's samples that are, and their ids."""
+        flow, kept = writing.flow, writing.kept
         undecoded = flow.undecoded
         done = client_samples(writing.rate, output.samples_decoded)
+        ids: list[bytes] = []
         while undecoded and (output.is_final or undecoded[0].end_sample <= done):
             entry = undecoded.popleft()
             flow.decoded_entry = entry.entry_id
-            write.acked.append(entry.entry_id)
-            writing.kept.append(entry)
+            ids.append(entry.entry_id)
+            kept.append(entry)
             if output.is_final:
                 done = entry.end_sample
         needed = replay_start(writing.rate, output.samples_decoded)
-        while writing.kept and writing.kept[0].end_sample <= needed:
-            writing.replay_entry = writing.kept.popleft().entry_id
-        return max(done, writing.acked)
+        while kept and kept[0].end_sample <= needed:
+            writing.replay_entry = kept.popleft().entry_id
+        return max(done, writing.acked), ids
 
     def _snapshot(self, batch: _Batch, snapshot: SnapshotTaken) -> None:
         flow = snapshot.flow
@@ -275,23 +276,17 @@ class Outlet:
         writing = self._writings.get(flow.stream)
         seq = 1 + max(flow.owned.last_seq, writing.seq if writing is not None else 0)
         message = ErrorMessage(error.code.value, error.message, flow.stream)
-        write = batch.write(flow)
-        write.lines.append(
-            Line(LineKind.ERROR, flow.stream, flow.owned.epoch, seq, encode_server_message(message))
-        )
+        batch.results.say(flow.owned, flow.ingress, LineKind.ERROR, seq, encode_server_message(message))
         if error.code is ErrorCode.POISON:
-            write.extra.append(dead_letter_command(flow.owned))
+            batch.results.then(flow.owned, dead_letter_command(flow.owned))
         batch.ends(flow, self._claims.finish_command(flow.owned))
 
     def _commit(self, batch: _Batch) -> bool:
         """Write until it is written; then free the slots of what has ended. False where it was given up."""
-        writes = batch.writes()
-        if not writes:
-            return True
         pause = _FIRST_RETRY_S
         while True:
             try:
-                outcomes = self._writer.write(writes)
+                lost = self._writer.write(batch.results)
                 break
             except (REDIS_ERROR, OSError) as error:
                 if not is_passing(error):
@@ -300,11 +295,12 @@ class Outlet:
                 if self._abandon.wait(pause):
                     return False
                 pause = min(2 * pause, _MAX_RETRY_S)
-        for flow, outcome in zip(batch.flows(), outcomes, strict=True):
-            if flow in batch.ended:
-                self._forget(flow)
-            elif outcome.fenced or outcome.gone:
-                self._on_fenced(flow)
+        for flow in batch.ended:
+            self._forget(flow)
+        for owned in lost:
+            writing = self._writings.get(owned.stream)
+            if writing is not None and writing.flow.owned is owned:
+                self._on_fenced(writing.flow)
         return True
 
     def _forget(self, flow: StreamFlow) -> None:
@@ -315,30 +311,14 @@ class Outlet:
 
 
 class _Batch:
-    """The writes of one pipeline, by stream."""
+    """What one pipeline writes, and what is done once it is written."""
 
-    def __init__(self) -> None:
-        self._writes: dict[StreamFlow, StreamWrite] = {}
+    def __init__(self, results: ResultBatch) -> None:
+        self.results: Final = results
         self.ended: set[StreamFlow] = set()
         self.checkpoints: list[Snapshot] = []
 
-    def write(self, flow: StreamFlow) -> StreamWrite:
-        """The write of a stream."""
-        write = self._writes.get(flow)
-        if write is None:
-            owned = flow.owned
-            write = self._writes[flow] = StreamWrite(owned.keys, owned.epoch, flow.ingress)
-        return write
-
     def ends(self, flow: StreamFlow, *commands: tuple[Any, ...]) -> None:
         """End a stream, or let it go to another worker, behind all that is written about it."""
-        self.write(flow).extra.extend(commands)
+        self.results.then(flow.owned, *commands)
         self.ended.add(flow)
-
-    def flows(self) -> list[StreamFlow]:
-        """Streams, in the order of `writes`."""
-        return list(self._writes)
-
-    def writes(self) -> list[StreamWrite]:
-        """All writes."""
-        return list(self._writes.values())

@@ -33,7 +33,16 @@ from common.claims import (
     OwnedStream,
     Suspect,
 )
-from common.entries import AudioEntry, IngressId, Line, LineKind, StreamId, WorkerId, audio_entry_id
+from common.entries import (
+    AudioEntry,
+    IngressId,
+    Line,
+    LineKind,
+    StreamId,
+    WorkerId,
+    audio_entry_id,
+    decode_audio_entry,
+)
 from common.keys import Keys
 from common.options import StreamOptions
 from common.redis import (
@@ -45,7 +54,7 @@ from common.redis import (
     blocking_connection,
 )
 from common.result_reader import Position, catch_up
-from common.result_writer import ResultWriter, StreamWrite
+from common.result_writer import ResultWriter
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.servers import keys_without_expiry, make_server, raw_client
 
@@ -346,9 +355,9 @@ class OwnershipMachine(RuleBasedStateMachine):
         worker = self.owner if current else self.stale
         if worker is None or worker.owned is None:
             return
-        for batch in worker.reader.read([(self.stream, worker.owned.epoch)], 100):
-            assert batch.lost == (worker is not self.owner or self.finished)
-            worker.read += batch.entries
+        for _, entries in worker.reader.read([(self.stream, worker.owned.epoch)], 100):
+            assert (entries is None) == (worker is not self.owner or self.finished)
+            worker.read += [decode_audio_entry(*entry) for entry in entries or ()]
         if worker is self.owner and not self.finished:
             in_hand = [entry.first_sample for entry in worker.read]
             assert in_hand == self.accepted[worker.seq :], "all that is not decoded, once"
@@ -359,18 +368,20 @@ class OwnershipMachine(RuleBasedStateMachine):
         owned = worker.owned if worker is not None else None
         if worker is None or owned is None or (worker is self.owner and not self.runs):
             return
-        write = StreamWrite(self.stream, owned.epoch, IngressId("i1"))
+        batch = worker.writer.batch()
+        said = False
         entries, worker.read = worker.read[:count], worker.read[count:]
         for entry in entries:
             worker.seq += 1
             worker.last = entry
-            write.acked.append(entry.entry_id)
+            batch.acknowledge(owned, [entry.entry_id])
             if worker.seq > owned.last_seq:
                 json = orjson.dumps({"seq": worker.seq, "at": entry.first_sample})
-                write.lines.append(Line(LineKind.PARTIAL, _STREAM, owned.epoch, worker.seq, json))
-        (outcome,) = worker.writer.write([write])
-        if write.lines:
-            assert outcome.fenced == (worker is not self.owner)
+                batch.say(owned, IngressId("i1"), LineKind.PARTIAL, worker.seq, json)
+                said = True
+        lost = worker.writer.write(batch)
+        if said:
+            assert lost == ([] if worker is self.owner else [owned])
             if worker is self.owner:
                 self.written = worker.seq
 

@@ -17,9 +17,9 @@ from common.entries import (
     decode_audio_entry,
     decode_lines,
     decode_result_entry,
-    encode_line,
     join_lines,
     next_entry_id,
+    pack_line,
 )
 from common.errors import EntryError
 from common.messages import Encoding
@@ -54,7 +54,8 @@ def test_audio_entries_survive_redis(entry: AudioEntry) -> None:
 
 @given(st.lists(lines, min_size=1, max_size=5))
 def test_lines_survive_a_publication(published: list[Line]) -> None:
-    assert decode_lines(join_lines(encode_line(line) for line in published)) == published
+    packed = [pack_line(line.kind, line.stream, line.epoch, line.seq, line.json) for line in published]
+    assert decode_lines(join_lines(packed)) == published
 
 
 @given(lines)
