@@ -33,7 +33,11 @@ READY_TTL_MS: Final = 60_000
 # A snapshot is written in less than a second; what a worker left of one when it died goes so soon.
 STAGED_SNAPSHOT_TTL_MS: Final = 30_000
 
+# A stream's log of results: so many, or so many bytes of them where that is less (each holds the whole text
+# so far, 50 KB after an hour of speech), but never fewer than a client can miss in some seconds.
 RESULTS_MAX_LENGTH: Final = 256
+RESULTS_MAX_BYTES: Final = 4 << 20
+RESULTS_MIN_LENGTH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import orjson
 from common.audio_reader import pack_ack
 from common.claims import OwnedStream
 from common.entries import IngressId, LineKind, join_lines, pack_line
-from common.keys import RESULTS_MAX_LENGTH, Keys, result_entry_id
+from common.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN_LENGTH, Keys, result_entry_id
 from common.pipelined import pack
 from common.redis import RESPONSE_ERROR, RedisServers, SyncRedis
 from common.result_channel import channel_of
@@ -30,10 +30,20 @@ _REFUSALS: Final = frozenset((RESPONSE_ERROR, type(None)))
 _XADD_RESULT: Final = b"".join(
     (
         b"*11\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n$6\r\nMAXLEN\r\n$1\r\n~\r\n",
-        b"$%d\r\n%d\r\n" % (len(str(RESULTS_MAX_LENGTH)), RESULTS_MAX_LENGTH),
-        b"$%d\r\n%b\r\n$1\r\nk\r\n$1\r\n%b\r\n$1\r\nj\r\n$%d\r\n%b\r\n",
+        b"%b$%d\r\n%b\r\n$1\r\nk\r\n$1\r\n%b\r\n$1\r\nj\r\n$%d\r\n%b\r\n",
     )
 )
+
+
+def _packed_length(result_bytes: int) -> bytes:
+    """How many results of this size a stream's log keeps, as an argument in RESP."""
+    number = b"%d" % max(RESULTS_MIN_LENGTH, min(RESULTS_MAX_LENGTH, RESULTS_MAX_BYTES // result_bytes))
+    return b"$%d\r\n%b\r\n" % (len(number), number)
+
+
+# Results up to this size are so many as there may be; nearly all are.
+_SMALL: Final = RESULTS_MAX_BYTES // RESULTS_MAX_LENGTH
+_MOST: Final = _packed_length(1)
 
 
 class ResultBatch:
@@ -55,8 +65,10 @@ class ResultBatch:
         part, epoch = self._of_shard[owned.keys.shard], owned.record.epoch
         if kind in _LOGGED:
             key, entry_id = owned.keys.results, result_entry_id(epoch, seq)
+            size = len(json)
+            most = _MOST if size <= _SMALL else _packed_length(size)
             part.commands.append(
-                _XADD_RESULT % (len(key), key, len(entry_id), entry_id, kind, len(json), json)
+                _XADD_RESULT % (len(key), key, most, len(entry_id), entry_id, kind, size, json)
             )
             part.results.append(owned)
         part.published[ingress].append(pack_line(kind, owned.keys.stream, epoch, seq, json))

@@ -63,6 +63,11 @@ class _Token:
     listens: bool
 
 
+def _event() -> torch.cuda.Event:
+    """An event whose waiter sleeps: one that spins keeps a core from the others, and takes half of a worker's."""
+    return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+
+
 class GraphSteps:
     """Captures the ladder when it is made, then only replays.
 
@@ -229,9 +234,7 @@ class GraphSteps:
         captured = self._captured[size]
         # A thread's current device is the first one until it says otherwise; events follow it.
         with torch.cuda.device(self.model.device):
-            events = tuple(
-                torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(len(captured.stages) + 2)
-            )  # type: ignore[no-untyped-call]
+            events = tuple(_event() for _ in range(len(captured.stages) + 2))
             self._rows[:count].copy_(self._rows_host[buffer][:count], non_blocking=True)
             events[0].record()
             for graph, event in zip(captured.stages, events[1:-1], strict=True):
