@@ -64,7 +64,7 @@ class _Token:
 
 
 def _event() -> torch.cuda.Event:
-    """An event whose waiter sleeps: one that spins keeps a core from the others, and takes half of a worker's."""
+    """An event whose waiter sleeps: one that spins keeps a core from the others."""
     return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
 
 
