@@ -115,10 +115,12 @@ def tokens(trace: Trace) -> Iterator[tuple[int, int]]:
 
 
 def systems(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
-    """Every system with every setting of its sweep; the first of `fused` is the server's default."""
+    """Every system with every setting of its sweep; the first two are a server, with smart-turn and without."""
     everything = TurnSettings(signals=frozenset(Signal))
     default = endpointing(everything, model, THRESHOLD)
     yield "fused", "defaults", default
+    without = replace(everything, signals=frozenset({Signal.VAD, Signal.EOU}))
+    yield "vad+eou", "defaults", endpointing(without, model, THRESHOLD)
     for silence_ms in (96, 160, 320, 480, 640, 800, 1_000, 1_200):
         settings = replace(everything, signals=frozenset({Signal.VAD}), end_silence_ms=silence_ms)
         yield "silero-vad", f"silence {silence_ms} ms", endpointing(settings, model, THRESHOLD)
