@@ -115,7 +115,7 @@ def tokens(trace: Trace) -> Iterator[tuple[int, int]]:
 
 
 def systems(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
-    """Every system with every setting of its sweep; the first two are a server, with smart-turn and without."""
+    """Every system with every setting of its sweep; first a server, with smart-turn and without."""
     everything = TurnSettings(signals=frozenset(Signal))
     default = endpointing(everything, model, THRESHOLD)
     yield "fused", "defaults", default
