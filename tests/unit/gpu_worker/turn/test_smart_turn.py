@@ -43,8 +43,8 @@ def test_log_mel_of_nothing_is_finite() -> None:
 
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_probability_is_on_the_references_side(name: str) -> None:
-    """Nearer than that it cannot be asked for: the network is quantized to 8 bits, and what onnxruntime makes of it
-    differs by version and by processor (0.68 to 0.94 seen for one of these)."""
+    # Nearer cannot be asked for: the network is quantized to 8 bits, and onnxruntime computes it differently
+    # by version and by processor (0.68 to 0.94 seen for one of these).
     expected = GOLDEN[f"{name}.probability"].item()
     probability = SmartTurn().probability(GOLDEN[f"{name}.samples"])
     assert (probability > 0.5) == (expected > 0.5)
