@@ -28,6 +28,7 @@ from common.settings import (
     child_environment,
     new_process_id,
 )
+from common.stop_times import STOP_MARGIN_S
 from parakeet.backoff import Backoff
 from parakeet.child import Child, Launch, describe_exit
 from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
@@ -38,8 +39,6 @@ logger = logging.getLogger(__name__)
 ready_log = logging.getLogger("parakeet.ready")
 ready_log.setLevel(logging.INFO)
 
-STOP_MARGIN_S = 5.0
-"""Time beyond --drain-timeout-s after which a child that should stop is killed."""
 INGRESS_START_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 

@@ -10,8 +10,9 @@ import pytest
 
 from common.settings import parse
 from parakeet.backoff import FIRST_BACKOFF_S, STEADY_AFTER_S
+from parakeet.child import Child, Launch
 from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
-from parakeet.supervisor import Supervisor
+from parakeet.supervisor import Supervisor, _Signals
 
 
 @dataclass
@@ -98,3 +99,38 @@ def test_a_redis_that_does_not_start_is_tried_again_after_twice_the_time(clock: 
     mend_until(supervisor, server, num_starts=4)
     gaps = [round(later - before, 1) for before, later in pairwise(server.started_at)]
     assert gaps == [FIRST_BACKOFF_S * factor for factor in (2, 4, 8)]
+
+
+class StoppingChild(Child):
+    """A child that ends so many seconds after SIGTERM."""
+
+    def __init__(self, clock: Clock, needs_s: float) -> None:
+        super().__init__("worker 0", lambda: Launch("w", (), {}))
+        self._clock = clock
+        self.ends_at = clock.now + needs_s
+        self.killed = False
+
+    @property
+    def running(self) -> bool:
+        return not self.killed and self._clock.now < self.ends_at
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@dataclass
+class FakeSignals:
+    """Lets time pass instead of waiting; no signal comes."""
+
+    clock: Clock
+
+    def wait(self, timeout_s: float) -> None:
+        self.clock.now += min(timeout_s, 0.1)
+
+
+@pytest.mark.parametrize(("needs_s", "killed"), [(29.0, False), (30.5, True)])
+def test_a_child_is_killed_when_drain_and_margin_are_over(clock: Clock, needs_s: float, killed: bool) -> None:
+    supervisor = Supervisor(parse("serve", ["--drain-timeout-s", "7"], {}))
+    child = StoppingChild(clock, 7 + needs_s)
+    supervisor._stop_children([child], lambda: False, cast(_Signals, FakeSignals(clock)))
+    assert child.killed is killed
