@@ -23,6 +23,7 @@ from common.leases import WorkerLease
 from common.redis import REDIS_ERROR, RedisServers, SyncRedis
 from common.settings import WorkerSettings
 from common.status import WorkerReport, process_started_ms
+from common.stop_times import HAND_OVER_S, JOIN_S
 from gpu_worker.backend import Backend
 from gpu_worker.claimer import Claimer
 from gpu_worker.engine_events import HandOver
@@ -44,8 +45,6 @@ EXIT_FAILED: Final = 1
 EXIT_HUNG: Final = 70
 
 _WAIT_S: Final = 1.0
-_JOIN_S: Final = 5.0
-_HAND_OVER_S: Final = 10.0
 _MIN_SWEEP_S: Final = 0.05
 _MAX_SWEEP_S: Final = 1.0
 
@@ -281,7 +280,7 @@ class Worker:
     def _give_up(self) -> int:
         """End after a failure: the streams go to other workers at once."""
         logger.critical("the worker has failed, giving up: %r", self._failure)
-        self._heartbeat.stop(_JOIN_S)
+        self._heartbeat.stop(JOIN_S)
         self._release_lease()
         return EXIT_FAILED
 
@@ -292,7 +291,7 @@ class Worker:
         logger.info("draining: %d streams", len(self._table))
         self._sweeper.stop_taking()
         for claimer in self._claimers:
-            claimer.stop(_JOIN_S)
+            claimer.stop(JOIN_S)
         self._quarantine.stop()
         while time.monotonic() < deadline and not self._hurry.is_set() and self._failure is None:
             if self._table.wait_until_empty(min(_WAIT_S / 4, deadline - time.monotonic())):
@@ -302,16 +301,16 @@ class Worker:
         left = len(self._table)
         self._let_go()
         for intake in self._intakes:
-            intake.stop(_JOIN_S)
+            intake.stop(JOIN_S)
         self._engine.put(HandOver())
-        handed_over = self._outlet.wait_handed_over(_HAND_OVER_S)
+        handed_over = self._outlet.wait_handed_over(HAND_OVER_S)
         if left:
             logger.info("%d streams handed over%s", left, "" if handed_over else ", not all in time")
-        self._engine.stop(_JOIN_S)
-        self._outlet.stop(_JOIN_S)
-        self._snapshots.stop(_JOIN_S)
-        self._sweeper.stop(_JOIN_S)
-        self._heartbeat.stop(_JOIN_S)
+        self._engine.stop(JOIN_S)
+        self._outlet.stop(JOIN_S)
+        self._snapshots.stop(JOIN_S)
+        self._sweeper.stop(JOIN_S)
+        self._heartbeat.stop(JOIN_S)
         self._leave()
         self._redis.close()
         self._lease_redis.close()

@@ -13,12 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from parakeet.backoff import Backoff
 
-FIRST_BACKOFF_S = 0.5
-MAX_BACKOFF_S = 30.0
-STEADY_AFTER_S = 60.0
-"""A child that lived for so long has its back-off reset."""
+logger = logging.getLogger(__name__)
 
 _TIED_EXEC = str(Path(__file__).with_name("tied_exec.py"))
 
@@ -70,8 +67,7 @@ class Child:
         self._make_launch = make_launch
         self._process: subprocess.Popen[bytes] | None = None
         self._launch: Launch | None = None
-        self._started_at = 0.0
-        self._backoff_s = FIRST_BACKOFF_S
+        self._backoff = Backoff()
 
     @property
     def process_id(self) -> str:
@@ -89,7 +85,7 @@ class Child:
     def start(self) -> None:
         self._launch = self._make_launch()
         self._process = start_tied(self._launch.command, self._launch.environment)
-        self._started_at = time.monotonic()
+        self._backoff.started(time.monotonic())
         self.restart_at = None
         logger.info("started %s as %s, pid %d", self.name, self.process_id, self._process.pid)
 
@@ -105,17 +101,15 @@ class Child:
     def schedule_restart(self, returncode: int) -> None:
         """Set `restart_at`, twice as far ahead at each death in quick succession."""
         now = time.monotonic()
-        if now - self._started_at >= STEADY_AFTER_S:
-            self._backoff_s = FIRST_BACKOFF_S
-        self.restart_at = now + self._backoff_s
+        wait_s = self._backoff.ended(now)
+        self.restart_at = now + wait_s
         logger.warning(
             "%s (%s) ended with %s, restarting in %.1f s",
             self.name,
             self.process_id,
             describe_exit(returncode),
-            self._backoff_s,
+            wait_s,
         )
-        self._backoff_s = min(self._backoff_s * 2, MAX_BACKOFF_S)
         self.num_restarts += 1
 
     def send_signal(self, number: int) -> None:

@@ -28,7 +28,9 @@ from common.settings import (
     child_environment,
     new_process_id,
 )
-from parakeet.child import FIRST_BACKOFF_S, MAX_BACKOFF_S, Child, Launch, describe_exit
+from common.stop_times import STOP_MARGIN_S
+from parakeet.backoff import Backoff
+from parakeet.child import Child, Launch, describe_exit
 from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
 from parakeet.readiness import Roster, check_port_free
 
@@ -37,8 +39,6 @@ logger = logging.getLogger(__name__)
 ready_log = logging.getLogger("parakeet.ready")
 ready_log.setLevel(logging.INFO)
 
-STOP_MARGIN_S = 5.0
-"""Time beyond --drain-timeout-s after which a child that should stop is killed."""
 INGRESS_START_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 
@@ -140,7 +140,7 @@ class Supervisor:
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
         self._embedded: EmbeddedRedis | None = None
-        self._redis_backoff_s = FIRST_BACKOFF_S
+        self._redis_backoff = Backoff()
         self._redis_restart_at: float | None = None
         self._workers: list[Child] = []
         self._ingresses: list[Child] = []
@@ -212,6 +212,7 @@ class Supervisor:
         if self._settings.ingress.redis_url:
             return self._settings.ingress.redis_url
         self._embedded = EmbeddedRedis(maxmemory_mb=self._settings.redis_maxmemory_mb)
+        self._redis_backoff.started(time.monotonic())
         self._embedded.start()
         logger.info(
             "embedded %s, pid %s: redis-cli -s %s",
@@ -280,21 +281,24 @@ class Supervisor:
         if self._embedded is None:
             return
         if self._redis_restart_at is None and (returncode := self._embedded.exited()) is not None:
+            wait_s = self._redis_backoff.ended(now)
+            self._redis_restart_at = now + wait_s
             logger.error(
                 "the embedded Redis server ended with %s, restarting in %.1f s; all streams are lost. %s",
                 describe_exit(returncode),
-                self._redis_backoff_s,
+                wait_s,
                 self._embedded.log_tail(),
             )
-            self._redis_restart_at = now + self._redis_backoff_s
-            self._redis_backoff_s = min(self._redis_backoff_s * 2, MAX_BACKOFF_S)
         if self._redis_restart_at is not None and self._redis_restart_at <= now:
             self._redis_restart_at = None
+            self._redis_backoff.started(now)
             try:
                 self._embedded.start()
             except NoRedisServer as error:
-                logger.error("%s", error)
-                self._redis_restart_at = now + self._redis_backoff_s
+                failed_at = time.monotonic()  # a start may take its time to fail
+                wait_s = self._redis_backoff.ended(failed_at)
+                self._redis_restart_at = failed_at + wait_s
+                logger.error("%s Trying again in %.1f s.", error, wait_s)
 
     def _next_deadline_s(self) -> float | None:
         times = [child.restart_at for child in self._children() if child.restart_at is not None]

@@ -73,6 +73,13 @@ def test_every_service_is_watched_and_every_dockerfile_is_there() -> None:
         assert last - first >= 2
 
 
+def test_no_audio_is_kept_for_a_redis_that_forgets_everything() -> None:
+    command = SERVICES["redis"]["command"]
+    assert command[command.index("--save") + 1] == ""
+    assert command[command.index("--appendonly") + 1] == "no"
+    assert SERVICES["ingress"]["environment"]["PARAKEET_REDIS_LOSS_MS"] == "0"
+
+
 def _program(command: list[str]) -> list[str]:
     if command[0] == "parakeet-server":
         return [sys.executable, "-m", "parakeet.cli", *command[1:]]

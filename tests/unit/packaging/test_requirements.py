@@ -7,9 +7,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+TORCH_PINS = {
+    "Makefile": r"^TORCH_VERSION \?= (\S+)$",
+    "docker/worker.Dockerfile": r"^ARG TORCH_VERSION=(\S+)$",
+    "requirements/golden.txt": r"^torch==(\S+)$",
+}
+"""Where one version of torch is pinned, and how it is written there."""
 
 
 def _requirements(lines: list[str]) -> dict[str, str]:
@@ -21,6 +29,19 @@ def _requirements(lines: list[str]) -> dict[str, str]:
     }
 
 
+def _taken(name: str) -> SpecifierSet:
+    """The versions of a dependency that the package takes."""
+    wanted = map(Requirement, PROJECT["project"]["dependencies"])
+    (specifier,) = (requirement.specifier for requirement in wanted if requirement.name == name)
+    return specifier
+
+
+def _pinned_torch(path: str) -> str:
+    pin = re.search(TORCH_PINS[path], (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    assert pin is not None
+    return pin[1]
+
+
 def test_the_ingress_image_installs_the_same_versions_and_nothing_heavy() -> None:
     whole = _requirements(PROJECT["project"]["dependencies"])
     ingress = _requirements((ROOT / "requirements" / "ingress.txt").read_text(encoding="utf-8").splitlines())
@@ -29,12 +50,13 @@ def test_the_ingress_image_installs_the_same_versions_and_nothing_heavy() -> Non
     assert not {"torch", "triton", "numpy", "soxr", "safetensors", "sentencepiece"} & ingress.keys()
 
 
-@pytest.mark.parametrize("path", ["Makefile", "docker/worker.Dockerfile"])
+@pytest.mark.parametrize("path", TORCH_PINS)
 def test_the_pinned_torch_is_one_that_the_package_takes(path: str) -> None:
-    pinned = re.search(r"TORCH_VERSION ?\??= ?(\S+)", (ROOT / path).read_text(encoding="utf-8"))
-    assert pinned is not None
-    assert pinned[1] == "2.13.0"
-    assert "torch>=2.11,<2.14" in PROJECT["project"]["dependencies"]
+    assert _taken("torch").contains(_pinned_torch(path))
+
+
+def test_the_same_torch_is_pinned_everywhere() -> None:
+    assert len({_pinned_torch(path) for path in TORCH_PINS}) == 1
 
 
 def test_every_data_file_is_in_the_wheel() -> None:

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from parakeet import child as child_module
-from parakeet.child import FIRST_BACKOFF_S, MAX_BACKOFF_S, Child, Launch, describe_exit, start_tied
+from parakeet.backoff import FIRST_BACKOFF_S, STEADY_AFTER_S
+from parakeet.child import Child, Launch, describe_exit, start_tied
 from tests.waiting import wait_until
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux")
@@ -83,26 +84,28 @@ def test_the_exit_status_of_a_child_is_told_once() -> None:
     assert (child.exited(), child.exited(), child.running) == (3, None, False)
 
 
-def test_back_off_doubles_to_its_bound_and_is_reset_by_a_steady_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_is_waited_for_twice_as_long_each_time_until_it_ran_steadily(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = [1000.0]
     monkeypatch.setattr("parakeet.child.time.monotonic", lambda: clock[0])
     monkeypatch.setattr("parakeet.child.start_tied", lambda *_: subprocess.Popen(["true"]))
     child = Child("worker 0", lambda: Launch("w", ("true",), {}))
     waits = []
-    for _ in range(9):
+    for _ in range(3):
         child.start()
         child.wait(10.0)
         child.schedule_restart(1)
         assert child.restart_at is not None
         waits.append(child.restart_at - clock[0])
-    assert waits == [min(FIRST_BACKOFF_S * 2**n, MAX_BACKOFF_S) for n in range(9)]
+    assert waits == [FIRST_BACKOFF_S * factor for factor in (1, 2, 4)]
     child.start()
-    assert (child.restart_at, child.num_restarts) == (None, 9)
-    clock[0] += child_module.STEADY_AFTER_S
+    assert (child.restart_at, child.num_restarts) == (None, 3)
+    clock[0] += STEADY_AFTER_S
     child.wait(10.0)
     child.schedule_restart(1)
     assert child.restart_at == clock[0] + FIRST_BACKOFF_S
-    assert child.num_restarts == 10
+    assert child.num_restarts == 4
 
 
 def test_each_start_has_a_name_of_its_own() -> None:

@@ -69,6 +69,22 @@ def test_a_server_that_cannot_start_says_why_and_leaves_nothing() -> None:
     assert not server.socket_path.parent.exists()
 
 
+@pytest.mark.parametrize(
+    ("found", "environment"),
+    [
+        ("libjemalloc.so.2", {"LD_PRELOAD": "libjemalloc.so.2"}),
+        (None, {"MALLOC_TRIM_THRESHOLD_": "67108864", "MALLOC_TOP_PAD_": "16777216"}),
+    ],
+    ids=["jemalloc", "glibc"],
+)
+def test_the_server_gets_jemalloc_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, environment: dict[str, str]
+) -> None:
+    libraries = {"jemalloc": found}
+    monkeypatch.setattr("ctypes.util.find_library", libraries.__getitem__)
+    assert embedded_redis._allocator() == environment
+
+
 def test_redis_server_on_path_is_the_second_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "redis-server"
     program.write_text("#!/bin/sh\n")

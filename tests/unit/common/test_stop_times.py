@@ -1,0 +1,35 @@
+"""No process needs more time to stop than what started it gives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.settings import parse
+from common.stop_times import STOP_MARGIN_S
+from ingress import server, shell
+
+ROOT = Path(__file__).parents[3]
+DRAIN_S = parse("serve", [], {}).ingress.drain_timeout_s
+
+
+def test_an_ingress_stops_within_the_margin() -> None:
+    # Two bounded steps of the backplane's stop, then sockets that linger.
+    assert 2 * server._STOP_TIMEOUT_S + shell.LINGER_S < STOP_MARGIN_S / 2
+
+
+@pytest.mark.parametrize("service", ["ingress", "gpu_worker", "cpu_worker"])
+def test_compose_waits_for_drain_and_margin(service: str) -> None:
+    compose: Any = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    assert compose["services"][service]["stop_grace_period"] == f"{DRAIN_S + STOP_MARGIN_S:g}s"
+
+
+@pytest.mark.parametrize("name", ["README.md", "keda-worker.yaml", "hpa-ingress.yaml"])
+def test_manifests_say_drain_and_margin(name: str) -> None:
+    text = (ROOT / "deploy" / name).read_text(encoding="utf-8")
+    periods = re.findall(r"terminationGracePeriodSeconds: (\d+)", text)
+    assert periods == [f"{DRAIN_S + STOP_MARGIN_S:g}"]
