@@ -7,13 +7,12 @@ A thin shell: websockets' sans-I/O `ServerProtocol` speaks RFC 6455, asyncio mov
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
 from websockets.exceptions import PayloadTooBig
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Request, Response
+from websockets.http11 import Request
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
@@ -24,9 +23,6 @@ from ingress.shell import OpenConnection, SocketShell
 
 STREAM_PATH: Final = "/"
 _HEAD_END: Final = b"\r\n\r\n"
-
-Route = Callable[[ServerProtocol, Request], Response]
-"""Answers a plain HTTP request on this port (ServerProtocol.reject makes a response)."""
 
 _CLOSE_CODES: Final = {
     ErrorCode.FRAME_TOO_LONG: CloseCode.MESSAGE_TOO_BIG,
@@ -51,7 +47,7 @@ class WebSocketShell(SocketShell):
     """One accepted connection on the WebSocket port (a `Peer`).
 
     open_connection: makes the connection behind this socket, once the handshake is done.
-    routes: plain HTTP answers by path, for requests that ask for no upgrade.
+    max_frame_bytes: longest message.   handshake_timeout_s: how long the handshake may take.
     """
 
     __slots__ = (
@@ -63,21 +59,14 @@ class WebSocketShell(SocketShell):
         "_head_tail",
         "_max_frame_bytes",
         "_protocol",
-        "_routes",
     )
 
     def __init__(
-        self,
-        open_connection: OpenConnection,
-        *,
-        max_frame_bytes: int,
-        handshake_timeout_s: float,
-        routes: Mapping[str, Route] | None = None,
+        self, open_connection: OpenConnection, *, max_frame_bytes: int, handshake_timeout_s: float
     ) -> None:
         super().__init__(open_connection)
         self._max_frame_bytes = max_frame_bytes
         self._handshake_timeout_s = handshake_timeout_s
-        self._routes = routes or {}
         self._protocol = ServerProtocol(max_size=max_frame_bytes)
         self._frames: FrameReader | None = None
         self._head_tail = b""
@@ -177,12 +166,7 @@ class WebSocketShell(SocketShell):
 
     def _shake_hands(self, request: Request) -> None:
         protocol = self._protocol
-        path = request.path.partition("?")[0]
-        wants_upgrade = "upgrade" in ",".join(request.headers.get_all("Connection")).lower()
-        route = None if wants_upgrade else self._routes.get(path)
-        if route is not None:
-            protocol.send_response(route(protocol, request))
-        elif path != STREAM_PATH:
+        if request.path.partition("?")[0] != STREAM_PATH:
             protocol.send_response(
                 protocol.reject(HTTPStatus.NOT_FOUND, f"There is nothing here but {STREAM_PATH}.\n")
             )
