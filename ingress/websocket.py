@@ -23,6 +23,8 @@ from ingress.shell import OpenConnection, SocketShell
 
 STREAM_PATH: Final = "/"
 _HEAD_END: Final = b"\r\n\r\n"
+# The first byte of a pong, as websockets writes it.
+_PONG: Final = 0x80 | Opcode.PONG
 
 _CLOSE_CODES: Final = {
     ErrorCode.FRAME_TOO_LONG: CloseCode.MESSAGE_TOO_BIG,
@@ -58,7 +60,9 @@ class WebSocketShell(SocketShell):
         "_handshake_timeout_s",
         "_head_tail",
         "_max_frame_bytes",
+        "_pong",
         "_protocol",
+        "_writing_paused",
     )
 
     def __init__(
@@ -70,8 +74,11 @@ class WebSocketShell(SocketShell):
         self._protocol = ServerProtocol(max_size=max_frame_bytes)
         self._frames: FrameReader | None = None
         self._head_tail = b""
-        self._fragments: list[bytes] = []
+        # One array, not a list of parts: their number has no bound, since they may be empty.
+        self._fragments = bytearray()
         self._fragments_binary = False
+        self._writing_paused = False
+        self._pong = b""
         self._handshake: asyncio.TimerHandle | None = None
 
     # asyncio.Protocol
@@ -141,6 +148,19 @@ class WebSocketShell(SocketShell):
         """The socket is closed."""
         self._end_handshake()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        self._writing_paused = True
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained: answer the latest ping, then let results go on."""
+        self._writing_paused = False
+        pong, self._pong = self._pong, b""
+        if pong and self._transport is not None and not self._closing:
+            self._transport.write(pong)
+        super().resume_writing()
 
     # Peer
 
@@ -215,13 +235,13 @@ class WebSocketShell(SocketShell):
             if frame.fin:
                 self._deliver(connection, bytes(frame.data), opcode is Opcode.BINARY)
             else:
-                self._fragments = [bytes(frame.data)]
+                self._fragments += frame.data
                 self._fragments_binary = opcode is Opcode.BINARY
         elif opcode is Opcode.CONT:
-            self._fragments.append(bytes(frame.data))
+            self._fragments += frame.data
             if frame.fin:
-                message = b"".join(self._fragments)
-                self._fragments = []
+                message = bytes(self._fragments)
+                self._fragments.clear()
                 self._deliver(connection, message, self._fragments_binary)
         elif opcode is Opcode.CLOSE:
             # A client that has closed cannot be told anything more.
@@ -258,5 +278,9 @@ class WebSocketShell(SocketShell):
         for data in self._protocol.data_to_send():
             if data is SEND_EOF or not data:
                 self._end_sending()
+            elif self._writing_paused and data[0] == _PONG:
+                # The client reads nothing, so pongs would add up. One is enough: the one to the
+                # latest ping answers those before it (RFC 6455, section 5.5.3).
+                self._pong = data
             else:
                 transport.write(data)
