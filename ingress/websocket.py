@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from time import monotonic
 from typing import Final
 
 from websockets.exceptions import PayloadTooBig
@@ -92,6 +93,7 @@ class WebSocketShell(SocketShell):
 
     def data_received(self, data: bytes) -> None:
         """Hand whole messages to the connection."""
+        self._heard_at = monotonic()
         frames = self._frames
         if frames is None:
             self._take_head(data)

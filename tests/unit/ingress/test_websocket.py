@@ -93,6 +93,23 @@ async def test_pings_of_the_websocket_are_answered() -> None:
             await (await client.ping(b"there?"))
 
 
+async def test_control_frames_and_parts_of_a_message_are_no_silence() -> None:
+    async with (
+        serving(ScriptedBackplane(), idle_timeout_s=0.3) as harness,
+        connect(harness.ws_url) as client,
+    ):
+        await _receive(client)
+        for opcode in (Opcode.PING, Opcode.PONG):
+            for _ in range(5):
+                await asyncio.sleep(0.05)
+                client.transport.write(Frame(opcode, b"").serialize(mask=True))
+        for byte in Frame(Opcode.TEXT, b'{"type":"ping"}').serialize(mask=True):
+            await asyncio.sleep(0.02)
+            client.transport.write(bytes([byte]))
+        assert await _receive(client) == {"type": "pong"}
+        assert (await _receive(client))["code"] == "idle_timeout"
+
+
 async def test_compression_is_declined() -> None:
     async with (
         serving(ScriptedBackplane()) as harness,
