@@ -67,6 +67,7 @@ class Connection:
 
     start_task: starts a named task in the server's task group.
     on_closed: called once, when the socket is gone.
+    stream_id: id of the stream, from its admission on, and beyond its end; for logs and errors.
     """
 
     __slots__ = (
@@ -78,12 +79,14 @@ class Connection:
         "_hung_up",
         "_limits",
         "_link",
+        "_logged",
         "_lost",
         "_on_closed",
         "_options",
         "_peer",
         "_protocol",
         "_start_task",
+        "stream_id",
     )
 
     def __init__(
@@ -108,10 +111,12 @@ class Connection:
             silent_s=limits.idle_timeout_s,
         )
         self._link: StreamLink | None = None
+        self.stream_id: int | None = None
         self._options = StreamOptions()
         # What the client did before it was admitted, as calls to repeat; reading is paused, so this is one
         # read's worth.
         self._held: list[Callable[[], None]] | None = []
+        self._logged: set[ErrorCode] = set()
         self._hanging_up: _HangUp | None = None
         self._hung_up = False
         self._lost = False
@@ -195,11 +200,6 @@ class Connection:
             self._hang_up_if_asked()
 
     # What the server says
-
-    @property
-    def stream_id(self) -> int | None:
-        """Id of the stream, for logs."""
-        return None if self._link is None else self._link.stream
 
     @property
     def stream_is_young(self) -> bool:
@@ -312,7 +312,7 @@ class Connection:
                 )
             case Action.ERROR:
                 if outcome.error is not None:
-                    self._send_error(outcome.error)
+                    self._send(self._error_message(outcome.error))
             case Action.GIVE_BACK | Action.ABANDON:
                 self._abandon(outcome.error)
             case Action.RELEASE:
@@ -338,12 +338,16 @@ class Connection:
         hello = Hello(link.stream, self._limits.sample_rate, link.resume_token, CAPABILITIES)
         self._send(encode_server_message(hello))
 
-    def _send_error(self, error: StreamError) -> None:
-        stream = self.stream_id
-        about = {} if stream is None else {"stream_id": stream}
-        logger.info("%s: %s", error.code.value, error.message, extra=about | {"code": error.code.value})
-        message = ErrorMessage(error.code.value, error.message, self.stream_id)
-        self._send(encode_server_message(message))
+    def _error_message(self, error: StreamError) -> bytes:
+        """Log an error, and write the message that tells the client."""
+        # A client may repeat at will what leaves its connection open: each code is worth one line.
+        level = logging.DEBUG if error.code in self._logged else logging.INFO
+        self._logged.add(error.code)
+        about: dict[str, object] = {"code": error.code.value}
+        if self.stream_id is not None:
+            about["stream_id"] = self.stream_id
+        logger.log(level, "%s: %s", error.code.value, error.message, extra=about)
+        return encode_server_message(ErrorMessage(error.code.value, error.message, self.stream_id))
 
     def _abandon(self, error: StreamError | None) -> None:
         link, self._link = self._link, None
@@ -377,7 +381,7 @@ class Connection:
         if self._protocol.state is not State.ADMITTING:
             link.abandon(keep=False)
             return
-        self._link = link
+        self._link, self.stream_id = link, link.stream
         self._carry_out(self._protocol.notify(Event.ADMITTED))
         self._take_held()
 
@@ -408,6 +412,7 @@ class Connection:
             self._failed()
             return
         unused, self._link = self._link, resumption.link
+        self.stream_id = resumption.link.stream
         if unused is not None:
             unused.abandon(keep=False)
         self._options = resumption.options
@@ -426,17 +431,16 @@ class Connection:
 
     def _drop(self, error: StreamError) -> None:
         """End a connection that cannot go on by the table: give up what waits, say why, close."""
+        was_closed = self._protocol.state is State.CLOSED
+        self._protocol.notify(Event.FAULT if isinstance(error, ClientFault) else Event.FAILED, error)
         self._buffer.clear()
-        outcome = self._protocol.notify(
-            Event.FAULT if isinstance(error, ClientFault) else Event.FAILED, error
-        )
-        if self._protocol.state is State.CLOSED and not outcome.actions:
-            self._abandon(error)
+        self._abandon(error)
+        message = self._error_message(error)
+        if was_closed:  # and has said its last word, which was not read
             self._peer.abort()
             return
-        self._abandon(error)
         # Past the buffer: whatever the transport still takes is this message, then the end.
-        self._peer.send(encode_server_message(ErrorMessage(error.code.value, error.message, self.stream_id)))
+        self._peer.send(message)
         self._hanging_up = _HangUp(error)
         self._hang_up_if_asked()
 
@@ -450,10 +454,7 @@ class Connection:
 
     def _unread_too_long(self) -> None:
         seconds = self._limits.unread_timeout_s
-        if self._protocol.state is State.CLOSED:
-            self._peer.abort()
-        else:
-            self._drop(ClientFault(ErrorCode.SLOW_READER, f"Results were left unread for {seconds:g} s."))
+        self._drop(ClientFault(ErrorCode.SLOW_READER, f"Results were left unread for {seconds:g} s."))
 
     def _silent_too_long(self) -> None:
         if self._protocol.state is State.FINISHING:
