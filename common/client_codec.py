@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from common.errors import ClientFault, ErrorCode
+from common.errors import ClientFault, ErrorCode, shown
 from common.messages import Audio, ClientMessage, Close, Config, Encoding, Ping, Resume
 from common.options import StreamOptions, parse_options
 
@@ -50,7 +50,7 @@ def decode_client_message(data: bytes | bytearray | memoryview | str) -> ClientM
         raise ClientFault(ErrorCode.BAD_MESSAGE, "A message has a string 'type'.")
     decode = _CLIENT_DECODERS.get(kind)
     if decode is None:
-        raise ClientFault(ErrorCode.UNKNOWN_TYPE, f"There is no message type '{kind[:40]}'.")
+        raise ClientFault(ErrorCode.UNKNOWN_TYPE, f"There is no message type {shown(kind)}.")
     return decode(fields)
 
 
@@ -73,7 +73,7 @@ def _decode_audio(fields: dict[str, Any]) -> Audio:
         if encoding != "pcm16" and encoding != "f32":
             raise ClientFault(
                 ErrorCode.WRONG_ENCODING,
-                f"'encoding' is 'pcm16' or 'f32', not {_shown(encoding)}.",
+                f"'encoding' is 'pcm16' or 'f32', not {shown(encoding)}.",
             )
         try:
             payload = decode_base64(data)
@@ -194,15 +194,8 @@ def _odd(payload: bytes, encoding: Encoding) -> ClientFault:
 
 
 def _bad_field(message: str, name: str, takes: str, value: object) -> ClientFault:
-    got = "nothing" if value is None else _shown(value)
+    got = "nothing" if value is None else shown(value)
     return ClientFault(ErrorCode.BAD_FIELD, f"'{name}' of '{message}' is {takes}, not {got}.")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, (list, dict)):
-        return "a list" if isinstance(value, list) else "an object"
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= 40 else text[:40] + "..."
 
 
 def encode_client_message(message: ClientMessage) -> bytes:

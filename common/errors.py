@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+import orjson
+
 
 class ParakeetError(Exception):
     """Root of every error that the service raises on purpose."""
@@ -207,6 +209,17 @@ _SPECS: Final = (
 ERROR_SPECS: Final[dict[ErrorCode, ErrorSpec]] = {spec.code: spec for spec in _SPECS}
 
 NO_FREE_STREAM_SENTENCE: Final = "No free streaming state available."
+
+
+_SHOWN_CHARACTERS: Final = 40
+
+
+def shown(value: object) -> str:
+    """Write a value that a client gave as it stands in an error's sentence: as JSON, and short."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
 class StreamError(ParakeetError):

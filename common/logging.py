@@ -20,6 +20,11 @@ from common.errors import SettingsError
 FIELDS = ("ingress_id", "worker_id", "stream_id", "epoch")
 """Fields of `extra` that are printed, in this order; any other stands in JSON only."""
 
+# Control characters and the breaks of lines, as JSON writes them: nothing that a client, a file or a library
+# says begins a line of the log or moves a terminal's cursor.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+_ESCAPED |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _process_fields: dict[str, object] = {}
 
@@ -35,18 +40,26 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
     return _process_fields | given
 
 
+def _indented(trace: str) -> str:
+    """The lines of a traceback, each set off from the lines of the log: its last may be of any text."""
+    return "".join(f"\n  {line.translate(_ESCAPED)}" for line in trace.split("\n"))
+
+
 class TextFormatter(logging.Formatter):
-    """``2026-01-31T12:00:00.000Z INFO gpu_worker.worker [worker_id=w-1 stream_id=7] claimed``."""
+    """``2026-01-31T12:00:00.000Z INFO gpu_worker.worker [worker_id=w-1 stream_id=7] claimed``.
+
+    One line a record, whatever its message holds; a traceback follows indented.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)
         named = " ".join(f"{name}={fields[name]}" for name in FIELDS if name in fields)
         line = f"{_timestamp(record)} {record.levelname} {record.name}{f' [{named}]' if named else ''}"
-        line = f"{line} {record.getMessage()}"
+        line = f"{line} {record.getMessage()}".translate(_ESCAPED)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += _indented(self.formatException(record.exc_info))
         if record.stack_info:
-            line += "\n" + record.stack_info
+            line += _indented(record.stack_info)
         return line
 
 
@@ -63,7 +76,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        # JSON escapes only the first of the control characters itself.
+        return json.dumps(entry, ensure_ascii=False, default=str).translate(_ESCAPED)
 
 
 def default_config(level: str, format_name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from common.errors import ClientFault, EntryError, ErrorCode
+from common.errors import ClientFault, EntryError, ErrorCode, shown
 
 TURN_SIGNALS: Final[tuple[str, ...]] = (
     "vad",
@@ -199,7 +199,7 @@ def parse_options(values: Mapping[str, object]) -> StreamOptions:
         if option is None:
             known = ", ".join(sorted(_TABLE))
             raise ClientFault(
-                ErrorCode.UNKNOWN_OPTION, f"There is no option '{name[:40]}'; there are {known}."
+                ErrorCode.UNKNOWN_OPTION, f"There is no option {shown(name)}; there are {known}."
             )
         checked[name] = option.check(value)
     return StreamOptions(**checked)

@@ -6,10 +6,10 @@ class carries out the actions. It runs on the event loop, and an error in it end
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from common.entries import LineKind
@@ -17,6 +17,7 @@ from common.errors import ClientFault, ErrorCode, NoFreeStream, StreamError, Una
 from common.messages import Ack, Audio, Config, ErrorMessage, Hello, Pong, Resume, Resumed
 from common.options import StreamOptions
 from common.server_codec import encode_server_message
+from ingress.deadlines import Deadlines
 from ingress.links import Backplane, Resumption, StreamLink
 from ingress.peer import Peer
 from ingress.protocol import Action, ConnectionProtocol, Event, Outcome, State
@@ -55,14 +56,6 @@ class ConnectionLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """One message that came before the client was admitted."""
-
-    data: bytes
-    binary: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _HangUp:
     """The connection closes once the buffer is empty, because of an error or in good order (None)."""
 
@@ -74,28 +67,26 @@ class Connection:
 
     start_task: starts a named task in the server's task group.
     on_closed: called once, when the socket is gone.
+    stream_id: id of the stream, from its admission on, and beyond its end; for logs and errors.
     """
 
     __slots__ = (
         "_backplane",
         "_buffer",
+        "_deadlines",
         "_hanging_up",
         "_held",
-        "_held_end",
         "_hung_up",
-        "_idle_timer",
-        "_last_heard",
         "_limits",
         "_link",
-        "_loop",
+        "_logged",
         "_lost",
         "_on_closed",
         "_options",
         "_peer",
         "_protocol",
-        "_refused_timer",
         "_start_task",
-        "_unread_timer",
+        "stream_id",
     )
 
     def __init__(
@@ -111,39 +102,40 @@ class Connection:
         self._limits = limits
         self._start_task = start_task
         self._on_closed = on_closed
-        self._loop = asyncio.get_running_loop()
         self._protocol = ConnectionProtocol(limits.max_buffered_samples)
         self._buffer = SendBuffer(peer.send, limits.send_buffer_bytes)
+        self._deadlines = Deadlines(
+            peer,
+            unread_s=limits.unread_timeout_s,
+            refused_s=limits.refused_grace_s,
+            silent_s=limits.idle_timeout_s,
+        )
         self._link: StreamLink | None = None
+        self.stream_id: int | None = None
         self._options = StreamOptions()
-        # What the client sent before it was admitted; reading is paused, so this is one read's worth.
-        self._held: list[_Held] | None = []
-        self._held_end = False
+        # What the client did before it was admitted, as calls to repeat; reading is paused, so this is one
+        # read's worth.
+        self._held: list[Callable[[], None]] | None = []
+        self._logged: set[ErrorCode] = set()
         self._hanging_up: _HangUp | None = None
         self._hung_up = False
         self._lost = False
-        self._unread_timer: asyncio.TimerHandle | None = None
-        self._refused_timer: asyncio.TimerHandle | None = None
-        self._idle_timer: asyncio.TimerHandle | None = None
-        self._last_heard = self._loop.time()
 
     # What the shell says
 
     def open(self) -> None:
         """Begin: the socket is ready for messages (for WebSocket, after the handshake)."""
         self._peer.pause_reading()
-        if self._limits.idle_timeout_s > 0:
-            self._idle_timer = self._loop.call_later(self._limits.idle_timeout_s, self._check_idle)
+        self._deadlines.silent.start(self._silent_too_long)
         self._start_task(self._admit(), "admit")
 
     def received_text(self, data: bytes) -> None:
         """Take one line or text frame."""
         if self._held is not None:
-            self._held.append(_Held(data, binary=False))
+            self._held.append(partial(self.received_text, data))
             return
         if self._hung_up:
             return
-        self._last_heard = self._loop.time()
         try:
             audio = self._protocol.more_audio(data)
             if audio is not None:
@@ -158,11 +150,10 @@ class Connection:
     def received_binary(self, data: bytes) -> None:
         """Take one binary frame."""
         if self._held is not None:
-            self._held.append(_Held(data, binary=True))
+            self._held.append(partial(self.received_binary, data))
             return
         if self._hung_up:
             return
-        self._last_heard = self._loop.time()
         try:
             outcome = self._protocol.receive_binary(data)
         except Exception:
@@ -177,7 +168,7 @@ class Connection:
     def ended(self) -> None:
         """The client closed its sending side."""
         if self._held is not None:
-            self._held_end = True
+            self._held.append(self.ended)
         elif self._options.resume and self._protocol.state is not State.FINISHING:
             # A lost connection often looks like this, and its client said that it will come back.
             self.lost()
@@ -190,31 +181,25 @@ class Connection:
         if self._lost:
             return
         self._lost = True
+        self._held = None  # no answer would reach the client
         self._carry_out(self._protocol.notify(Event.LOST))
-        self._stop_timers()
+        self._deadlines.stop()
         self._on_closed(self)
 
     def pause_writing(self) -> None:
         """The transport's buffer is full."""
         self._buffer.pause()
-        if self._unread_timer is None and not self._hung_up:
-            self._unread_timer = self._loop.call_later(self._limits.unread_timeout_s, self._unread_too_long)
+        if not self._hung_up:
+            self._deadlines.unread.start(self._unread_too_long)
 
     def resume_writing(self) -> None:
         """The transport's buffer has drained."""
-        if self._unread_timer is not None:
-            self._unread_timer.cancel()
-            self._unread_timer = None
+        self._deadlines.unread.stop()
         self._buffer.resume()
         if self._buffer.empty:
             self._hang_up_if_asked()
 
     # What the server says
-
-    @property
-    def stream_id(self) -> int | None:
-        """Id of the stream, for logs."""
-        return None if self._link is None else self._link.stream
 
     @property
     def stream_is_young(self) -> bool:
@@ -327,7 +312,7 @@ class Connection:
                 )
             case Action.ERROR:
                 if outcome.error is not None:
-                    self._send_error(outcome.error)
+                    self._send(self._error_message(outcome.error))
             case Action.GIVE_BACK | Action.ABANDON:
                 self._abandon(outcome.error)
             case Action.RELEASE:
@@ -353,12 +338,16 @@ class Connection:
         hello = Hello(link.stream, self._limits.sample_rate, link.resume_token, CAPABILITIES)
         self._send(encode_server_message(hello))
 
-    def _send_error(self, error: StreamError) -> None:
-        stream = self.stream_id
-        about = {} if stream is None else {"stream_id": stream}
-        logger.info("%s: %s", error.code.value, error.message, extra=about | {"code": error.code.value})
-        message = ErrorMessage(error.code.value, error.message, self.stream_id)
-        self._send(encode_server_message(message))
+    def _error_message(self, error: StreamError) -> bytes:
+        """Log an error, and write the message that tells the client."""
+        # A client may repeat at will what leaves its connection open: each code is worth one line.
+        level = logging.DEBUG if error.code in self._logged else logging.INFO
+        self._logged.add(error.code)
+        about: dict[str, object] = {"code": error.code.value}
+        if self.stream_id is not None:
+            about["stream_id"] = self.stream_id
+        logger.log(level, "%s: %s", error.code.value, error.message, extra=about)
+        return encode_server_message(ErrorMessage(error.code.value, error.message, self.stream_id))
 
     def _abandon(self, error: StreamError | None) -> None:
         link, self._link = self._link, None
@@ -392,34 +381,28 @@ class Connection:
         if self._protocol.state is not State.ADMITTING:
             link.abandon(keep=False)
             return
-        self._link = link
+        self._link, self.stream_id = link, link.stream
         self._carry_out(self._protocol.notify(Event.ADMITTED))
         self._take_held()
 
     def _refused(self, error: NoFreeStream) -> None:
         self._carry_out(self._protocol.notify(Event.FULL, error))
         if self._protocol.state is State.REFUSED:
-            self._refused_timer = self._loop.call_later(
-                self._limits.refused_grace_s,
-                lambda: self._carry_out(self._protocol.notify(Event.EXPIRED, error)),
+            self._deadlines.refused.start(
+                lambda: self._carry_out(self._protocol.notify(Event.EXPIRED, error))
             )
         self._take_held()
 
     def _take_held(self) -> None:
         held, self._held = self._held, None
-        for message in held or ():
-            if message.binary:
-                self.received_binary(message.data)
-            else:
-                self.received_text(message.data)
-        if self._held_end:
-            self.ended()
+        for repeat in held or ():
+            repeat()
         if self._protocol.state is not State.CLOSED:
             self._peer.resume_reading()
 
     async def _take_over(self, request: Resume) -> None:
-        if self._refused_timer is not None:
-            self._refused_timer.cancel()
+        self._deadlines.refused.stop()
+        self._deadlines.silent.stop()  # it is the client that waits
         try:
             resumption = await self._backplane.resume(self, request)
         except StreamError as error:
@@ -429,6 +412,7 @@ class Connection:
             self._failed()
             return
         unused, self._link = self._link, resumption.link
+        self.stream_id = resumption.link.stream
         if unused is not None:
             unused.abandon(keep=False)
         self._options = resumption.options
@@ -438,6 +422,7 @@ class Connection:
         self._resumed(resumption)
 
     def _resumed(self, resumption: Resumption) -> None:
+        self._deadlines.silent.start(self._silent_too_long)
         self._protocol.resume_at(resumption.next_sample, resumption.acked_samples)
         event = Event.RESUMED_FINISHED if resumption.finished else Event.RESUMED
         self._carry_out(self._protocol.notify(event))
@@ -446,51 +431,34 @@ class Connection:
 
     def _drop(self, error: StreamError) -> None:
         """End a connection that cannot go on by the table: give up what waits, say why, close."""
+        was_closed = self._protocol.state is State.CLOSED
+        self._protocol.notify(Event.FAULT if isinstance(error, ClientFault) else Event.FAILED, error)
         self._buffer.clear()
-        outcome = self._protocol.notify(
-            Event.FAULT if isinstance(error, ClientFault) else Event.FAILED, error
-        )
-        if self._protocol.state is State.CLOSED and not outcome.actions:
-            self._abandon(error)
+        self._abandon(error)
+        message = self._error_message(error)
+        if was_closed:  # and has said its last word, which was not read
             self._peer.abort()
             return
-        self._abandon(error)
         # Past the buffer: whatever the transport still takes is this message, then the end.
-        self._peer.send(encode_server_message(ErrorMessage(error.code.value, error.message, self.stream_id)))
+        self._peer.send(message)
         self._hanging_up = _HangUp(error)
         self._hang_up_if_asked()
 
     def _hang_up_if_asked(self) -> None:
         if self._hanging_up is not None and not self._hung_up:
             self._hung_up = True
-            self._stop_timers()
+            self._deadlines.stop()
             self._peer.close(self._hanging_up.error)
 
-    def _unread_too_long(self) -> None:
-        self._unread_timer = None
-        fault = ClientFault(
-            ErrorCode.SLOW_READER,
-            f"Results were left unread for {self._limits.unread_timeout_s:g} s.",
-        )
-        if self._protocol.state is State.CLOSED:
-            self._peer.abort()
-        else:
-            self._drop(fault)
+    # Deadlines that have passed
 
-    def _check_idle(self) -> None:
-        waited = self._loop.time() - self._last_heard
-        left = self._limits.idle_timeout_s - waited
-        if left > 0:
-            self._idle_timer = self._loop.call_later(left, self._check_idle)
-            return
-        self._idle_timer = None
+    def _unread_too_long(self) -> None:
+        seconds = self._limits.unread_timeout_s
+        self._drop(ClientFault(ErrorCode.SLOW_READER, f"Results were left unread for {seconds:g} s."))
+
+    def _silent_too_long(self) -> None:
         if self._protocol.state is State.FINISHING:
             return  # it is the client that waits
-        fault = ClientFault(ErrorCode.IDLE_TIMEOUT, f"Nothing came for {self._limits.idle_timeout_s:g} s.")
+        seconds = self._limits.idle_timeout_s
+        fault = ClientFault(ErrorCode.IDLE_TIMEOUT, f"Nothing came for {seconds:g} s.")
         self._carry_out(self._protocol.fail(fault))
-
-    def _stop_timers(self) -> None:
-        for timer in (self._unread_timer, self._idle_timer, self._refused_timer):
-            if timer is not None:
-                timer.cancel()
-        self._unread_timer = self._idle_timer = self._refused_timer = None

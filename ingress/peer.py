@@ -10,6 +10,10 @@ from common.errors import StreamError
 class Peer(Protocol):
     """The shell's side of a connection. None of its calls raises."""
 
+    @property
+    def silent_s(self) -> float:
+        """How long nothing has come from the client, in seconds; 0 while it is not read."""
+
     def send(self, message: bytes) -> None:
         """Write one message in the shell's framing."""
 

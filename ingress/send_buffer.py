@@ -42,13 +42,18 @@ class _Waiting:
 
 # A message costs more than its bytes; counting this bounds the number of small ones too.
 _OVERHEAD_BYTES: Final = 128
+# Each result carries the whole transcript, and after hours one is longer than the bound: a partial, a turn, a
+# partial and the final result may wait all the same, up to a bound that only a flood of text reaches.
+_FEW: Final = 4
+_FEW_TIMES_MAX: Final = 16
 
 
 class SendBuffer:
     """Order and bound of the messages to one client.
 
     write: hands one message to the transport.
-    max_bytes: bound of what waits here, after merging; the transport's own buffer comes on top.
+    max_bytes: bound of what waits here, after merging; the transport's own buffer comes on top. Four messages
+        may be longer than that, up to 16 times.
     """
 
     __slots__ = ("_bytes", "_max_bytes", "_open", "_waiting", "_write")
@@ -78,11 +83,14 @@ class SendBuffer:
         else:
             self._waiting.append(_Waiting(message, mergeable))
             self._bytes += len(message) + _OVERHEAD_BYTES
-        if self._bytes > self._max_bytes:
+        if self._bytes > self._max_bytes and self._too_much():
             raise ClientFault(
                 ErrorCode.SLOW_READER,
                 f"More than {self._max_bytes} bytes of results wait to be read.",
             )
+
+    def _too_much(self) -> bool:
+        return len(self._waiting) > _FEW or self._bytes > self._max_bytes * _FEW_TIMES_MAX
 
     def pause(self) -> None:
         """The transport's buffer is full: keep messages here."""

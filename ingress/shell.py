@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, cast
 
 from ingress.connection import Connection
@@ -24,16 +25,21 @@ OpenConnection = Callable[[Peer], Connection]
 class SocketShell(asyncio.Protocol):
     """One accepted socket without its framing (a `Peer`): its subclass reads, sends and closes.
 
+    A subclass notes in `_heard_at` when something came, whatever it was: a part of a message and a control
+    frame are no silence either.
+
     open_connection: makes the connection behind this socket.
     """
 
-    __slots__ = ("_closing", "_connection", "_linger", "_open", "_transport")
+    __slots__ = ("_closing", "_connection", "_heard_at", "_linger", "_open", "_reading", "_transport")
 
     def __init__(self, open_connection: OpenConnection) -> None:
         self._open = open_connection
         self._transport: asyncio.Transport | None = None
         self._connection: Connection | None = None
         self._closing = False
+        self._reading = True
+        self._heard_at = monotonic()
         self._linger: asyncio.TimerHandle | None = None
 
     # asyncio.Protocol
@@ -68,6 +74,11 @@ class SocketShell(asyncio.Protocol):
 
     # Peer
 
+    @property
+    def silent_s(self) -> float:
+        """How long nothing has come from the client, in seconds; 0 while it is not read."""
+        return monotonic() - self._heard_at if self._reading else 0.0
+
     def abort(self) -> None:
         """Close now."""
         if self._transport is not None:
@@ -76,11 +87,14 @@ class SocketShell(asyncio.Protocol):
     def pause_reading(self) -> None:
         """Take no more from the socket."""
         if self._transport is not None and not self._closing:
+            self._reading = False
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Take from the socket again."""
+        """Take from the socket again; the client's silence begins anew."""
         if self._transport is not None:
+            self._reading = True
+            self._heard_at = monotonic()
             self._transport.resume_reading()
 
     # For subclasses

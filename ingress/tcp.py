@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 from common.errors import ClientFault, ErrorCode, StreamError
 from ingress.framing import LineReader
@@ -30,6 +31,7 @@ class TcpShell(SocketShell):
 
     def data_received(self, data: bytes) -> None:
         """Hand whole lines to the connection."""
+        self._heard_at = monotonic()
         connection = self._connection
         if connection is None or self._closing:
             return

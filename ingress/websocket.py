@@ -7,13 +7,13 @@ A thin shell: websockets' sans-I/O `ServerProtocol` speaks RFC 6455, asyncio mov
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from time import monotonic
 from typing import Final
 
 from websockets.exceptions import PayloadTooBig
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Request, Response
+from websockets.http11 import Request
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
@@ -24,9 +24,8 @@ from ingress.shell import OpenConnection, SocketShell
 
 STREAM_PATH: Final = "/"
 _HEAD_END: Final = b"\r\n\r\n"
-
-Route = Callable[[ServerProtocol, Request], Response]
-"""Answers a plain HTTP request on this port (ServerProtocol.reject makes a response)."""
+# The first byte of a pong, as websockets writes it.
+_PONG: Final = 0x80 | Opcode.PONG
 
 _CLOSE_CODES: Final = {
     ErrorCode.FRAME_TOO_LONG: CloseCode.MESSAGE_TOO_BIG,
@@ -51,7 +50,7 @@ class WebSocketShell(SocketShell):
     """One accepted connection on the WebSocket port (a `Peer`).
 
     open_connection: makes the connection behind this socket, once the handshake is done.
-    routes: plain HTTP answers by path, for requests that ask for no upgrade.
+    max_frame_bytes: longest message.   handshake_timeout_s: how long the handshake may take.
     """
 
     __slots__ = (
@@ -62,27 +61,25 @@ class WebSocketShell(SocketShell):
         "_handshake_timeout_s",
         "_head_tail",
         "_max_frame_bytes",
+        "_pong",
         "_protocol",
-        "_routes",
+        "_writing_paused",
     )
 
     def __init__(
-        self,
-        open_connection: OpenConnection,
-        *,
-        max_frame_bytes: int,
-        handshake_timeout_s: float,
-        routes: Mapping[str, Route] | None = None,
+        self, open_connection: OpenConnection, *, max_frame_bytes: int, handshake_timeout_s: float
     ) -> None:
         super().__init__(open_connection)
         self._max_frame_bytes = max_frame_bytes
         self._handshake_timeout_s = handshake_timeout_s
-        self._routes = routes or {}
         self._protocol = ServerProtocol(max_size=max_frame_bytes)
         self._frames: FrameReader | None = None
         self._head_tail = b""
-        self._fragments: list[bytes] = []
+        # One array, not a list of parts: their number has no bound, since they may be empty.
+        self._fragments = bytearray()
         self._fragments_binary = False
+        self._writing_paused = False
+        self._pong = b""
         self._handshake: asyncio.TimerHandle | None = None
 
     # asyncio.Protocol
@@ -96,6 +93,7 @@ class WebSocketShell(SocketShell):
 
     def data_received(self, data: bytes) -> None:
         """Hand whole messages to the connection."""
+        self._heard_at = monotonic()
         frames = self._frames
         if frames is None:
             self._take_head(data)
@@ -153,6 +151,19 @@ class WebSocketShell(SocketShell):
         self._end_handshake()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        self._writing_paused = True
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained: answer the latest ping, then let results go on."""
+        self._writing_paused = False
+        pong, self._pong = self._pong, b""
+        if pong and self._transport is not None and not self._closing:
+            self._transport.write(pong)
+        super().resume_writing()
+
     # Peer
 
     def send(self, message: bytes) -> None:
@@ -177,12 +188,7 @@ class WebSocketShell(SocketShell):
 
     def _shake_hands(self, request: Request) -> None:
         protocol = self._protocol
-        path = request.path.partition("?")[0]
-        wants_upgrade = "upgrade" in ",".join(request.headers.get_all("Connection")).lower()
-        route = None if wants_upgrade else self._routes.get(path)
-        if route is not None:
-            protocol.send_response(route(protocol, request))
-        elif path != STREAM_PATH:
+        if request.path.partition("?")[0] != STREAM_PATH:
             protocol.send_response(
                 protocol.reject(HTTPStatus.NOT_FOUND, f"There is nothing here but {STREAM_PATH}.\n")
             )
@@ -231,13 +237,13 @@ class WebSocketShell(SocketShell):
             if frame.fin:
                 self._deliver(connection, bytes(frame.data), opcode is Opcode.BINARY)
             else:
-                self._fragments = [bytes(frame.data)]
+                self._fragments += frame.data
                 self._fragments_binary = opcode is Opcode.BINARY
         elif opcode is Opcode.CONT:
-            self._fragments.append(bytes(frame.data))
+            self._fragments += frame.data
             if frame.fin:
-                message = b"".join(self._fragments)
-                self._fragments = []
+                message = bytes(self._fragments)
+                self._fragments.clear()
                 self._deliver(connection, message, self._fragments_binary)
         elif opcode is Opcode.CLOSE:
             # A client that has closed cannot be told anything more.
@@ -274,5 +280,9 @@ class WebSocketShell(SocketShell):
         for data in self._protocol.data_to_send():
             if data is SEND_EOF or not data:
                 self._end_sending()
+            elif self._writing_paused and data[0] == _PONG:
+                # The client reads nothing, so pongs would add up. One is enough: the one to the
+                # latest ping answers those before it (RFC 6455, section 5.5.3).
+                self._pong = data
             else:
                 transport.write(data)

@@ -107,6 +107,7 @@ class ScriptedBackplane:
     async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
         self.resume_requests.append(request)
         await asyncio.sleep(0)
+        await self.gate.wait()
         if isinstance(self.resumption, StreamError):
             raise self.resumption
         next_sample, acked, finished = self.resumption

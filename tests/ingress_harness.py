@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from common.errors import RedisUnavailable
 from ingress.connection import Connection, ConnectionLimits
@@ -29,6 +29,7 @@ class Harness:
     ws_port: int = 0
     status_port: int = 0
     connections: set[Connection] = field(default_factory=set)
+    transports: list[asyncio.Transport] = field(default_factory=list)
 
     @property
     def tcp_url(self) -> str:
@@ -113,7 +114,6 @@ async def serving(
     )
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
-        transports: list[asyncio.BaseTransport] = []
 
         def start(coroutine: Any, name: str) -> object:
             return tasks.create_task(coroutine, name=name)
@@ -127,7 +127,7 @@ async def serving(
             made = shell.connection_made
 
             def connection_made(transport: asyncio.BaseTransport) -> None:
-                transports.append(transport)
+                harness.transports.append(cast(asyncio.Transport, transport))
                 made(transport)
 
             shell.connection_made = connection_made  # type: ignore[method-assign]
@@ -169,8 +169,8 @@ async def serving(
         finally:
             for server in servers:
                 server.close()
-            for transport in transports:
-                transport.abort()  # type: ignore[attr-defined]
+            for transport in harness.transports:
+                transport.abort()
             backplane.gate.set()
             await asyncio.sleep(0)
             await wait_until(lambda: not harness.connections)

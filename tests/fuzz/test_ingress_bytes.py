@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 from typing import Any
 
 import pytest
@@ -45,20 +46,20 @@ def _mutated(source: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
+def _frame(source: random.Random) -> bytes:
+    opcode = source.choice((Opcode.TEXT, Opcode.BINARY, Opcode.CONT, Opcode.PING))
+    payload = source.choice(_SEEDS_OF_MUTATION)[: source.randint(0, 120)]
+    whole = opcode is Opcode.PING or source.random() < 0.8
+    return Frame(opcode, payload, fin=whole).serialize(mask=True)
+
+
 def _attack(source: random.Random, *, websocket: bool) -> bytes:
     if not websocket:
         if source.random() < 0.3:
             return source.randbytes(source.randint(1, 3000))
         return b"".join(_mutated(source, source.choice(_SEEDS_OF_MUTATION)) for _ in range(3))
     handshake = _HANDSHAKE if source.random() < 0.8 else _mutated(source, _HANDSHAKE)
-    frames = b"".join(
-        Frame(
-            source.choice((Opcode.TEXT, Opcode.BINARY, Opcode.CONT, Opcode.PING)),
-            source.choice(_SEEDS_OF_MUTATION)[: source.randint(0, 120)],
-            fin=True,
-        ).serialize(mask=True)
-        for _ in range(source.randint(1, 5))
-    )
+    frames = b"".join(_frame(source) for _ in range(source.randint(1, 5)))
     return handshake + (_mutated(source, frames) if source.random() < 0.7 else frames)
 
 
@@ -118,3 +119,37 @@ async def test_random_bytes_hurt_nobody(seed: int, caplog: pytest.LogCaptureFixt
             assert link.log[-1] in ("abandon", "keep", "release")
     # Whatever a client sends is its fault and has a code; nothing is a surprise to the server.
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def _flood(source: random.Random) -> bytes:
+    """Frames that cost a client next to nothing, once a message has begun: pings, and parts of it."""
+    kinds = (
+        Frame(Opcode.PING, source.randbytes(source.randint(0, 125))),
+        Frame(Opcode.PONG, b""),
+        Frame(Opcode.CONT, b"", fin=False),
+    )
+    frames = source.choices(kinds, weights=[1, source.random(), source.random()], k=300)
+    return b"".join(frame.serialize(mask=True) for frame in frames)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_flood_from_a_client_that_does_not_read_is_held_in_bounds(seed: int) -> None:
+    source = random.Random(seed)
+    async with serving(ScriptedBackplane(echo=True), max_frame_bytes=4096) as harness:
+        client = await harness.raw_ws()
+        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.writer.write(_HANDSHAKE)
+        await client.reader.readuntil(b"\r\n\r\n")
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        (server,) = harness.transports
+        server.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.writer.write(Frame(Opcode.TEXT, b"", fin=False).serialize(mask=True))
+        most = 0
+        for _ in range(200):
+            client.writer.write(_flood(source))
+            await client.writer.drain()
+            await asyncio.sleep(0)
+            most = max(most, server.get_write_buffer_size())
+        # It was full, and has not drained to the quarter at which writing goes on.
+        assert 8 * 1024 < most < 33 * 1024
+        client.writer.transport.abort()

@@ -30,6 +30,41 @@ def test_text_names_the_fields_of_process_and_stream(capsys: pytest.CaptureFixtu
     assert line.endswith("Z INFO gpu_worker.worker [worker_id=w-1 stream_id=7 epoch=3] claimed 2\n")
 
 
+@pytest.mark.parametrize(
+    "break_", ["\n", "\r\n", "\v", "\x1b[2J", "\x7f", "\x85", "\x9b2J", "\u2028", "\u2029"]
+)
+@pytest.mark.parametrize("format_name", ["text", "json"])
+def test_nothing_that_a_client_says_forges_a_line_or_moves_the_cursor(
+    break_: str, format_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure("info", format_name, fields={"ingress_id": f"i{break_}1"})
+    forged = f"x{break_}2026-01-01T00:00:00.000Z CRITICAL ingress fake"
+    logging.getLogger("ingress").info("unknown: %s", forged, extra={"stream_id": forged})
+    (line,) = capsys.readouterr().out.removesuffix("\n").splitlines()
+    assert line.isprintable()
+    if format_name == "json":
+        assert json.loads(line)["message"] == f"unknown: {forged}"
+
+
+def test_text_in_other_scripts_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "text")
+    logging.getLogger("ingress").info("größer – 大きい")
+    assert capsys.readouterr().out.endswith(" größer – 大きい\n")
+
+
+def test_the_lines_of_a_traceback_are_none_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "text")
+    log = logging.getLogger("ingress")
+    try:
+        raise ValueError("x\n2026-01-01T00:00:00.000Z CRITICAL ingress fake\x1b[2J")
+    except ValueError:
+        log.exception("lost", stack_info=True)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.endswith("ERROR ingress lost")
+    assert "  ValueError: x" in others
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure("debug", "json", fields={"ingress_id": "i-1"})
     log = logging.getLogger("ingress.server")

@@ -101,7 +101,8 @@ def test_unknown_fields_are_ignored() -> None:
         ("3", ErrorCode.BAD_MESSAGE, "object"),
         ("{}", ErrorCode.BAD_MESSAGE, "'type'"),
         ('{"type":7}', ErrorCode.BAD_MESSAGE, "'type'"),
-        ('{"type":"speak"}', ErrorCode.UNKNOWN_TYPE, "'speak'"),
+        ('{"type":"speak"}', ErrorCode.UNKNOWN_TYPE, '"speak"'),
+        (r'{"type":"x\nforged"}', ErrorCode.UNKNOWN_TYPE, r'"x\nforged"'),
         (_audio(), ErrorCode.BAD_FIELD, "'data' or 'samples'"),
         (_audio(data=3), ErrorCode.BAD_FIELD, "'data'"),
         (_audio(data="", samples=[]), ErrorCode.BAD_FIELD, "not both"),
@@ -126,7 +127,7 @@ def test_unknown_fields_are_ignored() -> None:
         (_audio(samples=[None]), ErrorCode.BAD_SAMPLES, "finite"),
         (_audio(samples=["1"]), ErrorCode.BAD_SAMPLES, "finite"),
         (_audio(samples=[[1]]), ErrorCode.BAD_SAMPLES, "finite"),
-        ('{"type":"config","beam":4}', ErrorCode.UNKNOWN_OPTION, "'beam'"),
+        ('{"type":"config","beam":4}', ErrorCode.UNKNOWN_OPTION, '"beam"'),
         ('{"type":"config","words":"yes"}', ErrorCode.BAD_OPTION, "'words'"),
         ('{"type":"resume","stream_id":1}', ErrorCode.BAD_FIELD, "'resume_token'"),
         (

@@ -98,6 +98,45 @@ def test_small_messages_are_bounded_too() -> None:
         buffer.send(b"{}")
 
 
+def _turn(seq: int, text: str) -> bytes:
+    return result_json(seq, text, turn=True)
+
+
+def test_a_long_transcript_is_no_slow_reader() -> None:
+    """Each result carries the whole text: what is longer than the buffer may still wait, in small number."""
+    text = "word " * 60_000  # 300 KB
+    written: list[bytes] = []
+    buffer = SendBuffer(written.append, 256 * 1024)
+    buffer.pause()
+    for seq in range(1, 50):
+        buffer.send(result_json(seq, text), mergeable=True)
+    assert buffer.waiting_bytes > 256 * 1024
+    buffer.send(_turn(50, text))
+    buffer.send(result_json(51, text, final=True))
+    buffer.resume()
+    assert [json.loads(message)["seq"] for message in written] == [49, 50, 51]
+    assert all(json.loads(message)["text"] == text for message in written)
+
+
+def test_many_long_results_are_a_slow_reader() -> None:
+    buffer = SendBuffer(lambda message: None, 2000)
+    buffer.pause()
+    for seq in range(1, 5):
+        buffer.send(_turn(seq, "x" * 3000))
+    with pytest.raises(ClientFault):
+        buffer.send(_turn(5, "x" * 3000))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_few_results_are_bounded_too(count: int) -> None:
+    buffer = SendBuffer(lambda message: None, 2000)
+    buffer.pause()
+    for seq in range(1, count):
+        buffer.send(_turn(seq, "x" * 1000))
+    with pytest.raises(ClientFault):
+        buffer.send(_turn(count, "x" * 40_000))
+
+
 def test_writing_stops_when_the_transport_is_full_again() -> None:
     written: list[bytes] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import socket
 import struct
 
@@ -18,6 +19,12 @@ from tests.ingress_harness import HOST, serving, wait_until
 
 def _audio(num_samples: int, **more: object) -> dict[str, object]:
     return {"type": "audio", "data": base64.b64encode(b"\0\0" * num_samples).decode(), **more}
+
+
+def _logged(caplog: pytest.LogCaptureFixture, code: str) -> list[tuple[str, object]]:
+    """Level and stream of each record about an error of that code."""
+    records = [record for record in caplog.records if getattr(record, "code", None) == code]
+    return [(record.levelname, getattr(record, "stream_id", None)) for record in records]
 
 
 async def test_a_stream_from_hello_to_final() -> None:
@@ -189,7 +196,7 @@ async def test_a_stream_that_another_connection_took_says_so_and_is_left_alone()
         harness.backplane.link.listener.on_taken()
         (message,) = await client.receive_all()
         await client.close()
-        assert message["code"] == "resumed_elsewhere"
+        assert (message["code"], message["stream_id"]) == ("resumed_elsewhere", 1)
         assert harness.backplane.link.log == ["begin", "append"]
 
 
@@ -242,6 +249,23 @@ async def test_unknown_types_and_audio_after_final_let_the_stream_go_on() -> Non
         assert link.log == ["begin", "final", "release"]
 
 
+async def test_errors_that_let_the_stream_go_on_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with serving(ScriptedBackplane()) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        for _ in range(5):
+            await client.send({"type": "weather"})
+            assert (await client.receive())["code"] == "unknown_type"
+        await client.send(_audio(10, final=True))
+        for _ in range(3):
+            await client.send(_audio(10))
+            assert (await client.receive())["code"] == "audio_after_final"
+        await client.close()
+    assert _logged(caplog, "unknown_type") == [("INFO", 1)] + [("DEBUG", 1)] * 4
+    assert _logged(caplog, "audio_after_final") == [("INFO", 1)] + [("DEBUG", 1)] * 2
+
+
 async def test_too_much_audio_ends_the_stream() -> None:
     async with serving(ScriptedBackplane(), max_buffered_samples=100) as harness:
         client = await harness.tcp()
@@ -268,11 +292,15 @@ async def test_a_worker_failure_reaches_the_client_and_closes() -> None:
         await client.close()
 
 
-async def test_a_client_that_does_not_read_is_dropped_when_its_buffer_is_full() -> None:
+async def test_a_client_that_does_not_read_is_dropped_when_its_buffer_is_full(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     async with serving(ScriptedBackplane(), send_buffer_bytes=8192) as harness:
         client = await harness.tcp()
-        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await client.receive()
+        (server,) = harness.transports
+        server.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         await client.send(_audio(10))
         await wait_until(lambda: bool(harness.backplane.link.log))
         listener = harness.backplane.link.listener
@@ -284,10 +312,18 @@ async def test_a_client_that_does_not_read_is_dropped_when_its_buffer_is_full() 
             listener.on_result(LineKind.TURN, result_json(seq, text, turn=True))
             await asyncio.sleep(0)
             assert seq < 5000
-        client.writer.transport.abort()
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        last = (await client.receive_all())[-1]
+        await client.close()
+        assert (last["code"], last["stream_id"]) == ("slow_reader", 1)
+    assert _logged(caplog, "slow_reader") == [("INFO", 1)]
 
 
-async def test_a_client_that_does_not_read_for_too_long_is_dropped() -> None:
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_client_that_does_not_read_for_too_long_is_dropped(
+    ended: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     async with serving(
         ScriptedBackplane(), unread_timeout_s=0.2, send_buffer_bytes=64 * 1024 * 1024
     ) as harness:
@@ -300,8 +336,17 @@ async def test_a_client_that_does_not_read_for_too_long_is_dropped() -> None:
         text = "word " * 20000
         for seq in range(1, 200):
             listener.on_result(LineKind.TURN, result_json(seq, text, turn=True))
-        await wait_until(lambda: harness.backplane.link.log[-1] == "abandon")
-        client.writer.transport.abort()
+        if ended:
+            listener.on_result(LineKind.FINAL, result_json(200, final=True))
+        await wait_until(lambda: bool(_logged(caplog, "slow_reader")))
+        assert harness.backplane.link.log[-1] == ("release" if ended else "abandon")
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        data = await client.reader.read()
+        await client.close()
+        if not ended:
+            last = json.loads(data.splitlines()[-1])
+            assert (last["code"], last["stream_id"]) == ("slow_reader", 1)
+    assert _logged(caplog, "slow_reader") == [("INFO", 1)]
 
 
 async def test_a_slow_reader_loses_no_turn_and_no_token() -> None:
@@ -369,6 +414,69 @@ async def test_silence_is_no_fault_unless_a_timeout_was_asked_for() -> None:
         await silent.close()
 
 
+async def test_a_client_that_waits_for_its_admission_is_not_silent() -> None:
+    backplane = ScriptedBackplane()
+    backplane.gate.clear()
+    async with serving(backplane, idle_timeout_s=0.3) as harness:
+        client = await harness.tcp()
+        await asyncio.sleep(0.5)
+        backplane.gate.set()
+        assert (await client.receive())["type"] == "hello"
+        await client.send({"type": "ping"})
+        assert await client.receive() == {"type": "pong"}
+        assert (await client.receive())["code"] == "idle_timeout"
+        await client.close()
+
+
+async def test_a_client_that_is_not_read_is_not_silent() -> None:
+    async with serving(ScriptedBackplane(), idle_timeout_s=0.3) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        link = harness.backplane.link
+        link.room = False
+        await client.send(_audio(10))
+        await wait_until(lambda: link.log == ["begin", "append"])
+        await asyncio.sleep(0.5)
+        # From here on it is heard again, and has all of the time.
+        link.listener.on_room()
+        await asyncio.sleep(0.1)
+        await client.send({"type": "ping"})
+        assert await client.receive() == {"type": "pong"}
+        assert (await client.receive())["code"] == "idle_timeout"
+        await client.close()
+
+
+async def test_a_client_that_waits_for_resumed_is_not_silent() -> None:
+    backplane = ScriptedBackplane()
+    async with serving(backplane, idle_timeout_s=0.3) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        backplane.gate.clear()
+        request = {"type": "resume", "stream_id": 7, "resume_token": "old", "last_seq": 0}
+        await client.send(request | {"audio_ack_samples": 0})
+        await asyncio.sleep(0.5)
+        backplane.gate.set()
+        assert (await client.receive())["type"] == "resumed"
+        await asyncio.sleep(0.1)
+        await client.send({"type": "ping"})
+        assert await client.receive() == {"type": "pong"}
+        assert (await client.receive())["code"] == "idle_timeout"
+        await client.close()
+
+
+@pytest.mark.parametrize("sent", [b"\n", b" "])
+async def test_blank_lines_and_parts_of_a_line_are_no_silence(sent: bytes) -> None:
+    async with serving(ScriptedBackplane(), idle_timeout_s=0.3) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            await client.send(sent)
+        await client.send(b'{"type":"ping"}\n')
+        assert await client.receive() == {"type": "pong"}
+        await client.close()
+
+
 async def test_draining_sends_clients_elsewhere() -> None:
     async with serving(ScriptedBackplane()) as harness:
         client = await harness.tcp()
@@ -390,7 +498,7 @@ async def test_an_error_in_one_connection_stays_there(caplog: pytest.LogCaptureF
         await client.send(_audio(10))
         (message,) = await client.receive_all()
         await client.close()
-        assert message["code"] == "internal"
+        assert (message["code"], message["stream_id"]) == ("internal", 1)
         assert "defect" not in message["message"]
         other = await harness.tcp()
         await other.receive()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,9 +16,17 @@ from websockets.frames import Frame, Opcode
 
 from common.entries import LineKind
 from common.errors import ERROR_SPECS, ErrorCode, NoFreeStream, StreamError
-from ingress.websocket import close_code
+from ingress.connection import Connection, ConnectionLimits
+from ingress.peer import Peer
+from ingress.websocket import WebSocketShell, close_code
 from tests.fake_backplane import ScriptedBackplane, result_json
 from tests.ingress_harness import HOST, Harness, serving, wait_until
+
+_HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n"
+    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 
 
 async def _receive(client: ClientConnection) -> dict[str, Any]:
@@ -80,6 +91,23 @@ async def test_pings_of_the_websocket_are_answered() -> None:
         await _receive(client)
         async with asyncio.timeout(5):
             await (await client.ping(b"there?"))
+
+
+async def test_control_frames_and_parts_of_a_message_are_no_silence() -> None:
+    async with (
+        serving(ScriptedBackplane(), idle_timeout_s=0.3) as harness,
+        connect(harness.ws_url) as client,
+    ):
+        await _receive(client)
+        for opcode in (Opcode.PING, Opcode.PONG):
+            for _ in range(5):
+                await asyncio.sleep(0.05)
+                client.transport.write(Frame(opcode, b"").serialize(mask=True))
+        for byte in Frame(Opcode.TEXT, b'{"type":"ping"}').serialize(mask=True):
+            await asyncio.sleep(0.02)
+            client.transport.write(bytes([byte]))
+        assert await _receive(client) == {"type": "pong"}
+        assert (await _receive(client))["code"] == "idle_timeout"
 
 
 async def test_compression_is_declined() -> None:
@@ -226,17 +254,114 @@ def test_every_error_has_a_close_code() -> None:
 async def test_frames_that_come_along_with_the_handshake() -> None:
     async with serving(ScriptedBackplane(echo=True)) as harness:
         client = await harness.raw_ws()
-        head = (
-            b"GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n"
-            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-        )
         audio = Frame(Opcode.BINARY, b"\0\0" * 5).serialize(mask=True)
         final = Frame(Opcode.TEXT, b'{"type":"close"}').serialize(mask=True)
-        await client.send(head + audio + final)
+        await client.send(_HANDSHAKE + audio + final)
         async with asyncio.timeout(5):
             answer = await client.reader.readuntil(b'"is_final":true')
         assert answer.startswith(b"HTTP/1.1 101")
         assert b"5 samples" in answer
         await client.close()
         assert harness.backplane.link.log[:3] == ["begin", "append", "final"]
+
+
+class _StuckTransport(asyncio.Transport):
+    """The socket of a client that does not read: all that is written stays, until `drain`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shell: asyncio.Protocol | None = None
+        self.written: list[bytes] = []
+        self.unread = 0
+        self._high = 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = high or 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        was, self.unread = self.unread, self.unread + len(data)
+        self.written.append(bytes(data))
+        if was <= self._high < self.unread and self.shell is not None:
+            self.shell.pause_writing()
+
+    def drain(self) -> None:
+        """The client has read everything."""
+        self.unread = 0
+        if self.shell is not None:
+            self.shell.resume_writing()
+
+    def write_eof(self) -> None:
+        """Nothing follows."""
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def abort(self) -> None:
+        """The test loses the connection itself."""
+
+    def pause_reading(self) -> None:
+        """What the test has is fed anyway."""
+
+    def resume_reading(self) -> None:
+        """What the test has is fed anyway."""
+
+
+@asynccontextmanager
+async def _stuck() -> AsyncIterator[tuple[WebSocketShell, _StuckTransport]]:
+    """A WebSocket connection after its handshake, whose client reads only by `drain`."""
+    limits = ConnectionLimits(sample_rate=16000, max_buffered_samples=1000, send_buffer_bytes=10_000)
+    loop = asyncio.get_running_loop()
+    backplane = ScriptedBackplane(echo=True)
+
+    def open_connection(peer: Peer) -> Connection:
+        return Connection(peer, backplane, limits, lambda task, name: loop.create_task(task), lambda _: None)
+
+    shell = WebSocketShell(open_connection, max_frame_bytes=1000, handshake_timeout_s=60)
+    transport = _StuckTransport()
+    transport.shell = shell
+    shell.connection_made(transport)
+    shell.data_received(_HANDSHAKE)
+    await wait_until(lambda: bool(transport.written) and b"hello" in transport.written[-1])
+    try:
+        yield shell, transport
+    finally:
+        shell.connection_lost(None)
+
+
+async def test_pings_of_a_client_that_does_not_read_cost_bounded_memory() -> None:
+    async with _stuck() as (shell, transport):
+        for number in range(20_000):
+            shell.data_received(Frame(Opcode.PING, b"%099d" % number).serialize(mask=True))
+        assert 32_000 < transport.unread < 33_000
+        transport.drain()
+        # The latest ping stands for those before it (RFC 6455, section 5.5.3).
+        assert transport.written[-1] == Frame(Opcode.PONG, b"%099d" % 19_999).serialize(mask=False)
+        answered = len(transport.written)
+        transport.drain()
+        assert len(transport.written) == answered
+
+
+async def test_a_pong_that_waits_does_not_come_after_the_close_frame() -> None:
+    async with _stuck() as (shell, transport):
+        for _ in range(1000):
+            shell.data_received(Frame(Opcode.PING, b"p" * 99).serialize(mask=True))
+        shell.close(None)
+        transport.drain()
+        assert transport.written[-1] == Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=False)
+
+
+async def test_empty_parts_of_a_message_cost_no_memory() -> None:
+    async with _stuck() as (shell, transport):
+        shell.data_received(Frame(Opcode.BINARY, b"\0\0", fin=False).serialize(mask=True))
+        part = Frame(Opcode.CONT, b"", fin=False).serialize(mask=True) * 1000
+        shell.data_received(part)
+        tracemalloc.start()
+        try:
+            for _ in range(20):
+                shell.data_received(part)
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 20_000
+        shell.data_received(Frame(Opcode.CONT, b"\0\0").serialize(mask=True))
+        await wait_until(lambda: b"2 samples" in transport.written[-1])
