@@ -249,16 +249,17 @@ class RedisBackplane:
             )
             if not finished:
                 appender.attach(self._settings.ingress)
-        link.adopt(appender, last_seq, finished=finished)
+        link.adopt(appender, record.options, last_seq, finished=finished)
         if record.owner is not None:
             link.set_worker(record.owner)
         # No wait from here to the caller's return: a line that came in between would reach a listener that
         # is not ready for it yet.
         self._links[link.stream] = link
         self._feed.repair(link)
-        self.start_task(self._renew_now(link), f"renew-{link.stream}")
-        if finished and connection > 0:
-            self.start_task(self._watch.follow(link), f"follow-{link.stream}")
+        if connection > 0:  # a stream that has ended takes no admission, and expires when its end said
+            self.start_task(self._renew_now(link), f"renew-{link.stream}")
+            if finished:
+                self.start_task(self._watch.follow(link), f"follow-{link.stream}")
         return next_sample, finished
 
     async def _resumable(self, stream: StreamId, request: Resume) -> StreamRecord:
@@ -395,7 +396,7 @@ class RedisBackplane:
             self._finish_failed(link)
 
     def ended(self, link: RedisLink, *, delivered: bool) -> None:
-        """The stream has ended: remove its keys and its admission."""
+        """The stream has ended: remove its admission, and its keys where no client can come back for them."""
         self.forget(link)
         self._clean_up(self._remove(link, delivered=delivered), f"remove-{link.stream}")
 
@@ -415,7 +416,9 @@ class RedisBackplane:
                 if record is not None and record.ingress != self._settings.ingress:
                     return
             await self._admission.release(link.stream)
-            if link.ended:
+            # That a client has the end which was sent to it, nobody here knows. One that may resume finds it
+            # until it expires.
+            if link.ended and not link.resumable:
                 await self._directory.remove(link.keys)
         except (RedisUnavailable, EntryError) as error:
             # What is left has an expiry.

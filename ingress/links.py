@@ -59,7 +59,7 @@ class StreamLink(Protocol):
         admission back where no stream has begun."""
 
     def release(self) -> None:
-        """The end of the stream has been delivered: remove its keys."""
+        """The end of the stream has been sent: give its slot back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """One stream as this ingress sees it: its audio on the way into Redis, its results on the way out.
 
-A link outlives its connection: a stream whose client left is finalized through it, and its keys are
-removed once the last result has come.
+A link outlives its connection: a stream whose client left is finalized through it, and gives its slot
+back once the last result has come.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LinkOwner(Protocol):
         """The stream has failed and nobody listens: bring it to its end in Redis."""
 
     def ended(self, link: RedisLink, *, delivered: bool) -> None:
-        """The stream has ended: remove its keys and its admission."""
+        """The stream has ended: remove its admission, and its keys where no client can come back for them."""
 
 
 class RedisLink:
@@ -79,6 +79,7 @@ class RedisLink:
         "_listener",
         "_loop",
         "_owner",
+        "_resumable",
         "_settled",
         "_token",
         "_waiting_for_room",
@@ -108,6 +109,7 @@ class RedisLink:
         self._appender: Appender | None = None
         self._held: list[Audio] = []  # audio that came before the stream was created
         self._held_bytes = 0
+        self._resumable = False
         self._finished = False  # a final mark was queued
         self._ended = False  # the last result has come
         self._failed = False
@@ -143,6 +145,7 @@ class RedisLink:
     def begin(self, options: StreamOptions) -> None:
         """Create the stream in Redis; audio is held until it is there."""
         self.begun_at = self.heard_at = self._loop.time()
+        self._resumable = options.resume
         self._owner.start_task(self._create(options), f"create-{self.stream}")
 
     def append(self, audio: Audio) -> bool:
@@ -186,7 +189,7 @@ class RedisLink:
             self.finish()
 
     def release(self) -> None:
-        """The last result has been delivered."""
+        """The last result has been sent."""
         self._listener = None
         self._owner.ended(self, delivered=True)
 
@@ -218,14 +221,22 @@ class RedisLink:
         return self._ended
 
     @property
+    def resumable(self) -> bool:
+        """Whether the client said that it comes back where its connection is lost."""
+        return self._resumable
+
+    @property
     def position(self) -> Position:
         """The last line of the results that this link has; the beginning before its first."""
         if self.epoch == 0:
             return Position(self.keys, 0, 0)
         return Position(self.keys, self.epoch, self.seq)
 
-    def adopt(self, appender: Appender | None, last_seq: int, *, finished: bool) -> None:
+    def adopt(
+        self, appender: Appender | None, options: StreamOptions, last_seq: int, *, finished: bool
+    ) -> None:
         """Become the link of a stream that another connection began."""
+        self._resumable = options.resume
         self.begun_at = self.created_at = self.heard_at = self.progress_at = self._loop.time()
         self._appender = appender
         self._settled.set()
