@@ -27,6 +27,7 @@ from common.entries import IngressId, LineKind, StreamId
 from common.errors import (
     EntryError,
     ErrorCode,
+    InternalFault,
     RedisUnavailable,
     SettingsMismatch,
     StreamLost,
@@ -192,7 +193,7 @@ class RedisBackplane:
     async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
         """Take a stream over from a connection that was lost.
 
-        Raises Unavailable `resume_refused`, or RedisUnavailable.
+        Raises Unavailable `resume_refused`, RedisUnavailable, or InternalFault where its audio is unreadable.
         """
         stream = StreamId(request.stream_id)
         self._resuming.append(stream)
@@ -218,6 +219,9 @@ class RedisBackplane:
             # The stream is this ingress's by now, and no connection has it.
             self.start_task(self._adopt(stream), f"adopt-{stream}")
             raise
+        except EntryError as error:
+            logger.error("%s", error, extra={"stream_id": stream})
+            raise InternalFault from error
         acked = min(request.audio_ack_samples, next_sample)
         return Resumption(link, next_sample, acked, finished, record.options)
 
@@ -232,7 +236,11 @@ class RedisBackplane:
         appender: Appender | None = None
         next_sample, finished = acked_samples, record.finished
         if connection > 0:
-            last = await last_audio(self._redis, link.keys)
+            try:
+                last = await last_audio(self._redis, link.keys)
+            except EntryError:
+                self._end(link, record, connection, last_seq)
+                raise
             if link.abandoned and self._is_here(link.stream):
                 return next_sample, finished  # its client was faster than its adoption
             seq = 0
@@ -249,18 +257,30 @@ class RedisBackplane:
             )
             if not finished:
                 appender.attach(self._settings.ingress)
-        link.adopt(appender, record.options, last_seq, finished=finished)
-        if record.owner is not None:
-            link.set_worker(record.owner)
         # No wait from here to the caller's return: a line that came in between would reach a listener that
         # is not ready for it yet.
-        self._links[link.stream] = link
-        self._feed.repair(link)
+        self._put_in_place(link, record, appender, last_seq, finished=finished)
         if connection > 0:  # a stream that has ended takes no admission, and expires when its end said
             self.start_task(self._renew_now(link), f"renew-{link.stream}")
             if finished:
                 self.start_task(self._watch.follow(link), f"follow-{link.stream}")
         return next_sample, finished
+
+    def _put_in_place(
+        self, link: RedisLink, record: StreamRecord, appender: Appender | None, last_seq: int, *, finished: bool
+    ) -> None:
+        link.adopt(appender, record.options, last_seq, finished=finished)
+        if record.owner is not None:
+            link.set_worker(record.owner)
+        self._links[link.stream] = link
+        self._feed.repair(link)
+
+    def _end(self, link: RedisLink, record: StreamRecord, connection: int, last_seq: int) -> None:
+        """Finalize for nobody a stream whose audio nobody can go on with, so that its slot is given back."""
+        # The first entry of this connection is behind all that others have appended, readable or not.
+        appender = self._audio.open(link.keys, link.on_append_failed, connection=connection)
+        self._put_in_place(link, record, appender, last_seq, finished=False)
+        link.abandon(keep=False)
 
     async def _resumable(self, stream: StreamId, request: Resume) -> StreamRecord:
         refused = Unavailable(

@@ -90,5 +90,5 @@ class Backplane(Protocol):
         """Take a stream over from a connection that was lost.
 
         The results after `last_seq` come through the listener once this has returned.
-        Raises StreamError `resume_refused` or RedisUnavailable, within a bounded time.
+        Raises Unavailable (`resume_refused`, `redis_unavailable`, `internal`), within a bounded time.
         """

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from common.entries import IngressId, Line, StreamId
-from common.errors import EntryError, ErrorCode, RedisUnavailable, Unavailable
+from common.errors import EntryError, InternalFault, RedisUnavailable
 from common.keys import Keys
 from common.redis import AsyncRedis, RedisServers
 from common.result_reader import Published, ResultSubscription, catch_up
@@ -95,7 +95,7 @@ class ResultFeed:
     def _failed(self, link: RedisLink) -> None:
         """End one stream, and no other, for what its handling has just raised."""
         logger.exception("A line could not be handled", extra={"stream_id": link.stream})
-        link.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+        link.fail(InternalFault())
 
     async def _repair(self) -> None:
         away = False
@@ -129,7 +129,7 @@ class ResultFeed:
                 return
             logger.error("%s", error, extra={"stream_id": links[0].stream})
             links[0].repairing = False
-            links[0].fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+            links[0].fail(InternalFault())
             return
         for link, lines in zip(links, found, strict=True):
             link.heard_at = self._loop.time()

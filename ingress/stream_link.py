@@ -16,7 +16,7 @@ import orjson
 from common.appender import Appender
 from common.audio_log import AudioLog
 from common.entries import Line, LineKind, StreamId, WorkerId
-from common.errors import EntryError, ErrorCode, StreamError, StreamLost, Unavailable
+from common.errors import EntryError, InternalFault, StreamError, StreamLost, Unavailable
 from common.keys import StreamKeys
 from common.messages import Audio
 from common.options import StreamOptions
@@ -337,9 +337,11 @@ class RedisLink:
         if line.seq <= self.seq:
             return True
         if line.seq != self.seq + 1:
-            if repair:
+            if not repair:
+                return False
+            if self._listener is not None:  # else nobody misses what was trimmed
                 self.fail(StreamLost())
-            return False
+                return False
         self.seq = line.seq
         if kind is LineKind.FINAL or kind is LineKind.ERROR:
             self._ended = True
@@ -377,7 +379,7 @@ class RedisLink:
             return
         except Exception:
             logger.exception("A stream could not be created", extra={"stream_id": self.stream})
-            self.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+            self.fail(InternalFault())
             self._settled.set()
             return
         self._appender = appender

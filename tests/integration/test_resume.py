@@ -257,3 +257,34 @@ async def test_a_client_lost_before_it_has_the_end_comes_back_for_it(stack: Stac
         await until(lambda: stack.client.zcard("px:{0}:adm") == 0, what="the end of the admission")
         found.abort()
     await stack.empty()
+
+
+async def test_a_stream_whose_audio_cannot_be_read_is_ended(stack: Stack) -> None:
+    worker = stack.worker(lease_ms=20_000)
+    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    lost, hello = await _begin(first, noise(1.0))
+    worker.send(signal.SIGSTOP)
+    stack.client.xadd(f"px:{{0}}:{hello['stream_id']}:a", {b"o": b"no number"}, id=b"1-1000")
+    first.send(signal.SIGKILL)
+    first.wait()
+    await lost.close()
+    found = await _resume(second, hello, 2560)
+    assert (await found.receive())["code"] == "internal"
+    await found.close()
+    worker.send(signal.SIGCONT)
+    await stack.empty()
+
+
+async def test_an_adopted_stream_whose_audio_cannot_be_read_is_ended(stack: Stack) -> None:
+    worker = stack.worker(lease_ms=20_000)
+    first = stack.ingress("i-1")
+    lost, hello = await _begin(first, noise(1.0))
+    worker.send(signal.SIGSTOP)
+    stack.client.xadd(f"px:{{0}}:{hello['stream_id']}:a", {b"o": b"no number"}, id=b"1-1000")
+    first.send(signal.SIGKILL)
+    first.wait()
+    await lost.close()
+    stack.client.zrem("px:{0}:ingresses", "i-1")
+    stack.ingress("i-1")
+    worker.send(signal.SIGCONT)
+    await stack.empty()
