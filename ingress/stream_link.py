@@ -62,11 +62,18 @@ class LinkOwner(Protocol):
 class RedisLink:
     """One admitted stream (a `StreamLink`).
 
-    begun_at, created_at, left_at: loop times of its beginning, of its creation in Redis, and of its
-        abandonment; None before.
+    keys: its keys in Redis.
+    worker, epoch: its owner, None before the first, and the epoch of the last line.
+    seq: number of the last result.
+
+    Times are those of the event loop:
+
+    begun_at, created_at, left_at: of its beginning, of its creation in Redis, and of its abandonment; None
+        before.
     heard_at, progress_at: of the last line about it, and of the last one that showed progress.
-    looked_up_at: of the last look at its record.
-    finish_at: when an abandoned stream is to be finalized.
+    looked_up_at: of the last look at its record, which StreamWatch notes here.
+    suspected_at: since when it is with the suspects, or waits for them; None for a stream that never was.
+    finish_at: when an abandoned stream that waits for its client is to be finalized; None for any other.
     """
 
     __slots__ = (
@@ -91,9 +98,7 @@ class RedisLink:
         "keys",
         "left_at",
         "looked_up_at",
-        "missed",
         "progress_at",
-        "repairing",
         "seq",
         "suspected_at",
         "worker",
@@ -119,8 +124,6 @@ class RedisLink:
         self.worker: WorkerId | None = None
         self.epoch = 0
         self.seq = 0
-        self.repairing = False
-        self.missed = False
         self.begun_at: float | None = None
         self.created_at: float | None = None
         self.heard_at = 0.0
