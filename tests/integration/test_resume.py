@@ -6,6 +6,8 @@ import asyncio
 import base64
 import json
 import signal
+import socket
+import struct
 import time
 from functools import partial
 from typing import Any
@@ -155,6 +157,9 @@ class _Wire:
         return message
 
     def abort(self) -> None:
+        """Reset the connection: where its audio is complete, an orderly end would say nothing."""
+        at_once = struct.pack("ii", 1, 0)
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         self._writer.transport.abort()
 
     async def close(self) -> None:
@@ -234,28 +239,42 @@ async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack:
     await stack.empty(timeout_s=20)
 
 
-@pytest.mark.parametrize("sent", [True, False], ids=["sent to it", "nobody there"])
-async def test_a_client_lost_before_it_has_the_end_comes_back_for_it(stack: Stack, sent: bool) -> None:
-    """Its ingress lives. It may have sent the end: that the client has it, it cannot know."""
+@pytest.mark.parametrize("end_is", ["sent to it", "sent to nobody", "sent to a draining ingress"])
+async def test_a_client_lost_before_it_has_the_end_comes_back_for_it(stack: Stack, end_is: str) -> None:
+    """Its ingress lives, and may have sent the end: that the client has it, it cannot know."""
     worker = stack.worker(lease_ms=20_000)
-    ingress = stack.ingress()
+    first, second = stack.ingress("i-1"), stack.ingress("i-2")
     pcm = noise(2.0, seed=9)
-    lost, hello = await _begin(ingress, pcm[:5120])
+    stays = await _Wire.open(first.port)  # without `resume`: until it leaves, its ingress does not stop
+    await stays.receive()
+    await stays.send(**_audio(pcm))
+    lost, hello = await _begin(first, pcm[:5120])
+    stream = hello["stream_id"]
     worker.send(signal.SIGSTOP)
     await lost.send(**_audio(pcm[5120:], final=True))
-    await until(lambda: _audio_is_complete(stack, hello["stream_id"]), what="the end of the audio")
-    if not sent:
+    await until(lambda: _audio_is_complete(stack, stream), what="the end of the audio")
+    if end_is == "sent to nobody":
+        connections = partial(stack.client.hget, "px:{0}:i:i-1", "connections")
+        await until(lambda: connections() == b"2", what="a heartbeat")
         lost.abort()
-        noted = partial(stack.client.hget, "px:{0}:i:i-1", "connections")
-        await until(lambda: noted() == b"0", what="the loss of the connection")
+        await until(lambda: connections() == b"1", what="the loss of the connection")
+    elif end_is == "sent to a draining ingress":
+        first.send(signal.SIGTERM)
+        assert (await lost.result())["code"] == "draining"
     worker.send(signal.SIGCONT)
-    await until(lambda: stack.client.zcard("px:{0}:adm") == 0, what="the end of the admission")
-    lost.abort()
+
+    def slot_is_free() -> bool:
+        return stack.client.zscore("px:{0}:adm", stream) is None
+
+    await until(slot_is_free, what="the end of the admission")
+    if end_is != "sent to nobody":
+        lost.abort()
     for _ in range(2):  # it may be lost again
-        found = await _resume(ingress, hello, 2560)
+        found = await _resume(second if end_is == "sent to a draining ingress" else first, hello, 2560)
         assert (await _final(found))["text"] == expected_text(pcm)
-        await until(lambda: stack.client.zcard("px:{0}:adm") == 0, what="the end of the admission")
+        assert slot_is_free()
         found.abort()
+    stays.abort()
     await stack.empty()
 
 
