@@ -209,7 +209,7 @@ class StreamDirectory:
         )
 
     async def remove(self, keys: StreamKeys) -> None:
-        """Delete what a finished stream has left, after its last result was delivered."""
+        """Delete what a finished stream has left, where nobody will come for it."""
         await self._execute(keys.stream, "DEL", keys.results, keys.meta)
 
     async def _execute(self, stream: StreamId, *command: bytes | str | int) -> Any:

@@ -144,19 +144,20 @@ redis.call('PEXPIRE', KEYS[5], ARGV[5])
 return {{'owned', epoch, seq, notice, redis.call('HGETALL', KEYS[2]), poison and 1 or 0}}
 """
 
-# KEYS new m a r s ready; ARGV group, entry, sid, epoch, ttl. Gives 1, 0 where the epoch is another's,
-# -1 where the stream had left Redis.
+# KEYS new m a r s ready; ARGV group, entry, sid, epoch, least ttl. Gives 1, 0 where the epoch is another's,
+# -1 where the stream had left Redis. A client that was lost may come back for the end: so long it is kept.
 _FINISH: Final = """
-local epoch = redis.call('HGET', KEYS[2], 'epoch')
+local epoch, grace = unpack(redis.call('HMGET', KEYS[2], 'epoch', 'grace_ms'))
 if epoch and epoch ~= ARGV[4] then return 0 end
+local ttl = math.max(ARGV[5], grace or 0)
 redis.pcall('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
 redis.call('DEL', KEYS[3], KEYS[5])
 redis.call('ZREM', KEYS[6], ARGV[3])
-redis.call('PEXPIRE', KEYS[4], ARGV[5])
+redis.call('PEXPIRE', KEYS[4], ttl)
 if not epoch then return -1 end
 redis.call('HSET', KEYS[2], 'finished', '1')
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
+redis.call('PEXPIRE', KEYS[2], ttl)
 return 1
 """
 

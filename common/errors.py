@@ -279,6 +279,13 @@ class StreamLost(Unavailable):
         super().__init__(ErrorCode.STREAM_LOST, "The stream is no longer in Redis.")
 
 
+class InternalFault(Unavailable):
+    """A defect of ours ended the stream; the log has it."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.INTERNAL, "The server failed; the fault is logged.")
+
+
 class ServiceError(ParakeetError):
     """An error that stays inside: it goes to a log or to the command line, never to a client."""
 

@@ -59,7 +59,7 @@ class StreamLink(Protocol):
         admission back where no stream has begun."""
 
     def release(self) -> None:
-        """The end of the stream has been delivered: remove its keys."""
+        """The end of the stream has been sent: give its slot back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,5 +90,5 @@ class Backplane(Protocol):
         """Take a stream over from a connection that was lost.
 
         The results after `last_seq` come through the listener once this has returned.
-        Raises StreamError `resume_refused` or RedisUnavailable, within a bounded time.
+        Raises Unavailable (`resume_refused`, `redis_unavailable`, `internal`), within a bounded time.
         """

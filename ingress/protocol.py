@@ -76,7 +76,7 @@ class Action(Enum):
     ERROR = auto()  # send `error`
     GIVE_BACK = auto()  # return an admission under which no stream began
     ABANDON = auto()  # nobody listens any more: finalize the stream, after the grace if it has one
-    RELEASE = auto()  # the stream has ended and its end is delivered: remove its keys
+    RELEASE = auto()  # the stream has ended and its end is sent: give its slot back
     HANG_UP = auto()  # close the socket once all is sent
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from common.entries import IngressId, Line, StreamId
-from common.errors import EntryError, ErrorCode, RedisUnavailable, Unavailable
+from common.errors import EntryError, InternalFault, RedisUnavailable
 from common.keys import Keys
 from common.redis import AsyncRedis, RedisServers
 from common.result_reader import Published, ResultSubscription, catch_up
@@ -45,7 +45,10 @@ class ResultFeed:
         self._ingress = ingress
         self._links = links
         self._loop = asyncio.get_running_loop()
-        self._repairs: dict[RedisLink, None] = {}
+        # Links whose results are to be read, those being read included: whether lines about them were
+        # published meanwhile, and passed over.
+        self._repairing: dict[RedisLink, bool] = {}
+        self._repairs: dict[RedisLink, None] = {}  # those to be read next
         self._repair_due = asyncio.Event()
 
     async def run(self) -> None:
@@ -57,13 +60,17 @@ class ResultFeed:
 
     def repair(self, link: RedisLink) -> None:
         """Read what this link may have missed; what is published meanwhile waits for that."""
-        link.repairing = True
-        link.missed = False
+        self._repairing[link] = False
         self._repairs[link] = None
         self._repair_due.set()
 
+    def is_repairing(self, link: RedisLink) -> bool:
+        """Whether what this link may have missed is being read."""
+        return link in self._repairing
+
     def forget(self, link: RedisLink) -> None:
         """Read no more for this link."""
+        self._repairing.pop(link, None)
         self._repairs.pop(link, None)
 
     async def _listen(self, server: int) -> None:
@@ -81,8 +88,8 @@ class ResultFeed:
         link = self._links.get(line.stream)
         if link is None:
             return
-        if link.repairing:
-            link.missed = True
+        if link in self._repairing:
+            self._repairing[link] = True
             return
         try:
             complete = link.take(line)
@@ -95,7 +102,7 @@ class ResultFeed:
     def _failed(self, link: RedisLink) -> None:
         """End one stream, and no other, for what its handling has just raised."""
         logger.exception("A line could not be handled", extra={"stream_id": link.stream})
-        link.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+        link.fail(InternalFault())
 
     async def _repair(self) -> None:
         away = False
@@ -115,7 +122,7 @@ class ResultFeed:
                     logger.warning("results cannot be read, trying again: %s", error)
                 away = True
                 for link in links:
-                    if link.repairing and self._is_open(link):
+                    if link in self._repairing:
                         self._repairs[link] = None
                 await asyncio.sleep(RETRY_PAUSE_S)
 
@@ -128,19 +135,19 @@ class ResultFeed:
                     await self._read_up([link])
                 return
             logger.error("%s", error, extra={"stream_id": links[0].stream})
-            links[0].repairing = False
-            links[0].fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+            self._repairing.pop(links[0], None)
+            links[0].fail(InternalFault())
             return
         for link, lines in zip(links, found, strict=True):
             link.heard_at = self._loop.time()
-            link.repairing = False
+            missed = self._repairing.pop(link, False)
             try:
                 for line in lines:
                     if not self._is_open(link) or not link.take(line, repair=True):
                         break
             except Exception:
                 self._failed(link)
-            if link.missed and self._is_open(link):
+            if missed and self._is_open(link):
                 self.repair(link)
 
     def _is_open(self, link: RedisLink) -> bool:

@@ -1,7 +1,7 @@
 """One stream as this ingress sees it: its audio on the way into Redis, its results on the way out.
 
-A link outlives its connection: a stream whose client left is finalized through it, and its keys are
-removed once the last result has come.
+A link outlives its connection: a stream whose client left is finalized through it, and gives its slot
+back once the last result has come.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import orjson
 from common.appender import Appender
 from common.audio_log import AudioLog
 from common.entries import Line, LineKind, StreamId, WorkerId
-from common.errors import EntryError, ErrorCode, StreamError, StreamLost, Unavailable
+from common.errors import EntryError, InternalFault, StreamError, StreamLost, Unavailable
 from common.keys import StreamKeys
 from common.messages import Audio
 from common.options import StreamOptions
@@ -56,17 +56,24 @@ class LinkOwner(Protocol):
         """The stream has failed and nobody listens: bring it to its end in Redis."""
 
     def ended(self, link: RedisLink, *, delivered: bool) -> None:
-        """The stream has ended: remove its keys and its admission."""
+        """The stream has ended: remove its admission, and its keys where no client can come back for them."""
 
 
 class RedisLink:
     """One admitted stream (a `StreamLink`).
 
-    begun_at, created_at, left_at: loop times of its beginning, of its creation in Redis, and of its
-        abandonment; None before.
+    keys: its keys in Redis.
+    worker, epoch: its owner, None before the first, and the epoch of the last line.
+    seq: number of the last result.
+
+    Times are those of the event loop:
+
+    begun_at, created_at, left_at: of its beginning, of its creation in Redis, and of its abandonment; None
+        before.
     heard_at, progress_at: of the last line about it, and of the last one that showed progress.
-    looked_up_at: of the last look at its record.
-    finish_at: when an abandoned stream is to be finalized.
+    looked_up_at: of the last look at its record, which StreamWatch notes here.
+    suspected_at: since when it is with the suspects, or waits for them; None for a stream that never was.
+    finish_at: when an abandoned stream that waits for its client is to be finalized; None for any other.
     """
 
     __slots__ = (
@@ -79,6 +86,7 @@ class RedisLink:
         "_listener",
         "_loop",
         "_owner",
+        "_resumable",
         "_settled",
         "_token",
         "_waiting_for_room",
@@ -90,9 +98,7 @@ class RedisLink:
         "keys",
         "left_at",
         "looked_up_at",
-        "missed",
         "progress_at",
-        "repairing",
         "seq",
         "suspected_at",
         "worker",
@@ -108,6 +114,7 @@ class RedisLink:
         self._appender: Appender | None = None
         self._held: list[Audio] = []  # audio that came before the stream was created
         self._held_bytes = 0
+        self._resumable = False
         self._finished = False  # a final mark was queued
         self._ended = False  # the last result has come
         self._failed = False
@@ -117,8 +124,6 @@ class RedisLink:
         self.worker: WorkerId | None = None
         self.epoch = 0
         self.seq = 0
-        self.repairing = False
-        self.missed = False
         self.begun_at: float | None = None
         self.created_at: float | None = None
         self.heard_at = 0.0
@@ -143,6 +148,7 @@ class RedisLink:
     def begin(self, options: StreamOptions) -> None:
         """Create the stream in Redis; audio is held until it is there."""
         self.begun_at = self.heard_at = self._loop.time()
+        self._resumable = options.resume
         self._owner.start_task(self._create(options), f"create-{self.stream}")
 
     def append(self, audio: Audio) -> bool:
@@ -186,7 +192,7 @@ class RedisLink:
             self.finish()
 
     def release(self) -> None:
-        """The last result has been delivered."""
+        """The last result has been sent."""
         self._listener = None
         self._owner.ended(self, delivered=True)
 
@@ -218,14 +224,22 @@ class RedisLink:
         return self._ended
 
     @property
+    def resumable(self) -> bool:
+        """Whether the client said that it comes back where its connection is lost."""
+        return self._resumable
+
+    @property
     def position(self) -> Position:
         """The last line of the results that this link has; the beginning before its first."""
         if self.epoch == 0:
             return Position(self.keys, 0, 0)
         return Position(self.keys, self.epoch, self.seq)
 
-    def adopt(self, appender: Appender | None, last_seq: int, *, finished: bool) -> None:
+    def adopt(
+        self, appender: Appender | None, options: StreamOptions, last_seq: int, *, finished: bool
+    ) -> None:
         """Become the link of a stream that another connection began."""
+        self._resumable = options.resume
         self.begun_at = self.created_at = self.heard_at = self.progress_at = self._loop.time()
         self._appender = appender
         self._settled.set()
@@ -326,9 +340,11 @@ class RedisLink:
         if line.seq <= self.seq:
             return True
         if line.seq != self.seq + 1:
-            if repair:
+            if not repair:
+                return False
+            if self._listener is not None:  # else nobody misses what was trimmed
                 self.fail(StreamLost())
-            return False
+                return False
         self.seq = line.seq
         if kind is LineKind.FINAL or kind is LineKind.ERROR:
             self._ended = True
@@ -366,7 +382,7 @@ class RedisLink:
             return
         except Exception:
             logger.exception("A stream could not be created", extra={"stream_id": self.stream})
-            self.fail(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
+            self.fail(InternalFault())
             self._settled.set()
             return
         self._appender = appender

@@ -74,7 +74,7 @@ class StreamWatch:
                 if not link.created or self._links.get(link.stream) is not link:
                     continue
                 quiet = now - link.heard_at > QUIET_S
-                if quiet and not link.repairing:
+                if quiet and not self._feed.is_repairing(link):
                     self._feed.repair(link)
                 if quiet or now - link.progress_at > QUIET_S:
                     stuck.append(link)
@@ -91,7 +91,7 @@ class StreamWatch:
         """Read the rest of a stream whose audio is complete, so that no entry can tell its worker that
         it has moved: what is published goes to the ingress before. Ends with the link, if not before."""
         while self._links.get(link.stream) is link and not (link.ended or link.failed):
-            if not link.repairing:
+            if not self._feed.is_repairing(link):
                 self._feed.repair(link)
             try:
                 await self._look_up(link)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
 import redis
 
 from parakeet.embedded_redis import EmbeddedRedis, find_redis_server, find_valkey
@@ -39,3 +40,15 @@ def keys_without_expiry(client: Any) -> list[str]:
 def keys_of_streams(client: Any) -> list[str]:
     """Keys that belong to single streams."""
     return sorted(name.decode() for name in client.scan_iter(match="px:{*}:*:[mars]", count=1000))
+
+
+def kept_for_clients(client: Any) -> list[str]:
+    """What finished streams have left for clients that may come back for it: record and results."""
+    kept = []
+    for name in keys_of_streams(client):
+        if not name.endswith(":m"):
+            continue
+        finished, options = client.hmget(name, "finished", "options")
+        if finished and orjson.loads(options)["resume"]:
+            kept += [name, f"{name[:-1]}r"]
+    return kept

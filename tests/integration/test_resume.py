@@ -6,6 +6,8 @@ import asyncio
 import base64
 import json
 import signal
+import socket
+import struct
 import time
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 from common.options import StreamOptions
 from parakeet.client import Stream, connect
+from tests.ingress_process import IngressProcess
 from tests.ports import HOST
 from tests.stack import TIMEOUTS, Stack, check_gapless, collect
 from tests.stream_client import expected_text, noise
@@ -153,6 +156,12 @@ class _Wire:
             pass
         return message
 
+    def abort(self) -> None:
+        """Reset the connection: where its audio is complete, an orderly end would say nothing."""
+        at_once = struct.pack("ii", 1, 0)
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        self._writer.transport.abort()
+
     async def close(self) -> None:
         self._writer.close()
         await self._writer.wait_closed()
@@ -160,6 +169,40 @@ class _Wire:
 
 def _audio(pcm: bytes, **more: object) -> dict[str, object]:
     return {"type": "audio", "data": base64.b64encode(pcm).decode(), **more}
+
+
+async def _begin(ingress: IngressProcess, pcm: bytes) -> tuple[_Wire, dict[str, Any]]:
+    """A stream that may be resumed, with its first result; gives its `hello` too."""
+    client = await _Wire.open(ingress.port)
+    hello = await client.receive()
+    await client.send(type="config", resume=True)
+    await client.send(**_audio(pcm))
+    assert (await client.result())["seq"] == 1
+    return client, hello
+
+
+async def _resume(ingress: IngressProcess, hello: dict[str, Any], acked_samples: int) -> _Wire:
+    """A connection that asks for the stream, of which its client has one result."""
+    client = await _Wire.open(ingress.port)
+    assert (await client.receive())["type"] == "hello"
+    acked = {"last_seq": 1, "audio_ack_samples": acked_samples}
+    await client.send(
+        type="resume", stream_id=hello["stream_id"], resume_token=hello["resume_token"], **acked
+    )
+    return client
+
+
+async def _final(client: _Wire) -> dict[str, Any]:
+    """The final result, on a connection that has just asked to resume."""
+    assert (await client.receive())["type"] == "resumed"
+    while not (result := await client.result()).get("is_final"):
+        assert result["type"] == "result", result
+    return result
+
+
+def _audio_is_complete(stack: Stack, stream: int) -> bool:
+    last = stack.client.xrevrange(f"px:{{0}}:{stream}:a", count=1)
+    return bool(last) and b"x" in last[0][1]
 
 
 # How soon the end comes where nobody publishes it to the ingress that the client has come to: less than
@@ -173,30 +216,18 @@ async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack:
     worker = stack.worker(lease_ms=20_000)
     first, second = stack.ingress("i-1"), stack.ingress("i-2")
     pcm = noise(2.0, seed=8)
-    lost = await _Wire.open(first.port)
-    hello = await lost.receive()
+    lost, hello = await _begin(first, pcm[:5120])
     stream = hello["stream_id"]
-    await lost.send(type="config", resume=True)
-    await lost.send(**_audio(pcm[:5120]))
-    assert (await lost.result())["seq"] == 1
     worker.send(signal.SIGSTOP)
     await lost.send(**_audio(pcm[5120:], final=True))
-
-    def complete() -> bool:
-        last = stack.client.xrevrange(f"px:{{0}}:{stream}:a", count=1)
-        return bool(last) and b"x" in last[0][1]
-
-    await until(complete, what="the end of the audio")
+    await until(lambda: _audio_is_complete(stack, stream), what="the end of the audio")
     first.send(signal.SIGKILL)
     first.wait()
     await lost.close()
     if ended:
         worker.send(signal.SIGCONT)
         await until(lambda: stack.client.hexists(f"px:{{0}}:{stream}:m", "finished"), what="its end")
-    found = await _Wire.open(second.port)
-    assert (await found.receive())["type"] == "hello"
-    acked = {"last_seq": 1, "audio_ack_samples": 2560}
-    await found.send(type="resume", stream_id=stream, resume_token=hello["resume_token"], **acked)
+    found = await _resume(second, hello, 2560)
     assert (await found.receive())["type"] == "resumed"
     if not ended:
         worker.send(signal.SIGCONT)
@@ -206,3 +237,73 @@ async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack:
     assert result["text"] == expected_text(pcm)
     await found.close()
     await stack.empty(timeout_s=20)
+
+
+@pytest.mark.parametrize("end_is", ["sent to it", "sent to nobody", "sent to a draining ingress"])
+async def test_a_client_lost_before_it_has_the_end_comes_back_for_it(stack: Stack, end_is: str) -> None:
+    """Its ingress lives, and may have sent the end: that the client has it, it cannot know."""
+    worker = stack.worker(lease_ms=20_000)
+    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    pcm = noise(2.0, seed=9)
+    stays = await _Wire.open(first.port)  # without `resume`: until it leaves, its ingress does not stop
+    await stays.receive()
+    await stays.send(**_audio(pcm))
+    lost, hello = await _begin(first, pcm[:5120])
+    stream = hello["stream_id"]
+    worker.send(signal.SIGSTOP)
+    await lost.send(**_audio(pcm[5120:], final=True))
+    await until(lambda: _audio_is_complete(stack, stream), what="the end of the audio")
+    if end_is == "sent to nobody":
+        connections = partial(stack.client.hget, "px:{0}:i:i-1", "connections")
+        await until(lambda: connections() == b"2", what="a heartbeat")
+        lost.abort()
+        await until(lambda: connections() == b"1", what="the loss of the connection")
+    elif end_is == "sent to a draining ingress":
+        first.send(signal.SIGTERM)
+        assert (await lost.result())["code"] == "draining"
+    worker.send(signal.SIGCONT)
+
+    def slot_is_free() -> bool:
+        return stack.client.zscore("px:{0}:adm", stream) is None
+
+    await until(slot_is_free, what="the end of the admission")
+    if end_is != "sent to nobody":
+        lost.abort()
+    for _ in range(2):  # it may be lost again
+        found = await _resume(second if end_is == "sent to a draining ingress" else first, hello, 2560)
+        assert (await _final(found))["text"] == expected_text(pcm)
+        assert slot_is_free()
+        found.abort()
+    stays.abort()
+    await stack.empty()
+
+
+async def test_a_stream_whose_audio_cannot_be_read_is_ended(stack: Stack) -> None:
+    worker = stack.worker(lease_ms=20_000)
+    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    lost, hello = await _begin(first, noise(1.0))
+    worker.send(signal.SIGSTOP)
+    stack.client.xadd(f"px:{{0}}:{hello['stream_id']}:a", {b"o": b"no number"}, id=b"1-1000")
+    first.send(signal.SIGKILL)
+    first.wait()
+    await lost.close()
+    found = await _resume(second, hello, 2560)
+    assert (await found.receive())["code"] == "internal"
+    await found.close()
+    worker.send(signal.SIGCONT)
+    await stack.empty()
+
+
+async def test_an_adopted_stream_whose_audio_cannot_be_read_is_ended(stack: Stack) -> None:
+    worker = stack.worker(lease_ms=20_000)
+    first = stack.ingress("i-1")
+    lost, hello = await _begin(first, noise(1.0))
+    worker.send(signal.SIGSTOP)
+    stack.client.xadd(f"px:{{0}}:{hello['stream_id']}:a", {b"o": b"no number"}, id=b"1-1000")
+    first.send(signal.SIGKILL)
+    first.wait()
+    await lost.close()
+    stack.client.zrem("px:{0}:ingresses", "i-1")
+    stack.ingress("i-1")
+    worker.send(signal.SIGCONT)
+    await stack.empty()

@@ -190,6 +190,19 @@ async def test_results_that_are_no_longer_kept_end_the_stream() -> None:
     assert listener.told[-1] == "stream_lost"
 
 
+async def test_a_stream_that_nobody_listens_to_misses_no_result() -> None:
+    """It waits for its client, who says what it has; and its end must be seen."""
+    link = RedisLink(owner := _Owner(), _KEYS, None, "")
+    link.adopt(None, StreamOptions(resume=True), 0, finished=False)
+    link.abandon(keep=True)
+    for line in (_line(_P, 1, 300), _line(_O, 2, 300), _line(_P, 2, 301)):
+        assert link.take(line, repair=True)
+    assert not link.take(_line(_F, 2, 303)), "published, and not read"
+    assert owner.asked == []
+    assert link.take(_line(_F, 2, 303), repair=True)
+    assert owner.asked == ["ended"]
+
+
 async def test_nothing_passes_after_the_end() -> None:
     link, owner, listener = _link()
     link.begin(StreamOptions())

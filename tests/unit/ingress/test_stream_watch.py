@@ -31,6 +31,9 @@ class _Feed:
     def repair(self, link: SimpleNamespace) -> None:
         link.heard_at = asyncio.get_running_loop().time()
 
+    def is_repairing(self, link: SimpleNamespace) -> bool:
+        return False
+
 
 def _link(number: int) -> SimpleNamespace:
     """A stream with audio that waits, of which nothing has been heard for long."""
@@ -41,7 +44,6 @@ def _link(number: int) -> SimpleNamespace:
         created_at=_LONG_AGO,
         worker="w-1",
         ended=False,
-        repairing=False,
         left_at=None,
         finish_at=None,
         heard_at=_LONG_AGO,

@@ -1,0 +1,111 @@
+"""What an ingress repeats so that it and its streams stay in Redis: heartbeats, and expiries put forward."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from common.admission import Admission, SharedSettings
+from common.assignments import StreamDirectory
+from common.entries import StreamId
+from common.errors import RedisUnavailable, SettingsMismatch, StreamLost
+from common.leases import IngressPresence, IngressReport
+from ingress.stream_link import RedisLink
+
+logger = logging.getLogger(__name__)
+
+RENEWALS_PER_TTL: Final = 4
+RENEWAL_TURNS: Final = 32
+
+
+class Keeper:
+    """Keeps an ingress signed on, and its streams from expiring.
+
+    shared: what all processes of the cluster have to agree on.
+    report: what this ingress says of itself with every heartbeat.
+    links: the open streams, kept by the backplane.
+    ttl_ms, admission_ttl_ms: life of a stream's keys, and of its admission, without a renewal.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        directory: StreamDirectory,
+        presence: IngressPresence,
+        links: Mapping[StreamId, RedisLink],
+        *,
+        shared: SharedSettings,
+        report: Callable[[], IngressReport],
+        heartbeat_s: float,
+        ttl_ms: int,
+        admission_ttl_ms: int,
+    ) -> None:
+        self._admission = admission
+        self._directory = directory
+        self._presence = presence
+        self._links = links
+        self._shared = shared
+        self._report = report
+        self._heartbeat_s = heartbeat_s
+        self._ttl_ms = ttl_ms
+        self._admission_ttl_ms = admission_ttl_ms
+        self._announced = asyncio.Event()
+
+    async def agree(self) -> None:
+        """Agree with the cluster on the shared settings. Raises SettingsMismatch, RedisUnavailable."""
+        await self._admission.agree(self._shared, self._ttl_ms)
+
+    def announce(self) -> None:
+        """Begin to sign on with every heartbeat."""
+        self._announced.set()
+
+    async def run(self) -> None:
+        """Send heartbeats and renew until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._beat(), name="heartbeat")
+            tasks.create_task(self._renew_in_turns(), name="renew")
+
+    async def renew(self, link: RedisLink) -> None:
+        """Renew one stream now, not when its turn comes."""
+        try:
+            await self._renew((link,))
+        except RedisUnavailable as error:
+            logger.warning("expiries are renewed later: %s", error, extra={"stream_id": link.stream})
+
+    async def _beat(self) -> None:
+        await self._announced.wait()
+        while True:
+            try:
+                await self._presence.beat(self._report())
+                await self.agree()
+            except (RedisUnavailable, SettingsMismatch) as error:
+                logger.warning("heartbeat failed: %s", error)
+            await asyncio.sleep(self._heartbeat_s)
+
+    async def _renew_in_turns(self) -> None:
+        """Renew every stream some times within its time to live, each turn those whose turn it is.
+
+        All at once would be thousands of commands, behind which the audio of that moment waits.
+        """
+        period_s = min(self._ttl_ms, self._admission_ttl_ms) / 1000 / RENEWALS_PER_TTL
+        turn = 0
+        while True:
+            await asyncio.sleep(period_s / RENEWAL_TURNS)
+            turn = (turn + 1) % RENEWAL_TURNS
+            try:
+                await self._renew(
+                    [link for link in self._links.values() if link.stream % RENEWAL_TURNS == turn]
+                )
+            except RedisUnavailable as error:
+                logger.warning("expiries could not be renewed: %s", error)
+
+    async def _renew(self, links: Iterable[RedisLink]) -> None:
+        links = [link for link in links if not link.ended]
+        await self._admission.renew((link.stream for link in links), self._admission_ttl_ms)
+        begun = [link for link in links if link.created]
+        for stream in await self._directory.renew((link.keys for link in begun), self._ttl_ms):
+            link = self._links.get(stream)
+            if link is not None and not link.begin_again():
+                link.fail(StreamLost())

@@ -1,0 +1,235 @@
+"""Streams that lost their connection: resumed by another one, or kept until their client comes back.
+
+The connection before may have been at this ingress, at another, or at a process of this name that died.
+Whoever attaches a stream in Redis is the one that sees to it from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from collections.abc import MutableMapping
+
+from common.appender import Appender
+from common.assignments import StreamDirectory, StreamRecord
+from common.audio_log import AudioLog, last_audio
+from common.entries import IngressId, LineKind, StreamId
+from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, Unavailable
+from common.keys import Keys
+from common.messages import Resume
+from common.redis import AsyncRedis
+from common.result_reader import Position, catch_up
+from ingress.keeper import Keeper
+from ingress.links import Resumption, StreamListener
+from ingress.result_feed import RETRY_PAUSE_S, ResultFeed
+from ingress.stream_link import LinkOwner, RedisLink
+from ingress.stream_watch import StreamWatch
+
+logger = logging.getLogger(__name__)
+
+
+class StreamTakeover:
+    """Takes streams over for this ingress.
+
+    owner: of the links that are made for them.
+    links: the open streams; a link that is made is put in the place of the one that was there.
+    adopt_for_s: how long Redis may be away before a stream without a connection is left to expire.
+    """
+
+    def __init__(
+        self,
+        owner: LinkOwner,
+        redis: AsyncRedis,
+        keys: Keys,
+        directory: StreamDirectory,
+        audio: AudioLog,
+        links: MutableMapping[StreamId, RedisLink],
+        feed: ResultFeed,
+        watch: StreamWatch,
+        keeper: Keeper,
+        *,
+        ingress: IngressId,
+        adopt_for_s: float,
+    ) -> None:
+        self._owner = owner
+        self._redis = redis
+        self._keys = keys
+        self._directory = directory
+        self._audio = audio
+        self._links = links
+        self._feed = feed
+        self._watch = watch
+        self._keeper = keeper
+        self._ingress = ingress
+        self._adopt_for_s = adopt_for_s
+        self._loop = asyncio.get_running_loop()
+        self._resuming: list[StreamId] = []  # by each resumption under way
+
+    # For a client
+
+    async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
+        """Take a stream over for its client, from a connection that was lost.
+
+        Raises Unavailable `resume_refused`, RedisUnavailable, or InternalFault where its audio is unreadable.
+        """
+        stream = StreamId(request.stream_id)
+        self._resuming.append(stream)
+        try:
+            return await self._resume(stream, listener, request)
+        finally:
+            self._resuming.remove(stream)
+
+    async def _resume(self, stream: StreamId, listener: StreamListener, request: Resume) -> Resumption:
+        record = await self._resumable(stream, request)
+        connection = 0 if record.finished else await self._directory.attach(stream, self._ingress)
+        if connection == 0 and not record.finished:  # it ended just now
+            record = await self._resumable(stream, request)
+        before = self._links.get(stream)
+        if before is not None:
+            before.taken()
+        link = RedisLink(self._owner, self._keys.stream(stream), listener, request.resume_token)
+        try:
+            next_sample, finished = await self._take_over(
+                link, record, connection, request.last_seq, request.audio_ack_samples
+            )
+        except RedisUnavailable:
+            # The stream is this ingress's by now, and no connection has it.
+            self._owner.start_task(self.adopt(stream), f"adopt-{stream}")
+            raise
+        except EntryError as error:
+            logger.error("%s", error, extra={"stream_id": stream})
+            raise InternalFault from error
+        acked = min(request.audio_ack_samples, next_sample)
+        return Resumption(link, next_sample, acked, finished, record.options)
+
+    async def _resumable(self, stream: StreamId, request: Resume) -> StreamRecord:
+        refused = Unavailable(
+            ErrorCode.RESUME_REFUSED,
+            f"Stream {stream} cannot be resumed: it is gone, its secret differs, or results after "
+            f"{request.last_seq} are no longer kept.",
+        )
+        try:
+            record = await self._directory.read(stream)
+        except EntryError as error:
+            raise refused from error
+        if record is None or not hmac.compare_digest(record.token_hash, token_hash(request.resume_token)):
+            raise refused
+        (lines,) = await catch_up(self._redis, (Position(self._keys.stream(stream), 0, 0),))
+        seqs = [line.seq for line in lines if line.kind is not LineKind.OWNER]
+        if (seqs and seqs[0] > request.last_seq + 1) or (record.finished and not seqs):
+            raise refused
+        return record
+
+    # For nobody yet
+
+    async def adopt_orphans(self) -> None:
+        """Take over the streams of a process of the same name that died, for their clients' grace.
+
+        Workers end the streams of an ingress that is gone, but this name is there again.
+        """
+        for stream in await self._directory.live_streams():
+            await self.adopt(stream)
+
+    async def adopt(self, stream: StreamId) -> None:
+        """Keep a stream of this ingress that has no connection, for its client's grace."""
+        give_up = self._loop.time() + self._adopt_for_s
+        while not self._is_here(stream):
+            try:
+                await self._adopt_now(stream)
+                return
+            except EntryError as error:
+                logger.error("%s", error, extra={"stream_id": stream})
+                return
+            except RedisUnavailable:
+                if self._loop.time() > give_up:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _adopt_now(self, stream: StreamId) -> None:
+        record = await self._directory.read(stream)
+        if record is None or record.finished or record.ingress != self._ingress:
+            return
+        connection = await self._directory.attach(stream, self._ingress)
+        if connection == 0 or self._is_here(stream):
+            return
+        link = RedisLink(self._owner, self._keys.stream(stream), None, "")
+        logger.info("adopting a stream without a connection", extra={"stream_id": stream})
+        await self._take_over(link, record, connection, 0, 0)
+        if self._links.get(stream) is link:
+            link.abandon(keep=True)
+
+    def _is_here(self, stream: StreamId) -> bool:
+        """Whether the stream has a connection of this process, or is just getting one."""
+        return stream in self._links or stream in self._resuming
+
+    # For both
+
+    async def _take_over(
+        self, link: RedisLink, record: StreamRecord, connection: int, last_seq: int, acked_samples: int
+    ) -> tuple[int, bool]:
+        """Put a link in the place of the one that a stream had before.
+
+        connection: from `StreamDirectory.attach`, 0 for a stream that has ended. Gives the first sample
+        that is not in Redis, and whether the audio was finished. Raises EntryError where the audio is
+        unreadable; the stream is then brought to its end.
+        """
+        if connection == 0:
+            self._put_in_place(link, record, None, last_seq, finished=True)
+            return acked_samples, True
+        try:
+            last = await last_audio(self._redis, link.keys)
+        except EntryError:
+            self._end(link, record, connection, last_seq)
+            raise
+        if link.abandoned and self._is_here(link.stream):
+            return acked_samples, record.finished  # its client was faster than its adoption
+        next_sample, seq, finished = acked_samples, 0, False
+        if last is not None:
+            next_sample = last.first_sample + last.num_samples
+            seq = last.seq
+            finished = last.final
+        appender = self._audio.open(
+            link.keys,
+            link.on_append_failed,
+            connection=connection,
+            next_seq=seq + 1,
+            first_sample=next_sample,
+        )
+        if not finished:
+            appender.attach(self._ingress)
+        # No wait from here to the caller's return: a line that came in between would reach a listener that
+        # is not ready for it yet.
+        self._put_in_place(link, record, appender, last_seq, finished=finished)
+        self._owner.start_task(self._keeper.renew(link), f"renew-{link.stream}")
+        if finished:
+            self._owner.start_task(self._watch.follow(link), f"follow-{link.stream}")
+        return next_sample, finished
+
+    def _end(self, link: RedisLink, record: StreamRecord, connection: int, last_seq: int) -> None:
+        """Finalize for nobody a stream whose audio nobody can go on with, so that its slot is given back."""
+        # The first entry of this connection is behind all that others have appended, readable or not.
+        appender = self._audio.open(link.keys, link.on_append_failed, connection=connection)
+        self._put_in_place(link, record, appender, last_seq, finished=False)
+        link.abandon(keep=False)
+
+    def _put_in_place(
+        self,
+        link: RedisLink,
+        record: StreamRecord,
+        appender: Appender | None,
+        last_seq: int,
+        *,
+        finished: bool,
+    ) -> None:
+        link.adopt(appender, record.options, last_seq, finished=finished)
+        if record.owner is not None:
+            link.set_worker(record.owner)
+        self._links[link.stream] = link
+        self._feed.repair(link)
+
+
+def token_hash(token: str) -> str:
+    """What a stream's record has of the secret that a resume has to show."""
+    return hashlib.sha256(token.encode()).hexdigest()
