@@ -106,6 +106,7 @@ class RedisBackplane:
             self._admission,
             self._directory,
             self._presence,
+            self._feed,
             self._links,
             shared=SharedSettings(settings.max_num_streams, settings.sample_rate, servers.shards),
             report=report,
@@ -262,6 +263,10 @@ class RedisBackplane:
         link.forgotten()
         self._feed.forget(link)
         self._changed.set()
+
+    def gone(self, link: RedisLink) -> None:
+        """Redis has no such stream: its results tell whether it has ended."""
+        self._feed.gone(link)
 
     def give_up(self, link: RedisLink) -> None:
         """The stream has failed and nobody listens: bring it to its end in Redis."""

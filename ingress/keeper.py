@@ -10,8 +10,9 @@ from typing import Final
 from common.admission import Admission, SharedSettings
 from common.assignments import StreamDirectory
 from common.entries import StreamId
-from common.errors import RedisUnavailable, SettingsMismatch, StreamLost
+from common.errors import RedisUnavailable, SettingsMismatch
 from common.leases import IngressPresence, IngressReport
+from ingress.result_feed import ResultFeed
 from ingress.stream_link import RedisLink
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Keeper:
         admission: Admission,
         directory: StreamDirectory,
         presence: IngressPresence,
+        feed: ResultFeed,
         links: Mapping[StreamId, RedisLink],
         *,
         shared: SharedSettings,
@@ -45,6 +47,7 @@ class Keeper:
         self._admission = admission
         self._directory = directory
         self._presence = presence
+        self._feed = feed
         self._links = links
         self._shared = shared
         self._report = report
@@ -107,5 +110,5 @@ class Keeper:
         begun = [link for link in links if link.created]
         for stream in await self._directory.renew((link.keys for link in begun), self._ttl_ms):
             link = self._links.get(stream)
-            if link is not None and not link.begin_again():
-                link.fail(StreamLost())
+            if link is not None:
+                self._feed.gone(link)

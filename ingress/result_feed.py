@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from common.entries import IngressId, Line, StreamId
-from common.errors import EntryError, InternalFault, RedisUnavailable
+from common.errors import EntryError, InternalFault, RedisUnavailable, StreamLost
 from common.keys import Keys
 from common.redis import AsyncRedis, RedisServers
 from common.result_reader import Published, ResultSubscription, catch_up
@@ -49,6 +49,7 @@ class ResultFeed:
         # published meanwhile, and passed over.
         self._repairing: dict[RedisLink, bool] = {}
         self._repairs: dict[RedisLink, None] = {}  # those to be read next
+        self._gone: set[RedisLink] = set()  # those whose streams Redis does not have
         self._repair_due = asyncio.Event()
 
     async def run(self) -> None:
@@ -64,6 +65,14 @@ class ResultFeed:
         self._repairs[link] = None
         self._repair_due.set()
 
+    def gone(self, link: RedisLink) -> None:
+        """Redis has no such stream: see how it ended, or else make it anew, or else give it up.
+
+        Where replies were lost, a stream that has come to its end looks like one that is lost.
+        """
+        self._gone.add(link)
+        self.repair(link)
+
     def is_repairing(self, link: RedisLink) -> bool:
         """Whether what this link may have missed is being read."""
         return link in self._repairing
@@ -72,6 +81,7 @@ class ResultFeed:
         """Read no more for this link."""
         self._repairing.pop(link, None)
         self._repairs.pop(link, None)
+        self._gone.discard(link)
 
     async def _listen(self, server: int) -> None:
         subscription = ResultSubscription(self._servers, self._keys, server, self._ingress)
@@ -149,6 +159,10 @@ class ResultFeed:
                 self._failed(link)
             if missed and self._is_open(link):
                 self.repair(link)
+            elif link in self._gone:
+                self._gone.discard(link)
+                if not link.begin_again():
+                    link.fail(StreamLost())
 
     def _is_open(self, link: RedisLink) -> bool:
         return self._links.get(link.stream) is link

@@ -52,6 +52,9 @@ class LinkOwner(Protocol):
     def forget(self, link: RedisLink) -> None:
         """Forget the link of a stream that goes on elsewhere, or is gone."""
 
+    def gone(self, link: RedisLink) -> None:
+        """Redis has no such stream: its results tell whether it has ended."""
+
     def give_up(self, link: RedisLink) -> None:
         """The stream has failed and nobody listens: bring it to its end in Redis."""
 
@@ -397,7 +400,10 @@ class RedisLink:
 
     def on_append_failed(self, error: Unavailable) -> None:
         """The audio log gave up."""
-        self.fail(error)
+        if isinstance(error, StreamLost):
+            self._owner.gone(self)
+        else:
+            self.fail(error)
 
     def _wait_for_room(self) -> None:
         if not self._waiting_for_room:

@@ -10,7 +10,7 @@ from typing import Final
 from common.assignments import StreamDirectory
 from common.claims import SUSPICIOUS_DEATHS
 from common.entries import IngressId, StreamId
-from common.errors import EntryError, NoWorker, RedisUnavailable, StreamLost
+from common.errors import EntryError, NoWorker, RedisUnavailable
 from ingress.result_feed import ResultFeed
 from ingress.stream_link import RedisLink
 
@@ -121,8 +121,7 @@ class StreamWatch:
         if self._links.get(link.stream) is not link or link.ended:
             return
         if record is None:
-            if not link.begin_again():
-                link.fail(StreamLost())
+            self._feed.gone(link)
         elif record.ingress != self._ingress:
             link.taken()
         elif record.deaths >= SUSPICIOUS_DEATHS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from contextlib import ExitStack
 from functools import partial
@@ -16,8 +17,10 @@ from common.entries import AudioEntry, StreamId, WorkerId
 from common.errors import RedisUnavailable, StreamLost
 from common.keys import Keys
 from common.redis import RedisServers, SyncRedis, blocking_connection
+from parakeet.client import connect
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy
+from tests.ingress_process import IngressProcess
 from tests.servers import make_server, raw_client
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until
@@ -335,6 +338,44 @@ async def test_entries_whose_reply_was_lost_are_read_again(tmp_path: Path) -> No
                 assert stream.epoch == 1
                 assert stream.text == expected_text(pcm)
                 assert "audio read again" in worker.log_text()
+    finally:
+        await proxy.stop()
+        client.close()
+        server.stop()
+
+
+@pytest.mark.parametrize("redis_loss_ms", [0, 3000])
+async def test_the_end_of_a_stream_is_read_though_replies_about_it_were_lost(
+    tmp_path: Path, redis_loss_ms: int
+) -> None:
+    """Redis takes the last audio, a worker ends the stream; its ingress hears nothing and appends again."""
+    pcm = noise(3.0)
+    half = len(pcm) // 4 * 2
+    server = make_server("embedded")
+    server.start()
+    proxy = FaultProxy(tmp_path / "i.sock", server.socket_path)
+    await proxy.start()
+    client = raw_client(server.url)
+    try:
+        with (
+            WorkerProcess(server.url, "w1", tmp_path / "w1.log") as worker,
+            IngressProcess(proxy.url, "i1", tmp_path / "i1.log", redis_loss_ms=redis_loss_ms) as ingress,
+        ):
+            worker.ready(client)
+            # The proxy runs on this loop.
+            await asyncio.to_thread(ingress.ready, client)
+            async with await connect(ingress.tcp_url) as stream:
+                await stream.send(pcm[:half])
+                await anext(stream.results())
+                deaf = asyncio.create_task(proxy.deafen(1.0))
+                await asyncio.sleep(0)
+                await stream.send(pcm[half:])
+                await stream.finish()
+                meta = f"px:{{0}}:{stream.stream_id}:m"
+                await until(lambda: client.hget(meta, "finished"), what="the end in Redis")
+                await deaf
+                texts = [result.text async for result in stream.results()]
+                assert texts[-1] == expected_text(pcm)
     finally:
         await proxy.stop()
         client.close()

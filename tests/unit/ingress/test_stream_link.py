@@ -65,6 +65,9 @@ class _Owner:
     def forget(self, link: RedisLink) -> None:
         self.asked.append("forget")
 
+    def gone(self, link: RedisLink) -> None:
+        self.asked.append("gone")
+
     def give_up(self, link: RedisLink) -> None:
         self.asked.append("give up")
 
