@@ -132,11 +132,12 @@ class ResultFeed:
                     logger.warning("results cannot be read, trying again: %s", error)
                 away = True
                 for link in links:
-                    if link in self._repairing:
+                    if link in self._repairing or link in self._gone:
                         self._repairs[link] = None
                 await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _read_up(self, links: list[RedisLink]) -> None:
+        gone = self._gone.intersection(links)  # not those that are found to be gone while this reads
         try:
             found = await catch_up(self._redis, [link.position for link in links])
         except EntryError as error:
@@ -159,7 +160,7 @@ class ResultFeed:
                 self._failed(link)
             if missed and self._is_open(link):
                 self.repair(link)
-            elif link in self._gone:
+            elif link in gone:
                 self._gone.discard(link)
                 if not link.begin_again():
                     link.fail(StreamLost())
