@@ -149,8 +149,9 @@ class Heartbeat:
             self._on_hung(busy_s)
             return
         try:
-            renewal = self._lease.renew()
+            # In this order, so that who has a lease has a report: without one it takes no stream.
             self._write()
+            renewal = self._lease.renew()
         except (REDIS_ERROR, OSError) as error:
             logger.warning("heartbeat failed: %s", error)
             return
