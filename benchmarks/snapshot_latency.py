@@ -20,13 +20,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common.assignments import Checkpoint, NewStream, StreamDirectory
-from common.claims import Claims, OwnedStream
 from common.entries import IngressId, StreamId, WorkerId
-from common.keys import Keys
 from common.options import StreamOptions
-from common.pipelined import pack
-from common.redis import AsyncRedis, RedisServers, SyncRedis, blocking_client
+from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_client
+from common.redis.keys import Keys
+from common.redis.pipelined import pack
+from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
+from common.streams.claims import Claims, OwnedStream
 from parakeet.embedded_redis import EmbeddedRedis
 
 

@@ -1,6 +1,6 @@
 """What travels through Redis: ids, entries of streams, and the lines of the pub/sub channels.
 
-`LAYOUT_VERSION` names this layout and that of common/keys.py; a cluster's settings carry it, and so
+`LAYOUT_VERSION` names this layout and that of common/redis/keys.py; a cluster's settings carry it, and so
 does every assignment, so that processes of two versions never read each other's streams.
 """
 

@@ -7,9 +7,9 @@ import threading
 import time
 from typing import Final
 
-from common.claims import Claims
 from common.entries import AssignmentEntry
-from common.redis import REDIS_ERROR, RedisServers, SyncRedis, blocking_client
+from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis, blocking_client
+from common.streams.claims import Claims
 from gpu_worker.flow import StreamTable
 from gpu_worker.owner import Owner
 

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from common.claims import OwnedStream
 from common.entries import IngressId, StreamId
+from common.streams.claims import OwnedStream
 
 
 class Undecoded:

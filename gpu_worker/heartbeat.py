@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from common.leases import Renewal, WorkerLease
-from common.redis import REDIS_ERROR
-from common.status import STAGES, StageReport, WorkerReport
+from common.redis.clients import REDIS_ERROR
+from common.streams.leases import Renewal, WorkerLease
+from common.streams.status import STAGES, StageReport, WorkerReport
 from gpu_worker.engine.interface import EngineStats, StageStats
 
 logger = logging.getLogger(__name__)

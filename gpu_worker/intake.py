@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from common.audio_reader import AudioRead, AudioReader
 from common.entries import RawEntry, StreamId, WorkerId, decode_audio_entry
 from common.errors import StreamError
-from common.keys import Keys
-from common.redis import REDIS_ERROR, RedisServers, blocking_connection
+from common.redis.clients import REDIS_ERROR, RedisServers, blocking_connection
+from common.redis.keys import Keys
+from common.streams.audio_reader import AudioRead, AudioReader
 from gpu_worker.audio import StreamAudio
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 from gpu_worker.engine_events import Command, Fail, Feed, Finish, Open, worker_failed
@@ -41,8 +41,8 @@ _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
 # A worker's rounds, over all servers, begin so far apart on average, and one may come early: each wakes the
 # engine thread and the outlet and ends in one publication an ingress, whether it brings one stream or
-# fifty. An ingress keeps twice this distance between its commits (common/audio_log.py), so with one ingress,
-# or two, hardly a round waits on one server or two.
+# fifty. An ingress keeps twice this distance between its commits (common/streams/audio_log.py), so with one
+# ingress, or two, hardly a round waits on one server or two.
 _ROUND_EVERY_S: Final = 0.005
 
 

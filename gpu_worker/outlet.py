@@ -15,17 +15,17 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from common.assignments import Checkpoint
-from common.audio_reader import ready_command
-from common.claims import Claims
-from common.dead_letters import dead_letter_command
 from common.entries import LineKind, StreamId, WorkerId
 from common.errors import ErrorCode, StreamError
-from common.keys import Keys
 from common.messages import ErrorMessage
-from common.redis import REDIS_ERROR, SyncRedis, is_passing
-from common.result_writer import ResultBatch, ResultWriter, ack_json
+from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
+from common.redis.keys import Keys
 from common.server_codec import encode_result, encode_server_message
+from common.streams.assignments import Checkpoint
+from common.streams.audio_reader import ready_command
+from common.streams.claims import Claims
+from common.streams.dead_letters import dead_letter_command
+from common.streams.result_writer import ResultBatch, ResultWriter, ack_json
 from gpu_worker.audio import client_samples
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine_events import (

@@ -6,10 +6,10 @@ import logging
 import threading
 from collections.abc import Sequence
 
-from common.claims import Claims, OwnedStream, Suspect
 from common.entries import AssignmentEntry
 from common.errors import ClientFault, EntryError, ErrorCode, StreamLost
-from common.redis import REDIS_ERROR, RedisServers, SyncRedis
+from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
+from common.streams.claims import Claims, OwnedStream, Suspect
 from gpu_worker.engine_events import Drop, EventSink, Fail, Failed
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow, StreamTable

@@ -16,12 +16,12 @@ import threading
 from dataclasses import replace
 from typing import Final
 
-from common.claims import MAX_SUSPECTS, Claims
 from common.entries import AssignmentEntry, WorkerId
-from common.keys import Keys
-from common.leases import WorkerLease
-from common.redis import REDIS_ERROR, SyncClient
+from common.redis.clients import REDIS_ERROR, SyncClient
+from common.redis.keys import Keys
 from common.settings import WorkerSettings, child_argv, child_environment
+from common.streams.claims import MAX_SUSPECTS, Claims
+from common.streams.leases import WorkerLease
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.assignments import Checkpoint
-from common.claims import Claims
-from common.pipelined import pack
-from common.redis import REDIS_ERROR, SyncRedis, is_passing
+from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
+from common.redis.pipelined import pack
+from common.streams.assignments import Checkpoint
+from common.streams.claims import Claims
 from gpu_worker.flow import StreamFlow, StreamTable
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from common.claims import Claims, OwnedStream
 from common.entries import AssignmentEntry, WorkerId
-from common.keys import Keys
-from common.leases import WorkerLease
-from common.redis import REDIS_ERROR, SyncClient
+from common.redis.clients import REDIS_ERROR, SyncClient
+from common.redis.keys import Keys
+from common.streams.claims import Claims, OwnedStream
+from common.streams.leases import WorkerLease
 from gpu_worker.engine_events import HandOver
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow, StreamTable

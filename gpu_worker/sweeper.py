@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from common.audio_reader import extend
-from common.claims import Claims
 from common.entries import AssignmentEntry, IngressId, WorkerId
-from common.leases import WorkerLease
-from common.redis import REDIS_ERROR, SyncRedis
+from common.redis.clients import REDIS_ERROR, SyncRedis
+from common.streams.audio_reader import extend
+from common.streams.claims import Claims
+from common.streams.leases import WorkerLease
 from gpu_worker.flow import StreamFlow, StreamTable
 from gpu_worker.owner import Owner
 from gpu_worker.quarantine import Quarantine

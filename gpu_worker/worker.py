@@ -15,15 +15,15 @@ import time
 from types import FrameType
 from typing import Final, Protocol
 
-from common.admission import check_worker_agrees
-from common.claims import Claims
 from common.entries import WorkerId
-from common.keys import Keys
-from common.leases import WorkerLease
-from common.redis import REDIS_ERROR, RedisServers, SyncRedis
+from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
+from common.redis.keys import Keys
 from common.settings import WorkerSettings
-from common.status import WorkerReport, process_started_ms
 from common.stop_times import HAND_OVER_S, JOIN_S
+from common.streams.admission import check_worker_agrees
+from common.streams.claims import Claims
+from common.streams.leases import WorkerLease
+from common.streams.status import WorkerReport, process_started_ms
 from gpu_worker.backend import Backend
 from gpu_worker.claimer import Claimer
 from gpu_worker.engine_events import HandOver

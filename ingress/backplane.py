@@ -17,18 +17,18 @@ from typing import Any, Final
 
 import orjson
 
-from common.admission import Admission, SharedSettings
-from common.appender import Appender
-from common.assignments import NewStream, StreamDirectory
-from common.audio_log import AudioLog
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, RedisUnavailable, Unavailable
-from common.keys import Keys
-from common.leases import IngressPresence, IngressReport
 from common.messages import Audio, Resume
 from common.options import StreamOptions
-from common.redis import AsyncRedis, PipelinedCommands, RedisServers
-from common.status import read_status
+from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
+from common.redis.keys import Keys
+from common.streams.admission import Admission, SharedSettings
+from common.streams.appender import Appender
+from common.streams.assignments import NewStream, StreamDirectory
+from common.streams.audio_log import AudioLog
+from common.streams.leases import IngressPresence, IngressReport
+from common.streams.status import read_status
 from ingress.keeper import Keeper
 from ingress.links import Resumption, StreamListener
 from ingress.result_feed import RETRY_PAUSE_S, ResultFeed

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from common.admission import Admission, SharedSettings
-from common.assignments import StreamDirectory
 from common.entries import StreamId
 from common.errors import RedisUnavailable, SettingsMismatch
-from common.leases import IngressPresence, IngressReport
+from common.streams.admission import Admission, SharedSettings
+from common.streams.assignments import StreamDirectory
+from common.streams.leases import IngressPresence, IngressReport
 from ingress.result_feed import ResultFeed
 from ingress.stream_link import RedisLink
 

@@ -13,9 +13,9 @@ from typing import Final
 
 from common.entries import IngressId, Line, StreamId
 from common.errors import EntryError, InternalFault, RedisUnavailable, StreamLost
-from common.keys import Keys
-from common.redis import AsyncRedis, RedisServers
-from common.result_reader import Published, ResultSubscription, catch_up
+from common.redis.clients import AsyncRedis, RedisServers
+from common.redis.keys import Keys
+from common.streams.result_reader import Published, ResultSubscription, catch_up
 from ingress.stream_link import RedisLink
 
 logger = logging.getLogger(__name__)

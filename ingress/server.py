@@ -11,10 +11,10 @@ from typing import Final
 
 from common.entries import IngressId
 from common.errors import RedisUnavailable
-from common.leases import IngressReport
-from common.redis import RedisServers
+from common.redis.clients import RedisServers
 from common.settings import IngressSettings
-from common.status import process_started_ms
+from common.streams.leases import IngressReport
+from common.streams.status import process_started_ms
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 from ingress.connection import Connection, ConnectionLimits
 from ingress.peer import Peer

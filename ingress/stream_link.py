@@ -13,14 +13,14 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from common.appender import Appender
-from common.audio_log import AudioLog
 from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import EntryError, InternalFault, StreamError, StreamLost, Unavailable
-from common.keys import StreamKeys
 from common.messages import Audio
 from common.options import StreamOptions
-from common.result_reader import Position
+from common.redis.keys import StreamKeys
+from common.streams.appender import Appender
+from common.streams.audio_log import AudioLog
+from common.streams.result_reader import Position
 from ingress.links import StreamListener
 
 logger = logging.getLogger(__name__)

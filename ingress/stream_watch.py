@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from common.assignments import StreamDirectory
-from common.claims import SUSPICIOUS_DEATHS
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, NoWorker, RedisUnavailable
+from common.streams.assignments import StreamDirectory
+from common.streams.claims import SUSPICIOUS_DEATHS
 from ingress.result_feed import ResultFeed
 from ingress.stream_link import RedisLink
 

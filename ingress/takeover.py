@@ -12,15 +12,15 @@ import hmac
 import logging
 from collections.abc import MutableMapping
 
-from common.appender import Appender
-from common.assignments import StreamDirectory, StreamRecord
-from common.audio_log import AudioLog, last_audio
 from common.entries import IngressId, LineKind, StreamId
 from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, Unavailable
-from common.keys import Keys
 from common.messages import Resume
-from common.redis import AsyncRedis
-from common.result_reader import Position, catch_up
+from common.redis.clients import AsyncRedis
+from common.redis.keys import Keys
+from common.streams.appender import Appender
+from common.streams.assignments import StreamDirectory, StreamRecord
+from common.streams.audio_log import AudioLog, last_audio
+from common.streams.result_reader import Position, catch_up
 from ingress.keeper import Keeper
 from ingress.links import Resumption, StreamListener
 from ingress.result_feed import RETRY_PAUSE_S, ResultFeed

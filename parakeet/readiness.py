@@ -8,12 +8,12 @@ import socket
 import sys
 import time
 
-from common.admission import SharedSettings, check_cluster_agrees
 from common.entries import IngressId, WorkerId
 from common.errors import ServiceError, SettingsError
-from common.keys import Keys
-from common.redis import CONNECTION_ERRORS, RedisServers, SyncRedis
+from common.redis.clients import CONNECTION_ERRORS, RedisServers, SyncRedis
+from common.redis.keys import Keys
 from common.settings import HealthSettings, IngressSettings, RedisSettings, host_stem
+from common.streams.admission import SharedSettings, check_cluster_agrees
 
 
 class PortTaken(ServiceError):  # noqa: N818 - the name says it

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import orjson
 
-from common.admission import Admission
-from common.appender import Appender
-from common.assignments import NewStream, StreamDirectory
-from common.audio_log import AudioLog
 from common.entries import IngressId, Line, LineKind, StreamId, WorkerId
 from common.errors import NoWorker, Unavailable
-from common.keys import Keys, StreamKeys
-from common.leases import IngressPresence, IngressReport
 from common.messages import Audio, Encoding
 from common.options import StreamOptions
-from common.redis import AsyncRedis, PipelinedCommands, RedisServers
-from common.result_reader import Position, Published, ResultSubscription, catch_up
-from common.status import process_started_ms, read_status
+from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
+from common.redis.keys import Keys, StreamKeys
+from common.streams.admission import Admission
+from common.streams.appender import Appender
+from common.streams.assignments import NewStream, StreamDirectory
+from common.streams.audio_log import AudioLog
+from common.streams.leases import IngressPresence, IngressReport
+from common.streams.result_reader import Position, Published, ResultSubscription, catch_up
+from common.streams.status import process_started_ms, read_status
 from gpu_worker.engine.null_engine import NullEngine
 from tests.waiting import until
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from common.errors import SettingsError
-from common.redis_address import parse_address
+from common.redis.address import parse_address
 
 AUTO = "auto"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

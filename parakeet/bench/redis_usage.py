@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from common.redis import CONNECTION_ERRORS, REDIS_ERROR, RedisServers, SyncRedis
+from common.redis.clients import CONNECTION_ERRORS, REDIS_ERROR, RedisServers, SyncRedis
 from parakeet.bench.figures import RedisUsage
 
 _TIMEOUT_MS = 2000

@@ -13,10 +13,10 @@ from random import Random
 import pytest
 
 from common.entries import IngressId, StreamId
-from common.keys import Keys
-from common.leases import IngressPresence, IngressReport
-from common.redis import AsyncRedis, PipelinedCommands, RedisServers
-from common.result_reader import Position, catch_up
+from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
+from common.redis.keys import Keys
+from common.streams.leases import IngressPresence, IngressReport
+from common.streams.result_reader import Position, catch_up
 
 
 def _beat(redis: AsyncRedis) -> Callable[[], Awaitable[object]]:

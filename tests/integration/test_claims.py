@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from common.assignments import NewStream, StreamDirectory
-from common.claims import Claims, OwnedStream
 from common.entries import LAYOUT_VERSION, IngressId, StreamId, WorkerId
-from common.keys import FINISHED_STREAM_TTL_MS, Keys
 from common.options import StreamOptions
-from common.redis import AsyncRedis, RedisServers, SyncRedis, blocking_client
+from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_client
+from common.redis.keys import FINISHED_STREAM_TTL_MS, Keys
+from common.streams.assignments import NewStream, StreamDirectory
+from common.streams.claims import Claims, OwnedStream
 from tests.servers import raw_client
 
 

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from common.appender import Appender
-from common.audio_log import AudioLog
 from common.entries import StreamId
 from common.errors import Unavailable
-from common.keys import Keys
 from common.messages import Audio
-from common.redis import AsyncRedis, RedisServers
+from common.redis.clients import AsyncRedis, RedisServers
+from common.redis.keys import Keys
+from common.streams.appender import Appender
+from common.streams.audio_log import AudioLog
 from tests.servers import raw_client
 from tests.waiting import until
 

@@ -8,11 +8,11 @@ import pytest
 import redis.exceptions
 
 from common.entries import IngressId
-from common.keys import Keys
-from common.pipelined import pack
-from common.redis import AsyncRedis, RedisServers, SyncRedis
-from common.result_channel import channel_of
-from common.result_reader import Published, ResultSubscription, Subscribed
+from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
+from common.redis.keys import Keys
+from common.redis.pipelined import pack
+from common.streams.result_channel import channel_of
+from common.streams.result_reader import Published, ResultSubscription, Subscribed
 from tests.redis_cluster import NUM_NODES, RedisCluster, redis_cluster
 
 SHARDS = 6

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import redis.exceptions
 
-from common.pipelined import pack
-from common.redis import AsyncRedis, RedisServers, SyncRedis, subscriber_connection
+from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, subscriber_connection
+from common.redis.pipelined import pack
 from parakeet.embedded_redis import EmbeddedRedis
 
 

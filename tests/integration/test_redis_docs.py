@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from common.keys import Keys
+from common.redis.keys import Keys
 from tests.servers import raw_client
 from tests.service_process import ROOT
 from tests.stream_client import ingress_side, noise

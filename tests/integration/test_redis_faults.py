@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from common.audio_reader import AudioReader
-from common.claims import Claims
 from common.entries import AudioEntry, StreamId, WorkerId
 from common.errors import RedisUnavailable, StreamLost
-from common.keys import Keys
-from common.redis import RedisServers, SyncRedis, blocking_connection
+from common.redis.clients import RedisServers, SyncRedis, blocking_connection
+from common.redis.keys import Keys
+from common.streams.audio_reader import AudioReader
+from common.streams.claims import Claims
 from parakeet.client import connect
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy

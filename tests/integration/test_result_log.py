@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 
-from common.assignments import Checkpoint, StreamRecord
-from common.claims import OwnedStream
 from common.entries import IngressId, LineKind, StreamId, WorkerId
-from common.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN_LENGTH, Keys
 from common.options import StreamOptions
-from common.redis import RedisServers, SyncRedis
-from common.result_writer import ResultWriter
+from common.redis.clients import RedisServers, SyncRedis
+from common.redis.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN_LENGTH, Keys
+from common.streams.assignments import Checkpoint, StreamRecord
+from common.streams.claims import OwnedStream
+from common.streams.result_writer import ResultWriter
 from tests.servers import raw_client
 
 _TTL_MS = 60_000

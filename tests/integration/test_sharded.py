@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from common.keys import Keys
 from common.messages import Result
-from common.redis import AsyncRedis, RedisServers, SyncRedis
-from common.status import read_status
+from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
+from common.redis.keys import Keys
+from common.streams.status import read_status
 from parakeet.client import ClientTimeouts, connect
 from tests.ingress_process import IngressProcess
 from tests.redis_cluster import redis_cluster

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from common.assignments import Checkpoint, NewStream, StreamDirectory
-from common.claims import Claims, OwnedStream
 from common.entries import IngressId, StreamId, WorkerId
-from common.keys import Keys
 from common.options import StreamOptions
-from common.redis import AsyncRedis, RedisServers, SyncRedis, blocking_client
+from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_client
+from common.redis.keys import Keys
+from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
+from common.streams.claims import Claims, OwnedStream
 from gpu_worker.flow import StreamFlow, StreamTable
 from gpu_worker.snapshot_writer import MAX_UNDER_WAY, Snapshot, SnapshotWriter
 from tests.servers import raw_client

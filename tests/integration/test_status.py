@@ -13,10 +13,10 @@ import orjson
 import pytest
 
 from common.entries import LAYOUT_VERSION, IngressId, StreamId
-from common.keys import Keys
-from common.leases import IngressPresence, IngressReport
-from common.redis import AsyncRedis, PipelinedCommands, RedisServers
-from common.status import read_status
+from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
+from common.redis.keys import Keys
+from common.streams.leases import IngressPresence, IngressReport
+from common.streams.status import read_status
 from parakeet.audio_source import read_wav
 from tests.servers import raw_client
 from tests.service_process import ROOT

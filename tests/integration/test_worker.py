@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.claims import Claims
 from common.entries import LAYOUT_VERSION, AudioEntry, LineKind, WorkerId
-from common.keys import FINISHED_STREAM_TTL_MS, Keys
 from common.messages import Encoding
 from common.options import StreamOptions
-from common.redis import RedisServers, SyncRedis, blocking_client
+from common.redis.clients import RedisServers, SyncRedis, blocking_client
+from common.redis.keys import FINISHED_STREAM_TTL_MS, Keys
+from common.streams.claims import Claims
 from tests.servers import keys_of_streams, raw_client
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until

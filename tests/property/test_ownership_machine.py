@@ -21,18 +21,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from common.assignments import Checkpoint, NewStream, StreamDirectory
-from common.audio_log import last_audio
-from common.audio_reader import AudioReader
-from common.claims import (
-    MAX_SUSPECTS,
-    POISONOUS_DEATHS,
-    SUSPECTS_DIVISOR,
-    SUSPICIOUS_DEATHS,
-    Claims,
-    OwnedStream,
-    Suspect,
-)
 from common.entries import (
     AudioEntry,
     IngressId,
@@ -43,9 +31,8 @@ from common.entries import (
     audio_entry_id,
     decode_audio_entry,
 )
-from common.keys import Keys
 from common.options import StreamOptions
-from common.redis import (
+from common.redis.clients import (
     RESPONSE_ERROR,
     AsyncRedis,
     RedisServers,
@@ -53,8 +40,21 @@ from common.redis import (
     blocking_client,
     blocking_connection,
 )
-from common.result_reader import Position, catch_up
-from common.result_writer import ResultWriter
+from common.redis.keys import Keys
+from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
+from common.streams.audio_log import last_audio
+from common.streams.audio_reader import AudioReader
+from common.streams.claims import (
+    MAX_SUSPECTS,
+    POISONOUS_DEATHS,
+    SUSPECTS_DIVISOR,
+    SUSPICIOUS_DEATHS,
+    Claims,
+    OwnedStream,
+    Suspect,
+)
+from common.streams.result_reader import Position, catch_up
+from common.streams.result_writer import ResultWriter
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.servers import keys_without_expiry, make_server, raw_client
 

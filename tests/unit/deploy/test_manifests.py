@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from common.keys import ASSIGNMENT_GROUP, Keys
+from common.redis.keys import ASSIGNMENT_GROUP, Keys
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 

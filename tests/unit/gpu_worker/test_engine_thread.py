@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from common.assignments import Checkpoint, StreamRecord
-from common.claims import OwnedStream
 from common.entries import IngressId, StreamId, WorkerId
 from common.errors import ErrorCode
-from common.keys import Keys
 from common.options import StreamOptions
+from common.redis.keys import Keys
+from common.streams.assignments import Checkpoint, StreamRecord
+from common.streams.claims import OwnedStream
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.null_engine import NullEngine
 from gpu_worker.engine_events import (

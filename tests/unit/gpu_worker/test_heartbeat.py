@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from common.leases import Renewal, WorkerLease
-from common.status import WorkerReport, decode_worker_report
+from common.streams.leases import Renewal, WorkerLease
+from common.streams.status import WorkerReport, decode_worker_report
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.heartbeat import WINDOW_S, Heartbeat, StatsWindow
 from tests.waiting import wait_until

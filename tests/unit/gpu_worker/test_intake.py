@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from common.entries import StreamId, WorkerId
-from common.keys import Keys
-from common.redis import RedisServers
+from common.redis.clients import RedisServers
+from common.redis.keys import Keys
 from gpu_worker.flow import StreamTable
 from gpu_worker.intake import Intake
 

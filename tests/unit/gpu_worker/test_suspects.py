@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from common.assignments import Checkpoint, StreamRecord
-from common.claims import OwnedStream
 from common.entries import IngressId, StreamId
-from common.keys import Keys
 from common.options import StreamOptions
+from common.redis.keys import Keys
+from common.streams.assignments import Checkpoint, StreamRecord
+from common.streams.claims import OwnedStream
 from gpu_worker.flow import StreamFlow, Undecoded
 from gpu_worker.suspects import is_cleared
 

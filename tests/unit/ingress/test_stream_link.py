@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from common.appender import Appender
 from common.entries import Line, LineKind, StreamId
 from common.errors import ErrorCode, NoWorker, StreamError
-from common.keys import Keys
 from common.messages import Audio
 from common.options import StreamOptions
+from common.redis.keys import Keys
+from common.streams.appender import Appender
 from ingress.stream_link import MAX_PENDING_BYTES, RedisLink
 
 _KEYS = Keys().stream(StreamId(5))

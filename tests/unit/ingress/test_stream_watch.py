@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.claims import SUSPICIOUS_DEATHS
 from common.entries import IngressId, StreamId
+from common.streams.claims import SUSPICIOUS_DEATHS
 from ingress import stream_watch
 from ingress.stream_watch import StreamWatch
 from tests.waiting import until

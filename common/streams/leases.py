@@ -13,8 +13,8 @@ from typing import Final
 
 from common.entries import IngressId, WorkerId
 from common.errors import RedisUnavailable
-from common.keys import INGRESS_HASH_TTL_MS, REGISTER_TTL_MS, WORKER_HASH_TTL_MS, Keys
-from common.redis import REDIS_ERROR, AsyncCommands, SyncClient
+from common.redis.clients import REDIS_ERROR, AsyncCommands, SyncClient
+from common.redis.keys import INGRESS_HASH_TTL_MS, REGISTER_TTL_MS, WORKER_HASH_TTL_MS, Keys
 
 # KEYS register; ARGV member, ttl, register ttl. Gives 1 where the member was alive, 0 where its time
 # had passed, -1 where it was unknown.
@@ -92,7 +92,7 @@ class WorkerLease:
         return Renewal(int(reply))
 
     def report(self, fields: Mapping[str, str | int | float]) -> None:
-        """Write the worker's hash (common/status.py says what is in it)."""
+        """Write the worker's hash (common/streams/status.py says what is in it)."""
         key = self._keys.worker(self._worker)
         pipe = self._client.pipeline(transaction=True)
         pipe.hset(key, mapping=dict(fields))

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from common.entries import RawEntry, StreamId, WorkerId
-from common.keys import Keys, StreamKeys, audio_group
-from common.pipelined import Argument, pack
-from common.pipelined_sync import SyncPipelinedConnection
-from common.redis import RESPONSE_ERROR, SyncRedis
+from common.redis.clients import RESPONSE_ERROR, SyncRedis
+from common.redis.keys import Keys, StreamKeys, audio_group
+from common.redis.pipelined import Argument, pack
+from common.redis.pipelined_sync import SyncPipelinedConnection
 
 # What was read of a stream: the key of its audio and entries for `decode_audio_entry`, in order; None for
 # the entries where the audio group is gone: the stream was taken over, or left Redis.
@@ -23,7 +23,7 @@ AudioRead = tuple[bytes, Sequence[RawEntry] | None]
 class AudioReader:
     """Reads of a worker on one server; for one thread.
 
-    connection: one for blocking reads (common/redis.py).
+    connection: one for blocking reads (common/redis/clients.py).
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from common.entries import IngressId, StreamId, WorkerId
-from common.keys import Keys
+from common.redis.keys import Keys
 
 
 def tag(key: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """A pub/sub connection whose messages are parsed in C and handed over in whole batches.
 
 redis-py sets a time-out and wakes its reader for every single message; an ingress gets one or more
-from every step of every worker. Made by common/redis.py alone.
+from every step of every worker. Made by common/redis/clients.py alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import hiredis
 import redis.exceptions
 
-from common.pipelined import Argument, Endpoint, pack
+from common.redis.pipelined import Argument, Endpoint, pack
 
 # Messages that wait for their reader before the socket is left alone.
 _MAX_WAITING: Final = 4096

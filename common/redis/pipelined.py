@@ -6,7 +6,7 @@ and makes one future: everything that one turn of the loop produced goes out in 
 commit), and replies, which Redis sends in the order of the commands, are handed out as they come. No
 task, no lock and no timer belong to a call.
 
-Made by common/redis.py alone.
+Made by common/redis/clients.py alone.
 """
 
 from __future__ import annotations

@@ -24,19 +24,19 @@ import redis.sentinel
 from redis.backoff import ExponentialBackoff
 from redis.crc import key_slot
 
-from common.cluster_nodes import (
+from common.entries import StreamId
+from common.errors import SettingsError
+from common.redis.address import RedisAddress, parse_address
+from common.redis.cluster_nodes import (
     SlotAddress,
     async_node_connection,
     node_connection,
     owner_of,
     owner_of_sync,
 )
-from common.entries import StreamId
-from common.errors import SettingsError
-from common.pipelined import Argument, Endpoint, PipelinedConnection
-from common.pipelined_sync import SyncPipelinedConnection
-from common.redis_address import RedisAddress, parse_address
-from common.subscriber import Subscriber
+from common.redis.pipelined import Argument, Endpoint, PipelinedConnection
+from common.redis.pipelined_sync import SyncPipelinedConnection
+from common.redis.subscriber import Subscriber
 
 
 class SyncClient(Protocol):
@@ -291,7 +291,7 @@ def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> Sy
 
 
 def subscriber_connection(servers: RedisServers, server: int) -> Subscriber:
-    """A connection for one subscriber, which brings its own loop of reconnects (common/result_reader.py)."""
+    """A connection for one subscriber, which brings its own loop of reconnects."""
     address = servers.addresses[server]
     timeout_s = servers.timeout_ms / 1000
     return Subscriber(lambda: _find(address, timeout_s), timeout_s)

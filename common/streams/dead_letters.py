@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from common.claims import OwnedStream
-from common.keys import DEAD_LETTER_TTL_MS
+from common.redis.keys import DEAD_LETTER_TTL_MS
+from common.streams.claims import OwnedStream
 
 # Entries of audio that are kept, at most 64 KiB each: what the owners died of is in the first ones.
 _MAX_ENTRIES: Final = 16

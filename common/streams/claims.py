@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.assignments import Checkpoint, StreamRecord, decode_record
 from common.entries import (
     LAYOUT_VERSION,
     AssignmentEntry,
@@ -22,7 +21,8 @@ from common.entries import (
     next_entry_id,
 )
 from common.errors import EntryError
-from common.keys import (
+from common.redis.clients import RESPONSE_ERROR, SyncClient, SyncRedis
+from common.redis.keys import (
     ASSIGNMENT_GROUP,
     FINISHED_STREAM_TTL_MS,
     READY_TTL_MS,
@@ -32,8 +32,8 @@ from common.keys import (
     Keys,
     StreamKeys,
 )
-from common.redis import RESPONSE_ERROR, SyncClient, SyncRedis
-from common.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
+from common.redis.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
+from common.streams.assignments import Checkpoint, StreamRecord, decode_record
 
 logger = logging.getLogger(__name__)
 

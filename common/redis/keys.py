@@ -44,7 +44,7 @@ RESULTS_MIN_LENGTH: Final = 32
 class StreamKeys:
     """The keys of one stream, built once and kept beside it.
 
-    meta: HASH of its record (common/assignments.py).      audio: STREAM of AudioEntry.
+    meta: HASH of its record (common/streams/assignments.py).      audio: STREAM of AudioEntry.
     results: STREAM of results, id `<epoch>-<seq>`.         snapshot: LIST, pieces of the engine's state.
     dead: HASH, what is known of a stream that was poison.   dead_audio: STREAM, the audio it died of.
     """

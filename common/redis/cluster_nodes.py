@@ -3,7 +3,7 @@
 A shard's keys share a hash tag and so a slot: each shard needs one node only, and redis-py's cluster
 client, which routes every command by its keys, is not needed on the way of the audio. The node is
 looked up before a connection is made; an answer "MOVED" (the slot has another owner), "CLUSTERDOWN"
-or "READONLY" (a failover) drops the connection, and the next one looks again. Used by common/redis.py.
+or "READONLY" (a failover) drops the connection, and the next one looks again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 import redis.exceptions
 
-from common.pipelined import Endpoint, is_elsewhere
+from common.redis.pipelined import Endpoint, is_elsewhere
 
 _NO_NODE: Final = "no node of the Redis Cluster that was asked knows the slot"
 

@@ -1,4 +1,4 @@
-"""The audio of streams on its way into Redis; common/audio_reader.py has the other side.
+"""The audio of streams on its way into Redis; common/streams/audio_reader.py has the other side.
 
 An ingress queues appends per stream, and commits those of all streams together, every few
 milliseconds, as one pipeline a server: XADD for each stream, then one ZADD for each ready set. This
@@ -20,13 +20,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from common.appender import Appender
 from common.entries import AudioEntry, Bytes, WorkerId, decode_audio_entry
 from common.errors import RedisUnavailable, StreamLost, Unavailable
-from common.keys import READY_TTL_MS, Keys, StreamKeys
 from common.messages import Audio
-from common.pipelined import pack
-from common.redis import CONNECTION_ERRORS, REDIS_ERROR, RESPONSE_ERROR, AsyncRedis
+from common.redis.clients import CONNECTION_ERRORS, REDIS_ERROR, RESPONSE_ERROR, AsyncRedis
+from common.redis.keys import READY_TTL_MS, Keys, StreamKeys
+from common.redis.pipelined import pack
+from common.streams.appender import Appender
 
 logger = logging.getLogger(__name__)
 

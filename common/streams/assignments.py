@@ -1,8 +1,8 @@
 """A stream's record, and the streams of an ingress: created, kept, moved, removed.
 
 A stream that is created is offered to the workers by an assignment, one entry in `px:{k}:new`
-(common/claims.py has its way from there). The record (`px:{k}:<sid>:m`) carries the epoch: it counts the
-owners, and every write of an owner that must not outlive its ownership checks it.
+(common/streams/claims.py has its way from there). The record (`px:{k}:<sid>:m`) carries the epoch: it
+counts the owners, and every write of an owner that must not outlive its ownership checks it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from common.entries import LAYOUT_VERSION, IngressId, StreamId, WorkerId, decode_assignment
 from common.errors import EntryError, RedisUnavailable
-from common.keys import REGISTER_TTL_MS, Keys, StreamKeys
 from common.options import StreamOptions, decode_options, encode_options
-from common.pipelined import pack
-from common.redis import REDIS_ERROR, AsyncRedis
-from common.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
+from common.redis.clients import REDIS_ERROR, AsyncRedis
+from common.redis.keys import REGISTER_TTL_MS, Keys, StreamKeys
+from common.redis.pipelined import pack
+from common.redis.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
 
 # KEYS m a new; ARGV ttl, register ttl, sid, version, whether it is made anew, epoch, then the record's other
 # fields. A repeat does nothing. A stream that is made anew may have owners that Redis has forgotten and that

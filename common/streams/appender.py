@@ -1,4 +1,4 @@
-"""The audio of one stream that is on its way into Redis; common/audio_log.py commits it."""
+"""The audio of one stream that is on its way into Redis; common/streams/audio_log.py commits it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final, Protocol
 
 from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id
 from common.errors import Unavailable
-from common.keys import StreamKeys
 from common.messages import Audio, Encoding
-from common.pipelined import pack
+from common.redis.keys import StreamKeys
+from common.redis.pipelined import pack
 
 # Small messages that queue while a commit is under way become one entry, up to this size; a larger
 # message becomes several entries. 64 KiB are two seconds of pcm16 at 16 kHz.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from common.entries import IngressId
-from common.keys import Keys
-from common.redis import RedisServers
+from common.redis.clients import RedisServers
+from common.redis.keys import Keys
 
 
 def channel_of(

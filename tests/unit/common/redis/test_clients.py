@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from common.errors import SettingsError
-from common.redis import RedisServers, is_passing
-from common.redis_address import RedisAddress, parse_address
+from common.redis.address import RedisAddress, parse_address
+from common.redis.clients import RedisServers, is_passing
 
 
 @pytest.mark.parametrize(

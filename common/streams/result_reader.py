@@ -1,7 +1,7 @@
 """Results of streams, received and caught up by ingresses.
 
-Pub/sub is the fast path, the stream `px:{k}:<sid>:r` the truth (common/result_writer.py). An ingress keeps
-(epoch, seq) of each stream; at a gap, after every (re)subscription, and when it heard nothing for a
+Pub/sub is the fast path, the stream `px:{k}:<sid>:r` the truth (common/streams/result_writer.py). An ingress
+keeps (epoch, seq) of each stream; at a gap, after every (re)subscription, and when it heard nothing for a
 while, it reads what it missed.
 """
 
@@ -15,10 +15,16 @@ from typing import Final
 
 from common.entries import IngressId, Line, decode_lines, decode_result_entry
 from common.errors import EntryError, RedisUnavailable
-from common.keys import Keys, StreamKeys, result_entry_id
-from common.pipelined import pack
-from common.redis import CONNECTION_ERRORS, REDIS_ERROR, AsyncRedis, RedisServers, subscriber_connection
-from common.result_channel import channel_of
+from common.redis.clients import (
+    CONNECTION_ERRORS,
+    REDIS_ERROR,
+    AsyncRedis,
+    RedisServers,
+    subscriber_connection,
+)
+from common.redis.keys import Keys, StreamKeys, result_entry_id
+from common.redis.pipelined import pack
+from common.streams.result_channel import channel_of
 
 logger = logging.getLogger(__name__)
 

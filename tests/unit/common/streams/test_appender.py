@@ -7,12 +7,12 @@ from collections.abc import Callable
 import hiredis
 import pytest
 
-from common.appender import MAX_ENTRY_BYTES, MAX_KEPT_BYTES, Appender
 from common.entries import AudioEntry, Bytes, IngressId, StreamId, WorkerId, decode_audio_entry
 from common.errors import RedisUnavailable, Unavailable
-from common.keys import Keys
 from common.messages import Audio, Encoding
-from common.pipelined import pack
+from common.redis.keys import Keys
+from common.redis.pipelined import pack
+from common.streams.appender import MAX_ENTRY_BYTES, MAX_KEPT_BYTES, Appender
 
 _KEYS = Keys(4).stream(StreamId(7))
 
@@ -184,7 +184,7 @@ def test_what_redis_took_and_forgot_is_written_again_as_it_was(last: bytes, forg
 
 def test_what_is_kept_is_bounded_in_time_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("common.appender.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("common.streams.appender.time.monotonic", lambda: now[0])
     appender, _ = _appender(keep_s=3.0)
     for now[0] in (100.0, 102.0, 103.5):
         appender.append(Audio(b"aa"))
@@ -202,7 +202,7 @@ def test_a_stream_that_redis_forgot_is_made_anew_while_all_of_it_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("common.appender.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("common.streams.appender.time.monotonic", lambda: now[0])
     appender, log = _appender(keep_s=3.0, origin=lambda: pack(b"EVAL", b"create"))
     assert appender.keeps, "it has no audio yet, and would be missed"
     assert appender.begin_again()

@@ -12,9 +12,9 @@ from uuid import uuid4
 
 from common.entries import LAYOUT_VERSION, StreamId
 from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
-from common.keys import ADMIT_ONCE_TTL_MS, COUNTER_TTL_MS, REGISTER_TTL_MS, Keys
-from common.redis import REDIS_ERROR, AsyncCommands, SyncClient
-from common.server_run import SERVER_RUN
+from common.redis.clients import REDIS_ERROR, AsyncCommands, SyncClient
+from common.redis.keys import ADMIT_ONCE_TTL_MS, COUNTER_TTL_MS, REGISTER_TTL_MS, Keys
+from common.redis.server_run import SERVER_RUN
 
 # Part of --redis-maxmemory-mb from which no new stream is admitted, so that those that run have room:
 # at the limit itself Redis refuses their audio.

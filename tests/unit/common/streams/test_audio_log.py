@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import pytest
 
-from common.audio_log import AudioLog
 from common.entries import StreamId
 from common.errors import ErrorCode, Unavailable
-from common.keys import Keys
 from common.messages import Audio
-from common.redis import AsyncRedis, RedisServers
+from common.redis.clients import AsyncRedis, RedisServers
+from common.redis.keys import Keys
+from common.streams.audio_log import AudioLog
 from tests.waiting import until
 
 
@@ -63,7 +63,7 @@ class _Taking:
 async def test_commits_keep_their_distance_and_neither_a_lone_message_nor_an_end_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("common.audio_log._COMMIT_EVERY_S", 3600.0)  # never within this test
+    monkeypatch.setattr("common.streams.audio_log._COMMIT_EVERY_S", 3600.0)  # never within this test
     redis = _Taking()
     keys = Keys()
     log = AudioLog(cast(AsyncRedis, redis), keys, give_up_ms=100)

@@ -2,7 +2,7 @@
 
 The stream `px:{k}:<sid>:r` is the truth, pub/sub the fast path. A worker sends what one step gave in
 one pipeline a server: XADD of every result, XACK of the audio that it covers, one PUBLISH for each
-ingress. How an ingress gets them: common/result_reader.py.
+ingress. How an ingress gets them: common/streams/result_reader.py.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import orjson
 
-from common.audio_reader import pack_ack
-from common.claims import OwnedStream
 from common.entries import IngressId, LineKind, join_lines, pack_line
-from common.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN_LENGTH, Keys, result_entry_id
-from common.pipelined import pack
-from common.redis import RESPONSE_ERROR, RedisServers, SyncRedis
-from common.result_channel import channel_of
+from common.redis.clients import RESPONSE_ERROR, RedisServers, SyncRedis
+from common.redis.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN_LENGTH, Keys, result_entry_id
+from common.redis.pipelined import pack
+from common.streams.audio_reader import pack_ack
+from common.streams.claims import OwnedStream
+from common.streams.result_channel import channel_of
 
 _LOGGED: Final = frozenset((LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL, LineKind.ERROR))
 # Replies that say that a command did not do what it should, to look into.

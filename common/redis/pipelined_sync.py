@@ -1,7 +1,7 @@
-"""The counterpart of common/pipelined.py for a thread that waits for its replies.
+"""The counterpart of common/redis/pipelined.py for a thread that waits for its replies.
 
 One write for all commands of a call, packed by hiredis, and as few reads as the socket allows: about a
-tenth of what redis-py's pipeline costs a command. Made by common/redis.py alone.
+tenth of what redis-py's pipeline costs a command. Made by common/redis/clients.py alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import hiredis
 import redis.exceptions
 
-from common.pipelined import Endpoint, is_elsewhere, pack
+from common.redis.pipelined import Endpoint, is_elsewhere, pack
 
 _READ_BYTES = 256 * 1024
 
@@ -34,7 +34,7 @@ class SyncPipelinedConnection:
         self._reader = hiredis.Reader(replyError=redis.exceptions.ResponseError)
 
     def call(self, commands: Sequence[bytes], *, repeat: bool = True) -> list[Any]:
-        """Send packed commands (common.pipelined.pack) and wait for their replies, in order.
+        """Send packed commands (common.redis.pipelined.pack) and wait for their replies, in order.
 
         A reply that is an error stands in the list as redis.exceptions.ResponseError. With `repeat`, a
         connection that broke is opened anew once and the commands are sent again; without it, the

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from common.entries import StreamId, WorkerId
 from common.errors import RedisUnavailable
-from common.keys import ASSIGNMENT_GROUP, Keys
-from common.redis import REDIS_ERROR, AsyncClient, AsyncRedis
+from common.redis.clients import REDIS_ERROR, AsyncClient, AsyncRedis
+from common.redis.keys import ASSIGNMENT_GROUP, Keys
 
 STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
 

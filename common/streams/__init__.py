@@ -1,0 +1,1 @@
+"""Streams and processes as Redis knows them: admission, ownership, audio in, results out, status."""
