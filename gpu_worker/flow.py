@@ -14,6 +14,11 @@ from typing import Final
 
 from common.entries import IngressId, StreamId
 from common.streams.claims import OwnedStream
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
+
+# Audio of one stream inside the engine and not decoded, beyond which it is read no further: what a
+# client uploads faster than real time waits in Redis, not in the worker's memory.
+_MAX_BACKLOG_MS: Final = 4_000
 
 
 class Undecoded:
@@ -69,10 +74,15 @@ class StreamFlow:
 
 
 class StreamTable:
-    """The streams that a worker owns, and the slots that it has for them. For any thread."""
+    """The streams that a worker owns, and the slots that it has for them. For any thread.
 
-    def __init__(self, capacity: int) -> None:
+    capacity: slots. chunk_ms: audio of one model call. max_backlog_samples: undecoded audio of one stream
+    at which it is read no further; always more than a chunk, or a stream would wait for ever.
+    """
+
+    def __init__(self, capacity: int, chunk_ms: int = 0) -> None:
         self.capacity: Final = capacity
+        self.max_backlog_samples: Final = max(_MAX_BACKLOG_MS, 2 * chunk_ms) * ENGINE_SAMPLE_RATE // 1000
         self._flows: dict[StreamId, StreamFlow] = {}
         self._reserved = 0
         self._changed = threading.Condition()

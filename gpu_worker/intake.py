@@ -20,7 +20,6 @@ from common.redis.clients import REDIS_ERROR, RedisServers, blocking_connection
 from common.redis.keys import Keys
 from common.streams.audio_reader import AudioRead, AudioReader
 from gpu_worker.audio import StreamAudio
-from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 from gpu_worker.engine_events import Command, Fail, Feed, Finish, Open, worker_failed
 from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
 
@@ -33,9 +32,6 @@ logger = logging.getLogger(__name__)
 MAX_STREAMS: Final = 256
 # Entries of one stream a read: some seconds of a client that sends small messages.
 MAX_ENTRIES: Final = 64
-# Audio of one stream inside the engine and not decoded, beyond which it is read no further: what a
-# client uploads faster than real time waits in Redis, not in the worker's memory.
-MAX_BACKLOG_SAMPLES: Final = 4 * ENGINE_SAMPLE_RATE
 _BLOCK_MS: Final = 500
 _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
@@ -201,6 +197,7 @@ class Intake:
 
     def _readable(self, streams: Iterable[StreamId], now: float) -> list[_Reading]:
         chosen = []
+        most = self._table.max_backlog_samples
         with self._lock:
             for stream in streams:
                 reading = self._readings.get(stream)
@@ -212,12 +209,12 @@ class Intake:
                     # Read on, so that a takeover is noticed; nothing can follow a final entry.
                     if flow.backlog_samples > 0:
                         chosen.append(reading)
-                elif flow.backlog_samples < MAX_BACKLOG_SAMPLES:
+                elif flow.backlog_samples < most:
                     chosen.append(reading)
                 else:
                     flow.held = True
                     # The outlet may have looked before `held` was set: then nobody would wake us.
-                    if flow.backlog_samples < MAX_BACKLOG_SAMPLES:
+                    if flow.backlog_samples < most:
                         flow.held = False
                         chosen.append(reading)
         return chosen

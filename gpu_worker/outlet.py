@@ -39,7 +39,6 @@ from gpu_worker.engine_events import (
     worker_failed,
 )
 from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
-from gpu_worker.intake import MAX_BACKLOG_SAMPLES
 from gpu_worker.resampling import replay_start
 from gpu_worker.snapshot_writer import Snapshot, SnapshotWriter
 
@@ -236,7 +235,7 @@ class Outlet:
             results.acknowledge(flow.owned, decoded)
         if output.is_final:
             batch.ends(flow, self._claims.finish_command(flow.owned))
-        elif flow.held and flow.backlog_samples < MAX_BACKLOG_SAMPLES // 2:
+        elif flow.held and flow.backlog_samples < self._table.max_backlog_samples // 2:
             flow.held = False
             results.then(flow.owned, ready_command(self._keys, flow.owned.keys, self._worker))
 

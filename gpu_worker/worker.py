@@ -89,9 +89,10 @@ class Worker:
         self._draining = False
         self._started_ms = process_started_ms()
         self._window = StatsWindow(backend.engine.stats, time.monotonic())
-        self._table = StreamTable(min(settings.worker_max_streams, backend.engine.capacity))
+        chunk_ms = int(backend.description["chunk_ms"])
+        self._table = StreamTable(min(settings.worker_max_streams, backend.engine.capacity), chunk_ms)
         self._quarantined = quarantined
-        self._claims = Claims(self._redis, keys, worker, chunk_ms=int(backend.description["chunk_ms"]))
+        self._claims = Claims(self._redis, keys, worker, chunk_ms=chunk_ms)
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
         self._snapshots = SnapshotWriter(self._redis, self._claims, self._table)
         self._outlet = Outlet(

@@ -159,6 +159,11 @@ def _check(command: str, values: dict[str, Any]) -> None:
         _check_model(values["model"])
         if values["paged_kv_cache"] and values["device"] == "cpu":
             raise SettingsError("--paged-kv-cache got on, but takes off or auto with --device cpu.")
+    if command == "serve" and 2 * (values["chunk_ms"] or 0) > 1000 * values["max_stream_seconds"]:
+        raise SettingsError(
+            f"--max-stream-seconds got {values['max_stream_seconds']}, but takes at least two chunks of"
+            f" --chunk-ms {values['chunk_ms']}: a stream would wait for a chunk that never fills."
+        )
     if command in {"serve", "ingress", "worker"}:
         values["redis_shards"] = max(values["redis_shards"], len(values["redis_url"]))
     if command == "transcribe" and bool(values["source"]) == values["mic"]:

@@ -103,6 +103,22 @@ def _owners(stream: ClientStream) -> set[bytes]:
     return {worker for worker in (b"w1", b"w2") for notice in notices if worker in notice}
 
 
+@pytest.mark.parametrize("chunk_ms", [4_080, 10_000])
+async def test_the_longest_chunks_fill(redis_url: str, tmp_path: Path, chunk_ms: int) -> None:
+    """More audio than fits is sent at once: a chunk comes before the end of the stream does."""
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", chunk_ms=chunk_ms) as worker:
+        worker.ready(raw_client(redis_url))
+        async with ingress_side(redis_url) as ingress:
+            stream, pcm = await ingress.open(), noise(2.5 * chunk_ms / 1000)
+            for at in range(0, len(pcm), 32_000):
+                stream.append(pcm[at : at + 32_000])
+            expected = expected_text(pcm[: 2 * 32 * chunk_ms], chunk_ms)
+            await until(lambda: stream.text == expected[:4], what="both whole chunks")
+            stream.append(b"", final=True)
+            await ingress.ended(stream)
+            assert stream.text == expected_text(pcm, chunk_ms)
+
+
 async def test_an_empty_stream_ends_with_one_empty_final(redis_url: str, tmp_path: Path) -> None:
     with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
         worker.ready(raw_client(redis_url))

@@ -94,6 +94,11 @@ def test_serve_takes_every_documented_flag() -> None:
         ),
         ("worker", ["--model", "owner/none.nemo"], "--model got 'owner/none.nemo', but takes a folder"),
         ("serve", ["--paged-kv-cache", "--device", "cpu"], "--paged-kv-cache got on, but takes off or auto"),
+        (
+            "serve",
+            ["--max-stream-seconds", "19", "--chunk-ms", "10000"],
+            "--max-stream-seconds got 19, but takes at least two chunks of --chunk-ms 10000",
+        ),
         ("serve", ["--por", "1"], "unrecognized arguments: --por 1"),
         ("serve", ["--port"], "expected one argument"),
         ("worker", ["--backend", "null", "--model", "x/y"], "--backend null takes none"),
