@@ -2,21 +2,27 @@
 
 Addresses:
     redis://[[user]:password@]host[:port][/db]        rediss://... (TLS)
-    unix:///path/to/socket[?db=n]
+    unix://[[user]:password@]/path/to/socket[?db=n]
     redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master[/db]   (also rediss+sentinel)
-    redis+cluster://[[user]:password@]host[:port][,host[:port]...]   (also rediss+cluster)
+
+Sentences about a wrong address show its scheme alone: whatever else stands there may be part of a password.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 from common.errors import SettingsError
 
 _SENTINEL_PORT: Final = 26379
 _REDIS_PORT: Final = 6379
+_MAX_DB: Final = 1_000_000
+_SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+_BEGINS: Final = "A Redis address begins with redis://, rediss://, unix:// or redis+sentinel://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,6 @@ class RedisAddress:
     """One server, or the master that some Sentinels know.
 
     path: of a unix socket, else empty. sentinels: (host, port) of each, empty without Sentinel.
-    nodes: (host, port) of some nodes of a Redis Cluster, else empty; slot: the one to be found there.
     """
 
     host: str = ""
@@ -36,79 +41,107 @@ class RedisAddress:
     tls: bool = False
     sentinels: tuple[tuple[str, int], ...] = ()
     master: str = ""
-    nodes: tuple[tuple[str, int], ...] = ()
-    slot: int = 0
 
     def __str__(self) -> str:
         """For logs: without the password."""
         if self.path:
-            return f"unix:{self.path}"
+            return f"unix:{self.path}" + (f"?db={self.db}" if self.db else "")
         if self.sentinels:
-            return f"master {self.master} of {','.join(f'{host}:{port}' for host, port in self.sentinels)}"
-        if self.nodes:
-            return f"slot {self.slot} of {','.join(f'{host}:{port}' for host, port in self.nodes)}"
-        return f"{self.host}:{self.port}/{self.db}"
+            return f"master {self.master} of {','.join(map(_host_and_port, self.sentinels))}"
+        return f"{_host_and_port((self.host, self.port))}/{self.db}"
 
 
 def parse_address(url: str) -> RedisAddress:
     """Read a Redis address. Raises SettingsError with a sentence that says what is wrong."""
-    if any(character.isspace() for character in url):
+    if any(character.isspace() or not character.isprintable() for character in url):
         raise SettingsError("A Redis address has no spaces in it.")
-    try:
-        parts = urlsplit(url)
-        if parts.scheme == "unix":
-            path = unquote(parts.path)
-            if not path:
-                raise SettingsError(f"The Redis address '{url}' names no socket.")
-            db = int(parse_qs(parts.query).get("db", ["0"])[0])
-            return RedisAddress(path=path, db=db, username=_of(parts.username), password=_of(parts.password))
-        if parts.scheme in ("redis", "rediss"):
-            return RedisAddress(
-                host=parts.hostname or "127.0.0.1",
-                port=parts.port or 6379,
-                db=int(parts.path.strip("/") or 0),
-                username=_of(parts.username),
-                password=_of(parts.password),
-                tls=parts.scheme == "rediss",
-            )
-        if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
-            hosts = parts.netloc.rpartition("@")[2]
-            master, _, db_text = parts.path.strip("/").partition("/")
-            if not master:
-                raise SettingsError("A Sentinel address names its master: redis+sentinel://host/master.")
-            credentials = urlsplit(f"redis://{parts.netloc.split(',')[0]}")
-            return RedisAddress(
-                db=int(db_text or 0),
-                username=_of(credentials.username),
-                password=_of(credentials.password),
-                tls=parts.scheme.startswith("rediss"),
-                sentinels=tuple(_host_port(text, _SENTINEL_PORT) for text in hosts.split(",")),
-                master=master,
-            )
-        if parts.scheme in ("redis+cluster", "rediss+cluster"):
-            credentials = urlsplit(f"redis://{parts.netloc.split(',')[0]}")
-            if parts.path.strip("/"):
-                raise SettingsError("A Redis Cluster has one database: its address ends with the nodes.")
-            return RedisAddress(
-                username=_of(credentials.username),
-                password=_of(credentials.password),
-                tls=parts.scheme.startswith("rediss"),
-                nodes=tuple(
-                    _host_port(text, _REDIS_PORT) for text in parts.netloc.rpartition("@")[2].split(",")
-                ),
-            )
-    except ValueError as error:
-        raise SettingsError(f"The Redis address cannot be read: {error}.") from error
-    raise SettingsError(
-        f"A Redis address begins with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://, "
-        f"not with '{parts.scheme or url[:20]}'."
+    scheme, colon, rest = url.partition("://")
+    scheme = scheme.lower()
+    if scheme in ("redis+cluster", "rediss+cluster"):
+        raise SettingsError(
+            "Redis Cluster is not supported: several plain servers, or a master behind Sentinels, are."
+        )
+    if not colon or scheme not in _SCHEMES:
+        raise SettingsError(
+            _BEGINS + (f", not with {scheme}://." if re.fullmatch(r"[a-z]+", scheme) else ".")
+        )
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    tail = rest[len(authority) :]
+    if "@" in tail or "#" in tail:
+        raise SettingsError(
+            "The Redis address cannot be read: user name and password are percent-encoded in it"
+            " (@ as %40, / as %2F, ? as %3F, # as %23)."
+        )
+    credentials, _, hosts = authority.rpartition("@")
+    username, _, password = map(unquote, credentials.partition(":"))
+    path, _, query = tail.partition("?")
+    if scheme == "unix":
+        if hosts or not path.strip("/") or "\0" in unquote(path):
+            raise SettingsError("A unix:// Redis address names a socket: unix:///path/to/socket.")
+        return RedisAddress(
+            path=unquote(path), db=_query_db(query), username=username or None, password=password or None
+        )
+    if query:
+        raise SettingsError(f"A {scheme}:// address takes no '?': its database follows a slash.")
+    tls = scheme.startswith("rediss")
+    if scheme.endswith("+sentinel"):
+        master, _, db = path.strip("/").partition("/")
+        if not master:
+            raise SettingsError("A Sentinel address names its master: redis+sentinel://host/master.")
+        return RedisAddress(
+            db=_db(db),
+            username=username or None,
+            password=password or None,
+            tls=tls,
+            sentinels=tuple(_host_port(text, _SENTINEL_PORT) for text in hosts.split(",")),
+            master=master,
+        )
+    host, port = _host_port(hosts, _REDIS_PORT)
+    return RedisAddress(
+        host=host,
+        port=port,
+        db=_db(path.strip("/")),
+        username=username or None,
+        password=password or None,
+        tls=tls,
     )
 
 
-def _of(text: str | None) -> str | None:
-    return None if not text else unquote(text)
+def _query_db(query: str) -> int:
+    name, _, value = query.partition("=")
+    if query and name != "db":
+        raise SettingsError("A unix:// Redis address takes no other '?' than ?db=number.")
+    return _db(value)
+
+
+def _db(text: str) -> int:
+    if not text:
+        return 0
+    if not re.fullmatch(r"[0-9]{1,7}", text) or int(text) > _MAX_DB:
+        raise SettingsError("The Redis address cannot be read: a database is a number from 0.")
+    return int(text)
 
 
 def _host_port(text: str, default_port: int) -> tuple[str, int]:
-    host, _, port = text.rpartition(":") if ":" in text else (text, "", "")
-    return (host.strip("[]"), int(port) if port else default_port)
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", text)
+    if bracketed:
+        host, port = bracketed[1], bracketed[2] or ""
+    else:
+        host, _, port = text.partition(":")
+    if port and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        raise SettingsError("The Redis address cannot be read: a port is a number from 1 to 65535.")
+    try:
+        if bracketed:
+            ipaddress.IPv6Address(host)
+        else:  # as the resolver will: it raises for names that cannot be, such as those with an empty part
+            host.encode("idna")
+    except ValueError:
+        raise SettingsError(
+            "The Redis address cannot be read: its host can be neither a name nor an address."
+        ) from None
+    return host or "127.0.0.1", int(port or default_port)
+
+
+def _host_and_port(server: tuple[str, int]) -> str:
+    host, port = server
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -3,15 +3,12 @@
 `RedisServers` says where the shards live; from it come the async clients of an ingress, the sync
 clients of a worker's threads, a client for blocking reads, and one for pub/sub. All speak RESP2, so
 that every server version gives the same replies, and every call of them ends within a time-out.
-
-With a Redis Cluster every shard counts as a server of its own: whichever node has the shard's slot at
-the moment is looked up before each connection, and a connection that hears "MOVED" is opened anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 import redis
@@ -22,18 +19,10 @@ import redis.exceptions
 import redis.retry
 import redis.sentinel
 from redis.backoff import ExponentialBackoff
-from redis.crc import key_slot
 
 from common.entries import StreamId
 from common.errors import SettingsError
 from common.redis.address import RedisAddress, parse_address
-from common.redis.cluster_nodes import (
-    SlotAddress,
-    async_node_connection,
-    node_connection,
-    owner_of,
-    owner_of_sync,
-)
 from common.redis.pipelined import Argument, Endpoint, PipelinedConnection
 from common.redis.pipelined_sync import SyncPipelinedConnection
 from common.redis.subscriber import Subscriber
@@ -104,8 +93,6 @@ _PASSING: Final = (
     "MASTERDOWN",
     "MISCONF",
     "NOREPLICAS",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
     "BUSY ",
 )
 
@@ -140,16 +127,7 @@ class RedisServers:
         if not urls:
             raise SettingsError("There is no Redis address.")
         addresses = tuple(parse_address(url) for url in urls)
-        if any(address.nodes for address in addresses):
-            if len(addresses) > 1:
-                raise SettingsError("A Redis Cluster is given as one address that names some of its nodes.")
-            addresses = tuple(replace(addresses[0], slot=key_slot(b"{%d}" % k)) for k in range(shards))
         return RedisServers(addresses, max(shards, len(addresses)), timeout_ms)
-
-    @property
-    def clustered(self) -> bool:
-        """Whether the servers are nodes of one Redis Cluster, whose pub/sub is sharded too."""
-        return bool(self.addresses[0].nodes)
 
     @property
     def num_servers(self) -> int:
@@ -317,9 +295,9 @@ def _common(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
             "socket_connect_timeout": min(timeout_s, 5.0),
             "socket_keepalive": True,
         }
-        if address.tls and not address.nodes:
+        if address.tls:
             arguments["ssl"] = True
-        if not address.sentinels and not address.nodes:
+        if not address.sentinels:
             arguments |= {"host": address.host, "port": address.port}
     return arguments
 
@@ -342,13 +320,6 @@ def _sync_client(address: RedisAddress, timeout_s: float) -> SyncClient:
             address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
         )
         return cast("SyncClient", sentinel.master_for(address.master, **arguments))
-    if address.nodes:
-        pool = redis.ConnectionPool(
-            connection_class=node_connection(address.tls),
-            find=lambda: _find_sync(address, timeout_s),
-            **arguments,
-        )
-        return cast("SyncClient", redis.Redis.from_pool(pool))
     return cast("SyncClient", redis.Redis(**arguments))
 
 
@@ -361,13 +332,6 @@ def _async_client(address: RedisAddress, timeout_ms: int) -> AsyncClient:
             address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
         )
         return cast("AsyncClient", sentinel.master_for(address.master, **arguments))
-    if address.nodes:
-        pool = redis.asyncio.ConnectionPool(
-            connection_class=async_node_connection(address.tls),
-            find=lambda: _find(address, timeout_s),
-            **arguments,
-        )
-        return cast("AsyncClient", redis.asyncio.Redis.from_pool(pool))
     return cast("AsyncClient", redis.asyncio.Redis(**arguments))
 
 
@@ -381,14 +345,8 @@ def _endpoint(address: RedisAddress, host: str, port: int) -> Endpoint:
     return Endpoint(host, port, address.path, address.tls, tuple(opening))
 
 
-def _slot_address(address: RedisAddress) -> SlotAddress:
-    return SlotAddress(address.nodes, address.slot, address.username, address.password, address.tls)
-
-
 async def _find(address: RedisAddress, timeout_s: float) -> Endpoint:
     """Where to connect now."""
-    if address.nodes:
-        return _endpoint(address, *await owner_of(_slot_address(address), timeout_s))
     if not address.sentinels:
         return _endpoint(address, address.host, address.port)
     sentinel: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
@@ -404,8 +362,6 @@ async def _find(address: RedisAddress, timeout_s: float) -> Endpoint:
 
 def _find_sync(address: RedisAddress, timeout_s: float) -> Endpoint:
     """The same for a thread."""
-    if address.nodes:
-        return _endpoint(address, *owner_of_sync(_slot_address(address), timeout_s))
     if not address.sentinels:
         return _endpoint(address, address.host, address.port)
     sentinel: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """Every key and channel in Redis, and how long each may live without its owner.
 
 A key's braces hold its shard: `{0}` for what the cluster has once, `{k}` with k = stream id modulo
-the number of shards for all that belongs to a stream. Keys of one shard share a slot of a Redis
-Cluster and live on one server, so one multi-key command or script serves a shard.
+the number of shards for all that belongs to a stream. Keys of one shard live on one server, so one
+multi-key command or script serves a shard.
 """
 
 from __future__ import annotations
@@ -163,13 +163,6 @@ class Keys:
     def channel(self, ingress: IngressId) -> bytes:
         """Pub/sub channel of an ingress; every server of the cluster carries it for its own shards."""
         return f"{self.prefix}:in:{ingress}".encode()
-
-    def shard_channel(self, ingress: IngressId, shard: int) -> bytes:
-        """Sharded pub/sub channel of an ingress, in a Redis Cluster: on the node that has the shard.
-
-        Plain channels are repeated to every node of a cluster, these are not.
-        """
-        return f"{self.prefix}:{{{shard}}}:in:{ingress}".encode()
 
 
 @lru_cache(maxsize=256)

@@ -27,13 +27,6 @@ Part = bytes | bytearray | memoryview
 # Bounds what waits while Redis is away: the appends of 1,000 streams over several seconds.
 MAX_WAITING_BYTES: Final = 128 * 1024 * 1024
 _CHECKS_PER_TIMEOUT: Final = 4
-# As redis-py gives these errors, and as hiredis does.
-_ELSEWHERE_ERRORS: Final = (
-    redis.exceptions.MovedError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.ReadOnlyError,
-)
-_ELSEWHERE_CODES: Final = ("MOVED ", "CLUSTERDOWN ", "READONLY ")
 _LOST: Final = "the connection to Redis was lost"
 _SLOW: Final = "Redis did not answer in time"
 _FULL: Final = "too much waits for Redis"
@@ -64,8 +57,8 @@ def pack(*command: Argument) -> bytes:
 
 
 def is_elsewhere(error: Exception) -> bool:
-    """Whether an error says that another server has to be asked: after a failover, or a moved slot."""
-    return isinstance(error, _ELSEWHERE_ERRORS) or str(error).startswith(_ELSEWHERE_CODES)
+    """Whether an error says that another server has to be asked, after a failover."""
+    return str(error).startswith("READONLY ")
 
 
 @dataclass(slots=True)

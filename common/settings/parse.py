@@ -34,7 +34,7 @@ PROGRAM = "parakeet-server"
 _MAX_HOST_LENGTH = 40
 SECRET_FLAGS = frozenset({"redis_url", "log_config"})
 """Flags that a child gets by environment: an address may hold a password, and `ps` shows command lines."""
-_PASSWORD = re.compile(r"//[^@/\s]*@")
+_PASSWORD = re.compile(r"//.*@", re.DOTALL)  # a password may hold an @ itself
 
 
 class _Joined(argparse.Action):
@@ -103,8 +103,10 @@ def build_parser(
 def _value(flag: Flag, text: str, said_by: str) -> object:
     try:
         return flag.kind.parse(text)
-    except ValueError:
+    except (SettingsError, ValueError) as error:
         shown = _PASSWORD.sub("//***@", text) if flag.name in SECRET_FLAGS else text
+        if isinstance(error, SettingsError):  # it says itself what is wrong
+            raise SettingsError(f"{said_by} got {shown!r}. {error}") from None
         raise SettingsError(f"{said_by} got {shown!r}, but takes {flag.kind.takes}.") from None
 
 

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.errors import SettingsError
 from common.redis.address import parse_address
 
 AUTO = "auto"
@@ -148,16 +147,14 @@ class Text:
 class RedisUrls:
     """One or several Redis addresses, separated by commas; none stands for 'not given'.
 
-    `parse_address` reads them; the hosts of a Sentinel address hold commas of their own.
+    `parse_address` reads them, and raises SettingsError. The hosts of a Sentinel address hold commas of their
+    own.
     """
 
     def parse(self, text: str) -> tuple[str, ...]:
         urls = tuple(part.strip() for part in re.split(r",(?=\s*[a-z+]+://)", text)) if text else ()
         for url in urls:
-            try:
-                parse_address(url)
-            except SettingsError as error:
-                raise ValueError(url) from error
+            parse_address(url)
         return urls
 
     def format(self, value: object) -> str:
@@ -165,10 +162,7 @@ class RedisUrls:
 
     @property
     def takes(self) -> str:
-        return (
-            "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// addresses"
-            " separated by commas"
-        )
+        return "redis://, rediss://, unix:// or redis+sentinel:// addresses separated by commas"
 
 
 PORT = Whole(0, 65535)

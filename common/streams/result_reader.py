@@ -24,16 +24,12 @@ from common.redis.clients import (
 )
 from common.redis.keys import Keys, StreamKeys, result_entry_id
 from common.redis.pipelined import pack
-from common.streams.result_channel import channel_of
 
 logger = logging.getLogger(__name__)
 
 _SUBSCRIBE_PAUSE_S: Final = 0.2
 _RECEIVE_TIMEOUT_S: Final = 1.0
 _PING_AFTER: Final = 5  # silent receives before the connection is probed
-
-_MESSAGE: Final = (b"message", b"smessage")
-_SUBSCRIBED: Final = (b"subscribe", b"ssubscribe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ class ResultSubscription:
     def __init__(self, servers: RedisServers, keys: Keys, server: int, ingress: IngressId) -> None:
         self._servers = servers
         self._server = server
-        _, self._subscribe, self._channel = channel_of(servers, keys, server, ingress)
+        self._channel = keys.channel(ingress)
 
     async def events(self) -> AsyncIterator[Subscribed | Published]:
         """Messages for ever; `Subscribed` before the first one of every connection.
@@ -70,7 +66,7 @@ class ResultSubscription:
             subscriber = subscriber_connection(self._servers, self._server)
             try:
                 await subscriber.open()
-                subscriber.send(self._subscribe, self._channel)
+                subscriber.send(b"SUBSCRIBE", self._channel)
                 silent = 0
                 while True:
                     messages = await subscriber.receive(_RECEIVE_TIMEOUT_S)
@@ -85,15 +81,13 @@ class ResultSubscription:
                     for message in messages:
                         if isinstance(message, Exception):
                             raise message
-                        if message[0] in _MESSAGE:
+                        if message[0] == b"message":
                             try:
                                 yield Published(decode_lines(message[2]))
                             except EntryError as error:
                                 logger.error("unreadable results", extra={"reason": str(error)})
-                        elif message[0] in _SUBSCRIBED:
+                        elif message[0] == b"subscribe":
                             yield Subscribed(self._server)
-                        elif message[0] == b"sunsubscribe":
-                            raise ConnectionError("the shard has moved to another node")
             except (*CONNECTION_ERRORS, REDIS_ERROR) as error:
                 logger.warning(
                     "subscription lost, trying again", extra={"server": self._server, "reason": str(error)}

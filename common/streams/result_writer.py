@@ -19,7 +19,6 @@ from common.redis.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN
 from common.redis.pipelined import pack
 from common.streams.audio_reader import pack_ack
 from common.streams.claims import OwnedStream
-from common.streams.result_channel import channel_of
 
 _LOGGED: Final = frozenset((LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL, LineKind.ERROR))
 # Replies that say that a command did not do what it should, to look into.
@@ -117,17 +116,16 @@ class ResultWriter:
         """
         lost: list[OwnedStream] = []
         for server, part in enumerate(batch.parts):
-            commands = [*part.commands, *self._publications(server, part), *part.further]
+            commands = [*part.commands, *self._publications(part), *part.further]
             replies = self._connections[server].call(commands) if commands else []
             # Nearly always every command did what it should; else find out which did not.
             if not _REFUSALS.isdisjoint(map(type, replies)):
                 lost += self._refused(server, part, replies)
         return lost
 
-    def _publications(self, server: int, part: _Part) -> Iterator[bytes]:
+    def _publications(self, part: _Part) -> Iterator[bytes]:
         for ingress, lines in part.published.items():
-            publish, _, channel = channel_of(self._redis.servers, self._keys, server, ingress)
-            yield pack(publish, channel, join_lines(lines))
+            yield pack(b"PUBLISH", self._keys.channel(ingress), join_lines(lines))
 
     def _refused(self, server: int, part: _Part, replies: Sequence[Any]) -> list[OwnedStream]:
         lost: list[OwnedStream] = []

@@ -1,4 +1,4 @@
-"""The whole path over several Redis servers, and over a Redis Cluster: real processes on real servers."""
+"""The whole path over several Redis servers: real processes on real servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from common.redis.keys import Keys
 from common.streams.status import read_status
 from parakeet.client import ClientTimeouts, connect
 from tests.ingress_process import IngressProcess
-from tests.redis_cluster import redis_cluster
 from tests.servers import make_server
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
@@ -84,15 +83,12 @@ class _Shard0:
         return self._redis.cluster.execute_command("HGETALL", key)
 
 
-@pytest.fixture(params=["three servers", "cluster"])
-def sharded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sharded]:
+@pytest.fixture
+def sharded(tmp_path: Path) -> Iterator[Sharded]:
     with ExitStack() as stack:
-        if request.param == "cluster":
-            url, shards = stack.enter_context(redis_cluster()).url, 6
-        else:
-            kinds = ("embedded", "debian", "embedded")
-            servers = [stack.enter_context(make_server(kind)) for kind in kinds]  # type: ignore[arg-type]
-            url, shards = "+++".join(server.url for server in servers), 3
+        kinds = ("embedded", "debian", "embedded")
+        servers = [stack.enter_context(make_server(kind)) for kind in kinds]  # type: ignore[arg-type]
+        url, shards = "+++".join(server.url for server in servers), 3
         processes = stack.enter_context(ExitStack())
         made = Sharded(url, shards, tmp_path, processes)
         stack.callback(made.redis.close)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 import pytest
 
 from common.errors import SettingsError
@@ -33,14 +35,46 @@ def test_addresses(url: str, address: RedisAddress) -> None:
     [
         ("http://example", "begins with redis://"),
         ("example:6379", "begins with redis://"),
-        ("redis://example:port", "cannot be read"),
-        ("unix://", "names no socket"),
+        ("redis://example:port", "a port is a number from 1 to 65535"),
+        ("redis://example:0", "a port is a number from 1 to 65535"),
+        ("redis://example:70000", "a port is a number from 1 to 65535"),
+        ("redis://::1:6379", "a port is a number"),
+        ("redis://[::g]:6379", "neither a name nor an address"),
+        ("redis://redis..svc:6379", "neither a name nor an address"),
+        (f"redis://{64 * 'x'}.svc:6379", "neither a name nor an address"),
+        ("redis://.svc", "neither a name nor an address"),
+        ("redis://\udcff", "no spaces"),
+        ("redis+sentinel://a,b..c/m", "neither a name nor an address"),
+        ("redis://example/-1", "a database is a number"),
+        ("redis://example/one", "a database is a number"),
+        ("redis://example?db=1", "takes no '\\?'"),
+        ("unix:///run/redis.sock?host=1", r"than \?db=number"),
+        ("unix://", "names a socket"),
+        ("unix://run/redis.sock", "names a socket"),
+        ("unix:///run/a%00b", "names a socket"),
         ("redis+sentinel://a:26379", "names its master"),
+        ("redis+cluster://a:26379", "Redis Cluster is not supported"),
+        ("redis://:secret/1@example", "percent-encoded"),
+        ("redis://:secret#1@example", "percent-encoded"),
+        ("redis://:secret?1@example", "percent-encoded"),
+        ("redis://user:secret@ex ample", "no spaces"),
     ],
 )
-def test_wrong_addresses_say_what_is_wrong(url: str, says: str) -> None:
-    with pytest.raises(SettingsError, match=says):
+def test_wrong_addresses_say_what_is_wrong_and_show_no_password(url: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says) as raised:
         parse_address(url)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("password", ["p@ss", "p%40ss", "p%2Fw%23%3F", "a,b", "p:w", "%70"])
+def test_a_password_may_hold_what_parts_an_address(password: str) -> None:
+    plain = unquote(password)
+    assert parse_address(f"redis://:{password}@example:7000").password == plain
+    assert parse_address(f"redis://u:{password}@example").host == "example"
+    assert parse_address(f"unix://:{password}@/run/s").password == plain
+    assert parse_address(f"redis+sentinel://:{password}@a,b:1/m") == RedisAddress(
+        password=plain, sentinels=(("a", 26379), ("b", 1)), master="m"
+    )
 
 
 def test_no_log_shows_a_password() -> None:

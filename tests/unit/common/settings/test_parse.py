@@ -81,7 +81,7 @@ def test_serve_takes_every_documented_flag() -> None:
         ("worker", ["--device", "tpu"], "--device got 'tpu', but takes auto, cpu, cuda or cuda:N."),
         ("serve", ["--drain-timeout-s", "nan"], "takes a number from 0 to 3600."),
         ("serve", ["--turn-detection", "perhaps"], "but takes on or off."),
-        ("ingress", ["--redis-url", "localhost"], "takes redis://, rediss://, unix://"),
+        ("ingress", ["--redis-url", "localhost"], "--redis-url got 'localhost'. A Redis address begins"),
         ("worker", ["--redis-url", "redis://h:99999"], "--redis-url got 'redis://h:99999'"),
         ("worker", ["--redis-url", "redis+sentinel://h"], "--redis-url got 'redis+sentinel://h'"),
         ("ingress", ["--port", "8000"], "--ws-port got 8000, but takes another port than --port"),
@@ -129,9 +129,17 @@ def test_a_hub_id_and_what_is_there_are_models(tmp_path: Path) -> None:
 
 
 def test_a_wrong_address_is_shown_without_its_password() -> None:
-    with pytest.raises(SettingsError, match=r"^--redis-url got 'redis://\*\*\*@h 1', but takes") as caught:
+    with pytest.raises(
+        SettingsError, match=r"^--redis-url got 'redis://\*\*\*@h 1'\. A Redis address has no spaces"
+    ) as caught:
         parse("serve", ["--redis-url", "redis://user:secret@h 1"], {})
     assert "secret" not in str(caught.value)
+
+
+def test_a_wrong_address_is_shown_without_a_password_that_holds_an_at_sign() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse("serve", ["--redis-url", "redis://:sec@ret/x@h,redis://:ret@g"], {})
+    assert "ret" not in str(caught.value)
 
 
 def test_a_switch_without_a_value_is_on_and_takes_all_spellings() -> None:
