@@ -43,7 +43,7 @@ def _owned(redis: SyncRedis, keys: Keys) -> tuple[Claims, OwnedStream]:
     blocking = blocking_client(redis.servers, 0, 100)
     (entry,) = claims.wait(blocking, [0], 1, 100)
     blocking.close()
-    owned = claims.open(entry)
+    owned = claims.open([entry])[0]
     assert isinstance(owned, OwnedStream)
     return claims, owned
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from common.errors import SettingsError
+from common.settings import ClusterSettings
 
 FIELDS = ("ingress_id", "worker_id", "stream_id", "epoch")
 """Fields of `extra` that are printed, in this order; any other stands in JSON only."""
@@ -122,7 +124,7 @@ def read_config(source: str) -> dict[str, Any]:
     try:
         text = source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
         config = json.loads(text)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"--log-config takes a dictConfig as JSON or a file of it: {error}.") from error
     if not isinstance(config, dict):
         raise SettingsError("--log-config takes a JSON object.")
@@ -134,9 +136,24 @@ def configure(
 ) -> None:
     """Set up the logging of this process; `fields` go into every record (worker_id or ingress_id).
 
-    Raises SettingsError where `config` is no JSON, and ValueError where it is no dictConfig.
+    Raises SettingsError where `config` is no JSON, or no dictConfig.
     """
+    wanted = read_config(config) if config else default_config(level, format_name)
+    try:
+        logging.config.dictConfig(wanted)
+    except (ValueError, TypeError, AttributeError, LookupError, ImportError) as error:
+        # What a handler or formatter of the config's own raised is the cause of dictConfig's error.
+        cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
+        raise SettingsError(f"--log-config is no dictConfig: {error}{cause}.") from error
     _process_fields.clear()
     _process_fields.update(fields or {})
-    logging.config.dictConfig(read_config(config) if config else default_config(level, format_name))
     logging.captureWarnings(True)
+
+
+def configure_or_exit(settings: ClusterSettings, program: str, **fields: object) -> None:
+    """`configure` for a `main`: a wrong `--log-config` is one sentence on stderr and exit status 2."""
+    try:
+        configure(settings.log_level, settings.log_format, settings.log_config, fields=fields)
+    except SettingsError as error:
+        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201 - there is no log to write it to
+        raise SystemExit(2) from None

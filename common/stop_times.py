@@ -6,6 +6,7 @@ container engine by `stop_grace_period` or `terminationGracePeriodSeconds`.
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Final
 
 HAND_OVER_S: Final = 10.0
@@ -13,7 +14,19 @@ HAND_OVER_S: Final = 10.0
 JOIN_S: Final = 5.0
 """A worker waits so long for one of its threads. They end within milliseconds unless Redis hangs."""
 STOP_MARGIN_S: Final = HAND_OVER_S + 4 * JOIN_S
-"""Claimer, intake, engine and outlet have to end before a hand-over is in Redis.
+"""Claimers, intakes, engine and outlet have to end before a hand-over is in Redis.
 
+There is one claimer and one intake a server; those of all servers end at once.
 The threads that are left then hold nothing of a stream. An ingress needs less than half of this.
 """
+
+
+class StopClock:
+    """The time that a process has to stop in: what one step does not use is left for those behind it."""
+
+    def __init__(self, total_s: float) -> None:
+        self._ends_at = monotonic() + total_s
+
+    def left_s(self, most_s: float) -> float:
+        """Seconds that the next step may take: at most `most_s`, and never below 0."""
+        return max(0.0, min(most_s, self._ends_at - monotonic()))

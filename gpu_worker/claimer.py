@@ -54,13 +54,19 @@ class Claimer:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> bool:
-        """Claim no more, from now on; a claim under way is finished. False when it did not end in time."""
+    def request_stop(self) -> None:
+        """Claim no more, from now on; a claim under way is finished."""
         self._stop.set()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread. False when it did not end in time."""
+        self.request_stop()
         deadline = time.monotonic() + timeout_s
-        while self._thread.is_alive() and time.monotonic() < deadline:
+        while self._thread.is_alive():
             self._stop_waiting()
             self._thread.join(_LOOK_EVERY_S)
+            if time.monotonic() >= deadline:
+                break
         return not self._thread.is_alive()
 
     def _stop_waiting(self) -> None:

@@ -95,6 +95,9 @@ class Heartbeat:
     counts: further counters of the hash, asked for at every beat.
     on_lapsed: called when a renewal found that the lease had run out. on_hung: called when the engine
     has been at one turn for longer than `step_timeout_s`; the lease is then no longer renewed.
+
+    An error that is not Redis' ends the thread, and so the worker: without a lease it would go on to claim
+    streams that others take from it.
     """
 
     def __init__(
@@ -134,6 +137,11 @@ class Heartbeat:
         """End the thread."""
         self._stop.set()
         self._thread.join(timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):

@@ -64,8 +64,8 @@ class _Reading:
 class Intake:
     """Reads the audio of the worker's streams on one server.
 
-    put: takes commands for the engine thread. on_lost: called with a stream whose audio is gone:
-    another worker has it, or it has left Redis.
+    put: takes commands for the engine thread. on_lost: called with streams whose audio is gone:
+    other workers have them, or they have left Redis.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Intake:
         worker: WorkerId,
         table: StreamTable,
         put: Callable[..., None],
-        on_lost: Callable[[StreamFlow], None],
+        on_lost: Callable[[Sequence[StreamFlow]], None],
     ) -> None:
         self._connection = blocking_connection(servers, server, _BLOCK_MS)
         self._reader = AudioReader(self._connection, keys, servers.shards_of_server(server), worker)
@@ -98,9 +98,13 @@ class Intake:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread after the read under way; False when it did not end in time."""
+    def request_stop(self) -> None:
+        """Read no more, from now on; the read under way is finished."""
         self._stop.set()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; False when it did not end in time."""
+        self.request_stop()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -223,15 +227,18 @@ class Intake:
         """Feed what was read, of streams by the key of their audio; gives the streams that may have more."""
         got = _Got()
         more: list[StreamId] = []
+        lost: list[StreamFlow] = []
         for key, entries in read:
             reading = readings[key]
             if entries is None:
-                self._on_lost(reading.flow)
+                lost.append(reading.flow)
                 continue
             got.take(reading, entries)
             if len(entries) >= MAX_ENTRIES:
                 more.append(reading.flow.stream)
         self._put(*got.commands())
+        if lost:
+            self._on_lost(lost)
         return more
 
 

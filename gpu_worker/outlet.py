@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from common.entries import LineKind, StreamId, WorkerId
@@ -80,7 +80,7 @@ class Outlet:
     """Writes what the engine thread says; the sink of `EngineThread`.
 
     snapshots: takes those of streams that go on here.
-    on_fenced: called with a stream that a newer owner has, or that left Redis.
+    on_fenced: called with streams that newer owners have, or that left Redis.
     on_failure: called in this thread, last, when it cannot go on.
     """
 
@@ -93,7 +93,7 @@ class Outlet:
         claims: Claims,
         table: StreamTable,
         snapshots: SnapshotWriter,
-        on_fenced: Callable[[StreamFlow], None],
+        on_fenced: Callable[[Sequence[StreamFlow]], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._writer = ResultWriter(redis, keys)
@@ -296,10 +296,13 @@ class Outlet:
                 pause = min(2 * pause, _MAX_RETRY_S)
         for flow in batch.ended:
             self._forget(flow)
-        for owned in lost:
-            writing = self._writings.get(owned.stream)
-            if writing is not None and writing.flow.owned is owned:
-                self._on_fenced(writing.flow)
+        fenced = [
+            writing.flow
+            for owned in lost
+            if (writing := self._writings.get(owned.stream)) is not None and writing.flow.owned is owned
+        ]
+        if fenced:
+            self._on_fenced(fenced)
         return True
 
     def _forget(self, flow: StreamFlow) -> None:

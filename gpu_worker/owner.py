@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 from common.entries import AssignmentEntry
-from common.errors import ClientFault, EntryError, ErrorCode, StreamLost
-from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
-from common.streams.claims import Claims, OwnedStream, Suspect
+from common.errors import ClientFault, ErrorCode, StreamLost
+from common.redis.clients import REDIS_ERROR, RedisServers, is_passing
+from common.streams.claims import Claims, OwnedStream, Refused, Suspect
 from gpu_worker.engine_events import Drop, EventSink, Fail, Failed
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow, StreamTable
@@ -17,6 +18,9 @@ from gpu_worker.intake import Intake
 from gpu_worker.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
+
+# Streams that are opened by one round trip. Their snapshots, megabytes each, are in memory at once.
+_OPENED_AT_ONCE: Final = 8
 
 
 class Owner:
@@ -26,7 +30,6 @@ class Owner:
         self,
         *,
         servers: RedisServers,
-        redis: SyncRedis,
         claims: Claims,
         table: StreamTable,
         intakes: Sequence[Intake],
@@ -41,41 +44,43 @@ class Owner:
         self._intakes = intakes
         self._engine = engine
         self._sink = sink
-        self._redis = redis
         self._losing = threading.Lock()
 
     def take(self, entries: Sequence[AssignmentEntry], reserved: int, together: int = 0) -> None:
         """Open these streams; their slots have been reserved, and more where `reserved` is larger.
 
+        A few at a time, in one round trip: of many, the first ones go on while the others are fetched.
+        What could not be opened stays pending for this worker, and the sweep offers it again.
+
         together: suspects that this process runs with each of them (`Claims.open`).
+        Raises the client's errors.
         """
         self._table.unreserve(reserved - len(entries))
         left = len(entries)
         try:
-            for entry in entries:
-                left -= 1
-                self._take_one(entry, together)
+            for at in range(0, len(entries), _OPENED_AT_ONCE):
+                openings = self._claims.open(entries[at : at + _OPENED_AT_ONCE], together)
+                owned = [opening for opening in openings if isinstance(opening, OwnedStream)]
+                for stream, snapshot in zip(owned, self._claims.snapshots(owned), strict=True):
+                    left -= 1
+                    self._take_in(stream, snapshot)
+                for opening in openings:
+                    if isinstance(opening, Suspect):
+                        self._quarantine.take(opening.entry)
+                    elif isinstance(opening, Refused):
+                        self._not_opened(opening)
         finally:
-            # The rest stays pending for this worker; the sweep finds it.
             self._table.unreserve(left)
 
-    def _take_one(self, entry: AssignmentEntry, together: int) -> None:
-        try:
-            owned = self._claims.open(entry, together)
-            if isinstance(owned, Suspect):
-                self._quarantine.take(entry)
-                owned = None
-            snapshot = self._claims.snapshot(owned) if owned is not None else None
-        except EntryError as error:
-            logger.error("unreadable stream: %s", error, extra={"stream_id": entry.stream})
-            self._table.unreserve(1)
-            return
-        except BaseException:
-            self._table.unreserve(1)
-            raise
-        if owned is None:
-            self._table.unreserve(1)
-            return
+    @staticmethod
+    def _not_opened(refused: Refused) -> None:
+        """Say what is wrong with one stream. Raises what is wrong with Redis, and so with all of them."""
+        if is_passing(refused.error):
+            raise refused.error
+        extra = {"stream_id": refused.entry.stream}
+        logger.error("a stream cannot be opened: %s", refused.error, extra=extra)
+
+    def _take_in(self, owned: OwnedStream, snapshot: bytes | None) -> None:
         flow = StreamFlow(owned)
         extra = {"stream_id": owned.stream, "epoch": owned.epoch}
         if owned.poison:
@@ -95,35 +100,34 @@ class Owner:
         """The intake that reads a stream."""
         return self._intakes[self._servers.server_of_shard(owned.keys.shard)]
 
-    def lost(self, flow: StreamFlow) -> None:
-        """Find out about a stream whose audio group or results are not ours any more, and act on it.
+    def lost(self, flows: Sequence[StreamFlow]) -> None:
+        """Find out about streams whose audio group or results are not ours any more, and act on it.
 
         Several threads come upon the same loss; the first one acts.
         """
         with self._losing:
-            if flow.lost:
-                return
-            flow.lost = True
-        extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
-        try:
-            owned = self._claims.still_owned([flow.owned])[0]
-            if not owned:
-                # Where the whole stream has left Redis, this takes its assignment away too.
-                self._redis.stream(flow.stream).execute_command(*self._claims.finish_command(flow.owned))
-        except (REDIS_ERROR, OSError) as error:
-            logger.warning("a lost stream is looked at again: %s", error, extra=extra)
-            flow.lost = False
+            news = [flow for flow in flows if not flow.lost]
+            for flow in news:
+                flow.lost = True
+        if not news:
             return
-        if owned:
-            # The record is there and the audio is not: nobody can go on with this stream.
-            self._engine.put(Fail(flow, StreamLost()))
-        else:
-            logger.warning("stream lost to another worker, or gone", extra=extra)
-            self.drop(flow)
-
-    def drop(self, flow: StreamFlow) -> None:
-        """Forget a stream."""
-        self._engine.put(Drop(flow))
+        try:
+            ours = self._claims.still_owned([flow.owned for flow in news])
+            # Where a whole stream has left Redis, this takes its assignment away too.
+            self._claims.finish([flow.owned for flow, is_ours in zip(news, ours, strict=True) if not is_ours])
+        except (REDIS_ERROR, OSError) as error:
+            logger.warning("%d lost streams are looked at again: %s", len(news), error)
+            for flow in news:
+                flow.lost = False
+            return
+        for flow, is_ours in zip(news, ours, strict=True):
+            if is_ours:
+                # The record is there and the audio is not: nobody can go on with this stream.
+                self._engine.put(Fail(flow, StreamLost()))
+            else:
+                extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
+                logger.warning("stream lost to another worker, or gone", extra=extra)
+                self._engine.put(Drop(flow))
 
 
 def _poison() -> ClientFault:

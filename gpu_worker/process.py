@@ -6,27 +6,28 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 from common.errors import ParakeetError
-from common.logging import configure
-from common.settings import WorkerSettings, parse_or_exit
+from common.logging import configure_or_exit
+from common.settings import PROGRAM, WorkerSettings, parse_or_exit
 from gpu_worker.worker import EXIT_FAILED, Worker
 
 logger = logging.getLogger(__name__)
 
 
 def run(make: Callable[[WorkerSettings], Worker]) -> int:
-    """Make the worker that the flags ask for, and let it serve until a signal; gives the exit status."""
+    """Make the worker that the flags ask for, and let it serve until a signal; returns the exit status."""
     settings = parse_or_exit("worker")
-    configure(
-        settings.log_level, settings.log_format, settings.log_config, fields={"worker_id": settings.worker_id}
-    )
+    configure_or_exit(settings, f"{PROGRAM} worker", worker_id=settings.worker_id)
     try:
         worker = make(settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, worker.request_stop)
+        threading.excepthook = partial(_thread_failed, worker)
         return worker.run()
     except ParakeetError as error:
         logger.error("%s", error)
@@ -36,6 +37,14 @@ def run(make: Callable[[WorkerSettings], Worker]) -> int:
     except Exception:
         logger.exception("the worker failed")
         return EXIT_FAILED
+
+
+def _thread_failed(worker: Worker, failed: threading.ExceptHookArgs) -> None:
+    """End the worker for a thread that ended with an error, whoever started it: some work is left undone."""
+    name = failed.thread.name if failed.thread is not None else "?"
+    error = failed.exc_value or failed.exc_type()
+    logger.critical("the thread %s failed", name, exc_info=error)
+    worker.fail(error)
 
 
 def leave(status: int) -> NoReturn:

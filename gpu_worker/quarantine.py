@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODULE: Final = "gpu_worker.quarantined"
 # The process has so long to load its model; then others may take its streams.
 _START_MS: Final = 120_000
-_STOP_S: Final = 10.0
 
 
 class Quarantine:
@@ -62,7 +61,7 @@ class Quarantine:
             self._notice_end()
             if self._process is None:
                 self._start()
-            if self._process is None or not self._claims.give(entry, self._name):
+            if self._process is None or self._claims.give([entry], self._name) != [True]:
                 return
             logger.warning("suspect goes to quarantine: %s", self._name, extra={"stream_id": entry.stream})
             self._poke(self._process)
@@ -75,16 +74,22 @@ class Quarantine:
         with self._lock:
             self._notice_end()
 
-    def stop(self) -> None:
-        """Let the process hand its streams over, and end."""
+    def request_stop(self) -> None:
+        """Take no more suspects; the process hands its streams over, and ends."""
         with self._lock:
             self._stopped = True
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.close()
+
+    def stop(self, timeout_s: float) -> None:
+        """Wait for the end of the process, and kill it where it takes longer."""
+        self.request_stop()
+        with self._lock:
             process = self._process
-        if process is None or process.stdin is None:
+        if process is None:
             return
-        process.stdin.close()
         try:
-            process.wait(_STOP_S)
+            process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

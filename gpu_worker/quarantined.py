@@ -29,9 +29,11 @@ def run_suspects(make: Callable[[WorkerSettings], Backend]) -> int:
 
 
 def _follow_stdin(worker: Worker) -> None:
-    while os.read(0, 512):
-        worker.look_for_suspects()
-    worker.request_stop(signal.SIGTERM, None)
+    try:
+        while os.read(0, 512):
+            worker.look_for_suspects()
+    finally:  # the process never outlives the worker that started it, nor what it cannot hear from
+        worker.request_stop(signal.SIGTERM, None)
 
 
 if __name__ == "__main__":

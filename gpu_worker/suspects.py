@@ -74,10 +74,14 @@ class SuspectRunner:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> bool:
-        """Take no more. False when the thread did not end in time."""
+    def request_stop(self) -> None:
+        """Take no more, from now on."""
         self._stop.set()
         self._wake.set()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread. False when it did not end in time."""
+        self.request_stop()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -118,12 +122,10 @@ class SuspectRunner:
 
         Those first that have ended the largest groups, or none: most of them have done nothing.
         """
-        waiting = [
-            (self._claims.within(entry), entry)
-            for entry in self._claims.pending_of(self._worker, _MAX_LISTED)
-        ]
-        if not waiting:
+        entries = self._claims.pending_of(self._worker, _MAX_LISTED)
+        if not entries:
             return [], 0
+        waiting = list(zip(self._claims.within(entries), entries, strict=True))
         within = max(most for most, _ in waiting)
         room = min(within, self._table.capacity)
         return [entry for most, entry in waiting if most == within][:room], within
@@ -162,8 +164,7 @@ class SuspectRunner:
             return
         # Given to a name whose lease then lapses: every worker with room takes a part of them.
         self._heir_lease.renew()
-        for flow in cleared:
-            self._claims.give(_assignment(flow.owned), self._heir)
+        self._claims.give([_assignment(flow.owned) for flow in cleared], self._heir)
         self._heir_lease.release()
         logger.info("%d suspects cleared", len(cleared))
 

@@ -112,9 +112,7 @@ class Sweeper:
     def _check_ownership(self) -> None:
         flows = self._table.flows()
         kept = self._claims.still_owned([flow.owned for flow in flows])
-        for flow, ours in zip(flows, kept, strict=True):
-            if not ours:
-                self._owner.lost(flow)
+        self._owner.lost([flow for flow, ours in zip(flows, kept, strict=True) if not ours])
         logger.info("streams checked after a lapsed lease: %d of %d kept", sum(kept), len(kept))
 
     def _take_over(self) -> None:
@@ -159,9 +157,7 @@ class Sweeper:
         if due:
             ttls = [(flow.owned.keys, flow.owned.record.ttl_ms) for flow in due]
             gone = set(extend(self._redis, ttls))
-            for flow in due:
-                if flow.owned.keys in gone:
-                    self._owner.lost(flow)
+            self._owner.lost([flow for flow in due if flow.owned.keys in gone])
         alive = set(flows)
         self._extended = {flow: at for flow, at in self._extended.items() if flow in alive}
         for flow in due:

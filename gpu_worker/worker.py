@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Final, Protocol
 
@@ -19,7 +20,7 @@ from common.entries import WorkerId
 from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
 from common.redis.keys import Keys
 from common.settings import WorkerSettings
-from common.stop_times import HAND_OVER_S, JOIN_S
+from common.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
 from common.streams.admission import check_worker_agrees
 from common.streams.claims import Claims
 from common.streams.leases import WorkerLease
@@ -45,16 +46,32 @@ EXIT_FAILED: Final = 1
 EXIT_HUNG: Final = 70
 
 _WAIT_S: Final = 1.0
+# Of the time to stop, what is kept for the last words to Redis, after which nothing is held; and once more,
+# before whoever started the worker kills it.
+_LEAVE_S: Final = 2.0
 _MIN_SWEEP_S: Final = 0.05
 _MAX_SWEEP_S: Final = 1.0
 
 
-class _Thread(Protocol):
-    """What the main thread asks of the others."""
+class _Part(Protocol):
+    """A part of the worker that is a thread."""
+
+    def start(self) -> None:
+        """Start the thread."""
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
+
+
+class _Stoppable(_Part, Protocol):
+    """One of several that end at once."""
+
+    def request_stop(self) -> None:
+        """Begin to end."""
+
+    def stop(self, timeout_s: float) -> bool:
+        """End, within a time."""
 
 
 class Worker:
@@ -87,6 +104,8 @@ class Worker:
         self._hurry = threading.Event()
         self._failure: BaseException | None = None
         self._draining = False
+        # What runs and has not been told to end. `_begin` starts a part and puts it here: so each is watched.
+        self._running: list[_Part] = []
         self._started_ms = process_started_ms()
         self._window = StatsWindow(backend.engine.stats, time.monotonic())
         chunk_ms = int(backend.description["chunk_ms"])
@@ -103,9 +122,9 @@ class Worker:
             table=self._table,
             snapshots=self._snapshots,
             on_fenced=self._lost,
-            on_failure=self._fail,
+            on_failure=self.fail,
         )
-        self._engine = EngineThread(backend.engine, self._outlet, settings.replay_seconds, self._fail)
+        self._engine = EngineThread(backend.engine, self._outlet, settings.replay_seconds, self.fail)
         backend.wake_with(self._engine.wake)
         self._intakes = [
             Intake(
@@ -121,7 +140,6 @@ class Worker:
         ]
         self._owner = Owner(
             servers=servers,
-            redis=self._redis,
             claims=self._claims,
             table=self._table,
             intakes=self._intakes,
@@ -178,10 +196,10 @@ class Worker:
         )
 
     def run(self) -> int:
-        """Serve until a signal or a failure; gives the exit status. Raises SettingsMismatch."""
-        self._wait_for_redis()
-        check_worker_agrees(self._redis.cluster, self._keys)
-        self._claims.prepare()
+        """Serve until a signal or a failure; returns the exit status. Raises SettingsMismatch."""
+        if not self._join_cluster():
+            logger.info("stopped before Redis was there")
+            return 0
         self._start()
         while not self._stop.wait(_WAIT_S):
             self._check_threads()
@@ -196,34 +214,42 @@ class Worker:
             self._hurry.set()
         self._stop.set()
 
+    def fail(self, error: BaseException) -> None:
+        """End the worker for an error in one of its threads; the first error is the one that is told."""
+        if self._failure is None:
+            self._failure = error
+        self._stop.set()
+
     def look_for_suspects(self) -> None:
         """Say to a quarantined worker that it has been given something."""
         self._suspects.wake()
 
-    def _wait_for_redis(self) -> None:
-        """Wait until every server answers; a worker may be started before Redis is."""
+    def _join_cluster(self) -> bool:
+        """Agree with the cluster once every server answers; a worker may be started before Redis is.
+
+        Returns False where the worker is to stop before that. Raises SettingsMismatch.
+        """
         told = False
         while not self._stop.is_set():
             try:
                 for client in self._redis.clients:
                     client.ping()
+                check_worker_agrees(self._redis.cluster, self._keys)
+                self._claims.prepare()
             except (REDIS_ERROR, OSError) as error:
                 if not told:
                     logger.warning("waiting for Redis: %s", error)
                     told = True
                 self._stop.wait(_WAIT_S / 4)
             else:
-                return
+                return True
+        return False
 
     def _start(self) -> None:
         # What is alive now stays alive: later collections need not look at it.
         gc.collect()
         gc.freeze()
-        self._outlet.start()
-        self._snapshots.start()
-        self._engine.start()
-        for intake in self._intakes:
-            intake.start()
+        self._begin(self._outlet, self._snapshots, self._engine, *self._intakes)
         if self._quarantined:
             self._draining = True  # as far as the cluster's capacity goes
             self._sweeper.stop_taking()
@@ -231,22 +257,22 @@ class Worker:
             # Streams that an earlier process with this id owned: before the lease is ours again, so that
             # nobody else has taken it for alive in between.
             self._sweeper.take_own()
-        self._heartbeat.start()
-        self._sweeper.start()
-        for claimer in self._claimers:
-            claimer.start()
+        self._begin(self._heartbeat, self._sweeper, *self._claimers)
         logger.info(
             "worker ready: %d slots, %s",
             self._table.capacity,
             ", ".join(f"{name} {value}" for name, value in self._backend.description.items()),
         )
 
-    def _check_threads(self) -> None:
-        parts: list[_Thread] = [self._outlet, self._snapshots, self._engine, self._sweeper]
-        parts += [*self._intakes, *self._claimers]
+    def _begin(self, *parts: _Part) -> None:
         for part in parts:
+            part.start()
+            self._running.append(part)
+
+    def _check_threads(self) -> None:
+        for part in self._running:
             if not part.alive:
-                self._fail(RuntimeError(f"a thread ended: {type(part).__name__}"))
+                self.fail(RuntimeError(f"a thread ended: {type(part).__name__}"))
 
     def _report(self) -> WorkerReport:
         return self._window.report(
@@ -257,13 +283,8 @@ class Worker:
             started_ms=self._started_ms,
         )
 
-    def _lost(self, flow: StreamFlow) -> None:
-        self._owner.lost(flow)
-
-    def _fail(self, error: BaseException) -> None:
-        if self._failure is None:
-            self._failure = error
-        self._stop.set()
+    def _lost(self, flows: Sequence[StreamFlow]) -> None:
+        self._owner.lost(flows)
 
     def _hung(self, busy_s: float) -> None:
         """The engine does not come back: give the streams to others and end; nothing can be joined."""
@@ -287,36 +308,62 @@ class Worker:
 
     def _drain(self) -> int:
         """Take nothing new, finish what ends in time, hand the rest over."""
+        # The clock bounds the waits of the drain. This bounds what is no wait of ours, as a call of Redis.
+        last = threading.Timer(self._settings.drain_timeout_s + STOP_MARGIN_S - _LEAVE_S, self._out_of_time)
+        last.daemon = True
+        last.start()
+        try:
+            return self._drain_in_order()
+        finally:
+            last.cancel()
+
+    def _out_of_time(self) -> None:
+        logger.critical("the stop has taken all of its time, giving up")
+        logging.shutdown()
+        os._exit(EXIT_FAILED)
+
+    def _drain_in_order(self) -> int:
         self._draining = True
-        deadline = time.monotonic() + self._settings.drain_timeout_s
+        drain_s = self._settings.drain_timeout_s
+        deadline = time.monotonic() + drain_s
+        clock = StopClock(drain_s + STOP_MARGIN_S - 2 * _LEAVE_S)
         logger.info("draining: %d streams", len(self._table))
         self._sweeper.stop_taking()
-        for claimer in self._claimers:
-            claimer.stop(JOIN_S)
-        self._quarantine.stop()
+        self._quarantine.request_stop()
+        self._end(clock, JOIN_S, self._claimers)
         while time.monotonic() < deadline and not self._hurry.is_set() and self._failure is None:
             if self._table.wait_until_empty(min(_WAIT_S / 4, deadline - time.monotonic())):
                 break
+            self._check_threads()
         if self._failure is not None:
             return self._give_up()
         left = len(self._table)
         self._let_go()
-        for intake in self._intakes:
-            intake.stop(JOIN_S)
+        self._end(clock, JOIN_S, self._intakes)
         self._engine.put(HandOver())
-        handed_over = self._outlet.wait_handed_over(HAND_OVER_S)
+        handed_over = self._outlet.wait_handed_over(clock.left_s(HAND_OVER_S))
         if left:
             logger.info("%d streams handed over%s", left, "" if handed_over else ", not all in time")
-        self._engine.stop(JOIN_S)
-        self._outlet.stop(JOIN_S)
-        self._snapshots.stop(JOIN_S)
-        self._sweeper.stop(JOIN_S)
-        self._heartbeat.stop(JOIN_S)
+        self._engine.stop(clock.left_s(JOIN_S))
+        self._outlet.stop(clock.left_s(JOIN_S))
+        # It has had all this time to hand over what it has.
+        self._quarantine.stop(clock.left_s(JOIN_S))
+        for part in (self._snapshots, self._sweeper, self._heartbeat):
+            part.stop(clock.left_s(JOIN_S))
         self._leave()
         self._redis.close()
         self._lease_redis.close()
         logger.info("worker stopped")
         return 0
+
+    def _end(self, clock: StopClock, most_s: float, parts: Sequence[_Stoppable]) -> None:
+        """End parts of one kind, of all servers at once, within the time for one."""
+        for part in parts:
+            self._running.remove(part)
+            part.request_stop()
+        group = StopClock(clock.left_s(most_s))
+        for part in parts:
+            part.stop(group.left_s(most_s))
 
     def _let_go(self) -> None:
         """Say of what is left that it is handed over, so that nobody thinks that it has killed us."""

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 from common.errors import RedisUnavailable, SettingsError
-from common.logging import configure
-from common.settings import parse_or_exit
+from common.logging import configure_or_exit
+from common.settings import PROGRAM, parse_or_exit
 from ingress.server import serve
 
 logger = logging.getLogger("ingress")
@@ -45,12 +45,7 @@ def collect_rarely() -> None:
 def main() -> int:
     """Run until stopped; the exit status is 2 for wrong settings, 1 for a failure."""
     settings = parse_or_exit("ingress", sys.argv[1:])
-    configure(
-        settings.log_level,
-        settings.log_format,
-        settings.log_config,
-        fields={"ingress_id": settings.ingress_id},
-    )
+    configure_or_exit(settings, f"{PROGRAM} ingress", ingress_id=settings.ingress_id)
     collect_rarely()
     try:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:

@@ -7,7 +7,7 @@ that every server version gives the same replies, and every call of them ends wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
@@ -107,6 +107,8 @@ def is_passing(error: BaseException) -> bool:
 _RETRIES: Final = 1
 _BACKOFF: Final = ExponentialBackoff(cap=0.1, base=0.02)
 _MAX_CONNECTIONS: Final = 64
+# Commands of one round trip: bounds what waits in Redis for one client, and the time until its last reply.
+_PIPELINED: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,26 @@ class SyncRedis:
     def stream(self, stream: StreamId) -> SyncClient:
         """The client of a stream's shard."""
         return self._clients[stream % self.servers.shards % len(self._clients)]
+
+    def of_streams(self, commands: Sequence[tuple[StreamId, tuple[Any, ...]]]) -> list[Any]:
+        """Send a command about each of these streams; returns the replies in the same order.
+
+        One round trip for many commands to one server. A reply is an exception where Redis refused that
+        command; what raises is the client's error where a server did not answer.
+        """
+        by_server: dict[int, list[int]] = {}
+        for index, (stream, _) in enumerate(commands):
+            by_server.setdefault(self.servers.server_of_shard(stream % self.servers.shards), []).append(index)
+        replies: list[Any] = [None] * len(commands)
+        for server, indices in by_server.items():
+            for at in range(0, len(indices), _PIPELINED):
+                part = indices[at : at + _PIPELINED]
+                pipe = self._clients[server].pipeline(transaction=False)
+                for index in part:
+                    pipe.execute_command(*commands[index][1])
+                for index, reply in zip(part, pipe.execute(raise_on_error=False), strict=True):
+                    replies[index] = reply
+        return replies
 
     def pipelined(self, server: int) -> SyncPipelinedConnection:
         """A new connection to a server for what is called hundreds of times a second; for one thread."""

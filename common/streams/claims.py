@@ -223,6 +223,18 @@ class Suspect:
     entry: AssignmentEntry
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A stream that could not be opened: Redis refused it, or its record cannot be read."""
+
+    entry: AssignmentEntry
+    error: Exception
+
+
+Opening = OwnedStream | Suspect | Refused | None
+"""What became of an attempt to open a stream; None where it has ended or is another worker's by now."""
+
+
 class Claims:
     """Assignments as a worker takes, opens and ends them. May be used by several threads.
 
@@ -311,75 +323,120 @@ class Claims:
             )
         return gone
 
-    def open(self, entry: AssignmentEntry, together: int = 0) -> OwnedStream | Suspect | None:
-        """Become the owner of a stream, with the next epoch.
+    def open(self, entries: Sequence[AssignmentEntry], together: int = 0) -> list[Opening]:
+        """Become the owner of each of these streams, with its next epoch; answers in the same order.
 
-        together: suspects that run in this process, with this one; 0 for an ordinary worker.
+        together: suspects that run in this process at once, these among them; 0 for an ordinary worker.
 
-        Gives None for a stream that has ended or that another worker has taken by now, and a Suspect,
-        whose epoch stays, where only a quarantined worker may become the owner.
+        Raises the client's error where a server did not answer: then some may have been opened all the same,
+        which opening them again repeats without harm.
         """
+        replies = self._redis.of_streams(
+            [(entry.stream, self._opening(entry, together)) for entry in entries]
+        )
+        return [self._opened(entry, reply) for entry, reply in zip(entries, replies, strict=True)]
+
+    def _opening(self, entry: AssignmentEntry, together: int) -> tuple[Any, ...]:
         keys = self._keys.stream(entry.stream)
-        reply = self._redis.stream(entry.stream).execute_command(
+        return (
             *("EVAL", _OPEN, 5, self._keys.assignments(keys.shard), keys.meta, keys.audio, keys.results),
             *(self._keys.ready(keys.shard, self._worker), ASSIGNMENT_GROUP, self._worker, entry.entry_id),
             *(entry.stream, READY_TTL_MS, together, self._chunk_ms),
         )
+
+    def _opened(self, entry: AssignmentEntry, reply: Any) -> Opening:
+        if isinstance(reply, Exception):
+            return Refused(entry, reply)
         if reply[0] == b"suspect":
             return Suspect(entry)
         if reply[0] != b"owned":
             return None
-        record = decode_record(entry.stream, reply[4])
+        try:
+            record = decode_record(entry.stream, reply[4])
+        except EntryError as error:
+            return Refused(entry, error)
+        keys = self._keys.stream(entry.stream)
         return OwnedStream(keys, entry.entry_id, record, int(reply[2]), reply[3], bool(reply[5]))
 
-    def within(self, entry: AssignmentEntry) -> int:
-        """How many suspects may run together with this one, it included."""
-        most = self._redis.stream(entry.stream).execute_command(
-            "HGET", self._keys.stream(entry.stream).meta, "within"
+    def within(self, entries: Sequence[AssignmentEntry]) -> list[int]:
+        """For each suspect how many may run together with it, it included. Raises the client's errors."""
+        replies = self._redis.of_streams(
+            [(entry.stream, ("HGET", self._keys.stream(entry.stream).meta, "within")) for entry in entries]
         )
-        return MAX_SUSPECTS if most is None else int(most)
+        _raise_first(replies)
+        return [MAX_SUSPECTS if most is None else int(most) for most in replies]
 
-    def give(self, entry: AssignmentEntry, heir: WorkerId) -> bool:
-        """Make a pending assignment of this worker another one's; False when it is not ours any more."""
-        keys = self._keys.stream(entry.stream)
-        reply = self._redis.stream(entry.stream).execute_command(
-            *("EVAL", _GIVE, 1, self._keys.assignments(keys.shard)),
-            *(ASSIGNMENT_GROUP, self._worker, heir, entry.entry_id),
+    def give(self, entries: Sequence[AssignmentEntry], heir: WorkerId) -> list[bool]:
+        """Make pending assignments of this worker another one's; False for one that is not ours any more.
+
+        Raises the client's errors.
+        """
+        replies = self._redis.of_streams(
+            [
+                (
+                    entry.stream,
+                    (
+                        *("EVAL", _GIVE, 1, self._keys.assignments(self._keys.shard_of(entry.stream))),
+                        *(ASSIGNMENT_GROUP, self._worker, heir, entry.entry_id),
+                    ),
+                )
+                for entry in entries
+            ]
         )
-        return bool(reply)
+        _raise_first(replies)
+        return [bool(reply) for reply in replies]
 
-    def let_go(self, streams: Iterable[OwnedStream], *, cleared: bool) -> None:
+    def let_go(self, streams: Sequence[OwnedStream], *, cleared: bool) -> None:
         """Say that the next owner takes over from a worker that lives: nobody has died of these streams.
 
-        cleared: the stream got past what it was suspected for.
+        cleared: the stream got past what it was suspected for. Raises the client's errors.
         """
-        for owned in streams:
-            self._redis.stream(owned.stream).execute_command(
-                "EVAL", _LET_GO, 1, owned.keys.meta, owned.epoch, int(cleared)
-            )
+        replies = self._redis.of_streams(
+            [
+                (owned.stream, ("EVAL", _LET_GO, 1, owned.keys.meta, owned.epoch, int(cleared)))
+                for owned in streams
+            ]
+        )
+        _raise_first(replies)
 
-    def snapshot(self, owned: OwnedStream) -> bytes | None:
-        """The engine state of the stream's checkpoint; None to begin at the beginning."""
-        if owned.record.checkpoint.samples_decoded == 0:
-            return None
-        client = self._redis.stream(owned.stream)
-        pieces: list[bytes] = client.execute_command("LRANGE", owned.keys.snapshot, 0, -1)
-        return b"".join(pieces) or None
+    def snapshots(self, streams: Sequence[OwnedStream]) -> list[bytes | None]:
+        """The engine state of each stream's checkpoint; None for one that begins at the beginning.
+
+        All of them are in memory at once: the caller asks for a few at a time. Raises the client's errors.
+        """
+        found: list[bytes | None] = [None] * len(streams)
+        stored = [index for index, owned in enumerate(streams) if owned.record.checkpoint.samples_decoded]
+        replies = self._redis.of_streams(
+            [(streams[index].stream, ("LRANGE", streams[index].keys.snapshot, 0, -1)) for index in stored]
+        )
+        _raise_first(replies)
+        for index, pieces in zip(stored, replies, strict=True):
+            found[index] = b"".join(pieces) or None
+        return found
 
     def still_owned(self, streams: Sequence[OwnedStream]) -> list[bool]:
-        """For each stream whether its record still names this worker and epoch."""
-        answers: list[bool] = []
-        for owned in streams:
-            owner, epoch = self._redis.stream(owned.stream).execute_command(
-                "HMGET", owned.keys.meta, "owner", "epoch"
-            )
-            answers.append(
-                owner is not None
-                and epoch is not None
-                and owner.decode() == self._worker
-                and int(epoch) == owned.epoch
-            )
-        return answers
+        """For each stream whether its record still names this worker and epoch.
+
+        Raises the client's errors.
+        """
+        replies = self._redis.of_streams(
+            [(owned.stream, ("HMGET", owned.keys.meta, "owner", "epoch")) for owned in streams]
+        )
+        _raise_first(replies)
+        ours = self._worker.encode()
+        return [
+            owner == ours and int(epoch or 0) == owned.epoch
+            for owned, (owner, epoch) in zip(streams, replies, strict=True)
+        ]
+
+    def finish(self, streams: Sequence[OwnedStream]) -> None:
+        """End streams without a word to their clients; one that another worker has is left to it.
+
+        Raises the client's errors.
+        """
+        _raise_first(
+            self._redis.of_streams([(owned.stream, self.finish_command(owned)) for owned in streams])
+        )
 
     def finish_command(self, owned: OwnedStream) -> tuple[Any, ...]:
         """The command that ends a stream: put behind its last result, in the same pipeline.
@@ -423,6 +480,13 @@ class Claims:
                 *fields,
             ),
         )
+
+
+def _raise_first(replies: Iterable[Any]) -> None:
+    """Raise the first refusal among replies."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
 
 
 def _readable(entries: Iterable[Sequence[Any]]) -> list[AssignmentEntry]:

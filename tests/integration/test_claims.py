@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
+from redis.connection import AbstractConnection
 
 from common.entries import LAYOUT_VERSION, IngressId, StreamId, WorkerId
 from common.options import StreamOptions
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_client
 from common.redis.keys import FINISHED_STREAM_TTL_MS, Keys
 from common.streams.assignments import NewStream, StreamDirectory
-from common.streams.claims import Claims, OwnedStream
+from common.streams.claims import Claims, OwnedStream, Refused
 from tests.servers import raw_client
 
 
@@ -53,10 +58,71 @@ async def test_a_finished_stream_is_kept_for_the_grace_of_its_client(
     blocking = blocking_client(servers, 0, 100)
     (entry,) = claims.wait(blocking, [0], 1, 100)
     blocking.close()
-    owned = claims.open(entry)
+    owned = claims.open([entry])[0]
     assert isinstance(owned, OwnedStream)
     assert redis.cluster.execute_command(*claims.finish_command(owned)) == 1
     for key in (stream.meta, stream.results):
         assert ttl_ms - 5_000 < client.pttl(key) <= ttl_ms
     assert not client.exists(stream.audio)
     redis.close()
+
+
+@contextmanager
+def counted_round_trips(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Lengths of what redis-py's connections send meanwhile, one for each time that they wait for answers."""
+    sent: list[int] = []
+    send: Any = AbstractConnection.send_packed_command
+
+    def counted(self: Any, command: Any, *arguments: Any, **named: Any) -> Any:
+        sent.append(len(command))
+        return send(self, command, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AbstractConnection, "send_packed_command", counted)
+        yield sent
+
+
+async def test_what_is_asked_of_many_streams_is_few_round_trips(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """600 streams of three shards; one is unreadable, which is its own misfortune alone."""
+    servers, keys = RedisServers.parse((redis_url,), 3), Keys(3)
+    ingress, redis, client = AsyncRedis(servers), SyncRedis(servers), raw_client(redis_url)
+    directory = StreamDirectory(ingress, keys)
+    for number in range(1, 601):
+        await directory.create(
+            NewStream(StreamId(number), IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0)
+        )
+    await ingress.close()
+    client.delete(keys.stream(StreamId(5)).results)
+    client.set(keys.stream(StreamId(5)).results, "no stream", px=60_000)
+    claims = Claims(redis, keys, WorkerId("w1"))
+    claims.prepare()
+    blocking = blocking_client(servers, 0, 100)
+    entries = claims.wait(blocking, [0, 1, 2], 600, 100)
+    blocking.close()
+    with counted_round_trips(monkeypatch) as opening:
+        openings = claims.open(entries)
+    assert len(opening) <= 3 + 1, "256 at once, and what a new connection says first"
+    owned = [opening for opening in openings if isinstance(opening, OwnedStream)]
+    assert [(stream.stream, stream.epoch) for stream in owned] == [
+        (entry.stream, 1) for entry in entries if entry.stream != 5
+    ]
+    (refused,) = [opening for opening in openings if isinstance(opening, Refused)]
+    assert refused.entry.stream == 5
+    assert "WRONGTYPE" in str(refused.error)
+
+    client.hset(keys.stream(StreamId(7)).meta, "epoch", 2)
+    client.hset(keys.stream(StreamId(8)).meta, "owner", "w2")
+    client.delete(keys.stream(StreamId(9)).meta)
+    with counted_round_trips(monkeypatch) as asking:
+        answers = claims.still_owned(owned)
+    assert len(asking) <= 3
+    assert {one.stream for one, ours in zip(owned, answers, strict=True) if not ours} == {7, 8, 9}
+    with counted_round_trips(monkeypatch) as letting_go:
+        claims.let_go(owned, cleared=False)
+    assert len(letting_go) <= 3
+    gone = [number for number in range(1, 601) if client.hget(keys.stream(StreamId(number)).meta, "let_go")]
+    assert gone == [number for number in range(1, 601) if number not in (5, 7, 9)]
+    redis.close()
+    client.close()

@@ -45,7 +45,7 @@ def claim(redis: SyncRedis, worker: str, after: str | None = None) -> tuple[Clai
         blocking.close()
     else:
         (entry,) = claims.pending_of(WorkerId(after), 10)
-    owned = claims.open(entry)
+    owned = claims.open([entry])[0]
     assert isinstance(owned, OwnedStream)
     return claims, owned
 
@@ -63,12 +63,12 @@ def store(
 async def test_the_next_owner_reads_a_snapshot_as_it_was(redis: SyncRedis, redis_url: str, size: int) -> None:
     data = os.urandom(size)
     claims, owned = claim(redis, "w1")
-    assert claims.snapshot(owned) is None
+    assert claims.snapshots([owned]) == [None]
     for _ in range(2):
         assert store(redis, claims, owned, data) == 1
     heir, taken = claim(redis, "w2", after="w1")
     assert taken.record.checkpoint == _CHECKPOINT
-    assert heir.snapshot(taken) == data
+    assert heir.snapshots([taken]) == [data]
     client = raw_client(redis_url)
     assert client.keys("px:{0}:7:s:*") == []
     assert 0 < client.pttl(owned.keys.snapshot) <= 60_000
@@ -116,7 +116,7 @@ async def test_a_checkpoint_never_goes_back(redis: SyncRedis, redis_url: str) ->
     assert client.execute_command(*older[-1]) == 0
     heir, taken = claim(redis, "w2", after="w1")
     assert taken.record.checkpoint == Checkpoint(b"1-9", 48_000, 18)
-    assert heir.snapshot(taken) == b"later"
+    assert heir.snapshots([taken]) == [b"later"]
     assert client.keys("px:{0}:7:s:*") == []
 
 
@@ -137,9 +137,9 @@ async def test_the_writer_stores_what_it_is_given_and_knows_when_it_has_enough(r
     await until(lambda: pieces("LRANGE", owned.keys.snapshot, 0, -1) == [last], what="the last snapshot")
     await until(writer.has_room, what="room")
     heir, taken = claim(redis, "w2", after="w1")
-    assert heir.snapshot(taken) == last
+    assert heir.snapshots([taken]) == [last]
     flow.lost = True
     writer.expect()
     writer.put(Snapshot(flow, _CHECKPOINT, b"of a stream that is lost"))
     assert writer.stop(5.0)
-    assert heir.snapshot(taken) == last
+    assert heir.snapshots([taken]) == [last]

@@ -50,6 +50,7 @@ from common.streams.claims import (
     SUSPECTS_DIVISOR,
     SUSPICIOUS_DEATHS,
     Claims,
+    Opening,
     OwnedStream,
     Suspect,
 )
@@ -225,16 +226,16 @@ class OwnershipMachine(RuleBasedStateMachine):
         client = blocking_client(RedisServers.parse((self.server.url,)), 0, 10)
         (entry,) = first.claims.wait(client, [0], 1, None)
         client.close()
-        self._opened(first, first.claims.open(entry))
+        self._opened(first, first.claims.open([entry])[0])
 
-    def _opened(self, worker: _Worker, owned: OwnedStream | Suspect | None) -> None:
+    def _opened(self, worker: _Worker, owned: Opening) -> None:
         assert isinstance(owned, OwnedStream)
         assert owned.poison == self.suspicion.poison
         self.poison = owned.poison
         assert owned.epoch == (self.owner.owned.epoch + 1 if self.owner and self.owner.owned else 1)
         assert owned.last_seq == self.written
         assert owned.record.checkpoint.seq == self.kept_from
-        snapshot = worker.claims.snapshot(owned)
+        snapshot = worker.claims.snapshots([owned])[0]
         checkpoint = owned.record.checkpoint
         if checkpoint.samples_decoded:
             # The snapshot is the state after so many results; here the state is their number.
@@ -337,16 +338,18 @@ class OwnershipMachine(RuleBasedStateMachine):
                 self.suspicion = _Suspicion()
         (entry,) = worker.claims.pending_of(before.name, 5)
         assert before.claims.pending_of(before.name, 5) == []
-        assert before.claims.open(entry) is None, "it is another's"
+        assert before.claims.open([entry]) == [None], "it is another's"
         together = 0
-        opened = worker.claims.open(entry)
+        (opened,) = worker.claims.open([entry])
         assert isinstance(opened, Suspect) == self.suspicion.suspect
         if isinstance(opened, Suspect):
-            assert isinstance(worker.claims.open(entry), Suspect), "to be asked twice makes no difference"
-            most = worker.claims.within(entry)
+            assert isinstance(worker.claims.open([entry])[0], Suspect), (
+                "to be asked twice makes no difference"
+            )
+            (most,) = worker.claims.within([entry])
             assert most == self.suspicion.within
             together = max(1, round(share * most))
-            opened = worker.claims.open(entry, together)
+            opened = worker.claims.open([entry], together)[0]
         self._opened(worker, opened)
         worker.together = together
         assert before.claims.still_owned([before.owned]) == [False]

@@ -1,0 +1,120 @@
+"""A worker process beside its streams: what its threads, its signals and its flags make of it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from parakeet.embedded_redis import EmbeddedRedis
+from tests.dying_worker import OTHER, RAISES, VICTIM
+from tests.ports import free_ports
+from tests.servers import make_server, raw_client
+from tests.service_process import ServiceProcess
+from tests.waiting import wait_until
+from tests.worker_process import WorkerProcess
+
+THREADS = ("engine", "outlet", "snapshots", "sweeper", "heartbeat", "intake-0", "claimer-0")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedRedis]:
+    """One kind of server is enough: nothing here depends on it."""
+    made = make_server("embedded")
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("raises", ["", "1"], ids=["returns", "raises"])
+@pytest.mark.parametrize("victim", THREADS)
+def test_a_thread_that_ends_ends_the_worker(
+    victim: str, raises: str, server: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VICTIM, victim)
+    monkeypatch.setenv(RAISES, raises)
+    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.dying_worker") as worker:
+        assert worker.wait() == 1
+        log = worker.log_text()
+        assert ("RuntimeError: a defect" if raises else "a thread ended: ") in log
+        assert "the worker has failed, giving up" in log
+        # Its streams go on elsewhere at once: the lease does not wait to lapse.
+        client = raw_client(server.url)
+        assert client.zscore("px:{0}:workers", "w1") in (0, None)
+        client.close()
+
+
+def test_a_thread_that_is_not_the_workers_own_ends_it_by_an_error(
+    server: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VICTIM, OTHER)
+    monkeypatch.setenv(RAISES, "1")
+    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.dying_worker") as worker:
+        assert worker.wait() == 1
+        assert f"the thread {OTHER} failed" in worker.log_text()
+
+
+def test_every_thread_of_a_worker_is_tried_here(server: EmbeddedRedis, tmp_path: Path) -> None:
+    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.dying_worker") as worker:
+        wait_until(lambda: "worker ready" in worker.log_text())
+        started = [line.split()[1] for line in worker.log_text().splitlines() if line.startswith("thread ")]
+        assert sorted(started) == sorted((*THREADS, OTHER))
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_waits_for_redis_stops_in_good_order(number: signal.Signals, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    url = f"redis://127.0.0.1:{port}/0"
+    with WorkerProcess(url, "w1", tmp_path / "w1.log") as worker:
+        wait_until(lambda: "waiting for Redis" in worker.log_text())
+        worker.send(number)
+        assert worker.wait() == 0
+        assert "stopped before Redis was there" in worker.log_text()
+        assert "Traceback" not in worker.log_text()
+
+
+@pytest.mark.parametrize(
+    ("module", "name_flag"), [("gpu_worker", "--worker-id"), ("ingress", "--ingress-id")]
+)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/no/such/file",
+        "{broken",
+        "{}",
+        '{"version": 2}',
+        '{"version": 1, "handlers": {"h": {"class": "no.such.Handler"}}}',
+    ],
+)
+def test_a_wrong_log_config_is_one_sentence(module: str, name_flag: str, source: str, tmp_path: Path) -> None:
+    log = tmp_path / "process.log"
+    flags = {"log_config": source}
+    with ServiceProcess(module, "redis://127.0.0.1:1", name_flag, "p1", "", log, flags) as process:
+        assert process.wait() == 2
+        (line,) = process.log_text().splitlines()
+        assert ": --log-config " in line
+
+
+def test_a_stop_takes_no_longer_with_more_servers(tmp_path: Path) -> None:
+    """Redis is frozen at the stop: every wait of every thread runs into its limit, and they do not add up."""
+    servers = [make_server("embedded") for _ in range(3)]
+    try:
+        for one in servers:
+            one.start()
+        urls = ",".join(one.url for one in servers)
+        with WorkerProcess(
+            urls, "w1", tmp_path / "w1.log", drain_timeout_s=0, redis_timeout_ms=20_000
+        ) as worker:
+            worker.ready(raw_client(servers[0].url))
+            for one in servers:
+                one.send_signal(signal.SIGSTOP)
+            worker.send(signal.SIGTERM)
+            assert worker.wait(30.0) in (0, 1)
+    finally:
+        for one in servers:
+            one.send_signal(signal.SIGCONT)
+            one.stop()
