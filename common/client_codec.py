@@ -1,17 +1,19 @@
 """Messages of clients as JSON: what a server reads and a client writes.
 
 Decoding is strict about what it uses and ignores fields that it does not know, so that a newer client
-can talk to an older server; options (common/options.py) are the exception.
+can talk to an older server; options (common/options.py) are the exception. A field that is null is the
+same as one that is missing.
 """
 
 from __future__ import annotations
 
 import binascii
 import json
+import re
 import sys
 from array import array
 from collections.abc import Callable
-from math import isfinite
+from math import isfinite, isnan, nan
 from typing import Any, Final
 
 import orjson
@@ -31,6 +33,14 @@ except ImportError:
 _PCM16: Final = Encoding.PCM16
 _F32: Final = Encoding.F32
 
+# Highest bytes of float32 values below 2**127, all of which are finite.
+_SURELY_FINITE: Final = bytes(byte for byte in range(256) if byte & 0x7F != 0x7F)
+# What a client shows that has taken the TCP port for another.
+_HTTP_REQUEST: Final = re.compile(r"[A-Z]+ \S+ HTTP/")
+_BYTE_ORDER_MARK: Final = "\ufeff"
+# An integer of more digits is taken for a float, as orjson does; Python refuses to read one of thousands.
+_INTEGER_DIGITS: Final = 19
+
 
 def decode_client_message(data: bytes | bytearray | memoryview | str) -> ClientMessage:
     """Decode one line or text frame of a client.
@@ -39,8 +49,8 @@ def decode_client_message(data: bytes | bytearray | memoryview | str) -> ClientM
     """
     try:
         fields = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise _bad_json(data, error) from None
+    except orjson.JSONDecodeError:
+        fields = _decode_leniently(data)
     if type(fields) is not dict:
         raise ClientFault(ErrorCode.BAD_MESSAGE, "A message is a JSON object.")
     kind = fields.get("type")
@@ -54,27 +64,25 @@ def decode_client_message(data: bytes | bytearray | memoryview | str) -> ClientM
     return decode(fields)
 
 
-def binary_audio(payload: bytes) -> Audio:
-    """Take a binary WebSocket frame, which is raw pcm16. Raises ClientFault `odd_byte_count`."""
-    if len(payload) & 1:
-        raise _odd(payload, _PCM16)
-    return Audio(payload)
-
-
 def _decode_audio(fields: dict[str, Any]) -> Audio:
     final = fields.get("final", False)
     if final is not True and final is not False:
-        raise _bad_field("audio", "final", "true or false", final)
+        if final is not None:
+            raise _bad_field("audio", "final", "true or false", final)
+        final = False
     data = fields.get("data")
-    if type(data) is str:
-        if "samples" in fields:
-            raise ClientFault(ErrorCode.BAD_FIELD, "'audio' carries either 'data' or 'samples', not both.")
-        encoding = fields.get("encoding", "pcm16")
-        if encoding != "pcm16" and encoding != "f32":
+    samples = fields.get("samples")
+    encoding = fields.get("encoding", "pcm16")
+    if encoding != "pcm16" and encoding != "f32":
+        if encoding is not None:
             raise ClientFault(
                 ErrorCode.WRONG_ENCODING,
                 f"'encoding' is 'pcm16' or 'f32', not {shown(encoding)}.",
             )
+        encoding = "pcm16"
+    if type(data) is str:
+        if samples is not None:
+            raise ClientFault(ErrorCode.BAD_FIELD, "'audio' carries either 'data' or 'samples', not both.")
         try:
             payload = decode_base64(data)
         except ValueError as error:  # binascii.Error is one, as is a non-ASCII string
@@ -83,12 +91,11 @@ def _decode_audio(fields: dict[str, Any]) -> Audio:
             ) from None
         if encoding == "pcm16":
             if len(payload) & 1:
-                raise _odd(payload, _PCM16)
+                raise odd_byte_count(len(payload), _PCM16)
             return Audio(payload, _PCM16, final)
         return Audio(_checked_f32(payload), _F32, final)
     if data is not None:
         raise _bad_field("audio", "data", "a base64 string", data)
-    samples = fields.get("samples")
     if samples is None:
         if final:
             return Audio(b"", _PCM16, True)
@@ -109,22 +116,27 @@ def decode_base64(data: str | bytes | memoryview) -> bytes:
 
 
 def _packed_samples(samples: list[Any]) -> bytes:
+    # Python counts true as 1.
+    if bool in set(map(type, samples)):
+        raise ClientFault(ErrorCode.BAD_SAMPLES, "A sample is a number, not true or false.")
     try:
         values = array("f", samples)
-    except (TypeError, OverflowError):
-        raise _bad_samples() from None
+    except TypeError:
+        wrong = next(sample for sample in samples if not isinstance(sample, (int, float)))
+        raise ClientFault(ErrorCode.BAD_SAMPLES, f"A sample is a number, not {shown(wrong)}.") from None
+    except OverflowError:
+        raise _not_finite() from None
     return _checked_f32(_little_endian(values).tobytes())
 
 
 def _checked_f32(payload: bytes) -> bytes:
     if len(payload) & 3:
-        raise _odd(payload, _F32)
-    values = array("f")
-    values.frombytes(payload)
-    # The sum in float64 of float32 values is finite exactly if each of them is: they are too small
-    # to overflow it. This is the fastest check that needs no numpy.
-    if not isfinite(sum(_little_endian(values))):
-        raise _bad_samples()
+        raise odd_byte_count(len(payload), _F32)
+    if payload[3::4].translate(None, _SURELY_FINITE):
+        values = array("f")
+        values.frombytes(payload)
+        if not all(map(isfinite, _little_endian(values))):
+            raise _not_finite()
     return payload
 
 
@@ -165,30 +177,64 @@ _CLIENT_DECODERS: Final[dict[str, Callable[[dict[str, Any]], ClientMessage]]] = 
 }
 
 
-def _bad_json(data: bytes | bytearray | memoryview | str, error: orjson.JSONDecodeError) -> ClientFault:
-    """Say what is wrong with text that is not JSON.
+def _decode_leniently(data: bytes | bytearray | memoryview | str) -> Any:
+    """Decode what orjson refuses: a lone surrogate, or a number beyond float64, does no harm in a field that
+    nobody reads, and wherever it does, its own sentence says so.
 
-    Python's and other encoders write NaN and Infinity as bare words, which JSON does not have: that
-    gets its own answer, as the fault lies in the samples.
+    Raises ClientFault for what is no JSON, with the cause.
     """
+    constants: list[str] = []
+
+    def constant(name: str) -> float:
+        constants.append(name)
+        return nan
+
     try:
-        text = data if isinstance(data, str) else bytes(data).decode()
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        return ClientFault(ErrorCode.BAD_JSON, f"This is not JSON: {str(error).rstrip('.')}.")
-    if isinstance(fields, dict) and fields.get("type") == "audio" and "samples" in fields:
-        return _bad_samples()
-    return ClientFault(ErrorCode.BAD_JSON, "NaN and Infinity are not JSON.")
+        text = data if isinstance(data, str) else str(data, "utf-8")
+        fields = json.loads(text, parse_int=_integer, parse_constant=constant)
+    except UnicodeDecodeError as error:
+        raise _bad_json(f"it is not UTF-8, from byte {error.start} on") from None
+    except RecursionError:
+        raise _bad_json("it is nested too deep") from None
+    except ValueError as error:
+        raise _bad_json(_cause(text, error)) from None
+    if constants:
+        # Python's and other encoders write what is not finite as bare words, which JSON does not have: that
+        # gets its own answer where the fault lies in the samples.
+        samples = fields.get("samples") if isinstance(fields, dict) else None
+        if isinstance(samples, list) and any(
+            isinstance(sample, float) and isnan(sample) for sample in samples
+        ):
+            raise _not_finite()
+        raise _bad_json(f"JSON has no {constants[0]}")
+    return fields
 
 
-def _bad_samples() -> ClientFault:
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _INTEGER_DIGITS else float(digits)
+
+
+def _cause(text: str, error: ValueError) -> str:
+    if _HTTP_REQUEST.match(text):
+        return "it is an HTTP request"
+    if text.startswith(_BYTE_ORDER_MARK):
+        return "it begins with a byte order mark"
+    return str(error).rstrip(".")
+
+
+def _bad_json(cause: str) -> ClientFault:
+    return ClientFault(ErrorCode.BAD_JSON, f"This is not JSON: {cause}.")
+
+
+def _not_finite() -> ClientFault:
     return ClientFault(ErrorCode.BAD_SAMPLES, "Every sample is a finite number within float32.")
 
 
-def _odd(payload: bytes, encoding: Encoding) -> ClientFault:
+def odd_byte_count(num_bytes: int, encoding: Encoding) -> ClientFault:
+    """The fault of audio that ends within a sample."""
     return ClientFault(
         ErrorCode.ODD_BYTE_COUNT,
-        f"{len(payload)} bytes are not a whole number of {encoding.value} samples "
+        f"{num_bytes} bytes are not a whole number of {encoding.value} samples "
         f"({encoding.sample_bytes} bytes each).",
     )
 

@@ -9,8 +9,10 @@ lists them, and a code is never renamed.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from typing import Final
 
 import orjson
@@ -52,6 +54,13 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal"
 
 
+class WarningCode(StrEnum):
+    """Stable codes of ``warning`` messages."""
+
+    INTEGER_SCALE = "integer_scale"
+    OVER_FULL_SCALE = "over_full_scale"
+
+
 class Fault(StrEnum):
     """Whose doing an error is: what a client should do next depends on it."""
 
@@ -82,7 +91,12 @@ _SPECS: Final = (
         "A line or text frame is not JSON, or not UTF-8. It may have been audio, so the stream "
         "cannot go on without a hole.",
     ),
-    ErrorSpec(ErrorCode.BAD_MESSAGE, Fault.CLIENT, True, "The JSON is not an object with a string `type`."),
+    ErrorSpec(
+        ErrorCode.BAD_MESSAGE,
+        Fault.CLIENT,
+        True,
+        "The JSON is not an object with a string `type`, or it came in a binary frame.",
+    ),
     ErrorSpec(
         ErrorCode.UNKNOWN_TYPE,
         Fault.CLIENT,
@@ -94,20 +108,22 @@ _SPECS: Final = (
         ErrorCode.WRONG_ENCODING,
         Fault.CLIENT,
         True,
-        "`encoding` is neither `pcm16` nor `f32`.",
+        "`encoding` is neither `pcm16` nor `f32`, or the audio is a container (WebM, Ogg, FLAC, MP3, WAV, "
+        "MP4 and others) and not samples.",
     ),
     ErrorSpec(ErrorCode.BAD_BASE64, Fault.CLIENT, True, "`data` is not strict base64."),
     ErrorSpec(
         ErrorCode.ODD_BYTE_COUNT,
         Fault.CLIENT,
         True,
-        "The audio is not a whole number of samples (2 bytes each for pcm16, 4 for f32).",
+        "The audio of a message, or of all binary frames together, is not a whole number of samples (2 bytes "
+        "each for pcm16, 4 for f32).",
     ),
     ErrorSpec(
         ErrorCode.BAD_SAMPLES,
         Fault.CLIENT,
         True,
-        "A sample is NaN, infinite, or no number.",
+        "A sample is NaN, infinite, beyond float32, or no number.",
     ),
     ErrorSpec(
         ErrorCode.LINE_TOO_LONG,
@@ -162,8 +178,8 @@ _SPECS: Final = (
         ErrorCode.RESUME_REFUSED,
         Fault.CLIENT,
         True,
-        "The stream to resume is gone, its secret does not match, or results since `last_seq` are "
-        "no longer kept.",
+        "The stream to resume is gone, its secret does not match, results since `last_seq` are "
+        "no longer kept, or `last_seq` is of no result that there was.",
     ),
     ErrorSpec(
         ErrorCode.RESUMED_ELSEWHERE,
@@ -208,6 +224,14 @@ _SPECS: Final = (
 
 ERROR_SPECS: Final[dict[ErrorCode, ErrorSpec]] = {spec.code: spec for spec in _SPECS}
 
+WARNING_MEANINGS: Final[dict[WarningCode, str]] = {
+    WarningCode.INTEGER_SCALE: "Float samples are in the scale of 16-bit integers: they have to be divided "
+    "by 32768.",
+    WarningCode.OVER_FULL_SCALE: "A quarter of the float samples of a second, or more, are beyond twice the "
+    "full scale of 1.0: the gain is too high, and the text will suffer.",
+}
+"""What each warning tells, one sentence for docs/protocol.md."""
+
 NO_FREE_STREAM_SENTENCE: Final = "No free streaming state available."
 
 
@@ -218,7 +242,12 @@ def shown(value: object) -> str:
     """Write a value that a client gave as it stands in an error's sentence: as JSON, and short."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
-    text = orjson.dumps(value).decode()
+    if isinstance(value, float) and not isfinite(value):
+        return "a number that is too large"
+    try:
+        text = orjson.dumps(value).decode()
+    except TypeError:  # a lone surrogate, which UTF-8 does not have
+        text = json.dumps(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 

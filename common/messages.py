@@ -153,7 +153,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Audio was decoded without a result; sent only with the option `resume`."""
+    """Audio was decoded without a result."""
 
     audio_ack_samples: int
 
@@ -184,4 +184,12 @@ class ErrorMessage:
     stream_id: int | None = None
 
 
-ServerMessage = Hello | Result | Ack | Resumed | Pong | ErrorMessage
+@dataclass(frozen=True, slots=True)
+class WarningMessage:
+    """What is probably not as the client meant it; the stream goes on. `code` is a `WarningCode`."""
+
+    code: str
+    message: str
+
+
+ServerMessage = Hello | Result | Ack | Resumed | Pong | ErrorMessage | WarningMessage

@@ -73,12 +73,9 @@ class Option:
             or not isinstance(value, (bool, int, float, str))
             or not self._allows(value)
         ):
-            shown = repr(value)
-            if len(shown) > 40:
-                shown = shown[:40] + "..."
             raise ClientFault(
                 ErrorCode.BAD_OPTION,
-                f"Option '{self.name}' takes {self.takes()}, not {shown}.",
+                f"Option '{self.name}' takes {self.takes()}, not {shown(value)}.",
             )
         return value
 
@@ -86,7 +83,8 @@ class Option:
         if isinstance(value, bool):
             return True
         if isinstance(value, str):
-            if self.choices and value not in self.choices:
+            # What cannot be printed cannot be encoded either, where it is half of a surrogate pair.
+            if not value.isprintable() or (self.choices and value not in self.choices):
                 return False
             size: float = len(value)
         else:
@@ -121,8 +119,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "resume",
         bool,
-        "Keep the stream for `--resume-grace-s` after a lost connection, so that it can be "
-        "resumed, and send `ack` messages.",
+        "Keep the stream for `--resume-grace-s` after a lost connection, so that it can be resumed.",
     ),
     Option(
         "auto_finalize",
@@ -189,12 +186,14 @@ _TABLE: Final[dict[str, Option]] = {option.name: option for option in OPTIONS}
 
 
 def parse_options(values: Mapping[str, object]) -> StreamOptions:
-    """Validate the options of a ``config`` message.
+    """Validate the options of a ``config`` message; None, JSON's null, is the same as a missing option.
 
     Raises ClientFault with `unknown_option` or `bad_option`.
     """
     checked: dict[str, Any] = {}
     for name, value in values.items():
+        if value is None:
+            continue
         option = _TABLE.get(name)
         if option is None:
             known = ", ".join(sorted(_TABLE))

@@ -19,6 +19,7 @@ from common.messages import (
     ServerMessage,
     TurnDetection,
     Utterance,
+    WarningMessage,
     Word,
 )
 
@@ -53,6 +54,8 @@ def encode_server_message(message: ServerMessage) -> bytes:
             fields = {"type": "error", "code": message.code, "message": message.message}
             if message.stream_id is not None:
                 fields["stream_id"] = message.stream_id
+        case WarningMessage(code, sentence):
+            fields = {"type": "warning", "code": code, "message": sentence}
     return orjson.dumps(fields)
 
 
@@ -145,6 +148,8 @@ def decode_server_message(data: bytes | bytearray | memoryview | str) -> ServerM
                     fields["message"],
                     fields.get("stream_id"),
                 )
+            case "warning":
+                return WarningMessage(fields["code"], fields["message"])
             case _:
                 return None
     except (KeyError, TypeError) as error:

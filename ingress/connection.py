@@ -13,10 +13,18 @@ from functools import partial
 from typing import Any, Final
 
 from common.entries import LineKind
-from common.errors import ClientFault, ErrorCode, NoFreeStream, StreamError, Unavailable
+from common.errors import (
+    ERROR_SPECS,
+    ClientFault,
+    EntryError,
+    ErrorCode,
+    NoFreeStream,
+    StreamError,
+    Unavailable,
+)
 from common.messages import Ack, Audio, Config, ErrorMessage, Hello, Pong, Resume, Resumed
 from common.options import StreamOptions
-from common.server_codec import encode_server_message
+from common.server_codec import decode_server_message, encode_server_message
 from ingress.deadlines import Deadlines
 from ingress.links import Backplane, Resumption, StreamLink
 from ingress.peer import Peer
@@ -53,6 +61,15 @@ class ConnectionLimits:
     unread_timeout_s: float = UNREAD_TIMEOUT_S
     idle_timeout_s: float = 0.0
     refused_grace_s: float = REFUSED_GRACE_S
+
+
+def _error_of(message: bytes) -> StreamError:
+    """The error in a worker's `error` message; a code of a newer version is a failure of ours."""
+    error = decode_server_message(message)
+    if not isinstance(error, ErrorMessage):
+        raise EntryError("The line of an error holds another message.")
+    known = error.code in ERROR_SPECS
+    return StreamError(ErrorCode(error.code) if known else ErrorCode.INTERNAL, error.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +119,7 @@ class Connection:
         self._limits = limits
         self._start_task = start_task
         self._on_closed = on_closed
-        self._protocol = ConnectionProtocol(limits.max_buffered_samples)
+        self._protocol = ConnectionProtocol(limits.sample_rate, limits.max_buffered_samples)
         self._buffer = SendBuffer(peer.send, limits.send_buffer_bytes)
         self._deadlines = Deadlines(
             peer,
@@ -134,7 +151,7 @@ class Connection:
         if self._held is not None:
             self._held.append(partial(self.received_text, data))
             return
-        if self._hung_up:
+        if self._protocol.deaf:
             return
         try:
             audio = self._protocol.more_audio(data)
@@ -152,7 +169,7 @@ class Connection:
         if self._held is not None:
             self._held.append(partial(self.received_binary, data))
             return
-        if self._hung_up:
+        if self._protocol.deaf:
             return
         try:
             outcome = self._protocol.receive_binary(data)
@@ -169,7 +186,7 @@ class Connection:
         """The client closed its sending side."""
         if self._held is not None:
             self._held.append(self.ended)
-        elif self._options.resume and self._protocol.state is not State.FINISHING:
+        elif self._options.resume and self._protocol.takes_audio:
             # A lost connection often looks like this, and its client said that it will come back.
             self.lost()
             self._peer.close(None)
@@ -232,8 +249,7 @@ class Connection:
                 end = at + len(_ACK_FIELD)
                 stop = json.find(b",", end)
                 protocol.acknowledge(int(json[end : stop if stop > 0 else -1]))
-            if not protocol.only_forwards():
-                self._carry_out(protocol.notify(Event.RESULT), json)
+            if not protocol.forwards:
                 return
             try:
                 self._buffer.send(json, mergeable=kind is LineKind.PARTIAL)
@@ -241,13 +257,15 @@ class Connection:
                 self._drop(error)
             except Exception:
                 self._failed()
-        else:
+        elif kind is LineKind.FINAL:
             self._carry_out(protocol.notify(Event.LAST_RESULT), json)
+        else:
+            self._carry_out(protocol.notify(Event.STREAM_FAILED, _error_of(json)))
 
     def on_ack(self, samples: int) -> None:
         """Note progress without a result."""
-        self._protocol.acknowledge(samples)
-        if self._options.resume and self._protocol.state in (State.STREAMING, State.FINISHING):
+        if self._protocol.forwards and samples > self._protocol.acked_samples:
+            self._protocol.acknowledge(samples)
             self._send(encode_server_message(Ack(samples)))
 
     def on_failure(self, error: StreamError) -> None:
@@ -274,6 +292,8 @@ class Connection:
                     self._send(result)
                 else:
                     self._do(action, outcome)
+            if outcome.warning is not None:
+                self._send(encode_server_message(outcome.warning))
         except ClientFault as error:  # the send buffer is full
             self._drop(error)
         except Exception:
@@ -432,7 +452,7 @@ class Connection:
     def _drop(self, error: StreamError) -> None:
         """End a connection that cannot go on by the table: give up what waits, say why, close."""
         was_closed = self._protocol.state is State.CLOSED
-        self._protocol.notify(Event.FAULT if isinstance(error, ClientFault) else Event.FAILED, error)
+        self._protocol.notify(Event.LOST)
         self._buffer.clear()
         self._abandon(error)
         message = self._error_message(error)
@@ -457,7 +477,7 @@ class Connection:
         self._drop(ClientFault(ErrorCode.SLOW_READER, f"Results were left unread for {seconds:g} s."))
 
     def _silent_too_long(self) -> None:
-        if self._protocol.state is State.FINISHING:
+        if self._protocol.state in (State.FINISHING, State.FAILING):
             return  # it is the client that waits
         seconds = self._limits.idle_timeout_s
         fault = ClientFault(ErrorCode.IDLE_TIMEOUT, f"Nothing came for {seconds:g} s.")

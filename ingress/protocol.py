@@ -13,9 +13,10 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-from common.client_codec import binary_audio, decode_client_message
+from common.client_codec import decode_client_message, odd_byte_count
 from common.errors import ERROR_SPECS, ClientFault, ErrorCode, StreamError
-from common.messages import Audio, ClientMessage, Close, Config, Ping, Resume
+from common.messages import Audio, ClientMessage, Close, Config, Encoding, Ping, Resume, WarningMessage
+from ingress.audio_check import AudioHead, LevelMeter, message_in_binary
 from ingress.audio_shape import AudioShape
 
 
@@ -28,8 +29,10 @@ class State(Enum):
     REFUSED = auto()  # the cluster is full and the client knows; it may still resume a stream
     READY = auto()  # hello is sent, no stream has begun
     RESUMING = auto()  # the stream to resume is being taken over
+    CONFIGURED = auto()  # the stream has begun, without audio
     STREAMING = auto()  # audio is accepted
     FINISHING = auto()  # no more audio; the final result is awaited
+    FAILING = auto()  # the client's fault ended the audio; the error goes out behind the final result
     CLOSED = auto()  # nothing more is said or heard
 
 
@@ -46,14 +49,15 @@ class Event(Enum):
     PING = auto()
     FAULT = auto()  # something malformed, or too much
     END = auto()  # the client closed its sending side (TCP) and may still read
-    LOST = auto()  # the socket is gone
+    LOST = auto()  # the socket is gone, or the connection cannot go on
 
     ADMITTED = auto()
     FULL = auto()
     RESUMED = auto()
     RESUMED_FINISHED = auto()  # resumed, and all its audio had been sent already
     RESULT = auto()
-    LAST_RESULT = auto()  # the final result, or the worker's error that ends the stream
+    LAST_RESULT = auto()  # the final result
+    STREAM_FAILED = auto()  # the worker's error, which ended the stream
     TAKEN = auto()  # another connection resumed the stream
     FAILED = auto()  # the service cannot go on with the stream
     EXPIRED = auto()  # the time that a refused client has to resume is over
@@ -94,11 +98,15 @@ _E = Event
 
 _REFUSE_AUDIO: Final = Transition(_S.FINISHING, (_A.ERROR,), ErrorCode.AUDIO_AFTER_FINAL)
 _OUT_OF_PLACE: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP), ErrorCode.UNEXPECTED_MESSAGE)
+# The audio before a fault was taken, so its final result comes first and the error behind it.
+_OUT_OF_PLACE_LATE: Final = Transition(_S.FAILING, (_A.FINISH,), ErrorCode.UNEXPECTED_MESSAGE)
+_OUT_OF_PLACE_LAST: Final = Transition(_S.FAILING, (), ErrorCode.UNEXPECTED_MESSAGE)
 _FAIL_STREAM: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP))
 _FAIL_EARLY: Final = Transition(_S.CLOSED, (_A.ERROR, _A.GIVE_BACK, _A.HANG_UP))
 _DRAIN_STREAM: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP), ErrorCode.DRAINING)
 _DRAIN_EARLY: Final = Transition(_S.CLOSED, (_A.ERROR, _A.GIVE_BACK, _A.HANG_UP), ErrorCode.DRAINING)
 _LAST: Final = Transition(_S.CLOSED, (_A.FORWARD, _A.RELEASE, _A.HANG_UP))
+_STREAM_FAILED: Final = Transition(_S.CLOSED, (_A.ERROR, _A.RELEASE, _A.HANG_UP))
 _TAKEN: Final = Transition(_S.CLOSED, (_A.ERROR, _A.HANG_UP), ErrorCode.RESUMED_ELSEWHERE)
 
 TABLE: Final[dict[State, dict[Event, Transition]]] = {
@@ -129,7 +137,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: Transition(_S.STREAMING, (_A.BEGIN, _A.APPEND)),
         _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.BEGIN, _A.APPEND)),
         _E.CLOSE: Transition(_S.FINISHING, (_A.BEGIN, _A.FINISH)),
-        _E.CONFIG: Transition(_S.STREAMING, (_A.BEGIN,)),
+        _E.CONFIG: Transition(_S.CONFIGURED, (_A.BEGIN,)),
         _E.RESUME: Transition(_S.RESUMING, (_A.TAKE_OVER,)),
         _E.PING: Transition(_S.READY, (_A.PONG,)),
         _E.FAULT: _FAIL_EARLY,
@@ -154,18 +162,34 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FAILED: _FAIL_STREAM,
         _E.DRAIN: _DRAIN_STREAM,
     },
-    _S.STREAMING: {
+    _S.CONFIGURED: {
         _E.AUDIO: Transition(_S.STREAMING, (_A.APPEND,)),
         _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.APPEND,)),
         _E.CLOSE: Transition(_S.FINISHING, (_A.FINISH,)),
         _E.CONFIG: _OUT_OF_PLACE,
         _E.RESUME: _OUT_OF_PLACE,
-        _E.PING: Transition(_S.STREAMING, (_A.PONG,)),
+        _E.PING: Transition(_S.CONFIGURED, (_A.PONG,)),
         _E.FAULT: _FAIL_STREAM,
+        _E.END: Transition(_S.FINISHING, (_A.FINISH,)),
+        _E.LOST: Transition(_S.CLOSED, (_A.ABANDON,)),
+        _E.STREAM_FAILED: _STREAM_FAILED,
+        _E.TAKEN: _TAKEN,
+        _E.FAILED: _FAIL_STREAM,
+        _E.DRAIN: _DRAIN_STREAM,
+    },
+    _S.STREAMING: {
+        _E.AUDIO: Transition(_S.STREAMING, (_A.APPEND,)),
+        _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.APPEND,)),
+        _E.CLOSE: Transition(_S.FINISHING, (_A.FINISH,)),
+        _E.CONFIG: _OUT_OF_PLACE_LATE,
+        _E.RESUME: _OUT_OF_PLACE_LATE,
+        _E.PING: Transition(_S.STREAMING, (_A.PONG,)),
+        _E.FAULT: Transition(_S.FAILING, (_A.FINISH,)),
         _E.END: Transition(_S.FINISHING, (_A.FINISH,)),
         _E.LOST: Transition(_S.CLOSED, (_A.ABANDON,)),
         _E.RESULT: Transition(_S.STREAMING, (_A.FORWARD,)),
         _E.LAST_RESULT: _LAST,
+        _E.STREAM_FAILED: _STREAM_FAILED,
         _E.TAKEN: _TAKEN,
         _E.FAILED: _FAIL_STREAM,
         _E.DRAIN: _DRAIN_STREAM,
@@ -174,17 +198,29 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: _REFUSE_AUDIO,
         _E.FINAL_AUDIO: _REFUSE_AUDIO,
         _E.CLOSE: Transition(_S.FINISHING),  # `final: true` and then `close` is what many clients do
-        _E.CONFIG: _OUT_OF_PLACE,
-        _E.RESUME: _OUT_OF_PLACE,
+        _E.CONFIG: _OUT_OF_PLACE_LAST,
+        _E.RESUME: _OUT_OF_PLACE_LAST,
         _E.PING: Transition(_S.FINISHING, (_A.PONG,)),
-        _E.FAULT: _FAIL_STREAM,
+        _E.FAULT: Transition(_S.FAILING),
         _E.END: Transition(_S.FINISHING),
         _E.LOST: Transition(_S.CLOSED, (_A.ABANDON,)),
         _E.RESULT: Transition(_S.FINISHING, (_A.FORWARD,)),
         _E.LAST_RESULT: _LAST,
+        _E.STREAM_FAILED: _STREAM_FAILED,
         _E.TAKEN: _TAKEN,
         _E.FAILED: _FAIL_STREAM,
         _E.DRAIN: _DRAIN_STREAM,
+    },
+    # Nothing more of the client is heard here (`ConnectionProtocol.deaf`), and the error is the fault's.
+    _S.FAILING: {
+        _E.END: Transition(_S.FAILING),
+        _E.LOST: Transition(_S.CLOSED, (_A.ABANDON,)),
+        _E.RESULT: Transition(_S.FAILING, (_A.FORWARD,)),
+        _E.LAST_RESULT: Transition(_S.CLOSED, (_A.FORWARD, _A.RELEASE, _A.ERROR, _A.HANG_UP)),
+        _E.STREAM_FAILED: _STREAM_FAILED,
+        _E.TAKEN: _TAKEN,
+        _E.FAILED: _FAIL_STREAM,
+        _E.DRAIN: _FAIL_STREAM,
     },
     _S.CLOSED: {},
 }
@@ -198,7 +234,6 @@ def _doing_only(event: Event, action: Action) -> frozenset[State]:
 
 # Where nearly everything happens: an event that changes no state and asks for one thing.
 _ONLY_APPENDING: Final = _doing_only(Event.AUDIO, Action.APPEND)
-_ONLY_FORWARDING: Final = _doing_only(Event.RESULT, Action.FORWARD)
 
 _SENTENCES: Final = {
     ErrorCode.AUDIO_AFTER_FINAL: "Audio after 'final: true' or 'close' is ignored.",
@@ -223,30 +258,72 @@ _EVENT_OF: Final[dict[type, Event]] = {
 }
 
 
+_JSON_BEGINS: Final = b"{ \t\r\n"
+# A client whose messages have a time or a number in front of their base64 has a new shape in each: to learn
+# it costs more than the parser that it spares.
+_MAX_SHAPES: Final = 8
+
+
 class Outcome(NamedTuple):
-    """What to do now: the actions in order, with the message or the error that they are about."""
+    """What to do now: the actions in order, with the message or the error that they are about. A warning
+    goes to the client beside them."""
 
     actions: tuple[Action, ...]
     message: ClientMessage | None = None
     error: StreamError | None = None
+    warning: WarningMessage | None = None
 
 
 class ConnectionProtocol:
     """State of one connection, and the count of its audio.
 
+    sample_rate: of the audio, Hz.
     max_buffered_samples: audio that may be accepted and not yet decoded.
     next_sample: samples accepted so far = index of the first sample of the next audio.
     acked_samples: samples decoded so far, as the worker says.
     """
 
-    __slots__ = ("_shape", "acked_samples", "max_buffered_samples", "next_sample", "state")
+    __slots__ = (
+        "_fault",
+        "_head",
+        "_level",
+        "_rest",
+        "_sample_rate",
+        "_shape",
+        "_shapes_in_vain",
+        "acked_samples",
+        "max_buffered_samples",
+        "next_sample",
+        "state",
+    )
 
-    def __init__(self, max_buffered_samples: int) -> None:
+    def __init__(self, sample_rate: int, max_buffered_samples: int) -> None:
+        self._sample_rate = sample_rate
         self.max_buffered_samples = max_buffered_samples
         self.state = State.ADMITTING
         self.next_sample = 0
         self.acked_samples = 0
         self._shape: AudioShape | None = None
+        self._shapes_in_vain = 0
+        self._head: AudioHead | None = AudioHead()
+        self._level: LevelMeter | None = None
+        self._rest = b""  # of a sample that was cut between two binary frames
+        self._fault: StreamError | None = None  # in FAILING: what the client is told behind the final result
+
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing that the client sends matters any more."""
+        return self.state is State.FAILING or self.state is State.CLOSED
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether the audio of the stream, begun or not, goes on."""
+        return self.state in _ACCEPTING
+
+    @property
+    def forwards(self) -> bool:
+        """Whether the client is told what becomes of its audio."""
+        return Event.RESULT in TABLE[self.state]
 
     def more_audio(self, data: bytes) -> Audio | None:
         """Take one line, or one text frame, that is what nearly all are: more audio, written like the
@@ -260,52 +337,66 @@ class ConnectionProtocol:
         if end - self.acked_samples > self.max_buffered_samples:
             return None
         self.next_sample = end
+        self._shapes_in_vain = 0
         return audio
 
-    def only_forwards(self) -> bool:
-        """Whether a result that is not the last one changes nothing and goes to the client."""
-        return self.state in _ONLY_FORWARDING
-
-    def receive_text(self, data: bytes | bytearray | memoryview | str) -> Outcome:
-        """Take one line, or one text frame, of the client."""
+    def receive_text(self, data: bytes) -> Outcome:
+        """Take one line, or one text frame, of the client; one of white space alone is ignored."""
+        if not data or data.isspace():
+            return Outcome(_IGNORED)
         try:
             message = decode_client_message(data)
         except ClientFault as error:
             return self.fail(error)
-        if type(message) is Audio and type(data) is bytes:
+        if self._rest and isinstance(message, (Audio, Close)) and self.state in _ACCEPTING:
+            return self.fail(odd_byte_count(len(self._rest), Encoding.PCM16))
+        if type(message) is Audio and self._shapes_in_vain < _MAX_SHAPES:
+            self._shapes_in_vain += 1
             self._shape = AudioShape.of(data, message)
         return self.receive(message)
 
     def receive_binary(self, data: bytes) -> Outcome:
-        """Take one binary frame of the client: raw pcm16."""
-        try:
-            message = binary_audio(data)
-        except ClientFault as error:
-            return self.fail(error)
-        return self.receive(message)
+        """Take one binary frame of the client: raw pcm16, cut anywhere."""
+        if data and data[0] in _JSON_BEGINS:
+            fault = message_in_binary(data)
+            if fault is not None:
+                return self.fail(fault)
+        if self._rest:
+            data = self._rest + data
+        if len(data) & 1:
+            self._rest, data = data[-1:], data[:-1]
+            self._shape = None  # what comes next, if it is text, is no more of the same
+        else:
+            self._rest = b""
+        return self.receive(Audio(data))
 
     def receive(self, message: ClientMessage) -> Outcome:
         """Take one decoded message of the client."""
         if type(message) is not Audio:
             return self._apply(_EVENT_OF[type(message)], message)
         end = self.next_sample + message.num_samples
-        if end - self.acked_samples > self.max_buffered_samples and self.state in _ACCEPTING:
-            return self.fail(self._too_much_audio())
+        too_much = end - self.acked_samples > self.max_buffered_samples
+        if (too_much or self._head is not None) and self.state in _ACCEPTING:
+            fault = self._too_much_audio() if too_much else self._container(message)
+            if fault is not None:
+                return self.fail(fault)
         outcome = self._apply(Event.FINAL_AUDIO if message.final else Event.AUDIO, message)
         if Action.APPEND in outcome.actions:
             self.next_sample = end
+            if message.encoding is Encoding.F32:
+                return outcome._replace(warning=self._warning_of(message))
         return outcome
 
     def fail(self, error: StreamError) -> Outcome:
         """Take something malformed from the client, or any other fault of its own."""
         if not error.closes:
-            if self.state is State.CLOSED or self.state is State.REFUSED:
+            if self.deaf or self.state is State.REFUSED:
                 return Outcome(_IGNORED)
             return Outcome(_ERROR_ONLY, None, error)
         return self._apply(Event.FAULT, None, error)
 
     def notify(self, event: Event, error: StreamError | None = None) -> Outcome:
-        """Take an event of the socket or of the service; `error` says why, for FULL and FAILED."""
+        """Take an event of the socket or of the service; `error` says why, where the service failed."""
         return self._apply(event, None, error)
 
     def acknowledge(self, samples: int) -> None:
@@ -317,6 +408,8 @@ class ConnectionProtocol:
         """Set the counts of a stream that was begun by another connection."""
         self.next_sample = next_sample
         self.acked_samples = acked_samples
+        if next_sample > 0:
+            self._head = None
 
     def _apply(
         self, event: Event, message: ClientMessage | None, error: StreamError | None = None
@@ -324,10 +417,27 @@ class ConnectionProtocol:
         transition = TABLE[self.state].get(event)
         if transition is None:
             return Outcome(_IGNORED)
-        self.state = transition.state
         if transition.error is not None:
             error = table_error(transition.error, event)
+        if transition.state is not self.state:
+            if (
+                self.state is State.FAILING
+                and Action.ERROR in transition.actions
+                and transition.error is None
+            ):
+                error = self._fault
+            elif transition.state is State.FAILING:
+                self._fault = error
+            self.state = transition.state
         return Outcome(transition.actions, message, error)
+
+    def _container(self, audio: Audio) -> ClientFault | None:
+        if self._head is None:
+            return None
+        fault = self._head.push(audio.payload)
+        if self._head.known:
+            self._head = None
+        return fault
 
     def _too_much_audio(self) -> ClientFault:
         return ClientFault(
@@ -336,8 +446,13 @@ class ConnectionProtocol:
             f"({self.max_buffered_samples} samples).",
         )
 
+    def _warning_of(self, audio: Audio) -> WarningMessage | None:
+        if self._level is None:
+            self._level = LevelMeter(self._sample_rate)
+        return self._level.push(audio.payload)
 
-_ACCEPTING: Final = frozenset((State.READY, State.STREAMING))
+
+_ACCEPTING: Final = frozenset((State.READY, State.CONFIGURED, State.STREAMING))
 
 
 def table_error(code: ErrorCode, event: Event) -> StreamError:
@@ -359,9 +474,10 @@ def check_table() -> None:
                 raise AssertionError(f"{place} closes without hanging up")
             if not closes and Action.HANG_UP in actions:
                 raise AssertionError(f"{place} hangs up without closing")
-            if code is not None and ERROR_SPECS[code].closes is not closes:
+            fails = closes or target is State.FAILING
+            if code is not None and ERROR_SPECS[code].closes is not fails:
                 raise AssertionError(f"{place}: whether {code} closes the connection")
-            if closes and state in (State.STREAMING, State.FINISHING):
+            if closes and state in (State.CONFIGURED, State.STREAMING, State.FINISHING, State.FAILING):
                 ends = {Action.ABANDON, Action.RELEASE} & set(actions)
                 if not ends and event is not Event.TAKEN:
                     raise AssertionError(f"{place} leaves its stream behind")

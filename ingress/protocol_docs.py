@@ -1,4 +1,4 @@
-"""The parts of docs/protocol.md that are drawn from the code: state diagram, error codes, options.
+"""The parts of docs/protocol.md that are drawn from the code: state diagram, codes, options.
 
 `python -m ingress.protocol_docs` writes them; a test fails when the file differs from the code.
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from common.errors import ERROR_SPECS
+from common.errors import ERROR_SPECS, WARNING_MEANINGS
 from common.options import OPTIONS, StreamOptions
 from ingress.protocol import TABLE, Event, State
 
@@ -61,6 +61,13 @@ def error_table() -> str:
     return "\n".join(lines)
 
 
+def warning_table() -> str:
+    """Every warning code with what it tells."""
+    lines = ["| code | meaning |", "|---|---|"]
+    lines += [f"| `{code.value}` | {meaning} |" for code, meaning in WARNING_MEANINGS.items()]
+    return "\n".join(lines)
+
+
 def option_table() -> str:
     """Every option of `config`."""
     defaults = StreamOptions()
@@ -76,6 +83,7 @@ _PARTS: Final = {
     "state diagram": state_diagram,
     "transitions": transition_table,
     "errors": error_table,
+    "warnings": warning_table,
     "options": option_table,
 }
 

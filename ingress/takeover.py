@@ -105,11 +105,8 @@ class StreamTakeover:
         return Resumption(link, next_sample, acked, finished, record.options)
 
     async def _resumable(self, stream: StreamId, request: Resume) -> StreamRecord:
-        refused = Unavailable(
-            ErrorCode.RESUME_REFUSED,
-            f"Stream {stream} cannot be resumed: it is gone, its secret differs, or results after "
-            f"{request.last_seq} are no longer kept.",
-        )
+        # One sentence for a stream that is gone and for a wrong secret: nobody learns which there are.
+        refused = _refusal(stream, "it is gone, or its secret differs")
         try:
             record = await self._directory.read(stream)
         except EntryError as error:
@@ -118,8 +115,13 @@ class StreamTakeover:
             raise refused
         (lines,) = await catch_up(self._redis, (Position(self._keys.stream(stream), 0, 0),))
         seqs = [line.seq for line in lines if line.kind is not LineKind.OWNER]
-        if (seqs and seqs[0] > request.last_seq + 1) or (record.finished and not seqs):
+        if record.finished and not seqs:
             raise refused
+        last_seq = request.last_seq
+        if seqs and seqs[0] > last_seq + 1:
+            raise _refusal(stream, f"the results after {last_seq} are no longer kept")
+        if last_seq > (seqs[-1] if seqs else 0):
+            raise _refusal(stream, f"it has had no result {last_seq} yet")
         return record
 
     # For nobody yet
@@ -230,6 +232,11 @@ class StreamTakeover:
         self._feed.repair(link)
 
 
+def _refusal(stream: StreamId, why: str) -> Unavailable:
+    return Unavailable(ErrorCode.RESUME_REFUSED, f"Stream {stream} cannot be resumed: {why}.")
+
+
 def token_hash(token: str) -> str:
     """What a stream's record has of the secret that a resume has to show."""
-    return hashlib.sha256(token.encode()).hexdigest()
+    # A client's secret may hold half of a surrogate pair, which is no UTF-8, and no secret of ours.
+    return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()

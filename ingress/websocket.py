@@ -54,6 +54,7 @@ class WebSocketShell(SocketShell):
     """
 
     __slots__ = (
+        "_farewell",
         "_fragments",
         "_fragments_binary",
         "_frames",
@@ -80,6 +81,7 @@ class WebSocketShell(SocketShell):
         self._fragments_binary = False
         self._writing_paused = False
         self._pong = b""
+        self._farewell: list[bytes] = []
         self._handshake: asyncio.TimerHandle | None = None
 
     # asyncio.Protocol
@@ -181,6 +183,8 @@ class WebSocketShell(SocketShell):
         if self._protocol.state is State.OPEN:
             code = close_code(error)
             self._protocol.send_close(code, "" if error is None else error.code.value)
+        farewell, self._farewell = self._farewell, []
+        self._write(farewell)
         self._flush()
         self._wait_for_the_client()
 
@@ -262,7 +266,9 @@ class WebSocketShell(SocketShell):
         if connection is None or self._closing:
             return
         if isinstance(error, PayloadTooBig):
-            # The close frame is in the protocol's queue already; this goes in front of it.
+            # The close frame is in the protocol's queue already; what the client is still told goes in
+            # front of it.
+            self._farewell += self._protocol.data_to_send()
             connection.received_fault(
                 ClientFault(
                     ErrorCode.FRAME_TOO_LONG,
@@ -274,10 +280,13 @@ class WebSocketShell(SocketShell):
             connection.lost()
 
     def _flush(self) -> None:
+        self._write(self._protocol.data_to_send())
+
+    def _write(self, parts: list[bytes]) -> None:
         transport = self._transport
         if transport is None:
             return
-        for data in self._protocol.data_to_send():
+        for data in parts:
             if data is SEND_EOF or not data:
                 self._end_sending()
             elif self._writing_paused and data[0] == _PONG:

@@ -74,20 +74,28 @@ async def test_a_client_goes_on_at_the_same_ingress(stack: Stack, max_num_stream
     await stack.empty()
 
 
-async def test_resume_takes_the_right_secret_only(stack: Stack) -> None:
+async def test_resume_takes_the_right_secret_and_a_result_that_was_only(stack: Stack) -> None:
     stack.worker()
     ingress = stack.ingress()
     async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
         await stream.send(noise(1.0))
         await anext(stream.results())
-        for stream_id, token in ((stream.stream_id, "wrong"), (10_000, stream._hello.resume_token)):
+        token = stream._hello.resume_token
+        for stream_id, secret, last_seq, says in (
+            (stream.stream_id, "wrong", 0, "secret"),
+            (stream.stream_id, "\ud800", 0, "secret"),
+            (10_000, token, 0, "gone"),
+            (stream.stream_id, token, 1_000, "no result 1000 yet"),
+        ):
             reader, writer = await asyncio.open_connection(HOST, ingress.port)
             await reader.readline()
-            request = {"type": "resume", "stream_id": stream_id, "resume_token": token, "last_seq": 0}
+            request = {"type": "resume", "stream_id": stream_id, "resume_token": secret, "last_seq": last_seq}
             writer.write(json.dumps(request | {"audio_ack_samples": 0}).encode() + b"\n")
             async with asyncio.timeout(5):
                 (answer,) = (await reader.read()).splitlines()
-            assert json.loads(answer)["code"] == "resume_refused"
+            error = json.loads(answer)
+            assert error["code"] == "resume_refused"
+            assert says in error["message"]
             writer.close()
             await writer.wait_closed()
         await stream.finish()

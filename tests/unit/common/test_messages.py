@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from common.client_codec import binary_audio, decode_client_message, encode_client_message
+from common.client_codec import decode_client_message, encode_client_message
 from common.errors import ClientFault, ErrorCode
 from common.messages import (
     Ack,
@@ -25,6 +25,7 @@ from common.messages import (
     Resume,
     Resumed,
     ServerMessage,
+    WarningMessage,
     Word,
 )
 from common.options import StreamOptions
@@ -80,23 +81,44 @@ def test_final_may_carry_no_audio(text: str) -> None:
     assert message.num_samples == 0
 
 
-def test_a_binary_frame_is_raw_pcm16() -> None:
-    assert binary_audio(b"\x01\x02") == Audio(b"\x01\x02")
-    with pytest.raises(ClientFault) as caught:
-        binary_audio(b"\x01")
-    assert caught.value.code is ErrorCode.ODD_BYTE_COUNT
+@pytest.mark.parametrize(
+    "value", ['"done"', "null", "[{}]", r'"\ud800"', "1e999", "-1e999", "1" * 5000, "1" * 5000 + ".5"]
+)
+def test_unknown_fields_are_ignored_whatever_they_hold(value: str) -> None:
+    for field in (value, f"[{value}]", f'{{"x":{value}}}'):
+        text = f'{{"type":"close","reason":{field}}}'
+        assert decode_client_message(text) == decode_client_message(text.encode()) == Close()
 
 
-def test_unknown_fields_are_ignored() -> None:
-    assert decode_client_message('{"type":"close","reason":"done"}') == Close()
+@pytest.mark.parametrize(
+    ("with_nulls", "without"),
+    [
+        (_audio(data="AAA=", samples=None, final=None, encoding=None), _audio(data="AAA=")),
+        (_audio(data=None, samples=[0.5], final=None, encoding=None), _audio(samples=[0.5])),
+        (_audio(data=None, samples=None, final=True), _audio(final=True)),
+        ('{"type":"config","words":true,"resume":null,"language":null}', '{"type":"config","words":true}'),
+        ('{"type":"config","of_a_newer_client":null}', '{"type":"config"}'),
+        ('{"type":"close","reason":null}', '{"type":"close"}'),
+    ],
+)
+def test_null_is_a_missing_field(with_nulls: str, without: str) -> None:
+    assert decode_client_message(with_nulls) == decode_client_message(without)
 
 
 @pytest.mark.parametrize(
     ("text", "code", "says"),
     [
         ("{", ErrorCode.BAD_JSON, "not JSON"),
-        (b"\xff\xfe", ErrorCode.BAD_JSON, "UTF-8"),
-        ("[" * 5000, ErrorCode.BAD_JSON, "not JSON"),
+        (b"\xff\xfe", ErrorCode.BAD_JSON, "not UTF-8, from byte 0"),
+        (b'{"type":"\xff"}', ErrorCode.BAD_JSON, "not UTF-8, from byte 9"),
+        ("[" * 500_000, ErrorCode.BAD_JSON, "nested too deep"),
+        ("{'type':'close'}", ErrorCode.BAD_JSON, "double quotes"),
+        ('{"type":"close",}', ErrorCode.BAD_JSON, "double quotes"),
+        ('{"type":"close"', ErrorCode.BAD_JSON, "char 15"),
+        ('\ufeff{"type":"close"}', ErrorCode.BAD_JSON, "byte order mark"),
+        ("GET /status HTTP/1.1", ErrorCode.BAD_JSON, "HTTP request"),
+        ('{"type":"audio","data":"","final":Infinity}', ErrorCode.BAD_JSON, "Infinity"),
+        ('{"type":"audio","samples":[0],"gain":NaN}', ErrorCode.BAD_JSON, "NaN"),
         ('{"type":"config","words":NaN}', ErrorCode.BAD_JSON, "NaN"),
         ("3", ErrorCode.BAD_MESSAGE, "object"),
         ("{}", ErrorCode.BAD_MESSAGE, "'type'"),
@@ -106,10 +128,17 @@ def test_unknown_fields_are_ignored() -> None:
         (_audio(), ErrorCode.BAD_FIELD, "'data' or 'samples'"),
         (_audio(data=3), ErrorCode.BAD_FIELD, "'data'"),
         (_audio(data="", samples=[]), ErrorCode.BAD_FIELD, "not both"),
+        (_audio(data=None, samples=None), ErrorCode.BAD_FIELD, "'data' or 'samples'"),
+        (_audio(data=True), ErrorCode.BAD_FIELD, "true"),
+        (_audio(samples=[0], encoding="opus"), ErrorCode.WRONG_ENCODING, '"opus"'),
+        (_audio(data="", encoding=["f32"]), ErrorCode.WRONG_ENCODING, "a list"),
+        (_audio(data="", final=0), ErrorCode.BAD_FIELD, "not 0"),
+        ('{"type":"audio","data":"\\ud800"}', ErrorCode.BAD_BASE64, "ASCII"),
+        ('{"type":"\\ud800"}', ErrorCode.UNKNOWN_TYPE, r'"\ud800"'),
+        ('{"type":null}', ErrorCode.BAD_MESSAGE, "'type'"),
         (_audio(samples="0.5"), ErrorCode.BAD_FIELD, "'samples'"),
         (_audio(data="", final="yes"), ErrorCode.BAD_FIELD, '"yes"'),
         (_audio(data="", encoding="opus"), ErrorCode.WRONG_ENCODING, '"opus"'),
-        (_audio(data="", encoding=None), ErrorCode.WRONG_ENCODING, "null"),
         (_audio(data="AAA"), ErrorCode.BAD_BASE64, "base64"),
         (_audio(data="A A="), ErrorCode.BAD_BASE64, "base64"),
         (_audio(data="AAAA=AAA"), ErrorCode.BAD_BASE64, "base64"),
@@ -124,12 +153,30 @@ def test_unknown_fields_are_ignored() -> None:
         ),
         (_audio(samples=[float("nan")]), ErrorCode.BAD_SAMPLES, "finite"),
         (_audio(samples=[1e39]), ErrorCode.BAD_SAMPLES, "finite"),
-        (_audio(samples=[None]), ErrorCode.BAD_SAMPLES, "finite"),
-        (_audio(samples=["1"]), ErrorCode.BAD_SAMPLES, "finite"),
-        (_audio(samples=[[1]]), ErrorCode.BAD_SAMPLES, "finite"),
+        ('{"type":"audio","samples":[1e999]}', ErrorCode.BAD_SAMPLES, "finite"),
+        ('{"type":"audio","samples":[%s]}' % ("1" * 5000), ErrorCode.BAD_SAMPLES, "finite"),
+        (_audio(samples=[0.5, None]), ErrorCode.BAD_SAMPLES, "not null"),
+        (_audio(samples=["1"]), ErrorCode.BAD_SAMPLES, 'not "1"'),
+        (_audio(samples=[[1]]), ErrorCode.BAD_SAMPLES, "not a list"),
+        (_audio(samples=[True, False]), ErrorCode.BAD_SAMPLES, "true or false"),
+        (_audio(samples=[0.5, False]), ErrorCode.BAD_SAMPLES, "true or false"),
         ('{"type":"config","beam":4}', ErrorCode.UNKNOWN_OPTION, '"beam"'),
         ('{"type":"config","words":"yes"}', ErrorCode.BAD_OPTION, "'words'"),
+        ('{"type":"config","words":1}', ErrorCode.BAD_OPTION, "not 1"),
+        ('{"type":"config","language":"\\ud800"}', ErrorCode.BAD_OPTION, r'"\ud800"'),
+        ('{"type":"config","\\ud800":1}', ErrorCode.UNKNOWN_OPTION, r'"\ud800"'),
+        ('{"type":"config","vad_threshold":1e999}', ErrorCode.BAD_OPTION, "too large"),
         ('{"type":"resume","stream_id":1}', ErrorCode.BAD_FIELD, "'resume_token'"),
+        (
+            '{"type":"resume","stream_id":1,"resume_token":"","last_seq":true,"audio_ack_samples":0}',
+            ErrorCode.BAD_FIELD,
+            "'last_seq'",
+        ),
+        (
+            '{"type":"resume","stream_id":1,"resume_token":"","last_seq":0,"audio_ack_samples":null}',
+            ErrorCode.BAD_FIELD,
+            "nothing",
+        ),
         (
             '{"type":"resume","stream_id":-1,"resume_token":"","last_seq":0,"audio_ack_samples":0}',
             ErrorCode.BAD_FIELD,
@@ -189,6 +236,7 @@ def test_client_messages_survive_the_codec(message: ClientMessage) -> None:
             (Word("go", 0.08, 0.24, 0.5),),
         ),
         Ack(800),
+        WarningMessage("integer_scale", "Divide."),
         Resumed(3, "next", 800),
         Pong(),
         ErrorMessage("no_free_stream", "No free streaming state available.", None),

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from common.errors import ClientFault, ErrorCode, NoFreeStream, RedisUnavailable
+from common.errors import ClientFault, ErrorCode, NoFreeStream, RedisUnavailable, StreamError
 from common.messages import Audio, Close, Config, Ping, Resume
 from common.options import StreamOptions
 from ingress.protocol import TABLE, Action, ConnectionProtocol, Event, State, check_table
@@ -18,7 +18,7 @@ _RESUME = Resume(1, "t", 0, 0)
 
 
 def _at(state: State, max_buffered: int = 1000) -> ConnectionProtocol:
-    protocol = ConnectionProtocol(max_buffered)
+    protocol = ConnectionProtocol(16000, max_buffered)
     protocol.state = state
     return protocol
 
@@ -30,17 +30,18 @@ def test_the_table_keeps_the_promises_of_the_error_codes() -> None:
 def test_every_open_state_can_be_lost_drained_and_faulted() -> None:
     for state in State:
         if state is not State.CLOSED:
-            assert {Event.LOST, Event.DRAIN, Event.FAULT} <= set(TABLE[state])
+            assert {Event.LOST, Event.DRAIN} <= set(TABLE[state])
+            assert (Event.FAULT in TABLE[state]) == (state is not State.FAILING)
 
 
 def test_every_message_has_a_place_in_every_state_that_hears_messages() -> None:
     messages = {Event.AUDIO, Event.FINAL_AUDIO, Event.CLOSE, Event.CONFIG, Event.RESUME, Event.PING}
-    for state in (State.REFUSED, State.READY, State.STREAMING, State.FINISHING):
+    for state in (State.REFUSED, State.READY, State.CONFIGURED, State.STREAMING, State.FINISHING):
         assert (messages - {Event.RESUME} if state is State.REFUSED else messages) <= set(TABLE[state])
 
 
 def test_the_ordinary_life_of_a_stream() -> None:
-    protocol = ConnectionProtocol(1000)
+    protocol = ConnectionProtocol(16000, 1000)
     assert protocol.notify(Event.ADMITTED).actions == (Action.HELLO,)
     assert protocol.receive(Ping()).actions == (Action.PONG,)
     assert protocol.state.name == "READY"
@@ -66,16 +67,21 @@ def test_the_first_audio_begins_the_stream() -> None:
     assert _at(State.READY).receive(Close()).actions == (Action.BEGIN, Action.FINISH)
 
 
-@pytest.mark.parametrize("state", [State.STREAMING, State.FINISHING])
 @pytest.mark.parametrize("message", [Config(StreamOptions()), _RESUME])
-def test_config_and_resume_come_first_or_not_at_all(state: State, message: Config | Resume) -> None:
-    protocol = _at(state)
+def test_config_and_resume_come_first_or_not_at_all(message: Config | Resume) -> None:
+    protocol = _at(State.CONFIGURED)
     outcome = protocol.receive(message)
     assert outcome.error is not None
     assert outcome.error.code is ErrorCode.UNEXPECTED_MESSAGE
     assert "{" not in outcome.error.message
     assert outcome.actions == (Action.ERROR, Action.ABANDON, Action.HANG_UP)
     assert protocol.state is State.CLOSED
+    for state, actions in ((State.STREAMING, (Action.FINISH,)), (State.FINISHING, ())):
+        protocol = _at(state)
+        assert protocol.receive(message).actions == actions
+        last = protocol.notify(Event.LAST_RESULT)
+        assert last.error is not None
+        assert last.error.code is ErrorCode.UNEXPECTED_MESSAGE
 
 
 def test_audio_after_final_is_refused_and_the_final_still_comes() -> None:
@@ -98,7 +104,7 @@ def test_audio_that_waits_is_bounded_and_decoded_audio_does_not_count() -> None:
     outcome = protocol.receive(Audio(b"\0\0"))
     assert outcome.error is not None
     assert outcome.error.code is ErrorCode.TOO_MUCH_AUDIO
-    assert outcome.actions == (Action.ERROR, Action.ABANDON, Action.HANG_UP)
+    assert outcome.actions == (Action.FINISH,)
     assert protocol.next_sample == 30
 
 
@@ -110,7 +116,7 @@ def test_a_message_of_unknown_type_does_no_harm() -> None:
     assert _at(State.CLOSED).receive_text(b'{"type":"weather"}').actions == ()
 
 
-@pytest.mark.parametrize("state", [State.READY, State.STREAMING, State.FINISHING])
+@pytest.mark.parametrize("state", [State.READY, State.CONFIGURED])
 def test_what_is_malformed_ends_the_stream(state: State) -> None:
     protocol = _at(state)
     outcome = protocol.receive_text(b"{")
@@ -121,17 +127,99 @@ def test_what_is_malformed_ends_the_stream(state: State) -> None:
     assert protocol.state is State.CLOSED
 
 
+def _failing() -> ConnectionProtocol:
+    protocol = _at(State.STREAMING)
+    protocol.receive(_AUDIO)
+    assert protocol.receive_text(b"{").actions == (Action.FINISH,)
+    return protocol
+
+
+def test_the_final_of_what_came_before_a_fault_comes_before_the_error() -> None:
+    protocol = _failing()
+    assert protocol.deaf
+    for _ in range(2):  # nothing that comes then changes the error
+        assert protocol.fail(ClientFault(ErrorCode.FRAME_TOO_LONG, "It is too long.")).actions == ()
+        assert protocol.receive(_AUDIO).actions == ()
+        assert protocol.receive(Ping()).actions == ()
+        assert protocol.notify(Event.END).actions == ()
+    assert protocol.notify(Event.RESULT).actions == (Action.FORWARD,)
+    outcome = protocol.notify(Event.LAST_RESULT)
+    assert outcome.actions == (Action.FORWARD, Action.RELEASE, Action.ERROR, Action.HANG_UP)
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.BAD_JSON
+
+
+@pytest.mark.parametrize("event", [Event.FAILED, Event.DRAIN, Event.STREAM_FAILED])
+def test_where_the_final_cannot_come_the_fault_is_told_without_it(event: Event) -> None:
+    outcome = _failing().notify(event, RedisUnavailable())
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.BAD_JSON
+    assert outcome.actions[0] is Action.ERROR
+
+
+def test_a_client_that_leaves_before_its_final_may_come_back_for_it() -> None:
+    outcome = _failing().notify(Event.LOST)
+    assert outcome.actions == (Action.ABANDON,)
+    assert outcome.error is None  # which would end the stream for good
+
+
+def test_an_error_of_the_worker_closes_with_its_code() -> None:
+    error = StreamError(ErrorCode.WORKER_FAILED, "It could not.")
+    outcome = _at(State.STREAMING).notify(Event.STREAM_FAILED, error)
+    assert outcome.error is error
+    assert outcome.actions == (Action.ERROR, Action.RELEASE, Action.HANG_UP)
+
+
+def test_a_sample_may_be_cut_between_binary_frames() -> None:
+    protocol = _at(State.READY)
+    payloads = []
+    for frame in (b"\1\2\3", b"\4", b"", b"\5", b"\6\7\x08"):
+        outcome = protocol.receive_binary(frame)
+        assert isinstance(outcome.message, Audio)
+        payloads.append(outcome.message.payload)
+    assert payloads == [b"\1\2", b"\3\4", b"", b"", b"\5\6\7\x08"]
+    assert protocol.next_sample == 4
+
+
+@pytest.mark.parametrize("after", [b'{"type":"close"}', b'{"type":"audio","data":"AAA="}'])
+def test_half_a_sample_at_the_end_of_binary_frames_is_an_odd_byte_count(after: bytes) -> None:
+    protocol = _at(State.READY)
+    protocol.receive_binary(b"\1\2\3")
+    assert protocol.receive_text(b'{"type":"ping"}').actions == (Action.PONG,)
+    assert protocol.receive_text(after).actions == (Action.FINISH,)
+    outcome = protocol.notify(Event.LAST_RESULT)
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.ODD_BYTE_COUNT
+
+
+def test_a_message_in_a_binary_frame_is_told_apart_from_audio() -> None:
+    for data in (b'{"type":"close"}', b' {\r\n "type": "audio", "data": "AAA="}\n'):
+        outcome = _at(State.READY).receive_binary(data)
+        assert outcome.error is not None
+        assert outcome.error.code is ErrorCode.BAD_MESSAGE
+        assert "text frames" in outcome.error.message
+    for data in (b"{}", b'{"', b'{"type', b"  ", b"\n\n{ "):
+        assert _at(State.READY).receive_binary(data).error is None
+
+
+def test_blank_lines_and_text_frames_are_ignored_in_every_state() -> None:
+    for state in State:
+        protocol = _at(state)
+        for data in (b"", b" ", b"\r", b" \t \r"):
+            assert protocol.receive_text(data).actions == ()
+        assert protocol.state is state
+
+
 def test_text_and_binary_frames_are_counted_alike() -> None:
     protocol = _at(State.READY)
     text = json.dumps({"type": "audio", "data": base64.b64encode(b"\0" * 6).decode()})
-    protocol.receive_text(text)
+    protocol.receive_text(text.encode())
     protocol.receive_binary(b"\0" * 4)
     assert protocol.next_sample == 5
-    assert protocol.receive_binary(b"\0").error is not None
 
 
 def test_a_refused_client_may_resume_and_nothing_else() -> None:
-    protocol = ConnectionProtocol(1000)
+    protocol = ConnectionProtocol(16000, 1000)
     full = NoFreeStream()
     assert protocol.notify(Event.FULL, full).error is full
     assert protocol.receive(_AUDIO).actions == ()
@@ -213,9 +301,20 @@ def test_the_short_cut_takes_nothing_that_is_not_like_the_last_or_too_much() -> 
     assert outcome.error.code is ErrorCode.TOO_MUCH_AUDIO
 
 
-def test_results_are_only_forwarded_where_the_table_says_so() -> None:
+def test_results_are_forwarded_where_the_table_says_so_and_change_nothing() -> None:
     for state in State:
         protocol = _at(state)
-        forwards = protocol.only_forwards()
         outcome = protocol.notify(Event.RESULT)
-        assert forwards == (outcome.actions == (Action.FORWARD,) and protocol.state is state)
+        assert protocol.forwards == (outcome.actions == (Action.FORWARD,))
+        assert protocol.state is state
+
+
+def test_no_more_shapes_are_learned_of_a_client_whose_messages_all_differ() -> None:
+    protocol = _at(State.STREAMING, max_buffered=100_000)
+    for number in range(30):
+        protocol.receive_text(_message(100, at=number))
+    assert protocol.more_audio(_message(100, at=29)) is None
+    protocol = _at(State.STREAMING, max_buffered=100_000)
+    for number in range(30):
+        protocol.receive_text(_message(100, at=number))
+        assert protocol.more_audio(_message(100, at=number)) is not None

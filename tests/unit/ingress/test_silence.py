@@ -48,12 +48,13 @@ async def test_a_client_that_waits_for_its_admission_is_not_silent() -> None:
 
 
 async def test_a_client_that_is_not_read_is_not_silent() -> None:
-    async with serving(ScriptedBackplane(), idle_timeout_s=0.3) as harness:
+    async with serving(ScriptedBackplane(echo=True), idle_timeout_s=0.3) as harness:
         client = await harness.tcp()
         await client.receive()
         link = harness.backplane.link
         link.room = False
         await client.send(_audio(10))
+        assert (await client.receive())["text"] == "10 samples"
         await wait_until(lambda: link.log == ["begin", "append"])
         await asyncio.sleep(0.5)
         # From here on it is heard again, and has all of the time.
@@ -61,12 +62,13 @@ async def test_a_client_that_is_not_read_is_not_silent() -> None:
         await asyncio.sleep(0.1)
         await client.send({"type": "ping"})
         assert await client.receive() == {"type": "pong"}
+        assert (await client.receive())["is_final"] is True
         assert (await client.receive())["code"] == "idle_timeout"
         await client.close()
 
 
 async def test_a_client_that_waits_for_resumed_is_not_silent() -> None:
-    backplane = ScriptedBackplane()
+    backplane = ScriptedBackplane(echo=True)
     async with serving(backplane, idle_timeout_s=0.3) as harness:
         client = await harness.tcp()
         await client.receive()
@@ -79,6 +81,7 @@ async def test_a_client_that_waits_for_resumed_is_not_silent() -> None:
         await asyncio.sleep(0.1)
         await client.send({"type": "ping"})
         assert await client.receive() == {"type": "pong"}
+        assert (await client.receive())["is_final"] is True
         assert (await client.receive())["code"] == "idle_timeout"
         await client.close()
 

@@ -222,12 +222,14 @@ async def test_a_fault_ends_its_own_stream_and_no_other(line: bytes, code: str) 
         await client.send(_audio(10))
         await client.receive()
         await client.send(line)
-        (message,) = await client.receive_all()
+        final, message = await client.receive_all()
+        assert final["is_final"] is True
+        assert final["text"] == "10 samples"
         assert message["type"] == "error"
         assert message["code"] == code
         assert message["stream_id"] == 2
         await client.close()
-        await wait_until(lambda: harness.backplane.links[1].log[-1] == "abandon")
+        assert harness.backplane.links[1].log == ["begin", "append", "final", "release"]
         await neighbour.send(_audio(10, final=True))
         assert (await neighbour.receive())["text"] == "10 samples"
         await neighbour.close()
@@ -266,16 +268,61 @@ async def test_errors_that_let_the_stream_go_on_do_not_fill_the_log(caplog: pyte
     assert _logged(caplog, "audio_after_final") == [("INFO", 1)] + [("DEBUG", 1)] * 2
 
 
+async def test_a_fault_before_all_audio_has_no_final() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        await client.send({"type": "config", "words": True})
+        await client.send(b"{nonsense\n")
+        (message,) = await client.receive_all()
+        assert message["code"] == "bad_json"
+        await client.close()
+        assert harness.backplane.link.log == ["begin", "abandon"]
+
+
+async def test_acknowledgements_reach_every_client_and_never_go_back() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        await client.send(_audio(100))
+        await wait_until(lambda: bool(harness.backplane.link.log))
+        listener = harness.backplane.link.listener
+        for samples in (40, 30, 40, 90):
+            listener.on_ack(samples)
+        assert await client.receive() == {"type": "ack", "audio_ack_samples": 40}
+        assert await client.receive() == {"type": "ack", "audio_ack_samples": 90}
+        await client.close()
+
+
+async def test_floats_in_the_scale_of_integers_are_told_once() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        for _ in range(5):
+            await client.send({"type": "audio", "samples": [12000.0] * 1000})
+        await client.send({"type": "close"})
+        received = await client.receive_all()
+        await client.close()
+        warnings = [message for message in received if message["type"] == "warning"]
+        assert [set(warning) for warning in warnings] == [{"type", "code", "message"}]
+        assert warnings[0]["code"] == "integer_scale"
+        assert received[-1]["is_final"] is True
+
+
 async def test_too_much_audio_ends_the_stream() -> None:
     async with serving(ScriptedBackplane(), max_buffered_samples=100) as harness:
         client = await harness.tcp()
         await client.receive()
         await client.send(_audio(60))
         await wait_until(lambda: bool(harness.backplane.link.log))
-        harness.backplane.link.listener.on_result(LineKind.PARTIAL, result_json(1, acked=50))
+        link = harness.backplane.link
+        link.listener.on_result(LineKind.PARTIAL, result_json(1, acked=50))
         await client.receive()
         await client.send(_audio(60))
         await client.send(_audio(60))
+        await wait_until(lambda: link.log == ["begin", "append", "append", "final"])
+        link.listener.on_result(LineKind.FINAL, result_json(2, final=True))
+        assert (await client.receive())["is_final"] is True
         assert (await client.receive())["code"] == "too_much_audio"
         await client.close()
 

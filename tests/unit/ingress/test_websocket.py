@@ -126,16 +126,19 @@ async def test_a_message_that_is_too_long_has_its_error_and_close_code(fragmente
             await client.send(b"\0" * 1000)
             assert (await _receive(client))["text"] == "500 samples"
             await client.send([b"\0" * 600] * 2 if fragmented else b"\0" * 1002)
+            assert (await _receive(client))["is_final"] is True
             message = await _receive(client)
             assert message["code"] == "frame_too_long"
             assert (await _closed(client))[0] == 1009
-        await wait_until(lambda: harness.backplane.link.log[-1] == "abandon")
+        assert harness.backplane.link.log == ["begin", "append", "final", "release"]
 
 
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
-        (b"\0", "odd_byte_count"),
+        (b"RIFF\xff\xff\xff\x7fWAVEfmt ", "wrong_encoding"),
+        (b'{"type":"close"}', "bad_message"),
+        ('{"type":"audio","data":"AA=="}', "odd_byte_count"),
         ("{", "bad_json"),
         ('{"type":"audio","data":"","encoding":"mp3"}', "wrong_encoding"),
     ],
@@ -209,6 +212,8 @@ async def test_results_longer_than_64_kib() -> None:
         (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"426"),
         (b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n", b"404"),
         (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}", b"400"),
+        (b"POST / HTTP/1.1\r\nHost: h\r\n\r\n", b"405"),
+        (b"GET / HTTP/1.0\r\nHost: h\r\n\r\n", b"505"),
         (b"hello there\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"400"),
         (b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n", b"414"),
