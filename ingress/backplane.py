@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from time import time
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ from common.redis.keys import Keys
 from common.streams.admission import Admission, SharedSettings
 from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
-from common.streams.audio_log import AudioLog
+from common.streams.audio_log import AudioLog, decoded_samples
 from common.streams.leases import IngressPresence, IngressReport
 from common.streams.status import read_status
 from ingress.keeper import Keeper
@@ -98,6 +99,7 @@ class RedisBackplane:
             self._links,
             ingress=settings.ingress,
             sample_rate=settings.sample_rate,
+            decoded=partial(decoded_samples, self._redis),
             claim_timeout_s=settings.claim_timeout_s,
             patience_s=settings.stream_ttl_s + settings.resume_grace_s,
             give_up=lambda link: self.ended(link, delivered=False),

@@ -258,6 +258,16 @@ class RedisLink:
             self.progress_at = now
         return now - self.progress_at
 
+    @property
+    def undecoded_samples(self) -> int:
+        """Audio of the stream that is not decoded, as far as its connection was told."""
+        return self._listener.undecoded_samples if self._listener is not None else 0
+
+    def decoded(self, samples: int) -> None:
+        """Tell the connection what is decoded, since it may not have been told."""
+        if self._listener is not None and not self._ended:
+            self._listener.on_ack(samples)
+
     def suspected(self, patience_s: float) -> None:
         """The stream is with the suspects, or waits for them: for so long that is no stall."""
         now = self._loop.time()

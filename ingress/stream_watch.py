@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, NoWorker, RedisUnavailable
+from common.redis.keys import StreamKeys
 from common.streams.assignments import StreamDirectory
 from common.streams.claims import SUSPICIOUS_DEATHS
 from ingress.result_feed import ResultFeed
@@ -35,6 +36,7 @@ class StreamWatch:
     """Watches the open streams of an ingress.
 
     links: the open streams, kept by the backplane.
+    decoded: says how many samples of a stream are decoded.
     claim_timeout_s: until a worker has a stream.
     patience_s: after which a stream that nobody waits for is given up, by `give_up`.
     """
@@ -47,6 +49,7 @@ class StreamWatch:
         *,
         ingress: IngressId,
         sample_rate: int,
+        decoded: Callable[[StreamKeys], Awaitable[int]],
         claim_timeout_s: float,
         patience_s: float,
         give_up: Callable[[RedisLink], None],
@@ -56,6 +59,7 @@ class StreamWatch:
         self._links = links
         self._ingress = ingress
         self._sample_rate = sample_rate
+        self._decoded = decoded
         self._claim_timeout_s = claim_timeout_s
         self._patience_s = patience_s
         self._give_up = give_up
@@ -114,15 +118,22 @@ class StreamWatch:
     async def _look_up(self, link: RedisLink) -> None:
         """See whether a quiet stream has gone, or goes on at another ingress."""
         try:
-            record = await self._directory.read(link.stream)
+            await self._look_up_record(link)
         except EntryError as error:
             logger.error("%s", error, extra={"stream_id": link.stream})
-            return
+
+    async def _look_up_record(self, link: RedisLink) -> None:
+        record = await self._directory.read(link.stream)
         if self._links.get(link.stream) is not link or link.ended:
             return
         if record is None:
             self._feed.gone(link)
         elif record.ingress != self._ingress:
             link.taken()
-        elif record.deaths >= SUSPICIOUS_DEATHS:
-            link.suspected(SUSPECT_PATIENCE_S)
+        else:
+            if record.deaths >= SUSPICIOUS_DEATHS:
+                link.suspected(SUSPECT_PATIENCE_S)
+            if link.undecoded_samples >= self._sample_rate:
+                # An acknowledgement is published and kept nowhere. The last one may be what the client, or
+                # the stall's clock above, waits for.
+                link.decoded(await self._decoded(link.keys))

@@ -371,3 +371,29 @@ async def last_audio(redis: AsyncRedis, keys: StreamKeys) -> AudioEntry | None:
     except (REDIS_ERROR, OSError) as error:
         raise RedisUnavailable from error
     return decode_audio_entry(reply[0][0], reply[0][1]) if reply else None
+
+
+async def decoded_samples(redis: AsyncRedis, keys: StreamKeys) -> int:
+    """How many samples of a stream its worker has acknowledged, in whole entries; 0 where nothing says so.
+
+    What is published about them may be lost, and this is not. Raises RedisUnavailable, EntryError.
+    """
+    server = redis.servers.server_of_shard(keys.shard)
+    try:
+        groups = await redis.execute(server, "XINFO", "GROUPS", keys.audio)
+        if not groups:
+            return 0  # no worker has it yet
+        # Each owner destroys the group of the one before.
+        group = dict(zip(groups[-1][::2], groups[-1][1::2], strict=True))
+        pending = await redis.execute(server, "XPENDING", keys.audio, group[b"name"], "-", "+", 1)
+        # The first entry that is read and not acknowledged, or else the first that is not read.
+        first = pending[0][0] if pending else b"(" + group[b"last-delivered-id"]
+        undecoded = await redis.execute(server, "XRANGE", keys.audio, first, "+", "COUNT", 1)
+    except RESPONSE_ERROR:
+        return 0  # the stream, or its owner, has just gone
+    except (REDIS_ERROR, OSError) as error:
+        raise RedisUnavailable from error
+    if undecoded:
+        return decode_audio_entry(*undecoded[0]).first_sample
+    last = await last_audio(redis, keys)
+    return last.first_sample + last.num_samples if last is not None else 0

@@ -13,8 +13,9 @@ import pytest
 
 from common.entries import AudioEntry, StreamId, WorkerId
 from common.errors import RedisUnavailable, StreamLost
-from common.redis.clients import RedisServers, SyncRedis, blocking_connection
+from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_connection
 from common.redis.keys import Keys
+from common.streams.audio_log import decoded_samples
 from common.streams.audio_reader import AudioReader
 from common.streams.claims import Claims
 from parakeet.client import connect
@@ -384,3 +385,37 @@ async def test_the_end_of_a_stream_is_read_though_replies_about_it_were_lost(
 
 def _num_unacked(client: Any, stream: ClientStream) -> int:
     return int(client.xpending(stream.keys.audio, "asr-1")["pending"])
+
+
+async def test_what_is_decoded_can_be_read_where_nobody_was_told(redis_url: str) -> None:
+    client = raw_client(redis_url)
+    servers = RedisServers.parse((redis_url,))
+    redis = AsyncRedis(servers)
+    keys = Keys(1).stream(StreamId(1))
+
+    async def decoded() -> int:
+        return await decoded_samples(redis, keys)
+
+    def read(count: int) -> list[bytes]:
+        found = client.xreadgroup("asr-1", "w-1", {keys.audio: ">"}, count=count)
+        return [entry_id for entry_id, _ in found[0][1]]
+
+    assert await decoded() == 0  # there is no such stream
+    for seq in range(1, 5):
+        entry = AudioEntry(b"1-%d" % seq, 100 * (seq - 1), bytes(200))
+        client.execute_command("XADD", keys.audio, entry.entry_id, *entry.fields())
+    assert await decoded() == 0  # nobody reads it
+    client.xgroup_create(keys.audio, "asr-1", id="0")
+    first, second = read(2)
+    assert await decoded() == 0
+    client.xack(keys.audio, "asr-1", second)
+    assert await decoded() == 0
+    client.xack(keys.audio, "asr-1", first)
+    assert await decoded() == 200
+    client.xack(keys.audio, "asr-1", *read(4))
+    assert await decoded() == 400
+    client.xgroup_create(keys.audio, "asr-2", id=first)
+    client.xgroup_destroy(keys.audio, "asr-1")
+    assert await decoded() == 100  # another owner goes on behind a checkpoint
+    client.delete(keys.audio)
+    await redis.close()

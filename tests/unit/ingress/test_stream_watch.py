@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.entries import IngressId, StreamId
+from common.redis.keys import Keys, StreamKeys
 from common.streams.claims import SUSPICIOUS_DEATHS
 from ingress import stream_watch
 from ingress.stream_watch import StreamWatch
@@ -35,6 +36,10 @@ class _Feed:
         return False
 
 
+async def _decoded(keys: StreamKeys) -> int:
+    return 16_000
+
+
 def _link(number: int) -> SimpleNamespace:
     """A stream with audio that waits, of which nothing has been heard for long."""
     link = SimpleNamespace(
@@ -43,6 +48,9 @@ def _link(number: int) -> SimpleNamespace:
         created=True,
         created_at=_LONG_AGO,
         worker="w-1",
+        keys=Keys(1).stream(StreamId(number)),
+        undecoded_samples=16_000,
+        acknowledged=[],
         ended=False,
         left_at=None,
         finish_at=None,
@@ -52,6 +60,7 @@ def _link(number: int) -> SimpleNamespace:
         patience=[],
     )
     link.suspected = link.patience.append
+    link.decoded = link.acknowledged.append
     link.waits_for_progress = lambda least_samples, now: 0.0
     return link
 
@@ -65,6 +74,7 @@ async def test_every_suspect_is_found_however_many_there_are(monkeypatch: pytest
         links,  # type: ignore[arg-type]
         ingress=_INGRESS,
         sample_rate=16_000,
+        decoded=_decoded,
         claim_timeout_s=10.0,
         patience_s=60.0,
         give_up=lambda link: pytest.fail("nobody has left"),
@@ -72,6 +82,7 @@ async def test_every_suspect_is_found_however_many_there_are(monkeypatch: pytest
     running = asyncio.create_task(watch.run())
     await until(lambda: all(link.patience for link in links.values()), what="the last of them")
     assert max(len(link.patience) for link in links.values()) <= 2, "they take turns"
+    assert {samples for link in links.values() for samples in link.acknowledged} == {16_000}
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
