@@ -23,8 +23,8 @@ import numpy as np
 from common.entries import IngressId, StreamId, WorkerId
 from common.options import StreamOptions
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_client
+from common.redis.connect import pack
 from common.redis.keys import Keys
-from common.redis.pipelined import pack
 from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
 from common.streams.claims import Claims, OwnedStream
 from parakeet.embedded_redis import EmbeddedRedis

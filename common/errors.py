@@ -295,10 +295,18 @@ class NoWorker(Unavailable):
 
 
 class RedisUnavailable(Unavailable):
-    """Redis did not answer within its time-out, or refused a write."""
+    """Redis did not answer within its time-out, or refused a write.
 
-    def __init__(self, message: str = "Redis is not available.") -> None:
-        super().__init__(ErrorCode.REDIS_UNAVAILABLE, message)
+    reason: the cause and the address, for logs (`str`); clients are told of neither. Without one it is that
+        of the error from which this one is raised.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(ErrorCode.REDIS_UNAVAILABLE, "Redis is not available.")
+        self._reason = reason
+
+    def __str__(self) -> str:
+        return self._reason or str(self.__cause__ or self.message)
 
 
 class StreamLost(Unavailable):
@@ -321,6 +329,10 @@ class ServiceError(ParakeetError):
 
 class SettingsError(ServiceError):
     """A flag, environment variable or combination of them has a wrong value."""
+
+
+class UnfitRedis(SettingsError):
+    """What answers at a Redis address is not a Redis that the service can use, and waiting does not help."""
 
 
 class SettingsMismatch(SettingsError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
-from common.redis.pipelined import pack
+from common.redis.connect import pack
 from common.streams.assignments import Checkpoint
 from common.streams.claims import Claims
 from gpu_worker.flow import StreamFlow, StreamTable

@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from common.entries import WorkerId
 from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
 from common.redis.keys import Keys
+from common.redis.requirements import check_servers
 from common.settings import WorkerSettings
 from common.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
 from common.streams.admission import check_worker_agrees
@@ -227,13 +228,14 @@ class Worker:
     def _join_cluster(self) -> bool:
         """Agree with the cluster once every server answers; a worker may be started before Redis is.
 
-        Returns False where the worker is to stop before that. Raises SettingsMismatch.
+        Returns False where the worker is to stop before that. Raises UnfitRedis or SettingsMismatch.
         """
-        told = False
+        servers, told = self._redis.servers, False
         while not self._stop.is_set():
             try:
-                for client in self._redis.clients:
-                    client.ping()
+                check_servers(servers.addresses, servers.timeout_ms / 1000, self._stop.is_set)
+                if self._stop.is_set():
+                    break
                 check_worker_agrees(self._redis.cluster, self._keys)
                 self._claims.prepare()
             except (REDIS_ERROR, OSError) as error:

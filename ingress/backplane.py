@@ -22,8 +22,10 @@ from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, RedisUnavailable, Unavailable
 from common.messages import Audio, Resume
 from common.options import StreamOptions
-from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
+from common.redis.clients import CONNECTION_ERRORS, AsyncRedis, PipelinedCommands, RedisServers
+from common.redis.connect import in_daemon_thread
 from common.redis.keys import Keys
+from common.redis.requirements import check_servers
 from common.streams.admission import Admission, SharedSettings
 from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
@@ -137,8 +139,19 @@ class RedisBackplane:
     # Life
 
     async def start(self) -> None:
-        """Agree with the cluster on the shared settings. Raises SettingsMismatch, RedisUnavailable."""
-        await self._keeper.agree()
+        """Look whether the servers are what is needed, and agree with the cluster on the shared settings.
+
+        Raises UnfitRedis, SettingsMismatch or RedisUnavailable.
+        """
+        servers = self._redis.servers
+        try:
+            await in_daemon_thread(lambda: check_servers(servers.addresses, servers.timeout_ms / 1000))
+        except CONNECTION_ERRORS as error:
+            raise RedisUnavailable from error
+        try:
+            await self._keeper.agree()
+        except RedisUnavailable as error:
+            raise RedisUnavailable(f"Redis at {servers.addresses[0]} cannot be used: {error}") from error
 
     async def run(self, running: asyncio.Event) -> None:
         """Serve until cancelled; `running` is set once tasks can be started."""

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import resource
 import signal
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from common.entries import IngressId
 from common.errors import RedisUnavailable
@@ -66,10 +66,13 @@ class IngressServer:
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
         """Serve until `stop`, then drain for --drain-timeout-s or until `stop_now`.
 
-        Raises SettingsMismatch or RedisUnavailable when it cannot start, OSError when a port is taken.
+        Raises UnfitRedis, SettingsMismatch or RedisUnavailable when it cannot start, OSError when a port is
+        taken.
         """
         try:
-            await self._agree()
+            if not await _before(stop, self._agree()):
+                logger.info("stopped before the start was complete")
+                return
             async with asyncio.TaskGroup() as tasks:
                 running = asyncio.Event()
                 loops = tasks.create_task(self._backplane.run(running), name="backplane")
@@ -193,6 +196,21 @@ class IngressServer:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+
+
+async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do some work unless `stop` is set first; True where it was done. Raises what the work raises."""
+    working = asyncio.create_task(work, name="start")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return working.done()
+    finally:
+        for task in (working, stopped):
+            task.cancel()
+        await asyncio.gather(working, stopped, return_exceptions=True)
 
 
 async def serve(settings: IngressSettings) -> None:

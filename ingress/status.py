@@ -83,7 +83,8 @@ class StatusShell(asyncio.Protocol):
         try:
             line = await self._read_status()
         except RedisUnavailable as error:
-            line = encode_server_message(ErrorMessage(error.code.value, error.message))
+            # Who asks here runs the service: the cause, with the address, is for them.
+            line = encode_server_message(ErrorMessage(error.code.value, str(error)))
         if self._transport is not None:
             self._transport.write(line + b"\n")
             self._transport.close()

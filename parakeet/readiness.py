@@ -12,6 +12,7 @@ from common.entries import IngressId, WorkerId
 from common.errors import ServiceError, SettingsError
 from common.redis.clients import CONNECTION_ERRORS, RedisServers, SyncRedis
 from common.redis.keys import Keys
+from common.redis.requirements import check_servers
 from common.settings import HealthSettings, IngressSettings, RedisSettings, host_stem
 from common.streams.admission import SharedSettings, check_cluster_agrees
 
@@ -35,14 +36,12 @@ class Roster:
         """The addresses of the servers, without passwords."""
         return ", ".join(str(address) for address in self._servers.addresses)
 
-    def unreachable(self) -> str:
-        """Return why a server does not answer, empty where all do."""
-        for address, client in zip(self._servers.addresses, self._redis.clients, strict=True):
-            try:
-                client.ping()
-            except CONNECTION_ERRORS as error:
-                return f"Redis at {address} does not answer: {error}"
-        return ""
+    def check_servers(self) -> None:
+        """Raise UnfitRedis where a server is not what the service needs, ServiceError where one is away."""
+        try:
+            check_servers(self._servers.addresses, self._servers.timeout_ms / 1000)
+        except CONNECTION_ERRORS as error:
+            raise ServiceError(str(error)) from error
 
     def check_agreement(self, settings: IngressSettings) -> None:
         """Raise SettingsMismatch where a running cluster has other values; silent without Redis."""
@@ -128,8 +127,7 @@ def show_health(settings: HealthSettings) -> int:
     """Print the workers of this host; 0 where one holds its lease, which a hung engine does not."""
     roster = Roster(settings)
     try:
-        if reason := roster.unreachable():
-            raise ServiceError(reason)
+        roster.check_servers()
         workers = roster.workers_of_this_host()
     finally:
         roster.close()

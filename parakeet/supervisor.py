@@ -180,8 +180,7 @@ class Supervisor:
         if ingress.redis_url:
             roster = Roster(ingress)
             try:
-                if reason := roster.unreachable():
-                    raise StartFailed(reason)
+                roster.check_servers()
                 roster.check_agreement(ingress)
             finally:
                 roster.close()
@@ -198,6 +197,7 @@ class Supervisor:
         if self._embedded is not None:  # forgets all or nothing
             ingress = replace(ingress, redis_loss_ms=0)
         roster = self._roster = Roster(ingress)
+        roster.check_servers()
         worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
         for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, _num_cores())):
             self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", worker)))

@@ -23,7 +23,8 @@ from redis.backoff import ExponentialBackoff
 from common.entries import StreamId
 from common.errors import SettingsError
 from common.redis.address import RedisAddress, parse_address
-from common.redis.pipelined import Argument, Endpoint, PipelinedConnection
+from common.redis.connect import Argument
+from common.redis.pipelined import PipelinedConnection
 from common.redis.pipelined_sync import SyncPipelinedConnection
 from common.redis.subscriber import Subscriber
 
@@ -173,9 +174,8 @@ class AsyncRedis:
     def pipelined(self, server: int) -> PipelinedConnection:
         """The connection of a server for what is called thousands of times a second."""
         if server not in self._pipelined:
-            address = self.servers.addresses[server]
-            timeout_s = self.servers.timeout_ms / 1000
-            self._pipelined[server] = PipelinedConnection(lambda: _find(address, timeout_s), timeout_s)
+            address, timeout_s = self.servers.addresses[server], self.servers.timeout_ms / 1000
+            self._pipelined[server] = PipelinedConnection(address, timeout_s)
         return self._pipelined[server]
 
     async def execute(self, server: int, *command: Argument) -> Any:
@@ -259,7 +259,7 @@ class SyncRedis:
         """A new connection to a server for what is called hundreds of times a second; for one thread."""
         address = self.servers.addresses[server]
         timeout_s = self.servers.timeout_ms / 1000
-        connection = SyncPipelinedConnection(lambda: _find_sync(address, timeout_s), timeout_s)
+        connection = SyncPipelinedConnection(address, timeout_s)
         self._pipelined.append(connection)
         return connection
 
@@ -287,14 +287,14 @@ def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> Sy
     """A pipelined connection for reads that block for up to `block_ms`; for one thread."""
     address = servers.addresses[server]
     timeout_s = (block_ms + servers.timeout_ms) / 1000
-    return SyncPipelinedConnection(lambda: _find_sync(address, servers.timeout_ms / 1000), timeout_s)
+    return SyncPipelinedConnection(address, timeout_s)
 
 
 def subscriber_connection(servers: RedisServers, server: int) -> Subscriber:
     """A connection for one subscriber, which brings its own loop of reconnects."""
     address = servers.addresses[server]
     timeout_s = servers.timeout_ms / 1000
-    return Subscriber(lambda: _find(address, timeout_s), timeout_s)
+    return Subscriber(address, timeout_s)
 
 
 def _as_sent(reply: Any, **_options: Any) -> Any:
@@ -355,43 +355,3 @@ def _async_client(address: RedisAddress, timeout_ms: int) -> AsyncClient:
         )
         return cast("AsyncClient", sentinel.master_for(address.master, **arguments))
     return cast("AsyncClient", redis.asyncio.Redis(**arguments))
-
-
-def _endpoint(address: RedisAddress, host: str, port: int) -> Endpoint:
-    opening: list[tuple[Argument, ...]] = []
-    if address.password is not None:
-        user = () if address.username is None else (address.username,)
-        opening.append(("AUTH", *user, address.password))
-    if address.db:
-        opening.append(("SELECT", address.db))
-    return Endpoint(host, port, address.path, address.tls, tuple(opening))
-
-
-async def _find(address: RedisAddress, timeout_s: float) -> Endpoint:
-    """Where to connect now."""
-    if not address.sentinels:
-        return _endpoint(address, address.host, address.port)
-    sentinel: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-        address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
-    )
-    try:
-        host, port = await sentinel.discover_master(address.master)
-    finally:
-        for client in sentinel.sentinels:
-            await client.aclose()
-    return _endpoint(address, host, port)
-
-
-def _find_sync(address: RedisAddress, timeout_s: float) -> Endpoint:
-    """The same for a thread."""
-    if not address.sentinels:
-        return _endpoint(address, address.host, address.port)
-    sentinel: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-        address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
-    )
-    try:
-        host, port = sentinel.discover_master(address.master)
-    finally:
-        for client in sentinel.sentinels:
-            client.close()
-    return _endpoint(address, host, port)

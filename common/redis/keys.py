@@ -126,6 +126,10 @@ class Keys:
         """HASH of an ingress."""
         return self._cluster(f"i:{ingress}")
 
+    def probe(self, name: str) -> bytes:
+        """A key with which a process finds out at its start what the server lets it do."""
+        return self._cluster(f"probe:{name}")
+
     def _cluster(self, name: str) -> bytes:
         return f"{self.prefix}:{{0}}:{name}".encode()
 
@@ -163,6 +167,11 @@ class Keys:
     def channel(self, ingress: IngressId) -> bytes:
         """Pub/sub channel of an ingress; every server of the cluster carries it for its own shards."""
         return f"{self.prefix}:in:{ingress}".encode()
+
+    @property
+    def probe_channel(self) -> bytes:
+        """Pub/sub channel that nobody listens to (see `probe`)."""
+        return f"{self.prefix}:in::probe".encode()
 
 
 @lru_cache(maxsize=256)

@@ -12,53 +12,33 @@ Made by common/redis/clients.py alone.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import hiredis
 import redis.exceptions
 
-Argument = bytes | bytearray | memoryview | str | int | float
+from common.redis.address import RedisAddress
+from common.redis.connect import (
+    Argument,
+    check_greeting,
+    greeting,
+    lost,
+    new_reader,
+    open_transport,
+    pack,
+    refusal,
+)
+
 Part = bytes | bytearray | memoryview
 
 # Bounds what waits while Redis is away: the appends of 1,000 streams over several seconds.
 MAX_WAITING_BYTES: Final = 128 * 1024 * 1024
 _CHECKS_PER_TIMEOUT: Final = 4
-_LOST: Final = "the connection to Redis was lost"
-_SLOW: Final = "Redis did not answer in time"
+_CLOSED: Final = "the connection to Redis was closed"
 _FULL: Final = "too much waits for Redis"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where to connect, and what to say first.
-
-    path: of a unix socket, else empty.   opening: commands before all others (AUTH, SELECT).
-    """
-
-    host: str
-    port: int
-    path: str = ""
-    tls: bool = False
-    opening: tuple[tuple[Argument, ...], ...] = ()
-
-
-def pack(*command: Argument) -> bytes:
-    """A command in RESP."""
-    try:
-        packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub: a 1-tuple
-    except TypeError:  # it takes no bytearray
-        plain = tuple(bytes(part) if isinstance(part, bytearray) else part for part in command)
-        packed = hiredis.pack_command(plain)  # type: ignore[arg-type]
-    return packed
-
-
-def is_elsewhere(error: Exception) -> bool:
-    """Whether an error says that another server has to be asked, after a failover."""
-    return str(error).startswith("READONLY ")
 
 
 @dataclass(slots=True)
@@ -74,7 +54,6 @@ class _Call:
 class PipelinedConnection:
     """A connection that opens itself, and again after a loss; used on one event loop.
 
-    find: gives the endpoint before each attempt (with Sentinel, the master of that moment).
     timeout_s: bound between a command and its reply, opening included; when it passes, the connection
         is dropped and everything that waits fails, since nothing says what Redis still did.
     on_loss: called after a connection was dropped, whether anything waited on it or not.
@@ -82,12 +61,11 @@ class PipelinedConnection:
     A failed command may have been done: callers repeat only what may be repeated.
     """
 
-    def __init__(self, find: Callable[[], Awaitable[Endpoint]], timeout_s: float) -> None:
-        self._find = find
+    def __init__(self, address: RedisAddress, timeout_s: float) -> None:
+        self._address = address
         self._timeout_s = timeout_s
-        self._reader = self._new_reader()
+        self._reader = new_reader()
         self._transport: asyncio.Transport | None = None
-        self._tls = False
         self._opening: asyncio.Task[None] | None = None
         self._outgoing: list[Part] = []
         self._outgoing_bytes = 0
@@ -112,7 +90,7 @@ class PipelinedConnection:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         if self._closed or self._outgoing_bytes > MAX_WAITING_BYTES:
-            future.set_exception(redis.exceptions.ConnectionError(_LOST if self._closed else _FULL))
+            future.set_exception(redis.exceptions.ConnectionError(_CLOSED if self._closed else _FULL))
             return future
         self._outgoing.extend(parts)
         self._outgoing_bytes += sum(map(len, parts))
@@ -135,7 +113,7 @@ class PipelinedConnection:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
-        self._drop(redis.exceptions.ConnectionError(_LOST))
+        self._drop(redis.exceptions.ConnectionError(_CLOSED))
 
     # Writing
 
@@ -152,7 +130,7 @@ class PipelinedConnection:
         outgoing = self._outgoing
         self._outgoing = []
         self._outgoing_bytes = 0
-        if self._tls or self._transport.is_closing():
+        if self._address.tls or self._transport.is_closing():
             # Over TLS each part would be a record of its own; and asyncio's own `writelines` would
             # register a socket again that it is about to close.
             self._transport.write(b"".join(outgoing))
@@ -163,32 +141,21 @@ class PipelinedConnection:
             self._watch_again()
 
     async def _open(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                endpoint = await self._find()
-                if endpoint.path:
-                    transport, _ = await loop.create_unix_connection(lambda: _Link(self), endpoint.path)
-                else:
-                    transport, _ = await loop.create_connection(
-                        lambda: _Link(self),
-                        endpoint.host,
-                        endpoint.port,
-                        ssl=ssl.create_default_context() if endpoint.tls else None,
-                    )
-        except (OSError, TimeoutError, redis.exceptions.RedisError) as error:
+            transport = await open_transport(self._address, lambda: _Link(self), self._timeout_s)
+        except redis.exceptions.RedisError as error:
             self._opening = None
-            self._drop(redis.exceptions.ConnectionError(f"{_LOST}: {error}"))
+            self._drop(error)
             return
         self._opening = None
-        self._tls = endpoint.tls
         self._transport = transport
         if transport.is_closing():
             self.lost()
             return
-        for command in reversed(endpoint.opening):
-            self._outgoing.insert(0, pack(*command))
-            self._waiting.appendleft(_Call(None, 1, loop.time()))
+        now = asyncio.get_running_loop().time()
+        for command in reversed(greeting(self._address)):
+            self._outgoing.insert(0, command)
+            self._waiting.appendleft(_Call(None, 1, now))
         self._flush()
 
     # Reading
@@ -206,9 +173,11 @@ class PipelinedConnection:
             while (reply := next_reply()) is not False:
                 if not waiting:
                     raise hiredis.ProtocolError("a reply that nothing waits for")
-                if type(reply) is redis.exceptions.ResponseError and is_elsewhere(reply):
-                    self._drop(redis.exceptions.ConnectionError(str(reply)))
-                    return
+                if type(reply) is redis.exceptions.ResponseError:
+                    refused = refusal(self._address, reply)
+                    if refused is not None:
+                        self._drop(refused)
+                        return
                 call = waiting[0]
                 replies = call.replies
                 replies.append(reply)
@@ -216,16 +185,15 @@ class PipelinedConnection:
                     continue
                 waiting.popleft()
                 if call.future is None:
-                    if isinstance(reply, Exception):  # a wrong password, say: nothing can work
-                        self._drop(redis.exceptions.ConnectionError(str(reply)))
+                    check_greeting(self._address, reply)
                 elif not call.future.done():
                     call.future.set_result(replies)
-        except hiredis.ProtocolError as error:
-            self._drop(redis.exceptions.ConnectionError(str(error)))
+        except (hiredis.ProtocolError, redis.exceptions.ConnectionError) as error:
+            self._drop(lost(self._address, error))
 
     def lost(self) -> None:
         """The socket is gone."""
-        self._drop(redis.exceptions.ConnectionError(_LOST))
+        self._drop(lost(self._address))
 
     def _watch_again(self) -> None:
         loop = asyncio.get_running_loop()
@@ -236,7 +204,7 @@ class PipelinedConnection:
         if not self._waiting:
             return
         if asyncio.get_running_loop().time() - self._waiting[0].since > self._timeout_s:
-            self._drop(redis.exceptions.TimeoutError(_SLOW))
+            self._drop(lost(self._address, TimeoutError()))
         else:
             self._watch_again()
 
@@ -245,7 +213,7 @@ class PipelinedConnection:
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
-        self._reader = self._new_reader()
+        self._reader = new_reader()
         self._outgoing.clear()
         self._outgoing_bytes = 0
         waiting = list(self._waiting)
@@ -258,10 +226,6 @@ class PipelinedConnection:
             self._watch = None
         if self.on_loss is not None and not self._closed:
             self.on_loss()
-
-    @staticmethod
-    def _new_reader() -> hiredis.Reader:
-        return hiredis.Reader(replyError=redis.exceptions.ResponseError)
 
 
 class _Link(asyncio.Protocol):

@@ -7,30 +7,37 @@ from every step of every worker. Made by common/redis/clients.py alone.
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 import hiredis
 import redis.exceptions
 
-from common.redis.pipelined import Argument, Endpoint, pack
+from common.redis.address import RedisAddress
+from common.redis.connect import (
+    Argument,
+    check_greeting,
+    greeting,
+    lost,
+    new_reader,
+    open_transport,
+    pack,
+    refusal,
+)
 
 # Messages that wait for their reader before the socket is left alone.
 _MAX_WAITING: Final = 4096
-_LOST: Final = "the subscription's connection was lost"
 
 
 class Subscriber(asyncio.Protocol):
     """One connection, opened once; it is not opened again after a loss.
 
-    find: gives the endpoint.   timeout_s: bound of the opening.
+    timeout_s: bound of the opening.
     """
 
-    def __init__(self, find: Callable[[], Awaitable[Endpoint]], timeout_s: float) -> None:
-        self._find = find
+    def __init__(self, address: RedisAddress, timeout_s: float) -> None:
+        self._address = address
         self._timeout_s = timeout_s
-        self._reader = hiredis.Reader(replyError=redis.exceptions.ResponseError)
+        self._reader = new_reader()
         self._transport: asyncio.Transport | None = None
         self._waiting: list[Any] = []
         self._news = asyncio.Event()
@@ -38,26 +45,18 @@ class Subscriber(asyncio.Protocol):
         self._paused = False
 
     async def open(self) -> None:
-        """Connect. Raises redis.exceptions.ConnectionError, TimeoutError or OSError."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._timeout_s):
-            endpoint = await self._find()
-            if endpoint.path:
-                await loop.create_unix_connection(lambda: self, endpoint.path)
-            else:
-                tls = ssl.create_default_context() if endpoint.tls else None
-                await loop.create_connection(lambda: self, endpoint.host, endpoint.port, ssl=tls)
-            for command in endpoint.opening:
-                self.send(*command)
-                while not (replies := await self.receive(self._timeout_s)):
-                    pass
-                if isinstance(replies[0], Exception):
-                    raise redis.exceptions.ConnectionError(str(replies[0]))
+        """Connect. Raises redis.exceptions.ConnectionError or TimeoutError."""
+        await open_transport(self._address, lambda: self, self._timeout_s)
+        for command in greeting(self._address):
+            self._write(command)
+            replies = await self.receive(self._timeout_s)
+            if not replies:
+                raise lost(self._address, TimeoutError())
+            check_greeting(self._address, replies[0])
 
     def send(self, *command: Argument) -> None:
         """Send a command; what Redis answers comes among the messages."""
-        if self._transport is not None:
-            self._transport.write(pack(*command))
+        self._write(pack(*command))
 
     async def receive(self, timeout_s: float) -> list[Any]:
         """All that has come since the last call, as Redis sends it; empty after `timeout_s` of silence.
@@ -80,6 +79,10 @@ class Subscriber(asyncio.Protocol):
         assert self._error is not None
         raise self._error
 
+    def _write(self, packed: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(packed)
+
     def close(self) -> None:
         """Close the connection."""
         if self._transport is not None:
@@ -95,9 +98,12 @@ class Subscriber(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:
+                refused = refusal(self._address, reply)
+                if refused is not None:
+                    raise refused
                 self._waiting.append(reply)
-        except hiredis.ProtocolError as error:
-            self._fail(redis.exceptions.ConnectionError(str(error)))
+        except (hiredis.ProtocolError, redis.exceptions.ConnectionError) as error:
+            self._fail(lost(self._address, error))
         if self._waiting:
             self._news.set()
         if len(self._waiting) > _MAX_WAITING and not self._paused and self._transport is not None:
@@ -105,7 +111,7 @@ class Subscriber(asyncio.Protocol):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(redis.exceptions.ConnectionError(_LOST))
+        self._fail(lost(self._address))
 
     def _fail(self, error: Exception) -> None:
         if self._error is None:

@@ -11,8 +11,8 @@ from typing import Final, Protocol
 from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id
 from common.errors import Unavailable
 from common.messages import Audio, Encoding
+from common.redis.connect import pack
 from common.redis.keys import StreamKeys
-from common.redis.pipelined import pack
 
 # Small messages that queue while a commit is under way become one entry, up to this size; a larger
 # message becomes several entries. 64 KiB are two seconds of pcm16 at 16 kHz.

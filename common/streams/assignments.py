@@ -15,8 +15,8 @@ from common.entries import LAYOUT_VERSION, IngressId, StreamId, WorkerId, decode
 from common.errors import EntryError, RedisUnavailable
 from common.options import StreamOptions, decode_options, encode_options
 from common.redis.clients import REDIS_ERROR, AsyncRedis
+from common.redis.connect import pack
 from common.redis.keys import REGISTER_TTL_MS, Keys, StreamKeys
-from common.redis.pipelined import pack
 from common.redis.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
 
 # KEYS m a new; ARGV ttl, register ttl, sid, version, whether it is made anew, epoch, then the record's other

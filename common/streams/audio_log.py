@@ -24,8 +24,8 @@ from common.entries import AudioEntry, Bytes, WorkerId, decode_audio_entry
 from common.errors import RedisUnavailable, StreamLost, Unavailable
 from common.messages import Audio
 from common.redis.clients import CONNECTION_ERRORS, REDIS_ERROR, RESPONSE_ERROR, AsyncRedis
+from common.redis.connect import pack
 from common.redis.keys import READY_TTL_MS, Keys, StreamKeys
-from common.redis.pipelined import pack
 from common.streams.appender import Appender
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from common.entries import RawEntry, StreamId, WorkerId
 from common.redis.clients import RESPONSE_ERROR, SyncRedis
+from common.redis.connect import Argument, pack
 from common.redis.keys import Keys, StreamKeys, audio_group
-from common.redis.pipelined import Argument, pack
 from common.redis.pipelined_sync import SyncPipelinedConnection
 
 # What was read of a stream: the key of its audio and entries for `decode_audio_entry`, in order; None for

@@ -22,8 +22,8 @@ from common.redis.clients import (
     RedisServers,
     subscriber_connection,
 )
+from common.redis.connect import pack
 from common.redis.keys import Keys, StreamKeys, result_entry_id
-from common.redis.pipelined import pack
 
 logger = logging.getLogger(__name__)
 

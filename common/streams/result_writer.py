@@ -15,8 +15,8 @@ import orjson
 
 from common.entries import IngressId, LineKind, join_lines, pack_line
 from common.redis.clients import RESPONSE_ERROR, RedisServers, SyncRedis
+from common.redis.connect import pack
 from common.redis.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN_LENGTH, Keys, result_entry_id
-from common.redis.pipelined import pack
 from common.streams.audio_reader import pack_ack
 from common.streams.claims import OwnedStream
 

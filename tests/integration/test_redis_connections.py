@@ -11,7 +11,7 @@ import pytest
 import redis.exceptions
 
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, subscriber_connection
-from common.redis.pipelined import pack
+from common.redis.connect import pack
 from parakeet.embedded_redis import EmbeddedRedis
 
 

@@ -10,8 +10,8 @@ import pytest
 from common.entries import AudioEntry, Bytes, IngressId, StreamId, WorkerId, decode_audio_entry
 from common.errors import RedisUnavailable, Unavailable
 from common.messages import Audio, Encoding
+from common.redis.connect import pack
 from common.redis.keys import Keys
-from common.redis.pipelined import pack
 from common.streams.appender import MAX_ENTRY_BYTES, MAX_KEPT_BYTES, Appender
 
 _KEYS = Keys(4).stream(StreamId(7))
