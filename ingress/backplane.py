@@ -209,8 +209,18 @@ class RedisBackplane:
 
     async def admit(self, listener: StreamListener) -> RedisLink:
         """Ask the cluster for a stream. Raises NoFreeStream, NoWorker or RedisUnavailable."""
-        stream = await self._admission.admit(self._settings.max_num_streams, self._admission_ttl_ms)
-        link = RedisLink(self, self._keys.stream(stream), listener, secrets.token_urlsafe(24))
+        return await self._admit(listener, None, secrets.token_urlsafe(24))
+
+    async def readmit(self, listener: StreamListener, stream: StreamId, resume_token: str) -> RedisLink:
+        """Ask the cluster for the slot of a stream anew: it was given back before the stream began.
+
+        Raises NoFreeStream, NoWorker or RedisUnavailable.
+        """
+        return await self._admit(listener, stream, resume_token)
+
+    async def _admit(self, listener: StreamListener, stream: StreamId | None, resume_token: str) -> RedisLink:
+        stream = await self._admission.admit(self._settings.max_num_streams, self._admission_ttl_ms, stream)
+        link = RedisLink(self, self._keys.stream(stream), listener, resume_token)
         self._links[stream] = link
         return link
 

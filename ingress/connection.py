@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
-from common.entries import LineKind
+from common.entries import LineKind, StreamId
 from common.errors import (
     ERROR_SPECS,
     ClientFault,
@@ -22,18 +21,19 @@ from common.errors import (
     StreamError,
     Unavailable,
 )
-from common.messages import Ack, Audio, Config, ErrorMessage, Hello, Pong, Resume, Resumed
+from common.messages import Ack, Audio, ClientMessage, Config, ErrorMessage, Hello, Pong, Resume, Resumed
 from common.options import StreamOptions
 from common.server_codec import decode_server_message, encode_server_message
 from ingress.deadlines import Deadlines
 from ingress.links import Backplane, Resumption, StreamLink
 from ingress.peer import Peer
-from ingress.protocol import Action, ConnectionProtocol, Event, Outcome, State
+from ingress.protocol import YOUNG, Action, ConnectionProtocol, Event, Outcome, State
 from ingress.send_buffer import SendBuffer
 
 logger = logging.getLogger(__name__)
 
 CAPABILITIES: Final = ("config", "resume")
+BEGIN_TIMEOUT_S: Final = 10.0
 REFUSED_GRACE_S: Final = 1.0
 UNREAD_TIMEOUT_S: Final = 30.0
 
@@ -50,8 +50,10 @@ class ConnectionLimits:
     """What bounds one connection.
 
     sample_rate: stated in `hello`, Hz.   max_buffered_samples: accepted and not yet decoded.
-    send_buffer_bytes: results that a client has not read.   unread_timeout_s: the same, as time.
+    send_buffer_bytes: results that a client has not read.
+    unread_timeout_s: how long a client may read nothing of them.
     idle_timeout_s: silence after which a client is dropped, 0 for never.
+    begin_timeout_s: how long a slot is kept for a client that begins no stream.
     refused_grace_s: how long a refused client may still resume.
     """
 
@@ -59,6 +61,7 @@ class ConnectionLimits:
     max_buffered_samples: int
     send_buffer_bytes: int
     unread_timeout_s: float = UNREAD_TIMEOUT_S
+    begin_timeout_s: float = BEGIN_TIMEOUT_S
     idle_timeout_s: float = 0.0
     refused_grace_s: float = REFUSED_GRACE_S
 
@@ -92,7 +95,6 @@ class Connection:
         "_buffer",
         "_deadlines",
         "_hanging_up",
-        "_held",
         "_hung_up",
         "_limits",
         "_link",
@@ -102,6 +104,7 @@ class Connection:
         "_options",
         "_peer",
         "_protocol",
+        "_resume_token",
         "_start_task",
         "stream_id",
     )
@@ -123,16 +126,15 @@ class Connection:
         self._buffer = SendBuffer(peer.send, limits.send_buffer_bytes)
         self._deadlines = Deadlines(
             peer,
+            begin_s=limits.begin_timeout_s,
             unread_s=limits.unread_timeout_s,
             refused_s=limits.refused_grace_s,
             silent_s=limits.idle_timeout_s,
         )
         self._link: StreamLink | None = None
-        self.stream_id: int | None = None
+        self.stream_id: StreamId | None = None
+        self._resume_token = ""  # that of `hello`, while no stream has begun
         self._options = StreamOptions()
-        # What the client did before it was admitted, as calls to repeat; reading is paused, so this is one
-        # read's worth.
-        self._held: list[Callable[[], None]] | None = []
         self._logged: set[ErrorCode] = set()
         self._hanging_up: _HangUp | None = None
         self._hung_up = False
@@ -142,15 +144,12 @@ class Connection:
 
     def open(self) -> None:
         """Begin: the socket is ready for messages (for WebSocket, after the handshake)."""
-        self._peer.pause_reading()
         self._deadlines.silent.start(self._silent_too_long)
-        self._start_task(self._admit(), "admit")
+        self._peer.pause_reading()
+        self._start_task(self._enter(None), "admit")
 
     def received_text(self, data: bytes) -> None:
         """Take one line or text frame."""
-        if self._held is not None:
-            self._held.append(partial(self.received_text, data))
-            return
         if self._protocol.deaf:
             return
         try:
@@ -166,9 +165,6 @@ class Connection:
 
     def received_binary(self, data: bytes) -> None:
         """Take one binary frame."""
-        if self._held is not None:
-            self._held.append(partial(self.received_binary, data))
-            return
         if self._protocol.deaf:
             return
         try:
@@ -184,9 +180,7 @@ class Connection:
 
     def ended(self) -> None:
         """The client closed its sending side."""
-        if self._held is not None:
-            self._held.append(self.ended)
-        elif self._options.resume and self._protocol.takes_audio:
+        if self._options.resume and self._protocol.takes_audio:
             # A lost connection often looks like this, and its client said that it will come back.
             self.lost()
             self._peer.close(None)
@@ -198,7 +192,6 @@ class Connection:
         if self._lost:
             return
         self._lost = True
-        self._held = None  # no answer would reach the client
         self._carry_out(self._protocol.notify(Event.LOST))
         self._deadlines.stop()
         self._on_closed(self)
@@ -221,7 +214,7 @@ class Connection:
     @property
     def stream_is_young(self) -> bool:
         """Whether no stream has begun on this connection."""
-        return self._protocol.state in (State.ADMITTING, State.REFUSED, State.READY)
+        return self._protocol.state in YOUNG
 
     @property
     def can_resume(self) -> bool:
@@ -318,7 +311,11 @@ class Connection:
             case Action.BEGIN:
                 if isinstance(outcome.message, Config):
                     self._options = outcome.message.options
+                self._deadlines.begin.stop()
                 self._linked().begin(self._options)
+            case Action.READMIT:
+                self._peer.pause_reading()
+                self._start_task(self._enter(outcome.message), "readmit")
             case Action.FINISH:
                 self._append(_NO_AUDIO)
             case Action.TAKE_OVER:
@@ -355,6 +352,8 @@ class Connection:
 
     def _send_hello(self) -> None:
         link = self._linked()
+        self._resume_token = link.resume_token
+        self._deadlines.begin.start(lambda: self._carry_out(self._protocol.notify(Event.UNBEGUN)))
         hello = Hello(link.stream, self._limits.sample_rate, link.resume_token, CAPABILITIES)
         self._send(encode_server_message(hello))
 
@@ -384,26 +383,35 @@ class Connection:
 
     # Admission and resumption
 
-    async def _admit(self) -> None:
+    async def _enter(self, first: ClientMessage | None) -> None:
+        """Wait for a slot, during which the client is not heard.
+
+        first: the message that is to begin the stream; only where the slot of `hello` was given back before.
+        """
         try:
-            link = await self._backplane.admit(self)
+            link = await self._slot()
         except NoFreeStream as error:
             self._refused(error)
-            return
         except StreamError as error:
-            self._held = None
             self._carry_out(self._protocol.notify(Event.FAILED, error))
-            return
         except Exception:
-            self._held = None
             self._failed()
-            return
-        if self._protocol.state is not State.ADMITTING:
-            link.abandon(keep=False)
-            return
-        self._link, self.stream_id = link, link.stream
-        self._carry_out(self._protocol.notify(Event.ADMITTED))
-        self._take_held()
+        else:
+            if self._protocol.state is State.CLOSED:  # the client left meanwhile
+                link.abandon(keep=False)
+                return
+            self._link, self.stream_id = link, link.stream
+            self._carry_out(self._protocol.notify(Event.ADMITTED))
+            if first is not None:
+                self._carry_out(self._protocol.receive(first))
+        if self._protocol.state is not State.CLOSED:
+            self._peer.resume_reading()
+
+    async def _slot(self) -> StreamLink:
+        """A slot: a new one, or that of `hello` again where it was given back."""
+        if self.stream_id is None:
+            return await self._backplane.admit(self)
+        return await self._backplane.readmit(self, self.stream_id, self._resume_token)
 
     def _refused(self, error: NoFreeStream) -> None:
         self._carry_out(self._protocol.notify(Event.FULL, error))
@@ -411,17 +419,10 @@ class Connection:
             self._deadlines.refused.start(
                 lambda: self._carry_out(self._protocol.notify(Event.EXPIRED, error))
             )
-        self._take_held()
-
-    def _take_held(self) -> None:
-        held, self._held = self._held, None
-        for repeat in held or ():
-            repeat()
-        if self._protocol.state is not State.CLOSED:
-            self._peer.resume_reading()
 
     async def _take_over(self, request: Resume) -> None:
         self._deadlines.refused.stop()
+        self._deadlines.begin.stop()
         self._deadlines.silent.stop()  # it is the client that waits
         try:
             resumption = await self._backplane.resume(self, request)

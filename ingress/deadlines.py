@@ -1,4 +1,5 @@
-"""The deadlines of one connection: results left unread, a refused client's last chance, a silent client.
+"""The deadlines of one connection: a stream that is not begun, results left unread, a refused client's last
+chance, a silent client.
 
 They only tell the time: what is done when one has passed is `Connection`'s.
 """
@@ -72,22 +73,51 @@ class SilenceDeadline(Deadline):
             super()._over(passed)
 
 
+class UnreadDeadline(Deadline):
+    """A deadline that a client puts off by reading some of what was sent, however little.
+
+    seconds: in which nothing was read.
+    """
+
+    __slots__ = ("_peer", "_unsent_bytes")
+
+    def __init__(self, seconds: float, peer: Peer) -> None:
+        super().__init__(seconds)
+        self._peer = peer
+        self._unsent_bytes = 0
+
+    def _run(self, seconds: float, passed: Passed) -> None:
+        self._unsent_bytes = self._peer.unsent_bytes
+        super()._run(seconds, passed)
+
+    def _over(self, passed: Passed) -> None:
+        if self._peer.unsent_bytes < self._unsent_bytes:
+            self._run(self._seconds, passed)
+        else:
+            super()._over(passed)
+
+
 class Deadlines:
     """All deadlines of one connection.
 
-    unread: since the transport's buffer is full.   silent: since the client was last heard.
+    begin: since `hello`, until a stream begins.   silent: since the client was last heard.
+    unread: since the transport's buffer is full, and the client read some of it.
     refused: since the client was told that the cluster is full.
     """
 
-    __slots__ = ("refused", "silent", "unread")
+    __slots__ = ("begin", "refused", "silent", "unread")
 
-    def __init__(self, peer: Peer, *, unread_s: float, refused_s: float, silent_s: float) -> None:
-        self.unread = Deadline(unread_s)
+    def __init__(
+        self, peer: Peer, *, begin_s: float, unread_s: float, refused_s: float, silent_s: float
+    ) -> None:
+        self.begin = Deadline(begin_s)
+        self.unread = UnreadDeadline(unread_s, peer)
         self.refused = Deadline(refused_s)
         self.silent = SilenceDeadline(silent_s, peer)
 
     def stop(self) -> None:
         """Stop all: the connection is over."""
+        self.begin.stop()
         self.unread.stop()
         self.refused.stop()
         self.silent.stop()

@@ -23,6 +23,7 @@ _MASKED: Final = 0x80
 # A masked frame whose length takes two bytes (126 to 65,535): its second byte, and its header's size.
 _MASKED_LONG: Final = _MASKED | 126
 _LONG_HEADER: Final = 8
+_SHORT_HEADER: Final = 2
 
 
 _HEADER_16 = Struct(">BBH").pack
@@ -53,10 +54,12 @@ class Other(NamedTuple):
 
 
 class FrameReader:
-    """Cuts received bytes into messages and other frames, in order.
+    """Holds received bytes and cuts them into messages and other frames, in order, one a call.
 
-    max_payload_bytes: a longer frame is handed on as soon as its header is there. At most such a frame
-        and its header are held.
+    So whoever takes the frames may stop in the middle of what one read brought; the rest stays as it came.
+
+    max_payload_bytes: a longer frame is handed on as soon as its header is there. Apart from bytes that wait
+        to be taken, at most such a frame and its header are held.
     """
 
     __slots__ = ("_fragmented", "_held", "_max", "_needed", "_refused")
@@ -64,7 +67,7 @@ class FrameReader:
     def __init__(self, max_payload_bytes: int) -> None:
         self._max = max_payload_bytes
         self._held = bytearray()
-        self._needed = 0
+        self._needed = _SHORT_HEADER  # bytes, at least, up to the end of the frame that is held first
         self._fragmented = False
         self._refused = False
 
@@ -78,54 +81,52 @@ class FrameReader:
             return None
         return apply_mask(data[_LONG_HEADER:], data[4:_LONG_HEADER])
 
-    def feed(self, data: bytes) -> list[Message | Other]:
-        """Take bytes from the peer and return what they complete."""
-        if self._refused:
-            return [Other(data)]
-        if self._held:
-            self._held += data
-            if len(self._held) < self._needed:
-                return []
-            data = bytes(self._held)
-            self._held.clear()
-        found: list[Message | Other] = []
-        at, end = 0, len(data)
-        while at < end:
-            size = self._frame_at(data, at, end, found)
-            if size == 0:
-                self._held += memoryview(data)[at:]
-                break
-            at += size
-        return found
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        self._held += data
 
-    def _frame_at(self, data: bytes, at: int, end: int, found: list[Message | Other]) -> int:
-        """Take the frame that begins at `at`; its size, or 0 where it is not complete."""
-        self._needed = 2
-        if end - at < 2:
-            return 0
-        first, second = data[at], data[at + 1]
+    def next(self) -> Message | Other | None:
+        """The next message or other frame, or None where there is no whole one yet."""
+        held = self._held
+        if len(held) < self._needed:
+            return None
+        if self._refused:
+            return self._refuse()
+        first, second = held[0], held[1]
         length = second & 0x7F
-        start = at + 2
+        start = _SHORT_HEADER
         if length >= 126:
-            width = 2 if length == 126 else 8
-            start += width
-            if end < start:
-                self._needed = start - at
-                return 0
-            length = int.from_bytes(data[at + 2 : start])
+            start += 2 if length == 126 else 8
+            if len(held) < start:
+                self._needed = start
+                return None
+            length = int.from_bytes(held[_SHORT_HEADER:start])
         if length > self._max or not second & _MASKED or first & 0x70:
             self._refused = True
-            found.append(Other(data[at:]))
-            return end - at
+            return self._refuse()
         body = start + 4
         stop = body + length
-        if end < stop:
-            self._needed = stop - at
-            return 0
+        if len(held) < stop:
+            self._needed = stop
+            return None
+        self._needed = _SHORT_HEADER
+        found: Message | Other
         if first in _WHOLE and not self._fragmented:
-            found.append(Message(apply_mask(data[body:stop], data[start:body]), first == _BINARY))
+            found = Message(apply_mask(held[body:stop], held[start:body]), first == _BINARY)
         else:
             if not first & 0x08:  # no control frame: a message begins, goes on or ends
                 self._fragmented = not first & 0x80
-            found.append(Other(data[at:stop]))
-        return stop - at
+            found = Other(bytes(held[:stop]))
+        del held[:stop]
+        return found
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that have come and are no frame that was taken."""
+        return len(self._held)
+
+    def _refuse(self) -> Other:
+        everything = Other(bytes(self._held))
+        self._held.clear()
+        self._needed = 1
+        return everything

@@ -7,55 +7,62 @@ from __future__ import annotations
 
 
 class LineReader:
-    """Cuts received bytes into lines without their newline; blank lines are keep-alives and skipped.
+    """Holds received bytes and cuts them into lines without their newline, one line a call.
+
+    So whoever takes the lines may stop in the middle of what one read brought; the rest stays as it came.
+    Blank lines are keep-alives and skipped.
 
     max_line_bytes: longest line, its newline not counted. A longer one sets `too_long`, after which
         nothing comes out any more: where the next line begins is no longer worth knowing.
     """
 
-    __slots__ = ("_max", "_tail", "too_long")
+    __slots__ = ("_held", "_max", "_searched", "too_long")
 
     def __init__(self, max_line_bytes: int) -> None:
         self._max = max_line_bytes
-        self._tail = bytearray()
+        self._held = bytearray()
+        self._searched = 0  # there is no newline before
         self.too_long = False
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes from the peer and return the lines that they complete, in order."""
-        if self.too_long:
-            return []
-        lines = data.split(b"\n")
-        rest = lines.pop()
-        if self._tail:
-            if not lines:
-                self._keep(rest)
-                return []
-            self._tail += lines[0]
-            lines[0] = bytes(self._tail)
-            self._tail.clear()
-        whole: list[bytes] = []
-        for line in lines:
-            if len(line) > self._max:
-                self.too_long = True
-                return whole
-            if line and line != b"\r":
-                whole.append(line)
-        self._keep(rest)
-        return whole
+    def whole(self, data: bytes) -> bytes | None:
+        """The line where `data` is one line, no more and no less, as nearly every read is; None for
+        anything else, which `feed` takes."""
+        end = len(data) - 1
+        if self._held or self.too_long or not 1 < end <= self._max or data.find(b"\n") != end:
+            return None
+        return data[:-1]
 
-    def finish(self) -> list[bytes]:
-        """Return what stands after the last newline, as a line: the peer will send no more."""
-        line = bytes(self._tail)
-        self._tail.clear()
-        return [] if self.too_long or line in (b"", b"\r") else [line]
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        if not self.too_long:
+            self._held += data
+
+    def next(self) -> bytes | None:
+        """The next whole line, or None where there is none yet."""
+        held = self._held
+        while True:
+            end = held.find(b"\n", self._searched)
+            if (len(held) if end < 0 else end) > self._max:
+                self.too_long = True
+                held.clear()
+                return None
+            if end < 0:
+                self._searched = len(held)
+                return None
+            line = bytes(held[:end])
+            del held[: end + 1]
+            self._searched = 0
+            if line and line != b"\r":
+                return line
+
+    def rest(self) -> bytes | None:
+        """What stands after the last newline, as a line: the peer will send no more."""
+        line = bytes(self._held)
+        self._held.clear()
+        self._searched = 0
+        return None if line in (b"", b"\r") else line
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the line that is not complete yet."""
-        return len(self._tail)
-
-    def _keep(self, rest: bytes) -> None:
-        self._tail += rest
-        if len(self._tail) > self._max:
-            self.too_long = True
-            self._tail.clear()
+        """Bytes that have come and are no line that was taken."""
+        return len(self._held)

@@ -86,6 +86,12 @@ class Backplane(Protocol):
         Raises NoFreeStream, NoWorker or RedisUnavailable, within a bounded time.
         """
 
+    async def readmit(self, listener: StreamListener, stream: StreamId, resume_token: str) -> StreamLink:
+        """Ask the cluster for the slot of a stream anew: it was given back before the stream began.
+
+        Raises as `admit` does, within a bounded time.
+        """
+
     async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
         """Take a stream over from a connection that was lost.
 

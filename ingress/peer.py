@@ -14,6 +14,10 @@ class Peer(Protocol):
     def silent_s(self) -> float:
         """How long nothing has come from the client, in seconds; 0 while it is not read."""
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What was sent and the client has not acknowledged."""
+
     def send(self, message: bytes) -> None:
         """Write one message in the shell's framing."""
 
@@ -24,7 +28,7 @@ class Peer(Protocol):
         """Close now."""
 
     def pause_reading(self) -> None:
-        """Take no more from the socket."""
+        """Hear nothing more until `resume_reading`: what has come by then waits as it came."""
 
     def resume_reading(self) -> None:
-        """Take from the socket again."""
+        """Hear the client again, first what waits."""

@@ -28,6 +28,8 @@ class State(Enum):
     ADMITTING = auto()  # the cluster is being asked for a stream; input waits
     REFUSED = auto()  # the cluster is full and the client knows; it may still resume a stream
     READY = auto()  # hello is sent, no stream has begun
+    PARKED = auto()  # the same, but for long: the slot was given back
+    READMITTING = auto()  # the first message came after all and waits, as what follows it, for a slot
     RESUMING = auto()  # the stream to resume is being taken over
     CONFIGURED = auto()  # the stream has begun, without audio
     STREAMING = auto()  # audio is accepted
@@ -53,6 +55,7 @@ class Event(Enum):
 
     ADMITTED = auto()
     FULL = auto()
+    UNBEGUN = auto()  # no stream has begun in the time for which a slot is kept
     RESUMED = auto()
     RESUMED_FINISHED = auto()  # resumed, and all its audio had been sent already
     RESULT = auto()
@@ -71,6 +74,7 @@ class Action(Enum):
 
     HELLO = auto()  # send `hello`
     PONG = auto()  # send `pong`
+    READMIT = auto()  # ask for the slot that was given back, then take the message again
     BEGIN = auto()  # create the stream in Redis
     APPEND = auto()  # append the message's audio (and its final mark)
     FINISH = auto()  # append a final mark without audio
@@ -103,8 +107,11 @@ _OUT_OF_PLACE_LATE: Final = Transition(_S.FAILING, (_A.FINISH,), ErrorCode.UNEXP
 _OUT_OF_PLACE_LAST: Final = Transition(_S.FAILING, (), ErrorCode.UNEXPECTED_MESSAGE)
 _FAIL_STREAM: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP))
 _FAIL_EARLY: Final = Transition(_S.CLOSED, (_A.ERROR, _A.GIVE_BACK, _A.HANG_UP))
+_FAIL_PARKED: Final = Transition(_S.CLOSED, (_A.ERROR, _A.HANG_UP))
+_DRAIN_PARKED: Final = Transition(_S.CLOSED, (_A.ERROR, _A.HANG_UP), ErrorCode.DRAINING)
 _DRAIN_STREAM: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP), ErrorCode.DRAINING)
 _DRAIN_EARLY: Final = Transition(_S.CLOSED, (_A.ERROR, _A.GIVE_BACK, _A.HANG_UP), ErrorCode.DRAINING)
+_READMIT: Final = Transition(_S.READMITTING, (_A.READMIT,))
 _LAST: Final = Transition(_S.CLOSED, (_A.FORWARD, _A.RELEASE, _A.HANG_UP))
 _STREAM_FAILED: Final = Transition(_S.CLOSED, (_A.ERROR, _A.RELEASE, _A.HANG_UP))
 _TAKEN: Final = Transition(_S.CLOSED, (_A.ERROR, _A.HANG_UP), ErrorCode.RESUMED_ELSEWHERE)
@@ -143,8 +150,30 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FAULT: _FAIL_EARLY,
         _E.END: Transition(_S.CLOSED, (_A.GIVE_BACK, _A.HANG_UP)),
         _E.LOST: Transition(_S.CLOSED, (_A.GIVE_BACK,)),
+        _E.UNBEGUN: Transition(_S.PARKED, (_A.GIVE_BACK,)),
         _E.FAILED: _FAIL_EARLY,
         _E.DRAIN: _DRAIN_EARLY,
+    },
+    _S.PARKED: {
+        _E.AUDIO: _READMIT,
+        _E.FINAL_AUDIO: _READMIT,
+        _E.CLOSE: _READMIT,
+        _E.CONFIG: _READMIT,
+        _E.RESUME: Transition(_S.RESUMING, (_A.TAKE_OVER,)),
+        _E.PING: Transition(_S.PARKED, (_A.PONG,)),
+        _E.FAULT: _FAIL_PARKED,
+        _E.END: Transition(_S.CLOSED, (_A.HANG_UP,)),
+        _E.LOST: Transition(_S.CLOSED),
+        _E.FAILED: _FAIL_PARKED,
+        _E.DRAIN: _DRAIN_PARKED,
+    },
+    _S.READMITTING: {
+        _E.ADMITTED: Transition(_S.READY),
+        _E.FULL: Transition(_S.REFUSED, (_A.ERROR,)),
+        _E.FAULT: _FAIL_PARKED,
+        _E.LOST: Transition(_S.CLOSED),
+        _E.FAILED: _FAIL_PARKED,
+        _E.DRAIN: _DRAIN_PARKED,
     },
     _S.RESUMING: {
         _E.RESUMED: Transition(_S.STREAMING, (_A.WELCOME_BACK,)),
@@ -226,6 +255,10 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
 }
 """Every state's transitions. An event that a state does not list is ignored: it came too late (a
 result after the end), or from a part of the service that could not know better."""
+
+
+YOUNG: Final = frozenset((_S.ADMITTING, _S.REFUSED, _S.READY, _S.PARKED, _S.READMITTING))
+"""The states in which no stream has begun."""
 
 
 def _doing_only(event: Event, action: Action) -> frozenset[State]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -17,8 +16,10 @@ from common.streams.leases import IngressReport
 from common.streams.status import process_started_ms
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 from ingress.connection import Connection, ConnectionLimits
+from ingress.gate import Gate, allow_many_sockets, max_files
+from ingress.linger import LINGER_S
+from ingress.listening import address_text, listening_sockets
 from ingress.peer import Peer
-from ingress.shell import LINGER_S
 from ingress.status import SharedStatus, StatusShell
 from ingress.tcp import TcpShell
 from ingress.websocket import WebSocketShell
@@ -41,6 +42,7 @@ class IngressServer:
         self._empty = asyncio.Event()
         self._empty.set()
         self._listeners: list[asyncio.Server] = []
+        self._gate = Gate(max_files)
         self._backplane = RedisBackplane(
             BackplaneSettings(
                 ingress=IngressId(settings.ingress_id),
@@ -61,6 +63,7 @@ class IngressServer:
             max_buffered_samples=settings.max_stream_seconds * settings.sample_rate,
             send_buffer_bytes=settings.send_buffer_bytes,
             idle_timeout_s=settings.idle_timeout_s,
+            begin_timeout_s=settings.begin_timeout_s,
         )
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
@@ -109,17 +112,18 @@ class IngressServer:
         shared_status = SharedStatus(self._backplane.read_status, self._backplane.start_task)
 
         def tcp() -> asyncio.Protocol:
-            return TcpShell(self._open, settings.max_line_bytes)
+            return TcpShell(self._gate, self._open, settings.max_line_bytes)
 
         def websocket() -> asyncio.Protocol:
             return WebSocketShell(
+                self._gate,
                 self._open,
                 max_frame_bytes=settings.max_frame_bytes,
                 handshake_timeout_s=settings.handshake_timeout_ms / 1000,
             )
 
         def status() -> asyncio.Protocol:
-            return StatusShell(shared_status, self._backplane.start_task)
+            return StatusShell(self._gate, shared_status, self._backplane.start_task)
 
         for name, port, factory in (
             ("TCP", settings.port, tcp),
@@ -128,15 +132,13 @@ class IngressServer:
         ):
             if port:
                 await self._listen_on(port, factory)
-                logger.info("%s on %s:%d", name, settings.host, port)
+                logger.info("%s on %s", name, address_text(settings.host, port))
 
     async def _listen_on(self, port: int, factory: Callable[[], asyncio.Protocol]) -> None:
-        # Several ingresses of one machine share the ports; the kernel spreads connections over them.
-        self._listeners.append(
-            await asyncio.get_running_loop().create_server(
-                factory, self._settings.host, port, backlog=_BACKLOG, reuse_port=True
+        for listener in await listening_sockets(self._settings.host, port):
+            self._listeners.append(
+                await asyncio.get_running_loop().create_server(factory, sock=listener, backlog=_BACKLOG)
             )
-        )
 
     # Serve
 
@@ -225,13 +227,3 @@ async def serve(settings: IngressSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     await IngressServer(settings).run(stop, stop_now)
-
-
-def allow_many_sockets() -> None:
-    """Raise the limit of open files as far as the system lets: every client is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (ValueError, OSError) as error:
-            logger.warning("the limit of open files stays at %d: %s", soft, error)

@@ -10,6 +10,7 @@ from common.errors import RedisUnavailable
 from common.messages import ErrorMessage
 from common.server_codec import encode_server_message
 from ingress.connection import StartTask
+from ingress.gate import Gate
 
 # A client that does not read its line is not waited for.
 ABORT_AFTER_S: Final = 5.0
@@ -52,12 +53,14 @@ class SharedStatus:
 class StatusShell(asyncio.Protocol):
     """One connection to the status port.
 
-    read_status: gives the status line without its newline; raises RedisUnavailable.
+    gate: lets the socket in, or does not.
+    read_status: returns the status line without its newline; raises RedisUnavailable.
     """
 
-    __slots__ = ("_read_status", "_start_task", "_timer", "_transport")
+    __slots__ = ("_gate", "_read_status", "_start_task", "_timer", "_transport")
 
-    def __init__(self, read_status: ReadStatus, start_task: StartTask) -> None:
+    def __init__(self, gate: Gate, read_status: ReadStatus, start_task: StartTask) -> None:
+        self._gate = gate
         self._read_status = read_status
         self._start_task = start_task
         self._transport: asyncio.Transport | None = None
@@ -66,6 +69,9 @@ class StatusShell(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Answer at once: nothing needs to be asked."""
         self._transport = cast(asyncio.Transport, transport)
+        if not self._gate.lets_in(transport):
+            self._transport.abort()
+            return
         self._timer = asyncio.get_running_loop().call_later(ABORT_AFTER_S, self._transport.abort)
         self._start_task(self._answer(), "status-answer")
 

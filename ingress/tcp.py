@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic
 
 from common.errors import ClientFault, ErrorCode, StreamError
 from ingress.framing import LineReader
+from ingress.gate import Gate
 from ingress.shell import OpenConnection, SocketShell
 
 
 class TcpShell(SocketShell):
     """One accepted TCP connection (a `Peer`).
 
+    gate: lets the socket in, or does not.
     open_connection: makes the connection behind this socket.
     max_line_bytes: longest line.
     """
 
-    __slots__ = ("_max_line_bytes", "_reader")
+    __slots__ = ("_at_end", "_max_line_bytes", "_reader")
 
-    def __init__(self, open_connection: OpenConnection, max_line_bytes: int) -> None:
-        super().__init__(open_connection)
+    def __init__(self, gate: Gate, open_connection: OpenConnection, max_line_bytes: int) -> None:
+        super().__init__(gate, open_connection)
         self._max_line_bytes = max_line_bytes
         self._reader = LineReader(max_line_bytes)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        super().connection_made(transport)
-        self._begin()
+        self._at_end = False
 
     def data_received(self, data: bytes) -> None:
         """Hand whole lines to the connection."""
@@ -35,23 +32,56 @@ class TcpShell(SocketShell):
         connection = self._connection
         if connection is None or self._closing:
             return
-        for line in self._reader.feed(data):
-            connection.received_text(line)
-        if self._reader.too_long:
-            connection.received_fault(
-                ClientFault(ErrorCode.LINE_TOO_LONG, f"A line is longer than {self._max_line_bytes} bytes.")
-            )
+        if self._reading:
+            line = self._reader.whole(data)
+            if line is not None:
+                connection.received_text(line)
+                return
+        else:
+            self._hold_back()
+        self._reader.feed(data)
+        self._hand_on()
 
     def eof_received(self) -> bool:
         """Keep the socket open for results; a line without a newline at the end counts."""
-        connection = self._connection
-        if connection is None or self._closing:
+        if self._connection is None or self._closing:
             return False
-        for line in self._reader.finish():
-            connection.received_text(line)
-        if not self._closing:
-            connection.ended()
+        self._at_end = True
+        self._hand_on()
         return True
+
+    # SocketShell
+
+    def _let_in(self) -> None:
+        self._begin()
+
+    @property
+    def held_bytes(self) -> int:
+        """What has come and was not handed on."""
+        return self._reader.held_bytes
+
+    def _hand_on(self) -> None:
+        reader = self._reader
+        while (connection := self._connection) is not None and self._reading and not self._closing:
+            line = reader.next()
+            if line is not None:
+                connection.received_text(line)
+            elif reader.too_long:
+                connection.received_fault(
+                    ClientFault(
+                        ErrorCode.LINE_TOO_LONG, f"A line is longer than {self._max_line_bytes} bytes."
+                    )
+                )
+                return
+            elif self._at_end:
+                line = reader.rest()
+                if line is None:
+                    self._at_end = False
+                    connection.ended()
+                    return
+                connection.received_text(line)
+            else:
+                return
 
     # Peer
 
@@ -63,4 +93,4 @@ class TcpShell(SocketShell):
     def close(self, error: StreamError | None) -> None:
         """Flush, close the sending side, and wait a little for the client to close."""
         if not self._closing:
-            self._end_sending()
+            self._end_sending(error)

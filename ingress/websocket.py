@@ -7,6 +7,7 @@ A thin shell: websockets' sans-I/O `ServerProtocol` speaks RFC 6455, asyncio mov
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from http import HTTPStatus
 from time import monotonic
 from typing import Final
@@ -16,10 +17,12 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
 from ingress.connection import Connection
 from ingress.frames import FrameReader, Other, text_frame
+from ingress.gate import Gate
 from ingress.shell import OpenConnection, SocketShell
 
 STREAM_PATH: Final = "/"
@@ -32,6 +35,12 @@ _CLOSE_CODES: Final = {
     ErrorCode.DRAINING: CloseCode.SERVICE_RESTART,
     ErrorCode.INTERNAL: CloseCode.INTERNAL_ERROR,
 }
+
+
+def _first_offered(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """The subprotocol of the answer. None changes what is spoken here, but browsers, which pass secrets in
+    this way, close a connection whose server chooses none of those that they offered."""
+    return offered[0] if offered else None
 
 
 def close_code(error: StreamError | None) -> CloseCode:
@@ -49,6 +58,7 @@ def close_code(error: StreamError | None) -> CloseCode:
 class WebSocketShell(SocketShell):
     """One accepted connection on the WebSocket port (a `Peer`).
 
+    gate: lets the socket in, or does not.
     open_connection: makes the connection behind this socket, once the handshake is done.
     max_frame_bytes: longest message.   handshake_timeout_s: how long the handshake may take.
     """
@@ -68,12 +78,17 @@ class WebSocketShell(SocketShell):
     )
 
     def __init__(
-        self, open_connection: OpenConnection, *, max_frame_bytes: int, handshake_timeout_s: float
+        self,
+        gate: Gate,
+        open_connection: OpenConnection,
+        *,
+        max_frame_bytes: int,
+        handshake_timeout_s: float,
     ) -> None:
-        super().__init__(open_connection)
+        super().__init__(gate, open_connection)
         self._max_frame_bytes = max_frame_bytes
         self._handshake_timeout_s = handshake_timeout_s
-        self._protocol = ServerProtocol(max_size=max_frame_bytes)
+        self._protocol = ServerProtocol(max_size=max_frame_bytes, select_subprotocol=_first_offered)
         self._frames: FrameReader | None = None
         self._head_tail = b""
         # One array, not a list of parts: their number has no bound, since they may be empty.
@@ -86,13 +101,6 @@ class WebSocketShell(SocketShell):
 
     # asyncio.Protocol
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the handshake, for a bounded time."""
-        super().connection_made(transport)
-        self._handshake = asyncio.get_running_loop().call_later(
-            self._handshake_timeout_s, self._handshake_too_long
-        )
-
     def data_received(self, data: bytes) -> None:
         """Hand whole messages to the connection."""
         self._heard_at = monotonic()
@@ -101,12 +109,37 @@ class WebSocketShell(SocketShell):
             self._take_head(data)
             return
         connection = self._connection
-        if connection is not None and not self._closing:
+        if connection is not None and self._reading and not self._closing:
             text = frames.whole_text(data)
             if text is not None:
                 connection.received_text(text)
                 return
-        for item in frames.feed(data):
+        if not self._reading:
+            self._hold_back()
+        frames.feed(data)
+        self._hand_on()
+
+    # SocketShell
+
+    def _let_in(self) -> None:
+        """Wait for the handshake, for a bounded time."""
+        self._handshake = asyncio.get_running_loop().call_later(
+            self._handshake_timeout_s, self._handshake_too_long
+        )
+
+    @property
+    def held_bytes(self) -> int:
+        """What has come and was not handed on."""
+        return self._frames.held_bytes if self._frames is not None else 0
+
+    def _hand_on(self) -> None:
+        frames = self._frames
+        if frames is None:
+            return
+        while self._reading:
+            item = frames.next()
+            if item is None:
+                return
             if isinstance(item, Other):
                 self._received(item.data)
             elif self._connection is not None and not self._closing:
@@ -146,6 +179,11 @@ class WebSocketShell(SocketShell):
         """The client closed the socket without a closing handshake, or after it."""
         self._protocol.receive_eof()
         self._flush()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.lost()
+        self._closing = True
+        self._wait_for_the_client()  # for no longer than it takes to read what was sent
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -186,7 +224,7 @@ class WebSocketShell(SocketShell):
         farewell, self._farewell = self._farewell, []
         self._write(farewell)
         self._flush()
-        self._wait_for_the_client()
+        self._wait_for_the_client(error)
 
     # Handshake
 

@@ -92,17 +92,29 @@ class ScriptedBackplane:
         self.refusal: StreamError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.num_waiting = 0  # admissions that wait for the gate
         self.links: list[FakeLink] = []
         self.resume_requests: list[Resume] = []
         self.resumption: tuple[int, int, bool] | StreamError = (0, 0, False)
 
     async def admit(self, listener: StreamListener) -> FakeLink:
-        await self.gate.wait()
-        if self.refusal is not None:
-            raise self.refusal
+        await self._admitted()
         link = FakeLink(StreamId(len(self.links) + 1), listener, self.echo)
         self.links.append(link)
         return link
+
+    async def readmit(self, listener: StreamListener, stream: StreamId, resume_token: str) -> FakeLink:
+        await self._admitted()
+        link = FakeLink(stream, listener, self.echo, resume_token)
+        self.links.append(link)
+        return link
+
+    async def _admitted(self) -> None:
+        self.num_waiting += 1
+        await self.gate.wait()
+        self.num_waiting -= 1
+        if self.refusal is not None:
+            raise self.refusal
 
     async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
         self.resume_requests.append(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -11,25 +12,37 @@ from typing import Any, cast
 
 from common.errors import RedisUnavailable
 from ingress.connection import Connection, ConnectionLimits
+from ingress.gate import Gate
 from ingress.peer import Peer
+from ingress.shell import SocketShell
 from ingress.status import StatusShell
 from ingress.tcp import TcpShell
 from ingress.websocket import WebSocketShell
 from tests.fake_backplane import ScriptedBackplane
 
 HOST = "127.0.0.1"
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n"
+    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 
 
 @dataclass
 class Harness:
-    """The ports, and what is open on them."""
+    """The ports, and what is open on them.
+
+    sockets: those that a test opened by itself, closed at the end.
+    """
 
     backplane: ScriptedBackplane
     tcp_port: int = 0
     ws_port: int = 0
     status_port: int = 0
     connections: set[Connection] = field(default_factory=set)
+    shells: list[SocketShell] = field(default_factory=list)
     transports: list[asyncio.Transport] = field(default_factory=list)
+    sockets: list[socket.socket] = field(default_factory=list)
 
     @property
     def tcp_url(self) -> str:
@@ -99,7 +112,9 @@ async def serving(
     send_buffer_bytes: int = 64 * 1024,
     unread_timeout_s: float = 5.0,
     idle_timeout_s: float = 0.0,
+    begin_timeout_s: float = 60.0,
     refused_grace_s: float = 0.2,
+    max_files: int = 100_000,
     status: Callable[[], bytes] | None = None,
 ) -> AsyncIterator[Harness]:
     """Open the ports; close everything at the end."""
@@ -110,9 +125,11 @@ async def serving(
         send_buffer_bytes=send_buffer_bytes,
         unread_timeout_s=unread_timeout_s,
         idle_timeout_s=idle_timeout_s,
+        begin_timeout_s=begin_timeout_s,
         refused_grace_s=refused_grace_s,
     )
     loop = asyncio.get_running_loop()
+    gate = Gate(lambda: max_files)
     async with asyncio.TaskGroup() as tasks:
 
         def start(coroutine: Any, name: str) -> object:
@@ -125,6 +142,8 @@ async def serving(
 
         def tracked(shell: asyncio.Protocol) -> asyncio.Protocol:
             made = shell.connection_made
+            if isinstance(shell, SocketShell):
+                harness.shells.append(shell)
 
             def connection_made(transport: asyncio.BaseTransport) -> None:
                 harness.transports.append(cast(asyncio.Transport, transport))
@@ -148,10 +167,11 @@ async def serving(
             return status()
 
         servers = [
-            await loop.create_server(lambda: tracked(_Tcp(open_connection, max_line_bytes)), HOST, 0),
+            await loop.create_server(lambda: tracked(_Tcp(gate, open_connection, max_line_bytes)), HOST, 0),
             await loop.create_server(
                 lambda: tracked(
                     _WebSocket(
+                        gate,
                         open_connection,
                         max_frame_bytes=max_frame_bytes,
                         handshake_timeout_s=handshake_timeout_s,
@@ -160,7 +180,7 @@ async def serving(
                 HOST,
                 0,
             ),
-            await loop.create_server(lambda: tracked(_Status(read_status, start)), HOST, 0),
+            await loop.create_server(lambda: tracked(_Status(gate, read_status, start)), HOST, 0),
         ]
         ports = [server.sockets[0].getsockname()[1] for server in servers]
         harness.tcp_port, harness.ws_port, harness.status_port = ports
@@ -171,6 +191,8 @@ async def serving(
                 server.close()
             for transport in harness.transports:
                 transport.abort()
+            for opened in harness.sockets:
+                opened.close()
             backplane.gate.set()
             await asyncio.sleep(0)
             await wait_until(lambda: not harness.connections)

@@ -73,6 +73,10 @@ class ServiceProcess:
         return self._process.pid
 
     @property
+    def num_open_files(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    @property
     def running(self) -> bool:
         return self._process.poll() is None
 

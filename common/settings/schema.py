@@ -47,6 +47,7 @@ class IngressSettings(ClusterSettings):
     coalesce_ms: int
     redis_loss_ms: int
     handshake_timeout_ms: int
+    begin_timeout_s: float
     claim_timeout_ms: int
     stream_ttl_s: int
     resume_grace_s: float

@@ -175,6 +175,9 @@ FLAGS: tuple[Flag, ...] = (
     # -- timing
     Flag("handshake_timeout_ms", Whole(100, 600_000), "10000", "longest WebSocket handshake",
          "Timing", _INGRESS, "MS"),
+    Flag("begin_timeout_s", Real(0.1, 86_400), "10",
+         "a client that begins no stream keeps its slot for so long; then it stays connected without one",
+         "Timing", _INGRESS, "S"),
     Flag("claim_timeout_ms", Whole(100, 600_000), "10000", "longest wait until a worker has claimed a stream",
          "Timing", _INGRESS, "MS"),
     Flag("idle_timeout_s", Real(0, 86_400), "0", "a client silent for so long is disconnected; 0 is never",

@@ -52,14 +52,17 @@ local memory = redis.call('INFO', 'memory')
 local most = tonumber(string.match(memory, '\\nmaxmemory:(%d+)'))
 local used = tonumber(string.match(memory, '\\nused_memory:(%d+)'))
 if most > 0 and used > most * {_MEMORY_LIMIT} then return {{0, 'full'}} end
-local run = {SERVER_RUN}
-if redis.call('GET', KEYS[5]) ~= run then
-  local last = tonumber(redis.call('GET', KEYS[1]) or '0')
-  redis.call('SET', KEYS[1], string.format('%d', math.max(now, last + {_FORGOTTEN_STREAMS})))
+local stream = tonumber(ARGV[7])
+if stream == 0 then
+  local run = {SERVER_RUN}
+  if redis.call('GET', KEYS[5]) ~= run then
+    local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+    redis.call('SET', KEYS[1], string.format('%d', math.max(now, last + {_FORGOTTEN_STREAMS})))
+  end
+  redis.call('SET', KEYS[5], run, 'PX', ARGV[5])
+  stream = redis.call('INCR', KEYS[1])
+  redis.call('PEXPIRE', KEYS[1], ARGV[5])
 end
-redis.call('SET', KEYS[5], run, 'PX', ARGV[5])
-local stream = redis.call('INCR', KEYS[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('ZADD', KEYS[2], now + ARGV[2], stream)
 redis.call('PEXPIRE', KEYS[2], ARGV[6])
 redis.call('SET', KEYS[4], stream, 'PX', ARGV[4])
@@ -114,8 +117,10 @@ class Admission:
         self._client = client
         self._keys = keys
 
-    async def admit(self, max_num_streams: int, ttl_ms: int) -> StreamId:
+    async def admit(self, max_num_streams: int, ttl_ms: int, stream: StreamId | None = None) -> StreamId:
         """Admit one more stream for `ttl_ms`, after which `renew` must have been called.
+
+        stream: the id of one that was admitted and released before it began; a new id where it is None.
 
         Raises NoFreeStream when the cluster is full, NoWorker when no worker takes streams.
         """
@@ -136,6 +141,7 @@ class Admission:
                 ADMIT_ONCE_TTL_MS,
                 COUNTER_TTL_MS,
                 REGISTER_TTL_MS,
+                stream or 0,
             ),
         )
         if granted == 1:

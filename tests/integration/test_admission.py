@@ -67,6 +67,24 @@ async def test_of_fifty_at_once_exactly_the_limit_are_admitted(redis_url: str, a
     assert await admission.admit(10, 60_000) == admitted[-1] + 1, "a place that was given back, and a new id"
 
 
+async def test_a_slot_that_was_given_back_is_had_again_under_its_id(
+    redis_url: str, admission: Admission
+) -> None:
+    announce(redis_url, "w1", 100)
+    first = await admission.admit(2, 60_000)
+    await admission.release(first)
+    others = [await admission.admit(2, 60_000) for _ in range(2)]
+    with pytest.raises(NoFreeStream):
+        await admission.admit(2, 60_000, first)
+    await admission.release(others[0])
+    assert await admission.admit(2, 60_000, first) == first
+    client = raw_client(redis_url)
+    assert {int(member) for member in client.zrange("px:{0}:adm", 0, -1)} == {first, others[1]}
+    await admission.release(first)
+    assert await admission.admit(2, 60_000) == others[1] + 1, "an id given before moves no counter"
+    client.close()
+
+
 @pytest.mark.parametrize("remembered", [False, True], ids=["empty", "as-it-was"])
 async def test_a_server_that_has_forgotten_its_last_streams_gives_no_id_again(
     own_server: EmbeddedRedis, remembered: bool

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import resource
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,65 @@ async def test_a_final_without_any_audio_is_answered(stack: Stack) -> None:
     results = await transcribe(ingress.ws_url, b"")
     assert [result.is_final for result in results] == [True]
     assert results[0].text == ""
+    await stack.empty()
+
+
+async def test_a_silent_client_keeps_no_slot_and_may_begin_later(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress(max_num_streams=1, begin_timeout_s=0.2)
+    given_back = "the slot to be given back"
+    (reader, writer), (late_reader, late_writer) = [
+        await _silent(stack, ingress, given_back) for _ in range(2)
+    ]
+    hello = json.loads(await reader.readline())
+    pcm = noise(1.0)
+    audio = {"type": "audio", "data": base64.b64encode(pcm).decode()}
+    writer.write(json.dumps(audio).encode() + b"\n")
+    first = json.loads(await reader.readline())
+    assert first["type"] == "result"
+    # The one slot is taken again.
+    late_writer.write(json.dumps(audio).encode() + b"\n")
+    late = [json.loads(line) for line in (await late_reader.read()).splitlines()]
+    assert [message.get("code") for message in late] == [None, "no_free_stream"]
+    assert late[0]["stream_id"] == late[1]["stream_id"] != hello["stream_id"]
+    writer.write(b'{"type":"close"}\n')
+    results = [json.loads(line) for line in (await reader.read()).splitlines()]
+    assert {message["type"] for message in results} == {"result"}
+    assert results[-1]["text"] == expected_text(pcm)
+    assert results[-1]["audio_ack_samples"] == len(pcm) // 2
+    for each in (writer, late_writer):
+        each.close()
+        await each.wait_closed()
+    await stack.empty()
+
+
+async def _silent(
+    stack: Stack, ingress: IngressProcess, what: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client that has said nothing for so long that it has no slot."""
+    client = await asyncio.open_connection(HOST, ingress.port)
+    await until(lambda: stack.client.zcard("px:{0}:adm") == 1, what="the admission")
+    await until(lambda: stack.client.zcard("px:{0}:adm") == 0, what=what)
+    return client
+
+
+async def test_an_ingress_that_runs_out_of_files_says_so_and_serves_on(stack: Stack) -> None:
+    stack.worker()
+    ingress = stack.ingress(max_num_streams=200)
+    open_files = ingress.num_open_files
+    resource.prlimit(ingress.pid, resource.RLIMIT_NOFILE, (2 * open_files + 40, 2 * open_files + 40))
+    clients = [await asyncio.open_connection(HOST, ingress.port) for _ in range(2 * open_files + 40)]
+    firsts = await asyncio.gather(*(reader.read(1) for reader, _ in clients), return_exceptions=True)
+    served = [client for client, first in zip(clients, firsts, strict=True) if first == b"{"]
+    assert 0 < len(served) < len(clients)
+    assert "out of file descriptors" in ingress.log_text()
+    reader, writer = served[-1]
+    writer.write(b'{"type":"close"}\n')
+    assert json.loads((await reader.read()).splitlines()[-1])["is_final"]
+    for _, writer in clients:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
     await stack.empty()
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from common.settings import parse
 from common.stop_times import STOP_MARGIN_S
-from ingress import server, shell
+from ingress import linger, server
 
 ROOT = Path(__file__).parents[3]
 DRAIN_S = parse("serve", [], {}).ingress.drain_timeout_s
@@ -19,7 +19,7 @@ DRAIN_S = parse("serve", [], {}).ingress.drain_timeout_s
 
 def test_an_ingress_stops_within_the_margin() -> None:
     # Two bounded steps of the backplane's stop, then sockets that linger.
-    assert 2 * server._STOP_TIMEOUT_S + shell.LINGER_S < STOP_MARGIN_S / 2
+    assert 2 * server._STOP_TIMEOUT_S + linger.LINGER_S < STOP_MARGIN_S / 2
 
 
 @pytest.mark.parametrize("service", ["ingress", "gpu_worker", "cpu_worker"])

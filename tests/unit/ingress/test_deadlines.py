@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from ingress.deadlines import Deadline, Deadlines, SilenceDeadline
+from ingress.deadlines import Deadline, Deadlines, SilenceDeadline, UnreadDeadline
 from ingress.peer import Peer
 
 
 class _Client:
     """The part of a `Peer` that a deadline looks at."""
 
-    def __init__(self, silent_s: float = 0.0) -> None:
+    def __init__(self, silent_s: float = 0.0, unsent_bytes: int = 0) -> None:
         self.silent_s = silent_s
+        self.unsent_bytes = unsent_bytes
 
     def peer(self) -> Peer:
         return cast(Peer, self)
@@ -51,9 +52,25 @@ async def test_no_silence_is_too_long_where_the_time_is_0() -> None:
     assert passed == []
 
 
+async def test_a_client_that_reads_a_little_now_and_then_is_not_stuck() -> None:
+    client = _Client(unsent_bytes=100)
+    passed: list[int] = []
+    deadline = UnreadDeadline(0.02, client.peer())
+    deadline.start(lambda: passed.append(client.unsent_bytes))
+    for _ in range(20):
+        client.unsent_bytes -= 1
+        await asyncio.sleep(0.01)
+    assert passed == []
+    async with asyncio.timeout(5):
+        while not passed:  # noqa: ASYNC110 - the deadline sets no event
+            await asyncio.sleep(0.005)
+    assert passed == [80]
+
+
 async def test_all_of_them_stop_at_once() -> None:
     passed: list[str] = []
-    deadlines = Deadlines(_Client(1e9).peer(), unread_s=0.01, refused_s=0.01, silent_s=0.01)
+    deadlines = Deadlines(_Client(1e9).peer(), begin_s=0.01, unread_s=0.01, refused_s=0.01, silent_s=0.01)
+    deadlines.begin.start(lambda: passed.append("begin"))
     deadlines.unread.start(lambda: passed.append("unread"))
     deadlines.refused.start(lambda: passed.append("refused"))
     deadlines.silent.start(lambda: passed.append("silent"))

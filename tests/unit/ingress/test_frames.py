@@ -31,6 +31,15 @@ def frame(payload: bytes, opcode: int = 1, *, fin: bool = True, mask: bytes = b"
     return head + mask + apply_mask(payload, mask)
 
 
+def taken(reader: FrameReader, data: bytes) -> list[Message | Other]:
+    """What is whole once `data` has come."""
+    reader.feed(data)
+    found = []
+    while (item := reader.next()) is not None:
+        found.append(item)
+    return found
+
+
 def by_websockets(data: bytes) -> list[tuple[int, bool, bytes]]:
     protocol = ServerProtocol(max_size=LIMIT, state=State.OPEN)
     protocol.receive_data(data)
@@ -50,7 +59,7 @@ def by_reader(pieces: list[bytes]) -> list[tuple[int, bool, bytes]]:
         if text is not None:
             found.append((int(Opcode.TEXT), True, text))
             continue
-        for item in reader.feed(piece):
+        for item in taken(reader, piece):
             if isinstance(item, Message):
                 found.append((int(Opcode.BINARY if item.binary else Opcode.TEXT), True, item.payload))
             else:
@@ -110,7 +119,7 @@ def test_the_short_cut_leaves_everything_else_to_the_reader() -> None:
     reader.feed(whole[:10])
     assert reader.whole_text(whole) is None  # it would be in the middle of a frame
     reader = FrameReader(1000)
-    reader.feed(frame(b"a", fin=False))
+    taken(reader, frame(b"a", fin=False))
     assert reader.whole_text(whole) is None  # a fault, in the middle of a message
 
 
@@ -127,7 +136,7 @@ def test_a_text_frame_is_what_websockets_reads(size: int) -> None:
 @pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536, LIMIT])
 def test_every_width_of_the_length(size: int) -> None:
     payload = bytes(i % 256 for i in range(size))
-    assert FrameReader(LIMIT).feed(frame(payload)) == [Message(payload, False)]
+    assert taken(FrameReader(LIMIT), frame(payload)) == [Message(payload, False)]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +150,8 @@ def test_every_width_of_the_length(size: int) -> None:
 )
 def test_what_must_be_refused_is_handed_on_at_once_with_all_that_follows(data: bytes) -> None:
     reader = FrameReader(LIMIT)
-    assert reader.feed(data) == [Other(data)]
-    assert reader.feed(frame(b"later")) == [Other(frame(b"later"))]
+    assert taken(reader, data) == [Other(data)]
+    assert taken(reader, frame(b"later")) == [Other(frame(b"later"))]
     protocol = ServerProtocol(max_size=LIMIT, state=State.OPEN)
     protocol.receive_data(data)
     assert protocol.parser_exc is not None
@@ -151,7 +160,16 @@ def test_what_must_be_refused_is_handed_on_at_once_with_all_that_follows(data: b
 def test_an_incomplete_frame_is_held_once() -> None:
     reader = FrameReader(LIMIT)
     whole = frame(b"a" * 5000)
-    assert reader.feed(whole[:1]) == []
+    assert taken(reader, whole[:1]) == []
     for at in range(1, len(whole) - 1, 700):
-        assert reader.feed(whole[at : min(at + 700, len(whole) - 1)]) == []
-    assert reader.feed(whole[-1:]) == [Message(b"a" * 5000, False)]
+        assert taken(reader, whole[at : min(at + 700, len(whole) - 1)]) == []
+    assert taken(reader, whole[-1:]) == [Message(b"a" * 5000, False)]
+
+
+def test_who_takes_frames_may_stop_in_the_middle_of_a_read() -> None:
+    reader = FrameReader(LIMIT)
+    ping = frame(b"p", 9)
+    reader.feed(frame(b"one") + ping + frame(b"two")[:-1])
+    assert reader.next() == Message(b"one", False)
+    assert taken(reader, frame(b"two")[-1:]) == [Other(ping), Message(b"two", False)]
+    assert reader.held_bytes == 0

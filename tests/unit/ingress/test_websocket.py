@@ -13,20 +13,16 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
+from websockets.typing import Subprotocol
 
 from common.entries import LineKind
 from common.errors import ERROR_SPECS, ErrorCode, NoFreeStream, StreamError
 from ingress.connection import Connection, ConnectionLimits
+from ingress.gate import Gate, max_files
 from ingress.peer import Peer
 from ingress.websocket import WebSocketShell, close_code
 from tests.fake_backplane import ScriptedBackplane, result_json
-from tests.ingress_harness import HOST, Harness, serving, wait_until
-
-_HANDSHAKE = (
-    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n"
-    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-)
+from tests.ingress_harness import HANDSHAKE, HOST, Harness, serving, wait_until
 
 
 async def _receive(client: ClientConnection) -> dict[str, Any]:
@@ -108,6 +104,29 @@ async def test_control_frames_and_parts_of_a_message_are_no_silence() -> None:
             client.transport.write(bytes([byte]))
         assert await _receive(client) == {"type": "pong"}
         assert (await _receive(client))["code"] == "idle_timeout"
+
+
+@pytest.mark.parametrize("offered", [["token"], ["token", "abc"], ["parakeet.v1", "base64url.c2VjcmV0"]])
+async def test_an_offered_subprotocol_is_answered_with_the_first(offered: list[str]) -> None:
+    async with (
+        serving(ScriptedBackplane(echo=True)) as harness,
+        connect(harness.ws_url, subprotocols=[Subprotocol(name) for name in offered]) as client,
+    ):
+        assert client.subprotocol == offered[0]
+        await _receive(client)
+        await client.send(b"\0\0" * 30)
+        assert (await _receive(client))["text"] == "30 samples"
+
+
+async def test_no_subprotocol_is_answered_where_none_is_offered() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        client = await harness.raw_ws()
+        await client.send(HANDSHAKE)
+        async with asyncio.timeout(5):
+            head = await client.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101")
+        assert b"sec-websocket-protocol" not in head.lower()
+        await client.close()
 
 
 async def test_compression_is_declined() -> None:
@@ -261,7 +280,7 @@ async def test_frames_that_come_along_with_the_handshake() -> None:
         client = await harness.raw_ws()
         audio = Frame(Opcode.BINARY, b"\0\0" * 5).serialize(mask=True)
         final = Frame(Opcode.TEXT, b'{"type":"close"}').serialize(mask=True)
-        await client.send(_HANDSHAKE + audio + final)
+        await client.send(HANDSHAKE + audio + final)
         async with asyncio.timeout(5):
             answer = await client.reader.readuntil(b'"is_final":true')
         assert answer.startswith(b"HTTP/1.1 101")
@@ -295,6 +314,9 @@ class _StuckTransport(asyncio.Transport):
         if self.shell is not None:
             self.shell.resume_writing()
 
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
     def write_eof(self) -> None:
         """Nothing follows."""
 
@@ -321,11 +343,11 @@ async def _stuck() -> AsyncIterator[tuple[WebSocketShell, _StuckTransport]]:
     def open_connection(peer: Peer) -> Connection:
         return Connection(peer, backplane, limits, lambda task, name: loop.create_task(task), lambda _: None)
 
-    shell = WebSocketShell(open_connection, max_frame_bytes=1000, handshake_timeout_s=60)
+    shell = WebSocketShell(Gate(max_files), open_connection, max_frame_bytes=1000, handshake_timeout_s=60)
     transport = _StuckTransport()
     transport.shell = shell
     shell.connection_made(transport)
-    shell.data_received(_HANDSHAKE)
+    shell.data_received(HANDSHAKE)
     await wait_until(lambda: bool(transport.written) and b"hello" in transport.written[-1])
     try:
         yield shell, transport

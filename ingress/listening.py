@@ -1,0 +1,73 @@
+"""The addresses on which an ingress listens: all of a host's, of both families."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+_NOT_ON_THIS_MACHINE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+async def listening_sockets(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound to every address of a host.
+
+    `::` takes IPv4 too. Several processes may have the same port; the kernel spreads connections over them.
+
+    host: a name or an address, an IPv6 address also in brackets.
+    Raises OSError, which names host and port.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host.removeprefix("[").removesuffix("]"),
+            port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"there is no host {host!r} to listen on: {error}") from error
+    bound: list[socket.socket] = []
+    absent: OSError | None = None
+    try:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            try:
+                bound.append(_bound(family, address))
+            except OSError as error:
+                problem = OSError(error.errno, f"cannot listen on {address_text(host, port)}: {error}")
+                if error.errno not in _NOT_ON_THIS_MACHINE:
+                    raise problem from error
+                absent = problem
+        if not bound and absent is not None:
+            raise absent
+    except OSError:
+        for listener in bound:
+            listener.close()
+        raise
+    if absent is not None:
+        logger.warning("%s", absent)
+    return bound
+
+
+def address_text(host: str, port: int) -> str:
+    """Host and port as one writes them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def _bound(
+    family: int, address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
