@@ -18,7 +18,7 @@ import torch
 from benchmarks.engines import RowSizes, build, build_simulated
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.pipelined_engine import PipelinedEngine
+from gpu_worker.engine.engine import SpeechEngine
 
 MEAN_CHUNKS: Final = 40
 DROPPED_SHARE: Final = 0.1
@@ -28,9 +28,15 @@ CHECK_S: Final = 5.0
 def run_churn(row: RowSizes, given: Namespace) -> dict[str, Any]:
     """Churn for `given.churn` minutes with `given.streams` slots."""
     if given.simulate:
-        built = build_simulated(row, given.streams, given.simulated_ms, given.simulated_row_us)
+        built = build_simulated(
+            row,
+            given.streams,
+            given.simulated_ms,
+            given.simulated_row_us,
+            turn_detection=given.turn_detection,
+        )
     else:
-        built = build(row, given.streams, given.device)
+        built = build(row, given.streams, given.device, turn_detection=given.turn_detection)
     return {
         "row": getattr(row, "name", ""),
         "device": built.device,
@@ -42,7 +48,7 @@ def run_churn(row: RowSizes, given: Namespace) -> dict[str, Any]:
     }
 
 
-def churn(engine: PipelinedEngine, seconds: float, *, on_cuda: bool, seed: int = 0) -> dict[str, Any]:
+def churn(engine: SpeechEngine, seconds: float, *, on_cuda: bool, seed: int = 0) -> dict[str, Any]:
     """Load the engine for so many seconds of wall time, then let it run empty.
 
     Raises AssertionError when a stream gets no final, or two, or the engine's books do not balance.
@@ -67,7 +73,7 @@ def churn(engine: PipelinedEngine, seconds: float, *, on_cuda: bool, seed: int =
         elif not left and not awaited:
             break
         for name in list(left):
-            if engine.samples_waiting(name) > chunk:
+            if _samples_waiting(engine, name) > chunk:
                 continue
             size = int(rng.integers(1, 2 * chunk))
             engine.feed(name, pool[:size])
@@ -108,3 +114,10 @@ def churn(engine: PipelinedEngine, seconds: float, *, on_cuda: bool, seed: int =
         "device_growth_bytes": device[-1] - device[0] if device else 0,
         "audio_hours": engine.stats.decode.units * 0.08 / 3600,
     }
+
+
+def _samples_waiting(engine: SpeechEngine, stream: StreamId) -> int:
+    """Samples fed and in no step yet; asks without waiting for the step under way, as nobody else may."""
+    slot, table = engine._streams.get(stream).slot, engine._table
+    planned = engine.clock.samples_of_frames(int(table.planned[slot]))
+    return max(0, int(table.fed[slot]) - planned) + engine._rings.beside(slot)

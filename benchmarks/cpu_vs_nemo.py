@@ -64,9 +64,9 @@ class OwnStep:
     def __init__(self, model: Path, context: tuple[int, int], batch: int, audio: NDArray[np.float32]) -> None:
         from common.entries import StreamId
         from common.options import StreamOptions
-        from gpu_worker.engine.engine import EngineConfig, NativeEngine
-        from gpu_worker.engine.model_runner import BatchSizes
+        from gpu_worker.engine.config import BatchSizes, EngineConfig
         from gpu_worker.model.checkpoint import read_checkpoint
+        from gpu_worker.steps.factory import make_model_engine
 
         self.chunk_samples = 1280 * (context[1] + 1)
         config = EngineConfig(
@@ -74,14 +74,14 @@ class OwnStep:
             max_step_frames=context[1] + 1, turn_detection=False,
         )  # fmt: skip
         loaded = read_checkpoint(model)
-        first = NativeEngine(loaded, config)
+        first = make_model_engine(loaded, config)
         first.open(StreamId(0), StreamOptions())
         first.feed(StreamId(0), audio)
         while first.has_work():
             first.step()
         self.position = first.samples_decoded(StreamId(0))
         state = first.snapshot(StreamId(0))
-        self.engine = NativeEngine(loaded, config)
+        self.engine = make_model_engine(loaded, config)
         self.streams = [StreamId(number) for number in range(batch)]
         for stream in self.streams:
             self.engine.open(stream, StreamOptions(), state)
@@ -95,9 +95,10 @@ class OwnStep:
 
     def run(self) -> None:
         """One step."""
-        outputs = self.engine.step()
-        if len(outputs) != len(self.streams):
-            raise AssertionError(f"{len(outputs)} outputs of {len(self.streams)} streams")
+        before = self.engine.stats.pre_encode.units
+        self.engine.step()
+        if self.engine.stats.pre_encode.units != before + len(self.streams):
+            raise AssertionError(f"a step did not take a chunk of each of {len(self.streams)} streams")
 
 
 class NemoStep:

@@ -98,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trials", type=int, default=6, help="most trials of the search, recorded ones included"
     )
+    parser.add_argument(
+        "--no-turn-detection",
+        dest="turn_detection",
+        action="store_false",
+        help="as with --turn-detection off",
+    )
     parser.add_argument("--search-s", type=float, default=SEARCH_S)
     parser.add_argument("--final-s", type=float, default=FINAL_S)
     parser.add_argument(
@@ -126,14 +132,21 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
 
     started = time.monotonic()
     if given.simulate:
-        built = build_simulated(row, given.streams, given.simulated_ms, given.simulated_row_us)
+        built = build_simulated(
+            row,
+            given.streams,
+            given.simulated_ms,
+            given.simulated_row_us,
+            turn_detection=given.turn_detection,
+        )
     else:
-        built = build(row, given.streams, given.device)
+        built = build(row, given.streams, given.device, turn_detection=given.turn_detection)
     ready_s = time.monotonic() - started
     result = run_trial(built.engine, given.streams, given.seconds)
     built.engine.check_integrity()
     return {
         "row": row.name,
+        "turn_detection": given.turn_detection,
         # JSON has no infinity: what never came has no time.
         **{
             name: None if isinstance(value, float) and not isfinite(value) else value

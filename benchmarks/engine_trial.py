@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.clock import ChunkClock
-from gpu_worker.engine.pipelined_engine import PipelinedEngine
+from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.steps import Field, Flight, StepFindings, Steps
 
 SAMPLE_RATE = 16_000
@@ -97,9 +97,10 @@ class RecordingSteps:
     def __init__(self, steps: Steps, clock: ChunkClock, stream_of: NDArray[np.int64]) -> None:
         self.inner = steps
         self._stream_of = stream_of
-        self.state, self.pages, self.vad = steps.state, steps.pages, steps.vad
-        self.ring_SC, self.max_rows = steps.ring_SC, steps.max_rows
+        self.shape, self.stats, self.ring_SC = steps.shape, steps.stats, steps.ring_SC
         self._chunk_frames = clock.chunk_frames
+        # Chunks that each stream's slot has had; a row does not say how old its stream is.
+        self._chunks_S = np.zeros(steps.shape.num_slots, dtype=np.int64)
         self._over_at = 0.0
         self._under_way: list[tuple[float, NDArray[np.int64]]] = []
         # Of each step: when it started, when it was over, and its whole-chunk rows [stream, chunk].
@@ -108,13 +109,27 @@ class RecordingSteps:
         self.rows: list[NDArray[np.int64]] = []
         self.waited_s = 0.0
 
-    def reset(self, slots: Sequence[int]) -> None:
-        self.inner.reset(slots)
+    def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
+        self.inner.reset(slots, prompts)
+
+    def export(
+        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
+    ) -> dict[str, memoryview]:
+        return self.inner.export(slot, pages_N, offsets_N)
+
+    def load(
+        self,
+        slot: int,
+        pages_N: NDArray[np.int64],
+        offsets_N: NDArray[np.int64],
+        state: Mapping[str, memoryview],
+    ) -> None:
+        self.inner.load(slot, pages_N, offsets_N, state)
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
-        whole = rows_FB[:, rows_FB[Field.FRAMES] == self._chunk_frames]
-        streams = self._stream_of[whole[Field.SLOT]]
-        chunks = np.stack([streams, whole[Field.START] // self._chunk_frames])
+        slots = rows_FB[Field.SLOT, rows_FB[Field.FRAMES] == self._chunk_frames]
+        chunks = np.stack([self._stream_of[slots], self._chunks_S[slots]])
+        self._chunks_S[slots] += 1
         self._under_way.append((time.perf_counter(), chunks))
         return self.inner.launch(rows_FB, table_BM)
 
@@ -131,7 +146,7 @@ class RecordingSteps:
 
 
 def run_trial(
-    engine: PipelinedEngine,
+    engine: SpeechEngine,
     num_streams: int,
     seconds: float,
     *,

@@ -13,13 +13,12 @@ from benchmarks.random_model import TOKENIZERS
 from benchmarks.simulated_steps import SimulatedSteps
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.block_manager import BlockManager
 from gpu_worker.engine.clock import ChunkClock
-from gpu_worker.engine.engine import EngineConfig
-from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.model_runner import BatchSizes
-from gpu_worker.engine.pipelined_engine import PipelinedEngine
-from gpu_worker.engine.pipelined_factory import make_pipelined_engine, page_bytes, slot_bytes
+from gpu_worker.engine.config import BatchSizes, EngineConfig
+from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.engine.steps import PageShape, StepShape
+from gpu_worker.steps.factory import make_model_engine
+from gpu_worker.steps.memory import page_bytes, slot_bytes
 
 LEFT_FRAMES = 70
 _PRE_ENCODE_ROWS = 1024
@@ -42,7 +41,7 @@ class RowSizes(Protocol):
 class Built:
     """An engine and what is to be said of it."""
 
-    engine: PipelinedEngine
+    engine: SpeechEngine
     device: str
     precision: str
     capture_s: float
@@ -50,19 +49,19 @@ class Built:
     stream_bytes: int
 
 
-def engine_config(row: RowSizes, streams: int) -> EngineConfig:
-    """Sizes for so many streams; turn detection is off: the benchmark is of the recognizer."""
+def engine_config(row: RowSizes, streams: int, *, turn_detection: bool = True) -> EngineConfig:
+    """Sizes for so many streams."""
     rows = min(row.max_rows, streams)
     return EngineConfig(
         num_slots=streams,
         context=(LEFT_FRAMES, row.chunk_ms // 80 - 1),
         batch_sizes=BatchSizes(min(rows, _PRE_ENCODE_ROWS), rows, rows),
         page_frames=row.page_frames,
-        turn_detection=False,
+        turn_detection=turn_detection,
     )
 
 
-def build(row: RowSizes, streams: int, device: str) -> Built:
+def build(row: RowSizes, streams: int, device: str, *, turn_detection: bool = True) -> Built:
     """An engine that is ready to serve: in bfloat16 with graphs on a GPU, in float32 on a CPU."""
     where = torch.device(device)
     on_cuda = where.type == "cuda"
@@ -72,7 +71,7 @@ def build(row: RowSizes, streams: int, device: str) -> Built:
     loaded, rate = make(row.model, row.chunk_ms, dtype, where)
     if on_cuda:
         torch.cuda.empty_cache()
-    engine = make_pipelined_engine(loaded, engine_config(row, streams))
+    engine = make_model_engine(loaded, engine_config(row, streams, turn_detection=turn_detection))
     _warm_up(engine)
     pages = -(-(LEFT_FRAMES + row.chunk_ms // 80) // row.page_frames)
     stream_bytes = pages * page_bytes(loaded, row.page_frames) + slot_bytes(loaded)
@@ -81,7 +80,7 @@ def build(row: RowSizes, streams: int, device: str) -> Built:
     return Built(engine, name, str(dtype).removeprefix("torch."), capture_s, rate, stream_bytes)
 
 
-def _warm_up(engine: PipelinedEngine) -> None:
+def _warm_up(engine: SpeechEngine) -> None:
     """What happens at a first call happens before the first stream, as in a worker."""
     name = StreamId(-1)
     engine.open(name, StreamOptions())
@@ -91,35 +90,31 @@ def _warm_up(engine: PipelinedEngine) -> None:
         engine.step()
 
 
-def build_simulated(row: RowSizes, streams: int, fixed_ms: float, row_us: float) -> Built:
+def build_simulated(
+    row: RowSizes, streams: int, fixed_ms: float, row_us: float, *, turn_detection: bool = True
+) -> Built:
     """The same engine over steps that only take time."""
     clock = ChunkClock(160, 200, 8, row.chunk_ms // 80)
-    stats, config = EngineStats(), engine_config(row, streams)
+    config = engine_config(row, streams, turn_detection=turn_detection)
     ring_pages = -(-(LEFT_FRAMES + clock.chunk_frames) // row.page_frames)
-    steps = SimulatedSteps(
-        clock,
+    shape = StepShape(
+        clock=clock,
         num_slots=streams,
-        num_pages=streams * ring_pages,
-        page_frames=row.page_frames,
-        ring_samples=4 * clock.chunk_samples,
         max_rows=config.batch_sizes.encode,
+        max_chunks=1,
+        pages=PageShape(streams * ring_pages, row.page_frames, ring_pages, LEFT_FRAMES),
+        overlaps=True,
+        hears=turn_detection,
+        fingerprint="simulated",
+    )
+    steps = SimulatedSteps(
+        shape,
+        ring_samples=4 * clock.chunk_samples,
         vocab_size=1000,
         fixed_ms=fixed_ms,
         row_us=row_us,
-        stats=stats,
     )
-    engine = PipelinedEngine(
-        steps,
-        config,
-        BlockManager(streams * ring_pages, row.page_frames, ring_pages, streams),
-        clock=clock,
-        tokenizer=TOKENIZERS[row.model],
-        left_frames=LEFT_FRAMES,
-        fingerprint="simulated",
-        eou_id=None,
-        judge=None,
-        stats=stats,
-    )
+    engine = SpeechEngine(steps, TOKENIZERS[row.model])
     return Built(engine, "simulated", "none", 0.0, 0.0, 0)
 
 

@@ -23,11 +23,10 @@ from benchmarks.random_model import CONFIGS, SETTINGS, calibrate, make_model
 from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.engine import EngineConfig, NativeEngine
-from gpu_worker.engine.model_runner import BatchSizes
-from gpu_worker.engine.pipelined_factory import make_pipelined_engine
+from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.model.export import DTYPES, write_export
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.steps.factory import make_model_engine
 
 PART_S = 20
 _LEFT_FRAMES = 70
@@ -70,8 +69,7 @@ def rates(loaded: LoadedModel, chunk_ms: int, streams: int, seconds: int) -> lis
         max_step_frames=14,
         turn_detection=False,
     )
-    make_engine = make_pipelined_engine if loaded.device.type == "cuda" else NativeEngine
-    engine = make_engine(loaded, config)
+    engine = make_model_engine(loaded, config)
     offsets = np.random.default_rng(1).integers(0, len(recordings()), streams).tolist()
     for number in range(streams):
         engine.open(StreamId(number + 1), StreamOptions())

@@ -17,12 +17,12 @@ import torch
 
 from benchmarks.random_model import CONFIGS, calibrate, make_model
 from benchmarks.speech import speech
-from gpu_worker.engine.cuda_graphs import GraphSteps
-from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.model_runner import BatchSizes
-from gpu_worker.engine.steps import UNKNOWN_END, Field, StepFindings
+from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.config import BatchSizes
+from gpu_worker.engine.steps import UNKNOWN_END, Field, PageShape, StepFindings, StepShape
 from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.cuda_model import CudaModel
+from gpu_worker.steps.cuda_graphs import GraphSteps
 
 LEFT_FRAMES: Final = 70
 BATCHES: Final = (1, 8, 64, 256, 1024, 2048, 4096)
@@ -92,18 +92,20 @@ class StepTimer:
         calibrate(loaded, (LEFT_FRAMES, self._chunk - 1))
         largest = max(batches)
         ring = -(-(LEFT_FRAMES + self._chunk) // page_frames)
-        self._stats = EngineStats()
-        self.steps = GraphSteps(
-            CudaModel(loaded, (LEFT_FRAMES, self._chunk - 1)),
+        shape = StepShape(
+            clock=ChunkClock(160, 200, 8, self._chunk),
             num_slots=largest,
-            num_pages=largest * ring,
-            page_frames=page_frames,
-            ring_pages=ring,
-            ring_samples=4 * 1280 * self._chunk,
-            batch_sizes=BatchSizes(min(largest, 1024), largest, largest),
-            vad=None,
-            stats=self._stats,
+            max_rows=largest,
+            max_chunks=1,
+            pages=PageShape(largest * ring, page_frames, ring, LEFT_FRAMES),
+            overlaps=True,
+            hears=False,
+            fingerprint="",
         )
+        model_under_test = CudaModel(loaded, (LEFT_FRAMES, self._chunk - 1))
+        sizes = BatchSizes(min(largest, 1024), largest, largest)
+        self.steps = GraphSteps(model_under_test, shape, sizes, None)
+        self._stats = self.steps.stats
         rng = np.random.default_rng(0)
         samples = self.steps.ring_SC.shape[1]
         for row, offset in zip(self.steps.ring_SC, rng.integers(0, 1 << 20, largest + 1), strict=True):

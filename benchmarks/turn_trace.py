@@ -14,12 +14,21 @@ from numpy.typing import NDArray
 from benchmarks.turn_corpus import Session
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.engine import EngineConfig, NativeEngine
+from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.config import EngineConfig
 from gpu_worker.model.checkpoint import LoadedModel
-from gpu_worker.turn.endpointing import Endpointer, TurnChunk, TurnOutcome, Verdict, eou_sample
+from gpu_worker.steps.factory import make_model_engine
+from gpu_worker.turn.endpointing import (
+    WINDOW_SAMPLES,
+    Endpointer,
+    TurnChunk,
+    TurnOutcome,
+    Verdict,
+    eou_sample,
+)
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.smart_turn import INPUT_SAMPLES, SmartTurn
-from gpu_worker.turn.vad import SileroVad, windows_of
+from gpu_worker.turn.vad import SileroVad
 
 BATCH: Final = 8
 
@@ -38,7 +47,7 @@ class Trace:
 
 def record(sessions: Sequence[Session], loaded: LoadedModel, context: tuple[int, int] | None) -> list[Trace]:
     """Runs the sessions through engine and speech detector."""
-    engine = NativeEngine(loaded, EngineConfig(num_slots=BATCH, context=context, turn_detection=False))
+    engine = make_model_engine(loaded, EngineConfig(num_slots=BATCH, context=context, turn_detection=False))
     traces: list[Trace] = []
     for index in range(0, len(sessions), BATCH):
         batch = sessions[index : index + BATCH]
@@ -46,30 +55,34 @@ def record(sessions: Sequence[Session], loaded: LoadedModel, context: tuple[int,
             engine.open(StreamId(row), StreamOptions())
             engine.feed(StreamId(row), session.samples)
             engine.finish(StreamId(row))
-        chunks: list[list[TurnChunk]] = [[] for _ in batch]
-        probs = [_windows(session.samples) for session in batch]
-        start_samples = [0] * len(batch)
+        eou_frames: list[list[int]] = [[] for _ in batch]
         while engine.has_work():
             for output in engine.step():
-                row = output.stream
-                count = windows_of(start_samples[row], output.samples_decoded)
-                start_samples[row] = output.samples_decoded
-                mine, probs[row] = probs[row][:count], probs[row][count:]
-                frames = [
+                eou_frames[output.stream] += [
                     frame
                     for token, frame in zip(output.token_ids, output.token_frames, strict=True)
                     if token == loaded.config.eou_id
                 ]
-                chunks[row].append(
-                    TurnChunk(
-                        output.samples_decoded,
-                        tuple(mine),
-                        tuple(map(eou_sample, frames)),
-                        final=output.is_final,
-                    )
-                )
+        chunks = [
+            _chunks(session.samples, frames, engine.clock)
+            for session, frames in zip(batch, eou_frames, strict=True)
+        ]
         traces += [Trace(session, tuple(rows)) for session, rows in zip(batch, chunks, strict=True)]
     return traces
+
+
+def _chunks(samples: NDArray[np.float32], eou_frames: Sequence[int], clock: ChunkClock) -> list[TurnChunk]:
+    """What each whole chunk of a session, and its end, gives to endpointing."""
+    probs, count = _windows(samples), clock.whole_chunks(len(samples))
+    ends = [*map(clock.samples_of_chunks, range(1, count + 1)), len(samples)]
+    chunks: list[TurnChunk] = []
+    begin = 0
+    for number, end in enumerate(ends):
+        eou = [eou_sample(frame) for frame in eou_frames if min(frame // clock.chunk_frames, count) == number]
+        windows = probs[begin // WINDOW_SAMPLES : end // WINDOW_SAMPLES]
+        chunks.append(TurnChunk(end, tuple(windows), tuple(eou), final=number == count))
+        begin = end
+    return chunks
 
 
 def play(trace: Trace, settings: TurnSettings, model: SmartTurn, threshold: float) -> list[TurnOutcome]:

@@ -14,7 +14,8 @@ from common.entries import StreamId
 from common.options import StreamOptions
 from common.settings import WorkerSettings
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine
-from gpu_worker.engine.null_engine import DEFAULT_CHUNK_MS, NullEngine
+from gpu_worker.steps.null import DEFAULT_CHUNK_MS, NullEngine
+from gpu_worker.turn.configuration import make_smart_turn, turn_settings
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +38,20 @@ def make_backend(settings: WorkerSettings) -> Backend:
     """Load what the settings name. Raises SettingsError and ModelError."""
     if settings.backend == "null":
         chunk_ms = settings.chunk_ms or DEFAULT_CHUNK_MS
-        null = NullEngine(settings.worker_max_streams, chunk_ms, settings.null_step_ms)
+        null = NullEngine(
+            settings.worker_max_streams,
+            chunk_ms,
+            settings.null_step_ms,
+            turn_detection=settings.turn_detection,
+            turns_of=turn_settings(settings),
+        )
         return Backend(
             null,
             {"model": "null", "device": "none", "dtype": "none", "chunk_ms": str(chunk_ms)},
             _nobody_waits,
         )
     # Imported here: a worker without a model needs no torch, and starts at once.
-    from gpu_worker.engine.factory import make_engine
-    from gpu_worker.turn.configuration import make_smart_turn, turn_settings
+    from gpu_worker.steps.factory import make_engine
 
     judge = make_smart_turn(settings)
     built = make_engine(settings, judge=judge, turn_settings=turn_settings(settings))

@@ -18,8 +18,8 @@ from common.settings import parse_or_exit
 from gpu_worker.audio import StreamAudio
 from gpu_worker.backend import make_backend
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.engine.null_engine import NullEngine
 from gpu_worker.engine.samples import Samples, float_samples
+from gpu_worker.steps.null import NullEngine
 from gpu_worker.worker import Worker
 
 CURSED_SAMPLES = 12_345
@@ -34,7 +34,7 @@ class FaultyEngine(NullEngine):
         super().feed(stream, samples)
         self._lost = self._lost or bool(len(samples) and float_samples(samples)[0] == -1.0)
 
-    def step(self) -> list[StreamOutput]:
+    def step(self) -> Sequence[StreamOutput]:
         if self._lost:
             raise RuntimeError("the device is lost")
         return super().step()

@@ -13,6 +13,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from gpu_worker.engine.steps import UNKNOWN_END as UNKNOWN_END
 from gpu_worker.kernels import (
     begin_streams,
     begin_streams_reference,
@@ -31,8 +32,6 @@ from gpu_worker.kernels import (
     subsampling,
     subsampling_reference,
 )
-
-UNKNOWN_END = 1 << 30
 
 
 def assert_close(out: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:

@@ -27,7 +27,7 @@ from common.streams.audio_log import AudioLog
 from common.streams.leases import IngressPresence, IngressReport
 from common.streams.result_reader import Position, Published, ResultSubscription, catch_up
 from common.streams.status import process_started_ms, read_status
-from gpu_worker.engine.null_engine import NullEngine
+from gpu_worker.steps.null import NullEngine
 from tests.waiting import until
 
 RESULTS = (LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL)

@@ -18,12 +18,12 @@ class BlockManager:
     Args:
         num_pages: pages there are.
         page_frames: encoder frames of a page.
-        ring_pages: most pages of one stream.
+        ring_pages: most pages of one stream; 0 for a model that has none.
         num_slots: rows of the block table.
     """
 
     def __init__(self, num_pages: int, page_frames: int, ring_pages: int, num_slots: int) -> None:
-        if num_pages < 1 or page_frames < 1 or ring_pages < 1:
+        if num_pages < 1 or page_frames < 1 or ring_pages < 0:
             raise ValueError("there must be at least one page of one frame")
         self.num_pages = num_pages
         self.page_frames = page_frames

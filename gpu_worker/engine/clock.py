@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkClock:
@@ -36,6 +39,11 @@ class ChunkClock:
     def samples_of_frames(self, frames: int) -> int:
         """Samples that the first `frames` encoder frames need."""
         return max(0, self.frame_samples * (frames - 1) + self.lookahead_samples) if frames > 0 else 0
+
+    def samples_of_frame_array(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`samples_of_frames` of many."""
+        samples = self.frame_samples * (frames - 1) + self.lookahead_samples
+        return np.where(frames > 0, samples, 0)
 
     def samples_of_chunks(self, chunks: int) -> int:
         """Samples that the first `chunks` whole chunks need."""

@@ -1,147 +1,118 @@
-"""The engine: slots and pages for streams, and `step` = schedule, run, update.
+"""The engine: slots, pages and audio for streams, and `step` = schedule, launch, read.
 
-Central invariant: the outputs of a stream are a function of its samples and options alone.  Each whole
-chunk that the samples complete by themselves gives one output, and the end of the stream gives one more,
-with the frames that are left (none to a whole chunk).  How many chunks a step decodes, and with which
-other streams, changes nothing.
+Central invariant: the outputs of a stream are a function of its samples and options alone.  How many chunks a
+step decodes, and with which other streams, changes nothing.
+
+There is one engine for every device and model: what it runs is behind `Steps`.  Slots are rows of arrays,
+samples go straight to where the steps fetch them, and only streams that have something to say cost Python.
+Where a device works beside the host, `step` launches the next step and then reads the one before it, so that
+the device never waits for the host; elsewhere it reads what it has just run.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.batch import Batch, Batcher
 from gpu_worker.engine.block_manager import BlockManager
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import (
     ENGINE_SAMPLE_RATE,
     EngineError,
     EngineStats,
     OutOfPages,
-    SnapshotMismatch,
     StreamFinished,
     StreamOutput,
-    UnsupportedOption,
 )
-from gpu_worker.engine.model_runner import BatchSizes, ModelRunner, RowResult, StepRunner
-from gpu_worker.engine.open_streams import OpenStreams
-from gpu_worker.engine.outputs import chunk_output, failed_output
-from gpu_worker.engine.samples import Samples, float_samples
-from gpu_worker.engine.scheduler import Row, Schedule, Scheduler
-from gpu_worker.engine.snapshot import Snapshot, model_fingerprint
-from gpu_worker.engine.stream import Stream
-from gpu_worker.engine.transcript import Transcript
-from gpu_worker.model.config import ModelConfig
-from gpu_worker.model.errors import ModelConfigError
-from gpu_worker.model.loaded_model import LoadedModel
-from gpu_worker.model.model import StreamingModel
+from gpu_worker.engine.positions import FoldedFrames
+from gpu_worker.engine.results import Pieces, StepText, acknowledges, failed_output, piece_output
+from gpu_worker.engine.sample_rings import SampleRings
+from gpu_worker.engine.samples import FLOAT32, PCM16, Samples, float_samples
+from gpu_worker.engine.slot_snapshots import SlotSnapshots
+from gpu_worker.engine.slot_table import Plan, SlotTable
+from gpu_worker.engine.steps import UNKNOWN_END, WINDOW_SAMPLES, Field, Flight, StepFindings, Steps
+from gpu_worker.engine.stream import OpenStreams, Stream
+from gpu_worker.engine.transcript import Transcript, Vocabulary
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnJudge, TurnStage
-from gpu_worker.turn.vad import SileroVad, windows_of
 
 # Louder samples overflow the power spectrum; full scale is 1.0.
 _MAX_SAMPLE = 1e6
+# Gauges are counted over all slots, for a status line that is read once a second: not after every step.
+_GAUGES_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Sizes and switches of an engine.
+class _Launched:
+    """A step under way: its plan and who runs it."""
 
-    num_slots: streams that can be open at once.
-    context: (left, right) attention context; None for the checkpoint's default.
-    batch_sizes: rows of a call of each stage; a step has as many rows as `encode`.
-    page_frames: encoder frames of a page; 0 for one page a stream as long as its ring.
-    num_pages: pages of the cache; 0 for enough for every slot.
-    max_step_frames: encoder frames of one stream in a step, at least a chunk in any case.
-    reset_at_end: whether `<EOU>` and `<EOB>` put the predictor back to its start.
-    turn_detection: whether the speech detector runs at all.
-    turn_settings: what a stream's options make of turn detection.
+    plan: Plan
+    flight: Flight
+
+
+class SpeechEngine:
+    """See the module.
+
+    Args:
+        steps: runs steps and keeps what the model remembers of slots.
+        vocabulary: of the model.
+        turns_of: what a stream's options make of turn detection; taken where the steps hear.
+        prompt_of: index of a stream's language prompt; raises UnsupportedOption.
+        judge: smart-turn, where it runs.
     """
 
-    num_slots: int
-    context: tuple[int, int] | None = None
-    batch_sizes: BatchSizes = field(default_factory=lambda: BatchSizes(32, 32, 32))
-    page_frames: int = 0
-    num_pages: int = 0
-    max_step_frames: int = 8
-    reset_at_end: bool = True
-    turn_detection: bool = True
-    turn_settings: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings()
-
-    def turns_of(self, options: StreamOptions) -> TurnSettings:
-        """How the turns of a stream with these options are detected."""
-        return self.turn_settings(options) if self.turn_detection else TurnSettings(enabled=False)
-
-
-def prompt_of(config: ModelConfig, options: StreamOptions) -> int:
-    """Index of a stream's language prompt.  Raises UnsupportedOption."""
-    try:
-        return config.prompt_index(options.language)
-    except ModelConfigError as error:
-        raise UnsupportedOption(str(error)) from error
-
-
-class NativeEngine:
-    """The engine around this package's own model."""
-
-    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, judge: TurnJudge | None = None) -> None:
-        """Build the model and its state.
-
-        Args:
-            loaded: checkpoint on its device.
-            config: sizes and switches.
-            judge: smart-turn, where it runs.
-        """
-        model = StreamingModel(loaded, config.context, reset_at_end=config.reset_at_end)
-        mel = loaded.config.mel
-        self.config = config
-        self.clock = ChunkClock(
-            mel.hop_length, mel.win_length // 2, loaded.config.subsampling_factor, model.chunk_frames
+    def __init__(
+        self,
+        steps: Steps,
+        vocabulary: Vocabulary,
+        *,
+        turns_of: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings(),
+        prompt_of: Callable[[StreamOptions], int] = lambda _: 0,
+        judge: TurnJudge | None = None,
+    ) -> None:
+        shape, pages = steps.shape, steps.shape.pages
+        num_slots = shape.num_slots
+        self.clock = shape.clock
+        self.steps = steps
+        self._stats = steps.stats
+        self._vocabulary = vocabulary
+        self._turns_of = turns_of if shape.hears else lambda _: TurnSettings(enabled=False)
+        self._prompt_of = prompt_of
+        self._frame_s = shape.clock.frame_samples / ENGINE_SAMPLE_RATE
+        self._blocks = BlockManager(pages.num_pages, pages.page_frames, pages.ring_pages, num_slots)
+        self._table = SlotTable(num_slots, shape.clock)
+        self._rings = SampleRings(steps.ring_SC, self._table)
+        self._folded = FoldedFrames(
+            shape.clock,
+            ring_frames=pages.ring_frames,
+            ring_samples=steps.ring_SC.shape[1],
+            window_samples=WINDOW_SAMPLES,
+            limit_samples=UNKNOWN_END,
         )
-        self._left_frames = model.left_frames
-        self._frame_s = self.clock.frame_samples / ENGINE_SAMPLE_RATE
-        self._tokenizer = loaded.tokenizer
-        self._fingerprint = model_fingerprint(loaded, model.context, reset_at_end=config.reset_at_end)
-        self._stats = EngineStats()
-
-        max_chunks = max(1, config.max_step_frames // model.chunk_frames)
-        ring_frames = model.left_frames + max_chunks * model.chunk_frames
-        page_frames = config.page_frames or ring_frames
-        ring_pages = -(-ring_frames // page_frames)
-        num_pages = config.num_pages or config.num_slots * ring_pages
-        max_rows = min(config.batch_sizes.encode, config.num_slots)
-        self._blocks = BlockManager(num_pages, page_frames, ring_pages, config.num_slots)
-        self._scheduler = Scheduler(max_rows, max_chunks, model.chunk_frames)
-        self._batcher = Batcher(
-            self.clock, self._blocks, max_rows=max_rows, max_chunks=max_chunks, device=model.device
-        )
-        self._runner: StepRunner = ModelRunner(
-            model,
-            num_slots=config.num_slots,
-            num_pages=num_pages,
-            page_frames=page_frames,
-            batch_sizes=config.batch_sizes,
-            vad=SileroVad(config.num_slots + 1, model.device) if config.turn_detection else None,
-            stats=self._stats,
-        )
-        self._turns = TurnStage(judge, has_eou=loaded.config.eou_id is not None)
-        self._eou_id = loaded.config.eou_id
-        self._model_config = loaded.config
-        self._streams: OpenStreams[Stream] = OpenStreams(config.num_slots)
+        self._turns = TurnStage(judge, has_eou=vocabulary.eou_id is not None)
+        self._snapshots = SlotSnapshots(steps, self._table, self._rings, self._blocks, self._turns)
+        self._streams = OpenStreams(num_slots)
+        self._fresh: list[Stream] = []
+        self._finishing: dict[StreamId, Stream] = {}
         self._num_opened = 0
+        self._listens = np.zeros(num_slots, dtype=np.bool_)
+        # Pages that each slot has, for finding those that need one more.
+        self._held_pages = np.zeros(num_slots, dtype=np.int64)
+        self._launched: _Launched | None = None
+        # Outputs that were read before `step` could return them.
+        self._unsent: list[StreamOutput] = []
+        self._gauges_due = 0.0
 
     # ------------------------------------------------------------------ streams
 
     @property
     def capacity(self) -> int:
-        return self.config.num_slots
+        return self._streams.capacity
 
     @property
     def stats(self) -> EngineStats:
@@ -149,206 +120,292 @@ class NativeEngine:
 
     def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
         slot = self._streams.vacant_slot(stream)
-        prompt_of(self._model_config, options)
-        restored = Snapshot.from_bytes(snapshot, self._fingerprint) if snapshot is not None else None
+        prompt = self._prompt_of(options)
+        restored = self._snapshots.read(snapshot) if snapshot is not None else None
+        settings = self._turns_of(options)
         self._num_opened += 1
-        transcript = Transcript(self._tokenizer, self._frame_s, with_words=options.words)
-        state = Stream(stream, slot, self._num_opened, options, self.clock, transcript)
+        transcript = Transcript(self._vocabulary, self._frame_s, with_words=options.words)
+        state = Stream(stream, slot, self._num_opened, options, prompt, transcript, settings.enabled)
         self._streams.add(state)
+        self._listens[slot] = state.listens
         try:
-            self._start(state, restored)
+            if restored is None:
+                self._table.open(slot, state.order, 0, 0)
+                self._rings.open(slot, 0)
+                if state.listens:
+                    self._turns.open(stream, settings)
+            else:
+                self._unsent += self._snapshots.restore(state, settings, restored)
+                self._held_pages[slot] = len(self._blocks.pages(slot))
         except BaseException:
             self._forget(state)
             raise
+        if not self._table.decoded[slot]:
+            self._fresh.append(state)
         self._stats.open_streams = len(self._streams)
-
-    @torch.inference_mode()
-    def _start(self, state: Stream, restored: Snapshot | None) -> None:
-        runner, slot = self._runner, state.slot
-        settings = self.config.turns_of(state.options)
-        if restored is None:
-            runner.reset(slot, prompt_of(self._model_config, state.options))
-            self._turns.open(state.stream, settings)
-            return
-        try:
-            host, tensors = restored.host, restored.tensors
-            state.frames_done = int(host["frames_done"])
-            state.samples_taken = int(host["samples_taken"])
-            state.transcript.load(host["transcript"])
-            self._blocks.grow(slot, state.frames_done)
-            runner.load(slot, *self._kept_frames(state), tensors)
-            self._turns.open(state.stream, settings, exported=tensors["turns"].numpy().tobytes())
-        except (KeyError, ValueError) as error:
-            raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
 
     def feed(self, stream: StreamId, samples: Samples) -> None:
         state = self._streams.get(stream)
-        if state.total_samples is not None:
+        if state.finish_asked:
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
-        checked = float_samples(samples)
-        waiting = state.chunks_waiting
-        state.queue.append(np.clip(checked, -_MAX_SAMPLE, _MAX_SAMPLE))
-        self._stats.raw_chunks += state.chunks_waiting - waiting
-        self._note_ready(state)
+        # pcm16 is finite and not too loud.  Else one pass tells of both; vdot does not warn, as dot does.
+        if samples.dtype is not PCM16 or samples.ndim != 1:
+            wrong = samples.dtype != FLOAT32 or samples.ndim != 1
+            if wrong or not np.vdot(samples, samples) < _MAX_SAMPLE:
+                samples = np.clip(float_samples(samples), -_MAX_SAMPLE, _MAX_SAMPLE)
+        self._rings.append(state.slot, samples)
 
     def finish(self, stream: StreamId) -> None:
         state = self._streams.get(stream)
-        if state.total_samples is None:
-            state.total_samples = state.samples_fed
-            self._note_ready(state)
+        if not state.finish_asked:
+            state.finish_asked = True
+            if self._rings.beside(state.slot):
+                self._finishing[stream] = state
+            else:
+                self._table.finished[state.slot] = True
 
     def close(self, stream: StreamId) -> None:
+        self._unsent = [output for output in self._unsent if output.stream != stream]
         self._forget(self._streams.get(stream))
 
     def samples_decoded(self, stream: StreamId) -> int:
-        return self._streams.get(stream).samples_decoded
+        state = self._streams.get(stream)
+        # A snapshot taken next covers what is under way: say so from now on.
+        self._land_stream(state)
+        if stream not in self._streams:
+            return max(output.samples_decoded for output in self._unsent if output.stream == stream)
+        return self._decoded(state)
 
-    def samples_waiting(self, stream: StreamId) -> int:
-        return len(self._streams.get(stream).queue)
-
-    @torch.inference_mode()
     def snapshot(self, stream: StreamId) -> bytes:
         state = self._streams.get(stream)
-        if state.ended:
+        self._land_stream(state)
+        if stream not in self._streams or self._table.ended[state.slot]:
             raise EngineError(f"Stream {stream} has ended; its final output is all that is left.")
-        tensors = self._runner.export(state.slot, *self._kept_frames(state))
-        turns = self._turns.export(stream)
-        tensors["turns"] = torch.frombuffer(bytearray(turns), dtype=torch.uint8)
-        host = {
-            "frames_done": state.frames_done,
-            "samples_taken": state.samples_taken,
-            "transcript": state.transcript.export(),
-        }
-        return Snapshot(self._fingerprint, host, tensors).to_bytes()
+        return self._snapshots.take(state, [output for output in self._unsent if output.stream == stream])
 
-    def _kept_frames(self, state: Stream) -> tuple[torch.Tensor, torch.Tensor]:
-        """Page and offset of the frames whose keys and values later chunks can still see."""
-        first = max(0, state.frames_done - self._left_frames)
-        frames = np.arange(first, state.frames_done, dtype=np.int64)
-        pages, offsets = self._blocks.locate(state.slot, frames)
-        return torch.from_numpy(pages), torch.from_numpy(offsets)
-
-    def _note_ready(self, state: Stream) -> None:
-        if state.is_ready:
-            self._scheduler.add(state.stream)
-        self._stats.ready_streams = len(self._scheduler)
+    def _decoded(self, state: Stream) -> int:
+        return self.clock.samples_of_frames(int(self._table.decoded[state.slot]))
 
     def _forget(self, state: Stream) -> None:
-        """Give back all that a stream holds."""
+        """Give back all that a stream holds.
+
+        A step under way may still write to its slot and pages: whoever gets them next comes after it, on
+        the device as well.
+        """
+        slot = state.slot
         self._streams.remove(state)
-        self._scheduler.remove(state.stream)
-        self._turns.close(state.stream)
-        self._stats.raw_chunks -= state.chunks_waiting
-        self._blocks.release(state.slot)
+        self._finishing.pop(state.stream, None)
+        self._listens[slot] = False
+        if state.listens:
+            self._turns.close(state.stream)
+        self._table.close(slot)
+        self._rings.close(slot)
+        self._blocks.release(slot)
+        self._held_pages[slot] = 0
         self._stats.open_streams = len(self._streams)
-        self._stats.ready_streams = len(self._scheduler)
 
     # ------------------------------------------------------------------ steps
 
     def has_work(self) -> bool:
-        return len(self._scheduler) > 0 or self._turns.has_ready()
+        return (
+            self._launched is not None
+            or bool(self._unsent)
+            or bool(self._finishing)
+            or self._turns.has_ready()
+            or bool(self._table.ready(self._table.chunks_waiting()).any())
+        )
 
     def wait_s(self) -> float | None:
         return self._turns.wait_s()
 
-    @torch.inference_mode()
     def step(self) -> Sequence[StreamOutput]:
-        failed: list[StreamOutput] = []
-        schedule = self._schedule(failed)
-        if schedule.rows:
-            streams = [self._streams.get(row.stream) for row in schedule.rows]
-            before = sum(stream.chunks_waiting for stream in streams)
-            batch = self._batcher.pack(schedule, streams)
-            self._stats.in_flight = len(streams)
-            listens = tuple(self._turns.is_enabled(stream.stream) for stream in streams)
-            results = self._runner.run(batch, listens)
-            self._stats.steps += 1
-            self._update(batch, results)
-            self._stats.raw_chunks += sum(stream.chunks_waiting for stream in streams) - before
-        outputs = failed + self._turns.drain()
-        for output in outputs:
-            if output.is_final:
-                self._forget(self._streams.get(output.stream))
-        self._stats.ready_streams = len(self._scheduler)
-        self._stats.turn_detection_depth = self._turns.num_held
-        self._stats.turn_detection_streams = self._turns.num_waiting_streams
+        outputs, self._unsent = self._unsent, []
+        to_read, self._launched = self._launched, self._launch(outputs)
+        if not self.steps.shape.overlaps:
+            to_read, self._launched = self._launched, None
+        if to_read is not None:
+            self._read(to_read, outputs)
+        self._drain_turns(outputs)
+        self._note_gauges()
         return outputs
 
-    def _schedule(self, failed: list[StreamOutput]) -> Schedule:
-        """Plan a step whose rows all have their pages; sheds the newest streams when pages run out."""
-        while True:
-            schedule = self._scheduler.schedule(lambda stream: self._streams.get(stream).demand())
-            if self._reserve(schedule, failed):
-                return schedule
+    def _note_gauges(self) -> None:
+        now = time.monotonic()
+        if self._launched is not None and now < self._gauges_due:
+            return
+        self._gauges_due = now + _GAUGES_EVERY_S
+        stats = self._stats
+        stats.ready_streams = int(np.count_nonzero(self._table.ready(self._table.chunks_waiting())))
+        stats.turn_detection_depth = self._turns.num_held
+        stats.turn_detection_streams = self._turns.num_waiting_streams
 
-    def _reserve(self, schedule: Schedule, failed: list[StreamOutput]) -> bool:
-        for row in schedule.rows:
-            state = self._streams.get(row.stream)
-            frames = row.chunks * self.clock.chunk_frames + row.remainder_frames
+    def _drain_turns(self, outputs: list[StreamOutput]) -> None:
+        for output in self._turns.drain():
+            outputs.append(output)
+            if output.is_final:
+                self._forget(self._streams.get(output.stream))
+
+    def _land_stream(self, state: Stream) -> None:
+        """Read the step under way now when the stream is in it."""
+        slot = state.slot
+        if self._launched is not None and self._table.planned[slot] != self._table.decoded[slot]:
+            launched, self._launched = self._launched, None
+            self._read(launched, self._unsent)
+            self._drain_turns(self._unsent)
+
+    def _launch(self, outputs: list[StreamOutput]) -> _Launched | None:
+        for stream, state in list(self._finishing.items()):
+            if not self._rings.beside(state.slot):
+                self._table.finished[state.slot] = True
+                del self._finishing[stream]
+        plan = self._plan(outputs)
+        if plan is None:
+            return None
+        self._reset_fresh()
+        slots = plan.slots_B
+        rows = np.empty((len(Field), len(slots)), dtype=np.int32)
+        start = self._folded.fold(plan.start_B)
+        end = self._table.fed[slots] - self.clock.frame_samples * (plan.start_B - start)
+        rows[Field.SLOT] = slots
+        rows[Field.START] = start
+        rows[Field.FRAMES] = plan.frames_B
+        rows[Field.TOTAL] = np.where(plan.ends_B, end, UNKNOWN_END)
+        rows[Field.HEARD] = self._heard(plan)
+        self._stats.in_flight = len(slots)
+        return _Launched(plan, self.steps.launch(rows, self._blocks.table[slots]))
+
+    def _heard(self, plan: Plan) -> NDArray[np.int64]:
+        """New samples of each row for the speech detector; 0 where none listens."""
+        begin = self.clock.samples_of_frame_array(plan.start_B)
+        end = self.clock.samples_of_frame_array(plan.start_B + plan.frames_B)
+        end = np.where(plan.ends_B, self._table.fed[plan.slots_B], end)
+        return np.where(self._listens[plan.slots_B], end - begin, 0)
+
+    def _reset_fresh(self) -> None:
+        """Give slots to their new streams, behind what runs on them now."""
+        by_slot = self._streams.by_slot
+        fresh = [state for state in self._fresh if by_slot[state.slot] is state]
+        self._fresh.clear()
+        if fresh:
+            self.steps.reset([state.slot for state in fresh], [state.prompt for state in fresh])
+
+    # ------------------------------------------------------------------ pages
+
+    def _plan(self, outputs: list[StreamOutput]) -> Plan | None:
+        """Plan a step whose rows all have their pages; sheds the newest streams when pages run out."""
+        shape = self.steps.shape
+        while True:
+            plan = self._table.plan(shape.max_rows, shape.max_chunks)
+            if plan is None or self._reserve(plan, outputs):
+                return plan
+            self._table.unplan(plan)
+
+    def _reserve(self, plan: Plan, outputs: list[StreamOutput]) -> bool:
+        """Give every row its pages; when they run out, shed the newest stream and return False.
+
+        Only who has pages, or wants one, makes room by going.
+        """
+        blocks, end = self._blocks, plan.start_B + plan.frames_B
+        wanted = np.minimum(blocks.ring_pages, -(-end // blocks.page_frames))
+        growing = np.flatnonzero(wanted > self._held_pages[plan.slots_B])
+        for row in growing:
+            slot = int(plan.slots_B[row])
             try:
-                self._blocks.grow(state.slot, state.frames_done + frames)
+                blocks.grow(slot, int(end[row]))
             except OutOfPages as error:
-                # Only who has pages, or wants one, makes room by going.
-                holders = [other for other in self._streams if self._blocks.pages(other.slot)]
-                newest = max((state, *holders), key=lambda stream: stream.order)
-                failed.append(failed_output(newest.stream, newest.transcript, newest.samples_decoded, error))
+                wants = self._held_pages > 0
+                wants[slot] = True
+                newest = self._streams.by_slot[int(np.argmax(np.where(wants, self._table.order, 0)))]
+                assert newest is not None
+                outputs.append(failed_output(newest, self._decoded(newest), error))
                 self._forget(newest)
                 return False
+            self._held_pages[slot] = len(blocks.pages(slot))
         return True
 
-    def _update(self, batch: Batch, results: list[RowResult]) -> None:
-        """Turn what a step found into one output for each chunk, and move the streams on."""
-        for index, (row, state, result) in enumerate(
-            zip(batch.schedule.rows, batch.streams, results, strict=True)
-        ):
-            audio = None
-            if self._turns.needs_samples(state.stream):
-                lead = batch.leads[index]
-                audio = batch.audio_BN[index, lead : lead + batch.counts[index]].cpu().numpy()
-            self._give_chunks(row, state, result, audio)
-        self._scheduler.done(
-            batch.schedule, lambda stream: stream in self._streams and self._streams.get(stream).is_ready
-        )
+    # ------------------------------------------------------------------ results
 
-    def _give_chunks(
-        self, row: Row, state: Stream, result: RowResult, audio: NDArray[np.float32] | None
+    def _read(self, launched: _Launched, outputs: list[StreamOutput]) -> None:
+        """Wait for a step and turn what it found into outputs; streams closed meanwhile have none."""
+        plan, table, stats = launched.plan, self._table, self._stats
+        found = self.steps.wait(launched.flight)
+        slots, end = plan.slots_B, plan.start_B + plan.frames_B
+        alive = table.order[slots] == plan.order_B
+        table.decoded[slots[alive]] = end[alive]
+        frames = int(plan.frames_B.sum())
+        stats.steps += 1
+        stats.encode.units += frames
+        stats.decode.units += frames
+        stats.tokens += int(found.num_symbols_B.sum())
+        self._speak(plan, found, alive, outputs)
+        # Only now: a row's audio may be wanted for its turn.  Streams that ended meanwhile are gone.
+        goes_on = alive & ~plan.ends_B
+        self._rings.free(slots[goes_on], self.clock.samples_of_frame_array(end[goes_on]))
+
+    def _speak(
+        self, plan: Plan, found: StepFindings, alive: NDArray[np.bool_], outputs: list[StreamOutput]
     ) -> None:
-        tokens, speech = list(result.tokens), result.speech
-        first_sample = start_sample = state.samples_decoded
-        stream, listens = state.stream, self._turns.is_enabled(state.stream)
-        for number in range(row.chunks + row.ends):
-            is_final = number == row.chunks
-            frames = row.remainder_frames if is_final else self.clock.chunk_frames
-            state.frames_done += frames
-            state.ended = is_final
-            end_sample = state.samples_decoded
-            count = 0
-            while count < len(tokens) and tokens[count].frame < state.frames_done:
-                count += 1
-            chunk_tokens, tokens = tokens[:count], tokens[count:]
-            windows = windows_of(start_sample, end_sample) if listens else 0
-            chunk_speech, speech = speech[:windows], speech[windows:]
-            output = chunk_output(stream, state.transcript, chunk_tokens, end_sample, is_final=is_final)
-            self._turns.push(
-                output,
-                chunk_speech,
-                [token.frame for token in chunk_tokens if token.token == self._eou_id],
-                None if audio is None else audio[start_sample - first_sample : end_sample - first_sample],
-            )
-            start_sample = end_sample
+        """Make the outputs of a step's pieces that have something to say."""
+        listens = self._listens[plan.slots_B] & alive
+        pieces = Pieces.of(plan, self.clock, self._table.fed[plan.slots_B])
+        text = StepText.of(plan, found, pieces, self.clock.chunk_frames, listens)
+        self._stats.pre_encode.units += len(pieces.row_P)
+        self._stats.turn_detection.units += len(text.speech)
+        first_token, first_window = text.first_token, text.first_window
+        speaks = np.diff(first_token) > 0
+        speaks |= pieces.is_final_P | acknowledges(pieces) | listens[pieces.row_P]
+        speaks &= alive[pieces.row_P]
+        chosen = np.flatnonzero(speaks)
+        for piece, slot, is_final, begin, end in zip(
+            chosen.tolist(),
+            plan.slots_B[pieces.row_P[chosen]].tolist(),
+            pieces.is_final_P[chosen].tolist(),
+            pieces.begin_P[chosen].tolist(),
+            pieces.end_P[chosen].tolist(),
+            strict=True,
+        ):
+            state = self._streams.by_slot[slot]
+            assert state is not None
+            at = slice(first_token[piece], first_token[piece + 1])
+            tokens, frames = text.tokens[at], text.frames[at]
+            output = piece_output(state, tokens, frames, text.confidences[at], end, is_final=is_final)
+            if state.listens:
+                speech = text.speech[first_window[piece] : first_window[piece + 1]]
+                self._hear(state, output, speech, begin, end)
+                continue
+            outputs.append(output)
+            if is_final:
+                self._forget(state)
+
+    def _hear(self, state: Stream, output: StreamOutput, speech: list[float], begin: int, end: int) -> None:
+        """Hand an output to turn detection."""
+        eou_id, samples = self._vocabulary.eou_id, None
+        eou_frames = [
+            frame
+            for token, frame in zip(output.token_ids, output.token_frames, strict=True)
+            if token == eou_id
+        ]
+        if self._turns.needs_samples(state.stream):
+            samples = self._rings.copy(state.slot, begin, end)
+        self._turns.push(output, speech, eou_frames, samples)
 
     def check_integrity(self) -> None:
         self._streams.check_integrity()
         self._blocks.check_integrity()
-        for slot in self._streams.free_slots:
-            assert not self._blocks.pages(slot), f"the free slot {slot} has pages"
+        table = self._table
         ring = self._blocks.ring_pages * self._blocks.page_frames
-        waiting = 0
+        for slot in self._streams.free_slots:
+            assert table.order[slot] == 0, f"the free slot {slot} is in the plan"
+            assert not self._blocks.pages(slot), f"the free slot {slot} has pages"
+            assert not self._rings.beside(slot), f"samples wait for the free slot {slot}"
         for state in self._streams:
-            stream = state.stream
-            assert (stream in self._scheduler) == state.is_ready, f"stream {stream} is in the wrong line"
-            held = len(self._blocks.pages(state.slot)) * self._blocks.page_frames
-            assert held >= min(state.frames_done, ring), f"stream {stream} lacks pages"
-            waiting += state.chunks_waiting
-        assert waiting == self._stats.raw_chunks, "the count of waiting chunks is wrong"
-        assert len(self._scheduler) <= len(self._streams), "a closed stream is in the line"
+            stream, slot = state.stream, state.slot
+            assert table.order[slot] == state.order, f"stream {stream} is not in the plan"
+            held = len(self._blocks.pages(slot))
+            assert held == self._held_pages[slot], f"the pages of stream {stream} are miscounted"
+            planned, decoded = int(table.planned[slot]), int(table.decoded[slot])
+            assert held * self._blocks.page_frames >= min(planned, ring), f"stream {stream} lacks pages"
+            assert self._launched is not None or planned == decoded, f"stream {stream} waits for no step"
+            waits = int(table.fed[slot]) - int(self._rings.freed[slot])
+            assert 0 <= waits <= self.steps.ring_SC.shape[1], f"the ring of stream {stream} overflows"
+            assert self._listens[slot] == state.listens, f"stream {stream} listens or not"

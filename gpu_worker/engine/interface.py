@@ -2,8 +2,9 @@
 """What the worker sees of an engine: streams of 16 kHz samples in, results out.
 
 All calls of an engine come from one thread.  The result sequence of a stream is a pure function of
-its samples and options: one potential result for each chunk of audio, whatever the sizes in which
-the samples were fed, the other streams of the batch, or the number of chunks that a step decodes.
+its samples and options, whatever the sizes in which the samples were fed, the other streams of the batch,
+or the number of chunks that a step decodes: each whole chunk of audio may have results, and so may the end.
+A chunk that says nothing new has an output only where a second of audio ends in it, as an acknowledgement.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ class EngineStats:
     Units: turn_detection counts speech-detector windows of 32 ms, pre_encode counts chunks (the end of a
     stream is one), encode and decode count 80 ms encoder frames.  Gauges: `ready_streams` have a whole
     chunk or their end waiting, `in_flight` were in the step that runs or ran last, `open_streams` hold a
-    slot.  `raw_chunks` are whole chunks of samples that wait, over all streams.  `turn_detection_depth`
-    are outputs that wait for a verdict of turn detection, over `turn_detection_streams` streams.
+    slot.  `turn_detection_depth` are outputs that wait for a verdict of turn detection, over
+    `turn_detection_streams` streams.
     """
 
     turn_detection: StageStats = field(default_factory=StageStats)
@@ -120,7 +121,6 @@ class EngineStats:
     steps: int = 0
     open_streams: int = 0
     ready_streams: int = 0
-    raw_chunks: int = 0
     in_flight: int = 0
     turn_detection_depth: int = 0
     turn_detection_streams: int = 0
@@ -172,10 +172,6 @@ class Engine(Protocol):
 
     def samples_decoded(self, stream: StreamId) -> int:
         """16 kHz samples that the stream's outputs, or its snapshot, cover so far."""
-        ...
-
-    def samples_waiting(self, stream: StreamId) -> int:
-        """Samples fed and not yet decoded."""
         ...
 
     def has_work(self) -> bool:

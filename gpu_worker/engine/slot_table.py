@@ -1,4 +1,9 @@
-"""What the scheduler needs to know of every slot, as arrays, so that a plan costs nothing per stream.
+"""The scheduler: what it needs to know of every slot, as arrays, so that a plan costs nothing per stream.
+
+Ready streams are served in the order in which they became ready, so that no stream waits for more than one
+turn of every other.  All rows of a step decode the same number of chunks, the largest power of two that
+every row can fill (the end of a stream fills any): streams that are behind together catch up several chunks
+at a time, and one that is behind alone does whenever no other is ready.
 
 Shape suffixes: S slots, B rows of a plan.
 """
@@ -21,15 +26,15 @@ class Plan:
     """Rows of the next step, those that have waited longest first.
 
     `start_B` is each row's first encoder frame, `frames_B` its valid ones, `ends_B` says which rows are
-    their stream's last and `whole_B` which hold a whole chunk (a last row may do both); `order_B` names
-    the stream that had the slot when the plan was made.
+    their stream's last and `chunks_B` how many whole chunks they hold (a last row may have frames behind
+    them, or none); `order_B` names the stream that had the slot when the plan was made.
     """
 
     slots_B: NDArray[np.int64]
     start_B: NDArray[np.int64]
     frames_B: NDArray[np.int64]
     ends_B: NDArray[np.bool_]
-    whole_B: NDArray[np.bool_]
+    chunks_B: NDArray[np.int64]
     order_B: NDArray[np.int64]
 
 
@@ -81,7 +86,7 @@ class SlotTable:
         ready: NDArray[np.bool_] = (waiting > 0) | self.finished
         return ready & ~self.ended & (self.order > 0)
 
-    def plan(self, max_rows: int) -> Plan | None:
+    def plan(self, max_rows: int, max_chunks: int = 1) -> Plan | None:
         """Choose the next step's rows and mark them as planned; None when nothing is ready."""
         waiting = self.chunks_waiting()
         slots = np.flatnonzero(self.ready(waiting))
@@ -93,18 +98,29 @@ class SlotTable:
         if len(slots) > max_rows:
             slots = slots[np.argsort(since, kind="stable")[:max_rows]]
         self._ready_since[slots] = _NEVER
-        waiting = waiting[slots]
-        start = self.planned[slots]
-        frames = np.full(len(slots), self.clock.chunk_frames, dtype=np.int64)
+        waiting, start, finished = waiting[slots], self.planned[slots], self.finished[slots]
+        ending = np.flatnonzero(finished)
+        left = np.array(
+            [self.clock.total_frames(fed) for fed in self.fed[slots[ending]].tolist()], dtype=np.int64
+        )
+        left -= start[ending]
+        most = self._chunks(waiting[~finished], left, max_chunks)
+        chunks = np.minimum(waiting, most)
+        frames = chunks * self.clock.chunk_frames
         ends = np.zeros(len(slots), dtype=np.bool_)
-        for row in np.flatnonzero(self.finished[slots] & (waiting <= 1)):
-            rest = self.clock.total_frames(int(self.fed[slots[row]])) - int(start[row])
-            # The last whole chunk closes the stream too when no frame comes after it.
-            if waiting[row] == 0 or rest == self.clock.chunk_frames:
-                frames[row], ends[row] = rest, True
+        # The last whole chunk closes the stream too when no frame comes after it.
+        ends[ending] = left <= most * self.clock.chunk_frames
+        frames[ending] = np.where(ends[ending], left, frames[ending])
         self.planned[slots] = start + frames
         self.ended[slots] = ends
-        return Plan(slots, start, frames, ends, waiting > 0, self.order[slots])
+        return Plan(slots, start, frames, ends, chunks, self.order[slots])
+
+    def _chunks(self, waiting: NDArray[np.int64], left: NDArray[np.int64], max_chunks: int) -> int:
+        """Chunks of every row, given whole ones of streams that go on and frames of those that end."""
+        if max_chunks == 1:
+            return 1
+        most = int(waiting.min()) if len(waiting) else int(-(-left.max() // self.clock.chunk_frames))
+        return 1 << (max(1, min(most, max_chunks)).bit_length() - 1)
 
     def unplan(self, plan: Plan) -> None:
         """Undo the newest plan, whose rows have not been launched; its streams keep their turn."""

@@ -1,65 +1,56 @@
-"""The bytes of a stream's snapshot: a header of JSON and the tensors of its slot, as safetensors.
+"""The bytes of a stream's snapshot: a header of JSON, then the buffers that it names.
 
-Keys and values are stored frame by frame, oldest first, so that a snapshot does not depend on the size
-or the order of pages.
+What the buffers hold is known to whoever wrote them, see `Steps.export`.  Keys and values are stored frame by
+frame, oldest first, so that a snapshot does not depend on the size or the order of pages.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import Any, Final
 
 from gpu_worker.engine.interface import SnapshotMismatch
-from gpu_worker.model.loaded_model import LoadedModel
 
-_VERSION = 1
-_HEADER = "header"
+_MAGIC: Final = b"PXS2"
+_LENGTH: Final = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A stream between two steps.  `host` are JSON values, `tensors` lie on the host."""
+    """A stream between two steps.  `host` are JSON values, `buffers` what is not."""
 
     model: str
     host: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
+    buffers: Mapping[str, bytes | memoryview]
 
     def to_bytes(self) -> bytes:
-        """Serialize."""
-        header = json.dumps({"version": _VERSION, "model": self.model, "host": self.host}).encode()
-        return save({**self.tensors, _HEADER: torch.frombuffer(bytearray(header), dtype=torch.uint8)})
+        """Serialize; the buffers are copied once."""
+        sizes = {name: len(buffer) for name, buffer in self.buffers.items()}
+        header = json.dumps({"model": self.model, "host": self.host, "buffers": sizes}).encode()
+        return b"".join([_MAGIC, _LENGTH.pack(len(header)), header, *self.buffers.values()])
 
     @classmethod
-    def from_bytes(cls, blob: bytes, model: str) -> Snapshot:
+    def from_bytes(cls, data: bytes, model: str) -> Snapshot:
         """Read what `to_bytes` wrote.  Raises SnapshotMismatch for another model or layout."""
         try:
-            tensors = load(blob)
-            header = json.loads(tensors.pop(_HEADER).numpy().tobytes())
-            version, of_model, host = header["version"], header["model"], header["host"]
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            if data[: len(_MAGIC)] != _MAGIC:
+                raise ValueError("it begins with other bytes")
+            at = len(_MAGIC) + _LENGTH.size
+            (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
+            header = json.loads(data[at : at + length])
+            of_model, host, sizes = header["model"], header["host"], dict(header["buffers"])
+            view, at = memoryview(data), at + length
+            buffers: dict[str, bytes | memoryview] = {}
+            for name, size in sizes.items():
+                buffers[name] = view[at : at + size]
+                at += size
+            if at != len(data) or any(size < 0 for size in sizes.values()):
+                raise ValueError("its length is not what its header says")
+        except (struct.error, KeyError, ValueError, TypeError) as error:
             raise SnapshotMismatch(f"The snapshot cannot be read: {error}.") from error
-        if version != _VERSION or of_model != model:
+        if of_model != model:
             raise SnapshotMismatch("The snapshot was taken by another model, context or version.")
-        return cls(of_model, host, tensors)
-
-
-def model_fingerprint(loaded: LoadedModel, context: tuple[int, int], *, reset_at_end: bool) -> str:
-    """Names a model's weights, compute type and context.
-
-    A few tensors stand for all: two checkpoints that agree in the joint network's output layer and the
-    last layer's norm are the same.
-    """
-    digest = hashlib.sha256()
-    digest.update(repr((loaded.config, context, str(loaded.dtype), reset_at_end)).encode())
-    last = loaded.config.num_layers - 1
-    for name in ("joint.joint_net.2.weight", f"encoder.layers.{last}.norm_out.weight"):
-        digest.update(loaded.weights[name].detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+        return cls(of_model, host, buffers)

@@ -1,107 +1,90 @@
-"""Host-side state of one stream: samples that wait, frames done, transcript so far.
-
-No tensor lives here: what the model remembers of a stream stands in the rows of its slot.
-"""
+"""The open streams of an engine, each with a slot of its own."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.clock import ChunkClock
-from gpu_worker.engine.scheduler import Demand
+from gpu_worker.engine.interface import EngineFull, UnknownStream
 from gpu_worker.engine.transcript import Transcript
-
-
-class SampleQueue:
-    """Samples in the order they were fed, copied once: into the batch."""
-
-    def __init__(self) -> None:
-        self._parts: deque[NDArray[np.float32]] = deque()
-        self._used = 0
-        self._waiting = 0
-
-    def __len__(self) -> int:
-        return self._waiting
-
-    def append(self, samples: NDArray[np.float32]) -> None:
-        """Queue samples; the queue keeps the array."""
-        if samples.shape[0]:
-            self._parts.append(samples)
-            self._waiting += samples.shape[0]
-
-    def take_into(self, target: NDArray[np.float32]) -> int:
-        """Move samples to the front of `target`; returns how many, at most what waits."""
-        filled, wanted = 0, target.shape[0]
-        while filled < wanted and self._parts:
-            part = self._parts[0]
-            count = min(wanted - filled, part.shape[0] - self._used)
-            target[filled : filled + count] = part[self._used : self._used + count]
-            filled += count
-            self._used += count
-            if self._used == part.shape[0]:
-                self._parts.popleft()
-                self._used = 0
-        self._waiting -= filled
-        return filled
 
 
 @dataclass(slots=True)
 class Stream:
-    """One open stream.  The engine's thread owns it.
+    """What a stream has besides its row of arrays.
 
-    `order` counts openings: a higher one is newer.  `frames_done` are encoder frames decoded, whole chunks
-    until the last.  `total_samples` is the stream's length once `finish` was called.
+    `order` counts openings: a higher one is newer.  `prompt` is its language's.  `listens`: its turns are
+    detected.  `finish_asked`: no sample follows those that were fed.
     """
 
     stream: StreamId
     slot: int
     order: int
     options: StreamOptions
-    clock: ChunkClock
+    prompt: int
     transcript: Transcript
-    queue: SampleQueue = field(default_factory=SampleQueue)
-    samples_taken: int = 0
-    frames_done: int = 0
-    total_samples: int | None = None
-    ended: bool = False
+    listens: bool
+    finish_asked: bool = False
+
+
+class OpenStreams:
+    """Gives slots to streams and takes them back."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.capacity = num_slots
+        self.by_slot: list[Stream | None] = [None] * num_slots
+        self._by_id: dict[StreamId, Stream] = {}
+        self._free_slots = list(range(num_slots - 1, -1, -1))
+
+    def vacant_slot(self, stream: StreamId) -> int:
+        """The slot that `add` would give.  Raises ValueError for an open stream, and EngineFull."""
+        if stream in self._by_id:
+            raise ValueError(f"stream {stream} is open")
+        if not self._free_slots:
+            raise EngineFull(f"All {self.capacity} slots of the engine are taken.")
+        return self._free_slots[-1]
+
+    def add(self, state: Stream) -> None:
+        """Open a stream that has the slot that `vacant_slot` told."""
+        slot = self._free_slots.pop()
+        assert slot == state.slot, "a stream takes a slot that is not next"
+        self._by_id[state.stream] = self.by_slot[slot] = state
+
+    def get(self, stream: StreamId) -> Stream:
+        """Raises UnknownStream."""
+        state = self._by_id.get(stream)
+        if state is None:
+            raise UnknownStream(f"Stream {stream} is not open in this engine.")
+        return state
+
+    def remove(self, state: Stream) -> None:
+        """Close a stream and take its slot back."""
+        del self._by_id[state.stream]
+        self.by_slot[state.slot] = None
+        self._free_slots.append(state.slot)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, stream: StreamId) -> bool:
+        return stream in self._by_id
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(self._by_id.values())
 
     @property
-    def samples_fed(self) -> int:
-        """Samples fed over the stream's whole life."""
-        return self.samples_taken + len(self.queue)
+    def free_slots(self) -> tuple[int, ...]:
+        """Slots that no stream has."""
+        return tuple(self._free_slots)
 
-    @property
-    def chunks_done(self) -> int:
-        """Whole chunks decoded."""
-        return self.frames_done // self.clock.chunk_frames
-
-    @property
-    def chunks_waiting(self) -> int:
-        """Whole chunks that could be decoded now."""
-        return 0 if self.ended else self.clock.whole_chunks(self.samples_fed) - self.chunks_done
-
-    @property
-    def samples_decoded(self) -> int:
-        """Samples that the frames decoded so far cover; all of them once the stream has ended."""
-        if self.ended and self.total_samples is not None:
-            return self.total_samples
-        return self.clock.samples_of_frames(self.frames_done)
-
-    def demand(self) -> Demand:
-        """What the stream could decode now."""
-        if self.total_samples is None:
-            return Demand(self.chunks_waiting, 0, ends=False)
-        chunks = self.clock.whole_chunks(self.total_samples)
-        rest = self.clock.total_frames(self.total_samples) - chunks * self.clock.chunk_frames
-        return Demand(chunks - self.chunks_done, rest, ends=True)
-
-    @property
-    def is_ready(self) -> bool:
-        """A whole chunk waits, or the end."""
-        return not self.ended and (self.total_samples is not None or self.chunks_waiting > 0)
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every slot is free or has one stream."""
+        slots = [state.slot for state in self]
+        assert sorted(slots + self._free_slots) == list(range(self.capacity)), "a slot is lost or given twice"
+        for stream, state in self._by_id.items():
+            assert state.stream == stream, "a stream stands under another's id"
+            assert self.by_slot[state.slot] is state, f"the slot of stream {stream} has another"
+        for slot in self._free_slots:
+            assert self.by_slot[slot] is None, f"the free slot {slot} has a stream"

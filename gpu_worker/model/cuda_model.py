@@ -42,8 +42,6 @@ from gpu_worker.model.prompt import PromptKernel
 from gpu_worker.model.state import KVPages, PredictorStart, SlotState
 
 LAYER_NORM_EPS = 1e-5
-# End of a stream that is not known yet, in samples: as large as int32 arithmetic of the kernels bears.
-UNKNOWN_END = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,6 @@ from gpu_worker.model.prompt import PromptKernel
 from gpu_worker.model.state import KVPages, SlotState
 from gpu_worker.model.subsampling import Subsampling, SubsamplingCache
 
-# Length of a stream whose end is not known yet: more samples than any stream has.
-UNKNOWN_END = 1 << 60
-
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:

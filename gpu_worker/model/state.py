@@ -39,6 +39,21 @@ def copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return copies
 
 
+def as_buffers(tensors: Mapping[str, Tensor]) -> dict[str, memoryview]:
+    """The bytes of contiguous tensors on the host, not copied."""
+    return {name: tensor.reshape(-1).view(torch.uint8).numpy().data for name, tensor in tensors.items()}
+
+
+def from_buffer(name: str, data: memoryview | None, like: Tensor) -> Tensor:
+    """A tensor on the host of the shape and type of `like`, out of the bytes that `as_buffers` saw.
+
+    Raises ValueError for another size.
+    """
+    if data is None or len(data) != like.numel() * like.element_size():
+        raise ValueError(f"the state's '{name}' does not fit this model")
+    return torch.frombuffer(bytearray(data), dtype=like.dtype).view(like.shape)
+
+
 @dataclass(frozen=True, slots=True)
 class PredictorStart:
     """State of the predictor before any token: hidden_PU, cell_PU and the projected output_J."""
@@ -97,15 +112,12 @@ class SlotState:
         """A copy of one slot's state on the host."""
         return copy_to_host(dict(self._rows(slot)))
 
-    def load(self, slot: int, state: Mapping[str, Tensor]) -> None:
+    def load(self, slot: int, state: Mapping[str, memoryview]) -> None:
         """Put an exported state into a slot.  Raises ValueError when it does not fit."""
         rows = dict(self._rows(slot))
+        found = {name: from_buffer(name, state.get(name), row) for name, row in rows.items()}
         for name, row in rows.items():
-            value = state.get(name)
-            if value is None or value.shape != row.shape or value.dtype != row.dtype:
-                raise ValueError(f"the state's '{name}' does not fit this model")
-        for name, row in rows.items():
-            row.copy_(state[name])
+            row.copy_(found[name])
 
 
 class PagedModel(Protocol):
@@ -180,22 +192,20 @@ class KVPages:
         """The page that no stream has."""
         return self.num_pages
 
-    def export(self, pages: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies of the keys and values at (page, offset), [L, n, H, E], on the host."""
-        copies = copy_to_host(
+    def export(self, pages: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """Copies of the `keys` and `values` at (page, offset), [L, n, H, E], on the host."""
+        return copy_to_host(
             {
                 "keys": self.keys_LNWHE[:, pages, offsets],
                 "values": self.values_LNWHE[:, pages, offsets],
             }
         )
-        return copies["keys"], copies["values"]
 
-    def load(self, pages: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
+    def load(self, pages: Tensor, offsets: Tensor, state: Mapping[str, memoryview]) -> None:
         """Put exported keys and values at (page, offset).  Raises ValueError when they do not fit."""
         layers, _, _, heads, width = self.keys_LNWHE.shape
         shape = (layers, pages.shape[0], heads, width)
-        for name, value in (("keys", keys), ("values", values)):
-            if value.shape != shape or value.dtype != self.keys_LNWHE.dtype:
-                raise ValueError(f"the state's '{name}' do not fit this model")
+        like = torch.empty(shape, dtype=self.keys_LNWHE.dtype, device="meta")
+        keys, values = (from_buffer(name, state.get(name), like) for name in ("keys", "values"))
         self.keys_LNWHE[:, pages, offsets] = keys.to(self.keys_LNWHE.device)
         self.values_LNWHE[:, pages, offsets] = values.to(self.values_LNWHE.device)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import sentencepiece
 
+from gpu_worker.engine.transcript import TextState
 from gpu_worker.model.errors import TokenizerError
 
 SPACE_MARK: Final = "\u2581"
@@ -32,18 +33,6 @@ class WordSpan:
     text: str
     first: int
     end: int
-
-
-@dataclass(slots=True)
-class TextState:
-    """Transcript of one stream under way: the text so far and the bytes of an unfinished character.
-
-    `at_word_start` forces the next token to begin a word (set at the start of an utterance).
-    """
-
-    text: str = ""
-    pending: bytes = b""
-    at_word_start: bool = False
 
 
 class Tokenizer:

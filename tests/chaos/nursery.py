@@ -63,7 +63,7 @@ def main() -> None:
     import torch
 
     import gpu_worker.__main__
-    import gpu_worker.engine.factory
+    import gpu_worker.steps.factory
     import gpu_worker.turn.configuration  # noqa: F401 - what a worker imports
 
     torch.set_num_threads(1)

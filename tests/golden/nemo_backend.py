@@ -13,8 +13,9 @@ import torch
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.nemo_engine import NemoEngine
-from gpu_worker.engine.nemo_model import NemoModel
+from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.steps.nemo import NemoSteps
+from gpu_worker.steps.nemo_model import NemoModel
 from tests.golden.clips import medleys, single_clips
 from tests.golden.oracle.recipes import RECIPES
 
@@ -28,11 +29,14 @@ def compare(name: str, cache: Path, right: int, *, reset: bool) -> int:
     path = cache / name / f"{name}.nemo"
     model = NemoModel(path, torch.device("cpu"), (right + 1) * 80, reset_at_end=reset)
     clips = [*single_clips(), *medleys(min(3, RECIPES[name].medleys))]
-    first, second = (NemoEngine(model, num_slots=len(clips)) for _ in range(2))
+    first, second = (
+        SpeechEngine(steps, model.tokenizer, prompt_of=steps.prompt_of)
+        for steps in (NemoSteps(model, num_slots=len(clips)) for _ in range(2))
+    )
     tokens: dict[StreamId, list[tuple[int, int, float]]] = {}
     finals = 0
 
-    def run(engine: NemoEngine) -> int:
+    def run(engine: SpeechEngine) -> int:
         count = 0
         while engine.has_work():
             for output in engine.step():

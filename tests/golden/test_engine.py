@@ -11,9 +11,10 @@ import torch
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.engine import EngineConfig, NativeEngine
+from gpu_worker.engine.config import BatchSizes, EngineConfig
+from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.engine.model_runner import BatchSizes
+from gpu_worker.steps.factory import make_model_engine
 from tests.golden.cache import (
     CASES,
     MODELS,
@@ -65,7 +66,7 @@ class Heard:
 
 def make_engine(
     name: str, context: tuple[int, int], *, batch: int = 32, reset: bool = False, step_frames: int = 8
-) -> NativeEngine:
+) -> SpeechEngine:
     config = EngineConfig(
         num_slots=32,
         context=context,
@@ -75,10 +76,10 @@ def make_engine(
         reset_at_end=reset,
         turn_detection=False,
     )
-    return NativeEngine(checkpoint(name), config)
+    return make_model_engine(checkpoint(name), config)
 
 
-def stream_all(engine: NativeEngine, names: Sequence[str], *, seed: int) -> dict[str, Heard]:
+def stream_all(engine: SpeechEngine, names: Sequence[str], *, seed: int) -> dict[str, Heard]:
     """Stream clips side by side: random message sizes, streams that begin and end at their own times.
 
     After each message of any stream the engine makes a random number of steps, so that streams of all

@@ -19,25 +19,43 @@ if not torch.cuda.is_available():
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.engine import EngineConfig, NativeEngine
-from gpu_worker.engine.interface import Engine, StreamOutput
-from gpu_worker.engine.model_runner import BatchSizes
-from gpu_worker.engine.pipelined_factory import make_pipelined_engine
+from gpu_worker.engine.config import BatchSizes, EngineConfig
+from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.model.checkpoint import load_model
+from gpu_worker.steps.factory import make_model_engine
+from tests.engine_contract import PagedEngineContract, Sizes
 from tests.oracle.models import ALL_RECORDINGS, RECORDINGS, speech, tiny
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0)]
 CONFIG = EngineConfig(num_slots=24, page_frames=8, batch_sizes=BatchSizes(7, 16, 5), turn_detection=False)
 
 
+class TestGraphs(PagedEngineContract):
+    """The engine's contract over captured graphs, in the type in which texts may be compared."""
+
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        loaded = load_model(None, size="tiny", dtype=torch.float32, device="cuda")
+        batch = BatchSizes(sizes.rows, sizes.rows, sizes.rows)
+        config = replace(
+            CONFIG,
+            num_slots=sizes.num_slots,
+            context=(70, 1),
+            num_pages=sizes.num_pages,
+            batch_sizes=batch,
+            turn_detection=sizes.turns,
+        )
+        return make_model_engine(loaded, config)
+
+
 @cache
-def cuda_engine(context: tuple[int, int], dtype: torch.dtype, turns: bool = False) -> Engine:
+def cuda_engine(context: tuple[int, int], dtype: torch.dtype, turns: bool = False) -> SpeechEngine:
     loaded = load_model(None, size="tiny", dtype=dtype, device="cuda")
-    return make_pipelined_engine(loaded, replace(CONFIG, context=context, turn_detection=turns))
+    return make_model_engine(loaded, replace(CONFIG, context=context, turn_detection=turns))
 
 
 def run(
-    engine: Engine, audio: dict[int, NDArray[np.float32]], seed: int = 0
+    engine: SpeechEngine, audio: dict[int, NDArray[np.float32]], seed: int = 0
 ) -> dict[int, list[StreamOutput]]:
     """Feed recordings in random pieces, all at once, and collect each one's outputs."""
     rng = np.random.default_rng(seed)
@@ -70,7 +88,7 @@ def told(outputs: list[StreamOutput]) -> list[StreamOutput]:
 def test_float32_equals_cpu(context: tuple[int, int], turns: bool) -> None:
     audio = {number: speech(name) for number, name in enumerate(ALL_RECORDINGS)}
     config = replace(CONFIG, context=context, page_frames=0, turn_detection=turns)
-    expected = run(NativeEngine(tiny(), config), audio)
+    expected = run(make_model_engine(tiny(), config), audio)
     found = run(cuda_engine(context, torch.float32, turns), audio)
     for number in audio:
         assert told(found[number]) == told(expected[number])
@@ -117,7 +135,7 @@ def test_snapshot_goes_on_where_it_was_taken() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no GPU beside the first")
 def test_another_device_from_another_thread() -> None:
     loaded = load_model(None, size="tiny", dtype=torch.float32, device="cuda:1")
-    engine = make_pipelined_engine(loaded, replace(CONFIG, context=(70, 1)))
+    engine = make_model_engine(loaded, replace(CONFIG, context=(70, 1)))
     audio = {number: speech(name) for number, name in enumerate(ALL_RECORDINGS)}
     expected = run(cuda_engine((70, 1), torch.float32), audio)
     # A new thread's current device is the first one, as it is for a worker's engine thread.

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.engine import EngineConfig, NativeEngine
+from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.engine.model_runner import BatchSizes
+from gpu_worker.steps.factory import make_model_engine
 from tests.oracle.models import JFK, random_model, speech
 from tests.oracle.offline import OfflineOracle
 
@@ -60,7 +60,7 @@ class Streams(RuleBasedStateMachine):
             batch_sizes=BatchSizes(rows, rows, rows),
             turn_detection=turns,
         )
-        self.engine = NativeEngine(random_model(2), self.config)
+        self.engine = make_model_engine(random_model(2), self.config)
 
     @precondition(lambda self: len(self.streams) < SLOTS)
     @rule(offset=st.integers(0, 80_000))
@@ -102,7 +102,7 @@ class Streams(RuleBasedStateMachine):
         for _ in range(steps):
             had_work = self.engine.has_work()
             outputs = self.engine.step()
-            assert bool(outputs) == had_work
+            assert had_work or not outputs
             for output in outputs:
                 self.streams[output.stream].outputs.append(output)
                 if output.is_final:
@@ -111,7 +111,7 @@ class Streams(RuleBasedStateMachine):
     @rule()
     def take_over(self) -> None:
         """All streams move to a new engine, each into whatever slot; what was not decoded is fed again."""
-        old, self.engine = self.engine, NativeEngine(random_model(2), self.config)
+        old, self.engine = self.engine, make_model_engine(random_model(2), self.config)
         for name in sorted(self.streams, reverse=True):
             told = self.streams[name]
             decoded = old.samples_decoded(name)
@@ -127,9 +127,8 @@ class Streams(RuleBasedStateMachine):
         positions = [output.samples_decoded for output in told.outputs]
         assert positions == sorted(positions)
         clock = self.engine.clock
-        assert positions[: -1 if whole else None] == [
-            clock.samples_of_chunks(chunk + 1) for chunk in range(len(positions) - whole)
-        ]
+        ends = {clock.samples_of_chunks(chunk + 1) for chunk in range(clock.whole_chunks(told.fed))}
+        assert ends.issuperset(positions[: -1 if whole else None])
         if whole:
             assert told.outputs[-1].samples_decoded == told.fed
             assert tuple(tokens) == expected_tokens(context, told.offset, told.fed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -15,7 +15,6 @@ from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.claims import OwnedStream
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.engine.null_engine import NullEngine
 from gpu_worker.engine_events import (
     Decoded,
     Drop,
@@ -32,6 +31,7 @@ from gpu_worker.engine_events import (
 )
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow
+from gpu_worker.steps.null import NullEngine
 from tests.waiting import wait_until
 
 
@@ -223,7 +223,7 @@ def test_a_stream_that_ends_during_the_hand_over_does_not_stop_it(start: Callabl
 
 
 class Broken(NullEngine):
-    def step(self) -> list[StreamOutput]:
+    def step(self) -> Sequence[StreamOutput]:
         raise RuntimeError("device lost")
 
 
@@ -241,7 +241,7 @@ class Stuck(NullEngine):
         super().__init__(1)
         self.release = threading.Event()
 
-    def step(self) -> list[StreamOutput]:
+    def step(self) -> Sequence[StreamOutput]:
         self.release.wait(10)
         return super().step()
 

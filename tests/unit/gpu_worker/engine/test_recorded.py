@@ -13,8 +13,8 @@ import pytest
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.engine import EngineConfig, NativeEngine
-from gpu_worker.engine.model_runner import BatchSizes
+from gpu_worker.engine.config import BatchSizes, EngineConfig
+from gpu_worker.steps.factory import make_model_engine
 from tests.golden.clips import recording
 from tests.golden.record import RECORDED
 from tests.oracle.models import tiny
@@ -27,7 +27,7 @@ CASES = sorted({(tuple(entry["context"]), entry["reset"]) for entry in ENTRIES})
 def test_tokens_equal_those_of_nemo(context: tuple[int, int], reset: bool) -> None:
     """All recordings side by side, each fed in messages of its own size."""
     entries = [entry for entry in ENTRIES if (tuple(entry["context"]), entry["reset"]) == (context, reset)]
-    engine = NativeEngine(
+    engine = make_model_engine(
         tiny(),
         EngineConfig(
             num_slots=len(entries), context=context, batch_sizes=BatchSizes(4, 4, 4),

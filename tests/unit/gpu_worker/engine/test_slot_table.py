@@ -57,19 +57,60 @@ def test_unplanned_rows_keep_their_turn() -> None:
     assert again.slots_B.tolist() == plan.slots_B.tolist()
 
 
+def chunks_of(table: SlotTable, max_chunks: int) -> list[int]:
+    plan = table.plan(8, max_chunks)
+    assert plan is not None
+    return [int(chunks) for chunks in plan.chunks_B]
+
+
+def test_streams_that_are_behind_together_take_several_chunks() -> None:
+    behind = [CLOCK.samples_of_chunks(9), CLOCK.samples_of_chunks(5)]
+    assert chunks_of(table_with(behind), 8) == [4, 4]
+    assert chunks_of(table_with(behind), 7) == [4, 4]
+    assert chunks_of(table_with(behind), 3) == [2, 2]
+    assert chunks_of(table_with(behind), 1) == [1, 1]
+
+
+def test_one_on_time_holds_the_step_to_its_chunk() -> None:
+    assert chunks_of(table_with([CLOCK.samples_of_chunks(9), CLOCK.samples_of_chunks(1)]), 8) == [1, 1]
+
+
+def test_a_stream_at_its_end_holds_nobody_back() -> None:
+    table = table_with([CLOCK.samples_of_chunks(4), CLOCK.samples_of_chunks(1) + 500, 0])
+    table.finished[1:] = True
+    plan = table.plan(8, 8)
+    assert plan is not None
+    assert plan.chunks_B.tolist() == [4, 1, 0]
+    assert plan.ends_B.tolist() == [False, True, True]
+    assert plan.frames_B.tolist() == [8, CLOCK.total_frames(int(table.fed[1])), 0]
+
+
+def test_streams_at_their_ends_take_the_longest_step_together() -> None:
+    table = table_with([CLOCK.samples_of_chunks(6) + 900, CLOCK.samples_of_chunks(1)])
+    table.finished[:] = True
+    first = table.plan(8, 4)
+    assert first is not None
+    assert (first.chunks_B.tolist(), first.ends_B.tolist()) == ([4, 1], [False, True])
+    second = table.plan(8, 4)
+    assert second is not None
+    assert (second.slots_B.tolist(), second.chunks_B.tolist()) == ([0], [2])
+    assert second.ends_B.all() == (CLOCK.total_frames(int(table.fed[0])) <= 8 + 4)
+
+
 @pytest.mark.parametrize("samples", [0, 1, 159, 160, 1_480, 2_639, 2_640, 4_040, 9_999, 16_000, 20_520])
 @pytest.mark.parametrize("chunk_frames", [1, 2, 14])
-def test_a_finished_stream_ends_with_all_its_frames(samples: int, chunk_frames: int) -> None:
+@pytest.mark.parametrize("max_chunks", [1, 4])
+def test_a_finished_stream_ends_with_all_its_frames(samples: int, chunk_frames: int, max_chunks: int) -> None:
     clock = ChunkClock(160, 200, 8, chunk_frames)
     table = SlotTable(1, clock)
     table.open(0, 1, 0, 0)
     table.fed[0], table.finished[0] = samples, True
     frames, whole, plans = 0, 0, []
-    while (plan := table.plan(1)) is not None:
-        assert 0 <= plan.frames_B[0] <= chunk_frames
+    while (plan := table.plan(1, max_chunks)) is not None:
+        assert 0 <= plan.frames_B[0] <= max_chunks * chunk_frames
         assert plan.start_B[0] == frames
         frames += int(plan.frames_B[0])
-        whole += bool(plan.whole_B[0])
+        whole += int(plan.chunks_B[0])
         plans.append(plan)
     assert frames == clock.total_frames(samples)
     assert whole == clock.whole_chunks(samples)

@@ -17,7 +17,6 @@ if torch.cuda.is_available():
     pytest.skip("no interpreter beside a GPU; tests/gpu compares whole engines", allow_module_level=True)
 
 from gpu_worker.model.cuda_model import CudaModel, CudaStep
-from gpu_worker.model.model import UNKNOWN_END as MODEL_UNKNOWN_END
 from gpu_worker.model.model import StepInputs, StreamingModel
 from gpu_worker.model.state import KVPages
 from tests.oracle.models import JFK, random_model, speech
@@ -41,7 +40,7 @@ def test_stages_agree_from_the_first_chunk_to_the_last() -> None:
     symbols: list[int] = []
     for start, frames, total in ((0, 2, None), (2, 2, len(samples))):
         part = line[1280 * start : 1280 * (start + 2)].unsqueeze(0).contiguous()
-        end = MODEL_UNKNOWN_END if total is None else total
+        end = UNKNOWN_END if total is None else total
         slot, first, count = (torch.tensor([value]) for value in (1, start, frames))
         step = StepInputs(part, slot, first, count, torch.tensor([end]), table, edges=True, full=True)
         last = torch.tensor([UNKNOWN_END if total is None else total])

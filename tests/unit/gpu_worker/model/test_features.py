@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.steps import UNKNOWN_END
 from gpu_worker.model.features import MelFrontEnd
-from gpu_worker.model.model import UNKNOWN_END
 from tests.oracle.models import GO_FORWARD, JFK, offline, speech, tiny
 
 

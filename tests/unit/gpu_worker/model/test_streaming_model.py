@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.steps import UNKNOWN_END
 from gpu_worker.model.loaded_model import LoadedModel
-from gpu_worker.model.model import UNKNOWN_END, StepInputs, StreamingModel
-from gpu_worker.model.state import KVPages, SlotState
+from gpu_worker.model.model import StepInputs, StreamingModel
+from gpu_worker.model.state import KVPages, SlotState, as_buffers
 from tests.oracle.models import GO_FORWARD, JFK, random_model, speech, tiny
 from tests.oracle.offline import OfflineOracle
 
@@ -154,7 +155,7 @@ def test_state_moves_to_another_slot_exactly() -> None:
         for name, row in state._rows(0):
             row.copy_(torch.arange(row.numel()).view(row.shape) + len(name))
     exported = state.export(0)
-    state.load(2, exported)
+    state.load(2, as_buffers(exported))
     assert all(torch.equal(value, exported[name]) for name, value in state.export(2).items())
     untouched = model.make_state(3).export(1)
     assert all(torch.equal(value, untouched[name]) for name, value in state.export(1).items())
@@ -164,7 +165,7 @@ def test_state_of_another_model_is_refused() -> None:
     state = StreamingModel(tiny(), (70, 1)).make_state(1)
     other = StreamingModel(random_model(), (70, 1)).make_state(1)
     with pytest.raises(ValueError, match="does not fit"):
-        state.load(0, other.export(0))
+        state.load(0, as_buffers(other.export(0)))
 
 
 def test_bfloat16_runs() -> None:

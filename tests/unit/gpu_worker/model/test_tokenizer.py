@@ -10,9 +10,10 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_worker.engine.transcript import TextState
 from gpu_worker.model.checkpoint import BUNDLED
 from gpu_worker.model.errors import TokenizerError
-from gpu_worker.model.tokenizer import TextState, Tokenizer
+from gpu_worker.model.tokenizer import Tokenizer
 
 TINY_PATH = BUNDLED / "tiny" / "tokenizer.model"
 TINY = Tokenizer.from_file(TINY_PATH)

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.engine import EngineConfig, NativeEngine
+from gpu_worker.engine.config import BatchSizes, EngineConfig
+from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.engine.model_runner import BatchSizes
 from gpu_worker.model.checkpoint import load_model
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.turn.endpointing import Verdict
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.stage import TurnAnswer
@@ -77,13 +78,13 @@ class LoudnessJudge:
         """What was asked is answered all the same, to nobody."""
 
 
-def make_engine(loaded: LoadedModel) -> NativeEngine:
+def make_engine(loaded: LoadedModel) -> SpeechEngine:
     config = EngineConfig(
         num_slots=NUM_MATES + 1,
         batch_sizes=BatchSizes(32, 32, 32),
         turn_settings=lambda _: SETTINGS,
     )
-    return NativeEngine(loaded, config, judge=LoudnessJudge())
+    return make_model_engine(loaded, config, judge=LoudnessJudge())
 
 
 def parts(samples: NDArray[np.float32], sizes: Iterator[int]) -> Iterator[NDArray[np.float32]]:
@@ -100,7 +101,7 @@ def endless(rng: random.Random, low: int, high: int) -> Iterator[int]:
 
 
 def run(
-    engine: NativeEngine, audio: dict[StreamId, NDArray[np.float32]], rng: random.Random, low: int, high: int
+    engine: SpeechEngine, audio: dict[StreamId, NDArray[np.float32]], rng: random.Random, low: int, high: int
 ) -> list[StreamOutput]:
     """Feeds all streams in messages of random sizes, a step after each round; gives STREAM's outputs."""
     feeds = {stream: parts(samples, endless(rng, low, high)) for stream, samples in audio.items()}

@@ -7,10 +7,11 @@ import torch
 
 from common.errors import SettingsError
 from common.settings import WorkerSettings, parse
-from gpu_worker.engine.engine import NativeEngine
-from gpu_worker.engine.factory import engine_config, make_engine, pick_device, pick_dtype
-from gpu_worker.engine.null_engine import NullEngine
+from gpu_worker.backend import make_backend
 from gpu_worker.model.errors import ModelConfigError
+from gpu_worker.steps.eager import EagerSteps
+from gpu_worker.steps.factory import engine_config, make_engine, pick_device, pick_dtype
+from gpu_worker.steps.null import NullEngine
 from tests.oracle.models import tiny
 
 
@@ -22,7 +23,7 @@ def worker_settings(*flags: str) -> WorkerSettings:
 
 def test_tiny_on_cpu() -> None:
     built = make_engine(worker_settings("--device", "cpu", "--num-threads", "1"))
-    assert isinstance(built.engine, NativeEngine)
+    assert isinstance(built.engine.steps, EagerSteps)
     assert (built.device, built.dtype, built.chunk_ms) == ("cpu", "float32", 160)
     assert built.engine.capacity == 3
     assert built.model.endswith("tiny")
@@ -30,9 +31,9 @@ def test_tiny_on_cpu() -> None:
 
 
 def test_the_null_engine_loads_no_model() -> None:
-    built = make_engine(worker_settings("--backend", "null", "--chunk-ms", "80"))
-    assert isinstance(built.engine, NullEngine)
-    assert built.chunk_ms == 80
+    backend = make_backend(worker_settings("--backend", "null", "--chunk-ms", "80"))
+    assert isinstance(backend.engine, NullEngine)
+    assert backend.description["chunk_ms"] == "80"
 
 
 def test_flags_become_sizes() -> None:

@@ -12,7 +12,7 @@ have the spare slot and no frames and so touch no stream's state.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,17 +20,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpu_worker.engine.config import BatchSizes
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.model_runner import BatchSizes
-from gpu_worker.engine.steps import SPARE_HOPS, UNKNOWN_END, Field, Flight, StepFindings, max_windows
+from gpu_worker.engine.steps import SPARE_HOPS, Field, Flight, StepFindings, StepShape, max_windows
 from gpu_worker.kernels.gather_samples import gather_samples
 from gpu_worker.kernels.log_mel_reference import FRAME_SAMPLES, HOP_SAMPLES, LEAD_SAMPLES
 from gpu_worker.model.cuda_model import CudaModel, CudaStep
 from gpu_worker.model.state import KVPages
+from gpu_worker.steps.slot_store import SlotStore
 from gpu_worker.turn.vad import SileroVad
 
 # A step may be in the making while another one runs.
 _BUFFERS = 2
+# Audio of a stream that stands ready for the device: two chunks under way, one waiting, one arriving.
+_RING_CHUNKS = 4
 
 
 def batch_ladder(max_rows: int) -> tuple[int, ...]:
@@ -73,45 +76,36 @@ class GraphSteps:
 
     Args:
         model: the network.
-        num_slots, num_pages, page_frames, ring_pages: of the state and the key/value cache.
-        ring_samples: samples of a slot's ring of audio.
-        batch_sizes: rows of a call of each stage; a step has at most `encode` rows.
+        shape: of the steps; a row is one chunk.
+        batch_sizes: rows of a call of each stage.
         vad: the speech detector; None when no stream's turns are detected.
-        stats: where calls and seconds are counted.
     """
 
     def __init__(
-        self,
-        model: CudaModel,
-        *,
-        num_slots: int,
-        num_pages: int,
-        page_frames: int,
-        ring_pages: int,
-        ring_samples: int,
-        batch_sizes: BatchSizes,
-        vad: SileroVad | None,
-        stats: EngineStats,
+        self, model: CudaModel, shape: StepShape, batch_sizes: BatchSizes, vad: SileroVad | None
     ) -> None:
+        self.shape = shape
+        self.stats = EngineStats()
         self.model = model
-        self.vad = vad
-        self.max_rows = min(batch_sizes.encode, num_slots)
-        self.state = model.make_state(num_slots)
-        self.pages = KVPages.for_model(model, num_pages, page_frames)
+        num_slots, pages = shape.num_slots, shape.pages
+        self._store = SlotStore(
+            model.make_state(num_slots), KVPages.for_model(model, pages.num_pages, pages.page_frames), vad
+        )
+        self._prompts = [self._store.state.default_prompt] * num_slots
+        ring_samples = _RING_CHUNKS * shape.clock.chunk_samples
         self._ring = torch.zeros(num_slots + 1, ring_samples, pin_memory=True)
         self.ring_SC: NDArray[np.float32] = self._ring.numpy()
         self._sizes = batch_sizes
-        self._stats = stats
-        self._ring_pages = ring_pages
+        self._ring_pages = ring_pages = pages.ring_pages
         self._columns = model.chunk_frames * FRAME_SAMPLES + SPARE_HOPS * HOP_SAMPLES
         self._most = model.chunk_frames * model.max_symbols
         self._windows = max_windows(self._columns) if vad is not None else 0
-        self._width = 1 + 3 * self._most + (self._windows + 1 if vad is not None else 0)
-        fields = self.max_rows * (len(Field) + ring_pages)
+        self._width = 1 + 3 * self._most + self._windows
+        fields = shape.max_rows * (len(Field) + ring_pages)
         self._rows = torch.zeros(fields, dtype=torch.int32, device=model.device)
         self._rows_host = [torch.zeros(fields, dtype=torch.int32, pin_memory=True) for _ in range(_BUFFERS)]
         self._out_host = [
-            torch.zeros(self.max_rows * self._width, dtype=torch.int32, pin_memory=True)
+            torch.zeros(shape.max_rows * self._width, dtype=torch.int32, pin_memory=True)
             for _ in range(_BUFFERS)
         ]
         self._next = 0
@@ -119,7 +113,7 @@ class GraphSteps:
         self._captured: dict[int, _Captured] = {}
         started = time.monotonic()
         with torch.inference_mode(), torch.cuda.device(model.device):
-            self._capture(batch_ladder(self.max_rows))
+            self._capture(batch_ladder(shape.max_rows))
         self.capture_s = time.monotonic() - started
 
     @property
@@ -139,8 +133,8 @@ class GraphSteps:
             with torch.cuda.stream(self._stream):
                 audio, x = self._pre_encode(size)
                 out = self._decode(size, audio, self._encode(size, x))
-                if self.vad is not None:
-                    self._listen(size, audio, out, self.vad)
+                if self._store.vad is not None:
+                    self._listen(size, audio, out, self._store.vad)
             torch.cuda.synchronize()
             graphs = [torch.cuda.CUDAGraph() for _ in range(3)]
             with torch.cuda.graph(graphs[0], pool=pool, stream=self._stream):
@@ -149,10 +143,10 @@ class GraphSteps:
                 encoded = self._encode(size, x)
             with torch.cuda.graph(graphs[2], pool=pool, stream=self._stream):
                 found = out = self._decode(size, audio, encoded)
-            if self.vad is not None:
+            if self._store.vad is not None:
                 graphs.append(torch.cuda.CUDAGraph())
                 with torch.cuda.graph(graphs[3], pool=pool, stream=self._stream):
-                    out = self._listen(size, audio, found, self.vad)
+                    out = self._listen(size, audio, found, self._store.vad)
             self._captured[size] = _Captured(tuple(graphs), out)
         torch.cuda.synchronize()
 
@@ -179,20 +173,20 @@ class GraphSteps:
         slots, total = self._field(size, Field.SLOT), self._field(size, Field.TOTAL)
         audio_GN = gather_samples(self._ring, slots, first_B, total, self._columns)
         parts = [
-            self.model.pre_encode(self._step(size, audio_GN, part), self.state)
+            self.model.pre_encode(self._step(size, audio_GN, part), self._store.state)
             for part in self._parts(size, self._sizes.pre_encode)
         ]
         return audio_GN, torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _encode(self, size: int, x_GTD: Tensor) -> Tensor:
         step = self._step(size, x_GTD.new_empty(size, 0), slice(0, size))
-        return self.model.encode(x_GTD, step, self.state, self.pages)
+        return self.model.encode(x_GTD, step, self._store.state, self._store.pages)
 
     def _decode(self, size: int, audio_GN: Tensor, encoded_GTD: Tensor) -> Tensor:
         parts = []
         for part in self._parts(size, self._sizes.decode):
             step = self._step(size, audio_GN, part)
-            parts.append(self.model.decode(encoded_GTD[part], step, self.state))
+            parts.append(self.model.decode(encoded_GTD[part], step, self._store.state))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _listen(self, size: int, audio_GN: Tensor, found_GE: Tensor, vad: SileroVad) -> Tensor:
@@ -201,8 +195,8 @@ class GraphSteps:
         column = torch.arange(self._columns, device=audio_GN.device)
         index = (column + lead_B.unsqueeze(1)).clamp_(max=self._columns - 1)
         slots = self._field(size, Field.SLOT).to(torch.int64)
-        probs, windows = vad.run(audio_GN.gather(1, index), self._field(size, Field.HEARD), slots)
-        return torch.cat([found_GE, probs.view(torch.int32), windows.to(torch.int32).unsqueeze(1)], dim=1)
+        probs, _ = vad.run(audio_GN.gather(1, index), self._field(size, Field.HEARD), slots)
+        return torch.cat([found_GE, probs.view(torch.int32)], dim=1)
 
     # ------------------------------------------------------------------ serving
 
@@ -211,17 +205,38 @@ class GraphSteps:
         rows: NDArray[np.int32] = self._rows_host[buffer].numpy()
         fields = rows[: len(Field) * size].reshape(len(Field), size)
         fields[:, num_rows:] = 0
-        fields[Field.SLOT, num_rows:] = self.state.spare_slot
+        fields[Field.SLOT, num_rows:] = self._store.state.spare_slot
         tables = rows[len(Field) * size : (len(Field) + self._ring_pages) * size]
-        tables.reshape(size, self._ring_pages)[num_rows:] = self.pages.spare_page
+        tables.reshape(size, self._ring_pages)[num_rows:] = self._store.pages.spare_page
         return fields
 
-    def reset(self, slots: Sequence[int]) -> None:
+    @torch.inference_mode()
+    def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         # The kernels take nothing from a slot's past where a stream begins; the speech detector would.
-        if self.vad is not None:
-            for slot in slots:
-                self.vad.reset(slot)
+        store = self._store
+        for slot, prompt in zip(slots, prompts, strict=True):
+            if store.vad is not None:
+                store.vad.reset(slot)
+            if self._prompts[slot] != prompt:
+                store.state.prompt_S[slot] = self._prompts[slot] = prompt
 
+    def export(
+        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
+    ) -> dict[str, memoryview]:
+        return self._store.export(slot, pages_N, offsets_N)
+
+    def load(
+        self,
+        slot: int,
+        pages_N: NDArray[np.int64],
+        offsets_N: NDArray[np.int64],
+        state: Mapping[str, memoryview],
+    ) -> None:
+        self._store.load(slot, pages_N, offsets_N, state)
+        # Whatever it was; the next stream's is written in any case.
+        self._prompts[slot] = -1
+
+    @torch.inference_mode()
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
         num_rows = rows_FB.shape[1]
         size = min(size for size in self._captured if size >= num_rows)
@@ -242,16 +257,16 @@ class GraphSteps:
                 event.record()
             self._out_host[buffer][: size * self._width].copy_(captured.out_GE.view(-1), non_blocking=True)
             events[-1].record()
-        listens = self.vad is not None and bool(rows_FB[Field.HEARD].any())
+        listens = self._store.vad is not None and bool(rows_FB[Field.HEARD].any())
         return Flight(num_rows, _Token(buffer, size, events, listens))
 
     def wait(self, flight: Flight) -> StepFindings:
         token = flight.token
         assert isinstance(token, _Token)
         token.events[-1].synchronize()
-        stats, times = self._stats, token.events[:-1]
+        stats, times = self.stats, token.events[:-1]
         stages = [(stats.pre_encode, 1), (stats.encode, 1), (stats.decode, 1)]
-        if self.vad is not None:
+        if self._store.vad is not None:
             # It runs in every step, and is called where a row listens.
             stages.append((stats.turn_detection, int(token.listens)))
         for (stage, calls), begin, end in zip(stages, times[:-1], times[1:], strict=True):
@@ -260,20 +275,10 @@ class GraphSteps:
         out: NDArray[np.int32] = self._out_host[token.buffer].numpy()
         out = out[: token.size * self._width].reshape(token.size, self._width)[: flight.num_rows]
         most = self._most
-        if self.vad is None:
-            speech = np.zeros((flight.num_rows, 0), dtype=np.float32)
-            windows = np.zeros(flight.num_rows, dtype=np.int32)
-        else:
-            speech = out[:, 1 + 3 * most : -1].view(np.float32)
-            windows = out[:, -1]
         return StepFindings(
             num_symbols_B=out[:, 0],
             symbols_BK=out[:, 1 : 1 + most],
             frames_BK=out[:, 1 + most : 1 + 2 * most],
             confidences_BK=out[:, 1 + 2 * most : 1 + 3 * most].view(np.float32),
-            speech_BW=speech,
-            num_windows_B=windows,
+            speech_BW=out[:, 1 + 3 * most :].view(np.float32),
         )
-
-
-__all__ = ["UNKNOWN_END", "GraphSteps", "batch_ladder"]

@@ -8,11 +8,11 @@ import pytest
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.engine import EngineConfig, NativeEngine
+from gpu_worker.engine.config import EngineConfig
 from gpu_worker.engine.interface import Engine, UnsupportedOption
-from gpu_worker.engine.pipelined_factory import make_pipelined_engine
 from gpu_worker.model.config import PromptConfig
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.steps.factory import make_model_engine
 from tests.oracle.models import LONG_SENTENCE, random_model, speech, tiny
 
 CONFIG = EngineConfig(num_slots=3, context=(70, 1), turn_detection=False)
@@ -40,11 +40,9 @@ def transcribe(engine: Engine, language: str | None, number: int = 1) -> list[in
     return run(engine, stream)
 
 
-@pytest.mark.parametrize("pipelined", [False, True])
-def test_streams_of_one_engine_have_their_own_language(pipelined: bool) -> None:
+def test_streams_of_one_engine_have_their_own_language() -> None:
     def engine() -> Engine:
-        make = make_pipelined_engine if pipelined else NativeEngine
-        return make(prompted(), CONFIG)
+        return make_model_engine(prompted(), CONFIG)
 
     alone = {language: transcribe(engine(), language) for language in ("en-US", "de-DE", "auto")}
     assert len({tuple(tokens) for tokens in alone.values()}) == 3, "the prompt changes nothing"
@@ -57,8 +55,8 @@ def test_streams_of_one_engine_have_their_own_language(pipelined: bool) -> None:
 
 
 def test_a_snapshot_keeps_the_language() -> None:
-    expected = transcribe(NativeEngine(prompted(), CONFIG), "de-DE")
-    first, second = NativeEngine(prompted(), CONFIG), NativeEngine(prompted(), CONFIG)
+    expected = transcribe(make_model_engine(prompted(), CONFIG), "de-DE")
+    first, second = make_model_engine(prompted(), CONFIG), make_model_engine(prompted(), CONFIG)
     stream, options = StreamId(1), StreamOptions(language="de-DE")
     first.open(stream, options)
     first.feed(stream, speech(LONG_SENTENCE)[:50_000])
@@ -69,10 +67,8 @@ def test_a_snapshot_keeps_the_language() -> None:
     assert tokens + run(second, stream) == expected
 
 
-@pytest.mark.parametrize("pipelined", [False, True])
-def test_a_language_that_is_not_there_is_refused_and_takes_no_slot(pipelined: bool) -> None:
-    make = make_pipelined_engine if pipelined else NativeEngine
-    engine = make(prompted(), replace(CONFIG, num_slots=1))
+def test_a_language_that_is_not_there_is_refused_and_takes_no_slot() -> None:
+    engine = make_model_engine(prompted(), replace(CONFIG, num_slots=1))
     with pytest.raises(UnsupportedOption, match="no language prompt 'tlh'; it has auto, de-DE, en-US"):
         engine.open(StreamId(1), StreamOptions(language="tlh"))
     engine.open(StreamId(1), StreamOptions())
@@ -80,6 +76,6 @@ def test_a_language_that_is_not_there_is_refused_and_takes_no_slot(pipelined: bo
 
 
 def test_a_model_of_one_language_takes_none() -> None:
-    engine = NativeEngine(tiny(), CONFIG)
+    engine = make_model_engine(tiny(), CONFIG)
     with pytest.raises(UnsupportedOption, match="takes no language; 'en-US' was asked for"):
         engine.open(StreamId(1), StreamOptions(language="en-US"))

@@ -1,26 +1,34 @@
-"""From a worker's settings to a running engine: device, compute type, model, sizes."""
+"""From a worker's settings to a running engine around a model: device, compute type, sizes, steps."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from common.errors import SettingsError
 from common.options import StreamOptions
 from common.settings import WorkerSettings
-from gpu_worker.engine.engine import EngineConfig, NativeEngine
-from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine
-from gpu_worker.engine.model_runner import BatchSizes
-from gpu_worker.engine.null_engine import DEFAULT_CHUNK_MS, NullEngine
-from gpu_worker.engine.pipelined_factory import make_pipelined_engine
+from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.config import BatchSizes, EngineConfig
+from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, UnsupportedOption
+from gpu_worker.engine.steps import PageShape, Steps, StepShape
 from gpu_worker.model.checkpoint import load_model
+from gpu_worker.model.config import ModelConfig
+from gpu_worker.model.errors import ModelConfigError
+from gpu_worker.model.fingerprint import model_fingerprint
 from gpu_worker.model.inspection import locate
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.model.model import StreamingModel
+from gpu_worker.steps.eager import EagerSteps
+from gpu_worker.steps.memory import pages_that_fit
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnJudge
+from gpu_worker.turn.vad import SileroVad
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +44,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class BuiltEngine:
     """An engine and what a worker says of it.  `chunk_ms` is the audio of one result."""
 
-    engine: Engine
+    engine: SpeechEngine
     model: str
     revision: str | None
     device: str
@@ -60,10 +68,6 @@ def make_engine(
     Raises SettingsError for a device that is not there or settings that exclude each other, ModelError
     for a model that cannot be found, read or used.
     """
-    if settings.backend == "null":
-        chunk_ms = settings.chunk_ms or DEFAULT_CHUNK_MS
-        null = NullEngine(settings.worker_max_streams, chunk_ms, settings.null_step_ms)
-        return BuiltEngine(null, "null", None, "cpu", "none", chunk_ms)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     device = pick_device(settings.device)
@@ -78,9 +82,7 @@ def make_engine(
         device=device,
     )
     config = engine_config(settings, loaded, turn_settings)
-    # A device that works beside the host wants an engine that keeps it busy.
-    make = make_pipelined_engine if device.type == "cuda" else NativeEngine
-    engine = make(loaded, config, judge=judge)
+    engine = make_model_engine(loaded, config, judge=judge)
     chunk_ms = engine.clock.chunk_frames * loaded.config.frame_ms
     logger.info(
         "engine ready",
@@ -106,8 +108,8 @@ def _make_nemo_engine(
     turn_settings: Callable[[StreamOptions], TurnSettings],
 ) -> BuiltEngine:
     """The reference engine.  Its modules, and NeMo, are imported only where it is asked for."""
-    from gpu_worker.engine.nemo_engine import NemoEngine
-    from gpu_worker.engine.nemo_model import NemoModel
+    from gpu_worker.steps.nemo import NemoSteps
+    from gpu_worker.steps.nemo_model import NemoModel
 
     if settings.dtype == "bfloat16":
         raise SettingsError("--dtype is bfloat16, but --backend nemo computes in float32.")
@@ -116,16 +118,76 @@ def _make_nemo_engine(
     source = settings.model or settings.model_size
     path, revision = locate(source, settings.model_revision)
     model = NemoModel(path, device, settings.chunk_ms, reset_at_end=settings.eou_reset)
-    engine = NemoEngine(
+    steps = NemoSteps(
         model,
         num_slots=settings.worker_max_streams,
         batch_size=settings.encode_batch_size or _CPU_BATCH_SIZE,
         turn_detection=settings.turn_detection,
-        turn_settings=turn_settings,
-        judge=judge,
+    )
+    engine = SpeechEngine(
+        steps, model.tokenizer, turns_of=turn_settings, prompt_of=steps.prompt_of, judge=judge
     )
     chunk_ms = engine.clock.chunk_samples * 1000 // ENGINE_SAMPLE_RATE
     return BuiltEngine(engine, f"{source} (NeMo)", revision, str(device), "float32", chunk_ms)
+
+
+def make_model_engine(
+    loaded: LoadedModel, config: EngineConfig, *, judge: TurnJudge | None = None
+) -> SpeechEngine:
+    """An engine around a loaded model: with graphs on CUDA, with the plain model elsewhere.
+
+    Raises EngineError when the device's memory does not hold the state of the slots, ValueError for a model
+    that the CUDA kernels do not know.
+    """
+    mel, on_cuda = loaded.config.mel, loaded.device.type == "cuda"
+    context = config.context or loaded.config.default_context
+    left_frames, chunk_frames = context[0], context[1] + 1
+    # A device takes single chunks, for which its graphs are captured.
+    max_chunks = 1 if on_cuda else max(1, config.max_step_frames // chunk_frames)
+    ring_frames = left_frames + max_chunks * chunk_frames
+    page_frames = config.page_frames or ring_frames
+    ring_pages = -(-ring_frames // page_frames)
+    num_pages = config.num_pages or config.num_slots * ring_pages
+    if on_cuda and not config.num_pages:
+        num_pages = pages_that_fit(loaded, config, num_pages, page_frames, chunk_frames)
+    shape = StepShape(
+        clock=ChunkClock(mel.hop_length, mel.win_length // 2, loaded.config.subsampling_factor, chunk_frames),
+        num_slots=config.num_slots,
+        max_rows=min(config.batch_sizes.encode, config.num_slots),
+        max_chunks=max_chunks,
+        pages=PageShape(num_pages, page_frames, ring_pages, left_frames),
+        overlaps=on_cuda,
+        hears=config.turn_detection,
+        fingerprint=model_fingerprint(loaded, context, reset_at_end=config.reset_at_end),
+    )
+    vad = SileroVad(config.num_slots + 1, loaded.device) if config.turn_detection else None
+    steps: Steps
+    if on_cuda:
+        # Imported here: Triton is not there on every machine.
+        from gpu_worker.model.cuda_model import CudaModel
+        from gpu_worker.steps.cuda_graphs import GraphSteps
+
+        model = CudaModel(loaded, context, reset_at_end=config.reset_at_end)
+        steps = graphs = GraphSteps(model, shape, config.batch_sizes, vad)
+        logger.info("graphs captured", extra={"seconds": round(graphs.capture_s, 2), "pages": num_pages})
+    else:
+        plain = StreamingModel(loaded, context, reset_at_end=config.reset_at_end)
+        steps = EagerSteps(plain, shape, config.batch_sizes, vad)
+    return SpeechEngine(
+        steps,
+        loaded.tokenizer,
+        turns_of=config.turn_settings,
+        prompt_of=partial(prompt_of, loaded.config),
+        judge=judge,
+    )
+
+
+def prompt_of(config: ModelConfig, options: StreamOptions) -> int:
+    """Index of a stream's language prompt.  Raises UnsupportedOption."""
+    try:
+        return config.prompt_index(options.language)
+    except ModelConfigError as error:
+        raise UnsupportedOption(str(error)) from error
 
 
 def engine_config(

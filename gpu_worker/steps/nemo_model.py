@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from gpu_worker.engine.interface import UnsupportedOption
-from gpu_worker.engine.transcript import Token
 from gpu_worker.model.decoding import token_confidence
 from gpu_worker.model.errors import CheckpointError, ModelConfigError, ModelError
 from gpu_worker.model.tokenizer import Tokenizer
@@ -206,12 +205,15 @@ class NemoModel:
         frames: Tensor = encoded[:, :, : int(length[0])].transpose(1, 2)
         return frames
 
-    def decode(self, state: NemoState, encoded_TD: Tensor, first_frame: int) -> list[Token]:
-        """Greedy search over one stream's frames with NeMo's decoder and joint."""
+    def decode(self, state: NemoState, encoded_TD: Tensor) -> list[tuple[int, int, float]]:
+        """Greedy search over one stream's frames with NeMo's decoder and joint.
+
+        Returns tokens, each with its frame, from the first on, and its confidence.
+        """
         decoder, joint = self.model.decoder, self.model.joint
         if state.predicted is None:
             self._start(state)
-        tokens: list[Token] = []
+        tokens: list[tuple[int, int, float]] = []
         for number in range(encoded_TD.shape[0]):
             frame = encoded_TD[number : number + 1].unsqueeze(0)
             for _ in range(self._max_symbols):
@@ -220,7 +222,7 @@ class NemoModel:
                 if token == self._blank:
                     break
                 confidence = float(token_confidence(scores.log_softmax(-1)))
-                tokens.append(Token(token, first_frame + number, confidence))
+                tokens.append((token, number, confidence))
                 if token in self._ends:
                     self._start(state)
                     break

@@ -1,0 +1,44 @@
+"""Sizes and switches of an engine that is built around a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from common.options import StreamOptions
+from gpu_worker.turn.settings import TurnSettings
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSizes:
+    """Most rows of one call of each stage."""
+
+    pre_encode: int
+    encode: int
+    decode: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes and switches of an engine.
+
+    num_slots: streams that can be open at once.
+    context: (left, right) attention context; None for the checkpoint's default.
+    batch_sizes: rows of a call of each stage; a step has as many rows as `encode`.
+    page_frames: encoder frames of a page; 0 for one page a stream as long as its ring.
+    num_pages: pages of the cache; 0 for enough for every slot.
+    max_step_frames: encoder frames of one stream in a step on CPU, at least a chunk in any case.
+    reset_at_end: whether `<EOU>` and `<EOB>` put the predictor back to its start.
+    turn_detection: whether the speech detector runs at all.
+    turn_settings: what a stream's options make of turn detection.
+    """
+
+    num_slots: int
+    context: tuple[int, int] | None = None
+    batch_sizes: BatchSizes = field(default_factory=lambda: BatchSizes(32, 32, 32))
+    page_frames: int = 0
+    num_pages: int = 0
+    max_step_frames: int = 8
+    reset_at_end: bool = True
+    turn_detection: bool = True
+    turn_settings: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings()

@@ -1,0 +1,150 @@
+"""Outputs of streams as the engine makes them of what a step found, before turn detection has its say.
+
+A row of a step is cut into pieces: one for each whole chunk, and one for the end of a stream.  Every piece
+may have an output; only those that have something to say cost Python.
+
+Shape suffixes: B rows of a step, P pieces, K symbols and W windows of a row, T tokens of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineError, StreamOutput
+from gpu_worker.engine.slot_table import Plan
+from gpu_worker.engine.steps import WINDOW_SAMPLES, StepFindings
+from gpu_worker.engine.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The pieces of a plan's rows, those of one row behind each other.
+
+    `row_P` is each piece's row, `is_final_P` says which end their streams.  A piece covers the samples
+    `begin_P` .. `end_P` - 1.
+    """
+
+    row_P: NDArray[np.int64]
+    is_final_P: NDArray[np.bool_]
+    begin_P: NDArray[np.int64]
+    end_P: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, plan: Plan, clock: ChunkClock, fed_B: NDArray[np.int64]) -> Pieces:
+        """Cut a plan's rows.  `fed_B` are the samples of each row's stream so far."""
+        count_B = plan.chunks_B + plan.ends_B
+        row_P = np.repeat(np.arange(len(count_B)), count_B)
+        number_P = np.arange(len(row_P)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+        is_final_P = number_P == plan.chunks_B[row_P]
+        frame_P = plan.start_B[row_P] + number_P * clock.chunk_frames
+        begin_P = clock.samples_of_frame_array(frame_P)
+        end_P = clock.samples_of_frame_array(frame_P + clock.chunk_frames)
+        return cls(row_P, is_final_P, begin_P, np.where(is_final_P, fed_B[row_P], end_P))
+
+
+@dataclass(frozen=True, slots=True)
+class StepText:
+    """Tokens and speech of a step's pieces: those of piece p are `tokens[first[p] : first[p + 1]]`.
+
+    Numbers leave their arrays all at once.  `frames` are absolute.
+    """
+
+    first_token: list[int]
+    tokens: list[int]
+    frames: list[int]
+    confidences: list[float]
+    first_window: list[int]
+    speech: list[float]
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        found: StepFindings,
+        pieces: Pieces,
+        chunk_frames: int,
+        listens_B: NDArray[np.bool_],
+    ) -> StepText:
+        """Sort a step's findings into its pieces."""
+        most = int(found.num_symbols_B.max(initial=0))
+        is_token_BK = np.arange(most) < found.num_symbols_B[:, None]
+        row_T, column_T = np.nonzero(is_token_BK)
+        frame_T = found.frames_BK[row_T, column_T].astype(np.int64)
+        count_B = plan.chunks_B + plan.ends_B
+        first_B = np.cumsum(count_B) - count_B
+        piece_T = first_B[row_T] + np.minimum(frame_T // chunk_frames, count_B[row_T] - 1)
+        num_pieces = len(pieces.row_P)
+        windows_P = pieces.end_P // WINDOW_SAMPLES - pieces.begin_P // WINDOW_SAMPLES
+        windows_P = np.where(listens_B[pieces.row_P], windows_P, 0)
+        windows_B = np.bincount(pieces.row_P, windows_P, len(count_B))
+        is_window_BW = np.arange(found.speech_BW.shape[1]) < windows_B[:, None]
+        return cls(
+            _starts(np.bincount(piece_T, minlength=num_pieces)),
+            found.symbols_BK[row_T, column_T].tolist(),
+            (plan.start_B[row_T] + frame_T).tolist(),
+            found.confidences_BK[row_T, column_T].tolist(),
+            _starts(windows_P),
+            found.speech_BW[is_window_BW].tolist(),
+        )
+
+
+def _starts(counts: NDArray[np.int64]) -> list[int]:
+    starts: list[int] = [0, *np.cumsum(counts).tolist()]
+    return starts
+
+
+def acknowledges(pieces: Pieces) -> NDArray[np.bool_]:
+    """Pieces in which a second of audio ends."""
+    found: NDArray[np.bool_] = pieces.begin_P // ENGINE_SAMPLE_RATE < pieces.end_P // ENGINE_SAMPLE_RATE
+    return found
+
+
+def piece_output(
+    state: Stream,
+    tokens: list[int],
+    frames: list[int],
+    confidences: list[float],
+    samples_decoded: int,
+    *,
+    is_final: bool,
+) -> StreamOutput:
+    """What a piece gave; its tokens go into the stream's transcript, which the final output closes."""
+    transcript = state.transcript
+    words = transcript.add(tokens, frames, confidences, ends=is_final)
+    return StreamOutput(
+        stream=state.stream,
+        samples_decoded=samples_decoded,
+        token_ids=tuple(tokens),
+        confidence_scores=tuple(confidences),
+        token_frames=tuple(frames),
+        text=transcript.text,
+        last_state=None,
+        turn_detection="running",
+        is_final=is_final,
+        is_turn_event=False,
+        words=words,
+        changed=bool(tokens) or is_final,
+    )
+
+
+def failed_output(state: Stream, samples_decoded: int, error: EngineError) -> StreamOutput:
+    """The last of a stream that the engine had to end."""
+    return StreamOutput(
+        stream=state.stream,
+        samples_decoded=samples_decoded,
+        token_ids=(),
+        confidence_scores=(),
+        token_frames=(),
+        text=state.transcript.text,
+        last_state=None,
+        turn_detection="running",
+        is_final=False,
+        is_turn_event=False,
+        words=None,
+        changed=True,
+        failed=error,
+    )

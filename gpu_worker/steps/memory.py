@@ -1,0 +1,64 @@
+"""Device memory of an engine's state, and how many pages of keys and values fit beside it."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from gpu_worker.engine.config import EngineConfig
+from gpu_worker.engine.interface import EngineError
+from gpu_worker.model.loaded_model import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+# What is left of free device memory for the allocator's slack and for other processes.
+_SPARE_BYTES = 1 << 30
+
+
+def page_bytes(loaded: LoadedModel, page_frames: int) -> int:
+    """Device memory of one page over all layers, keys and values."""
+    config = loaded.config
+    return 2 * config.num_layers * page_frames * config.d_model * loaded.dtype.itemsize
+
+
+def step_bytes(loaded: LoadedModel, config: EngineConfig, chunk_frames: int) -> int:
+    """Device memory of what a step makes on its way, at most: an estimate that errs upwards."""
+    model, size = loaded.config, loaded.dtype.itemsize
+    pre_encode = min(config.batch_sizes.pre_encode, config.num_slots)
+    rows = min(config.batch_sizes.encode, config.num_slots)
+    second_level = (2 * chunk_frames + 1) * (model.mel.n_mels // 4 + 1) * model.subsampling_channels
+    features = 8 * chunk_frames * 4 * (model.mel.win_length + 2 * model.mel.n_fft)
+    layers = chunk_frames * size * (2 * model.ff_dim + 12 * model.d_model)
+    symbols = 4 * (1 + 3 * chunk_frames * model.max_symbols) + 8 * chunk_frames * model.joint_hidden * size
+    return pre_encode * (2 * second_level * size + features) + 2 * rows * (layers + symbols)
+
+
+def slot_bytes(loaded: LoadedModel) -> int:
+    """Device memory of one slot's state besides its pages."""
+    model, size = loaded.config, loaded.dtype.itemsize
+    conv = model.num_layers * (model.conv_kernel - 1) * model.d_model * size
+    predictor = model.pred_layers * model.pred_hidden * (size + 4) + model.joint_hidden * size
+    return conv + predictor + 4 * (241 + 7 * model.mel.n_mels) + 8
+
+
+def pages_that_fit(
+    loaded: LoadedModel, config: EngineConfig, wanted: int, page_frames: int, chunk_frames: int
+) -> int:
+    """As many pages as all slots could want, or as the device has memory for.
+
+    Raises EngineError when that is none.
+    """
+    free, _ = torch.cuda.mem_get_info(loaded.device)
+    other = (
+        (config.num_slots + 1) * slot_bytes(loaded) + step_bytes(loaded, config, chunk_frames) + _SPARE_BYTES
+    )
+    fit = (free - other) // page_bytes(loaded, page_frames) - 1
+    if fit < 1:
+        raise EngineError(
+            f"The device has {free / 1e9:.1f} GB free; {config.num_slots} streams need {other / 1e9:.1f} GB "
+            "besides their key/value pages. Take fewer with --max-num-streams."
+        )
+    if fit < wanted:
+        logger.warning("not all streams can be long at once", extra={"pages": fit, "wanted": wanted})
+    return int(min(wanted, fit))

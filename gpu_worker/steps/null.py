@@ -1,0 +1,215 @@
+"""Steps without a model (`--backend null`), to load the path around it: one token a chunk.
+
+Everything is a function of the audio: a token is a checksum of its chunk's samples, so a sample that
+was lost, repeated or moved changes the text.  All of it counts as speech.  Never a default; what it says is
+no transcript.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.options import StreamOptions
+from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineStats
+from gpu_worker.engine.steps import (
+    NO_PAGES,
+    UNKNOWN_END,
+    Field,
+    Flight,
+    StepFindings,
+    StepShape,
+    max_windows,
+)
+from gpu_worker.engine.transcript import TextState
+from gpu_worker.turn.settings import TurnSettings
+
+DEFAULT_CHUNK_MS: Final = 160
+_FRAME_MS: Final = 80
+_LETTERS: Final = 26
+_SYMBOLS: Final = _LETTERS * _LETTERS
+_TOKENS_PER_WORD: Final = 3
+# Audio of one stream that a step takes, so that a stream that is behind catches up in larger steps.
+_STEP_MS: Final = 1_280
+_SPARE_CHUNKS: Final = 2
+
+
+class NullClock(ChunkClock):
+    """Frames that need no samples beyond their own; what is left at the end makes one frame more."""
+
+    def total_frames(self, samples: int) -> int:
+        return -(-samples // self.frame_samples)
+
+
+class Letters:
+    """Two letters a token; from `_SYMBOLS` on the same, at the start of a word."""
+
+    marks: frozenset[int] = frozenset()
+    eou_id: int | None = None
+
+    def append(self, state: TextState, token: int) -> None:
+        """Append one token to a text."""
+        first, second = divmod(token % _SYMBOLS, _LETTERS)
+        space = " " if state.text and self.starts_word(token) else ""
+        state.text += space + chr(97 + first) + chr(97 + second)
+
+    def start_utterance(self, state: TextState) -> None:
+        """Nothing: there are no marks."""
+
+    def finish(self, state: TextState) -> str:
+        """The text; it is always whole."""
+        return state.text
+
+    def is_special(self, token: int) -> bool:
+        """Every token is text."""
+        return False
+
+    def starts_word(self, token: int) -> bool:
+        """Whether the token begins a word."""
+        return token >= _SYMBOLS
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of a sequence."""
+        state = TextState()
+        for token in tokens:
+            self.append(state, token)
+        return state.text
+
+
+@dataclass(frozen=True, slots=True)
+class _Slept:
+    """A step that is over at `ready_at`."""
+
+    ready_at: float
+    began_at: float
+    findings: StepFindings
+
+
+class NullSteps:
+    """See the module.
+
+    Args:
+        num_slots: streams open at once.
+        chunk_ms: audio of one token, a multiple of 80.
+        step_ms: time that each step takes.
+        hears: whether turns are detected.
+    """
+
+    def __init__(
+        self, num_slots: int, chunk_ms: int = DEFAULT_CHUNK_MS, step_ms: float = 0.0, *, hears: bool = True
+    ) -> None:
+        frame = _FRAME_MS * ENGINE_SAMPLE_RATE // 1000
+        clock = NullClock(
+            hop_samples=frame, lookahead_samples=frame, factor=1, chunk_frames=chunk_ms // _FRAME_MS
+        )
+        self.shape = StepShape(
+            clock=clock,
+            num_slots=num_slots,
+            max_rows=num_slots,
+            max_chunks=max(1, _STEP_MS // chunk_ms),
+            pages=NO_PAGES,
+            overlaps=False,
+            hears=hears,
+            fingerprint=f"null-{chunk_ms}",
+        )
+        self.stats = EngineStats()
+        ring_samples = (self.shape.max_chunks + _SPARE_CHUNKS) * clock.chunk_samples
+        self.ring_SC = np.zeros((num_slots + 1, ring_samples), dtype=np.float32)
+        self._step_s = step_ms / 1000
+        # Tokens that each stream has had, as far as they count for where words begin.
+        self._tokens_S = np.zeros(num_slots, dtype=np.int64)
+
+    def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
+        self._tokens_S[list(slots)] = 0
+
+    def export(
+        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
+    ) -> dict[str, memoryview]:
+        return {"tokens": memoryview(bytes([int(self._tokens_S[slot])]))}
+
+    def load(
+        self,
+        slot: int,
+        pages_N: NDArray[np.int64],
+        offsets_N: NDArray[np.int64],
+        state: Mapping[str, memoryview],
+    ) -> None:
+        (tokens,) = state["tokens"]
+        self._tokens_S[slot] = tokens % _TOKENS_PER_WORD
+
+    def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
+        began_at = time.perf_counter()
+        clock, num_rows = self.shape.clock, rows_FB.shape[1]
+        most = -(-int(rows_FB[Field.FRAMES].max()) // clock.chunk_frames)
+        counts = -(-rows_FB[Field.FRAMES] // clock.chunk_frames)
+        symbols = np.zeros((num_rows, most), dtype=np.int32)
+        for row, (slot, start, frames, total) in enumerate(rows_FB[: Field.HEARD].T.tolist()):
+            tokens = int(self._tokens_S[slot])
+            for number in range(-(-frames // clock.chunk_frames)):
+                begin = clock.frame_samples * (start + number * clock.chunk_frames)
+                end = begin + clock.chunk_samples
+                symbol = (
+                    self._checksum(slot, begin, end if total == UNKNOWN_END else min(end, total)) % _SYMBOLS
+                )
+                symbols[row, number] = symbol if tokens % _TOKENS_PER_WORD else _SYMBOLS + symbol
+                tokens += 1
+            self._tokens_S[slot] = tokens % _TOKENS_PER_WORD
+        findings = StepFindings(
+            num_symbols_B=counts.astype(np.int32),
+            symbols_BK=symbols,
+            frames_BK=np.tile(np.arange(most, dtype=np.int32) * clock.chunk_frames, (num_rows, 1)),
+            confidences_BK=np.ones((num_rows, most), dtype=np.float32),
+            speech_BW=np.ones((num_rows, max_windows(most * clock.chunk_samples)), dtype=np.float32),
+        )
+        return Flight(num_rows, _Slept(began_at + self._step_s, began_at, findings))
+
+    def _checksum(self, slot: int, begin: int, end: int) -> int:
+        ring = self.ring_SC[slot]
+        at, size = begin % len(ring), end - begin
+        checksum = zlib.crc32(ring[at : at + size].data)
+        if at + size > len(ring):
+            checksum = zlib.crc32(ring[: at + size - len(ring)].data, checksum)
+        return checksum
+
+    def wait(self, flight: Flight) -> StepFindings:
+        slept = flight.token
+        assert isinstance(slept, _Slept)
+        left_s = slept.ready_at - time.perf_counter()
+        if left_s > 0:
+            time.sleep(left_s)  # stands for the device: the one sleep that is meant
+        # The stages have equal parts of a step's time.
+        stats, busy_s = self.stats, (time.perf_counter() - slept.began_at) / 4
+        for stage in (stats.turn_detection, stats.pre_encode, stats.encode, stats.decode):
+            stage.calls += 1
+            stage.busy_s += busy_s
+        return slept.findings
+
+
+class NullEngine(SpeechEngine):
+    """The engine of the null back end.
+
+    Args:
+        num_slots, chunk_ms, step_ms: see `NullSteps`.
+        turn_detection: whether turns are detected.
+        turns_of: what a stream's options make of turn detection.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        chunk_ms: int = DEFAULT_CHUNK_MS,
+        step_ms: float = 0.0,
+        *,
+        turn_detection: bool = True,
+        turns_of: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings(),
+    ) -> None:
+        steps = NullSteps(num_slots, chunk_ms, step_ms, hears=turn_detection)
+        super().__init__(steps, Letters(), turns_of=turns_of)

@@ -1,0 +1,48 @@
+"""Steps that say of themselves that a device works beside the host: what a GPU does, for any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.engine.steps import Flight, StepFindings, Steps
+
+
+class OverlappingSteps:
+    """Those that it wraps, under way until they are waited for; it checks the order of the calls."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.inner = steps
+        self.shape = replace(steps.shape, overlaps=True)
+        self.stats, self.ring_SC = steps.stats, steps.ring_SC
+        self._under_way: list[Flight] = []
+
+    def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
+        self.inner.reset(slots, prompts)
+
+    def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
+        assert len(self._under_way) < 2, "more steps are under way than there are buffers"
+        flight = self.inner.launch(rows_FB, table_BM)
+        self._under_way.append(flight)
+        return flight
+
+    def wait(self, flight: Flight) -> StepFindings:
+        assert self._under_way.pop(0) is flight, "steps are waited for in another order"
+        return self.inner.wait(flight)
+
+    def export(
+        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
+    ) -> dict[str, memoryview]:
+        return self.inner.export(slot, pages_N, offsets_N)
+
+    def load(
+        self,
+        slot: int,
+        pages_N: NDArray[np.int64],
+        offsets_N: NDArray[np.int64],
+        state: Mapping[str, memoryview],
+    ) -> None:
+        self.inner.load(slot, pages_N, offsets_N, state)

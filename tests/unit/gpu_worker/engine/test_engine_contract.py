@@ -1,0 +1,87 @@
+"""Every implementation of the steps keeps the engine's contract.  On a GPU: tests/gpu/test_engine.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import pytest
+
+from gpu_worker.engine.config import BatchSizes, EngineConfig
+from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.steps.factory import make_model_engine
+from gpu_worker.steps.nemo import NemoSteps
+from gpu_worker.steps.nemo_model import NemoModel
+from gpu_worker.steps.null import NullEngine
+from tests.engine_contract import EngineContract, PagedEngineContract, Sizes
+from tests.fake_nemo import FakeNemo
+from tests.oracle.models import random_model
+from tests.overlapping_steps import OverlappingSteps
+
+
+def config_of(sizes: Sizes, context: tuple[int, int]) -> EngineConfig:
+    return EngineConfig(
+        num_slots=sizes.num_slots,
+        context=context,
+        page_frames=8,
+        num_pages=sizes.num_pages,
+        batch_sizes=BatchSizes(sizes.rows, sizes.rows, sizes.rows),
+        turn_detection=sizes.turns,
+    )
+
+
+class TestEager(PagedEngineContract):
+    """The plain model, several chunks a step."""
+
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        return make_model_engine(random_model(2), config_of(sizes, (70, 1)))
+
+
+class TestEagerSingleFrames(PagedEngineContract):
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        return make_model_engine(random_model(2), config_of(sizes, (70, 0)))
+
+
+class TestEagerLongChunks(PagedEngineContract):
+    """A chunk is longer than what a step of single frames would take."""
+
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        return make_model_engine(random_model(2), config_of(sizes, (70, 13)))
+
+
+class TestOverlapping(PagedEngineContract):
+    """The order of things on a GPU: a step is launched before the last one is read, a chunk a row."""
+
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        config = replace(config_of(sizes, (70, 1)), max_step_frames=2)
+        engine = make_model_engine(random_model(2), config)
+        return SpeechEngine(OverlappingSteps(engine.steps), random_model(2).tokenizer)
+
+
+class TestNull(EngineContract):
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        return NullEngine(sizes.num_slots, turn_detection=sizes.turns)
+
+
+class TestNullLongChunks(EngineContract):
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        return NullEngine(sizes.num_slots, 1_040, turn_detection=sizes.turns)
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 2, 7])
+class TestNemo(EngineContract):
+    """NeMo's steps over something that stands for NeMo."""
+
+    @pytest.fixture(autouse=True)
+    def _chunk(self, chunk_frames: int) -> None:
+        self.chunk_frames = chunk_frames
+
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        model = FakeNemo(self.chunk_frames)
+        steps = NemoSteps(
+            cast("NemoModel", model),
+            num_slots=sizes.num_slots,
+            batch_size=sizes.rows,
+            turn_detection=sizes.turns,
+        )
+        return SpeechEngine(steps, model.tokenizer, prompt_of=steps.prompt_of)
