@@ -24,11 +24,11 @@ from common.errors import (
 from common.messages import Ack, Audio, ClientMessage, Config, ErrorMessage, Hello, Pong, Resume, Resumed
 from common.options import StreamOptions
 from common.server_codec import decode_server_message, encode_server_message
-from ingress.deadlines import Deadlines
 from ingress.links import Backplane, Resumption, StreamLink
-from ingress.peer import Peer
 from ingress.protocol import YOUNG, Action, ConnectionProtocol, Event, Outcome, State
-from ingress.send_buffer import SendBuffer
+from ingress.sockets.deadlines import Deadlines
+from ingress.sockets.peer import Peer
+from ingress.sockets.send_buffer import SendBuffer
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from common.streams.leases import IngressReport
 from common.streams.status import process_started_ms
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 from ingress.connection import Connection, ConnectionLimits
-from ingress.gate import Gate, allow_many_sockets, max_files
-from ingress.linger import LINGER_S
-from ingress.listening import address_text, listening_sockets
-from ingress.peer import Peer
+from ingress.sockets.gate import Gate, allow_many_sockets, max_files
+from ingress.sockets.linger import LINGER_S
+from ingress.sockets.listening import address_text, listening_sockets
+from ingress.sockets.peer import Peer
+from ingress.sockets.tcp import TcpShell
+from ingress.sockets.websocket import WebSocketShell
 from ingress.status import SharedStatus, StatusShell
-from ingress.tcp import TcpShell
-from ingress.websocket import WebSocketShell
 
 logger = logging.getLogger(__name__)
 

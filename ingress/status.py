@@ -10,7 +10,7 @@ from common.errors import RedisUnavailable
 from common.messages import ErrorMessage
 from common.server_codec import encode_server_message
 from ingress.connection import StartTask
-from ingress.gate import Gate
+from ingress.sockets.gate import Gate
 
 # A client that does not read its line is not waited for.
 ABORT_AFTER_S: Final = 5.0

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 from common.errors import RedisUnavailable
 from ingress.connection import Connection, ConnectionLimits
-from ingress.gate import Gate
-from ingress.peer import Peer
-from ingress.shell import SocketShell
+from ingress.sockets.gate import Gate
+from ingress.sockets.peer import Peer
+from ingress.sockets.shell import SocketShell
+from ingress.sockets.tcp import TcpShell
+from ingress.sockets.websocket import WebSocketShell
 from ingress.status import StatusShell
-from ingress.tcp import TcpShell
-from ingress.websocket import WebSocketShell
 from tests.fake_backplane import ScriptedBackplane
 
 HOST = "127.0.0.1"

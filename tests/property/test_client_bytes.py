@@ -21,12 +21,12 @@ from common.client_codec import decode_client_message
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.messages import Audio
 from ingress.connection import Connection, ConnectionLimits
-from ingress.framing import LineReader
-from ingress.gate import Gate, max_files
-from ingress.peer import Peer
 from ingress.protocol import TABLE, ConnectionProtocol, Event, State
-from ingress.tcp import TcpShell
-from ingress.websocket import WebSocketShell
+from ingress.sockets.framing import LineReader
+from ingress.sockets.gate import Gate, max_files
+from ingress.sockets.peer import Peer
+from ingress.sockets.tcp import TcpShell
+from ingress.sockets.websocket import WebSocketShell
 from tests.fake_backplane import ScriptedBackplane
 
 _PCM = st.integers(0, 40).map(lambda count: bytes(range(256))[: 2 * count])

@@ -11,7 +11,8 @@ import yaml
 
 from common.settings import parse
 from common.stop_times import STOP_MARGIN_S
-from ingress import linger, server
+from ingress import server
+from ingress.sockets import linger
 
 ROOT = Path(__file__).parents[3]
 DRAIN_S = parse("serve", [], {}).ingress.drain_timeout_s

@@ -12,7 +12,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from common.entries import LineKind
-from ingress import linger
+from ingress.sockets import linger
 from tests.fake_backplane import ScriptedBackplane, result_json
 from tests.ingress_harness import HANDSHAKE, HOST, Harness, serving, wait_until
 
@@ -73,7 +73,7 @@ async def test_a_long_final_is_read_to_its_end_however_slowly(
 
 async def test_a_client_that_reads_nothing_of_it_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linger, "LINGER_S", 0.05)
-    monkeypatch.setattr("ingress.shell.UNREAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("ingress.sockets.shell.UNREAD_TIMEOUT_S", 0.3)
     async with serving(ScriptedBackplane(), unread_timeout_s=60) as harness:
         await _final_on_its_way(harness, websocket=False)
         began = time.monotonic()
@@ -97,7 +97,7 @@ async def test_a_websocket_that_is_half_closed_and_not_read_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(linger, "LINGER_S", 0.05)
-    monkeypatch.setattr("ingress.shell.UNREAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("ingress.sockets.shell.UNREAD_TIMEOUT_S", 0.3)
     async with serving(ScriptedBackplane(), unread_timeout_s=60) as harness:
         client = await _final_on_its_way(harness, websocket=True)
         client.shutdown(socket.SHUT_WR)

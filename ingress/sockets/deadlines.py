@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ingress.peer import Peer
+from ingress.sockets.peer import Peer
 
 Passed = Callable[[], None]
 

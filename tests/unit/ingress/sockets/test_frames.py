@@ -14,7 +14,7 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 from websockets.utils import apply_mask
 
-from ingress.frames import FrameReader, Message, Other, text_frame
+from ingress.sockets.frames import FrameReader, Message, Other, text_frame
 
 LIMIT = 70_000
 

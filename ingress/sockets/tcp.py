@@ -5,9 +5,9 @@ from __future__ import annotations
 from time import monotonic
 
 from common.errors import ClientFault, ErrorCode, StreamError
-from ingress.framing import LineReader
-from ingress.gate import Gate
-from ingress.shell import OpenConnection, SocketShell
+from ingress.sockets.framing import LineReader
+from ingress.sockets.gate import Gate
+from ingress.sockets.shell import OpenConnection, SocketShell
 
 
 class TcpShell(SocketShell):

@@ -1,4 +1,4 @@
-"""The socket behind a connection, as an interface; ingress/shell.py implements it."""
+"""The socket behind a connection, as an interface; ingress/sockets/shell.py implements it."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from websockets.typing import Subprotocol
 
 from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
 from ingress.connection import Connection
-from ingress.frames import FrameReader, Other, text_frame
-from ingress.gate import Gate
-from ingress.shell import OpenConnection, SocketShell
+from ingress.sockets.frames import FrameReader, Other, text_frame
+from ingress.sockets.gate import Gate
+from ingress.sockets.shell import OpenConnection, SocketShell
 
 STREAM_PATH: Final = "/"
 _HEAD_END: Final = b"\r\n\r\n"

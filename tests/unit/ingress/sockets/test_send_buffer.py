@@ -7,7 +7,7 @@ import json
 import pytest
 
 from common.errors import ClientFault, ErrorCode
-from ingress.send_buffer import SendBuffer, merge_results
+from ingress.sockets.send_buffer import SendBuffer, merge_results
 from tests.fake_backplane import result_json
 
 

@@ -11,9 +11,9 @@ from typing import Final, cast
 
 from common.errors import ErrorCode, StreamError
 from ingress.connection import UNREAD_TIMEOUT_S, Connection
-from ingress.gate import Gate
-from ingress.linger import LINGER_S, Linger, unsent_bytes
-from ingress.peer import Peer
+from ingress.sockets.gate import Gate
+from ingress.sockets.linger import LINGER_S, Linger, unsent_bytes
+from ingress.sockets.peer import Peer
 
 _WRITE_HIGH_BYTES: Final = 32 * 1024
 

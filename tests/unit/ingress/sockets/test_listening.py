@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import pytest
 
-from ingress.gate import Gate
-from ingress.listening import address_text, listening_sockets
+from ingress.sockets.gate import Gate
+from ingress.sockets.listening import address_text, listening_sockets
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
 from tests.ports import HOST, free_ports
@@ -95,7 +95,7 @@ async def test_running_out_of_files_is_logged_and_said_once_for_many(
             with suppress(ConnectionResetError):
                 await writer.wait_closed()
         assert not harness.connections
-    (record,) = [record for record in caplog.records if record.name == "ingress.gate"]
+    (record,) = [record for record in caplog.records if record.name == "ingress.sockets.gate"]
     assert record.levelno == logging.ERROR
     assert record.getMessage() == (
         "out of file descriptors: 1 connections refused; the limit of open files is 1"

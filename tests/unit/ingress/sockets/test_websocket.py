@@ -18,9 +18,9 @@ from websockets.typing import Subprotocol
 from common.entries import LineKind
 from common.errors import ERROR_SPECS, ErrorCode, NoFreeStream, StreamError
 from ingress.connection import Connection, ConnectionLimits
-from ingress.gate import Gate, max_files
-from ingress.peer import Peer
-from ingress.websocket import WebSocketShell, close_code
+from ingress.sockets.gate import Gate, max_files
+from ingress.sockets.peer import Peer
+from ingress.sockets.websocket import WebSocketShell, close_code
 from tests.fake_backplane import ScriptedBackplane, result_json
 from tests.ingress_harness import HANDSHAKE, HOST, Harness, serving, wait_until
 

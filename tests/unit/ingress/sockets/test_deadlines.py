@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from ingress.deadlines import Deadline, Deadlines, SilenceDeadline, UnreadDeadline
-from ingress.peer import Peer
+from ingress.sockets.deadlines import Deadline, Deadlines, SilenceDeadline, UnreadDeadline
+from ingress.sockets.peer import Peer
 
 
 class _Client:

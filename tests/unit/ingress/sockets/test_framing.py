@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingress.framing import LineReader
+from ingress.sockets.framing import LineReader
 
 
 def lines(reader: LineReader, data: bytes) -> list[bytes]:
