@@ -1,0 +1,52 @@
+"""The lattice kernel and a captured training step on a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.gpu
+
+SHAPES = [(1, 1, 1), (30, 7, 17), (401, 62, 41), (128, 892, 33), (60, 12, 300)]
+
+
+@pytest.mark.parametrize(("frames", "rows", "width"), SHAPES)
+def test_scan_kernel(frames: int, rows: int, width: int) -> None:
+    from training.loss.scan import scan_frames as reference
+    from training.loss.scan_kernel import scan_frames
+
+    torch.manual_seed(frames)
+    first = 3 * torch.randn(rows, width, device="cuda")
+    into = 3 * torch.randn(frames, rows, width, device="cuda")
+    torch.testing.assert_close(scan_frames(first, into), reference(first, into), atol=1e-3, rtol=1e-4)
+
+
+def test_a_captured_step_equals_the_plain_one() -> None:
+    """Without dropout, the graph's outputs and gradients are those of the modules, in bfloat16's accuracy."""
+    from tests.oracle.models import tiny
+    from training.data.batches import Buckets
+    from training.model.transducer import TrainingModel
+    from training.optimiser.flat import FlatParameters
+    from training.session.graphs import captured_encoders
+
+    loaded, device = tiny(), torch.device("cuda")
+    filters, window = (loaded.weights[f"preprocessor.featurizer.{name}"] for name in ("fb", "window"))
+    model = TrainingModel(loaded.config, filters, window, num_phonemes=1, drop=0.0)
+    model.load_weights(loaded.weights)
+    model.to(device).train()
+    flat = FlatParameters(model)
+    buckets = Buckets((224,), batch_s=20.0)
+    captured = captured_encoders(model.encoder, buckets, loaded.config.mel.n_mels, device)[224]
+    torch.manual_seed(0)
+    size = buckets.size(224)
+    mel = 3 * torch.randn(size, 224, 128, device=device) - 8
+    lengths, right = torch.full((size,), 224, device=device), torch.tensor(1, device=device)
+    results = []
+    for call in (model.encoder, captured):
+        flat.gradients_N.zero_()
+        with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
+            encoded = call(mel, lengths, right)[0]
+        encoded.float().square().mean().backward()
+        results.append((encoded.detach().float().clone(), flat.gradients_N.clone()))
+    for plain, graph in zip(*results, strict=True):
+        assert float((plain - graph).norm() / plain.norm()) < 0.05

@@ -1,0 +1,110 @@
+"""All augmentation of a batch in its order: from utterances in the corpus to log-mel frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.augment.assembly import assemble, change_speed
+from training.augment.channel import Spectrum, active_level, add_babble, add_noise, add_room, pass_channel
+from training.augment.draw import Draw
+from training.data.batches import HOP, Batch
+from training.model.centred import sequence_mask
+from training.model.features import LogMel
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """SpecAugment (Park et al. 2019): bands of mel bins and stretches of time set to the mean."""
+
+    num_bands: int = 2
+    max_bins: int = 22
+    num_gaps: int = 6
+    max_gap_share: float = 0.045
+    max_gap_frames: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Warping:
+    """A stretched frequency axis stands for another vocal tract: the share of rows, and the range."""
+
+    share: float = 0.5
+    lowest: float = 0.84
+    highest: float = 1.19
+
+
+def augment(audio_BN: Tensor, num_samples_B: Tensor, draw: Draw, strength: float) -> Tensor:
+    """Room, noise, other voices, channel; zeros past each row's end.
+
+    Args:
+        audio_BN: clean speech, float32 at 16 kHz.
+        num_samples_B: length of each row.
+        draw: of these rows.
+        strength: 0 to 1, a factor of how many rows are changed. At 0 faint noise, band and level still are.
+    """
+    spectrum = Spectrum(audio_BN.shape[1], audio_BN.device)
+    audio = add_room(audio_BN, spectrum, draw, strength)
+    level = active_level(audio)
+    audio = add_noise(audio, level, spectrum, draw, strength)
+    audio = add_babble(audio, audio_BN, level, draw, strength)
+    audio = pass_channel(audio, spectrum, draw, strength)
+    return audio * sequence_mask(num_samples_B, audio.shape[1])
+
+
+def mask_features(mel_BMF: Tensor, num_mels_B: Tensor, draw: Draw, masking: Masking) -> Tensor:
+    """Bands and gaps of each row set to the row's mean; frames past its end stay zero."""
+    num_rows, num_frames, num_bins = mel_BMF.shape
+    frames = num_mels_B[:, None].float()
+    time = torch.arange(num_frames, device=mel_BMF.device)[None]
+    bins = torch.arange(num_bins, device=mel_BMF.device)[None]
+    hidden_bins = torch.zeros(num_rows, num_bins, dtype=torch.bool, device=mel_BMF.device)
+    hidden_time = torch.zeros(num_rows, num_frames, dtype=torch.bool, device=mel_BMF.device)
+    for _ in range(masking.num_bands):
+        width = (draw.uniform(0, 1) * masking.max_bins).long()
+        first = (draw.uniform(0, 1) * (num_bins - width)).long()
+        hidden_bins |= (bins >= first) & (bins < first + width)
+    for _ in range(masking.num_gaps):
+        longest = (frames * masking.max_gap_share).clamp(max=masking.max_gap_frames)
+        width = (draw.uniform(0, 1) * longest).long()
+        first = (draw.uniform(0, 1) * (frames - width).clamp(min=1)).long()
+        hidden_time |= (time >= first) & (time < first + width)
+    mean = mel_BMF.sum((1, 2)) / (num_mels_B * num_bins).clamp(min=1)
+    hidden = hidden_time[:, :, None] | hidden_bins[:, None]
+    masked = torch.where(hidden, mean[:, None, None], mel_BMF)
+    return masked * sequence_mask(num_mels_B, num_frames)[..., None]
+
+
+@torch.no_grad()
+def features(
+    corpus: Tensor,
+    batch: Batch,
+    log_mel: LogMel,
+    generator: torch.Generator,
+    strength: float,
+    warping: Warping,
+    masking: Masking,
+) -> tuple[Tensor, Tensor]:
+    """Log-mel [B, M, F] of a batch in its bucket's length, and the frames of each row.
+
+    Args:
+        corpus: int16 samples of all utterances, on the device.
+        batch: on the device.
+        log_mel: the front end.
+        generator: on the device; what is drawn from it decides everything here.
+        strength: of the augmentation, 0 to 1; masks of features come above one half.
+        warping, masking: what is done to the features.
+    """
+    draw = Draw(generator, batch.num_samples_B.shape[0])
+    num_samples = batch.num_mels * HOP
+    audio = change_speed(assemble(corpus, batch, draw), batch.speed_B, num_samples)
+    audio = augment(audio, batch.num_samples_B, draw, strength)
+    factor = torch.where(
+        draw.chance(warping.share * strength), draw.uniform(warping.lowest, warping.highest), 1.0
+    )
+    mel, num_mels = log_mel(audio, batch.num_samples_B, factor[:, 0])
+    mel = mel[:, : batch.num_mels]
+    if strength > 0.5:
+        mel = mask_features(mel, num_mels, draw, masking)
+    return mel, num_mels

@@ -1,0 +1,44 @@
+"""Random numbers of an augmentation, one for each row of a batch, from one generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Draw:
+    """Draws for the rows of a batch; two of the same seed, device and batch draw the same."""
+
+    def __init__(self, generator: torch.Generator, num_rows: int) -> None:
+        self._generator = generator
+        self.num_rows = num_rows
+        self.device = generator.device
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """[B, 1] between two numbers."""
+        return low + (high - low) * self.shares(self.num_rows, 1)
+
+    def chance(self, share: float) -> Tensor:
+        """Bool [B, 1], true for about a share of the rows."""
+        return self.shares(self.num_rows, 1) < share
+
+    def normal(self, *shape: int) -> Tensor:
+        """Normal numbers of any shape."""
+        return torch.randn(shape, generator=self._generator, device=self.device)
+
+    def shares(self, *shape: int) -> Tensor:
+        """Uniform numbers from 0 to 1 of any shape."""
+        return torch.rand(shape, generator=self._generator, device=self.device)
+
+    def integer(self, low: int, high: int) -> int:
+        """One number for the whole batch, from low to high - 1."""
+        return int(torch.randint(low, high, (1,), generator=self._generator, device=self.device))
+
+    def curve(self, num_bins: int, spread_db: Tensor | float, knots: int = 10) -> Tensor:
+        """A smooth gain in dB over frequency, [B, bins]: knots stand denser where the ear hears finer."""
+        gain = self.normal(self.num_rows, knots) * spread_db
+        axis = torch.linspace(0, 1, num_bins, device=self.device)
+        place = torch.log1p(axis * 30) / torch.log1p(torch.tensor(30.0, device=self.device)) * (knots - 1)
+        below = place.floor().clamp(max=knots - 2).long()
+        share = place - below
+        return gain[:, below] * (1 - share) + gain[:, below + 1] * share

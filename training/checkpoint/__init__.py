@@ -1,0 +1,1 @@
+"""What one session of training leaves for the next, in at most 20 MB."""

@@ -1,0 +1,202 @@
+"""A checkpoint of training on disk: a manifest and parts of at most 15 MiB, together at most 20 MB.
+
+It holds the averaged weights, both optimisers, and the place in the text. The weights alone would be 24 MB
+in half precision, so they are stored as 8-bit differences from weights that the next session has anyway:
+those of the release that training went on from. Muon's momentum takes 4 bits, since only its direction
+counts; AdamW's second moment is stored as a logarithm, since a rounding to zero would be a division by
+zero.
+
+Training goes on from the average, not from the last step: it is the better point of the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from training.checkpoint.quantised import Quantised, quantise, restore
+from training.optimiser.flat import FlatParameters
+from training.optimiser.optimiser import Optimiser, by_muon
+
+MANIFEST_NAME: Final = "checkpoint.json"
+MAX_PART_BYTES: Final = 15 << 20
+MAX_BYTES: Final = 20_000_000
+_VARIANCE_FLOOR: Final = 1e-24
+# Bits and block of each tensor; a checkpoint says which it was written with.
+_FORMATS: Final = {"weights": (8, 256), "muon": (4, 256), "momentum": (8, 256), "log_variance": (8, 256)}
+
+
+class TrainingCheckpointError(Exception):
+    """A checkpoint is damaged, or belongs to another model or another base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands.
+
+    Args:
+        num_steps: steps done, of all sessions.
+        next_row: first line of the text that has not been spoken yet.
+        num_sessions: sessions so far; seeds of the next follow from it.
+    """
+
+    num_steps: int = 0
+    next_row: int = 0
+    num_sessions: int = 0
+
+
+def flat_weights(parameters: FlatParameters, weights: Mapping[str, Tensor]) -> Tensor:
+    """Named weights as one flat float32 tensor on the CPU; zeros where a name is not among them."""
+    out_N = torch.zeros(parameters.values_N.numel())
+    for name, part in parameters.slices.items():
+        if name in weights:
+            out_N[part] = weights[name].detach().float().cpu().view(-1)
+    return out_N
+
+
+def save_checkpoint(folder: Path, optimiser: Optimiser, progress: Progress, base_N: Tensor) -> int:
+    """Write a checkpoint; the one that is there stays whole until the new one is. Returns its bytes.
+
+    Args:
+        folder: made when it is not there.
+        optimiser: with the averaged weights.
+        progress: what the next session goes on from.
+        base_N: the weights that stored ones are differences from, as `flat_weights` makes them.
+    """
+    tensors: dict[str, Tensor] = {}
+    sizes: dict[str, int] = {}
+    for name, values in _values(optimiser, base_N).items():
+        bits, block = _FORMATS[name]
+        stored = quantise(values, bits, block, centred=name != "log_variance")
+        tensors |= {f"{name}.codes": stored.codes, f"{name}.step": stored.step}
+        if stored.begin is not None:
+            tensors[f"{name}.begin"] = stored.begin
+        sizes[name] = stored.size
+    packed = _compressed(save(tensors))
+    if len(packed) > MAX_BYTES:
+        raise TrainingCheckpointError(f"The checkpoint takes {len(packed)} bytes; {MAX_BYTES} are allowed.")
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for number, start in enumerate(range(0, len(packed), MAX_PART_BYTES)):
+        data = packed[start : start + MAX_PART_BYTES]
+        name = f"state-{progress.num_steps:07d}.{number}"
+        (folder / name).write_bytes(data)
+        parts.append({"name": name, "sha256": hashlib.sha256(data).hexdigest()})
+    manifest = {
+        "progress": asdict(progress),
+        "layout": _layout(optimiser.parameters),
+        "base": digest(base_N),
+        "formats": _FORMATS,
+        "sizes": sizes,
+        "parts": parts,
+    }
+    partial = folder / f"{MANIFEST_NAME}.partial"
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / MANIFEST_NAME)
+    kept = {part["name"] for part in parts}
+    for old in folder.glob("state-*"):
+        if old.name not in kept:
+            old.unlink()
+    return len(packed)
+
+
+def load_checkpoint(folder: Path, optimiser: Optimiser, base_N: Tensor) -> Progress:
+    """Put a checkpoint's weights and moments into an optimiser and its parameters.
+
+    Raises TrainingCheckpointError when a part is missing or damaged, or when model or base are others.
+    """
+    manifest = _manifest(folder)
+    if manifest["layout"] != _layout(optimiser.parameters):
+        raise TrainingCheckpointError(f"{folder} belongs to a model of another shape.")
+    if manifest["base"] != digest(base_N):
+        raise TrainingCheckpointError(
+            f"{folder} holds differences from other weights than those given: pass the ones that its "
+            "training went on from."
+        )
+    tensors = load(zlib.decompress(b"".join(_part(folder, part) for part in manifest["parts"])))
+    values = {
+        name: restore(
+            Quantised(
+                tensors[f"{name}.codes"],
+                tensors[f"{name}.step"],
+                tensors.get(f"{name}.begin"),
+                manifest["sizes"][name],
+                *manifest["formats"][name],
+            )
+        )
+        for name in _FORMATS
+    }
+    device = optimiser.average_N.device
+    muon_N = _muon_mask(optimiser.parameters)
+    optimiser.average_N.copy_(base_N + values["weights"])
+    optimiser.parameters.values_N.copy_(optimiser.average_N)
+    optimiser.momentum_N[muon_N] = values["muon"].to(device)
+    optimiser.momentum_N[~muon_N] = values["momentum"].to(device)
+    variance = torch.exp2(values["log_variance"])
+    optimiser.variance_N[~muon_N] = torch.where(variance > 2 * _VARIANCE_FLOOR, variance, 0.0).to(device)
+    progress = Progress(**manifest["progress"])
+    optimiser.num_steps = progress.num_steps
+    return progress
+
+
+def read_progress(folder: Path) -> Progress:
+    """Where the checkpoint in a folder stands."""
+    return Progress(**_manifest(folder)["progress"])
+
+
+def digest(base_N: Tensor) -> str:
+    """Names a base by its numbers."""
+    return hashlib.sha256(base_N.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _values(optimiser: Optimiser, base_N: Tensor) -> dict[str, Tensor]:
+    muon_N = _muon_mask(optimiser.parameters)
+    return {
+        "weights": optimiser.average_N.cpu() - base_N,
+        "muon": optimiser.momentum_N[muon_N],
+        "momentum": optimiser.momentum_N[~muon_N],
+        "log_variance": optimiser.variance_N[~muon_N].clamp(min=_VARIANCE_FLOOR).log2(),
+    }
+
+
+def _muon_mask(parameters: FlatParameters) -> Tensor:
+    return parameters.filled(lambda name, shape: float(by_muon(name, shape))).bool()
+
+
+def _compressed(data: bytes) -> bytes:
+    """Codes are noise with a distribution: a Huffman code gets all that there is, in a second."""
+    packer = zlib.compressobj(level=6, strategy=zlib.Z_HUFFMAN_ONLY)
+    return packer.compress(data) + packer.flush()
+
+
+def _layout(parameters: FlatParameters) -> str:
+    described = json.dumps([[name, list(shape)] for name, shape in parameters.shapes.items()])
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_NAME
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingCheckpointError(f"{path} cannot be read: {error}") from error
+    return manifest
+
+
+def _part(folder: Path, part: Mapping[str, str]) -> bytes:
+    try:
+        data = (folder / part["name"]).read_bytes()
+    except OSError as error:
+        raise TrainingCheckpointError(f"A part of {folder} cannot be read: {error}") from error
+    if hashlib.sha256(data).hexdigest() != part["sha256"]:
+        raise TrainingCheckpointError(f"{folder / part['name']} is damaged.")
+    return data

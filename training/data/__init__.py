@@ -1,0 +1,1 @@
+"""From utterances to batches: shards of speech, samples made of several utterances, fixed shapes."""

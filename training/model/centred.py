@@ -1,0 +1,84 @@
+"""Linear maps whose weight gradient sees inputs minus their mean over the batch.
+
+The inputs of a layer have a mean that is the same for every recording. Adam turns the smallest coherent
+gradient along it into a full step, each layer then adds a constant vector, and the norm after each layer
+shrinks what depends on the audio by the same factor again and again: the encoder collapses to a constant and
+the transducer to a language model. Where the mean's product has no gradient, no step can follow it. The
+forward pass is unchanged.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def batch_mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The mean over `dims`, kept as axes of length 1, without gradient and worked out in float32."""
+    return x.detach().float().mean(dims, keepdim=True).to(x.dtype)
+
+
+def centred_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` over the last axis; the gradient of `weight` comes from centred inputs alone."""
+    mean = batch_mean(x, tuple(range(x.dim() - 1)))
+    return F.linear(x - mean, weight, bias) + F.linear(mean, weight).detach()
+
+
+class CentredLinear(nn.Linear):
+    """A linear layer; in training its weight gradient sees centred inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return centred_linear(x, self.weight, self.bias)
+
+
+class CentredPointwise1d(nn.Conv1d):
+    """A convolution of one tap over [B, T, D], kept as NeMo stores it, with a weight of [D', D, 1]."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__(width_in, width_out, 1, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        weight = self.weight[..., 0]
+        return centred_linear(x_BTD, weight, None) if self.training else F.linear(x_BTD, weight)
+
+
+class CentredPointwise2d(nn.Conv2d):
+    """A 1 x 1 convolution of [B, C, T, F]; the mean is each channel's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        mean = batch_mean(x, (0, 2, 3))
+        return super().forward(x - mean) + F.conv2d(mean, self.weight).detach()
+
+
+class CausalConv2d(nn.Conv2d):
+    """3 x 3, stride 2, depthwise, with two zeros in front and one behind on both axes.
+
+    From one channel it is the first layer of all, over log-mel whose mean is about -9: its gradient is
+    centred too. The mean's own image is not constant, because of the zeros around it.
+    """
+
+    _PADDING = (2, 1, 2, 1)
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, stride=2, groups=channels_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.in_channels == 1):
+            return super().forward(F.pad(x, self._PADDING))
+        mean = batch_mean(x, (0, 1, 2, 3))
+        level = F.pad(mean.expand(1, 1, *x.shape[2:]), self._PADDING)
+        constant = F.conv2d(level, self.weight, None, 2).detach()
+        return super().forward(F.pad(x - mean, self._PADDING)) + constant
+
+
+def sequence_mask(lengths_B: Tensor, size: int) -> Tensor:
+    """Bool [B, size]: which positions lie inside each row's length."""
+    return torch.arange(size, device=lengths_B.device)[None] < lengths_B[:, None]

@@ -1,0 +1,1 @@
+"""Muon for the encoder's matrices, AdamW for the rest, over flat buffers."""

@@ -1,0 +1,262 @@
+"""The training loop: batches in, steps, a checkpoint out."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from training.augment.chain import Masking, Warping, features
+from training.data.batches import Batch, BatchFeed, Buckets
+from training.data.composition import Composer, Composition
+from training.data.utterances import RATE, Utterances
+from training.loss.objective import Losses, losses
+from training.model.initial import (
+    content_share,
+    mean_subsampling_input,
+    normalise_subsampling,
+    set_output_biases,
+)
+from training.model.transducer import Encoded, TrainingModel
+from training.optimiser.optimiser import Optimiser, limit_gradients
+from training.optimiser.schedule import Schedule
+from training.session.graphs import EncoderCall, captured_encoders, plain_encoders
+from training.session.processes import Processes
+
+# Between looks at the clock and at what the device has worked out: each halts the device.
+SYNC_STEPS: Final = 8
+# The mean of the subsampling's inputs moves slowly.
+MEAN_INPUT_STEPS: Final = 250
+# Under this share after COLLAPSE_STEPS from nothing the encoder says nothing of the audio and never will.
+COLLAPSED: Final = 0.05
+COLLAPSE_STEPS: Final = 200
+_CONTENT_STEPS: Final = (0, 50, 100, 200, 400, 800)
+
+
+class CollapsedError(Exception):
+    """The encoder's output has stopped depending on the audio."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that a session does but its data; defaults are those of the next version, on from the last.
+
+    Args:
+        schedule: rates and weights over all sessions.
+        composition, warping, masking: what samples are made of.
+        buckets: fixed shapes.
+        eou_window_frames: frames of 80 ms after the end of speech in which an `<EOU>` may come.
+        contexts: right contexts in encoder frames, each with its share of steps.
+        seed: of everything random; a session adds its own number.
+        graphs: whether to capture graphs on CUDA.
+        augmented: whether speech is augmented at all.
+    """
+
+    schedule: Schedule
+    composition: Composition = field(default_factory=Composition)
+    warping: Warping = field(default_factory=Warping)
+    masking: Masking = field(default_factory=Masking)
+    buckets: Buckets = field(default_factory=Buckets)
+    eou_window_frames: int = 3
+    contexts: tuple[tuple[int, float], ...] = ((13, 0.3), (6, 0.25), (1, 0.25), (0, 0.2))
+    seed: int = 1
+    graphs: bool = True
+    augmented: bool = True
+
+
+class Trainer:
+    """Trains one model on one corpus in one process of a session.
+
+    Args:
+        model: on the process's device; its parameters must already be flat.
+        optimiser: of those parameters.
+        utterances: what is spoken, on the host.
+        eou: token of an end of utterance.
+        settings: see there.
+        processes: of the session.
+        report: takes one line for the log; called by the leader alone.
+    """
+
+    def __init__(
+        self,
+        model: TrainingModel,
+        optimiser: Optimiser,
+        utterances: Utterances,
+        eou: int,
+        settings: Settings,
+        processes: Processes,
+        report: Callable[[str], None],
+        session: int = 0,
+    ) -> None:
+        self.model, self.optimiser, self.settings = model, optimiser, settings
+        self._utterances, self._processes = utterances, processes
+        self._report = report if processes.leads else _silent
+        self._corpus = torch.from_numpy(utterances.samples).to(processes.device)
+        seed = settings.seed * 1_000_003 + session * 1_009 + processes.rank
+        longest = max(settings.buckets.num_mels) * RATE // 100
+        self._composer = Composer(utterances, settings.composition, eou, longest, seed)
+        self._generator = torch.Generator(processes.device).manual_seed(seed)
+        # The context is the same for all processes, or the slowest would set the pace of each step.
+        self._random = random.Random(settings.seed * 1_000_003 + session)
+        torch.manual_seed(seed)
+        self._encoders: dict[int, EncoderCall] = plain_encoders(model.encoder, settings.buckets)
+        model.train()
+
+    def capture(self) -> None:
+        """Compile the encoder and capture its graphs; nothing without CUDA."""
+        device = self._processes.device
+        if device.type == "cuda" and self.settings.graphs:
+            started = time.monotonic()
+            bins = self.model.config.mel.n_mels
+            self._encoders = captured_encoders(self.model.encoder, self.settings.buckets, bins, device)
+            self._report(f"graphs captured in {time.monotonic() - started:.0f} s")
+
+    def run(self, deadline: float, max_steps: int | None = None) -> None:
+        """Train until a time of `time.monotonic`, the end of the schedule, or so many steps more.
+
+        Raises CollapsedError when training from nothing has lost the audio.
+        """
+        settings, optimiser = self.settings, self.optimiser
+        last_step = settings.schedule.num_steps
+        if max_steps is not None:
+            last_step = min(last_step, optimiser.num_steps + max_steps)
+        from_nothing = optimiser.num_steps == 0 and settings.schedule.short > 0
+        pin = self._processes.device.type == "cuda"
+        window = settings.eou_window_frames
+        with BatchFeed(
+            self._composer, self._utterances, settings.buckets, eou_window_frames=window, pin=pin
+        ) as feed:
+            if from_nothing:
+                self._initialise(feed)
+            log = _Log(self._report)
+            first_step = optimiser.num_steps
+            while optimiser.num_steps < last_step:
+                step = optimiser.num_steps
+                feed.only_short = settings.schedule.only_short(step)
+                batch = feed.next().to(self._processes.device)
+                if step == first_step or step % MEAN_INPUT_STEPS == 0:
+                    self._refresh_mean_input(batch)
+                stop = time.monotonic() > deadline
+                log.add(self._step(batch, step, stop), batch.seconds * self._processes.world)
+                if from_nothing and step in _CONTENT_STEPS:
+                    self._check_content(batch, step)
+                if step % SYNC_STEPS == 0 and log.wants_to_stop(step, settings.schedule.rate_share(step)):
+                    break
+        self._report(f"step {optimiser.num_steps} of {settings.schedule.num_steps}")
+
+    def _step(self, batch: Batch, step: int, stop: bool) -> Tensor:
+        """One step; returns losses, gradient norm and the leader's wish to stop, on the device."""
+        parts = self._losses(batch, step)
+        parts.total.backward()  # type: ignore[no-untyped-call]
+        gradients = self.optimiser.parameters.gradients_N
+        wish = torch.tensor(float(stop and self._processes.leads), device=gradients.device)
+        tail = torch.stack([parts.transducer, parts.tokens, parts.phonemes, wish])
+        self._processes.sum(gradients)
+        self._processes.sum(tail)
+        gradients /= self._processes.world
+        norm = limit_gradients(gradients, torch.isfinite(tail).all())
+        self.optimiser.step(self.settings.schedule.rate_share(step))
+        return torch.cat([tail[:3] / self._processes.world, norm[None], tail[3:]])
+
+    def _losses(self, batch: Batch, step: int) -> Losses:
+        settings = self.settings
+        mel, num_mels = self._features(batch, settings.schedule.augmentation(step))
+        rights, shares = zip(*settings.contexts, strict=True)
+        right = 13 if settings.schedule.only_short(step) else self._random.choices(rights, shares)[0]
+        device = mel.device
+        with torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False
+        ):
+            call = self._encoders[batch.num_mels]
+            encoded = Encoded(*call(mel, num_mels, torch.tensor(right, device=device)))
+            weights = settings.schedule.loss_weights(step)
+            return losses(
+                self.model, encoded, batch.targets(windowed=settings.eou_window_frames > 0), weights
+            )
+
+    def _features(self, batch: Batch, strength: float) -> tuple[Tensor, Tensor]:
+        settings = self.settings
+        return features(
+            self._corpus,
+            batch,
+            self.model.preprocessor,
+            self._generator,
+            strength if settings.augmented else 0.0,
+            settings.warping,
+            settings.masking,
+        )
+
+    def _initialise(self, feed: BatchFeed) -> None:
+        """Begin from data: unigram biases, and a subsampling that passes the audio on."""
+        count = 20_000
+        set_output_biases(self.model, self._utterances.tokens[:count], self._utterances.phonemes[:count])
+        mel, num_mels = self._features(feed.next().to(self._processes.device), 0.3)
+        normalise_subsampling(self.model.encoder, mel, num_mels)
+        self._processes.share(self.optimiser.parameters.values_N)
+        self.optimiser.average_N.copy_(self.optimiser.parameters.values_N)
+
+    def _refresh_mean_input(self, batch: Batch) -> None:
+        mel, num_mels = self._features(batch, 0.3)
+        mean = mean_subsampling_input(self.model.encoder, mel, num_mels)
+        self._processes.sum(mean)
+        self.optimiser.keep_orthogonal_to(mean)
+
+    @torch.no_grad()
+    def _check_content(self, batch: Batch, step: int) -> None:
+        """Report how much of the encoder's output depends on the audio; every process sees its own."""
+        mel, num_mels = self._features(batch, 0.0)
+        shortest = int(num_mels.min())
+        self.model.eval()
+        right = torch.tensor(13, device=mel.device)
+        encoded, _, _ = self.model.encoder(mel[:, :shortest], torch.full_like(num_mels, shortest), right)
+        self.model.train()
+        share = content_share(encoded)
+        self._report(f"step {step}: content share {share:.3f}")
+        if share < COLLAPSED and step >= COLLAPSE_STEPS:
+            raise CollapsedError(
+                f"After {step} steps {share:.1%} of the encoder's output depends on the audio: it has "
+                "collapsed to a language model."
+            )
+
+
+def _silent(_line: str) -> None:
+    """The log of all processes but the leader."""
+
+
+class _Log:
+    """Means of losses between two lines of the log; everything stays on the device until then."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._sum = torch.zeros(())
+        self._count = 0
+        self._seconds = 0.0
+        self._since = time.monotonic()
+        self._tail = torch.zeros(5)
+
+    def add(self, tail: Tensor, seconds: float) -> None:
+        """Losses, gradient norm and wish to stop of one step, and its seconds of audio."""
+        self._sum = self._sum.to(tail.device) + tail
+        self._count += 1
+        self._seconds += seconds
+        self._tail = tail
+
+    def wants_to_stop(self, step: int, rate_share: float) -> bool:
+        """Whether the leader wants to stop; a line for the log when the last is old."""
+        stop = bool(self._tail[4] > 0)
+        taken = time.monotonic() - self._since
+        if stop or taken > (6 if step < 600 else 30):
+            transducer, tokens, phonemes, norm, _ = (self._sum / self._count).tolist()
+            self._report(
+                f"step {step} rate {rate_share:.3f} transducer {transducer:.3f} ctc {tokens:.3f} "
+                f"phonemes {phonemes:.3f} norm {norm:.2f} | {self._count / taken:.2f} steps/s "
+                f"{self._seconds / taken:.0f} x real time"
+            )
+            self._sum, self._count, self._seconds = torch.zeros(()), 0, 0.0
+            self._since = time.monotonic()
+        return stop
