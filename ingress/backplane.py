@@ -50,7 +50,10 @@ ADMISSION_MARGIN_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class BackplaneSettings:
-    """What the backplane is told; times in seconds, `claim_timeout_s` until a worker has a stream."""
+    """What the backplane is told; times in seconds, `claim_timeout_s` until a worker has a stream.
+
+    adopts: whether a process before may have had this ingress's name, and left streams.
+    """
 
     ingress: IngressId
     max_num_streams: int
@@ -61,6 +64,7 @@ class BackplaneSettings:
     resume_grace_s: float
     coalesce_ms: int = 0
     redis_loss_ms: int = 0
+    adopts: bool = True
 
 
 class RedisBackplane:
@@ -161,7 +165,8 @@ class RedisBackplane:
             tasks.create_task(self._feed.run(), name="results")
             tasks.create_task(self._keeper.run(), name="keeper")
             tasks.create_task(self._watch.run(), name="watch")
-            tasks.create_task(_guarded(self._takeover.adopt_orphans(), "adoption"), name="adoption")
+            if self._settings.adopts:
+                tasks.create_task(_guarded(self._takeover.adopt_orphans(), "adoption"), name="adoption")
             running.set()
 
     def announce(self) -> None:

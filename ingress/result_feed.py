@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from common.entries import IngressId, Line, StreamId
-from common.errors import EntryError, InternalFault, RedisUnavailable, StreamLost
+from common.errors import InternalFault, RedisUnavailable, StreamLost
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys
 from common.streams.result_reader import Published, ResultSubscription, catch_up
@@ -138,27 +138,22 @@ class ResultFeed:
 
     async def _read_up(self, links: list[RedisLink]) -> None:
         gone = self._gone.intersection(links)  # not those that are found to be gone while this reads
-        try:
-            found = await catch_up(self._redis, [link.position for link in links])
-        except EntryError as error:
-            if len(links) > 1:  # one unreadable stream must not hold the others up
-                for link in links:
-                    await self._read_up([link])
-                return
-            logger.error("%s", error, extra={"stream_id": links[0].stream})
-            self._repairing.pop(links[0], None)
-            links[0].fail(InternalFault())
-            return
-        for link, lines in zip(links, found, strict=True):
-            link.heard_at = self._loop.time()
+        found = await catch_up(self._redis, [link.position for link in links])
+        for link, read in zip(links, found, strict=True):
             missed = self._repairing.pop(link, False)
+            if read.error is not None:
+                logger.error("%s", read.error, extra={"stream_id": link.stream})
+                self._gone.discard(link)
+                link.fail(InternalFault())
+                continue
+            link.heard_at = self._loop.time()
             try:
-                for line in lines:
+                for line in read.lines:
                     if not self._is_open(link) or not link.take(line, repair=True):
                         break
             except Exception:
                 self._failed(link)
-            if missed and self._is_open(link):
+            if (missed or read.more) and self._is_open(link):
                 self.repair(link)
             elif link in gone:
                 self._gone.discard(link)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from common.entries import IngressId
 from common.errors import RedisUnavailable
 from common.redis.clients import RedisServers
-from common.settings import IngressSettings
+from common.settings import IngressSettings, is_made_up
 from common.streams.leases import IngressReport
 from common.streams.status import process_started_ms
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
@@ -54,6 +54,7 @@ class IngressServer:
                 resume_grace_s=settings.resume_grace_s,
                 coalesce_ms=settings.coalesce_ms,
                 redis_loss_ms=settings.redis_loss_ms,
+                adopts=not is_made_up(settings.ingress_id, "i"),
             ),
             RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms),
             self._report,

@@ -239,15 +239,19 @@ class RedisLink:
         return Position(self.keys, self.epoch, self.seq)
 
     def adopt(
-        self, appender: Appender | None, options: StreamOptions, last_seq: int, *, finished: bool
+        self, appender: Appender | None, options: StreamOptions, position: Position | None, *, finished: bool
     ) -> None:
-        """Become the link of a stream that another connection began."""
+        """Become the link of a stream that another connection began.
+
+        position: of the last line that its client has; None before the first.
+        """
         self._resumable = options.resume
         self.begun_at = self.created_at = self.heard_at = self.progress_at = self._loop.time()
         self._appender = appender
         self._settled.set()
         self._finished = finished
-        self.seq = last_seq
+        if position is not None:
+            self.epoch, self.seq = position.epoch, position.seq
 
     def waits_for_progress(self, least_samples: int, now: float) -> float:
         """Seconds without progress though there is something to do: `least_samples`, or the end."""

@@ -12,7 +12,7 @@ import hmac
 import logging
 from collections.abc import MutableMapping
 
-from common.entries import IngressId, LineKind, StreamId
+from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, Unavailable
 from common.messages import Resume
 from common.redis.clients import AsyncRedis
@@ -20,7 +20,7 @@ from common.redis.keys import Keys
 from common.streams.appender import Appender
 from common.streams.assignments import StreamDirectory, StreamRecord
 from common.streams.audio_log import AudioLog, last_audio
-from common.streams.result_reader import Position, catch_up
+from common.streams.result_reader import Position, kept_results
 from ingress.keeper import Keeper
 from ingress.links import Resumption, StreamListener
 from ingress.result_feed import RETRY_PAUSE_S, ResultFeed
@@ -82,17 +82,17 @@ class StreamTakeover:
             self._resuming.remove(stream)
 
     async def _resume(self, stream: StreamId, listener: StreamListener, request: Resume) -> Resumption:
-        record = await self._resumable(stream, request)
+        record, position = await self._resumable(stream, request)
         connection = 0 if record.finished else await self._directory.attach(stream, self._ingress)
         if connection == 0 and not record.finished:  # it ended just now
-            record = await self._resumable(stream, request)
+            record, position = await self._resumable(stream, request)
         before = self._links.get(stream)
         if before is not None:
             before.taken()
         link = RedisLink(self._owner, self._keys.stream(stream), listener, request.resume_token)
         try:
             next_sample, finished = await self._take_over(
-                link, record, connection, request.last_seq, request.audio_ack_samples
+                link, record, connection, position, request.audio_ack_samples
             )
         except RedisUnavailable:
             # The stream is this ingress's by now, and no connection has it.
@@ -104,7 +104,8 @@ class StreamTakeover:
         acked = min(request.audio_ack_samples, next_sample)
         return Resumption(link, next_sample, acked, finished, record.options)
 
-    async def _resumable(self, stream: StreamId, request: Resume) -> StreamRecord:
+    async def _resumable(self, stream: StreamId, request: Resume) -> tuple[StreamRecord, Position | None]:
+        """Look whether a stream may be resumed; its record, and the place behind the client's last result."""
         # One sentence for a stream that is gone and for a wrong secret: nobody learns which there are.
         refused = _refusal(stream, "it is gone, or its secret differs")
         try:
@@ -113,16 +114,19 @@ class StreamTakeover:
             raise refused from error
         if record is None or not hmac.compare_digest(record.token_hash, token_hash(request.resume_token)):
             raise refused
-        (lines,) = await catch_up(self._redis, (Position(self._keys.stream(stream), 0, 0),))
-        seqs = [line.seq for line in lines if line.kind is not LineKind.OWNER]
-        if record.finished and not seqs:
-            raise refused
+        try:
+            kept = await kept_results(self._redis, self._keys.stream(stream), request.last_seq)
+        except EntryError as error:
+            raise refused from error
         last_seq = request.last_seq
-        if seqs and seqs[0] > last_seq + 1:
+        first, last = (kept.first, kept.last) if kept is not None else (1, 0)
+        if record.finished and first > last:
+            raise refused
+        if first > last_seq + 1:
             raise _refusal(stream, f"the results after {last_seq} are no longer kept")
-        if last_seq > (seqs[-1] if seqs else 0):
+        if last_seq > last:
             raise _refusal(stream, f"it has had no result {last_seq} yet")
-        return record
+        return record, kept.position if kept is not None else None
 
     # For nobody yet
 
@@ -131,7 +135,7 @@ class StreamTakeover:
 
         Workers end the streams of an ingress that is gone, but this name is there again.
         """
-        for stream in await self._directory.live_streams():
+        for stream in await self._directory.streams_of(self._ingress):
             await self.adopt(stream)
 
     async def adopt(self, stream: StreamId) -> None:
@@ -153,12 +157,16 @@ class StreamTakeover:
         record = await self._directory.read(stream)
         if record is None or record.finished or record.ingress != self._ingress:
             return
-        connection = await self._directory.attach(stream, self._ingress)
+        # Its client may have resumed it meanwhile, elsewhere or here: then it is left alone.
+        connection = await self._directory.attach(
+            stream, self._ingress, expected=(record.ingress, record.connection)
+        )
         if connection == 0 or self._is_here(stream):
             return
+        kept = await kept_results(self._redis, self._keys.stream(stream), None)
         link = RedisLink(self._owner, self._keys.stream(stream), None, "")
         logger.info("adopting a stream without a connection", extra={"stream_id": stream})
-        await self._take_over(link, record, connection, 0, 0)
+        await self._take_over(link, record, connection, kept.position if kept is not None else None, 0)
         if self._links.get(stream) is link:
             link.abandon(keep=True)
 
@@ -169,7 +177,12 @@ class StreamTakeover:
     # For both
 
     async def _take_over(
-        self, link: RedisLink, record: StreamRecord, connection: int, last_seq: int, acked_samples: int
+        self,
+        link: RedisLink,
+        record: StreamRecord,
+        connection: int,
+        position: Position | None,
+        acked_samples: int,
     ) -> tuple[int, bool]:
         """Put a link in the place of the one that a stream had before.
 
@@ -178,12 +191,12 @@ class StreamTakeover:
         unreadable; the stream is then brought to its end.
         """
         if connection == 0:
-            self._put_in_place(link, record, None, last_seq, finished=True)
+            self._put_in_place(link, record, None, position, finished=True)
             return acked_samples, True
         try:
             last = await last_audio(self._redis, link.keys)
         except EntryError:
-            self._end(link, record, connection, last_seq)
+            self._end(link, record, connection, position)
             raise
         if link.abandoned and self._is_here(link.stream):
             return acked_samples, record.finished  # its client was faster than its adoption
@@ -203,17 +216,17 @@ class StreamTakeover:
             appender.attach(self._ingress)
         # No wait from here to the caller's return: a line that came in between would reach a listener that
         # is not ready for it yet.
-        self._put_in_place(link, record, appender, last_seq, finished=finished)
+        self._put_in_place(link, record, appender, position, finished=finished)
         self._owner.start_task(self._keeper.renew(link), f"renew-{link.stream}")
         if finished:
             self._owner.start_task(self._watch.follow(link), f"follow-{link.stream}")
         return next_sample, finished
 
-    def _end(self, link: RedisLink, record: StreamRecord, connection: int, last_seq: int) -> None:
+    def _end(self, link: RedisLink, record: StreamRecord, connection: int, position: Position | None) -> None:
         """Finalize for nobody a stream whose audio nobody can go on with, so that its slot is given back."""
         # The first entry of this connection is behind all that others have appended, readable or not.
         appender = self._audio.open(link.keys, link.on_append_failed, connection=connection)
-        self._put_in_place(link, record, appender, last_seq, finished=False)
+        self._put_in_place(link, record, appender, position, finished=False)
         link.abandon(keep=False)
 
     def _put_in_place(
@@ -221,11 +234,11 @@ class StreamTakeover:
         link: RedisLink,
         record: StreamRecord,
         appender: Appender | None,
-        last_seq: int,
+        position: Position | None,
         *,
         finished: bool,
     ) -> None:
-        link.adopt(appender, record.options, last_seq, finished=finished)
+        link.adopt(appender, record.options, position, finished=finished)
         if record.owner is not None:
             link.set_worker(record.owner)
         self._links[link.stream] = link

@@ -174,10 +174,13 @@ class IngressSide:
     async def catch_up(self) -> None:
         """Read what was missed of every stream."""
         streams = [stream for stream in self.streams.values() if not stream.ended]
-        found = await catch_up(self.redis, [stream.position for stream in streams])
-        for stream, lines in zip(streams, found, strict=True):
-            for line in lines:
-                assert stream.take(line), "results are missing in Redis"
+        while streams:
+            found = await catch_up(self.redis, [stream.position for stream in streams])
+            for stream, missed in zip(streams, found, strict=True):
+                assert missed.error is None
+                for line in missed.lines:
+                    assert stream.take(line), "results are missing in Redis"
+            streams = [stream for stream, missed in zip(streams, found, strict=True) if missed.more]
 
     async def status(self) -> dict[str, Any]:
         return await read_status(self.redis, self.keys)

@@ -68,6 +68,11 @@ def new_process_id(prefix: str) -> str:
     return host_stem(prefix) + secrets.token_hex(4)
 
 
+def is_made_up(process_id: str, prefix: str) -> bool:
+    """Return whether a name was made by `new_process_id` on this host: no process before had it."""
+    return re.fullmatch(re.escape(host_stem(prefix)) + "[0-9a-f]{8}", process_id) is not None
+
+
 def build_parser(
     command: str, flags: Iterable[Flag], *, description: str | None = None
 ) -> argparse.ArgumentParser:

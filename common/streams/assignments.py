@@ -70,6 +70,7 @@ class Checkpoint:
 class StreamRecord:
     """The record of a stream as Redis has it; `owner` is None and `epoch` 0 before the first claim.
 
+    connection: number of the connection that feeds the stream.
     died_to: last audio entry that an owner had read and not decoded when it died; deaths: owners that
     died before the stream was past that.
     """
@@ -88,6 +89,7 @@ class StreamRecord:
     finished: bool
     died_to: bytes | None = None
     deaths: int = 0
+    connection: int = 1
 
 
 def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
@@ -112,6 +114,7 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
             b"finished" in fields,
             fields.get(b"died_to"),
             int(fields.get(b"deaths", 0)),
+            int(fields.get(b"connection", 1)),
         )
     except (KeyError, ValueError) as error:
         raise EntryError(f"The record of stream {stream} cannot be read: {error!r}") from error
@@ -152,14 +155,25 @@ class StreamDirectory:
             *("ttl_ms", new.ttl_ms, "grace_ms", new.grace_ms),
         ]
 
-    async def live_streams(self) -> list[StreamId]:
-        """All streams of the cluster that have begun and not ended."""
+    async def streams_of(self, ingress: IngressId) -> list[StreamId]:
+        """The streams of an ingress that have begun and not ended."""
         streams: list[StreamId] = []
         for shard in range(self._keys.shards):
             entries = await self._execute(
                 StreamId(shard), "EVAL", _LIST_NEW, 1, self._keys.assignments(shard)
             )
-            streams += [decode_assignment(entry_id, flat).stream for entry_id, flat in entries]
+            live = [decode_assignment(entry_id, flat).stream for entry_id, flat in entries]
+            connection = self._redis.pipelined(self._redis.servers.server_of_shard(shard))
+            for at in range(0, len(live), _LIST_BATCH):
+                part = live[at : at + _LIST_BATCH]
+                try:
+                    owners = await connection.send(
+                        [pack(b"HGET", self._keys.stream(stream).meta, b"ingress") for stream in part]
+                    )
+                except (REDIS_ERROR, OSError) as error:
+                    raise RedisUnavailable from error
+                name = ingress.encode()
+                streams += [stream for stream, owner in zip(part, owners, strict=True) if owner == name]
         return streams
 
     async def read(self, stream: StreamId) -> StreamRecord | None:
@@ -167,13 +181,19 @@ class StreamDirectory:
         flat = await self._execute(stream, "EVAL", _READ, 1, self._keys.stream(stream).meta)
         return decode_record(stream, flat) if flat else None
 
-    async def attach(self, stream: StreamId, ingress: IngressId) -> int:
-        """Move a stream to another ingress; gives the number of the new connection.
+    async def attach(
+        self, stream: StreamId, ingress: IngressId, expected: tuple[IngressId, int] | None = None
+    ) -> int:
+        """Move a stream to another ingress; returns the number of the new connection.
 
         The ingress then appends an audio entry with that connection number and its own id, which
-        tells the worker, and closes the log to the connection before. Gives 0 for a stream that is gone.
+        tells the worker, and closes the log to the connection before. Returns 0 for a stream that is gone.
+
+        expected: the ingress, and the number of the connection, that the stream must still have; else it is
+            left as it is, and this returns 0. None where whoever asks has shown the stream's secret.
         """
-        return int(await self._execute(stream, "EVAL", _ATTACH, 1, self._keys.stream(stream).meta, ingress))
+        meta = self._keys.stream(stream).meta
+        return int(await self._execute(stream, "EVAL", _ATTACH, 1, meta, ingress, *(expected or ())))
 
     async def renew(self, streams: Iterable[StreamKeys], ttl_ms: int) -> list[StreamId]:
         """Put the expiry of all keys of these streams forward; gives those whose record is gone."""
@@ -221,6 +241,7 @@ class StreamDirectory:
 
 
 _RENEW_BATCH: Final = 500
+_LIST_BATCH: Final = 1000
 # As a script, so that a RESP2 reply comes flat.
 _LIST_NEW: Final = "return redis.call('XRANGE', KEYS[1], '-', '+')"
 _READ: Final = "return redis.call('HGETALL', KEYS[1])"
@@ -230,8 +251,13 @@ if redis.call('HGET', KEYS[1], 'owner') then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 return 1
 """
+# KEYS m; ARGV ingress, then the ingress and the connection that it must have, where these count.
 _ATTACH: Final = f"""
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HGET', KEYS[1], 'finished') then return 0 end
+if ARGV[2] then
+  local now = redis.call('HMGET', KEYS[1], 'ingress', 'connection')
+  if now[1] ~= ARGV[2] or (now[2] or '1') ~= ARGV[3] then return 0 end
+end
 redis.call('HSET', KEYS[1], 'ingress', ARGV[1])
 redis.call('HSETNX', KEYS[1], 'connection', 1)
 local step = redis.call('HGET', KEYS[1], 'run') == {SERVER_RUN} and 1 or {FORGOTTEN_NUMBERS}

@@ -11,15 +11,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from common.entries import IngressId, Line, decode_lines, decode_result_entry
+from common.entries import IngressId, Line, StreamId, decode_lines, decode_result_entry
 from common.errors import EntryError, RedisUnavailable
 from common.redis.clients import (
     CONNECTION_ERRORS,
     REDIS_ERROR,
+    RESPONSE_ERROR,
     AsyncRedis,
     RedisServers,
+    is_passing,
     subscriber_connection,
 )
 from common.redis.connect import pack
@@ -106,7 +108,82 @@ class Position:
     seq: int
 
 
-async def catch_up(redis: AsyncRedis, positions: Sequence[Position]) -> list[list[Line]]:
+@dataclass(frozen=True, slots=True)
+class KeptResults:
+    """Which results of a stream are kept, by their numbers, and where to go on reading.
+
+    first, last: the first one that is kept, and the last one there was; `first` is behind `last` where none
+        is kept.   position: where reading goes on.
+    """
+
+    first: int
+    last: int
+    position: Position
+
+
+async def kept_results(redis: AsyncRedis, keys: StreamKeys, last_seq: int | None) -> KeptResults | None:
+    """Find the place in a stream's results behind number `last_seq`, or before the last one for None.
+
+    Returns None where there has been no result, nor an owner. Reads no more than a few entries, and these in
+    Redis alone: a log can be megabytes. Raises RedisUnavailable, EntryError.
+    """
+    server = redis.servers.server_of_shard(keys.shard)
+    wanted = "" if last_seq is None else last_seq
+    try:
+        found = await redis.execute(server, "EVAL", _KEPT, 1, keys.results, wanted)
+    except (REDIS_ERROR, OSError) as error:
+        raise refused_read(error) from error
+    if not found:
+        return None
+    first, last, epoch = map(int, found)
+    return KeptResults(first, last, Position(keys, epoch, max(0, last - 1) if last_seq is None else last_seq))
+
+
+def refused_read(error: Exception) -> RedisUnavailable | EntryError:
+    """What to raise for a failed command about one stream: it is that stream's fault where no wait helps."""
+    if isinstance(error, RESPONSE_ERROR) and not is_passing(error):
+        return EntryError(f"Redis refuses a key of the stream: {error}")
+    return RedisUnavailable(str(error))
+
+
+# KEYS r; ARGV last number that is not wanted, or nothing for the one before the last. Gives the number of the
+# first result that is kept, that of the last there was, and the epoch in which the wanted ones begin.
+_KEPT: Final = """
+local function number(entry)  -- of the last result up to this entry; a notice of an owner says it
+  local seq = tonumber(string.match(entry[1], '-(%d+)$'))
+  if seq > 0 then return seq end
+  return tonumber(string.match(entry[2][4], '"seq":(%d+)'))
+end
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if not first then return {} end
+local at = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local last = number(at)
+local wanted = tonumber(ARGV[1]) or math.max(0, last - 1)
+local from = number(first) + (string.match(first[1], '-0$') and 1 or 0)
+while true do
+  local epoch = string.match(at[1], '^%d+')
+  local notice = redis.call('XRANGE', KEYS[1], epoch .. '-0', epoch .. '-0')[1]
+  local before = notice and number(notice) > wanted
+    and redis.call('XREVRANGE', KEYS[1], '(' .. notice[1], '-', 'COUNT', 1)[1]
+  if not before then return {from, last, tonumber(epoch)} end
+  at = before
+end
+"""
+
+# Results of one stream that are read in one go, of many streams at once: bounds the reply.
+_MOST_AT_ONCE: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """What was read of one stream: lines in order, whether there may be more, and why it cannot be read."""
+
+    lines: Sequence[Line] = ()
+    more: bool = False
+    error: EntryError | None = None
+
+
+async def catch_up(redis: AsyncRedis, positions: Sequence[Position]) -> list[Missed]:
     """Read the lines behind each position, in order, results and owner notices.
 
     One pipeline a server. Raises RedisUnavailable. A stream that is gone has no lines.
@@ -114,20 +191,28 @@ async def catch_up(redis: AsyncRedis, positions: Sequence[Position]) -> list[lis
     by_server: dict[int, list[int]] = {}
     for index, position in enumerate(positions):
         by_server.setdefault(redis.servers.server_of_shard(position.keys.shard), []).append(index)
-    found: list[list[Line]] = [[] for _ in positions]
+    found = [Missed()] * len(positions)
     for server, indices in by_server.items():
         commands = []
         for index in indices:
             position = positions[index]
             after = b"(" + result_entry_id(position.epoch, position.seq)
-            commands.append(pack(b"XRANGE", position.keys.results, after, b"+"))
+            commands.append(pack(b"XRANGE", position.keys.results, after, b"+", b"COUNT", _MOST_AT_ONCE))
         try:
             replies = await redis.pipelined(server).send(commands)
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
         for index, entries in zip(indices, replies, strict=True):
-            if isinstance(entries, Exception):
-                raise RedisUnavailable from entries
-            stream = positions[index].keys.stream
-            found[index] = [decode_result_entry(stream, entry_id, fields) for entry_id, fields in entries]
+            found[index] = _missed(positions[index].keys.stream, entries)
     return found
+
+
+def _missed(stream: StreamId, entries: Any) -> Missed:
+    """Read what Redis has answered about one stream. Raises RedisUnavailable."""
+    try:
+        if isinstance(entries, Exception):
+            raise refused_read(entries)
+        lines = [decode_result_entry(stream, entry_id, fields) for entry_id, fields in entries]
+    except EntryError as error:
+        return Missed(error=error)
+    return Missed(lines, len(lines) == _MOST_AT_ONCE)

@@ -12,6 +12,7 @@ and who may have died of the stream (`_Suspicion`). Each owner is compared with 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +55,7 @@ from common.streams.claims import (
     OwnedStream,
     Suspect,
 )
-from common.streams.result_reader import Position, catch_up
+from common.streams.result_reader import Position, catch_up, kept_results
 from common.streams.result_writer import ResultWriter
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.servers import keys_without_expiry, make_server, raw_client
@@ -86,6 +87,11 @@ _EVENTS: dict[str, tuple[int, bool, dict[str, st.SearchStrategy[Any]]]] = {
     "checkpoint": (2, False, {"current": _CURRENT}),
     "finish": (1, False, {"current": st.sampled_from((False,) * 11 + (True,))}),
 }
+
+
+def _results(lines: Sequence[Line]) -> list[Line]:
+    """The lines that are no notices of owners."""
+    return [line for line in lines if line.kind is not LineKind.OWNER]
 
 
 @dataclass
@@ -305,9 +311,15 @@ class OwnershipMachine(RuleBasedStateMachine):
 
         async def read() -> list[Line]:
             redis = AsyncRedis(RedisServers.parse((self.server.url,)))
-            (lines,) = await catch_up(redis, [Position(self.stream, *self.position)])
+            (missed,) = await catch_up(redis, [Position(self.stream, *self.position)])
+            # One who resumes knows the number of its last result alone, and must come to the same ones.
+            kept = await kept_results(redis, self.stream, len(self.client))
+            assert kept is not None or not missed.lines
+            if kept is not None:
+                (resumed,) = await catch_up(redis, [kept.position])
+                assert _results(resumed.lines) == _results(missed.lines)
             await redis.close()
-            return lines
+            return list(missed.lines)
 
         for line in self.loop.run_until_complete(read()):
             assert (line.epoch, line.seq) > self.position or line.kind is LineKind.OWNER

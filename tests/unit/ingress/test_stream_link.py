@@ -196,7 +196,7 @@ async def test_results_that_are_no_longer_kept_end_the_stream() -> None:
 async def test_a_stream_that_nobody_listens_to_misses_no_result() -> None:
     """It waits for its client, who says what it has; and its end must be seen."""
     link = RedisLink(owner := _Owner(), _KEYS, None, "")
-    link.adopt(None, StreamOptions(resume=True), 0, finished=False)
+    link.adopt(None, StreamOptions(resume=True), None, finished=False)
     link.abandon(keep=True)
     for line in (_line(_P, 1, 300), _line(_O, 2, 300), _line(_P, 2, 301)):
         assert link.take(line, repair=True)

@@ -18,6 +18,9 @@ from common.settings import (
     child_argv,
     child_environment,
     flags_of,
+    host_stem,
+    is_made_up,
+    new_process_id,
     parse,
 )
 
@@ -140,6 +143,13 @@ def test_a_wrong_address_is_shown_without_a_password_that_holds_an_at_sign() -> 
     with pytest.raises(SettingsError) as caught:
         parse("serve", ["--redis-url", "redis://:sec@ret/x@h,redis://:ret@g"], {})
     assert "ret" not in str(caught.value)
+
+
+def test_a_name_that_was_made_up_is_told_from_one_that_was_given() -> None:
+    assert is_made_up(parse("ingress", [], {}).ingress_id, "i")
+    assert is_made_up(new_process_id("w"), "w")
+    for given in ("i-1", "ingress-0", host_stem("i") + "1", new_process_id("w")):
+        assert not is_made_up(parse("ingress", ["--ingress-id", given], {}).ingress_id, "i")
 
 
 def test_a_switch_without_a_value_is_on_and_takes_all_spellings() -> None:

@@ -1,0 +1,148 @@
+"""What a resume and an adoption read and write in Redis, whatever else happens to the stream at that time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from common.entries import IngressId, LineKind, StreamId
+from common.errors import EntryError
+from common.options import StreamOptions
+from common.redis.clients import AsyncRedis, RedisServers
+from common.redis.keys import Keys, StreamKeys
+from common.streams.assignments import NewStream, StreamDirectory
+from common.streams.result_reader import KeptResults, Position, catch_up, kept_results
+from tests.servers import raw_client
+
+STREAM = StreamId(7)
+KEYS: StreamKeys = Keys().stream(STREAM)
+A, B = IngressId("i-a"), IngressId("i-b")
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[tuple[AsyncRedis, StreamDirectory, Any]]:
+    redis = AsyncRedis(RedisServers.parse((url,)))
+    client = raw_client(url)
+    try:
+        yield redis, StreamDirectory(redis, Keys()), client
+    finally:
+        client.close()
+        await redis.close()
+
+
+def new_stream(stream: StreamId, ingress: IngressId) -> NewStream:
+    return NewStream(stream, ingress, StreamOptions(resume=True), 16_000, "", 0, 60_000, 5_000)
+
+
+def write_results(client: Any, *ids: str, size: int = 10) -> None:
+    """Results with these ids; `epoch-0` is the notice of an owner, behind the results before it."""
+    seq = 0
+    for entry_id in ids:
+        number = int(entry_id.split("-")[1])
+        if number == 0:
+            client.xadd(KEYS.results, {"k": "o", "j": f'{{"worker":"w","seq":{seq}}}'}, id=entry_id)
+        else:
+            seq = number
+            client.xadd(KEYS.results, {"k": "p", "j": "x" * size}, id=entry_id)
+    client.pexpire(KEYS.results, 60_000)
+
+
+async def test_an_adoption_takes_nothing_from_one_that_has_resumed_meanwhile(redis_url: str) -> None:
+    async with connected(redis_url) as (_, directory, _client):
+        await directory.create(new_stream(STREAM, A))
+        record = await directory.read(STREAM)
+        assert record is not None
+        seen = (record.ingress, record.connection)
+        assert await directory.attach(STREAM, B) == 2
+        assert await directory.attach(STREAM, A, expected=seen) == 0
+        record = await directory.read(STREAM)
+        assert record is not None
+        assert (record.ingress, record.connection) == (B, 2)
+        # Nor where the client came back to the same name.
+        assert await directory.attach(STREAM, A) == 3
+        assert await directory.attach(STREAM, A, expected=seen) == 0
+        assert await directory.attach(STREAM, A, expected=(A, 3)) == 4
+
+
+async def test_the_streams_of_an_ingress_are_found_among_others(redis_url: str) -> None:
+    async with connected(redis_url) as (_, directory, _client):
+        for number in range(1, 8):
+            await directory.create(new_stream(StreamId(number), A if number % 3 else B))
+        assert sorted(await directory.streams_of(B)) == [3, 6]
+        assert await directory.streams_of(IngressId("i-c")) == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "last_seq", "found"),
+    [
+        ((), 0, None),
+        (("1-0",), 0, (1, 0, 1, 0)),
+        (("1-0", "1-1", "1-2", "1-3"), 0, (1, 3, 1, 0)),
+        (("1-0", "1-1", "1-2", "1-3"), 2, (1, 3, 1, 2)),
+        (("1-0", "1-1", "1-2", "1-3"), 3, (1, 3, 1, 3)),
+        (("1-0", "1-1", "1-2", "1-3"), None, (1, 3, 1, 2)),
+        (("1-4", "1-5"), 4, (4, 5, 1, 4)),  # what came before is no longer kept
+        (("1-0", "1-1", "2-0", "2-2", "5-0", "5-3", "5-4"), 3, (1, 4, 5, 3)),
+        (("1-0", "1-1", "2-0", "2-2", "5-0", "5-3", "5-4"), 2, (1, 4, 5, 2)),
+        (("1-0", "1-1", "2-0", "2-2", "5-0", "5-3", "5-4"), 1, (1, 4, 2, 1)),
+        (("1-0", "1-1", "2-0", "2-2", "5-0", "5-3", "5-4"), 0, (1, 4, 1, 0)),
+        (("1-0", "1-1", "2-0", "5-0"), 1, (1, 1, 5, 1)),
+        (("1-0", "1-1", "2-0", "5-0"), 0, (1, 1, 1, 0)),
+        (("1-0", "1-1", "2-0", "5-0"), None, (1, 1, 1, 0)),
+    ],
+)
+async def test_the_place_behind_a_result_is_found_over_all_owners(
+    redis_url: str, ids: tuple[str, ...], last_seq: int | None, found: tuple[int, int, int, int] | None
+) -> None:
+    async with connected(redis_url) as (redis, _, client):
+        write_results(client, *ids)
+        kept = await kept_results(redis, KEYS, last_seq)
+        if found is None:
+            assert kept is None
+            return
+        first, last, epoch, seq = found
+        assert kept == KeptResults(first, last, Position(KEYS, epoch, seq))
+        (missed,) = await catch_up(redis, [kept.position])
+        results = [line.seq for line in missed.lines if line.kind is not LineKind.OWNER]
+        assert results == list(range(seq + 1, last + 1))
+
+
+async def test_a_resume_reads_what_its_client_lacks_however_long_the_log_is(redis_url: str) -> None:
+    async with connected(redis_url) as (redis, _, client):
+        write_results(client, "1-0", *(f"1-{seq}" for seq in range(1, 257)), size=16_384)
+        before = client.info("stats")["total_net_output_bytes"]
+        kept = await kept_results(redis, KEYS, 254)
+        assert kept is not None
+        (missed,) = await catch_up(redis, [kept.position])
+        assert [line.seq for line in missed.lines] == [255, 256]
+        sent = client.info("stats")["total_net_output_bytes"] - before
+        assert sent < 3 * 16_384 + 16_384  # two results, and INFO itself
+
+
+async def test_what_was_missed_comes_in_bounded_parts(redis_url: str) -> None:
+    async with connected(redis_url) as (redis, _, client):
+        write_results(client, "1-0", *(f"1-{seq}" for seq in range(1, 151)))
+        position, numbers, more = Position(KEYS, 1, 0), [], True
+        while more:
+            (missed,) = await catch_up(redis, [position])
+            assert len(missed.lines) <= 64
+            numbers += [line.seq for line in missed.lines]
+            position, more = Position(KEYS, 1, numbers[-1]), missed.more
+        assert numbers == list(range(1, 151))
+
+
+async def test_results_that_cannot_be_read_are_told_of_their_stream_alone(redis_url: str) -> None:
+    async with connected(redis_url) as (redis, _, client):
+        write_results(client, "1-0", "1-1")
+        broken, odd = Keys().stream(StreamId(8)), Keys().stream(StreamId(9))
+        client.set(broken.results, "no stream", px=60_000)
+        client.xadd(odd.results, {"k": "?", "j": "{}"}, id="1-1")
+        client.pexpire(odd.results, 60_000)
+        found = await catch_up(redis, [Position(keys, 0, 0) for keys in (broken, KEYS, odd)])
+        assert [missed.error is None for missed in found] == [False, True, False]
+        assert [line.seq for line in found[1].lines if line.kind is not LineKind.OWNER] == [1]
+        with pytest.raises(EntryError):
+            await kept_results(redis, broken, 0)
