@@ -41,6 +41,9 @@ GIVE_UP_BACKLOG_S = 6.0
 class TrialResult:
     """What one trial gave; times in milliseconds.  `final_*_ms` are less a chunk's duration.
 
+    `host_us_a_chunk` is the processor time of the engine's thread over the chunks decoded; it includes their
+    feeding and the loop around it.
+
     `longest_turn_*` tell of the longest turn of the loop that feeds and steps: how long it took, when it
     began (seconds from the trial's start), how much of it was a wait for the device, and how much the thread
     really ran.  A long turn in which it hardly ran was the machine's doing.
@@ -62,6 +65,7 @@ class TrialResult:
     step_p99_ms: float
     device_busy: float
     host_busy: float
+    host_us_a_chunk: float
     tokens_per_second: float
     finals: int
     longest_turn_ms: float
@@ -97,7 +101,7 @@ class RecordingSteps:
     def __init__(self, steps: Steps, clock: ChunkClock, stream_of: NDArray[np.int64]) -> None:
         self.inner = steps
         self._stream_of = stream_of
-        self.shape, self.stats, self.ring_SC = steps.shape, steps.stats, steps.ring_SC
+        self.shape, self.stats, self.rings = steps.shape, steps.stats, steps.rings
         self._chunk_frames = clock.chunk_frames
         # Chunks that each stream's slot has had; a row does not say how old its stream is.
         self._chunks_S = np.zeros(steps.shape.num_slots, dtype=np.int64)
@@ -179,7 +183,7 @@ def run_trial(
     max_backlog, opened, gave_up = 0.0, 0, False
     tokens_before, idle_s = engine.stats.tokens, 0.0
     turn, longest = _Turn(), _Turn()
-    origin = time.perf_counter()
+    origin, thread_began_s = time.perf_counter(), time.thread_time()
     while not gave_up:
         now, cpu_s = time.perf_counter(), time.thread_time()
         turn.end(now, cpu_s, steps.waited_s)
@@ -219,7 +223,7 @@ def run_trial(
         else:
             idle_s += 0.0003
             time.sleep(0.0003)
-    wall = time.perf_counter() - origin
+    wall, thread_s = time.perf_counter() - origin, time.thread_time() - thread_began_s
     gc.unfreeze()
     stats = engine.stats
     busy = stats.pre_encode.busy_s + stats.encode.busy_s + stats.decode.busy_s
@@ -257,6 +261,7 @@ def run_trial(
         step_p99_ms=float(np.percentile(step_ms, 99)),
         device_busy=busy / wall,
         host_busy=1.0 - (idle_s + steps.waited_s) / wall,
+        host_us_a_chunk=1e6 * thread_s / max(1, len(wait_s)),
         tokens_per_second=(stats.tokens - tokens_before) / (num_streams * length / SAMPLE_RATE),
         finals=int((~np.isnan(final_at)).sum()),
         longest_turn_ms=1000 * longest.seconds,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.steps import Field, Flight, StepFindings, StepShape, max_windows
+from gpu_worker.engine.steps import Field, Flight, RingMemory, StepFindings, StepShape, max_windows
 
 TOKENS_PER_FRAME = 3.0 / 12.5
 # Seconds of speech and of the pause behind it: one that ends no utterance, and one that does.
@@ -47,7 +47,7 @@ class SimulatedSteps:
     ) -> None:
         self.shape = shape
         self.stats = EngineStats()
-        self.ring_SC: NDArray[np.float32] = np.zeros((shape.num_slots + 1, ring_samples), dtype=np.float32)
+        self.rings = RingMemory.allocate(shape.num_slots, ring_samples)
         self._vocab_size = vocab_size
         self._fixed_s, self._row_s = fixed_ms / 1e3, row_us / 1e6
         self._rng = np.random.default_rng(0)

@@ -107,9 +107,9 @@ class StepTimer:
         self.steps = GraphSteps(model_under_test, shape, sizes, None)
         self._stats = self.steps.stats
         rng = np.random.default_rng(0)
-        samples = self.steps.ring_SC.shape[1]
-        for row, offset in zip(self.steps.ring_SC, rng.integers(0, 1 << 20, largest + 1), strict=True):
-            row[:] = speech(int(offset), samples)
+        samples = self.steps.rings.num_samples
+        for row, offset in zip(self.steps.rings.pcm16, rng.integers(0, 1 << 20, largest + 1), strict=True):
+            row[:] = np.round(32_768 * speech(int(offset), samples))
         self._table = rng.permutation(largest * ring).astype(np.int32).reshape(largest, ring)
 
     def _launch(self, batch: int, number: int) -> StepFindings:

@@ -138,10 +138,14 @@ def check_begin_streams(starts: list[int], layers: int, width: int, joint: int, 
 
 def check_gather_samples(firsts: list[int], ends: list[int], columns: int, ring: int, device: str) -> None:
     rings = torch.randn(len(firsts) + 2, ring)
+    is_float = [number % 2 for number in range(len(firsts))]
     # The device reads host memory itself.
     rings = rings.pin_memory() if device != "cpu" else rings
     slots = _ints(torch.randperm(len(firsts) + 2)[: len(firsts)].tolist(), device)
-    given = (rings, slots, _ints(firsts, device), _ints(ends, device), columns)
+    for slot, floats in zip(slots.tolist(), is_float, strict=True):
+        if not floats:
+            rings[slot].view(torch.int16)[:] = torch.randint(-(1 << 15), 1 << 15, (2 * ring,))
+    given = (rings, slots, _ints(is_float, device), _ints(firsts, device), _ints(ends, device), columns)
     expected = gather_samples_reference.gather_samples(*given)
     torch.testing.assert_close(gather_samples.gather_samples(*given), expected, rtol=0, atol=0)
 

@@ -86,11 +86,11 @@ class SpeechEngine:
         self._frame_s = shape.clock.frame_samples / ENGINE_SAMPLE_RATE
         self._blocks = BlockManager(pages.num_pages, pages.page_frames, pages.ring_pages, num_slots)
         self._table = SlotTable(num_slots, shape.clock)
-        self._rings = SampleRings(steps.ring_SC, self._table)
+        self._rings = SampleRings(steps.rings, self._table)
         self._folded = FoldedFrames(
             shape.clock,
             ring_frames=pages.ring_frames,
-            ring_samples=steps.ring_SC.shape[1],
+            ring_samples=steps.rings.num_samples,
             window_samples=WINDOW_SAMPLES,
             limit_samples=UNKNOWN_END,
         )
@@ -148,11 +148,14 @@ class SpeechEngine:
         state = self._streams.get(stream)
         if state.finish_asked:
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
-        # pcm16 is finite and not too loud.  Else one pass tells of both; vdot does not warn, as dot does.
-        if samples.dtype is not PCM16 or samples.ndim != 1:
-            wrong = samples.dtype != FLOAT32 or samples.ndim != 1
-            if wrong or not np.vdot(samples, samples) < _MAX_SAMPLE:
-                samples = np.clip(float_samples(samples), -_MAX_SAMPLE, _MAX_SAMPLE)
+        if samples.dtype is PCM16 and samples.ndim == 1:
+            # It is finite and not too loud, whatever it holds.
+            self._rings.append_pcm16(state.slot, samples)  # type: ignore[arg-type]
+            return
+        # One pass tells of both; vdot does not warn, as dot does.
+        wrong = samples.dtype != FLOAT32 or samples.ndim != 1
+        if wrong or not np.vdot(samples, samples) < _MAX_SAMPLE:
+            samples = np.clip(float_samples(samples), -_MAX_SAMPLE, _MAX_SAMPLE)
         self._rings.append(state.slot, samples)
 
     def finish(self, stream: StreamId) -> None:
@@ -271,6 +274,7 @@ class SpeechEngine:
         rows[Field.FRAMES] = plan.frames_B
         rows[Field.TOTAL] = np.where(plan.ends_B, end, UNKNOWN_END)
         rows[Field.HEARD] = self._heard(plan)
+        rows[Field.FLOAT] = self._rings.is_float[slots]
         self._stats.in_flight = len(slots)
         return _Launched(plan, self.steps.launch(rows, self._blocks.table[slots]))
 
@@ -407,5 +411,5 @@ class SpeechEngine:
             assert held * self._blocks.page_frames >= min(planned, ring), f"stream {stream} lacks pages"
             assert self._launched is not None or planned == decoded, f"stream {stream} waits for no step"
             waits = int(table.fed[slot]) - int(self._rings.freed[slot])
-            assert 0 <= waits <= self.steps.ring_SC.shape[1], f"the ring of stream {stream} overflows"
+            assert 0 <= waits <= self.steps.rings.num_samples, f"the ring of stream {stream} overflows"
             assert self._listens[slot] == state.listens, f"stream {stream} listens or not"

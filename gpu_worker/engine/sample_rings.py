@@ -1,8 +1,10 @@
 """Audio of every slot between `feed` and the step that takes it.
 
 Sample n of a slot's stream stands in the slot's ring at n modulo its length, in memory that the device
-reads by itself.  What does not fit (a stream that is far behind) waits in a queue beside the ring and
-moves up as steps make room.
+reads by itself: as pcm16, as clients send it, or as float32.  What does not fit (a stream that is far behind)
+waits in a queue beside the ring and moves up as steps make room.
+
+Counters are read and written through memory views: an item of an array costs three times as much.
 """
 
 from __future__ import annotations
@@ -12,30 +14,40 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_worker.engine.samples import PCM16, PCM16_SCALE, Samples
+from gpu_worker.engine.samples import PCM16, Samples, float_samples
 from gpu_worker.engine.slot_table import SlotTable
+from gpu_worker.engine.steps import RingMemory
 
 
 class SampleRings:
     """Writes samples where the steps look for them.
 
     Args:
-        ring_SC: the rings.
+        memory: the rings.
         table: whose `fed` counts what has been written; steps free what lies before their streams' own
             first sample, see `free`.
     """
 
-    def __init__(self, ring_SC: NDArray[np.float32], table: SlotTable) -> None:
-        self._rings = list(ring_SC)
-        self._length = ring_SC.shape[1]
+    def __init__(self, memory: RingMemory, table: SlotTable) -> None:
+        self._memory = memory
+        self._length = memory.num_samples
         self._table = table
+        num_slots = len(table.fed)
         # Samples before these are no more needed; see `free`.
-        self.freed: NDArray[np.int64] = np.zeros(len(self._rings), dtype=np.int64)
+        self.freed: NDArray[np.int64] = np.zeros(num_slots, dtype=np.int64)
+        # Slots whose ring holds float32; a stream whose samples come as pcm16 has half as much to copy.
+        self.is_float: NDArray[np.bool_] = np.zeros(num_slots, dtype=np.bool_)
+        self._fed, self._freed = memoryview(table.fed), memoryview(self.freed)  # type: ignore[arg-type]
+        self._pcm16 = [memoryview(row) for row in memory.pcm16[:num_slots]]
+        # What `append` writes into: None where it has to look closer.
+        self._direct: list[memoryview | None] = list(self._pcm16)
         self._beside: dict[int, deque[Samples]] = {}
 
     def open(self, slot: int, samples: int) -> None:
         """Begin a stream whose first `samples` samples were taken before."""
         self.freed[slot] = samples
+        self.is_float[slot] = False
+        self._direct[slot] = self._pcm16[slot]
 
     def close(self, slot: int) -> None:
         """Forget what waits beside the ring."""
@@ -45,14 +57,27 @@ class SampleRings:
         """Samples that wait beside the ring."""
         return sum(len(part) for part in self._beside.get(slot, ()))
 
+    def append_pcm16(self, slot: int, samples: NDArray[np.int16]) -> None:
+        """Queue samples; keeps no reference to them."""
+        ring = self._direct[slot]
+        if ring is not None:
+            fed, count = self._fed[slot], len(samples)
+            at = fed % self._length
+            if at + count <= self._length and fed + count - self._freed[slot] <= self._length:
+                ring[at : at + count] = samples.data
+                self._fed[slot] = fed + count
+                return
+        self.append(slot, samples)
+
     def append(self, slot: int, samples: Samples) -> None:
-        """Queue samples; keeps no reference unless they have to wait beside the ring."""
-        if self._beside and slot in self._beside:
+        """Queue samples of either type; keeps no reference to them."""
+        if slot in self._beside:
             self._beside[slot].append(samples.copy())
             return
         written = self._write(slot, samples)
         if written < len(samples):
             self._beside[slot] = deque([samples[written:].copy()])
+            self._direct[slot] = None
 
     def free(self, slots: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
         """Say that samples before `ends` are no more needed; what waits beside those rings moves up."""
@@ -72,33 +97,47 @@ class SampleRings:
                 return
             parts.popleft()
         del self._beside[slot]
+        if not self.is_float[slot]:
+            self._direct[slot] = self._pcm16[slot]
 
     def copy(self, slot: int, first: int, end: int) -> NDArray[np.float32]:
         """Samples first .. end - 1 of a slot's stream, all in its ring."""
-        at, ring = first % self._length, self._rings[slot]
+        return float_samples(self._copy(slot, first, end))
+
+    def _copy(self, slot: int, first: int, end: int) -> Samples:
+        ring = self._memory.of(slot, is_float=bool(self.is_float[slot]))
+        at = first % self._length
         if at + end - first <= self._length:
-            part: NDArray[np.float32] = ring[at : at + end - first].copy()
-            return part
+            return ring[at : at + end - first].copy()
         return np.concatenate([ring[at:], ring[: (end - first) - (self._length - at)]])
 
     def _write(self, slot: int, samples: Samples) -> int:
-        fed: int = self._table.fed.item(slot)
-        count: int = min(len(samples), self._length - fed + self.freed.item(slot))
+        """Write what fits; returns how many that are."""
+        if samples.dtype is not PCM16 and not self.is_float[slot]:
+            if self._table.planned[slot] != self._table.decoded[slot]:
+                # A step under way reads the ring as it is.
+                return 0
+            self._become_float(slot)
+        is_float = bool(self.is_float[slot])
+        fed = self._fed[slot]
+        count: int = min(len(samples), self._length - fed + self._freed[slot])
         if count <= 0:
             return 0
-        at, ring = fed % self._length, self._rings[slot]
-        if at + count <= self._length:
-            _store(samples if count == len(samples) else samples[:count], ring[at : at + count])
-        else:
-            first = self._length - at
-            _store(samples[:first], ring[at:])
-            _store(samples[first:count], ring[: count - first])
-        self._table.fed[slot] = fed + count
+        ring, part = self._memory.of(slot, is_float=is_float), samples[:count]
+        if is_float:
+            part = float_samples(part)
+        at = fed % self._length
+        first = min(count, self._length - at)
+        ring[at : at + first] = part[:first]
+        ring[: count - first] = part[first:]
+        self._fed[slot] = fed + count
         return count
 
-
-def _store(samples: Samples, target: NDArray[np.float32]) -> None:
-    if samples.dtype is PCM16:
-        np.multiply(samples, PCM16_SCALE, target)
-    else:
-        target[:] = samples
+    def _become_float(self, slot: int) -> None:
+        """Keep a stream's samples as float32 from now on, those that wait in the ring too."""
+        first, end = self._freed[slot], self._fed[slot]
+        waiting = self.copy(slot, first, end)
+        self.is_float[slot] = True
+        self._direct[slot] = None
+        ring = self._memory.of(slot, is_float=True)
+        ring[np.arange(first, end) % self._length] = waiting

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import EngineStats
+from gpu_worker.engine.samples import PCM16_SCALE, Samples
 from gpu_worker.turn.endpointing import WINDOW_SAMPLES
 
 # Samples of a stream whose end is not known; more than a row's numbers reach, and sound in int32.
@@ -32,8 +33,9 @@ class Field(IntEnum):
     """Rows of the integers that describe a step, int32 [F, B].
 
     START is the first encoder frame, FRAMES the valid ones (0 for none), TOTAL the stream's samples or
-    UNKNOWN_END, HEARD how many of the row's samples the speech detector takes (0 for none).  Of an old
-    stream START and TOTAL count from a later origin (`engine.positions`).
+    UNKNOWN_END, HEARD how many of the row's samples the speech detector takes (0 for none), FLOAT 1 where
+    the slot's ring holds float32 and 0 where it holds pcm16.  Of an old stream START and TOTAL count from a
+    later origin (`engine.positions`).
     """
 
     SLOT = 0
@@ -41,6 +43,48 @@ class Field(IntEnum):
     FRAMES = 2
     TOTAL = 3
     HEARD = 4
+    FLOAT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RingMemory:
+    """Host memory of every slot's samples: sample n of a stream stands at n modulo C.
+
+    A slot has room for C samples of float32 and uses half of it for pcm16.  C is a multiple of a frame's
+    samples and holds at least two steps' samples of a row (one where steps do not overlap).
+    """
+
+    float32_SC: NDArray[np.float32]
+
+    @classmethod
+    def allocate(cls, num_slots: int, num_samples: int) -> RingMemory:
+        """Memory of this process, untouched until it is written; with a spare slot."""
+        return cls(np.zeros((num_slots + 1, num_samples), dtype=np.float32))
+
+    @property
+    def num_samples(self) -> int:
+        """C."""
+        return int(self.float32_SC.shape[1])
+
+    @property
+    def pcm16(self) -> NDArray[np.int16]:
+        """The rings of slots that hold pcm16, [S, C]."""
+        return self.float32_SC.view(np.int16)[:, : self.num_samples]
+
+    def of(self, slot: int, *, is_float: bool) -> Samples:
+        """The ring of a slot."""
+        row: NDArray[np.float32] = self.float32_SC[slot]
+        return row if is_float else row.view(np.int16)[: self.num_samples]
+
+    def gather(
+        self, slots_B: NDArray[np.int32], is_float_B: NDArray[np.bool_], samples_BN: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The samples of these numbers of each row's stream, as float32 at full scale 1.0."""
+        at_BN, slots_B = samples_BN % self.num_samples, slots_B[:, None]
+        audio = np.multiply(self.pcm16[slots_B, at_BN], PCM16_SCALE, dtype=np.float32)
+        if is_float_B.any():
+            audio[is_float_B] = self.float32_SC[slots_B[is_float_B], at_BN[is_float_B]]
+        return audio
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +166,8 @@ class Steps(Protocol):
     shape: StepShape
     stats: EngineStats
     """Where calls and seconds of the stages are counted; the rest of it is the engine's."""
-    ring_SC: NDArray[np.float32]
-    """Host memory of every slot's samples: sample n of a stream stands at n modulo C, which is a multiple
-    of a frame's samples and holds at least two steps' samples of a row (one where steps do not overlap)."""
+    rings: RingMemory
+    """Where the engine writes the samples that rows name."""
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         """Give slots to new streams with these language prompts, behind the steps launched before."""
@@ -176,6 +219,7 @@ __all__ = [
     "Field",
     "Flight",
     "PageShape",
+    "RingMemory",
     "StepFindings",
     "StepShape",
     "Steps",

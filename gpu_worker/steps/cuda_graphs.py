@@ -22,7 +22,15 @@ from torch import Tensor
 
 from gpu_worker.engine.config import BatchSizes
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.steps import SPARE_HOPS, Field, Flight, StepFindings, StepShape, max_windows
+from gpu_worker.engine.steps import (
+    SPARE_HOPS,
+    Field,
+    Flight,
+    RingMemory,
+    StepFindings,
+    StepShape,
+    max_windows,
+)
 from gpu_worker.kernels.gather_samples import gather_samples
 from gpu_worker.kernels.log_mel_reference import FRAME_SAMPLES, HOP_SAMPLES, LEAD_SAMPLES
 from gpu_worker.model.cuda_model import CudaModel, CudaStep
@@ -94,7 +102,7 @@ class GraphSteps:
         self._prompts = [self._store.state.default_prompt] * num_slots
         ring_samples = _RING_CHUNKS * shape.clock.chunk_samples
         self._ring = torch.zeros(num_slots + 1, ring_samples, pin_memory=True)
-        self.ring_SC: NDArray[np.float32] = self._ring.numpy()
+        self.rings = RingMemory(self._ring.numpy())
         self._sizes = batch_sizes
         self._ring_pages = ring_pages = pages.ring_pages
         self._columns = model.chunk_frames * FRAME_SAMPLES + SPARE_HOPS * HOP_SAMPLES
@@ -171,7 +179,8 @@ class GraphSteps:
     def _pre_encode(self, size: int) -> tuple[Tensor, Tensor]:
         first_B = self._field(size, Field.START) * FRAME_SAMPLES - LEAD_SAMPLES
         slots, total = self._field(size, Field.SLOT), self._field(size, Field.TOTAL)
-        audio_GN = gather_samples(self._ring, slots, first_B, total, self._columns)
+        is_float = self._field(size, Field.FLOAT)
+        audio_GN = gather_samples(self._ring, slots, is_float, first_B, total, self._columns)
         parts = [
             self.model.pre_encode(self._step(size, audio_GN, part), self._store.state)
             for part in self._parts(size, self._sizes.pre_encode)

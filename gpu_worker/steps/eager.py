@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from gpu_worker.engine.config import BatchSizes
 from gpu_worker.engine.interface import EngineStats, StageStats
-from gpu_worker.engine.steps import SPARE_HOPS, UNKNOWN_END, Field, Flight, StepFindings, StepShape
+from gpu_worker.engine.steps import (
+    SPARE_HOPS,
+    UNKNOWN_END,
+    Field,
+    Flight,
+    RingMemory,
+    StepFindings,
+    StepShape,
+)
 from gpu_worker.model.decoding import Emissions
 from gpu_worker.model.model import StepInputs, StreamingModel
 from gpu_worker.model.state import KVPages
@@ -43,7 +51,7 @@ class EagerSteps:
         self.shape = shape
         self.stats = EngineStats()
         ring_samples = (shape.max_chunks + _SPARE_CHUNKS) * shape.clock.chunk_samples
-        self.ring_SC = np.zeros((shape.num_slots + 1, ring_samples), dtype=np.float32)
+        self.rings = RingMemory.allocate(shape.num_slots, ring_samples)
         pages = KVPages.for_model(model, shape.pages.num_pages, shape.pages.page_frames)
         self._store = SlotStore(model.make_state(shape.num_slots), pages, vad)
         self._model = model
@@ -78,7 +86,7 @@ class EagerSteps:
         num_frames = chunks * clock.chunk_frames
         first_B = first_samples(rows_FB, clock)
         width = num_frames * clock.frame_samples
-        audio = gather_rows(self.ring_SC, rows_FB, first_B, width + SPARE_HOPS * clock.hop_samples)
+        audio = gather_rows(self.rings, rows_FB, first_B, width + SPARE_HOPS * clock.hop_samples)
         audio_BN = torch.from_numpy(audio)
         speech = hear(self._store.vad, rows_FB, first_B, audio_BN, stats)
         inputs = self._inputs(rows_FB, table_BM, audio_BN[:, :width], num_frames)

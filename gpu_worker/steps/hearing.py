@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.steps import Field, max_windows
+from gpu_worker.engine.steps import Field, RingMemory, max_windows
 from gpu_worker.turn.vad import SileroVad
 
 
@@ -24,12 +24,13 @@ def first_samples(rows_FB: NDArray[np.int32], clock: ChunkClock) -> NDArray[np.i
 
 
 def gather_rows(
-    ring_SC: NDArray[np.float32], rows_FB: NDArray[np.int32], first_B: NDArray[np.int64], num_columns: int
+    rings: RingMemory, rows_FB: NDArray[np.int32], first_B: NDArray[np.int64], num_columns: int
 ) -> NDArray[np.float32]:
     """Samples `first_B` and on of each row's stream; zeros before its start and behind its end."""
     sample_BN = first_B[:, None] + np.arange(num_columns)
-    audio: NDArray[np.float32] = ring_SC[rows_FB[Field.SLOT][:, None], sample_BN % ring_SC.shape[1]]
-    audio *= (sample_BN >= 0) & (sample_BN < rows_FB[Field.TOTAL][:, None])
+    audio = rings.gather(rows_FB[Field.SLOT], rows_FB[Field.FLOAT] != 0, sample_BN)
+    # Not by a product: bits of pcm16 that stand where float32 will may be no number.
+    audio[(sample_BN < 0) | (sample_BN >= rows_FB[Field.TOTAL][:, None])] = 0.0
     return audio
 
 

@@ -27,6 +27,7 @@ from gpu_worker.engine.steps import (
     UNKNOWN_END,
     Field,
     Flight,
+    RingMemory,
     StepFindings,
     StepShape,
 )
@@ -95,7 +96,7 @@ class NemoSteps:
             fingerprint=model.fingerprint,
         )
         self.stats = EngineStats()
-        self.ring_SC = np.zeros((num_slots + 1, _RING_CHUNKS * clock.chunk_samples), dtype=np.float32)
+        self.rings = RingMemory.allocate(num_slots, _RING_CHUNKS * clock.chunk_samples)
         self._model = model
         self._vad = SileroVad(num_slots + 1, model.device) if turn_detection else None
         self._slots = [_Slot() for _ in range(num_slots)]
@@ -149,7 +150,7 @@ class NemoSteps:
         clock, num_rows = self.shape.clock, rows_FB.shape[1]
         first_B = first_samples(rows_FB, clock)
         columns = clock.chunk_samples + SPARE_HOPS * clock.hop_samples
-        audio = gather_rows(self.ring_SC, rows_FB, first_B, columns)
+        audio = gather_rows(self.rings, rows_FB, first_B, columns)
         audio_BN = torch.from_numpy(audio).to(self._model.device)
         speech = hear(self._vad, rows_FB, first_B, audio_BN, self.stats)
         groups: dict[tuple[int, int, str | None], list[_Work]] = {}

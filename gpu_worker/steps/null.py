@@ -20,11 +20,13 @@ from common.options import StreamOptions
 from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineStats
+from gpu_worker.engine.samples import Samples, float_samples
 from gpu_worker.engine.steps import (
     NO_PAGES,
     UNKNOWN_END,
     Field,
     Flight,
+    RingMemory,
     StepFindings,
     StepShape,
     max_windows,
@@ -122,7 +124,7 @@ class NullSteps:
         )
         self.stats = EngineStats()
         ring_samples = (self.shape.max_chunks + _SPARE_CHUNKS) * clock.chunk_samples
-        self.ring_SC = np.zeros((num_slots + 1, ring_samples), dtype=np.float32)
+        self.rings = RingMemory.allocate(num_slots, ring_samples)
         self._step_s = step_ms / 1000
         # Tokens that each stream has had, as far as they count for where words begin.
         self._tokens_S = np.zeros(num_slots, dtype=np.int64)
@@ -151,14 +153,13 @@ class NullSteps:
         most = -(-int(rows_FB[Field.FRAMES].max()) // clock.chunk_frames)
         counts = -(-rows_FB[Field.FRAMES] // clock.chunk_frames)
         symbols = np.zeros((num_rows, most), dtype=np.int32)
-        for row, (slot, start, frames, total) in enumerate(rows_FB[: Field.HEARD].T.tolist()):
+        for row, (slot, start, frames, total, _, is_float) in enumerate(rows_FB.T.tolist()):
+            ring = self.rings.of(slot, is_float=bool(is_float))
             tokens = int(self._tokens_S[slot])
             for number in range(-(-frames // clock.chunk_frames)):
                 begin = clock.frame_samples * (start + number * clock.chunk_frames)
                 end = begin + clock.chunk_samples
-                symbol = (
-                    self._checksum(slot, begin, end if total == UNKNOWN_END else min(end, total)) % _SYMBOLS
-                )
+                symbol = _checksum(ring, begin, end if total == UNKNOWN_END else min(end, total)) % _SYMBOLS
                 symbols[row, number] = symbol if tokens % _TOKENS_PER_WORD else _SYMBOLS + symbol
                 tokens += 1
             self._tokens_S[slot] = tokens % _TOKENS_PER_WORD
@@ -170,14 +171,6 @@ class NullSteps:
             speech_BW=np.ones((num_rows, max_windows(most * clock.chunk_samples)), dtype=np.float32),
         )
         return Flight(num_rows, _Slept(began_at + self._step_s, began_at, findings))
-
-    def _checksum(self, slot: int, begin: int, end: int) -> int:
-        ring = self.ring_SC[slot]
-        at, size = begin % len(ring), end - begin
-        checksum = zlib.crc32(ring[at : at + size].data)
-        if at + size > len(ring):
-            checksum = zlib.crc32(ring[: at + size - len(ring)].data, checksum)
-        return checksum
 
     def wait(self, flight: Flight) -> StepFindings:
         slept = flight.token
@@ -191,6 +184,15 @@ class NullSteps:
             stage.calls += 1
             stage.busy_s += busy_s
         return slept.findings
+
+
+def _checksum(ring: Samples, begin: int, end: int) -> int:
+    """Of the samples at full scale 1.0, in whatever type and parts they came."""
+    at, size = begin % len(ring), end - begin
+    checksum = zlib.crc32(float_samples(ring[at : at + size]).data)
+    if at + size > len(ring):
+        checksum = zlib.crc32(float_samples(ring[: at + size - len(ring)]).data, checksum)
+    return checksum
 
 
 class NullEngine(SpeechEngine):

@@ -8,6 +8,7 @@ import pytest
 from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.sample_rings import SampleRings
 from gpu_worker.engine.slot_table import SlotTable
+from gpu_worker.engine.steps import RingMemory
 
 CLOCK = ChunkClock(160, 200, 8, 2)
 
@@ -125,19 +126,47 @@ def test_closed_slots_are_in_no_plan() -> None:
     assert plan.slots_B.tolist() == [1]
 
 
-def test_rings_keep_order_whatever_does_not_fit() -> None:
+@pytest.mark.parametrize("types", ["pcm16", "float32", "mixed"])
+def test_rings_keep_order_whatever_does_not_fit(types: str) -> None:
     table = table_with([0, 0])
-    rings = SampleRings(np.zeros((2, 1_000), dtype=np.float32), table)
-    rng, samples = np.random.default_rng(0), np.arange(20_000, dtype=np.float32)
+    table.planned[:] = table.decoded[:] = 0
+    rings = SampleRings(RingMemory.allocate(2, 1_000), table)
+    rng, samples = np.random.default_rng(0), np.arange(20_000).astype(np.int16)
+    scaled = samples.astype(np.float32) / np.float32(32_768)
     fed = read = 0
     while read < len(samples):
         size = min(int(rng.integers(1, 1_500)), len(samples) - fed)
-        rings.append(1, samples[fed : fed + size])
+        if types == "pcm16" or (types == "mixed" and rng.random() < 0.9):
+            rings.append_pcm16(1, samples[fed : fed + size])
+        else:
+            rings.append(1, scaled[fed : fed + size])
         fed += size
         assert int(table.fed[1]) + rings.beside(1) == fed
         end = min(int(table.fed[1]), read + int(rng.integers(0, 1_000)))
-        assert rings.copy(1, read, end).tolist() == samples[read:end].tolist()
+        assert rings.copy(1, read, end).tolist() == scaled[read:end].tolist()
         read = end
         rings.free(np.array([1]), np.array([read]))
     assert rings.beside(1) == 0
     assert table.fed[0] == 0
+    assert rings.is_float[1] == (types != "pcm16")
+
+
+def test_a_ring_that_a_step_reads_keeps_its_type() -> None:
+    table = table_with([0])
+    rings = SampleRings(RingMemory.allocate(1, 10_000), table)
+    rings.open(0, 0)
+    rings.append_pcm16(0, np.arange(4_000, dtype=np.int16))
+    plan = table.plan(1)
+    assert plan is not None
+    rings.append(0, np.full(10, 0.3, np.float32))
+    rings.append_pcm16(0, np.full(10, 7, np.int16))
+    assert not rings.is_float[0]
+    assert rings.beside(0) == 20
+    table.decoded[0] = table.planned[0]
+    rings.free(plan.slots_B, np.array([1_000]))
+    assert rings.is_float[0]
+    assert rings.beside(0) == 0
+    found = rings.copy(0, 1_000, 4_020)
+    assert found[-10:].tolist() == [np.float32(7 / 32_768)] * 10
+    assert found[-20:-10].tolist() == [np.float32(0.3)] * 10
+    assert found[0] == np.float32(1_000 / 32_768)
