@@ -13,6 +13,7 @@ import numpy as np
 from common.entries import StreamId
 from common.options import StreamOptions
 from common.settings import WorkerSettings
+from common.streams.served_model import ServedModel
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine
 from gpu_worker.steps.null import DEFAULT_CHUNK_MS, NullEngine
 from gpu_worker.turn.configuration import make_smart_turn, turn_settings
@@ -28,6 +29,8 @@ class Backend:
 
     engine: Engine
     description: dict[str, str]
+    served: ServedModel
+    """What all workers of a cluster run alike."""
     wake_with: Callable[[Callable[[], None]], None]
     """Takes what wakes the engine's thread when work that runs beside it is done."""
     counts: Callable[[], Mapping[str, int | float]] = dict
@@ -48,6 +51,7 @@ def make_backend(settings: WorkerSettings) -> Backend:
         return Backend(
             null,
             {"model": "null", "device": "none", "dtype": "none", "chunk_ms": str(chunk_ms)},
+            ServedModel("null", "none", chunk_ms, "none", "none"),
             _nobody_waits,
         )
     # Imported here: a worker without a model needs no torch, and starts at once.
@@ -60,6 +64,13 @@ def make_backend(settings: WorkerSettings) -> Backend:
     return Backend(
         built.engine,
         {"model": model, "device": built.device, "dtype": built.dtype, "chunk_ms": str(built.chunk_ms)},
+        ServedModel(
+            model,
+            built.weights,
+            built.chunk_ms,
+            "{}, {}".format(*built.context),
+            "on" if settings.eou_reset else "off",
+        ),
         _nobody_waits if judge is None else judge.wake_with,
         dict
         if judge is None

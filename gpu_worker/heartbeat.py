@@ -91,6 +91,8 @@ class Heartbeat:
     """Renews the lease and writes the report, a few times in each lease.
 
     busy_s: how long the engine has been at one turn. report: makes the report of now.
+    agree: called with every beat; raises SettingsMismatch where the cluster has gone on to another model, and
+    so ends the worker.
     description: further fields of the hash, which say what the worker runs.
     counts: further counters of the hash, asked for at every beat.
     on_lapsed: called when a renewal found that the lease had run out. on_hung: called when the engine
@@ -108,6 +110,7 @@ class Heartbeat:
         step_timeout_s: float,
         busy_s: Callable[[], float],
         report: Callable[[], WorkerReport],
+        agree: Callable[[], None],
         description: Mapping[str, str],
         counts: Callable[[], Mapping[str, int | float]] = dict,
         on_lapsed: Callable[[], None],
@@ -118,6 +121,7 @@ class Heartbeat:
         self._step_timeout_s = step_timeout_s
         self._busy_s = busy_s
         self._report = report
+        self._agree = agree
         self._description = dict(description)
         self._counts = counts
         self._on_lapsed = on_lapsed
@@ -157,6 +161,7 @@ class Heartbeat:
             self._on_hung(busy_s)
             return
         try:
+            self._agree()
             # In this order, so that who has a lease has a report: without one it takes no stream.
             self._write()
             renewal = self._lease.renew()

@@ -22,6 +22,7 @@ from common.redis.keys import Keys
 from common.redis.requirements import check_servers
 from common.settings import WorkerSettings
 from common.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
+from common.streams import served_model
 from common.streams.admission import check_worker_agrees
 from common.streams.claims import Claims
 from common.streams.leases import WorkerLease
@@ -190,6 +191,7 @@ class Worker:
             step_timeout_s=settings.step_timeout_ms / 1000,
             busy_s=lambda: self._engine.busy_s,
             report=self._report,
+            agree=self._keep_model,
             description=backend.description,
             counts=backend.counts,
             on_lapsed=self._sweeper.revalidate,
@@ -237,6 +239,7 @@ class Worker:
                 if self._stop.is_set():
                     break
                 check_worker_agrees(self._redis.cluster, self._keys)
+                self._keep_model()
                 self._claims.prepare()
             except (REDIS_ERROR, OSError) as error:
                 if not told:
@@ -275,6 +278,9 @@ class Worker:
         for part in self._running:
             if not part.alive:
                 self.fail(RuntimeError(f"a thread ended: {type(part).__name__}"))
+
+    def _keep_model(self) -> None:
+        self._backend.served.agree(self._redis.cluster, self._keys, self._settings.lease_ms)
 
     def _report(self) -> WorkerReport:
         return self._window.report(
@@ -380,5 +386,6 @@ class Worker:
         try:
             if self._claims.forget_consumer(self._worker):
                 self._lease.forget(self._worker)
+            served_model.leave(self._redis.cluster, self._keys, self._worker)
         except (REDIS_ERROR, OSError) as error:
             logger.warning("not tidied up, another worker will: %s", error)

@@ -173,6 +173,10 @@ class RedisBackplane:
         """Begin to sign on with every heartbeat: the ports are open."""
         self._keeper.announce()
 
+    async def others_serve(self) -> bool:
+        """Whether another ingress takes clients on. Raises RedisUnavailable."""
+        return await self._keeper.others_serve()
+
     async def stop(self, timeout_s: float) -> None:
         """Bring what is queued into Redis, give admissions back, sign off; within a bounded time.
 

@@ -64,6 +64,14 @@ class Keeper:
         """Begin to sign on with every heartbeat."""
         self._announced.set()
 
+    async def others_serve(self) -> bool:
+        """Say in Redis how this ingress is now, then look whether another one serves.
+
+        Raises RedisUnavailable.
+        """
+        await self._presence.beat(self._report())
+        return await self._presence.others_serve()
+
     async def run(self) -> None:
         """Send heartbeats and renew until cancelled."""
         async with asyncio.TaskGroup() as tasks:

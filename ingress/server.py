@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _BACKLOG: Final = 1024
 _START_PAUSE_S: Final = 0.2
 _STOP_TIMEOUT_S: Final = 5.0
+# Ingresses that are stopped together have all said so after this time.
+_TELL_DRAINING_S: Final = 0.5
 
 
 class IngressServer:
@@ -175,15 +177,38 @@ class IngressServer:
         self._close_listeners()
         logger.info("draining %d connections", len(self._connections))
         for connection in list(self._connections):
-            if connection.stream_is_young or connection.can_resume:
+            if connection.stream_is_young:
                 connection.drain()
+        sending_away = asyncio.create_task(self._send_away(), name="send-away")
         await self._wait_until_empty(stop_now, self._settings.drain_timeout_s)
+        sending_away.cancel()
+        await asyncio.gather(sending_away, return_exceptions=True)
         for connection in list(self._connections):
             connection.drain()
         await self._backplane.stop(_STOP_TIMEOUT_S)
         # Sockets that have been hung up on flush, and their clients close.
         await self._wait_until_empty(stop_now, LINGER_S)
         logger.info("stopped")
+
+    async def _send_away(self) -> None:
+        """Send away those that can go on elsewhere, once another ingress is known to serve.
+
+        Ingresses that are stopped together say so to each other first, and find that none is left: then these
+        streams end here, as others do.
+        """
+        while True:
+            try:
+                await self._backplane.others_serve()  # says that this one drains
+                await asyncio.sleep(_TELL_DRAINING_S)
+                others_serve = await self._backplane.others_serve()
+            except RedisUnavailable as error:
+                logger.warning("nobody knows whether another ingress serves: %s", error)
+                await asyncio.sleep(_TELL_DRAINING_S)
+                continue
+            if others_serve:
+                for connection in list(self._connections):
+                    if connection.can_resume:
+                        connection.drain()
 
     async def _wait_until_empty(self, stop_now: asyncio.Event, timeout_s: float) -> None:
         waits = [

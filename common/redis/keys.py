@@ -23,6 +23,8 @@ FINISHED_STREAM_TTL_MS: Final = 30_000
 ADMIT_ONCE_TTL_MS: Final = 30_000
 # A stream that was poison is kept so long, for somebody to look at.
 DEAD_LETTER_TTL_MS: Final = 3600 * 1000
+# What the workers serve outlives the last of their leases, so that none comes back to another model.
+SERVED_MODEL_LEAST_TTL_MS: Final = 10_000
 # Registers live as long as somebody renews them; a day covers any pause of the whole cluster.
 REGISTER_TTL_MS: Final = 24 * 3600 * 1000
 # The counter of stream ids outlives a long pause, so that ids are not given twice.
@@ -85,6 +87,11 @@ class Keys:
         return self._cluster("conf")
 
     @property
+    def served_model(self) -> bytes:
+        """HASH of what all workers of the cluster run (common/streams/served_model.py)."""
+        return self._cluster("model")
+
+    @property
     def stream_counter(self) -> bytes:
         """STRING, the last stream id given."""
         return self._cluster("sid")
@@ -129,6 +136,11 @@ class Keys:
     def probe(self, name: str) -> bytes:
         """A key with which a process finds out at its start what the server lets it do."""
         return self._cluster(f"probe:{name}")
+
+    @property
+    def ingress_hash_stem(self) -> bytes:
+        """What `ingress` puts before the ingress id, for scripts."""
+        return self._cluster("i:")
 
     def _cluster(self, name: str) -> bytes:
         return f"{self.prefix}:{{0}}:{name}".encode()

@@ -176,6 +176,17 @@ class IngressPresence:
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
 
+    async def others_serve(self) -> bool:
+        """Whether another ingress is alive and does not drain."""
+        stem = self._keys.ingress_hash_stem
+        try:
+            reply = await self._client.execute_command(
+                "EVAL", _OTHERS_SERVE, 1, self._keys.ingresses, self._ingress, stem
+            )
+        except (REDIS_ERROR, OSError) as error:
+            raise RedisUnavailable from error
+        return bool(reply)
+
     async def leave(self) -> None:
         """Remove the ingress from the register and drop its hash."""
         try:
@@ -196,4 +207,14 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('HSET', KEYS[2], unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 1
+"""
+
+# KEYS register; ARGV ingress, what stands before an ingress in the key of its hash.
+_OTHERS_SERVE: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for _, ingress in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')) do
+  if ingress ~= ARGV[1] and redis.call('HGET', ARGV[2] .. ingress, 'draining') == '0' then return 1 end
+end
+return 0
 """

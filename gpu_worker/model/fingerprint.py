@@ -1,10 +1,19 @@
-"""A name for a model's weights, for snapshots that must not meet another's."""
+"""Names for a model: of its weights, for a cluster that serves one; of all that a snapshot depends on."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
 
 from gpu_worker.model.loaded_model import LoadedModel
+
+_JOINT: Final = "joint.joint_net.2.weight"
+_LAST_NORM: Final = "encoder.layers.{}.norm_out.weight"
+_NUM_DIGITS: Final = 16
 
 
 def model_fingerprint(loaded: LoadedModel, context: tuple[int, int], *, reset_at_end: bool) -> str:
@@ -19,3 +28,16 @@ def model_fingerprint(loaded: LoadedModel, context: tuple[int, int], *, reset_at
     for name in ("joint.joint_net.2.weight", f"encoder.layers.{last}.norm_out.weight"):
         digest.update(loaded.weights[name].detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def weights_name(weights: Mapping[str, Tensor], num_layers: int) -> str:
+    """16 hexadecimal digits for tensors under NeMo's names, in whatever compute type they were loaded.
+
+    Two tensors stand for all: checkpoints that agree in the joint network's output layer and the last layer's
+    norm are the same model. They are compared as bfloat16, to which float32 weights round.
+    """
+    digest = hashlib.sha256()
+    for name in (_JOINT, _LAST_NORM.format(num_layers - 1)):
+        bits = weights[name].detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+        digest.update(bits.numpy().tobytes())
+    return digest.hexdigest()[:_NUM_DIGITS]

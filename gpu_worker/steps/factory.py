@@ -20,7 +20,7 @@ from gpu_worker.engine.steps import PageShape, Steps, StepShape
 from gpu_worker.model.checkpoint import load_model
 from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.errors import ModelConfigError
-from gpu_worker.model.fingerprint import model_fingerprint
+from gpu_worker.model.fingerprint import model_fingerprint, weights_name
 from gpu_worker.model.inspection import locate
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.model import StreamingModel
@@ -42,7 +42,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """An engine and what a worker says of it.  `chunk_ms` is the audio of one result."""
+    """An engine and what a worker says of it.
+
+    `chunk_ms` is the audio of one result, `weights` a name for the model's weights, `context` its attention
+    context in encoder frames.
+    """
 
     engine: SpeechEngine
     model: str
@@ -50,6 +54,8 @@ class BuiltEngine:
     device: str
     dtype: str
     chunk_ms: int
+    weights: str
+    context: tuple[int, int]
 
 
 def make_engine(
@@ -97,7 +103,14 @@ def make_engine(
         },
     )
     return BuiltEngine(
-        engine, loaded.source, loaded.revision, str(device), str(dtype).removeprefix("torch."), chunk_ms
+        engine=engine,
+        model=loaded.source,
+        revision=loaded.revision,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        chunk_ms=chunk_ms,
+        weights=weights_name(loaded.weights, loaded.config.num_layers),
+        context=loaded.config.context_for_chunk(settings.chunk_ms),
     )
 
 
@@ -128,7 +141,16 @@ def _make_nemo_engine(
         steps, model.tokenizer, turns_of=turn_settings, prompt_of=steps.prompt_of, judge=judge
     )
     chunk_ms = engine.clock.chunk_samples * 1000 // ENGINE_SAMPLE_RATE
-    return BuiltEngine(engine, f"{source} (NeMo)", revision, str(device), "float32", chunk_ms)
+    return BuiltEngine(
+        engine=engine,
+        model=f"{source} (NeMo)",
+        revision=revision,
+        device=str(device),
+        dtype="float32",
+        chunk_ms=chunk_ms,
+        weights=model.weights_name,
+        context=model.context,
+    )
 
 
 def make_model_engine(

@@ -24,6 +24,7 @@ from torch import Tensor
 from gpu_worker.engine.interface import UnsupportedOption
 from gpu_worker.model.decoding import token_confidence
 from gpu_worker.model.errors import CheckpointError, ModelConfigError, ModelError
+from gpu_worker.model.fingerprint import weights_name
 from gpu_worker.model.tokenizer import Tokenizer
 
 # Mel frames in front of the wanted ones whose window or preemphasis a cut signal would bend.
@@ -145,6 +146,11 @@ class NemoModel:
         digest = hashlib.sha256(repr((self.context, sorted(self._ends))).encode())
         digest.update(self.model.joint.joint_net[-1].weight.detach().float().cpu().numpy().tobytes())
         return f"nemo-{digest.hexdigest()}"
+
+    @property
+    def weights_name(self) -> str:
+        """Names the weights as a native worker does."""
+        return weights_name(self.model.state_dict(), len(self.model.encoder.layers))
 
     @property
     def num_parameters(self) -> int:

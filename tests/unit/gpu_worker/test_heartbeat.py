@@ -80,6 +80,7 @@ class Beating:
             step_timeout_s=1.0,
             busy_s=lambda: self.busy_s,
             report=lambda: report(window, 1.0),
+            agree=lambda: None,
             description={"model": "null"},
             on_lapsed=self.lapsed.set,
             on_hung=self.hung.append,

@@ -1,0 +1,93 @@
+"""What all workers of a cluster run: one model, one context, one chunk.
+
+Results of a stream are the same whichever worker decodes it, and a snapshot means the same to each of them,
+only as long as they run the same. The first worker says what that is. It holds while a worker lives: the key
+is renewed by every heartbeat of every worker, lapses a little later than the last lease, and goes with the
+last worker that leaves in good order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from common.entries import WorkerId
+from common.errors import SettingsMismatch
+from common.redis.clients import SyncClient
+from common.redis.keys import SERVED_MODEL_LEAST_TTL_MS, Keys
+
+# KEYS model; ARGV ttl, then names and values. Returns the first that differs as {name, value of the cluster,
+# its model}, or {}. The first one is the model's name for people, which is not compared: a folder has another
+# path on each machine.
+_AGREE: Final = """
+for i = 4, #ARGV, 2 do
+  local have = redis.call('HGET', KEYS[1], ARGV[i])
+  if have and have ~= ARGV[i + 1] then return {ARGV[i], have, redis.call('HGET', KEYS[1], ARGV[2])} end
+end
+redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3])
+for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return {}
+"""
+
+# KEYS model, workers; ARGV worker. The lease of whoever else lives keeps the key.
+_LEAVE: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. now, '+inf')) do
+  if worker ~= ARGV[1] then return 0 end
+end
+return redis.call('DEL', KEYS[1])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a worker runs, as far as all workers of a cluster must run the same.
+
+    model: its name for people; not compared.
+    weights: a name for its weights (gpu_worker/model.fingerprint.py).
+    chunk_ms: audio of a result.
+    context: attention context of the encoder, left and right, in encoder frames.
+    eou_reset: whether the decoder is reset at an end of utterance.
+    """
+
+    model: str
+    weights: str
+    chunk_ms: int
+    context: str
+    eou_reset: str
+
+    def agree(self, client: SyncClient, keys: Keys, lease_ms: int) -> None:
+        """State it for the cluster, or for some more time.
+
+        Raises SettingsMismatch, and the client's errors.
+        """
+        flat = [item for pair in asdict(self).items() for item in pair]
+        ttl_ms = max(SERVED_MODEL_LEAST_TTL_MS, 2 * lease_ms)
+        differs = client.execute_command("EVAL", _AGREE, 1, keys.served_model, ttl_ms, *flat)
+        if differs:
+            name, value, model = (item.decode() for item in differs)
+            raise SettingsMismatch(self._mismatch(name, value, model))
+
+    def _mismatch(self, name: str, theirs: str, their_model: str) -> str:
+        ours = asdict(self)[name]
+        said = {
+            "weights": f"This worker's model is {self.model} (weights {ours})",
+            "chunk_ms": f"--chunk-ms is {ours} here",
+            "context": f"This worker's attention context is {ours} frames",
+            "eou_reset": f"--eou-reset is {ours} here",
+        }[name]
+        have = f"{their_model} (weights {theirs})" if name == "weights" else theirs
+        return (
+            f"{said}, and the running cluster has {have}: all workers of a cluster run the same."
+            " Start a second cluster for another model."
+        )
+
+
+def leave(client: SyncClient, keys: Keys, worker: WorkerId) -> None:
+    """Take what is served away where no other worker lives: the next one may serve something else.
+
+    Raises the client's errors.
+    """
+    client.execute_command("EVAL", _LEAVE, 2, keys.served_model, keys.workers, worker)
