@@ -12,14 +12,12 @@ import logging
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from common.errors import ServiceError, SettingsError
+from common.errors import ServiceError
 from common.settings import (
     IngressSettings,
     ServeSettings,
@@ -33,6 +31,7 @@ from parakeet.backoff import Backoff
 from parakeet.child import Child, Launch, describe_exit
 from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
 from parakeet.readiness import Roster, check_port_free
+from parakeet.worker_plan import Machine, check_device, count_gpus, plan_workers
 
 logger = logging.getLogger(__name__)
 # The line that scripts wait for: shown at every --log-level.
@@ -49,50 +48,6 @@ class StartFailed(ServiceError):  # noqa: N818 - the name says it
 
 class _Stopped(Exception):  # noqa: N818
     """A signal asked to stop while the stack was starting."""
-
-
-def count_gpus(device: str) -> int | None:
-    """Return the number of CUDA devices that PyTorch sees, 0 where `device` rules them out.
-
-    A process of its own asks PyTorch, since this one stays without it; for `auto`, machines without the
-    driver's control device are not asked. None where there is no answer.
-    """
-    if device == "cpu":
-        return 0
-    if device == "auto" and not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg")):
-        return 0
-    question = "import torch; print(torch.cuda.device_count())"
-    with contextlib.suppress(subprocess.SubprocessError, OSError, ValueError, IndexError):
-        answer = subprocess.run(
-            [sys.executable, "-c", question], capture_output=True, timeout=120, check=True, text=True
-        )
-        return int(answer.stdout.split()[-1])
-    return None
-
-
-def check_device(device: str, num_gpus: int) -> None:
-    """Raise SettingsError for a CUDA device that is not there."""
-    kind, _, index = device.partition(":")
-    if kind == "cuda" and int(index or 0) >= num_gpus:
-        there = {0: "no CUDA device is", 1: "only cuda:0 is"}.get(
-            num_gpus, f"cuda:0 to cuda:{num_gpus - 1} are"
-        )
-        raise SettingsError(
-            f"--device got {device!r}, but takes auto, cpu or a device that is there: {there}."
-        )
-
-
-def plan_workers(settings: ServeSettings, num_gpus: int, num_cores: int) -> list[WorkerSettings]:
-    """Return the settings of each worker: one a GPU where there are any, cores shared out where not."""
-    base = settings.worker
-    num_workers = settings.num_workers
-    if num_workers is None:
-        num_workers = max(1, num_gpus) if base.device in {"auto", "cuda"} else 1
-    if base.device in {"auto", "cuda"} and num_gpus > 1:
-        return [replace(base, device=f"cuda:{index % num_gpus}") for index in range(num_workers)]
-    if num_gpus == 0 and base.num_threads is None and num_workers > 0:
-        base = replace(base, num_threads=max(1, num_cores // num_workers))
-    return [base] * num_workers
 
 
 @dataclass(slots=True)
@@ -199,7 +154,8 @@ class Supervisor:
         roster = self._roster = Roster(ingress)
         roster.check_servers()
         worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
-        for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, _num_cores())):
+        machine = Machine.here()
+        for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, machine)):
             self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", worker)))
         self._start_children(signals, self._workers, roster.has_worker, self._settings.start_timeout_s)
 
@@ -354,11 +310,6 @@ def _launcher(module: str, settings: IngressSettings | WorkerSettings) -> Callab
         return Launch(process_id, command, child_environment(named))
 
     return launch
-
-
-def _num_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plural(count: int, noun: str, ending: str = "s") -> str:

@@ -145,7 +145,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("paged_kv_max_pages", Whole(0, 100_000_000), "0", "KV pages in all; 0 is what the slots need",
          "Batching", _WORKER),
     Flag("num_threads", Whole(1, 1024, auto=True), "auto",
-         "CPU threads of PyTorch in a worker; auto shares the cores among the workers", "Batching", _WORKER),
+         "CPU threads of PyTorch in a worker; auto shares the cores among the workers and leaves each one for the rest", "Batching", _WORKER),
 
     # -- Redis
     Flag("redis_url", RedisUrls(), "redis://127.0.0.1:6379/0",
@@ -164,7 +164,7 @@ FLAGS: tuple[Flag, ...] = (
     # -- processes
     Flag("num_ingress", Whole(1, 64), "1", "ingress processes, which share the ports", "Processes", ("serve",)),
     Flag("num_workers", Whole(0, 64, auto=True), "auto",
-         "worker processes; auto is one a GPU, or one on CPU", "Processes", ("serve",)),
+         "worker processes; auto is one a GPU; on CPU one for each two cores, at most 4, as memory allows", "Processes", ("serve",)),
     Flag("start_timeout_s", Real(1, 86_400), "1800",
          "longest wait for the workers, a model download included", "Processes", ("serve",), "S"),
     Flag("ingress_id", PROCESS_ID, "", "name of this ingress, unique in the cluster; made up where not given",

@@ -34,7 +34,7 @@ def redis(redis_url: str) -> Iterator[SyncRedis]:
     [
         (
             ServedModel("large@1234", "00bb", 160, "70, 1", "on"),
-            r"model is large@1234 \(weights 00bb\), and the running cluster has /models/tiny \(weights 00aa\)",
+            r"large@1234 \(weights 00bb\), and the running cluster has /models/tiny \(weights 00aa\)",
         ),
         (
             ServedModel("tiny", "00aa", 320, "70, 3", "on"),

@@ -1,0 +1,138 @@
+"""How many workers `serve` starts, on which devices, with how many threads."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from common.errors import SettingsError
+from common.settings import ServeSettings, WorkerSettings
+
+# On CPU: a worker for so many cores, and no more workers than this by themselves.
+CORES_PER_WORKER: Final = 2
+MAX_CPU_WORKERS: Final = 4
+# What a worker takes on CPU, in MB: PyTorch and its libraries; the weights in float32; a stream's state (keys
+# and values, convolutions) in float32. A worker of tiny with 100 slots was seen to take 524 MB.
+_RUNTIME_MB: Final = 450
+_WEIGHTS_MB: Final[dict[str, float]] = {"tiny": 48, "small": 460, "large": 2500}
+_STREAM_MB: Final[dict[str, float]] = {"tiny": 1.5, "small": 6.0, "large": 16.0}
+# Of the memory that is free, what workers may take by themselves.
+_MEMORY_SHARE: Final = 0.7
+_MB: Final = 1 << 20
+_CGROUP: Final = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this process may use: cores, and bytes of memory that are free."""
+
+    num_cores: int
+    free_bytes: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Look at this machine, and at the limits of the container that this is."""
+        cores: float = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (_CGROUP / "cpu.max").read_text().split()
+            if quota != "max":
+                cores = min(cores, int(quota) / int(period))
+        return cls(max(1, math.floor(cores)), _free_bytes())
+
+
+def _free_bytes() -> int:
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError):
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int((_CGROUP / "memory.current").read_text()))
+    return max(0, free)
+
+
+def count_gpus(device: str) -> int | None:
+    """Return the number of CUDA devices that PyTorch sees, 0 where `device` rules them out.
+
+    A process of its own asks PyTorch, since this one stays without it; for `auto`, machines without the
+    driver's control device are not asked. None where there is no answer.
+    """
+    if device == "cpu":
+        return 0
+    if device == "auto" and not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg")):
+        return 0
+    question = "import torch; print(torch.cuda.device_count())"
+    with contextlib.suppress(subprocess.SubprocessError, OSError, ValueError, IndexError):
+        answer = subprocess.run(
+            [sys.executable, "-c", question], capture_output=True, timeout=120, check=True, text=True
+        )
+        return int(answer.stdout.split()[-1])
+    return None
+
+
+def check_device(device: str, num_gpus: int) -> None:
+    """Raise SettingsError for a CUDA device that is not there."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and int(index or 0) >= num_gpus:
+        there = {0: "no CUDA device is", 1: "only cuda:0 is"}.get(
+            num_gpus, f"cuda:0 to cuda:{num_gpus - 1} are"
+        )
+        raise SettingsError(
+            f"--device got {device!r}, but takes auto, cpu or a device that is there: {there}."
+        )
+
+
+def plan_workers(settings: ServeSettings, num_gpus: int, machine: Machine) -> list[WorkerSettings]:
+    """Return the settings of each worker: one a GPU where there are any, else as cores and memory allow."""
+    base = settings.worker
+    num_workers = settings.num_workers
+    if base.device in {"auto", "cuda"} and num_gpus:
+        num_workers = num_gpus if num_workers is None else num_workers
+        if num_gpus == 1:
+            return [base] * num_workers
+        return [replace(base, device=f"cuda:{index % num_gpus}") for index in range(num_workers)]
+    if base.device.startswith("cuda"):
+        return [base] * (1 if num_workers is None else num_workers)
+    if num_workers is None:
+        num_workers = _num_cpu_workers(base, machine)
+    if base.num_threads is None and num_workers:
+        base = replace(base, num_threads=num_threads(machine.num_cores, num_workers))
+    return [base] * num_workers
+
+
+def num_threads(num_cores: int, num_workers: int) -> int:
+    """Threads of PyTorch in each worker on CPU: its share of the cores but one, at least one.
+
+    That one core is for the worker's other threads, and for its part of ingress and Redis. PyTorch's threads
+    wait for each other at every operator: one of them that has to share its core holds all of them up.
+    """
+    return max(1, num_cores // num_workers - 1)
+
+
+def _num_cpu_workers(settings: WorkerSettings, machine: Machine) -> int:
+    if settings.backend == "null":
+        return 1
+    by_memory = machine.free_bytes * _MEMORY_SHARE / (_worker_mb(settings) * _MB)
+    return max(1, min(MAX_CPU_WORKERS, machine.num_cores // CORES_PER_WORKER, int(by_memory)))
+
+
+def _worker_mb(settings: WorkerSettings) -> float:
+    """Memory of one worker on CPU, in MB."""
+    size = settings.model_size
+    weights_mb, stream_mb = _WEIGHTS_MB[size], _STREAM_MB[size]
+    if settings.model:
+        # Of a model that is yet to be fetched nobody knows the size: the largest that has a name.
+        path = Path(settings.model)
+        files = [path] if path.is_file() else list(path.glob("*")) if path.is_dir() else []
+        weights_mb = sum(file.stat().st_size for file in files) / _MB if files else max(_WEIGHTS_MB.values())
+        stream_mb = max(_STREAM_MB.values())
+    return _RUNTIME_MB + weights_mb + settings.worker_max_streams * stream_mb

@@ -1,0 +1,109 @@
+"""How many workers `serve` starts, on which devices, with how many threads."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from common.errors import SettingsError
+from common.settings import parse
+from parakeet import worker_plan
+from parakeet.worker_plan import Machine, check_device, count_gpus, plan_workers
+
+GB = 1 << 30
+PLENTY = 512 * GB
+
+
+@pytest.mark.parametrize(
+    ("argv", "num_gpus", "num_cores", "expected"),
+    [
+        # On CPU: a worker for each two cores, four at most; one core of each worker's share is not PyTorch's.
+        ([], 0, 1, [("auto", 1)]),
+        ([], 0, 2, [("auto", 1)]),
+        ([], 0, 3, [("auto", 2)]),
+        ([], 0, 4, [("auto", 1)] * 2),
+        ([], 0, 8, [("auto", 1)] * 4),
+        ([], 0, 16, [("auto", 3)] * 4),
+        (["--num-workers", "1"], 0, 8, [("auto", 7)]),
+        (["--num-workers", "3"], 0, 8, [("auto", 1)] * 3),
+        (["--num-workers", "4"], 0, 2, [("auto", 1)] * 4),
+        (["--num-workers", "2", "--num-threads", "5"], 0, 8, [("auto", 5)] * 2),
+        (["--device", "cpu"], 0, 4, [("cpu", 1)] * 2),
+        (["--num-workers", "0"], 0, 4, []),
+        (["--backend", "null"], 0, 8, [("auto", 7)]),
+        # On GPUs: a worker each.
+        ([], 1, 8, [("auto", None)]),
+        ([], 2, 8, [("cuda:0", None), ("cuda:1", None)]),
+        (["--device", "cuda"], 2, 8, [("cuda:0", None), ("cuda:1", None)]),
+        (["--num-workers", "3"], 2, 8, [("cuda:0", None), ("cuda:1", None), ("cuda:0", None)]),
+        (["--num-workers", "2"], 1, 8, [("auto", None)] * 2),
+        (["--device", "cuda:1"], 2, 8, [("cuda:1", None)]),
+    ],
+)
+def test_workers_by_devices_and_cores(
+    argv: list[str], num_gpus: int, num_cores: int, expected: list[tuple[str, int | None]]
+) -> None:
+    planned = plan_workers(parse("serve", argv, {}), num_gpus, Machine(num_cores, PLENTY))
+    assert [(worker.device, worker.num_threads) for worker in planned] == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "free_gb", "num_workers"),
+    [
+        (["--model-size", "tiny"], 0.2, 1),
+        (["--model-size", "tiny"], 2, 2),
+        (["--model-size", "tiny"], 4, 4),
+        (["--model-size", "large"], 8, 1),
+        (["--model-size", "large"], 16, 2),
+        (["--model-size", "large", "--max-num-streams", "1000"], 16, 1),
+        (["--model-size", "large", "--max-num-streams", "1000", "--num-workers", "3"], 16, 3),
+        (["--model", "owner/unknown"], 16, 2),
+    ],
+)
+def test_no_more_workers_than_memory_allows(argv: list[str], free_gb: float, num_workers: int) -> None:
+    machine = Machine(num_cores=16, free_bytes=int(free_gb * GB))
+    assert len(plan_workers(parse("serve", argv, {}), 0, machine)) == num_workers
+
+
+def test_a_containers_limits_are_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_plan, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    whole = Machine.here()
+    assert whole.num_cores == 64
+    assert whole.free_bytes > 0
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert Machine.here().num_cores == 64
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    (tmp_path / "memory.max").write_text(f"{100 << 20}\n")
+    (tmp_path / "memory.current").write_text(f"{40 << 20}\n")
+    assert Machine.here() == Machine(2, 60 << 20)
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert Machine.here().num_cores == 1
+
+
+def test_no_gpu_is_looked_for_on_cpu() -> None:
+    assert count_gpus("cpu") == 0
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_a_device_that_is_there_is_taken(device: str) -> None:
+    check_device(device, 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "there"),
+    [
+        ("cuda", 0, "no CUDA device is"),
+        ("cuda:0", 0, "no CUDA device is"),
+        ("cuda:1", 1, "only cuda:0 is"),
+        ("cuda:9", 4, "cuda:0 to cuda:3 are"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device: str, num_gpus: int, there: str) -> None:
+    sentence = f"--device got '{device}', but takes auto, cpu or a device that is there: {there}."
+    with pytest.raises(SettingsError, match=f"^{re.escape(sentence)}$"):
+        check_device(device, num_gpus)
