@@ -200,10 +200,11 @@ class Worker:
 
     def run(self) -> int:
         """Serve until a signal or a failure; returns the exit status. Raises SettingsMismatch."""
-        if not self._join_cluster():
+        if self._join_cluster():
+            self._start()
+        elif self._failure is None:
             logger.info("stopped before Redis was there")
             return 0
-        self._start()
         while not self._stop.wait(_WAIT_S):
             self._check_threads()
         if self._failure is not None:
@@ -310,7 +311,8 @@ class Worker:
     def _give_up(self) -> int:
         """End after a failure: the streams go to other workers at once."""
         logger.critical("the worker has failed, giving up: %r", self._failure)
-        self._heartbeat.stop(JOIN_S)
+        if self._heartbeat.alive:
+            self._heartbeat.stop(JOIN_S)
         self._release_lease()
         return EXIT_FAILED
 
