@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -61,7 +60,13 @@ async def open_channel(url: str, timeout_s: float) -> Channel:
                     parts.hostname, parts.port, ssl=tls, limit=MAX_MESSAGE_BYTES
                 )
                 return TcpChannel(reader, writer)
-    except (OSError, TimeoutError, websockets.exceptions.WebSocketException) as error:
+    except (
+        OSError,
+        TimeoutError,
+        UnicodeError,  # a host name that cannot be one
+        ImportError,  # a proxy in the environment that needs another package
+        websockets.exceptions.WebSocketException,
+    ) as error:
         raise ChannelLost(f"{url} cannot be reached: {error or type(error).__name__}") from error
     raise ValueError(f"The address of a server is ws://host:port or tcp://host:port, not '{url}'.")
 
@@ -98,9 +103,14 @@ class TcpChannel:
     async def close(self) -> None:
         """Close the socket."""
         self._writer.close()
-        with contextlib.suppress(OSError, TimeoutError):
+        try:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await self._writer.wait_closed()
+        except TimeoutError:
+            # The peer does not read what is still to be sent; a sender that waits shall not go on waiting.
+            self._writer.transport.abort()
+        except OSError:
+            pass
 
 
 class WebSocketChannel:

@@ -35,11 +35,13 @@ from common.messages import (
 from common.options import StreamOptions
 from common.server_codec import decode_server_message
 from parakeet.channel import Channel, ChannelLost, open_channel
-from parakeet.client_errors import ClientError, ConnectionLost, ServerError, ServerSilent
+from parakeet.client_errors import ClientBug, ClientError, ConnectionLost, ServerError, ServerSilent
 from parakeet.handshake import Handshake
+from parakeet.result_buffer import ResultBuffer
 from parakeet.sent_audio import SentAudio
 
 __all__ = [
+    "ClientBug",
     "ClientError",
     "ClientTimeouts",
     "ConnectionLost",
@@ -49,9 +51,9 @@ __all__ = [
     "connect",
 ]
 
-# Results that wait for the caller; behind them the socket fills, and the server merges.
-_MAX_RESULTS: Final = 1000
 _RETRY_PAUSE_S: Final = 0.2
+# Audio that a server may keep without a word about it: its longest chunk and a second of acknowledgements.
+_UNANSWERED_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class ClientTimeouts:
 
     connect_s: until `hello`.   silence_s: without any message, before the connection is probed with
         a ping, and then again until it counts as lost.
-    final_s: without progress after `finish`.   resume_s: to find a server that goes on with the stream.
+    final_s: without progress after `finish`, or with more than 15 s of audio sent and not decoded.
+    resume_s: to find a server that goes on with the stream.
     send_s: until there is room for more audio.
     """
 
@@ -126,9 +129,7 @@ class Stream:
         self._final_written = False
         self._work = asyncio.Event()
         self._progress = asyncio.Event()
-        self._results: asyncio.Queue[Result | None] = asyncio.Queue(_MAX_RESULTS)
-        self._failure: ClientError | None = None
-        self._done = False
+        self._results = ResultBuffer()
         self._heard_at = 0.0
         self._progress_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -191,6 +192,9 @@ class Stream:
 
     async def close(self) -> None:
         """Leave the stream, finished or not. The server finalizes what was sent."""
+        ended = self._results.ended
+        # Whoever waits for results or for room shall not wait for what nobody reads any more.
+        self._fail(ConnectionLost("The stream was closed before its final result."))
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -199,7 +203,7 @@ class Stream:
         if channel is None:
             return
         try:
-            if not self._done and self._failure is None:
+            if not ended:
                 async with asyncio.timeout(self._timeouts.silence_s):
                     await channel.send(encode_client_message(Close()))
         except (ChannelLost, TimeoutError):
@@ -211,8 +215,8 @@ class Stream:
     async def send(self, payload: bytes, encoding: Encoding = Encoding.PCM16) -> None:
         """Send audio: mono samples at `sample_rate`, little-endian, cut anywhere (for pcm16).
 
-        Waits while too much is on its way. Raises ClientError when the stream has failed, ServerSilent
-        when there is no room within the time-out.
+        Waits while too much is on its way. Raises ClientError when the stream has failed or was closed,
+        ServerSilent when there is no room within the time-out.
         """
         if self._final_asked:
             raise ValueError("Audio after finish.")
@@ -232,13 +236,13 @@ class Stream:
     async def _room(self) -> None:
         try:
             async with asyncio.timeout(self._timeouts.send_s):
-                while self._failure is None and not self._done and not self._has_room():
+                while not self._results.ended and not self._has_room():
                     self._progress.clear()
                     await self._progress.wait()
         except TimeoutError:
             raise ServerSilent(f"No room for audio within {self._timeouts.send_s:g} s.") from None
-        if self._failure is not None:
-            raise self._failure
+        if self._results.failure is not None:
+            raise self._results.failure
 
     def _has_room(self) -> bool:
         return self._audio.has_room(self.sample_rate, self._window_s)
@@ -246,20 +250,20 @@ class Stream:
     # Results
 
     async def results(self) -> AsyncIterator[Result]:
-        """Results in order, each once; the last one has `is_final`. Raises ClientError."""
-        while (result := await self._results.get()) is not None:
+        """Results in order, each once; the last one has `is_final`. Raises ClientError.
+
+        Read again after the end, it ends at once or raises the same error.
+        """
+        while (result := await self._results.next()) is not None:
             yield result
-            if result.is_final:
-                return
-        if self._failure is not None:
-            raise self._failure
 
     async def final(self) -> Result:
-        """The final result, skipping those before it. Raises ClientError."""
-        async for result in self.results():
-            if result.is_final:
-                return result
-        raise ConnectionLost("The stream was closed before its final result.")
+        """The final result, skipping those before it; at once, where it has been read. Raises ClientError."""
+        async for _ in self.results():
+            pass
+        final = self._results.final
+        assert final is not None  # results end with it, or raise
+        return final
 
     # Tasks
 
@@ -268,18 +272,21 @@ class Stream:
         try:
             await work()
         except ClientError as error:
-            await self._fail(error)
+            self._fail(error)
         except ChannelLost as error:
-            await self._fail(ConnectionLost(str(error)))
+            self._fail(ConnectionLost(str(error)))
+        except Exception as error:
+            # Whatever it is, readers and senders wait for this task. The cause travels with the error.
+            failure = ClientBug(f"The client failed: {error!r}.")
+            failure.__cause__ = error
+            self._fail(failure)
 
-    async def _fail(self, error: ClientError) -> None:
-        if self._failure is None and not self._done:
-            self._failure = error
-            self._progress.set()
-            await self._results.put(None)
+    def _fail(self, error: ClientError) -> None:
+        self._results.fail(error)
+        self._progress.set()
 
     async def _read(self) -> None:
-        while not self._done:
+        while not self._results.ended:
             channel = self._channel
             try:
                 if channel is None:
@@ -299,8 +306,7 @@ class Stream:
                 self._acknowledge(message.audio_ack_samples)
                 if message.seq > self._last_seq:
                     self._last_seq = message.seq
-                    self._done = message.is_final
-                    await self._results.put(message)
+                    self._results.put(message)
             case Ack(samples):
                 self._acknowledge(samples)
             case ErrorMessage(code, text, _):
@@ -348,8 +354,10 @@ class Stream:
         while True:
             await asyncio.sleep(min(silence_s, final_s) / 4)
             now = loop.time()
-            if self._final_asked and now - self._progress_at > final_s:
-                raise ServerSilent(f"No progress within {final_s:g} s after the end of the audio.")
+            if not self._owes_progress():
+                self._progress_at = now
+            elif now - self._progress_at > final_s:
+                raise ServerSilent(f"The server decoded nothing for {final_s:g} s, with audio to decode.")
             channel = self._channel
             if channel is None or now - self._heard_at < silence_s:
                 continue
@@ -361,6 +369,12 @@ class Stream:
                         await channel.send(encode_client_message(Ping()))
                 except (ChannelLost, TimeoutError):
                     await channel.close()
+
+    def _owes_progress(self) -> bool:
+        """Whether the server has so much to do that it must say something within `final_s`."""
+        if self._results.ended:
+            return False
+        return self._final_asked or self._audio.undecoded > _UNANSWERED_S * self.sample_rate
 
     # Connections
 

@@ -29,3 +29,7 @@ class ConnectionLost(ClientError):  # noqa: N818 - the name says it
 
 class ServerSilent(ClientError):  # noqa: N818 - the name says it
     """The server did not answer within a time-out."""
+
+
+class ClientBug(ClientError):  # noqa: N818 - the name says it
+    """The client itself failed, on something that it did not expect; `__cause__` has it."""

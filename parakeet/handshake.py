@@ -78,7 +78,7 @@ class Handshake:
             raise ConnectionLost(str(error)) from error
         try:
             return channel, await self._expect(channel)
-        except ClientError:
+        except BaseException:  # also where the caller has given up: the socket is nobody's then
             await channel.close()
             raise
 

@@ -49,6 +49,11 @@ class SentAudio:
     def ends_within_a_sample(self) -> bool:
         return bool(self._odd)
 
+    @property
+    def undecoded(self) -> int:
+        """Samples written to a server that has not said that it decoded them."""
+        return self.written - self.decoded
+
     def cut(self, payload: bytes, encoding: Encoding) -> list[Block]:
         """Cut a payload into blocks to `append`; half a sample of pcm16 waits for the next payload.
 

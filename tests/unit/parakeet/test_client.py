@@ -11,7 +11,8 @@ import pytest
 from common.entries import LineKind
 from common.errors import ErrorCode, NoFreeStream, Unavailable
 from common.messages import Encoding
-from parakeet.client import ClientTimeouts, ConnectionLost, ServerError, ServerSilent, connect
+from parakeet.channel import ChannelLost, open_channel
+from parakeet.client import ClientBug, ClientTimeouts, ConnectionLost, ServerError, ServerSilent, connect
 from tests.fake_backplane import ScriptedBackplane, result_json
 from tests.ingress_harness import Harness, serving, wait_until
 
@@ -283,3 +284,143 @@ async def test_sending_gives_up_on_a_decoder_that_stands_still() -> None:
         async with await connect(harness.tcp_url, window_s=1.0, timeouts=timeouts) as stream:
             with pytest.raises(ServerSilent):
                 await stream.send(b"\0\0" * 16000 * 10)
+
+
+async def test_the_final_result_is_there_as_often_as_it_is_asked_for(echo: tuple[Harness, str]) -> None:
+    async with await connect(echo[1], timeouts=_TIMEOUTS) as stream:
+        await stream.send(b"\0\0" * 10)
+        await stream.finish()
+        seen = [result async for result in stream.results()]
+        async with asyncio.timeout(1):
+            assert await stream.final() == seen[-1]
+            assert [result async for result in stream.results()] == []
+            assert await stream.final() == seen[-1]
+    async with asyncio.timeout(1):
+        assert (await stream.final()).text == "10 samples"
+
+
+async def test_a_failure_is_told_as_often_as_results_are_asked_for() -> None:
+    async with (
+        serving(ScriptedBackplane()) as harness,
+        await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream,
+    ):
+        await stream.send(b"\0\0")
+        await wait_until(lambda: "append" in harness.backplane.link.log)
+        harness.backplane.link.listener.on_failure(Unavailable(ErrorCode.WORKER_FAILED, "It broke."))
+        async with asyncio.timeout(2):
+            for _ in range(2):
+                with pytest.raises(ServerError, match="worker_failed"):
+                    await stream.final()
+                with pytest.raises(ServerError, match="worker_failed"):
+                    await anext(stream.results())
+
+
+@pytest.mark.parametrize("place", ["read", "write", "watch"])
+async def test_what_nobody_expected_fails_the_stream(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a field of a newer server")
+
+    monkeypatch.setattr(
+        {
+            "read": "parakeet.client.decode_server_message",
+            "write": "parakeet.sent_audio.SentAudio.next_block",
+            "watch": "parakeet.client.Stream._owes_progress",
+        }[place],
+        broken,
+    )
+    timeouts = ClientTimeouts(silence_s=0.2)
+    async with (
+        serving(ScriptedBackplane(echo=True)) as harness,
+        await connect(harness.ws_url, timeouts=timeouts) as stream,
+    ):
+        async with asyncio.timeout(3):
+            await stream.send(b"\0\0")
+            with pytest.raises(ClientBug, match="a field of a newer server") as caught:
+                await stream.final()
+            assert isinstance(caught.value.__cause__, KeyError)
+            with pytest.raises(ClientBug):
+                await stream.send(b"\0\0")
+
+
+async def test_closing_ends_every_wait() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        timeouts = ClientTimeouts(silence_s=2)
+        stream = await connect(harness.tcp_url, window_s=1.0, timeouts=timeouts)
+        reading = asyncio.create_task(stream.final())
+        sending = asyncio.create_task(stream.send(b"\0\0" * 16000 * 10))
+        await wait_until(lambda: bool(harness.backplane.links) and harness.backplane.link.samples > 0)
+        await stream.close()
+        async with asyncio.timeout(2):
+            for waiting in (reading, sending):
+                with pytest.raises(ConnectionLost, match="The stream was closed before its final result"):
+                    await waiting
+            with pytest.raises(ConnectionLost):
+                await stream.send(b"\0\0")
+            with pytest.raises(ConnectionLost):
+                await stream.final()
+
+
+async def test_results_that_nobody_reads_yet_do_not_stop_the_audio() -> None:
+    async with (
+        serving(ScriptedBackplane(echo=True)) as harness,
+        await connect(harness.tcp_url, window_s=1.0, timeouts=_TIMEOUTS) as stream,
+    ):
+        for _ in range(1500):
+            await stream.send(b"\0\0" * 160)
+        await stream.finish()
+        await wait_until(lambda: harness.backplane.link.finals == 1)
+        seen = [result async for result in stream.results()]
+    at = 0
+    for result in seen:
+        assert (result.seq_first or result.seq) == at + 1
+        at = result.seq
+    assert seen[-1].is_final
+    assert seen[-1].text == "240000 samples"
+
+
+async def test_a_server_that_decodes_nothing_is_given_up_before_the_end_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("parakeet.client._UNANSWERED_S", 1.0)
+    timeouts = ClientTimeouts(silence_s=0.2, final_s=0.4)
+    async with serving(ScriptedBackplane()) as harness:
+        async with await connect(harness.tcp_url, timeouts=timeouts) as stream:
+            await stream.send(b"\0\0" * 16001)
+            async with asyncio.timeout(3):
+                with pytest.raises(ServerSilent, match=r"decoded nothing for 0\.4 s"):
+                    await stream.final()
+        # Less than what a chunk may hold is no reason: a client may send slowly, or pause.
+        async with await connect(harness.tcp_url, timeouts=timeouts) as stream:
+            await stream.send(b"\0\0" * 16000)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await stream.final()
+
+
+async def test_a_socket_whose_peer_does_not_read_closes_all_the_same() -> None:
+    peers: list[asyncio.StreamWriter] = []
+
+    async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        peers.append(writer)
+
+    server = await asyncio.start_server(ignore, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        channel = await open_channel(f"tcp://127.0.0.1:{port}", 2.0)
+        await wait_until(lambda: bool(peers))
+        sending = asyncio.create_task(channel.send(b"x" * (32 << 20)))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await channel.close()
+            await sending
+            with pytest.raises(ChannelLost):
+                await channel.receive()
+        for peer in peers:
+            peer.transport.abort()
+
+
+async def test_a_host_name_that_cannot_be_one_is_a_typed_error() -> None:
+    for url in ("tcp://a..b:1", "ws://a..b:1"):
+        with pytest.raises(ConnectionLost, match="cannot be reached"):
+            await connect(url, timeouts=_TIMEOUTS)
