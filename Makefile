@@ -13,8 +13,11 @@ TORCH_VERSION ?= 2.13.0
 PIP_TORCH_ARGS ?=
 PIP ?= $(VENV)/bin/python -m pip
 PYTEST ?= $(VENV)/bin/python -m pytest
-# `make test PYTEST_ARGS="-k ingress"` for a part; `PYTEST_ARGS="-n 4"` for several processes (one without it).
+# `make test PYTEST_ARGS="-k ingress"` for a part.
 PYTEST_ARGS ?=
+# Processes of tests: one a core, but eight at most, since many tests start a whole service; 0 for none beside make's.
+TEST_PROCESSES ?= auto
+PYTEST_PARALLEL := $(PYTEST) -n $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal
 
 STAMPS := $(VENV)/.stamps
 
@@ -58,8 +61,35 @@ demo: $(STAMPS)/installed ## start the whole stack, stream a recording, show the
 	$(VENV)/bin/python -m parakeet.demo
 
 .PHONY: test
-test: $(STAMPS)/dev ## all tests that need neither a GPU nor NeMo, but the chaos tests
-	$(PYTEST) -m "not golden and not chaos" $(PYTEST_ARGS)
+test: $(STAMPS)/dev ## all tests that need neither a GPU nor NeMo, but the chaos tests; on all cores
+	$(PYTEST_PARALLEL) -m "not golden and not chaos" $(PYTEST_ARGS)
+
+# The declared bounds of dependencies are tested: `make test` takes the newest versions where $(VENV) is new, the
+# next two the lowest. `make test-ingress PYTHON=python3.13 BOUND=newest`
+BOUND ?= lowest
+INGRESS_VENV ?= .venv-ingress
+INGRESS_TESTS := tests/unit/common tests/unit/ingress tests/unit/parakeet tests/fuzz \
+  tests/property/test_client_bytes.py tests/property/test_base64.py
+.PHONY: test-ingress
+test-ingress: ## ingress and clients on the lowest versions of what they need, without a worker's packages
+	$(PYTHON) -m venv --clear $(INGRESS_VENV)
+	$(INGRESS_VENV)/bin/python requirements/bounds.py $(BOUND) ingress > $(INGRESS_VENV)/requirements.txt
+	$(INGRESS_VENV)/bin/python -m pip install -q --only-binary :all: -r $(INGRESS_VENV)/requirements.txt
+	$(INGRESS_VENV)/bin/python -m pip install -q --no-deps -e .
+	$(INGRESS_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 $(INGRESS_TESTS) $(PYTEST_ARGS)
+
+LOWEST_VENV ?= .venv-lowest
+LOWEST_TESTS ?= tests
+.PHONY: test-lowest
+test-lowest: ## tests on the lowest versions of all dependencies but torch
+	$(PYTHON) -m venv --clear $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/python requirements/bounds.py lowest all > $(LOWEST_VENV)/requirements.txt
+	$(LOWEST_VENV)/bin/python -m pip install -q "torch==$(TORCH_VERSION)" $(PIP_TORCH_ARGS)
+	$(LOWEST_VENV)/bin/python -m pip install -q --only-binary :all: -r $(LOWEST_VENV)/requirements.txt \
+	  "torch==$(TORCH_VERSION)"
+	$(LOWEST_VENV)/bin/python -m pip install -q --no-deps -e .
+	$(LOWEST_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal \
+	  -m "not golden and not chaos and not slow" $(LOWEST_TESTS) $(PYTEST_ARGS)
 
 # -- checks --------------------------------------------------------------------------------------
 

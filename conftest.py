@@ -1,10 +1,15 @@
 """Plugins and settings of the whole test run; fixtures are in tests/conftest.py."""
 
+import os
 import signal
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.skip_policy"]
+pytest_plugins = ["tests.optional_programs", "tests.skip_policy"]
+
+# Each process of a parallel run has a core to itself; the threads of its PyTorch would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says how busy the machine is. Speed is measured in benchmarks/.
 settings.register_profile("untimed", deadline=None)

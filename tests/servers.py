@@ -8,14 +8,20 @@ from typing import Any, Literal
 import orjson
 import redis
 
-from parakeet.embedded_redis import EmbeddedRedis, find_redis_server, find_valkey
+from parakeet.embedded_redis import EmbeddedRedis, find_redis_server, find_server, find_valkey
+from tests.optional_programs import in_ci, is_wanted
 
 ServerKind = Literal["embedded", "debian"]
-SERVER_KINDS: tuple[ServerKind, ...] = ("embedded", "debian")
+SERVER_KINDS: tuple[ServerKind, ...] = ("embedded", "debian") if is_wanted("redis-server") else ("embedded",)
+
+
+def any_server_binary() -> Path:
+    """The machine's redis-server, or the embedded server's binary; in CI the first of them alone."""
+    return server_binary("debian") if in_ci() else find_redis_server() or find_server()
 
 
 def server_binary(kind: ServerKind) -> Path:
-    """The binary of a kind of server; both are needed, so that a missing one fails the test."""
+    """The binary of a kind of server; a kind that is wanted and missing fails the test."""
     binary = find_valkey() if kind == "embedded" else find_redis_server()
     assert binary is not None, f"there is no {kind} Redis server on this machine"
     return binary

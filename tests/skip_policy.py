@@ -6,16 +6,13 @@ quietly take tests away. Tests marked `gpu` are skipped here, without their own 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 
 import pytest
 
+from tests.optional_programs import in_ci
+
 NO_GPU = "no GPU"
-
-
-def _in_ci() -> bool:
-    return os.environ.get("CI", "").lower() == "true"
 
 
 def _has_gpu() -> bool:
@@ -40,7 +37,7 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Turn a skip into a failure where the rule above asks for it."""
-    if not report.skipped or hasattr(report, "wasxfail") or not _in_ci():
+    if not report.skipped or hasattr(report, "wasxfail") or not in_ci():
         return
     reason = _reason(report)
     if not reason.startswith(NO_GPU):

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from common.redis.keys import Keys
 from tests.servers import raw_client
 from tests.service_process import ROOT
@@ -43,6 +45,7 @@ def typed(command: str, url: str, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.needs_program("redis-cli")
 async def test_every_documented_command_shows_something(redis_url: str, tmp_path: Path) -> None:
     client = raw_client(redis_url)
     with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:

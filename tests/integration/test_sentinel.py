@@ -1,4 +1,4 @@
-"""A failover by Sentinel under a running stream: Debian's redis-server as master, replica and sentinel."""
+"""A failover by Sentinel under a running stream: one server program as master, replica and sentinel."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import redis
 
 from parakeet.child import start_tied
 from parakeet.client import connect
-from parakeet.embedded_redis import find_redis_server
 from tests.ingress_process import IngressProcess
 from tests.ports import HOST, free_ports
+from tests.servers import any_server_binary
 from tests.stream_client import expected_text, noise
 from tests.waiting import until, wait_until
 from tests.worker_process import WorkerProcess
@@ -28,9 +28,7 @@ class _Watched:
     """A master, its replica, and the sentinel that watches them."""
 
     def __init__(self, folder: Path) -> None:
-        binary = find_redis_server()
-        assert binary is not None, "there is no redis-server on this machine"
-        self._binary = str(binary)
+        self._binary = str(any_server_binary())
         self._folder = folder
         self.master_port, self.replica_port, self.sentinel_port = free_ports(3)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}

@@ -17,7 +17,7 @@ from common.redis.keys import Keys
 from common.streams.status import read_status
 from parakeet.client import ClientTimeouts, connect
 from tests.ingress_process import IngressProcess
-from tests.servers import make_server
+from tests.servers import SERVER_KINDS, make_server
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
@@ -86,8 +86,8 @@ class _Shard0:
 @pytest.fixture
 def sharded(tmp_path: Path) -> Iterator[Sharded]:
     with ExitStack() as stack:
-        kinds = ("embedded", "debian", "embedded")
-        servers = [stack.enter_context(make_server(kind)) for kind in kinds]  # type: ignore[arg-type]
+        kinds = (SERVER_KINDS[0], SERVER_KINDS[-1], SERVER_KINDS[0])
+        servers = [stack.enter_context(make_server(kind)) for kind in kinds]
         url, shards = "+++".join(server.url for server in servers), 3
         processes = stack.enter_context(ExitStack())
         made = Sharded(url, shards, tmp_path, processes)
