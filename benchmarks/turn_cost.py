@@ -18,7 +18,9 @@ import numpy as np
 import torch
 
 from common.entries import StreamId
-from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.engine.transcript import NO_TOKENS, Transcript
+from gpu_worker.model.checkpoint import BUNDLED
+from gpu_worker.model.tokenizer import Tokenizer
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.smart_turn import INPUT_SAMPLES, SmartTurn
 from gpu_worker.turn.stage import TurnStage
@@ -59,7 +61,8 @@ def vad_row(num_streams: int, chunk_ms: int) -> dict[str, Any]:
 def stage_us(chunk_ms: int) -> float:
     """Endpointing and stage, of one chunk of one stream."""
     stage = TurnStage()
-    stage.open(StreamId(1), TurnSettings())
+    tokenizer = Tokenizer.from_file(BUNDLED / "tiny" / "tokenizer.model")
+    stage.open(StreamId(1), TurnSettings(), Transcript(tokenizer, 0.08, with_words=False))
     num_samples = chunk_ms * RATE // 1_000
     number = 0
 
@@ -69,23 +72,7 @@ def stage_us(chunk_ms: int) -> float:
         end = number * num_samples
         windows = end // 512 - (end - num_samples) // 512
         speaks = number // 20 % 2 == 0
-        stage.push(
-            StreamOutput(
-                stream=StreamId(1),
-                samples_decoded=end,
-                token_ids=(),
-                confidence_scores=(),
-                token_frames=(),
-                text="",
-                last_state=None,
-                turn_detection="running",
-                is_final=False,
-                is_turn_event=False,
-                words=None,
-                changed=False,
-            ),
-            [0.9 if speaks else 0.01] * windows,
-        )
+        stage.push(StreamId(1), NO_TOKENS, end, probs=[0.9 if speaks else 0.01] * windows)
         stage.drain()
 
     def many() -> None:

@@ -24,7 +24,7 @@ from gpu_worker.turn.endpointing import (
     TurnChunk,
     TurnOutcome,
     Verdict,
-    eou_sample,
+    token_sample,
 )
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.smart_turn import INPUT_SAMPLES, SmartTurn
@@ -78,30 +78,34 @@ def _chunks(samples: NDArray[np.float32], eou_frames: Sequence[int], clock: Chun
     chunks: list[TurnChunk] = []
     begin = 0
     for number, end in enumerate(ends):
-        eou = [eou_sample(frame) for frame in eou_frames if min(frame // clock.chunk_frames, count) == number]
+        eou = [
+            token_sample(frame) for frame in eou_frames if min(frame // clock.chunk_frames, count) == number
+        ]
         windows = probs[begin // WINDOW_SAMPLES : end // WINDOW_SAMPLES]
         chunks.append(TurnChunk(end, tuple(windows), tuple(eou), final=number == count))
         begin = end
     return chunks
 
 
-def play(trace: Trace, settings: TurnSettings, model: SmartTurn, threshold: float) -> list[TurnOutcome]:
-    """The outcome of each chunk under the settings; every verdict is there in time."""
+def play(
+    trace: Trace, settings: TurnSettings, model: SmartTurn, threshold: float
+) -> list[Sequence[TurnOutcome]]:
+    """The outcomes of each chunk under the settings; every verdict is there in time."""
     endpointer = Endpointer(settings)
     asked: dict[int, int] = {}
-    outcomes: list[TurnOutcome] = []
+    outcomes: list[Sequence[TurnOutcome]] = []
     for chunk in trace.chunks:
-        outcome = endpointer.read(chunk)
+        read = endpointer.read(chunk)
         while True:
             asked |= {question.number: question.end_sample for question in endpointer.take_questions()}
-            if outcome is not None:
+            if read is not None:
                 break
             number = endpointer.awaited_question
             assert number is not None
             complete = _probability(trace, asked[number], model) >= threshold
             endpointer.answer(number, Verdict.COMPLETE if complete else Verdict.INCOMPLETE)
-            outcome = endpointer.resume()
-        outcomes.append(outcome)
+            read = endpointer.resume()
+        outcomes.append(read)
     return outcomes
 
 

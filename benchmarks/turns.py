@@ -99,10 +99,11 @@ def endpointing(settings: TurnSettings, model: SmartTurn, threshold: float) -> E
 
     def ends(trace: Trace) -> Iterator[tuple[int, int]]:
         outcomes = play(trace, settings, model, threshold)
-        for chunk, outcome in zip(trace.chunks, outcomes, strict=True):
-            if outcome.turn_detection == "end_of_utterance" and outcome.cause is not Cause.FINISHED:
-                assert outcome.decided_sample is not None
-                yield chunk.end_sample, outcome.decided_sample
+        for chunk, told in zip(trace.chunks, outcomes, strict=True):
+            for outcome in told:
+                if outcome.turn_detection == "end_of_utterance" and outcome.cause is not Cause.FINISHED:
+                    assert outcome.decided_sample is not None
+                    yield chunk.end_sample, outcome.decided_sample
 
     return ends
 

@@ -116,7 +116,7 @@ class Word:
 class Utterance:
     """The final of one utterance, with the option `auto_finalize`: it will not change any more.
 
-    `number` counts from 1; `text` is what the transcript gained since the last such final; times are in
+    `number` counts from 1; `text` holds the words of its time; times are in
     seconds from the first sample of the stream.
     """
 
@@ -128,7 +128,7 @@ class Utterance:
 
 @hot_value
 class Result:
-    """What the decoder has to say after one chunk (or a merged range of chunks).
+    """What the decoder has to say of a piece of audio: a chunk, a part of one, or a merged range of them.
 
     text: the whole transcript of the stream so far, across utterances.
     token_ids, confidence_scores: of the tokens that are new in this result, aligned.

@@ -124,7 +124,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "auto_finalize",
         bool,
-        "A result where an utterance ended carries `utterances`: number, text and times; the stream goes on.",
+        "A result where an utterance ended carries `utterances`: number, text and times; the stream goes on. "
+        "Without turn detection it is a `bad_option` error.",
     ),
     Option(
         "language",
@@ -201,6 +202,10 @@ def parse_options(values: Mapping[str, object]) -> StreamOptions:
                 ErrorCode.UNKNOWN_OPTION, f"There is no option {shown(name)}; there are {known}."
             )
         checked[name] = option.check(value)
+    if checked.get("auto_finalize") and checked.get("turn_detection") is False:
+        raise ClientFault(
+            ErrorCode.BAD_OPTION, "Option 'auto_finalize' needs 'turn_detection', which is false here."
+        )
     return StreamOptions(**checked)
 
 

@@ -30,7 +30,7 @@ from gpu_worker.engine.interface import (
     StreamOutput,
 )
 from gpu_worker.engine.positions import FoldedFrames
-from gpu_worker.engine.results import Pieces, StepText, acknowledges, failed_output, piece_output
+from gpu_worker.engine.results import Pieces, StepText, acknowledges, chunk_output, failed_output
 from gpu_worker.engine.sample_rings import SampleRings
 from gpu_worker.engine.samples import FLOAT32, PCM16, Samples, float_samples
 from gpu_worker.engine.slot_snapshots import SlotSnapshots
@@ -81,7 +81,7 @@ class SpeechEngine:
         self.steps = steps
         self._stats = steps.stats
         self._vocabulary = vocabulary
-        self._turns_of = turns_of if shape.hears else lambda _: TurnSettings(enabled=False)
+        self._turns_of = turns_of
         self._prompt_of = prompt_of
         self._frame_s = shape.clock.frame_samples / ENGINE_SAMPLE_RATE
         self._blocks = BlockManager(pages.num_pages, pages.page_frames, pages.ring_pages, num_slots)
@@ -94,7 +94,7 @@ class SpeechEngine:
             window_samples=WINDOW_SAMPLES,
             limit_samples=UNKNOWN_END,
         )
-        self._turns = TurnStage(judge, has_eou=vocabulary.eou_id is not None)
+        self._turns = TurnStage(judge, eou_id=vocabulary.eou_id)
         self._snapshots = SlotSnapshots(steps, self._table, self._rings, self._blocks, self._turns)
         self._streams = OpenStreams(num_slots)
         self._fresh: list[Stream] = []
@@ -123,8 +123,12 @@ class SpeechEngine:
         prompt = self._prompt_of(options)
         restored = self._snapshots.read(snapshot) if snapshot is not None else None
         settings = self._turns_of(options)
+        if not self.steps.shape.hears:
+            settings = TurnSettings(enabled=False)
         self._num_opened += 1
-        transcript = Transcript(self._vocabulary, self._frame_s, with_words=options.words)
+        transcript = Transcript(
+            self._vocabulary, self._frame_s, with_words=options.words, with_starts=settings.auto_finalize
+        )
         state = Stream(stream, slot, self._num_opened, options, prompt, transcript, settings.enabled)
         self._streams.add(state)
         self._listens[slot] = state.listens
@@ -133,7 +137,7 @@ class SpeechEngine:
                 self._table.open(slot, state.order, 0, 0)
                 self._rings.open(slot, 0)
                 if state.listens:
-                    self._turns.open(stream, settings)
+                    self._turns.open(stream, settings, transcript)
             else:
                 self._unsent += self._snapshots.restore(state, settings, restored)
                 self._held_pages[slot] = len(self._blocks.pages(slot))
@@ -213,7 +217,7 @@ class SpeechEngine:
         return (
             self._launched is not None
             or bool(self._unsent)
-            or bool(self._finishing)
+            or any(not self._rings.beside(state.slot) for state in self._finishing.values())
             or self._turns.has_ready()
             or bool(self._table.ready(self._table.chunks_waiting()).any())
         )
@@ -240,13 +244,14 @@ class SpeechEngine:
         stats = self._stats
         stats.ready_streams = int(np.count_nonzero(self._table.ready(self._table.chunks_waiting())))
         stats.turn_detection_depth = self._turns.num_held
-        stats.turn_detection_streams = self._turns.num_waiting_streams
+        stats.turn_detection_streams = len(self._turns.waiting)
 
     def _drain_turns(self, outputs: list[StreamOutput]) -> None:
         for output in self._turns.drain():
             outputs.append(output)
             if output.is_final:
                 self._forget(self._streams.get(output.stream))
+        self._table.hold([self._streams.get(stream).slot for stream in self._turns.waiting])
 
     def _land_stream(self, state: Stream) -> None:
         """Read the step under way now when the stream is in it."""
@@ -355,8 +360,8 @@ class SpeechEngine:
         text = StepText.of(plan, found, pieces, self.clock.chunk_frames, listens)
         self._stats.pre_encode.units += len(pieces.row_P)
         self._stats.turn_detection.units += len(text.speech)
-        first_token, first_window = text.first_token, text.first_window
-        speaks = np.diff(first_token) > 0
+        first_window = text.first_window
+        speaks = np.diff(text.first_token) > 0
         speaks |= pieces.is_final_P | acknowledges(pieces) | listens[pieces.row_P]
         speaks &= alive[pieces.row_P]
         chosen = np.flatnonzero(speaks)
@@ -370,28 +375,23 @@ class SpeechEngine:
         ):
             state = self._streams.by_slot[slot]
             assert state is not None
-            at = slice(first_token[piece], first_token[piece + 1])
-            tokens, frames = text.tokens[at], text.frames[at]
-            output = piece_output(state, tokens, frames, text.confidences[at], end, is_final=is_final)
+            tokens = text.tokens(piece)
             if state.listens:
-                speech = text.speech[first_window[piece] : first_window[piece + 1]]
-                self._hear(state, output, speech, begin, end)
+                self._turns.push(
+                    state.stream,
+                    tokens,
+                    end,
+                    is_final=is_final,
+                    probs=text.speech[first_window[piece] : first_window[piece + 1]],
+                    samples=self._rings.copy(slot, begin, end)
+                    if self._turns.needs_samples(state.stream)
+                    else None,
+                )
                 continue
-            outputs.append(output)
+            state.transcript.add(tokens, ends=is_final)
+            outputs.append(chunk_output(state.stream, state.transcript, tokens, end, is_final=is_final))
             if is_final:
                 self._forget(state)
-
-    def _hear(self, state: Stream, output: StreamOutput, speech: list[float], begin: int, end: int) -> None:
-        """Hand an output to turn detection."""
-        eou_id, samples = self._vocabulary.eou_id, None
-        eou_frames = [
-            frame
-            for token, frame in zip(output.token_ids, output.token_frames, strict=True)
-            if token == eou_id
-        ]
-        if self._turns.needs_samples(state.stream):
-            samples = self._rings.copy(state.slot, begin, end)
-        self._turns.push(output, speech, eou_frames, samples)
 
     def check_integrity(self) -> None:
         self._streams.check_integrity()

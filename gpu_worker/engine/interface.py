@@ -63,10 +63,10 @@ class OutOfPages(EngineError):
 
 @hot_value
 class StreamOutput:
-    """What one chunk of one stream gave.
+    """What one chunk of one stream gave, or the part of it up to a start or an end of an utterance.
 
     `samples_decoded` counts 16 kHz samples covered so far, over the whole stream.  `token_ids` are
-    the tokens that this chunk added, `confidence_scores` and `token_frames` (absolute 80 ms encoder
+    the tokens that are new, `confidence_scores` and `token_frames` (absolute 80 ms encoder
     frames) stand beside them; `<EOU>` and `<EOB>` are among them, and never in the text.  `words` are
     those that became complete with this chunk, each once over the stream's life; None unless the stream's
     options ask for them.  `text` is the whole transcript so far, across utterances.  `changed`
@@ -109,7 +109,7 @@ class EngineStats:
     Units: turn_detection counts speech-detector windows of 32 ms, pre_encode counts chunks (the end of a
     stream is one), encode and decode count 80 ms encoder frames.  Gauges: `ready_streams` have a whole
     chunk or their end waiting, `in_flight` were in the step that runs or ran last, `open_streams` hold a
-    slot.  `turn_detection_depth` are outputs that wait for a verdict of turn detection, over
+    slot.  `turn_detection_depth` are chunks that wait for a verdict of turn detection, over
     `turn_detection_streams` streams.
     """
 

@@ -1,4 +1,4 @@
-"""Outputs of streams as the engine makes them of what a step found, before turn detection has its say.
+"""Outputs of streams, made of what a step found.
 
 A row of a step is cut into pieces: one for each whole chunk, and one for the end of a stream.  Every piece
 may have an output; only those that have something to say cost Python.
@@ -13,11 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from common.entries import StreamId
+from common.messages import LastState, TurnDetection, Utterance
 from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineError, StreamOutput
 from gpu_worker.engine.slot_table import Plan
 from gpu_worker.engine.steps import WINDOW_SAMPLES, StepFindings
 from gpu_worker.engine.stream import Stream
+from gpu_worker.engine.transcript import Tokens, Transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +51,22 @@ class Pieces:
 
 @dataclass(frozen=True, slots=True)
 class StepText:
-    """Tokens and speech of a step's pieces: those of piece p are `tokens[first[p] : first[p + 1]]`.
+    """Tokens and speech of a step's pieces: those of piece p are `ids[first[p] : first[p + 1]]`.
 
     Numbers leave their arrays all at once.  `frames` are absolute.
     """
 
     first_token: list[int]
-    tokens: list[int]
+    ids: list[int]
     frames: list[int]
     confidences: list[float]
     first_window: list[int]
     speech: list[float]
+
+    def tokens(self, piece: int) -> Tokens:
+        """The tokens of a piece."""
+        at = slice(self.first_token[piece], self.first_token[piece + 1])
+        return Tokens(self.ids[at], self.frames[at], self.confidences[at])
 
     @classmethod
     def of(
@@ -103,31 +111,38 @@ def acknowledges(pieces: Pieces) -> NDArray[np.bool_]:
     return found
 
 
-def piece_output(
-    state: Stream,
-    tokens: list[int],
-    frames: list[int],
-    confidences: list[float],
+def chunk_output(
+    stream: StreamId,
+    transcript: Transcript,
+    tokens: Tokens,
     samples_decoded: int,
     *,
     is_final: bool,
+    last_state: LastState | None = None,
+    turn_detection: TurnDetection = "running",
+    is_turn_event: bool = False,
+    changed: bool = False,
+    utterances: tuple[Utterance, ...] = (),
 ) -> StreamOutput:
-    """What a piece gave; its tokens go into the stream's transcript, which the final output closes."""
-    transcript = state.transcript
-    words = transcript.add(tokens, frames, confidences, ends=is_final)
+    """What a piece of audio gave, once its tokens are in the transcript.
+
+    Without the fields of turns it is the output of a stream whose turns nobody detects. `changed` is for
+    what they changed.
+    """
     return StreamOutput(
-        stream=state.stream,
+        stream=stream,
         samples_decoded=samples_decoded,
-        token_ids=tuple(tokens),
-        confidence_scores=tuple(confidences),
-        token_frames=tuple(frames),
+        token_ids=tuple(tokens.ids),
+        confidence_scores=tuple(tokens.confidences),
+        token_frames=tuple(tokens.frames),
         text=transcript.text,
-        last_state=None,
-        turn_detection="running",
+        last_state=last_state,
+        turn_detection=turn_detection,
         is_final=is_final,
-        is_turn_event=False,
-        words=words,
-        changed=bool(tokens) or is_final,
+        is_turn_event=is_turn_event,
+        words=transcript.take_words(),
+        changed=changed or bool(tokens.ids) or is_final,
+        utterances=utterances,
     )
 
 

@@ -10,6 +10,7 @@ Shape suffixes: S slots, B rows of a plan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +47,7 @@ class SlotTable:
     planned: encoder frames that are decoded or in a step under way.
     decoded: encoder frames whose step is over.
     finished: no sample follows.  ended: the last row is planned.
+    held: nothing is planned until turn detection has its verdict.
     """
 
     def __init__(self, num_slots: int, clock: ChunkClock) -> None:
@@ -56,6 +58,8 @@ class SlotTable:
         self.decoded = np.zeros(num_slots, dtype=np.int64)
         self.finished = np.zeros(num_slots, dtype=np.bool_)
         self.ended = np.zeros(num_slots, dtype=np.bool_)
+        self.held = np.zeros(num_slots, dtype=np.bool_)
+        self._num_held = 0
         # Plan at which the slot was first seen to be ready: who waits longest goes first.
         self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
         self._num_plans = 0
@@ -72,7 +76,14 @@ class SlotTable:
         """Make a slot free."""
         self.order[slot] = 0
         self.fed[slot] = self.planned[slot] = 0
-        self.finished[slot] = self.ended[slot] = False
+        self.finished[slot] = self.ended[slot] = self.held[slot] = False
+
+    def hold(self, slots: Sequence[int]) -> None:
+        """Plan nothing for these slots, and no longer hold any other."""
+        if slots or self._num_held:
+            self.held[:] = False
+            self.held[slots] = True
+            self._num_held = len(slots)
 
     def chunks_waiting(self) -> NDArray[np.int64]:
         """Whole chunks of each slot that are in the ring and not planned; 0 for a free one."""
@@ -84,7 +95,7 @@ class SlotTable:
     def ready(self, waiting: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Slots that a plan could have a row for, given `chunks_waiting`."""
         ready: NDArray[np.bool_] = (waiting > 0) | self.finished
-        return ready & ~self.ended & (self.order > 0)
+        return ready & ~(self.ended | self.held) & (self.order > 0)
 
     def plan(self, max_rows: int, max_chunks: int = 1) -> Plan | None:
         """Choose the next step's rows and mark them as planned; None when nothing is ready."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from common.hot_value import hot_value
 from common.messages import Word
 
 
@@ -13,12 +14,14 @@ from common.messages import Word
 class TextState:
     """Transcript of one stream under way: the text so far and the bytes of an unfinished character.
 
-    `at_word_start` forces the next token to begin a word (set at the start of an utterance).
+    `at_word_start` forces the next token to begin a word (set at the start of an utterance). `spaces` have
+    come and wait for what follows them: a text never ends with one.
     """
 
     text: str = ""
     pending: bytes = b""
     at_word_start: bool = False
+    spaces: str = ""
 
 
 class Vocabulary(Protocol):
@@ -52,9 +55,41 @@ class Vocabulary(Protocol):
         """Whether the token begins a new word by itself."""
         ...
 
+    def is_closing(self, token: int) -> bool:
+        """Whether the token is punctuation that belongs to the word before it."""
+        ...
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of a whole sequence."""
         ...
+
+
+@hot_value
+class Tokens:
+    """Tokens in order: ids, absolute encoder frames and confidences, beside each other."""
+
+    ids: Sequence[int]
+    frames: Sequence[int]
+    confidences: Sequence[float]
+
+    def first(self, count: int) -> Tokens:
+        """The first so many."""
+        return Tokens(self.ids[:count], self.frames[:count], self.confidences[:count])
+
+    def after(self, count: int) -> Tokens:
+        """Those behind the first so many."""
+        return Tokens(self.ids[count:], self.frames[count:], self.confidences[count:])
+
+
+NO_TOKENS: Final = Tokens((), (), ())
+
+
+@hot_value
+class WordStart:
+    """Where a word begins: encoder frame of its first token, and length of the text before it."""
+
+    frame: int
+    offset: int
 
 
 class Transcript:
@@ -64,59 +99,94 @@ class Transcript:
         vocabulary: of the model.
         frame_s: seconds of an encoder frame.
         with_words: whether words are wanted; without, none are collected.
+        with_starts: whether the places are wanted at which words begin.
     """
 
-    def __init__(self, vocabulary: Vocabulary, frame_s: float, *, with_words: bool) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, frame_s: float, *, with_words: bool, with_starts: bool = False
+    ) -> None:
         self._vocabulary = vocabulary
         self._frame_s = frame_s
         self._with_words = with_words
+        self._with_starts = with_starts
         self._marks = vocabulary.marks
         self._text = TextState()
         # Tokens of the word under way: (token, frame, confidence).
         self._open: list[tuple[int, int, float]] = []
+        self._words: list[Word] = []
+        self._starts: list[WordStart] = []
 
     @property
     def text(self) -> str:
-        """The whole text so far, without bytes of an unfinished character."""
+        """The whole text so far, without spaces at its end and bytes of an unfinished character."""
         return self._text.text
 
-    def add(
-        self, tokens: Sequence[int], frames: Sequence[int], confidences: Sequence[float], *, ends: bool
-    ) -> tuple[Word, ...] | None:
-        """Append tokens in order, with their absolute encoder frames; with `ends`, close the transcript.
+    @property
+    def open_frames(self) -> tuple[int, int] | None:
+        """Frames of the first and of the last token of the word that the next token may go on with."""
+        return (self._open[0][1], self._open[-1][1]) if self._open else None
 
-        Returns the words that became complete, each once over the stream's life; None when not wanted.  A
-        word is complete when the next one begins, its utterance ends, or the stream does.
+    def add(self, tokens: Tokens, *, ends: bool) -> None:
+        """Append tokens; with `ends`, close the transcript.
+
+        A word is complete when the next one begins, its utterance ends, or the stream does.
         """
-        vocabulary = self._vocabulary
-        words: list[Word] = []
-        for token, frame, confidence in zip(tokens, frames, confidences, strict=True):
+        vocabulary, tracks = self._vocabulary, self._with_words or self._with_starts
+        for at, token in enumerate(tokens.ids):
+            offset = len(self._text.text)
             vocabulary.append(self._text, token)
             if token in self._marks:
                 vocabulary.start_utterance(self._text)
-            if self._with_words:
-                special = vocabulary.is_special(token)
-                if special or vocabulary.starts_word(token):
-                    self._close_word(words)
-                if not special:
-                    self._open.append((token, frame, confidence))
+            if tracks:
+                self._track(token, tokens.frames[at], tokens.confidences[at], offset)
         if ends:
             vocabulary.finish(self._text)
-            self._close_word(words)
-        return tuple(words) if self._with_words else None
+            self._end_word()
 
-    def _close_word(self, words: list[Word]) -> None:
+    def _track(self, token: int, frame: int, confidence: float, offset: int) -> None:
+        vocabulary = self._vocabulary
+        special = vocabulary.is_special(token)
+        if special or vocabulary.starts_word(token):
+            self._end_word()
+        if special:
+            return
+        if not self._open:
+            if vocabulary.is_closing(token):
+                return  # punctuation of a word that is complete already
+            if self._with_starts:
+                self._starts.append(WordStart(frame, offset))
+        self._open.append((token, frame, confidence))
+
+    def close_word(self) -> None:
+        """End the open word: what follows begins another, whatever it looks like."""
+        if self._open:
+            self._vocabulary.start_utterance(self._text)
+            self._end_word()
+
+    def take_words(self) -> tuple[Word, ...] | None:
+        """Words that became complete since the last call, each once; None when words are not wanted."""
+        if not self._with_words:
+            return None
+        words, self._words = self._words, []
+        return tuple(words)
+
+    def take_starts(self) -> Sequence[WordStart]:
+        """Words that began since the last call, each once; none unless they are wanted."""
+        starts, self._starts = self._starts, []
+        return starts
+
+    def _end_word(self) -> None:
         """End the open word.
 
         It lasts from the start of its first token's frame to the end of its last one's; its confidence is
         the least of its tokens', NeMo's default aggregation.
         """
         tokens, self._open = self._open, []
-        if not tokens:
+        if not (tokens and self._with_words):
             return
         text = self._vocabulary.decode([token for token, _, _ in tokens]).strip()
         if text:
-            words.append(
+            self._words.append(
                 Word(
                     word=text,
                     start_s=round(tokens[0][1] * self._frame_s, 3),
@@ -126,15 +196,18 @@ class Transcript:
             )
 
     def export(self) -> dict[str, Any]:
-        """The state as JSON values."""
+        """The state as JSON values; words and starts must have been taken."""
         return {
             "text": self._text.text,
             "pending": self._text.pending.hex(),
             "at_word_start": self._text.at_word_start,
+            "spaces": self._text.spaces,
             "open": [list(token) for token in self._open],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from an exported state."""
-        self._text = TextState(state["text"], bytes.fromhex(state["pending"]), state["at_word_start"])
+        self._text = TextState(
+            state["text"], bytes.fromhex(state["pending"]), state["at_word_start"], state["spaces"]
+        )
         self._open = [(int(token), int(frame), float(score)) for token, frame, score in state["open"]]

@@ -24,6 +24,12 @@ END_OF_BACKCHANNEL: Final = "<EOB>"
 # Multilingual models say the language of an utterance; NeMo's `strip_lang_tags` has the same pattern.
 _LANGUAGE_TAG: Final = re.compile(rf"{SPACE_MARK}?<[a-z]{{2}}-[A-Z]{{2}}>")
 _UNKNOWN_SURFACE: Final = " \u2047 "
+# Punctuation that closes the word before it, never one that it opens.
+_CLOSING: Final = re.compile(r"[.,?!;:…。，、？！；：]+")
+# Scripts without spaces between words (Thai, Lao, Myanmar, Khmer, kana, Han): any piece can begin a word.
+_SPACELESS: Final = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,10 @@ class Tokenizer:
         )
         self._texts: Final = tuple(surface.decode("utf-8", errors="replace") for surface in self._surfaces)
         self._is_byte: Final = tuple(processor.is_byte(index) for index in range(self.vocab_size))
+        self._starts_word: Final = tuple(
+            text.startswith(" ") or _SPACELESS.match(text) is not None for text in self._texts
+        )
+        self._is_closing: Final = tuple(_CLOSING.fullmatch(text) is not None for text in self._texts)
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
@@ -84,8 +94,12 @@ class Tokenizer:
         return not self._surfaces[token]
 
     def starts_word(self, token: int) -> bool:
-        """Whether the id begins a new word by itself."""
-        return self._surfaces[token].startswith(b" ")
+        """Whether the id begins a new word by itself: after a space, or in a script that has none."""
+        return self._starts_word[token]
+
+    def is_closing(self, token: int) -> bool:
+        """Whether the id is punctuation that belongs to the word before it."""
+        return self._is_closing[token]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of a whole sequence."""
@@ -124,6 +138,7 @@ class Tokenizer:
         """Make the next token of a transcript begin a word, whether or not it carries the mark."""
         self.finish(state)
         state.at_word_start = True
+        state.spaces = ""
 
     def words(self, tokens: Sequence[int]) -> list[WordSpan]:
         """Words of a sequence, each with the positions of its tokens.
@@ -166,11 +181,17 @@ def _surface(processor: Any, index: int, piece: str, *, is_special: bool) -> byt
 def _append(state: TextState, text: str) -> None:
     if not state.text:
         text = text.lstrip(" ")
-    elif state.at_word_start and not text.startswith(" "):
+    forced = state.at_word_start and not state.spaces
+    closes = forced and _CLOSING.fullmatch(text) is not None
+    if forced and state.text and not (closes or text.startswith(" ") or _SPACELESS.match(text)):
         text = " " + text
-    if text:
-        state.text += text
-        state.at_word_start = False
+    text = state.spaces + text
+    shown = text.rstrip(" ")
+    state.spaces = text[len(shown) :]
+    if shown:
+        state.text += shown
+        # A mark of punctuation belongs to what stands before it: the word is still to come.
+        state.at_word_start = closes
 
 
 def _characters(data: bytes) -> tuple[str, bytes]:

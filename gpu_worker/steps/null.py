@@ -60,11 +60,13 @@ class Letters:
     def append(self, state: TextState, token: int) -> None:
         """Append one token to a text."""
         first, second = divmod(token % _SYMBOLS, _LETTERS)
-        space = " " if state.text and self.starts_word(token) else ""
+        space = " " if state.text and (state.at_word_start or self.starts_word(token)) else ""
         state.text += space + chr(97 + first) + chr(97 + second)
+        state.at_word_start = False
 
     def start_utterance(self, state: TextState) -> None:
-        """Nothing: there are no marks."""
+        """Make the next token begin a word."""
+        state.at_word_start = True
 
     def finish(self, state: TextState) -> str:
         """The text; it is always whole."""
@@ -77,6 +79,10 @@ class Letters:
     def starts_word(self, token: int) -> bool:
         """Whether the token begins a word."""
         return token >= _SYMBOLS
+
+    def is_closing(self, token: int) -> bool:
+        """No token is punctuation."""
+        return False
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of a sequence."""

@@ -6,6 +6,7 @@ from typing import TypeVar
 from common.errors import SettingsError
 from common.options import StreamOptions
 from common.settings import WorkerSettings
+from gpu_worker.engine.interface import UnsupportedOption
 from gpu_worker.turn.settings import TurnSettings, parse_signals
 from gpu_worker.turn.smart_turn_pool import SmartTurnPool
 
@@ -17,6 +18,8 @@ def turn_settings(settings: WorkerSettings) -> Callable[[StreamOptions], TurnSet
 
     Silences that contradict each other are brought in line, the shorter named ones first: a pause is no
     longer than the silence that ends an utterance, and `turn_max_pause_ms` is the longest of all.
+
+    For a stream that wants finals of utterances where turns are not detected, it raises UnsupportedOption.
     """
 
     def of_stream(options: StreamOptions) -> TurnSettings:
@@ -26,8 +29,11 @@ def turn_settings(settings: WorkerSettings) -> Callable[[StreamOptions], TurnSet
         smart_silence_ms = max(pause_ms, defaults.smart_silence_ms)
         max_pause_ms = _either(options.turn_max_pause_ms, settings.turn_max_pause_ms)
         threshold = _either(options.vad_threshold, settings.vad_threshold)
+        enabled = settings.turn_detection and _either(options.turn_detection, True)
+        if options.auto_finalize and not enabled:
+            raise UnsupportedOption("Option 'auto_finalize' needs turn detection, which is off here.")
         return TurnSettings(
-            enabled=settings.turn_detection and _either(options.turn_detection, True),
+            enabled=enabled,
             signals=parse_signals(_either(options.turn_signals, settings.turn_signals)),
             vad_threshold=threshold,
             # In proportion for low thresholds, so that there is a level below which it is silent.

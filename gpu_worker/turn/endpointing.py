@@ -10,15 +10,14 @@ The engine does not call this class itself but `gpu_worker.turn.stage.TurnStage`
 `Endpointer` a stream. The calls here are::
 
     endpointer = Endpointer(settings)
-    outcome = endpointer.read(TurnChunk(end_sample, probs, eou_samples))  # every chunk, in order
+    outcomes = endpointer.read(TurnChunk(end_sample, probs, eou_samples))  # every chunk, in order
     for question in endpointer.take_questions(): ...       # ask smart-turn about the audio so far
-    while outcome is None:                                 # the chunk waits for a verdict
+    while outcomes is None:                                # the chunk waits for a verdict
         endpointer.answer(question.number, Verdict.COMPLETE)
-        outcome = endpointer.resume()
+        outcomes = endpointer.resume()
 
-Each chunk gives exactly one outcome. A start of utterance that is followed by its end in the same chunk is
-reported as the end alone; any other second event of a chunk stands in the next chunk's outcome. The
-chunk with `final` ends an open utterance.
+A chunk has an outcome for each start and end of an utterance in it, in order, and one where it has neither.
+The chunk with `final` ends an open utterance.
 """
 
 import json
@@ -66,7 +65,7 @@ class TurnChunk:
 
     end_sample: 16 kHz samples of the stream that the chunk completes; never less than the last one's.
     probs: probability of speech of every window of 512 samples that became complete.
-    eou_samples: where `<EOU>` tokens stand; `eou_sample(frame)` makes it of a token's frame.
+    eou_samples: where `<EOU>` tokens stand; `token_sample(frame)` makes it of a token's frame.
     final: no more audio comes.
     """
 
@@ -86,7 +85,7 @@ class TurnQuestion:
 
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
-    """What a chunk's result reports.
+    """What a result reports.
 
     decided_sample: position in the audio at which the start or end was decided; None for no event.
     speech_start_sample: where the speech of the utterance began.
@@ -125,8 +124,8 @@ class _Tape:
     """(position, probability of the window that ends there, or None for an `<EOU>`)."""
 
 
-def eou_sample(token_frame: int, samples_per_frame: int = 1_280) -> int:
-    """The position of an `<EOU>` token: the end of its absolute encoder frame."""
+def token_sample(token_frame: int, samples_per_frame: int = 1_280) -> int:
+    """The position of a token: the end of its absolute encoder frame."""
     return (token_frame + 1) * samples_per_frame
 
 
@@ -141,7 +140,7 @@ class Endpointer:
         self.settings = settings
         self._state = State.IDLE
         self._tape: _Tape | None = None
-        self._events: deque[_TurnEvent] = deque()
+        self._events: list[_TurnEvent] = []
         self._questions: deque[TurnQuestion] = deque()
         self._read_sample = 0
         self._is_speech: bool | None = None
@@ -164,7 +163,14 @@ class Endpointer:
         """Number of the question whose answer the chunk being read waits for; None: none waits."""
         return self._num_questions if self._awaiting else None
 
-    def read(self, chunk: TurnChunk) -> TurnOutcome | None:
+    @property
+    def onset_sample(self) -> int | None:
+        """Where speech began that is still too short to start an utterance; None without any."""
+        if self._state is not State.STARTING:
+            return None
+        return self._read_sample // WINDOW_SAMPLES * WINDOW_SAMPLES - self._speech_run_samples
+
+    def read(self, chunk: TurnChunk) -> Sequence[TurnOutcome] | None:
         """Reads the next chunk; None when it waits for a verdict, and `resume` goes on with it.
 
         Raises:
@@ -173,12 +179,12 @@ class Endpointer:
         """
         start_sample = self._read_sample
         if chunk.end_sample < start_sample or self._state is State.CLOSED or self._tape is not None:
-            raise ValueError("chunks come in order, each after the outcome of the last, none after the final")
+            raise ValueError("chunks come in order, each after those of the last, none after the final")
         num_windows = chunk.end_sample // WINDOW_SAMPLES - start_sample // WINDOW_SAMPLES
         if len(chunk.probs) != num_windows:
             raise ValueError(f"the chunk completes {num_windows} windows, got {len(chunk.probs)}")
         if self._goes_on(chunk):
-            return self._outcome(final=False)
+            return self._outcomes()
         first = start_sample // WINDOW_SAMPLES + 1
         marks: list[tuple[int, float | None]] = [
             ((first + index) * WINDOW_SAMPLES, prob) for index, prob in enumerate(chunk.probs)
@@ -210,7 +216,7 @@ class Endpointer:
         self._read_sample = chunk.end_sample
         return True
 
-    def resume(self) -> TurnOutcome | None:
+    def resume(self) -> Sequence[TurnOutcome] | None:
         """Goes on with the chunk that waits; None when it still does.
 
         Raises:
@@ -228,7 +234,7 @@ class Endpointer:
         if tape.final:
             self._apply(Event.FINISHED, tape.end_sample, Cause.FINISHED)
         self._tape = None
-        return self._outcome(final=tape.final)
+        return self._outcomes()
 
     def take_questions(self) -> Sequence[TurnQuestion]:
         """Questions asked since the last call. Only the last one's answer can still matter."""
@@ -334,7 +340,7 @@ class Endpointer:
                 self._events.append(_TurnEvent(False, sample, self._speech_start_sample))
             case Action.CLOSE:
                 self._forget()
-                self._close(
+                self._events.append(
                     _TurnEvent(True, sample, self._speech_start_sample, self._speech_end_sample, cause)
                 )
             case Action.ASK if Signal.SMART_TURN in self.settings.signals:
@@ -353,28 +359,21 @@ class Endpointer:
         self._verdict = None
         self._question_sample = None
 
-    def _close(self, event: _TurnEvent) -> None:
-        # A start that no result has reported yet is implied by its end.
-        if self._events and not self._events[-1].ends:
-            self._events.pop()
-        self._events.append(event)
-
-    def _outcome(self, *, final: bool) -> TurnOutcome:
+    def _outcomes(self) -> Sequence[TurnOutcome]:
         if not self._events:
             return _STEADY[self._state] if self._is_speech is not None else _UNHEARD
-        event = self._events.popleft()
-        if final and self._events:
-            # There is no later result: the last end stands for those that would have followed.
-            event = [other for other in (event, *self._events) if other.ends][-1]
-            self._events.clear()
-        return TurnOutcome(
-            "silence" if event.ends else "speech",
-            "end_of_utterance" if event.ends else "start_of_utterance",
-            event.sample,
-            event.speech_start_sample,
-            event.speech_end_sample,
-            event.cause,
-        )
+        events, self._events = self._events, []
+        return [
+            TurnOutcome(
+                "silence" if event.ends else "speech",
+                "end_of_utterance" if event.ends else "start_of_utterance",
+                event.sample,
+                event.speech_start_sample,
+                event.speech_end_sample,
+                event.cause,
+            )
+            for event in events
+        ]
 
     def export(self) -> bytes:
         """The whole state, a chunk that waits included, as JSON; `restore` goes on from it exactly."""
@@ -415,9 +414,9 @@ class Endpointer:
         return endpointer
 
 
-_STEADY: Final = {state: TurnOutcome(*reported) for state, reported in REPORTED.items()}
-_UNHEARD: Final = TurnOutcome(None, "pause")
-_EXPORT_VERSION: Final = 1
+_STEADY: Final = {state: (TurnOutcome(*reported),) for state, reported in REPORTED.items()}
+_UNHEARD: Final = (TurnOutcome(None, "pause"),)
+_EXPORT_VERSION: Final = 2
 _PLAIN_FIELDS: Final = (
     "_read_sample",
     "_is_speech",

@@ -14,18 +14,19 @@ from common.entries import StreamId
 from common.messages import LastState, TurnDetection
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.stored_output import decode_output
+from gpu_worker.engine.transcript import Tokens, Transcript
 from gpu_worker.turn.endpointing import Endpointer, TurnChunk
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.utterances import UtteranceLog
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 @dataclass(slots=True)
 class HeldChunk:
-    """A chunk that waits: its result without turn detection, what it says of turns, its audio."""
+    """A chunk on its way: its tokens, what it says of turns, its audio where smart-turn wants it."""
 
-    output: StreamOutput
+    tokens: Tokens
     chunk: TurnChunk
     samples: NDArray[np.int16] | None
 
@@ -34,20 +35,22 @@ class HeldChunk:
 class Lane:
     """The turn state of one stream.
 
+    transcript: up to the last result.
     endpointer: None when turn detection is off for the stream.
     history: the last 8 s of audio and the chunk being read, for smart-turn; None without it.
     history_end_sample: position of the history's end.
-    waiting: result of the chunk that is half read and waits for a verdict.
+    waiting: the chunk that is half read and waits for a verdict.
     deadline_s: when the verdict is given up.
-    held: chunks behind it.
+    held: chunks behind it, those that were on the device by then.
     reported: what the last result said, (last_state, turn_detection).
     utterances: finals of utterances; None without `auto_finalize`.
     """
 
+    transcript: Transcript
     endpointer: Endpointer | None = None
     history: NDArray[np.int16] | None = None
     history_end_sample: int = 0
-    waiting: StreamOutput | None = None
+    waiting: HeldChunk | None = None
     deadline_s: float = 0.0
     held: deque[HeldChunk] = field(default_factory=deque)
     reported: tuple[LastState | None, TurnDetection] = (None, "pause")
@@ -55,7 +58,7 @@ class Lane:
 
 
 def export_lane(lane: Lane, ready: Sequence[StreamOutput]) -> bytes:
-    """A header of JSON behind its length, then the audio as int16.
+    """A header of JSON behind its length, then the audio as int16; the transcript is not in it.
 
     Args:
         lane: of the stream.
@@ -69,11 +72,10 @@ def export_lane(lane: Lane, ready: Sequence[StreamOutput]) -> bytes:
         "history_samples": None if lane.history is None else len(lane.history),
         "history_end_sample": lane.history_end_sample,
         "ready": [_encode_output(output) for output in ready],
-        "waiting": None if lane.waiting is None else _encode_output(lane.waiting),
+        "waiting": None if lane.waiting is None else _encode_chunk(lane.waiting),
         "held": [
             {
-                "output": _encode_output(held.output),
-                "chunk": asdict(held.chunk),
+                **_encode_chunk(held),
                 "samples": None if held.samples is None else len(held.samples),
             }
             for held in lane.held
@@ -85,8 +87,12 @@ def export_lane(lane: Lane, ready: Sequence[StreamOutput]) -> bytes:
     return b"".join([struct.pack("<I", len(text)), text, *(part.tobytes() for part in audio)])
 
 
-def import_lane(exported: bytes, settings: TurnSettings, stream: StreamId) -> tuple[Lane, list[StreamOutput]]:
+def import_lane(
+    exported: bytes, settings: TurnSettings, stream: StreamId, transcript: Transcript
+) -> tuple[Lane, list[StreamOutput]]:
     """What `export_lane` wrote: the lane, and results that are ready; the stream may have another id here.
+
+    `transcript` is as it was then.
 
     Raises:
         ValueError: it was written by another version.
@@ -107,32 +113,42 @@ def import_lane(exported: bytes, settings: TurnSettings, stream: StreamId) -> tu
 
     endpointer = header["endpointer"]
     lane = Lane(
+        transcript,
         endpointer=None if endpointer is None else Endpointer.restore(settings, endpointer.encode()),
         history=take(header["history_samples"]),
         history_end_sample=header["history_end_sample"],
-        waiting=None if header["waiting"] is None else decode_output(stream, header["waiting"]),
+        waiting=None if header["waiting"] is None else _decode_chunk(header["waiting"], None),
         reported=tuple(header["reported"]),
     )
     if header["utterances"] is not None:
         lane.utterances = UtteranceLog(settings)
         lane.utterances.load(header["utterances"])
-    for held in header["held"]:
-        chunk = held["chunk"]
-        lane.held.append(
-            HeldChunk(
-                decode_output(stream, held["output"]),
-                TurnChunk(
-                    chunk["end_sample"],
-                    tuple(chunk["probs"]),
-                    tuple(chunk["eou_samples"]),
-                    chunk["final"],
-                ),
-                take(held["samples"]),
-            )
-        )
+    lane.held.extend(_decode_chunk(held, take(held["samples"])) for held in header["held"])
     return lane, [decode_output(stream, values) for values in header["ready"]]
 
 
 def _encode_output(output: StreamOutput) -> dict[str, Any]:
     assert output.failed is None  # a failure ends the lane, it is never held
     return asdict(output)
+
+
+def _encode_chunk(held: HeldChunk) -> dict[str, Any]:
+    tokens = held.tokens
+    return {
+        "tokens": [tokens.ids, tokens.frames, tokens.confidences],
+        "chunk": asdict(held.chunk),
+    }
+
+
+def _decode_chunk(values: dict[str, Any], samples: NDArray[np.int16] | None) -> HeldChunk:
+    chunk = values["chunk"]
+    return HeldChunk(
+        Tokens(*values["tokens"]),
+        TurnChunk(
+            chunk["end_sample"],
+            tuple(chunk["probs"]),
+            tuple(chunk["eou_samples"]),
+            chunk["final"],
+        ),
+        samples,
+    )

@@ -1,4 +1,4 @@
-"""smart-turn in a bounded pool of threads: questions in, answers out, nothing waits for it by force.
+"""smart-turn in a bounded pool of threads: questions in, answers out, and no thread waits for one.
 
 The stage (`gpu_worker.turn.stage.TurnStage`) asks at the edge from speech to silence and reads the answer at
 a later position of the audio, so that in real time the network has had its time. What does not come is
@@ -130,11 +130,6 @@ class SmartTurnPool:
         with self._changed:
             answers, self._answers = self._answers, []
             return answers
-
-    def wait(self, timeout_s: float) -> None:
-        """Waits until there is an answer, at most `timeout_s`."""
-        with self._changed:
-            self._changed.wait_for(lambda: bool(self._answers), timeout_s)
 
     def count_late(self) -> None:
         """Notes that an answer was given up waiting for."""

@@ -3,41 +3,43 @@
 Calls that the engine makes, all from its own thread. `SileroVad` (gpu_worker.turn.vad) belongs to the
 step itself; this stage is host code that costs some microseconds a chunk::
 
-    stage = TurnStage(judge=None)                         # a SmartTurnPool where smart-turn is on
-    stage.open(stream, settings)                          # TurnSettings of the stream
-    stage.push(output, probs, eou_frames, samples)        # every chunk of a stream, in order
-    outputs = stage.drain()                               # at the end of every step: what to return
-    stage.close(stream)                                   # stream dropped; after a final it is closed already
-    blob = stage.export(stream)                           # part of the engine's snapshot ...
-    stage.open(stream, settings, exported=blob)           # ... and back
+    stage = TurnStage(judge=None, eou_id=None)           # a SmartTurnPool where smart-turn is on
+    stage.open(stream, settings, transcript)             # its TurnSettings; results go into the transcript
+    stage.push(stream, tokens, end_sample, probs=probs)  # every chunk of a stream, in order
+    outputs = stage.drain()                              # at the end of every step: what to return
+    stage.close(stream)                                  # stream dropped; after a final it is closed already
+    blob = stage.export(stream)                          # of the engine's snapshot, beside the transcript ...
+    stage.open(stream, settings, transcript, exported=blob)  # ... and back
 
-`push` takes a StreamOutput whose `last_state`, `turn_detection` and `is_turn_event` are placeholders and
-whose `changed` says whether tokens or text changed; `drain` gives it back with all four set. Without
-smart-turn, or without a question open, it comes back from the next `drain`. With one open it is held, and
-the stream's later outputs behind it, until the verdict is there or the judge's `timeout_s` has passed; other
-streams never wait. So `has_work()` of the engine is also true when `stage.has_ready()` is, and a
-thread that sleeps until there is work must be woken by the judge (`SmartTurnPool.wake_with`) and look
-again after `stage.wait_s()`.
+A chunk gives one result, or one for each start and end of an utterance in it: each but the last covers the
+audio up to where its event was decided, with the tokens that stand there.
+
+Without smart-turn, or without a question open, results come back from the next `drain`. With one open
+they are held until the verdict is there or the judge's `timeout_s` has passed. `waiting` are the streams
+that wait so: the engine launches nothing more for them, and other streams never wait. `has_work()` of the
+engine is also true when `stage.has_ready()` is, and a thread that sleeps until there is work must be woken by
+the judge (`SmartTurnPool.wake_with`) and look again after `stage.wait_s()`.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.entries import StreamId
+from common.messages import Utterance
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.turn.endpointing import Endpointer, TurnChunk, TurnOutcome, Verdict, eou_sample
+from gpu_worker.engine.results import chunk_output
+from gpu_worker.engine.transcript import Tokens, Transcript
+from gpu_worker.turn.endpointing import Endpointer, TurnChunk, TurnOutcome, Verdict, token_sample
 from gpu_worker.turn.lane import HeldChunk, Lane, export_lane, import_lane
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.utterances import UtteranceLog
 
 HISTORY_SAMPLES: Final = 8 * 16_000
-MAX_HELD_CHUNKS: Final = 64
-"""A stream that decodes faster than real time is made to wait for its verdict at this many."""
 
 _OFF: Final = TurnOutcome(None, "running")
 """What results say of a stream without turn detection."""
@@ -68,10 +70,6 @@ class TurnJudge(Protocol):
         """Answers that arrived since the last call; never blocks."""
         ...
 
-    def wait(self, timeout_s: float) -> None:
-        """Waits until an answer may be there."""
-        ...
-
     def count_late(self) -> None:
         """Notes that an answer was given up waiting for."""
         ...
@@ -86,7 +84,7 @@ class TurnStage:
 
     Args:
         judge: smart-turn; None leaves its verdicts out (streams that ask for it get none).
-        has_eou: whether the model has an `<EOU>` token.
+        eou_id: the model's `<EOU>` token; None where it has none.
         clock: monotonic seconds.
     """
 
@@ -94,11 +92,11 @@ class TurnStage:
         self,
         judge: TurnJudge | None = None,
         *,
-        has_eou: bool = True,
+        eou_id: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._judge = judge
-        self._has_eou = has_eou
+        self._eou_id = eou_id
         self._clock = clock
         self._lanes: dict[StreamId, Lane] = {}
         self._waiting: dict[StreamId, Lane] = {}
@@ -106,38 +104,44 @@ class TurnStage:
 
     @property
     def num_held(self) -> int:
-        """Outputs that wait for a verdict, over all streams."""
+        """Chunks that wait for a verdict, over all streams."""
         return sum(1 + len(lane.held) for lane in self._waiting.values())
 
     @property
-    def num_waiting_streams(self) -> int:
+    def waiting(self) -> Collection[StreamId]:
         """Streams that wait for a verdict."""
-        return len(self._waiting)
+        return self._waiting.keys()
 
-    def open(self, stream: StreamId, settings: TurnSettings, exported: bytes | None = None) -> None:
-        """Takes a stream, at its start or where `export` left it.
+    def open(
+        self,
+        stream: StreamId,
+        settings: TurnSettings,
+        transcript: Transcript,
+        exported: bytes | None = None,
+    ) -> None:
+        """Takes a stream, at its start or where `export` left it; its results go into the transcript.
 
         Raises:
             ValueError: the stream is open already, or the export is of another version.
         """
         if stream in self._lanes:
             raise ValueError(f"stream {stream} is open")
-        settings = settings.limited(has_eou=self._has_eou, has_smart_turn=self._judge is not None)
+        settings = settings.limited(has_eou=self._eou_id is not None, has_smart_turn=self._judge is not None)
         if exported is not None:
-            lane, ready = import_lane(exported, settings, stream)
+            lane, ready = import_lane(exported, settings, stream, transcript)
             self._ready += ready
             if Signal.SMART_TURN not in settings.signals:
                 lane.history = None
             elif lane.history is None and lane.endpointer is not None:
                 lane.history = np.zeros(0, np.int16)
         elif settings.enabled:
-            lane = Lane(endpointer=Endpointer(settings))
+            lane = Lane(transcript, Endpointer(settings))
             if Signal.SMART_TURN in settings.signals:
                 lane.history = np.zeros(0, np.int16)
             if settings.auto_finalize:
                 lane.utterances = UtteranceLog(settings)
         else:
-            lane = Lane(reported=(_OFF.last_state, _OFF.turn_detection))
+            lane = Lane(transcript, reported=(_OFF.last_state, _OFF.turn_detection))
         self._lanes[stream] = lane
         if lane.endpointer is not None:
             self._ask(stream, lane)
@@ -168,41 +172,45 @@ class TurnStage:
 
     def push(
         self,
-        output: StreamOutput,
+        stream: StreamId,
+        tokens: Tokens,
+        end_sample: int,
+        *,
+        is_final: bool = False,
         probs: Sequence[float] = (),
-        eou_frames: Sequence[int] = (),
         samples: NDArray[np.float32] | None = None,
     ) -> None:
         """Takes what one chunk of a stream gave.
 
         Args:
-            output: the chunk's result; turn fields are placeholders. `samples_decoded` is the chunk's end.
+            stream: open here.
+            tokens: the chunk's new tokens in order.
+            end_sample: end of the chunk, in 16 kHz samples of the stream.
+            is_final: whether the stream ends with it.
             probs: probability of speech of each window that the chunk completes; empty when disabled.
-            eou_frames: absolute encoder frames of the chunk's `<EOU>` tokens.
             samples: the chunk's audio, only when `needs_samples`.
         """
-        stream = output.stream
         lane = self._lanes[stream]
-        if output.failed is not None:
-            self.close(stream)
-            self._ready.append(output)
-            return
         if lane.endpointer is None:
-            self._emit(stream, lane, output, _OFF)
+            self._emit(stream, lane, tokens, end_sample, _OFF, is_final=is_final)
             return
         chunk = TurnChunk(
-            end_sample=output.samples_decoded,
+            end_sample=end_sample,
             probs=tuple(probs),
-            eou_samples=tuple(eou_sample(frame) for frame in eou_frames),
-            final=output.is_final,
+            eou_samples=self._eou_samples(tokens),
+            final=is_final,
         )
-        held = HeldChunk(output, chunk, None if samples is None else _to_int16(samples))
-        if len(lane.held) >= MAX_HELD_CHUNKS:
-            self._settle(stream, lane)
+        held = HeldChunk(tokens, chunk, None if samples is None else _to_int16(samples))
         if lane.waiting is None:
             self._read(stream, lane, held)
         else:
             lane.held.append(held)
+
+    def _eou_samples(self, tokens: Tokens) -> tuple[int, ...]:
+        ids, frames = tokens.ids, tokens.frames
+        if self._eou_id not in ids:
+            return ()
+        return tuple([token_sample(frames[at]) for at, token in enumerate(ids) if token == self._eou_id])
 
     def drain(self) -> list[StreamOutput]:
         """Outputs that are complete, those of one stream in order; never blocks."""
@@ -246,32 +254,21 @@ class TurnStage:
         lane.endpointer.answer(number, Verdict.ABSENT)
         self._go_on(stream, lane)
 
-    def _settle(self, stream: StreamId, lane: Lane) -> None:
-        """Waits for the stream's verdict: the bound of what a stream may hold."""
-        assert self._judge is not None
-        while lane.waiting is not None and len(lane.held) >= MAX_HELD_CHUNKS:
-            left_s = lane.deadline_s - self._clock()
-            if left_s <= 0:
-                self._give_up(stream, lane)
-            else:
-                self._judge.wait(left_s)
-                self._take_answers()
-
     def _read(self, stream: StreamId, lane: Lane, held: HeldChunk) -> None:
         assert lane.endpointer is not None
         if lane.history is not None:
             assert held.samples is not None
             lane.history = np.concatenate([lane.history, held.samples])
             lane.history_end_sample = held.chunk.end_sample
-        outcome = lane.endpointer.read(held.chunk)
+        outcomes = lane.endpointer.read(held.chunk)
         self._ask(stream, lane)
-        if outcome is None:
-            outcome = lane.endpointer.resume()  # a question that was refused is answered already
-        if outcome is None:
-            lane.waiting = held.output
+        if outcomes is None:
+            outcomes = lane.endpointer.resume()  # a question that was refused is answered already
+        if outcomes is None:
+            lane.waiting = held
             self._wait(stream, lane)
         else:
-            self._finish_chunk(stream, lane, held.output, outcome)
+            self._finish_chunk(stream, lane, held, outcomes)
 
     def _wait(self, stream: StreamId, lane: Lane) -> None:
         assert self._judge is not None
@@ -283,15 +280,15 @@ class TurnStage:
         if lane.waiting is None:
             return
         assert lane.endpointer is not None
-        outcome = lane.endpointer.resume()
+        outcomes = lane.endpointer.resume()
         self._ask(stream, lane)
-        if outcome is None:
-            outcome = lane.endpointer.resume()
-        if outcome is None:
+        if outcomes is None:
+            outcomes = lane.endpointer.resume()
+        if outcomes is None:
             return
-        output, lane.waiting = lane.waiting, None
+        held, lane.waiting = lane.waiting, None
         self._waiting.pop(stream, None)
-        self._finish_chunk(stream, lane, output, outcome)
+        self._finish_chunk(stream, lane, held, outcomes)
         while lane.held and lane.waiting is None:
             self._read(stream, lane, lane.held.popleft())
 
@@ -311,31 +308,63 @@ class TurnStage:
         if not self._judge.ask(stream, question.number, lane.history[max(0, end - HISTORY_SAMPLES) : end]):
             lane.endpointer.answer(question.number, Verdict.ABSENT)
 
-    def _finish_chunk(self, stream: StreamId, lane: Lane, output: StreamOutput, outcome: TurnOutcome) -> None:
+    def _finish_chunk(
+        self, stream: StreamId, lane: Lane, held: HeldChunk, outcomes: Sequence[TurnOutcome]
+    ) -> None:
         if lane.history is not None and len(lane.history) > HISTORY_SAMPLES:
             lane.history = lane.history[-HISTORY_SAMPLES:]
-        self._emit(stream, lane, output, outcome)
+        tokens, chunk = held.tokens, held.chunk
+        *earlier, last = outcomes
+        for outcome in earlier:
+            assert outcome.decided_sample is not None
+            decided_sample, count = outcome.decided_sample, 0
+            while count < len(tokens.frames) and token_sample(tokens.frames[count]) <= decided_sample:
+                count += 1
+            self._emit(stream, lane, tokens.first(count), decided_sample, outcome, is_final=False)
+            tokens = tokens.after(count)
+        self._emit(stream, lane, tokens, chunk.end_sample, last, is_final=chunk.final)
 
-    def _emit(self, stream: StreamId, lane: Lane, output: StreamOutput, outcome: TurnOutcome) -> None:
-        reports = (outcome.last_state, outcome.turn_detection)
-        utterances = (
-            ()
-            if lane.utterances is None
-            else lane.utterances.take(outcome, output.text, output.samples_decoded, is_final=output.is_final)
-        )
-        changed = output.changed or reports != lane.reported or outcome.is_turn_event
+    def _emit(
+        self,
+        stream: StreamId,
+        lane: Lane,
+        tokens: Tokens,
+        end_sample: int,
+        outcome: TurnOutcome,
+        *,
+        is_final: bool,
+    ) -> None:
+        """Makes a result of the audio up to `end_sample`."""
+        transcript, reports = lane.transcript, (outcome.last_state, outcome.turn_detection)
+        transcript.add(tokens, ends=is_final)
+        utterances: tuple[Utterance, ...] = ()
+        if lane.utterances is not None:
+            assert lane.endpointer is not None
+            utterances = lane.utterances.take(
+                outcome,
+                transcript,
+                end_sample,
+                onset_sample=lane.endpointer.onset_sample,
+                is_final=is_final,
+            )
+        is_turn_event = outcome.is_turn_event or bool(utterances)
+        changed = is_turn_event or reports != lane.reported
         lane.reported = reports
         self._ready.append(
-            replace(
-                output,
+            chunk_output(
+                stream,
+                transcript,
+                tokens,
+                end_sample,
+                is_final=is_final,
                 last_state=outcome.last_state,
                 turn_detection=outcome.turn_detection,
-                is_turn_event=outcome.is_turn_event or bool(utterances),
-                changed=changed or output.is_final or bool(utterances),
+                is_turn_event=is_turn_event,
+                changed=changed,
                 utterances=utterances,
             )
         )
-        if output.is_final:
+        if is_final:
             self.close(stream)
 
 

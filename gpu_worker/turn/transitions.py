@@ -100,7 +100,7 @@ REPORTED: Final[dict[State, tuple[LastState, TurnDetection]]] = {
     State.RESUMING: ("silence", "pause"),
     State.CLOSED: ("silence", "pause"),
 }
-"""What a result says in each state, when its chunk held no start and no end."""
+"""What the one result of a chunk without a start or an end says in each state."""
 
 
 class IllegalTransitionError(Exception):

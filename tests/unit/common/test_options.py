@@ -39,6 +39,17 @@ def test_a_wrong_value_says_what_the_option_takes(option: Option, value: object,
     assert says in caught.value.message
 
 
+def test_finals_of_utterances_need_turn_detection() -> None:
+    for both in (True, None):
+        values = {"auto_finalize": True, "turn_detection": both}
+        options = parse_options({name: value for name, value in values.items() if value is not None})
+        assert options == StreamOptions(auto_finalize=True, turn_detection=both)
+    assert not parse_options({"auto_finalize": False, "turn_detection": False}).auto_finalize
+    with pytest.raises(ClientFault, match="'auto_finalize' needs 'turn_detection'") as caught:
+        parse_options({"auto_finalize": True, "turn_detection": False})
+    assert caught.value.code is ErrorCode.BAD_OPTION
+
+
 def test_right_values_come_out_in_the_options_type() -> None:
     value = Option("x", float, "", minimum=0).check(2)
     assert value == 2.0

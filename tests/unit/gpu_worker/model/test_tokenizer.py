@@ -52,12 +52,12 @@ byte_ids = st.lists(
 
 @given(tiny_ids)
 def test_text_equals_sentencepiece(tokens: list[int]) -> None:
-    assert TINY.decode(tokens) == REFERENCE.decode(tokens).lstrip(" ")
+    assert TINY.decode(tokens) == REFERENCE.decode(tokens).strip(" ")
 
 
 @given(byte_ids)
 def test_text_with_bytes_equals_sentencepiece(tokens: list[int]) -> None:
-    assert BYTES.decode(tokens) == BYTES_REFERENCE.decode(tokens).lstrip(" ")
+    assert BYTES.decode(tokens) == BYTES_REFERENCE.decode(tokens).strip(" ")
 
 
 @given(byte_ids, st.lists(st.integers(0, 30), max_size=4))
@@ -127,3 +127,29 @@ def test_words_join_to_the_text(tokens: list[int]) -> None:
 def test_a_file_that_is_no_model() -> None:
     with pytest.raises(TokenizerError, match="not a SentencePiece model"):
         Tokenizer(TINY_PATH.read_bytes()[:1000])
+
+
+def test_what_begins_a_word_and_what_closes_one() -> None:
+    target = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["你好世界。 สวัสดี this, that. ok 다음"] * 20),
+        model_writer=target,
+        vocab_size=60,
+        model_type="char",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    tokenizer = Tokenizer(target.getvalue())
+    pieces = {tokenizer.piece(index): index for index in range(tokenizer.vocab_size)}
+    assert {piece for piece in "你世ส▁" if tokenizer.starts_word(pieces[piece])} == set("你世ส▁")
+    assert not {piece for piece in "。,.to음" if tokenizer.starts_word(pieces[piece])}
+    assert {piece for piece in pieces if tokenizer.is_closing(pieces[piece])} == set("。,.")
+    # After an end of utterance a mark still belongs to the word before it, and the next word is a new one.
+    state = TextState()
+    tokenizer.extend(state, [pieces["o"], pieces["k"]])
+    tokenizer.start_utterance(state)
+    tokenizer.extend(state, [pieces["."], pieces["t"], pieces["▁"]])
+    assert state.text == "ok. t"
+    tokenizer.start_utterance(state)
+    tokenizer.extend(state, [pieces["▁"], pieces["o"]])
+    assert state.text == "ok. t o", "one space, whatever the utterance before ended with"

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from common.options import OPTIONS, TURN_SIGNALS, StreamOptions, parse_options
 from common.settings import WorkerSettings, parse
+from gpu_worker.engine.interface import UnsupportedOption
 from gpu_worker.turn.configuration import make_smart_turn, turn_settings
 from gpu_worker.turn.settings import Signal, TurnSettings, parse_signals
 
@@ -96,3 +97,10 @@ def test_smart_turn_is_not_loaded_unless_it_is_on() -> None:
 def test_settings_that_contradict_each_other_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         TurnSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_finals_of_utterances_need_turn_detection() -> None:
+    wanted = StreamOptions(auto_finalize=True)
+    assert turn_settings(worker())(wanted).auto_finalize
+    with pytest.raises(UnsupportedOption, match="'auto_finalize' needs turn detection"):
+        turn_settings(worker("--turn-detection", "off"))(wanted)

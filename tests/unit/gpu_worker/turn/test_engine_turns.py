@@ -3,6 +3,7 @@
 import random
 import wave
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,6 @@ class LoudnessJudge:
         first, *rest = self._coming
         self._coming = [*rest, []]
         return first
-
-    def wait(self, timeout_s: float) -> None:
-        """Its answers come by being asked for them."""
 
     def count_late(self) -> None:
         raise AssertionError("nothing is late here")
@@ -184,6 +182,77 @@ def test_turns_go_on_in_another_process(
             engine = make_engine(loaded)
             engine.open(STREAM, StreamOptions(), snapshot)
     assert [turns(output) for output in outputs] == [turns(output) for output in alone]
+
+
+class SlowJudge:
+    """Takes every question and answers none before it is told to."""
+
+    timeout_s = 60.0
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[StreamId, int]] = []
+        self._ready: list[TurnAnswer] = []
+
+    def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
+        self.asked.append((stream, number))
+        return True
+
+    def answer_all(self) -> None:
+        self._ready += [TurnAnswer(stream, number, Verdict.INCOMPLETE) for stream, number in self.asked]
+        self.asked.clear()
+
+    def answers(self) -> Sequence[TurnAnswer]:
+        ready, self._ready = self._ready, []
+        return ready
+
+    def count_late(self) -> None:
+        raise AssertionError("nothing is late here")
+
+    def forget(self, stream: StreamId) -> None:
+        self.asked = [(other, number) for other, number in self.asked if other != stream]
+
+
+def test_a_stream_waits_for_its_verdict_and_no_other_does(
+    loaded: LoadedModel, speech: NDArray[np.float32]
+) -> None:
+    """An upload beside a live stream, and a judge that is busy: the upload stands, the other goes on."""
+    settings = {
+        True: replace(SETTINGS, signals=frozenset({Signal.SMART_TURN})),
+        False: replace(SETTINGS, signals=frozenset({Signal.VAD})),
+    }
+    config = EngineConfig(num_slots=2, turn_settings=lambda options: settings[bool(options.words)])
+    judge = SlowJudge()
+    engine = make_model_engine(loaded, config, judge=judge)
+    upload, live = STREAM, StreamId(1)
+    engine.open(upload, StreamOptions(words=True))
+    engine.open(live, StreamOptions())
+    engine.feed(upload, np.tile(speech, 4))
+    engine.finish(upload)
+
+    def work() -> list[StreamOutput]:
+        outputs: list[StreamOutput] = []
+        while engine.has_work():
+            outputs += engine.step()
+            engine.check_integrity()
+        return outputs
+
+    outputs = work()
+    assert judge.asked, "the upload has come to a pause"
+    stood = engine.samples_decoded(upload)
+    assert stood < len(speech), "nothing more of it is decoded"
+    assert engine.stats.turn_detection_streams == 1
+    for first in range(0, 32_000, 2_560):
+        engine.feed(live, speech[first : first + 2_560])
+        outputs += work()
+    assert max(output.samples_decoded for output in outputs if output.stream == live) > 28_000
+    assert engine.samples_decoded(upload) == stood
+    while judge.asked:
+        judge.answer_all()
+        outputs += work()
+    mine = [output for output in outputs if output.stream == upload]
+    assert mine[-1].is_final
+    assert mine[-1].samples_decoded == 4 * len(speech)
+    assert [o.samples_decoded for o in mine] == sorted(o.samples_decoded for o in mine)
 
 
 def turns(output: StreamOutput) -> tuple[object, ...]:
