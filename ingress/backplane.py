@@ -309,7 +309,7 @@ class RedisBackplane:
     async def _give_up(self, link: RedisLink) -> None:
         try:
             withdrawn = await self._directory.withdraw(link.keys)
-        except RedisUnavailable:
+        except (RedisUnavailable, EntryError):
             withdrawn = False
         if withdrawn:
             self.forget(link)

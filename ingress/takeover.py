@@ -78,6 +78,9 @@ class StreamTakeover:
         self._resuming.append(stream)
         try:
             return await self._resume(stream, listener, request)
+        except EntryError as error:
+            logger.error("%s", error, extra={"stream_id": stream})
+            raise InternalFault from error
         finally:
             self._resuming.remove(stream)
 
@@ -98,9 +101,6 @@ class StreamTakeover:
             # The stream is this ingress's by now, and no connection has it.
             self._owner.start_task(self.adopt(stream), f"adopt-{stream}")
             raise
-        except EntryError as error:
-            logger.error("%s", error, extra={"stream_id": stream})
-            raise InternalFault from error
         acked = min(request.audio_ack_samples, next_sample)
         return Resumption(link, next_sample, acked, finished, record.options)
 

@@ -21,7 +21,7 @@ import redis.sentinel
 from redis.backoff import ExponentialBackoff
 
 from common.entries import StreamId
-from common.errors import SettingsError
+from common.errors import EntryError, RedisUnavailable, SettingsError
 from common.redis.address import RedisAddress, parse_address
 from common.redis.connect import Argument
 from common.redis.pipelined import PipelinedConnection
@@ -101,6 +101,13 @@ _PASSING: Final = (
 def is_passing(error: BaseException) -> bool:
     """Whether trying again may help: the server is away or full, and did not call the command wrong."""
     return isinstance(error, CONNECTION_ERRORS) or str(error).startswith(_PASSING)
+
+
+def error_of_stream(error: BaseException) -> RedisUnavailable | EntryError:
+    """What to raise for a failed command about one stream: a fault of its own where no wait helps."""
+    if isinstance(error, RESPONSE_ERROR) and not is_passing(error):
+        return EntryError(f"Redis refuses a key of the stream: {error}")
+    return RedisUnavailable(str(error))
 
 
 # Every write of ours may be repeated: ids are explicit and scripts check what is there. One repeat

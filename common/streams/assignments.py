@@ -14,7 +14,7 @@ from typing import Any, Final
 from common.entries import LAYOUT_VERSION, IngressId, StreamId, WorkerId, decode_assignment
 from common.errors import EntryError, RedisUnavailable
 from common.options import StreamOptions, decode_options, encode_options
-from common.redis.clients import REDIS_ERROR, AsyncRedis
+from common.redis.clients import REDIS_ERROR, AsyncRedis, error_of_stream
 from common.redis.connect import pack
 from common.redis.keys import REGISTER_TTL_MS, Keys, StreamKeys
 from common.redis.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
@@ -123,7 +123,8 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
 class StreamDirectory:
     """Streams as an ingress creates, keeps and removes them.
 
-    Calls raise RedisUnavailable when a server does not answer in time or refuses.
+    Calls raise RedisUnavailable when a server does not answer in time or refuses everybody, EntryError when
+    it refuses a key of the one stream, or what stands there cannot be read.
     """
 
     def __init__(self, redis: AsyncRedis, keys: Keys) -> None:
@@ -237,7 +238,7 @@ class StreamDirectory:
             server = self._redis.servers.server_of_shard(self._keys.shard_of(stream))
             return await self._redis.execute(server, *command)
         except (REDIS_ERROR, OSError) as error:
-            raise RedisUnavailable from error
+            raise error_of_stream(error) from error
 
 
 _RENEW_BATCH: Final = 500

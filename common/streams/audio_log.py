@@ -21,9 +21,16 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from common.entries import AudioEntry, Bytes, WorkerId, decode_audio_entry
-from common.errors import RedisUnavailable, StreamLost, Unavailable
+from common.errors import InternalFault, RedisUnavailable, StreamLost, Unavailable
 from common.messages import Audio
-from common.redis.clients import CONNECTION_ERRORS, REDIS_ERROR, RESPONSE_ERROR, AsyncRedis
+from common.redis.clients import (
+    CONNECTION_ERRORS,
+    REDIS_ERROR,
+    RESPONSE_ERROR,
+    AsyncRedis,
+    error_of_stream,
+    is_passing,
+)
 from common.redis.connect import pack
 from common.redis.keys import READY_TTL_MS, Keys, StreamKeys
 from common.streams.appender import Appender
@@ -278,27 +285,41 @@ class _Lane:
                     [pack(b"EVAL", _LAST_ID, 1, appender.keys.audio) for appender in some]
                 )
                 parts: list[Bytes] = []
-                count = 0
+                given_back: list[Appender] = []  # the stream of each command
                 for appender, last_id in zip(some, last, strict=True):
                     if isinstance(last_id, Exception):
-                        return str(last_id)
+                        if is_passing(last_id):
+                            return str(last_id)
+                        self._refused(appender, last_id)
+                        continue
                     # One that is gone for good is found out about by its next append.
                     lacking = appender.write_forgotten(last_id, parts)
                     if lacking:
                         self.announce(appender)
-                        count += lacking
-                if not count:
+                        given_back += [appender] * lacking
+                if not given_back:
                     continue
-                logger.warning("Redis forgot streams or audio, they are written again: %d entries", count)
-                for reply in await self._connection.send(parts, count):
+                logger.warning(
+                    "Redis forgot streams or audio, they are written again: %d entries", len(given_back)
+                )
+                replies = await self._connection.send(parts, len(given_back))
+                for appender, reply in zip(given_back, replies, strict=True):
                     if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
-                        return str(reply)
+                        if is_passing(reply):
+                            return str(reply)
+                        self._refused(appender, reply)
             except CONNECTION_ERRORS as error:
                 return str(error)
         return None
 
+    @staticmethod
+    def _refused(appender: Appender, reply: Exception) -> None:
+        """End one stream, and no other, for a refusal that no wait helps: of a key that is no stream, say."""
+        logger.error("Redis refuses a stream's audio: %s", reply, extra={"stream_id": appender.keys.stream})
+        appender.fail(InternalFault())
+
     async def _commit(self, batch: list[Appender], announced: list[Appender]) -> str | None:
-        """Commit one entry of each stream; gives why some could not be, or None."""
+        """Commit one entry of each stream; returns why the server took none of some, or None."""
         parts: list[Bytes] = []
         sent = [appender for appender in batch if appender.write_next(parts)]
         told = self._told(sent, announced)
@@ -317,15 +338,21 @@ class _Lane:
         for appender, reply in zip(sent, replies, strict=False):
             if reply is None:
                 appender.fail(StreamLost())
-            elif isinstance(reply, Exception) and not (
-                isinstance(reply, RESPONSE_ERROR) and "equal or smaller" in str(reply)
-            ):
-                refused = str(reply)  # full (OOM), loading, read-only replica after a failover
-                back.append(appender)
+            elif isinstance(reply, Exception) and "equal or smaller" not in str(reply):
+                if is_passing(reply):
+                    refused = str(reply)  # full (OOM), loading, read-only replica after a failover
+                    back.append(appender)
+                else:
+                    self._refused(appender, reply)
             elif appender.committed():
                 self._add(appender)
-        if back:
-            self._again(back, ())
+        untold = {
+            key
+            for key, reply in zip(told, replies[len(sent) :: 2], strict=True)
+            if isinstance(reply, Exception) and is_passing(reply)
+        }
+        if back or untold:
+            self._again(back, [one for one in (*sent, *announced) if one.ready in untold])
         return refused
 
     @staticmethod
@@ -363,13 +390,13 @@ def _first(waiting: dict[Appender, None]) -> tuple[list[Appender], dict[Appender
 async def last_audio(redis: AsyncRedis, keys: StreamKeys) -> AudioEntry | None:
     """The last entry of a stream's audio that is still kept, for a resume; None when there is none.
 
-    Raises RedisUnavailable.
+    Raises RedisUnavailable, EntryError.
     """
     server = redis.servers.server_of_shard(keys.shard)
     try:
         reply = await redis.execute(server, "XREVRANGE", keys.audio, "+", "-", "COUNT", 1)
     except (REDIS_ERROR, OSError) as error:
-        raise RedisUnavailable from error
+        raise error_of_stream(error) from error
     return decode_audio_entry(reply[0][0], reply[0][1]) if reply else None
 
 

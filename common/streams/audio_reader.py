@@ -6,17 +6,21 @@ what is decoded; what it does not acknowledge, the next owner reads again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
 from common.entries import RawEntry, StreamId, WorkerId
-from common.redis.clients import RESPONSE_ERROR, SyncRedis
+from common.redis.clients import RESPONSE_ERROR, SyncRedis, is_passing
 from common.redis.connect import Argument, pack
 from common.redis.keys import Keys, StreamKeys, audio_group
 from common.redis.pipelined_sync import SyncPipelinedConnection
 
+logger = logging.getLogger(__name__)
+
 # What was read of a stream: the key of its audio and entries for `decode_audio_entry`, in order; None for
-# the entries where the audio group is gone: the stream was taken over, or left Redis.
+# the entries where the audio group is gone (the stream was taken over, or left Redis), or where Redis refuses
+# the key.
 AudioRead = tuple[bytes, Sequence[RawEntry] | None]
 
 
@@ -74,7 +78,7 @@ class AudioReader:
     def _read_group(self, epoch: int, group: list[bytes], max_entries: int) -> list[AudioRead]:
         read = self._read_after(b">", epoch, group, max_entries, repeat=False)
         if len(group) > 1 and read and read[0][1] is None:
-            # One missing group fails the whole read with nothing consumed.
+            # One missing group, or one key that is no stream, fails the whole read with nothing consumed.
             return [one for key in group for one in self._read_group(epoch, [key], max_entries)]
         return read
 
@@ -88,8 +92,10 @@ class AudioReader:
                 repeat=repeat,
             )
         except RESPONSE_ERROR as error:
-            if "NOGROUP" not in str(error):
+            if is_passing(error):
                 raise
+            if "NOGROUP" not in str(error) and len(keys) == 1:
+                logger.error("Redis refuses a stream's audio: %s", error, extra={"key": keys[0].decode()})
             return [(key, None) for key in keys]
         return reply or []
 

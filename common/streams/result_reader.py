@@ -18,10 +18,9 @@ from common.errors import EntryError, RedisUnavailable
 from common.redis.clients import (
     CONNECTION_ERRORS,
     REDIS_ERROR,
-    RESPONSE_ERROR,
     AsyncRedis,
     RedisServers,
-    is_passing,
+    error_of_stream,
     subscriber_connection,
 )
 from common.redis.connect import pack
@@ -132,18 +131,11 @@ async def kept_results(redis: AsyncRedis, keys: StreamKeys, last_seq: int | None
     try:
         found = await redis.execute(server, "EVAL", _KEPT, 1, keys.results, wanted)
     except (REDIS_ERROR, OSError) as error:
-        raise refused_read(error) from error
+        raise error_of_stream(error) from error
     if not found:
         return None
     first, last, epoch = map(int, found)
     return KeptResults(first, last, Position(keys, epoch, max(0, last - 1) if last_seq is None else last_seq))
-
-
-def refused_read(error: Exception) -> RedisUnavailable | EntryError:
-    """What to raise for a failed command about one stream: it is that stream's fault where no wait helps."""
-    if isinstance(error, RESPONSE_ERROR) and not is_passing(error):
-        return EntryError(f"Redis refuses a key of the stream: {error}")
-    return RedisUnavailable(str(error))
 
 
 # KEYS r; ARGV last number that is not wanted, or nothing for the one before the last. Gives the number of the
@@ -211,7 +203,7 @@ def _missed(stream: StreamId, entries: Any) -> Missed:
     """Read what Redis has answered about one stream. Raises RedisUnavailable."""
     try:
         if isinstance(entries, Exception):
-            raise refused_read(entries)
+            raise error_of_stream(entries)
         lines = [decode_result_entry(stream, entry_id, fields) for entry_id, fields in entries]
     except EntryError as error:
         return Missed(error=error)

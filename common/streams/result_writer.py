@@ -7,6 +7,7 @@ ingress. How an ingress gets them: common/streams/result_reader.py.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -14,11 +15,13 @@ from typing import Any, Final
 import orjson
 
 from common.entries import IngressId, LineKind, join_lines, pack_line
-from common.redis.clients import RESPONSE_ERROR, RedisServers, SyncRedis
+from common.redis.clients import RESPONSE_ERROR, RedisServers, SyncRedis, is_passing
 from common.redis.connect import pack
 from common.redis.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN_LENGTH, Keys, result_entry_id
 from common.streams.audio_reader import pack_ack
 from common.streams.claims import OwnedStream
+
+logger = logging.getLogger(__name__)
 
 _LOGGED: Final = frozenset((LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL, LineKind.ERROR))
 # Replies that say that a command did not do what it should, to look into.
@@ -69,30 +72,36 @@ class ResultBatch:
             part.commands.append(
                 _XADD_RESULT % (len(key), key, most, len(entry_id), entry_id, kind, size, json)
             )
-            part.results.append(owned)
+            part.of.append((owned, True))
         part.published[ingress].append(pack_line(kind, owned.keys.stream, epoch, seq, json))
 
     def acknowledge(self, owned: OwnedStream, entry_ids: Sequence[bytes]) -> None:
         """Say of audio entries that they are decoded."""
         part = self._of_shard[owned.keys.shard]
         part.commands.append(pack_ack(owned.keys, owned.record.epoch, entry_ids))
-        part.results.append(None)
+        part.of.append((owned, False))
 
     def then(self, owned: OwnedStream, *commands: tuple[Any, ...]) -> None:
         """Run commands behind all that is said (checkpoint, end of the stream, wake-up)."""
-        self._of_shard[owned.keys.shard].further += [pack(*command) for command in commands]
+        part = self._of_shard[owned.keys.shard]
+        part.further += [pack(*command) for command in commands]
+        part.further_of += [(owned, False)] * len(commands)
 
 
 class _Part:
-    """What one server gets; `results` has the stream of each of `commands` that adds a result."""
+    """What one server gets.
 
-    __slots__ = ("commands", "further", "published", "results")
+    of, further_of: for each of `commands` and `further` its stream, and whether it adds a result.
+    """
+
+    __slots__ = ("commands", "further", "further_of", "of", "published")
 
     def __init__(self) -> None:
         self.commands: Final[list[bytes]] = []
-        self.results: Final[list[OwnedStream | None]] = []
+        self.of: Final[list[tuple[OwnedStream, bool]]] = []
         self.published: Final[dict[IngressId, list[bytes]]] = defaultdict(list)
         self.further: list[bytes] = []
+        self.further_of: list[tuple[OwnedStream, bool]] = []
 
 
 class ResultWriter:
@@ -108,11 +117,11 @@ class ResultWriter:
         return ResultBatch(self._redis.servers)
 
     def write(self, batch: ResultBatch) -> list[OwnedStream]:
-        """Write, acknowledge and publish, in one pipeline a server; gives the streams that are lost.
+        """Write, acknowledge and publish, in one pipeline a server; returns the streams that are lost.
 
-        Those have a newer owner, or their results have left Redis: nothing that was said of them counts.
-        May be repeated with the same batch after it raised (CONNECTION_ERRORS or a RedisError):
-        results that are in already are not written twice.
+        Those have a newer owner, or their results have left Redis, or Redis refuses one of their keys:
+        nothing that was said of them counts. May be repeated with the same batch after it raised
+        (CONNECTION_ERRORS, or a refusal that passes): results that are in already are not written twice.
         """
         lost: list[OwnedStream] = []
         for server, part in enumerate(batch.parts):
@@ -129,19 +138,29 @@ class ResultWriter:
 
     def _refused(self, server: int, part: _Part, replies: Sequence[Any]) -> list[OwnedStream]:
         lost: list[OwnedStream] = []
-        for owned, reply in zip(part.results, replies, strict=False):
-            if owned is None or owned in lost:
-                continue  # an unknown group or entry gives 0: the stream is another's, or this a repeat
-            if reply is None:
-                lost.append(owned)
-            elif isinstance(reply, Exception):
-                if "equal or smaller" not in str(reply):
-                    raise reply
+        num_published = len(part.published)
+        of_publications: list[tuple[OwnedStream, bool] | None] = [None] * num_published
+        for of, reply in zip((*part.of, *of_publications, *part.further_of), replies, strict=True):
+            refusal = reply if isinstance(reply, Exception) else None
+            if refusal is not None and is_passing(refusal):
+                raise refusal
+            if of is None:
+                if refusal is not None:  # the ingress reads the results when it misses them
+                    logger.error("results cannot be published: %s", refusal)
+                continue
+            owned, is_result = of
+            if owned in lost:
+                continue
+            if refusal is None:
+                # An acknowledgement that finds no group or entry: the stream is another's, or this a repeat.
+                if reply is None and is_result:
+                    lost.append(owned)
+            elif is_result and "equal or smaller" in str(refusal):
                 if self._is_fenced(server, owned):
                     lost.append(owned)
-        for reply in replies[len(replies) - len(part.further) :]:
-            if isinstance(reply, Exception):
-                raise reply
+            else:  # of a key that is no stream, say: one stream's fault, and no other's
+                logger.error("Redis refuses a stream: %s", refusal, extra={"stream_id": owned.stream})
+                lost.append(owned)
         return lost
 
     def _is_fenced(self, server: int, owned: OwnedStream) -> bool:
