@@ -30,8 +30,9 @@ try:
 except ImportError:
     _b64decode = None
 
-_PCM16: Final = Encoding.PCM16
 _F32: Final = Encoding.F32
+_ENCODINGS: Final = {encoding.value: encoding for encoding in Encoding}
+_NAMES: Final = ", ".join(f"'{name}'" for name in _ENCODINGS)
 
 # Highest bytes of float32 values below 2**127, all of which are finite.
 _SURELY_FINITE: Final = bytes(byte for byte in range(256) if byte & 0x7F != 0x7F)
@@ -42,9 +43,12 @@ _BYTE_ORDER_MARK: Final = "\ufeff"
 _INTEGER_DIGITS: Final = 19
 
 
-def decode_client_message(data: bytes | bytearray | memoryview | str) -> ClientMessage:
+def decode_client_message(
+    data: bytes | bytearray | memoryview | str, encoding: Encoding = Encoding.PCM16
+) -> ClientMessage:
     """Decode one line or text frame of a client.
 
+    encoding: of `data` in a message that names none.
     Raises ClientFault, whose code and sentence say what is wrong with the message.
     """
     try:
@@ -55,7 +59,7 @@ def decode_client_message(data: bytes | bytearray | memoryview | str) -> ClientM
         raise ClientFault(ErrorCode.BAD_MESSAGE, "A message is a JSON object.")
     kind = fields.get("type")
     if kind == "audio":
-        return _decode_audio(fields)
+        return _decode_audio(fields, encoding)
     if type(kind) is not str:
         raise ClientFault(ErrorCode.BAD_MESSAGE, "A message has a string 'type'.")
     decode = _CLIENT_DECODERS.get(kind)
@@ -64,7 +68,7 @@ def decode_client_message(data: bytes | bytearray | memoryview | str) -> ClientM
     return decode(fields)
 
 
-def _decode_audio(fields: dict[str, Any]) -> Audio:
+def _decode_audio(fields: dict[str, Any], encoding: Encoding) -> Audio:
     final = fields.get("final", False)
     if final is not True and final is not False:
         if final is not None:
@@ -72,14 +76,12 @@ def _decode_audio(fields: dict[str, Any]) -> Audio:
         final = False
     data = fields.get("data")
     samples = fields.get("samples")
-    encoding = fields.get("encoding", "pcm16")
-    if encoding != "pcm16" and encoding != "f32":
-        if encoding is not None:
-            raise ClientFault(
-                ErrorCode.WRONG_ENCODING,
-                f"'encoding' is 'pcm16' or 'f32', not {shown(encoding)}.",
-            )
-        encoding = "pcm16"
+    name = fields.get("encoding")
+    if name is not None:
+        named = _ENCODINGS.get(name) if type(name) is str else None
+        if named is None:
+            raise ClientFault(ErrorCode.WRONG_ENCODING, f"'encoding' is one of {_NAMES}, not {shown(name)}.")
+        encoding = named
     if type(data) is str:
         if samples is not None:
             raise ClientFault(ErrorCode.BAD_FIELD, "'audio' carries either 'data' or 'samples', not both.")
@@ -89,20 +91,32 @@ def _decode_audio(fields: dict[str, Any]) -> Audio:
             raise ClientFault(
                 ErrorCode.BAD_BASE64, f"'data' is not base64: {str(error).rstrip('.')}."
             ) from None
-        if encoding == "pcm16":
-            if len(payload) & 1:
-                raise odd_byte_count(len(payload), _PCM16)
-            return Audio(payload, _PCM16, final)
-        return Audio(_checked_f32(payload), _F32, final)
+        return checked_audio(payload, encoding, final)
     if data is not None:
         raise _bad_field("audio", "data", "a base64 string", data)
     if samples is None:
         if final:
-            return Audio(b"", _PCM16, True)
+            return Audio(b"", encoding, True)
         raise ClientFault(ErrorCode.BAD_FIELD, "'audio' needs 'data' or 'samples'.")
     if type(samples) is not list:
         raise _bad_field("audio", "samples", "a list of numbers", samples)
-    return Audio(_packed_samples(samples), _F32, final)
+    return checked_audio(_packed_samples(samples), _F32, final)
+
+
+def checked_audio(payload: bytes, encoding: Encoding, final: bool = False) -> Audio:
+    """Audio of a payload that comes from a client.
+
+    Raises ClientFault `odd_byte_count` where it ends within a sample, and `bad_samples` for a float that is
+    not finite.
+    """
+    if len(payload) & (encoding.sample_bytes - 1):
+        raise odd_byte_count(len(payload), encoding)
+    if encoding is _F32 and payload[3::4].translate(None, _SURELY_FINITE):
+        values = array("f")
+        values.frombytes(payload)
+        if not all(map(isfinite, _little_endian(values))):
+            raise _not_finite()
+    return Audio(payload, encoding, final)
 
 
 def decode_base64(data: str | bytes | memoryview) -> bytes:
@@ -126,18 +140,7 @@ def _packed_samples(samples: list[Any]) -> bytes:
         raise ClientFault(ErrorCode.BAD_SAMPLES, f"A sample is a number, not {shown(wrong)}.") from None
     except OverflowError:
         raise _not_finite() from None
-    return _checked_f32(_little_endian(values).tobytes())
-
-
-def _checked_f32(payload: bytes) -> bytes:
-    if len(payload) & 3:
-        raise odd_byte_count(len(payload), _F32)
-    if payload[3::4].translate(None, _SURELY_FINITE):
-        values = array("f")
-        values.frombytes(payload)
-        if not all(map(isfinite, _little_endian(values))):
-            raise _not_finite()
-    return payload
+    return _little_endian(values).tobytes()
 
 
 def _little_endian(values: array[float]) -> array[float]:

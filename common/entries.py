@@ -15,7 +15,7 @@ from common.errors import EntryError
 from common.hot_value import hot_value
 from common.messages import Encoding
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 
 StreamId = NewType("StreamId", int)
 WorkerId = NewType("WorkerId", str)
@@ -25,7 +25,13 @@ Bytes = bytes | bytearray | memoryview
 # An entry as XREADGROUP gives it: id, and field names and values flat; None for one that was deleted.
 RawEntry = tuple[bytes, Sequence[bytes] | None]
 
-_PAYLOAD_FIELD: Final = {Encoding.PCM16: b"p", Encoding.F32: b"f"}
+_PAYLOAD_FIELD: Final = {
+    Encoding.PCM16: b"p",
+    Encoding.F32: b"f",
+    Encoding.MULAW: b"u",
+    Encoding.ALAW: b"a",
+}
+_ENCODING_OF_FIELD: Final = {field: encoding for encoding, field in _PAYLOAD_FIELD.items()}
 
 
 @hot_value
@@ -98,11 +104,9 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
             value = flat[at + 1]
             if name == b"o":
                 first_sample = int(value)
-            elif name == b"p":
+            elif name in _ENCODING_OF_FIELD:
                 payload = value
-            elif name == b"f":
-                payload = value
-                encoding = Encoding.F32
+                encoding = _ENCODING_OF_FIELD[name]
             elif name == b"x":
                 final = True
             elif name == b"i":

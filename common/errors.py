@@ -108,7 +108,7 @@ _SPECS: Final = (
         ErrorCode.WRONG_ENCODING,
         Fault.CLIENT,
         True,
-        "`encoding` is neither `pcm16` nor `f32`, or the audio is a container (WebM, Ogg, FLAC, MP3, WAV, "
+        "`encoding` is none of the protocol's, or the audio is a container (WebM, Ogg, FLAC, MP3, WAV, "
         "MP4 and others) and not samples.",
     ),
     ErrorSpec(ErrorCode.BAD_BASE64, Fault.CLIENT, True, "`data` is not strict base64."),
@@ -117,7 +117,7 @@ _SPECS: Final = (
         Fault.CLIENT,
         True,
         "The audio of a message, or of all binary frames together, is not a whole number of samples (2 bytes "
-        "each for pcm16, 4 for f32).",
+        "each for pcm16, 4 for f32, 1 for mulaw and alaw).",
     ),
     ErrorSpec(
         ErrorCode.BAD_SAMPLES,

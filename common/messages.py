@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from common.hot_value import hot_value
 from common.options import StreamOptions
@@ -17,10 +17,12 @@ LastState = Literal["speech", "silence"]
 
 
 class Encoding(StrEnum):
-    """How the samples of an audio payload are written; both are little-endian and mono."""
+    """How the samples of an audio payload are written; all are mono, and little-endian where it matters."""
 
     PCM16 = "pcm16"
     F32 = "f32"
+    MULAW = "mulaw"  # ITU-T G.711
+    ALAW = "alaw"
 
     # Encodings are looked up for every message, and Enum's own hash is a Python function.
     __hash__ = str.__hash__
@@ -28,7 +30,11 @@ class Encoding(StrEnum):
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample."""
-        return 2 if self is Encoding.PCM16 else 4
+        return 1 << _SAMPLE_BITS[self]
+
+
+# The number of bytes of a sample, as a power of two.
+_SAMPLE_BITS: Final = {Encoding.PCM16: 1, Encoding.F32: 2, Encoding.MULAW: 0, Encoding.ALAW: 0}
 
 
 # Messages of the client ---------------------------------------------------------------------------
@@ -36,7 +42,7 @@ class Encoding(StrEnum):
 
 @hot_value
 class Audio:
-    """Samples at the rate that `hello` stated.
+    """Samples at the stream's rate: that of its `config`, or else of `hello`.
 
     payload: whole samples in `encoding`, possibly none.
     final: no audio follows; the server answers with the final result.
@@ -49,7 +55,7 @@ class Audio:
     @property
     def num_samples(self) -> int:
         """Number of samples in the payload."""
-        return len(self.payload) >> (1 if self.encoding is Encoding.PCM16 else 2)
+        return len(self.payload) >> _SAMPLE_BITS[self.encoding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ ClientMessage = Audio | Config | Resume | Close | Ping
 class Hello:
     """First message of a connection.
 
-    stream_id: unique in the cluster.   sample_rate: of the audio that the server expects, Hz.
+    stream_id: unique in the cluster.   sample_rate: of the audio where `config` states no other, Hz.
     resume_token: secret that `resume` has to show.   capabilities: names of optional features.
     """
 

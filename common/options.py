@@ -34,6 +34,8 @@ class StreamOptions:
     None stands for what the worker's flag of the same name says.
     """
 
+    sample_rate: int | None = None
+    encoding: str = "pcm16"
     words: bool = False
     resume: bool = False
     auto_finalize: bool = False
@@ -111,6 +113,19 @@ class Option:
 
 
 OPTIONS: Final[tuple[Option, ...]] = (
+    Option(
+        "sample_rate",
+        int,
+        "Rate of the stream's samples, in Hz, in place of that of `hello`.",
+        minimum=8_000,
+        maximum=48_000,
+    ),
+    Option(
+        "encoding",
+        str,
+        "How the samples of binary frames are written, and those of `data` where `audio` has no `encoding`.",
+        choices=("pcm16", "f32", "mulaw", "alaw"),
+    ),
     Option(
         "words",
         bool,

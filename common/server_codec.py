@@ -99,8 +99,6 @@ def encode_result(what: Recognized, seq: int, audio_ack_samples: int, seq_first:
         "turn_detection": what.turn_detection,
         "seq": seq,
     }
-    if seq_first is not None:
-        fields["seq_first"] = seq_first
     fields["audio_ack_samples"] = audio_ack_samples
     if what.words is not None:
         fields["words"] = [
@@ -114,6 +112,8 @@ def encode_result(what: Recognized, seq: int, audio_ack_samples: int, seq_first:
         ]
     if what.utterances:
         fields["utterances"] = what.utterances
+    if seq_first is not None:
+        fields["seq_first"] = seq_first
     return orjson.dumps(fields)
 
 

@@ -12,12 +12,14 @@ from common.errors import ClientFault, ErrorCode, StreamLost
 from common.messages import Encoding
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 from gpu_worker.engine.samples import PCM16, Samples, float_samples
+from gpu_worker.g711 import ALAW, MULAW
 from gpu_worker.resampling import Resampler, replay_start
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PCM16_ENCODING: Final = Encoding.PCM16
+_TABLES: Final = {Encoding.MULAW: MULAW, Encoding.ALAW: ALAW}
 
 
 def entry_samples(entry: AudioEntry) -> Samples:
@@ -26,11 +28,13 @@ def entry_samples(entry: AudioEntry) -> Samples:
     Raises ClientFault `bad_samples` for a sample that is not finite, `odd_byte_count` for half a one.
     """
     payload, encoding = entry.payload, entry.encoding
-    pcm16 = encoding is _PCM16_ENCODING
-    if len(payload) & (1 if pcm16 else 3):
+    if len(payload) & (encoding.sample_bytes - 1):
         raise ClientFault(ErrorCode.ODD_BYTE_COUNT, "The audio is not a whole number of samples.")
-    if pcm16:
+    if encoding is _PCM16_ENCODING:
         return np.frombuffer(payload, PCM16)
+    table = _TABLES.get(encoding)
+    if table is not None:
+        return table.take(np.frombuffer(payload, np.uint8))
     samples = np.frombuffer(payload, "<f4")
     if not np.isfinite(samples).all():
         raise ClientFault(ErrorCode.BAD_SAMPLES, "Every sample is a finite number within float32.")

@@ -91,7 +91,6 @@ class RedisBackplane:
             self._keys,
             int(OUTAGE_LIMIT_S * 1000),
             coalesce_ms=settings.coalesce_ms,
-            sample_rate=settings.sample_rate,
             keep_ms=settings.redis_loss_ms,
         )
         self._presence = IngressPresence(
@@ -104,7 +103,6 @@ class RedisBackplane:
             self._feed,
             self._links,
             ingress=settings.ingress,
-            sample_rate=settings.sample_rate,
             decoded=partial(decoded_samples, self._redis),
             claim_timeout_s=settings.claim_timeout_s,
             patience_s=settings.stream_ttl_s + settings.resume_grace_s,
@@ -264,7 +262,7 @@ class RedisBackplane:
             stream=link.stream,
             ingress=settings.ingress,
             options=options,
-            sample_rate=settings.sample_rate,
+            sample_rate=options.sample_rate or settings.sample_rate,
             token_hash=token_hash(link.resume_token),
             created_ms=int(time() * 1000),
             ttl_ms=self._ttl_ms,
@@ -282,6 +280,7 @@ class RedisBackplane:
                 return self._audio.open(
                     link.keys,
                     link.on_append_failed,
+                    sample_rate=new.sample_rate,
                     origin=lambda: self._directory.creation_anew(new, link.epoch),
                 )
 

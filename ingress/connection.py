@@ -1,7 +1,8 @@
-"""One client's connection: protocol on one side, stream and results on the other.
+"""One client's connection: its dialect on one side, its streams and their results on the other.
 
-The shells (tcp.py, websocket.py) hand in what the socket brings; `ConnectionProtocol` decides; this
-class carries out the actions. It runs on the event loop, and an error in it ends this connection only.
+The shells (tcp.py, websocket.py) hand in what the socket brings; the dialect says what that means;
+`ConnectionProtocol` decides; this class carries out the actions. It runs on the event loop, and an error
+in it ends this connection only.
 """
 
 from __future__ import annotations
@@ -11,21 +12,25 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.entries import LineKind, StreamId
-from common.errors import (
-    ERROR_SPECS,
-    ClientFault,
-    EntryError,
-    ErrorCode,
-    NoFreeStream,
-    StreamError,
-    Unavailable,
+from common.errors import ClientFault, ErrorCode, NoFreeStream, StreamError, Unavailable
+from common.messages import (
+    Ack,
+    Audio,
+    ClientMessage,
+    Config,
+    ErrorMessage,
+    Hello,
+    Pong,
+    Result,
+    Resume,
+    Resumed,
+    ServerMessage,
 )
-from common.messages import Ack, Audio, ClientMessage, Config, ErrorMessage, Hello, Pong, Resume, Resumed
 from common.options import StreamOptions
-from common.server_codec import decode_server_message, encode_server_message
-from ingress.links import Backplane, Resumption, StreamLink
-from ingress.protocol import YOUNG, Action, ConnectionProtocol, Event, Outcome, State
+from ingress.client_stream import ClientStream, split_channels
+from ingress.dialects.dialect import Dialect
+from ingress.links import Backplane, Resumption
+from ingress.protocol import ONLY_APPENDING, YOUNG, Action, ConnectionProtocol, Event, Outcome, State
 from ingress.sockets.deadlines import Deadlines
 from ingress.sockets.peer import Peer
 from ingress.sockets.send_buffer import SendBuffer
@@ -37,8 +42,7 @@ BEGIN_TIMEOUT_S: Final = 10.0
 REFUSED_GRACE_S: Final = 1.0
 UNREAD_TIMEOUT_S: Final = 30.0
 
-_ACK_FIELD: Final = b'"audio_ack_samples":'
-_PONG: Final = encode_server_message(Pong())
+_PONG: Final = Pong()
 _NO_AUDIO: Final = Audio(b"", final=True)
 
 
@@ -49,7 +53,7 @@ StartTask = Callable[[Coroutine[Any, Any, None], str], object]
 class ConnectionLimits:
     """What bounds one connection.
 
-    sample_rate: stated in `hello`, Hz.   max_buffered_samples: accepted and not yet decoded.
+    sample_rate: stated in `hello`, Hz.   max_undecoded_s: audio of a stream, accepted and not yet decoded.
     send_buffer_bytes: results that a client has not read.
     unread_timeout_s: how long a client may read nothing of them.
     idle_timeout_s: silence after which a client is dropped, 0 for never.
@@ -58,21 +62,12 @@ class ConnectionLimits:
     """
 
     sample_rate: int
-    max_buffered_samples: int
+    max_undecoded_s: float
     send_buffer_bytes: int
     unread_timeout_s: float = UNREAD_TIMEOUT_S
     begin_timeout_s: float = BEGIN_TIMEOUT_S
     idle_timeout_s: float = 0.0
     refused_grace_s: float = REFUSED_GRACE_S
-
-
-def _error_of(message: bytes) -> StreamError:
-    """The error in a worker's `error` message; a code of a newer version is a failure of ours."""
-    error = decode_server_message(message)
-    if not isinstance(error, ErrorMessage):
-        raise EntryError("The line of an error holds another message.")
-    known = error.code in ERROR_SPECS
-    return StreamError(ErrorCode(error.code) if known else ErrorCode.INTERNAL, error.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,45 +80,46 @@ class _HangUp:
 class Connection:
     """One client, from its accepted socket to its closed one.
 
+    dialect: the protocol that the client speaks.
     start_task: starts a named task in the server's task group.
     on_closed: called once, when the socket is gone.
-    stream_id: id of the stream, from its admission on, and beyond its end; for logs and errors.
     """
 
     __slots__ = (
         "_backplane",
         "_buffer",
         "_deadlines",
+        "_dialect",
         "_hanging_up",
         "_hung_up",
         "_limits",
-        "_link",
         "_logged",
         "_lost",
         "_on_closed",
         "_options",
         "_peer",
         "_protocol",
-        "_resume_token",
         "_start_task",
-        "stream_id",
+        "_streams",
     )
 
     def __init__(
         self,
         peer: Peer,
+        dialect: Dialect,
         backplane: Backplane,
         limits: ConnectionLimits,
         start_task: StartTask,
         on_closed: Callable[[Connection], None],
     ) -> None:
         self._peer = peer
+        self._dialect = dialect
         self._backplane = backplane
         self._limits = limits
         self._start_task = start_task
         self._on_closed = on_closed
-        self._protocol = ConnectionProtocol(limits.sample_rate, limits.max_buffered_samples)
-        self._buffer = SendBuffer(peer.send, limits.send_buffer_bytes)
+        self._protocol = ConnectionProtocol()
+        self._buffer = SendBuffer(peer.send, dialect, limits.send_buffer_bytes)
         self._deadlines = Deadlines(
             peer,
             begin_s=limits.begin_timeout_s,
@@ -131,10 +127,11 @@ class Connection:
             refused_s=limits.refused_grace_s,
             silent_s=limits.idle_timeout_s,
         )
-        self._link: StreamLink | None = None
-        self.stream_id: StreamId | None = None
-        self._resume_token = ""  # that of `hello`, while no stream has begun
-        self._options = StreamOptions()
+        self._streams = tuple(
+            ClientStream(self, number, limits.max_undecoded_s, limits.sample_rate)
+            for number in range(dialect.num_streams)
+        )
+        self._options = StreamOptions()  # of the streams that have begun
         self._logged: set[ErrorCode] = set()
         self._hanging_up: _HangUp | None = None
         self._hung_up = False
@@ -150,29 +147,45 @@ class Connection:
 
     def received_text(self, data: bytes) -> None:
         """Take one line or text frame."""
-        if self._protocol.deaf:
-            return
-        try:
-            audio = self._protocol.more_audio(data)
-            if audio is not None:
-                self._append(audio)
-                return
-            outcome = self._protocol.receive_text(data)
-        except Exception:
-            self._failed()
-            return
-        self._carry_out(outcome)
+        if not self._protocol.deaf:
+            self._hear(self._dialect.decode_text, data)
 
     def received_binary(self, data: bytes) -> None:
         """Take one binary frame."""
-        if self._protocol.deaf:
-            return
+        if not self._protocol.deaf:
+            self._hear(self._dialect.decode_binary, data)
+
+    def _hear(self, decode: Callable[[bytes], ClientMessage | None], data: bytes) -> None:
         try:
-            outcome = self._protocol.receive_binary(data)
+            message = decode(data)
+        except ClientFault as error:
+            self._carry_out(self._protocol.fail(error))
+            return
         except Exception:
             self._failed()
             return
-        self._carry_out(outcome)
+        if message is not None:
+            self._received(message)
+        warning = self._dialect.warning
+        if warning is not None:
+            self._dialect.warning = None
+            self._tell(warning, self._streams[0], mergeable=False)
+
+    def _received(self, message: ClientMessage) -> None:
+        protocol = self._protocol
+        if type(message) is Audio:
+            stream = self._streams[0]  # as good as any: all channels are equally long
+            end = stream.next_sample + message.num_samples // len(self._streams)
+            if end - stream.acked_samples > stream.max_undecoded_samples and protocol.takes_audio:
+                self._carry_out(protocol.fail(stream.too_much_audio()))
+                return
+            if protocol.state in ONLY_APPENDING and not message.final:
+                try:
+                    self._append(message)
+                except Exception:
+                    self._failed()
+                return
+        self._carry_out(protocol.receive(message))
 
     def received_fault(self, error: ClientFault) -> None:
         """Take a fault of the framing, after which the shell delivers nothing more."""
@@ -183,7 +196,7 @@ class Connection:
         if self._options.resume and self._protocol.takes_audio:
             # A lost connection often looks like this, and its client said that it will come back.
             self.lost()
-            self._peer.close(None)
+            self._peer.close(self._dialect.farewell(None))
         else:
             self._carry_out(self._protocol.notify(Event.END))
 
@@ -225,51 +238,33 @@ class Connection:
         """This ingress stops."""
         self._carry_out(self._protocol.notify(Event.DRAIN))
 
-    # What the stream says (StreamListener)
+    # What a stream says (ClientStream)
 
-    @property
-    def undecoded_samples(self) -> int:
-        """Audio accepted from the client and not decoded yet."""
-        return self._protocol.next_sample - self._protocol.acked_samples
+    def on_result(self, stream: ClientStream, result: Result, *, mergeable: bool) -> None:
+        """Send a result to the client; behind the last one of the last stream, close."""
+        if stream.ended and all(other.ended for other in self._streams):
+            self._carry_out(self._protocol.notify(Event.LAST_RESULT), result, stream)
+        elif self._protocol.forwards:
+            self._tell(result, stream, mergeable=mergeable)
+            if stream.ended and stream.link is not None:
+                stream.release()
 
-    def on_result(self, kind: LineKind, json: bytes) -> None:
-        """Send a finished message to the client."""
-        protocol = self._protocol
-        if kind is LineKind.PARTIAL or kind is LineKind.TURN:
-            # The pattern cannot stand inside a JSON string, whose quotes are escaped.
-            at = json.rfind(_ACK_FIELD)
-            if at >= 0:
-                end = at + len(_ACK_FIELD)
-                stop = json.find(b",", end)
-                protocol.acknowledge(int(json[end : stop if stop > 0 else -1]))
-            if not protocol.forwards:
-                return
-            try:
-                self._buffer.send(json, mergeable=kind is LineKind.PARTIAL)
-            except ClientFault as error:  # the send buffer is full
-                self._drop(error)
-            except Exception:
-                self._failed()
-        elif kind is LineKind.FINAL:
-            self._carry_out(protocol.notify(Event.LAST_RESULT), json)
-        else:
-            self._carry_out(protocol.notify(Event.STREAM_FAILED, _error_of(json)))
+    def on_ack(self, stream: ClientStream, samples: int) -> None:
+        """Tell the client of progress without a result."""
+        if self._protocol.forwards:
+            self._tell(Ack(samples), stream, mergeable=True)
 
-    def on_ack(self, samples: int) -> None:
-        """Note progress without a result."""
-        if self._protocol.forwards and samples > self._protocol.acked_samples:
-            self._protocol.acknowledge(samples)
-            self._send(encode_server_message(Ack(samples)))
+    def on_error(self, error: StreamError) -> None:
+        """End the connection: a worker has ended one of its streams."""
+        self._carry_out(self._protocol.notify(Event.STREAM_FAILED, error))
 
     def on_failure(self, error: StreamError) -> None:
-        """End the stream: the service cannot go on with it."""
+        """End the connection: the service cannot go on with one of its streams."""
         self._carry_out(self._protocol.notify(Event.FAILED, error))
 
     def on_taken(self) -> None:
         """End this connection: the stream goes on at another."""
-        outcome = self._protocol.notify(Event.TAKEN)
-        self._link = None
-        self._carry_out(outcome)
+        self._carry_out(self._protocol.notify(Event.TAKEN))
 
     def on_room(self) -> None:
         """Read again."""
@@ -278,15 +273,27 @@ class Connection:
 
     # Actions
 
-    def _carry_out(self, outcome: Outcome, result: bytes = b"") -> None:
+    def _carry_out(
+        self, outcome: Outcome, result: Result | None = None, stream: ClientStream | None = None
+    ) -> None:
+        """Do what the table says. `result`: what is to be forwarded, of which stream."""
         try:
             for action in outcome.actions:
-                if action is Action.FORWARD:
-                    self._send(result)
-                else:
+                if action is not Action.FORWARD:
                     self._do(action, outcome)
-            if outcome.warning is not None:
-                self._send(encode_server_message(outcome.warning))
+                elif result is not None and stream is not None:
+                    self._send(result, stream)
+        except ClientFault as error:  # the send buffer is full
+            self._drop(error)
+        except Exception:
+            self._failed()
+
+    def _tell(self, message: ServerMessage, stream: ClientStream, *, mergeable: bool) -> None:
+        """Send what needs no action beside."""
+        if self._lost:
+            return
+        try:
+            self._buffer.send(message, stream.number, mergeable=mergeable)
         except ClientFault as error:  # the send buffer is full
             self._drop(error)
         except Exception:
@@ -295,7 +302,7 @@ class Connection:
     def _failed(self) -> None:
         """End this connection after a defect of ours, and no other; called where it was caught, whatever
         it was, and logs it."""
-        logger.exception("A connection failed", extra={"stream_id": self.stream_id})
+        logger.exception("A connection failed", extra={"stream_id": self._streams[0].stream_id})
         self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 
     def _do(self, action: Action, outcome: Outcome) -> None:
@@ -309,10 +316,7 @@ class Connection:
             case Action.PONG:
                 self._send(_PONG)
             case Action.BEGIN:
-                if isinstance(outcome.message, Config):
-                    self._options = outcome.message.options
-                self._deadlines.begin.stop()
-                self._linked().begin(self._options)
+                self._begin(outcome.message)
             case Action.READMIT:
                 self._peer.pause_reading()
                 self._start_task(self._enter(outcome.message), "readmit")
@@ -323,18 +327,20 @@ class Connection:
                     raise AssertionError("TAKE_OVER without a resume message")
                 self._start_task(self._take_over(outcome.message), "resume")
             case Action.WELCOME_BACK:
-                link = self._linked()
-                self._send(
-                    encode_server_message(Resumed(link.stream, link.resume_token, self._protocol.next_sample))
-                )
+                (stream,) = self._streams
+                link = stream.linked()
+                self._send(Resumed(link.stream, link.resume_token, stream.next_sample))
             case Action.ERROR:
                 if outcome.error is not None:
-                    self._send(self._error_message(outcome.error))
+                    self._send(self._logged_error(outcome.error))
             case Action.GIVE_BACK | Action.ABANDON:
                 self._abandon(outcome.error)
             case Action.RELEASE:
-                link, self._link = self._linked(), None
-                link.release()
+                for stream in self._streams:
+                    if stream.ended and stream.link is not None:
+                        stream.release()
+                    else:
+                        stream.give_up(keep=False)
             case Action.HANG_UP:
                 self._hanging_up = _HangUp(outcome.error)
                 if self._buffer.empty:
@@ -342,54 +348,64 @@ class Connection:
             case _:
                 raise AssertionError(f"no such action: {action}")
 
-    def _append(self, audio: Audio) -> None:
-        if not self._linked().append(audio):
-            self._peer.pause_reading()
+    def _begin(self, first: ClientMessage | None) -> None:
+        options = first.options if isinstance(first, Config) else self._dialect.options
+        self._options = options
+        self._deadlines.begin.stop()
+        for stream in self._streams:
+            if options.sample_rate is not None:
+                stream.set_rate(options.sample_rate)
+            stream.linked().begin(options)
 
-    def _send(self, message: bytes) -> None:
+    def _append(self, audio: Audio) -> None:
+        streams = self._streams
+        if len(streams) == 1:
+            if not streams[0].append(audio):
+                self._peer.pause_reading()
+            return
+        for stream, part in zip(streams, split_channels(audio, len(streams)), strict=True):
+            if not stream.append(part):
+                self._peer.pause_reading()
+
+    def _send(self, message: ServerMessage, stream: ClientStream | None = None) -> None:
         if not self._lost:
-            self._buffer.send(message)
+            self._buffer.send(message, stream.number if stream is not None else 0)
 
     def _send_hello(self) -> None:
-        link = self._linked()
-        self._resume_token = link.resume_token
         self._deadlines.begin.start(lambda: self._carry_out(self._protocol.notify(Event.UNBEGUN)))
-        hello = Hello(link.stream, self._limits.sample_rate, link.resume_token, CAPABILITIES)
-        self._send(encode_server_message(hello))
+        for stream in self._streams:
+            link = stream.linked()
+            hello = Hello(link.stream, self._limits.sample_rate, link.resume_token, CAPABILITIES)
+            self._send(hello, stream)
 
-    def _error_message(self, error: StreamError) -> bytes:
-        """Log an error, and write the message that tells the client."""
+    def _logged_error(self, error: StreamError) -> ErrorMessage:
+        """Log an error, and make the message that tells the client."""
         # A client may repeat at will what leaves its connection open: each code is worth one line.
         level = logging.DEBUG if error.code in self._logged else logging.INFO
         self._logged.add(error.code)
+        stream_id = self._streams[0].stream_id
         about: dict[str, object] = {"code": error.code.value}
-        if self.stream_id is not None:
-            about["stream_id"] = self.stream_id
+        if stream_id is not None:
+            about["stream_id"] = stream_id
         logger.log(level, "%s: %s", error.code.value, error.message, extra=about)
-        return encode_server_message(ErrorMessage(error.code.value, error.message, self.stream_id))
+        return ErrorMessage(error.code.value, error.message, stream_id)
 
     def _abandon(self, error: StreamError | None) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            # A stream is kept for its client where the client asked for that, unless the client's
-            # own fault ended it: sending the same again would fail again.
-            fault = isinstance(error, ClientFault) and error.code is not ErrorCode.SLOW_READER
-            link.abandon(keep=self._options.resume and not fault)
-
-    def _linked(self) -> StreamLink:
-        if self._link is None:
-            raise AssertionError("an action on a stream that is not there")
-        return self._link
+        # A stream is kept for its client where the client asked for that, unless the client's
+        # own fault ended it: sending the same again would fail again.
+        fault = isinstance(error, ClientFault) and error.code is not ErrorCode.SLOW_READER
+        for stream in self._streams:
+            stream.give_up(keep=self._options.resume and not fault)
 
     # Admission and resumption
 
     async def _enter(self, first: ClientMessage | None) -> None:
-        """Wait for a slot, during which the client is not heard.
+        """Wait for slots, during which the client is not heard.
 
         first: the message that is to begin the stream; only where the slot of `hello` was given back before.
         """
         try:
-            link = await self._slot()
+            await self._take_slots()
         except NoFreeStream as error:
             self._refused(error)
         except StreamError as error:
@@ -398,20 +414,29 @@ class Connection:
             self._failed()
         else:
             if self._protocol.state is State.CLOSED:  # the client left meanwhile
-                link.abandon(keep=False)
+                self._give_up_slots()
                 return
-            self._link, self.stream_id = link, link.stream
             self._carry_out(self._protocol.notify(Event.ADMITTED))
             if first is not None:
-                self._carry_out(self._protocol.receive(first))
+                self._received(first)
         if self._protocol.state is not State.CLOSED:
             self._peer.resume_reading()
 
-    async def _slot(self) -> StreamLink:
-        """A slot: a new one, or that of `hello` again where it was given back."""
-        if self.stream_id is None:
-            return await self._backplane.admit(self)
-        return await self._backplane.readmit(self, self.stream_id, self._resume_token)
+    async def _take_slots(self) -> None:
+        """A slot for each stream: a new one, or that of `hello` again where it was given back."""
+        try:
+            for stream in self._streams:
+                if stream.stream_id is None:
+                    stream.take(await self._backplane.admit(stream))
+                else:
+                    stream.take(await self._backplane.readmit(stream, stream.stream_id, stream.resume_token))
+        except BaseException:
+            self._give_up_slots()
+            raise
+
+    def _give_up_slots(self) -> None:
+        for stream in self._streams:
+            stream.give_up(keep=False)
 
     def _refused(self, error: NoFreeStream) -> None:
         self._carry_out(self._protocol.notify(Event.FULL, error))
@@ -424,27 +449,28 @@ class Connection:
         self._deadlines.refused.stop()
         self._deadlines.begin.stop()
         self._deadlines.silent.stop()  # it is the client that waits
+        (stream,) = self._streams
         try:
-            resumption = await self._backplane.resume(self, request)
+            resumption = await self._backplane.resume(stream, request)
         except StreamError as error:
             self._carry_out(self._protocol.notify(Event.FAILED, error))
             return
         except Exception:
             self._failed()
             return
-        unused, self._link = self._link, resumption.link
-        self.stream_id = resumption.link.stream
-        if unused is not None:
-            unused.abandon(keep=False)
+        stream.give_up(keep=False)  # the slot that this connection's own `hello` offered
+        stream.take(resumption.link)
         self._options = resumption.options
         if self._protocol.state is not State.RESUMING:  # the client left meanwhile
             self._abandon(None)
             return
-        self._resumed(resumption)
+        self._resumed(stream, resumption)
 
-    def _resumed(self, resumption: Resumption) -> None:
+    def _resumed(self, stream: ClientStream, resumption: Resumption) -> None:
         self._deadlines.silent.start(self._silent_too_long)
-        self._protocol.resume_at(resumption.next_sample, resumption.acked_samples)
+        stream.set_rate(resumption.sample_rate)
+        stream.next_sample, stream.acked_samples = resumption.next_sample, resumption.acked_samples
+        self._dialect.resumed(resumption.options, resumption.sample_rate)
         event = Event.RESUMED_FINISHED if resumption.finished else Event.RESUMED
         self._carry_out(self._protocol.notify(event))
 
@@ -456,12 +482,13 @@ class Connection:
         self._protocol.notify(Event.LOST)
         self._buffer.clear()
         self._abandon(error)
-        message = self._error_message(error)
+        message = self._dialect.encode(self._logged_error(error), 0)
         if was_closed:  # and has said its last word, which was not read
             self._peer.abort()
             return
         # Past the buffer: whatever the transport still takes is this message, then the end.
-        self._peer.send(message)
+        if message is not None:
+            self._peer.send(message)
         self._hanging_up = _HangUp(error)
         self._hang_up_if_asked()
 
@@ -469,7 +496,7 @@ class Connection:
         if self._hanging_up is not None and not self._hung_up:
             self._hung_up = True
             self._deadlines.stop()
-            self._peer.close(self._hanging_up.error)
+            self._peer.close(self._dialect.farewell(self._hanging_up.error))
 
     # Deadlines that have passed
 

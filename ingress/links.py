@@ -10,7 +10,7 @@ from typing import Protocol
 
 from common.entries import LineKind, StreamId
 from common.errors import StreamError
-from common.messages import Audio, Resume
+from common.messages import Audio, Result, Resume
 from common.options import StreamOptions
 
 
@@ -18,11 +18,14 @@ class StreamListener(Protocol):
     """The connection's side: who is told what happens to a stream. All calls come on the event loop."""
 
     @property
-    def undecoded_samples(self) -> int:
-        """Audio accepted from the client and not decoded yet."""
+    def undecoded_s(self) -> float:
+        """Audio accepted from the client and not decoded yet, in seconds."""
 
-    def on_result(self, kind: LineKind, json: bytes) -> None:
-        """A finished message to the client, in order and once: PARTIAL, TURN, FINAL or ERROR."""
+    def on_result(self, kind: LineKind, result: Result) -> None:
+        """A result for the client, in order and once: PARTIAL, TURN or FINAL."""
+
+    def on_error(self, error: StreamError) -> None:
+        """A worker has ended the stream with this error."""
 
     def on_ack(self, samples: int) -> None:
         """The first `samples` samples are decoded, and there was no result to say so."""
@@ -67,7 +70,8 @@ class Resumption:
     """A stream taken over from another connection.
 
     next_sample: first sample that is not in Redis yet.   acked_samples: samples decoded so far.
-    finished: its audio had been finished already.        options: those it was begun with.
+    finished: its audio had been finished already.
+    options, sample_rate (Hz): those it was begun with.
     """
 
     link: StreamLink
@@ -75,6 +79,7 @@ class Resumption:
     acked_samples: int
     finished: bool
     options: StreamOptions
+    sample_rate: int
 
 
 class Backplane(Protocol):

@@ -1,6 +1,6 @@
-"""The client protocol of one connection without any I/O: one table of states and events.
+"""The life of a connection without any I/O, whatever its client speaks: one table of states and events.
 
-`ConnectionProtocol` turns what a client sends, and what the service has to say, into transitions of
+`ConnectionProtocol` turns what a client says, and what the service has to say, into transitions of
 `TABLE`. Each transition names the actions that ingress/connection.py carries out. A message that the
 state does not allow is a transition with an error code, never an exception. The diagram in
 docs/protocol.md is drawn from the same table.
@@ -13,11 +13,8 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-from common.client_codec import decode_client_message, odd_byte_count
-from common.errors import ERROR_SPECS, ClientFault, ErrorCode, StreamError
-from common.messages import Audio, ClientMessage, Close, Config, Encoding, Ping, Resume, WarningMessage
-from ingress.audio_check import AudioHead, LevelMeter, message_in_binary
-from ingress.audio_shape import AudioShape
+from common.errors import ERROR_SPECS, ErrorCode, StreamError
+from common.messages import Audio, ClientMessage, Close, Config, Ping, Resume
 
 
 class State(Enum):
@@ -265,8 +262,8 @@ def _doing_only(event: Event, action: Action) -> frozenset[State]:
     return frozenset(state for state in TABLE if TABLE[state].get(event) == Transition(state, (action,)))
 
 
-# Where nearly everything happens: an event that changes no state and asks for one thing.
-_ONLY_APPENDING: Final = _doing_only(Event.AUDIO, Action.APPEND)
+ONLY_APPENDING: Final = _doing_only(Event.AUDIO, Action.APPEND)
+"""Where nearly everything happens: audio that is not the last changes no state, and goes to its stream."""
 
 _SENTENCES: Final = {
     ErrorCode.AUDIO_AFTER_FINAL: "Audio after 'final: true' or 'close' is ignored.",
@@ -291,56 +288,21 @@ _EVENT_OF: Final[dict[type, Event]] = {
 }
 
 
-_JSON_BEGINS: Final = b"{ \t\r\n"
-# A client whose messages have a time or a number in front of their base64 has a new shape in each: to learn
-# it costs more than the parser that it spares.
-_MAX_SHAPES: Final = 8
-
-
 class Outcome(NamedTuple):
-    """What to do now: the actions in order, with the message or the error that they are about. A warning
-    goes to the client beside them."""
+    """What to do now: the actions in order, with the message or the error that they are about."""
 
     actions: tuple[Action, ...]
     message: ClientMessage | None = None
     error: StreamError | None = None
-    warning: WarningMessage | None = None
 
 
 class ConnectionProtocol:
-    """State of one connection, and the count of its audio.
+    """State of one connection, whatever the protocol that its client speaks."""
 
-    sample_rate: of the audio, Hz.
-    max_buffered_samples: audio that may be accepted and not yet decoded.
-    next_sample: samples accepted so far = index of the first sample of the next audio.
-    acked_samples: samples decoded so far, as the worker says.
-    """
+    __slots__ = ("_fault", "state")
 
-    __slots__ = (
-        "_fault",
-        "_head",
-        "_level",
-        "_rest",
-        "_sample_rate",
-        "_shape",
-        "_shapes_in_vain",
-        "acked_samples",
-        "max_buffered_samples",
-        "next_sample",
-        "state",
-    )
-
-    def __init__(self, sample_rate: int, max_buffered_samples: int) -> None:
-        self._sample_rate = sample_rate
-        self.max_buffered_samples = max_buffered_samples
+    def __init__(self) -> None:
         self.state = State.ADMITTING
-        self.next_sample = 0
-        self.acked_samples = 0
-        self._shape: AudioShape | None = None
-        self._shapes_in_vain = 0
-        self._head: AudioHead | None = AudioHead()
-        self._level: LevelMeter | None = None
-        self._rest = b""  # of a sample that was cut between two binary frames
         self._fault: StreamError | None = None  # in FAILING: what the client is told behind the final result
 
     @property
@@ -358,67 +320,11 @@ class ConnectionProtocol:
         """Whether the client is told what becomes of its audio."""
         return Event.RESULT in TABLE[self.state]
 
-    def more_audio(self, data: bytes) -> Audio | None:
-        """Take one line, or one text frame, that is what nearly all are: more audio, written like the
-        client's last, and to be appended. None for anything else, which `receive_text` takes."""
-        if self._shape is None or self.state not in _ONLY_APPENDING:
-            return None
-        audio = self._shape.read(data)
-        if audio is None:
-            return None
-        end = self.next_sample + (len(audio.payload) >> 1)  # a known shape is pcm16
-        if end - self.acked_samples > self.max_buffered_samples:
-            return None
-        self.next_sample = end
-        self._shapes_in_vain = 0
-        return audio
-
-    def receive_text(self, data: bytes) -> Outcome:
-        """Take one line, or one text frame, of the client; one of white space alone is ignored."""
-        if not data or data.isspace():
-            return Outcome(_IGNORED)
-        try:
-            message = decode_client_message(data)
-        except ClientFault as error:
-            return self.fail(error)
-        if self._rest and isinstance(message, (Audio, Close)) and self.state in _ACCEPTING:
-            return self.fail(odd_byte_count(len(self._rest), Encoding.PCM16))
-        if type(message) is Audio and self._shapes_in_vain < _MAX_SHAPES:
-            self._shapes_in_vain += 1
-            self._shape = AudioShape.of(data, message)
-        return self.receive(message)
-
-    def receive_binary(self, data: bytes) -> Outcome:
-        """Take one binary frame of the client: raw pcm16, cut anywhere."""
-        if data and data[0] in _JSON_BEGINS:
-            fault = message_in_binary(data)
-            if fault is not None:
-                return self.fail(fault)
-        if self._rest:
-            data = self._rest + data
-        if len(data) & 1:
-            self._rest, data = data[-1:], data[:-1]
-            self._shape = None  # what comes next, if it is text, is no more of the same
-        else:
-            self._rest = b""
-        return self.receive(Audio(data))
-
     def receive(self, message: ClientMessage) -> Outcome:
-        """Take one decoded message of the client."""
-        if type(message) is not Audio:
-            return self._apply(_EVENT_OF[type(message)], message)
-        end = self.next_sample + message.num_samples
-        too_much = end - self.acked_samples > self.max_buffered_samples
-        if (too_much or self._head is not None) and self.state in _ACCEPTING:
-            fault = self._too_much_audio() if too_much else self._container(message)
-            if fault is not None:
-                return self.fail(fault)
-        outcome = self._apply(Event.FINAL_AUDIO if message.final else Event.AUDIO, message)
-        if Action.APPEND in outcome.actions:
-            self.next_sample = end
-            if message.encoding is Encoding.F32:
-                return outcome._replace(warning=self._warning_of(message))
-        return outcome
+        """Take one message of the client."""
+        if isinstance(message, Audio):
+            return self._apply(Event.FINAL_AUDIO if message.final else Event.AUDIO, message)
+        return self._apply(_EVENT_OF[type(message)], message)
 
     def fail(self, error: StreamError) -> Outcome:
         """Take something malformed from the client, or any other fault of its own."""
@@ -431,18 +337,6 @@ class ConnectionProtocol:
     def notify(self, event: Event, error: StreamError | None = None) -> Outcome:
         """Take an event of the socket or of the service; `error` says why, where the service failed."""
         return self._apply(event, None, error)
-
-    def acknowledge(self, samples: int) -> None:
-        """Note that the first `samples` samples are decoded."""
-        if samples > self.acked_samples:
-            self.acked_samples = samples
-
-    def resume_at(self, next_sample: int, acked_samples: int) -> None:
-        """Set the counts of a stream that was begun by another connection."""
-        self.next_sample = next_sample
-        self.acked_samples = acked_samples
-        if next_sample > 0:
-            self._head = None
 
     def _apply(
         self, event: Event, message: ClientMessage | None, error: StreamError | None = None
@@ -463,26 +357,6 @@ class ConnectionProtocol:
                 self._fault = error
             self.state = transition.state
         return Outcome(transition.actions, message, error)
-
-    def _container(self, audio: Audio) -> ClientFault | None:
-        if self._head is None:
-            return None
-        fault = self._head.push(audio.payload)
-        if self._head.known:
-            self._head = None
-        return fault
-
-    def _too_much_audio(self) -> ClientFault:
-        return ClientFault(
-            ErrorCode.TOO_MUCH_AUDIO,
-            "More audio is waiting to be decoded than a stream may buffer "
-            f"({self.max_buffered_samples} samples).",
-        )
-
-    def _warning_of(self, audio: Audio) -> WarningMessage | None:
-        if self._level is None:
-            self._level = LevelMeter(self._sample_rate)
-        return self._level.push(audio.payload)
 
 
 _ACCEPTING: Final = frozenset((State.READY, State.CONFIGURED, State.STREAMING))

@@ -16,6 +16,7 @@ from common.streams.leases import IngressReport
 from common.streams.status import process_started_ms
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 from ingress.connection import Connection, ConnectionLimits
+from ingress.dialects.native import NativeDialect
 from ingress.sockets.gate import Gate, allow_many_sockets, max_files
 from ingress.sockets.linger import LINGER_S
 from ingress.sockets.listening import address_text, listening_sockets
@@ -63,7 +64,7 @@ class IngressServer:
         )
         self._limits = ConnectionLimits(
             sample_rate=settings.sample_rate,
-            max_buffered_samples=settings.max_stream_seconds * settings.sample_rate,
+            max_undecoded_s=settings.max_stream_seconds,
             send_buffer_bytes=settings.send_buffer_bytes,
             idle_timeout_s=settings.idle_timeout_s,
             begin_timeout_s=settings.begin_timeout_s,
@@ -146,7 +147,10 @@ class IngressServer:
     # Serve
 
     def _open(self, peer: Peer) -> Connection:
-        connection = Connection(peer, self._backplane, self._limits, self._backplane.start_task, self._closed)
+        dialect = NativeDialect(self._settings.sample_rate)
+        connection = Connection(
+            peer, dialect, self._backplane, self._limits, self._backplane.start_task, self._closed
+        )
         self._connections.add(connection)
         self._empty.clear()
         if self._draining:  # accepted by the kernel before the listener closed

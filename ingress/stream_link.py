@@ -14,10 +14,19 @@ from typing import Any, Final, Protocol
 import orjson
 
 from common.entries import Line, LineKind, StreamId, WorkerId
-from common.errors import EntryError, InternalFault, StreamError, StreamLost, Unavailable
-from common.messages import Audio
+from common.errors import (
+    ERROR_SPECS,
+    EntryError,
+    ErrorCode,
+    InternalFault,
+    StreamError,
+    StreamLost,
+    Unavailable,
+)
+from common.messages import Audio, ErrorMessage, Result
 from common.options import StreamOptions
 from common.redis.keys import StreamKeys
+from common.server_codec import decode_server_message
 from common.streams.appender import Appender
 from common.streams.audio_log import AudioLog
 from common.streams.result_reader import Position
@@ -253,19 +262,19 @@ class RedisLink:
         if position is not None:
             self.epoch, self.seq = position.epoch, position.seq
 
-    def waits_for_progress(self, least_samples: int, now: float) -> float:
-        """Seconds without progress though there is something to do: `least_samples`, or the end."""
+    def waits_for_progress(self, least_s: float, now: float) -> float:
+        """Seconds without progress though there is something to do: `least_s` of audio, or the end."""
         listener = self._listener
         if listener is None or self.created_at is None:
             return 0.0
-        if not self._finished and listener.undecoded_samples < least_samples:
+        if not self._finished and listener.undecoded_s < least_s:
             self.progress_at = now
         return now - self.progress_at
 
     @property
-    def undecoded_samples(self) -> int:
-        """Audio of the stream that is not decoded, as far as its connection was told."""
-        return self._listener.undecoded_samples if self._listener is not None else 0
+    def undecoded_s(self) -> float:
+        """Audio of the stream that is not decoded, as far as its connection was told, in seconds."""
+        return self._listener.undecoded_s if self._listener is not None else 0.0
 
     def decoded(self, samples: int) -> None:
         """Tell the connection what is decoded, since it may not have been told."""
@@ -368,7 +377,10 @@ class RedisLink:
             if self._appender is not None:
                 self._appender.forget_kept()
         if self._listener is not None:
-            self._listener.on_result(kind, line.json)
+            if kind is LineKind.ERROR:
+                self._listener.on_error(error_of(line.json))
+            else:
+                self._listener.on_result(kind, result_of(line.json))
         elif self._ended:
             self._owner.ended(self, delivered=False)
         return True
@@ -449,3 +461,29 @@ def notice_worker(json: bytes) -> WorkerId:
         return WorkerId(str(orjson.loads(json)["worker"]))
     except (ValueError, KeyError, TypeError) as error:
         raise EntryError(f"An owner notice cannot be read: {error!r}") from error
+
+
+def result_of(json: bytes) -> Result:
+    """The result of a line of that kind. Raises EntryError."""
+    try:
+        result = decode_server_message(json)
+    except ValueError as error:
+        raise EntryError(f"A result cannot be read: {error}") from error
+    if not isinstance(result, Result):
+        raise EntryError("The line of a result holds another message.")
+    return result
+
+
+def error_of(json: bytes) -> StreamError:
+    """The error with which a worker ended a stream; a code of a newer version is a failure of ours.
+
+    Raises EntryError.
+    """
+    try:
+        error = decode_server_message(json)
+    except ValueError as reason:
+        raise EntryError(f"An error cannot be read: {reason}") from reason
+    if not isinstance(error, ErrorMessage):
+        raise EntryError("The line of an error holds another message.")
+    code = ErrorCode(error.code) if error.code in ERROR_SPECS else ErrorCode.INTERNAL
+    return StreamError(code, error.message)

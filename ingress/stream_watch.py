@@ -24,6 +24,8 @@ WATCH_S: Final = 0.5
 # could decode it: a takeover, or a replay, tells of itself sooner.
 STALLED_AUDIO_S: Final = 4.0
 STALL_S: Final = 30.0
+# Acknowledgements come more often than once in so much audio.
+UNTOLD_AUDIO_S: Final = 1.0
 # A suspect waits for the process of suspects, which may have to load a model anew (gpu_worker/quarantine.py).
 SUSPECT_PATIENCE_S: Final = 180.0
 # Streams without news or progress whose records are read in one round.
@@ -48,7 +50,6 @@ class StreamWatch:
         links: Mapping[StreamId, RedisLink],
         *,
         ingress: IngressId,
-        sample_rate: int,
         decoded: Callable[[StreamKeys], Awaitable[int]],
         claim_timeout_s: float,
         patience_s: float,
@@ -58,7 +59,6 @@ class StreamWatch:
         self._feed = feed
         self._links = links
         self._ingress = ingress
-        self._sample_rate = sample_rate
         self._decoded = decoded
         self._claim_timeout_s = claim_timeout_s
         self._patience_s = patience_s
@@ -109,7 +109,7 @@ class StreamWatch:
         claim_s = self._claim_timeout_s
         if link.worker is None and link.created_at is not None and now - link.created_at > claim_s:
             link.fail(NoWorker(f"No worker took the stream within {claim_s:g} s."))
-        elif link.waits_for_progress(int(STALLED_AUDIO_S * self._sample_rate), now) > STALL_S:
+        elif link.waits_for_progress(STALLED_AUDIO_S, now) > STALL_S:
             link.fail(NoWorker(f"No worker has decoded the stream's audio for {STALL_S:g} s."))
         if link.left_at is not None and now - link.left_at > self._patience_s:
             # Nobody waits for it; what it has in Redis expires.
@@ -133,7 +133,7 @@ class StreamWatch:
         else:
             if record.deaths >= SUSPICIOUS_DEATHS:
                 link.suspected(SUSPECT_PATIENCE_S)
-            if link.undecoded_samples >= self._sample_rate:
+            if link.undecoded_s >= UNTOLD_AUDIO_S:
                 # An acknowledgement is published and kept nowhere. The last one may be what the client, or
                 # the stall's clock above, waits for.
                 link.decoded(await self._decoded(link.keys))

@@ -102,7 +102,7 @@ class StreamTakeover:
             self._owner.start_task(self.adopt(stream), f"adopt-{stream}")
             raise
         acked = min(request.audio_ack_samples, next_sample)
-        return Resumption(link, next_sample, acked, finished, record.options)
+        return Resumption(link, next_sample, acked, finished, record.options, record.sample_rate)
 
     async def _resumable(self, stream: StreamId, request: Resume) -> tuple[StreamRecord, Position | None]:
         """Look whether a stream may be resumed; its record, and the place behind the client's last result."""
@@ -211,6 +211,7 @@ class StreamTakeover:
             connection=connection,
             next_seq=seq + 1,
             first_sample=next_sample,
+            sample_rate=record.sample_rate,
         )
         if not finished:
             appender.attach(self._ingress)

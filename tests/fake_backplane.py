@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 
 from common.entries import LineKind, StreamId
 from common.errors import StreamError
-from common.messages import Audio, Result, Resume
+from common.messages import Audio, Result, Resume, Utterance, Word
 from common.options import StreamOptions
-from common.server_codec import encode_server_message
 from ingress.links import Resumption, StreamListener
 
 
-def result_json(
+def some_result(
     seq: int,
     text: str = "",
     *,
@@ -25,19 +24,23 @@ def result_json(
     turn: bool = False,
     tokens: tuple[int, ...] = (),
     acked: int = 0,
-) -> bytes:
-    """A finished `result` message."""
-    return encode_server_message(
-        Result(
-            text=text,
-            token_ids=tokens,
-            confidence_scores=tuple(0.5 for _ in tokens),
-            is_final=final,
-            last_state="speech",
-            turn_detection="end_of_utterance" if turn else "running",
-            seq=seq,
-            audio_ack_samples=acked,
-        )
+    first: int | None = None,
+    words: tuple[Word, ...] | None = None,
+    utterances: tuple[Utterance, ...] = (),
+) -> Result:
+    """A result as a worker would give it."""
+    return Result(
+        text=text,
+        token_ids=tokens,
+        confidence_scores=tuple(0.5 for _ in tokens),
+        is_final=final,
+        last_state="speech",
+        turn_detection="end_of_utterance" if turn else "running",
+        seq=seq,
+        audio_ack_samples=acked,
+        seq_first=first,
+        words=words,
+        utterances=utterances,
     )
 
 
@@ -73,8 +76,8 @@ class FakeLink:
             self.seq += 1
             text = f"{self.samples} samples"
             kind = LineKind.FINAL if audio.final else LineKind.PARTIAL
-            json = result_json(self.seq, text, final=audio.final, acked=self.samples)
-            asyncio.get_running_loop().call_soon(self.listener.on_result, kind, json)
+            result = some_result(self.seq, text, final=audio.final, acked=self.samples)
+            asyncio.get_running_loop().call_soon(self.listener.on_result, kind, result)
         return self.room
 
     def abandon(self, *, keep: bool) -> None:
@@ -125,7 +128,7 @@ class ScriptedBackplane:
         next_sample, acked, finished = self.resumption
         link = FakeLink(StreamId(request.stream_id), listener, self.echo, samples=next_sample)
         self.links.append(link)
-        return Resumption(link, next_sample, acked, finished, StreamOptions(resume=True))
+        return Resumption(link, next_sample, acked, finished, StreamOptions(resume=True), 16000)
 
     @property
     def link(self) -> FakeLink:

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 from common.errors import RedisUnavailable
 from ingress.connection import Connection, ConnectionLimits
+from ingress.dialects.dialect import Dialect
+from ingress.dialects.native import NativeDialect
 from ingress.sockets.gate import Gate
 from ingress.sockets.peer import Peer
 from ingress.sockets.shell import SocketShell
@@ -116,12 +118,13 @@ async def serving(
     refused_grace_s: float = 0.2,
     max_files: int = 100_000,
     status: Callable[[], bytes] | None = None,
+    dialect: Callable[[], Dialect] = lambda: NativeDialect(16000),
 ) -> AsyncIterator[Harness]:
     """Open the ports; close everything at the end."""
     harness = Harness(backplane)
     limits = ConnectionLimits(
         sample_rate=16000,
-        max_buffered_samples=max_buffered_samples,
+        max_undecoded_s=max_buffered_samples / 16000,
         send_buffer_bytes=send_buffer_bytes,
         unread_timeout_s=unread_timeout_s,
         idle_timeout_s=idle_timeout_s,
@@ -136,7 +139,7 @@ async def serving(
             return tasks.create_task(coroutine, name=name)
 
         def open_connection(peer: Peer) -> Connection:
-            connection = Connection(peer, backplane, limits, start, harness.connections.discard)
+            connection = Connection(peer, dialect(), backplane, limits, start, harness.connections.discard)
             harness.connections.add(connection)
             return connection
 

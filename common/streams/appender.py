@@ -54,7 +54,7 @@ class Appender:
     origin: gives the packed command that creates the stream, for a Redis that has forgotten all of it; None
         where that cannot be made good from here.
     owner, ready: the worker that is told of new audio, and the key of the set to tell it; None before.
-    held_samples: queued, and held for more to join them (AudioLog).
+    held_samples: queued, and held for more to join them, until there are `enough_samples` (AudioLog).
     failed: why the stream can take no more audio, or None.
     """
 
@@ -72,6 +72,7 @@ class Appender:
         "_under_way",
         "_under_way_bytes",
         "connection",
+        "enough_samples",
         "failed",
         "first_sample",
         "held_samples",
@@ -116,6 +117,7 @@ class Appender:
         self.ready: bytes | None = None
         self.pending_bytes = 0
         self.held_samples = 0
+        self.enough_samples = 0
         self.failed: Unavailable | None = None
 
     def append(self, audio: Audio) -> None:

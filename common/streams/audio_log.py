@@ -64,7 +64,6 @@ class AudioLog:
     give_up_ms: how long an append is tried again while Redis is away or full, before its stream fails.
     coalesce_ms: a message shorter than this waits so long at most for the stream's next ones, which then
         share its entry; 0 commits every message at once.
-    sample_rate: of the clients, Hz.
     keep_ms: how long audio is kept after Redis took it; 0 for a Redis that forgets all or nothing.
     """
 
@@ -75,14 +74,12 @@ class AudioLog:
         give_up_ms: int,
         *,
         coalesce_ms: int = 0,
-        sample_rate: int = 16000,
         keep_ms: int = 0,
     ) -> None:
         self._servers = redis.servers
-        # Two messages of just under the bound are enough of an entry.
-        enough_samples = 2 * coalesce_ms * sample_rate // 1000
+        self._coalesce_ms = coalesce_ms
         self._lanes = tuple(
-            _Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, enough_samples, keep_ms / 1000)
+            _Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, keep_ms / 1000)
             for server in range(redis.servers.num_servers)
         )
 
@@ -94,14 +91,17 @@ class AudioLog:
         connection: int = 1,
         next_seq: int = 1,
         first_sample: int = 0,
+        sample_rate: int = 16000,
         origin: Callable[[], bytes] | None = None,
     ) -> Appender:
-        """Begin to append to a stream that was created.
+        """Begin to append to a stream that was created, of audio at `sample_rate` (Hz).
 
         `on_failure` is called at most once.  `origin` gives the packed command that created the stream.
         """
         lane = self._lanes[self._servers.server_of_shard(keys.shard)]
         appender = Appender(lane, keys, connection, next_seq, first_sample, on_failure, lane.keep_s, origin)
+        # Two messages of just under the bound are enough of an entry.
+        appender.enough_samples = 2 * self._coalesce_ms * sample_rate // 1000
         lane.appenders.add(appender)
         return appender
 
@@ -133,7 +133,6 @@ class _Lane:
         server: int,
         give_up_s: float,
         coalesce_s: float,
-        enough_samples: int,
         keep_s: float,
     ) -> None:
         self.server = server
@@ -142,7 +141,6 @@ class _Lane:
         self._forgetful = False  # the connection was lost, and Redis was not asked what it still has
         self._loop = asyncio.get_running_loop()
         self._coalesce_s = coalesce_s
-        self._enough_samples = enough_samples
         # Streams whose short messages wait for more, and until when; the wait is the same for all, so
         # the order of insertion is that of the times, and one timer serves them all.
         self._held: dict[Appender, float] = {}
@@ -165,9 +163,9 @@ class _Lane:
         return self._keys.ready(shard, owner)
 
     def queued(self, appender: Appender, audio: Audio | None) -> None:
-        if audio is not None and not audio.final and self._enough_samples:
+        if audio is not None and not audio.final and appender.enough_samples:
             appender.held_samples += audio.num_samples
-            if appender.held_samples < self._enough_samples:
+            if appender.held_samples < appender.enough_samples:
                 self._hold(appender)
                 return
         self._add(appender)

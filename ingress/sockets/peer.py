@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from common.errors import StreamError
+from ingress.dialects.dialect import Farewell
 
 
 class Peer(Protocol):
@@ -21,7 +21,7 @@ class Peer(Protocol):
     def send(self, message: bytes) -> None:
         """Write one message in the shell's framing."""
 
-    def close(self, error: StreamError | None) -> None:
+    def close(self, farewell: Farewell) -> None:
         """Close once all that was sent is flushed, within a bounded time."""
 
     def abort(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from time import monotonic
 
-from common.errors import ClientFault, ErrorCode, StreamError
+from common.errors import ClientFault, ErrorCode
+from ingress.dialects.dialect import Farewell
 from ingress.sockets.framing import LineReader
 from ingress.sockets.gate import Gate
 from ingress.sockets.shell import OpenConnection, SocketShell
@@ -90,7 +91,7 @@ class TcpShell(SocketShell):
         if self._transport is not None and not self._closing:
             self._transport.write(message + b"\n")
 
-    def close(self, error: StreamError | None) -> None:
+    def close(self, farewell: Farewell) -> None:
         """Flush, close the sending side, and wait a little for the client to close."""
         if not self._closing:
-            self._end_sending(error)
+            self._end_sending(farewell.error)

@@ -13,14 +13,15 @@ from time import monotonic
 from typing import Final
 
 from websockets.exceptions import PayloadTooBig
-from websockets.frames import CloseCode, Frame, Opcode
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
+from common.errors import ClientFault, ErrorCode
 from ingress.connection import Connection
+from ingress.dialects.dialect import Farewell
 from ingress.sockets.frames import FrameReader, Other, text_frame
 from ingress.sockets.gate import Gate
 from ingress.sockets.shell import OpenConnection, SocketShell
@@ -30,29 +31,11 @@ _HEAD_END: Final = b"\r\n\r\n"
 # The first byte of a pong, as websockets writes it.
 _PONG: Final = 0x80 | Opcode.PONG
 
-_CLOSE_CODES: Final = {
-    ErrorCode.FRAME_TOO_LONG: CloseCode.MESSAGE_TOO_BIG,
-    ErrorCode.DRAINING: CloseCode.SERVICE_RESTART,
-    ErrorCode.INTERNAL: CloseCode.INTERNAL_ERROR,
-}
-
 
 def _first_offered(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     """The subprotocol of the answer. None changes what is spoken here, but browsers, which pass secrets in
     this way, close a connection whose server chooses none of those that they offered."""
     return offered[0] if offered else None
-
-
-def close_code(error: StreamError | None) -> CloseCode:
-    """The code of the close frame that follows an error, or a final result."""
-    if error is None:
-        return CloseCode.NORMAL_CLOSURE
-    special = _CLOSE_CODES.get(error.code)
-    if special is not None:
-        return special
-    if ERROR_SPECS[error.code].fault is Fault.CLIENT:
-        return CloseCode.POLICY_VIOLATION
-    return CloseCode.TRY_AGAIN_LATER
 
 
 class WebSocketShell(SocketShell):
@@ -64,7 +47,7 @@ class WebSocketShell(SocketShell):
     """
 
     __slots__ = (
-        "_farewell",
+        "_close_frame",
         "_fragments",
         "_fragments_binary",
         "_frames",
@@ -96,7 +79,7 @@ class WebSocketShell(SocketShell):
         self._fragments_binary = False
         self._writing_paused = False
         self._pong = b""
-        self._farewell: list[bytes] = []
+        self._close_frame: list[bytes] = []
         self._handshake: asyncio.TimerHandle | None = None
 
     # asyncio.Protocol
@@ -213,18 +196,17 @@ class WebSocketShell(SocketShell):
             return
         transport.write(text_frame(message))
 
-    def close(self, error: StreamError | None) -> None:
+    def close(self, farewell: Farewell) -> None:
         """Flush, send a close frame, and wait a little for the client's."""
         if self._transport is None or self._closing:
             return
         self._closing = True
         if self._protocol.state is State.OPEN:
-            code = close_code(error)
-            self._protocol.send_close(code, "" if error is None else error.code.value)
-        farewell, self._farewell = self._farewell, []
-        self._write(farewell)
+            self._protocol.send_close(farewell.code, farewell.reason)
+        written, self._close_frame = self._close_frame, []
+        self._write(written)
         self._flush()
-        self._wait_for_the_client(error)
+        self._wait_for_the_client(farewell.error)
 
     # Handshake
 
@@ -306,7 +288,7 @@ class WebSocketShell(SocketShell):
         if isinstance(error, PayloadTooBig):
             # The close frame is in the protocol's queue already; what the client is still told goes in
             # front of it.
-            self._farewell += self._protocol.data_to_send()
+            self._close_frame += self._protocol.data_to_send()
             connection.received_fault(
                 ClientFault(
                     ErrorCode.FRAME_TOO_LONG,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from common.entries import AudioEntry
 from common.errors import ClientFault, ErrorCode, StreamLost
 from common.messages import Encoding
 from gpu_worker.audio import StreamAudio, client_samples, entry_samples
 from gpu_worker.engine.samples import Samples, float_samples
+from gpu_worker.g711 import ALAW, MULAW
 
 
 def entry(first: int, payload: bytes, encoding: Encoding = Encoding.PCM16) -> AudioEntry:
@@ -83,3 +85,51 @@ def test_client_samples_never_say_more_than_was_decoded() -> None:
     assert client_samples(16_000, 777) == 777
     assert client_samples(8000, 777) == 388
     assert client_samples(48_000, 777) == 2331
+
+
+_ENCODED = {
+    Encoding.PCM16: lambda x: (x * 32_767).astype("<i2"),
+    Encoding.F32: lambda x: x.astype("<f4"),
+    Encoding.MULAW: lambda x: np.abs(MULAW[None, :] - (x * 32_124)[:, None]).argmin(1).astype(np.uint8),
+    Encoding.ALAW: lambda x: np.abs(ALAW[None, :] - (x * 32_256)[:, None]).argmin(1).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 8_001])
+@given(cuts=st.lists(st.integers(1, 3_000), max_size=30), scale=st.floats(0.0, 1.0))
+@settings(max_examples=15)
+def test_the_samples_do_not_depend_on_the_size_of_messages(
+    encoding: Encoding, rate: int, cuts: list[int], scale: float
+) -> None:
+    chance = np.random.default_rng(0)
+    encoded = _ENCODED[encoding](scale * chance.uniform(-1, 1, 12_000))
+
+    def heard(cuts: list[int]) -> NDArray[np.float32]:
+        audio = StreamAudio(rate)
+        parts: list[Samples] = []
+        at = 0
+        for size in [*cuts, len(encoded)]:
+            parts += audio.push(entry(at, encoded[at : at + size].tobytes(), encoding))
+            at = min(at + size, len(encoded))
+        parts += audio.finish()
+        return np.concatenate([float_samples(part) for part in parts])
+
+    assert np.array_equal(heard([]), heard(cuts))
+
+
+def test_companded_samples_are_those_of_the_recommendation() -> None:
+    """Values of the tables of ITU-T G.711."""
+
+    def linear(byte: int, encoding: Encoding) -> int:
+        (sample,) = entry_samples(entry(0, bytes((byte,)), encoding))
+        return int(sample)
+
+    assert [linear(byte, Encoding.MULAW) for byte in (0x00, 0x80, 0x7F, 0xFF, 0x0F, 0x70, 0xF0, 0xEF)] == [
+        *(-32_124, 32_124, 0, 0, -16_764, -120, 120, 132)
+    ]
+    assert [linear(byte, Encoding.ALAW) for byte in (0x2A, 0xAA, 0x55, 0xD5, 0x54, 0xD4, 0x45, 0x80)] == [
+        *(-32_256, 32_256, -8, 8, -24, 24, -264, 5_504)
+    ]
+    for table in (MULAW, ALAW):
+        assert np.array_equal(np.sort(table[:128]), np.sort(-table[128:]))

@@ -10,11 +10,13 @@ import pytest
 
 from common.entries import Line, LineKind, StreamId
 from common.errors import ErrorCode, NoWorker, StreamError
-from common.messages import Audio
+from common.messages import Audio, Result
 from common.options import StreamOptions
 from common.redis.keys import Keys
+from common.server_codec import encode_server_message
 from common.streams.appender import Appender
 from ingress.stream_link import MAX_PENDING_BYTES, RedisLink
+from tests.fake_backplane import some_result
 
 _KEYS = Keys().stream(StreamId(5))
 
@@ -24,10 +26,13 @@ class _Listener:
 
     def __init__(self) -> None:
         self.told: list[object] = []
-        self.undecoded_samples = 0
+        self.undecoded_s = 0.0
 
-    def on_result(self, kind: LineKind, json: bytes) -> None:
-        self.told.append((kind.name, json))
+    def on_result(self, kind: LineKind, result: Result) -> None:
+        self.told.append((kind.name, result.seq))
+
+    def on_error(self, error: StreamError) -> None:
+        self.told.append(("ERROR", error.code.value, error.message))
 
     def on_ack(self, samples: int) -> None:
         self.told.append(("ACK", samples))
@@ -108,7 +113,7 @@ def _link() -> tuple[RedisLink, _Owner, _Listener]:
 
 
 def _line(kind: LineKind, epoch: int, seq: int) -> Line:
-    json = b'{"type":"result","seq":%d}' % seq
+    json = encode_server_message(some_result(seq))
     if kind is LineKind.OWNER:
         json = b'{"worker":"w-%d"}' % epoch
     elif kind is LineKind.ACK:
@@ -303,13 +308,13 @@ async def test_waiting_counts_only_while_there_is_something_to_do() -> None:
     await asyncio.gather(*owner.tasks)
     start = asyncio.get_running_loop().time()
     assert link.waits_for_progress(100, start + 50) == 0.0
-    listener.undecoded_samples = 100
+    listener.undecoded_s = 100
     assert link.waits_for_progress(100, start + 60) == pytest.approx(10)
     link.take(_line(_O, 1, 0))
     assert link.waits_for_progress(100, start + 60) == pytest.approx(10)
     link.take(_line(_P, 1, 1))
     assert link.waits_for_progress(100, start + 61) == pytest.approx(61, abs=1)
-    listener.undecoded_samples = 0
+    listener.undecoded_s = 0
     assert link.waits_for_progress(100, start + 70) == 0.0
     link.finish()
     assert link.waits_for_progress(100, start + 75) == pytest.approx(5)
@@ -321,7 +326,7 @@ async def test_a_takeover_has_its_time_for_the_replay() -> None:
     owner.creation.set_result(_Appender())  # type: ignore[arg-type]
     await asyncio.gather(*owner.tasks)
     start = asyncio.get_running_loop().time()
-    listener.undecoded_samples = 100
+    listener.undecoded_s = 100
     link.take(_line(_O, 1, 0))
     link.progress_at = start - 40
     assert link.waits_for_progress(100, start) == pytest.approx(40)
@@ -335,7 +340,7 @@ async def test_a_suspect_waits_for_its_process_but_not_for_ever() -> None:
     owner.creation.set_result(_Appender())  # type: ignore[arg-type]
     await asyncio.gather(*owner.tasks)
     now = asyncio.get_running_loop().time()
-    listener.undecoded_samples = 100
+    listener.undecoded_s = 100
     link.progress_at = now - 29
     link.suspected(180.0)
     assert link.waits_for_progress(100, now) == pytest.approx(0, abs=1)

@@ -49,7 +49,7 @@ def _link(number: int) -> SimpleNamespace:
         created_at=_LONG_AGO,
         worker="w-1",
         keys=Keys(1).stream(StreamId(number)),
-        undecoded_samples=16_000,
+        undecoded_s=1.0,
         acknowledged=[],
         ended=False,
         left_at=None,
@@ -61,7 +61,7 @@ def _link(number: int) -> SimpleNamespace:
     )
     link.suspected = link.patience.append
     link.decoded = link.acknowledged.append
-    link.waits_for_progress = lambda least_samples, now: 0.0
+    link.waits_for_progress = lambda least_s, now: 0.0
     return link
 
 
@@ -73,7 +73,6 @@ async def test_every_suspect_is_found_however_many_there_are(monkeypatch: pytest
         _Feed(),  # type: ignore[arg-type]
         links,  # type: ignore[arg-type]
         ingress=_INGRESS,
-        sample_rate=16_000,
         decoded=_decoded,
         claim_timeout_s=10.0,
         patience_s=60.0,

@@ -13,7 +13,7 @@ from common.errors import ErrorCode, NoFreeStream, Unavailable
 from common.messages import Encoding
 from parakeet.channel import ChannelLost, open_channel
 from parakeet.client import ClientBug, ClientTimeouts, ConnectionLost, ServerError, ServerSilent, connect
-from tests.fake_backplane import ScriptedBackplane, result_json
+from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import Harness, serving, wait_until
 
 _TIMEOUTS = ClientTimeouts(connect_s=2.0, silence_s=2.0, final_s=5.0, resume_s=2.0, send_s=2.0)
@@ -142,7 +142,7 @@ async def test_a_lost_connection_is_resumed_with_the_audio_that_was_not_accepted
             link = backplane.link
             assert link.options is not None
             assert link.options.resume
-            link.listener.on_result(LineKind.PARTIAL, result_json(1, "one", acked=20))
+            link.listener.on_result(LineKind.PARTIAL, some_result(1, "one", acked=20))
             assert (await anext(stream.results())).text == "one"
             backplane.resumption = (70, 20, False)
             backplane.echo = True
@@ -183,7 +183,7 @@ async def test_a_resumption_that_is_refused_is_a_typed_error() -> None:
         async with await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream:
             await stream.send(b"\0\0" * 10)
             await wait_until(lambda: "append" in harness.backplane.link.log)
-            harness.backplane.link.listener.on_result(LineKind.PARTIAL, result_json(1, "one", acked=10))
+            harness.backplane.link.listener.on_result(LineKind.PARTIAL, some_result(1, "one", acked=10))
             await anext(stream.results())
             for connection in list(harness.connections):
                 connection._peer.abort()

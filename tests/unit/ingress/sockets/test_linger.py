@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 
 from common.entries import LineKind
 from ingress.sockets import linger
-from tests.fake_backplane import ScriptedBackplane, result_json
+from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import HANDSHAKE, HOST, Harness, serving, wait_until
 
 _TEXT = "word " * 800_000  # a final result of 4 MB
@@ -35,7 +35,7 @@ async def _final_on_its_way(harness: Harness, *, websocket: bool) -> socket.sock
     await wait_until(lambda: bool(harness.backplane.links))
     await wait_until(lambda: "final" in harness.backplane.link.log)
     link = harness.backplane.link
-    link.listener.on_result(LineKind.FINAL, result_json(1, _TEXT, final=True))
+    link.listener.on_result(LineKind.FINAL, some_result(1, _TEXT, final=True))
     return client
 
 

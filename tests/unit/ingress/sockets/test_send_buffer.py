@@ -7,61 +7,37 @@ import json
 import pytest
 
 from common.errors import ClientFault, ErrorCode
-from ingress.sockets.send_buffer import SendBuffer, merge_results
-from tests.fake_backplane import result_json
+from common.messages import Ack, Pong, Result
+from ingress.dialects.native import NativeDialect
+from ingress.sockets.send_buffer import SendBuffer
+from tests.fake_backplane import some_result
 
 
-def _partial(seq: int, *tokens: int) -> bytes:
-    return result_json(seq, f"text {seq}", tokens=tokens, acked=seq * 100)
+def _partial(seq: int, *tokens: int) -> Result:
+    return some_result(seq, f"text {seq}", tokens=tokens, acked=seq * 100)
 
 
 def test_messages_pass_straight_through_while_the_client_reads() -> None:
     written: list[bytes] = []
-    buffer = SendBuffer(written.append, 1000)
-    buffer.send(b"a")
+    buffer = SendBuffer(written.append, NativeDialect(16000), 1000)
+    buffer.send(Pong())
     buffer.send(_partial(1), mergeable=True)
     assert len(written) == 2
     assert buffer.empty
 
 
-def test_merging_keeps_all_that_was_said() -> None:
-    merged = json.loads(merge_results(merge_results(_partial(4, 1, 2), _partial(5)), _partial(6, 3)))
-    assert merged["text"] == "text 6"
-    assert merged["token_ids"] == [1, 2, 3]
-    assert merged["confidence_scores"] == [0.5, 0.5, 0.5]
-    assert (merged["seq_first"], merged["seq"]) == (4, 6)
-    assert merged["audio_ack_samples"] == 600
-    assert "words" not in merged
-
-
-def test_merging_concatenates_words() -> None:
-    first = json.loads(_partial(1)) | {"words": [{"word": "go"}]}
-    second = json.loads(_partial(2)) | {"words": [{"word": "on"}]}
-    merged = json.loads(merge_results(json.dumps(first).encode(), json.dumps(second).encode()))
-    assert [word["word"] for word in merged["words"]] == ["go", "on"]
-    del second["words"]
-    merged = json.loads(merge_results(json.dumps(first).encode(), json.dumps(second).encode()))
-    assert [word["word"] for word in merged["words"]] == ["go"]
-
-
-def test_merging_keeps_the_finals_of_utterances() -> None:
-    first = json.loads(_partial(1)) | {"utterances": [{"number": 1}]}
-    merged = json.loads(merge_results(json.dumps(first).encode(), _partial(2)))
-    assert merged["utterances"] == [{"number": 1}]
-
-
 def test_a_slow_reader_gets_neighbouring_partials_as_one_and_all_else_as_it_was() -> None:
     written: list[bytes] = []
-    buffer = SendBuffer(written.append, 100_000)
+    buffer = SendBuffer(written.append, NativeDialect(16000), 100_000)
     buffer.pause()
     for seq in (1, 2, 3):
         buffer.send(_partial(seq, seq), mergeable=True)
-    buffer.send(result_json(4, turn=True))
+    buffer.send(some_result(4, turn=True))
     for seq in (5, 6):
         buffer.send(_partial(seq), mergeable=True)
-    buffer.send(b'{"type":"pong"}')
+    buffer.send(Pong())
     buffer.send(_partial(7), mergeable=True)
-    buffer.send(result_json(8, "all", final=True))
+    buffer.send(some_result(8, "all", final=True))
     assert written == []
     buffer.resume()
     ranges = [(json.loads(m).get("seq_first"), json.loads(m).get("seq")) for m in written]
@@ -72,7 +48,7 @@ def test_a_slow_reader_gets_neighbouring_partials_as_one_and_all_else_as_it_was(
 
 
 def test_merged_partials_do_not_grow_the_buffer() -> None:
-    buffer = SendBuffer(lambda message: None, 1000)
+    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 1000)
     buffer.pause()
     for seq in range(1, 500):
         buffer.send(_partial(seq), mergeable=True)
@@ -80,46 +56,46 @@ def test_merged_partials_do_not_grow_the_buffer() -> None:
 
 
 def test_what_cannot_be_merged_is_bounded() -> None:
-    buffer = SendBuffer(lambda message: None, 2000)
+    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 2000)
     buffer.pause()
     for seq in range(1, 7):
-        buffer.send(result_json(seq, turn=True))
+        buffer.send(some_result(seq, turn=True))
     with pytest.raises(ClientFault) as caught:
-        buffer.send(result_json(7, turn=True))
+        buffer.send(some_result(7, turn=True))
     assert caught.value.code is ErrorCode.SLOW_READER
 
 
 def test_small_messages_are_bounded_too() -> None:
-    buffer = SendBuffer(lambda message: None, 2000)
+    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 2000)
     buffer.pause()
-    for _ in range(15):
-        buffer.send(b"{}")
+    for _ in range(13):
+        buffer.send(Pong())
     with pytest.raises(ClientFault):
-        buffer.send(b"{}")
+        buffer.send(Pong())
 
 
-def _turn(seq: int, text: str) -> bytes:
-    return result_json(seq, text, turn=True)
+def _turn(seq: int, text: str) -> Result:
+    return some_result(seq, text, turn=True)
 
 
 def test_a_long_transcript_is_no_slow_reader() -> None:
     """Each result carries the whole text: what is longer than the buffer may still wait, in small number."""
     text = "word " * 60_000  # 300 KB
     written: list[bytes] = []
-    buffer = SendBuffer(written.append, 256 * 1024)
+    buffer = SendBuffer(written.append, NativeDialect(16000), 256 * 1024)
     buffer.pause()
     for seq in range(1, 50):
-        buffer.send(result_json(seq, text), mergeable=True)
+        buffer.send(some_result(seq, text), mergeable=True)
     assert buffer.waiting_bytes > 256 * 1024
     buffer.send(_turn(50, text))
-    buffer.send(result_json(51, text, final=True))
+    buffer.send(some_result(51, text, final=True))
     buffer.resume()
     assert [json.loads(message)["seq"] for message in written] == [49, 50, 51]
     assert all(json.loads(message)["text"] == text for message in written)
 
 
 def test_many_long_results_are_a_slow_reader() -> None:
-    buffer = SendBuffer(lambda message: None, 2000)
+    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 2000)
     buffer.pause()
     for seq in range(1, 5):
         buffer.send(_turn(seq, "x" * 3000))
@@ -129,7 +105,7 @@ def test_many_long_results_are_a_slow_reader() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_few_results_are_bounded_too(count: int) -> None:
-    buffer = SendBuffer(lambda message: None, 2000)
+    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 2000)
     buffer.pause()
     for seq in range(1, count):
         buffer.send(_turn(seq, "x" * 1000))
@@ -144,13 +120,23 @@ def test_writing_stops_when_the_transport_is_full_again() -> None:
         written.append(message)
         buffer.pause()
 
-    buffer = SendBuffer(write, 2000)
+    buffer = SendBuffer(write, NativeDialect(16000), 2000)
     buffer.pause()
-    buffer.send(b"1")
-    buffer.send(b"2")
+    buffer.send(Pong())
+    buffer.send(Ack(2))
     buffer.resume()
-    assert written == [b"1"]
-    buffer.send(b"3")
+    assert written == [b'{"type":"pong"}']
+    buffer.send(Ack(3))
     buffer.resume()
     buffer.resume()
-    assert written == [b"1", b"2", b"3"]
+    assert [json.loads(message)["audio_ack_samples"] for message in written[1:]] == [2, 3]
+
+
+def test_results_of_two_streams_are_not_merged() -> None:
+    written: list[bytes] = []
+    buffer = SendBuffer(written.append, NativeDialect(16000), 2000)
+    buffer.pause()
+    for stream in (0, 1, 1, 0):
+        buffer.send(_partial(1 + len(written)), stream, mergeable=True)
+    buffer.resume()
+    assert ["seq_first" in json.loads(message) for message in written] == [False, True, False]

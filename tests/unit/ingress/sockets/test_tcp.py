@@ -13,7 +13,7 @@ import pytest
 
 from common.entries import LineKind
 from common.errors import ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
-from tests.fake_backplane import ScriptedBackplane, result_json
+from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import HOST, serving, wait_until
 
 
@@ -245,7 +245,7 @@ async def test_unknown_types_and_audio_after_final_let_the_stream_go_on() -> Non
         await client.send(_audio(10))
         assert (await client.receive())["code"] == "audio_after_final"
         link = harness.backplane.link
-        link.listener.on_result(LineKind.FINAL, result_json(1, "ten", final=True))
+        link.listener.on_result(LineKind.FINAL, some_result(1, "ten", final=True))
         assert (await client.receive())["text"] == "ten"
         await client.close()
         assert link.log == ["begin", "final", "release"]
@@ -316,12 +316,12 @@ async def test_too_much_audio_ends_the_stream() -> None:
         await client.send(_audio(60))
         await wait_until(lambda: bool(harness.backplane.link.log))
         link = harness.backplane.link
-        link.listener.on_result(LineKind.PARTIAL, result_json(1, acked=50))
+        link.listener.on_result(LineKind.PARTIAL, some_result(1, acked=50))
         await client.receive()
         await client.send(_audio(60))
         await client.send(_audio(60))
         await wait_until(lambda: link.log == ["begin", "append", "append", "final"])
-        link.listener.on_result(LineKind.FINAL, result_json(2, final=True))
+        link.listener.on_result(LineKind.FINAL, some_result(2, final=True))
         assert (await client.receive())["is_final"] is True
         assert (await client.receive())["code"] == "too_much_audio"
         await client.close()
@@ -356,7 +356,7 @@ async def test_a_client_that_does_not_read_is_dropped_when_its_buffer_is_full(
         seq = 0
         while harness.backplane.link.log[-1] != "abandon":
             seq += 1
-            listener.on_result(LineKind.TURN, result_json(seq, text, turn=True))
+            listener.on_result(LineKind.TURN, some_result(seq, text, turn=True))
             await asyncio.sleep(0)
             assert seq < 5000
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]
@@ -382,9 +382,9 @@ async def test_a_client_that_does_not_read_for_too_long_is_dropped(
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]
         text = "word " * 20000
         for seq in range(1, 200):
-            listener.on_result(LineKind.TURN, result_json(seq, text, turn=True))
+            listener.on_result(LineKind.TURN, some_result(seq, text, turn=True))
         if ended:
-            listener.on_result(LineKind.FINAL, result_json(200, final=True))
+            listener.on_result(LineKind.FINAL, some_result(200, final=True))
         await wait_until(lambda: bool(_logged(caplog, "slow_reader")))
         assert harness.backplane.link.log[-1] == ("release" if ended else "abandon")
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]
@@ -408,8 +408,8 @@ async def test_a_slow_reader_loses_no_turn_and_no_token() -> None:
         for seq in range(1, 2000):
             turn = seq % 500 == 0
             kind = LineKind.TURN if turn else LineKind.PARTIAL
-            listener.on_result(kind, result_json(seq, text, turn=turn, tokens=(seq,)))
-        listener.on_result(LineKind.FINAL, result_json(2000, "end", final=True))
+            listener.on_result(kind, some_result(seq, text, turn=turn, tokens=(seq,)))
+        listener.on_result(LineKind.FINAL, some_result(2000, "end", final=True))
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]
         received = await client.receive_all(timeout_s=20)
         await client.close()

@@ -16,12 +16,14 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 
 from common.entries import LineKind
-from common.errors import ERROR_SPECS, ErrorCode, NoFreeStream, StreamError
+from common.errors import NoFreeStream
 from ingress.connection import Connection, ConnectionLimits
+from ingress.dialects.dialect import Farewell
+from ingress.dialects.native import NativeDialect
 from ingress.sockets.gate import Gate, max_files
 from ingress.sockets.peer import Peer
-from ingress.sockets.websocket import WebSocketShell, close_code
-from tests.fake_backplane import ScriptedBackplane, result_json
+from ingress.sockets.websocket import WebSocketShell
+from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import HANDSHAKE, HOST, Harness, serving, wait_until
 
 
@@ -221,7 +223,7 @@ async def test_results_longer_than_64_kib() -> None:
         await wait_until(lambda: "append" in harness.backplane.link.log)
         for size in (100, 1000, 100_000):
             text = "x" * size
-            harness.backplane.link.listener.on_result(LineKind.PARTIAL, result_json(1, text))
+            harness.backplane.link.listener.on_result(LineKind.PARTIAL, some_result(1, text))
             assert (await _receive(client))["text"] == text
 
 
@@ -266,13 +268,6 @@ async def test_a_query_string_is_no_other_path() -> None:
         connect(f"ws://{HOST}:{harness.ws_port}/?token=x") as client,
     ):
         assert (await _receive(client))["type"] == "hello"
-
-
-def test_every_error_has_a_close_code() -> None:
-    for code in ErrorCode:
-        number = int(close_code(StreamError(code, "Why.")))
-        assert number in (1008, 1009, 1011, 1012, 1013)
-        assert ERROR_SPECS[code].closes or number == 1008
 
 
 async def test_frames_that_come_along_with_the_handshake() -> None:
@@ -336,12 +331,19 @@ class _StuckTransport(asyncio.Transport):
 @asynccontextmanager
 async def _stuck() -> AsyncIterator[tuple[WebSocketShell, _StuckTransport]]:
     """A WebSocket connection after its handshake, whose client reads only by `drain`."""
-    limits = ConnectionLimits(sample_rate=16000, max_buffered_samples=1000, send_buffer_bytes=10_000)
+    limits = ConnectionLimits(sample_rate=16000, max_undecoded_s=1.0, send_buffer_bytes=10_000)
     loop = asyncio.get_running_loop()
     backplane = ScriptedBackplane(echo=True)
 
     def open_connection(peer: Peer) -> Connection:
-        return Connection(peer, backplane, limits, lambda task, name: loop.create_task(task), lambda _: None)
+        return Connection(
+            peer,
+            NativeDialect(16000),
+            backplane,
+            limits,
+            lambda task, name: loop.create_task(task),
+            lambda _: None,
+        )
 
     shell = WebSocketShell(Gate(max_files), open_connection, max_frame_bytes=1000, handshake_timeout_s=60)
     transport = _StuckTransport()
@@ -372,7 +374,7 @@ async def test_a_pong_that_waits_does_not_come_after_the_close_frame() -> None:
     async with _stuck() as (shell, transport):
         for _ in range(1000):
             shell.data_received(Frame(Opcode.PING, b"p" * 99).serialize(mask=True))
-        shell.close(None)
+        shell.close(Farewell(None, 1000, ""))
         transport.drain()
         assert transport.written[-1] == Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=False)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ErrorCode, WarningCode
-from ingress.audio_check import AudioHead, LevelMeter
+from ingress.dialects.audio_check import AudioHead, LevelMeter
 
 CONTAINERS = {
     "WebM": b"\x1aE\xdf\xa3\x9f\x42\x86\x81\x01\x42\xf7\x81\x01",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common.client_codec import decode_client_message
 from common.errors import ClientFault
 from common.messages import Audio
-from ingress.audio_shape import AudioShape
+from ingress.dialects.audio_shape import AudioShape
 
 PAYLOAD = bytes(range(200))
 

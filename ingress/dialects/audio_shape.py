@@ -19,18 +19,23 @@ _MIN_PAYLOAD_BYTES = 64
 
 
 class AudioShape:
-    """What is constant in the pcm16 messages of a client: all before the base64, and all behind it."""
+    """What is constant in the messages of a client: all before the base64, all behind it, and the encoding.
 
-    __slots__ = ("_head", "_tail")
+    Not for floats, each of which has to be looked at.
+    """
 
-    def __init__(self, head: bytes, tail: bytes) -> None:
+    __slots__ = ("_encoding", "_head", "_last_byte", "_tail")
+
+    def __init__(self, head: bytes, tail: bytes, encoding: Encoding) -> None:
         self._head = head
         self._tail = tail
+        self._encoding = encoding
+        self._last_byte = encoding.sample_bytes - 1
 
     @staticmethod
     def of(data: bytes, audio: Audio) -> AudioShape | None:
         """The shape of a message that was decoded to `audio`; None where it has none to rely on."""
-        if audio.final or audio.encoding is not Encoding.PCM16 or len(audio.payload) < _MIN_PAYLOAD_BYTES:
+        if audio.final or audio.encoding is Encoding.F32 or len(audio.payload) < _MIN_PAYLOAD_BYTES:
             return None
         head, found, tail = data.partition(base64.b64encode(audio.payload))
         # That nothing but the value of `data` was cut out shows when the rest is parsed.
@@ -40,7 +45,7 @@ class AudioShape:
             rest = orjson.loads(head + tail)
         except orjson.JSONDecodeError:
             return None
-        return AudioShape(head, tail) if rest.get("data") == "" else None
+        return AudioShape(head, tail, audio.encoding) if rest.get("data") == "" else None
 
     def read(self, data: bytes) -> Audio | None:
         """The audio of a message of this shape; None for any other message."""
@@ -54,4 +59,4 @@ class AudioShape:
             payload = decode_base64(memoryview(data)[len(head) : end])
         except ValueError:
             return None
-        return None if len(payload) & 1 else Audio(payload)
+        return None if len(payload) & self._last_byte else Audio(payload, self._encoding)

@@ -1,0 +1,145 @@
+"""One stream of a connection: its link to the service, and the count of its audio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from common.entries import LineKind, StreamId
+from common.errors import ClientFault, ErrorCode, StreamError
+from common.messages import Audio, Result
+
+if TYPE_CHECKING:
+    from ingress.connection import Connection
+    from ingress.links import StreamLink
+
+
+class ClientStream:
+    """One stream of a connection (a `StreamListener`).
+
+    number: among the streams of its connection, from 0.
+    max_undecoded_s, max_undecoded_samples: audio that it may have, accepted and not decoded.
+    sample_rate: of its audio, Hz.
+    link: to the admitted stream; None before, and where it is given up.
+    stream_id, resume_token: of the last link, for logs, and for a slot that was given back.
+    next_sample: samples accepted so far = position of the next audio's first sample.
+    acked_samples: samples decoded so far, as the worker says.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_max_undecoded_s",
+        "acked_samples",
+        "ended",
+        "link",
+        "max_undecoded_samples",
+        "next_sample",
+        "number",
+        "resume_token",
+        "sample_rate",
+        "stream_id",
+    )
+
+    def __init__(self, connection: Connection, number: int, max_undecoded_s: float, sample_rate: int) -> None:
+        self._connection: Final = connection
+        self._max_undecoded_s: Final = max_undecoded_s
+        self.number: Final = number
+        self.sample_rate = 0
+        self.set_rate(sample_rate)
+        self.link: StreamLink | None = None
+        self.stream_id: StreamId | None = None
+        self.resume_token = ""
+        self.next_sample = 0
+        self.acked_samples = 0
+        self.ended = False  # its last result, or its error, has come
+
+    def set_rate(self, sample_rate: int) -> None:
+        """Have audio of another rate than that of `hello`, before there is any."""
+        self.sample_rate = sample_rate
+        self.max_undecoded_samples = round(self._max_undecoded_s * sample_rate)
+
+    def linked(self) -> StreamLink:
+        """The link, which is there."""
+        if self.link is None:
+            raise AssertionError("an action on a stream that is not there")
+        return self.link
+
+    def take(self, link: StreamLink) -> None:
+        """Have a link from here on."""
+        self.link = link
+        self.stream_id, self.resume_token = link.stream, link.resume_token
+
+    def too_much_audio(self) -> ClientFault:
+        """The fault of audio for which there is no room."""
+        return ClientFault(
+            ErrorCode.TOO_MUCH_AUDIO,
+            "More audio is waiting to be decoded than a stream may buffer "
+            f"({self.max_undecoded_samples} samples).",
+        )
+
+    def append(self, audio: Audio) -> bool:
+        """Append audio to the stream; False asks to stop reading until `on_room`."""
+        self.next_sample += audio.num_samples
+        return self.linked().append(audio)
+
+    def give_up(self, *, keep: bool) -> None:
+        """Nobody listens any more; see `StreamLink.abandon`."""
+        link, self.link = self.link, None
+        if link is not None:
+            link.abandon(keep=keep)
+
+    def release(self) -> None:
+        """The end of the stream has been sent."""
+        link, self.link = self.linked(), None
+        link.release()
+
+    # StreamListener
+
+    @property
+    def undecoded_s(self) -> float:
+        """Audio accepted from the client and not decoded yet, in seconds."""
+        return (self.next_sample - self.acked_samples) / self.sample_rate
+
+    def on_result(self, kind: LineKind, result: Result) -> None:
+        """Send a result to the client."""
+        if result.audio_ack_samples > self.acked_samples:
+            self.acked_samples = result.audio_ack_samples
+        if kind is LineKind.FINAL:
+            self.ended = True
+        self._connection.on_result(self, result, mergeable=kind is LineKind.PARTIAL)
+
+    def on_ack(self, samples: int) -> None:
+        """Note progress without a result."""
+        if samples > self.acked_samples:
+            self.acked_samples = samples
+            self._connection.on_ack(self, samples)
+
+    def on_error(self, error: StreamError) -> None:
+        """The worker ended the stream with an error."""
+        self.ended = True
+        self._connection.on_error(error)
+
+    def on_failure(self, error: StreamError) -> None:
+        """The service cannot go on with the stream."""
+        self._connection.on_failure(error)
+
+    def on_taken(self) -> None:
+        """Another connection has resumed the stream."""
+        self.link = None
+        self._connection.on_taken()
+
+    def on_room(self) -> None:
+        """There is room again for audio."""
+        self._connection.on_room()
+
+
+def split_channels(audio: Audio, num_channels: int) -> list[Audio]:
+    """The audio of each channel, of samples that are interleaved."""
+    payload, size = audio.payload, audio.encoding.sample_bytes
+    step = size * num_channels
+    channels = []
+    for channel in range(num_channels):
+        part = bytearray(len(payload) // num_channels)
+        for at in range(size):
+            part[at::size] = payload[channel * size + at :: step]
+        channels.append(Audio(bytes(part), audio.encoding, audio.final))
+    return channels

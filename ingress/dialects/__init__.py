@@ -1,0 +1,1 @@
+"""The protocols that clients speak: bytes in, messages out, and back. No I/O, and nothing of Redis."""

@@ -1,0 +1,65 @@
+"""Raw audio as clients send it, on its way to `Audio`: cut anywhere, and checked for what is no audio."""
+
+from __future__ import annotations
+
+from common.client_codec import checked_audio, odd_byte_count
+from common.errors import ClientFault
+from common.messages import Audio, Encoding, WarningMessage
+from ingress.dialects.audio_check import AudioHead, LevelMeter
+
+
+class AudioInput:
+    """The audio of one connection.
+
+    encoding: of binary frames.   sample_rate: Hz.   num_channels: whose samples are interleaved.
+    """
+
+    __slots__ = ("_frame_bytes", "_head", "_level", "_rest", "encoding", "sample_rate")
+
+    def __init__(self, encoding: Encoding, sample_rate: int, num_channels: int = 1) -> None:
+        self.encoding = encoding
+        self.sample_rate = sample_rate
+        self._frame_bytes = encoding.sample_bytes * num_channels
+        self._head: AudioHead | None = AudioHead()
+        self._level: LevelMeter | None = None
+        self._rest = b""  # of a sample, or of the channels' samples of one time, that a frame has cut
+
+    def binary(self, payload: bytes) -> Audio:
+        """Take a binary frame: as many whole samples as there are by now, to be checked.
+
+        Raises ClientFault `bad_samples`.
+        """
+        if self._rest:
+            payload = self._rest + payload
+            self._rest = b""
+        cut = len(payload) % self._frame_bytes
+        if cut:
+            self._rest = payload[-cut:]
+            payload = payload[:-cut]
+        return checked_audio(payload, self.encoding)
+
+    def check(self, audio: Audio) -> WarningMessage | None:
+        """Look at the next audio; what its client is to be told about it, if anything.
+
+        Raises ClientFault where the stream begins like a container.
+        """
+        if self._head is not None:
+            fault = self._head.push(audio.payload)
+            if fault is not None:
+                raise fault
+            if self._head.known:
+                self._head = None
+        if audio.encoding is not Encoding.F32:
+            return None
+        if self._level is None:
+            self._level = LevelMeter(self.sample_rate)
+        return self._level.push(audio.payload)
+
+    def end_of_frames(self) -> ClientFault | None:
+        """The fault of binary frames that end here, if they end within a sample."""
+        rest, self._rest = self._rest, b""
+        return odd_byte_count(len(rest), self.encoding) if rest else None
+
+    def goes_on(self) -> None:
+        """The audio begins in the middle of a stream."""
+        self._head = None

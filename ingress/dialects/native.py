@@ -1,0 +1,167 @@
+"""The service's own protocol (docs/protocol.md): JSON in lines or text frames, raw audio in binary frames."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from common.client_codec import decode_client_message
+from common.errors import ERROR_SPECS, ErrorCode, Fault, StreamError
+from common.messages import (
+    Ack,
+    Audio,
+    ClientMessage,
+    Close,
+    Config,
+    Encoding,
+    Result,
+    Resume,
+    ServerMessage,
+    WarningMessage,
+)
+from common.options import StreamOptions
+from common.server_codec import encode_server_message
+from ingress.dialects.audio_check import message_in_binary
+from ingress.dialects.audio_input import AudioInput
+from ingress.dialects.audio_shape import AudioShape
+from ingress.dialects.dialect import Farewell
+
+_JSON_BEGINS: Final = b"{ \t\r\n"
+# A client whose messages have a time or a number in front of their base64 has a new shape in each: to learn
+# it costs more than the parser that it spares.
+_MAX_SHAPES: Final = 8
+
+# Close codes of WebSocket (RFC 6455, section 7.4, and the registry behind it).
+NORMAL_CLOSURE: Final = 1000
+POLICY_VIOLATION: Final = 1008
+MESSAGE_TOO_BIG: Final = 1009
+INTERNAL_ERROR: Final = 1011
+SERVICE_RESTART: Final = 1012
+TRY_AGAIN_LATER: Final = 1013
+_CLOSE_CODES: Final = {
+    ErrorCode.FRAME_TOO_LONG: MESSAGE_TOO_BIG,
+    ErrorCode.DRAINING: SERVICE_RESTART,
+    ErrorCode.INTERNAL: INTERNAL_ERROR,
+}
+
+
+class NativeDialect:
+    """One connection's side of the native protocol (a `Dialect`).
+
+    sample_rate: of a client that states no other, Hz.
+    """
+
+    __slots__ = (
+        "_finished",
+        "_input",
+        "_sample_rate",
+        "_shape",
+        "_shapes_in_vain",
+        "num_streams",
+        "options",
+        "warning",
+    )
+
+    def __init__(self, sample_rate: int) -> None:
+        self.options = StreamOptions()
+        self.num_streams = 1
+        self.warning: WarningMessage | None = None
+        self._sample_rate = sample_rate
+        self._input = AudioInput(Encoding.PCM16, sample_rate)
+        self._shape: AudioShape | None = None
+        self._shapes_in_vain = 0
+        self._finished = False
+
+    def decode_text(self, data: bytes) -> ClientMessage | None:
+        """Take one line, or one text frame; None for one of white space alone. Raises ClientFault."""
+        shape = self._shape
+        if shape is not None:
+            audio = shape.read(data)
+            if audio is not None:
+                self._shapes_in_vain = 0
+                return audio
+        if not data or data.isspace():
+            return None
+        message = decode_client_message(data, self._input.encoding)
+        match message:
+            case Audio():
+                self._end_of_frames()
+                self._checked(message)
+                self._finished |= message.final
+                if self._shapes_in_vain < _MAX_SHAPES:
+                    self._shapes_in_vain += 1
+                    self._shape = AudioShape.of(data, message)
+            case Close():
+                self._end_of_frames()
+                self._finished = True
+            case Config(options):
+                self._input = AudioInput(Encoding(options.encoding), options.sample_rate or self._sample_rate)
+            case Resume():
+                self._input.goes_on()
+        return message
+
+    def decode_binary(self, data: bytes) -> Audio:
+        """Take one binary frame of raw audio, cut anywhere. Raises ClientFault."""
+        if data and data[0] in _JSON_BEGINS:
+            fault = message_in_binary(data)
+            if fault is not None:
+                raise fault
+        self._shape = None  # a message behind it is to find out whether it ended within a sample
+        return self._checked(self._input.binary(data))
+
+    def resumed(self, options: StreamOptions, sample_rate: int) -> None:
+        """The connection goes on with a stream that was begun with these options, at this rate in Hz."""
+        self._input = AudioInput(Encoding(options.encoding), sample_rate)
+        self._input.goes_on()
+
+    def encode(self, message: ServerMessage, stream: int) -> bytes:
+        """Write a message; the protocol has one stream a connection."""
+        return encode_server_message(message)
+
+    def merge(self, earlier: ServerMessage, later: ServerMessage) -> ServerMessage | None:
+        """Make one of two results, or of acknowledgements and what follows them.
+
+        The newest text, state and acknowledgement; `token_ids`, `confidence_scores`, `words` and `utterances`
+        of both; `seq_first`..`seq` for the range.
+        """
+        match earlier, later:
+            case Result(), Result():
+                return merge_results(earlier, later)
+            case Ack(), Ack() | Result():
+                return later
+        return None
+
+    def farewell(self, error: StreamError | None) -> Farewell:
+        """How to close after an error, or after the final result."""
+        if error is None:
+            return Farewell(None, NORMAL_CLOSURE, "")
+        code = _CLOSE_CODES.get(error.code)
+        if code is None:
+            client = ERROR_SPECS[error.code].fault is Fault.CLIENT
+            code = POLICY_VIOLATION if client else TRY_AGAIN_LATER
+        return Farewell(error, code, error.code.value)
+
+    def _checked(self, audio: Audio) -> Audio:
+        self.warning = self._input.check(audio)
+        return audio
+
+    def _end_of_frames(self) -> None:
+        """Binary frames end where other audio, or the end, comes; what follows the end is refused anyway."""
+        fault = self._input.end_of_frames()
+        if fault is not None and not self._finished:
+            raise fault
+
+
+def merge_results(earlier: Result, later: Result) -> Result:
+    """Make one result of two neighbours that says all that they say."""
+    words = later.words
+    if earlier.words is not None:
+        words = earlier.words + (words or ())
+    return replace(
+        later,
+        token_ids=earlier.token_ids + later.token_ids,
+        confidence_scores=earlier.confidence_scores + later.confidence_scores,
+        words=words,
+        utterances=earlier.utterances + later.utterances,
+        seq_first=earlier.seq if earlier.seq_first is None else earlier.seq_first,
+    )
