@@ -28,8 +28,11 @@ class Channel(Protocol):
     async def send(self, message: bytes) -> None:
         """Send one JSON message. Raises ChannelLost."""
 
-    async def send_audio(self, audio: Audio) -> None:
-        """Send audio in the form that suits the socket. Raises ChannelLost."""
+    async def send_audio(self, audio: Audio, of_frames: Encoding) -> None:
+        """Send audio in the form that suits the socket. Raises ChannelLost.
+
+        of_frames: the encoding of this stream's binary frames.
+        """
 
     async def receive(self) -> bytes | str:
         """The next message. Raises ChannelLost at the end."""
@@ -86,7 +89,7 @@ class TcpChannel:
         except OSError as error:
             raise ChannelLost(str(error)) from error
 
-    async def send_audio(self, audio: Audio) -> None:
+    async def send_audio(self, audio: Audio, of_frames: Encoding) -> None:
         """Send audio as base64."""
         await self.send(encode_client_message(audio))
 
@@ -126,9 +129,9 @@ class WebSocketChannel:
         except (OSError, websockets.exceptions.ConnectionClosed) as error:
             raise ChannelLost(str(error)) from error
 
-    async def send_audio(self, audio: Audio) -> None:
-        """Send pcm16 as it is, all else as base64."""
-        if audio.encoding is not Encoding.PCM16 or audio.final:
+    async def send_audio(self, audio: Audio, of_frames: Encoding) -> None:
+        """Send audio in the encoding of frames as it is, all else as base64."""
+        if audio.encoding is not of_frames or audio.final:
             await self.send(encode_client_message(audio))
             return
         try:

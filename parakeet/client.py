@@ -13,6 +13,7 @@ not decoded yet and goes on by itself on a new connection, at the same address o
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -31,6 +32,7 @@ from common.messages import (
     Result,
     Resume,
     ServerMessage,
+    WarningMessage,
 )
 from common.options import StreamOptions
 from common.server_codec import decode_server_message
@@ -50,6 +52,8 @@ __all__ = [
     "Stream",
     "connect",
 ]
+
+logger = logging.getLogger(__name__)
 
 _RETRY_PAUSE_S: Final = 0.2
 # Audio that a server may keep without a word about it: its longest chunk and a second of acknowledgements.
@@ -117,6 +121,8 @@ class Stream:
     ) -> None:
         self._urls = urls
         self._options = options
+        self._encoding = Encoding(options.encoding)
+        self._early_final: Result | None = None  # of less than all the audio: an error is to follow
         self._want_resume = resume
         self._window_s = window_s
         self._timeouts = timeouts
@@ -148,8 +154,8 @@ class Stream:
 
     @property
     def sample_rate(self) -> int:
-        """Rate of the audio that the server expects, Hz."""
-        return self._hello.sample_rate
+        """Rate of the audio that the server expects, Hz: that of the options, or else the server's."""
+        return self._options.sample_rate or self._hello.sample_rate
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -212,15 +218,15 @@ class Stream:
 
     # Audio
 
-    async def send(self, payload: bytes, encoding: Encoding = Encoding.PCM16) -> None:
-        """Send audio: mono samples at `sample_rate`, little-endian, cut anywhere (for pcm16).
+    async def send(self, payload: bytes, encoding: Encoding | None = None) -> None:
+        """Send audio: mono samples at `sample_rate`, cut anywhere; in the options' encoding, or in another.
 
         Waits while too much is on its way. Raises ClientError when the stream has failed or was closed,
         ServerSilent when there is no room within the time-out.
         """
         if self._final_asked:
             raise ValueError("Audio after finish.")
-        for block in self._audio.cut(payload, encoding):
+        for block in self._audio.cut(payload, encoding or self._encoding):
             self._audio.append(block)
             self._work.set()
             await self._room()
@@ -293,6 +299,9 @@ class Stream:
                     raise ChannelLost("the connection was closed")
                 message = decode_server_message(await channel.receive())
             except ChannelLost as error:
+                if self._early_final is not None:
+                    self._results.put(self._early_final)
+                    return
                 await self._recover(str(error))
                 continue
             except ValueError as error:
@@ -306,16 +315,27 @@ class Stream:
                 self._acknowledge(message.audio_ack_samples)
                 if message.seq > self._last_seq:
                     self._last_seq = message.seq
-                    self._results.put(message)
+                    if message.is_final and not self._is_whole(message):
+                        self._early_final = message
+                    else:
+                        self._results.put(message)
             case Ack(samples):
                 self._acknowledge(samples)
+            case WarningMessage(code, text):
+                logger.warning("%s: %s", code, text, extra={"stream_id": self.stream_id})
             case ErrorMessage(code, text, _):
                 if code == ErrorCode.DRAINING and self._audio.keep:
                     await self._recover(text)
                 elif code not in (ErrorCode.UNKNOWN_TYPE, ErrorCode.AUDIO_AFTER_FINAL):
+                    if self._early_final is not None:
+                        self._results.put(replace(self._early_final, is_final=False))
                     raise ServerError(code, text)
             case _:
                 pass  # pong, or a message of a newer server
+
+    def _is_whole(self, final: Result) -> bool:
+        """Whether a final result is that of all the audio; else the error follows that ended the stream."""
+        return self._final_asked and final.audio_ack_samples >= self._audio.written
 
     def _acknowledge(self, samples: int) -> None:
         self._progress_at = asyncio.get_running_loop().time()
@@ -337,13 +357,13 @@ class Stream:
     async def _write_one(self, channel: Channel) -> bool:
         block = self._audio.next_block()
         if block is not None:
-            await channel.send_audio(block.from_sample(self._audio.written))
+            await channel.send_audio(block.from_sample(self._audio.written), self._encoding)
             if channel is self._channel:
                 self._audio.wrote(block)
                 self._progress.set()
             return True
         if self._final_asked and not self._final_written:
-            await channel.send_audio(Audio(b"", final=True))
+            await channel.send_audio(Audio(b"", final=True), self._encoding)
             self._final_written = channel is self._channel
         return False
 

@@ -44,6 +44,7 @@ class SentAudio:
         self._end = 0
         self._blocks: deque[Block] = deque()
         self._odd = b""
+        self._odd_encoding = Encoding.PCM16
 
     @property
     def ends_within_a_sample(self) -> bool:
@@ -55,16 +56,15 @@ class SentAudio:
         return self.written - self.decoded
 
     def cut(self, payload: bytes, encoding: Encoding) -> list[Block]:
-        """Cut a payload into blocks to `append`; half a sample of pcm16 waits for the next payload.
+        """Cut a payload into blocks to `append`; a part of a sample waits for the next payload.
 
-        Raises ValueError when samples of another encoding are cut, or follow half a sample.
+        Raises ValueError when samples of another encoding follow a part of one.
         """
-        if encoding is Encoding.PCM16:
-            payload = self._odd + payload
-            whole = len(payload) - len(payload) % 2
-            payload, self._odd = payload[:whole], payload[whole:]
-        elif len(payload) % encoding.sample_bytes or self._odd:
+        if self._odd and encoding is not self._odd_encoding:
             raise ValueError("Samples of another encoding begin at a whole sample.")
+        payload = self._odd + payload
+        whole = len(payload) - len(payload) % encoding.sample_bytes
+        payload, self._odd, self._odd_encoding = payload[:whole], payload[whole:], encoding
         return [
             Block(
                 self._end + at // encoding.sample_bytes,

@@ -108,8 +108,8 @@ class RecordingChannel:
             self._contact.last_seq = said["last_seq"]
         await self._channel.send(message)
 
-    async def send_audio(self, audio: Audio) -> None:
-        await self._channel.send_audio(audio)
+    async def send_audio(self, audio: Audio, of_frames: Encoding) -> None:
+        await self._channel.send_audio(audio, of_frames)
 
     async def receive(self) -> bytes | str:
         message = await self._channel.receive()

@@ -12,8 +12,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from common.messages import Encoding
+from common.options import StreamOptions
+from gpu_worker.g711 import MULAW
 from parakeet.client import ServerError, Stream, connect
 from parakeet.client_errors import ClientError
 from parakeet.embedded_redis import EmbeddedRedis
@@ -64,6 +68,38 @@ async def test_the_wire_is_as_documented(stack: Stack) -> None:
         assert len(line["token_ids"]) == len(line["confidence_scores"])
     assert [line["is_final"] for line in lines].count(True) == 1
     assert lines[-1]["is_final"]
+
+
+async def test_each_stream_says_how_its_audio_is_written(stack: Stack) -> None:
+    """At once, on both ports and in messages of any size: the text is that of the samples."""
+    stack.worker()
+    ingress = stack.ingress()
+    pcm = noise(3.0, seed=2)
+    samples = np.frombuffer(pcm, "<i2")
+    mulaw = np.random.default_rng(3).integers(0, 256, 48_000, np.uint8)
+
+    async def heard(payload: bytes, size: int, url: str, encoding: Encoding, rate: int = 16_000) -> str:
+        options = StreamOptions(encoding=encoding.value, sample_rate=rate)
+        async with await connect(url, options=options, timeouts=TIMEOUTS) as stream:
+            for at in range(0, len(payload), size):
+                await stream.send(payload[at : at + size])
+            await stream.finish()
+            final = await stream.final()
+            assert final.audio_ack_samples == len(payload) // encoding.sample_bytes
+            return final.text
+
+    floats = (samples / np.float32(32_768)).astype("<f4").tobytes()
+    linear = MULAW[mulaw].astype("<i2").tobytes()
+    for url, size in ((ingress.ws_url, 6401), (ingress.tcp_url, 6401), (ingress.ws_url, 100_000)):
+        assert await heard(floats, size, url, Encoding.F32) == expected_text(pcm)
+        assert await heard(mulaw.tobytes(), size, url, Encoding.MULAW) == expected_text(linear)
+    texts = {
+        await heard(payload, size, url, encoding, 8_000)
+        for payload, encoding in ((mulaw.tobytes(), Encoding.MULAW), (linear, Encoding.PCM16))
+        for url, size in ((ingress.ws_url, 641), (ingress.tcp_url, 30_000))
+    }
+    assert len(texts) == 1
+    await stack.empty()
 
 
 async def test_a_final_without_any_audio_is_answered(stack: Stack) -> None:

@@ -11,6 +11,7 @@ import pytest
 from common.entries import LineKind
 from common.errors import ErrorCode, NoFreeStream, Unavailable
 from common.messages import Encoding
+from common.options import StreamOptions
 from parakeet.channel import ChannelLost, open_channel
 from parakeet.client import ClientBug, ClientTimeouts, ConnectionLost, ServerError, ServerSilent, connect
 from tests.fake_backplane import ScriptedBackplane, some_result
@@ -424,3 +425,47 @@ async def test_a_host_name_that_cannot_be_one_is_a_typed_error() -> None:
     for url in ("tcp://a..b:1", "ws://a..b:1"):
         with pytest.raises(ConnectionLost, match="cannot be reached"):
             await connect(url, timeouts=_TIMEOUTS)
+
+
+async def test_a_final_before_an_error_is_no_end_in_good_order() -> None:
+    """A fault of the client ends the audio; the final result of what came before is sent before the error."""
+    async with serving(ScriptedBackplane(echo=True), max_buffered_samples=100) as harness:
+        for url in (harness.ws_url, harness.tcp_url):
+            async with await connect(url, timeouts=_TIMEOUTS) as stream:
+                harness.backplane.link.echo = False
+                await stream.send(b"\0\0" * 80)
+                await wait_until(lambda: "append" in harness.backplane.link.log)
+                harness.backplane.link.echo = True
+                await stream.send(b"\0\0" * 80)
+                await stream.finish()
+                result = await anext(stream.results())
+                assert (result.text, result.is_final) == ("80 samples", False)
+                with pytest.raises(ServerError) as caught:
+                    await stream.final()
+                assert caught.value.code == "too_much_audio"
+
+
+async def test_a_stream_has_the_rate_and_the_encoding_of_its_options() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        for url in (harness.ws_url, harness.tcp_url):
+            options = StreamOptions(sample_rate=8000, encoding="f32")
+            async with await connect(url, options=options, resume=False, timeouts=_TIMEOUTS) as stream:
+                assert stream.sample_rate == 8000
+                await stream.send(b"\0\0\0\x3f\0")  # 0.5, and a part of the next
+                await stream.send(b"\0\0\x3f")
+                await stream.finish()
+                assert (await stream.final()).text == "2 samples"
+                assert bytes(harness.backplane.link.payload) == b"\0\0\0\x3f" * 2
+                assert harness.backplane.link.options == options
+
+
+async def test_a_warning_of_the_server_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with (
+        serving(ScriptedBackplane(echo=True)) as harness,
+        await connect(harness.tcp_url, timeouts=_TIMEOUTS) as stream,
+    ):
+        await stream.send(struct.pack("<f", 20000.0) * 2000, Encoding.F32)
+        await stream.finish()
+        assert (await stream.final()).is_final
+    (record,) = [record for record in caplog.records if record.name == "parakeet.client"]
+    assert record.getMessage().startswith("integer_scale: ")

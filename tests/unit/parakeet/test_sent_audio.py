@@ -51,7 +51,7 @@ def test_what_is_not_kept_is_forgotten_once_it_is_written() -> None:
     assert audio.next_block() is None
 
 
-def test_half_a_sample_waits_and_samples_of_floats_are_whole() -> None:
+def test_a_part_of_a_sample_waits_for_its_rest_and_for_no_other_encoding() -> None:
     audio = SentAudio()
     take(audio, b"\1\2\3")
     assert audio.ends_within_a_sample
@@ -59,8 +59,10 @@ def test_half_a_sample_waits_and_samples_of_floats_are_whole() -> None:
         audio.cut(bytes(4), Encoding.F32)
     take(audio, b"\4")
     assert write_all(audio) == b"\1\2\3\4"
-    with pytest.raises(ValueError, match="whole sample"):
-        audio.cut(bytes(5), Encoding.F32)
+    for block in audio.cut(b"\5\6\7\x08\x09", Encoding.F32):
+        audio.append(block)
+    assert write_all(audio) == b"\5\6\7\x08"
+    assert audio.ends_within_a_sample
 
 
 def test_room_is_bounded_by_the_socket_and_by_the_window() -> None:
