@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import os
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from common.errors import SettingsError
+from common.last_words import LastWordsHandler, inherited_handler
 from common.settings import ClusterSettings
+from common.standard_streams import complain
 
 FIELDS = ("ingress_id", "worker_id", "stream_id", "epoch")
 """Fields of `extra` that are printed, in this order; any other stands in JSON only."""
@@ -82,6 +85,20 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False, default=str).translate(_ESCAPED)
 
 
+class StdoutHandler(logging.StreamHandler[TextIO]):
+    """Writes to stdout; a log that cannot be written, since its reader has gone or its disk is full, is lost.
+
+    A server does not stop for that, nor does it fill stderr with tracebacks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - overrides
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def default_config(level: str, format_name: str) -> dict[str, Any]:
     """Return the logging dictConfig: everything to stdout, third parties from WARNING."""
     return {
@@ -93,8 +110,7 @@ def default_config(level: str, format_name: str) -> dict[str, Any]:
         },
         "handlers": {
             "stdout": {
-                "class": "logging.StreamHandler",
-                "stream": "ext://sys.stdout",
+                "class": "common.logging.StdoutHandler",
                 "formatter": format_name,
             }
         },
@@ -148,6 +164,11 @@ def configure(
     _process_fields.clear()
     _process_fields.update(fields or {})
     logging.captureWarnings(True)
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if isinstance(one, LastWordsHandler)]:
+        root.removeHandler(handler)
+    if (last_words := inherited_handler(os.environ)) is not None:
+        root.addHandler(last_words)
 
 
 def configure_or_exit(settings: ClusterSettings, program: str, **fields: object) -> None:
@@ -155,5 +176,5 @@ def configure_or_exit(settings: ClusterSettings, program: str, **fields: object)
     try:
         configure(settings.log_level, settings.log_format, settings.log_config, fields=fields)
     except SettingsError as error:
-        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201 - there is no log to write it to
+        complain(f"{program}: {error}")
         raise SystemExit(2) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import NoReturn
 from common.errors import ParakeetError
 from common.logging import configure_or_exit
 from common.settings import PROGRAM, WorkerSettings, parse_or_exit
+from common.standard_streams import open_missing
 from gpu_worker.worker import EXIT_FAILED, Worker
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 def run(make: Callable[[WorkerSettings], Worker]) -> int:
     """Make the worker that the flags ask for, and let it serve until a signal; returns the exit status."""
+    open_missing()
     settings = parse_or_exit("worker")
     configure_or_exit(settings, f"{PROGRAM} worker", worker_id=settings.worker_id)
     try:
@@ -50,5 +53,6 @@ def _thread_failed(worker: Worker, failed: threading.ExceptHookArgs) -> None:
 def leave(status: int) -> NoReturn:
     """End the process: daemon threads may be inside torch or a blocking read, and are not waited for."""
     logging.shutdown()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads the log any more
+        sys.stdout.flush()
     os._exit(status)

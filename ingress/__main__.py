@@ -12,6 +12,7 @@ from typing import Final
 from common.errors import RedisUnavailable, SettingsError
 from common.logging import configure_or_exit
 from common.settings import PROGRAM, parse_or_exit
+from common.standard_streams import run_command
 from ingress.server import serve
 
 logger = logging.getLogger("ingress")
@@ -67,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(f"{PROGRAM} ingress", main))

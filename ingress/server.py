@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from common.addresses import host_and_port
 from common.entries import IngressId
 from common.errors import RedisUnavailable
 from common.redis.clients import RedisServers
@@ -19,7 +20,7 @@ from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.native import NativeDialect
 from ingress.sockets.gate import Gate, allow_many_sockets, max_files
 from ingress.sockets.linger import LINGER_S
-from ingress.sockets.listening import address_text, listening_sockets
+from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
 from ingress.sockets.tcp import TcpShell
 from ingress.sockets.websocket import WebSocketShell
@@ -136,7 +137,7 @@ class IngressServer:
         ):
             if port:
                 await self._listen_on(port, factory)
-                logger.info("%s on %s", name, address_text(settings.host, port))
+                logger.info("%s on %s", name, host_and_port(settings.host, port))
 
     async def _listen_on(self, port: int, factory: Callable[[], asyncio.Protocol]) -> None:
         for listener in await listening_sockets(self._settings.host, port):

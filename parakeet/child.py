@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.last_words import LastWords
 from parakeet.backoff import Backoff
 
 logger = logging.getLogger(__name__)
@@ -21,12 +22,17 @@ _TIED_EXEC = str(Path(__file__).with_name("tied_exec.py"))
 
 
 def start_tied(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, *, output: int | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    output: int | None = None,
+    inherited: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a command that the kernel kills when the calling thread ends, however it ends.
 
     The child stays in this session but leads a process group of its own, so that Ctrl-C reaches the
-    supervisor alone and children stop in its order. `output` is a file descriptor for stdout and stderr.
+    supervisor alone and children stop in its order. `output` is a file descriptor for stdout and stderr;
+    those of `inherited` stay open in the child under the same numbers.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", _TIED_EXEC, str(os.getpid()), *command],
@@ -35,6 +41,7 @@ def start_tied(
         stderr=output,
         env=None if environment is None else dict(environment),
         process_group=0,
+        pass_fds=inherited,
     )
 
 
@@ -68,6 +75,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._launch: Launch | None = None
         self._backoff = Backoff()
+        self._last_words = LastWords()
 
     @property
     def process_id(self) -> str:
@@ -84,7 +92,12 @@ class Child:
 
     def start(self) -> None:
         self._launch = self._make_launch()
-        self._process = start_tied(self._launch.command, self._launch.environment)
+        self._last_words = LastWords()
+        self._process = start_tied(
+            self._launch.command,
+            {**self._launch.environment, **self._last_words.environment},
+            inherited=(self._last_words.descriptor,),
+        )
         self._backoff.started(time.monotonic())
         self.restart_at = None
         logger.info("started %s as %s, pid %d", self.name, self.process_id, self._process.pid)
@@ -98,17 +111,24 @@ class Child:
             self._process = None
         return returncode
 
+    @property
+    def last_words(self) -> str:
+        """What its log said last, from ERROR on, to end a sentence: after a colon, or nothing."""
+        said = self._last_words.read()
+        return f": {said}" if said else "."
+
     def schedule_restart(self, returncode: int) -> None:
         """Set `restart_at`, twice as far ahead at each death in quick succession."""
         now = time.monotonic()
         wait_s = self._backoff.ended(now)
         self.restart_at = now + wait_s
         logger.warning(
-            "%s (%s) ended with %s, restarting in %.1f s",
+            "%s (%s) ended with %s, restarting in %.1f s%s",
             self.name,
             self.process_id,
             describe_exit(returncode),
             wait_s,
+            self.last_words,
         )
         self.num_restarts += 1
 

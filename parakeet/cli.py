@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -25,6 +27,8 @@ from common.settings import (
     child_environment,
     parse,
 )
+from common.standard_streams import complain, run_command
+from common.version import package_version
 
 SUMMARIES = {
     "serve": "run it all on this machine: ingress, workers, and Redis unless --redis-url is given",
@@ -138,45 +142,59 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
 
 def overview() -> str:
     """Return the text of `parakeet-server --help`: commands, then all flags, grouped."""
-    width = max(map(len, SUMMARIES))
-    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items())
+    width = shutil.get_terminal_size().columns - 2
+    name_width = max(map(len, SUMMARIES))
+    commands = "\n".join(
+        textwrap.fill(
+            f"{name:<{name_width}}  {summary}",
+            max(width, name_width + 20),
+            initial_indent="  ",
+            subsequent_indent=" " * (name_width + 4),
+        )
+        for name, summary in SUMMARIES.items()
+    )
     by_group = sorted(FLAGS, key=lambda flag: [other.group for other in FLAGS].index(flag.group))
     flags = build_parser("", by_group).format_help()
     flags = flags[flags.index("\n\n") + 2 :]
     return (
-        f"usage: {PROGRAM} COMMAND [FLAG ...]\n\n"
+        f"usage: {PROGRAM} COMMAND [FLAG ...]\n"
+        f"       {PROGRAM} --version\n\n"
         "Real-time speech-to-text server.\n\n"
         f"commands:\n{commands}\n\n"
-        f"Flags of all commands ({PROGRAM} COMMAND --help shows those of one).\n\n{flags}"
+        f"Flags of all commands. Those of one:\n  {PROGRAM} COMMAND --help\n\n{flags}"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 2 for a wrong command line, 1 for a failure, else the command's own status."""
+    """Run a command; 2 for a wrong command line, 1 for a failure, else the command's own status.
+
+    Whatever its output and its input are, closed, full, or a pipe that nobody reads, there is no traceback.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(PROGRAM, lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
     command = arguments[0] if arguments else "--help"
+    if command in {"-V", "--version", "version"}:
+        sys.stdout.write(f"{PROGRAM} {package_version()}\n")
+        return 0
     if command in {"-h", "--help", "help"}:
-        print(overview(), end="")  # noqa: T201 - what was asked for
+        sys.stdout.write(overview())
         return 0
     if command not in RUN:
-        print(  # noqa: T201
-            f"{PROGRAM}: got the command {command!r}, but takes {', '.join(RUN)}.", file=sys.stderr
-        )
+        complain(f"{PROGRAM}: got the command {command!r}, but takes {', '.join(RUN)}.")
         return 2
     try:
         return RUN[command](arguments[1:])
     except SettingsError as error:
-        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)  # noqa: T201
+        complain(f"{PROGRAM} {command}: {error}")
         return 2
     except ParakeetError as error:
-        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)  # noqa: T201
+        complain(f"{PROGRAM} {command}: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of our output has gone (`... | head`); nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 from common.errors import ParakeetError, ServiceError
 from common.messages import Result
 from common.settings import plain_environment
+from common.standard_streams import complain, run_command
 from parakeet.audio_source import read_wav, recording_blocks
 from parakeet.child import describe_exit, start_tied
 from parakeet.client import ClientError
@@ -40,7 +41,12 @@ _LOG_LINES = 40
 
 
 class DemoFailed(ServiceError):  # noqa: N818 - the name says it
-    """The stack did not start or did not stop as it should."""
+    """The stack did not start or did not stop as it should. `log`: its last lines."""
+
+    def __init__(self, message: str, log: str) -> None:
+        reason = log.rpartition("\n")[2]
+        super().__init__(f"{message}{f': {reason}' if reason else '.'}")
+        self.log = log
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,7 @@ class _Stack:
     def wait_until_ready(self) -> str:
         """Return the ready line; raise DemoFailed where it does not come."""
         if not self._ready.wait(START_TIMEOUT_S) or not self._ready_line:
-            raise DemoFailed(f"The stack did not start. Its last lines:\n{self.log}")
+            raise DemoFailed("The stack did not start", self.log)
         return self._ready_line
 
     def stop(self) -> None:
@@ -116,10 +122,10 @@ class _Stack:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise DemoFailed(f"The stack did not stop. Its last lines:\n{self.log}") from None
+            raise DemoFailed("The stack did not stop", self.log) from None
         self._reader.join(STOP_TIMEOUT_S)
         if status != 0:
-            raise DemoFailed(f"The stack ended with {describe_exit(status)}. Its last lines:\n{self.log}")
+            raise DemoFailed(f"The stack ended with {describe_exit(status)}", self.log)
 
 
 @contextmanager
@@ -129,7 +135,7 @@ def _running_stack() -> Iterator[_Stack]:
         try:
             yield stack
         except ClientError as error:
-            raise DemoFailed(f"{error}\nThe last lines of the stack:\n{stack.log}") from error
+            raise DemoFailed(f"The stream failed ({error})", stack.log) from error
         sys.stdout.write("\nstopping\n")
         sys.stdout.flush()
         stack.stop()
@@ -182,12 +188,15 @@ def main() -> int:
     """Run the demo; a failure is a sentence and status 1."""
     try:
         return run()
+    except DemoFailed as error:
+        complain(f"The last lines of the stack:\n{error.log}\ndemo FAILED: {error}")
+        return 1
     except ParakeetError as error:
-        sys.stderr.write(f"demo FAILED: {error}\n")
+        complain(f"demo FAILED: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("demo", main))

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 
+from common.addresses import host_and_port
 from common.entries import IngressId, WorkerId
 from common.errors import ServiceError, SettingsError
 from common.redis.clients import CONNECTION_ERRORS, RedisServers, SyncRedis
@@ -90,7 +91,7 @@ def check_port_free(host: str, port: int, flag: str) -> None:
         return
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise _no_host_of_ours(host, error) from None
     with socket.socket(family, kind, protocol) as probe:
         # Connections in TIME_WAIT from an earlier run are no hindrance to a listener, nor to this look.
@@ -101,12 +102,13 @@ def check_port_free(host: str, port: int, flag: str) -> None:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise _no_host_of_ours(host, error) from None
             raise PortTaken(
-                f"{flag} got {port}, but {host}:{port} cannot be had: {error.strerror}."
+                f"{flag} got {port}, but {host_and_port(host, port)} cannot be had: {error.strerror}."
             ) from None
 
 
-def _no_host_of_ours(host: str, error: OSError) -> SettingsError:
-    return SettingsError(f"--host got {host!r}, but takes an address of this machine: {error.strerror}.")
+def _no_host_of_ours(host: str, error: Exception) -> SettingsError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return SettingsError(f"--host got {host!r}, but takes an address of this machine: {reason}.")
 
 
 def wait_until_listening(host: str, port: int, timeout_s: float) -> bool:

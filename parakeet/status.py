@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from common.addresses import bare_host, host_and_port
 from common.errors import ServiceError
 from common.settings import StatusSettings
 
@@ -22,6 +23,7 @@ class NoStatus(ServiceError):  # noqa: N818 - the name says it
 
 def read_status(host: str, port: int, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """Return the answer of a status port; raise NoStatus where there is none."""
+    host, address = bare_host(host), host_and_port(host, port)
     answer = b""
     try:
         with socket.create_connection((host, port), timeout_s) as connection:
@@ -32,14 +34,15 @@ def read_status(host: str, port: int, timeout_s: float = TIMEOUT_S) -> dict[str,
                 if not part:
                     break
                 answer += part
-    except OSError as error:
-        raise NoStatus(f"No server answers at the status port {host}:{port}: {error}.") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NoStatus(f"No server answers at the status port {address}: {reason}.") from error
     try:
         parsed = json.loads(answer)
     except ValueError:
         parsed = None
     if not isinstance(parsed, dict) or parsed.get("type") not in {"status", "error"}:
-        raise NoStatus(f"{host}:{port} answers, but not as a status port does.")
+        raise NoStatus(f"{address} answers, but not as a status port does.")
     if parsed["type"] == "error":
         raise NoStatus(f"The server cannot tell its status: {parsed.get('message')}")
     return parsed

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from common.addresses import host_and_port
 from common.errors import ServiceError
 from common.settings import (
     IngressSettings,
@@ -105,7 +106,8 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, keep it running until a signal, stop it; 0 for a stop that was asked for.
 
-        Raises ServiceError for what is wrong before anything has started, SettingsError where a flag is.
+        Raises ServiceError for what is wrong, after all that had started has stopped; SettingsError where a
+        flag is.
         """
         with _Signals() as signals:
             self._check()
@@ -114,9 +116,6 @@ class Supervisor:
                 self._keep_running(signals)
             except _Stopped:
                 logger.info("stopping before the start was complete")
-            except ServiceError as error:
-                logger.error("%s", error)
-                return 1
             finally:
                 self._stop(signals)
         return 0
@@ -192,7 +191,8 @@ class Supervisor:
             for child in children:
                 if (returncode := child.exited()) is not None:
                     raise StartFailed(
-                        f"{child.name} ended with {describe_exit(returncode)} before it was ready."
+                        f"{child.name} ended with {describe_exit(returncode)} before it was ready"
+                        f"{child.last_words}"
                     )
             waiting = [child for child in waiting if not is_ready(child.process_id)]
             if waiting and time.monotonic() > deadline:
@@ -204,7 +204,7 @@ class Supervisor:
     def _ready_line(self, roster: Roster) -> str:
         ingress, worker = self._settings.ingress, self._settings.worker
         ports = [
-            f"{name} {ingress.host}:{port}"
+            f"{name} {host_and_port(ingress.host, port)}"
             for name, port in (
                 ("tcp", ingress.port),
                 ("websocket", ingress.ws_port),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 
+from common.addresses import host_and_port
 from common.messages import Result
 from common.settings import TranscribeSettings
 from parakeet.audio_source import BadAudio, microphone_blocks, read_wav, recording_blocks, stdin_blocks
@@ -103,7 +104,7 @@ def _check_rate(what: str, rate: int, expected: int) -> None:
 
 
 async def _transcribe(settings: TranscribeSettings) -> None:
-    url = settings.url or f"ws://{settings.host}:{settings.ws_port}"
+    url = settings.url or f"ws://{host_and_port(settings.host, settings.ws_port)}"
     live = LiveText(sys.stderr, partials=sys.stderr.isatty() and not settings.json)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

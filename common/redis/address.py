@@ -13,9 +13,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Final
 from urllib.parse import unquote
 
+from common.addresses import host_and_port
 from common.errors import SettingsError
 
 _SENTINEL_PORT: Final = 26379
@@ -47,8 +49,8 @@ class RedisAddress:
         if self.path:
             return f"unix:{self.path}" + (f"?db={self.db}" if self.db else "")
         if self.sentinels:
-            return f"master {self.master} of {','.join(map(_host_and_port, self.sentinels))}"
-        return f"{_host_and_port((self.host, self.port))}/{self.db}"
+            return f"master {self.master} of {','.join(starmap(host_and_port, self.sentinels))}"
+        return f"{host_and_port(self.host, self.port)}/{self.db}"
 
 
 def parse_address(url: str) -> RedisAddress:
@@ -140,8 +142,3 @@ def _host_port(text: str, default_port: int) -> tuple[str, int]:
             "The Redis address cannot be read: its host can be neither a name nor an address."
         ) from None
     return host or "127.0.0.1", int(port or default_port)
-
-
-def _host_and_port(server: tuple[str, int]) -> str:
-    host, port = server
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -24,6 +24,8 @@ from common.settings.schema import (
 )
 from common.settings.table import FLAGS, Flag
 from common.settings.values import HUB_ID, RedisUrls
+from common.standard_streams import complain
+from common.version import package_version
 
 Settings = (
     IngressSettings | WorkerSettings | ServeSettings | StatusSettings | HealthSettings | TranscribeSettings
@@ -83,7 +85,14 @@ def build_parser(
         epilog="Each flag can be set by its environment variable instead; a flag goes before the variable.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
+        # As wide as the terminal, which argparse asks for itself.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"{PROGRAM} {package_version()}",
+        help="show the version and leave",
     )
     groups: dict[str, Any] = {}
     for flag in flags:
@@ -115,8 +124,29 @@ def _value(flag: Flag, text: str, said_by: str) -> object:
         raise SettingsError(f"{said_by} got {shown!r}, but takes {flag.kind.takes}.") from None
 
 
+def _with_explicit_switches(flags: Iterable[Flag], argv: Sequence[str]) -> list[str]:
+    """Write out the value of each switch that stands before something else, such as a FILE."""
+    switches = {flag.option: flag for flag in flags if flag.bare is not None}
+    explicit: list[str] = []
+    for position, argument in enumerate(argv):
+        following = argv[position + 1] if position + 1 < len(argv) else ""
+        flag = switches.get(argument)
+        explicit.append(argument if flag is None or _takes(flag, following) else f"{argument}={flag.bare}")
+    return explicit
+
+
+def _takes(flag: Flag, text: str) -> bool:
+    try:
+        flag.kind.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _resolve(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
     flags = flags_of(command)
+    if command == "transcribe":
+        argv = _with_explicit_switches(flags, argv)
     given = vars(build_parser(command, flags).parse_args(list(argv)))
     values: dict[str, Any] = {}
     for flag in flags:
@@ -242,7 +272,7 @@ def parse_or_exit(command: Any, argv: Sequence[str] | None = None) -> Settings:
     try:
         parsed: Settings = parse(command, sys.argv[1:] if argv is None else argv)
     except SettingsError as error:
-        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)  # noqa: T201 - the answer to a wrong command line
+        complain(f"{PROGRAM} {command}: {error}")
         raise SystemExit(2) from None
     return parsed
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from common.options import TURN_SIGNALS
 from common.settings.values import (
     DEVICE,
+    HOST,
     PORT,
     PROCESS_ID,
     Choice,
@@ -58,7 +59,7 @@ class Flag:
 # fmt: off
 FLAGS: tuple[Flag, ...] = (
     # -- where clients connect
-    Flag("host", Text("a host name or an address", r"[^\s/]+"), "127.0.0.1",
+    Flag("host", HOST, "127.0.0.1",
          "address to listen on, or for a client to connect to",
          "Ports", (*_INGRESS, "status", "transcribe"), "ADDRESS"),
     Flag("port", PORT, "8765", "raw TCP port, newline-delimited JSON; 0 turns it off", "Ports", _INGRESS, "PORT"),

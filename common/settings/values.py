@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.addresses import bare_host
 from common.redis.address import parse_address
 
 AUTO = "auto"
@@ -40,7 +41,7 @@ class Whole:
     multiple_of: int = 1
 
     def parse(self, text: str) -> int | None:
-        if self.auto and text == AUTO:
+        if self.auto and text.lower() == AUTO:
             return None
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
             raise ValueError(text)
@@ -82,14 +83,15 @@ class Real:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of a few words."""
+    """One of a few words, in small letters or large ones."""
 
     words: tuple[str, ...]
 
     def parse(self, text: str) -> str:
-        if text not in self.words:
+        word = text.lower()
+        if word not in self.words:
             raise ValueError(text)
-        return text
+        return word
 
     def format(self, value: object) -> str:
         return str(value)
@@ -125,12 +127,18 @@ class OnOff:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Any text that matches a pattern as a whole; `what` says in words what that is."""
+    """Any text that matches a pattern as a whole; `what` says in words what that is.
+
+    small_letters: whether it is written in small letters only, and large ones count as these.
+    """
 
     what: str
     pattern: str = r"[^\x00]*"
+    small_letters: bool = False
 
     def parse(self, text: str) -> str:
+        if self.small_letters:
+            text = text.lower()
         if not re.fullmatch(self.pattern, text, re.DOTALL):
             raise ValueError(text)
         return text
@@ -165,8 +173,26 @@ class RedisUrls:
         return "redis://, rediss://, unix:// or redis+sentinel:// addresses separated by commas"
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host name or an address; an IPv6 address may stand in brackets, as in a URL."""
+
+    def parse(self, text: str) -> str:
+        if not re.fullmatch(r"[^\s/\[\]]+|\[[0-9A-Fa-f:.]+(%\S+)?\]", text):
+            raise ValueError(text)
+        return bare_host(text)
+
+    def format(self, value: object) -> str:
+        return str(value)
+
+    @property
+    def takes(self) -> str:
+        return "a host name or an address"
+
+
+HOST = Host()
 PORT = Whole(0, 65535)
-DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:[0-9]{1,3})?")
+DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:[0-9]{1,3})?", small_letters=True)
 PROCESS_ID = Text(
     "1 to 64 letters, digits, dots, dashes or underscores, or nothing to make one up",
     r"[A-Za-z0-9._-]{0,64}",

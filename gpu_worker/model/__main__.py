@@ -7,16 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.settings import PROGRAM
+from common.standard_streams import complain, run_command
+from common.version import package_version
 from gpu_worker.model.errors import ModelError
 from gpu_worker.model.export import DTYPES
 from gpu_worker.model.inspection import describe, export
 
+_PROGRAM = f"{PROGRAM} model"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the two commands.  Returns the exit status: 2 for a model that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="parakeet-server model", description="Look into a checkpoint, or export it."
-    )
+    parser = argparse.ArgumentParser(prog=_PROGRAM, description="Look into a checkpoint, or export it.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {package_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser(
         "inspect", help="show architecture, contexts, size and memory a stream of a checkpoint"
@@ -39,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             text = export(arguments.path, arguments.model_revision, arguments.output, arguments.dtype)
     except (ModelError, OSError) as error:
-        print(f"parakeet-server model: {error}", file=sys.stderr)  # noqa: T201
+        complain(f"{_PROGRAM}: {error}")
         return 2
-    print(text)  # noqa: T201
+    sys.stdout.write(f"{text}\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(_PROGRAM, main))

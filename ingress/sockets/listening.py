@@ -8,6 +8,8 @@ import logging
 import socket
 from typing import Final
 
+from common.addresses import host_and_port
+
 logger = logging.getLogger(__name__)
 
 _NOT_ON_THIS_MACHINE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -37,7 +39,7 @@ async def listening_sockets(host: str, port: int) -> list[socket.socket]:
             try:
                 bound.append(_bound(family, address))
             except OSError as error:
-                problem = OSError(error.errno, f"cannot listen on {address_text(host, port)}: {error}")
+                problem = OSError(error.errno, f"cannot listen on {host_and_port(host, port)}: {error}")
                 if error.errno not in _NOT_ON_THIS_MACHINE:
                     raise problem from error
                 absent = problem
@@ -50,11 +52,6 @@ async def listening_sockets(host: str, port: int) -> list[socket.socket]:
     if absent is not None:
         logger.warning("%s", absent)
     return bound
-
-
-def address_text(host: str, port: int) -> str:
-    """Host and port as one writes them: an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def _bound(

@@ -2,7 +2,9 @@
 
 import sys
 
+from common.settings import PROGRAM
+from common.standard_streams import run_command
 from parakeet.bench.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(f"{PROGRAM} bench", lambda: main(sys.argv[1:])))

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from common.settings import PROGRAM
+from common.standard_streams import complain
+from common.version import package_version
 from parakeet.bench.figures import TrialFigures
 from parakeet.bench.plan import Plan, Target
 from parakeet.bench.report import plot, write_json
@@ -17,17 +20,19 @@ from parakeet.bench.server_process import ServerStartError, fresh_server
 from parakeet.bench.table import LiveTable, markdown
 from parakeet.bench.trial import TrialError, run_trial
 
+_PROGRAM = f"{PROGRAM} bench"
 _RECORDINGS = Path(__file__).parent.parent / "recordings"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="parakeet-server bench",
+        prog=_PROGRAM,
         description="Stream recordings in real time into a running server and measure it. "
         "Latency is taken from the write of the last sample that a result covers to the "
         "result's arrival.",
     )
     add = parser.add_argument
+    add("--version", action="version", version=f"{PROGRAM} {package_version()}")
     add("url", nargs="+", help="ws://host:port or tcp://host:port; several share the streams")
     add("--streams", default="100", help="number of streams, or several: 125,250,500 (default 100)")
     add("--duration-s", type=float, default=20.0, help="audio a stream (default 20)")
@@ -91,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             trials = [trial(streams, plan.duration_s, plan.ramp_s) for streams in counts]
     except (TrialError, ServerStartError) as error:
-        sys.stderr.write(f"bench: {error}\n")
+        complain(f"{_PROGRAM}: {error}")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -101,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     if given.json:
         write_json(given.json, command, trials, **found)
     if given.plot and not plot(given.plot, given.title or f"backend {given.backend}", trials):
-        sys.stderr.write("bench: no plot: install the extra 'bench' (matplotlib)\n")
+        complain(f"{_PROGRAM}: no plot: install the extra 'bench' (matplotlib)")
     if given.search:
         return 0 if result.streams else 1
     return 0 if all(figures.passed for figures in trials) else 1

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from common.addresses import host_and_port
+
 GENERATOR_LAG_ALLOWED_S = 0.050
 
 
@@ -33,7 +35,7 @@ class Target:
 
     def __str__(self) -> str:
         scheme = "ws" if self.websocket else "tcp"
-        return f"{scheme}://{self.host}:{self.port}{self.path if self.websocket else ''}"
+        return f"{scheme}://{host_and_port(self.host, self.port)}{self.path if self.websocket else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ import os
 import struct
 from typing import Protocol
 
+from common.addresses import host_and_port
+
 OP_TEXT = 1
 OP_BINARY = 2
 OP_CLOSE = 8
@@ -50,7 +52,7 @@ def client_frame(opcode: int, payload: bytes, mask: bytes | None = None) -> byte
 def upgrade_request(host: str, port: int, path: str, key: bytes) -> bytes:
     """The opening handshake; no extension is offered, so that no frame is compressed."""
     return (
-        f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: {host_and_port(host, port)}\r\nUpgrade: websocket\r\n"
         f"Connection: Upgrade\r\nSec-WebSocket-Key: {key.decode()}\r\n"
         "Sec-WebSocket-Version: 13\r\n\r\n"
     ).encode()

@@ -87,7 +87,9 @@ def test_a_model_that_cannot_be_read_ends_the_start(kind: str, tmp_path: Path) -
     with ServeProcess("--backend", "native", "--model", str(model)) as serve:
         assert serve.wait() == 1
         serve.wait_for_line(rf"ERROR gpu_worker.process .*{model}")
-        serve.wait_for_line(r"worker 0 ended with exit status 2 before it was ready")
+        # The last line says which part failed and why, after all that had started has stopped.
+        assert serve.lines[-1].startswith("parakeet-server serve: worker 0 ended with exit status 2 before")
+        assert str(model) in serve.lines[-1]
         assert "restarting" not in serve.log
         assert "Traceback" not in serve.log
 

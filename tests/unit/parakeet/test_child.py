@@ -89,7 +89,7 @@ def test_a_child_is_waited_for_twice_as_long_each_time_until_it_ran_steadily(
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr("parakeet.child.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("parakeet.child.start_tied", lambda *_: subprocess.Popen(["true"]))
+    monkeypatch.setattr("parakeet.child.start_tied", lambda *_, **__: subprocess.Popen(["true"]))
     child = Child("worker 0", lambda: Launch("w", ("true",), {}))
     waits = []
     for _ in range(3):

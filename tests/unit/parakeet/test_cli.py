@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import sys
 from typing import Any
@@ -21,6 +23,27 @@ def test_help_shows_every_flag_with_its_variable(capsys: pytest.CaptureFixture[s
         assert flag.variable in text
     for group in {flag.group for flag in FLAGS}:
         assert f"{group}:" in text
+
+
+@pytest.mark.parametrize("columns", [80, 110])
+@pytest.mark.parametrize("argv", [["--help"], *([command, "--help"] for command in (*COMMANDS, "bench"))])
+def test_help_is_as_wide_as_the_terminal(
+    argv: list[str], columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with contextlib.suppress(SystemExit):
+        cli.main(argv)
+    widest = max(map(len, capsys.readouterr().out.splitlines()))
+    assert columns * 0.75 < widest < columns
+
+
+@pytest.mark.parametrize(
+    "argv", [["--version"], ["-V"], ["version"], ["serve", "--version"], ["bench", "--version"]]
+)
+def test_the_version_is_that_of_the_package(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):  # so argparse leaves
+        cli.main(argv)
+    assert capsys.readouterr().out == f"parakeet-server {importlib.metadata.version('parakeet-server')}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

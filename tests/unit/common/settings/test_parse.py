@@ -159,6 +159,48 @@ def test_a_switch_without_a_value_is_on_and_takes_all_spellings() -> None:
     assert parse("worker", [], {"PARAKEET_EOU_RESET": "False"}).eou_reset is False
 
 
+@pytest.mark.parametrize(
+    ("argv", "json", "real_time"),
+    [
+        (["--json", "a.wav"], True, False),
+        (["--json", "--real-time", "a.wav"], True, True),
+        (["--json", "off", "--real-time", "on", "a.wav"], False, True),
+        (["--json=off", "a.wav", "--real-time"], False, True),
+        (["a.wav", "--json", "yes"], True, False),
+    ],
+)
+def test_a_file_name_after_a_switch_is_a_file_name(argv: list[str], json: bool, real_time: bool) -> None:
+    settings = parse("transcribe", argv, {})
+    assert (settings.source, settings.json, settings.real_time) == ("a.wav", json, real_time)
+
+
+def test_a_file_that_is_called_like_a_value_is_named_with_its_folder() -> None:
+    assert parse("transcribe", ["--json", "./on"], {}).source == "./on"
+    assert parse("transcribe", ["--json", "--", "on"], {}).source == "on"
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "value"),
+    [
+        ("--log-level", "INFO", "info"),
+        ("--log-format", "Json", "json"),
+        ("--model-size", "TINY", "tiny"),
+        ("--device", "CUDA:1", "cuda:1"),
+        ("--chunk-ms", "Auto", None),
+        ("--turn-signals", "VAD+EOU", "vad+eou"),
+    ],
+)
+def test_words_are_taken_in_large_letters_too(flag: str, text: str, value: object) -> None:
+    settings = parse("worker", [flag, text], {})
+    assert getattr(settings, flag[2:].replace("-", "_")) == value
+
+
+@pytest.mark.parametrize(("text", "host"), [("::1", "::1"), ("[::1]", "::1"), ("::", "::"), ("h.x", "h.x")])
+def test_a_host_may_be_an_ipv6_address_in_brackets_or_not(text: str, host: str) -> None:
+    assert parse("ingress", ["--host", text], {}).host == host
+    assert parse("status", ["--host", text], {}).host == host
+
+
 def test_several_redis_servers_and_a_sentinel_address() -> None:
     urls = "redis://a:1/0,redis+sentinel://:pw@h1:26379,h2/mymaster,unix:///run/r.sock"
     settings = parse("worker", ["--redis-url", urls], {})

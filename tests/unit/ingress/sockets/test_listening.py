@@ -9,8 +9,9 @@ from contextlib import suppress
 
 import pytest
 
+from common.addresses import host_and_port
 from ingress.sockets.gate import Gate
-from ingress.sockets.listening import address_text, listening_sockets
+from ingress.sockets.listening import listening_sockets
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
 from tests.ports import HOST, free_ports
@@ -78,9 +79,9 @@ async def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_an_address_is_written_so_that_its_port_can_be_told() -> None:
-    assert address_text("::1", 80) == "[::1]:80"
-    assert address_text("[::1]", 80) == "[::1]:80"
-    assert address_text("127.0.0.1", 80) == "127.0.0.1:80"
+    assert host_and_port("::1", 80) == "[::1]:80"
+    assert host_and_port("[::1]", 80) == "[::1]:80"
+    assert host_and_port("127.0.0.1", 80) == "127.0.0.1:80"
 
 
 async def test_running_out_of_files_is_logged_and_said_once_for_many(
