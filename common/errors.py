@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     RESUMED_ELSEWHERE = "resumed_elsewhere"
     NO_FREE_STREAM = "no_free_stream"
     NO_WORKER = "no_worker"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
     REDIS_UNAVAILABLE = "redis_unavailable"
     STREAM_LOST = "stream_lost"
     DRAINING = "draining"
@@ -198,6 +199,12 @@ _SPECS: Final = (
         Fault.SERVICE,
         True,
         "No worker of the cluster is alive, or none took the stream within `--claim-timeout-ms`.",
+    ),
+    ErrorSpec(
+        ErrorCode.TOO_MANY_CONNECTIONS,
+        Fault.SERVICE,
+        True,
+        "The ingress has `--max-connections` open, or the client's address `--max-connections-per-address`.",
     ),
     ErrorSpec(ErrorCode.REDIS_UNAVAILABLE, Fault.SERVICE, True, "Redis does not answer, or is full."),
     ErrorSpec(

@@ -18,15 +18,21 @@ from common.streams.status import process_started_ms
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.native import NativeDialect
+from ingress.http.front import Front
+from ingress.http.site import HttpLimits, Site
+from ingress.request import Request
 from ingress.sockets.gate import Gate, allow_many_sockets, max_files
 from ingress.sockets.linger import LINGER_S
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
+from ingress.sockets.proxies import TrustedProxies
 from ingress.sockets.tcp import TcpShell
-from ingress.sockets.websocket import WebSocketShell
 from ingress.status import SharedStatus, StatusShell
 
 logger = logging.getLogger(__name__)
+
+STREAM_PATHS: Final = ("/", "/ws")
+"""Where a WebSocket speaks the protocol of docs/protocol.md."""
 
 _BACKLOG: Final = 1024
 _START_PAUSE_S: Final = 0.2
@@ -46,7 +52,8 @@ class IngressServer:
         self._empty = asyncio.Event()
         self._empty.set()
         self._listeners: list[asyncio.Server] = []
-        self._gate = Gate(max_files)
+        proxies = TrustedProxies(settings.trusted_proxies)
+        self._gate = Gate(max_files, settings.max_connections, settings.max_connections_per_address, proxies)
         self._backplane = RedisBackplane(
             BackplaneSettings(
                 ingress=IngressId(settings.ingress_id),
@@ -69,6 +76,15 @@ class IngressServer:
             send_buffer_bytes=settings.send_buffer_bytes,
             idle_timeout_s=settings.idle_timeout_s,
             begin_timeout_s=settings.begin_timeout_s,
+        )
+        self._site = Site(
+            self._gate,
+            HttpLimits(
+                max_frame_bytes=settings.max_frame_bytes,
+                head_timeout_s=settings.handshake_timeout_ms / 1000,
+            ),
+            dict.fromkeys(STREAM_PATHS, self._open),
+            proxies=proxies,
         )
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
@@ -120,12 +136,7 @@ class IngressServer:
             return TcpShell(self._gate, self._open, settings.max_line_bytes)
 
         def websocket() -> asyncio.Protocol:
-            return WebSocketShell(
-                self._gate,
-                self._open,
-                max_frame_bytes=settings.max_frame_bytes,
-                handshake_timeout_s=settings.handshake_timeout_ms / 1000,
-            )
+            return Front(self._site)
 
         def status() -> asyncio.Protocol:
             return StatusShell(self._gate, shared_status, self._backplane.start_task)
@@ -147,7 +158,7 @@ class IngressServer:
 
     # Serve
 
-    def _open(self, peer: Peer) -> Connection:
+    def _open(self, peer: Peer, request: Request) -> Connection:
         dialect = NativeDialect(self._settings.sample_rate)
         connection = Connection(
             peer, dialect, self._backplane, self._limits, self._backplane.start_task, self._closed
@@ -180,6 +191,7 @@ class IngressServer:
         """Stop accepting; let streams end; send those away that can go on elsewhere."""
         self._draining = True
         self._close_listeners()
+        self._site.drain()
         logger.info("draining %d connections", len(self._connections))
         for connection in list(self._connections):
             if connection.stream_is_young:
@@ -193,6 +205,7 @@ class IngressServer:
         await self._backplane.stop(_STOP_TIMEOUT_S)
         # Sockets that have been hung up on flush, and their clients close.
         await self._wait_until_empty(stop_now, LINGER_S)
+        self._site.abort()
         logger.info("stopped")
 
     async def _send_away(self) -> None:

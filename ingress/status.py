@@ -69,7 +69,7 @@ class StatusShell(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Answer at once: nothing needs to be asked."""
         self._transport = cast(asyncio.Transport, transport)
-        if not self._gate.lets_in(transport):
+        if not self._gate.has_file_for(transport):
             self._transport.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(ABORT_AFTER_S, self._transport.abort)

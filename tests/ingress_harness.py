@@ -5,17 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any, cast
+
+from starlette.routing import Route
 
 from common.errors import RedisUnavailable
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.dialect import Dialect
 from ingress.dialects.native import NativeDialect
-from ingress.sockets.gate import Gate
+from ingress.http.authentication import Authenticate, everyone
+from ingress.http.endpoints import ENDPOINTS
+from ingress.http.front import Front
+from ingress.http.site import HttpLimits, Site
+from ingress.request import Request
+from ingress.server import STREAM_PATHS
+from ingress.sockets.gate import Gate, Place
+from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
+from ingress.sockets.proxies import TrustedProxies
 from ingress.sockets.shell import SocketShell
 from ingress.sockets.tcp import TcpShell
 from ingress.sockets.websocket import WebSocketShell
@@ -38,10 +49,12 @@ class Harness:
     """
 
     backplane: ScriptedBackplane
+    site: Site | None = None
     tcp_port: int = 0
     ws_port: int = 0
     status_port: int = 0
     connections: set[Connection] = field(default_factory=set)
+    requests: list[Request] = field(default_factory=list)
     shells: list[SocketShell] = field(default_factory=list)
     transports: list[asyncio.Transport] = field(default_factory=list)
     sockets: list[socket.socket] = field(default_factory=list)
@@ -117,6 +130,12 @@ async def serving(
     begin_timeout_s: float = 60.0,
     refused_grace_s: float = 0.2,
     max_files: int = 100_000,
+    max_connections: int | None = None,
+    max_connections_per_address: int = 0,
+    trusted_proxies: Iterable[str] = (),
+    keep_alive_s: float = 5.0,
+    endpoints: Iterable[Route] = (),
+    authenticate: Authenticate = everyone,
     status: Callable[[], bytes] | None = None,
     dialect: Callable[[], Dialect] = lambda: NativeDialect(16000),
 ) -> AsyncIterator[Harness]:
@@ -132,34 +151,42 @@ async def serving(
         refused_grace_s=refused_grace_s,
     )
     loop = asyncio.get_running_loop()
-    gate = Gate(lambda: max_files)
+    proxies = TrustedProxies(map(ip_network, trusted_proxies))
+    gate = Gate(lambda: max_files, max_connections, max_connections_per_address, proxies)
     async with asyncio.TaskGroup() as tasks:
 
         def start(coroutine: Any, name: str) -> object:
             return tasks.create_task(coroutine, name=name)
 
-        def open_connection(peer: Peer) -> Connection:
+        def open_connection(peer: Peer, request: Request) -> Connection:
+            harness.requests.append(request)
             connection = Connection(peer, dialect(), backplane, limits, start, harness.connections.discard)
             harness.connections.add(connection)
             return connection
 
-        def tracked(shell: asyncio.Protocol) -> asyncio.Protocol:
-            made = shell.connection_made
-            if isinstance(shell, SocketShell):
-                harness.shells.append(shell)
+        def tracked(protocol: asyncio.Protocol) -> asyncio.Protocol:
+            made = protocol.connection_made
 
             def connection_made(transport: asyncio.BaseTransport) -> None:
                 harness.transports.append(cast(asyncio.Transport, transport))
                 made(transport)
 
-            shell.connection_made = connection_made  # type: ignore[method-assign]
-            return shell
+            protocol.connection_made = connection_made  # type: ignore[method-assign]
+            return protocol
 
         class _Tcp(TcpShell):
             """With a `__dict__`, so that it can be tracked."""
 
-        class _WebSocket(WebSocketShell):
-            """With a `__dict__`, so that it can be tracked."""
+            def _begin(self, transport: asyncio.Transport, place: Place, request: Request) -> None:
+                harness.shells.append(self)
+                super()._begin(transport, place, request)
+
+        class _Site(Site):
+            def open_stream(
+                self, request: Request, transport: asyncio.Transport, place: Place
+            ) -> WebSocketShell:
+                harness.shells.append(super().open_stream(request, transport, place))
+                return cast(WebSocketShell, harness.shells[-1])
 
         class _Status(StatusShell):
             """With a `__dict__`, so that it can be tracked."""
@@ -169,21 +196,22 @@ async def serving(
                 raise RedisUnavailable
             return status()
 
+        site = harness.site = _Site(
+            gate,
+            HttpLimits(max_frame_bytes, handshake_timeout_s, keep_alive_s),
+            dict.fromkeys(STREAM_PATHS, open_connection),
+            endpoints=(*ENDPOINTS, *endpoints),
+            authenticate=authenticate,
+            proxies=proxies,
+        )
         servers = [
-            await loop.create_server(lambda: tracked(_Tcp(gate, open_connection, max_line_bytes)), HOST, 0),
-            await loop.create_server(
-                lambda: tracked(
-                    _WebSocket(
-                        gate,
-                        open_connection,
-                        max_frame_bytes=max_frame_bytes,
-                        handshake_timeout_s=handshake_timeout_s,
-                    )
-                ),
-                HOST,
-                0,
-            ),
-            await loop.create_server(lambda: tracked(_Status(gate, read_status, start)), HOST, 0),
+            await loop.create_server(factory, sock=listener)
+            for factory in (
+                lambda: tracked(_Tcp(gate, open_connection, max_line_bytes)),
+                lambda: tracked(Front(site)),
+                lambda: tracked(_Status(gate, read_status, start)),
+            )
+            for listener in await listening_sockets(HOST, 0)
         ]
         ports = [server.sockets[0].getsockname()[1] for server in servers]
         harness.tcp_port, harness.ws_port, harness.status_port = ports
@@ -199,3 +227,4 @@ async def serving(
             backplane.gate.set()
             await asyncio.sleep(0)
             await wait_until(lambda: not harness.connections)
+            await wait_until(lambda: gate.num_open == 0)

@@ -6,6 +6,7 @@ A field that is None stands for `auto`. Make them with `common.settings.parse`, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,10 @@ class IngressSettings(ClusterSettings):
     resume_grace_s: float
     heartbeat_ms: int
     idle_timeout_s: float
+    max_connections: int | None
+    """None is as many as there are files for."""
+    max_connections_per_address: int
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Protocol
 
 from common.addresses import bare_host
@@ -149,6 +150,21 @@ class Text:
     @property
     def takes(self) -> str:
         return self.what
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """IP addresses and networks, separated by commas, or none."""
+
+    def parse(self, text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+        return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+    def format(self, value: object) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    @property
+    def takes(self) -> str:
+        return "addresses or networks such as 10.0.0.0/8, separated by commas"
 
 
 @dataclass(frozen=True, slots=True)

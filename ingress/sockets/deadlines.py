@@ -76,22 +76,22 @@ class SilenceDeadline(Deadline):
 class UnreadDeadline(Deadline):
     """A deadline that a client puts off by reading some of what was sent, however little.
 
-    seconds: in which nothing was read.
+    seconds: in which nothing was read.   unsent_bytes: returns what the client has not read.
     """
 
-    __slots__ = ("_peer", "_unsent_bytes")
+    __slots__ = ("_before", "_unsent_bytes")
 
-    def __init__(self, seconds: float, peer: Peer) -> None:
+    def __init__(self, seconds: float, unsent_bytes: Callable[[], int]) -> None:
         super().__init__(seconds)
-        self._peer = peer
-        self._unsent_bytes = 0
+        self._unsent_bytes = unsent_bytes
+        self._before = 0
 
     def _run(self, seconds: float, passed: Passed) -> None:
-        self._unsent_bytes = self._peer.unsent_bytes
+        self._before = self._unsent_bytes()
         super()._run(seconds, passed)
 
     def _over(self, passed: Passed) -> None:
-        if self._peer.unsent_bytes < self._unsent_bytes:
+        if self._unsent_bytes() < self._before:
             self._run(self._seconds, passed)
         else:
             super()._over(passed)
@@ -111,7 +111,7 @@ class Deadlines:
         self, peer: Peer, *, begin_s: float, unread_s: float, refused_s: float, silent_s: float
     ) -> None:
         self.begin = Deadline(begin_s)
-        self.unread = UnreadDeadline(unread_s, peer)
+        self.unread = UnreadDeadline(unread_s, lambda: peer.unsent_bytes)
         self.refused = Deadline(refused_s)
         self.silent = SilenceDeadline(silent_s, peer)
 

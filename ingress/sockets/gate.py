@@ -5,49 +5,150 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+from collections import Counter
 from collections.abc import Callable
+from enum import Enum
+from ipaddress import IPv6Network
 from time import monotonic
 from typing import Final
+
+from ingress.sockets.proxies import TrustedProxies, plain_address
 
 logger = logging.getLogger(__name__)
 
 # Open files that clients leave free, for connections to Redis and what else an ingress opens while it runs.
 _SPARE_FILES: Final = 64
 _LOG_EVERY_S: Final = 10.0
+_IPV6_PREFIX: Final = 64
+
+
+class Full(Enum):
+    """Why a socket is not let in. The value is what the log says."""
+
+    NO_FILES = "out of file descriptors"
+    CONNECTIONS = "--max-connections is reached"
+    ADDRESS = "--max-connections-per-address is reached by a client"
+
+
+SENTENCES: Final = {
+    Full.CONNECTIONS: "This server has as many connections as it takes; try again later.",
+    Full.ADDRESS: "Your address has as many connections as it may have.",
+}
+"""What a client is told."""
+
+
+class Place:
+    """The place of one socket that was let in, given back by `leave`."""
+
+    __slots__ = ("_gate", "_of", "address")
+
+    def __init__(self, gate: Gate, address: str, of: str | None) -> None:
+        self._gate = gate
+        self._of = of  # under which address it counts; None for a proxy's
+        self.address: Final = address
+
+    def belongs_to(self, address: str) -> Full | None:
+        """Count the socket for the client behind a trusted proxy, as the request told it.
+
+        Returns why it has to go, or None.
+        """
+        if address == self.address or self._of is not None:
+            return None
+        full, self._of = self._gate.count(address)
+        return full
+
+    def leave(self) -> None:
+        """The socket is closed. Once."""
+        self._gate.left(self._of)
 
 
 class Gate:
-    """Refuses sockets for which the process has no file to spare, and says so in the log.
+    """Counts sockets, and says which are too many.
 
-    Else uvloop closes what it cannot accept without a word, and a connection to Redis that breaks cannot be
-    opened again.
+    Without a bound below that of open files uvloop closes what it cannot accept without a word, and a broken
+    connection to Redis cannot be opened again.
 
     max_files: returns how many files the process may have open.
+    max_connections: most sockets at once; None leaves it to the files.
+    max_per_address: most sockets of one client's address, an IPv6 address with all of its /64; 0 is no bound.
+    proxies: whose sockets count for the client that they name.
     """
 
-    def __init__(self, max_files: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        max_files: Callable[[], int],
+        max_connections: int | None = None,
+        max_per_address: int = 0,
+        proxies: TrustedProxies | None = None,
+    ) -> None:
         self._max_files = max_files
-        self._refused = 0
-        self._said_at: float | None = None
+        self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._proxies = proxies or TrustedProxies(())
+        self._num_open = 0
+        self._per_address: Counter[str] = Counter()
+        self._refused: Counter[Full] = Counter()
+        self._said_at: dict[Full, float] = {}
 
-    def lets_in(self, transport: asyncio.BaseTransport) -> bool:
-        """Whether a socket that was just accepted may stay."""
+    @property
+    def num_open(self) -> int:
+        """Sockets that have a place."""
+        return self._num_open
+
+    def enter(self, transport: asyncio.BaseTransport) -> Place | Full:
+        """Take a socket that was just accepted; a `Place` where it may stay."""
+        if not self.has_file_for(transport):
+            return Full.NO_FILES
+        if self._max_connections is not None and self._num_open >= self._max_connections:
+            return self._said(Full.CONNECTIONS)
+        peer = transport.get_extra_info("peername")
+        address = plain_address(peer[0]) if isinstance(peer, tuple) else ""
+        of: str | None = None
+        if not self._proxies.includes(address):
+            full, of = self.count(address)
+            if full is not None:
+                return full
+        self._num_open += 1
+        return Place(self, address, of)
+
+    def has_file_for(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether enough files are left beside this socket, which was just accepted."""
         accepted = transport.get_extra_info("socket")
         max_files = self._max_files()
         # The kernel always takes the lowest number that is free.
         if accepted is None or accepted.fileno() < max_files - min(_SPARE_FILES, max_files // 4):
             return True
-        self._refused += 1
-        now = monotonic()
-        if self._said_at is None or now - self._said_at > _LOG_EVERY_S:
-            self._said_at = now
-            logger.error(
-                "out of file descriptors: %d connections refused; the limit of open files is %d",
-                self._refused,
-                max_files,
-            )
-            self._refused = 0
+        self._said(Full.NO_FILES, f"; the limit of open files is {max_files}")
         return False
+
+    def count(self, address: str) -> tuple[Full | None, str | None]:
+        """Count one more socket of an address: why it is too many, and under what it counts."""
+        if not self._max_per_address:
+            return None, None
+        of = address
+        if ":" in address:
+            of = str(IPv6Network((address.partition("%")[0], _IPV6_PREFIX), strict=False))
+        if self._per_address[of] >= self._max_per_address:
+            return self._said(Full.ADDRESS), None
+        self._per_address[of] += 1
+        return None, of
+
+    def left(self, of: str | None) -> None:
+        """A place is free again."""
+        self._num_open -= 1
+        if of is not None:
+            self._per_address[of] -= 1
+            if not self._per_address[of]:
+                del self._per_address[of]
+
+    def _said(self, full: Full, more: str = "") -> Full:
+        self._refused[full] += 1
+        now = monotonic()
+        if now - self._said_at.get(full, -_LOG_EVERY_S) >= _LOG_EVERY_S:
+            self._said_at[full] = now
+            level = logging.ERROR if full is Full.NO_FILES else logging.WARNING
+            logger.log(level, "%s: %d connections refused%s", full.value, self._refused.pop(full), more)
+        return full
 
 
 def max_files() -> int:

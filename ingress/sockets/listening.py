@@ -12,6 +12,16 @@ from common.addresses import host_and_port
 
 logger = logging.getLogger(__name__)
 
+# What every accepted socket inherits. The kernel finds out whether a client's machine is there: it probes
+# a silent connection after a minute, and gives up one that acknowledges nothing for two minutes. The last
+# option is for results on their way, which it would otherwise send again for a quarter of an hour. Silence
+# alone means nothing.
+_KEEPALIVE: Final = (
+    ("TCP_KEEPIDLE", 60),
+    ("TCP_KEEPINTVL", 15),
+    ("TCP_KEEPCNT", 4),
+    ("TCP_USER_TIMEOUT", 120_000),  # ms
+)
 _NOT_ON_THIS_MACHINE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -61,6 +71,11 @@ def _bound(
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            option = getattr(socket, name, None)  # not on every system
+            if option is not None:
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
         listener.bind(address)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from abc import abstractmethod
 from collections.abc import Callable
 from time import monotonic
@@ -11,23 +10,15 @@ from typing import Final, cast
 
 from common.errors import ErrorCode, StreamError
 from ingress.connection import UNREAD_TIMEOUT_S, Connection
-from ingress.sockets.gate import Gate
+from ingress.request import Request
+from ingress.sockets.gate import Place
 from ingress.sockets.linger import LINGER_S, Linger, unsent_bytes
 from ingress.sockets.peer import Peer
 
 _WRITE_HIGH_BYTES: Final = 32 * 1024
 
-# A client whose machine is gone. The kernel probes a silent connection after a minute, and gives up one that
-# acknowledges nothing for two minutes. The last option is for results on their way, which the kernel would
-# otherwise send again for a quarter of an hour. Silence alone means nothing.
-_GONE: Final = (
-    ("TCP_KEEPIDLE", 60),
-    ("TCP_KEEPINTVL", 15),
-    ("TCP_KEEPCNT", 4),
-    ("TCP_USER_TIMEOUT", 120_000),  # ms
-)
-
-OpenConnection = Callable[[Peer], Connection]
+OpenConnection = Callable[[Peer, Request], Connection]
+"""Makes the connection behind a socket, out of what its client said first."""
 
 
 class SocketShell(asyncio.Protocol):
@@ -40,24 +31,23 @@ class SocketShell(asyncio.Protocol):
     A subclass notes in `_heard_at` when something came, whatever it was: a part of a message and a control
     frame are no silence either.
 
-    gate: lets the socket in, or does not.
     open_connection: makes the connection behind this socket.
     """
 
     __slots__ = (
         "_closing",
         "_connection",
-        "_gate",
         "_heard_at",
         "_linger",
         "_open",
+        "_place",
         "_reading",
         "_transport",
     )
 
-    def __init__(self, gate: Gate, open_connection: OpenConnection) -> None:
-        self._gate = gate
+    def __init__(self, open_connection: OpenConnection) -> None:
         self._open = open_connection
+        self._place: Place | None = None
         self._transport: asyncio.Transport | None = None
         self._connection: Connection | None = None
         self._closing = False
@@ -67,21 +57,13 @@ class SocketShell(asyncio.Protocol):
 
     # asyncio.Protocol
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the socket."""
-        # uvloop's transports have the interface of asyncio's, but are no subclass of it.
-        self._transport = cast(asyncio.Transport, transport)
-        if not self._gate.lets_in(transport):
-            self._transport.abort()
-            return
-        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
-        _notice_a_dead_peer(self._transport)
-        self._let_in()
-
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
         self._closing = True
         self._transport = None
+        if self._place is not None:
+            self._place.leave()
+            self._place = None
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
@@ -145,10 +127,6 @@ class SocketShell(asyncio.Protocol):
         """What has come and was not handed on."""
 
     @abstractmethod
-    def _let_in(self) -> None:
-        """The socket may stay."""
-
-    @abstractmethod
     def _hand_on(self) -> None:
         """Hand messages that have come to the connection, as long as it reads."""
 
@@ -157,9 +135,12 @@ class SocketShell(asyncio.Protocol):
         if self._transport is not None:
             self._transport.pause_reading()
 
-    def _begin(self) -> None:
-        """The socket is ready for messages."""
-        connection = self._connection = self._open(cast(Peer, self))
+    def _begin(self, transport: asyncio.Transport, place: Place, request: Request) -> None:
+        """Take a socket that is ready for messages."""
+        self._transport = transport
+        self._place = place
+        transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        connection = self._connection = self._open(cast(Peer, self), request)
         connection.open()
 
     def _end_sending(self, error: StreamError | None = None) -> None:
@@ -186,15 +167,3 @@ class SocketShell(asyncio.Protocol):
         if self._linger is None:
             slow = error is not None and error.code is ErrorCode.SLOW_READER  # and had its time
             self._linger = Linger(self._transport, LINGER_S if slow else UNREAD_TIMEOUT_S)
-
-
-def _notice_a_dead_peer(transport: asyncio.Transport) -> None:
-    """Have the kernel find out whether a client is still there, so that a connection without one ends."""
-    connection = transport.get_extra_info("socket")
-    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _GONE:
-        option = getattr(socket, name, None)  # not on every system
-        if option is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)

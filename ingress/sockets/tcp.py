@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from time import monotonic
+from typing import Final, cast
 
-from common.errors import ClientFault, ErrorCode
+from common.errors import ClientFault, ErrorCode, Unavailable
+from common.messages import ErrorMessage
+from common.server_codec import encode_server_message
 from ingress.dialects.dialect import Farewell
+from ingress.request import Request
 from ingress.sockets.framing import LineReader
-from ingress.sockets.gate import Gate
+from ingress.sockets.gate import SENTENCES, Gate, Place
 from ingress.sockets.shell import OpenConnection, SocketShell
+
+_TOO_MANY: Final = {
+    full: Unavailable(ErrorCode.TOO_MANY_CONNECTIONS, sentence) for full, sentence in SENTENCES.items()
+}
 
 
 class TcpShell(SocketShell):
@@ -19,13 +28,30 @@ class TcpShell(SocketShell):
     max_line_bytes: longest line.
     """
 
-    __slots__ = ("_at_end", "_max_line_bytes", "_reader")
+    __slots__ = ("_at_end", "_gate", "_max_line_bytes", "_reader")
 
     def __init__(self, gate: Gate, open_connection: OpenConnection, max_line_bytes: int) -> None:
-        super().__init__(gate, open_connection)
+        super().__init__(open_connection)
+        self._gate = gate
         self._max_line_bytes = max_line_bytes
         self._reader = LineReader(max_line_bytes)
         self._at_end = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, or turn the client away."""
+        # uvloop's transports have the interface of asyncio's, but are no subclass of it.
+        taken = cast(asyncio.Transport, transport)
+        place = self._gate.enter(taken)
+        if isinstance(place, Place):
+            self._begin(taken, place, Request.without_head(place.address))
+            return
+        self._transport = taken
+        error = _TOO_MANY.get(place)
+        if error is None:
+            taken.abort()
+        else:
+            taken.write(encode_server_message(ErrorMessage(error.code.value, error.message)) + b"\n")
+            self._end_sending()
 
     def data_received(self, data: bytes) -> None:
         """Hand whole lines to the connection."""
@@ -52,9 +78,6 @@ class TcpShell(SocketShell):
         return True
 
     # SocketShell
-
-    def _let_in(self) -> None:
-        self._begin()
 
     @property
     def held_bytes(self) -> int:

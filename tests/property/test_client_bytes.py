@@ -23,8 +23,9 @@ from common.messages import Audio
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.native import NativeDialect
 from ingress.protocol import TABLE, ConnectionProtocol, Event, State
+from ingress.request import Request
 from ingress.sockets.framing import LineReader
-from ingress.sockets.gate import Gate, max_files
+from ingress.sockets.gate import Gate, Place, max_files
 from ingress.sockets.peer import Peer
 from ingress.sockets.tcp import TcpShell
 from ingress.sockets.websocket import WebSocketShell
@@ -109,7 +110,7 @@ async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str
     connections: list[Connection] = []
     loop = asyncio.get_running_loop()
 
-    def open_connection(peer: Peer) -> Connection:
+    def open_connection(peer: Peer, request: Request) -> Connection:
         connections.append(
             Connection(
                 peer,
@@ -122,15 +123,17 @@ async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str
         )
         return connections[-1]
 
+    gate = Gate(max_files)
+    transport = _Transport()
     shell: TcpShell | WebSocketShell
     if websocket:
-        shell = WebSocketShell(Gate(max_files), open_connection, max_frame_bytes=2000, handshake_timeout_s=60)
+        place = gate.enter(transport)
+        assert isinstance(place, Place)
+        shell = WebSocketShell(open_connection, 2000)
+        shell.take_over(transport, place, Request("GET", "/", "", (), "192.0.2.1"), b"")
     else:
-        shell = TcpShell(Gate(max_files), open_connection, 2000)
-    transport = _Transport()
-    shell.connection_made(transport)
-    if websocket:
-        shell.data_received(_HANDSHAKE)
+        shell = TcpShell(gate, open_connection, 2000)
+        shell.connection_made(transport)
     await _settled(backplane)
     start = len(transport.written)
     for part in parts:
@@ -147,12 +150,6 @@ async def _settled(backplane: ScriptedBackplane) -> None:
     while not backplane.links:  # noqa: ASYNC110 - what is waited for sets no event
         await asyncio.sleep(0)
     await asyncio.sleep(0)
-
-
-_HANDSHAKE = (
-    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-)
 
 
 @given(lines=_LINES, sizes=_CUTS, end=st.booleans())

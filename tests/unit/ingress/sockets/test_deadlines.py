@@ -55,7 +55,7 @@ async def test_no_silence_is_too_long_where_the_time_is_0() -> None:
 async def test_a_client_that_reads_a_little_now_and_then_is_not_stuck() -> None:
     client = _Client(unsent_bytes=100)
     passed: list[int] = []
-    deadline = UnreadDeadline(0.02, client.peer())
+    deadline = UnreadDeadline(0.02, lambda: client.unsent_bytes)
     deadline.start(lambda: passed.append(client.unsent_bytes))
     for _ in range(20):
         client.unsent_bytes -= 1

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
-from contextlib import suppress
 
 import pytest
 
 from common.addresses import host_and_port
-from ingress.sockets.gate import Gate
 from ingress.sockets.listening import listening_sockets
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
-from tests.ports import HOST, free_ports
+from tests.ports import free_ports
 
 
 async def _reaches(host: str, address: str) -> bool:
@@ -82,36 +79,6 @@ def test_an_address_is_written_so_that_its_port_can_be_told() -> None:
     assert host_and_port("::1", 80) == "[::1]:80"
     assert host_and_port("[::1]", 80) == "[::1]:80"
     assert host_and_port("127.0.0.1", 80) == "127.0.0.1:80"
-
-
-async def test_running_out_of_files_is_logged_and_said_once_for_many(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async with serving(ScriptedBackplane(), max_files=1) as harness:
-        for port in (harness.tcp_port, harness.ws_port, harness.status_port):
-            reader, writer = await asyncio.open_connection(HOST, port)
-            with suppress(ConnectionResetError):
-                assert await reader.read() == b""
-            writer.close()
-            with suppress(ConnectionResetError):
-                await writer.wait_closed()
-        assert not harness.connections
-    (record,) = [record for record in caplog.records if record.name == "ingress.sockets.gate"]
-    assert record.levelno == logging.ERROR
-    assert record.getMessage() == (
-        "out of file descriptors: 1 connections refused; the limit of open files is 1"
-    )
-
-
-def test_a_gate_with_few_files_keeps_a_quarter() -> None:
-    class _Transport(asyncio.Transport):
-        def get_extra_info(self, name: str, default: object = None) -> socket.socket:
-            return accepted
-
-    with socket.socket() as accepted:
-        number = accepted.fileno()
-        assert Gate(lambda: 2 * number + 64).lets_in(_Transport())
-        assert not Gate(lambda: number).lets_in(_Transport())
 
 
 async def test_a_client_whose_machine_is_gone_is_noticed_by_the_kernel() -> None:

@@ -20,11 +20,12 @@ from common.errors import NoFreeStream
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.dialect import Farewell
 from ingress.dialects.native import NativeDialect
-from ingress.sockets.gate import Gate, max_files
+from ingress.request import Request
+from ingress.sockets.gate import Gate, Place, max_files
 from ingress.sockets.peer import Peer
 from ingress.sockets.websocket import WebSocketShell
 from tests.fake_backplane import ScriptedBackplane, some_result
-from tests.ingress_harness import HANDSHAKE, HOST, Harness, serving, wait_until
+from tests.ingress_harness import HANDSHAKE, serving, wait_until
 
 
 async def _receive(client: ClientConnection) -> dict[str, Any]:
@@ -39,15 +40,6 @@ async def _closed(client: ClientConnection) -> tuple[int, str]:
             await client.recv()
     assert client.close_code is not None
     return client.close_code, client.close_reason or ""
-
-
-async def _answer(harness: Harness, request: bytes) -> bytes:
-    client = await harness.raw_ws()
-    await client.send(request)
-    async with asyncio.timeout(5):
-        answer = await client.reader.read()
-    await client.close()
-    return answer
 
 
 async def test_a_stream_in_text_and_binary_frames() -> None:
@@ -227,49 +219,6 @@ async def test_results_longer_than_64_kib() -> None:
             assert (await _receive(client))["text"] == text
 
 
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"426"),
-        (b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n", b"404"),
-        (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}", b"400"),
-        (b"POST / HTTP/1.1\r\nHost: h\r\n\r\n", b"405"),
-        (b"GET / HTTP/1.0\r\nHost: h\r\n\r\n", b"505"),
-        (b"hello there\r\n\r\n", b"400"),
-        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"400"),
-        (b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n", b"414"),
-        (b"GET / HTTP/1.1\r\nA: " + b"x" * 10_000 + b"\r\n\r\n", b"431"),
-        (
-            (
-                b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                b"Sec-WebSocket-Version: 12\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-            ),
-            b"400",
-        ),
-    ],
-)
-async def test_what_is_no_websocket_gets_a_clear_http_answer(request_: bytes, status: bytes) -> None:
-    async with serving(ScriptedBackplane()) as harness:
-        answer = await _answer(harness, request_)
-        assert answer.startswith(b"HTTP/1.1 " + status)
-        assert b"\r\n\r\n" in answer
-        assert harness.backplane.links == []
-
-
-async def test_a_handshake_that_does_not_come_is_not_waited_for() -> None:
-    async with serving(ScriptedBackplane(), handshake_timeout_s=0.1) as harness:
-        answer = await _answer(harness, b"GET / HTTP/1.1\r\n")
-        assert answer.startswith(b"HTTP/1.1 408")
-
-
-async def test_a_query_string_is_no_other_path() -> None:
-    async with (
-        serving(ScriptedBackplane()) as harness,
-        connect(f"ws://{HOST}:{harness.ws_port}/?token=x") as client,
-    ):
-        assert (await _receive(client))["type"] == "hello"
-
-
 async def test_frames_that_come_along_with_the_handshake() -> None:
     async with serving(ScriptedBackplane(echo=True)) as harness:
         client = await harness.raw_ws()
@@ -335,7 +284,7 @@ async def _stuck() -> AsyncIterator[tuple[WebSocketShell, _StuckTransport]]:
     loop = asyncio.get_running_loop()
     backplane = ScriptedBackplane(echo=True)
 
-    def open_connection(peer: Peer) -> Connection:
+    def open_connection(peer: Peer, request: Request) -> Connection:
         return Connection(
             peer,
             NativeDialect(16000),
@@ -345,11 +294,12 @@ async def _stuck() -> AsyncIterator[tuple[WebSocketShell, _StuckTransport]]:
             lambda _: None,
         )
 
-    shell = WebSocketShell(Gate(max_files), open_connection, max_frame_bytes=1000, handshake_timeout_s=60)
     transport = _StuckTransport()
+    place = Gate(max_files).enter(transport)
+    assert isinstance(place, Place)
+    shell = WebSocketShell(open_connection, 1000)
     transport.shell = shell
-    shell.connection_made(transport)
-    shell.data_received(HANDSHAKE)
+    shell.take_over(transport, place, Request("GET", "/", "", (), "192.0.2.1"), b"")
     await wait_until(lambda: bool(transport.written) and b"hello" in transport.written[-1])
     try:
         yield shell, transport

@@ -1,0 +1,312 @@
+"""One accepted socket of the WebSocket port, until it is a stream's: reads the heads of its requests.
+
+uvicorn's protocol class does the work, over httptools' parser: keep-alive, pipelining, bodies, and running
+the endpoints. Here are the bounds and deadlines that it lacks, what is refused before an endpoint has it, and
+the way out: an upgrade to WebSocket leaves this class for good, with its socket and its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Final, NoReturn, cast
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ingress.connection import UNREAD_TIMEOUT_S
+from ingress.http.refusal import Refusal, Refused
+from ingress.http.site import TOO_MANY, Site
+from ingress.request import Request
+from ingress.sockets.deadlines import UnreadDeadline
+from ingress.sockets.gate import Full, Place
+from ingress.sockets.linger import Linger, unsent_bytes
+
+MAX_REQUEST_LINE_BYTES: Final = 64 * 1024
+"""Longest request line, its line end included."""
+MAX_HEADER_BYTES: Final = 64 * 1024
+"""Longest block of headers, each counted with its separators."""
+MAX_PIPELINED: Final = 16
+"""Most requests of one connection that wait for the answer to the one before them."""
+
+# How long a client that is one too many may take to ask, so that it gets its answer after its question.
+_TURNED_AWAY_S: Final = 1.0
+_LINE_OVERHEAD_BYTES: Final = len("  HTTP/1.1\r\n")
+_HEADER_OVERHEAD_BYTES: Final = len(": \r\n")
+_HEAD_OVERHEAD_BYTES: Final = 1024  # method and version, and line ends
+
+_LINE_TOO_LONG: Final = Refusal(
+    HTTPStatus.REQUEST_URI_TOO_LONG, f"The request line is longer than {MAX_REQUEST_LINE_BYTES} bytes."
+)
+_HEADERS_TOO_LONG: Final = Refusal(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The headers are longer than {MAX_HEADER_BYTES} bytes."
+)
+_GARBAGE: Final = Refusal(HTTPStatus.BAD_REQUEST, "This is no HTTP request.")
+_VERSION: Final = Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "This port speaks HTTP/1.0 and HTTP/1.1.")
+_BODY: Final = Refusal(HTTPStatus.BAD_REQUEST, "A request that opens a WebSocket has no body.")
+_BEHIND: Final = Refusal(
+    HTTPStatus.BAD_REQUEST, "A WebSocket cannot be opened behind a request that is not answered yet."
+)
+_PIPELINED: Final = Refusal(
+    HTTPStatus.TOO_MANY_REQUESTS, f"More than {MAX_PIPELINED} requests of this connection wait."
+)
+
+
+class Front(HttpToolsProtocol):
+    """One connection.
+
+    site: what stands behind the port.
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site.config, site.state, {}, asyncio.get_running_loop())
+        self._site = site
+        self._place: Place | None = None
+        self._request: Request | None = None
+        self._turned_away: Refusal | None = None  # there is no place for this socket
+        self._refusal: Refusal | None = None  # of the request whose head is being read
+        self._opens_websocket = False
+        self._in_head = False
+        self._head_bytes = 0  # of it, without the read in which it began
+        self._header_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread = UnreadDeadline(UNREAD_TIMEOUT_S, lambda: unsent_bytes(self.transport))
+        self._over = False  # nothing more is read
+        self._linger: Linger | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the socket and wait for a request, for a bounded time."""
+        taken = cast(asyncio.Transport, transport)
+        place = self._site.gate.enter(taken)
+        super().connection_made(taken)
+        if isinstance(place, Place):
+            self._place = place
+            self._wait_for_head(self._site.limits.head_timeout_s)
+        elif place is Full.NO_FILES:
+            self._over = True
+            taken.abort()
+        else:
+            self._turned_away = TOO_MANY[place]
+            self._wait_for_head(_TURNED_AWAY_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed."""
+        self._over = True
+        self._stop_waiting()
+        self._unset_keepalive_if_required()
+        self._unread.stop()
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._place is not None:
+            self._place.leave()
+            self._place = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on."""
+        if self._over:
+            return
+        self._unset_keepalive_if_required()
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgraded(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or _GARBAGE)
+            return
+        if self._in_head:
+            if len(self.url) > MAX_REQUEST_LINE_BYTES:
+                self._refuse(_LINE_TOO_LONG)
+            elif self._head_bytes > len(self.url) + MAX_HEADER_BYTES + _HEAD_OVERHEAD_BYTES:
+                self._refuse(_HEADERS_TOO_LONG)
+        elif not self._answering and self.timeout_keep_alive_task is None:
+            # Bytes between two requests put nothing off.
+            self._wait_for_head(self._site.limits.head_timeout_s)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more; an answer that it waits for still goes out."""
+        if self._over or not self._answering:
+            return False
+        self._over = True
+        self.cycle.keep_alive = False
+        return True
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        self._unread.start(self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained."""
+        self._unread.stop()
+        super().resume_writing()
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = self._header_bytes = 0
+        self._wait_for_head(self._site.limits.head_timeout_s)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header is read."""
+        self._header_bytes += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._stop_parsing(_HEADERS_TOO_LONG)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head of a request is read: see to whom it goes."""
+        self._in_head = False
+        self._stop_waiting()
+        if self._turned_away is not None:
+            self._stop_parsing(self._turned_away)
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            self._stop_parsing(_VERSION)
+        if len(self.parser.get_method()) + len(self.url) + _LINE_OVERHEAD_BYTES > MAX_REQUEST_LINE_BYTES:
+            self._stop_parsing(_LINE_TOO_LONG)
+        request = self._request = self._read_request()
+        # HTTP/1.0 knows no upgrades (RFC 9110, section 7.8), and of WebSocket's only GET is one.
+        self._opens_websocket = (
+            self.parser.should_upgrade()
+            and version == "1.1"
+            and request.method == "GET"
+            and "websocket" in request.tokens("upgrade")
+        )
+        if self._opens_websocket:
+            if request.header("content-length") not in (None, "0") or request.header("transfer-encoding"):
+                self._stop_parsing(_BODY)
+            if self._answering:
+                self._stop_parsing(_BEHIND)
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._stop_parsing(_PIPELINED)
+        refusal = self._site.authenticate(request)
+        self.app = self.config.loaded_app if refusal is None else _refusing(refusal)
+        self.scope["client"] = (request.address, self.client[1] if self.client else 0)
+        self.scope["state"]["request"] = request
+        self._site.update_date()
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # Another upgrade, which is not taken. The parser stops here, so this request is the last.
+            self.cycle.keep_alive = False
+
+    # uvicorn asks this while a request is read
+
+    def _should_upgrade(self) -> bool:
+        return self._opens_websocket
+
+    # Inside
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a request waits for the end of its answer."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _read_request(self) -> Request:
+        if self.url == b"*":  # of the server as a whole
+            self.url = b"/"
+        try:
+            target = httptools.parse_url(self.url)
+        except httptools.HttpParserError:
+            self._stop_parsing(_GARBAGE)
+        if target.path is None:
+            self._stop_parsing(_GARBAGE)
+        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers)
+        request = Request(
+            self.parser.get_method().decode("ascii"),
+            unquote(target.path.decode("latin-1")),
+            (target.query or b"").decode("latin-1"),
+            headers,
+            "" if self._place is None else self._place.address,
+        )
+        address = self._site.proxies.client_of(request.address, request.tokens("x-forwarded-for"))
+        return request if address == request.address else replace(request, address=address)
+
+    def _upgraded(self, rest: bytes) -> None:
+        """The parser stopped behind a head that asks for another protocol."""
+        if not self._opens_websocket:
+            self._over = True
+            return
+        if self._request is None or self._place is None:
+            raise AssertionError("an upgrade without a request")
+        try:
+            shell = self._site.open_stream(self._request, self.transport, self._place)
+        except Refused as refused:
+            self._refuse(refused.refusal)
+            return
+        self.connections.discard(self)
+        place, self._place = self._place, None
+        self._over = True
+        self.parser = None  # type: ignore[assignment]  # it refers to this object
+        self.transport.set_protocol(shell)
+        shell.take_over(self.transport, place, self._request, rest)
+
+    def _stop_parsing(self, refusal: Refusal) -> NoReturn:
+        """Called by the parser: leave it."""
+        self._refusal = refusal
+        raise Refused(refusal)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer, and close. Behind a request that waits for its answer, which comes first, only close."""
+        self._over = True
+        self._stop_waiting()
+        if self._answering:
+            self.cycle.keep_alive = False
+            return
+        self.transport.write(refusal.answer())
+        self._close_in_order()
+
+    def _close_in_order(self) -> None:
+        """Close the sending side, and let the client read what it was sent before the socket is gone."""
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._linger = Linger(self.transport, UNREAD_TIMEOUT_S)
+
+    def _wait_for_head(self, seconds: float) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(seconds, self._too_slow, seconds)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self, seconds: float) -> None:
+        self._head_timer = None
+        if self._over:
+            return
+        if self._turned_away is not None:
+            self._refuse(self._turned_away)
+        elif self._in_head or self._request is None:
+            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, f"No whole request within {seconds:g} s."))
+        else:
+            self._over = True
+            self._close_in_order()
+
+
+def _refusing(refusal: Refusal) -> Callable[..., Awaitable[None]]:
+    """An ASGI application that refuses."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = f"{refusal.sentence}\n".encode()
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers]
+        headers += [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": refusal.status.value, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app

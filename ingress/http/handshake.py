@@ -1,0 +1,35 @@
+"""The WebSocket handshake (RFC 6455, section 4.2) of a request that is read; websockets judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from websockets.datastructures import Headers
+from websockets.http11 import Request as WebSocketRequest
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from ingress.http.refusal import Refusal, Refused
+from ingress.request import Request
+
+
+def accepted(request: Request) -> bytes:
+    """The response that opens the WebSocket. Raises Refused where the request is no handshake."""
+    headers = Headers()
+    for name, value in request.headers:
+        headers[name] = value  # adds to those of the same name
+    response = ServerProtocol(select_subprotocol=_first_offered).accept(
+        WebSocketRequest(request.path, headers)
+    )
+    if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+        return response.serialize()
+    sentence = (response.body or b"").decode().strip()
+    upgrade = (("Upgrade", "websocket"),) if response.status_code == HTTPStatus.UPGRADE_REQUIRED else ()
+    raise Refused(Refusal(HTTPStatus(response.status_code), sentence, upgrade))
+
+
+def _first_offered(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """The subprotocol of the answer. None changes what is spoken here, but browsers, which pass secrets in
+    this way, close a connection whose server chooses none of those that they offered."""
+    return offered[0] if offered else None

@@ -1,0 +1,123 @@
+"""What stands behind the WebSocket port: the table of streams, the endpoints, and who may come in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from time import time
+from typing import Final
+
+from starlette.routing import Route
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from ingress.http import handshake
+from ingress.http.authentication import Authenticate, everyone
+from ingress.http.endpoints import ENDPOINTS, application
+from ingress.http.refusal import Refusal, Refused
+from ingress.request import Request
+from ingress.sockets.gate import SENTENCES, Full, Gate, Place
+from ingress.sockets.proxies import TrustedProxies
+from ingress.sockets.shell import OpenConnection
+from ingress.sockets.websocket import WebSocketShell
+
+# Between two requests of one connection.
+KEEP_ALIVE_S: Final = 15
+
+TOO_MANY: Final = {
+    Full.CONNECTIONS: Refusal(HTTPStatus.SERVICE_UNAVAILABLE, SENTENCES[Full.CONNECTIONS]),
+    Full.ADDRESS: Refusal(HTTPStatus.TOO_MANY_REQUESTS, SENTENCES[Full.ADDRESS]),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What bounds one connection of the WebSocket port.
+
+    max_frame_bytes: longest message of a stream.   head_timeout_s: how long the head of a request may take.
+    keep_alive_s: how long a connection may stay without a request.
+    """
+
+    max_frame_bytes: int
+    head_timeout_s: float
+    keep_alive_s: float = KEEP_ALIVE_S
+
+
+class Site:
+    """Shared by all connections of the port.
+
+    streams: who opens the connection of a stream, by the path of the WebSocket.
+    endpoints: of plain HTTP.
+    authenticate: judges every request first.
+    proxies: who may say for whom a request comes.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        limits: HttpLimits,
+        streams: Mapping[str, OpenConnection],
+        *,
+        endpoints: Iterable[Route] = ENDPOINTS,
+        authenticate: Authenticate = everyone,
+        proxies: TrustedProxies | None = None,
+    ) -> None:
+        self.gate: Final = gate
+        self.limits: Final = limits
+        self.authenticate: Final = authenticate
+        self.proxies: Final = proxies or TrustedProxies(())
+        self._streams = streams
+        self.config: Final = Config(
+            application(endpoints, streams),
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]  # it is a number of seconds
+        )
+        self.config.load()
+        self.state: Final = ServerState()
+        self._dated = 0
+
+    def open_stream(self, request: Request, transport: asyncio.Transport, place: Place) -> WebSocketShell:
+        """Answer an upgrade to WebSocket, and return who speaks on the socket from there on.
+
+        Raises Refused where it is refused: nothing is written then.
+        """
+        refusal = self.authenticate(request)
+        if refusal is not None:
+            raise Refused(refusal)
+        full = place.belongs_to(request.address)
+        if full is not None:
+            raise Refused(TOO_MANY[full])
+        open_connection = self._streams.get(request.path)
+        if open_connection is None:
+            paths = " and ".join(self._streams)
+            raise Refused(Refusal(HTTPStatus.NOT_FOUND, f"There is no stream at this path, but at {paths}."))
+        transport.write(handshake.accepted(request))
+        return WebSocketShell(open_connection, self.limits.max_frame_bytes)
+
+    def update_date(self) -> None:
+        """Have the next response carry the date of now (RFC 9110, section 6.6.1)."""
+        now = int(time())
+        if now != self._dated:
+            self._dated = now
+            self.state.default_headers = [(b"date", formatdate(now, usegmt=True).encode())]
+
+    def drain(self) -> None:
+        """Let running requests end and take no more of their connections."""
+        for protocol in list(self.state.connections):
+            protocol.shutdown()
+
+    def abort(self) -> None:
+        """Close all connections that are no streams."""
+        for protocol in list(self.state.connections):
+            protocol.transport.abort()

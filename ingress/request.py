@@ -1,0 +1,38 @@
+"""The head of a request, as it travels from the socket to whoever answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client said when it came.
+
+    method: in capitals; empty on the TCP port, where nothing is said before the messages.
+    path: with its percent escapes resolved.   query: what stands behind `?`, as it came.
+    headers: names in small letters, in the order in which they came.
+    address: of the client; behind a trusted proxy, the one that the proxy states.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: tuple[tuple[str, str], ...]
+    address: str
+
+    @classmethod
+    def without_head(cls, address: str) -> Request:
+        """A connection on the TCP port."""
+        return cls("", "", "", (), address)
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, those of a repeated one joined by commas (RFC 9110, section 5.3); None where
+        it is missing. `name` is in small letters."""
+        values = [value for each, value in self.headers if each == name]
+        return ", ".join(values) if values else None
+
+    def tokens(self, name: str) -> list[str]:
+        """The members of a header that is a list, in small letters."""
+        value = self.header(name)
+        return [] if value is None else [token.strip().lower() for token in value.split(",")]

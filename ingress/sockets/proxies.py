@@ -1,0 +1,63 @@
+"""Whose word about a client's address counts: that of the proxies which an operator has named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+Network = IPv4Network | IPv6Network
+
+
+class TrustedProxies:
+    """Reads `X-Forwarded-For`, to which each proxy appends the address that it was reached from.
+
+    networks: those of the proxies; none means that the header never counts.
+    """
+
+    __slots__ = ("_networks",)
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._networks = tuple(networks)
+
+    def includes(self, address: str) -> bool:
+        """Whether an address is that of a trusted proxy."""
+        if not self._networks:
+            return False
+        parsed = _parsed(address)
+        return parsed is not None and any(parsed in network for network in self._networks)
+
+    def client_of(self, peer: str, forwarded_for: list[str]) -> str:
+        """The client's address: the last that no trusted proxy has, seen from the socket.
+
+        peer: address of the socket.   forwarded_for: members of the header, the nearest last.
+        A member that is no address ends the chain: what stands before it is hearsay.
+        """
+        address = peer
+        for member in reversed(forwarded_for):
+            if not self.includes(address):
+                break
+            parsed = _parsed(_without_port(member))
+            if parsed is None:
+                break
+            address = str(parsed)
+        return address
+
+
+def plain_address(address: str) -> str:
+    """An address as it is written alone: one of IPv4 that came in over a socket of both families included."""
+    return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def _parsed(address: str) -> IPv4Address | IPv6Address | None:
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def _without_port(member: str) -> str:
+    """Some proxies write the port too: `192.0.2.1:1234`, `[2001:db8::1]:1234`."""
+    if member.startswith("["):
+        return member[1:].partition("]")[0]
+    return member.partition(":")[0] if member.count(":") == 1 else member

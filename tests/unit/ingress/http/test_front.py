@@ -1,0 +1,360 @@
+"""The front of the WebSocket port, with real sockets: what each kind of request is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import suppress
+from http import HTTPStatus
+
+import pytest
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import PlainTextResponse, Response
+from websockets.asyncio.client import connect
+from websockets.frames import Frame, Opcode
+
+from ingress.http.endpoints import endpoint
+from ingress.http.front import MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES
+from ingress.http.refusal import Refusal
+from ingress.request import Request
+from tests.fake_backplane import ScriptedBackplane
+from tests.ingress_harness import HANDSHAKE, HOST, Harness, TcpClient, serving, wait_until
+
+_KEY = b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+_UPGRADE = b"Host: h\r\nConnection: Upgrade\r\n" + _KEY
+
+
+async def _echo(request: StarletteRequest) -> Response:
+    return PlainTextResponse(await request.body())
+
+
+async def _big(request: StarletteRequest) -> Response:
+    return PlainTextResponse(b"x" * 8_000_000)
+
+
+_ENDPOINTS = (endpoint("/echo", _echo, "POST"), endpoint("/big", _big, "GET"))
+
+
+async def _response(client: TcpClient, *, body: bool = True) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the next response."""
+    async with asyncio.timeout(5):
+        head = (await client.reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        length = int(headers.get("content-length", 0)) if body else 0
+        return int(head[0].split()[1]), headers, await client.reader.readexactly(length)
+
+
+async def _answer(harness: Harness, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """The response to one request, whose connection then closes."""
+    client = await harness.raw_ws()
+    await client.send(request)
+    response = await _response(client, body=not request.startswith(b"HEAD"))
+    async with asyncio.timeout(5):
+        assert await client.reader.read() == b""
+    await client.close()
+    return response
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /nowhere HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", 404),
+        (b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", 426),
+        (b"POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", 405),
+        (b"DELETE /nowhere HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", 404),
+        (b"hello there\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),  # TLS
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 505),
+        (b"GET / HTTP/2.0\r\n\r\n", 505),
+        (b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        (b"GET http://[ HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", 400),  # a folded header
+        (b"GET /nowhere HTTP/1.1\r\n" + _UPGRADE + b"\r\n", 404),
+        (b"GET / HTTP/1.1\r\n" + _UPGRADE.replace(b"13", b"12") + b"\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + _UPGRADE.replace(b"AAAA", b"AA") + b"\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + _UPGRADE + b"Content-Length: 2\r\n\r\n{}", 400),
+        (b"GET / HTTP/1.1\r\n" + _UPGRADE + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\n" + _UPGRADE.replace(b"Upgrade\r\n", b"Upgrade, close\r\n", 1) + b"\r\n", 405),
+    ],
+)
+async def test_what_is_refused_has_a_status_and_a_sentence(request_: bytes, status: int) -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        got, headers, body = await _answer(harness, request_)
+        assert got == status
+        assert headers["content-type"].startswith("text/plain")
+        assert body.endswith(b"\n")
+        assert headers["date"].endswith("gmt")
+        assert harness.backplane.links == []
+
+
+@pytest.mark.parametrize(
+    ("line", "fits", "status"),
+    [
+        (b"GET /%s HTTP/1.1\r\n", 404, 414),
+        (b"DELETE /%s HTTP/1.1\r\n", 404, 414),
+        (b"GET /ws?terms=%s HTTP/1.1\r\n", 101, 414),
+    ],
+)
+async def test_a_request_line_is_as_long_as_allowed_and_no_longer(
+    line: bytes, fits: int, status: int
+) -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        room = MAX_REQUEST_LINE_BYTES - len(line.replace(b"%s", b""))
+        rest = (_UPGRADE if fits == 101 else b"Connection: close\r\n") + b"\r\n"
+        for size, expected in ((room, fits), (room + 1, status)):
+            client = await harness.raw_ws()
+            client.writer.write(line.replace(b"%s", b"x" * size) + rest)
+            assert (await _response(client))[0] == expected
+            await client.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "count"), [(b"A: %s\r\n", 1), (b"A: bcd%s\r\n", MAX_HEADER_BYTES // 8 - 8)]
+)
+async def test_headers_are_as_long_as_allowed_and_no_longer(header: bytes, count: int) -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        fixed = b"Connection: close\r\n" + header.replace(b"%s", b"") * (count - 1)
+        room = MAX_HEADER_BYTES - len(fixed) - len(header.replace(b"%s", b""))
+        for size, expected in ((room, 200), (room + 1, 431)):
+            client = await harness.raw_ws()
+            headers = fixed + header.replace(b"%s", b"x" * size)
+            assert len(headers) == MAX_HEADER_BYTES + (expected == 431)
+            client.writer.write(b"GET / HTTP/1.1\r\n" + headers + b"\r\n")
+            assert (await _response(client))[0] == expected
+            await client.close()
+
+
+@pytest.mark.parametrize(
+    ("begin", "status"),
+    [(b"GET /", 414), (b"GET / HTTP/1.1\r\nA: ", 431), (b"POST /echo HTTP/1.1\r\nA: b\r\n", 431)],
+)
+async def test_a_head_without_end_is_refused_at_its_bound(begin: bytes, status: int) -> None:
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        client.writer.write(begin)
+        piece = b"c: dddd\r\n" * 1000 if begin.endswith(b"\n") else b"x" * 9000
+        for _ in range(40):
+            client.writer.write(piece)
+            with suppress(ConnectionError):
+                await client.writer.drain()
+        got, _, _ = await _response(client)
+        assert got == status
+        await client.close()
+
+
+async def test_a_person_gets_a_page_and_head_the_same_without_it() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        status, headers, body = await _response(client)
+        assert status == 200
+        assert headers["content-type"] == "text/html; charset=utf-8"
+        assert b"<title>Parakeet server</title>" in body
+        await client.send(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
+        head_status, head_headers, _ = await _response(client, body=False)
+        assert head_status == 200
+        assert head_headers | {"date": ""} == headers | {"date": ""}
+        for target in (b"/", b"*", b"/ws"):
+            await client.send(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+            options_status, options_headers, _ = await _response(client)
+            assert (options_status, options_headers["allow"]) == (204, "get, head, options")
+        await client.close()
+
+
+async def test_http_1_0_is_served_and_closed() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        status, headers, body = await _answer(harness, b"GET / HTTP/1.0\r\n\r\n")
+        assert (status, headers["connection"]) == (200, "close")
+        assert b"Parakeet server" in body
+        # It knows no upgrades (RFC 9110, section 7.8).
+        status, _, _ = await _answer(harness, b"GET / HTTP/1.0\r\n" + _UPGRADE + b"\r\n")
+        assert status == 200
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        requests = [b"POST /echo HTTP/1.1\r\nContent-Length: 1\r\n\r\n%d" % n for n in range(9)]
+        await client.send(b"".join(requests))
+        assert [(await _response(client))[2] for _ in requests] == [b"%d" % n for n in range(9)]
+        await client.close()
+
+
+async def test_too_many_pipelined_requests_end_the_connection_behind_those_before() -> None:
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\nok" * 1000)
+        async with asyncio.timeout(5):
+            data = await client.reader.read()
+        assert data.count(b"HTTP/1.1 200") == data.count(b"\r\n\r\nok") == 17
+        await client.close()
+
+
+async def test_a_websocket_may_follow_a_request_on_its_connection() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert (await _response(client))[0] == 200
+        close = Frame(Opcode.TEXT, b'{"type":"close"}').serialize(mask=True)
+        await client.send(HANDSHAKE + close)
+        assert (await _response(client))[0] == 101
+        async with asyncio.timeout(5):
+            await client.reader.readuntil(b'"is_final":true')
+        await client.close()
+        await wait_until(lambda: not harness.connections)
+
+
+async def test_a_websocket_is_not_opened_behind_a_request_without_an_answer() -> None:
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\nok" + HANDSHAKE)
+        async with asyncio.timeout(5):
+            data = await client.reader.read()
+        assert data.startswith(b"HTTP/1.1 200")
+        assert data.endswith(b"ok")
+        await client.close()
+        assert harness.backplane.links == []
+
+
+async def test_another_upgrade_is_not_taken() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        request = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        status, headers, body = await _answer(harness, request)
+        assert (status, headers["connection"]) == (200, "close")
+        assert b"Parakeet server" in body
+
+
+async def test_a_body_that_is_expected_to_be_asked_for_is_asked_for() -> None:
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        head = b" HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+        await client.send(b"POST /echo" + head)
+        assert (await _response(client))[0] == 100
+        await client.send(b"ok")
+        assert (await _response(client))[::2] == (200, b"ok")
+        # One that nobody reads is not.
+        await client.send(b"POST /" + head)
+        assert (await _response(client))[0] == 405
+        await client.close()
+
+
+async def test_a_half_closed_client_has_its_answer() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        client = await harness.raw_ws()
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        client.writer.write_eof()
+        assert (await _response(client))[0] == 200
+        assert await client.reader.read() == b""
+        await client.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", b"\r\n", b"\r\n" * 5000])
+async def test_a_head_that_does_not_come_is_not_waited_for(sent: bytes) -> None:
+    async with serving(ScriptedBackplane(), handshake_timeout_s=0.1) as harness:
+        assert (await _answer(harness, sent))[0] == 408
+
+
+@pytest.mark.parametrize("between", [b"", b"\r\n"])
+async def test_a_connection_without_a_request_is_closed(between: bytes) -> None:
+    async with serving(ScriptedBackplane(), handshake_timeout_s=0.3, keep_alive_s=0.1) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert (await _response(client))[0] == 200
+        await client.send(between)
+        async with asyncio.timeout(5):
+            assert await client.reader.read() == b""
+        await client.close()
+
+
+async def test_a_head_that_stops_on_a_kept_connection_is_not_waited_for() -> None:
+    async with serving(ScriptedBackplane(), handshake_timeout_s=0.1) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert (await _response(client))[0] == 200
+        await client.send(b"GET / HTTP/1.1\r\nHost: ")
+        assert (await _response(client))[0] == 408
+        await client.close()
+
+
+async def test_a_client_that_does_not_read_its_answer_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingress.http.front.UNREAD_TIMEOUT_S", 0.2)
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = socket.create_connection((HOST, harness.ws_port))
+        harness.sockets.append(client)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_sendall(client, b"GET /big HTTP/1.1\r\nHost: h\r\n\r\n")
+        await wait_until(lambda: bool(harness.transports))
+        await wait_until(harness.transports[0].is_closing)
+
+
+async def test_authentication_comes_before_everything() -> None:
+    judged: list[Request] = []
+
+    def nobody(request: Request) -> Refusal | None:
+        judged.append(request)
+        return Refusal(HTTPStatus.UNAUTHORIZED, "Who are you?", (("WWW-Authenticate", "Bearer"),))
+
+    async with serving(ScriptedBackplane(), authenticate=nobody, endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        for _ in range(2):
+            await client.send(b"POST /echo?a=b HTTP/1.1\r\nX: Y\r\nContent-Length: 2\r\n\r\nok")
+            status, headers, body = await _response(client)
+            assert (status, headers["www-authenticate"], body) == (401, "bearer", b"Who are you?\n")
+        await client.send(HANDSHAKE.replace(b"GET /", b"GET /ws?token=%20"))
+        status, headers, _ = await _response(client)
+        assert (status, headers["www-authenticate"]) == (401, "bearer")
+        await client.close()
+        assert harness.backplane.links == []
+    assert [(r.method, r.path, r.query, r.address) for r in judged] == [
+        ("POST", "/echo", "a=b", "127.0.0.1"),
+        ("POST", "/echo", "a=b", "127.0.0.1"),
+        ("GET", "/ws", "token=%20", "127.0.0.1"),
+    ]
+    assert judged[0].header("x") == "Y"
+    assert judged[0].header("y") is None
+
+
+@pytest.mark.parametrize("path", ["/", "/ws", "/?token=x", "/ws?terms=" + "x" * 60_000])
+async def test_a_stream_at_each_of_its_paths(path: str) -> None:
+    async with (
+        serving(ScriptedBackplane(echo=True)) as harness,
+        connect(harness.ws_url + path) as client,
+    ):
+        assert json.loads(await client.recv())["type"] == "hello"
+        (request,) = harness.requests
+        assert (request.path, request.query) == tuple(path.partition("?")[::2])
+        await client.send(b"\0\0" * 5)
+        assert json.loads(await client.recv())["text"] == "5 samples"
+
+
+async def test_a_drain_ends_connections_without_a_stream() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        idle = await harness.raw_ws()
+        used = await harness.raw_ws()
+        await used.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert (await _response(used))[0] == 200
+        assert harness.site is not None
+        harness.site.drain()
+        for client in (idle, used):
+            async with asyncio.timeout(5):
+                assert await client.reader.read() == b""
+            await client.close()
+
+
+async def test_a_head_cut_anywhere_is_the_same_head() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        close = Frame(Opcode.TEXT, b'{"type":"close"}').serialize(mask=True)
+        data = HANDSHAKE + close
+        for cut in range(1, len(data), 7):
+            client = await harness.raw_ws()
+            client.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await client.send(data[:cut])
+            await asyncio.sleep(0)
+            await client.send(data[cut:])
+            async with asyncio.timeout(5):
+                answer = await client.reader.readuntil(b'"is_final":true')
+            assert answer.startswith(b"HTTP/1.1 101")
+            await client.close()
