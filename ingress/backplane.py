@@ -16,8 +16,6 @@ from functools import partial
 from time import time
 from typing import Any, Final
 
-import orjson
-
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, RedisUnavailable, Unavailable
 from common.messages import Audio, Resume
@@ -31,7 +29,7 @@ from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.audio_log import AudioLog, decoded_samples
 from common.streams.leases import IngressPresence, IngressReport
-from common.streams.status import read_status
+from common.streams.status import shared_status
 from ingress.keeper import Keeper
 from ingress.links import Resumption, StreamListener
 from ingress.result_feed import RETRY_PAUSE_S, ResultFeed
@@ -240,7 +238,7 @@ class RedisBackplane:
 
     async def read_status(self) -> bytes:
         """The status line of the cluster. Raises RedisUnavailable."""
-        return orjson.dumps(await read_status(self._redis, self._keys))
+        return await shared_status(self._redis, self._keys)
 
     # LinkOwner
 

@@ -133,6 +133,16 @@ class Keys:
         """HASH of an ingress."""
         return self._cluster(f"i:{ingress}")
 
+    @property
+    def status_line(self) -> bytes:
+        """STRING, the status line that was made last (common/streams/status.py)."""
+        return self._cluster("status")
+
+    @property
+    def status_turn(self) -> bytes:
+        """STRING, there while somebody makes the status line."""
+        return self._cluster("status-turn")
+
     def probe(self, name: str) -> bytes:
         """A key with which a process finds out at its start what the server lets it do."""
         return self._cluster(f"probe:{name}")

@@ -5,6 +5,8 @@ Scripts run on shard 0 by the clock of its server, so that ingresses need no com
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -19,12 +21,17 @@ from common.redis.server_run import SERVER_RUN
 # Part of --redis-maxmemory-mb from which no new stream is admitted, so that those that run have room:
 # at the limit itself Redis refuses their audio.
 _MEMORY_LIMIT: Final = 0.9
+# A worker that lives renews its lease within so long of a pause of Redis, in which all leases lapse...
+_RENEWAL_S: Final = 2.0
+_ASK_AGAIN_S: Final = 0.1
+# ... and one whose lease lapsed longer ago is not waited for.
+_MAY_COME_BACK_MS: Final = 30_000
 # Streams that a server may have admitted in its last moments and forgotten, and many more.
 _FORGOTTEN_STREAMS: Final = 100_000
 
-# Gives {1, stream id}, {0, 'full'} or {0, 'no_worker'}. What workers can take together bounds the
-# cluster as --max-num-streams does; a worker that drains takes nothing new but keeps what it has.
-# Memory is that of the server of shard 0, on which this runs.
+# Gives {1, stream id}, or {0, 'full' or 'no_worker', number of workers whose lease lapsed just now}. What
+# workers can take together bounds the cluster as --max-num-streams does; a worker that drains takes nothing
+# new but keeps what it has. Memory is that of the server of shard 0, on which this runs.
 #
 # In each run of the server ids begin at its clock, in milliseconds: what an earlier run gave and this one has
 # forgotten, its counter included, is less as long as fewer than a thousand streams a second are admitted. A
@@ -36,6 +43,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local limit = 0
 local open = false
+local lapsed = redis.call('ZCOUNT', KEYS[3], now - {_MAY_COME_BACK_MS}, now)
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. now, '+inf')) do
   local state = redis.call('HMGET', ARGV[3] .. worker, 'capacity', 'draining', 'owned')
   if state[1] and state[2] ~= '1' then
@@ -45,13 +53,15 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. now, '+inf')
     limit = limit + tonumber(state[3] or '0')
   end
 end
-if not open then return {{0, 'no_worker'}} end
+if not open then return {{0, 'no_worker', lapsed}} end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-if redis.call('ZCARD', KEYS[2]) >= math.min(limit, tonumber(ARGV[1])) then return {{0, 'full'}} end
+local admitted = redis.call('ZCARD', KEYS[2])
+if admitted >= tonumber(ARGV[1]) then return {{0, 'full', 0}} end
+if admitted >= limit then return {{0, 'full', lapsed}} end
 local memory = redis.call('INFO', 'memory')
 local most = tonumber(string.match(memory, '\\nmaxmemory:(%d+)'))
 local used = tonumber(string.match(memory, '\\nused_memory:(%d+)'))
-if most > 0 and used > most * {_MEMORY_LIMIT} then return {{0, 'full'}} end
+if most > 0 and used > most * {_MEMORY_LIMIT} then return {{0, 'full', 0}} end
 local stream = tonumber(ARGV[7])
 if stream == 0 then
   local run = {SERVER_RUN}
@@ -122,10 +132,25 @@ class Admission:
 
         stream: the id of one that was admitted and released before it began; a new id where it is None.
 
+        Leases lapse while Redis pauses: where one has lapsed just now, this asks again for a moment, in which
+        its worker can renew it.
+
         Raises NoFreeStream when the cluster is full, NoWorker when no worker takes streams.
         """
+        deadline: float | None = None  # counted from the first answer, which comes when the pause is over
+        while True:
+            granted, answer, *lapsed = await self._ask(max_num_streams, ttl_ms, stream)
+            if granted == 1:
+                return StreamId(int(answer))
+            now = time.monotonic()
+            deadline = now + _RENEWAL_S if deadline is None else deadline
+            if not any(lapsed) or now > deadline:
+                raise NoFreeStream if answer == b"full" else NoWorker
+            await asyncio.sleep(_ASK_AGAIN_S)
+
+    async def _ask(self, max_num_streams: int, ttl_ms: int, stream: StreamId | None) -> Any:
         keys = self._keys
-        granted, answer = await self._script(
+        return await self._script(
             _ADMIT,
             (
                 keys.stream_counter,
@@ -144,11 +169,6 @@ class Admission:
                 stream or 0,
             ),
         )
-        if granted == 1:
-            return StreamId(int(answer))
-        if answer == b"full":
-            raise NoFreeStream
-        raise NoWorker
 
     async def renew(self, streams: Iterable[StreamId], ttl_ms: int) -> None:
         """Put the expiry of these admissions forward to `ttl_ms` from now."""

@@ -7,20 +7,30 @@ hashes of workers whose lease holds.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.entries import StreamId, WorkerId
+import orjson
+
+from common.entries import IngressId, WorkerId, decode_assignment
 from common.errors import RedisUnavailable
-from common.redis.clients import REDIS_ERROR, AsyncClient, AsyncRedis
+from common.redis.clients import REDIS_ERROR, AsyncRedis
+from common.redis.connect import Argument, pack
 from common.redis.keys import ASSIGNMENT_GROUP, Keys
 
 STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
 
 # Streams whose groups one pipeline asks for: bounds the reply.
 _BATCH: Final = 500
+# How old a status line may be. A look at 5,000 streams takes Redis some 75 ms, so that one look every two
+# seconds is 4 % of its core, whoever asks and however often.
+SHARED_FOR_MS: Final = 2000
+# A look is over by then, or whoever made it has died.
+_LOOK_TIME_MS: Final = 5000
+_ASK_AGAIN_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,47 +142,67 @@ class _Backlog:
     waiting: int
 
 
+async def shared_status(redis: AsyncRedis, keys: Keys) -> bytes:
+    """The status line of the cluster, as JSON, at most `SHARED_FOR_MS` old. Raises RedisUnavailable.
+
+    It costs a look at every stream, so the whole cluster shares each: it is made by the first that asks, and
+    kept in Redis for the others, at whichever ingress they ask.
+    """
+    while True:
+        line, left_ms = await _shared_line(redis, keys)
+        if line is not None:
+            return line
+        if left_ms <= 0:
+            break
+        # Another ingress is at it; where it dies, the next one begins when its time is over.
+        await asyncio.sleep(min(left_ms / 1000, _ASK_AGAIN_S))
+    line = orjson.dumps(await read_status(redis, keys))
+    await _execute(redis, "SET", keys.status_line, line, "PX", SHARED_FOR_MS)
+    return line
+
+
+async def _shared_line(redis: AsyncRedis, keys: Keys) -> tuple[bytes | None, int]:
+    """The line that is kept; or none, and how long another one's turn lasts: 0 where it is ours."""
+    line, left_ms = await _execute(
+        redis, "EVAL", _SHARE, 2, keys.status_line, keys.status_turn, _LOOK_TIME_MS
+    )
+    return line, int(left_ms)
+
+
 async def read_status(redis: AsyncRedis, keys: Keys) -> dict[str, Any]:
     """Compute the status line of the cluster. Raises RedisUnavailable."""
-    try:
-        return await _read_status(redis, keys)
-    except (REDIS_ERROR, OSError) as error:
-        raise RedisUnavailable from error
-
-
-async def _read_status(redis: AsyncRedis, keys: Keys) -> dict[str, Any]:
-    cluster = redis.cluster
-    seconds, microseconds = await cluster.execute_command("TIME")
+    seconds, microseconds = await _execute(redis, "TIME")
     now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-    pipe = cluster.pipeline(transaction=False)
-    pipe.zcount(keys.admissions, f"({now_ms}", "+inf")
-    pipe.zrangebyscore(keys.workers, f"({now_ms}", "+inf")
-    pipe.zrangebyscore(keys.ingresses, f"({now_ms}", "+inf")
-    connected, worker_names, ingress_names = await pipe.execute()
+    connected, worker_names, ingress_names = await _replies(
+        redis,
+        0,
+        [
+            ("ZCOUNT", keys.admissions, f"({now_ms}", "+inf"),
+            ("ZRANGEBYSCORE", keys.workers, f"({now_ms}", "+inf"),
+            ("ZRANGEBYSCORE", keys.ingresses, f"({now_ms}", "+inf"),
+        ],
+    )
     workers = [WorkerId(name.decode()) for name in worker_names]
-
-    pipe = cluster.pipeline(transaction=False)
-    for worker in workers:
-        pipe.hgetall(keys.worker(worker))
-    for name in ingress_names:
-        pipe.hget(keys.ingress(name.decode()), "started_ms")
-    replies: Sequence[Any] = await pipe.execute() if pipe else []
+    hashes = await _replies(redis, 0, [("HGETALL", keys.worker(worker)) for worker in workers])
     reports = [
-        report for fields in replies[: len(workers)] if (report := decode_worker_report(fields)) is not None
+        report
+        for flat in hashes
+        if (report := decode_worker_report(dict(zip(flat[::2], flat[1::2], strict=True)))) is not None
     ]
     started = [report.started_ms for report in reports]
-    started += [int(value) for value in replies[len(workers) :] if value is not None]
+    starts = await _replies(
+        redis, 0, [("HGET", keys.ingress(IngressId(name.decode())), "started_ms") for name in ingress_names]
+    )
+    started += [int(value) for value in starts if value is not None]
 
     backlogs = []
     pre_encode = 0
     for shard in range(keys.shards):
-        client = redis.shard(shard)
-        backlogs.append(await _backlog(client, keys, shard))
-        if workers:
-            pipe = client.pipeline(transaction=False)
-            for worker in workers:
-                pipe.zcard(keys.ready(shard, worker))
-            pre_encode += sum(await pipe.execute())
+        server = redis.servers.server_of_shard(shard)
+        backlogs.append(await _backlog(redis, server, keys, shard))
+        pre_encode += sum(
+            await _replies(redis, server, [("ZCARD", keys.ready(shard, worker)) for worker in workers])
+        )
     return assemble(
         connected_streams=int(connected),
         reports=reports,
@@ -189,25 +219,54 @@ async def _read_status(redis: AsyncRedis, keys: Keys) -> dict[str, Any]:
     )
 
 
-async def _backlog(client: AsyncClient, keys: Keys, shard: int) -> _Backlog:
+async def _backlog(redis: AsyncRedis, server: int, keys: Keys, shard: int) -> _Backlog:
     assignments = keys.assignments(shard)
-    entries = await client.execute_command("XRANGE", assignments, "-", "+")
-    streams = [StreamId(int(fields[b"sid"])) for _, fields in entries if b"sid" in fields]
+    (entries,) = await _replies(redis, server, [("XRANGE", assignments, "-", "+")])
+    streams = [decode_assignment(entry_id, fields).stream for entry_id, fields in entries]
     owned = 0
     if entries:
-        owned = int(await client.execute_command("EVAL", _COUNT_PENDING, 1, assignments, ASSIGNMENT_GROUP))
+        (owned,) = await _replies(redis, server, [("EVAL", _COUNT_PENDING, 1, assignments, ASSIGNMENT_GROUP)])
     raw_depth = raw_streams = encoded_depth = encoded_streams = 0
     for at in range(0, len(streams), _BATCH):
-        pipe = client.pipeline(transaction=False)
-        for stream in streams[at : at + _BATCH]:
-            pipe.execute_command("EVAL", _STREAM_BACKLOG, 1, keys.stream(stream).audio)
-        for undelivered, unacknowledged in await pipe.execute():
+        audio = [keys.stream(stream).audio for stream in streams[at : at + _BATCH]]
+        for undelivered, unacknowledged in await _replies(
+            redis, server, [("EVAL", _STREAM_BACKLOG, 1, key) for key in audio]
+        ):
             raw_depth += undelivered
             raw_streams += undelivered > 0
             encoded_depth += unacknowledged
             encoded_streams += unacknowledged > 0
     return _Backlog(raw_depth, raw_streams, encoded_depth, encoded_streams, owned, len(entries) - owned)
 
+
+async def _replies(redis: AsyncRedis, server: int, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+    """Run commands together. Raises RedisUnavailable, also for the first refusal."""
+    if not commands:
+        return []
+    try:
+        replies = await redis.pipelined(server).send([pack(*command) for command in commands])
+    except (REDIS_ERROR, OSError) as error:
+        raise RedisUnavailable(str(error)) from error
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise RedisUnavailable(str(reply)) from reply
+    return replies
+
+
+async def _execute(redis: AsyncRedis, *command: Argument) -> Any:
+    try:
+        return await redis.execute(0, *command)
+    except (REDIS_ERROR, OSError) as error:
+        raise RedisUnavailable(str(error)) from error
+
+
+# KEYS line, turn; ARGV how long a look may take. Gives the line, or how many ms another's turn still lasts.
+_SHARE: Final = """
+local line = redis.call('GET', KEYS[1])
+if line then return {line, 0} end
+if redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[1]) then return {false, 0} end
+return {false, math.max(1, redis.call('PTTL', KEYS[2]))}
+"""
 
 _COUNT_PENDING: Final = """
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])

@@ -122,6 +122,37 @@ async def test_a_missing_worker_and_a_full_cluster_are_told_apart(
         await admission.admit(10, 60_000)
 
 
+async def test_a_lease_that_lapsed_in_a_pause_of_redis_is_given_time_to_be_renewed(
+    redis_url: str, admission: Admission
+) -> None:
+    client = raw_client(redis_url)
+    announce(redis_url, "w1", 1)
+    now_ms = int(client.time()[0]) * 1000
+    client.zadd("px:{0}:workers", {"w1": now_ms - 1000})
+    asked = asyncio.create_task(admission.admit(10, 60_000))
+    await asyncio.sleep(0.3)
+    assert not asked.done()
+    announce(redis_url, "w1", 1)
+    assert await asked > 0
+    # One of two workers is late: the cluster only looks full.
+    announce(redis_url, "w2", 1)
+    client.zadd("px:{0}:workers", {"w2": now_ms - 1000})
+    asked = asyncio.create_task(admission.admit(10, 60_000))
+    await asyncio.sleep(0.3)
+    assert not asked.done()
+    announce(redis_url, "w2", 1)
+    assert await asked > 0
+    # Who gave its lease back, or is long dead, is not waited for; nor does anybody wait for ever.
+    loop = asyncio.get_running_loop()
+    for score, least_s, most_s in ((0, 0.0, 1.0), (now_ms - 60_000, 0.0, 1.0), (now_ms - 1000, 1.5, 6.0)):
+        client.zadd("px:{0}:workers", {"w1": score, "w2": score})
+        began = loop.time()
+        with pytest.raises(NoWorker):
+            await admission.admit(10, 60_000)
+        assert least_s <= loop.time() - began < most_s
+    client.close()
+
+
 async def test_the_workers_together_bound_the_cluster(redis_url: str, admission: Admission) -> None:
     announce(redis_url, "w1", 2)
     announce(redis_url, "w2", 3)

@@ -23,6 +23,7 @@ from parakeet.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy
 from tests.ingress_process import IngressProcess
 from tests.servers import make_server, raw_client
+from tests.stack import Stack, transcribe
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
@@ -244,6 +245,18 @@ async def test_a_pause_of_redis_loses_nothing(own_server: EmbeddedRedis, tmp_pat
             await ingress.ended(stream)
             assert stream.text == expected_text(pcm)
             assert [sent["seq"] for sent in stream.sent] == list(range(1, len(stream.sent) + 1))
+
+
+@pytest.mark.parametrize("pause_s", [0.5, 1.5, 3.0])
+async def test_a_client_that_connects_while_redis_pauses_is_served(own_stack: Stack, pause_s: float) -> None:
+    """Longer than a lease, which then has lapsed when Redis goes on: that is no missing worker."""
+    own_stack.worker(lease_ms=1000, redis_timeout_ms=1000)
+    ingress = own_stack.ingress()
+    pcm = noise(0.5)
+    for _ in range(3):
+        own_stack.client.execute_command("CLIENT", "PAUSE", int(pause_s * 1000), "ALL")
+        results = await transcribe(ingress.tcp_url, pcm)
+        assert results[-1].text == expected_text(pcm)
 
 
 async def test_all_connections_cut_lose_nothing(own_server: EmbeddedRedis, tmp_path: Path) -> None:
