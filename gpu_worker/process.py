@@ -13,9 +13,9 @@ from functools import partial
 from typing import NoReturn
 
 from common.errors import ParakeetError
-from common.logging import configure_or_exit
+from common.process.logging import configure_or_exit
+from common.process.standard_streams import open_missing
 from common.settings import PROGRAM, WorkerSettings, parse_or_exit
-from common.standard_streams import open_missing
 from gpu_worker.worker import EXIT_FAILED, Worker
 
 logger = logging.getLogger(__name__)

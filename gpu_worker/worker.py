@@ -17,11 +17,11 @@ from types import FrameType
 from typing import Final, Protocol
 
 from common.entries import WorkerId
+from common.process.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
 from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
 from common.redis.keys import Keys
 from common.redis.requirements import check_servers
 from common.settings import WorkerSettings
-from common.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
 from common.streams import served_model
 from common.streams.admission import check_worker_agrees
 from common.streams.claims import Claims

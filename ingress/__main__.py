@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 from common.errors import RedisUnavailable, SettingsError
-from common.logging import configure_or_exit
+from common.process.logging import configure_or_exit
+from common.process.standard_streams import run_command
 from common.settings import PROGRAM, parse_or_exit
-from common.standard_streams import run_command
 from ingress.server import serve
 
 logger = logging.getLogger("ingress")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.last_words import LastWords
+from common.process.last_words import LastWords
 from parakeet.backoff import Backoff
 
 logger = logging.getLogger(__name__)

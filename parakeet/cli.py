@@ -15,7 +15,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from common.errors import ParakeetError
-from common.logging import configure, default_config
+from common.process.logging import configure, default_config
+from common.process.standard_streams import complain, run_command
+from common.process.version import package_version
 from common.settings import (
     FLAGS,
     PROGRAM,
@@ -27,8 +29,6 @@ from common.settings import (
     child_environment,
     parse,
 )
-from common.standard_streams import complain, run_command
-from common.version import package_version
 
 SUMMARIES = {
     "serve": "run it all on this machine: ingress, workers, and Redis unless --redis-url is given",

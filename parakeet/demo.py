@@ -23,8 +23,8 @@ from pathlib import Path
 
 from common.errors import ParakeetError, ServiceError
 from common.messages import Result
+from common.process.standard_streams import complain, run_command
 from common.settings import plain_environment
-from common.standard_streams import complain, run_command
 from parakeet.audio_source import read_wav, recording_blocks
 from parakeet.child import describe_exit, start_tied
 from parakeet.client import ClientError

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from common.addresses import host_and_port
 from common.errors import ServiceError
+from common.process.stop_times import STOP_MARGIN_S
 from common.settings import (
     IngressSettings,
     ServeSettings,
@@ -27,7 +28,6 @@ from common.settings import (
     child_environment,
     new_process_id,
 )
-from common.stop_times import STOP_MARGIN_S
 from parakeet.backoff import Backoff
 from parakeet.child import Child, Launch, describe_exit
 from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import gpu_worker.intake
 from common.entries import AudioEntry, StreamId
-from common.logging import configure
+from common.process.logging import configure
 from common.settings import parse_or_exit
 from gpu_worker.audio import StreamAudio
 from gpu_worker.backend import make_backend

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
 from common.errors import SettingsError
+from common.process.standard_streams import complain
+from common.process.version import package_version
 from common.settings.schema import (
     HealthSettings,
     IngressSettings,
@@ -24,8 +26,6 @@ from common.settings.schema import (
 )
 from common.settings.table import FLAGS, Flag
 from common.settings.values import HUB_ID, RedisUrls
-from common.standard_streams import complain
-from common.version import package_version
 
 Settings = (
     IngressSettings | WorkerSettings | ServeSettings | StatusSettings | HealthSettings | TranscribeSettings

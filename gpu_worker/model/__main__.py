@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.process.standard_streams import complain, run_command
+from common.process.version import package_version
 from common.settings import PROGRAM
-from common.standard_streams import complain, run_command
-from common.version import package_version
 from gpu_worker.model.errors import ModelError
 from gpu_worker.model.export import DTYPES
 from gpu_worker.model.inspection import describe, export

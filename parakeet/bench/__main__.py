@@ -2,8 +2,8 @@
 
 import sys
 
+from common.process.standard_streams import run_command
 from common.settings import PROGRAM
-from common.standard_streams import run_command
 from parakeet.bench.command import main
 
 if __name__ == "__main__":

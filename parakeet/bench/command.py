@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from common.process.standard_streams import complain
+from common.process.version import package_version
 from common.settings import PROGRAM
-from common.standard_streams import complain
-from common.version import package_version
 from parakeet.bench.figures import TrialFigures
 from parakeet.bench.plan import Plan, Target
 from parakeet.bench.report import plot, write_json

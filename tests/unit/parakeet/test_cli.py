@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.logging import default_config
+from common.process.logging import default_config
 from common.settings import COMMANDS, FLAGS
 from parakeet import cli
 

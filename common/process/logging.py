@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.errors import SettingsError
-from common.last_words import LastWordsHandler, inherited_handler
+from common.process.last_words import LastWordsHandler, inherited_handler
+from common.process.standard_streams import complain
 from common.settings import ClusterSettings
-from common.standard_streams import complain
 
 FIELDS = ("ingress_id", "worker_id", "stream_id", "epoch")
 """Fields of `extra` that are printed, in this order; any other stands in JSON only."""
@@ -105,12 +105,12 @@ def default_config(level: str, format_name: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "text": {"()": "common.logging.TextFormatter"},
-            "json": {"()": "common.logging.JsonFormatter"},
+            "text": {"()": "common.process.logging.TextFormatter"},
+            "json": {"()": "common.process.logging.JsonFormatter"},
         },
         "handlers": {
             "stdout": {
-                "class": "common.logging.StdoutHandler",
+                "class": "common.process.logging.StdoutHandler",
                 "formatter": format_name,
             }
         },

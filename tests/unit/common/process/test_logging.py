@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import SettingsError
-from common.logging import configure, default_config
+from common.process.logging import configure, default_config
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.last_words import VARIABLE, LastWords, LastWordsHandler, inherited_handler
-from common.logging import configure
+from common.process.last_words import VARIABLE, LastWords, LastWordsHandler, inherited_handler
+from common.process.logging import configure
 from parakeet.child import Child, Launch
 from tests.service_process import ROOT
 
 CHILD = """
 import logging, sys
-from common.logging import configure
+from common.process.logging import configure
 configure("error", "json")
 log = logging.getLogger("x")
 log.error("first")

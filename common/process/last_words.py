@@ -1,8 +1,8 @@
 """Why a child process ended, for the parent that started it: its last ERROR of the log, in a file of memory.
 
 The parent makes `LastWords`, hands its descriptor down and reads it when the child has ended. The child's
-`common.logging.configure` finds the descriptor in the environment. Nothing waits for anything: a child that
-is killed leaves what it last said.
+`common.process.logging.configure` finds the descriptor in the environment. Nothing waits for anything: a
+child that is killed leaves what it last said.
 """
 
 from __future__ import annotations

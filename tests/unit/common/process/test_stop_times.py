@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from common.process.stop_times import STOP_MARGIN_S
 from common.settings import parse
-from common.stop_times import STOP_MARGIN_S
 from ingress import server
 from ingress.sockets import linger
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 DRAIN_S = parse("serve", [], {}).ingress.drain_timeout_s
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PROGRAM = """
 import sys
-from common.standard_streams import complain, run_command
+from common.process.standard_streams import complain, run_command
 
 def run():
     {body}
