@@ -94,7 +94,7 @@ class SpeechEngine:
             window_samples=WINDOW_SAMPLES,
             limit_samples=UNKNOWN_END,
         )
-        self._turns = TurnStage(judge, eou_id=vocabulary.eou_id)
+        self._turns = TurnStage(judge, eou_id=vocabulary.eou_id, num_slots=num_slots)
         self._snapshots = SlotSnapshots(steps, self._table, self._rings, self._blocks, self._turns)
         self._streams = OpenStreams(num_slots)
         self._fresh: list[Stream] = []
@@ -104,6 +104,8 @@ class SpeechEngine:
         # Pages that each slot has, for finding those that need one more.
         self._held_pages = np.zeros(num_slots, dtype=np.int64)
         self._launched: _Launched | None = None
+        # Of each slot the second of audio in which its last output ended, where turns are detected.
+        self._seconds = [0] * num_slots
         # Outputs that were read before `step` could return them.
         self._unsent: list[StreamOutput] = []
         self._gauges_due = 0.0
@@ -137,13 +139,14 @@ class SpeechEngine:
                 self._table.open(slot, state.order, 0, 0)
                 self._rings.open(slot, 0)
                 if state.listens:
-                    self._turns.open(stream, settings, transcript)
+                    self._turns.open(stream, settings, transcript, slot=slot)
             else:
                 self._unsent += self._snapshots.restore(state, settings, restored)
                 self._held_pages[slot] = len(self._blocks.pages(slot))
         except BaseException:
             self._forget(state)
             raise
+        self._seconds[slot] = self._decoded(state) // ENGINE_SAMPLE_RATE
         if not self._table.decoded[slot]:
             self._fresh.append(state)
         self._stats.open_streams = len(self._streams)
@@ -247,10 +250,15 @@ class SpeechEngine:
         stats.turn_detection_streams = len(self._turns.waiting)
 
     def _drain_turns(self, outputs: list[StreamOutput]) -> None:
+        seconds = self._seconds
         for output in self._turns.drain():
-            outputs.append(output)
+            # Of what changes nothing clients want no more than an acknowledgement a second.
+            state, second = self._streams.get(output.stream), output.samples_decoded // ENGINE_SAMPLE_RATE
+            if output.changed or second > seconds[state.slot]:
+                seconds[state.slot] = second
+                outputs.append(output)
             if output.is_final:
-                self._forget(self._streams.get(output.stream))
+                self._forget(state)
         self._table.hold([self._streams.get(stream).slot for stream in self._turns.waiting])
 
     def _land_stream(self, state: Stream) -> None:
@@ -359,39 +367,44 @@ class SpeechEngine:
         pieces = Pieces.of(plan, self.clock, self._table.fed[plan.slots_B])
         text = StepText.of(plan, found, pieces, self.clock.chunk_frames, listens)
         self._stats.pre_encode.units += len(pieces.row_P)
-        self._stats.turn_detection.units += len(text.speech)
-        first_window = text.first_window
+        self._stats.turn_detection.units += len(text.speech_V)
+        slot_P, listens_P = plan.slots_B[pieces.row_P], listens[pieces.row_P]
+        is_steady_P = np.zeros(len(slot_P), dtype=np.bool_)
+        heard = np.flatnonzero(listens_P)
+        is_steady_P[heard] = self._turns.steady.take(
+            slot_P[heard],
+            pieces.end_P[heard],
+            text.num_windows_P[heard],
+            text.speech_V,
+            ~(pieces.is_final_P | text.holds(self._vocabulary.eou_id))[heard],
+        )
         speaks = np.diff(text.first_token) > 0
-        speaks |= pieces.is_final_P | acknowledges(pieces) | listens[pieces.row_P]
+        speaks |= pieces.is_final_P | acknowledges(pieces) | (listens_P & ~is_steady_P)
         speaks &= alive[pieces.row_P]
         chosen = np.flatnonzero(speaks)
-        for piece, slot, is_final, begin, end in zip(
+        turns, by_slot = self._turns, self._streams.by_slot
+        for piece, slot, is_final, is_steady, begin, end in zip(
             chosen.tolist(),
-            plan.slots_B[pieces.row_P[chosen]].tolist(),
+            slot_P[chosen].tolist(),
             pieces.is_final_P[chosen].tolist(),
+            is_steady_P[chosen].tolist(),
             pieces.begin_P[chosen].tolist(),
             pieces.end_P[chosen].tolist(),
             strict=True,
         ):
-            state = self._streams.by_slot[slot]
+            state = by_slot[slot]
             assert state is not None
-            tokens = text.tokens(piece)
-            if state.listens:
-                self._turns.push(
-                    state.stream,
-                    tokens,
-                    end,
-                    is_final=is_final,
-                    probs=text.speech[first_window[piece] : first_window[piece + 1]],
-                    samples=self._rings.copy(slot, begin, end)
-                    if self._turns.needs_samples(state.stream)
-                    else None,
-                )
-                continue
-            state.transcript.add(tokens, ends=is_final)
-            outputs.append(chunk_output(state.stream, state.transcript, tokens, end, is_final=is_final))
-            if is_final:
-                self._forget(state)
+            stream, tokens = state.stream, text.tokens(piece)
+            if is_steady:
+                turns.push_steady(stream, tokens, end)
+            elif state.listens:
+                samples = self._rings.copy(slot, begin, end) if turns.needs_samples(stream) else None
+                turns.push(stream, tokens, end, is_final=is_final, probs=text.speech(piece), samples=samples)
+            else:
+                state.transcript.add(tokens, ends=is_final)
+                outputs.append(chunk_output(stream, state.transcript, tokens, end, is_final=is_final))
+                if is_final:
+                    self._forget(state)
 
     def check_integrity(self) -> None:
         self._streams.check_integrity()

@@ -3,7 +3,7 @@
 A row of a step is cut into pieces: one for each whole chunk, and one for the end of a stream.  Every piece
 may have an output; only those that have something to say cost Python.
 
-Shape suffixes: B rows of a step, P pieces, K symbols and W windows of a row, T tokens of a step.
+Shape suffixes: B rows of a step, P pieces, K symbols and W windows of a row, T tokens and V windows of all.
 """
 
 from __future__ import annotations
@@ -53,20 +53,36 @@ class Pieces:
 class StepText:
     """Tokens and speech of a step's pieces: those of piece p are `ids[first[p] : first[p + 1]]`.
 
-    Numbers leave their arrays all at once.  `frames` are absolute.
+    Numbers leave their arrays all at once, but for speech, of which little is looked at.  `frames` are
+    absolute.
     """
 
     first_token: list[int]
     ids: list[int]
     frames: list[int]
     confidences: list[float]
-    first_window: list[int]
-    speech: list[float]
+    num_windows_P: NDArray[np.int64]
+    first_window_P: NDArray[np.int64]
+    speech_V: NDArray[np.float32]
 
     def tokens(self, piece: int) -> Tokens:
         """The tokens of a piece."""
         at = slice(self.first_token[piece], self.first_token[piece + 1])
         return Tokens(self.ids[at], self.frames[at], self.confidences[at])
+
+    def speech(self, piece: int) -> list[float]:
+        """Probabilities of speech of a piece's windows."""
+        first = self.first_window_P[piece]
+        probabilities: list[float] = self.speech_V[first : first + self.num_windows_P[piece]].tolist()
+        return probabilities
+
+    def holds(self, token: int | None) -> NDArray[np.bool_]:
+        """Which pieces hold a token."""
+        found = np.zeros(len(self.num_windows_P), dtype=np.bool_)
+        if token is not None:
+            at = np.flatnonzero(np.array(self.ids, dtype=np.int64) == token)
+            found[np.searchsorted(self.first_token, at, side="right") - 1] = True
+        return found
 
     @classmethod
     def of(
@@ -95,8 +111,9 @@ class StepText:
             found.symbols_BK[row_T, column_T].tolist(),
             (plan.start_B[row_T] + frame_T).tolist(),
             found.confidences_BK[row_T, column_T].tolist(),
-            _starts(windows_P),
-            found.speech_BW[is_window_BW].tolist(),
+            windows_P,
+            np.cumsum(windows_P) - windows_P,
+            found.speech_BW[is_window_BW],
         )
 
 

@@ -57,7 +57,7 @@ class SlotSnapshots:
                 kept = self._kept_frames(slot, frames)
                 self._steps.load(slot, *kept, {name: memoryview(data) for name, data in buffers.items()})
             if state.listens:
-                self._turns.open(state.stream, settings, state.transcript, exported=turns)
+                self._turns.open(state.stream, settings, state.transcript, turns, slot=slot)
             return [decode_output(state.stream, values) for values in host["unsent"]]
         except (KeyError, ValueError, TypeError) as error:
             raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error

@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from enum import Enum, StrEnum
+from math import inf
 from typing import Any, Final, Self
 
 from common.messages import LastState, TurnDetection
@@ -159,6 +160,54 @@ class Endpointer:
         return self._state
 
     @property
+    def has_heard(self) -> bool:
+        """Whether a window was read: until then results say nothing of speech."""
+        return self._is_speech is not None
+
+    @property
+    def steady_outcome(self) -> TurnOutcome:
+        """What a chunk without any event reports in this state."""
+        (outcome,) = _STEADY[self._state] if self.has_heard else _UNHEARD
+        return outcome
+
+    @property
+    def silent_until(self) -> int | None:
+        """In a pause: the first position at which more silence may end the utterance; None in no pause."""
+        if self._state is not State.PAUSED:
+            return None
+        return self._silent_until(self._read_sample // WINDOW_SAMPLES * WINDOW_SAMPLES)
+
+    def _silent_until(self, last_window: int) -> int:
+        """In a pause, behind the window that ends at `last_window`: where more silence may change something.
+
+        Whatever rule would end the utterance counts from a length of silence on.
+        """
+        settings, signals = self.settings, self.settings.signals
+        lengths_ms = [settings.end_silence_ms, settings.max_pause_ms]
+        if Signal.EOU in signals:
+            lengths_ms.append(settings.eou_silence_ms)
+        if Signal.SMART_TURN in signals:
+            lengths_ms.append(settings.smart_silence_ms)
+        first = self._speech_end_sample
+        positions = [first + SAMPLES_PER_MS * length_ms for length_ms in lengths_ms]
+        return min([position for position in positions if position > last_window], default=last_window)
+
+    def skip(self, num_windows: int, end_sample: int) -> None:
+        """Takes chunks of mere speech in speech, or of mere silence between utterances or in a pause, as one.
+
+        Args:
+            num_windows: windows that they complete.
+            end_sample: where the last of them ends.
+        """
+        if num_windows and self._state is State.SPEAKING:
+            self._speech_run_samples += num_windows * WINDOW_SAMPLES
+            self._speech_end_sample = end_sample // WINDOW_SAMPLES * WINDOW_SAMPLES
+        elif num_windows:
+            self._is_speech = False
+            self._speech_run_samples = 0
+        self._read_sample = end_sample
+
+    @property
     def awaited_question(self) -> int | None:
         """Number of the question whose answer the chunk being read waits for; None: none waits."""
         return self._num_questions if self._awaiting else None
@@ -189,9 +238,12 @@ class Endpointer:
         marks: list[tuple[int, float | None]] = [
             ((first + index) * WINDOW_SAMPLES, prob) for index, prob in enumerate(chunk.probs)
         ]
-        # A token is known when its chunk is decoded: a position outside the chunk counts at its border.
-        marks += [(min(max(sample, start_sample), chunk.end_sample), None) for sample in chunk.eou_samples]
-        marks.sort(key=lambda mark: (mark[0], mark[1] is None))
+        if chunk.eou_samples:
+            # A token is known when its chunk is decoded: a position outside the chunk counts at its border.
+            marks += [
+                (min(max(sample, start_sample), chunk.end_sample), None) for sample in chunk.eou_samples
+            ]
+            marks.sort(key=lambda mark: (mark[0], mark[1] is None))
         self._tape = _Tape(chunk.end_sample, chunk.final, deque(marks))
         self._read_sample = chunk.end_sample
         return self.resume()
@@ -205,16 +257,11 @@ class Endpointer:
         probs, settings = chunk.probs, self.settings
         if chunk.eou_samples or chunk.final or not probs:
             return False
-        if self._state is State.SPEAKING and min(probs) >= settings.vad_threshold:
-            self._speech_run_samples += len(probs) * WINDOW_SAMPLES
-            self._speech_end_sample = chunk.end_sample // WINDOW_SAMPLES * WINDOW_SAMPLES
-        elif self._state is State.IDLE and max(probs) < settings.vad_threshold - settings.vad_margin:
-            self._is_speech = False
-            self._speech_run_samples = 0
-        else:
-            return False
-        self._read_sample = chunk.end_sample
-        return True
+        speaks = self._state is State.SPEAKING and min(probs) >= settings.vad_threshold
+        is_silent = self._state is State.IDLE and max(probs) < settings.vad_threshold - settings.vad_margin
+        if speaks or is_silent:
+            self.skip(len(probs), chunk.end_sample)
+        return speaks or is_silent
 
     def resume(self) -> Sequence[TurnOutcome] | None:
         """Goes on with the chunk that waits; None when it still does.
@@ -226,6 +273,8 @@ class Endpointer:
         if tape is None:
             raise ValueError("no chunk waits for a verdict")
         while tape.marks:
+            if not self._awaiting and self._takes_level(tape.marks):
+                continue
             sample, prob = tape.marks[0]
             read = self._read_eou(sample) if prob is None else self._read_window(sample, prob)
             if not read:
@@ -235,6 +284,26 @@ class Endpointer:
             self._apply(Event.FINISHED, tape.end_sample, Cause.FINISHED)
         self._tape = None
         return self._outcomes()
+
+    def _takes_level(self, marks: deque[tuple[int, float | None]]) -> bool:
+        """Takes the first windows as far as they lead back to the state; the same as one by one, sooner."""
+        state, settings, count = self._state, self.settings, len(marks)
+        if state is State.SPEAKING:
+            level = settings.vad_threshold
+            while marks and (prob := marks[0][1]) is not None and prob >= level:
+                self._speech_end_sample = marks.popleft()[0]
+            self._speech_run_samples += (count - len(marks)) * WINDOW_SAMPLES
+        elif state is State.IDLE or state is State.PAUSED:
+            level = settings.vad_threshold - settings.vad_margin
+            until: float = inf
+            if state is State.PAUSED:
+                until = self._silent_until(marks[0][0] - WINDOW_SAMPLES)
+            while marks and (prob := marks[0][1]) is not None and prob < level and marks[0][0] < until:
+                marks.popleft()
+            if len(marks) < count:
+                self._is_speech = False
+                self._speech_run_samples = 0
+        return len(marks) < count
 
     def take_questions(self) -> Sequence[TurnQuestion]:
         """Questions asked since the last call. Only the last one's answer can still matter."""

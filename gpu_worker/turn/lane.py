@@ -44,6 +44,7 @@ class Lane:
     held: chunks behind it, those that were on the device by then.
     reported: what the last result said, (last_state, turn_detection).
     utterances: finals of utterances; None without `auto_finalize`.
+    slot: where its steady chunks are counted; None when all are read one by one.
     """
 
     transcript: Transcript
@@ -55,6 +56,17 @@ class Lane:
     held: deque[HeldChunk] = field(default_factory=deque)
     reported: tuple[LastState | None, TurnDetection] = (None, "pause")
     utterances: UtteranceLog | None = None
+    slot: int | None = None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether a chunk that leaves the endpointer's state changes nothing else either."""
+        if self.endpointer is None or self.history is not None or self.waiting is not None or self.held:
+            return False
+        if self.utterances is not None and self.utterances.is_waiting:
+            return False
+        outcome = self.endpointer.steady_outcome
+        return self.reported == (outcome.last_state, outcome.turn_detection)
 
 
 def export_lane(lane: Lane, ready: Sequence[StreamOutput]) -> bytes:

@@ -6,6 +6,7 @@ step itself; this stage is host code that costs some microseconds a chunk::
     stage = TurnStage(judge=None, eou_id=None)           # a SmartTurnPool where smart-turn is on
     stage.open(stream, settings, transcript)             # its TurnSettings; results go into the transcript
     stage.push(stream, tokens, end_sample, probs=probs)  # every chunk of a stream, in order
+    taken = stage.steady.take(...)                       # chunks of a step that change nothing: not pushed
     outputs = stage.drain()                              # at the end of every step: what to return
     stage.close(stream)                                  # stream dropped; after a final it is closed already
     blob = stage.export(stream)                          # of the engine's snapshot, beside the transcript ...
@@ -37,6 +38,7 @@ from gpu_worker.engine.transcript import Tokens, Transcript
 from gpu_worker.turn.endpointing import Endpointer, TurnChunk, TurnOutcome, Verdict, token_sample
 from gpu_worker.turn.lane import HeldChunk, Lane, export_lane, import_lane
 from gpu_worker.turn.settings import Signal, TurnSettings
+from gpu_worker.turn.steady import SteadyTurns
 from gpu_worker.turn.utterances import UtteranceLog
 
 HISTORY_SAMPLES: Final = 8 * 16_000
@@ -85,7 +87,10 @@ class TurnStage:
     Args:
         judge: smart-turn; None leaves its verdicts out (streams that ask for it get none).
         eou_id: the model's `<EOU>` token; None where it has none.
+        num_slots: of the engine.
         clock: monotonic seconds.
+
+    `steady` takes the chunks of a step that change nothing; only the others are pushed.
     """
 
     def __init__(
@@ -93,8 +98,10 @@ class TurnStage:
         judge: TurnJudge | None = None,
         *,
         eou_id: int | None = None,
+        num_slots: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.steady = SteadyTurns(num_slots)
         self._judge = judge
         self._eou_id = eou_id
         self._clock = clock
@@ -118,8 +125,12 @@ class TurnStage:
         settings: TurnSettings,
         transcript: Transcript,
         exported: bytes | None = None,
+        *,
+        slot: int | None = None,
     ) -> None:
         """Takes a stream, at its start or where `export` left it; its results go into the transcript.
+
+        Chunks of a stream with a slot may be taken by `steady`.
 
         Raises:
             ValueError: the stream is open already, or the export is of another version.
@@ -142,6 +153,9 @@ class TurnStage:
                 lane.utterances = UtteranceLog(settings)
         else:
             lane = Lane(transcript, reported=(_OFF.last_state, _OFF.turn_detection))
+        lane.slot = slot
+        if slot is not None:
+            self.steady.open(slot, settings)
         self._lanes[stream] = lane
         if lane.endpointer is not None:
             self._ask(stream, lane)
@@ -153,13 +167,19 @@ class TurnStage:
 
     def export(self, stream: StreamId) -> bytes:
         """The stream's whole turn state between two steps, with all results that `drain` has not returned."""
-        return export_lane(self._lanes[stream], [one for one in self._ready if one.stream == stream])
+        lane = self._lanes[stream]
+        self._settle(lane)
+        return export_lane(lane, [one for one in self._ready if one.stream == stream])
 
     def close(self, stream: StreamId) -> None:
         """Drops the stream and what it holds; does nothing when it is not open."""
         lane = self._lanes.pop(stream, None)
         self._waiting.pop(stream, None)
-        if lane is not None and lane.history is not None and self._judge is not None:
+        if lane is None:
+            return
+        if lane.slot is not None:
+            self.steady.forget(lane.slot)
+        if lane.history is not None and self._judge is not None:
             self._judge.forget(stream)
 
     def is_enabled(self, stream: StreamId) -> bool:
@@ -201,10 +221,22 @@ class TurnStage:
             final=is_final,
         )
         held = HeldChunk(tokens, chunk, None if samples is None else _to_int16(samples))
+        self._settle(lane)
         if lane.waiting is None:
             self._read(stream, lane, held)
         else:
             lane.held.append(held)
+
+    def push_steady(self, stream: StreamId, tokens: Tokens, end_sample: int) -> None:
+        """Gives a result of a chunk that `steady` has taken: for its tokens, or as an acknowledgement."""
+        lane = self._lanes[stream]
+        assert lane.endpointer is not None
+        self._emit(stream, lane, tokens, end_sample, lane.endpointer.steady_outcome, is_final=False)
+
+    def _settle(self, lane: Lane) -> None:
+        """Bring the endpointer to where `steady` is."""
+        if lane.slot is not None and lane.endpointer is not None:
+            self.steady.settle(lane.slot, lane.endpointer)
 
     def _eou_samples(self, tokens: Tokens) -> tuple[int, ...]:
         ids, frames = tokens.ids, tokens.frames
@@ -273,6 +305,8 @@ class TurnStage:
     def _wait(self, stream: StreamId, lane: Lane) -> None:
         assert self._judge is not None
         lane.deadline_s = self._clock() + self._judge.timeout_s
+        if lane.slot is not None:
+            self.steady.note(lane.slot, None)
         self._waiting[stream] = lane
 
     def _go_on(self, stream: StreamId, lane: Lane) -> None:
@@ -323,6 +357,8 @@ class TurnStage:
             self._emit(stream, lane, tokens.first(count), decided_sample, outcome, is_final=False)
             tokens = tokens.after(count)
         self._emit(stream, lane, tokens, chunk.end_sample, last, is_final=chunk.final)
+        if lane.slot is not None and not chunk.final:
+            self.steady.note(lane.slot, lane.endpointer if lane.is_steady else None)
 
     def _emit(
         self,

@@ -56,6 +56,11 @@ class UtteranceLog:
         self._num_given = 0
         self._num_characters = 0
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the final of an utterance is to come."""
+        return bool(self._ended)
+
     def take(
         self,
         outcome: TurnOutcome,

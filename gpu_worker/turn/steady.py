@@ -1,0 +1,143 @@
+"""Chunks in which nothing happens, for all streams of a step at once.
+
+Most chunks are speech in the midst of speech, or silence between utterances or in a pause: every window of
+theirs leads back to the state that the stream is in, and its result says what the last one said.  Such a
+stream is steady.  Its chunks are compared with its thresholds as arrays; only what they add up to is kept,
+until something happens and the stream's `Endpointer` takes it over in one go.
+
+Shape suffixes: S slots, P pieces of a step (chunks, in order of their rows), V their windows.
+"""
+
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.turn.endpointing import WINDOW_SAMPLES, Endpointer
+from gpu_worker.turn.settings import TurnSettings
+from gpu_worker.turn.transitions import State
+
+
+class Steadiness(IntEnum):
+    """Of a slot: which chunks change nothing."""
+
+    NONE = 0
+    SPEECH = 1
+    SILENCE = 2
+
+
+_OF_STATE: Final = {
+    State.SPEAKING: Steadiness.SPEECH,
+    State.IDLE: Steadiness.SILENCE,
+    State.PAUSED: Steadiness.SILENCE,
+}
+_FOR_EVER: Final = np.iinfo(np.int64).max
+
+
+class SteadyTurns:
+    """What is known of every slot's stream.
+
+    Args:
+        num_slots: of the engine.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._steadiness_S = np.zeros(num_slots, dtype=np.int8)
+        self._speech_level_S = np.zeros(num_slots)
+        self._silence_level_S = np.zeros(num_slots)
+        # Where a window of silence is no longer a matter of course.
+        self._until_S = np.zeros(num_slots, dtype=np.int64)
+        self._windows_S = np.zeros(num_slots, dtype=np.int64)
+        self._end_sample_S = np.full(num_slots, -1, dtype=np.int64)
+        # An item of an array costs three times as much.
+        self._steadiness = memoryview(self._steadiness_S)  # type: ignore[arg-type]
+        self._until = memoryview(self._until_S)  # type: ignore[arg-type]
+        self._windows = memoryview(self._windows_S)  # type: ignore[arg-type]
+        self._end_sample = memoryview(self._end_sample_S)  # type: ignore[arg-type]
+
+    def open(self, slot: int, settings: TurnSettings) -> None:
+        """The slot has a stream with these settings; all of its chunks are to be read."""
+        self.forget(slot)
+        self._speech_level_S[slot] = settings.vad_threshold
+        self._silence_level_S[slot] = settings.vad_threshold - settings.vad_margin
+
+    def note(self, slot: int, endpointer: Endpointer | None) -> None:
+        """The slot's stream is as this endpointer has it; None: all of its chunks are to be read."""
+        steadiness = Steadiness.NONE
+        if endpointer is not None and endpointer.has_heard:
+            steadiness = _OF_STATE.get(endpointer.state, Steadiness.NONE)
+            if steadiness is Steadiness.SILENCE:
+                until = endpointer.silent_until
+                self._until[slot] = _FOR_EVER if until is None else until
+        self._steadiness[slot] = steadiness
+
+    def forget(self, slot: int) -> None:
+        """The slot has another stream, or none."""
+        self._steadiness[slot] = Steadiness.NONE
+        self._windows[slot] = 0
+        self._end_sample[slot] = -1
+
+    def take(
+        self,
+        slot_P: NDArray[np.int64],
+        end_sample_P: NDArray[np.int64],
+        num_windows_P: NDArray[np.int64],
+        speech_V: NDArray[np.float32],
+        is_open_P: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Take the chunks that change nothing; the others are to be read, in order.
+
+        Args:
+            slot_P: of each chunk; those of one stream follow each other.
+            end_sample_P: where it ends.
+            num_windows_P: windows that it completes.
+            speech_V: probabilities of their being speech.
+            is_open_P: neither an `<EOU>` nor the stream's end stands in it, and it may be taken.
+
+        Returns:
+            Which were taken: of each stream the first ones, up to one that is not.
+        """
+        steadiness_P = self._steadiness_S[slot_P]
+        quietest_P, loudest_P = _extremes(num_windows_P, speech_V)
+        is_speech_P = (steadiness_P == Steadiness.SPEECH) & (quietest_P >= self._speech_level_S[slot_P])
+        last_window_P = end_sample_P // WINDOW_SAMPLES * WINDOW_SAMPLES
+        is_silence_P = (steadiness_P == Steadiness.SILENCE) & (loudest_P < self._silence_level_S[slot_P])
+        is_silence_P &= last_window_P < self._until_S[slot_P]
+        is_steady_P: NDArray[np.bool_] = is_open_P & (is_speech_P | is_silence_P)
+        if not len(slot_P):
+            return is_steady_P
+        # What follows a chunk that is read is read, too: the state is another by then.
+        num_before_P = np.cumsum(~is_steady_P)
+        is_first_P = np.ones(len(slot_P), dtype=np.bool_)
+        is_first_P[1:] = slot_P[1:] != slot_P[:-1]
+        num_at_first_P: NDArray[np.int64] = (num_before_P - ~is_steady_P)[is_first_P][
+            np.cumsum(is_first_P) - 1
+        ]
+        is_taken_P: NDArray[np.bool_] = num_before_P == num_at_first_P
+        taken = np.flatnonzero(is_taken_P)
+        np.add.at(self._windows_S, slot_P[taken], num_windows_P[taken])
+        # Of several of one slot the last is written last.
+        self._end_sample_S[slot_P[taken]] = end_sample_P[taken]
+        return is_taken_P
+
+    def settle(self, slot: int, endpointer: Endpointer) -> None:
+        """Let the endpointer have what was taken."""
+        end_sample = self._end_sample[slot]
+        if end_sample >= 0:
+            endpointer.skip(self._windows[slot], end_sample)
+            self._windows[slot] = 0
+            self._end_sample[slot] = -1
+
+
+def _extremes(
+    num_windows_P: NDArray[np.int64], speech_V: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Least and largest probability of each chunk; without a window it is as quiet and as loud as may be."""
+    quietest, loudest = np.full(len(num_windows_P), np.inf), np.full(len(num_windows_P), -np.inf)
+    has_windows = num_windows_P > 0
+    if has_windows.any():
+        first = (np.cumsum(num_windows_P) - num_windows_P)[has_windows]
+        quietest[has_windows] = np.minimum.reduceat(speech_V, first)
+        loudest[has_windows] = np.maximum.reduceat(speech_V, first)
+    return quietest, loudest
