@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import product
 from math import isfinite
 from pathlib import Path
 from typing import Any, Final
@@ -104,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="as with --turn-detection off",
     )
+    parser.add_argument(
+        "--replay-seconds",
+        type=float,
+        default=60.0,
+        help="take snapshots as a worker with this --replay-seconds does; 0 takes none",
+    )
     parser.add_argument("--search-s", type=float, default=SEARCH_S)
     parser.add_argument("--final-s", type=float, default=FINAL_S)
     parser.add_argument(
@@ -142,11 +149,11 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     else:
         built = build(row, given.streams, given.device, turn_detection=given.turn_detection)
     ready_s = time.monotonic() - started
-    result = run_trial(built.engine, given.streams, given.seconds)
+    result = run_trial(built.engine, given.streams, given.seconds, replay_s=given.replay_seconds)
     built.engine.check_integrity()
     return {
         "row": row.name,
-        "turn_detection": given.turn_detection,
+        **_switches(given),
         # JSON has no infinity: what never came has no time.
         **{
             name: None if isinstance(value, float) and not isfinite(value) else value
@@ -162,6 +169,16 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
         "stream_bytes": built.stream_bytes,
         "level": "engine",
     }
+
+
+def _switches(given: argparse.Namespace) -> dict[str, Any]:
+    """What a trial runs with besides the recognizer; results before 2026-11-29 are without either."""
+    return {"turn_detection": given.turn_detection, "replay_seconds": given.replay_seconds}
+
+
+def _is_of(told: dict[str, Any], given: argparse.Namespace) -> bool:
+    """Whether a recorded trial ran with the same switches."""
+    return all(told.get(name, 0) == value for name, value in _switches(given).items())
 
 
 def commit() -> str:
@@ -181,7 +198,7 @@ def search_row(row: Row, given: argparse.Namespace) -> int:
     done = [
         Trial(told["streams"], told["seconds"], told["passed"])
         for told in read_results(given.results)
-        if told["row"] == row.name
+        if told["row"] == row.name and _is_of(told, given)
     ]
 
     def run(streams: int, seconds: float) -> bool:
@@ -208,7 +225,11 @@ def search_row(row: Row, given: argparse.Namespace) -> int:
 
 def trial_at_share(row: Row, given: argparse.Namespace) -> int:
     """One short trial at a share of the best load that passed."""
-    passed = [told for told in read_results(given.results) if told["row"] == row.name and told["passed"]]
+    passed = [
+        told
+        for told in read_results(given.results)
+        if told["row"] == row.name and told["passed"] and _is_of(told, given)
+    ]
     if not passed:
         print(f"{row.name}: no load has passed yet", flush=True)
         return UNFINISHED
@@ -226,11 +247,20 @@ def trial(
     command = [
         *(sys.executable, "-m", "benchmarks.engine", "--one-trial", "--row", row.name),
         *("--streams", str(streams), "--seconds", str(seconds), "--device", given.device),
+        *("--replay-seconds", str(given.replay_seconds)),
     ]
+    if not given.turn_detection:
+        command.append("--no-turn-detection")
     if given.simulate:
         command += ["--simulate", "--simulated-ms", str(given.simulated_ms)]
         command += ["--simulated-row-us", str(given.simulated_row_us)]
-    told: dict[str, Any] = {"row": row.name, "streams": streams, "seconds": seconds, "passed": False}
+    told: dict[str, Any] = {
+        "row": row.name,
+        "streams": streams,
+        "seconds": seconds,
+        "passed": False,
+        **_switches(given),
+    }
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
         if done.returncode == 0:
@@ -263,25 +293,31 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The best passing trial of `FINAL_S` of each row, as Markdown."""
+    """The best passing trials of `FINAL_S` of each row, with turn detection first, as Markdown."""
     lines = [
         (
-            "| model, chunk | C120 | late | p95 final less a chunk | step p50 / p99 | rows a step "
-            "| tokens/s | start-up | memory a stream | device, commit |"
+            "| model, chunk | turn detection, snapshots | C120 | late | p95 final less a chunk "
+            "| step p50 / p99 | rows a step | tokens/s | start-up | memory a stream | device, commit |"
         ),
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in ROWS.values():
+    kinds = [(turns, snapshots) for turns in (True, False) for snapshots in (True, False)]
+    for row, (turns, snapshots) in product(ROWS.values(), kinds):
         finals = [
             told
             for told in results
-            if told["row"] == row.name and told["passed"] and told["seconds"] >= FINAL_S
+            if told["row"] == row.name
+            and told["passed"]
+            and told["seconds"] >= FINAL_S
+            and told.get("turn_detection", False) == turns
+            and bool(told.get("replay_seconds", 0)) == snapshots
         ]
         if not finals:
             continue
         best = max(finals, key=lambda told: int(told["streams"]))
         lines.append(
-            f"| {row.model}, {row.chunk_ms} ms | {best['streams']:,} | {100 * best['late_share']:.3f} % "
+            f"| {row.model}, {row.chunk_ms} ms | {'on' if turns else 'off'}, {'on' if snapshots else 'off'} "
+            f"| {best['streams']:,} | {100 * best['late_share']:.3f} % "
             f"| {best['final_p95_ms']:.0f} ms | {best['step_p50_ms']:.1f} / {best['step_p99_ms']:.1f} ms "
             f"| {best['rows_per_step']:.0f} | {best['tokens_per_second']:.1f} | {best['start_up_s']:.0f} s "
             f"| {best['stream_bytes'] / 1e6:.2f} MB | {best['device']}, {best['commit']} |"

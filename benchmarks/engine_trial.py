@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
+from gpu_worker.checkpoints import CheckpointQueue
 from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.engine.interface import EngineError
 from gpu_worker.engine.steps import Field, Flight, StepFindings, Steps
 
 SAMPLE_RATE = 16_000
@@ -72,6 +74,8 @@ class TrialResult:
     longest_turn_at_s: float
     longest_turn_wait_ms: float
     longest_turn_cpu_ms: float
+    snapshots: int
+    snapshot_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """For a line of JSON."""
@@ -155,9 +159,13 @@ def run_trial(
     seconds: float,
     *,
     arrival_s: float = ARRIVAL_S,
+    replay_s: float = 0.0,
     seed: int = 0,
 ) -> TrialResult:
-    """Load the engine; it is fresh and has a slot for every stream."""
+    """Load the engine; it is fresh and has a slot for every stream.
+
+    With `replay_s`, snapshots are taken as a worker with that --replay-seconds takes them, and dropped.
+    """
     clock = engine.clock
     stream_of = np.full(engine.capacity, -1, dtype=np.int64)
     steps = RecordingSteps(engine.steps, clock, stream_of)
@@ -182,6 +190,7 @@ def run_trial(
     gc.freeze()
     max_backlog, opened, gave_up = 0.0, 0, False
     tokens_before, idle_s = engine.stats.tokens, 0.0
+    checkpoints, snapshots, snapshot_bytes = CheckpointQueue(replay_s), 0, 0
     turn, longest = _Turn(), _Turn()
     origin, thread_began_s = time.perf_counter(), time.thread_time()
     while not gave_up:
@@ -192,6 +201,7 @@ def run_trial(
         passed = now - origin - arrival
         while opened < num_streams and passed[opened] >= 0:
             engine.open(names[opened], options)
+            checkpoints.opened(names[opened], 0)
             state = engine._streams.get(names[opened])
             slot_of[opened], stream_of[state.slot] = state.slot, opened
             opened += 1
@@ -218,6 +228,19 @@ def run_trial(
                 gave_up = gave_up or output.failed is not None
                 if output.is_final:
                     final_at[output.stream - 1] = time.perf_counter()
+                    checkpoints.forget(output.stream)
+                else:
+                    checkpoints.decoded(output.stream, output.samples_decoded)
+            for name in checkpoints.next_ones() if replay_s else ():
+                samples = engine.samples_decoded(name)
+                try:
+                    snapshot_bytes += len(engine.snapshot(name))
+                except EngineError:
+                    # Its end came with the step under way, as a worker may see it too.
+                    checkpoints.forget(name)
+                    continue
+                checkpoints.taken(name, samples)
+                snapshots += 1
         elif not np.isnan(final_at).any():
             break
         else:
@@ -268,4 +291,6 @@ def run_trial(
         longest_turn_at_s=longest.began_at - origin,
         longest_turn_wait_ms=1000 * longest.waited_s,
         longest_turn_cpu_ms=1000 * longest.cpu_s,
+        snapshots=snapshots,
+        snapshot_bytes=snapshot_bytes,
     )

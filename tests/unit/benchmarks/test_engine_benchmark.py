@@ -38,9 +38,22 @@ def test_a_device_that_falls_behind_fails() -> None:
     assert result.wait_p99_ms > ROW.chunk_ms
 
 
+def test_turns_and_snapshots_are_part_of_a_trial() -> None:
+    row = command.ROWS["large-160"]
+    built = build_simulated(row, 6, fixed_ms=1.0, row_us=0.0)
+    result = run_trial(built.engine, 6, 5.0, arrival_s=0.2, replay_s=4.0)
+    assert result.finals == 6
+    assert result.snapshots >= 6
+    assert result.snapshot_bytes > 0
+    assert built.engine.stats.turn_detection.units > 0
+    without = build_simulated(row, 6, fixed_ms=1.0, row_us=0.0, turn_detection=False)
+    assert run_trial(without.engine, 6, 1.0, arrival_s=0.2).snapshots == 0
+    assert without.engine.stats.turn_detection.units == 0
+
+
 def test_the_table_shows_what_has_been_recorded(tmp_path: Path) -> None:
     table = command.table(command.recorded(command.RESULTS))
-    assert "| small, 160 ms | 12,600 |" in table
+    assert "| small, 160 ms | off, off | 12,600 |" in table
     assert command.recorded(tmp_path / "none.jsonl") == []
 
 
@@ -57,7 +70,10 @@ def test_search_closes_in_from_what_is_recorded(tmp_path: Path, monkeypatch: pyt
     results = tmp_path / "trials.jsonl"
     told = {"row": ROW.name, "streams": 1_000, "seconds": 20.0, "passed": True}
     results.write_text(json.dumps(told) + "\n")
-    given = Namespace(results=results, trials=8, start=0, search_s=20.0, final_s=120.0, budget_s=None)
+    given = Namespace(
+        results=results, trials=8, start=0, search_s=20.0, final_s=120.0, budget_s=None,
+        turn_detection=False, replay_seconds=0.0,
+    )  # fmt: skip
     assert command.search_row(ROW, given) == 0
     loads = [streams for streams, seconds in tried if seconds == 20.0]
     assert loads[:2] == [1_250, 1_562]
