@@ -23,6 +23,7 @@ from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.model.checkpoint import load_model
+from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.steps.factory import make_model_engine
 from tests.engine_contract import PagedEngineContract, Sizes
 from tests.oracle.models import ALL_RECORDINGS, RECORDINGS, speech, tiny
@@ -35,7 +36,6 @@ class TestGraphs(PagedEngineContract):
     """The engine's contract over captured graphs, in the type in which texts may be compared."""
 
     def make(self, sizes: Sizes) -> SpeechEngine:
-        loaded = load_model(None, size="tiny", dtype=torch.float32, device="cuda")
         batch = BatchSizes(sizes.rows, sizes.rows, sizes.rows)
         config = replace(
             CONFIG,
@@ -45,13 +45,17 @@ class TestGraphs(PagedEngineContract):
             batch_sizes=batch,
             turn_detection=sizes.turns,
         )
-        return make_model_engine(loaded, config)
+        return make_model_engine(on_cuda(torch.float32), config)
+
+
+@cache
+def on_cuda(dtype: torch.dtype) -> LoadedModel:
+    return load_model(None, size="tiny", dtype=dtype, device="cuda")
 
 
 @cache
 def cuda_engine(context: tuple[int, int], dtype: torch.dtype, turns: bool = False) -> SpeechEngine:
-    loaded = load_model(None, size="tiny", dtype=dtype, device="cuda")
-    return make_model_engine(loaded, replace(CONFIG, context=context, turn_detection=turns))
+    return make_model_engine(on_cuda(dtype), replace(CONFIG, context=context, turn_detection=turns))
 
 
 def run(
