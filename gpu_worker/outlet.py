@@ -20,11 +20,11 @@ from common.errors import ErrorCode, StreamError
 from common.messages import ErrorMessage
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
 from common.redis.keys import Keys
+from common.redis.scripts.ownership import keep_dead_letter
 from common.server_codec import encode_result, encode_server_message
 from common.streams.assignments import Checkpoint
 from common.streams.audio_reader import ready_command
 from common.streams.claims import Claims
-from common.streams.dead_letters import dead_letter_command
 from common.streams.result_writer import ResultBatch, ResultWriter, ack_json
 from gpu_worker.audio import client_samples
 from gpu_worker.engine.interface import StreamOutput
@@ -277,7 +277,7 @@ class Outlet:
         message = ErrorMessage(error.code.value, error.message, flow.stream)
         batch.results.say(flow.owned, flow.ingress, LineKind.ERROR, seq, encode_server_message(message))
         if error.code is ErrorCode.POISON:
-            batch.results.then(flow.owned, dead_letter_command(flow.owned))
+            batch.results.then(flow.owned, keep_dead_letter(flow.owned.keys, epoch=flow.owned.epoch))
         batch.ends(flow, self._claims.finish_command(flow.owned))
 
     def _commit(self, batch: _Batch) -> bool:

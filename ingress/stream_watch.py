@@ -10,8 +10,8 @@ from typing import Final
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, NoWorker, RedisUnavailable
 from common.redis.keys import StreamKeys
+from common.redis.scripts.ownership import SUSPICIOUS_DEATHS
 from common.streams.assignments import StreamDirectory
-from common.streams.claims import SUSPICIOUS_DEATHS
 from ingress.result_feed import ResultFeed
 from ingress.stream_link import RedisLink
 

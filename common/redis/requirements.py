@@ -20,6 +20,7 @@ from common.redis.address import RedisAddress
 from common.redis.connect import Argument, RefusedConnection, first_sentence, lost, pack
 from common.redis.keys import Keys
 from common.redis.pipelined_sync import SyncPipelinedConnection
+from common.redis.scripts import status
 
 LEAST_VERSION: Final = (7, 0)
 _PROBE_TTL_MS: Final = 10_000
@@ -28,36 +29,6 @@ _MARGIN_S: Final = 0.5
 _LOOK_S: Final = 0.05
 # How a refusal for want of rights reads: said of a command, or of one that a script calls.
 _NO_RIGHTS: Final = ("NOPERM", "permission", "can't run this command", "can't access")
-
-# KEYS: of a hash, a string, a list, a sorted set and a stream; ARGV channel, ttl. Gives the first refusal, or
-# nothing: calls each command that scripts and pipelines of the service call.
-_PROBE: Final = """
-local hash, text, list, set, stream = unpack(KEYS)
-local calls = {
-  {'UNLINK', hash}, {'DEL', hash}, {'PEXPIRE', hash, ARGV[2]},
-  {'TIME'}, {'EXISTS', hash}, {'INFO', 'server'}, {'INFO', 'memory'},
-  {'HSET', hash, 'a', 1}, {'HGET', hash, 'a'}, {'HMGET', hash, 'a'}, {'HGETALL', hash}, {'HDEL', hash, 'b'},
-  {'HINCRBY', hash, 'a', 1}, {'HSETNX', hash, 'a', 1},
-  {'SET', text, 1, 'PX', ARGV[2]}, {'GET', text}, {'INCR', text},
-  {'RPUSH', list, 'a'}, {'RPUSHX', list, 'a'}, {'LLEN', list}, {'LRANGE', list, 0, -1},
-  {'RENAME', list, list},
-  {'ZADD', set, 1, 'a'}, {'ZSCORE', set, 'a'}, {'ZCARD', set}, {'ZCOUNT', set, 0, 1}, {'ZREM', set, 'b'},
-  {'ZRANGEBYSCORE', set, 0, 1}, {'ZREMRANGEBYSCORE', set, 0, 0}, {'BZMPOP', 0, 1, set, 'MIN'},
-  {'XADD', stream, '1-1', 'a', 1}, {'XGROUP', 'CREATE', stream, 'g', '0'}, {'XRANGE', stream, '-', '+'},
-  {'XREVRANGE', stream, '+', '-'}, {'XREADGROUP', 'GROUP', 'g', 'c', 'STREAMS', stream, '>'},
-  {'XPENDING', stream, 'g'}, {'XCLAIM', stream, 'g', 'c', 0, '1-1'}, {'XACK', stream, 'g', '1-1'},
-  {'XINFO', 'STREAM', stream}, {'XINFO', 'GROUPS', stream}, {'XTRIM', stream, 'MINID', '1-1'},
-  {'XDEL', stream, '1-1'}, {'XGROUP', 'DELCONSUMER', stream, 'g', 'c'}, {'XGROUP', 'DESTROY', stream, 'g'},
-  {'PUBLISH', ARGV[1], ''},
-}
-local refused
-for _, call in ipairs(calls) do
-  local reply = redis.pcall(unpack(call))
-  if type(reply) == 'table' and reply.err then refused = {call[1], reply.err} break end
-end
-redis.pcall('DEL', unpack(KEYS))
-return refused or {}
-"""
 
 
 def check_servers(
@@ -139,7 +110,7 @@ def _check_rights(address: RedisAddress, connection: SyncPipelinedConnection) ->
     keys = Keys()
     names = [keys.probe(f"{uuid4().hex}:{kind}") for kind in ("hash", "text", "list", "set", "stream")]
     (refused,) = _ask(
-        address, connection, "EVAL", _PROBE, len(names), *names, keys.probe_channel, _PROBE_TTL_MS
+        address, connection, *status.probe(names, channel=keys.probe_channel, ttl_ms=_PROBE_TTL_MS)
     )
     if refused:
         command, reason = (item.decode() for item in refused)

@@ -11,27 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.entries import LAYOUT_VERSION, IngressId, StreamId, WorkerId, decode_assignment
+from common.entries import IngressId, StreamId, WorkerId, decode_assignment
 from common.errors import EntryError, RedisUnavailable
 from common.options import StreamOptions, decode_options, encode_options
 from common.redis.clients import REDIS_ERROR, AsyncRedis, error_of_stream
-from common.redis.connect import pack
-from common.redis.keys import REGISTER_TTL_MS, Keys, StreamKeys
-from common.redis.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
-
-# KEYS m a new; ARGV ttl, register ttl, sid, version, whether it is made anew, epoch, then the record's other
-# fields. A repeat does nothing. A stream that is made anew may have owners that Redis has forgotten and that
-# live: so its epoch is beyond theirs, and no run is named, which makes the next one go further still.
-_CREATE: Final = f"""
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'run', ARGV[5] == '1' and '' or {SERVER_RUN}, 'epoch', ARGV[6], unpack(ARGV, 7))
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-redis.call('XGROUP', 'CREATE', KEYS[2], 'asr-' .. ARGV[6], '0', 'MKSTREAM')
-redis.call('PEXPIRE', KEYS[2], ARGV[1])
-redis.call('XADD', KEYS[3], '*', 'sid', ARGV[3], 'v', ARGV[4])
-redis.call('PEXPIRE', KEYS[3], ARGV[2])
-return 1
-"""
+from common.redis.connect import Argument, pack
+from common.redis.keys import Keys, StreamKeys
+from common.redis.scripts import FORGOTTEN_NUMBERS, Command
+from common.redis.scripts import streams as scripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +133,26 @@ class StreamDirectory:
         """
         return pack(*self._creation(new, epoch + FORGOTTEN_NUMBERS, anew=True))
 
-    def _creation(self, new: NewStream, epoch: int, *, anew: bool) -> list[bytes | str | int]:
+    def _creation(self, new: NewStream, epoch: int, *, anew: bool) -> Command:
         keys = self._keys.stream(new.stream)
-        return [
-            *("EVAL", _CREATE, 3, keys.meta, keys.audio, self._keys.assignments(keys.shard)),
-            *(new.ttl_ms, REGISTER_TTL_MS, new.stream, LAYOUT_VERSION, int(anew), epoch),
-            *("ingress", new.ingress, "options", encode_options(new.options)),
-            *("sample_rate", new.sample_rate, "token", new.token_hash, "created_ms", new.created_ms),
-            *("ttl_ms", new.ttl_ms, "grace_ms", new.grace_ms),
-        ]
+        return scripts.create(
+            keys,
+            assignments=self._keys.assignments(keys.shard),
+            ttl_ms=new.ttl_ms,
+            anew=anew,
+            epoch=epoch,
+            fields=(
+                *("ingress", new.ingress, "options", encode_options(new.options)),
+                *("sample_rate", new.sample_rate, "token", new.token_hash, "created_ms", new.created_ms),
+                *("ttl_ms", new.ttl_ms, "grace_ms", new.grace_ms),
+            ),
+        )
 
     async def streams_of(self, ingress: IngressId) -> list[StreamId]:
         """The streams of an ingress that have begun and not ended."""
         streams: list[StreamId] = []
         for shard in range(self._keys.shards):
-            entries = await self._execute(
-                StreamId(shard), "EVAL", _LIST_NEW, 1, self._keys.assignments(shard)
-            )
+            entries = await self._execute(StreamId(shard), *scripts.live(self._keys.assignments(shard)))
             live = [decode_assignment(entry_id, flat).stream for entry_id, flat in entries]
             connection = self._redis.pipelined(self._redis.servers.server_of_shard(shard))
             for at in range(0, len(live), _LIST_BATCH):
@@ -179,7 +169,7 @@ class StreamDirectory:
 
     async def read(self, stream: StreamId) -> StreamRecord | None:
         """The record of a stream, or None when it is gone."""
-        flat = await self._execute(stream, "EVAL", _READ, 1, self._keys.stream(stream).meta)
+        flat = await self._execute(stream, *scripts.read(self._keys.stream(stream)))
         return decode_record(stream, flat) if flat else None
 
     async def attach(
@@ -193,8 +183,8 @@ class StreamDirectory:
         expected: the ingress, and the number of the connection, that the stream must still have; else it is
             left as it is, and this returns 0. None where whoever asks has shown the stream's secret.
         """
-        meta = self._keys.stream(stream).meta
-        return int(await self._execute(stream, "EVAL", _ATTACH, 1, meta, ingress, *(expected or ())))
+        command = scripts.attach(self._keys.stream(stream), ingress=ingress, expected=expected)
+        return int(await self._execute(stream, *command))
 
     async def renew(self, streams: Iterable[StreamKeys], ttl_ms: int) -> list[StreamId]:
         """Put the expiry of all keys of these streams forward; gives those whose record is gone."""
@@ -225,15 +215,13 @@ class StreamDirectory:
 
     async def withdraw(self, keys: StreamKeys) -> bool:
         """Take a stream back that no worker has claimed; False when one has, and will end it."""
-        return bool(
-            await self._execute(keys.stream, "EVAL", _WITHDRAW, 3, keys.meta, keys.audio, keys.results)
-        )
+        return bool(await self._execute(keys.stream, *scripts.withdraw(keys)))
 
     async def remove(self, keys: StreamKeys) -> None:
         """Delete what a finished stream has left, where nobody will come for it."""
         await self._execute(keys.stream, "DEL", keys.results, keys.meta)
 
-    async def _execute(self, stream: StreamId, *command: bytes | str | int) -> Any:
+    async def _execute(self, stream: StreamId, *command: Argument) -> Any:
         try:
             server = self._redis.servers.server_of_shard(self._keys.shard_of(stream))
             return await self._redis.execute(server, *command)
@@ -243,24 +231,3 @@ class StreamDirectory:
 
 _RENEW_BATCH: Final = 500
 _LIST_BATCH: Final = 1000
-# As a script, so that a RESP2 reply comes flat.
-_LIST_NEW: Final = "return redis.call('XRANGE', KEYS[1], '-', '+')"
-_READ: Final = "return redis.call('HGETALL', KEYS[1])"
-# KEYS m a r. A worker that claims the stream later finds it gone, and removes its assignment.
-_WITHDRAW: Final = """
-if redis.call('HGET', KEYS[1], 'owner') then return 0 end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-return 1
-"""
-# KEYS m; ARGV ingress, then the ingress and the connection that it must have, where these count.
-_ATTACH: Final = f"""
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HGET', KEYS[1], 'finished') then return 0 end
-if ARGV[2] then
-  local now = redis.call('HMGET', KEYS[1], 'ingress', 'connection')
-  if now[1] ~= ARGV[2] or (now[2] or '1') ~= ARGV[3] then return 0 end
-end
-redis.call('HSET', KEYS[1], 'ingress', ARGV[1])
-redis.call('HSETNX', KEYS[1], 'connection', 1)
-local step = redis.call('HGET', KEYS[1], 'run') == {SERVER_RUN} and 1 or {FORGOTTEN_NUMBERS}
-return redis.call('HINCRBY', KEYS[1], 'connection', step)
-"""

@@ -33,6 +33,7 @@ from common.redis.clients import (
 )
 from common.redis.connect import pack
 from common.redis.keys import READY_TTL_MS, Keys, StreamKeys
+from common.redis.scripts import streams as scripts
 from common.streams.appender import Appender
 
 logger = logging.getLogger(__name__)
@@ -47,15 +48,6 @@ _RETRY_PAUSE_S: Final = 0.05
 _COMMIT_EVERY_S: Final = 0.010
 # Streams that are given back together what Redis forgot: bounds what is sent in one go.
 _MAX_GIVEN_BACK: Final = 64
-
-# KEYS a; the id of the last entry there ever was, or nil for a stream that is gone.
-_LAST_ID: Final = """
-local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if info.err then return false end
-for at = 1, #info, 2 do
-  if info[at] == 'last-generated-id' then return info[at + 1] end
-end
-"""
 
 
 class AudioLog:
@@ -280,7 +272,7 @@ class _Lane:
             some = appenders[at : at + _MAX_GIVEN_BACK]
             try:
                 last = await self._connection.send(
-                    [pack(b"EVAL", _LAST_ID, 1, appender.keys.audio) for appender in some]
+                    [pack(*scripts.last_audio_id(appender.keys)) for appender in some]
                 )
                 parts: list[Bytes] = []
                 given_back: list[Appender] = []  # the stream of each command

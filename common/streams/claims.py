@@ -22,171 +22,23 @@ from common.entries import (
 )
 from common.errors import EntryError
 from common.redis.clients import RESPONSE_ERROR, SyncClient, SyncRedis
-from common.redis.keys import (
-    ASSIGNMENT_GROUP,
-    FINISHED_STREAM_TTL_MS,
-    READY_TTL_MS,
-    REGISTER_TTL_MS,
-    RESULTS_MAX_LENGTH,
-    STAGED_SNAPSHOT_TTL_MS,
-    Keys,
-    StreamKeys,
-)
-from common.redis.server_run import FORGOTTEN_NUMBERS, SERVER_RUN
+from common.redis.keys import ASSIGNMENT_GROUP, REGISTER_TTL_MS, Keys, StreamKeys
+from common.redis.scripts import Command
+from common.redis.scripts import ownership as scripts
 from common.streams.assignments import Checkpoint, StreamRecord, decode_record
 
 logger = logging.getLogger(__name__)
 
-# Deaths of owners over the same audio after which a stream is a suspect, and runs in quarantine...
-SUSPICIOUS_DEATHS: Final = 2
-# ... and how many processes that ran it alone it may end before it is poison.
-POISONOUS_DEATHS: Final = 2
-# Suspects that run together in quarantine at first; where they end their process, an eighth of them
-# next, and so on down to one. A division by more would cost fewer deaths, each with the time that a model
-# takes to load, and more groups, each with the time of a replay.
+# Suspects that run together in quarantine at first.
 MAX_SUSPECTS: Final = 64
 # Assignments that one script takes over: Lua passes no more than some 8,000 arguments, and Redis serves
 # nobody else meanwhile.
 _MAX_TAKEN: Final = 1000
-SUSPECTS_DIVISOR: Final = 8
 
-# KEYS new m a r ready; ARGV group wid entry sid ready-ttl together chunk-ms. Gives {'gone'}, {'lost'},
-# {'suspect'} or {'owned', epoch, last seq, notice, record, poison}. The audio group of the new epoch
-# begins at the checkpoint. The entry with seq 0 fences: after it, an earlier owner can add no result.
-#
-# An owner that neither finished the stream nor let it go has died, maybe of it: where it had enough
-# audio for a step, that went from `died_at` to `died_to`. `deaths` counts how often that happened before
-# the stream was past it, `alone` how often of these in a process that had nothing else to die of.
-# `together` is how many suspects the present owner runs, 0 for an ordinary worker; `within` how many may
-# run with this one from now on.
-#
-# In another run of the server than that of the record, owners may have been forgotten who still write, and
-# ingresses that still append: the new epoch, and the next connection, are beyond theirs.
-_OPEN: Final = f"""
-local function behind(a, b)
-  local a1, a2 = string.match(a, '(%d+)-(%d+)')
-  local b1, b2 = string.match(b, '(%d+)-(%d+)')
-  a1, a2, b1, b2 = tonumber(a1), tonumber(a2), tonumber(b1), tonumber(b2)
-  return a1 > b1 or (a1 == b1 and a2 > b2)
-end
-local function reach(id)
-  local entry = redis.call('XRANGE', KEYS[3], id, id)[1]
-  if not entry then return 0, 0, false end
-  local from, size, final = 0, 0, false
-  for i = 1, #entry[2], 2 do
-    local name, value = entry[2][i], entry[2][i + 1]
-    if name == 'o' then from = tonumber(value) end
-    if name == 'p' then size = #value / 2 end
-    if name == 'f' then size = #value / 4 end
-    if name == 'x' then final = true end
-  end
-  return from, from + size, final
-end
-local function fills_a_step(first, last)
-  local from = reach(first)
-  local _, to, final = reach(last)
-  return final or to - from >= redis.call('HGET', KEYS[2], 'sample_rate') * ARGV[7] / 1000
-end
-local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
-if pending.err or not pending[1] or pending[1][2] ~= ARGV[2] then return {{'lost'}} end
-if redis.call('EXISTS', KEYS[2]) == 0 or redis.call('HGET', KEYS[2], 'finished') then
-  redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-  redis.call('XDEL', KEYS[1], ARGV[3])
-  return {{'gone'}}
-end
-local before = redis.call('HGET', KEYS[2], 'epoch')
-local past = redis.call('HMGET', KEYS[2], 'let_go', 'counted', 'died_to', 'deaths', 'alone', 'together')
-local deaths, alone = tonumber(past[4] or '0'), tonumber(past[5] or '0')
-if before ~= '0' and past[1] ~= before and past[2] ~= before then
-  redis.call('HSET', KEYS[2], 'counted', before)
-  local flight = redis.pcall('XPENDING', KEYS[3], 'asr-' .. before)
-  if not flight.err and flight[1] > 0 and fills_a_step(flight[2], flight[3]) then
-    if not past[3] or behind(flight[2], past[3]) then
-      deaths, alone = 0, 0
-      redis.call('HSET', KEYS[2], 'died_at', flight[2])
-      redis.call('HDEL', KEYS[2], 'within')
-    end
-    deaths = deaths + 1
-    local together = tonumber(past[6] or '0')
-    if together == 1 then alone = alone + 1 end
-    if together > 1 then
-      redis.call('HSET', KEYS[2], 'within', math.max(1, math.floor(together / {SUSPECTS_DIVISOR})))
-    end
-    redis.call('HSET', KEYS[2], 'died_to', flight[3], 'deaths', deaths, 'alone', alone)
-  end
-end
-local poison = alone >= {POISONOUS_DEATHS}
-if deaths >= {SUSPICIOUS_DEATHS} and not poison and ARGV[6] == '0' then return {{'suspect'}} end
-local run = {SERVER_RUN}
-local step = redis.call('HGET', KEYS[2], 'run') == run and 1 or {FORGOTTEN_NUMBERS}
-local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', step)
-redis.call('HSET', KEYS[2], 'run', run, 'owner', ARGV[2], 'together', ARGV[6])
-if step > 1 then
-  redis.call('HSETNX', KEYS[2], 'connection', 1)
-  redis.call('HINCRBY', KEYS[2], 'connection', step)
-end
-local ttl = redis.call('HGET', KEYS[2], 'ttl_ms')
-local start = redis.call('HGET', KEYS[2], 'ck_entry') or '0'
-redis.call('XGROUP', 'CREATE', KEYS[3], 'asr-' .. epoch, start, 'MKSTREAM')
-redis.call('XGROUP', 'DESTROY', KEYS[3], 'asr-' .. before)
-redis.call('PEXPIRE', KEYS[3], ttl)
-local seq = 0
-local last = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
-if last then
-  seq = tonumber(string.match(last[1], '-(%d+)$'))
-  if seq == 0 then seq = tonumber(string.match(last[2][4], '"seq":(%d+)')) end
-end
-local notice = '{{"worker":"' .. ARGV[2] .. '","seq":' .. seq .. '}}'
-redis.call('XADD', KEYS[4], 'MAXLEN', '~', {RESULTS_MAX_LENGTH}, epoch .. '-0', 'k', 'o', 'j', notice)
-redis.call('PEXPIRE', KEYS[4], ttl)
-redis.call('ZADD', KEYS[5], 'NX', 0, ARGV[4])
-redis.call('PEXPIRE', KEYS[5], ARGV[5])
-return {{'owned', epoch, seq, notice, redis.call('HGETALL', KEYS[2]), poison and 1 or 0}}
-"""
 
-# KEYS new m a r s ready; ARGV group, entry, sid, epoch, least ttl. Gives 1, 0 where the epoch is another's,
-# -1 where the stream had left Redis. A client that was lost may come back for the end: so long it is kept.
-_FINISH: Final = """
-local epoch, grace = unpack(redis.call('HMGET', KEYS[2], 'epoch', 'grace_ms'))
-if epoch and epoch ~= ARGV[4] then return 0 end
-local ttl = math.max(ARGV[5], grace or 0)
-redis.pcall('XACK', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('DEL', KEYS[3], KEYS[5])
-redis.call('ZREM', KEYS[6], ARGV[3])
-redis.call('PEXPIRE', KEYS[4], ttl)
-if not epoch then return -1 end
-redis.call('HSET', KEYS[2], 'finished', '1')
-redis.call('PEXPIRE', KEYS[2], ttl)
-return 1
-"""
-
-# KEYS m a s staged; ARGV epoch, first id kept, number of pieces, samples, then the checkpoint's other fields.
-# Gives 1, or 0 where the epoch is another's, the stream has ended, pieces are missing, or there is a later
-# checkpoint: an owner that hands a stream over may have an older one on its way.
-_CHECKPOINT: Final = """
-local record = redis.call('HMGET', KEYS[1], 'epoch', 'finished', 'ck_samples')
-if record[1] ~= ARGV[1] or record[2] or tonumber(record[3] or '0') > tonumber(ARGV[4])
-    or redis.call('LLEN', KEYS[4]) ~= tonumber(ARGV[3]) then
-  redis.call('UNLINK', KEYS[4])
-  return 0
-end
-redis.call('HSET', KEYS[1], 'ck_samples', ARGV[4], unpack(ARGV, 5))
-redis.call('UNLINK', KEYS[3])
-redis.call('RENAME', KEYS[4], KEYS[3])
-redis.call('PEXPIRE', KEYS[3], redis.call('HGET', KEYS[1], 'ttl_ms'))
-redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
-return 1
-"""
 # A snapshot is megabytes. Redis serves nobody else while it takes one command in, and what it has of a value
 # that grows it may have to move: so pieces, each of a fraction of a millisecond.
 _PIECE_BYTES: Final = 256 * 1024
-# KEYS staged; ARGV the first piece, ttl. Those after it make no list of their own where this one is gone.
-_STAGE: Final = """
-redis.call('UNLINK', KEYS[1])
-redis.call('RPUSH', KEYS[1], ARGV[1])
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +146,9 @@ class Claims:
             while start and len(taken) < count:
                 some = min(_MAX_TAKEN, count - len(taken))
                 last, found = self._redis.shard(shard).execute_command(
-                    *("EVAL", _TAKE_OVER, 1, self._keys.assignments(shard)),
-                    *(ASSIGNMENT_GROUP, worker, self._worker, some, start),
+                    *scripts.take_over(
+                        self._keys.assignments(shard), of=worker, to=self._worker, count=some, first=start
+                    )
                 )
                 taken += _readable(found)
                 start = b"(" + last if last else b""
@@ -306,7 +159,7 @@ class Claims:
         total = 0
         for shard in range(self._keys.shards):
             reply = self._redis.shard(shard).execute_command(
-                "EVAL", _COUNT_PENDING, 1, self._keys.assignments(shard), ASSIGNMENT_GROUP, worker
+                *scripts.num_pending(self._keys.assignments(shard), worker=worker)
             )
             total += int(reply)
         return total
@@ -317,8 +170,9 @@ class Claims:
         for shard in range(self._keys.shards):
             gone &= bool(
                 self._redis.shard(shard).execute_command(
-                    *("EVAL", _FORGET, 2, self._keys.assignments(shard), self._keys.ready(shard, worker)),
-                    *(ASSIGNMENT_GROUP, worker),
+                    *scripts.forget_consumer(
+                        self._keys.assignments(shard), ready=self._keys.ready(shard, worker), worker=worker
+                    )
                 )
             )
         return gone
@@ -336,12 +190,16 @@ class Claims:
         )
         return [self._opened(entry, reply) for entry, reply in zip(entries, replies, strict=True)]
 
-    def _opening(self, entry: AssignmentEntry, together: int) -> tuple[Any, ...]:
+    def _opening(self, entry: AssignmentEntry, together: int) -> Command:
         keys = self._keys.stream(entry.stream)
-        return (
-            *("EVAL", _OPEN, 5, self._keys.assignments(keys.shard), keys.meta, keys.audio, keys.results),
-            *(self._keys.ready(keys.shard, self._worker), ASSIGNMENT_GROUP, self._worker, entry.entry_id),
-            *(entry.stream, READY_TTL_MS, together, self._chunk_ms),
+        return scripts.open_stream(
+            keys,
+            assignments=self._keys.assignments(keys.shard),
+            ready=self._keys.ready(keys.shard, self._worker),
+            worker=self._worker,
+            entry_id=entry.entry_id,
+            together=together,
+            chunk_ms=self._chunk_ms,
         )
 
     def _opened(self, entry: AssignmentEntry, reply: Any) -> Opening:
@@ -375,9 +233,11 @@ class Claims:
             [
                 (
                     entry.stream,
-                    (
-                        *("EVAL", _GIVE, 1, self._keys.assignments(self._keys.shard_of(entry.stream))),
-                        *(ASSIGNMENT_GROUP, self._worker, heir, entry.entry_id),
+                    scripts.give(
+                        self._keys.assignments(self._keys.shard_of(entry.stream)),
+                        worker=self._worker,
+                        heir=heir,
+                        entry_id=entry.entry_id,
                     ),
                 )
                 for entry in entries
@@ -393,7 +253,7 @@ class Claims:
         """
         replies = self._redis.of_streams(
             [
-                (owned.stream, ("EVAL", _LET_GO, 1, owned.keys.meta, owned.epoch, int(cleared)))
+                (owned.stream, scripts.let_go(owned.keys, epoch=owned.epoch, cleared=cleared))
                 for owned in streams
             ]
         )
@@ -438,47 +298,42 @@ class Claims:
             self._redis.of_streams([(owned.stream, self.finish_command(owned)) for owned in streams])
         )
 
-    def finish_command(self, owned: OwnedStream) -> tuple[Any, ...]:
+    def finish_command(self, owned: OwnedStream) -> Command:
         """The command that ends a stream: put behind its last result, in the same pipeline.
 
         Its reply is 1, or 0 where another worker owns the stream by now, or -1 where it had left Redis.
         """
-        keys = owned.keys
-        return (
-            *("EVAL", _FINISH, 6, self._keys.assignments(keys.shard), keys.meta, keys.audio, keys.results),
-            *(keys.snapshot, self._keys.ready(keys.shard, self._worker), ASSIGNMENT_GROUP, owned.entry_id),
-            *(keys.stream, owned.epoch, FINISHED_STREAM_TTL_MS),
+        shard = owned.keys.shard
+        return scripts.finish(
+            owned.keys,
+            assignments=self._keys.assignments(shard),
+            ready=self._keys.ready(shard, self._worker),
+            entry_id=owned.entry_id,
+            epoch=owned.epoch,
         )
 
     def checkpoint_commands(
         self, owned: OwnedStream, checkpoint: Checkpoint, snapshot: bytes
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> Iterator[Command]:
         """The commands that store a checkpoint and trim the audio before it, in order.
 
         The last one makes it valid; its reply is 1, or 0 where the stream has ended or is another's by now.
         All of them may be repeated from the first.
         """
-        keys = owned.keys
         # Of one stream, one snapshot may be on its way while another is handed over.
-        staged = keys.staged_snapshot(owned.epoch, next(self._snapshots))
-        yield ("EVAL", _STAGE, 1, staged, snapshot[:_PIECE_BYTES], STAGED_SNAPSHOT_TTL_MS)
+        staged = owned.keys.staged_snapshot(owned.epoch, next(self._snapshots))
+        yield scripts.stage(staged, piece=snapshot[:_PIECE_BYTES])
         for at in range(_PIECE_BYTES, len(snapshot), _PIECE_BYTES):
             yield ("RPUSHX", staged, snapshot[at : at + _PIECE_BYTES])
         entry_id = checkpoint.entry_id
-        fields: tuple[bytes | str | int, ...] = (
-            *("ck_seq", checkpoint.seq),
-            *(() if entry_id is None else ("ck_entry", entry_id)),
-        )
-        first_kept = b"0-1" if entry_id is None else next_entry_id(entry_id)
-        yield (
-            *("EVAL", _CHECKPOINT, 4, keys.meta, keys.audio, keys.snapshot, staged),
-            *(
-                owned.epoch,
-                first_kept,
-                -(-len(snapshot) // _PIECE_BYTES),
-                checkpoint.samples_decoded,
-                *fields,
-            ),
+        yield scripts.checkpoint(
+            owned.keys,
+            staged=staged,
+            epoch=owned.epoch,
+            first_kept=b"0-1" if entry_id is None else next_entry_id(entry_id),
+            num_pieces=-(-len(snapshot) // _PIECE_BYTES),
+            samples=checkpoint.samples_decoded,
+            fields=("ck_seq", checkpoint.seq, *(() if entry_id is None else ("ck_entry", entry_id))),
         )
 
 
@@ -503,53 +358,3 @@ def _readable(entries: Iterable[Sequence[Any]]) -> list[AssignmentEntry]:
         else:
             logger.error("assignment of another layout", extra={"stream_id": entry.stream})
     return found
-
-
-# KEYS new; ARGV group, from, to, count, first id; gives the last id looked at where there may be more, and
-# the entries.
-_TAKE_OVER: Final = """
-local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[5], '+', ARGV[4], ARGV[2])
-if pending.err or not pending[1] then return {'', {}} end
-local ids = {}
-for i, entry in ipairs(pending) do ids[i] = entry[1] end
-local taken = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, unpack(ids))
-local found = {}
-for _, entry in ipairs(taken) do if entry then found[#found + 1] = entry end end
-local last = #ids == tonumber(ARGV[4]) and ids[#ids] or ''
-return {last, found}
-"""
-
-# KEYS new; ARGV group, worker, heir, entry.
-_GIVE: Final = """
-local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[4], ARGV[4], 1)
-if pending.err or not pending[1] or pending[1][2] ~= ARGV[2] then return 0 end
-redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[4])
-return 1
-"""
-
-# KEYS m; ARGV epoch, cleared.
-_LET_GO: Final = """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'let_go', ARGV[1])
-if ARGV[2] == '1' then
-  redis.call('HDEL', KEYS[1], 'died_at', 'died_to', 'deaths', 'alone', 'within')
-end
-return 1
-"""
-
-# KEYS new; ARGV group, worker.
-_COUNT_PENDING: Final = """
-local consumers = redis.pcall('XPENDING', KEYS[1], ARGV[1])
-if consumers.err or not consumers[4] then return 0 end
-for _, consumer in ipairs(consumers[4]) do if consumer[1] == ARGV[2] then return tonumber(consumer[2]) end end
-return 0
-"""
-
-# KEYS new ready; ARGV group, worker. A consumer with pending entries stays: deleting it would lose them.
-_FORGET: Final = """
-local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
-if not pending.err and pending[1] then return 0 end
-redis.call('DEL', KEYS[2])
-redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
-return 1
-"""

@@ -6,7 +6,7 @@ server, so that nobody's clock matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -14,54 +14,12 @@ from typing import Final
 from common.entries import IngressId, WorkerId
 from common.errors import RedisUnavailable
 from common.redis.clients import REDIS_ERROR, AsyncCommands, SyncClient
-from common.redis.keys import INGRESS_HASH_TTL_MS, REGISTER_TTL_MS, WORKER_HASH_TTL_MS, Keys
-
-# KEYS register; ARGV member, ttl, register ttl. Gives 1 where the member was alive, 0 where its time
-# had passed, -1 where it was unknown.
-_RENEW: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local until_ms = redis.call('ZSCORE', KEYS[1], ARGV[1])
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-if not until_ms then return -1 end
-if tonumber(until_ms) <= now then return 0 end
-return 1
-"""
-
-# KEYS register. Gives those whose time has passed.
-_LAPSED: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
-"""
-
-# KEYS register; ARGV members. Gives those that are unknown or whose time has passed.
-_MISSING: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local missing = {}
-for _, member in ipairs(ARGV) do
-  local until_ms = redis.call('ZSCORE', KEYS[1], member)
-  if not until_ms or tonumber(until_ms) <= now then missing[#missing + 1] = member end
-end
-return missing
-"""
+from common.redis.keys import INGRESS_HASH_TTL_MS, WORKER_HASH_TTL_MS, Keys
+from common.redis.scripts import presence as scripts
 
 # An ingress counts as gone after so many heartbeats in a row that it missed, and no sooner than this.
 _MISSED_BEATS: Final = 4
 _LEAST_ALIVE_MS: Final = 2_000
-
-# KEYS workers, hash; ARGV worker. Removes a worker whose time has passed; one that came back stays.
-_FORGET: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local until_ms = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if until_ms and tonumber(until_ms) > now then return 0 end
-redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('DEL', KEYS[2])
-return 1
-"""
 
 
 class Renewal(Enum):
@@ -86,10 +44,8 @@ class WorkerLease:
 
     def renew(self) -> Renewal:
         """Take or renew the lease for `lease_ms`."""
-        reply = self._client.execute_command(
-            "EVAL", _RENEW, 1, self._keys.workers, self._worker, self._lease_ms, REGISTER_TTL_MS
-        )
-        return Renewal(int(reply))
+        command = scripts.renew_lease(self._keys, worker=self._worker, ttl_ms=self._lease_ms)
+        return Renewal(int(self._client.execute_command(*command)))
 
     def report(self, fields: Mapping[str, str | int | float]) -> None:
         """Write the worker's hash (common/streams/status.py says what is in it)."""
@@ -108,23 +64,19 @@ class WorkerLease:
 
     def lapsed_workers(self) -> list[WorkerId]:
         """Workers other than this one whose lease has lapsed and that nobody has cleaned up after."""
-        reply = self._client.execute_command("EVAL", _LAPSED, 1, self._keys.workers)
+        reply = self._client.execute_command(*scripts.lapsed_workers(self._keys))
         return [worker for member in reply if (worker := WorkerId(member.decode())) != self._worker]
 
     def forget(self, worker: WorkerId) -> bool:
         """Remove what a worker without streams has left; False when its lease holds again."""
-        return bool(
-            self._client.execute_command(
-                "EVAL", _FORGET, 2, self._keys.workers, self._keys.worker(worker), worker
-            )
-        )
+        return bool(self._client.execute_command(*scripts.forget_worker(self._keys, worker=worker)))
 
     def missing_ingresses(self, ingresses: Iterable[IngressId]) -> set[IngressId]:
         """Those of the ingresses that count as gone."""
         names = list(ingresses)
         if not names:
             return set()
-        reply = self._client.execute_command("EVAL", _MISSING, 1, self._keys.ingresses, *names)
+        reply = self._client.execute_command(*scripts.missing_ingresses(self._keys, ingresses=names))
         return {IngressId(name.decode()) for name in reply}
 
 
@@ -159,7 +111,6 @@ class IngressPresence:
 
     async def beat(self, report: IngressReport) -> None:
         """Write the hash, and into the register until when the ingress counts as alive."""
-        key = self._keys.ingress(self._ingress)
         fields: dict[str, str | int] = {
             "started_ms": report.started_ms,
             "connections": report.connections,
@@ -169,19 +120,23 @@ class IngressPresence:
             "draining": int(report.draining),
         }
         hash_ttl_ms = max(INGRESS_HASH_TTL_MS, self._alive_ms)
-        arguments: Sequence[str | int] = (self._ingress, self._alive_ms, REGISTER_TTL_MS, hash_ttl_ms)
-        flat = [item for pair in fields.items() for item in pair]
+        command = scripts.beat(
+            self._keys,
+            ingress=self._ingress,
+            alive_ms=self._alive_ms,
+            hash_ttl_ms=hash_ttl_ms,
+            fields=[item for pair in fields.items() for item in pair],
+        )
         try:
-            await self._client.execute_command("EVAL", _BEAT, 2, self._keys.ingresses, key, *arguments, *flat)
+            await self._client.execute_command(*command)
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
 
     async def others_serve(self) -> bool:
         """Whether another ingress is alive and does not drain."""
-        stem = self._keys.ingress_hash_stem
         try:
             reply = await self._client.execute_command(
-                "EVAL", _OTHERS_SERVE, 1, self._keys.ingresses, self._ingress, stem
+                *scripts.others_serve(self._keys, ingress=self._ingress)
             )
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
@@ -194,27 +149,3 @@ class IngressPresence:
             await self._client.execute_command("DEL", self._keys.ingress(self._ingress))
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
-
-
-# KEYS register, hash; ARGV ingress, time alive, register ttl, hash ttl, then the hash's fields. Also forgets
-# ingresses that went without a word.
-_BEAT: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('HSET', KEYS[2], unpack(ARGV, 5))
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
-return 1
-"""
-
-# KEYS register; ARGV ingress, what stands before an ingress in the key of its hash.
-_OTHERS_SERVE: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for _, ingress in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')) do
-  if ingress ~= ARGV[1] and redis.call('HGET', ARGV[2] .. ingress, 'draining') == '0' then return 1 end
-end
-return 0
-"""

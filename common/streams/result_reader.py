@@ -25,6 +25,7 @@ from common.redis.clients import (
 )
 from common.redis.connect import pack
 from common.redis.keys import Keys, StreamKeys, result_entry_id
+from common.redis.scripts import streams as scripts
 
 logger = logging.getLogger(__name__)
 
@@ -127,9 +128,8 @@ async def kept_results(redis: AsyncRedis, keys: StreamKeys, last_seq: int | None
     Redis alone: a log can be megabytes. Raises RedisUnavailable, EntryError.
     """
     server = redis.servers.server_of_shard(keys.shard)
-    wanted = "" if last_seq is None else last_seq
     try:
-        found = await redis.execute(server, "EVAL", _KEPT, 1, keys.results, wanted)
+        found = await redis.execute(server, *scripts.kept_results(keys, last_seq=last_seq))
     except (REDIS_ERROR, OSError) as error:
         raise error_of_stream(error) from error
     if not found:
@@ -137,30 +137,6 @@ async def kept_results(redis: AsyncRedis, keys: StreamKeys, last_seq: int | None
     first, last, epoch = map(int, found)
     return KeptResults(first, last, Position(keys, epoch, max(0, last - 1) if last_seq is None else last_seq))
 
-
-# KEYS r; ARGV last number that is not wanted, or nothing for the one before the last. Gives the number of the
-# first result that is kept, that of the last there was, and the epoch in which the wanted ones begin.
-_KEPT: Final = """
-local function number(entry)  -- of the last result up to this entry; a notice of an owner says it
-  local seq = tonumber(string.match(entry[1], '-(%d+)$'))
-  if seq > 0 then return seq end
-  return tonumber(string.match(entry[2][4], '"seq":(%d+)'))
-end
-local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-if not first then return {} end
-local at = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-local last = number(at)
-local wanted = tonumber(ARGV[1]) or math.max(0, last - 1)
-local from = number(first) + (string.match(first[1], '-0$') and 1 or 0)
-while true do
-  local epoch = string.match(at[1], '^%d+')
-  local notice = redis.call('XRANGE', KEYS[1], epoch .. '-0', epoch .. '-0')[1]
-  local before = notice and number(notice) > wanted
-    and redis.call('XREVRANGE', KEYS[1], '(' .. notice[1], '-', 'COUNT', 1)[1]
-  if not before then return {from, last, tonumber(epoch)} end
-  at = before
-end
-"""
 
 # Results of one stream that are read in one go, of many streams at once: bounds the reply.
 _MOST_AT_ONCE: Final = 64

@@ -18,6 +18,7 @@ from common.entries import IngressId, LineKind, join_lines, pack_line
 from common.redis.clients import RESPONSE_ERROR, RedisServers, SyncRedis, is_passing
 from common.redis.connect import pack
 from common.redis.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN_LENGTH, Keys, result_entry_id
+from common.redis.scripts.streams import last_result
 from common.streams.audio_reader import pack_ack
 from common.streams.claims import OwnedStream
 
@@ -165,9 +166,7 @@ class ResultWriter:
 
     def _is_fenced(self, server: int, owned: OwnedStream) -> bool:
         """Tell a result that is in already (this was a repeat) from one that a newer owner refused."""
-        last = self._redis.clients[server].execute_command(
-            "EVAL", "return redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)", 1, owned.keys.results
-        )
+        last = self._redis.clients[server].execute_command(*last_result(owned.keys))
         return bool(last) and int(last[0][0].split(b"-")[0]) > owned.epoch
 
 

@@ -9,36 +9,12 @@ last worker that leaves in good order.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Final
 
 from common.entries import WorkerId
 from common.errors import SettingsMismatch
 from common.redis.clients import SyncClient
 from common.redis.keys import SERVED_MODEL_LEAST_TTL_MS, Keys
-
-# KEYS model; ARGV ttl, then names and values. Returns the first that differs as {name, value of the cluster,
-# its model}, or {}. The first one is the model's name for people, which is not compared: a folder has another
-# path on each machine.
-_AGREE: Final = """
-for i = 4, #ARGV, 2 do
-  local have = redis.call('HGET', KEYS[1], ARGV[i])
-  if have and have ~= ARGV[i + 1] then return {ARGV[i], have, redis.call('HGET', KEYS[1], ARGV[2])} end
-end
-redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3])
-for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return {}
-"""
-
-# KEYS model, workers; ARGV worker. The lease of whoever else lives keeps the key.
-_LEAVE: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. now, '+inf')) do
-  if worker ~= ARGV[1] then return 0 end
-end
-return redis.call('DEL', KEYS[1])
-"""
+from common.redis.scripts import presence
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +41,7 @@ class ServedModel:
         """
         flat = [item for pair in asdict(self).items() for item in pair]
         ttl_ms = max(SERVED_MODEL_LEAST_TTL_MS, 2 * lease_ms)
-        differs = client.execute_command("EVAL", _AGREE, 1, keys.served_model, ttl_ms, *flat)
+        differs = client.execute_command(*presence.agree_on_model(keys, ttl_ms=ttl_ms, model=flat))
         if differs:
             name, value, model = (item.decode() for item in differs)
             raise SettingsMismatch(self._mismatch(name, value, model))
@@ -90,4 +66,4 @@ def leave(client: SyncClient, keys: Keys, worker: WorkerId) -> None:
 
     Raises the client's errors.
     """
-    client.execute_command("EVAL", _LEAVE, 2, keys.served_model, keys.workers, worker)
+    client.execute_command(*presence.leave_model(keys, worker=worker))

@@ -19,7 +19,8 @@ from common.entries import IngressId, WorkerId, decode_assignment
 from common.errors import RedisUnavailable
 from common.redis.clients import REDIS_ERROR, AsyncRedis
 from common.redis.connect import Argument, pack
-from common.redis.keys import ASSIGNMENT_GROUP, Keys
+from common.redis.keys import Keys
+from common.redis.scripts import status as scripts
 
 STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
 
@@ -163,9 +164,7 @@ async def shared_status(redis: AsyncRedis, keys: Keys) -> bytes:
 
 async def _shared_line(redis: AsyncRedis, keys: Keys) -> tuple[bytes | None, int]:
     """The line that is kept; or none, and how long another one's turn lasts: 0 where it is ours."""
-    line, left_ms = await _execute(
-        redis, "EVAL", _SHARE, 2, keys.status_line, keys.status_turn, _LOOK_TIME_MS
-    )
+    line, left_ms = await _execute(redis, *scripts.share(keys, look_ms=_LOOK_TIME_MS))
     return line, int(left_ms)
 
 
@@ -225,12 +224,12 @@ async def _backlog(redis: AsyncRedis, server: int, keys: Keys, shard: int) -> _B
     streams = [decode_assignment(entry_id, fields).stream for entry_id, fields in entries]
     owned = 0
     if entries:
-        (owned,) = await _replies(redis, server, [("EVAL", _COUNT_PENDING, 1, assignments, ASSIGNMENT_GROUP)])
+        (owned,) = await _replies(redis, server, [scripts.num_owned(assignments)])
     raw_depth = raw_streams = encoded_depth = encoded_streams = 0
     for at in range(0, len(streams), _BATCH):
         audio = [keys.stream(stream).audio for stream in streams[at : at + _BATCH]]
         for undelivered, unacknowledged in await _replies(
-            redis, server, [("EVAL", _STREAM_BACKLOG, 1, key) for key in audio]
+            redis, server, [scripts.backlog(key) for key in audio]
         ):
             raw_depth += undelivered
             raw_streams += undelivered > 0
@@ -258,41 +257,6 @@ async def _execute(redis: AsyncRedis, *command: Argument) -> Any:
         return await redis.execute(0, *command)
     except (REDIS_ERROR, OSError) as error:
         raise RedisUnavailable(str(error)) from error
-
-
-# KEYS line, turn; ARGV how long a look may take. Gives the line, or how many ms another's turn still lasts.
-_SHARE: Final = """
-local line = redis.call('GET', KEYS[1])
-if line then return {line, 0} end
-if redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[1]) then return {false, 0} end
-return {false, math.max(1, redis.call('PTTL', KEYS[2]))}
-"""
-
-_COUNT_PENDING: Final = """
-local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
-if pending.err then return 0 end
-return pending[1]
-"""
-
-# Gives {entries not delivered, entries delivered and not acknowledged} of the newest group. The
-# server knows the lag of a group unless entries were deleted from its middle; then they are counted.
-_STREAM_BACKLOG: Final = """
-local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
-if groups.err then return {0, 0} end
-local newest, best = nil, -1
-for _, flat in ipairs(groups) do
-  local group = {}
-  for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
-  local epoch = tonumber(string.match(group['name'], '^asr%-(%d+)$') or '-1')
-  if epoch > best then newest, best = group, epoch end
-end
-if not newest then return {0, 0} end
-local lag = newest['lag']
-if not lag then
-  lag = #redis.call('XRANGE', KEYS[1], '(' .. newest['last-delivered-id'], '+')
-end
-return {lag, newest['pending']}
-"""
 
 
 def assemble(

@@ -15,7 +15,7 @@ import pytest
 from common.entries import IngressId, LineKind, WorkerId
 from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys
-from common.redis.server_run import FORGOTTEN_NUMBERS
+from common.redis.scripts import FORGOTTEN_NUMBERS
 from common.streams.leases import IngressPresence, IngressReport, WorkerLease
 from tests.faulty_worker import CURSED_SAMPLES
 from tests.servers import raw_client

@@ -42,14 +42,12 @@ from common.redis.clients import (
     blocking_connection,
 )
 from common.redis.keys import Keys
+from common.redis.scripts.ownership import POISONOUS_DEATHS, SUSPECTS_DIVISOR, SUSPICIOUS_DEATHS
 from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
 from common.streams.audio_log import last_audio
 from common.streams.audio_reader import AudioReader
 from common.streams.claims import (
     MAX_SUSPECTS,
-    POISONOUS_DEATHS,
-    SUSPECTS_DIVISOR,
-    SUSPICIOUS_DEATHS,
     Claims,
     Opening,
     OwnedStream,

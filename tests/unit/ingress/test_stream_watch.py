@@ -10,7 +10,7 @@ import pytest
 
 from common.entries import IngressId, StreamId
 from common.redis.keys import Keys, StreamKeys
-from common.streams.claims import SUSPICIOUS_DEATHS
+from common.redis.scripts.ownership import SUSPICIOUS_DEATHS
 from ingress import stream_watch
 from ingress.stream_watch import StreamWatch
 from tests.waiting import until

@@ -1,0 +1,125 @@
+"""A stream as its workers claim, open, hand over and end it: on the stream's shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from common.entries import WorkerId
+from common.redis.connect import Argument
+from common.redis.keys import (
+    ASSIGNMENT_GROUP,
+    DEAD_LETTER_TTL_MS,
+    FINISHED_STREAM_TTL_MS,
+    READY_TTL_MS,
+    RESULTS_MAX_LENGTH,
+    STAGED_SNAPSHOT_TTL_MS,
+    StreamKeys,
+)
+from common.redis.scripts import FORGOTTEN_NUMBERS, Command, run
+
+# Deaths of owners over the same audio after which a stream is a suspect, and runs in quarantine...
+SUSPICIOUS_DEATHS: Final = 2
+# ... and how many processes that ran it alone it may end before it is poison.
+POISONOUS_DEATHS: Final = 2
+# Where suspects that run together end their process, so much smaller a group runs next, and so on down to
+# one. A division by more would cost fewer deaths, each with the time that a model takes to load, and more
+# groups, each with the time of a replay.
+SUSPECTS_DIVISOR: Final = 8
+# Entries of audio that are kept of a poison stream, at most 64 KiB each: what the owners died of is in the
+# first ones.
+_MAX_DEAD_ENTRIES: Final = 16
+
+
+def open_stream(
+    stream: StreamKeys,
+    *,
+    assignments: bytes,
+    ready: bytes,
+    worker: WorkerId,
+    entry_id: bytes,
+    together: int,
+    chunk_ms: int,
+) -> Command:
+    """Make a worker the owner; {b"gone"}, {b"lost"}, {b"suspect"}, or what `OwnedStream` is made of.
+
+    That is {b"owned", epoch, last seq, notice, record, whether it is poison}.
+
+    together: suspects that run in the worker's process, 0 for an ordinary one.
+    chunk_ms: least audio of a step.
+    """
+    return run(
+        "ownership/open",
+        (assignments, stream.meta, stream.audio, stream.results, ready),
+        *(ASSIGNMENT_GROUP, worker, entry_id, stream.stream, READY_TTL_MS, together, chunk_ms),
+        *(SUSPICIOUS_DEATHS, POISONOUS_DEATHS, SUSPECTS_DIVISOR, FORGOTTEN_NUMBERS, RESULTS_MAX_LENGTH),
+    )
+
+
+def finish(stream: StreamKeys, *, assignments: bytes, ready: bytes, entry_id: bytes, epoch: int) -> Command:
+    """End a stream; 1, or 0 where another worker owns it by now, or -1 where it had left Redis."""
+    return run(
+        "ownership/finish",
+        (assignments, stream.meta, stream.audio, stream.results, stream.snapshot, ready),
+        *(ASSIGNMENT_GROUP, entry_id, stream.stream, epoch, FINISHED_STREAM_TTL_MS),
+    )
+
+
+def stage(staged: bytes, *, piece: bytes) -> Command:
+    """Begin to write a snapshot."""
+    return run("ownership/stage", (staged,), piece, STAGED_SNAPSHOT_TTL_MS)
+
+
+def checkpoint(
+    stream: StreamKeys,
+    *,
+    staged: bytes,
+    epoch: int,
+    first_kept: bytes,
+    num_pieces: int,
+    samples: int,
+    fields: Iterable[Argument],
+) -> Command:
+    """Make a staged snapshot valid, with these fields of the record, and trim the audio before `first_kept`.
+
+    1, or 0 where the stream has ended, is another's by now, or has a later checkpoint.
+    """
+    return run(
+        "ownership/checkpoint",
+        (stream.meta, stream.audio, stream.snapshot, staged),
+        *(epoch, first_kept, num_pieces, samples, *fields),
+    )
+
+
+def take_over(assignments: bytes, *, of: WorkerId, to: WorkerId, count: int, first: bytes) -> Command:
+    """Make pending assignments of one worker another's; {last id looked at (empty at the end), entries}."""
+    return run("ownership/take_over", (assignments,), ASSIGNMENT_GROUP, of, to, count, first)
+
+
+def give(assignments: bytes, *, worker: WorkerId, heir: WorkerId, entry_id: bytes) -> Command:
+    """Make one pending assignment of a worker another's; 0 where it is not that worker's any more."""
+    return run("ownership/give", (assignments,), ASSIGNMENT_GROUP, worker, heir, entry_id)
+
+
+def let_go(stream: StreamKeys, *, epoch: int, cleared: bool) -> Command:
+    """Note that nobody has died of a stream that changes hands; see `Claims.let_go`."""
+    return run("ownership/let_go", (stream.meta,), epoch, int(cleared))
+
+
+def num_pending(assignments: bytes, *, worker: WorkerId) -> Command:
+    """How many assignments of a shard are pending with a worker."""
+    return run("ownership/num_pending", (assignments,), ASSIGNMENT_GROUP, worker)
+
+
+def forget_consumer(assignments: bytes, *, ready: bytes, worker: WorkerId) -> Command:
+    """Remove a worker that owns nothing from a shard; 0 where it owns something after all."""
+    return run("ownership/forget_consumer", (assignments, ready), ASSIGNMENT_GROUP, worker)
+
+
+def keep_dead_letter(stream: StreamKeys, *, epoch: int) -> Command:
+    """Keep what is known of a poison stream; 0 where the epoch is another's."""
+    return run(
+        "ownership/keep_dead_letter",
+        (stream.meta, stream.audio, stream.dead, stream.dead_audio),
+        *(stream.stream, epoch, DEAD_LETTER_TTL_MS, _MAX_DEAD_ENTRIES),
+    )

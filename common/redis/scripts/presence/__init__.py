@@ -1,0 +1,55 @@
+"""Who is alive, and what the workers serve: on shard 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from common.entries import IngressId, WorkerId
+from common.redis.keys import REGISTER_TTL_MS, Keys
+from common.redis.scripts import Command, run
+
+
+def renew_lease(keys: Keys, *, worker: WorkerId, ttl_ms: int) -> Command:
+    """Take or renew a worker's lease; 1 where it held, 0 where it had lapsed, -1 where it is new."""
+    return run("presence/renew_lease", (keys.workers,), worker, ttl_ms, REGISTER_TTL_MS)
+
+
+def lapsed_workers(keys: Keys) -> Command:
+    """The workers whose lease has lapsed."""
+    return run("presence/lapsed", (keys.workers,))
+
+
+def missing_ingresses(keys: Keys, *, ingresses: Iterable[IngressId]) -> Command:
+    """Those of the ingresses that are unknown or count as gone."""
+    return run("presence/missing", (keys.ingresses,), *ingresses)
+
+
+def forget_worker(keys: Keys, *, worker: WorkerId) -> Command:
+    """Remove a worker whose lease has lapsed; 0 where it holds again."""
+    return run("presence/forget_worker", (keys.workers, keys.worker(worker)), worker)
+
+
+def beat(
+    keys: Keys, *, ingress: IngressId, alive_ms: int, hash_ttl_ms: int, fields: Iterable[str | int]
+) -> Command:
+    """Sign an ingress on for so long, with the fields of its hash, names and values flat."""
+    return run(
+        "presence/beat",
+        (keys.ingresses, keys.ingress(ingress)),
+        *(ingress, alive_ms, REGISTER_TTL_MS, hash_ttl_ms, *fields),
+    )
+
+
+def others_serve(keys: Keys, *, ingress: IngressId) -> Command:
+    """Whether another ingress is alive and does not drain."""
+    return run("presence/others_serve", (keys.ingresses,), ingress, keys.ingress_hash_stem)
+
+
+def agree_on_model(keys: Keys, *, ttl_ms: int, model: Iterable[str | int]) -> Command:
+    """State what is served, names and values flat; {}, or {name, the cluster's value, its model}."""
+    return run("presence/agree_on_model", (keys.served_model,), ttl_ms, *model)
+
+
+def leave_model(keys: Keys, *, worker: WorkerId) -> Command:
+    """Take what is served away where no other worker lives."""
+    return run("presence/leave_model", (keys.served_model, keys.workers), worker)

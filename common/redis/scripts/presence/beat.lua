@@ -1,0 +1,12 @@
+-- Signs an ingress on, and forgets those that went without a word. The fields of its hash follow the named
+-- arguments.
+local register, hash = unpack(KEYS)
+local ingress, alive_ms, register_ttl_ms, hash_ttl_ms = unpack(ARGV)
+
+local now = now_ms()
+redis.call('ZREMRANGEBYSCORE', register, '-inf', now)
+redis.call('ZADD', register, now + alive_ms, ingress)
+redis.call('PEXPIRE', register, register_ttl_ms)
+redis.call('HSET', hash, unpack(ARGV, 5))
+redis.call('PEXPIRE', hash, hash_ttl_ms)
+return 1

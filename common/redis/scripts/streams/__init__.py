@@ -1,0 +1,72 @@
+"""A stream as its ingress creates, reads, moves and takes back: on the stream's shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from common.entries import LAYOUT_VERSION, IngressId
+from common.redis.connect import Argument
+from common.redis.keys import REGISTER_TTL_MS, StreamKeys
+from common.redis.scripts import FORGOTTEN_NUMBERS, Command, run
+
+
+def create(
+    stream: StreamKeys,
+    *,
+    assignments: bytes,
+    ttl_ms: int,
+    anew: bool,
+    epoch: int,
+    fields: Iterable[Argument],
+) -> Command:
+    """Create a stream with these fields of its record, names and values flat; 0 where it is there already.
+
+    anew: Redis has forgotten it, and its owners may live. epoch: beyond theirs then, else 0.
+    """
+    return run(
+        "streams/create",
+        (stream.meta, stream.audio, assignments),
+        *(ttl_ms, REGISTER_TTL_MS, stream.stream, LAYOUT_VERSION, int(anew), epoch, *fields),
+    )
+
+
+def live(assignments: bytes) -> Command:
+    """The assignments of a shard."""
+    return run("streams/live", (assignments,))
+
+
+def read(stream: StreamKeys) -> Command:
+    """A stream's record, names and values flat; empty for one that is gone."""
+    return run("streams/read", (stream.meta,))
+
+
+def withdraw(stream: StreamKeys) -> Command:
+    """Take a stream back that no worker has claimed; 0 where one has."""
+    return run("streams/withdraw", (stream.meta, stream.audio, stream.results))
+
+
+def attach(stream: StreamKeys, *, ingress: IngressId, expected: tuple[IngressId, int] | None) -> Command:
+    """Move a stream to another ingress; the number of the new connection, or 0 where it stays as it is.
+
+    expected: the ingress and the connection that it must have, None for any.
+    """
+    before, connection = ("", 0) if expected is None else expected
+    return run("streams/attach", (stream.meta,), ingress, before, connection, FORGOTTEN_NUMBERS)
+
+
+def kept_results(stream: StreamKeys, *, last_seq: int | None) -> Command:
+    """Find the place behind a result, or before the last one for None; {} where there was none.
+
+    Else {first number that is kept, last number, epoch in which the wanted results begin}.
+    """
+    return run("streams/kept_results", (stream.results,), "" if last_seq is None else last_seq)
+
+
+def last_result(stream: StreamKeys) -> Command:
+    """The last entry of a stream's results, as a list of none or one."""
+    return run("streams/last_result", (stream.results,))
+
+
+def last_audio_id(stream: StreamKeys) -> Command:
+    """The id of the last entry that a stream's audio ever had; None for a stream that is gone."""
+    return run("streams/last_audio_id", (stream.audio,))

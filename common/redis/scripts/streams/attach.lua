@@ -1,0 +1,14 @@
+-- Moves a stream to another ingress; returns the number of the new connection, or 0 for a stream that has
+-- ended, or that has another ingress or connection than is expected ('' for any).
+local meta = KEYS[1]
+local ingress, expected_ingress, expected_connection, forgotten_numbers = unpack(ARGV)
+
+if redis.call('EXISTS', meta) == 0 or redis.call('HGET', meta, 'finished') then return 0 end
+if expected_ingress ~= '' then
+  local now = redis.call('HMGET', meta, 'ingress', 'connection')
+  if now[1] ~= expected_ingress or (now[2] or '1') ~= expected_connection then return 0 end
+end
+redis.call('HSET', meta, 'ingress', ingress)
+redis.call('HSETNX', meta, 'connection', 1)
+local step = redis.call('HGET', meta, 'run') == server_run() and 1 or tonumber(forgotten_numbers)
+return redis.call('HINCRBY', meta, 'connection', step)
