@@ -3,7 +3,8 @@
 -- ones begin.
 local results = KEYS[1]
 
-local function number(entry)  -- of the last result up to this entry; a notice of an owner says it
+-- The number of the last result up to this entry; a notice of an owner says it.
+local function number(entry)
   local seq = tonumber(string.match(entry[1], '-(%d+)$'))
   if seq > 0 then return seq end
   return tonumber(string.match(entry[2][4], '"seq":(%d+)'))
