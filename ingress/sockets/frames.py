@@ -120,11 +120,6 @@ class FrameReader:
         del held[:stop]
         return found
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that have come and are no frame that was taken."""
-        return len(self._held)
-
     def _refuse(self) -> Other:
         everything = Other(bytes(self._held))
         self._held.clear()

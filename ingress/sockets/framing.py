@@ -61,8 +61,3 @@ class LineReader:
         self._held.clear()
         self._searched = 0
         return None if line in (b"", b"\r") else line
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that have come and are no line that was taken."""
-        return len(self._held)

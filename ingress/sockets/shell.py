@@ -114,17 +114,7 @@ class SocketShell(asyncio.Protocol):
         if self._reading:
             self._transport.resume_reading()
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether the socket is closed."""
-        return self._transport is None and self._closing
-
     # For subclasses
-
-    @property
-    @abstractmethod
-    def held_bytes(self) -> int:
-        """What has come and was not handed on."""
 
     @abstractmethod
     def _hand_on(self) -> None:

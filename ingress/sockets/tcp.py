@@ -79,11 +79,6 @@ class TcpShell(SocketShell):
 
     # SocketShell
 
-    @property
-    def held_bytes(self) -> int:
-        """What has come and was not handed on."""
-        return self._reader.held_bytes
-
     def _hand_on(self) -> None:
         reader = self._reader
         while (connection := self._connection) is not None and self._reading and not self._closing:

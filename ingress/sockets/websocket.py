@@ -86,11 +86,6 @@ class WebSocketShell(SocketShell):
 
     # SocketShell
 
-    @property
-    def held_bytes(self) -> int:
-        """What has come and was not handed on."""
-        return self._frames.held_bytes
-
     def _hand_on(self) -> None:
         while self._reading:
             item = self._frames.next()

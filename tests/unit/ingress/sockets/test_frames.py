@@ -172,4 +172,4 @@ def test_who_takes_frames_may_stop_in_the_middle_of_a_read() -> None:
     reader.feed(frame(b"one") + ping + frame(b"two")[:-1])
     assert reader.next() == Message(b"one", False)
     assert taken(reader, frame(b"two")[-1:]) == [Other(ping), Message(b"two", False)]
-    assert reader.held_bytes == 0
+    assert not reader._held

@@ -19,17 +19,17 @@ def lines(reader: LineReader, data: bytes) -> list[bytes]:
 def test_lines_over_several_reads() -> None:
     reader = LineReader(100)
     assert lines(reader, b'{"a"') == []
-    assert reader.held_bytes == 4
+    assert len(reader._held) == 4
     assert lines(reader, b':1}\n{"b":2}\n{"c"') == [b'{"a":1}', b'{"b":2}']
     assert lines(reader, b":3}\n") == [b'{"c":3}']
-    assert reader.held_bytes == 0
+    assert not reader._held
 
 
 def test_who_takes_lines_may_stop_in_the_middle_of_a_read() -> None:
     reader = LineReader(100)
     reader.feed(b"one\ntwo\nthr")
     assert reader.next() == b"one"
-    assert reader.held_bytes == 7
+    assert len(reader._held) == 7
     assert lines(reader, b"ee\n") == [b"two", b"three"]
 
 
@@ -63,7 +63,7 @@ def test_a_line_without_end_is_held_to_the_bound_only() -> None:
     for _ in range(1000):
         assert lines(reader, b"x" * 64) == []
     assert reader.too_long
-    assert reader.held_bytes == 0
+    assert not reader._held
 
 
 def test_what_stands_after_the_last_newline_counts_at_the_end() -> None:

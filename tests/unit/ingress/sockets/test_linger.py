@@ -103,4 +103,4 @@ async def test_a_websocket_that_is_half_closed_and_not_read_is_not_waited_for(
         client.shutdown(socket.SHUT_WR)
         await wait_until(lambda: all(transport.is_closing() for transport in harness.transports))
         await wait_until(lambda: not harness.connections)
-        await wait_until(lambda: all(shell.is_gone for shell in harness.shells))
+        await wait_until(lambda: all(shell._transport is None for shell in harness.shells))

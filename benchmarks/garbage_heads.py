@@ -1,0 +1,203 @@
+"""Garbage on the WebSocket port beside real streams: what a refused head costs, and who is late for it.
+
+    python -m benchmarks.garbage_heads --streams 100 --seconds 30
+
+Starts `serve --backend null` and measures three times: streams of `parakeet-server bench` alone, the same
+with garbage beside them, and garbage alone. Each connection of the generator sends one head that asks for
+nothing which is here, reads the answer to its end and closes. So many are open at once that the generator
+never waits for long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import select
+import shlex
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.engine import commit
+from parakeet.bench.plan import Target
+from parakeet.bench.processes import ServerProcess, discover, usage
+from parakeet.bench.report import surroundings
+from parakeet.bench.server_process import fresh_server
+
+HOST: Final = "127.0.0.1"
+RAMP_S: Final = 5.0
+# What port scanners, TLS clients and confused programs send. Every one of them is refused with 400 or 404.
+HEADS: Final = (
+    bytes.fromhex("1603010200010001fc0303") + bytes(range(256)) * 2,  # TLS
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"GET /.env HTTP/1.1\r\nHost: example.org\r\nUser-Agent: scanner\r\nConnection: close\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: h\r\nbroken header\r\n\r\n",
+    b"SSH-2.0-OpenSSH_9.6\r\n",
+    b"\x00\x00\x00\x0bHELP\r\nSTATS\r\n\r\n" * 4,
+)
+# A close with a reset: an orderly one would leave the ports of the generator in use for a minute.
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class Generator:
+    """Sends heads from one thread.
+
+    in_flight: connections that are open at once.   answered: connections that were read to their end.
+    statuses: of their answers.
+    """
+
+    def __init__(self, port: int, in_flight: int) -> None:
+        self._port = port
+        self._in_flight = in_flight
+        self._heads = cycle(HEADS)
+        self._sources = cycle(range(1, 200))
+        self._open: dict[int, tuple[socket.socket, bytearray]] = {}
+        self.answered = 0
+        self.statuses: dict[str, int] = {}
+
+    def run(self, seconds: float) -> None:
+        """Send for so long."""
+        end = time.monotonic() + seconds
+        with select.epoll() as ready:
+            while time.monotonic() < end:
+                while len(self._open) < self._in_flight:
+                    self._begin(ready)
+                for number, _ in ready.poll(1.0):
+                    self._read(number, ready)
+        for connection, _ in self._open.values():
+            connection.close()
+        self._open.clear()
+
+    def _begin(self, ready: select.epoll) -> None:
+        connection = socket.socket()
+        # One address has too few ports for all that is tried in a minute.
+        connection.bind((f"127.0.1.{next(self._sources)}", 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        connection.connect((HOST, self._port))
+        connection.sendall(next(self._heads))
+        connection.setblocking(False)
+        self._open[connection.fileno()] = (connection, bytearray())
+        ready.register(connection.fileno(), select.EPOLLIN)
+
+    def _read(self, number: int, ready: select.epoll) -> None:
+        connection, answer = self._open[number]
+        try:
+            part = connection.recv(4096)
+        except ConnectionResetError:
+            part = b""
+        answer += part
+        if part:
+            return
+        status = answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.1 ") else "none"
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        self.answered += 1
+        ready.unregister(number)
+        connection.close()
+        del self._open[number]
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--streams", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=30.0, help="audio a stream, and length of each part")
+    parser.add_argument("--in-flight", type=int, default=64, help="garbage connections that are open at once")
+    parser.add_argument("--port", type=int, default=9800, help="and the two behind it")
+    parser.add_argument("--json", type=Path, help="append the figures to this file")
+    given = parser.parse_args()
+    serve = [
+        *(sys.executable, "-m", "parakeet.cli", "serve", "--backend", "null", "--log-level", "warning"),
+        *("--ws-port", str(given.port), "--port", "0", "--status-port", str(given.port + 1)),
+        *("--max-num-streams", str(2 * given.streams + 8)),
+    ]
+    target = Target.parse(f"ws://{HOST}:{given.port}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fresh_server(shlex.join(serve), (target,), 120.0),
+    ):
+        (ingress,) = [process for process in discover((target,)) if process.role == "ingress"]
+        report = Path(folder, "alone.json")
+        with _bench(given, report):
+            pass
+        alone = _figures(report)
+        report, generator = Path(folder, "beside.json"), Generator(given.port, given.in_flight)
+        with _bench(given, report):
+            time.sleep(RAMP_S)
+            with _measured(ingress, generator) as beside:
+                generator.run(given.seconds - RAMP_S)
+        beside |= _figures(report)
+        generator = Generator(given.port, given.in_flight)
+        with _measured(ingress, generator) as garbage:
+            generator.run(given.seconds)
+    told = {
+        "streams": given.streams,
+        "in_flight": given.in_flight,
+        "commit": commit(),
+        "streams alone": alone,
+        "streams beside garbage": beside,
+        "garbage alone": garbage,
+        "surroundings": surroundings(),
+    }
+    print(json.dumps(told, indent=1))
+    if given.json is not None:
+        with given.json.open("a") as file:
+            file.write(json.dumps(told) + "\n")
+    return 0 if not beside["late_chunks"] else 1
+
+
+@contextmanager
+def _measured(ingress: ServerProcess, generator: Generator) -> Iterator[dict[str, Any]]:
+    """What the generator did and what it cost the ingress, as figures that are there at the end."""
+    told: dict[str, Any] = {}
+    before, own, began = usage((ingress,))[ingress.pid], time.thread_time(), time.monotonic()
+    yield told
+    seconds = time.monotonic() - began
+    after = usage((ingress,))[ingress.pid]
+    cpu_s = after.cpu_s - before.cpu_s
+    told |= {
+        "heads": generator.answered,
+        "heads_per_s": round(generator.answered / seconds),
+        "statuses": generator.statuses,
+        "generator_core": round((time.thread_time() - own) / seconds, 2),
+        "ingress_core": round(cpu_s / seconds, 2),
+        "ingress_us_per_head": round(1e6 * cpu_s / max(1, generator.answered), 1),
+        "ingress_mb_before": round(before.resident_bytes / 1e6, 1),
+        "ingress_mb_after": round(after.resident_bytes / 1e6, 1),
+    }
+
+
+@contextmanager
+def _bench(given: argparse.Namespace, report: Path) -> Iterator[None]:
+    """Streams in processes of their own; `report` is there at the end."""
+    command = [
+        *(sys.executable, "-m", "parakeet.cli", "bench", f"ws://{HOST}:{given.port}", "--backend", "null"),
+        *("--streams", str(given.streams), "--duration-s", str(given.seconds)),
+        *("--ramp-s", str(RAMP_S), "--json", str(report)),
+    ]
+    bench = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield
+        bench.wait(given.seconds + 60)
+    finally:
+        bench.kill()
+        bench.wait()
+
+
+def _figures(report: Path) -> dict[str, Any]:
+    trial = json.loads(report.read_text())["trials"][-1]
+    names = ("latency_all", "final", "late_chunks", "timed_chunks", "errors", "generator_lag_max_ms")
+    return {name: trial[name] for name in names}
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    sys.exit(main())
