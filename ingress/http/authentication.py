@@ -9,7 +9,7 @@ from ingress.request import Request
 
 Authenticate = Callable[[Request], Refusal | None]
 """Judges a request: None lets it in. Called on the event loop for streams, before their admission, and for
-all endpoints alike."""
+all endpoints alike. Not for the TCP port, where nothing is said before the messages."""
 
 
 def everyone(request: Request) -> Refusal | None:
