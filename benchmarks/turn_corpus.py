@@ -176,6 +176,14 @@ def _session(source: str, number: int, clips: Sequence[_Clip], rng: random.Rando
     return Session(f"{source}-{number}", source, samples, tuple(utterances))
 
 
+def read_g722(path: Path) -> NDArray[np.int16]:
+    """Samples of a recording in G.722, as Asterisk's packages hold them; read with ffmpeg."""
+    command = ["ffmpeg", "-v", "error", "-f", "g722", "-i", str(path)]
+    command += ["-f", "s16le", "-ac", "1", "-ar", str(RATE), "-"]
+    pcm = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
+    return np.frombuffer(pcm, np.int16)
+
+
 def _asterisk(folder: Path, rng: random.Random, max_clips: int) -> Iterator[_Clip]:
     paths = sorted(
         path
@@ -191,10 +199,7 @@ def _asterisk(folder: Path, rng: random.Random, max_clips: int) -> Iterator[_Cli
     for path in paths:
         if count >= max_clips:
             return
-        command = ["ffmpeg", "-v", "error", "-f", "g722", "-i", str(path)]
-        command += ["-f", "s16le", "-ac", "1", "-ar", str(RATE), "-"]
-        pcm = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
-        speech = _trim(_level(np.frombuffer(pcm, np.int16)))
+        speech = _trim(_level(read_g722(path)))
         if len(speech) < RATE or _longest_gap(speech) >= MAX_GAP_S * RATE:
             continue
         count += 1

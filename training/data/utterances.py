@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RATE: Final = 16_000
+# The shard of voices that are never trained on.
+HELD_OUT: Final = "held-out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,19 @@ def write_shard(folder: Path, name: str, spoken: Sequence[Spoken]) -> None:
 def read_shards(
     folder: Path, encode: Callable[[str], Sequence[int]], rank: int = 0, world: int = 1
 ) -> Utterances:
-    """All complete shards of a folder, every `world`-th from number `rank` on.
+    """The complete shards of speech in a folder, every `world`-th from number `rank` on.
 
     Raises FileNotFoundError when there are none.
     """
-    paths = sorted(folder.glob("[!.]*.npy"))[rank::world]
-    if not paths:
+    paths = sorted(folder.glob("[!.]*.npy"))
+    spoken = read_spoken([path for path in paths if path.stem != HELD_OUT][rank::world])
+    if not spoken:
         raise FileNotFoundError(f"{folder} holds no shards for process {rank} of {world}")
+    return gathered(spoken, encode)
+
+
+def read_spoken(paths: Sequence[Path]) -> list[Spoken]:
+    """The utterances of some shards."""
     spoken: list[Spoken] = []
     for path in paths:
         samples = np.load(path, allow_pickle=False)
@@ -91,4 +99,4 @@ def read_shards(
         ):
             spoken.append(Spoken(samples[end : end + length], text, tuple(phonemes)))
             end += length
-    return gathered(spoken, encode)
+    return spoken

@@ -32,8 +32,13 @@ class _Captured(nn.Module):
         return out
 
 
-def plain_encoders(encoder: Encoder, buckets: Buckets) -> dict[int, EncoderCall]:
-    """The encoder itself for every bucket."""
+def encoders(
+    encoder: Encoder, buckets: Buckets, num_mel_bins: int, *, graphs: bool
+) -> dict[int, EncoderCall]:
+    """What to call for each bucket: captured graphs on CUDA if wanted, else the encoder itself."""
+    device = encoder.pre_encode.out.weight.device
+    if device.type == "cuda" and graphs:
+        return captured_encoders(encoder, buckets, num_mel_bins, device)
     return dict.fromkeys(buckets.num_mels, encoder)
 
 

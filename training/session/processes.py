@@ -44,8 +44,11 @@ class Processes:
             dist.destroy_process_group()
 
 
-def join_processes() -> Processes:
-    """Join the group that `torchrun` describes in the environment, or stand alone."""
+def join_processes(*, grouped: bool = True) -> Processes:
+    """Join the group that `torchrun` describes in the environment, or stand alone.
+
+    Without `grouped` the process knows its number and its GPU, and talks to no other.
+    """
     rank, world, local = (int(os.environ.get(name, default)) for name, default in _DESCRIPTION)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -53,6 +56,6 @@ def join_processes() -> Processes:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    if world > 1:
+    if world > 1 and grouped:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
     return Processes(rank, world, device)

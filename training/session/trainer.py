@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +25,7 @@ from training.model.initial import (
 from training.model.transducer import Encoded, TrainingModel
 from training.optimiser.optimiser import Optimiser, limit_gradients
 from training.optimiser.schedule import Schedule
-from training.session.graphs import EncoderCall, captured_encoders, plain_encoders
+from training.session.graphs import EncoderCall
 from training.session.processes import Processes
 
 # Between looks at the clock and at what the device has worked out: each halts the device.
@@ -79,7 +79,9 @@ class Trainer:
         eou: token of an end of utterance.
         settings: see there.
         processes: of the session.
+        encoders: what to call for each bucket, of `graphs.encoders`.
         report: takes one line for the log; called by the leader alone.
+        session: number of the session; what is random differs from one to the next.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Trainer:
         eou: int,
         settings: Settings,
         processes: Processes,
+        encoders: Mapping[int, EncoderCall],
         report: Callable[[str], None],
         session: int = 0,
     ) -> None:
@@ -104,17 +107,8 @@ class Trainer:
         # The context is the same for all processes, or the slowest would set the pace of each step.
         self._random = random.Random(settings.seed * 1_000_003 + session)
         torch.manual_seed(seed)
-        self._encoders: dict[int, EncoderCall] = plain_encoders(model.encoder, settings.buckets)
+        self._encoders = encoders
         model.train()
-
-    def capture(self) -> None:
-        """Compile the encoder and capture its graphs; nothing without CUDA."""
-        device = self._processes.device
-        if device.type == "cuda" and self.settings.graphs:
-            started = time.monotonic()
-            bins = self.model.config.mel.n_mels
-            self._encoders = captured_encoders(self.model.encoder, self.settings.buckets, bins, device)
-            self._report(f"graphs captured in {time.monotonic() - started:.0f} s")
 
     def run(self, deadline: float, max_steps: int | None = None) -> None:
         """Train until a time of `time.monotonic`, the end of the schedule, or so many steps more.

