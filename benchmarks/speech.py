@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from parakeet.audio_source import read_wav
+from parakeet.audio.source import read_recording
 
 _RECORDINGS = Path(__file__).parents[1] / "parakeet" / "recordings"
 
@@ -16,7 +16,9 @@ _RECORDINGS = Path(__file__).parents[1] / "parakeet" / "recordings"
 @cache
 def recordings() -> NDArray[np.float32]:
     """All of them, one after the other, float32 at 16 kHz; not to be written to."""
-    parts = [np.frombuffer(read_wav(path).pcm, dtype=np.int16) for path in sorted(_RECORDINGS.glob("*.wav"))]
+    parts = [
+        np.frombuffer(read_recording(path).pcm, dtype=np.int16) for path in sorted(_RECORDINGS.glob("*.wav"))
+    ]
     samples: NDArray[np.float32] = np.concatenate(parts).astype(np.float32) / np.float32(32_768)
     samples.flags.writeable = False
     return samples

@@ -37,6 +37,7 @@ from common.messages import (
 from common.options import StreamOptions
 from common.server_codec import decode_server_message
 from parakeet.channel import Channel, ChannelLost, open_channel
+from parakeet.client_blocks import Blocks, as_async
 from parakeet.client_errors import ClientBug, ClientError, ConnectionLost, ServerError, ServerSilent
 from parakeet.handshake import Handshake
 from parakeet.result_buffer import ResultBuffer
@@ -230,6 +231,15 @@ class Stream:
             self._audio.append(block)
             self._work.set()
             await self._room()
+
+    async def send_from(self, audio: Blocks) -> None:
+        """Send all of an iterable or async iterable of blocks, and finish the stream.
+
+        Blocks as for `send`, in the options' encoding. A plain iterable is asked in a thread.
+        """
+        async for block in as_async(audio):
+            await self.send(block)
+        await self.finish()
 
     async def finish(self) -> None:
         """Say that no audio follows; the final result comes through `results`."""

@@ -25,11 +25,11 @@ from common.errors import ParakeetError, ServiceError
 from common.messages import Result
 from common.process.standard_streams import complain, run_command
 from common.settings import plain_environment
-from parakeet.audio_source import read_wav, recording_blocks
+from parakeet.audio.source import read_recording
 from parakeet.child import describe_exit, start_tied
 from parakeet.client import ClientError
 from parakeet.live_text import LiveText
-from parakeet.transcribe import transcribe_blocks
+from parakeet.transcription import transcribe
 from parakeet.word_errors import word_errors
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -149,16 +149,14 @@ def _running_stack() -> Iterator[_Stack]:
 
 async def _stream(url: str, clip: Clip) -> float:
     """Stream one clip in real time, show its text as it changes, and return its word error rate."""
-    recording = read_wav(clip.path)
+    recording = read_recording(clip.path)
     sys.stdout.write(f"\n{clip.path.name}, {recording.seconds:.1f} s, as fast as it was spoken\n")
     live = LiveText(sys.stdout, prefix="  … ")
 
     def show(result: Result) -> None:
         live.show(result.text)
 
-    final = await transcribe_blocks(
-        url, lambda _: recording_blocks(recording, MESSAGE_MS, real_time=True), show
-    )
+    final = await transcribe(url, recording, on_result=show, message_ms=MESSAGE_MS, real_time=True)
     live.clear()
     errors, words = word_errors(clip.text, final.text)
     sys.stdout.write(f"  final:  {final.text}\n  spoken: {clip.text}\n")

@@ -18,17 +18,22 @@ class LiveText:
         self._prefix = prefix
         self._shown = ""
 
-    def show(self, text: str) -> None:
-        """Show the text so far; its end, where the terminal is too narrow for all of it."""
-        if not self._partials or text == self._shown:
+    def show(self, text: str, before: str = "") -> None:
+        """Show the text so far; its end, where the terminal is too narrow for all of it.
+
+        before: what stands before it in the line, such as a progress bar.
+        """
+        shown = before + text
+        if not self._partials or shown == self._shown:
             return
-        self._shown = text
+        self._shown = shown
+        prefix = self._prefix + before
         if not self._in_place:
-            self._output.write(f"{self._prefix}{text}\n")
+            self._output.write(f"{prefix}{text}\n")
         else:
-            room = max(8, shutil.get_terminal_size().columns - len(self._prefix) - 1)
+            room = max(8, shutil.get_terminal_size().columns - len(prefix) - 1)
             tail = text if len(text) <= room else "…" + text[-(room - 1) :]
-            self._output.write(f"{_CLEAR_LINE}{self._prefix}{tail}")
+            self._output.write(f"{_CLEAR_LINE}{prefix}{tail}")
         self._output.flush()
 
     def clear(self) -> None:

@@ -110,7 +110,12 @@ def build_parser(
             **optional,
         )
     if command == "transcribe":
-        parser.add_argument("source", nargs="?", help="a 16-bit WAV file, or - for raw 16-bit audio on stdin")
+        parser.add_argument(
+            "source",
+            nargs="?",
+            help="a WAV file, or with the [formats] extra FLAC, Ogg, MP3, M4A and others; - for one of these "
+            "on stdin, or for raw 16-bit audio there",
+        )
     return parser
 
 

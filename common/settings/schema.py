@@ -131,6 +131,12 @@ class HealthSettings(RedisSettings):
 class TranscribeSettings:
     """Settings of the `transcribe` client; `source` is a path, `-` for stdin, or empty for the microphone."""
 
+    output: str
+    """Empty for stdout."""
+    format: str
+    words: bool
+    language: str
+
     host: str
     ws_port: int
     url: str

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from common.messages import Encoding, Result
-from parakeet.audio_source import read_wav
+from parakeet.audio.source import read_recording
 from parakeet.client import ClientTimeouts, ServerError, connect
 from tests.e2e.serve_process import ServeProcess
 from tests.service_process import ROOT
 
 RATE = 16_000
-RECORDING = read_wav(ROOT / "parakeet" / "recordings" / "goforward.wav")
+RECORDING = read_recording(ROOT / "parakeet" / "recordings" / "goforward.wav")
 TEXT = "go forward ten meters"
 _TIMEOUTS = ClientTimeouts(connect_s=20, silence_s=60, final_s=90, resume_s=30, send_s=90)
 

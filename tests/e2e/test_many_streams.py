@@ -8,7 +8,7 @@ import random
 import pytest
 
 from common.messages import Result
-from parakeet.audio_source import Recording, read_wav
+from parakeet.audio.source import Recording, read_recording
 from parakeet.client import ClientTimeouts, connect
 from tests.e2e.serve_process import ServeProcess
 from tests.service_process import ROOT
@@ -45,7 +45,7 @@ def _said(results: list[Result]) -> tuple[str, tuple[int, ...]]:
 
 @pytest.mark.slow
 async def test_twenty_streams_at_once_read_what_each_reads_alone() -> None:
-    recordings = [read_wav(path) for path in RECORDINGS]
+    recordings = [read_recording(path) for path in RECORDINGS]
     assert len(recordings) >= 4
     with ServeProcess("--backend", "native", "--model-size", "tiny", "--num-ingress", "2") as serve:
         await asyncio.to_thread(serve.wait_until_ready)

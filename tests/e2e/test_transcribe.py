@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import base64
 import json
 import re
@@ -105,17 +106,71 @@ def test_no_word_and_no_secret_of_a_stream_is_logged(stack: ServeProcess) -> Non
     assert not re.search(rf"\b({TEXT.replace(' ', '|')})\b", stack.log)
 
 
-def test_another_sample_rate_is_said(stack: ServeProcess, tmp_path: Path) -> None:
-    path = tmp_path / "8k.wav"
+def test_another_rate_and_more_channels_give_the_text_too(stack: ServeProcess, tmp_path: Path) -> None:
+    with wave.open(str(GOFORWARD), "rb") as reader:
+        samples = array.array("h", reader.readframes(reader.getnframes()))
+    path = tmp_path / "48k.wav"
     with wave.open(str(path), "wb") as writer:
-        writer.setnchannels(1)
+        writer.setnchannels(2)
         writer.setsampwidth(2)
-        writer.setframerate(8000)
-        writer.writeframes(bytes(1600))
+        writer.setframerate(48_000)
+        # Each sample three times, in both channels, one of them upside down.
+        turned = array.array("h", (one for sample in samples for one in (sample, -max(sample, -32767)) * 3))
+        writer.writeframes(turned.tobytes())
+    ended = run_cli("transcribe", str(path), "--ws-port", str(stack.ws_port))
+    assert ended.stdout.decode() == f"{TEXT}\n", ended.stderr
+    piped = run_cli("transcribe", "-", "--ws-port", str(stack.ws_port), stdin=path.read_bytes())
+    assert piped.stdout.decode() == f"{TEXT}\n", piped.stderr
+
+
+def test_a_recording_that_is_not_whole_gives_its_text_a_sentence_and_status_1(
+    stack: ServeProcess, tmp_path: Path
+) -> None:
+    path = tmp_path / "cut.wav"
+    path.write_bytes(GOFORWARD.read_bytes()[: 44 + 50_000])
     ended = run_cli("transcribe", str(path), "--ws-port", str(stack.ws_port))
     assert ended.returncode == 1
-    assert b"8k.wav has 8000 samples a second, but the server takes 16000" in ended.stderr
+    assert ended.stdout.decode().strip()
+    assert TEXT.startswith(ended.stdout.decode().strip())
     assert ended.stderr.count(b"\n") == 1
+    assert b"cut.wav is not whole" in ended.stderr
+
+
+def test_each_format_of_a_transcript(stack: ServeProcess, tmp_path: Path) -> None:
+    for name in ("a.txt", "a.srt", "a.vtt", "a.json"):
+        path = tmp_path / name
+        ended = run_cli(
+            *("transcribe", "--output", str(path), str(GOFORWARD), "--ws-port", str(stack.ws_port))
+        )
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+    assert (tmp_path / "a.txt").read_text() == f"{TEXT}\n"
+    assert TEXT in (tmp_path / "a.srt").read_text().replace("\n", " ")
+    assert (tmp_path / "a.vtt").read_text().startswith("WEBVTT\n\n00:00:0")
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["text"] == TEXT
+    assert [word["word"] for word in found["words"]] == TEXT.split()
+    assert found["duration_s"] == pytest.approx(2.8, abs=0.1)
+    words = run_cli("transcribe", "--words", str(GOFORWARD), "--ws-port", str(stack.ws_port))
+    assert [line.split("\t")[3] for line in words.stdout.decode().splitlines()] == TEXT.split()
+
+
+def test_an_output_that_nobody_reads_ends_it_quietly(stack: ServeProcess) -> None:
+    command = (
+        f'"{sys.executable}" -m parakeet.cli transcribe --json --message-ms 40 --real-time "{GOFORWARD}"'
+    )
+    ended = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'{command} --ws-port {stack.ws_port} | head -1 >/dev/null; echo "${{PIPESTATUS[0]}}"',
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr) == ("141\n", "")
 
 
 def test_what_cannot_be_read_or_reached_is_one_sentence(stack: ServeProcess, tmp_path: Path) -> None:

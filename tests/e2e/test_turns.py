@@ -8,7 +8,7 @@ import pytest
 
 from common.messages import Result
 from common.options import StreamOptions
-from parakeet.audio_source import Recording, read_wav
+from parakeet.audio.source import Recording, read_recording
 from parakeet.client import ClientTimeouts, connect
 from tests.e2e.serve_process import ServeProcess
 from tests.service_process import ROOT
@@ -44,7 +44,7 @@ def _turns(results: list[Result]) -> list[tuple[object, ...]]:
 
 @pytest.mark.slow
 async def test_turns_of_a_service_with_smart_turn() -> None:
-    recording = read_wav(ROOT / "parakeet" / "recordings" / "goforward.wav")
+    recording = read_recording(ROOT / "parakeet" / "recordings" / "goforward.wav")
     options = StreamOptions(auto_finalize=True, turn_silence_ms=600, turn_max_pause_ms=900)
     flags = (
         "--backend",

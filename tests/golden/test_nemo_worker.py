@@ -11,7 +11,7 @@ import pytest
 
 from common.messages import Result
 from common.options import StreamOptions
-from parakeet.audio_source import read_wav
+from parakeet.audio.source import read_recording
 from parakeet.client import ClientTimeouts, connect
 from tests.golden.cache import CACHE
 from tests.ingress_process import IngressProcess
@@ -35,7 +35,7 @@ class NemoWorkerProcess(WorkerProcess):
 
 async def transcribe(url: str) -> list[Result]:
     """All results of the recording."""
-    pcm = read_wav(RECORDING).pcm
+    pcm = read_recording(RECORDING).pcm
     timeouts = ClientTimeouts(final_s=120)
     async with await connect(url, options=StreamOptions(words=True), timeouts=timeouts) as stream:
         for at in range(0, len(pcm), MESSAGE_BYTES):

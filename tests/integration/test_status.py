@@ -17,7 +17,7 @@ from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys
 from common.streams.leases import IngressPresence, IngressReport
 from common.streams.status import read_status
-from parakeet.audio_source import read_wav
+from parakeet.audio.source import read_recording
 from tests.servers import raw_client
 from tests.service_process import ROOT
 from tests.stream_client import ClientStream, IngressSide, ingress_side, noise
@@ -218,7 +218,7 @@ async def test_a_frozen_worker_shows_where_its_audio_waits_and_leaves_nothing(
 async def test_results_that_wait_for_a_verdict_are_counted(redis_url: str, tmp_path: Path) -> None:
     """The tiny model, and smart-turn that holds its verdicts back until it is told."""
     client = raw_client(redis_url)
-    recording = read_wav(ROOT / "parakeet" / "recordings" / "goforward.wav")
+    recording = read_recording(ROOT / "parakeet" / "recordings" / "goforward.wav")
     with WorkerProcess(
         redis_url,
         "w1",

@@ -1,0 +1,163 @@
+"""Samples of any width to mono 16-bit ones, at a rate that a server takes. Plain Python: no client has numpy.
+
+Samples are in this machine's byte order in an `array("h")`; only `to_bytes` makes them little-endian.
+"""
+
+from __future__ import annotations
+
+import array
+import math
+import operator
+import sys
+from typing import Final, Literal, TypeAlias
+
+SampleKind = Literal["integer", "float", "mulaw", "alaw"]
+Samples: TypeAlias = "array.array[int]"
+
+MIN_RATE: Final = 8_000
+MAX_RATE: Final = 48_000
+_FULL_SCALE: Final = 32_768
+
+
+def _mulaw(code: int) -> int:
+    """One sample of ITU-T G.711 mu-law."""
+    code ^= 0xFF
+    magnitude = (((code & 15) << 3) + 132 << (code >> 4 & 7)) - 132
+    return -magnitude if code & 0x80 else magnitude
+
+
+def _alaw(code: int) -> int:
+    """One sample of ITU-T G.711 A-law."""
+    code ^= 0x55
+    exponent, mantissa = code >> 4 & 7, ((code & 15) << 4) + 8
+    magnitude = mantissa if exponent == 0 else mantissa + 256 << exponent - 1
+    return magnitude if code & 0x80 else -magnitude
+
+
+_OF_A_BYTE: Final[dict[SampleKind, tuple[int, ...]]] = {
+    "integer": tuple((code - 128) << 8 for code in range(256)),  # WAV's 8-bit samples have no sign
+    "mulaw": tuple(map(_mulaw, range(256))),
+    "alaw": tuple(map(_alaw, range(256))),
+}
+
+
+def from_bytes(data: bytes, kind: SampleKind, width: int, *, big_endian: bool = False) -> Samples:
+    """Return samples as 16-bit ones: of wider ones the upper 16 bits, of floats 1.0 as full scale.
+
+    data: whole samples of `width` bytes.   kind: integers of one byte have no sign, others do.
+    """
+    if kind == "float":
+        return _from_floats(array.array("f" if width == 4 else "d", data), big_endian=big_endian)
+    if width == 1:
+        return array.array("h", map(_OF_A_BYTE[kind].__getitem__, data))
+    upper, lower = (0, 1) if big_endian else (width - 1, width - 2)
+    if sys.byteorder == "big":
+        upper, lower = lower, upper
+    pairs = bytearray(len(data) // width * 2)
+    pairs[0::2], pairs[1::2] = data[lower::width], data[upper::width]
+    return array.array("h", bytes(pairs))
+
+
+def _from_floats(values: array.array[float], *, big_endian: bool) -> Samples:
+    if big_endian != (sys.byteorder == "big"):
+        values.byteswap()
+
+    def sample(value: float) -> int:
+        if -1.0 <= value < 1.0:
+            return int(value * _FULL_SCALE)
+        return 0 if math.isnan(value) else _FULL_SCALE - 1 if value > 0 else -_FULL_SCALE
+
+    return array.array("h", map(sample, values))
+
+
+def to_bytes(samples: Samples) -> bytes:
+    """Return samples as pcm16: little-endian bytes."""
+    if sys.byteorder == "big":
+        samples = samples[:]
+        samples.byteswap()
+    return samples.tobytes()
+
+
+class Mixer:
+    """Mixes interleaved channels to one, each with the same weight.
+
+    A channel that is the first one upside down, as a microphone wired the wrong way makes it, would cancel
+    it. So the first loud passage decides for each channel whether it is turned over.
+    """
+
+    # Every so-many-eth frame is looked at: enough to tell a copy from another signal.
+    _STRIDE: Final = 7
+    _LOUD: Final = 16.0
+    """Mean square of a passage that is no silence."""
+    _MAX_LOOKS: Final = 200
+
+    def __init__(self, channels: int) -> None:
+        self._channels = channels
+        self._signs: list[int] = [0] * channels
+        """1 or -1, and 0 where it is not decided yet, which counts as 1."""
+        self._looks = 0
+
+    def mix(self, samples: Samples) -> Samples:
+        """Return one sample for each whole frame."""
+        if self._channels == 1:
+            return samples
+        planes = [samples[channel :: self._channels] for channel in range(self._channels)]
+        if self._looks < self._MAX_LOOKS and not all(self._signs[1:]):
+            self._look(planes)
+        if self._channels == 2:
+            add = operator.sub if self._signs[1] < 0 else operator.add
+            return array.array("h", (total >> 1 for total in map(add, *planes)))
+        signs = [sign or 1 for sign in self._signs]
+
+        def mixed(*frame: int) -> int:
+            mean: int = sum(map(operator.mul, signs, frame)) // self._channels
+            return min(_FULL_SCALE - 1, mean)  # the lowest value, turned over, is one too high
+
+        return array.array("h", map(mixed, *planes))
+
+    def _look(self, planes: list[Samples]) -> None:
+        first = planes[0][:: self._STRIDE]
+        energy = sum(map(operator.mul, first, first))
+        if energy <= self._LOUD * len(first):
+            return
+        self._looks += 1
+        for channel in range(1, self._channels):
+            other = planes[channel][:: self._STRIDE]
+            both = math.sqrt(energy * sum(map(operator.mul, other, other)))
+            likeness = sum(map(operator.mul, first, other)) / both if both else 0.0
+            if not self._signs[channel] and abs(likeness) > 0.9:
+                self._signs[channel] = 1 if likeness > 0 else -1
+
+
+class RateFit:
+    """Brings a rate that no server takes between 8 and 48 kHz, by a whole factor; others stay as they are.
+
+    The server resamples what it gets with a proper filter; here neighbours are averaged, or samples are put
+    on the line between two, which costs nothing of the band that speech is recognized from.
+    """
+
+    def __init__(self, rate: int) -> None:
+        """rate: samples a second, at least 1."""
+        self._down = -(-rate // MAX_RATE)
+        self._up = -(-MIN_RATE // rate)
+        self._rest: Samples = array.array("h")
+        self.rate: Final = round(rate * self._up / self._down)
+
+    def fit(self, samples: Samples) -> Samples:
+        """Return the samples at `rate`; what is less than a whole group waits for the next ones."""
+        if self._down > 1:
+            samples = self._rest + samples
+            whole = len(samples) - len(samples) % self._down
+            samples, self._rest = samples[:whole], samples[whole:]
+            groups = zip(*(samples[at :: self._down] for at in range(self._down)), strict=True)
+            return array.array("h", (sum(group) // self._down for group in groups))
+        if self._up > 1 and samples:
+            before = self._rest[-1] if self._rest else samples[0]
+            self._rest = samples[-1:]
+            between: list[int] = []
+            for sample in samples:
+                step = sample - before
+                between.extend(before + step * part // self._up for part in range(1, self._up + 1))
+                before = sample
+            return array.array("h", between)
+        return samples

@@ -1,0 +1,85 @@
+"""What was recognized of a recording, collected from its results and written as text, subtitles or JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from common.errors import ServiceError
+from common.messages import Result, Utterance, Word
+from common.subtitles import cues, srt, vtt
+
+FORMATS: Final = ("txt", "srt", "vtt", "json")
+
+
+class NoOutput(ServiceError):  # noqa: N818 - the name says it
+    """A file that cannot be written."""
+
+
+def format_of(path: str) -> str:
+    """Return the format that a file's name asks for; txt where it asks for none."""
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    return suffix if suffix in FORMATS else "txt"
+
+
+class Transcript:
+    """Text, words and utterances so far.
+
+    rate: samples a second of the audio that results count.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self.text = ""
+        self.seconds = 0.0
+        self._words: list[Word] = []
+        self._utterances: list[Utterance] = []
+
+    def add(self, result: Result) -> None:
+        """Take the next result."""
+        self.text = result.text
+        self.seconds = result.audio_ack_samples / self._rate
+        self._words.extend(result.words or ())
+        self._utterances.extend(result.utterances)
+
+    def written(self, format_name: str, *, words: bool = False) -> str:
+        """Return it in one of FORMATS. words: as txt, a line a word with start, end and confidence."""
+        if format_name == "json":
+            return self._json()
+        if format_name in ("srt", "vtt"):
+            found = cues(self._words, [utterance.end_s for utterance in self._utterances])
+            return srt(found) if format_name == "srt" else vtt(found)
+        if words:
+            return "".join(
+                f"{word.start_s:.2f}\t{word.end_s:.2f}\t{word.confidence:.3f}\t{word.word}\n"
+                for word in self._words
+            )
+        return f"{self.text}\n"
+
+    def _json(self) -> str:
+        entry = {
+            "text": self.text,
+            "duration_s": round(self.seconds, 3),
+            "words": [asdict(word) for word in self._words],
+            "utterances": [asdict(utterance) for utterance in self._utterances],
+        }
+        return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def check_output(path: str) -> None:
+    """Raise NoOutput where a file cannot be written, before the audio is sent for it."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise NoOutput(f"--output {path} cannot be written: there is no folder {folder}.")
+    if Path(path).is_dir():
+        raise NoOutput(f"--output {path} cannot be written: it is a folder.")
+
+
+def write_output(path: str, text: str) -> None:
+    """Write a file. Raises NoOutput."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise NoOutput(f"--output {path} cannot be written: {error.strerror}.") from error
