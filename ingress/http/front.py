@@ -8,6 +8,7 @@ the way out: an upgrade to WebSocket leaves this class for good, with its socket
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from http import HTTPStatus
@@ -25,6 +26,8 @@ from ingress.sockets.deadlines import UnreadDeadline
 from ingress.sockets.gate import Full, Place
 from ingress.sockets.linger import Linger, unsent_bytes
 
+logger = logging.getLogger(__name__)
+
 MAX_REQUEST_LINE_BYTES: Final = 64 * 1024
 """Longest request line, its line end included."""
 MAX_HEADER_BYTES: Final = 64 * 1024
@@ -36,7 +39,6 @@ MAX_PIPELINED: Final = 16
 _TURNED_AWAY_S: Final = 1.0
 _LINE_OVERHEAD_BYTES: Final = len("  HTTP/1.1\r\n")
 _HEADER_OVERHEAD_BYTES: Final = len(": \r\n")
-_HEAD_OVERHEAD_BYTES: Final = 1024  # method and version, and line ends
 
 _LINE_TOO_LONG: Final = Refusal(
     HTTPStatus.REQUEST_URI_TOO_LONG, f"The request line is longer than {MAX_REQUEST_LINE_BYTES} bytes."
@@ -50,6 +52,7 @@ _BODY: Final = Refusal(HTTPStatus.BAD_REQUEST, "A request that opens a WebSocket
 _BEHIND: Final = Refusal(
     HTTPStatus.BAD_REQUEST, "A WebSocket cannot be opened behind a request that is not answered yet."
 )
+_FAILED: Final = Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the fault is logged.")
 _PIPELINED: Final = Refusal(
     HTTPStatus.TOO_MANY_REQUESTS, f"More than {MAX_PIPELINED} requests of this connection wait."
 )
@@ -70,8 +73,8 @@ class Front(HttpToolsProtocol):
         self._refusal: Refusal | None = None  # of the request whose head is being read
         self._opens_websocket = False
         self._in_head = False
-        self._head_bytes = 0  # of it, without the read in which it began
-        self._header_bytes = 0
+        self._header_bytes = 0  # of it, and of the trailers behind its body
+        self._untold_bytes = 0  # that the parser took since it last told something
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread = UnreadDeadline(UNREAD_TIMEOUT_S, lambda: unsent_bytes(self.transport))
         self._over = False  # nothing more is read
@@ -112,28 +115,24 @@ class Front(HttpToolsProtocol):
         if self._over:
             return
         self._unset_keepalive_if_required()
-        if self._in_head:
-            self._head_bytes += len(data)
+        self._untold_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._upgraded(data[upgrade.args[0] :])
             return
-        except httptools.HttpParserError:
-            self._refuse(self._refusal or _GARBAGE)
+        except httptools.HttpParserError as error:
+            self._refuse(self._refusal_after(error))
             return
-        if self._in_head:
-            if len(self.url) > MAX_REQUEST_LINE_BYTES:
-                self._refuse(_LINE_TOO_LONG)
-            elif self._head_bytes > len(self.url) + MAX_HEADER_BYTES + _HEAD_OVERHEAD_BYTES:
-                self._refuse(_HEADERS_TOO_LONG)
-        elif not self._answering and self.timeout_keep_alive_task is None:
+        if self._untold_bytes > MAX_HEADER_BYTES:
+            self._refuse(_HEADERS_TOO_LONG)  # of which the parser holds one that does not end
+        elif not self._in_head and not self._answering and self.timeout_keep_alive_task is None:
             # Bytes between two requests put nothing off.
             self._wait_for_head(self._site.limits.head_timeout_s)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more; an answer that it waits for still goes out."""
-        if self._over or not self._answering:
+        if self._over or not self._answering or self.cycle.more_body:
             return False
         self._over = True
         self.cycle.keep_alive = False
@@ -155,11 +154,19 @@ class Front(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = self._header_bytes = 0
+        self._header_bytes = self._untold_bytes = 0
         self._wait_for_head(self._site.limits.head_timeout_s)
 
+    def on_url(self, url: bytes) -> None:
+        """A part of the target is read."""
+        self._untold_bytes = 0
+        super().on_url(url)
+        if len(self.url) > MAX_REQUEST_LINE_BYTES:
+            self._stop_parsing(_LINE_TOO_LONG)
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header is read."""
+        """One header, or trailer, is read."""
+        self._untold_bytes = 0
         self._header_bytes += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
         if self._header_bytes > MAX_HEADER_BYTES:
             self._stop_parsing(_HEADERS_TOO_LONG)
@@ -168,6 +175,7 @@ class Front(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head of a request is read: see to whom it goes."""
         self._in_head = False
+        self._untold_bytes = 0
         self._stop_waiting()
         if self._turned_away is not None:
             self._stop_parsing(self._turned_away)
@@ -201,6 +209,11 @@ class Front(HttpToolsProtocol):
         if self.parser.should_upgrade():
             # Another upgrade, which is not taken. The parser stops here, so this request is the last.
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body is read."""
+        self._untold_bytes = 0
+        super().on_body(body)
 
     # uvicorn asks this while a request is read
 
@@ -252,6 +265,15 @@ class Front(HttpToolsProtocol):
         self.parser = None  # type: ignore[assignment]  # it refers to this object
         self.transport.set_protocol(shell)
         shell.take_over(self.transport, place, self._request, rest)
+
+    def _refusal_after(self, error: httptools.HttpParserError) -> Refusal:
+        """What to answer where the parser has stopped."""
+        if not isinstance(error, httptools.HttpParserCallbackError):
+            return _GARBAGE
+        if self._refusal is None:
+            logger.error("a request failed", exc_info=error.__context__ or error)
+            return _FAILED
+        return self._refusal
 
     def _stop_parsing(self, refusal: Refusal) -> NoReturn:
         """Called by the parser: leave it."""

@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
 from ingress.http.endpoints import endpoint
-from ingress.http.front import MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES
+from ingress.http.front import MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, Front
 from ingress.http.refusal import Refusal
 from ingress.request import Request
 from tests.fake_backplane import ScriptedBackplane
@@ -129,7 +129,12 @@ async def test_headers_are_as_long_as_allowed_and_no_longer(header: bytes, count
 
 @pytest.mark.parametrize(
     ("begin", "status"),
-    [(b"GET /", 414), (b"GET / HTTP/1.1\r\nA: ", 431), (b"POST /echo HTTP/1.1\r\nA: b\r\n", 431)],
+    [
+        (b"GET /", 414),
+        (b"GET / HTTP/1.1\r\nA: ", 431),
+        (b"POST /echo HTTP/1.1\r\nA: b\r\n", 431),
+        (b"", 400),
+    ],
 )
 async def test_a_head_without_end_is_refused_at_its_bound(begin: bytes, status: int) -> None:
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
@@ -143,6 +148,46 @@ async def test_a_head_without_end_is_refused_at_its_bound(begin: bytes, status: 
         got, _, _ = await _response(client)
         assert got == status
         await client.close()
+
+
+@pytest.mark.parametrize("trailer", [b"x" * 9000, b"c: dddd\r\n" * 1000])
+async def test_trailers_without_end_are_refused_at_their_bound(trailer: bytes) -> None:
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        client.writer.write(b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: b")
+        for _ in range(40):
+            client.writer.write(trailer)
+            with suppress(ConnectionError):
+                await client.writer.drain()
+        (server,) = harness.transports
+        await wait_until(lambda: isinstance(front := server.get_protocol(), Front) and front._over)
+        await client.close()
+
+
+async def test_a_body_that_does_not_end_ends_with_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        client.writer.write(b"POST /echo HTTP/1.1\r\nContent-Length: 3\r\n\r\nok")
+        client.writer.write_eof()
+        async with asyncio.timeout(5):
+            assert await client.reader.read() == b""
+        site = harness.site
+        assert site is not None
+        await wait_until(lambda: not site.state.tasks)
+        await client.close()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_defect_of_ours_is_logged_and_told_as_one(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(request: Request) -> Refusal | None:
+        raise RuntimeError("a defect")
+
+    async with serving(ScriptedBackplane(), authenticate=broken) as harness:
+        status, _, body = await _answer(harness, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert status == 500
+        assert b"defect" not in body
+    (record,) = [record for record in caplog.records if record.name == "ingress.http.front"]
+    assert "a defect" in str(record.exc_info)
 
 
 async def test_a_person_gets_a_page_and_head_the_same_without_it() -> None:
