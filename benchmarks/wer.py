@@ -33,6 +33,7 @@ from parakeet.bench.plan import Target
 from parakeet.bench.server_process import fresh_server
 from parakeet.client import ClientTimeouts, connect
 from parakeet.word_errors import word_errors
+from training.card import weights_digest
 
 ROOT = Path(__file__).parents[1]
 PORT = 9820
@@ -182,6 +183,7 @@ def main() -> None:
             "commit": commit.stdout.strip() or "unknown",
             "command": "python -m benchmarks.wer " + " ".join(_shown(sys.argv[1:])),
             "model": str(arguments.model).removeprefix(f"{ROOT}/"),
+            "weights_sha256": weights_digest(arguments.model),
             "machine": f"{platform.machine()}, CPU",
         }
         results = {**header, "scores": [asdict(one) for one in scores]}

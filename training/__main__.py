@@ -10,9 +10,10 @@ from pathlib import Path
 
 from gpu_worker.model.errors import ModelError
 from training import stages
+from training.card import CardError, render
 from training.checkpoint.checkpoint import TrainingCheckpointError
 from training.data.batches import Buckets
-from training.export import ExportError
+from training.export import CARD_NAME, ExportError
 from training.optimiser.optimiser import Rates
 from training.optimiser.schedule import Schedule
 from training.session.trainer import CollapsedError, Settings
@@ -26,7 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         said = _run(arguments)
-    except (CollapsedError, ExportError, ModelError, OSError, TrainingCheckpointError, ValueError) as error:
+    except (
+        CardError,
+        CollapsedError,
+        ExportError,
+        ModelError,
+        OSError,
+        TrainingCheckpointError,
+        ValueError,
+    ) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
     if said:
@@ -49,6 +58,8 @@ def _run(arguments: argparse.Namespace) -> str:
             return stages.speech(
                 _inputs(arguments), arguments.speech, arguments.checkpoint, arguments.minutes, arguments.seed
             )
+        case "flite":
+            return stages.flite(_inputs(arguments), arguments.speech, arguments.minutes, arguments.seed)
         case "train":
             return stages.train(_plan(arguments), arguments.speech, arguments.checkpoint, arguments.minutes)
         case "session":
@@ -60,13 +71,27 @@ def _run(arguments: argparse.Namespace) -> str:
                 arguments.minutes,
                 arguments.speech_minutes,
             )
+        case "card":
+            notes = arguments.notes.read_text(encoding="utf-8")
+            text = render(arguments.model, arguments.title, notes, arguments.results)
+            (arguments.model / CARD_NAME).write_text(text, encoding="utf-8")
+            return f"{arguments.model / CARD_NAME}: {len(text)} characters"
         case _:
             card = arguments.card.read_text(encoding="utf-8")
             return stages.export(_plan(arguments), arguments.checkpoint, arguments.out, card)
 
 
 def _inputs(arguments: argparse.Namespace) -> stages.SpeechInputs:
-    return stages.SpeechInputs(arguments.text, arguments.synthesiser, arguments.voices, arguments.held_out)
+    """A stage that has not all of the flags needs not all of the inputs."""
+    given = vars(arguments)
+    return stages.SpeechInputs(
+        arguments.text,
+        given.get("synthesiser", Path()),
+        given.get("voices", Path()),
+        arguments.held_out,
+        given.get("flite"),
+        given.get("flite_jobs", 1),
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> stages.Plan:
@@ -110,6 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     speech.add_argument("--minutes", type=float, default=8.0)
     speech.add_argument("--seed", type=int, default=1)
 
+    flite = commands.add_parser("flite", help="speak with the second synthesiser, on the CPU")
+    _add_text(flite)
+    flite.add_argument("--speech", type=Path, required=True, help="folder of shards")
+    flite.add_argument("--minutes", type=float, default=7.0)
+    flite.add_argument("--seed", type=int, default=1)
+    _add_flite(flite, required=True)
+
     train = commands.add_parser("train", help="train on speech for some minutes")
     _add_folders(train)
     train.add_argument("--minutes", type=float, default=15.0)
@@ -117,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
 
     session = commands.add_parser("session", help="speak, then train on it; resumes from the checkpoint")
     _add_speech(session)
+    _add_flite(session, required=False)
     session.add_argument("--minutes", type=float, default=24.0, help="of all (default: 24)")
     session.add_argument(
         "--speech-minutes",
@@ -131,6 +164,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--card", type=Path, required=True, help="text of MODEL_CARD.md")
     export.add_argument("--out", type=Path, required=True, help="folder to make")
     _add_plan(export)
+
+    card = commands.add_parser("card", help="write the card of an exported model, with its measured figures")
+    card.add_argument("--model", type=Path, required=True, help="what `export` wrote")
+    card.add_argument("--title", required=True, help="first line")
+    card.add_argument("--notes", type=Path, required=True, help="Markdown on data, licences and training")
+    card.add_argument("--results", type=Path, required=True, help="JSON of benchmarks.wer on that folder")
     return parser
 
 
@@ -139,12 +178,21 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
 
 
-def _add_speech(parser: argparse.ArgumentParser) -> None:
+def _add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, required=True, help="what `text` wrote")
+    parser.add_argument("--held-out", type=int, default=200, help="rows for voices that are never trained on")
+
+
+def _add_speech(parser: argparse.ArgumentParser) -> None:
+    _add_text(parser)
     parser.add_argument("--synthesiser", type=Path, required=True, help="what `synthesiser` wrote")
     parser.add_argument("--voices", type=Path, required=True, help="archive of `npm pack kokoro-js`")
-    parser.add_argument("--held-out", type=int, default=200, help="rows for voices that are never trained on")
     _add_folders(parser)
+
+
+def _add_flite(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--flite", required=required, help="path of the program flite")
+    parser.add_argument("--flite-jobs", type=int, default=8, help="processes of it at a time (default: 8)")
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:

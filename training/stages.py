@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from training.optimiser.schedule import Schedule
 from training.session.graphs import encoders
 from training.session.processes import Processes, join_processes
 from training.session.trainer import Settings, Trainer
+from training.speech.flite import speak_many
 from training.speech.kokoro.inventory import Inventory
 from training.speech.kokoro.model import Kokoro
 from training.speech.kokoro.onnx_weights import convert
@@ -85,12 +87,15 @@ class SpeechInputs:
     """What speaks what: a text of `text`, weights of `synthesiser`, and the archive of voices.
 
     The first `num_held_out` rows of the text are spoken by voices that are never trained on, and by no other.
+    `flite` is the path of the second synthesiser, if any; it runs on the CPU, in `flite_jobs` processes.
     """
 
     text: Path
     synthesiser: Path
     voices: Path
     num_held_out: int
+    flite: str | None = None
+    flite_jobs: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +154,16 @@ def speech(inputs: SpeechInputs, folder: Path, checkpoint: Path, minutes: float,
     return f"{folder}: next row {row}"
 
 
+def flite(inputs: SpeechInputs, folder: Path, minutes: float, seed: int) -> str:
+    """Speak random rows of the text with the second synthesiser for some minutes."""
+    deadline = time.monotonic() + 60 * minutes
+    if inputs.flite is None:
+        raise ValueError("`flite` needs the program's path.")
+    phrases = read_phrases(inputs.text)[inputs.num_held_out :]
+    count = speak_many(inputs.flite, phrases, folder, deadline=deadline, jobs=inputs.flite_jobs, seed=seed)
+    return f"{folder}: {count} utterances of flite"
+
+
 def train(plan: Plan, folder: Path, checkpoint: Path, minutes: float) -> str:
     """Train for some minutes on the shards of a folder, and write the checkpoint of the next session."""
     deadline = time.monotonic() + 60 * minutes
@@ -172,22 +187,45 @@ def session(
     """
     deadline = time.monotonic() + 60 * minutes
     processes = join_processes()
-    command = [sys.executable, "-m", "training", "speech", "--minutes", str(speech_minutes)]
-    command += ["--text", str(inputs.text), "--synthesiser", str(inputs.synthesiser)]
-    command += ["--voices", str(inputs.voices), "--held-out", str(inputs.num_held_out)]
-    command += ["--speech", str(folder), "--checkpoint", str(checkpoint), "--seed", str(plan.seed)]
-    with subprocess.Popen(command) as speaking:
+    ends = time.monotonic() + 60 * (speech_minutes + _SPEECH_SLACK_MINUTES)
+    with contextlib.ExitStack() as stack:
+        running = []
+        for command in _speaking_commands(inputs, folder, checkpoint, speech_minutes, plan.seed, processes):
+            child = stack.enter_context(subprocess.Popen([sys.executable, "-m", "training", *command]))
+            # Left by an error before its end, it is not waited for.
+            stack.callback(child.kill)
+            running.append(child)
 
         def wait() -> None:
-            if speaking.wait(60 * (speech_minutes + _SPEECH_SLACK_MINUTES)):
-                raise ValueError(f"`training speech` ended with status {speaking.returncode}")
+            for child in running:
+                if child.wait(max(1.0, ends - time.monotonic())):
+                    raise ValueError(f"a process that makes speech ended with status {child.returncode}")
 
-        try:
-            said = _train(plan, folder, checkpoint, processes, deadline, wait)
-        finally:
-            speaking.kill()
+        said = _train(plan, folder, checkpoint, processes, deadline, wait)
     processes.close()
     return said
+
+
+def _speaking_commands(
+    inputs: SpeechInputs,
+    folder: Path,
+    checkpoint: Path,
+    minutes: float,
+    seed: int,
+    processes: Processes,
+) -> list[list[str]]:
+    """What a session's process starts: the synthesiser on its GPU, and the leader's the one on the CPU."""
+    shared = ["--text", str(inputs.text), "--speech", str(folder), "--held-out", str(inputs.num_held_out)]
+    shared += ["--minutes", str(minutes)]
+    kokoro = ["speech", *shared, "--synthesiser", str(inputs.synthesiser), "--voices", str(inputs.voices)]
+    commands = [[*kokoro, "--checkpoint", str(checkpoint), "--seed", str(seed)]]
+    if inputs.flite is not None and processes.leads:
+        number = seed * 1_009 + _progress(checkpoint).num_sessions
+        jobs = str(inputs.flite_jobs)
+        commands.append(
+            ["flite", *shared, "--flite", inputs.flite, "--flite-jobs", jobs, "--seed", str(number)]
+        )
+    return commands
 
 
 def export(plan: Plan, checkpoint: Path, target: Path, card: str) -> str:
