@@ -19,7 +19,7 @@ from typing import Any, Final
 import orjson
 
 from common.errors import ClientFault, ErrorCode, shown
-from common.messages import Audio, ClientMessage, Close, Config, Encoding, Ping, Resume
+from common.messages import Audio, Auth, ClientMessage, Close, Config, Encoding, Ping, Resume
 from common.options import StreamOptions, parse_options
 
 # With SIMD instructions the decoding of a message takes a fifteenth of binascii's time, which was the
@@ -165,6 +165,13 @@ def _decode_resume(fields: dict[str, Any]) -> Resume:
     )
 
 
+def _decode_auth(fields: dict[str, Any]) -> Auth:
+    token = fields.get("token")
+    if type(token) is not str:
+        raise ClientFault(ErrorCode.BAD_FIELD, "'token' of 'auth' is a string.")
+    return Auth(token)
+
+
 def _count(fields: dict[str, Any], name: str) -> int:
     value = fields.get(name)
     if type(value) is not int or value < 0:
@@ -177,6 +184,7 @@ _CLIENT_DECODERS: Final[dict[str, Callable[[dict[str, Any]], ClientMessage]]] = 
     "ping": lambda fields: Ping(),
     "config": _decode_config,
     "resume": _decode_resume,
+    "auth": _decode_auth,
 }
 
 
@@ -272,6 +280,8 @@ def encode_client_message(message: ClientMessage) -> bytes:
             fields = {"type": "close"}
         case Ping():
             fields = {"type": "ping"}
+        case Auth(token):
+            fields = {"type": "auth", "token": token}
     return orjson.dumps(fields)
 
 

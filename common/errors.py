@@ -46,6 +46,8 @@ class ErrorCode(StrEnum):
     RESUMED_ELSEWHERE = "resumed_elsewhere"
     NO_FREE_STREAM = "no_free_stream"
     NO_WORKER = "no_worker"
+    UNAUTHORIZED = "unauthorized"
+    OVER_LIMIT = "over_limit"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     REDIS_UNAVAILABLE = "redis_unavailable"
     STREAM_LOST = "stream_lost"
@@ -199,6 +201,19 @@ _SPECS: Final = (
         Fault.SERVICE,
         True,
         "No worker of the cluster is alive, or none took the stream within `--claim-timeout-ms`.",
+    ),
+    ErrorSpec(
+        ErrorCode.UNAUTHORIZED,
+        Fault.CLIENT,
+        True,
+        "The server asks for a key, and the client has shown none, a wrong one, or one that has ended or "
+        "may not do this.",
+    ),
+    ErrorSpec(
+        ErrorCode.OVER_LIMIT,
+        Fault.SERVICE,
+        True,
+        "The client's key has as many streams, new streams in this minute, or audio today as it may have.",
     ),
     ErrorSpec(
         ErrorCode.TOO_MANY_CONNECTIONS,

@@ -89,7 +89,14 @@ class Ping:
     """Asks for a `Pong`; begins no stream."""
 
 
-ClientMessage = Audio | Config | Resume | Close | Ping
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Shows a key, or a temporary token; on the TCP port of a server with keys, the first message."""
+
+    token: str
+
+
+ClientMessage = Auth | Audio | Config | Resume | Close | Ping
 
 # Messages of the server ---------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from common.entries import StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
+from common.monitoring.metrics import WorkerMetrics
 from gpu_worker.checkpoints import CheckpointQueue
 from gpu_worker.engine.interface import (
     Engine,
@@ -61,9 +62,11 @@ class EngineThread:
         engine: Engine,
         sink: EventSink,
         replay_s: float,
+        metrics: WorkerMetrics,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._engine = engine
+        self._metrics = metrics
         self._sink = sink
         self._checkpoints = CheckpointQueue(replay_s)
         self._on_failure = on_failure
@@ -143,7 +146,10 @@ class EngineThread:
         return True
 
     def _step(self) -> None:
+        started = time.monotonic()
         outputs = self._engine.step()
+        self._metrics.step_seconds.observe(time.monotonic() - started)
+        self._metrics.step_streams.observe(self._engine.stats.in_flight)
         if not outputs:
             return
         # The engine has done its part: waiting for Redis is not a hang of the engine.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR
 from common.streams.leases import Renewal, WorkerLease
 from common.streams.status import STAGES, StageReport, WorkerReport
@@ -113,10 +114,14 @@ class Heartbeat:
         agree: Callable[[], None],
         description: Mapping[str, str],
         counts: Callable[[], Mapping[str, int | float]] = dict,
+        metrics: WorkerMetrics,
         on_lapsed: Callable[[], None],
         on_hung: Callable[[float], None],
     ) -> None:
         self._lease = lease
+        self._lease_s = lease_s
+        self._held_until = 0.0
+        self._metrics = metrics
         self._period_s = min(lease_s / 4, _MAX_BEAT_S)
         self._step_timeout_s = step_timeout_s
         self._busy_s = busy_s
@@ -133,7 +138,7 @@ class Heartbeat:
     def start(self) -> None:
         """Say that the worker is there, then start the thread. Raises the client's errors."""
         self._write()
-        self._lease.renew()
+        self._renew()
         self._last_beat = time.monotonic()
         self._thread.start()
 
@@ -146,6 +151,16 @@ class Heartbeat:
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    def holds_lease(self, now: float) -> bool:
+        """Whether the lease is known to hold at this time (monotonic seconds)."""
+        return now < self._held_until
+
+    def _renew(self) -> Renewal:
+        asked = time.monotonic()  # Redis counts from a later moment
+        renewal = self._lease.renew()
+        self._held_until = asked + self._lease_s
+        return renewal
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
@@ -164,12 +179,13 @@ class Heartbeat:
             self._agree()
             # In this order, so that who has a lease has a report: without one it takes no stream.
             self._write()
-            renewal = self._lease.renew()
+            renewal = self._renew()
         except (REDIS_ERROR, OSError) as error:
             logger.warning("heartbeat failed: %s", error)
             return
         if renewal is not Renewal.HELD:
             logger.warning("the lease had lapsed (%s)", renewal.name.lower())
+            self._metrics.lease_lapses += 1
             self._on_lapsed()
 
     def _write(self) -> None:

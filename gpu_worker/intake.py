@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from common.entries import RawEntry, StreamId, WorkerId, decode_audio_entry
 from common.errors import StreamError
+from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, RedisServers, blocking_connection
 from common.redis.keys import Keys
 from common.streams.audio_reader import AudioRead, AudioReader
@@ -77,12 +78,14 @@ class Intake:
         worker: WorkerId,
         table: StreamTable,
         put: Callable[..., None],
+        metrics: WorkerMetrics,
         on_lost: Callable[[Sequence[StreamFlow]], None],
     ) -> None:
         self._connection = blocking_connection(servers, server, _BLOCK_MS)
         self._reader = AudioReader(self._connection, keys, servers.shards_of_server(server), worker)
         self._table = table
         self._put = put
+        self._metrics = metrics
         self._on_lost = on_lost
         self._readings: dict[StreamId, _Reading] = {}
         # Held while a stream is taken in, so that a notice about it finds it.
@@ -142,7 +145,7 @@ class Intake:
         if early_s > 0:
             time.sleep(early_s)
         # Rounded up to whole blocks: a sweep may come one block late.
-        streams = self._reader.wait(_BLOCK_MS, MAX_STREAMS)
+        streams = self._reader.wait(_BLOCK_MS, MAX_STREAMS, self._metrics.audio_wait_seconds.observe)
         now = time.monotonic()
         self._next_round = max(self._next_round + self._round_every_s, now)
         self._read(streams, now)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -18,6 +19,7 @@ from typing import Any, Final
 from common.entries import LineKind, StreamId, WorkerId
 from common.errors import ErrorCode, StreamError
 from common.messages import ErrorMessage
+from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
 from common.redis.keys import Keys
 from common.redis.scripts.ownership import keep_dead_letter
@@ -93,6 +95,7 @@ class Outlet:
         claims: Claims,
         table: StreamTable,
         snapshots: SnapshotWriter,
+        metrics: WorkerMetrics,
         on_fenced: Callable[[Sequence[StreamFlow]], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -102,6 +105,7 @@ class Outlet:
         self._claims = claims
         self._table = table
         self._snapshots = snapshots
+        self._metrics = metrics
         self._on_fenced = on_fenced
         self._on_failure = on_failure
         self._queue: queue.Queue[Event | None] = queue.Queue(MAX_QUEUED_EVENTS)
@@ -284,8 +288,10 @@ class Outlet:
         """Write until it is written; then free the slots of what has ended. False where it was given up."""
         pause = _FIRST_RETRY_S
         while True:
+            started = time.monotonic()
             try:
                 lost = self._writer.write(batch.results)
+                self._metrics.redis_write_seconds.observe(time.monotonic() - started)
                 break
             except (REDIS_ERROR, OSError) as error:
                 if not is_passing(error):
@@ -302,6 +308,7 @@ class Outlet:
             if (writing := self._writings.get(owned.stream)) is not None and writing.flow.owned is owned
         ]
         if fenced:
+            self._metrics.fenced_writes += len(fenced)
             self._on_fenced(fenced)
         return True
 

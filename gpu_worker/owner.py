@@ -9,6 +9,7 @@ from typing import Final
 
 from common.entries import AssignmentEntry
 from common.errors import ClientFault, ErrorCode, StreamLost
+from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, RedisServers, is_passing
 from common.streams.claims import Claims, OwnedStream, Refused, Suspect
 from gpu_worker.engine_events import Drop, EventSink, Fail, Failed
@@ -36,8 +37,10 @@ class Owner:
         engine: EngineThread,
         sink: EventSink,
         quarantine: Quarantine,
+        metrics: WorkerMetrics,
     ) -> None:
         self._servers = servers
+        self._metrics = metrics
         self._quarantine = quarantine
         self._claims = claims
         self._table = table
@@ -66,6 +69,7 @@ class Owner:
                     self._take_in(stream, snapshot)
                 for opening in openings:
                     if isinstance(opening, Suspect):
+                        self._metrics.suspects += 1
                         self._quarantine.take(opening.entry)
                     elif isinstance(opening, Refused):
                         self._not_opened(opening)
@@ -85,6 +89,7 @@ class Owner:
         extra = {"stream_id": owned.stream, "epoch": owned.epoch}
         if owned.poison:
             logger.error("poison: the stream is ended, see its dead letter", extra=extra)
+            self._metrics.poisoned += 1
             self._table.add(flow)
             self._sink.put(Failed(flow, _poison()))
             return
@@ -93,7 +98,9 @@ class Owner:
             self._table.add(flow)
             self._sink.put(Failed(flow, StreamLost()))
             return
-        logger.info("stream claimed" if owned.epoch == 1 else "stream taken over", extra=extra)
+        new = owned.epoch == 1
+        logger.info("stream claimed" if new else "stream taken over", extra=extra)
+        self._metrics.claims["new" if new else "takeover"] += 1
         self.intake_of(owned).take_in(flow, snapshot)
 
     def intake_of(self, owned: OwnedStream) -> Intake:

@@ -16,6 +16,7 @@ from common.errors import ParakeetError
 from common.process.logging import configure_or_exit
 from common.process.standard_streams import open_missing
 from common.settings import PROGRAM, WorkerSettings, parse_or_exit
+from gpu_worker.monitor import WorkerMonitor
 from gpu_worker.worker import EXIT_FAILED, Worker
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,11 @@ def run(make: Callable[[WorkerSettings], Worker]) -> int:
     open_missing()
     settings = parse_or_exit("worker")
     configure_or_exit(settings, f"{PROGRAM} worker", worker_id=settings.worker_id)
+    monitor = None
     try:
+        monitor = WorkerMonitor(settings)
         worker = make(settings)
+        monitor.watch(worker)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, worker.request_stop)
         threading.excepthook = partial(_thread_failed, worker)
@@ -37,9 +41,15 @@ def run(make: Callable[[WorkerSettings], Worker]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        logger.error("The worker cannot start: %s", error)
+        return EXIT_FAILED
     except Exception:
         logger.exception("the worker failed")
         return EXIT_FAILED
+    finally:
+        if monitor is not None:
+            monitor.close()
 
 
 def _thread_failed(worker: Worker, failed: threading.ExceptHookArgs) -> None:

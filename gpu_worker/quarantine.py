@@ -109,6 +109,7 @@ class Quarantine:
             worker_id=self._name,
             worker_max_streams=min(MAX_SUSPECTS, self._settings.worker_max_streams),
             drain_timeout_s=0.0,
+            metrics_port=0,
         )
         try:
             # Ends with its stdin, so never later than this process.

@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
+from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
 from common.redis.connect import pack
 from common.streams.assignments import Checkpoint
@@ -37,8 +38,9 @@ class Snapshot:
 class SnapshotWriter:
     """Stores checkpoints, one after the other; that of a stream which has ended or moved on is let go."""
 
-    def __init__(self, redis: SyncRedis, claims: Claims, table: StreamTable) -> None:
+    def __init__(self, redis: SyncRedis, claims: Claims, table: StreamTable, metrics: WorkerMetrics) -> None:
         self._redis = redis
+        self._metrics = metrics
         self._claims = claims
         self._table = table
         self._connections = [redis.pipelined(server) for server in range(redis.servers.num_servers)]
@@ -87,6 +89,7 @@ class SnapshotWriter:
             try:
                 self._store(snapshot)
             except Exception:
+                self._metrics.snapshots["failed"] += 1
                 # The stream keeps its last checkpoint, and its next one will do.
                 logger.exception("no checkpoint", extra={"stream_id": snapshot.flow.stream})
             self.forget()
@@ -101,10 +104,15 @@ class SnapshotWriter:
                 logger.warning("a checkpoint waits for Redis: %s", error)
                 self._stopping.wait(_RETRY_S)
             else:
-                if not stored and self._is_wanted(snapshot):
+                if stored:
+                    self._metrics.snapshots["written"] += 1
+                    self._metrics.snapshot_bytes += len(snapshot.data)
+                elif self._is_wanted(snapshot):
+                    self._metrics.snapshots["failed"] += 1
                     # Its audio is kept until a later one is stored.
                     logger.warning("a checkpoint was refused", extra={"stream_id": snapshot.flow.stream})
                 return
+        self._metrics.snapshots["skipped"] += 1
 
     def _is_wanted(self, snapshot: Snapshot) -> bool:
         flow = snapshot.flow

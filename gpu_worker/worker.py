@@ -12,11 +12,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Final, Protocol
 
 from common.entries import WorkerId
+from common.monitoring.metrics import WorkerMetrics
 from common.process.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
 from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
 from common.redis.keys import Keys
@@ -29,6 +30,7 @@ from common.streams.leases import WorkerLease
 from common.streams.status import WorkerReport, process_started_ms
 from gpu_worker.backend import Backend
 from gpu_worker.claimer import Claimer
+from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine_events import HandOver
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow, StreamTable
@@ -97,6 +99,7 @@ class Worker:
         lease_s = settings.lease_ms / 1000
         self._settings = settings
         self._backend = backend
+        self.metrics = WorkerMetrics()
         self._worker = worker
         self._redis = SyncRedis(servers)
         # Its own connections: a slow reply to another thread must not cost the lease.
@@ -115,7 +118,7 @@ class Worker:
         self._quarantined = quarantined
         self._claims = Claims(self._redis, keys, worker, chunk_ms=chunk_ms)
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
-        self._snapshots = SnapshotWriter(self._redis, self._claims, self._table)
+        self._snapshots = SnapshotWriter(self._redis, self._claims, self._table, self.metrics)
         self._outlet = Outlet(
             redis=self._redis,
             keys=keys,
@@ -123,10 +126,13 @@ class Worker:
             claims=self._claims,
             table=self._table,
             snapshots=self._snapshots,
+            metrics=self.metrics,
             on_fenced=self._lost,
             on_failure=self.fail,
         )
-        self._engine = EngineThread(backend.engine, self._outlet, settings.replay_seconds, self.fail)
+        self._engine = EngineThread(
+            backend.engine, self._outlet, settings.replay_seconds, self.metrics, self.fail
+        )
         backend.wake_with(self._engine.wake)
         self._intakes = [
             Intake(
@@ -136,6 +142,7 @@ class Worker:
                 worker=worker,
                 table=self._table,
                 put=self._engine.put,
+                metrics=self.metrics,
                 on_lost=self._lost,
             )
             for server in range(servers.num_servers)
@@ -148,6 +155,7 @@ class Worker:
             engine=self._engine,
             sink=self._outlet,
             quarantine=self._quarantine,
+            metrics=self.metrics,
         )
         self._suspects = SuspectRunner(
             client=self._redis.cluster,
@@ -194,9 +202,43 @@ class Worker:
             agree=self._keep_model,
             description=backend.description,
             counts=backend.counts,
+            metrics=self.metrics,
             on_lapsed=self._sweeper.revalidate,
             on_hung=self._hung,
         )
+
+    @property
+    def capacity(self) -> int:
+        """Streams that it can own at once."""
+        return self._table.capacity
+
+    @property
+    def engine_stats(self) -> EngineStats:
+        """Counters and gauges of the engine."""
+        return self._backend.engine.stats
+
+    @property
+    def engine_busy_s(self) -> float:
+        """Seconds since the engine's turn under way began; 0 while it waits."""
+        return self._engine.busy_s
+
+    @property
+    def serving(self) -> bool:
+        """Whether it has joined its cluster, and takes streams."""
+        return self._heartbeat.alive and not self._draining
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new stream."""
+        return self._draining
+
+    def counts(self) -> Mapping[str, int | float]:
+        """Counters of smart-turn, where it runs."""
+        return self._backend.counts()
+
+    def holds_lease(self, now: float) -> bool:
+        """Whether the lease is known to hold at this time (monotonic seconds)."""
+        return self._heartbeat.holds_lease(now)
 
     def run(self) -> int:
         """Serve until a signal or a failure; returns the exit status. Raises SettingsMismatch."""

@@ -28,6 +28,7 @@ from common.streams.admission import Admission, SharedSettings
 from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.audio_log import AudioLog, decoded_samples
+from common.streams.key_usage import KeyUsage
 from common.streams.leases import IngressPresence, IngressReport
 from common.streams.status import shared_status
 from ingress.keeper import Keeper
@@ -165,6 +166,11 @@ class RedisBackplane:
                 tasks.create_task(_guarded(self._takeover.adopt_orphans(), "adoption"), name="adoption")
             running.set()
 
+    @property
+    def answered_lately(self) -> bool:
+        """Whether Redis has answered within the last few heartbeats; for any thread."""
+        return self._keeper.answered_lately
+
     def announce(self) -> None:
         """Begin to sign on with every heartbeat: the ports are open."""
         self._keeper.announce()
@@ -212,29 +218,37 @@ class RedisBackplane:
 
     # Backplane
 
-    async def admit(self, listener: StreamListener) -> RedisLink:
+    async def admit(self, listener: StreamListener, binding: str = "") -> RedisLink:
         """Ask the cluster for a stream. Raises NoFreeStream, NoWorker or RedisUnavailable."""
-        return await self._admit(listener, None, secrets.token_urlsafe(24))
+        return await self._admit(listener, None, secrets.token_urlsafe(24), binding)
 
-    async def readmit(self, listener: StreamListener, stream: StreamId, resume_token: str) -> RedisLink:
+    async def readmit(
+        self, listener: StreamListener, stream: StreamId, resume_token: str, binding: str = ""
+    ) -> RedisLink:
         """Ask the cluster for the slot of a stream anew: it was given back before the stream began.
 
         Raises NoFreeStream, NoWorker or RedisUnavailable.
         """
-        return await self._admit(listener, stream, resume_token)
+        return await self._admit(listener, stream, resume_token, binding)
 
-    async def _admit(self, listener: StreamListener, stream: StreamId | None, resume_token: str) -> RedisLink:
+    async def _admit(
+        self, listener: StreamListener, stream: StreamId | None, resume_token: str, binding: str
+    ) -> RedisLink:
         stream = await self._admission.admit(self._settings.max_num_streams, self._admission_ttl_ms, stream)
-        link = RedisLink(self, self._keys.stream(stream), listener, resume_token)
+        link = RedisLink(self, self._keys.stream(stream), listener, resume_token, binding)
         self._links[stream] = link
         return link
 
-    async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
+    async def resume(self, listener: StreamListener, request: Resume, binding: str = "") -> Resumption:
         """Take a stream over from a connection that was lost.
 
         Raises Unavailable (`resume_refused`, `redis_unavailable`, `internal`).
         """
-        return await self._takeover.resume(listener, request)
+        return await self._takeover.resume(listener, request, binding)
+
+    def key_usage(self) -> KeyUsage:
+        """Counts of what API keys use, over all ingresses."""
+        return KeyUsage(PipelinedCommands(self._redis, 0), self._keys, self._settings.ingress)
 
     async def read_status(self) -> bytes:
         """The status line of the cluster. Raises RedisUnavailable."""
@@ -261,7 +275,7 @@ class RedisBackplane:
             ingress=settings.ingress,
             options=options,
             sample_rate=options.sample_rate or settings.sample_rate,
-            token_hash=token_hash(link.resume_token),
+            token_hash=token_hash(link.resume_token, link.binding),
             created_ms=int(time() * 1000),
             ttl_ms=self._ttl_ms,
             grace_ms=int(settings.resume_grace_s * 1000),

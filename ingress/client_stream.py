@@ -29,6 +29,7 @@ class ClientStream:
         "_connection",
         "_max_undecoded_s",
         "acked_samples",
+        "begun",
         "ended",
         "link",
         "max_undecoded_samples",
@@ -50,6 +51,7 @@ class ClientStream:
         self.resume_token = ""
         self.next_sample = 0
         self.acked_samples = 0
+        self.begun = False  # its client has sent something
         self.ended = False  # its last result, or its error, has come
 
     def set_rate(self, sample_rate: int) -> None:

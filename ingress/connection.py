@@ -16,6 +16,7 @@ from common.errors import ClientFault, ErrorCode, NoFreeStream, StreamError, Una
 from common.messages import (
     Ack,
     Audio,
+    Auth,
     ClientMessage,
     Config,
     ErrorMessage,
@@ -27,9 +28,12 @@ from common.messages import (
     ServerMessage,
 )
 from common.options import StreamOptions
+from ingress.auth.client import ANYBODY, Client
+from ingress.auth.guard import NO_GUARD, Guard
 from ingress.client_stream import ClientStream, split_channels
 from ingress.dialects.dialect import Dialect
 from ingress.links import Backplane, Resumption
+from ingress.meter import Meter
 from ingress.protocol import ONLY_APPENDING, YOUNG, Action, ConnectionProtocol, Event, Outcome, State
 from ingress.sockets.deadlines import Deadlines
 from ingress.sockets.peer import Peer
@@ -83,24 +87,31 @@ class Connection:
     dialect: the protocol that the client speaks.
     start_task: starts a named task in the server's task group.
     on_closed: called once, when the socket is gone.
+    client: who it is; None where a key has to be shown first, in a message.
+    guard: looks at that key, and counts what the client's key may have.
     """
 
     __slots__ = (
         "_backplane",
         "_buffer",
+        "_counted",
         "_deadlines",
         "_dialect",
+        "_guard",
         "_hanging_up",
         "_hung_up",
         "_limits",
         "_logged",
         "_lost",
+        "_meter",
         "_on_closed",
         "_options",
+        "_paused",
         "_peer",
         "_protocol",
         "_start_task",
         "_streams",
+        "client",
     )
 
     def __init__(
@@ -111,6 +122,9 @@ class Connection:
         limits: ConnectionLimits,
         start_task: StartTask,
         on_closed: Callable[[Connection], None],
+        meter: Meter,
+        client: Client | None = ANYBODY,
+        guard: Guard = NO_GUARD,
     ) -> None:
         self._peer = peer
         self._dialect = dialect
@@ -118,8 +132,11 @@ class Connection:
         self._limits = limits
         self._start_task = start_task
         self._on_closed = on_closed
-        self._protocol = ConnectionProtocol()
-        self._buffer = SendBuffer(peer.send, dialect, limits.send_buffer_bytes)
+        self._meter = meter
+        self.client = client
+        self._guard = guard
+        self._protocol = ConnectionProtocol(stranger=client is None)
+        self._buffer = SendBuffer(self._write, dialect, limits.send_buffer_bytes)
         self._deadlines = Deadlines(
             peer,
             begin_s=limits.begin_timeout_s,
@@ -136,22 +153,32 @@ class Connection:
         self._hanging_up: _HangUp | None = None
         self._hung_up = False
         self._lost = False
+        self._paused = False
+        self._counted = 0  # streams that count for the client's key
 
     # What the shell says
 
     def open(self) -> None:
         """Begin: the socket is ready for messages (for WebSocket, after the handshake)."""
         self._deadlines.silent.start(self._silent_too_long)
-        self._peer.pause_reading()
+        if self.client is None:
+            self._deadlines.begin.start(lambda: self._carry_out(self._protocol.notify(Event.UNBEGUN)))
+        else:
+            self._ask_for_slots()
+
+    def _ask_for_slots(self) -> None:
+        self._pause_reading()
         self._start_task(self._enter(None), "admit")
 
     def received_text(self, data: bytes) -> None:
         """Take one line or text frame."""
+        self._meter.received(len(data))
         if not self._protocol.deaf:
             self._hear(self._dialect.decode_text, data)
 
     def received_binary(self, data: bytes) -> None:
         """Take one binary frame."""
+        self._meter.received(len(data))
         if not self._protocol.deaf:
             self._hear(self._dialect.decode_binary, data)
 
@@ -207,6 +234,12 @@ class Connection:
         self._lost = True
         self._carry_out(self._protocol.notify(Event.LOST))
         self._deadlines.stop()
+        begun = sum(stream.begun for stream in self._streams)
+        first = self._streams[0]
+        audio_s = first.next_sample / first.sample_rate
+        self._meter.closed(begun, audio_s, self._buffer.num_merged)
+        if self._counted:
+            self._guard.leave(self.client, self._counted)
         self._on_closed(self)
 
     def pause_writing(self) -> None:
@@ -225,6 +258,21 @@ class Connection:
     # What the server says
 
     @property
+    def transport(self) -> str:
+        """`tcp` or `websocket`."""
+        return self._meter.transport
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is not read for now."""
+        return self._paused
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait for the client to read."""
+        return self._buffer.waiting_bytes
+
+    @property
     def stream_is_young(self) -> bool:
         """Whether no stream has begun on this connection."""
         return self._protocol.state in YOUNG
@@ -233,6 +281,11 @@ class Connection:
     def can_resume(self) -> bool:
         """Whether the client said that it can go on elsewhere."""
         return self._options.resume
+
+    def expel(self) -> None:
+        """The client's key opens nothing any more."""
+        error = StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired.")
+        self._carry_out(self._protocol.notify(Event.FAILED, error))
 
     def drain(self) -> None:
         """This ingress stops."""
@@ -243,8 +296,10 @@ class Connection:
     def on_result(self, stream: ClientStream, result: Result, *, mergeable: bool) -> None:
         """Send a result to the client; behind the last one of the last stream, close."""
         if stream.ended and all(other.ended for other in self._streams):
+            self._meter.result(result)
             self._carry_out(self._protocol.notify(Event.LAST_RESULT), result, stream)
         elif self._protocol.forwards:
+            self._meter.result(result)
             self._tell(result, stream, mergeable=mergeable)
             if stream.ended and stream.link is not None:
                 stream.release()
@@ -269,7 +324,7 @@ class Connection:
     def on_room(self) -> None:
         """Read again."""
         if self._protocol.state is not State.CLOSED:
-            self._peer.resume_reading()
+            self._resume_reading()
 
     # Actions
 
@@ -311,6 +366,10 @@ class Connection:
                 if not isinstance(outcome.message, Audio):
                     raise AssertionError("APPEND without audio")
                 self._append(outcome.message)
+            case Action.IDENTIFY:
+                self._identify(outcome.message)
+            case Action.ENTER:
+                self._ask_for_slots()
             case Action.HELLO:
                 self._send_hello()
             case Action.PONG:
@@ -318,7 +377,7 @@ class Connection:
             case Action.BEGIN:
                 self._begin(outcome.message)
             case Action.READMIT:
-                self._peer.pause_reading()
+                self._pause_reading()
                 self._start_task(self._enter(outcome.message), "readmit")
             case Action.FINISH:
                 self._append(_NO_AUDIO)
@@ -348,11 +407,23 @@ class Connection:
             case _:
                 raise AssertionError(f"no such action: {action}")
 
+    def _identify(self, message: ClientMessage | None) -> None:
+        if not isinstance(message, Auth):
+            raise AssertionError("IDENTIFY without a key")
+        try:
+            self.client = self._guard.identify(message.token)
+        except StreamError as error:
+            self._carry_out(self._protocol.notify(Event.FAILED, error))
+            return
+        self._deadlines.begin.stop()
+        self._carry_out(self._protocol.notify(Event.IDENTIFIED))
+
     def _begin(self, first: ClientMessage | None) -> None:
         options = first.options if isinstance(first, Config) else self._dialect.options
         self._options = options
         self._deadlines.begin.stop()
         for stream in self._streams:
+            stream.begun = True
             if options.sample_rate is not None:
                 stream.set_rate(options.sample_rate)
             stream.linked().begin(options)
@@ -361,11 +432,29 @@ class Connection:
         streams = self._streams
         if len(streams) == 1:
             if not streams[0].append(audio):
-                self._peer.pause_reading()
-            return
-        for stream, part in zip(streams, split_channels(audio, len(streams)), strict=True):
-            if not stream.append(part):
-                self._peer.pause_reading()
+                self._pause_reading()
+        else:
+            for stream, part in zip(streams, split_channels(audio, len(streams)), strict=True):
+                if not stream.append(part):
+                    self._pause_reading()
+        first = streams[0]
+        num_samples = audio.num_samples // len(streams)
+        self._meter.audio(num_samples, first.next_sample, first.sample_rate)
+        self._guard.heard(self.client, audio.num_samples / first.sample_rate)
+        if audio.final:
+            self._meter.finished()
+
+    def _pause_reading(self) -> None:
+        self._paused = True
+        self._peer.pause_reading()
+
+    def _resume_reading(self) -> None:
+        self._paused = False
+        self._peer.resume_reading()
+
+    def _write(self, message: bytes) -> None:
+        self._meter.sent(len(message))
+        self._peer.send(message)
 
     def _send(self, message: ServerMessage, stream: ClientStream | None = None) -> None:
         if not self._lost:
@@ -383,6 +472,7 @@ class Connection:
         # A client may repeat at will what leaves its connection open: each code is worth one line.
         level = logging.DEBUG if error.code in self._logged else logging.INFO
         self._logged.add(error.code)
+        self._meter.error(error)
         stream_id = self._streams[0].stream_id
         about: dict[str, object] = {"code": error.code.value}
         if stream_id is not None:
@@ -407,12 +497,15 @@ class Connection:
         try:
             await self._take_slots()
         except NoFreeStream as error:
+            self._meter.refused(error)
             self._refused(error)
         except StreamError as error:
+            self._meter.refused(error)
             self._carry_out(self._protocol.notify(Event.FAILED, error))
         except Exception:
             self._failed()
         else:
+            self._meter.admitted(len(self._streams))
             if self._protocol.state is State.CLOSED:  # the client left meanwhile
                 self._give_up_slots()
                 return
@@ -420,19 +513,29 @@ class Connection:
             if first is not None:
                 self._received(first)
         if self._protocol.state is not State.CLOSED:
-            self._peer.resume_reading()
+            self._resume_reading()
 
     async def _take_slots(self) -> None:
         """A slot for each stream: a new one, or that of `hello` again where it was given back."""
+        binding = self._key_id
+        await self._guard.enter(self.client, len(self._streams))
+        self._counted = len(self._streams)
         try:
             for stream in self._streams:
                 if stream.stream_id is None:
-                    stream.take(await self._backplane.admit(stream))
+                    stream.take(await self._backplane.admit(stream, binding))
                 else:
-                    stream.take(await self._backplane.readmit(stream, stream.stream_id, stream.resume_token))
+                    stream.take(
+                        await self._backplane.readmit(stream, stream.stream_id, stream.resume_token, binding)
+                    )
         except BaseException:
             self._give_up_slots()
             raise
+
+    @property
+    def _key_id(self) -> str:
+        """The id of the client's key; empty where it has none."""
+        return "" if self.client is None else self.client.key_id or ""
 
     def _give_up_slots(self) -> None:
         for stream in self._streams:
@@ -451,7 +554,7 @@ class Connection:
         self._deadlines.silent.stop()  # it is the client that waits
         (stream,) = self._streams
         try:
-            resumption = await self._backplane.resume(stream, request)
+            resumption = await self._backplane.resume(stream, request, self._key_id)
         except StreamError as error:
             self._carry_out(self._protocol.notify(Event.FAILED, error))
             return
@@ -470,6 +573,8 @@ class Connection:
         self._deadlines.silent.start(self._silent_too_long)
         stream.set_rate(resumption.sample_rate)
         stream.next_sample, stream.acked_samples = resumption.next_sample, resumption.acked_samples
+        stream.begun = True
+        self._meter.resumed()
         self._dialect.resumed(resumption.options, resumption.sample_rate)
         event = Event.RESUMED_FINISHED if resumption.finished else Event.RESUMED
         self._carry_out(self._protocol.notify(event))

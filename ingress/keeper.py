@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -16,6 +17,9 @@ from ingress.result_feed import ResultFeed
 from ingress.stream_link import RedisLink
 
 logger = logging.getLogger(__name__)
+
+# Redis counts as away when it has not answered a heartbeat for so long.
+_SILENT_S: Final = 5.0
 
 RENEWALS_PER_TTL: Final = 4
 RENEWAL_TURNS: Final = 32
@@ -52,6 +56,7 @@ class Keeper:
         self._shared = shared
         self._report = report
         self._heartbeat_s = heartbeat_s
+        self._answered = time.monotonic()
         self._ttl_ms = ttl_ms
         self._admission_ttl_ms = admission_ttl_ms
         self._announced = asyncio.Event()
@@ -85,12 +90,18 @@ class Keeper:
         except RedisUnavailable as error:
             logger.warning("expiries are renewed later: %s", error, extra={"stream_id": link.stream})
 
+    @property
+    def answered_lately(self) -> bool:
+        """Whether Redis has answered within the last few heartbeats; for any thread."""
+        return time.monotonic() - self._answered < max(_SILENT_S, 3 * self._heartbeat_s)
+
     async def _beat(self) -> None:
         await self._announced.wait()
         while True:
             try:
                 await self._presence.beat(self._report())
                 await self.agree()
+                self._answered = time.monotonic()
             except (RedisUnavailable, SettingsMismatch) as error:
                 logger.warning("heartbeat failed: %s", error)
             await asyncio.sleep(self._heartbeat_s)

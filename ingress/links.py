@@ -85,19 +85,22 @@ class Resumption:
 class Backplane(Protocol):
     """The service behind a connection."""
 
-    async def admit(self, listener: StreamListener) -> StreamLink:
+    async def admit(self, listener: StreamListener, binding: str = "") -> StreamLink:
         """Ask the cluster for a stream.
 
+        binding: what else than its secret a client has to have to resume the stream: the id of its key.
         Raises NoFreeStream, NoWorker or RedisUnavailable, within a bounded time.
         """
 
-    async def readmit(self, listener: StreamListener, stream: StreamId, resume_token: str) -> StreamLink:
+    async def readmit(
+        self, listener: StreamListener, stream: StreamId, resume_token: str, binding: str = ""
+    ) -> StreamLink:
         """Ask the cluster for the slot of a stream anew: it was given back before the stream began.
 
         Raises as `admit` does, within a bounded time.
         """
 
-    async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
+    async def resume(self, listener: StreamListener, request: Resume, binding: str = "") -> Resumption:
         """Take a stream over from a connection that was lost.
 
         The results after `last_seq` come through the listener once this has returned.

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from common.errors import ERROR_SPECS, ErrorCode, StreamError
-from common.messages import Audio, ClientMessage, Close, Config, Ping, Resume
+from common.messages import Audio, Auth, ClientMessage, Close, Config, Ping, Resume
 
 
 class State(Enum):
@@ -22,6 +22,7 @@ class State(Enum):
 
     __hash__ = object.__hash__  # members are looked up for every message; Enum hashes in Python
 
+    STRANGER = auto()  # the server asks for a key, and none was shown
     ADMITTING = auto()  # the cluster is being asked for a stream; input waits
     REFUSED = auto()  # the cluster is full and the client knows; it may still resume a stream
     READY = auto()  # hello is sent, no stream has begun
@@ -46,10 +47,12 @@ class Event(Enum):
     CONFIG = auto()
     RESUME = auto()
     PING = auto()
+    AUTH = auto()
     FAULT = auto()  # something malformed, or too much
     END = auto()  # the client closed its sending side (TCP) and may still read
     LOST = auto()  # the socket is gone, or the connection cannot go on
 
+    IDENTIFIED = auto()  # the key is good
     ADMITTED = auto()
     FULL = auto()
     UNBEGUN = auto()  # no stream has begun in the time for which a slot is kept
@@ -69,6 +72,8 @@ class Action(Enum):
 
     __hash__ = object.__hash__  # members are looked up for every message; Enum hashes in Python
 
+    IDENTIFY = auto()  # look at the key
+    ENTER = auto()  # ask the cluster for a stream
     HELLO = auto()  # send `hello`
     PONG = auto()  # send `pong`
     READMIT = auto()  # ask for the slot that was given back, then take the message again
@@ -113,7 +118,25 @@ _LAST: Final = Transition(_S.CLOSED, (_A.FORWARD, _A.RELEASE, _A.HANG_UP))
 _STREAM_FAILED: Final = Transition(_S.CLOSED, (_A.ERROR, _A.RELEASE, _A.HANG_UP))
 _TAKEN: Final = Transition(_S.CLOSED, (_A.ERROR, _A.HANG_UP), ErrorCode.RESUMED_ELSEWHERE)
 
+_UNKNOWN: Final = Transition(_S.CLOSED, (_A.ERROR, _A.HANG_UP), ErrorCode.UNAUTHORIZED)
+
 TABLE: Final[dict[State, dict[Event, Transition]]] = {
+    _S.STRANGER: {
+        _E.AUTH: Transition(_S.STRANGER, (_A.IDENTIFY,)),
+        _E.IDENTIFIED: Transition(_S.ADMITTING, (_A.ENTER,)),
+        _E.AUDIO: _UNKNOWN,
+        _E.FINAL_AUDIO: _UNKNOWN,
+        _E.CLOSE: _UNKNOWN,
+        _E.CONFIG: _UNKNOWN,
+        _E.RESUME: _UNKNOWN,
+        _E.PING: _UNKNOWN,
+        _E.UNBEGUN: _UNKNOWN,
+        _E.FAULT: _FAIL_PARKED,
+        _E.FAILED: _FAIL_PARKED,
+        _E.END: Transition(_S.CLOSED, (_A.HANG_UP,)),
+        _E.LOST: Transition(_S.CLOSED),
+        _E.DRAIN: _DRAIN_PARKED,
+    },
     _S.ADMITTING: {
         _E.ADMITTED: Transition(_S.READY, (_A.HELLO,)),
         _E.FULL: Transition(_S.REFUSED, (_A.ERROR,)),
@@ -254,7 +277,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
 result after the end), or from a part of the service that could not know better."""
 
 
-YOUNG: Final = frozenset((_S.ADMITTING, _S.REFUSED, _S.READY, _S.PARKED, _S.READMITTING))
+YOUNG: Final = frozenset((_S.STRANGER, _S.ADMITTING, _S.REFUSED, _S.READY, _S.PARKED, _S.READMITTING))
 """The states in which no stream has begun."""
 
 
@@ -268,6 +291,7 @@ ONLY_APPENDING: Final = _doing_only(Event.AUDIO, Action.APPEND)
 _SENTENCES: Final = {
     ErrorCode.AUDIO_AFTER_FINAL: "Audio after 'final: true' or 'close' is ignored.",
     ErrorCode.UNEXPECTED_MESSAGE: "This message has no place here: '{message}' {rule}.",
+    ErrorCode.UNAUTHORIZED: "This server asks for a key: the first message is 'auth', with a 'token'.",
     ErrorCode.DRAINING: "This server is stopping; resume or connect elsewhere.",
     ErrorCode.RESUMED_ELSEWHERE: "The stream was resumed by another connection.",
 }
@@ -285,6 +309,7 @@ _EVENT_OF: Final[dict[type, Event]] = {
     Config: Event.CONFIG,
     Resume: Event.RESUME,
     Ping: Event.PING,
+    Auth: Event.AUTH,
 }
 
 
@@ -297,12 +322,15 @@ class Outcome(NamedTuple):
 
 
 class ConnectionProtocol:
-    """State of one connection, whatever the protocol that its client speaks."""
+    """State of one connection, whatever the protocol that its client speaks.
+
+    stranger: the client has to show a key first.
+    """
 
     __slots__ = ("_fault", "state")
 
-    def __init__(self) -> None:
-        self.state = State.ADMITTING
+    def __init__(self, *, stranger: bool = False) -> None:
+        self.state = State.STRANGER if stranger else State.ADMITTING
         self._fault: StreamError | None = None  # in FAILING: what the client is told behind the final result
 
     @property

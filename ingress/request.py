@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ingress.auth.client import Client
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -13,6 +15,7 @@ class Request:
     path: with its percent escapes resolved.   query: what stands behind `?`, as it came.
     headers: names in small letters, in the order in which they came.
     address: of the client; behind a trusted proxy, the one that the proxy states.
+    client: who it is, once that is known; None before, and on the TCP port of a server with keys.
     """
 
     method: str
@@ -20,6 +23,7 @@ class Request:
     query: str
     headers: tuple[tuple[str, str], ...]
     address: str
+    client: Client | None = None
 
     @classmethod
     def without_head(cls, address: str) -> Request:

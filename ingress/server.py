@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
+import ssl
+import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 from common.addresses import host_and_port
+from common.auth.api_key import KeyId
 from common.entries import IngressId
 from common.errors import RedisUnavailable
+from common.monitoring.metrics import IngressMetrics
+from common.process.certificates import RELOAD_EVERY_S, ServerTls, ServerTlsFiles
 from common.redis.clients import RedisServers
 from common.settings import IngressSettings, is_made_up
 from common.streams.leases import IngressReport
 from common.streams.status import process_started_ms
+from ingress.auth.client import ANYBODY
+from ingress.auth.door import Door
+from ingress.auth.guard import NO_GUARD
+from ingress.auth.key_guard import KeyGuard
+from ingress.auth.key_ring import KeyRing
+from ingress.auth.origins import Origins
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.native import NativeDialect
 from ingress.http.front import Front
+from ingress.http.page import PAGE, is_open
 from ingress.http.site import HttpLimits, Site
+from ingress.http.tokens import tokens_endpoints
+from ingress.meter import Meter
+from ingress.monitor import IngressMonitor
 from ingress.request import Request
 from ingress.sockets.gate import Gate, allow_many_sockets, max_files
 from ingress.sockets.linger import LINGER_S
@@ -39,6 +56,8 @@ _START_PAUSE_S: Final = 0.2
 _STOP_TIMEOUT_S: Final = 5.0
 # Ingresses that are stopped together have all said so after this time.
 _TELL_DRAINING_S: Final = 0.5
+# Longest time over which a draining ingress spreads its farewells.
+_SEND_AWAY_S: Final = 5.0
 
 
 class IngressServer:
@@ -48,10 +67,13 @@ class IngressServer:
         self._settings = settings
         self._started_ms = process_started_ms()
         self._draining = False
+        self._accepting = False
         self._connections: set[Connection] = set()
+        self.metrics = IngressMetrics()
         self._empty = asyncio.Event()
         self._empty.set()
         self._listeners: list[asyncio.Server] = []
+        self._ring = _ring_of(settings, self._revoked)
         proxies = TrustedProxies(settings.trusted_proxies)
         self._gate = Gate(max_files, settings.max_connections, settings.max_connections_per_address, proxies)
         self._backplane = RedisBackplane(
@@ -77,6 +99,9 @@ class IngressServer:
             idle_timeout_s=settings.idle_timeout_s,
             begin_timeout_s=settings.begin_timeout_s,
         )
+        self._door = Door(self._ring, Origins(settings.allowed_origins), self.metrics, is_open)
+        self._guard = None if self._ring is None else KeyGuard(self._door, self._backplane.key_usage())
+        self._tls = _tls_of(settings)
         self._site = Site(
             self._gate,
             HttpLimits(
@@ -84,6 +109,8 @@ class IngressServer:
                 head_timeout_s=settings.handshake_timeout_ms / 1000,
             ),
             dict.fromkeys(STREAM_PATHS, self._open),
+            endpoints=(*PAGE, *tokens_endpoints(self._ring)),
+            authenticate=self._door.admit_request,
             proxies=proxies,
         )
 
@@ -93,24 +120,40 @@ class IngressServer:
         Raises UnfitRedis, SettingsMismatch or RedisUnavailable when it cannot start, OSError when a port is
         taken.
         """
+        settings = self._settings
+        monitor = IngressMonitor(
+            settings.metrics_host, settings.metrics_port, self.metrics, self._refresh, self._why_not_ready
+        )
         try:
             if not await _before(stop, self._agree()):
                 logger.info("stopped before the start was complete")
                 return
             async with asyncio.TaskGroup() as tasks:
                 running = asyncio.Event()
-                loops = tasks.create_task(self._backplane.run(running), name="backplane")
+                loops = [
+                    tasks.create_task(self._backplane.run(running), name="backplane"),
+                    tasks.create_task(monitor.run(), name="monitor"),
+                ]
+                if self._ring is not None and self._guard is not None:
+                    loops.append(tasks.create_task(self._ring.run(time.time), name="keys"))
+                    loops.append(tasks.create_task(self._guard.run(), name="key-usage"))
+                if self._tls is not None:
+                    loops.append(tasks.create_task(_follow(self._tls), name="certificate"))
                 await running.wait()
                 try:
                     await self._listen()
+                    self._accepting = True
+                    monitor.started()
                     self._backplane.announce()
                     await stop.wait()
                     await self._drain(stop_now)
                 finally:
                     self._close_listeners()
-                    loops.cancel()
+                    for loop in loops:
+                        loop.cancel()
         finally:
             await self._backplane.close()
+            monitor.close()
 
     # Start
 
@@ -141,33 +184,59 @@ class IngressServer:
         def status() -> asyncio.Protocol:
             return StatusShell(self._gate, shared_status, self._backplane.start_task)
 
-        for name, port, factory in (
-            ("TCP", settings.port, tcp),
-            ("WebSocket", settings.ws_port, websocket),
-            ("status", settings.status_port, status),
+        tls = None if self._tls is None else self._tls.context
+        for name, host, port, factory, context in (
+            ("TCP", settings.host, settings.port, tcp, tls),
+            ("WebSocket", settings.host, settings.ws_port, websocket, tls),
+            ("status", settings.status_host, settings.status_port, status, None),
         ):
             if port:
-                await self._listen_on(port, factory)
-                logger.info("%s on %s", name, host_and_port(settings.host, port))
+                await self._listen_on(host, port, factory, context)
+                logger.info("%s%s on %s", name, " with TLS" if context else "", host_and_port(host, port))
 
-    async def _listen_on(self, port: int, factory: Callable[[], asyncio.Protocol]) -> None:
-        for listener in await listening_sockets(self._settings.host, port):
+    async def _listen_on(
+        self, host: str, port: int, factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        timeout_s = None if tls is None else self._settings.handshake_timeout_ms / 1000
+        for listener in await listening_sockets(host, port):
             self._listeners.append(
-                await asyncio.get_running_loop().create_server(factory, sock=listener, backlog=_BACKLOG)
+                await loop.create_server(
+                    factory, sock=listener, backlog=_BACKLOG, ssl=tls, ssl_handshake_timeout=timeout_s
+                )
             )
 
     # Serve
 
     def _open(self, peer: Peer, request: Request) -> Connection:
         dialect = NativeDialect(self._settings.sample_rate)
+        client, guard = (
+            request.client,
+            NO_GUARD if self._guard is None else self._guard.for_address(request.address),
+        )
+        if client is None and self._guard is None:
+            client = ANYBODY  # on the TCP port
         connection = Connection(
-            peer, dialect, self._backplane, self._limits, self._backplane.start_task, self._closed
+            peer,
+            dialect,
+            self._backplane,
+            self._limits,
+            self._backplane.start_task,
+            self._closed,
+            Meter(self.metrics, "websocket" if request.method else "tcp"),
+            client,
+            guard,
         )
         self._connections.add(connection)
         self._empty.clear()
-        if self._draining:  # accepted by the kernel before the listener closed
+        if not self._accepting:  # accepted by the kernel before the listener closed
             connection.drain()
         return connection
+
+    def _revoked(self, key_id: KeyId) -> None:
+        for connection in list(self._connections):
+            if connection.client is not None and connection.client.key_id == key_id:
+                connection.expel()
 
     def _closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -185,11 +254,32 @@ class IngressServer:
             draining=self._draining,
         )
 
+    def _refresh(self, metrics: IngressMetrics) -> None:
+        metrics.draining = int(self._draining)
+        connections = list(self._connections)  # a copy: this is another thread's
+        for transport in metrics.connections:
+            metrics.connections[transport] = sum(one.transport == transport for one in connections)
+        metrics.paused_connections = sum(one.is_paused for one in connections)
+        metrics.certificate_expiry_timestamp_seconds = 0 if self._tls is None else self._tls.expires_s
+        metrics.send_buffer_bytes = sum(one.waiting_bytes for one in connections)
+
+    def _why_not_ready(self) -> list[str]:
+        reasons = ["draining"] if self._draining else []
+        if not self._backplane.answered_lately:
+            reasons.append("redis")
+        return reasons
+
     # Drain and stop
 
     async def _drain(self, stop_now: asyncio.Event) -> None:
-        """Stop accepting; let streams end; send those away that can go on elsewhere."""
+        """Say 'not ready', then stop accepting; let streams end; send those away that can go on elsewhere."""
         self._draining = True
+        delay_s = self._settings.drain_delay_s
+        if delay_s:
+            # Balancers go on to send connections here until they have noticed.
+            logger.info("not ready from now on; the listeners close in %g s", delay_s)
+            await _wait(stop_now, delay_s)
+        self._accepting = False
         self._close_listeners()
         self._site.drain()
         logger.info("draining %d connections", len(self._connections))
@@ -224,9 +314,15 @@ class IngressServer:
                 await asyncio.sleep(_TELL_DRAINING_S)
                 continue
             if others_serve:
-                for connection in list(self._connections):
-                    if connection.can_resume:
-                        connection.drain()
+                await self._send_away_one_by_one()
+
+    async def _send_away_one_by_one(self) -> None:
+        """Spread the farewells, so that the other ingresses do not get all clients in one moment."""
+        leaving = [connection for connection in self._connections if connection.can_resume]
+        pause_s = min(_SEND_AWAY_S, self._settings.drain_timeout_s / 4) / max(1, len(leaving))
+        for connection in leaving:
+            connection.drain()
+            await asyncio.sleep(pause_s)
 
     async def _wait_until_empty(self, stop_now: asyncio.Event, timeout_s: float) -> None:
         waits = [
@@ -242,6 +338,36 @@ class IngressServer:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for an event, for a bounded time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+
+
+def _ring_of(settings: IngressSettings, on_revoked: Callable[[KeyId], None]) -> KeyRing | None:
+    """Read the keys. Raises KeysFileError."""
+    if settings.auth_keys_file:
+        return KeyRing(Path(settings.auth_keys_file), on_revoked)
+    logger.warning("no --auth-keys-file: everybody who reaches these ports is served")
+    return None
+
+
+def _tls_of(settings: IngressSettings) -> ServerTls | None:
+    """Read the certificate. Raises SettingsError."""
+    if not settings.tls_cert:
+        return None
+    authority = Path(settings.tls_client_ca) if settings.tls_client_ca else None
+    return ServerTls(ServerTlsFiles(Path(settings.tls_cert), Path(settings.tls_key), authority))
+
+
+async def _follow(tls: ServerTls) -> None:
+    """Take a new certificate when there is one, until cancelled."""
+    while True:
+        await asyncio.sleep(RELOAD_EVERY_S)
+        await asyncio.to_thread(tls.reload)
 
 
 async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

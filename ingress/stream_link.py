@@ -75,6 +75,7 @@ class RedisLink:
     """One admitted stream (a `StreamLink`).
 
     keys: its keys in Redis.
+    binding: what else than the secret a client has to have to resume it (`Backplane.admit`).
     worker, epoch: its owner, None before the first, and the epoch of the last line.
     seq: number of the last result.
 
@@ -103,6 +104,7 @@ class RedisLink:
         "_token",
         "_waiting_for_room",
         "begun_at",
+        "binding",
         "created_at",
         "epoch",
         "finish_at",
@@ -117,12 +119,18 @@ class RedisLink:
     )
 
     def __init__(
-        self, owner: LinkOwner, keys: StreamKeys, listener: StreamListener | None, token: str
+        self,
+        owner: LinkOwner,
+        keys: StreamKeys,
+        listener: StreamListener | None,
+        token: str,
+        binding: str = "",
     ) -> None:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._token = token
+        self.binding = binding
         self._appender: Appender | None = None
         self._held: list[Audio] = []  # audio that came before the stream was created
         self._held_bytes = 0

@@ -69,7 +69,7 @@ class StreamTakeover:
 
     # For a client
 
-    async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
+    async def resume(self, listener: StreamListener, request: Resume, binding: str) -> Resumption:
         """Take a stream over for its client, from a connection that was lost.
 
         Raises Unavailable `resume_refused`, RedisUnavailable, or InternalFault where its audio is unreadable.
@@ -77,22 +77,24 @@ class StreamTakeover:
         stream = StreamId(request.stream_id)
         self._resuming.append(stream)
         try:
-            return await self._resume(stream, listener, request)
+            return await self._resume(stream, listener, request, binding)
         except EntryError as error:
             logger.error("%s", error, extra={"stream_id": stream})
             raise InternalFault from error
         finally:
             self._resuming.remove(stream)
 
-    async def _resume(self, stream: StreamId, listener: StreamListener, request: Resume) -> Resumption:
-        record, position = await self._resumable(stream, request)
+    async def _resume(
+        self, stream: StreamId, listener: StreamListener, request: Resume, binding: str
+    ) -> Resumption:
+        record, position = await self._resumable(stream, request, binding)
         connection = 0 if record.finished else await self._directory.attach(stream, self._ingress)
         if connection == 0 and not record.finished:  # it ended just now
-            record, position = await self._resumable(stream, request)
+            record, position = await self._resumable(stream, request, binding)
         before = self._links.get(stream)
         if before is not None:
             before.taken()
-        link = RedisLink(self._owner, self._keys.stream(stream), listener, request.resume_token)
+        link = RedisLink(self._owner, self._keys.stream(stream), listener, request.resume_token, binding)
         try:
             next_sample, finished = await self._take_over(
                 link, record, connection, position, request.audio_ack_samples
@@ -104,7 +106,9 @@ class StreamTakeover:
         acked = min(request.audio_ack_samples, next_sample)
         return Resumption(link, next_sample, acked, finished, record.options, record.sample_rate)
 
-    async def _resumable(self, stream: StreamId, request: Resume) -> tuple[StreamRecord, Position | None]:
+    async def _resumable(
+        self, stream: StreamId, request: Resume, binding: str
+    ) -> tuple[StreamRecord, Position | None]:
         """Look whether a stream may be resumed; its record, and the place behind the client's last result."""
         # One sentence for a stream that is gone and for a wrong secret: nobody learns which there are.
         refused = _refusal(stream, "it is gone, or its secret differs")
@@ -112,7 +116,8 @@ class StreamTakeover:
             record = await self._directory.read(stream)
         except EntryError as error:
             raise refused from error
-        if record is None or not hmac.compare_digest(record.token_hash, token_hash(request.resume_token)):
+        shown = token_hash(request.resume_token, binding)
+        if record is None or not hmac.compare_digest(record.token_hash, shown):
             raise refused
         try:
             kept = await kept_results(self._redis, self._keys.stream(stream), request.last_seq)
@@ -250,7 +255,7 @@ def _refusal(stream: StreamId, why: str) -> Unavailable:
     return Unavailable(ErrorCode.RESUME_REFUSED, f"Stream {stream} cannot be resumed: {why}.")
 
 
-def token_hash(token: str) -> str:
-    """What a stream's record has of the secret that a resume has to show."""
+def token_hash(token: str, binding: str) -> str:
+    """What a stream's record has of the secret that a resume has to show, and of the key beside it."""
     # A client's secret may hold half of a surrogate pair, which is no UTF-8, and no secret of ours.
-    return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(f"{token}:{binding}".encode(errors="surrogatepass")).hexdigest()

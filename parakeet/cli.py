@@ -37,6 +37,7 @@ SUMMARIES = {
     "status": "show the state of the cluster that a status port tells",
     "health": "exit status 0 where a worker of this host holds its lease (a container's health check)",
     "transcribe": "stream a recording, stdin or the microphone to a server and show the text",
+    "keys": "make, list and revoke the keys of clients (keys --help)",
     "bench": "measure how many real-time streams a server carries (bench --help)",
     "model": "look at a model, or fetch it beforehand (model --help)",
 }
@@ -116,6 +117,13 @@ def transcribe(argv: Sequence[str]) -> int:
     return run_transcribe(parse("transcribe", argv))
 
 
+def keys(argv: Sequence[str]) -> int:
+    """Make, list or revoke API keys."""
+    from parakeet.keys import run_keys
+
+    return run_keys(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     """Measure a server."""
     from parakeet.bench.command import main as run_bench
@@ -135,6 +143,7 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "status": status,
     "health": health,
     "transcribe": transcribe,
+    "keys": keys,
     "bench": bench,
     "model": model,
 }

@@ -155,13 +155,20 @@ class Supervisor:
         worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
         machine = Machine.here()
         for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, machine)):
-            self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", worker)))
+            watched = replace(worker, metrics_port=self._metrics_port(self._settings.num_ingress + index))
+            self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", watched)))
         self._start_children(signals, self._workers, roster.has_worker, self._settings.start_timeout_s)
 
         for index in range(self._settings.num_ingress):
-            self._ingresses.append(Child(f"ingress {index}", _launcher("ingress", ingress)))
+            watched_ingress = replace(ingress, metrics_port=self._metrics_port(index))
+            self._ingresses.append(Child(f"ingress {index}", _launcher("ingress", watched_ingress)))
         self._start_children(signals, self._ingresses, roster.has_ingress, INGRESS_START_TIMEOUT_S)
         ready_log.info("%s", self._ready_line(roster))
+
+    def _metrics_port(self, index: int) -> int:
+        """Return the metrics port of a child: it keeps its place in the row over its restarts."""
+        first = self._settings.ingress.metrics_port
+        return first + index if first else 0
 
     def _start_redis(self) -> tuple[str, ...]:
         if self._settings.ingress.redis_url:

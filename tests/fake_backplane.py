@@ -100,13 +100,15 @@ class ScriptedBackplane:
         self.resume_requests: list[Resume] = []
         self.resumption: tuple[int, int, bool] | StreamError = (0, 0, False)
 
-    async def admit(self, listener: StreamListener) -> FakeLink:
+    async def admit(self, listener: StreamListener, binding: str = "") -> FakeLink:
         await self._admitted()
         link = FakeLink(StreamId(len(self.links) + 1), listener, self.echo)
         self.links.append(link)
         return link
 
-    async def readmit(self, listener: StreamListener, stream: StreamId, resume_token: str) -> FakeLink:
+    async def readmit(
+        self, listener: StreamListener, stream: StreamId, resume_token: str, binding: str = ""
+    ) -> FakeLink:
         await self._admitted()
         link = FakeLink(stream, listener, self.echo, resume_token)
         self.links.append(link)
@@ -119,7 +121,7 @@ class ScriptedBackplane:
         if self.refusal is not None:
             raise self.refusal
 
-    async def resume(self, listener: StreamListener, request: Resume) -> Resumption:
+    async def resume(self, listener: StreamListener, request: Resume, binding: str = "") -> Resumption:
         self.resume_requests.append(request)
         await asyncio.sleep(0)
         await self.gate.wait()

@@ -14,13 +14,15 @@ from typing import Any, cast
 from starlette.routing import Route
 
 from common.errors import RedisUnavailable
+from common.monitoring.metrics import IngressMetrics
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.dialect import Dialect
 from ingress.dialects.native import NativeDialect
 from ingress.http.authentication import Authenticate, everyone
-from ingress.http.endpoints import ENDPOINTS
 from ingress.http.front import Front
+from ingress.http.page import PAGE
 from ingress.http.site import HttpLimits, Site
+from ingress.meter import Meter
 from ingress.request import Request
 from ingress.server import STREAM_PATHS
 from ingress.sockets.gate import Gate, Place
@@ -58,6 +60,7 @@ class Harness:
     shells: list[SocketShell] = field(default_factory=list)
     transports: list[asyncio.Transport] = field(default_factory=list)
     sockets: list[socket.socket] = field(default_factory=list)
+    metrics: IngressMetrics = field(default_factory=IngressMetrics)
 
     @property
     def tcp_url(self) -> str:
@@ -160,7 +163,15 @@ async def serving(
 
         def open_connection(peer: Peer, request: Request) -> Connection:
             harness.requests.append(request)
-            connection = Connection(peer, dialect(), backplane, limits, start, harness.connections.discard)
+            connection = Connection(
+                peer,
+                dialect(),
+                backplane,
+                limits,
+                start,
+                harness.connections.discard,
+                Meter(harness.metrics, "websocket" if request.method else "tcp"),
+            )
             harness.connections.add(connection)
             return connection
 
@@ -200,7 +211,7 @@ async def serving(
             gate,
             HttpLimits(max_frame_bytes, handshake_timeout_s, keep_alive_s),
             dict.fromkeys(STREAM_PATHS, open_connection),
-            endpoints=(*ENDPOINTS, *endpoints),
+            endpoints=(*PAGE, *endpoints),
             authenticate=authenticate,
             proxies=proxies,
         )

@@ -5,6 +5,9 @@ Addresses:
     unix://[[user]:password@]/path/to/socket[?db=n]
     redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master[/db]   (also rediss+sentinel)
 
+With TLS, what the certificate is checked against, and our own, follow a `?` and are joined by `&`:
+    ca=FILE  cert=FILE  key=FILE
+
 Sentences about a wrong address show its scheme alone: whatever else stands there may be part of a password.
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import starmap
 from typing import Final
 from urllib.parse import unquote
@@ -25,6 +28,18 @@ _REDIS_PORT: Final = 6379
 _MAX_DB: Final = 1_000_000
 _SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 _BEGINS: Final = "A Redis address begins with redis://, rediss://, unix:// or redis+sentinel://"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What TLS needs beside the system's authorities; PEM files, or empty.
+
+    ca: authority of the server's certificate. cert, key: our own.
+    """
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,7 @@ class RedisAddress:
     username: str | None = None
     password: str | None = None
     tls: bool = False
+    tls_files: TlsFiles = TlsFiles()
     sentinels: tuple[tuple[str, int], ...] = ()
     master: str = ""
 
@@ -83,9 +99,10 @@ def parse_address(url: str) -> RedisAddress:
         return RedisAddress(
             path=unquote(path), db=_query_db(query), username=username or None, password=password or None
         )
-    if query:
-        raise SettingsError(f"A {scheme}:// address takes no '?': its database follows a slash.")
     tls = scheme.startswith("rediss")
+    if query and not tls:
+        raise SettingsError(f"A {scheme}:// address takes no '?': its database follows a slash.")
+    tls_files = _tls_files(query)
     if scheme.endswith("+sentinel"):
         master, _, db = path.strip("/").partition("/")
         if not master:
@@ -95,6 +112,7 @@ def parse_address(url: str) -> RedisAddress:
             username=username or None,
             password=password or None,
             tls=tls,
+            tls_files=tls_files,
             sentinels=tuple(_host_port(text, _SENTINEL_PORT) for text in hosts.split(",")),
             master=master,
         )
@@ -106,7 +124,21 @@ def parse_address(url: str) -> RedisAddress:
         username=username or None,
         password=password or None,
         tls=tls,
+        tls_files=tls_files,
     )
+
+
+def _tls_files(query: str) -> TlsFiles:
+    names = {field.name for field in fields(TlsFiles)}
+    given: dict[str, str] = {}
+    for part in query.split("&") if query else ():
+        name, _, value = part.partition("=")
+        if name not in names or not value or name in given:
+            raise SettingsError("A Redis address with TLS takes ca, cert and key behind its '?', each once.")
+        given[name] = unquote(value)
+    if ("cert" in given) != ("key" in given):
+        raise SettingsError("A Redis address has cert and key together.")
+    return TlsFiles(**given)
 
 
 def _query_db(query: str) -> int:

@@ -324,15 +324,23 @@ def _common(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
             "socket_connect_timeout": min(timeout_s, 5.0),
             "socket_keepalive": True,
         }
-        if address.tls:
-            arguments["ssl"] = True
+        arguments |= _tls_arguments(address)
         if not address.sentinels:
             arguments |= {"host": address.host, "port": address.port}
     return arguments
 
 
+def _tls_arguments(address: RedisAddress) -> dict[str, Any]:
+    if not address.tls:
+        return {}
+    files = address.tls_files
+    given = {"ssl_ca_certs": files.ca, "ssl_certfile": files.cert, "ssl_keyfile": files.key}
+    return {"ssl": True} | {name: file for name, file in given.items() if file}
+
+
 def _sentinel_arguments(address: RedisAddress, timeout_s: float) -> Mapping[str, Any]:
     return {
+        **_tls_arguments(address),
         "socket_timeout": min(timeout_s, 1.0),
         "socket_connect_timeout": min(timeout_s, 1.0),
         "password": address.password,

@@ -113,8 +113,18 @@ def check_greeting(address: RedisAddress, reply: object) -> None:
 
 
 def tls_context(address: RedisAddress) -> ssl.SSLContext | None:
-    """What TLS needs; None without it."""
-    return ssl.create_default_context() if address.tls else None
+    """What TLS needs; None without it. Raises RefusedConnection where its files cannot be read."""
+    if not address.tls:
+        return None
+    files = address.tls_files
+    try:
+        context = ssl.create_default_context(cafile=files.ca or None)
+        if files.cert:
+            context.load_cert_chain(files.cert, files.key)
+    except OSError as error:  # ssl.SSLError is one
+        named = ", ".join(file for file in (files.ca, files.cert, files.key) if file)
+        raise RefusedConnection(f"The files for TLS cannot be read ({named}): {error}.") from error
+    return context
 
 
 # Opening

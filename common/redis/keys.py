@@ -133,6 +133,18 @@ class Keys:
         """HASH of an ingress."""
         return self._cluster(f"i:{ingress}")
 
+    def key_streams(self, key: str) -> bytes:
+        """Hash: streams of an API key, by ingress."""
+        return self._cluster(f"key:{key}:streams")
+
+    def key_minutes(self, key: str) -> bytes:
+        """Stem of counters: streams that an API key has begun; the number of the minute follows."""
+        return self._cluster(f"key:{key}:minute:")
+
+    def key_days(self, key: str) -> bytes:
+        """Stem of counters: seconds of audio of an API key; the number of the day follows."""
+        return self._cluster(f"key:{key}:day:")
+
     @property
     def status_line(self) -> bytes:
         """STRING, the status line that was made last (common/streams/status.py)."""

@@ -180,6 +180,18 @@ def _check_ports(values: Mapping[str, Any]) -> None:
                 )
 
 
+def _check_access(values: dict[str, Any]) -> None:
+    """Refuse a server that is open by mistake, and files that do not go together."""
+    if values["require_auth"] and not values["auth_keys_file"]:
+        raise SettingsError("--require-auth is on, but --auth-keys-file names no file of keys.")
+    if bool(values["tls_cert"]) != bool(values["tls_key"]):
+        raise SettingsError("--tls-cert and --tls-key go together, but only one was given.")
+    if values["tls_client_ca"] and not values["tls_cert"]:
+        raise SettingsError("--tls-client-ca was given, but without --tls-cert there is no TLS.")
+    if not values["status_host"]:
+        values["status_host"] = "127.0.0.1" if values["auth_keys_file"] else values["host"]
+
+
 def _check_model(model: str) -> None:
     """Refuse what is neither there nor can be a hub id, before a worker is started for it."""
     is_hub_id = HUB_ID.fullmatch(model) and not model.endswith(".nemo")
@@ -193,6 +205,7 @@ def _check(command: str, values: dict[str, Any]) -> None:
     """Fill in what depends on other flags, and refuse values that do not go together."""
     if command in {"serve", "ingress"}:
         _check_ports(values)
+        _check_access(values)
     if command in {"serve", "worker"}:
         if values["worker_max_streams"] is None:
             values["worker_max_streams"] = values["max_num_streams"]

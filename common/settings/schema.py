@@ -28,6 +28,8 @@ class ClusterSettings(RedisSettings):
     """Empty, a path to a JSON file, or JSON itself: a logging dictConfig that replaces the default."""
     max_num_streams: int
     drain_timeout_s: float
+    metrics_port: int
+    metrics_host: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,14 @@ class IngressSettings(ClusterSettings):
     port: int
     ws_port: int
     status_port: int
+    status_host: str
+    """Never empty after parsing."""
+    auth_keys_file: str
+    require_auth: bool
+    allowed_origins: tuple[str, ...]
+    tls_cert: str
+    tls_key: str
+    tls_client_ca: str
     ingress_id: str
     """Never empty after parsing: made up where it was not given."""
     sample_rate: int
@@ -49,6 +59,7 @@ class IngressSettings(ClusterSettings):
     redis_loss_ms: int
     handshake_timeout_ms: int
     begin_timeout_s: float
+    drain_delay_s: float
     claim_timeout_ms: int
     stream_ttl_s: int
     resume_grace_s: float

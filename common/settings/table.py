@@ -15,6 +15,7 @@ from common.settings.values import (
     Choice,
     Networks,
     OnOff,
+    Origins,
     Real,
     RedisUrls,
     Text,
@@ -67,6 +68,23 @@ FLAGS: tuple[Flag, ...] = (
     Flag("ws_port", PORT, "8000", "WebSocket port; 0 turns it off", "Ports", (*_INGRESS, "transcribe"), "PORT"),
     Flag("status_port", PORT, "8050", "one-shot status port; 0 turns it off",
          "Ports", (*_INGRESS, "status"), "PORT"),
+    Flag("status_host", Text("a host name or an address, or nothing for the default", r"[^\s/]*"), "",
+         "address of the status port; by default that of --host, and 127.0.0.1 with --auth-keys-file",
+         "Ports", _INGRESS, "ADDRESS"),
+
+    # -- who may come in
+    Flag("auth_keys_file", Text("a path"), "",
+         "file of API keys, made by `parakeet-server keys create`; without it anybody is served",
+         "Access", _INGRESS, "FILE"),
+    Flag("require_auth", OnOff(), "off", "refuse to start without --auth-keys-file", "Access", _INGRESS, "on|off", "on"),
+    Flag("allowed_origins", Origins(), "",
+         "origins of pages that may connect, besides those of the request's own host; * is any",
+         "Access", _INGRESS, "ORIGIN,..."),
+    Flag("tls_cert", Text("a path"), "", "certificate chain of the client ports, PEM; read again when it changes",
+         "Access", _INGRESS, "FILE"),
+    Flag("tls_key", Text("a path"), "", "key of --tls-cert, PEM", "Access", _INGRESS, "FILE"),
+    Flag("tls_client_ca", Text("a path"), "",
+         "authority of the clients' certificates, PEM; without it no client needs one", "Access", _INGRESS, "FILE"),
 
     # -- the model
     Flag("model", Text("a folder, a .nemo file or a hub id such as owner/name"), "",
@@ -193,6 +211,9 @@ FLAGS: tuple[Flag, ...] = (
          "Timing", _INGRESS, "MS"),
     Flag("idle_timeout_s", Real(0, 86_400), "0", "a client silent for so long is disconnected; 0 is never",
          "Timing", _INGRESS, "S"),
+    Flag("drain_delay_s", Real(0, 600), "0",
+         "at a stop, the time between saying 'not ready' on the metrics port and closing the listeners",
+         "Timing", _INGRESS, "S"),
     Flag("drain_timeout_s", Real(0, 3600), "30", "at a stop, the time that running streams are given",
          "Timing", _SERVER, "S"),
     Flag("stream_ttl_s", Whole(5, 86_400), "120", "keys of a stream that nobody renews live so long",
@@ -208,6 +229,13 @@ FLAGS: tuple[Flag, ...] = (
     Flag("replay_seconds", Whole(2, 3600), "60", "audio kept for the replay after a takeover",
          "Timing", _WORKER, "S"),
     Flag("null_step_ms", Real(0, 60_000), "0", "duration of a step of --backend null", "Timing", _WORKER, "MS"),
+
+    # -- monitoring
+    Flag("metrics_port", PORT, "0",
+         "port of /metrics and of the health probes; 0 turns it off; serve counts up from it: its ingresses, then its workers",
+         "Monitoring", _SERVER, "PORT"),
+    Flag("metrics_host", Text("a host name or an address", r"[^\s/]+"), "127.0.0.1",
+         "address that the metrics port listens on", "Monitoring", _SERVER, "ADDRESS"),
 
     # -- logging
     Flag("log_level", Choice(("debug", "info", "warning", "error")), "info", "least level that is logged",

@@ -167,6 +167,28 @@ class Networks:
         return "addresses or networks such as 10.0.0.0/8, separated by commas"
 
 
+_ORIGIN = re.compile(r"https?://[^\s/,@]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Origins of web pages (RFC 6454), in small letters and separated by commas, or none; `*` is any."""
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        origins = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(origin)
+        return origins
+
+    def format(self, value: object) -> str:
+        return ",".join(value) if isinstance(value, tuple) else str(value)
+
+    @property
+    def takes(self) -> str:
+        return "origins such as https://speech.example, separated by commas, or *"
+
+
 @dataclass(frozen=True, slots=True)
 class RedisUrls:
     """One or several Redis addresses, separated by commas; none stands for 'not given'.

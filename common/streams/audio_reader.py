@@ -7,7 +7,8 @@ what is decoded; what it does not acknowledge, the next owner reads again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from common.entries import RawEntry, StreamId, WorkerId
@@ -37,18 +38,26 @@ class AudioReader:
         self._worker = worker
         self._ready = [keys.ready(shard, worker) for shard in shards]
 
-    def wait(self, block_ms: int, max_streams: int) -> list[StreamId]:
+    def wait(
+        self, block_ms: int, max_streams: int, on_wait: Callable[[float], None] | None = None
+    ) -> list[StreamId]:
         """Ids of up to `max_streams` streams with new audio, or of none after `block_ms`.
 
-        The shards take turns at being asked first.
+        The shards take turns at being asked first. on_wait: called with the seconds since the oldest audio of
+        the read was announced, by the clock of its ingress.
         """
         reply = self._run(
             b"BZMPOP", block_ms / 1000, len(self._ready), *self._ready, b"MIN", b"COUNT", max_streams
         )
         if len(self._ready) > 1:
             self._ready.append(self._ready.pop(0))
+        if not reply:
+            return []
+        if on_wait is not None:
+            # The first one has the smallest score: the time of its announcement in milliseconds.
+            on_wait(max(0.0, time.time() - float(reply[1][0][1]) / 1000))
         # A call of StreamId would do nothing, for every chunk.
-        return [int(member) for member, _ in reply[1]] if reply else []  # type: ignore[misc]
+        return [int(member) for member, _ in reply[1]]  # type: ignore[misc]
 
     def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioRead]:
         """Read what is new of these streams, given with their epochs; one command an epoch.

@@ -244,8 +244,9 @@ class SpeechEngine:
         if self._launched is not None and now < self._gauges_due:
             return
         self._gauges_due = now + _GAUGES_EVERY_S
-        stats = self._stats
-        stats.ready_streams = int(np.count_nonzero(self._table.ready(self._table.chunks_waiting())))
+        stats, waiting = self._stats, self._table.chunks_waiting()
+        stats.ready_streams = int(np.count_nonzero(self._table.ready(waiting)))
+        stats.waiting_chunks = int(waiting.sum())
         stats.turn_detection_depth = self._turns.num_held
         stats.turn_detection_streams = len(self._turns.waiting)
 
@@ -289,6 +290,7 @@ class SpeechEngine:
         rows[Field.HEARD] = self._heard(plan)
         rows[Field.FLOAT] = self._rings.is_float[slots]
         self._stats.in_flight = len(slots)
+        self._stats.late_chunks = self._table.num_late
         return _Launched(plan, self.steps.launch(rows, self._blocks.table[slots]))
 
     def _heard(self, plan: Plan) -> NDArray[np.int64]:

@@ -63,6 +63,8 @@ class SlotTable:
         # Plan at which the slot was first seen to be ready: who waits longest goes first.
         self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
         self._num_plans = 0
+        # Chunks planned when the next one of their stream was whole already.
+        self.num_late = 0
 
     def open(self, slot: int, order: int, frames: int, samples: int) -> None:
         """Give a free slot to a stream that has decoded `frames` and taken `samples` before."""
@@ -117,6 +119,7 @@ class SlotTable:
         left -= start[ending]
         most = self._chunks(waiting[~finished], left, max_chunks)
         chunks = np.minimum(waiting, most)
+        self.num_late += int(np.maximum(np.minimum(chunks, waiting - 1), 0).sum())
         frames = chunks * self.clock.chunk_frames
         ends = np.zeros(len(slots), dtype=np.bool_)
         # The last whole chunk closes the stream too when no frame comes after it.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ingress.http.refusal import Refusal
+from ingress.auth.client import ANYBODY, Client
 from ingress.request import Request
 
-Authenticate = Callable[[Request], Refusal | None]
-"""Judges a request: None lets it in. Called on the event loop for streams, before their admission, and for
-all endpoints alike. Not for the TCP port, where nothing is said before the messages."""
+Authenticate = Callable[[Request], Client]
+"""Judges a request, and returns who sends it; raises Refused. Called on the event loop for streams, before
+their admission, and for all endpoints alike. Not for the TCP port, where the first message shows the key."""
 
 
-def everyone(request: Request) -> Refusal | None:
+def everyone(request: Request) -> Client:
     """Lets everyone in."""
-    return None
+    return ANYBODY

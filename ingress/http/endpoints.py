@@ -9,7 +9,7 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -19,28 +19,6 @@ _SENTENCES: Final = {
     HTTPStatus.METHOD_NOT_ALLOWED: "This path does not take that method.",
 }
 _UPGRADE: Final = "This path takes WebSocket connections only.\n"
-
-_PAGE: Final = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Parakeet server</title>
-<style>body { max-width: 40em; margin: 3em auto; padding: 0 1em; font: 1em/1.5 system-ui, sans-serif }</style>
-</head>
-<body>
-<h1>Parakeet server</h1>
-<p>This port turns speech into text while it is spoken. Programs connect to it by WebSocket, at the path
-<code>/</code> or <code>/ws</code>, send audio, and get results; the server says <code>hello</code> first.</p>
-<p>From a terminal of this machine: <code>parakeet-server transcribe FILE</code>.
-The protocol is described in <code>docs/protocol.md</code> of the server's sources.</p>
-</body>
-</html>
-"""
-_PAGE_HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def endpoint(path: str, answer: Answer, *methods: str) -> Route:
@@ -60,15 +38,6 @@ def endpoint(path: str, answer: Answer, *methods: str) -> Route:
             return Response(status_code=HTTPStatus.BAD_REQUEST)  # which nobody reads
 
     return Route(path, dispatch, methods=sorted(allowed))
-
-
-async def page(request: Request) -> Response:
-    """What this port is, for a person with a browser."""
-    return HTMLResponse(_PAGE, headers=_PAGE_HEADERS)
-
-
-ENDPOINTS: Final = (endpoint("/", page, "GET"),)
-"""The table of endpoints."""
 
 
 def application(endpoints: Iterable[Route], streams: Collection[str]) -> Starlette:

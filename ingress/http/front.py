@@ -200,8 +200,11 @@ class Front(HttpToolsProtocol):
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop_parsing(_PIPELINED)
-        refusal = self._site.authenticate(request)
-        self.app = self.config.loaded_app if refusal is None else _refusing(refusal)
+        self.app = self.config.loaded_app
+        try:
+            request = self._site.identified(request)
+        except Refused as refused:
+            self.app = _refusing(refused.refusal)
         self.scope["client"] = (request.address, self.client[1] if self.client else 0)
         self.scope["state"]["request"] = request
         self._site.update_date()
@@ -255,6 +258,7 @@ class Front(HttpToolsProtocol):
         if self._request is None or self._place is None:
             raise AssertionError("an upgrade without a request")
         try:
+            self._request = self._site.identified(self._request)
             shell = self._site.open_stream(self._request, self.transport, self._place)
         except Refused as refused:
             self._refuse(refused.refusal)

@@ -10,6 +10,7 @@ from websockets.http11 import Request as WebSocketRequest
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from ingress.auth.credentials import answered_subprotocol
 from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 
@@ -19,9 +20,7 @@ def accepted(request: Request) -> bytes:
     headers = Headers()
     for name, value in request.headers:
         headers[name] = value  # adds to those of the same name
-    response = ServerProtocol(select_subprotocol=_first_offered).accept(
-        WebSocketRequest(request.path, headers)
-    )
+    response = ServerProtocol(select_subprotocol=_answered).accept(WebSocketRequest(request.path, headers))
     if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
         return response.serialize()
     sentence = (response.body or b"").decode().strip()
@@ -29,7 +28,8 @@ def accepted(request: Request) -> bytes:
     raise Refused(Refusal(HTTPStatus(response.status_code), sentence, upgrade))
 
 
-def _first_offered(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+def _answered(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     """The subprotocol of the answer. None changes what is spoken here, but browsers, which pass secrets in
     this way, close a connection whose server chooses none of those that they offered."""
-    return offered[0] if offered else None
+    chosen = answered_subprotocol(list(offered))
+    return None if chosen is None else Subprotocol(chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
 from time import time
@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from ingress.http import handshake
 from ingress.http.authentication import Authenticate, everyone
-from ingress.http.endpoints import ENDPOINTS, application
+from ingress.http.endpoints import application
 from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 from ingress.sockets.gate import SENTENCES, Full, Gate, Place
@@ -61,7 +61,7 @@ class Site:
         limits: HttpLimits,
         streams: Mapping[str, OpenConnection],
         *,
-        endpoints: Iterable[Route] = ENDPOINTS,
+        endpoints: Iterable[Route] = (),
         authenticate: Authenticate = everyone,
         proxies: TrustedProxies | None = None,
     ) -> None:
@@ -87,14 +87,17 @@ class Site:
         self.state: Final = ServerState()
         self._dated = 0
 
+    def identified(self, request: Request) -> Request:
+        """Return the request with who sends it. Raises Refused."""
+        return replace(request, client=self.authenticate(request))
+
     def open_stream(self, request: Request, transport: asyncio.Transport, place: Place) -> WebSocketShell:
-        """Answer an upgrade to WebSocket, and return who speaks on the socket from there on.
+        """Answer an upgrade to WebSocket of a client that is known, and return who speaks on the socket then.
 
         Raises Refused where it is refused: nothing is written then.
         """
-        refusal = self.authenticate(request)
-        if refusal is not None:
-            raise Refused(refusal)
+        if request.client is None or not request.client.may("stream"):
+            raise Refused(Refusal(HTTPStatus.FORBIDDEN, "The key is not for streams."))
         full = place.belongs_to(request.address)
         if full is not None:
             raise Refused(TOO_MANY[full])

@@ -44,7 +44,7 @@ class SendBuffer:
         may be longer than that, up to 16 times.
     """
 
-    __slots__ = ("_bytes", "_dialect", "_max_bytes", "_open", "_waiting", "_write")
+    __slots__ = ("_bytes", "_dialect", "_max_bytes", "_open", "_waiting", "_write", "num_merged")
 
     def __init__(self, write: Callable[[bytes], None], dialect: Dialect, max_bytes: int) -> None:
         self._write = write
@@ -53,6 +53,7 @@ class SendBuffer:
         self._waiting: deque[_Waiting] = deque()
         self._bytes = 0
         self._open = True
+        self.num_merged = 0  # messages that went into a later one
 
     def send(self, message: ServerMessage, stream: int = 0, *, mergeable: bool = False) -> None:
         """Send one message, now or when the client has read what came before.
@@ -89,6 +90,7 @@ class SendBuffer:
             return False
         self._bytes += len(encoded) - len(last.encoded)
         last.message, last.encoded = merged, encoded
+        self.num_merged += 1
         return True
 
     def _too_much(self) -> bool:

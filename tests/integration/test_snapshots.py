@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from common.entries import IngressId, StreamId, WorkerId
+from common.monitoring.metrics import WorkerMetrics
 from common.options import StreamOptions
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_client
 from common.redis.keys import Keys
@@ -125,7 +126,7 @@ async def test_the_writer_stores_what_it_is_given_and_knows_when_it_has_enough(r
     table, flow = StreamTable(1), StreamFlow(owned)
     table.reserve(1)
     table.add(flow)
-    writer = SnapshotWriter(redis, claims, table)
+    writer = SnapshotWriter(redis, claims, table, WorkerMetrics())
     for number in range(MAX_UNDER_WAY):
         assert writer.has_room()
         writer.expect()

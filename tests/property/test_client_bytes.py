@@ -20,8 +20,10 @@ from websockets.frames import Frame, Opcode
 from common.client_codec import decode_client_message
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.messages import Audio
+from common.monitoring.metrics import IngressMetrics
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.native import NativeDialect
+from ingress.meter import Meter
 from ingress.protocol import TABLE, ConnectionProtocol, Event, State
 from ingress.request import Request
 from ingress.sockets.framing import LineReader
@@ -119,6 +121,7 @@ async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str
                 _LIMITS,
                 lambda coroutine, name: loop.create_task(coroutine, name=name),
                 lambda connection: None,
+                Meter(IngressMetrics(), "tcp"),
             )
         )
         return connections[-1]

@@ -10,6 +10,7 @@ import pytest
 
 from common.entries import IngressId, StreamId, WorkerId
 from common.errors import ErrorCode
+from common.monitoring.metrics import WorkerMetrics
 from common.options import StreamOptions
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, StreamRecord
@@ -74,8 +75,9 @@ class Running:
 
     def __init__(self, engine: NullEngine, replay_s: float = 60.0) -> None:
         self.sink = Sink()
+        self.metrics = WorkerMetrics()
         self.failures: list[BaseException] = []
-        self.thread = EngineThread(engine, self.sink, replay_s, self.failures.append)
+        self.thread = EngineThread(engine, self.sink, replay_s, self.metrics, self.failures.append)
         self.thread.start()
 
     def said(self, kind: type[Event], count: int = 1) -> None:

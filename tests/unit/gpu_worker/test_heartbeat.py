@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, cast
 
 import pytest
 
+from common.monitoring.metrics import WorkerMetrics
 from common.streams.leases import Renewal, WorkerLease
 from common.streams.status import WorkerReport, decode_worker_report
 from gpu_worker.engine.interface import EngineStats
@@ -73,6 +75,7 @@ class Beating:
         self.busy_s = 0.0
         self.lapsed = threading.Event()
         self.hung: list[float] = []
+        self.metrics = WorkerMetrics()
         window = StatsWindow(EngineStats(), 0.0)
         self.heartbeat = Heartbeat(
             lease=cast("WorkerLease", self.lease),
@@ -82,6 +85,7 @@ class Beating:
             report=lambda: report(window, 1.0),
             agree=lambda: None,
             description={"model": "null"},
+            metrics=self.metrics,
             on_lapsed=self.lapsed.set,
             on_hung=self.hung.append,
         )
@@ -125,3 +129,19 @@ def test_it_goes_on_after_errors() -> None:
         renewals = beating.lease.renewals
         beating.lease.error = None
         wait_until(lambda: beating.lease.renewals > renewals)
+
+
+def test_the_lease_is_known_to_hold_for_its_time_from_the_renewal_on() -> None:
+    with Beating(lease_s=10.0) as beating:
+        now = time.monotonic()
+        assert beating.heartbeat.holds_lease(now)
+        assert beating.heartbeat.holds_lease(now + 9.0)
+        assert not beating.heartbeat.holds_lease(now + 10.0)
+    assert not Beating().heartbeat.holds_lease(time.monotonic())
+
+
+def test_a_lapsed_lease_is_counted() -> None:
+    with Beating() as beating:
+        beating.lease.answer = Renewal.LAPSED
+        assert beating.lapsed.wait(5.0)
+        wait_until(lambda: beating.metrics.lease_lapses >= 1)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from common.entries import StreamId, WorkerId
+from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import RedisServers
 from common.redis.keys import Keys
 from gpu_worker.flow import StreamTable
@@ -27,7 +28,7 @@ class _Clock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def wait(self, _block_ms: int, _max_streams: int) -> list[StreamId]:
+    def wait(self, _block_ms: int, _max_streams: int, _on_wait: object = None) -> list[StreamId]:
         self.now = max(self.now, self._news_at.pop(0))
         self.rounds_at.append(self.now)
         return []
@@ -55,6 +56,7 @@ def test_rounds_follow_the_commits_of_few_ingresses_and_are_held_back_for_many(
         worker=WorkerId("w"),
         table=StreamTable(1),
         put=lambda *_: None,
+        metrics=WorkerMetrics(),
         on_lost=lambda _: None,
     )
     monkeypatch.setattr(intake, "_reader", clock)

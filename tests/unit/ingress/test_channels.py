@@ -95,10 +95,10 @@ async def test_a_failure_of_one_ends_both(ended: bool) -> None:
 
 async def test_where_only_one_is_admitted_its_slot_is_given_back() -> None:
     class _OneSlot(ScriptedBackplane):
-        async def admit(self, listener: StreamListener) -> FakeLink:
+        async def admit(self, listener: StreamListener, binding: str = "") -> FakeLink:
             if self.links:
                 raise NoFreeStream
-            return await super().admit(listener)
+            return await super().admit(listener, binding)
 
     backplane = _OneSlot()
     async with serving(backplane, dialect=_Stereo) as harness:

@@ -14,9 +14,10 @@ from starlette.responses import PlainTextResponse, Response
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
+from ingress.auth.client import Client
 from ingress.http.endpoints import endpoint
 from ingress.http.front import MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, Front
-from ingress.http.refusal import Refusal
+from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HANDSHAKE, HOST, Harness, TcpClient, serving, wait_until
@@ -179,7 +180,7 @@ async def test_a_body_that_does_not_end_ends_with_its_connection(caplog: pytest.
 
 
 async def test_a_defect_of_ours_is_logged_and_told_as_one(caplog: pytest.LogCaptureFixture) -> None:
-    def broken(request: Request) -> Refusal | None:
+    def broken(request: Request) -> Client:
         raise RuntimeError("a defect")
 
     async with serving(ScriptedBackplane(), authenticate=broken) as harness:
@@ -338,9 +339,9 @@ async def test_a_client_that_does_not_read_its_answer_is_dropped(monkeypatch: py
 async def test_authentication_comes_before_everything() -> None:
     judged: list[Request] = []
 
-    def nobody(request: Request) -> Refusal | None:
+    def nobody(request: Request) -> Client:
         judged.append(request)
-        return Refusal(HTTPStatus.UNAUTHORIZED, "Who are you?", (("WWW-Authenticate", "Bearer"),))
+        raise Refused(Refusal(HTTPStatus.UNAUTHORIZED, "Who are you?", (("WWW-Authenticate", "Bearer"),)))
 
     async with serving(ScriptedBackplane(), authenticate=nobody, endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()

@@ -17,9 +17,11 @@ from websockets.typing import Subprotocol
 
 from common.entries import LineKind
 from common.errors import NoFreeStream
+from common.monitoring.metrics import IngressMetrics
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.dialect import Farewell
 from ingress.dialects.native import NativeDialect
+from ingress.meter import Meter
 from ingress.request import Request
 from ingress.sockets.gate import Gate, Place, max_files
 from ingress.sockets.peer import Peer
@@ -292,6 +294,7 @@ async def _stuck() -> AsyncIterator[tuple[WebSocketShell, _StuckTransport]]:
             limits,
             lambda task, name: loop.create_task(task),
             lambda _: None,
+            Meter(IngressMetrics(), "websocket"),
         )
 
     transport = _StuckTransport()

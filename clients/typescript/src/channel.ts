@@ -1,0 +1,91 @@
+import { ParakeetError, serverError } from "./errors.js";
+import type { Hello, ServerMessage } from "./messages.js";
+
+export type WebSocketMaker = new (url: string, protocols?: string[]) => WebSocket;
+
+/** One connection, up to its `hello`, and from then on a handler of messages. */
+export class Channel {
+  readonly #socket: WebSocket;
+  onMessage: (message: ServerMessage) => void = () => {};
+  /** Called once, when the connection is gone. */
+  onClose: () => void = () => {};
+
+  private constructor(socket: WebSocket) {
+    this.#socket = socket;
+  }
+
+  /** Connect and wait for `hello`. */
+  static open(
+    make: WebSocketMaker,
+    url: string,
+    key: string | undefined,
+    timeoutMs: number,
+  ): Promise<{ channel: Channel; hello: Hello }> {
+    return new Promise((resolve, reject) => {
+      const socket = key === undefined ? new make(url) : new make(url, ["parakeet.v1", `parakeet.auth.${key}`]);
+      socket.binaryType = "arraybuffer";
+      const channel = new Channel(socket);
+      const fail = (error: ParakeetError): void => {
+        clearTimeout(timer);
+        reject(error);
+        socket.close();
+      };
+      const timer = setTimeout(
+        () => fail(new ParakeetError("timeout", `The server did not answer within ${timeoutMs} ms.`, true)),
+        timeoutMs,
+      );
+      let greeted = false;
+      socket.onmessage = ({ data }) => {
+        if (typeof data !== "string") return;
+        const message = JSON.parse(data) as ServerMessage;
+        if (greeted) {
+          channel.onMessage(message);
+        } else if (message.type === "hello") {
+          greeted = true;
+          clearTimeout(timer);
+          resolve({ channel, hello: message });
+        } else if (message.type === "error") {
+          fail(serverError(message.code, message.message));
+        }
+      };
+      socket.onclose = () => {
+        if (greeted) channel.onClose();
+        else fail(new ParakeetError("connection_lost", "The server refused the connection, or cannot be reached.", true));
+      };
+    });
+  }
+
+  get isOpen(): boolean {
+    return this.#socket.readyState === 1;
+  }
+
+  /** Bytes that wait in this process. */
+  get waiting(): number {
+    return this.#socket.bufferedAmount;
+  }
+
+  send(message: object): void {
+    if (this.isOpen) this.#socket.send(JSON.stringify(message));
+  }
+
+  sendAudio(samples: Int16Array): void {
+    if (!this.isOpen || samples.length === 0) return;
+    this.#socket.send(littleEndian(samples) as Int16Array<ArrayBuffer>);
+  }
+
+  close(): void {
+    this.onMessage = () => {};
+    this.onClose = () => {};
+    this.#socket.close();
+  }
+}
+
+const IS_LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
+
+function littleEndian(samples: Int16Array): Int16Array {
+  if (IS_LITTLE_ENDIAN) return samples;
+  const swapped = samples.slice();
+  const view = new DataView(swapped.buffer);
+  samples.forEach((value, at) => view.setInt16(2 * at, value, true));
+  return swapped;
+}

@@ -1,0 +1,297 @@
+import { AudioBuffer, toInt16 } from "./audio-buffer.js";
+import { Channel, type WebSocketMaker } from "./channel.js";
+import { ParakeetError, serverError } from "./errors.js";
+import type { ConfigOptions, Hello, Result, ServerMessage, Warning } from "./messages.js";
+
+export interface StreamOptions extends ConfigOptions {
+  /** Hz of the samples; 16000 where it is not given. */
+  sampleRate?: number;
+  /** An API key or a temporary token, where the server asks for one. */
+  key?: string;
+  /** Go on after a lost connection, without a lost word; on where it is not given. */
+  resume?: boolean;
+  /** Longest wait for a connection, and for the first sign of life after one was lost. */
+  timeoutMs?: number;
+  /** Attempts to connect again before the stream fails. */
+  maxReconnects?: number;
+  /** Audio that may be sent ahead of what is decoded; `send` waits beyond it. */
+  maxAheadS?: number;
+  /** What makes WebSockets, where the environment has none of its own. */
+  WebSocket?: WebSocketMaker;
+  onWarning?: (warning: Warning) => void;
+}
+
+const DEFAULT_RATE = 16_000;
+const DEFAULT_TIMEOUT_MS = 10_000;
+const DEFAULT_RECONNECTS = 8;
+const DEFAULT_AHEAD_S = 30;
+const MAX_WAITING_BYTES = 1 << 20;
+const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 5_000;
+const FINAL_TIMEOUT_MS = 60_000;
+// Results that nobody has read yet; the oldest go first.
+const MAX_UNREAD = 4096;
+
+/** One stream of audio and its results. `for await (const result of stream)` ends with the final result. */
+export class Stream implements AsyncIterable<Result> {
+  readonly #make: WebSocketMaker;
+  readonly #options: StreamOptions;
+  readonly #url: string;
+  readonly #buffer = new AudioBuffer();
+  readonly #waiters: (() => void)[] = [];
+  readonly #results: Result[] = [];
+  #channel: Channel;
+  #hello: Hello;
+  #token: string;
+  #lastSeq = 0;
+  #acked = 0;
+  #finishing = false;
+  #final: Result | undefined;
+  #error: ParakeetError | undefined;
+  #reconnecting = false;
+  #finalTimer: ReturnType<typeof setTimeout> | undefined;
+
+  private constructor(make: WebSocketMaker, url: string, options: StreamOptions, channel: Channel, hello: Hello) {
+    this.#make = make;
+    this.#url = url;
+    this.#options = options;
+    this.#channel = channel;
+    this.#hello = hello;
+    this.#token = hello.resume_token;
+    this.#attach(channel);
+    channel.send({ type: "config", ...this.#config() });
+  }
+
+  /** Connect to ws:// or wss://; throws ParakeetError. */
+  static async connect(url: string, options: StreamOptions = {}): Promise<Stream> {
+    const make = options.WebSocket ?? globalThis.WebSocket;
+    if (make === undefined) throw new TypeError("this environment has no WebSocket: give one as an option");
+    const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    const { channel, hello } = await Channel.open(make, url, options.key, timeoutMs);
+    return new Stream(make, url, options, channel, hello);
+  }
+
+  get streamId(): number {
+    return this.#hello.stream_id;
+  }
+
+  get sampleRate(): number {
+    return this.#options.sampleRate ?? DEFAULT_RATE;
+  }
+
+  /** Seconds of audio that the server has decoded. */
+  get decodedS(): number {
+    return this.#acked / this.sampleRate;
+  }
+
+  /**
+   * Send mono samples: 16-bit, or floats from -1 to 1. Waits while too much is under way; a caller that cannot
+   * wait, such as a microphone's, may ignore the promise.
+   */
+  async send(samples: Int16Array | Float32Array): Promise<void> {
+    this.#throwIfFailed();
+    if (this.#finishing) throw new ParakeetError("audio_after_final", "The stream was finished.", false);
+    // A copy: the caller may use its array again.
+    const block = samples instanceof Int16Array ? samples.slice() : toInt16(samples);
+    this.#buffer.add(block);
+    if (!this.#reconnecting) this.#channel.sendAudio(block);
+    const maxAhead = (this.#options.maxAheadS ?? DEFAULT_AHEAD_S) * this.sampleRate;
+    while (this.#error === undefined && this.#buffer.end - this.#acked > maxAhead) await this.#news();
+    while (this.#error === undefined && this.#channel.waiting > MAX_WAITING_BYTES) {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    this.#throwIfFailed();
+  }
+
+  /** Say that no more audio comes; returns the final result. */
+  async finish(): Promise<Result> {
+    this.#throwIfFailed();
+    if (!this.#finishing) {
+      this.#finishing = true;
+      this.#expectFinal();
+      if (!this.#reconnecting) this.#channel.send({ type: "close" });
+    }
+    while (this.#final === undefined && this.#error === undefined) await this.#news();
+    this.#throwIfFailed();
+    return this.#final as Result;
+  }
+
+  /** Drop the stream; nothing more comes of it. */
+  close(): void {
+    this.#fail(new ParakeetError("closed", "The stream was closed.", false));
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Result> {
+    for (;;) {
+      const result = this.#results.shift();
+      if (result !== undefined) {
+        yield result;
+        if (result.is_final) return;
+      } else if (this.#final !== undefined) {
+        return;
+      } else {
+        this.#throwIfFailed();
+        await this.#news();
+      }
+    }
+  }
+
+  #config(): object {
+    const { sampleRate, key, timeoutMs, maxReconnects, maxAheadS, WebSocket, onWarning, resume, ...config } =
+      this.#options;
+    return { ...config, sample_rate: this.sampleRate, resume: resume ?? true };
+  }
+
+  #attach(channel: Channel): void {
+    channel.onMessage = (message) => this.#take(message);
+    channel.onClose = () => this.#lost();
+  }
+
+  #take(message: ServerMessage): void {
+    switch (message.type) {
+      case "result":
+        if (message.seq <= this.#lastSeq) return; // repeated after a resume
+        this.#lastSeq = message.seq;
+        this.#acknowledge(message.audio_ack_samples);
+        this.#results.push(message);
+        if (this.#results.length > MAX_UNREAD) this.#results.shift();
+        if (message.is_final) this.#end(message);
+        break;
+      case "ack":
+        this.#acknowledge(message.audio_ack_samples);
+        break;
+      case "warning":
+        this.#options.onWarning?.(message);
+        break;
+      case "error":
+        this.#serverSaysError(message.code, message.message);
+        break;
+      default:
+        break;
+    }
+    this.#tell();
+  }
+
+  #serverSaysError(code: string, text: string): void {
+    const error = serverError(code, text);
+    const goesOn = this.#resumes && error.mayRetry && !["stream_lost", "worker_failed"].includes(code);
+    if (code === "unknown_type" || code === "audio_after_final") return; // the stream goes on
+    if (goesOn) void this.#reconnect(error);
+    else this.#fail(error);
+  }
+
+  get #resumes(): boolean {
+    return this.#options.resume ?? true;
+  }
+
+  #acknowledge(samples: number): void {
+    this.#acked = Math.max(this.#acked, samples);
+    this.#buffer.release(this.#acked);
+  }
+
+  #lost(): void {
+    if (this.#final !== undefined || this.#error !== undefined) return;
+    const error = new ParakeetError("connection_lost", "The connection was lost.", true);
+    if (this.#resumes) void this.#reconnect(error);
+    else this.#fail(error);
+  }
+
+  async #reconnect(cause: ParakeetError): Promise<void> {
+    if (this.#reconnecting) return;
+    this.#reconnecting = true;
+    this.#channel.close();
+    let pauseMs = FIRST_PAUSE_MS;
+    for (let left = this.#options.maxReconnects ?? DEFAULT_RECONNECTS; left > 0; left--) {
+      await new Promise((resolve) => setTimeout(resolve, pauseMs * (0.5 + Math.random())));
+      pauseMs = Math.min(LONGEST_PAUSE_MS, 2 * pauseMs);
+      if (this.#error !== undefined) return;
+      try {
+        await this.#resume();
+        return;
+      } catch (error) {
+        if (!(error instanceof ParakeetError)) throw error;
+        if (!error.mayRetry) {
+          this.#fail(error);
+          return;
+        }
+      }
+    }
+    this.#fail(cause);
+  }
+
+  /** Connect, go on with the stream, and repeat what the server does not have. */
+  async #resume(): Promise<void> {
+    const timeoutMs = this.#options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    const { channel } = await Channel.open(this.#make, this.#url, this.#options.key, timeoutMs);
+    const nextSample = await new Promise<number>((resolve, reject) => {
+      const timer = setTimeout(() => refuse("timeout", "The server did not resume the stream in time."), timeoutMs);
+      const refuse = (code: string, text: string): void => {
+        clearTimeout(timer);
+        channel.close();
+        const mayRetry = code === "timeout" || code === "connection_lost";
+        reject(mayRetry ? new ParakeetError(code, text, true) : serverError(code, text));
+      };
+      channel.onClose = () => refuse("connection_lost", "The connection was lost.");
+      channel.onMessage = (message) => {
+        if (message.type === "resumed") {
+          clearTimeout(timer);
+          this.#token = message.resume_token;
+          resolve(message.next_sample);
+        } else if (message.type === "error") {
+          refuse(message.code, message.message);
+        } else {
+          this.#take(message);
+        }
+      };
+      channel.send({
+        type: "resume",
+        stream_id: this.#hello.stream_id,
+        resume_token: this.#token,
+        last_seq: this.#lastSeq,
+        audio_ack_samples: this.#acked,
+      });
+    });
+    this.#channel = channel;
+    this.#attach(channel);
+    for (const block of this.#buffer.from(nextSample)) channel.sendAudio(block);
+    if (this.#finishing) {
+      this.#expectFinal();
+      channel.send({ type: "close" });
+    }
+    this.#reconnecting = false;
+  }
+
+  #expectFinal(): void {
+    clearTimeout(this.#finalTimer);
+    this.#finalTimer = setTimeout(
+      () => this.#fail(new ParakeetError("timeout", "The final result did not come in time.", true)),
+      FINAL_TIMEOUT_MS,
+    );
+  }
+
+  #end(result: Result): void {
+    this.#final = result;
+    clearTimeout(this.#finalTimer);
+    this.#channel.close();
+  }
+
+  #fail(error: ParakeetError): void {
+    if (this.#final !== undefined || this.#error !== undefined) return;
+    this.#error = error;
+    clearTimeout(this.#finalTimer);
+    this.#channel.close();
+    this.#tell();
+  }
+
+  #throwIfFailed(): void {
+    if (this.#error !== undefined) throw this.#error;
+  }
+
+  #news(): Promise<void> {
+    return new Promise((resolve) => this.#waiters.push(resolve));
+  }
+
+  #tell(): void {
+    for (const resolve of this.#waiters.splice(0)) resolve();
+  }
+}

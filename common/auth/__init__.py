@@ -1,0 +1,1 @@
+"""Keys of clients: what a key is, and the file that lists them."""

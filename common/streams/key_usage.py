@@ -1,0 +1,64 @@
+"""What each API key uses, over all ingresses: streams at once, new ones in this minute, audio of this day.
+
+Each ingress has a field of a hash with the number of its streams of a key. Fields of ingresses that are gone
+do not count. Days are those of UTC by the server's clock.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from common.auth.api_key import KeyId
+from common.auth.keys_file import KeyRecord
+from common.entries import IngressId
+from common.errors import RedisUnavailable
+from common.redis.clients import REDIS_ERROR, AsyncCommands
+from common.redis.keys import Keys
+from common.redis.scripts import Command
+from common.redis.scripts import usage as scripts
+
+
+class Bound(Enum):
+    """Which limit of a key is reached."""
+
+    STREAMS = 1
+    NEW = 2
+    AUDIO = 3
+
+
+class KeyUsage:
+    """Counts in Redis for one ingress. client: of shard 0. Calls raise RedisUnavailable."""
+
+    def __init__(self, client: AsyncCommands, keys: Keys, ingress: IngressId) -> None:
+        self._client = client
+        self._keys = keys
+        self._ingress = ingress
+
+    async def enter(self, record: KeyRecord, num_before: int, num_new: int) -> Bound | None:
+        """Count new streams of a key beside those that this ingress has; the bound that they would pass."""
+        command = scripts.enter(
+            self._keys,
+            key=record.key_id,
+            ingress=self._ingress,
+            num_before=num_before,
+            num_new=num_new,
+            max_streams=record.max_streams,
+            new_per_minute=record.new_per_minute,
+            audio_s_per_day=record.audio_s_per_day,
+        )
+        reply = await self._execute(command)
+        return Bound(reply) if reply else None
+
+    async def report(self, key: KeyId, num_streams: int, audio_s: float) -> None:
+        """Say how many streams of a key this ingress has, and how much audio came since the last report."""
+        await self._execute(
+            scripts.report(
+                self._keys, key=key, ingress=self._ingress, num_streams=num_streams, audio_s=audio_s
+            )
+        )
+
+    async def _execute(self, command: Command) -> int:
+        try:
+            return int(await self._client.execute_command(*command))
+        except (REDIS_ERROR, OSError) as error:
+            raise RedisUnavailable from error

@@ -1,0 +1,114 @@
+{{- define "parakeet.name" -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "parakeet.labels" -}}
+app.kubernetes.io/name: parakeet
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end -}}
+
+{{- define "parakeet.selector" -}}
+app.kubernetes.io/name: parakeet
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "parakeet.image" -}}
+{{- $image := .image -}}
+{{- if $image.digest -}}
+{{ printf "%s@%s" $image.repository $image.digest }}
+{{- else -}}
+{{ printf "%s:%s" $image.repository (default .root.Chart.AppVersion $image.tag) }}
+{{- end -}}
+{{- end -}}
+
+{{- define "parakeet.serviceAccount" -}}
+{{- default (include "parakeet.name" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{/* What cannot work is refused when the chart is rendered, with a sentence. */}}
+{{- define "parakeet.check" -}}
+{{- if not (or .Values.auth.existingSecret .Values.auth.none) -}}
+{{- fail "auth.existingSecret is empty: name a Secret with the keys file, or say auth.none=true to serve anybody who reaches the ports." -}}
+{{- end -}}
+{{- if not .Values.redis.existingSecret -}}
+{{- fail "redis.existingSecret is empty: name a Secret with the keys ingress-url and worker-url." -}}
+{{- end -}}
+{{- if and .Values.worker.keda.enabled (lt (int .Values.worker.keda.minReplicas) 1) -}}
+{{- fail "worker.keda.minReplicas is less than 1: with no worker at all nothing keeps the group that KEDA reads." -}}
+{{- end -}}
+{{- if and .Values.worker.keda.enabled (not .Values.worker.keda.redisAddress) -}}
+{{- fail "worker.keda.redisAddress is empty: KEDA needs host:port of Redis." -}}
+{{- end -}}
+{{- if gt (int .Values.worker.maxStreams) (int .Values.maxStreams) -}}
+{{- fail "worker.maxStreams is more than maxStreams, the streams of the whole cluster." -}}
+{{- end -}}
+{{- if and .Values.ingress.httpRoute.enabled (not .Values.ingress.httpRoute.host) -}}
+{{- fail "ingress.httpRoute.host is empty." -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Settings that both kinds of process share. */}}
+{{- define "parakeet.sharedEnv" -}}
+- name: PARAKEET_MAX_NUM_STREAMS
+  value: {{ .Values.maxStreams | quote }}
+- name: PARAKEET_REDIS_SHARDS
+  value: {{ .Values.redis.shards | quote }}
+- name: PARAKEET_LOG_FORMAT
+  value: json
+- name: PARAKEET_METRICS_PORT
+  value: {{ .Values.monitoring.port | quote }}
+- name: PARAKEET_METRICS_HOST
+  value: 0.0.0.0
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "parakeet.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "parakeet.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Probes of the metrics port. periods: of 10 s, until the start counts as failed. */}}
+{{- define "parakeet.probes" -}}
+startupProbe:
+  httpGet: {path: /startupz, port: metrics}
+  periodSeconds: 10
+  failureThreshold: {{ .periods }}
+livenessProbe:
+  httpGet: {path: /livez, port: metrics}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 3
+readinessProbe:
+  httpGet: {path: /readyz, port: metrics}
+  periodSeconds: 5
+  timeoutSeconds: 3
+  failureThreshold: 1
+{{- end -}}
+
+{{- define "parakeet.spread" -}}
+{{- if .root.Values.topologySpread.enabled }}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "parakeet.selector" . | nindent 8 }}
+{{- end }}
+{{- end -}}

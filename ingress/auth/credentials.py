@@ -1,0 +1,71 @@
+"""What a request shows of a key: in `Authorization`, or among the subprotocols that a browser offers.
+
+A key in the query is not looked at: addresses end up in logs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ingress.request import Request
+
+_SCHEMES: Final = ("bearer", "token")
+_OWN_PROTOCOL: Final = "parakeet.v1"
+_OWN_PREFIX: Final = "parakeet.auth."
+_OPENAI_PROTOCOL: Final = "realtime"
+_OPENAI_PREFIX: Final = "openai-insecure-api-key."
+_MAX_LENGTH: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A key or a temporary token, as a client showed it."""
+
+    secret: str
+
+
+class Malformed(Exception):  # noqa: N818 - the name says it
+    """Credentials of a form that is none."""
+
+
+def credential_of(request: Request) -> Credential | None:
+    """Return what a request shows; None where it shows nothing. Raises Malformed."""
+    authorization = request.header("authorization")
+    if authorization is not None:
+        scheme, _, secret = authorization.strip().partition(" ")
+        if scheme.lower() not in _SCHEMES or not secret.strip():
+            raise Malformed
+        return _credential(secret)
+    offered = subprotocols_of(request)
+    for at, protocol in enumerate(offered):
+        if protocol.lower() in _SCHEMES and at + 1 < len(offered):
+            return _credential(offered[at + 1])
+        for prefix in (_OWN_PREFIX, _OPENAI_PREFIX):
+            if protocol.startswith(prefix):
+                return _credential(protocol.removeprefix(prefix))
+    return None
+
+
+def _credential(secret: str) -> Credential:
+    secret = secret.strip()
+    if not secret or len(secret) > _MAX_LENGTH or not secret.isascii():
+        raise Malformed
+    return Credential(secret)
+
+
+def subprotocols_of(request: Request) -> list[str]:
+    """Return the subprotocols that a request offers, in its order."""
+    value = request.header("sec-websocket-protocol")
+    return [] if value is None else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def answered_subprotocol(offered: list[str]) -> str | None:
+    """Return which of the offered subprotocols the answer names: never one that holds a secret."""
+    for protocol in offered:
+        if protocol in (_OWN_PROTOCOL, _OPENAI_PROTOCOL) or protocol.lower() in _SCHEMES:
+            return protocol
+    for protocol in offered:
+        if not protocol.startswith((_OWN_PREFIX, _OPENAI_PREFIX)):
+            return protocol
+    return None

@@ -1,0 +1,132 @@
+"""Decides who comes in: the page's origin, then the key. Nothing of the service is used before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
+
+from common.errors import ErrorCode, StreamError
+from common.monitoring.metrics import IngressMetrics
+from ingress.auth.client import ANYBODY, Client
+from ingress.auth.credentials import Malformed, credential_of
+from ingress.auth.key_ring import KeyRing
+from ingress.auth.origins import Origins
+from ingress.auth.throttle import Throttle
+from ingress.auth.tokens import BadToken, read_token
+from ingress.http.refusal import Refusal, Refused
+from ingress.request import Request
+
+FAILURES_PER_MINUTE: Final = 10
+_CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="parakeet"'),)
+
+
+class _Unknown(Exception):  # noqa: N818 - the name says it
+    """Credentials that open nothing; `reason` is a label of the metric."""
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class Door:
+    """Lets clients in.
+
+    ring: the keys; None lets everybody in. open_to_all: says of a request that strangers may have its answer.
+    now: monotonic seconds. unix_s: Unix time.
+    """
+
+    def __init__(
+        self,
+        ring: KeyRing | None,
+        origins: Origins,
+        metrics: IngressMetrics,
+        open_to_all: Callable[[Request], bool],
+        *,
+        now: Callable[[], float] = time.monotonic,
+        unix_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._ring = ring
+        self._origins = origins
+        self._metrics = metrics
+        self._open_to_all = open_to_all
+        self._now = now
+        self._unix_s = unix_s
+        self._failures = Throttle()
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether strangers are refused."""
+        return self._ring is not None
+
+    def admit_request(self, request: Request) -> Client:
+        """Judge a request by its head. Raises Refused."""
+        if self._open_to_all(request):
+            return ANYBODY
+        if not self._origins.allow(request):
+            self._metrics.auth_failures["origin"] += 1
+            raise Refused(
+                Refusal(HTTPStatus.FORBIDDEN, "Pages of this origin may not connect (--allowed-origins).")
+            )
+        if self._ring is None:
+            return ANYBODY
+        self._check_failures(request.address)
+        try:
+            try:
+                credential = credential_of(request)
+            except Malformed:
+                raise _Unknown("malformed", "The credentials are malformed.") from None
+            if credential is None:
+                raise _Unknown("missing", "A key is needed: 'Authorization: Bearer KEY'.")
+            return self._find(self._ring, credential.secret)
+        except _Unknown as error:
+            self._failed(request.address, error)
+            raise Refused(Refusal(HTTPStatus.UNAUTHORIZED, str(error), _CHALLENGE)) from None
+
+    def admit_secret(self, secret: str, address: str) -> Client:
+        """Judge the key of a client that has no request, as on the TCP port. Raises StreamError."""
+        if self._ring is None:
+            return ANYBODY
+        if not self._failures.left(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now()) >= 1:
+            self._metrics.auth_failures["throttled"] += 1
+            raise StreamError(ErrorCode.UNAUTHORIZED, "Too many wrong keys came from this address.")
+        try:
+            return self._find(self._ring, secret)
+        except _Unknown as error:
+            self._failed(address, error)
+            raise StreamError(ErrorCode.UNAUTHORIZED, str(error)) from None
+
+    def _find(self, ring: KeyRing, secret: str) -> Client:
+        if secret.startswith("pk_"):
+            record = ring.find(secret)
+            if record is None:
+                raise _Unknown("unknown", "The key is not known.")
+            client = Client(record)
+        else:
+            try:
+                token = read_token(ring.token_secret, secret)
+            except BadToken as error:
+                if error.expired:
+                    raise _Unknown("expired", "The token has expired.") from None
+                raise _Unknown("unknown", "The key is not known.") from None
+            record = ring.record(token.key_id)
+            if record is None:
+                raise _Unknown("unknown", "The key of this token is not known.")
+            client = Client(record, by_token=True)
+        if not record.is_valid(self._unix_s()):
+            raise _Unknown("expired", "The key is revoked or has expired.")
+        return client
+
+    def _check_failures(self, address: str) -> None:
+        now = self._now()
+        if self._failures.left(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, now) < 1:
+            self._metrics.auth_failures["throttled"] += 1
+            wait_s = self._failures.wait_s(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, now)
+            headers = (("Retry-After", str(int(wait_s) + 1)),)
+            sentence = "Too many wrong keys came from this address."
+            raise Refused(Refusal(HTTPStatus.TOO_MANY_REQUESTS, sentence, headers))
+
+    def _failed(self, address: str, error: _Unknown) -> None:
+        self._metrics.auth_failures[error.reason] += 1
+        self._failures.take(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now())

@@ -1,0 +1,43 @@
+"""What a connection asks of access control: who a key is, and whether the key may have one stream more."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from ingress.auth.client import ANYBODY, Client
+
+
+class Guard(Protocol):
+    """Watches over the streams of keys."""
+
+    def identify(self, secret: str) -> Client:
+        """Return who shows this key. Raises StreamError `unauthorized`."""
+
+    async def enter(self, client: Client | None, num_streams: int) -> None:
+        """Count new streams of a client. Raises StreamError `over_limit`, within a bounded time."""
+
+    def leave(self, client: Client | None, num_streams: int) -> None:
+        """Count streams less."""
+
+    def heard(self, client: Client | None, audio_s: float) -> None:
+        """Count audio of a client."""
+
+
+class NoGuard:
+    """The guard of a server without keys: everybody may have everything."""
+
+    def identify(self, secret: str) -> Client:
+        """Return anybody: a key is not asked for, and does no harm."""
+        return ANYBODY
+
+    async def enter(self, client: Client | None, num_streams: int) -> None:
+        """Count nothing."""
+
+    def leave(self, client: Client | None, num_streams: int) -> None:
+        """Count nothing."""
+
+    def heard(self, client: Client | None, audio_s: float) -> None:
+        """Count nothing."""
+
+
+NO_GUARD: Final = NoGuard()

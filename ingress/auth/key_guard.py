@@ -1,0 +1,139 @@
+"""The guard of a server with keys: counts what each key uses here, and asks Redis about all ingresses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from common.auth.api_key import KeyId
+from common.errors import ErrorCode, RedisUnavailable, StreamError
+from common.streams.key_usage import Bound, KeyUsage
+from ingress.auth.client import Client
+from ingress.auth.door import Door
+
+logger = logging.getLogger(__name__)
+
+_REPORT_EVERY_S: Final = 1.0
+# Keys in use are told again so often, though nothing has changed: what Redis forgot is mended so.
+_TELL_ANEW_EVERY: Final = 30
+
+_SENTENCES: Final = {
+    Bound.STREAMS: "The key has as many streams as it may have at once.",
+    Bound.NEW: "The key has begun as many streams in this minute as it may.",
+    Bound.AUDIO: "The key has had as much audio today as it may have.",
+}
+
+
+class _Use:
+    """What one key uses on this ingress. audio_s: seconds that were not reported yet."""
+
+    __slots__ = ("audio_s", "changed", "streams")
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self.audio_s = 0.0
+        self.changed = False
+
+
+class KeyGuard:
+    """Watches over the streams of keys (a `Guard`).
+
+    secrets of the TCP port carry no address: `identify` is made for one by `for_address`.
+    """
+
+    def __init__(self, door: Door, usage: KeyUsage) -> None:
+        self._door = door
+        self._usage = usage
+        self._uses: dict[KeyId, _Use] = {}
+
+    def for_address(self, address: str) -> AddressGuard:
+        """Return the guard of a client at this address."""
+        return AddressGuard(self, self._door, address)
+
+    async def enter(self, client: Client | None, num_streams: int) -> None:
+        """Count new streams of a client. Raises StreamError `over_limit`, or RedisUnavailable."""
+        if client is None or client.key is None:
+            return
+        record = client.key
+        use = self._uses.setdefault(record.key_id, _Use())
+        before = use.streams
+        # Counted first: others of the same key may ask while this one waits.
+        use.streams += num_streams
+        bound: Bound | None = None
+        try:
+            bound = await self._usage.enter(record, before, num_streams)
+        except BaseException:
+            use.streams -= num_streams
+            use.changed = True
+            raise
+        if bound is not None:
+            use.streams -= num_streams
+            raise StreamError(ErrorCode.OVER_LIMIT, _SENTENCES[bound])
+
+    def leave(self, client: Client | None, num_streams: int) -> None:
+        """Count streams less."""
+        if client is not None and client.key_id is not None:
+            use = self._uses[client.key_id]
+            use.streams -= num_streams
+            use.changed = True
+
+    def heard(self, client: Client | None, audio_s: float) -> None:
+        """Count audio of a client."""
+        if client is not None and client.key is not None:
+            use = self._uses[client.key.key_id]
+            use.audio_s += audio_s
+            use.changed = True
+
+    async def run(self) -> None:
+        """Report to Redis until cancelled."""
+        turn = 0
+        while True:
+            await asyncio.sleep(_REPORT_EVERY_S)
+            turn += 1
+            await self._report(everything=turn % _TELL_ANEW_EVERY == 0)
+
+    async def _report(self, *, everything: bool) -> None:
+        for key, use in list(self._uses.items()):
+            if not (use.changed or (everything and use.streams)):
+                continue
+            audio_s, use.audio_s, use.changed = use.audio_s, 0.0, False
+            try:
+                await self._usage.report(key, use.streams, audio_s)
+            except RedisUnavailable as error:
+                use.audio_s += audio_s
+                use.changed = True
+                logger.warning("what keys use is reported later: %s", error)
+                return
+            if not use.streams and not use.changed:
+                del self._uses[key]
+
+
+class AddressGuard:
+    """The guard of one connection, whose address counts for wrong keys (a `Guard`)."""
+
+    __slots__ = ("_address", "_door", "_guard")
+
+    def __init__(self, guard: KeyGuard, door: Door, address: str) -> None:
+        self._guard = guard
+        self._door = door
+        self._address = address
+
+    def identify(self, secret: str) -> Client:
+        """Return who shows this key. Raises StreamError `unauthorized`."""
+        client = self._door.admit_secret(secret, self._address)
+        if not client.may("stream"):
+            raise StreamError(ErrorCode.UNAUTHORIZED, "The key is not for streams.")
+        return client
+
+    async def enter(self, client: Client | None, num_streams: int) -> None:
+        """Count new streams of a client. Raises StreamError `over_limit`, or RedisUnavailable."""
+        await self._guard.enter(client, num_streams)
+
+    def leave(self, client: Client | None, num_streams: int) -> None:
+        """Count streams less."""
+        self._guard.leave(client, num_streams)
+
+    def heard(self, client: Client | None, audio_s: float) -> None:
+        """Count audio of a client."""
+        self._guard.heard(client, audio_s)

@@ -1,0 +1,41 @@
+"""Which web pages may connect.
+
+A browser sends requests of any page to whatever it can reach, also to servers of the visitor's own network,
+and names the page's origin. Programs name none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from ingress.request import Request
+
+
+class Origins:
+    """Judges the `Origin` of requests.
+
+    allowed: origins besides the request's own host, in small letters; `*` is any.
+    """
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        self._allowed = frozenset(allowed)
+
+    def allow(self, request: Request) -> bool:
+        """Return whether the page that sends the request may; a request of a program always may."""
+        origin = request.header("origin")
+        if origin is None:
+            return True
+        origin = origin.strip().lower()
+        if "*" in self._allowed or origin in self._allowed:
+            return True
+        host = request.header("host")
+        return host is not None and _host_of(origin) == host.strip().lower()
+
+
+def _host_of(origin: str) -> str | None:
+    """Return host and port of an origin, as a `Host` header writes them."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None

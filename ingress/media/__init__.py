@@ -1,0 +1,1 @@
+"""Media files and compressed streams to samples, in child processes with limits."""

@@ -1,0 +1,157 @@
+"""The child process that decodes one input: `python -m ingress.media.child`.
+
+It reads media from its standard input or a file. It writes one line of JSON (`rate`, `channels`) and then
+16-bit samples, channels interleaved, to its standard output. It opens nothing else, and its limits are set
+before it looks at the first byte. A failure is one sentence on standard error and exit status FAILED; samples
+that were decoded before it have been written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, Final
+
+FAILED: Final = 3
+NO_AUDIO: Final = 4
+RAW_OPUS: Final = "opus-packets"
+"""Instead of a demuxer: packets of Opus, each behind its length (two bytes, big-endian)."""
+
+MIN_RATE: Final = 8_000
+MAX_RATE: Final = 48_000
+MAX_CHANNELS: Final = 8
+
+_MAX_MEMORY_BYTES: Final = 2 << 30
+_MAX_CPU_S: Final = 900
+_MAX_OPEN_FILES: Final = 32
+
+
+def limit_process() -> None:
+    """Bound what a malicious input can take."""
+    for limit, value in (
+        (resource.RLIMIT_AS, _MAX_MEMORY_BYTES),
+        (resource.RLIMIT_CPU, _MAX_CPU_S),
+        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+
+
+class _Pipe:
+    """A stream that can only be read; the library then does not try to seek."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        return self._stream.read1(size) if hasattr(self._stream, "read1") else self._stream.read(size)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Decode one input; return the exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--demuxer", required=True)
+    parser.add_argument("--file", default="")
+    parser.add_argument("--mix", action="store_true", help="one channel, the mean of all")
+    parser.add_argument("--rate", type=int, default=0, help="of Opus packets; else that of the media")
+    parser.add_argument("--channels", type=int, default=1, help="of Opus packets")
+    arguments = parser.parse_args(argv)
+
+    import av  # needs threads and files that the limits forbid later
+
+    av.logging.set_level(av.logging.PANIC)
+    logging.disable()
+    source = open(arguments.file, "rb") if arguments.file else sys.stdin.buffer  # noqa: SIM115, PTH123
+    limit_process()
+    out = sys.stdout.buffer
+    try:
+        if arguments.demuxer == RAW_OPUS:
+            frames = _opus_frames(av, source, arguments.rate, arguments.channels)
+        else:
+            frames = _media_frames(av, source, arguments.demuxer, seeks=bool(arguments.file))
+        return _write(av, frames, out, mix=arguments.mix)
+    except BrokenPipeError:
+        return FAILED
+    except (av.error.FFmpegError, ValueError, MemoryError, EOFError) as error:
+        sys.stderr.write(f"{_reason(error)}\n")
+        return FAILED
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+def _media_frames(av: Any, source: BinaryIO, demuxer: str, *, seeks: bool) -> Iterator[Any]:
+    options = {"protocol_whitelist": "", "enable_drefs": "0"}
+    stream = source if seeks else _Pipe(source)
+    with av.open(stream, mode="r", format=demuxer, options=options, metadata_errors="ignore") as container:
+        if not container.streams.audio:
+            raise ValueError("The media has no audio.")
+        audio = container.streams.audio[0]
+        audio.codec_context.thread_count = 1
+        bad = 0
+        for packet in container.demux(audio):
+            try:
+                yield from packet.decode()
+            except av.error.InvalidDataError:
+                # A damaged packet costs itself; nothing but damage is no media.
+                bad += 1
+                if bad > 100:
+                    raise
+
+
+def _opus_frames(av: Any, source: BinaryIO, rate: int, channels: int) -> Iterator[Any]:
+    codec = av.CodecContext.create("opus", "r")
+    codec.sample_rate = 48_000
+    codec.layout = "mono" if channels == 1 else "stereo"
+    while head := source.read(2):
+        if len(head) < 2:
+            raise EOFError("An Opus packet is cut off.")
+        (length,) = struct.unpack(">H", head)
+        data = source.read(length)
+        if len(data) < length:
+            raise EOFError("An Opus packet is cut off.")
+        if length:
+            yield from codec.decode(av.Packet(data))
+
+
+def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool) -> int:
+    resampler = None
+    wrote = False
+    try:
+        for frame in frames:
+            if resampler is None:
+                rate = min(MAX_RATE, max(MIN_RATE, frame.sample_rate))
+                channels = 1 if mix else len(frame.layout.channels)
+                if channels > MAX_CHANNELS:
+                    raise ValueError(f"The media has {channels} channels, but {MAX_CHANNELS} are the most.")
+                layout = "mono" if mix else frame.layout
+                resampler = av.AudioResampler(format="s16", layout=layout, rate=rate)
+                out.write(json.dumps({"rate": rate, "channels": channels}).encode() + b"\n")
+            for part in resampler.resample(frame):
+                wrote = True
+                out.write(_samples(part))
+            out.flush()
+    finally:
+        if resampler is not None:
+            for part in resampler.resample(None):
+                wrote = True
+                out.write(_samples(part))
+            out.flush()
+    return 0 if wrote else NO_AUDIO
+
+
+def _samples(frame: Any) -> memoryview:
+    """Return the samples of a packed 16-bit frame, without the padding behind them."""
+    return memoryview(frame.planes[0])[: 2 * frame.samples * len(frame.layout.channels)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

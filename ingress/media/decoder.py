@@ -1,0 +1,195 @@
+"""Runs the decoding of media in child processes (child.py), off the event loop and within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from common.errors import ParakeetError
+from ingress.media.child import FAILED, NO_AUDIO, RAW_OPUS
+
+# Samples handed on at once, and the bound of what waits in the pipe's buffer here.
+_BLOCK_BYTES: Final = 32 << 10
+_MAX_HEADER_BYTES: Final = 256
+_MAX_REASON_BYTES: Final = 300
+# Longest wait for a child that has all of its input, or has to take a block of it.
+_STALL_S: Final = 60.0
+_EXIT_S: Final = 5.0
+
+
+class MediaError(ParakeetError):
+    """Media that cannot be decoded; the sentence is for its client."""
+
+
+class DecodersBusy(ParakeetError):  # noqa: N818 - the name says it
+    """As many inputs are being decoded as may be at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedAudio:
+    """What comes out: 16-bit samples, little-endian, channels interleaved. rate: Hz."""
+
+    rate: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInput:
+    """What to decode.
+
+    demuxer: of `formats.MediaFormat`, or RAW_OPUS. file: where the media is; None for media that is fed.
+    mix: one channel, the mean of all. rate, channels: of Opus packets.
+    """
+
+    demuxer: str
+    file: Path | None = None
+    mix: bool = True
+    rate: int = 48_000
+    channels: int = 1
+
+    def argv(self) -> list[str]:
+        """Return the command line of the child."""
+        argv = [sys.executable, "-m", "ingress.media.child", f"--demuxer={self.demuxer}"]
+        if self.file is not None:
+            argv.append(f"--file={self.file}")
+        if self.mix:
+            argv.append("--mix")
+        if self.demuxer == RAW_OPUS:
+            argv += [f"--rate={self.rate}", f"--channels={self.channels}"]
+        return argv
+
+
+class Decoders:
+    """All decoding of an ingress: at most `max_running` children at once."""
+
+    def __init__(self, max_running: int) -> None:
+        self._max_running = max_running
+        self._running = 0
+
+    @property
+    def running(self) -> int:
+        """Children that run."""
+        return self._running
+
+    async def start(self, media: MediaInput) -> Decoder:
+        """Start to decode; use the result in `async with`. Raises DecodersBusy."""
+        if self._running >= self._max_running:
+            raise DecodersBusy(f"This server decodes {self._max_running} inputs at once; try again later.")
+        self._running += 1
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *media.argv(),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=2 * _BLOCK_BYTES,
+                env=_environment(),
+            )
+        except BaseException:
+            self._running -= 1
+            raise
+        return Decoder(process, self._ended)
+
+    def _ended(self) -> None:
+        self._running -= 1
+
+
+def _environment() -> dict[str, str]:
+    """Return what a child needs of ours: where the packages are, and none of our settings or secrets."""
+    return {
+        name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH", "LANG", "HOME")
+    }
+
+
+class Decoder:
+    """One input that is being decoded."""
+
+    def __init__(self, process: asyncio.subprocess.Process, on_end: Callable[[], None]) -> None:
+        self._process = process
+        self._on_end = on_end
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._stdin = process.stdin
+        self._stdout = process.stdout
+        self._stderr = process.stderr
+
+    async def __aenter__(self) -> Decoder:
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def feed(self, data: bytes) -> None:
+        """Hand on more of the media; waits while the child is behind. Raises MediaError."""
+        self._stdin.write(data)
+        try:
+            async with asyncio.timeout(_STALL_S):
+                await self._stdin.drain()
+        except TimeoutError:
+            raise MediaError("The media takes too long to decode.") from None
+        except (BrokenPipeError, ConnectionResetError):
+            # It has seen enough, or has failed; what it wrote tells.
+            return
+
+    def end_input(self) -> None:
+        """Say that the media is complete."""
+        self._stdin.close()
+
+    async def audio(self) -> DecodedAudio:
+        """Wait for what the samples will be. Raises MediaError."""
+        try:
+            header = await self._stdout.readuntil(b"\n")
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            raise await self._failure() from None
+        if len(header) > _MAX_HEADER_BYTES:
+            raise MediaError("The media cannot be decoded.")
+        fields = json.loads(header)
+        return DecodedAudio(int(fields["rate"]), int(fields["channels"]))
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """Yield samples, after `audio`. Raises MediaError where the media ends in a fault, at its end."""
+        while True:
+            try:
+                async with asyncio.timeout(_STALL_S if self._stdin.is_closing() else None):
+                    block = await self._stdout.read(_BLOCK_BYTES)
+            except TimeoutError:
+                raise MediaError("The media takes too long to decode.") from None
+            if not block:
+                break
+            yield block
+        async with asyncio.timeout(_EXIT_S):
+            status = await self._process.wait()
+        if status != 0:
+            raise await self._failure()
+
+    async def _failure(self) -> MediaError:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_EXIT_S):
+                status = await self._process.wait()
+                reason = (await self._stderr.read(_MAX_REASON_BYTES)).decode(errors="replace").strip()
+                if status == NO_AUDIO:
+                    return MediaError("The media has no sound in it.")
+                if status == FAILED and reason:
+                    return MediaError(f"The media cannot be decoded: {reason}")
+        # Killed: by its limits, or by the kernel.
+        return MediaError("The media cannot be decoded within the limits of time and memory.")
+
+    async def close(self) -> None:
+        """End the child, whatever it is doing."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        self._stdin.close()
+        await self._process.wait()
+        self._on_end()

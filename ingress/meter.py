@@ -1,0 +1,132 @@
+"""What one connection adds to the metrics of its ingress."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Final
+
+from common.errors import ERROR_SPECS, ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
+from common.messages import Result
+from common.monitoring.metrics import IngressMetrics
+
+# The latency of results is measured on one stream in so many: it needs a note of every message's arrival.
+_SAMPLED_EVERY: Final = 16
+# Messages whose arrival is remembered: more than any client has on its way that is not badly late.
+_MAX_ARRIVALS: Final = 1024
+
+
+class Meter:
+    """Counts what happens on one connection. transport: `tcp` or `websocket`."""
+
+    __slots__ = (
+        "_arrivals",
+        "_began_s",
+        "_ended_s",
+        "_metrics",
+        "_outcome",
+        "_said_something",
+        "transport",
+    )
+
+    _num_made = 0
+
+    def __init__(self, metrics: IngressMetrics, transport: str) -> None:
+        self._metrics = metrics
+        self.transport = transport
+        self._outcome = "client_gone"
+        self._began_s: float | None = None  # the first audio
+        self._ended_s: float | None = None  # the end of the audio
+        self._said_something = False
+        Meter._num_made += 1
+        # Samples accepted so far, and when the last of them came.
+        self._arrivals: deque[tuple[int, float]] | None = (
+            deque(maxlen=_MAX_ARRIVALS) if Meter._num_made % _SAMPLED_EVERY == 0 else None
+        )
+
+    # The client
+
+    def received(self, num_bytes: int) -> None:
+        """A message came."""
+        self._metrics.received_bytes[self.transport] += num_bytes
+
+    def sent(self, num_bytes: int) -> None:
+        """A message went out."""
+        self._metrics.sent_bytes[self.transport] += num_bytes
+
+    def admitted(self, num_streams: int) -> None:
+        """Slots were had."""
+        self._metrics.admissions["admitted"] += num_streams
+
+    def refused(self, error: StreamError) -> None:
+        """No slot was had."""
+        outcome = (
+            "full"
+            if isinstance(error, NoFreeStream)
+            else "no_worker"
+            if isinstance(error, NoWorker)
+            else "redis"
+            if isinstance(error, RedisUnavailable)
+            else None
+        )
+        if outcome is not None:
+            self._metrics.admissions[outcome] += 1
+
+    def resumed(self) -> None:
+        """The client goes on with a stream whose connection was lost."""
+        self._metrics.resumes["resumed"] += 1
+
+    def audio(self, num_samples: int, end: int, sample_rate: int) -> None:
+        """Audio came; `end` samples of the stream have come by now."""
+        self._metrics.audio_seconds += num_samples / sample_rate
+        if self._began_s is None:
+            self._began_s = time.monotonic()
+        if self._arrivals is not None:
+            self._arrivals.append((end, time.monotonic()))
+
+    def finished(self) -> None:
+        """The client has sent all of its audio."""
+        self._ended_s = time.monotonic()
+
+    # The service
+
+    def result(self, result: Result) -> None:
+        """A result goes to the client."""
+        self._metrics.results["final" if result.is_final else "partial"] += 1
+        if not self._said_something and result.text and self._began_s is not None:
+            self._said_something = True
+            self._metrics.first_result_seconds.observe(time.monotonic() - self._began_s)
+        if result.is_final:
+            self._outcome = "final"
+            if self._ended_s is not None:
+                self._metrics.final_latency_seconds.observe(time.monotonic() - self._ended_s)
+        elif self._arrivals:
+            self._note_latency(result.audio_ack_samples)
+
+    def _note_latency(self, acked: int) -> None:
+        arrivals = self._arrivals
+        assert arrivals is not None
+        came: float | None = None
+        while arrivals and arrivals[0][0] <= acked:
+            came = arrivals.popleft()[1]
+        if arrivals and came is None:
+            came = arrivals[0][1]  # it covers a part of this message
+        if came is not None:
+            self._metrics.result_latency_seconds.observe(time.monotonic() - came)
+
+    def error(self, error: StreamError) -> None:
+        """An error goes to the client."""
+        self._metrics.errors[error.code.value] += 1
+        if error.code is ErrorCode.RESUME_REFUSED:
+            self._metrics.resumes["refused"] += 1
+        elif error.code is ErrorCode.RESUMED_ELSEWHERE:
+            self._metrics.resumes["elsewhere"] += 1
+        if ERROR_SPECS[error.code].closes:
+            self._outcome = error.code.value
+
+    def closed(self, num_streams: int, audio_s: float, num_merged: int) -> None:
+        """The connection is gone; `num_streams` had begun, and each had so much audio."""
+        self._metrics.results_merged += num_merged
+        if num_streams:
+            self._metrics.streams_ended[self._outcome] += num_streams
+            self._metrics.stream_duration_seconds.observe(audio_s)

@@ -1,0 +1,211 @@
+// The page: microphone or recording in, transcript out.
+
+import { asSrt, asText } from "./captions.js";
+import { decodeRecording, microphoneAllowed, openMicrophone } from "./sources.js";
+import { Stream } from "./stream.js";
+import { Timeline } from "./timeline.js";
+import { Transcript, clock } from "./transcript.js";
+
+const RECORDING_RATE = 16_000;
+const MAX_LATENCIES = 200;
+const MAX_EVENTS = 200;
+const FLOOR_DB = -60;
+
+const find = (id) => document.getElementById(id);
+const address = Object.assign(new URL(location.href), {
+  protocol: location.protocol === "https:" ? "wss:" : "ws:",
+  search: "",
+  hash: "",
+}).href;
+
+const transcript = new Transcript(find("transcript"));
+const timeline = new Timeline(find("timeline"));
+let stream;
+let microphone;
+let latencies = [];
+let failed = false;
+
+find("address").textContent = `Clients connect to ${address}.`;
+find("insecure").hidden = microphoneAllowed();
+find("microphone").disabled = !microphoneAllowed();
+
+find("microphone").addEventListener("click", () => (microphone ? stopMicrophone() : startMicrophone()));
+find("file").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (file) sendRecording(file);
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  find("drop").addEventListener(kind, (event) => {
+    event.preventDefault();
+    find("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files.length > 0) sendRecording(event.dataTransfer.files[0]);
+  });
+}
+find("options").addEventListener("submit", (event) => event.preventDefault());
+find("save-txt").addEventListener("click", () => save("transcript.txt", asText(transcript.utterances)));
+find("save-srt").addEventListener("click", () => save("transcript.srt", asSrt(transcript.utterances)));
+find("clear").addEventListener("click", () => {
+  transcript.clear();
+  find("events").replaceChildren();
+  showFigures();
+});
+
+// -- streams
+
+function options() {
+  const fields = new FormData(find("options"));
+  const chosen = {};
+  if (fields.get("language")) chosen.language = fields.get("language");
+  if (fields.get("turn_silence_ms")) chosen.turn_silence_ms = Number(fields.get("turn_silence_ms"));
+  return chosen;
+}
+
+async function begin(rate) {
+  failed = false;
+  latencies = [];
+  timeline.clear();
+  transcript.begin();
+  busy(true);
+  stream = new Stream(address, rate, options(), find("key").value.trim());
+  stream.addEventListener("result", (event) => onResult(event.detail));
+  stream.addEventListener("warning", (event) => say("error", event.detail.message));
+  stream.addEventListener("error", (event) => fail(event.detail.message));
+  stream.addEventListener("end", onEnd);
+  await stream.opened;
+  return stream;
+}
+
+async function startMicrophone() {
+  say("busy", "Asking for the microphone");
+  try {
+    let target;
+    const opened = await openMicrophone((block) => {
+      target?.push(block);
+      if (target) showSound(block);
+    });
+    microphone = opened;
+    target = await begin(opened.rate);
+    pressed(true);
+    say("live", "Listening");
+  } catch (error) {
+    await microphone?.stop();
+    microphone = undefined;
+    fail(error.name === "NotAllowedError" ? "The microphone was not allowed." : error.message);
+    onEnd();
+  }
+}
+
+async function stopMicrophone() {
+  const opened = microphone;
+  microphone = undefined;
+  pressed(false);
+  await opened.stop();
+  say("busy", "Finishing");
+  stream?.finish();
+}
+
+async function sendRecording(file) {
+  if (stream || microphone) return;
+  say("busy", `Reading ${file.name}`);
+  busy(true);
+  try {
+    const samples = await decodeRecording(file, RECORDING_RATE);
+    await begin(RECORDING_RATE);
+    say("busy", `Transcribing ${file.name}`);
+    await stream?.sendAll(samples, find("options").elements.real_time.checked, showSound);
+    stream?.finish();
+  } catch (error) {
+    fail(error.message);
+    onEnd();
+  }
+}
+
+function onResult(result) {
+  transcript.show(result);
+  if (result.latencyMs !== undefined && !result.is_final) {
+    latencies.push(result.latencyMs);
+    if (latencies.length > MAX_LATENCIES) latencies.shift();
+  }
+  const seconds = result.audio_ack_samples / stream.rate;
+  timeline.addTurn(seconds, result.turn_detection);
+  find("turn").textContent = result.turn_detection.replaceAll("_", " ");
+  if (result.turn_detection.endsWith("_utterance")) note(seconds, result.turn_detection);
+  showFigures();
+}
+
+function onEnd() {
+  if (microphone) {
+    microphone.stop();
+    microphone = undefined;
+    pressed(false);
+  }
+  stream = undefined;
+  busy(false);
+  showLevel(FLOOR_DB);
+  if (!failed) say("idle", "Done");
+}
+
+// -- what the page shows
+
+function say(state, text) {
+  find("status").dataset.state = state;
+  find("status").textContent = text;
+}
+
+function fail(text) {
+  failed = true;
+  say("error", text);
+}
+
+function busy(on) {
+  find("file").disabled = on;
+  if (!on) find("microphone").disabled = !microphoneAllowed();
+  else if (!microphone) find("microphone").disabled = true;
+  if (microphone) find("microphone").disabled = false;
+}
+
+function pressed(on) {
+  find("microphone").setAttribute("aria-pressed", String(on));
+  find("microphone").querySelector(".label").textContent = on ? "Stop" : "Start microphone";
+}
+
+function showSound(block) {
+  let peak = 0;
+  for (const sample of block) peak = Math.max(peak, Math.abs(sample));
+  timeline.addSound(stream?.secondsSent ?? 0, peak);
+  showLevel(20 * Math.log10(Math.max(peak, 1e-6)));
+  find("seconds").textContent = clock(stream?.secondsSent ?? 0);
+}
+
+function showLevel(decibels) {
+  const level = Math.max(FLOOR_DB, Math.min(0, decibels));
+  const meter = find("level");
+  meter.setAttribute("aria-valuenow", level.toFixed(0));
+  meter.classList.toggle("loud", level > -1);
+  meter.firstElementChild.style.width = `${100 * (1 - level / FLOOR_DB)}%`;
+}
+
+function showFigures() {
+  const words = transcript.words;
+  find("count").textContent = String(words);
+  for (const id of ["save-txt", "save-srt", "clear"]) find(id).disabled = words === 0;
+  const sorted = latencies.toSorted((one, other) => one - other);
+  const at = (share) => `${Math.round(sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))])}`;
+  find("latency").textContent = sorted.length > 0 ? `${at(0.5)} / ${at(0.95)} ms` : "–";
+}
+
+function note(seconds, state) {
+  const item = document.createElement("li");
+  item.textContent = `${seconds.toFixed(2)} s: ${state.replaceAll("_", " ")}`;
+  find("events").append(item);
+  if (find("events").childElementCount > MAX_EVENTS) find("events").firstElementChild.remove();
+}
+
+function save(name, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/plain;charset=utf-8" }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}

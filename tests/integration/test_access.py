@@ -1,0 +1,385 @@
+"""Keys, limits and TLS of real ingresses, over every way in."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import signal
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from common.auth.api_key import KeyId
+from common.auth.keys_file import KeyRecord, create_key, revoke_key
+from tests.certificates import Authority
+from tests.ingress_process import IngressProcess
+from tests.ports import HOST
+from tests.stack import Stack
+from tests.waiting import until
+
+AUDIO = {"type": "audio", "data": base64.b64encode(bytes(6400)).decode()}
+
+
+class Tcp:
+    """A client of the TCP port."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[Self]:
+        name = None if tls is None else "localhost"
+        client = cls(*await asyncio.open_connection(HOST, port, ssl=tls, server_hostname=name))
+        try:
+            yield client
+        finally:
+            client.writer.close()
+
+    async def send(self, **message: Any) -> None:
+        self.writer.write(json.dumps(message).encode() + b"\n")
+        await self.writer.drain()
+
+    async def receive(self) -> dict[str, Any] | None:
+        """Return the next message; None at the end."""
+        async with asyncio.timeout(20):
+            line = await self.reader.readline()
+        return json.loads(line) if line else None
+
+    async def text(self) -> str:
+        """Return the final text of a little audio."""
+        await self.send(**AUDIO, final=True)
+        while (message := await self.receive()) is not None:
+            assert message["type"] != "error", message
+            if message.get("is_final"):
+                return str(message["text"])
+        raise AssertionError("there was no final result")
+
+
+class Keys:
+    """A keys file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "keys.json"
+
+    def make(self, **fields: Any) -> tuple[KeyId, str]:
+        record, key = create_key(self.path, KeyRecord(key_id=KeyId(""), digest="", name="desk", **fields))
+        return record.key_id, key
+
+
+async def read(client: ClientConnection) -> AsyncIterator[str | bytes]:
+    """Yield messages up to the end of the connection, whatever its code."""
+    with suppress(ConnectionClosed):
+        while True:
+            yield await client.recv()
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path)
+
+
+def serve(stack: Stack, keys: Keys, name: str = "i-1", **flags: object) -> IngressProcess:
+    return stack.ingress(name, auth_keys_file=str(keys.path), **flags)
+
+
+async def test_over_tcp_the_key_comes_first_and_hello_behind_it(stack: Stack, keys: Keys) -> None:
+    _, key = keys.make()
+    stack.worker()
+    ingress = serve(stack, keys)
+    async with Tcp.open(ingress.port) as client:
+        await client.send(type="auth", token=key)
+        hello = await client.receive()
+        assert hello is not None
+        assert hello["type"] == "hello"
+        assert await client.text()
+    await stack.empty()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"type": "ping"},
+        AUDIO,
+        {"type": "config"},
+        {"type": "close"},
+        {"type": "auth", "token": "pk_abcdefgh_" + "A" * 43},
+        {"type": "auth", "token": ""},
+    ],
+)
+async def test_over_tcp_a_stranger_gets_unauthorized_and_the_end(
+    stack: Stack, keys: Keys, first: dict[str, Any]
+) -> None:
+    keys.make()
+    stack.worker()
+    ingress = serve(stack, keys)
+    async with Tcp.open(ingress.port) as client:
+        await client.send(**first)
+        error = await client.receive()
+        assert error is not None
+        assert error["code"] == "unauthorized"
+        assert await client.receive() is None
+    assert stack.client.zcard("px:{0}:adm") == 0
+
+
+async def test_a_stranger_that_says_nothing_is_hung_up_on(stack: Stack, keys: Keys) -> None:
+    keys.make()
+    stack.worker()
+    ingress = serve(stack, keys, begin_timeout_s=0.3)
+    async with Tcp.open(ingress.port) as client:
+        error = await client.receive()
+        assert error is not None
+        assert error["code"] == "unauthorized"
+        assert await client.receive() is None
+
+
+async def test_without_keys_a_key_does_no_harm(stack: Stack, keys: Keys) -> None:
+    _, key = keys.make()
+    stack.worker()
+    ingress = stack.ingress()
+    async with Tcp.open(ingress.port) as client:
+        await client.send(type="auth", token=key)
+        assert (await client.receive() or {})["type"] == "hello"
+        assert await client.text()
+
+
+@pytest.mark.parametrize("by", ["header", "subprotocol"])
+async def test_over_websocket_a_key_opens_before_the_upgrade(stack: Stack, keys: Keys, by: str) -> None:
+    _, key = keys.make()
+    stack.worker()
+    ingress = serve(stack, keys)
+    headers = {"Authorization": f"Bearer {key}"} if by == "header" else None
+    offered = [Subprotocol(name) for name in ("parakeet.v1", f"parakeet.auth.{key}")]
+    async with connect(
+        ingress.ws_url, additional_headers=headers, subprotocols=offered if by == "subprotocol" else None
+    ) as client:
+        assert json.loads(await client.recv())["type"] == "hello"
+        assert client.subprotocol == ("parakeet.v1" if by == "subprotocol" else None)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Origin": "https://evil.example"}, 403)],
+)
+async def test_a_stranger_is_refused_before_the_upgrade(
+    stack: Stack, keys: Keys, headers: dict[str, str], status: int
+) -> None:
+    keys.make()
+    stack.worker()
+    ingress = serve(stack, keys)
+    with pytest.raises(InvalidStatus) as raised:
+        await connect(ingress.ws_url, additional_headers=headers)
+    assert raised.value.response.status_code == status
+    assert stack.client.zcard("px:{0}:adm") == 0
+    http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
+    http.request("GET", "/v1/anything", headers=headers)
+    assert http.getresponse().status == status
+    http.close()
+
+
+async def test_a_stranger_sees_the_page_and_nothing_else(stack: Stack, keys: Keys) -> None:
+    keys.make()
+    ingress = serve(stack, keys)
+    for path, status in (("/", 200), ("/assets/app.js", 200), ("/v1/tokens", 401), ("/ws", 401)):
+        http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
+        http.request("GET", path)
+        assert http.getresponse().status == status, path
+        http.close()
+
+
+async def test_a_key_has_as_many_streams_as_it_may_over_all_ingresses(stack: Stack, keys: Keys) -> None:
+    _, key = keys.make(max_streams=2)
+    _, other = keys.make()
+    stack.worker()
+    first, second = serve(stack, keys), serve(stack, keys, "i-2")
+    async with Tcp.open(first.port) as one, Tcp.open(second.port) as two:
+        for client in (one, two):
+            await client.send(type="auth", token=key)
+            assert (await client.receive() or {})["type"] == "hello"
+        async with Tcp.open(second.port) as third:
+            await third.send(type="auth", token=key)
+            error = await third.receive()
+            assert error is not None
+            assert error["code"] == "over_limit"
+            assert "at once" in error["message"]
+        async with Tcp.open(second.port) as neighbour:
+            await neighbour.send(type="auth", token=other)
+            assert (await neighbour.receive() or {})["type"] == "hello"
+        assert await one.text()
+
+    async def enters() -> bool:
+        async with Tcp.open(second.port) as again:
+            await again.send(type="auth", token=key)
+            return (await again.receive() or {}).get("type") == "hello"
+
+    await until(enters, 15.0, "the place that a stream has left")
+
+
+async def test_streams_of_an_ingress_that_died_count_no_more(stack: Stack, keys: Keys) -> None:
+    _, key = keys.make(max_streams=1)
+    stack.worker()
+    first, second = serve(stack, keys), serve(stack, keys, "i-2")
+    async with Tcp.open(first.port) as client:
+        await client.send(type="auth", token=key)
+        assert (await client.receive() or {})["type"] == "hello"
+        first.send(signal.SIGKILL)
+
+        async def enters() -> bool:
+            async with Tcp.open(second.port) as again:
+                await again.send(type="auth", token=key)
+                return (await again.receive() or {}).get("type") == "hello"
+
+        await until(enters, 20.0, "the place of the dead ingress")
+
+
+async def test_a_key_begins_as_many_streams_a_minute_and_has_as_much_audio_a_day_as_it_may(
+    stack: Stack, keys: Keys
+) -> None:
+    _, hasty = keys.make(new_per_minute=1)
+    _, long = keys.make(audio_s_per_day=1)
+    stack.worker()
+    ingress = serve(stack, keys)
+
+    async def answer(key: str) -> dict[str, Any]:
+        async with Tcp.open(ingress.port) as client:
+            await client.send(type="auth", token=key)
+            first = await client.receive() or {}
+            if first["type"] == "hello":
+                await client.send(type="audio", data=base64.b64encode(bytes(64_000)).decode(), final=True)
+                while await client.receive() is not None:
+                    pass
+            return first
+
+    kinds = [await answer(hasty) for _ in range(3)]
+    # A minute may end in between.
+    refused = [one for one in kinds if one["type"] == "error"]
+    assert refused
+    assert {one["code"] for one in refused} == {"over_limit"}
+    assert (await answer(long))["type"] == "hello"
+
+    async def refused_for_today() -> bool:
+        first = await answer(long)
+        return first.get("code") == "over_limit" and "today" in first["message"]
+
+    await until(refused_for_today, 15.0, "the bound of the day")
+
+
+async def test_revoking_a_key_ends_its_streams_and_no_others(stack: Stack, keys: Keys) -> None:
+    key_id, key = keys.make()
+    _, other = keys.make()
+    stack.worker()
+    ingress = serve(stack, keys)
+    async with (
+        connect(ingress.ws_url, additional_headers={"Authorization": f"Bearer {key}"}) as revoked,
+        connect(ingress.ws_url, additional_headers={"Authorization": f"Bearer {other}"}) as kept,
+    ):
+        for client in (revoked, kept):
+            await client.recv()
+            await client.send(json.dumps(AUDIO))
+        revoke_key(keys.path, key_id)
+        async with asyncio.timeout(20):
+            messages = [json.loads(message) async for message in read(revoked)]
+        assert messages[-1]["code"] == "unauthorized"
+        assert revoked.close_code == 1008
+        await kept.send(json.dumps({"type": "close"}))
+        async with asyncio.timeout(20):
+            while not json.loads(await kept.recv()).get("is_final"):
+                pass
+
+
+async def test_a_stream_is_resumed_with_its_own_key_alone(stack: Stack, keys: Keys) -> None:
+    _, key = keys.make()
+    _, other = keys.make()
+    stack.worker()
+    ingress = serve(stack, keys)
+    async with connect(ingress.ws_url, additional_headers={"Authorization": f"Bearer {key}"}) as client:
+        hello = json.loads(await client.recv())
+        await client.send(json.dumps({"type": "config", "resume": True}))
+        await client.send(json.dumps(AUDIO))
+        await client.recv()
+        client.transport.abort()
+    resume = {
+        "type": "resume",
+        "stream_id": hello["stream_id"],
+        "resume_token": hello["resume_token"],
+        "last_seq": 0,
+        "audio_ack_samples": 0,
+    }
+
+    async def answer(secret: str) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {secret}"}
+        async with connect(ingress.ws_url, additional_headers=headers) as again:
+            await again.recv()
+            await again.send(json.dumps(resume))
+            async with asyncio.timeout(20):
+                message: dict[str, Any] = json.loads(await again.recv())
+            return message
+
+    assert (await answer(other))["code"] == "resume_refused"
+    assert (await answer(key))["type"] == "resumed"
+
+
+async def test_a_browser_gets_a_temporary_token_from_who_may_make_them(stack: Stack, keys: Keys) -> None:
+    _, minting = keys.make(scopes=("stream", "mint"))
+    _, plain = keys.make()
+    stack.worker()
+    ingress = serve(stack, keys)
+
+    def post(path: str, key: str, body: object) -> tuple[int, dict[str, Any]]:
+        http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
+        http.request("POST", path, json.dumps(body), {"Authorization": f"Bearer {key}"})
+        response = http.getresponse()
+        answer = response.status, json.loads(response.read() or b"{}")
+        http.close()
+        return answer
+
+    assert post("/v1/tokens", plain, {})[0] == 403
+    assert post("/v1/tokens", minting, {"ttl_seconds": 100_000})[0] == 400
+    tokens = [
+        post("/v1/tokens", minting, {"ttl_seconds": 60})[1]["token"],
+        post("/v1/auth/grant", minting, {})[1]["access_token"],
+        post("/v1/realtime/client_secrets", minting, {"session": {"type": "transcription"}})[1]["value"],
+    ]
+    for token in tokens:
+        offered = [Subprotocol(name) for name in ("bearer", token)]
+        async with connect(ingress.ws_url, subprotocols=offered) as client:
+            assert json.loads(await client.recv())["type"] == "hello"
+        assert post("/v1/tokens", token, {})[0] == 403
+
+
+async def test_tls_on_both_client_ports(stack: Stack, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    files = authority.sign()
+    stack.worker()
+    ingress = stack.ingress(tls_cert=str(files.certificate), tls_key=str(files.key))
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+    async with Tcp.open(ingress.port, trusting) as client:
+        assert (await client.receive() or {})["type"] == "hello"
+        assert await client.text()
+    address = f"wss://localhost:{ingress.ws_port}"
+    async with connect(address, ssl=trusting, host=HOST) as socket:
+        assert json.loads(await socket.recv())["type"] == "hello"
+        await socket.send(json.dumps({**AUDIO, "final": True}))
+        async with asyncio.timeout(20):
+            while not json.loads(await socket.recv()).get("is_final"):
+                pass
+            with pytest.raises(ConnectionClosed) as raised:
+                await socket.recv()
+        assert raised.value.rcvd is not None
+        assert raised.value.rcvd.code == 1000
+    async with Tcp.open(ingress.port) as plain:
+        await plain.send(type="ping")
+        # The server answers in TLS, or resets the connection.
+        with suppress(ConnectionError):
+            assert b"hello" not in await plain.reader.read()
+    await stack.empty()

@@ -1,0 +1,155 @@
+"""Media become samples in a child, whatever their container; what is no media is told."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import math
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ingress.media.child import RAW_OPUS
+from ingress.media.decoder import DecodedAudio, Decoders, DecodersBusy, MediaError, MediaInput
+from ingress.media.formats import HEAD_BYTES, sniff
+from tests.media_files import ENCODINGS, LOSSLESS, encode, opus_packets, read_pcm
+
+RECORDING = Path("parakeet/recordings/goforward.wav")
+
+
+@pytest.fixture
+async def decoders() -> AsyncIterator[Decoders]:
+    decoders = Decoders(2)
+    yield decoders
+    assert decoders.running == 0
+
+
+async def decode(
+    decoders: Decoders, media: MediaInput, data: bytes = b"", piece: int = 4096
+) -> tuple[DecodedAudio, bytes]:
+    """Feed data in pieces and return all that comes out."""
+    samples = b""
+    async with await decoders.start(media) as decoder, asyncio.timeout(60):
+
+        async def feed() -> None:
+            for at in range(0, len(data), piece):
+                await decoder.feed(data[at : at + piece])
+            decoder.end_input()
+
+        feeding = asyncio.create_task(feed())
+        try:
+            audio = await decoder.audio()
+            async for block in decoder.blocks():
+                samples += block
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+    return audio, samples
+
+
+def loudness(samples: bytes) -> float:
+    values = array.array("h", samples)
+    return math.sqrt(sum(value * value for value in values) / max(1, len(values)))
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("as_file", [False, True], ids=["fed", "file"])
+async def test_every_container_gives_the_recording(
+    decoders: Decoders, tmp_path: Path, name: str, as_file: bool
+) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    path = encode(pcm, rate, name, tmp_path)
+    data = path.read_bytes()
+    media = sniff(data[:HEAD_BYTES])
+    assert media is not None
+    audio, samples = await decode(
+        decoders,
+        MediaInput(media.demuxer, file=path if as_file else None),
+        b"" if as_file else data,
+    )
+    assert audio == DecodedAudio(ENCODINGS[name][2] or rate, 1)
+    seconds = len(samples) / 2 / audio.rate
+    assert seconds == pytest.approx(len(pcm) / 2 / rate, abs=0.15)
+    assert loudness(samples) == pytest.approx(loudness(pcm), rel=0.1)
+    if name in LOSSLESS:
+        assert samples == pcm
+
+
+async def test_pieces_of_one_byte_give_the_same(decoders: Decoders, tmp_path: Path) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    data = encode(pcm[: rate // 2], rate, "flac", tmp_path).read_bytes()
+    whole = await decode(decoders, MediaInput("flac"), data)
+    assert await decode(decoders, MediaInput("flac"), data, piece=1) == whole
+
+
+async def test_channels_are_mixed_or_kept_apart(decoders: Decoders, tmp_path: Path) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    data = encode(pcm, rate, "wav", tmp_path, layout="stereo").read_bytes()
+    mixed, samples = await decode(decoders, MediaInput("wav"), data)
+    assert (mixed.channels, len(samples)) == (1, len(pcm))
+    apart, both = await decode(decoders, MediaInput("wav", mix=False), data)
+    assert (apart.channels, len(both)) == (2, 2 * len(pcm))
+
+
+async def test_packets_of_opus(decoders: Decoders) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    packets = opus_packets(pcm, rate)
+    data = b"".join(struct.pack(">H", len(packet)) + packet for packet in packets)
+    audio, samples = await decode(decoders, MediaInput(RAW_OPUS), data)
+    assert audio == DecodedAudio(48_000, 1)
+    assert len(samples) / 2 / 48_000 == pytest.approx(len(pcm) / 2 / rate, abs=0.1)
+    assert loudness(samples) == pytest.approx(loudness(pcm), rel=0.1)
+
+
+async def test_media_that_is_cut_off_gives_what_is_there(decoders: Decoders, tmp_path: Path) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    data = encode(pcm, rate, "wav", tmp_path).read_bytes()
+    _, samples = await decode(decoders, MediaInput("wav"), data[: len(data) // 2])
+    assert samples == pcm[: len(samples)]
+    assert len(samples) == pytest.approx(len(pcm) / 2, abs=5000)
+
+
+@pytest.mark.parametrize("demuxer", ["wav", "flac", "ogg", "matroska", "mov", "mp3", "aac", "aiff", "amr"])
+async def test_what_is_no_media_is_told(decoders: Decoders, demuxer: str) -> None:
+    noise = bytes(range(1, 256)) * 200
+    with pytest.raises(MediaError) as raised:
+        await decode(decoders, MediaInput(demuxer), noise)
+    assert "\n" not in str(raised.value)
+
+
+async def test_a_playlist_opens_nothing(decoders: Decoders, tmp_path: Path) -> None:
+    """What names other files is no format of ours, whatever demuxer it is given to."""
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
+    assert sniff(playlist) is None
+    assert sniff(b"ffconcat version 1.0\nfile '/etc/passwd'\n") is None
+    assert sniff(b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\n") is None
+
+
+async def test_no_more_than_so_many_at_once(decoders: Decoders) -> None:
+    first = await decoders.start(MediaInput("wav"))
+    second = await decoders.start(MediaInput("wav"))
+    with pytest.raises(DecodersBusy):
+        await decoders.start(MediaInput("wav"))
+    await first.close()
+    third = await decoders.start(MediaInput("wav"))
+    await second.close()
+    await third.close()
+
+
+async def test_a_child_that_is_abandoned_ends(decoders: Decoders, tmp_path: Path) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    data = encode(pcm, rate, "wav", tmp_path).read_bytes()
+    async with await decoders.start(MediaInput("wav")) as decoder:
+        await decoder.feed(data[:1000])
+        process = decoder._process
+    assert process.returncode is not None
+
+
+async def test_a_child_has_none_of_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARAKEET_REDIS_URL", "redis://:secret@127.0.0.1")
+    decoders = Decoders(1)
+    async with await decoders.start(MediaInput("wav")) as decoder:
+        environ = Path(f"/proc/{decoder._process.pid}/environ").read_bytes()  # noqa: ASYNC240 - no disk
+    assert b"secret" not in environ
