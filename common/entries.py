@@ -153,9 +153,9 @@ class LineKind(bytes, Enum):
     PARTIAL = b"p"  # a result that may be merged with its neighbours for a slow reader
     TURN = b"t"  # a result with the start or end of an utterance: never merged away
     FINAL = b"f"  # the result with is_final: ends the stream
-    ERROR = b"e"  # a finished `error` message: ends the stream
-    OWNER = b"o"  # a worker took the stream over: {"worker": id, "seq": last seq before it}
-    ACK = b"a"  # audio was decoded without a result: {"audio_ack_samples": n}; published only
+    ERROR = b"e"  # an error with which the worker ends the stream
+    OWNER = b"o"  # a worker took the stream over
+    ACK = b"a"  # audio was decoded without a result; published only
 
     # Kinds are looked up for every result, and Enum's own hash is a Python function.
     __hash__ = bytes.__hash__
@@ -170,19 +170,22 @@ class Line:
 
     epoch: counts the owners of the stream; a line of a lower epoch than one seen before is void.
     seq: of the result, gapless from 1 over all epochs; OWNER and ACK repeat the last one.
-    json: for PARTIAL, TURN, FINAL and ERROR the finished message to the client.
+    acked: samples of the client, at the client's rate, that are decoded.
+    body: without line breaks. Of PARTIAL, TURN and FINAL a result, and of ERROR an error, as
+        common/result_record.py writes them; of OWNER the worker's id; of ACK nothing.
     """
 
     kind: LineKind
     stream: StreamId
     epoch: int
     seq: int
-    json: bytes
+    acked: int
+    body: bytes
 
 
-def pack_line(kind: LineKind, stream: StreamId, epoch: int, seq: int, json: bytes) -> bytes:
-    """Write one `Line`, readable in redis-cli; the JSON never holds a line break."""
-    return b"%b %d %d %d %b" % (kind, stream, epoch, seq, json)
+def pack_line(kind: LineKind, stream: StreamId, epoch: int, seq: int, acked: int, body: bytes) -> bytes:
+    """Write one `Line`, readable in redis-cli."""
+    return b"%b %d %d %d %d %b" % (kind, stream, epoch, seq, acked, body)
 
 
 def join_lines(lines: Iterable[bytes]) -> bytes:
@@ -195,19 +198,24 @@ def decode_lines(payload: bytes) -> list[Line]:
     lines = []
     try:
         for text in payload.split(b"\n"):
-            kind, stream, epoch, seq, json = text.split(b" ", 4)
-            # A call of StreamId would do nothing, for every result.
-            lines.append(Line(_KINDS[kind], int(stream), int(epoch), int(seq), json))  # type: ignore[arg-type]
+            kind, sid, epoch, seq, acked, body = text.split(b" ", 5)
+            stream = int(sid)  # a call of StreamId would do nothing, for every result
+            lines.append(
+                Line(_KINDS[kind], stream, int(epoch), int(seq), int(acked), body)  # type: ignore[arg-type]
+            )
     except (ValueError, KeyError) as error:
         raise EntryError(f"A published line cannot be read: {error!r}") from error
     return lines
 
 
 def decode_result_entry(stream: StreamId, entry_id: bytes, flat: Sequence[bytes]) -> Line:
-    """Read an entry of a stream's results, whose id is `<epoch>-<seq>`. Raises EntryError."""
-    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    """Read an entry of a stream's results, whose id is `<epoch>-<seq>`. Raises EntryError.
+
+    Its fields, always in this order: `k` (the kind), `a` (samples decoded), `d` (the body); and of an owner,
+    whose own number in the log is 0, `q` (the last result before it), which scripts read.
+    """
     try:
         epoch, seq = entry_id.split(b"-")
-        return Line(_KINDS[fields[b"k"]], stream, int(epoch), int(seq), fields[b"j"])
-    except (KeyError, ValueError) as error:
+        return Line(_KINDS[flat[1]], stream, int(epoch), int(seq), int(flat[3]), flat[5])
+    except (KeyError, IndexError, ValueError) as error:
         raise EntryError(f"A result entry cannot be read: {error!r}") from error

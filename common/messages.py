@@ -149,6 +149,7 @@ class Result:
     audio_ack_samples: samples of the client, at the client's rate, that this result covers.
     words: new words, only with the option `words`.
     utterances: finals of utterances, only with the option `auto_finalize` and where there are any.
+    text_from: code points of `text` that the result before this one had, too; what follows them is new.
     """
 
     text: str
@@ -162,6 +163,7 @@ class Result:
     seq_first: int | None = None
     words: tuple[Word, ...] | None = None
     utterances: tuple[Utterance, ...] = ()
+    text_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ class StreamOptions:
 
     sample_rate: int | None = None
     encoding: str = "pcm16"
+    text: str = "whole"
     words: bool = False
     resume: bool = False
     auto_finalize: bool = False
@@ -125,6 +126,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         str,
         "How the samples of binary frames are written, and those of `data` where `audio` has no `encoding`.",
         choices=("pcm16", "f32", "mulaw", "alaw"),
+    ),
+    Option(
+        "text",
+        str,
+        "`whole`: a result's `text` is the whole transcript so far. `new`: it is the part that is new, and"
+        " `text_from` is the code point of the transcript at which it goes.",
+        choices=("whole", "new"),
     ),
     Option(
         "words",

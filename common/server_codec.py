@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import orjson
 
@@ -12,12 +11,10 @@ from common.messages import (
     Ack,
     ErrorMessage,
     Hello,
-    LastState,
     Pong,
     Result,
     Resumed,
     ServerMessage,
-    TurnDetection,
     Utterance,
     WarningMessage,
     Word,
@@ -30,7 +27,7 @@ def encode_server_message(message: ServerMessage) -> bytes:
     """Encode a message as the server sends it, without the newline of the TCP framing."""
     match message:
         case Result():
-            return encode_result(message, message.seq, message.audio_ack_samples, message.seq_first)
+            return encode_result(message)
         case Pong():
             return _PONG
         case Ack(audio_ack_samples):
@@ -59,48 +56,27 @@ def encode_server_message(message: ServerMessage) -> bytes:
     return orjson.dumps(fields)
 
 
-class Recognized(Protocol):
-    """What a result says of the audio; an engine's output does too."""
+def encode_result(result: Result, *, new_text: bool = False) -> bytes:
+    """Encode a `result` message.
 
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def token_ids(self) -> Sequence[int]: ...
-
-    @property
-    def confidence_scores(self) -> Sequence[float]: ...
-
-    @property
-    def is_final(self) -> bool: ...
-
-    @property
-    def last_state(self) -> LastState | None: ...
-
-    @property
-    def turn_detection(self) -> TurnDetection: ...
-
-    @property
-    def words(self) -> Sequence[Word] | None: ...
-
-    @property
-    def utterances(self) -> Sequence[Utterance]: ...
-
-
-def encode_result(what: Recognized, seq: int, audio_ack_samples: int, seq_first: int | None = None) -> bytes:
-    """Encode a `result` message, straight from what was recognized."""
+    new_text: with the part of the text that is new, and where it goes, instead of the whole.
+    """
     fields: dict[str, Any] = {
         "type": "result",
-        "text": what.text,
-        "token_ids": what.token_ids,
-        "confidence_scores": what.confidence_scores,
-        "is_final": what.is_final,
-        "last_state": what.last_state,
-        "turn_detection": what.turn_detection,
-        "seq": seq,
+        "text": result.text[result.text_from :] if new_text else result.text,
     }
-    fields["audio_ack_samples"] = audio_ack_samples
-    if what.words is not None:
+    if new_text:
+        fields["text_from"] = result.text_from
+    fields |= {
+        "token_ids": result.token_ids,
+        "confidence_scores": result.confidence_scores,
+        "is_final": result.is_final,
+        "last_state": result.last_state,
+        "turn_detection": result.turn_detection,
+        "seq": result.seq,
+        "audio_ack_samples": result.audio_ack_samples,
+    }
+    if result.words is not None:
         fields["words"] = [
             {
                 "word": word.word,
@@ -108,18 +84,19 @@ def encode_result(what: Recognized, seq: int, audio_ack_samples: int, seq_first:
                 "end_s": word.end_s,
                 "confidence": word.confidence,
             }
-            for word in what.words
+            for word in result.words
         ]
-    if what.utterances:
-        fields["utterances"] = what.utterances
-    if seq_first is not None:
-        fields["seq_first"] = seq_first
+    if result.utterances:
+        fields["utterances"] = result.utterances
+    if result.seq_first is not None:
+        fields["seq_first"] = result.seq_first
     return orjson.dumps(fields)
 
 
 def decode_server_message(data: bytes | bytearray | memoryview | str) -> ServerMessage | None:
     """Decode one line or text frame of a server; None for a type of a newer server.
 
+    Of a result with the new text alone, `text` is that, and `text_from` where it goes.
     Raises ValueError for anything that is not a message of this protocol.
     """
     fields = orjson.loads(data)
@@ -175,4 +152,5 @@ def _decode_result(fields: dict[str, Any]) -> Result:
             Utterance(one["number"], one["text"], one["start_s"], one["end_s"])
             for one in fields.get("utterances", ())
         ),
+        text_from=fields.get("text_from", 0),
     )

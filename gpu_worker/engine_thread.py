@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Final
 from common.entries import StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
+from common.streams.assignments import BEGINNING
 from gpu_worker.checkpoints import CheckpointQueue
+from gpu_worker.cold_start import base_at, placed
 from gpu_worker.engine.interface import (
     Engine,
     EngineError,
+    SnapshotMismatch,
+    StreamOutput,
     UnknownStream,
     UnsupportedOption,
 )
@@ -75,6 +79,7 @@ class EngineThread:
         self._stopping = False
         self._busy_since: float | None = None
         self._flows: dict[StreamId, StreamFlow] = {}
+        self._num_based = 0  # streams whose engine did not begin at their beginning
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -152,6 +157,8 @@ class EngineThread:
         self._metrics.step_streams.observe(self._engine.stats.in_flight)
         if not outputs:
             return
+        if self._num_based:
+            outputs = [self._placed(output) for output in outputs]
         # The engine has done its part: waiting for Redis is not a hang of the engine.
         self._busy_since = None
         self._sink.put(Decoded(outputs))
@@ -173,6 +180,7 @@ class EngineThread:
         try:
             samples = self._engine.samples_decoded(flow.stream)
             if samples:
+                samples += flow.base.samples
                 data = self._engine.snapshot(flow.stream)
         except EngineError as error:
             # A stream at its end has none. That may have come with the step under way, which the engine
@@ -216,7 +224,10 @@ class EngineThread:
             if old is not None:
                 self._close(flow.stream)
                 self._sink.put(Forgotten(old))
-            self._engine.open(flow.stream, flow.owned.record.options, snapshot)
+            try:
+                self._engine.open(flow.stream, flow.owned.record.options, snapshot)
+            except SnapshotMismatch as error:
+                self._open_cold(flow, error)
         except UnsupportedOption as error:
             self._sink.put(Failed(flow, ClientFault(ErrorCode.BAD_OPTION, str(error))))
             return
@@ -225,8 +236,32 @@ class EngineThread:
             self._sink.put(Failed(flow, worker_failed()))
             return
         self._flows[flow.stream] = flow
+        self._num_based += flow.base is not BEGINNING
         self._checkpoints.opened(flow.stream, flow.owned.record.checkpoint.samples_decoded)
         self._sink.put(Opened(flow))
+
+    def _open_cold(self, flow: StreamFlow, mismatch: SnapshotMismatch) -> None:
+        """Begin anew at the checkpoint with a stream whose snapshot is of no use here.
+
+        Raises what `Engine.open` raises, and the mismatch where the text before it is not kept.
+        """
+        base = base_at(flow.owned.record.checkpoint)
+        if len(flow.text) < base.text_chars:
+            raise mismatch
+        logger.warning(
+            "a stream is replayed from the log: %s",
+            mismatch,
+            extra={"stream_id": flow.stream, "epoch": flow.owned.epoch},
+        )
+        self._engine.open(flow.stream, flow.owned.record.options)
+        flow.base, flow.cold = base, True
+
+    def _placed(self, output: StreamOutput) -> StreamOutput:
+        """An output as part of the whole stream, of which the engine may have begun in the middle."""
+        flow = self._flows.get(output.stream)
+        if flow is None or flow.base is BEGINNING:
+            return output
+        return placed(output, flow.base, flow.text[: flow.base.text_chars])
 
     def _feed(self, parts: Sequence[tuple[StreamFlow, Samples]]) -> None:
         flows, feed = self._flows, self._engine.feed
@@ -261,5 +296,7 @@ class EngineThread:
             logger.debug("closed already", extra={"stream_id": stream})
 
     def _forget(self, stream: StreamId) -> None:
-        self._flows.pop(stream, None)
+        flow = self._flows.pop(stream, None)
+        if flow is not None:
+            self._num_based -= flow.base is not BEGINNING
         self._checkpoints.forget(stream)

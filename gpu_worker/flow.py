@@ -34,14 +34,19 @@ class Undecoded:
 class StreamFlow:
     """One owned stream as its threads see it.
 
-    Written by the intake: `undecoded` (appended), `fed_samples` (engine's rate), `ended` (no audio
-    follows), `ingress` (moves when another ingress attaches), `held` (set when the engine has enough
-    of this stream for now). Written by the outlet: `undecoded` (popped), `decoded_samples`,
-    `decoded_entry` (last entry that is decoded whole), `held` (cleared). `lost` is set by `Owner.lost`,
-    when the stream is another worker's by now, or gone.
+    Written by the intake: `undecoded` (appended), `fed_samples` (engine's rate), `ended` (no audio follows),
+    `ingress` (moves when another ingress attaches), `held` (set when the engine has enough of this stream for
+    now). Written by the outlet: `undecoded` (popped), `decoded_samples`, `decoded_entry` (last entry that is
+    decoded whole), `held` (cleared). `lost` is set by `Owner.lost`, when the stream is another worker's by
+    now, or gone. `base` and `cold` are set by the engine thread before it says that it has the stream: where
+    its engine began, and whether that is the checkpoint, without a snapshot.
+
+    text: what is kept of the stream's text; it goes as far as the checkpoint at least.
     """
 
     __slots__ = (
+        "base",
+        "cold",
         "decoded_entry",
         "decoded_samples",
         "ended",
@@ -51,11 +56,15 @@ class StreamFlow:
         "lost",
         "owned",
         "stream",
+        "text",
         "undecoded",
     )
 
-    def __init__(self, owned: OwnedStream) -> None:
+    def __init__(self, owned: OwnedStream, text: str = "") -> None:
         samples = owned.record.checkpoint.samples_decoded
+        self.text: Final = text
+        self.base = owned.record.checkpoint.base
+        self.cold = False
         self.owned: Final = owned
         self.stream: Final[StreamId] = owned.stream
         self.undecoded: Final[deque[Undecoded]] = deque()

@@ -18,16 +18,16 @@ from typing import Any, Final
 
 from common.entries import LineKind, StreamId, WorkerId
 from common.errors import ErrorCode, StreamError
-from common.messages import ErrorMessage
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
 from common.redis.keys import Keys
-from common.redis.scripts.ownership import keep_dead_letter
-from common.server_codec import encode_result, encode_server_message
+from common.redis.scripts.ownership import keep_dead_letter, note_cold
+from common.result_record import encode_error, encode_record
 from common.streams.assignments import Checkpoint
 from common.streams.audio_reader import ready_command
-from common.streams.claims import Claims
-from common.streams.result_writer import ResultBatch, ResultWriter, ack_json
+from common.streams.claims import Claims, OwnedStream
+from common.streams.kept_text import ResultLog
+from common.streams.result_writer import ResultBatch, ResultWriter
 from gpu_worker.audio import client_samples
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine_events import (
@@ -62,9 +62,24 @@ class _Writing:
     epoch, last_seq: of its ownership, as in `OwnedStream`. seq: of the last result, sent or not. acked:
     client samples of the last acknowledgement that the client was told. kept: decoded entries that a
     replay of resampled audio would still need. replay_entry: last entry that no replay needs.
+    log: of its results, and its text. utterances: finals of utterances so far.
+    told_to: client samples of which an earlier owner has told otherwise than this one would; 0 where this one
+    says the same.
     """
 
-    __slots__ = ("acked", "epoch", "flow", "kept", "last_seq", "rate", "replay_entry", "seq")
+    __slots__ = (
+        "acked",
+        "epoch",
+        "flow",
+        "kept",
+        "last_seq",
+        "log",
+        "rate",
+        "replay_entry",
+        "seq",
+        "told_to",
+        "utterances",
+    )
 
     def __init__(self, flow: StreamFlow) -> None:
         checkpoint = flow.owned.record.checkpoint
@@ -72,8 +87,21 @@ class _Writing:
         self.rate: Final = flow.owned.record.sample_rate
         self.epoch: Final = flow.owned.epoch
         self.last_seq: Final = flow.owned.last_seq
-        self.seq = checkpoint.seq
+        owned, record = flow.owned, flow.owned.record
+        # Where somebody went on without the snapshot, the results of a replay are not those that were told:
+        # they go on behind those, and repeat of the text what both may have heard otherwise.
+        cold = flow.cold or record.cold
+        self.seq = owned.last_seq if cold else checkpoint.seq
+        self.told_to = owned.last_acked if cold else 0
         self.acked = client_samples(self.rate, checkpoint.samples_decoded)
+        self.utterances = checkpoint.utterances
+        before = flow.text[: checkpoint.text_chars] if cold else ""
+        self.log = ResultLog(
+            chars=checkpoint.text_chars,
+            kept_seq=record.text_seq,
+            kept_chars=len(before) if cold else record.text_chars,
+            kept_bytes=len(before.encode()) if cold else owned.text_bytes,
+        )
         self.kept: Final[deque[Undecoded]] = deque()
         self.replay_entry = checkpoint.entry_id
 
@@ -208,7 +236,10 @@ class Outlet:
     def _opened(self, batch: _Batch, flow: StreamFlow) -> None:
         self._writings[flow.stream] = _Writing(flow)
         owned = flow.owned
-        batch.results.say(owned, flow.ingress, LineKind.OWNER, owned.last_seq, owned.notice)
+        notice = self._worker.encode()
+        batch.results.say(owned, flow.ingress, LineKind.OWNER, owned.last_seq, owned.last_acked, notice)
+        if flow.cold:
+            batch.results.then(owned, note_cold(owned.keys, epoch=owned.epoch))
         # Audio that came before the ingress knew of us was announced to nobody.
         batch.results.then(owned, ready_command(self._keys, owned.keys, self._worker))
 
@@ -220,21 +251,18 @@ class Outlet:
             return
         flow.decoded_samples = output.samples_decoded
         done, decoded = self._decoded(writing, output)
-        if output.changed or output.token_ids or output.is_turn_event or output.is_final:
+        if done <= writing.told_to and not output.is_final:
+            pass  # its client has heard of it
+        elif output.changed or output.token_ids or output.is_turn_event or output.is_final:
             writing.seq = seq = writing.seq + 1
             writing.acked = done
+            writing.utterances += len(output.utterances)
+            text_from = writing.log.text_from(output.text)
             if seq > writing.last_seq:
-                kind = (
-                    LineKind.FINAL
-                    if output.is_final
-                    else LineKind.TURN
-                    if output.is_turn_event
-                    else LineKind.PARTIAL
-                )
-                results.say(flow.owned, flow.ingress, kind, seq, encode_result(output, seq, done))
+                self._result(results, writing, output, text_from)
         elif done - writing.acked >= writing.rate:
             writing.acked = done
-            results.say(flow.owned, flow.ingress, LineKind.ACK, writing.seq, ack_json(done))
+            results.say(flow.owned, flow.ingress, LineKind.ACK, writing.seq, done)
         if decoded:
             results.acknowledge(flow.owned, decoded)
         if output.is_final:
@@ -242,6 +270,26 @@ class Outlet:
         elif flow.held and flow.backlog_samples < self._table.max_backlog_samples // 2:
             flow.held = False
             results.then(flow.owned, ready_command(self._keys, flow.owned.keys, self._worker))
+
+    @staticmethod
+    def _result(results: ResultBatch, writing: _Writing, output: StreamOutput, text_from: int) -> None:
+        """Say a result, and keep the text now and then."""
+        owned, log = writing.flow.owned, writing.log
+        kind = (
+            LineKind.FINAL if output.is_final else LineKind.TURN if output.is_turn_event else LineKind.PARTIAL
+        )
+        body = encode_record(output, text_from)
+        results.say(
+            owned,
+            writing.flow.ingress,
+            kind,
+            writing.seq,
+            writing.acked,
+            body,
+            max_length=log.added(len(body)),
+        )
+        if log.is_due:
+            _keep_text(results, writing)
 
     @staticmethod
     def _decoded(writing: _Writing, output: StreamOutput) -> tuple[int, list[bytes]]:
@@ -269,7 +317,23 @@ class Outlet:
             if not snapshot.release:
                 self._snapshots.forget()
             return
-        checkpoint = Checkpoint(writing.replay_entry, snapshot.samples_decoded, writing.seq)
+        if writing.seq == writing.last_seq and writing.told_to:
+            # It repeats what was told, and has said nothing yet: the checkpoint before is as good.
+            if snapshot.release:
+                batch.ends(flow)
+            else:
+                self._snapshots.forget()
+            return
+        # A checkpoint goes no further than the kept text: one without its snapshot begins with that.
+        _keep_text(batch.results, writing)
+        checkpoint = Checkpoint(
+            entry_id=writing.replay_entry,
+            samples_decoded=snapshot.samples_decoded,
+            seq=writing.seq,
+            text_chars=writing.log.chars,
+            utterances=writing.utterances,
+            base=flow.base,
+        )
         if snapshot.release:
             batch.ends(flow, *self._claims.checkpoint_commands(flow.owned, checkpoint, snapshot.data))
         else:
@@ -278,8 +342,8 @@ class Outlet:
     def _failed(self, batch: _Batch, flow: StreamFlow, error: StreamError) -> None:
         writing = self._writings.get(flow.stream)
         seq = 1 + max(flow.owned.last_seq, writing.seq if writing is not None else 0)
-        message = ErrorMessage(error.code.value, error.message, flow.stream)
-        batch.results.say(flow.owned, flow.ingress, LineKind.ERROR, seq, encode_server_message(message))
+        acked = writing.acked if writing is not None else flow.owned.last_acked
+        batch.results.say(flow.owned, flow.ingress, LineKind.ERROR, seq, acked, encode_error(error))
         if error.code is ErrorCode.POISON:
             batch.results.then(flow.owned, keep_dead_letter(flow.owned.keys, epoch=flow.owned.epoch))
         batch.ends(flow, self._claims.finish_command(flow.owned))
@@ -290,7 +354,7 @@ class Outlet:
         while True:
             started = time.monotonic()
             try:
-                lost = self._writer.write(batch.results)
+                written = self._writer.write(batch.results)
                 self._metrics.redis_write_seconds.observe(time.monotonic() - started)
                 break
             except (REDIS_ERROR, OSError) as error:
@@ -302,21 +366,34 @@ class Outlet:
                 pause = min(2 * pause, _MAX_RETRY_S)
         for flow in batch.ended:
             self._forget(flow)
-        fenced = [
-            writing.flow
-            for owned in lost
-            if (writing := self._writings.get(owned.stream)) is not None and writing.flow.owned is owned
-        ]
+        for writing in self._those(written.text_gone):
+            writing.log.keep_all_again()
+        fenced = [writing.flow for writing in self._those(written.lost)]
         if fenced:
             self._metrics.fenced_writes += len(fenced)
             self._on_fenced(fenced)
         return True
+
+    def _those(self, streams: Iterable[OwnedStream]) -> list[_Writing]:
+        """The outlet's own state of streams, as far as they are still written for this ownership."""
+        return [
+            writing
+            for owned in streams
+            if (writing := self._writings.get(owned.stream)) is not None and writing.flow.owned is owned
+        ]
 
     def _forget(self, flow: StreamFlow) -> None:
         writing = self._writings.get(flow.stream)
         if writing is not None and writing.flow is flow:
             del self._writings[flow.stream]
         self._table.remove(flow)
+
+
+def _keep_text(results: ResultBatch, writing: _Writing) -> None:
+    owned = writing.flow.owned
+    command = writing.log.keep(owned.keys, owned.epoch, writing.seq)
+    if command is not None:
+        results.keep_text(owned, command)
 
 
 class _Batch:

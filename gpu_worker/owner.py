@@ -11,7 +11,7 @@ from common.entries import AssignmentEntry
 from common.errors import ClientFault, ErrorCode, StreamLost
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, RedisServers, is_passing
-from common.streams.claims import Claims, OwnedStream, Refused, Suspect
+from common.streams.claims import Claims, OwnedStream, Refused, Stored, Suspect
 from gpu_worker.engine_events import Drop, EventSink, Fail, Failed
 from gpu_worker.engine_thread import EngineThread
 from gpu_worker.flow import StreamFlow, StreamTable
@@ -64,9 +64,9 @@ class Owner:
             for at in range(0, len(entries), _OPENED_AT_ONCE):
                 openings = self._claims.open(entries[at : at + _OPENED_AT_ONCE], together)
                 owned = [opening for opening in openings if isinstance(opening, OwnedStream)]
-                for stream, snapshot in zip(owned, self._claims.snapshots(owned), strict=True):
+                for stream, stored in zip(owned, self._claims.snapshots(owned), strict=True):
                     left -= 1
-                    self._take_in(stream, snapshot)
+                    self._take_in(stream, stored)
                 for opening in openings:
                     if isinstance(opening, Suspect):
                         self._metrics.suspects += 1
@@ -84,8 +84,8 @@ class Owner:
         extra = {"stream_id": refused.entry.stream}
         logger.error("a stream cannot be opened: %s", refused.error, extra=extra)
 
-    def _take_in(self, owned: OwnedStream, snapshot: bytes | None) -> None:
-        flow = StreamFlow(owned)
+    def _take_in(self, owned: OwnedStream, stored: Stored | None) -> None:
+        flow = StreamFlow(owned, stored.text if stored is not None else "")
         extra = {"stream_id": owned.stream, "epoch": owned.epoch}
         if owned.poison:
             logger.error("poison: the stream is ended, see its dead letter", extra=extra)
@@ -93,15 +93,15 @@ class Owner:
             self._table.add(flow)
             self._sink.put(Failed(flow, _poison()))
             return
-        if owned.record.checkpoint.samples_decoded and snapshot is None:
-            logger.error("the snapshot of a stream is gone", extra=extra)
+        if stored is not None and (stored.snapshot is None or len(stored.text) < _chars_needed(owned)):
+            logger.error("the snapshot of a stream, or its text, is gone", extra=extra)
             self._table.add(flow)
             self._sink.put(Failed(flow, StreamLost()))
             return
         new = owned.epoch == 1
         logger.info("stream claimed" if new else "stream taken over", extra=extra)
         self._metrics.claims["new" if new else "takeover"] += 1
-        self.intake_of(owned).take_in(flow, snapshot)
+        self.intake_of(owned).take_in(flow, stored.snapshot if stored is not None else None)
 
     def intake_of(self, owned: OwnedStream) -> Intake:
         """The intake that reads a stream."""
@@ -135,6 +135,12 @@ class Owner:
                 extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
                 logger.warning("stream lost to another worker, or gone", extra=extra)
                 self._engine.put(Drop(flow))
+
+
+def _chars_needed(owned: OwnedStream) -> int:
+    """Code points of the kept text without which nobody can go on from the checkpoint."""
+    checkpoint = owned.record.checkpoint
+    return checkpoint.text_chars if owned.record.cold else checkpoint.base.text_chars
 
 
 def _poison() -> ClientFault:

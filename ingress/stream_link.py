@@ -9,24 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import orjson
-
 from common.entries import Line, LineKind, StreamId, WorkerId
-from common.errors import (
-    ERROR_SPECS,
-    EntryError,
-    ErrorCode,
-    InternalFault,
-    StreamError,
-    StreamLost,
-    Unavailable,
-)
-from common.messages import Audio, ErrorMessage, Result
+from common.errors import InternalFault, StreamError, StreamLost, Unavailable
+from common.messages import Audio
 from common.options import StreamOptions
 from common.redis.keys import StreamKeys
-from common.server_codec import decode_server_message
+from common.result_record import decode_error, decode_record
 from common.streams.appender import Appender
 from common.streams.audio_log import AudioLog
 from common.streams.result_reader import Position
@@ -71,6 +62,20 @@ class LinkOwner(Protocol):
         """The stream has ended: remove its admission, and its keys where no client can come back for them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a link goes on with the results of a stream that another connection began.
+
+    position: of the last line that need not be read; None before the first.
+    text: what is kept of the stream's text, which goes at least as far as that line.
+    told_seq: the last result that the client has.
+    """
+
+    position: Position | None
+    text: str = ""
+    told_seq: int = 0
+
+
 class RedisLink:
     """One admitted stream (a `StreamLink`).
 
@@ -101,7 +106,9 @@ class RedisLink:
         "_owner",
         "_resumable",
         "_settled",
+        "_text",
         "_token",
+        "_told_seq",
         "_waiting_for_room",
         "begun_at",
         "binding",
@@ -139,6 +146,8 @@ class RedisLink:
         self._ended = False  # the last result has come
         self._failed = False
         self._waiting_for_room = False
+        self._text = ""  # of the last result, as long as somebody listens
+        self._told_seq = 0  # results up to this one the client has
         self._settled = asyncio.Event()  # the stream was created, or could not be
         self.keys: Final = keys
         self.worker: WorkerId | None = None
@@ -256,19 +265,17 @@ class RedisLink:
         return Position(self.keys, self.epoch, self.seq)
 
     def adopt(
-        self, appender: Appender | None, options: StreamOptions, position: Position | None, *, finished: bool
+        self, appender: Appender | None, options: StreamOptions, place: Place, *, finished: bool
     ) -> None:
-        """Become the link of a stream that another connection began.
-
-        position: of the last line that its client has; None before the first.
-        """
+        """Become the link of a stream that another connection began."""
         self._resumable = options.resume
         self.begun_at = self.created_at = self.heard_at = self.progress_at = self._loop.time()
         self._appender = appender
         self._settled.set()
         self._finished = finished
-        if position is not None:
-            self.epoch, self.seq = position.epoch, position.seq
+        self._text, self._told_seq = place.text, place.told_seq
+        if place.position is not None:
+            self.epoch, self.seq = place.position.epoch, place.position.seq
 
     def waits_for_progress(self, least_s: float, now: float) -> float:
         """Seconds without progress though there is something to do: `least_s` of audio, or the end."""
@@ -369,7 +376,7 @@ class RedisLink:
             if line.seq > self.seq:
                 return False
             if self._listener is not None:
-                self._listener.on_ack(acknowledged(line.json))
+                self._listener.on_ack(line.acked)
             return True
         if line.seq <= self.seq:
             return True
@@ -380,15 +387,21 @@ class RedisLink:
                 self.fail(StreamLost())
                 return False
         self.seq = line.seq
+        if line.seq <= self._told_seq:
+            if kind is not LineKind.ERROR:
+                self._text = decode_record(line, self._text).text
+            return True
         if kind is LineKind.FINAL or kind is LineKind.ERROR:
             self._ended = True
             if self._appender is not None:
                 self._appender.forget_kept()
         if self._listener is not None:
             if kind is LineKind.ERROR:
-                self._listener.on_error(error_of(line.json))
+                self._listener.on_error(decode_error(line))
             else:
-                self._listener.on_result(kind, result_of(line.json))
+                result = decode_record(line, self._text)
+                self._text = result.text
+                self._listener.on_result(kind, result)
         elif self._ended:
             self._owner.ended(self, delivered=False)
         return True
@@ -401,7 +414,7 @@ class RedisLink:
         if 0 < self.epoch < line.epoch:
             self.progress_at = self.heard_at  # a takeover begins with a replay
         self.epoch = line.epoch
-        self.set_worker(notice_worker(line.json))
+        self.set_worker(WorkerId(line.body.decode()))
         return True
 
     def set_worker(self, worker: WorkerId) -> None:
@@ -452,46 +465,12 @@ class RedisLink:
             await self._appender.room(RESUME_READING_BYTES)
         except StreamError:
             return  # on_failure has told
+        except Exception:
+            # Its client would wait for ever: nobody else tells it to go on.
+            logger.exception("A stream cannot go on", extra={"stream_id": self.stream})
+            self.fail(InternalFault())
+            return
         finally:
             self._waiting_for_room = False
         if self._listener is not None:
             self._listener.on_room()
-
-
-def acknowledged(json: bytes) -> int:
-    """Samples of an ACK line."""
-    return int(orjson.loads(json)["audio_ack_samples"])
-
-
-def notice_worker(json: bytes) -> WorkerId:
-    """Worker of an OWNER line. Raises EntryError."""
-    try:
-        return WorkerId(str(orjson.loads(json)["worker"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise EntryError(f"An owner notice cannot be read: {error!r}") from error
-
-
-def result_of(json: bytes) -> Result:
-    """The result of a line of that kind. Raises EntryError."""
-    try:
-        result = decode_server_message(json)
-    except ValueError as error:
-        raise EntryError(f"A result cannot be read: {error}") from error
-    if not isinstance(result, Result):
-        raise EntryError("The line of a result holds another message.")
-    return result
-
-
-def error_of(json: bytes) -> StreamError:
-    """The error with which a worker ended a stream; a code of a newer version is a failure of ours.
-
-    Raises EntryError.
-    """
-    try:
-        error = decode_server_message(json)
-    except ValueError as reason:
-        raise EntryError(f"An error cannot be read: {reason}") from reason
-    if not isinstance(error, ErrorMessage):
-        raise EntryError("The line of an error holds another message.")
-    code = ErrorCode(error.code) if error.code in ERROR_SPECS else ErrorCode.INTERNAL
-    return StreamError(code, error.message)

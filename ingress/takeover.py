@@ -20,11 +20,12 @@ from common.redis.keys import Keys
 from common.streams.appender import Appender
 from common.streams.assignments import StreamDirectory, StreamRecord
 from common.streams.audio_log import AudioLog, last_audio
-from common.streams.result_reader import Position, kept_results
+from common.streams.kept_text import read_kept_text
+from common.streams.result_reader import kept_results
 from ingress.keeper import Keeper
 from ingress.links import Resumption, StreamListener
 from ingress.result_feed import RETRY_PAUSE_S, ResultFeed
-from ingress.stream_link import LinkOwner, RedisLink
+from ingress.stream_link import LinkOwner, Place, RedisLink
 from ingress.stream_watch import StreamWatch
 
 logger = logging.getLogger(__name__)
@@ -87,17 +88,17 @@ class StreamTakeover:
     async def _resume(
         self, stream: StreamId, listener: StreamListener, request: Resume, binding: str
     ) -> Resumption:
-        record, position = await self._resumable(stream, request, binding)
+        record, place = await self._resumable(stream, request, binding)
         connection = 0 if record.finished else await self._directory.attach(stream, self._ingress)
         if connection == 0 and not record.finished:  # it ended just now
-            record, position = await self._resumable(stream, request, binding)
+            record, place = await self._resumable(stream, request, binding)
         before = self._links.get(stream)
         if before is not None:
             before.taken()
         link = RedisLink(self._owner, self._keys.stream(stream), listener, request.resume_token, binding)
         try:
             next_sample, finished = await self._take_over(
-                link, record, connection, position, request.audio_ack_samples
+                link, record, connection, place, request.audio_ack_samples
             )
         except RedisUnavailable:
             # The stream is this ingress's by now, and no connection has it.
@@ -106,9 +107,7 @@ class StreamTakeover:
         acked = min(request.audio_ack_samples, next_sample)
         return Resumption(link, next_sample, acked, finished, record.options, record.sample_rate)
 
-    async def _resumable(
-        self, stream: StreamId, request: Resume, binding: str
-    ) -> tuple[StreamRecord, Position | None]:
+    async def _resumable(self, stream: StreamId, request: Resume, binding: str) -> tuple[StreamRecord, Place]:
         """Look whether a stream may be resumed; its record, and the place behind the client's last result."""
         # One sentence for a stream that is gone and for a wrong secret: nobody learns which there are.
         refused = _refusal(stream, "it is gone, or its secret differs")
@@ -119,11 +118,13 @@ class StreamTakeover:
         shown = token_hash(request.resume_token, binding)
         if record is None or not hmac.compare_digest(record.token_hash, shown):
             raise refused
+        last_seq = request.last_seq
         try:
-            kept = await kept_results(self._redis, self._keys.stream(stream), request.last_seq)
+            text = await read_kept_text(self._redis, self._keys.stream(stream))
+            # What the client has is read too, as far as its text is not kept: later results go behind it.
+            kept = await kept_results(self._redis, self._keys.stream(stream), min(last_seq, text.seq))
         except EntryError as error:
             raise refused from error
-        last_seq = request.last_seq
         first, last = (kept.first, kept.last) if kept is not None else (1, 0)
         if record.finished and first > last:
             raise refused
@@ -131,7 +132,7 @@ class StreamTakeover:
             raise _refusal(stream, f"the results after {last_seq} are no longer kept")
         if last_seq > last:
             raise _refusal(stream, f"it has had no result {last_seq} yet")
-        return record, kept.position if kept is not None else None
+        return record, Place(kept.position if kept is not None else None, text.text, last_seq)
 
     # For nobody yet
 
@@ -171,7 +172,7 @@ class StreamTakeover:
         kept = await kept_results(self._redis, self._keys.stream(stream), None)
         link = RedisLink(self._owner, self._keys.stream(stream), None, "")
         logger.info("adopting a stream without a connection", extra={"stream_id": stream})
-        await self._take_over(link, record, connection, kept.position if kept is not None else None, 0)
+        await self._take_over(link, record, connection, Place(kept.position if kept is not None else None), 0)
         if self._links.get(stream) is link:
             link.abandon(keep=True)
 
@@ -186,7 +187,7 @@ class StreamTakeover:
         link: RedisLink,
         record: StreamRecord,
         connection: int,
-        position: Position | None,
+        place: Place,
         acked_samples: int,
     ) -> tuple[int, bool]:
         """Put a link in the place of the one that a stream had before.
@@ -196,12 +197,12 @@ class StreamTakeover:
         unreadable; the stream is then brought to its end.
         """
         if connection == 0:
-            self._put_in_place(link, record, None, position, finished=True)
+            self._put_in_place(link, record, None, place, finished=True)
             return acked_samples, True
         try:
             last = await last_audio(self._redis, link.keys)
         except EntryError:
-            self._end(link, record, connection, position)
+            self._end(link, record, connection, place)
             raise
         if link.abandoned and self._is_here(link.stream):
             return acked_samples, record.finished  # its client was faster than its adoption
@@ -222,17 +223,17 @@ class StreamTakeover:
             appender.attach(self._ingress)
         # No wait from here to the caller's return: a line that came in between would reach a listener that
         # is not ready for it yet.
-        self._put_in_place(link, record, appender, position, finished=finished)
+        self._put_in_place(link, record, appender, place, finished=finished)
         self._owner.start_task(self._keeper.renew(link), f"renew-{link.stream}")
         if finished:
             self._owner.start_task(self._watch.follow(link), f"follow-{link.stream}")
         return next_sample, finished
 
-    def _end(self, link: RedisLink, record: StreamRecord, connection: int, position: Position | None) -> None:
+    def _end(self, link: RedisLink, record: StreamRecord, connection: int, place: Place) -> None:
         """Finalize for nobody a stream whose audio nobody can go on with, so that its slot is given back."""
         # The first entry of this connection is behind all that others have appended, readable or not.
         appender = self._audio.open(link.keys, link.on_append_failed, connection=connection)
-        self._put_in_place(link, record, appender, position, finished=False)
+        self._put_in_place(link, record, appender, place, finished=False)
         link.abandon(keep=False)
 
     def _put_in_place(
@@ -240,11 +241,11 @@ class StreamTakeover:
         link: RedisLink,
         record: StreamRecord,
         appender: Appender | None,
-        position: Position | None,
+        place: Place,
         *,
         finished: bool,
     ) -> None:
-        link.adopt(appender, record.options, position, finished=finished)
+        link.adopt(appender, record.options, place, finished=finished)
         if record.owner is not None:
             link.set_worker(record.owner)
         self._links[link.stream] = link

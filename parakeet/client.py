@@ -124,6 +124,7 @@ class Stream:
         self._options = options
         self._encoding = Encoding(options.encoding)
         self._early_final: Result | None = None  # of less than all the audio: an error is to follow
+        self._text = ""  # of the last result, with the option that results have the new part of it alone
         self._want_resume = resume
         self._window_s = window_s
         self._timeouts = timeouts
@@ -325,10 +326,11 @@ class Stream:
                 self._acknowledge(message.audio_ack_samples)
                 if message.seq > self._last_seq:
                     self._last_seq = message.seq
-                    if message.is_final and not self._is_whole(message):
-                        self._early_final = message
+                    result = self._with_whole_text(message)
+                    if result.is_final and not self._is_whole(result):
+                        self._early_final = result
                     else:
-                        self._results.put(message)
+                        self._results.put(result)
             case Ack(samples):
                 self._acknowledge(samples)
             case WarningMessage(code, text):
@@ -346,6 +348,13 @@ class Stream:
     def _is_whole(self, final: Result) -> bool:
         """Whether a final result is that of all the audio; else the error follows that ended the stream."""
         return self._final_asked and final.audio_ack_samples >= self._audio.written
+
+    def _with_whole_text(self, result: Result) -> Result:
+        """A result as the caller sees it: whatever the server sends of the text, `text` is all of it."""
+        if self._options.text == "new":
+            result = replace(result, text=self._text[: result.text_from] + result.text)
+            self._text = result.text
+        return result
 
     def _acknowledge(self, samples: int) -> None:
         self._progress_at = asyncio.get_running_loop().time()

@@ -45,7 +45,7 @@ def keys_without_expiry(client: Any) -> list[str]:
 
 def keys_of_streams(client: Any) -> list[str]:
     """Keys that belong to single streams."""
-    return sorted(name.decode() for name in client.scan_iter(match="px:{*}:*:[mars]", count=1000))
+    return sorted(name.decode() for name in client.scan_iter(match="px:{*}:*:[marst]", count=1000))
 
 
 def kept_for_clients(client: Any) -> list[str]:
@@ -56,5 +56,5 @@ def kept_for_clients(client: Any) -> list[str]:
             continue
         finished, options = client.hmget(name, "finished", "options")
         if finished and orjson.loads(options)["resume"]:
-            kept += [name, f"{name[:-1]}r"]
+            kept += [name, f"{name[:-1]}r", f"{name[:-1]}t"]
     return kept

@@ -16,10 +16,12 @@ import orjson
 
 from common.entries import IngressId, Line, LineKind, StreamId, WorkerId
 from common.errors import NoWorker, Unavailable
-from common.messages import Audio, Encoding
+from common.messages import Audio, Encoding, ErrorMessage, ServerMessage
 from common.options import StreamOptions
 from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys, StreamKeys
+from common.result_record import decode_error, decode_record
+from common.server_codec import encode_server_message
 from common.streams.admission import Admission
 from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
@@ -93,10 +95,10 @@ class ClientStream:
             return True
         if line.kind is LineKind.OWNER:
             self.epoch = line.epoch
-            self.appender.set_owner(WorkerId(orjson.loads(line.json)["worker"]))
+            self.appender.set_owner(WorkerId(line.body.decode()))
             return line.seq <= self.seq
         if line.kind is LineKind.ACK:
-            self.acked_samples = max(self.acked_samples, orjson.loads(line.json)["audio_ack_samples"])
+            self.acked_samples = max(self.acked_samples, line.acked)
             return True
         if line.seq <= self.seq:
             return True
@@ -104,7 +106,13 @@ class ClientStream:
             return False
         self.epoch = line.epoch
         self.seq = line.seq
-        self.sent.append(orjson.loads(line.json))
+        message: ServerMessage
+        if line.kind is LineKind.ERROR:
+            error = decode_error(line)
+            message = ErrorMessage(error.code.value, error.message, self.stream)
+        else:
+            message = decode_record(line, self.text)
+        self.sent.append(orjson.loads(encode_server_message(message)))
         return True
 
 

@@ -35,11 +35,10 @@ READY_TTL_MS: Final = 60_000
 # A snapshot is written in less than a second; what a worker left of one when it died goes so soon.
 STAGED_SNAPSHOT_TTL_MS: Final = 30_000
 
-# A stream's log of results: so many, or so many bytes of them where that is less (each holds the whole text
-# so far, 50 KB after an hour of speech), but never fewer than a client can miss in some seconds.
+# A stream's log of results: so many, or so many bytes of them where that is less. Redis trims whole nodes of
+# some KiB, and takes what its allocator has to give: the log takes up to 128 KiB of memory.
 RESULTS_MAX_LENGTH: Final = 256
-RESULTS_MAX_BYTES: Final = 4 << 20
-RESULTS_MIN_LENGTH: Final = 32
+RESULTS_MAX_BYTES: Final = 80 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,8 @@ class StreamKeys:
     """The keys of one stream, built once and kept beside it.
 
     meta: HASH of its record (common/streams/assignments.py).      audio: STREAM of AudioEntry.
-    results: STREAM of results, id `<epoch>-<seq>`.         snapshot: LIST, pieces of the engine's state.
+    results: STREAM of results, id `<epoch>-<seq>`.         text: STRING, the kept text (kept_text.py).
+    snapshot: LIST, pieces of the engine's state.
     dead: HASH, what is known of a stream that was poison.   dead_audio: STREAM, the audio it died of.
     """
 
@@ -56,9 +56,15 @@ class StreamKeys:
     meta: bytes
     audio: bytes
     results: bytes
+    text: bytes
     snapshot: bytes
     dead: bytes
     dead_audio: bytes
+
+    @property
+    def renewed(self) -> tuple[bytes, ...]:
+        """The keys that live as long as the stream is renewed; the first one is there as long as it is."""
+        return (self.meta, self.audio, self.results, self.text, self.snapshot)
 
     def staged_snapshot(self, epoch: int, number: int) -> bytes:
         """LIST, the pieces of a snapshot that the owner with this epoch is writing; it numbers them."""
@@ -191,6 +197,7 @@ class Keys:
             meta=f"{stem}m".encode(),
             audio=f"{stem}a".encode(),
             results=f"{stem}r".encode(),
+            text=f"{stem}t".encode(),
             snapshot=f"{stem}s".encode(),
             dead=f"{stem}dead".encode(),
             dead_audio=f"{stem}dead-audio".encode(),

@@ -7,7 +7,7 @@ counts the owners, and every write of an owner that must not outlive its ownersh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,16 +41,37 @@ class NewStream:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """Where an engine began with a stream: the beginning, or where it could not go on from a snapshot.
+
+    samples: 16 kHz samples before it.   text_chars: code points of the text before it.
+    utterances: finals of utterances before it.
+    """
+
+    samples: int = 0
+    text_chars: int = 0
+    utterances: int = 0
+
+
+BEGINNING: Final = Base()
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Where a new owner begins.
 
     entry_id: last audio entry that a replay does not need; None from the beginning.
     samples_decoded: 16 kHz samples that the snapshot covers. seq: last result before it.
+    text_chars: code points of its text. utterances: finals of utterances that were told by then.
+    base: where the engine began, which knows nothing of what was before.
     """
 
     entry_id: bytes | None = None
     samples_decoded: int = 0
     seq: int = 0
+    text_chars: int = 0
+    utterances: int = 0
+    base: Base = BEGINNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +81,9 @@ class StreamRecord:
     connection: number of the connection that feeds the stream.
     died_to: last audio entry that an owner had read and not decoded when it died; deaths: owners that
     died before the stream was past that.
+    cold: since the checkpoint an owner has begun there without its snapshot, so that the results that were
+    told are not those of a replay.
+    text_seq, text_chars: last result whose text is in the kept text, and code points of that.
     """
 
     stream: StreamId
@@ -76,7 +100,16 @@ class StreamRecord:
     finished: bool
     died_to: bytes | None = None
     deaths: int = 0
+    text_seq: int = 0
+    text_chars: int = 0
     connection: int = 1
+    cold: bool = False
+
+
+def _decode_base(fields: Mapping[bytes, bytes]) -> Base:
+    if int(fields.get(b"base_samples", 0)) == 0:
+        return BEGINNING
+    return Base(*(int(fields[name]) for name in (b"base_samples", b"base_chars", b"base_finals")))
 
 
 def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
@@ -96,12 +129,20 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
             None if owner is None else WorkerId(owner.decode()),
             int(fields[b"epoch"]),
             Checkpoint(
-                fields.get(b"ck_entry"), int(fields.get(b"ck_samples", 0)), int(fields.get(b"ck_seq", 0))
+                fields.get(b"ck_entry"),
+                int(fields.get(b"ck_samples", 0)),
+                int(fields.get(b"ck_seq", 0)),
+                int(fields.get(b"ck_chars", 0)),
+                int(fields.get(b"ck_finals", 0)),
+                base=_decode_base(fields),
             ),
             b"finished" in fields,
             fields.get(b"died_to"),
             int(fields.get(b"deaths", 0)),
+            int(fields.get(b"text_seq", 0)),
+            int(fields.get(b"text_chars", 0)),
             int(fields.get(b"connection", 1)),
+            b"cold" in fields,
         )
     except (KeyError, ValueError) as error:
         raise EntryError(f"The record of stream {stream} cannot be read: {error!r}") from error
@@ -198,15 +239,11 @@ class StreamDirectory:
                 part = group[at : at + _RENEW_BATCH]
                 try:
                     replies = await connection.send(
-                        [
-                            pack(b"PEXPIRE", key, ttl_ms)
-                            for keys in part
-                            for key in (keys.meta, keys.audio, keys.results, keys.snapshot)
-                        ]
+                        [pack(b"PEXPIRE", key, ttl_ms) for keys in part for key in keys.renewed]
                     )
                 except (REDIS_ERROR, OSError) as error:
                     raise RedisUnavailable from error
-                for keys, kept in zip(part, replies[::4], strict=True):
+                for keys, kept in zip(part, replies[:: len(part[0].renewed)], strict=True):
                     if isinstance(kept, Exception):
                         raise RedisUnavailable from kept
                     if not kept:

@@ -136,8 +136,12 @@ def extend(redis: SyncRedis, streams: Sequence[tuple[StreamKeys, int]]) -> list[
     for server, group in by_server.items():
         pipe = redis.clients[server].pipeline(transaction=False)
         for keys, ttl_ms in group:
-            for key in (keys.meta, keys.audio, keys.results, keys.snapshot):
+            for key in keys.renewed:
                 pipe.pexpire(key, ttl_ms)
         replies = pipe.execute()
-        gone += [keys for (keys, _), kept in zip(group, replies[::4], strict=True) if not kept]
+        gone += [
+            keys
+            for (keys, _), kept in zip(group, replies[:: len(group[0][0].renewed)], strict=True)
+            if not kept
+        ]
     return gone

@@ -46,7 +46,8 @@ class OwnedStream:
     """A stream that this worker owns, as it was when the worker opened it.
 
     entry_id: its assignment. last_seq: last result that an earlier owner may have published; results
-    of a replay up to it are not sent again. notice: JSON of the owner notice, to be published.
+    of a replay up to it are not sent again. last_acked: samples of the client that it acknowledged.
+    text_bytes: size of the kept text.
     poison: the stream has ended processes that had nothing else to do; it is opened to be ended.
     """
 
@@ -54,7 +55,8 @@ class OwnedStream:
     entry_id: bytes
     record: StreamRecord
     last_seq: int
-    notice: bytes
+    last_acked: int = 0
+    text_bytes: int = 0
     poison: bool = False
 
     @property
@@ -66,6 +68,18 @@ class OwnedStream:
     def epoch(self) -> int:
         """The epoch of this ownership."""
         return self.record.epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a new owner goes on from.
+
+    snapshot: the engine's state at the checkpoint; None where it is gone.
+    text: what is kept of the stream's text; it goes as far as the checkpoint at least.
+    """
+
+    snapshot: bytes | None
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +228,15 @@ class Claims:
         except EntryError as error:
             return Refused(entry, error)
         keys = self._keys.stream(entry.stream)
-        return OwnedStream(keys, entry.entry_id, record, int(reply[2]), reply[3], bool(reply[5]))
+        return OwnedStream(
+            keys,
+            entry.entry_id,
+            record,
+            last_seq=int(reply[2]),
+            last_acked=int(reply[3]),
+            text_bytes=int(reply[6]),
+            poison=bool(reply[5]),
+        )
 
     def within(self, entries: Sequence[AssignmentEntry]) -> list[int]:
         """For each suspect how many may run together with it, it included. Raises the client's errors."""
@@ -259,19 +281,24 @@ class Claims:
         )
         _raise_first(replies)
 
-    def snapshots(self, streams: Sequence[OwnedStream]) -> list[bytes | None]:
-        """The engine state of each stream's checkpoint; None for one that begins at the beginning.
+    def snapshots(self, streams: Sequence[OwnedStream]) -> list[Stored | None]:
+        """What is stored at each stream's checkpoint; None for one that begins at the beginning.
 
         All of them are in memory at once: the caller asks for a few at a time. Raises the client's errors.
         """
-        found: list[bytes | None] = [None] * len(streams)
+        found: list[Stored | None] = [None] * len(streams)
         stored = [index for index, owned in enumerate(streams) if owned.record.checkpoint.samples_decoded]
         replies = self._redis.of_streams(
-            [(streams[index].stream, ("LRANGE", streams[index].keys.snapshot, 0, -1)) for index in stored]
+            [
+                (streams[index].stream, command)
+                for index in stored
+                for keys in (streams[index].keys,)
+                for command in (("LRANGE", keys.snapshot, 0, -1), ("GET", keys.text))
+            ]
         )
         _raise_first(replies)
-        for index, pieces in zip(stored, replies, strict=True):
-            found[index] = b"".join(pieces) or None
+        for index, pieces, text in zip(stored, replies[::2], replies[1::2], strict=True):
+            found[index] = Stored(b"".join(pieces) or None, (text or b"").decode(errors="replace"))
         return found
 
     def still_owned(self, streams: Sequence[OwnedStream]) -> list[bool]:
@@ -333,7 +360,13 @@ class Claims:
             first_kept=b"0-1" if entry_id is None else next_entry_id(entry_id),
             num_pieces=-(-len(snapshot) // _PIECE_BYTES),
             samples=checkpoint.samples_decoded,
-            fields=("ck_seq", checkpoint.seq, *(() if entry_id is None else ("ck_entry", entry_id))),
+            fields=(
+                *("ck_seq", checkpoint.seq, "ck_chars", checkpoint.text_chars),
+                *("ck_finals", checkpoint.utterances),
+                *("base_samples", checkpoint.base.samples, "base_chars", checkpoint.base.text_chars),
+                *("base_finals", checkpoint.base.utterances),
+                *(() if entry_id is None else ("ck_entry", entry_id)),
+            ),
         )
 
 

@@ -2,7 +2,8 @@
 
 The stream `px:{k}:<sid>:r` is the truth, pub/sub the fast path. A worker sends what one step gave in
 one pipeline a server: XADD of every result, XACK of the audio that it covers, one PUBLISH for each
-ingress. How an ingress gets them: common/streams/result_reader.py.
+ingress. How an ingress gets them: common/streams/result_reader.py. The text before a result is not in it, but
+kept beside the log (common/streams/kept_text.py).
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
-
-import orjson
 
 from common.entries import IngressId, LineKind, join_lines, pack_line
 from common.redis.clients import RESPONSE_ERROR, RedisServers, SyncRedis, is_passing
 from common.redis.connect import pack
-from common.redis.keys import RESULTS_MAX_BYTES, RESULTS_MAX_LENGTH, RESULTS_MIN_LENGTH, Keys, result_entry_id
+from common.redis.keys import RESULTS_MAX_LENGTH, Keys, result_entry_id
 from common.redis.scripts.streams import last_result
 from common.streams.audio_reader import pack_ack
 from common.streams.claims import OwnedStream
@@ -28,25 +28,15 @@ _LOGGED: Final = frozenset((LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL, Lin
 # Replies that say that a command did not do what it should, to look into.
 _REFUSALS: Final = frozenset((RESPONSE_ERROR, type(None)))
 
-# XADD key NOMKSTREAM MAXLEN ~ n id k kind j json, in RESP: written for every result, at half the cost
-# of packing its eleven words one by one.
+# XADD key NOMKSTREAM MAXLEN ~ n id k kind a acked d body, in RESP: written for every result, at half the cost
+# of packing its thirteen words one by one.
 _XADD_RESULT: Final = b"".join(
     (
-        b"*11\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n$6\r\nMAXLEN\r\n$1\r\n~\r\n",
-        b"%b$%d\r\n%b\r\n$1\r\nk\r\n$1\r\n%b\r\n$1\r\nj\r\n$%d\r\n%b\r\n",
+        b"*13\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n$6\r\nMAXLEN\r\n$1\r\n~\r\n",
+        b"$%d\r\n%b\r\n$%d\r\n%b\r\n$1\r\nk\r\n$1\r\n%b\r\n$1\r\na\r\n$%d\r\n%b\r\n",
+        b"$1\r\nd\r\n$%d\r\n%b\r\n",
     )
 )
-
-
-def _packed_length(result_bytes: int) -> bytes:
-    """How many results of this size a stream's log keeps, as an argument in RESP."""
-    number = b"%d" % max(RESULTS_MIN_LENGTH, min(RESULTS_MAX_LENGTH, RESULTS_MAX_BYTES // result_bytes))
-    return b"$%d\r\n%b\r\n" % (len(number), number)
-
-
-# Results up to this size are so many as there may be; nearly all are.
-_SMALL: Final = RESULTS_MAX_BYTES // RESULTS_MAX_LENGTH
-_MOST: Final = _packed_length(1)
 
 
 class ResultBatch:
@@ -60,21 +50,41 @@ class ResultBatch:
         self.parts: Final = tuple(_Part() for _ in range(servers.num_servers))
         self._of_shard = [self.parts[servers.server_of_shard(shard)] for shard in range(servers.shards)]
 
-    def say(self, owned: OwnedStream, ingress: IngressId, kind: LineKind, seq: int, json: bytes) -> None:
+    def say(
+        self,
+        owned: OwnedStream,
+        ingress: IngressId,
+        kind: LineKind,
+        seq: int,
+        acked: int,
+        body: bytes = b"",
+        *,
+        max_length: int = RESULTS_MAX_LENGTH,
+    ) -> None:
         """Say a line to the ingress of a stream, kept in the stream's results if it is one.
 
-        See `Line` for what is what.
+        See `Line` for what is what. max_length: results that the log keeps, this one included.
         """
         part, epoch = self._of_shard[owned.keys.shard], owned.record.epoch
         if kind in _LOGGED:
             key, entry_id = owned.keys.results, result_entry_id(epoch, seq)
-            size = len(json)
-            most = _MOST if size <= _SMALL else _packed_length(size)
+            most, samples = b"%d" % max_length, b"%d" % acked
             part.commands.append(
-                _XADD_RESULT % (len(key), key, most, len(entry_id), entry_id, kind, size, json)
+                _XADD_RESULT
+                % (
+                    *(len(key), key, len(most), most, len(entry_id), entry_id),
+                    *(kind, len(samples), samples, len(body), body),
+                )
             )
             part.of.append((owned, True))
-        part.published[ingress].append(pack_line(kind, owned.keys.stream, epoch, seq, json))
+        part.published[ingress].append(pack_line(kind, owned.keys.stream, epoch, seq, acked, body))
+
+    def keep_text(self, owned: OwnedStream, command: bytes) -> None:
+        """Keep the text up to the result that was said last, by `ResultLog.keep`'s command."""
+        part = self._of_shard[owned.keys.shard]
+        part.texts[len(part.commands)] = owned
+        part.commands.append(command)
+        part.of.append((owned, False))
 
     def acknowledge(self, owned: OwnedStream, entry_ids: Sequence[bytes]) -> None:
         """Say of audio entries that they are decoded."""
@@ -93,16 +103,31 @@ class _Part:
     """What one server gets.
 
     of, further_of: for each of `commands` and `further` its stream, and whether it adds a result.
+    texts: the streams of those of `commands` that keep text, by their place.
     """
 
-    __slots__ = ("commands", "further", "further_of", "of", "published")
+    __slots__ = ("commands", "further", "further_of", "of", "published", "texts")
 
     def __init__(self) -> None:
         self.commands: Final[list[bytes]] = []
         self.of: Final[list[tuple[OwnedStream, bool]]] = []
+        self.texts: Final[dict[int, OwnedStream]] = {}
         self.published: Final[dict[IngressId, list[bytes]]] = defaultdict(list)
         self.further: list[bytes] = []
         self.further_of: list[tuple[OwnedStream, bool]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of writing a batch.
+
+    lost: streams that have a newer owner, or whose results have left Redis, or of which Redis refuses a key:
+        nothing that was said of them counts.
+    text_gone: streams of whose kept text Redis has forgotten the end: all of it is to be kept again.
+    """
+
+    lost: list[OwnedStream]
+    text_gone: list[OwnedStream]
 
 
 class ResultWriter:
@@ -117,21 +142,21 @@ class ResultWriter:
         """A batch to fill."""
         return ResultBatch(self._redis.servers)
 
-    def write(self, batch: ResultBatch) -> list[OwnedStream]:
-        """Write, acknowledge and publish, in one pipeline a server; returns the streams that are lost.
+    def write(self, batch: ResultBatch) -> Written:
+        """Write, acknowledge and publish, in one pipeline a server.
 
-        Those have a newer owner, or their results have left Redis, or Redis refuses one of their keys:
-        nothing that was said of them counts. May be repeated with the same batch after it raised
-        (CONNECTION_ERRORS, or a refusal that passes): results that are in already are not written twice.
+        May be repeated with the same batch after it raised (CONNECTION_ERRORS, or a refusal that passes):
+        results that are in already are not written twice.
         """
-        lost: list[OwnedStream] = []
+        written = Written([], [])
         for server, part in enumerate(batch.parts):
             commands = [*part.commands, *self._publications(part), *part.further]
             replies = self._connections[server].call(commands) if commands else []
             # Nearly always every command did what it should; else find out which did not.
             if not _REFUSALS.isdisjoint(map(type, replies)):
-                lost += self._refused(server, part, replies)
-        return lost
+                written.lost.extend(self._refused(server, part, replies))
+                written.text_gone.extend(owned for at, owned in part.texts.items() if replies[at] is None)
+        return written
 
     def _publications(self, part: _Part) -> Iterator[bytes]:
         for ingress, lines in part.published.items():
@@ -168,8 +193,3 @@ class ResultWriter:
         """Tell a result that is in already (this was a repeat) from one that a newer owner refused."""
         last = self._redis.clients[server].execute_command(*last_result(owned.keys))
         return bool(last) and int(last[0][0].split(b"-")[0]) > owned.epoch
-
-
-def ack_json(audio_ack_samples: int) -> bytes:
-    """JSON of an ACK line."""
-    return orjson.dumps({"audio_ack_samples": audio_ack_samples})

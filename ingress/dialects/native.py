@@ -20,7 +20,7 @@ from common.messages import (
     WarningMessage,
 )
 from common.options import StreamOptions
-from common.server_codec import encode_server_message
+from common.server_codec import encode_result, encode_server_message
 from ingress.dialects.audio_check import message_in_binary
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.audio_shape import AudioShape
@@ -54,6 +54,7 @@ class NativeDialect:
     __slots__ = (
         "_finished",
         "_input",
+        "_new_text",
         "_sample_rate",
         "_shape",
         "_shapes_in_vain",
@@ -71,6 +72,7 @@ class NativeDialect:
         self._shape: AudioShape | None = None
         self._shapes_in_vain = 0
         self._finished = False
+        self._new_text = False  # results have the new part of the text, not the whole
 
     def decode_text(self, data: bytes) -> ClientMessage | None:
         """Take one line, or one text frame; None for one of white space alone. Raises ClientFault."""
@@ -95,6 +97,7 @@ class NativeDialect:
                 self._end_of_frames()
                 self._finished = True
             case Config(options):
+                self._new_text = options.text == "new"
                 self._input = AudioInput(Encoding(options.encoding), options.sample_rate or self._sample_rate)
             case Resume():
                 self._input.goes_on()
@@ -111,11 +114,14 @@ class NativeDialect:
 
     def resumed(self, options: StreamOptions, sample_rate: int) -> None:
         """The connection goes on with a stream that was begun with these options, at this rate in Hz."""
+        self._new_text = options.text == "new"
         self._input = AudioInput(Encoding(options.encoding), sample_rate)
         self._input.goes_on()
 
     def encode(self, message: ServerMessage, stream: int) -> bytes:
         """Write a message; the protocol has one stream a connection."""
+        if self._new_text and isinstance(message, Result):
+            return encode_result(message, new_text=True)
         return encode_server_message(message)
 
     def merge(self, earlier: ServerMessage, later: ServerMessage) -> ServerMessage | None:
@@ -163,5 +169,6 @@ def merge_results(earlier: Result, later: Result) -> Result:
         confidence_scores=earlier.confidence_scores + later.confidence_scores,
         words=words,
         utterances=earlier.utterances + later.utterances,
+        text_from=min(earlier.text_from, later.text_from),
         seq_first=earlier.seq if earlier.seq_first is None else earlier.seq_first,
     )

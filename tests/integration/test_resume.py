@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -43,6 +44,39 @@ async def test_a_client_goes_on_at_another_ingress(stack: Stack, kill: signal.Si
     check_gapless(results)
     assert results[-1].text == expected_text(pcm)
     assert first.wait() == (0 if kill is signal.SIGTERM else -signal.SIGKILL)
+    await stack.empty(timeout_s=20)
+
+
+@pytest.mark.parametrize("text", ["whole", "new"])
+async def test_the_text_goes_on_behind_what_the_log_still_has(stack: Stack, text: str) -> None:
+    """After hundreds of results, of which Redis keeps the text and not each result."""
+    stack.worker()
+    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    pcm = noise(64.0, seed=6)
+    whole = expected_text(pcm)
+    options = StreamOptions(text=text)
+    urls = (first.ws_url, second.tcp_url)
+    async with await connect(urls, options=options, timeouts=TIMEOUTS) as stream:
+        async with asyncio.TaskGroup() as tasks:
+            collecting = tasks.create_task(collect(stream))
+            for at in range(0, len(pcm), 32_000):
+                await stream.send(pcm[at : at + 32_000])
+                if at == 55 * 32_000:
+                    await until(lambda: stream._last_seq > 300, what="hundreds of results")
+                    kept = stack.client.strlen(f"px:{{0}}:{stream.stream_id}:t")
+                    assert kept > 0.8 * len(whole) * 300 / 400
+                    first.send(signal.SIGKILL)
+            await stream.finish()
+        assert stream.num_resumptions == 1
+    results = collecting.result()
+    check_gapless(results)
+    assert results[-1].text == whole
+    for before, result in pairwise(results):
+        assert whole.startswith(result.text)
+        assert len(result.text) > len(before.text) or not result.token_ids
+        # Few are merged, and each of the others adds a token or none.
+        if text == "new" and result.seq_first is None:
+            assert result.text_from == len(before.text)
     await stack.empty(timeout_s=20)
 
 

@@ -43,10 +43,10 @@ def write_results(client: Any, *ids: str, size: int = 10) -> None:
     for entry_id in ids:
         number = int(entry_id.split("-")[1])
         if number == 0:
-            client.xadd(KEYS.results, {"k": "o", "j": f'{{"worker":"w","seq":{seq}}}'}, id=entry_id)
+            client.xadd(KEYS.results, {"k": "o", "a": 0, "d": "w", "q": seq}, id=entry_id)
         else:
             seq = number
-            client.xadd(KEYS.results, {"k": "p", "j": "x" * size}, id=entry_id)
+            client.xadd(KEYS.results, {"k": "p", "a": 0, "d": "x" * size}, id=entry_id)
     client.pexpire(KEYS.results, 60_000)
 
 
@@ -139,7 +139,7 @@ async def test_results_that_cannot_be_read_are_told_of_their_stream_alone(redis_
         write_results(client, "1-0", "1-1")
         broken, odd = Keys().stream(StreamId(8)), Keys().stream(StreamId(9))
         client.set(broken.results, "no stream", px=60_000)
-        client.xadd(odd.results, {"k": "?", "j": "{}"}, id="1-1")
+        client.xadd(odd.results, {"k": "?", "a": 0, "d": "{}"}, id="1-1")
         client.pexpire(odd.results, 60_000)
         found = await catch_up(redis, [Position(keys, 0, 0) for keys in (broken, KEYS, odd)])
         assert [missed.error is None for missed in found] == [False, True, False]

@@ -13,7 +13,7 @@ from common.options import StreamOptions
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_client
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
-from common.streams.claims import Claims, OwnedStream
+from common.streams.claims import Claims, OwnedStream, Stored
 from gpu_worker.flow import StreamFlow, StreamTable
 from gpu_worker.snapshot_writer import MAX_UNDER_WAY, Snapshot, SnapshotWriter
 from tests.servers import raw_client
@@ -69,7 +69,7 @@ async def test_the_next_owner_reads_a_snapshot_as_it_was(redis: SyncRedis, redis
         assert store(redis, claims, owned, data) == 1
     heir, taken = claim(redis, "w2", after="w1")
     assert taken.record.checkpoint == _CHECKPOINT
-    assert heir.snapshots([taken]) == [data]
+    assert heir.snapshots([taken]) == [Stored(data, "")]
     client = raw_client(redis_url)
     assert client.keys("px:{0}:7:s:*") == []
     assert 0 < client.pttl(owned.keys.snapshot) <= 60_000
@@ -117,7 +117,7 @@ async def test_a_checkpoint_never_goes_back(redis: SyncRedis, redis_url: str) ->
     assert client.execute_command(*older[-1]) == 0
     heir, taken = claim(redis, "w2", after="w1")
     assert taken.record.checkpoint == Checkpoint(b"1-9", 48_000, 18)
-    assert heir.snapshots([taken]) == [b"later"]
+    assert heir.snapshots([taken]) == [Stored(b"later", "")]
     assert client.keys("px:{0}:7:s:*") == []
 
 
@@ -138,9 +138,9 @@ async def test_the_writer_stores_what_it_is_given_and_knows_when_it_has_enough(r
     await until(lambda: pieces("LRANGE", owned.keys.snapshot, 0, -1) == [last], what="the last snapshot")
     await until(writer.has_room, what="room")
     heir, taken = claim(redis, "w2", after="w1")
-    assert heir.snapshots([taken]) == [last]
+    assert heir.snapshots([taken]) == [Stored(last, "")]
     flow.lost = True
     writer.expect()
     writer.put(Snapshot(flow, _CHECKPOINT, b"of a stream that is lost"))
     assert writer.stop(5.0)
-    assert heir.snapshots([taken]) == [last]
+    assert heir.snapshots([taken]) == [Stored(last, "")]

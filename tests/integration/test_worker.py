@@ -99,7 +99,7 @@ async def test_the_text_does_not_depend_on_batch_mates_messages_or_workers(
 
 
 def _owners(stream: ClientStream) -> set[bytes]:
-    notices = [line.json for line in stream.lines if line.kind is LineKind.OWNER]
+    notices = [line.body for line in stream.lines if line.kind is LineKind.OWNER]
     return {worker for worker in (b"w1", b"w2") for notice in notices if worker in notice}
 
 

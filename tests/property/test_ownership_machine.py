@@ -239,12 +239,13 @@ class OwnershipMachine(RuleBasedStateMachine):
         assert owned.epoch == (self.owner.owned.epoch + 1 if self.owner and self.owner.owned else 1)
         assert owned.last_seq == self.written
         assert owned.record.checkpoint.seq == self.kept_from
-        snapshot = worker.claims.snapshots([owned])[0]
+        stored = worker.claims.snapshots([owned])[0]
         checkpoint = owned.record.checkpoint
         if checkpoint.samples_decoded:
             # The snapshot is the state after so many results; here the state is their number.
-            assert snapshot is not None
-            assert int(snapshot) == checkpoint.seq
+            assert stored is not None
+            assert stored.snapshot is not None
+            assert int(stored.snapshot) == checkpoint.seq
         worker.owned, worker.seq, worker.read, worker.last = owned, checkpoint.seq, [], None
         worker.together = 0
         self.owner, self.stale = worker, self.owner
@@ -324,7 +325,7 @@ class OwnershipMachine(RuleBasedStateMachine):
             self.position = (line.epoch, line.seq if line.kind is not LineKind.OWNER else self.position[1])
             if line.kind is LineKind.PARTIAL:
                 assert line.seq == len(self.client) + 1
-                self.client.append(orjson.loads(line.json))
+                self.client.append(orjson.loads(line.body))
 
     # Workers
 
@@ -390,9 +391,10 @@ class OwnershipMachine(RuleBasedStateMachine):
             batch.acknowledge(owned, [entry.entry_id])
             if worker.seq > owned.last_seq:
                 json = orjson.dumps({"seq": worker.seq, "at": entry.first_sample})
-                batch.say(owned, IngressId("i1"), LineKind.PARTIAL, worker.seq, json)
+                acked = entry.first_sample + entry.num_samples
+                batch.say(owned, IngressId("i1"), LineKind.PARTIAL, worker.seq, acked, json)
                 said = True
-        lost = worker.writer.write(batch)
+        lost = worker.writer.write(batch).lost
         if said:
             assert lost == ([] if worker is self.owner else [owned])
             if worker is self.owner:

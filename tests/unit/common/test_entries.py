@@ -39,7 +39,8 @@ lines = st.builds(
     stream=st.integers(1, 1 << 60).map(StreamId),
     epoch=st.integers(0, 1 << 30),
     seq=st.integers(0, 1 << 30),
-    json=st.binary(max_size=60).filter(lambda data: b"\n" not in data),
+    acked=st.integers(0, 1 << 50),
+    body=st.binary(max_size=60).filter(lambda data: b"\n" not in data),
 )
 
 
@@ -54,14 +55,21 @@ def test_audio_entries_survive_redis(entry: AudioEntry) -> None:
 
 @given(st.lists(lines, min_size=1, max_size=5))
 def test_lines_survive_a_publication(published: list[Line]) -> None:
-    packed = [pack_line(line.kind, line.stream, line.epoch, line.seq, line.json) for line in published]
+    packed = [
+        pack_line(line.kind, line.stream, line.epoch, line.seq, line.acked, line.body) for line in published
+    ]
     assert decode_lines(join_lines(packed)) == published
 
 
 @given(lines)
 def test_results_survive_the_log(line: Line) -> None:
     entry_id = b"%d-%d" % (line.epoch, line.seq)
-    assert decode_result_entry(line.stream, entry_id, (b"k", line.kind, b"j", line.json)) == line
+    assert (
+        decode_result_entry(
+            line.stream, entry_id, (b"k", line.kind, b"a", b"%d" % line.acked, b"d", line.body)
+        )
+        == line
+    )
 
 
 def test_the_payload_of_an_entry_is_not_copied() -> None:

@@ -52,7 +52,7 @@ def flow(number: int, epoch: int = 1) -> StreamFlow:
         Checkpoint(),
         False,
     )
-    return StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0, b"{}"))
+    return StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
 
 
 class Sink:

@@ -20,7 +20,7 @@ def make_flow(died_to: bytes | None, checkpoint: Checkpoint | None = None) -> St
         died_to=died_to,
         deaths=2,
     )
-    return StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0, b""))
+    return StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
 
 
 def test_a_suspect_is_cleared_when_the_last_entry_in_question_is_decoded() -> None:

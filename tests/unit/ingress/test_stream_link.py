@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from common.entries import Line, LineKind, StreamId
-from common.errors import ErrorCode, NoWorker, StreamError
+from common.errors import EntryError, ErrorCode, NoWorker, StreamError
 from common.messages import Audio, Result
 from common.options import StreamOptions
 from common.redis.keys import Keys
-from common.server_codec import encode_server_message
+from common.result_record import encode_record
 from common.streams.appender import Appender
-from ingress.stream_link import MAX_PENDING_BYTES, RedisLink
+from common.streams.result_reader import Position
+from ingress.stream_link import MAX_PENDING_BYTES, Place, RedisLink
 from tests.fake_backplane import some_result
 
 _KEYS = Keys().stream(StreamId(5))
@@ -26,10 +27,12 @@ class _Listener:
 
     def __init__(self) -> None:
         self.told: list[object] = []
+        self.texts: list[str] = []
         self.undecoded_s = 0.0
 
     def on_result(self, kind: LineKind, result: Result) -> None:
         self.told.append((kind.name, result.seq))
+        self.texts.append(result.text)
 
     def on_error(self, error: StreamError) -> None:
         self.told.append(("ERROR", error.code.value, error.message))
@@ -107,18 +110,25 @@ class _Appender:
         self.kept = False
 
 
+class _Roomless(_Appender):
+    """Has a defect."""
+
+    async def room(self, max_bytes: int) -> None:
+        raise RuntimeError("a defect")
+
+
 def _link() -> tuple[RedisLink, _Owner, _Listener]:
     owner, listener = _Owner(), _Listener()
     return RedisLink(owner, _KEYS, listener, "secret"), owner, listener
 
 
-def _line(kind: LineKind, epoch: int, seq: int) -> Line:
-    json = encode_server_message(some_result(seq))
+def _line(kind: LineKind, epoch: int, seq: int, text: str = "", text_from: int = 0) -> Line:
+    body = encode_record(some_result(seq, text), text_from)
     if kind is LineKind.OWNER:
-        json = b'{"worker":"w-%d"}' % epoch
+        body = b"w-%d" % epoch
     elif kind is LineKind.ACK:
-        json = b'{"audio_ack_samples":%d}' % (seq * 100)
-    return Line(kind, StreamId(5), epoch, seq, json)
+        body = b""
+    return Line(kind, StreamId(5), epoch, seq, seq * 100, body)
 
 
 _P, _F, _O, _A = LineKind.PARTIAL, LineKind.FINAL, LineKind.OWNER, LineKind.ACK
@@ -201,7 +211,7 @@ async def test_results_that_are_no_longer_kept_end_the_stream() -> None:
 async def test_a_stream_that_nobody_listens_to_misses_no_result() -> None:
     """It waits for its client, who says what it has; and its end must be seen."""
     link = RedisLink(owner := _Owner(), _KEYS, None, "")
-    link.adopt(None, StreamOptions(resume=True), None, finished=False)
+    link.adopt(None, StreamOptions(resume=True), Place(None), finished=False)
     link.abandon(keep=True)
     for line in (_line(_P, 1, 300), _line(_O, 2, 300), _line(_P, 2, 301)):
         assert link.take(line, repair=True)
@@ -355,3 +365,56 @@ async def test_a_failure_is_told_once() -> None:
     link.fail(NoWorker())
     link.fail(StreamError(ErrorCode.INTERNAL, "Again."))
     assert listener.told == ["no_worker"]
+
+
+async def test_each_result_has_the_whole_text() -> None:
+    link, _, listener = _link()
+    for line in (
+        _line(_O, 1, 0),
+        _line(_P, 1, 1, "one", 0),
+        _line(_P, 1, 2, "one two", 3),
+        _line(_P, 1, 3, "one two", 7),
+        _line(_P, 1, 4, "one too", 5),
+        _line(_F, 1, 5, "one too many", 7),
+    ):
+        assert link.take(line)
+    assert listener.texts == ["one", "one two", "one two", "one too", "one too many"]
+
+
+@pytest.mark.parametrize("told_seq", [1, 2, 3])
+async def test_a_link_that_takes_over_begins_with_the_kept_text(told_seq: int) -> None:
+    """Kept is the text of result 2; the client may have less, or more."""
+    link, _, listener = _link()
+    start = min(told_seq, 2)
+    link.adopt(
+        None,
+        StreamOptions(resume=True),
+        Place(Position(_KEYS, 1, start), "one two", told_seq),
+        finished=False,
+    )
+    lines = [
+        _line(_P, 1, 2, "one two", 3),
+        _line(_P, 1, 3, "one two three", 7),
+        _line(_P, 1, 4, "one two three four", 13),
+    ]
+    for line in lines[start - 1 :]:
+        assert link.take(line, repair=True)
+    assert listener.texts == ["one two", "one two three", "one two three four"][told_seq - 1 :]
+    assert [told[1] for told in listener.told if isinstance(told, tuple)] == list(range(told_seq + 1, 5))
+
+
+async def test_a_text_that_is_missing_is_no_text() -> None:
+    link, _, _ = _link()
+    link.adopt(None, StreamOptions(), Place(Position(_KEYS, 1, 7), "one", 7), finished=False)
+    with pytest.raises(EntryError):
+        link.take(_line(_P, 1, 8, "one two three", 7))
+
+
+async def test_a_client_that_waits_for_room_is_told_when_there_will_be_none() -> None:
+    link, owner, listener = _link()
+    link.begin(StreamOptions())
+    owner.creation.set_result(cast("Appender", _Roomless()))
+    assert not link.append(Audio(b"\0" * (MAX_PENDING_BYTES + 2)))
+    for task in owner.tasks:
+        await task
+    assert listener.told == ["internal"]

@@ -43,14 +43,15 @@ def open_stream(
 ) -> Command:
     """Make a worker the owner; {b"gone"}, {b"lost"}, {b"suspect"}, or what `OwnedStream` is made of.
 
-    That is {b"owned", epoch, last seq, notice, record, whether it is poison}.
+    That is {b"owned", epoch, last seq, samples acknowledged by then, record, whether it is poison, bytes of
+    kept text}.
 
     together: suspects that run in the worker's process, 0 for an ordinary one.
     chunk_ms: least audio of a step.
     """
     return run(
         "ownership/open",
-        (assignments, stream.meta, stream.audio, stream.results, ready),
+        (assignments, stream.meta, stream.audio, stream.results, ready, stream.text),
         *(ASSIGNMENT_GROUP, worker, entry_id, stream.stream, READY_TTL_MS, together, chunk_ms),
         *(SUSPICIOUS_DEATHS, POISONOUS_DEATHS, SUSPECTS_DIVISOR, FORGOTTEN_NUMBERS, RESULTS_MAX_LENGTH),
     )
@@ -60,7 +61,7 @@ def finish(stream: StreamKeys, *, assignments: bytes, ready: bytes, entry_id: by
     """End a stream; 1, or 0 where another worker owns it by now, or -1 where it had left Redis."""
     return run(
         "ownership/finish",
-        (assignments, stream.meta, stream.audio, stream.results, stream.snapshot, ready),
+        (assignments, stream.meta, stream.audio, stream.results, stream.snapshot, ready, stream.text),
         *(ASSIGNMENT_GROUP, entry_id, stream.stream, epoch, FINISHED_STREAM_TTL_MS),
     )
 
@@ -89,6 +90,20 @@ def checkpoint(
         (stream.meta, stream.audio, stream.snapshot, staged),
         *(epoch, first_kept, num_pieces, samples, *fields),
     )
+
+
+def note_cold(stream: StreamKeys, *, epoch: int) -> Command:
+    """Note that a stream goes on from its checkpoint without the snapshot; 0 where the epoch is another's."""
+    return run("ownership/note_cold", (stream.meta,), epoch)
+
+
+def keep_text(stream: StreamKeys, *, epoch: int, at: int, text: bytes, seq: int, chars: int) -> Command:
+    """Keep a stream's text up to result `seq`; 1, 0 where the epoch is another's, None where the text before
+    byte `at` is gone.
+
+    chars: code points of the kept text with this.
+    """
+    return run("ownership/keep_text", (stream.meta, stream.text), epoch, at, text, seq, chars)
 
 
 def take_over(assignments: bytes, *, of: WorkerId, to: WorkerId, count: int, first: bytes) -> Command:

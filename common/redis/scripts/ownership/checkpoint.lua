@@ -11,6 +11,7 @@ if record[1] ~= epoch or record[2] or tonumber(record[3] or '0') > tonumber(samp
   return 0
 end
 redis.call('HSET', meta, 'ck_samples', samples, unpack(ARGV, 5))
+redis.call('HDEL', meta, 'cold')
 redis.call('UNLINK', snapshot)
 redis.call('RENAME', staged, snapshot)
 redis.call('PEXPIRE', snapshot, redis.call('HGET', meta, 'ttl_ms'))

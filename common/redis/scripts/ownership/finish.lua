@@ -1,6 +1,6 @@
 -- Ends a stream. Returns 1, 0 where the epoch is another's, -1 where the stream had left Redis. A client
 -- that was lost may come back for the end: so long it is kept.
-local assignments, meta, audio, results, snapshot, ready = unpack(KEYS)
+local assignments, meta, audio, results, snapshot, ready, text = unpack(KEYS)
 local group, entry, stream, owner_epoch, least_ttl_ms = unpack(ARGV)
 
 local epoch, grace = unpack(redis.call('HMGET', meta, 'epoch', 'grace_ms'))
@@ -11,6 +11,7 @@ redis.call('XDEL', assignments, entry)
 redis.call('DEL', audio, snapshot)
 redis.call('ZREM', ready, stream)
 redis.call('PEXPIRE', results, ttl)
+redis.call('PEXPIRE', text, ttl)
 if not epoch then return -1 end
 redis.call('HSET', meta, 'finished', '1')
 redis.call('PEXPIRE', meta, ttl)

@@ -1,6 +1,6 @@
 -- Makes a worker the owner of a stream. Returns {'gone'}, {'lost'}, {'suspect'} or {'owned', epoch, last
--- seq, notice, record, poison}. The audio group of the new epoch begins at the checkpoint. The entry with
--- seq 0 fences: after it, an earlier owner can add no result.
+-- seq, samples acknowledged by then, record, poison, bytes of kept text}. The audio group of the new epoch
+-- begins at the checkpoint. The entry with seq 0 fences: after it, an earlier owner can add no result.
 --
 -- An owner that neither finished the stream nor let it go has died, maybe of it: where it had enough audio for a
 -- step, that went from `died_at` to `died_to`. `deaths` counts how often that happened before the stream was past
@@ -9,7 +9,7 @@
 --
 -- In another run of the server than that of the record, owners may have been forgotten who still write, and
 -- ingresses that still append: the new epoch, and the next connection, are beyond theirs.
-local assignments, meta, audio, results, ready = unpack(KEYS)
+local assignments, meta, audio, results, ready, text = unpack(KEYS)
 local group, worker, entry, stream, ready_ttl_ms, running_together, chunk_ms, suspicious_deaths,
   poisonous_deaths, suspects_divisor, forgotten_numbers, max_results = unpack(ARGV)
 
@@ -28,6 +28,7 @@ local function reach(id)
     if name == 'o' then from = tonumber(value) end
     if name == 'p' then size = #value / 2 end
     if name == 'f' then size = #value / 4 end
+    if name == 'u' or name == 'a' then size = #value end
     if name == 'x' then final = true end
   end
   return from, from + size, final
@@ -80,15 +81,13 @@ local start = redis.call('HGET', meta, 'ck_entry') or '0'
 redis.call('XGROUP', 'CREATE', audio, 'asr-' .. epoch, start, 'MKSTREAM')
 redis.call('XGROUP', 'DESTROY', audio, 'asr-' .. before)
 redis.call('PEXPIRE', audio, ttl)
-local seq = 0
+local seq, acked = '0', '0'
 local last = redis.call('XREVRANGE', results, '+', '-', 'COUNT', 1)[1]
 if last then
-  seq = tonumber(string.match(last[1], '-(%d+)$'))
-  if seq == 0 then seq = tonumber(string.match(last[2][4], '"seq":(%d+)')) end
+  seq, acked = last[2][8] or string.match(last[1], '%d+$'), last[2][4]
 end
-local notice = '{"worker":"' .. worker .. '","seq":' .. seq .. '}'
-redis.call('XADD', results, 'MAXLEN', '~', max_results, epoch .. '-0', 'k', 'o', 'j', notice)
+redis.call('XADD', results, 'MAXLEN', '~', max_results, epoch .. '-0', 'k', 'o', 'a', acked, 'd', worker, 'q', seq)
 redis.call('PEXPIRE', results, ttl)
 redis.call('ZADD', ready, 'NX', 0, stream)
 redis.call('PEXPIRE', ready, ready_ttl_ms)
-return {'owned', epoch, seq, notice, redis.call('HGETALL', meta), poison and 1 or 0}
+return {'owned', epoch, seq, acked, redis.call('HGETALL', meta), poison and 1 or 0, redis.call('STRLEN', text)}

@@ -62,6 +62,11 @@ def kept_results(stream: StreamKeys, *, last_seq: int | None) -> Command:
     return run("streams/kept_results", (stream.results,), "" if last_seq is None else last_seq)
 
 
+def kept_text(stream: StreamKeys) -> Command:
+    """The last result whose text is kept, b"0" for none, and the kept text."""
+    return run("streams/kept_text", (stream.meta, stream.text))
+
+
 def last_result(stream: StreamKeys) -> Command:
     """The last entry of a stream's results, as a list of none or one."""
     return run("streams/last_result", (stream.results,))

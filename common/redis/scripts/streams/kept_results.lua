@@ -5,9 +5,7 @@ local results = KEYS[1]
 
 -- The number of the last result up to this entry; a notice of an owner says it.
 local function number(entry)
-  local seq = tonumber(string.match(entry[1], '-(%d+)$'))
-  if seq > 0 then return seq end
-  return tonumber(string.match(entry[2][4], '"seq":(%d+)'))
+  return tonumber(entry[2][8] or string.match(entry[1], '%d+$'))
 end
 local first = redis.call('XRANGE', results, '-', '+', 'COUNT', 1)[1]
 if not first then return {} end

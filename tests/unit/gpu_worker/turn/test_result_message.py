@@ -2,9 +2,10 @@
 
 import orjson
 
-from common.entries import StreamId
+from common.entries import Line, LineKind, StreamId
 from common.messages import Result, Utterance
-from common.server_codec import decode_server_message, encode_result
+from common.result_record import decode_record, encode_record
+from common.server_codec import decode_server_message, encode_server_message
 from gpu_worker.engine import interface
 
 
@@ -26,8 +27,14 @@ def output(*utterances: Utterance) -> interface.StreamOutput:
     )
 
 
+def sent(said: interface.StreamOutput) -> bytes:
+    """What a client is sent of an output, by way of Redis."""
+    line = Line(LineKind.TURN, said.stream, 1, 7, 16_000, encode_record(said, 3))
+    return encode_server_message(decode_record(line, said.text[:3]))
+
+
 def test_utterances_reach_the_client_and_is_final_stays_for_the_end() -> None:
-    data = encode_result(output(Utterance(2, "forward", 0.5, 0.96)), 7, 16_000)
+    data = sent(output(Utterance(2, "forward", 0.5, 0.96)))
     fields = orjson.loads(data)
     assert fields["utterances"] == [{"number": 2, "text": "forward", "start_s": 0.5, "end_s": 0.96}]
     assert fields["is_final"] is False
@@ -37,4 +44,4 @@ def test_utterances_reach_the_client_and_is_final_stays_for_the_end() -> None:
 
 
 def test_a_result_without_them_has_no_such_field() -> None:
-    assert "utterances" not in orjson.loads(encode_result(output(), 7, 16_000))
+    assert "utterances" not in orjson.loads(sent(output()))

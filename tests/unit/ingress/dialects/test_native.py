@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,8 @@ from common.messages import (
     Utterance,
     Word,
 )
+from common.options import StreamOptions
+from common.server_codec import decode_server_message, encode_server_message
 from ingress.dialects.native import NativeDialect, merge_results
 from tests.fake_backplane import some_result
 
@@ -161,6 +164,44 @@ def test_merging_concatenates_words_and_utterances() -> None:
     assert merged.utterances == (utterance,)
     assert merge_results(first, some_result(2)).words == (go,)
     assert merge_results(some_result(1), some_result(2)).words is None
+
+
+def test_a_client_that_asks_for_it_gets_the_new_text_and_where_it_goes() -> None:
+    whole, new = NativeDialect(16000), NativeDialect(16000)
+    new.decode_text(b'{"type":"config","text":"new"}')
+    result = replace(some_result(3, "Größe \U0001f600 drei"), text_from=7)
+    assert json.loads(whole.encode(result, 0)) == json.loads(encode_server_message(result))
+    said = json.loads(new.encode(result, 0))
+    assert (said["text"], said["text_from"]) == (" drei", 7)
+    assert {name: said[name] for name in said if name not in ("text", "text_from")} == {
+        name: value for name, value in json.loads(whole.encode(result, 0)).items() if name != "text"
+    }
+    assert decode_server_message(new.encode(result, 0)) == replace(result, text=" drei")
+    # And so does one that goes on with such a stream.
+    resumed = NativeDialect(16000)
+    resumed.resumed(StreamOptions(text="new"), 16000)
+    assert resumed.encode(result, 0) == new.encode(result, 0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "text_from", "text"),
+    [
+        ([("one", 0), ("one two", 3)], 0, "one two"),
+        ([("a one", 1), ("a one two", 5), ("a one two", 9)], 1, " one two"),
+        # The last words were heard otherwise: what is new begins before them.
+        ([("a one", 1), ("a won", 2), ("a won two", 5)], 1, " won two"),
+    ],
+)
+def test_merged_results_say_all_that_is_new(parts: list[tuple[str, int]], text_from: int, text: str) -> None:
+    dialect = NativeDialect(16000)
+    dialect.decode_text(b'{"type":"config","text":"new"}')
+    merged: ServerMessage | None = None
+    for seq, (whole, at) in enumerate(parts, 1):
+        result = replace(some_result(seq, whole), text_from=at)
+        merged = result if merged is None else dialect.merge(merged, result)
+    assert merged is not None
+    said = json.loads(dialect.encode(merged, 0))
+    assert (said["text"], said["text_from"], said["seq_first"]) == (text, text_from, 1)
 
 
 @pytest.mark.parametrize(

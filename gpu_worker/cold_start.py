@@ -1,0 +1,52 @@
+"""Streams that an engine takes up without their snapshot: where it begins, and what it says of them.
+
+A snapshot is of no use to an engine of another layout: another compute type (a worker on CPU beside one on
+CUDA), or another release. The audio before the checkpoint is gone by then. So the engine begins anew at the
+checkpoint, with what Redis still has of the stream: the audio since then, and the text before. It hears the
+next words without what came before them, so the first of them may differ from those that the stream's last
+owner heard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from common.streams.assignments import Base, Checkpoint
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, StreamOutput
+
+_FRAME_SAMPLES = ENGINE_SAMPLE_RATE * 80 // 1000
+
+
+def base_at(checkpoint: Checkpoint) -> Base:
+    """Where an engine begins that cannot go on from the snapshot of a checkpoint."""
+    return Base(checkpoint.samples_decoded, checkpoint.text_chars, checkpoint.utterances)
+
+
+def placed(output: StreamOutput, base: Base, text_before: str) -> StreamOutput:
+    """The output of an engine that began at `base`, as part of the whole stream.
+
+    text_before: the text before the base.
+    """
+    shift_s = base.samples / ENGINE_SAMPLE_RATE
+    words = output.words
+    return replace(
+        output,
+        samples_decoded=output.samples_decoded + base.samples,
+        token_frames=tuple(frame + base.samples // _FRAME_SAMPLES for frame in output.token_frames),
+        text=" ".join(part for part in (text_before, output.text) if part),
+        words=None
+        if words is None
+        else tuple(
+            replace(word, start_s=round(word.start_s + shift_s, 3), end_s=round(word.end_s + shift_s, 3))
+            for word in words
+        ),
+        utterances=tuple(
+            replace(
+                one,
+                number=one.number + base.utterances,
+                start_s=round(one.start_s + shift_s, 3),
+                end_s=round(one.end_s + shift_s, 3),
+            )
+            for one in output.utterances
+        ),
+    )
