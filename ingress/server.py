@@ -30,6 +30,7 @@ from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
 from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 from ingress.connection import Connection, ConnectionLimits
+from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.http.front import Front
 from ingress.http.page import PAGE, is_open
@@ -43,6 +44,7 @@ from ingress.sockets.linger import LINGER_S
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
 from ingress.sockets.proxies import TrustedProxies
+from ingress.sockets.shell import OpenConnection
 from ingress.sockets.tcp import TcpShell
 from ingress.status import SharedStatus, StatusShell
 
@@ -102,13 +104,14 @@ class IngressServer:
         self._door = Door(self._ring, Origins(settings.allowed_origins), self.metrics, is_open)
         self._guard = None if self._ring is None else KeyGuard(self._door, self._backplane.key_usage())
         self._tls = _tls_of(settings)
+        self._native = self._opens(lambda request: NativeDialect(settings.sample_rate))
         self._site = Site(
             self._gate,
             HttpLimits(
                 max_frame_bytes=settings.max_frame_bytes,
                 head_timeout_s=settings.handshake_timeout_ms / 1000,
             ),
-            dict.fromkeys(STREAM_PATHS, self._open),
+            dict.fromkeys(STREAM_PATHS, self._native),
             endpoints=(*PAGE, *tokens_endpoints(self._ring)),
             authenticate=self._door.admit_request,
             proxies=proxies,
@@ -176,7 +179,7 @@ class IngressServer:
         shared_status = SharedStatus(self._backplane.read_status, self._backplane.start_task)
 
         def tcp() -> asyncio.Protocol:
-            return TcpShell(self._gate, self._open, settings.max_line_bytes)
+            return TcpShell(self._gate, self._native, settings.max_line_bytes)
 
         def websocket() -> asyncio.Protocol:
             return Front(self._site)
@@ -208,8 +211,11 @@ class IngressServer:
 
     # Serve
 
-    def _open(self, peer: Peer, request: Request) -> Connection:
-        dialect = NativeDialect(self._settings.sample_rate)
+    def _opens(self, dialect_of: DialectOf) -> OpenConnection:
+        """What opens the connections of the clients that speak a dialect."""
+        return lambda peer, request: self._open(peer, request, dialect_of(request))
+
+    def _open(self, peer: Peer, request: Request, dialect: Dialect) -> Connection:
         client, guard = (
             request.client,
             NO_GUARD if self._guard is None else self._guard.for_address(request.address),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from common.errors import StreamError
 from common.messages import ClientMessage, ServerMessage, WarningMessage
 from common.options import StreamOptions
+from ingress.request import Request
 
 
 class Farewell(NamedTuple):
@@ -54,3 +56,7 @@ class Dialect(Protocol):
 
     def farewell(self, error: StreamError | None) -> Farewell:
         """How to close after an error, or in good order."""
+
+
+DialectOf = Callable[[Request], Dialect]
+"""Makes the dialect of a connection from the request that opened it; on the TCP port that has no head."""
