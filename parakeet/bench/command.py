@@ -12,12 +12,14 @@ from pathlib import Path
 from common.process.standard_streams import complain
 from common.process.version import package_version
 from common.settings import PROGRAM
+from parakeet.audio.errors import BadAudio
 from parakeet.bench.figures import TrialFigures
 from parakeet.bench.plan import Plan, Target
 from parakeet.bench.report import plot, write_json
 from parakeet.bench.search import search
 from parakeet.bench.server_process import ServerStartError, fresh_server
 from parakeet.bench.table import LiveTable, markdown
+from parakeet.bench.track import load_track
 from parakeet.bench.trial import TrialError, run_trial
 
 _PROGRAM = f"{PROGRAM} bench"
@@ -43,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--stream-s", type=float, default=0.0, help="churn: mean length of a stream (0: no churn)")
     add("--processes", type=int, default=1, help="load processes (default 1)")
     add("--seed", type=int, default=0, help="of offsets and start times (default 0)")
-    add("--recordings", type=Path, nargs="*", help="mono 16-bit WAV files (default: the bundled ones)")
+    add(
+        "--recordings", type=Path, nargs="*", help="recordings of one sample rate (default: the bundled ones)"
+    )
     add("--redis-url", action="append", default=[], help="read counters there (default: as ingress)")
     add("--start", help="command of a server to start afresh for every trial and stop after it")
     add("--start-timeout-s", type=float, default=120.0, help="for that server to be ready")
@@ -67,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     try:
         plan, counts = _plan(given)
-    except ValueError as error:
+        load_track(plan.recordings)  # what cannot be read is said before processes are started for it
+    except (ValueError, BadAudio) as error:
         parser.error(str(error))
     table = LiveTable(sys.stdout)
 

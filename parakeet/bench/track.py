@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from parakeet.audio.source import read_recording
 from parakeet.bench.wire import OP_BINARY, OP_TEXT, client_frame
 
 FINAL_MESSAGE = b'{"type":"audio","data":"","final":true}'
@@ -37,19 +37,18 @@ class Messages:
 
 
 def load_track(paths: Sequence[Path]) -> Track:
-    """Join WAV recordings to one track.
+    """Join recordings to one track.
 
     Raises:
-        ValueError: no recording, a format other than mono 16-bit, or differing sample rates.
+        ValueError: no recording, or differing sample rates.
+        BadAudio: a recording that cannot be read.
     """
     rates: set[int] = set()
     parts: list[bytes] = []
     for path in paths:
-        with wave.open(str(path), "rb") as recording:
-            if recording.getnchannels() != 1 or recording.getsampwidth() != 2:
-                raise ValueError(f"{path}: a mono 16-bit recording is needed")
-            rates.add(recording.getframerate())
-            parts.append(recording.readframes(recording.getnframes()))
+        recording = read_recording(path)
+        rates.add(recording.rate)
+        parts.append(recording.pcm)
     if not parts:
         raise ValueError("no recording to play")
     if len(rates) != 1:

@@ -9,13 +9,14 @@ from pathlib import Path
 import orjson
 import pytest
 
+from parakeet.audio.errors import BadAudio
 from parakeet.bench.plan import Target
 from parakeet.bench.track import Track, encode, load_track
 
 
-def write_wav(path: Path, pcm: bytes, rate: int = 16000, channels: int = 1) -> Path:
+def write_wav(path: Path, pcm: bytes, rate: int = 16000) -> Path:
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
+        file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes(pcm)
@@ -36,11 +37,11 @@ def test_messages_carry_the_recordings_sample_for_sample(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_played_is_refused(tmp_path: Path) -> None:
-    stereo = write_wav(tmp_path / "s.wav", b"\0" * 400, channels=2)
+    (tmp_path / "n.wav").write_bytes(b"no recording")
     slow = write_wav(tmp_path / "r.wav", b"\0" * 400, rate=8000)
     fine = write_wav(tmp_path / "f.wav", b"\0" * 400)
-    with pytest.raises(ValueError, match="mono"):
-        load_track([stereo])
+    with pytest.raises(BadAudio, match="no recording that is known"):
+        load_track([tmp_path / "n.wav"])
     with pytest.raises(ValueError, match="one sample rate"):
         load_track([slow, fine])
     with pytest.raises(ValueError, match="no recording"):

@@ -1,0 +1,103 @@
+"""`parakeet-server transcribe` as a process, against an ingress with the backplane in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from pathlib import Path
+
+from common.entries import LineKind
+from common.errors import ErrorCode, Unavailable
+from tests.fake_backplane import ScriptedBackplane, some_result
+from tests.ingress_harness import Harness, serving, wait_until
+
+ROOT = Path(__file__).parents[3]
+RECORDING = ROOT / "parakeet" / "recordings" / "goforward.wav"
+NUM_SAMPLES = (RECORDING.stat().st_size - 44) // 2
+
+
+async def _start(harness: Harness, *arguments: str, stderr: int = PIPE) -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "parakeet.cli", "transcribe", "--ws-port", str(harness.ws_port), *arguments),
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=stderr,
+    )
+
+
+async def _fail_after_a_result(harness: Harness, process: Process) -> tuple[int, str, str]:
+    """Let the server say two words and break; exit status, stdout, stderr."""
+    backplane = harness.backplane
+    await wait_until(lambda: bool(backplane.links) and backplane.link.finals == 1, 20.0)
+    backplane.link.listener.on_result(LineKind.PARTIAL, some_result(1, "go forward", acked=16_000))
+    backplane.link.listener.on_failure(Unavailable(ErrorCode.WORKER_FAILED, "It broke."))
+    async with asyncio.timeout(20):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_text_recognized_before_a_failure_is_printed() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        ended = await _fail_after_a_result(harness, await _start(harness, str(RECORDING)))
+    assert ended == (1, "go forward\n", "parakeet-server transcribe: worker_failed: It broke.\n")
+
+
+async def test_it_is_written_to_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    async with serving(ScriptedBackplane()) as harness:
+        process = await _start(harness, "--output", str(path), str(RECORDING))
+        assert (await _fail_after_a_result(harness, process))[:2] == (1, "")
+    assert path.read_text() == "go forward\n"
+
+
+async def test_a_file_that_cannot_be_written_is_said_before_a_stream_is_taken(tmp_path: Path) -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        process = await _start(harness, "--output", str(tmp_path / "none" / "a"), str(RECORDING))
+        _, err = await process.communicate()
+        assert process.returncode == 1
+        assert err.decode().count("\n") == 1
+        assert "there is no folder" in err.decode()
+        assert harness.backplane.links == []
+
+
+async def test_a_terminal_shows_progress_in_place_and_stdout_the_text_alone() -> None:
+    ours, theirs = pty.openpty()
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        process = await _start(harness, str(RECORDING), stderr=theirs)
+        os.close(theirs)
+        assert process.stdout is not None
+        out = (await process.stdout.read()).decode()
+        assert await process.wait() == 0
+    shown = os.read(ours, 1 << 20).decode()
+    os.close(ours)
+    assert out == f"{NUM_SAMPLES} samples\n"
+    lines = shown.split("\r\x1b[K")
+    assert lines[0] == ""
+    assert lines[-1] == "", "nothing is left on the line"
+    assert any(line.startswith("[####################] 100% ") for line in lines)
+    assert all(len(line) < 80 for line in lines)
+
+
+async def test_options_of_the_command_line_reach_the_server() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        process = await _start(harness, "--words", "--format", "srt", "--language", "de-DE", str(RECORDING))
+        await process.communicate()
+        options = harness.backplane.link.options
+    assert options is not None
+    assert (options.words, options.auto_finalize, options.language) == (True, True, "de-DE")
+    assert options.sample_rate == 16_000
+
+
+async def test_an_address_that_cannot_be_one_is_a_wrong_command_line() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        process = await _start(harness, "--url", "ws://host:99999", str(RECORDING))
+        _, err = await process.communicate()
+    assert process.returncode == 2
+    assert err.decode().startswith("parakeet-server transcribe: --url got 'ws://host:99999'")
+    assert err.decode().count("\n") == 1
