@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -180,46 +179,64 @@ def read_recording(path: str | Path) -> Recording:
 async def stream_blocks(source: Source, message_ms: int, *, real_time: bool = False) -> AsyncIterator[bytes]:
     """Yield a source in messages of `message_ms`; in real time, each when its last sample is spoken.
 
-    The source is read in a thread of its own, which may wait for a pipe or compute. Raises BadAudio.
+    The source is read in a thread of its own, which may wait for a pipe or compute, and closed at its end.
+    Raises BadAudio.
     """
     size = max(1, source.rate * message_ms // 1000) * 2
     loop = asyncio.get_running_loop()
     started, sent = loop.time(), 0
     pending = bytearray()
-    async for block in _read_in_thread(source, loop):
-        pending += block or b""
-        while len(pending) >= size or (block is None and pending):
-            message = bytes(pending[:size])
-            del pending[:size]
-            sent += len(message)
-            if real_time:
-                await asyncio.sleep(max(0.0, started + sent / 2 / source.rate - loop.time()))
-            yield message
+    async with contextlib.aclosing(_read_in_thread(source, loop)) as blocks:
+        async for block in blocks:
+            pending += block or b""
+            while len(pending) >= size or (block is None and pending):
+                message = bytes(pending[:size])
+                del pending[:size]
+                sent += len(message)
+                if real_time:
+                    await asyncio.sleep(max(0.0, started + sent / 2 / source.rate - loop.time()))
+                yield message
 
 
-async def _read_in_thread(source: Source, loop: asyncio.AbstractEventLoop) -> AsyncIterator[bytes | None]:
+async def _read_in_thread(
+    source: Source, loop: asyncio.AbstractEventLoop
+) -> AsyncGenerator[bytes | None, None]:
     """Yield blocks, and None after the last."""
-    queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(_QUEUED_BLOCKS)
+    queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()  # bounded by the room
+    room = threading.Semaphore(_QUEUED_BLOCKS)
+    abandoned = threading.Event()
 
-    def put(item: bytes | BaseException | None) -> None:
-        asyncio.run_coroutine_threadsafe(queue.put(item), loop).result()
+    def put(item: bytes | BaseException | None) -> bool:
+        """Wait for room in the queue; False once nobody reads it."""
+        room.acquire()
+        if abandoned.is_set():
+            return False
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+            return True
+        return False
 
     def read() -> None:
-        # Ends with the loop, whose closing makes the next put fail.
-        with contextlib.suppress(RuntimeError, concurrent.futures.CancelledError):
-            try:
-                for block in source.blocks():
-                    put(block)
-            except Exception as error:  # whatever it is, the loop's side waits for it
-                put(error)
-            put(None)
+        failure: BaseException | None = None
+        try:
+            for block in source.blocks():
+                if not put(block):
+                    return
+        except Exception as error:  # whatever it is, the loop's side waits for it
+            failure = error
+        finally:
+            source.close()
+        put(failure)
 
     # A daemon: a read that waits for a silent pipe must not hold up the end of the program.
     threading.Thread(target=read, name="audio", daemon=True).start()
-    while True:
-        item = await queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        yield item
-        if item is None:
-            return
+    try:
+        while (item := await queue.get()) is not None:
+            room.release()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+        yield None
+    finally:
+        abandoned.set()
+        room.release()
