@@ -51,6 +51,8 @@ HEADS: Final = Path(__file__).parent / "start" / "heads.safetensors"
 _NEXT_ROW: Final = "next-row-"
 _SPEAKING_S: Final = 400.0
 _SPEAKING_MEMORY: Final = 0.45
+# A machine may be taken away before a session's end.
+_CHECKPOINT_MINUTES: Final = 4.0
 # For the synthesiser to start, and for the batch in hand.
 _SPEECH_SLACK_MINUTES: Final = 3.0
 
@@ -275,12 +277,16 @@ def _train(
     trainer = Trainer(
         model, optimiser, utterances, eou, settings, processes, calls, _print, session=progress.num_sessions
     )
-    trainer.run(deadline)
+    next_row = max(int(path.read_text(encoding="ascii")) for path in folder.glob(f"{_NEXT_ROW}*"))
+    ended, size = False, 0
+    while not ended:
+        trainer.run(min(deadline, time.monotonic() + 60 * _CHECKPOINT_MINUTES))
+        done = Progress(optimiser.num_steps, next_row, progress.num_sessions + 1)
+        if processes.leads:
+            size = save_checkpoint(checkpoint, optimiser, done, base_N)
+        ended = processes.agree(done.num_steps >= plan.num_steps or time.monotonic() >= deadline)
     if not processes.leads:
         return ""
-    next_row = max(int(path.read_text(encoding="ascii")) for path in folder.glob(f"{_NEXT_ROW}*"))
-    done = Progress(optimiser.num_steps, next_row, progress.num_sessions + 1)
-    size = save_checkpoint(checkpoint, optimiser, done, base_N)
     held_out = folder / f"{HELD_OUT}.npy"
     if held_out.is_file():
         optimiser.parameters.values_N.copy_(optimiser.average_N)

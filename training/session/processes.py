@@ -37,6 +37,12 @@ class Processes:
         if self.world > 1:
             dist.broadcast(x, 0)
 
+    def agree(self, wish: bool) -> bool:
+        """What the leader wishes: clocks differ, and all must leave a loop together."""
+        said = torch.tensor(float(wish), device=self.device)
+        self.share(said)
+        return bool(said)
+
     def close(self) -> None:
         """Wait for the others and leave."""
         if self.world > 1:

@@ -32,8 +32,12 @@ def make_shards(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_train_resume_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_resume_and_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.set_num_threads(1)
+    # A checkpoint after every step.
+    monkeypatch.setattr("training.stages._CHECKPOINT_MINUTES", 0.0)
     make_shards(tmp_path / "speech")
     folders = ("--speech", str(tmp_path / "speech"), "--checkpoint", str(tmp_path / "checkpoint"))
     card = tmp_path / "card.md"
