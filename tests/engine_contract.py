@@ -106,7 +106,7 @@ def grow_old(engine: SpeechEngine, stream: StreamId, frames: int) -> int:
     slot, table = engine._streams.get(stream).slot, engine._table
     added = engine._folded.period * -(-frames // engine._folded.period)
     samples = added * engine.clock.frame_samples
-    table.planned[slot] += added
+    table.plan_from(np.array([slot]), table.planned[[slot]] + added)
     table.decoded[slot] += added
     table.fed[slot] += samples
     engine._rings.freed[slot] += samples

@@ -28,45 +28,58 @@ class BlockManager:
         self.num_pages = num_pages
         self.page_frames = page_frames
         self.ring_pages = ring_pages
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._pages: list[list[int]] = [[] for _ in range(num_slots)]
+        # A stack: its first `num_free` are free.
+        self._free: NDArray[np.int32] = np.arange(num_pages, dtype=np.int32)[::-1].copy()
+        self._num_free = num_pages
+        # Pages that each slot has; they stand first in its row of the table.
+        self.held: NDArray[np.int64] = np.zeros(num_slots, dtype=np.int64)
         # Entries without a page name the spare one, so that a gather never leaves the cache.
         self.table: NDArray[np.int32] = np.full((num_slots + 1, ring_pages), num_pages, dtype=np.int32)
 
     @property
     def num_free(self) -> int:
         """Pages that no stream has."""
-        return len(self._free)
+        return self._num_free
 
     def pages(self, slot: int) -> tuple[int, ...]:
         """The pages of a slot in the order of its frames."""
-        return tuple(self._pages[slot])
+        return tuple(self.table[slot, : self.held[slot]].tolist())
 
-    def needed(self, slot: int, end_frame: int) -> int:
-        """Pages that a slot still has to take before frames up to `end_frame` (exclusive) fit."""
-        wanted = min(self.ring_pages, -(-end_frame // self.page_frames))
-        return max(0, wanted - len(self._pages[slot]))
+    def missing(self, slots_B: NDArray[np.int64], end_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pages that slots still have to take before their frames up to `end_B` (exclusive) fit."""
+        wanted_B = np.minimum(self.ring_pages, -(-end_B // self.page_frames))
+        missing_B: NDArray[np.int64] = np.maximum(wanted_B - self.held[slots_B], 0)
+        return missing_B
+
+    def take(self, slots_B: NDArray[np.int64], count_B: NDArray[np.int64]) -> None:
+        """Give slots, none twice, so many pages each.  Raises OutOfPages, and then has given none."""
+        count = int(count_B.sum())
+        if count > self._num_free:
+            raise OutOfPages(
+                f"The cache has {self._num_free} of {self.num_pages} pages left, {count} are needed."
+            )
+        if not count:
+            return
+        row_N = np.repeat(slots_B, count_B)
+        number_N = np.arange(count) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+        self._num_free -= count
+        self.table[row_N, self.held[row_N] + number_N] = self._free[self._num_free :][:count][::-1]
+        self.held[slots_B] += count_B
 
     def grow(self, slot: int, end_frame: int) -> None:
         """Give a slot the pages for its frames up to `end_frame` (exclusive).
 
         Raises OutOfPages, and then has given none.
         """
-        count = self.needed(slot, end_frame)
-        if count > len(self._free):
-            raise OutOfPages(
-                f"The cache has {len(self._free)} of {self.num_pages} pages left, {count} are needed."
-            )
-        taken = self._pages[slot]
-        for _ in range(count):
-            page = self._free.pop()
-            self.table[slot, len(taken)] = page
-            taken.append(page)
+        slots = np.array([slot])
+        self.take(slots, self.missing(slots, np.array([end_frame])))
 
     def release(self, slot: int) -> None:
         """Take all pages of a slot back."""
-        self._free.extend(reversed(self._pages[slot]))
-        self._pages[slot] = []
+        count = int(self.held[slot])
+        self._free[self._num_free : self._num_free + count] = self.table[slot, :count][::-1]
+        self._num_free += count
+        self.held[slot] = 0
         self.table[slot] = self.num_pages
 
     def locate(self, slot: int, frames: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -76,9 +89,11 @@ class BlockManager:
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless free and taken pages are all pages, each once, and tables agree."""
-        taken = [page for pages in self._pages for page in pages]
-        assert sorted(taken + self._free) == list(range(self.num_pages)), "a page is lost or given twice"
-        for slot, pages in enumerate(self._pages):
-            expected = pages + [self.num_pages] * (self.ring_pages - len(pages))
-            assert self.table[slot].tolist() == expected, f"the block table of slot {slot} is wrong"
+        taken = [page for slot in range(len(self.held)) for page in self.pages(slot)]
+        free = self._free[: self._num_free].tolist()
+        assert sorted(taken + free) == list(range(self.num_pages)), "a page is lost or given twice"
+        for slot, count in enumerate(self.held.tolist()):
+            assert (self.table[slot, count:] == self.num_pages).all(), (
+                f"the block table of slot {slot} is wrong"
+            )
         assert (self.table[-1] == self.num_pages).all(), "the spare row of the block table has a page"

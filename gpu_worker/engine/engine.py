@@ -97,15 +97,13 @@ class SpeechEngine:
         self._turns = TurnStage(judge, eou_id=vocabulary.eou_id, num_slots=num_slots)
         self._snapshots = SlotSnapshots(steps, self._table, self._rings, self._blocks, self._turns)
         self._streams = OpenStreams(num_slots)
+        # Slots of the streams that more samples may come for.
+        self._fed_slots: dict[StreamId, int] = {}
         self._fresh: list[Stream] = []
         self._finishing: dict[StreamId, Stream] = {}
         self._num_opened = 0
         self._listens = np.zeros(num_slots, dtype=np.bool_)
-        # Pages that each slot has, for finding those that need one more.
-        self._held_pages = np.zeros(num_slots, dtype=np.int64)
         self._launched: _Launched | None = None
-        # Of each slot the second of audio in which its last output ended, where turns are detected.
-        self._seconds = [0] * num_slots
         # Outputs that were read before `step` could return them.
         self._unsent: list[StreamOutput] = []
         self._gauges_due = 0.0
@@ -133,6 +131,7 @@ class SpeechEngine:
         )
         state = Stream(stream, slot, self._num_opened, options, prompt, transcript, settings.enabled)
         self._streams.add(state)
+        self._fed_slots[stream] = slot
         self._listens[slot] = state.listens
         try:
             if restored is None:
@@ -142,33 +141,31 @@ class SpeechEngine:
                     self._turns.open(stream, settings, transcript, slot=slot)
             else:
                 self._unsent += self._snapshots.restore(state, settings, restored)
-                self._held_pages[slot] = len(self._blocks.pages(slot))
         except BaseException:
             self._forget(state)
             raise
-        self._seconds[slot] = self._decoded(state) // ENGINE_SAMPLE_RATE
         if not self._table.decoded[slot]:
             self._fresh.append(state)
         self._stats.open_streams = len(self._streams)
 
     def feed(self, stream: StreamId, samples: Samples) -> None:
-        state = self._streams.get(stream)
-        if state.finish_asked:
+        slot = self._fed_slots.get(stream)
+        if slot is None:
+            self._streams.get(stream)
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
         if samples.dtype is PCM16 and samples.ndim == 1:
             # It is finite and not too loud, whatever it holds.
-            self._rings.append_pcm16(state.slot, samples)  # type: ignore[arg-type]
+            self._rings.append_pcm16(slot, samples)  # type: ignore[arg-type]
             return
         # One pass tells of both; vdot does not warn, as dot does.
         wrong = samples.dtype != FLOAT32 or samples.ndim != 1
         if wrong or not np.vdot(samples, samples) < _MAX_SAMPLE:
             samples = np.clip(float_samples(samples), -_MAX_SAMPLE, _MAX_SAMPLE)
-        self._rings.append(state.slot, samples)
+        self._rings.append(slot, samples)
 
     def finish(self, stream: StreamId) -> None:
         state = self._streams.get(stream)
-        if not state.finish_asked:
-            state.finish_asked = True
+        if self._fed_slots.pop(stream, None) is not None:
             if self._rings.beside(state.slot):
                 self._finishing[stream] = state
             else:
@@ -204,6 +201,7 @@ class SpeechEngine:
         """
         slot = state.slot
         self._streams.remove(state)
+        self._fed_slots.pop(state.stream, None)
         self._finishing.pop(state.stream, None)
         self._listens[slot] = False
         if state.listens:
@@ -211,7 +209,6 @@ class SpeechEngine:
         self._table.close(slot)
         self._rings.close(slot)
         self._blocks.release(slot)
-        self._held_pages[slot] = 0
         self._stats.open_streams = len(self._streams)
 
     # ------------------------------------------------------------------ steps
@@ -222,7 +219,9 @@ class SpeechEngine:
             or bool(self._unsent)
             or any(not self._rings.beside(state.slot) for state in self._finishing.values())
             or self._turns.has_ready()
-            or bool(self._table.ready(self._table.chunks_waiting()).any())
+            # A verdict that came may change no result, and its stream goes on all the same.
+            or len(self._turns.waiting) != self._table.num_held
+            or bool(self._table.ready().any())
         )
 
     def wait_s(self) -> float | None:
@@ -244,22 +243,16 @@ class SpeechEngine:
         if self._launched is not None and now < self._gauges_due:
             return
         self._gauges_due = now + _GAUGES_EVERY_S
-        stats, waiting = self._stats, self._table.chunks_waiting()
-        stats.ready_streams = int(np.count_nonzero(self._table.ready(waiting)))
-        stats.waiting_chunks = int(waiting.sum())
+        stats = self._stats
+        stats.ready_streams = int(np.count_nonzero(self._table.ready()))
+        stats.waiting_chunks = self._table.num_chunks_waiting()
         stats.turn_detection_depth = self._turns.num_held
         stats.turn_detection_streams = len(self._turns.waiting)
 
     def _drain_turns(self, outputs: list[StreamOutput]) -> None:
-        seconds = self._seconds
-        for output in self._turns.drain():
-            # Of what changes nothing clients want no more than an acknowledgement a second.
-            state, second = self._streams.get(output.stream), output.samples_decoded // ENGINE_SAMPLE_RATE
-            if output.changed or second > seconds[state.slot]:
-                seconds[state.slot] = second
-                outputs.append(output)
-            if output.is_final:
-                self._forget(state)
+        outputs += self._turns.drain()
+        for stream in self._turns.take_ended():
+            self._forget(self._streams.get(stream))
         self._table.hold([self._streams.get(stream).slot for stream in self._turns.waiting])
 
     def _land_stream(self, state: Stream) -> None:
@@ -324,22 +317,18 @@ class SpeechEngine:
 
         Only who has pages, or wants one, makes room by going.
         """
-        blocks, end = self._blocks, plan.start_B + plan.frames_B
-        wanted = np.minimum(blocks.ring_pages, -(-end // blocks.page_frames))
-        growing = np.flatnonzero(wanted > self._held_pages[plan.slots_B])
-        for row in growing:
-            slot = int(plan.slots_B[row])
-            try:
-                blocks.grow(slot, int(end[row]))
-            except OutOfPages as error:
-                wants = self._held_pages > 0
-                wants[slot] = True
-                newest = self._streams.by_slot[int(np.argmax(np.where(wants, self._table.order, 0)))]
-                assert newest is not None
-                outputs.append(failed_output(newest, self._decoded(newest), error))
-                self._forget(newest)
-                return False
-            self._held_pages[slot] = len(blocks.pages(slot))
+        blocks, slots = self._blocks, plan.slots_B
+        missing = blocks.missing(slots, plan.start_B + plan.frames_B)
+        try:
+            blocks.take(slots, missing)
+        except OutOfPages as error:
+            wants = blocks.held > 0
+            wants[slots[missing > 0]] = True
+            newest = self._streams.by_slot[int(np.argmax(np.where(wants, self._table.order, 0)))]
+            assert newest is not None
+            outputs.append(failed_output(newest, self._decoded(newest), error))
+            self._forget(newest)
+            return False
         return True
 
     # ------------------------------------------------------------------ results
@@ -394,12 +383,14 @@ class SpeechEngine:
             pieces.end_P[chosen].tolist(),
             strict=True,
         ):
+            tokens = text.tokens(piece)
+            if is_steady:
+                turns.push_steady(slot, tokens, end)
+                continue
             state = by_slot[slot]
             assert state is not None
-            stream, tokens = state.stream, text.tokens(piece)
-            if is_steady:
-                turns.push_steady(stream, tokens, end)
-            elif state.listens:
+            stream = state.stream
+            if state.listens:
                 samples = self._rings.copy(slot, begin, end) if turns.needs_samples(stream) else None
                 turns.push(stream, tokens, end, is_final=is_final, probs=text.speech(piece), samples=samples)
             else:
@@ -420,8 +411,7 @@ class SpeechEngine:
         for state in self._streams:
             stream, slot = state.stream, state.slot
             assert table.order[slot] == state.order, f"stream {stream} is not in the plan"
-            held = len(self._blocks.pages(slot))
-            assert held == self._held_pages[slot], f"the pages of stream {stream} are miscounted"
+            held = int(self._blocks.held[slot])
             planned, decoded = int(table.planned[slot]), int(table.decoded[slot])
             assert held * self._blocks.page_frames >= min(planned, ring), f"stream {stream} lacks pages"
             assert self._launched is not None or planned == decoded, f"stream {stream} waits for no step"

@@ -20,7 +20,7 @@ from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineError, StreamO
 from gpu_worker.engine.slot_table import Plan
 from gpu_worker.engine.steps import WINDOW_SAMPLES, StepFindings
 from gpu_worker.engine.stream import Stream
-from gpu_worker.engine.transcript import Tokens, Transcript
+from gpu_worker.engine.transcript import NO_TOKENS, Tokens, Transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,19 @@ class StepText:
     """
 
     first_token: list[int]
-    ids: list[int]
-    frames: list[int]
-    confidences: list[float]
+    ids: tuple[int, ...]
+    frames: tuple[int, ...]
+    confidences: tuple[float, ...]
     num_windows_P: NDArray[np.int64]
     first_window_P: NDArray[np.int64]
     speech_V: NDArray[np.float32]
 
     def tokens(self, piece: int) -> Tokens:
         """The tokens of a piece."""
-        at = slice(self.first_token[piece], self.first_token[piece + 1])
+        first, end = self.first_token[piece], self.first_token[piece + 1]
+        if first == end:
+            return NO_TOKENS
+        at = slice(first, end)
         return Tokens(self.ids[at], self.frames[at], self.confidences[at])
 
     def speech(self, piece: int) -> list[float]:
@@ -108,9 +111,9 @@ class StepText:
         is_window_BW = np.arange(found.speech_BW.shape[1]) < windows_B[:, None]
         return cls(
             _starts(np.bincount(piece_T, minlength=num_pieces)),
-            found.symbols_BK[row_T, column_T].tolist(),
-            (plan.start_B[row_T] + frame_T).tolist(),
-            found.confidences_BK[row_T, column_T].tolist(),
+            tuple(found.symbols_BK[row_T, column_T].tolist()),
+            tuple((plan.start_B[row_T] + frame_T).tolist()),
+            tuple(found.confidences_BK[row_T, column_T].tolist()),
             windows_P,
             np.cumsum(windows_P) - windows_P,
             found.speech_BW[is_window_BW],
@@ -146,20 +149,22 @@ def chunk_output(
     Without the fields of turns it is the output of a stream whose turns nobody detects. `changed` is for
     what they changed.
     """
+    # By position: names cost half as much again.
     return StreamOutput(
-        stream=stream,
-        samples_decoded=samples_decoded,
-        token_ids=tuple(tokens.ids),
-        confidence_scores=tuple(tokens.confidences),
-        token_frames=tuple(tokens.frames),
-        text=transcript.text,
-        last_state=last_state,
-        turn_detection=turn_detection,
-        is_final=is_final,
-        is_turn_event=is_turn_event,
-        words=transcript.take_words(),
-        changed=changed or bool(tokens.ids) or is_final,
-        utterances=utterances,
+        stream,
+        samples_decoded,
+        tuple(tokens.ids),
+        tuple(tokens.confidences),
+        tuple(tokens.frames),
+        transcript.text,
+        last_state,
+        turn_detection,
+        is_final,
+        is_turn_event,
+        transcript.take_words(),
+        changed or bool(tokens.ids) or is_final,
+        None,
+        utterances,
     )
 
 

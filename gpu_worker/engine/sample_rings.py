@@ -38,16 +38,17 @@ class SampleRings:
         # Slots whose ring holds float32; a stream whose samples come as pcm16 has half as much to copy.
         self.is_float: NDArray[np.bool_] = np.zeros(num_slots, dtype=np.bool_)
         self._fed, self._freed = memoryview(table.fed), memoryview(self.freed)  # type: ignore[arg-type]
-        self._pcm16 = [memoryview(row) for row in memory.pcm16[:num_slots]]
-        # What `append` writes into: None where it has to look closer.
-        self._direct: list[memoryview | None] = list(self._pcm16)
+        # All rings as one line of pcm16; a slot's is the first half of its part.
+        self._pcm16 = memoryview(memory.float32_SC.reshape(-1).view(np.int16))  # type: ignore[arg-type]
+        # Slots whose samples are not simply written: float32, or what waits beside the ring.
+        self._odd = bytearray(num_slots)
         self._beside: dict[int, deque[Samples]] = {}
 
     def open(self, slot: int, samples: int) -> None:
         """Begin a stream whose first `samples` samples were taken before."""
         self.freed[slot] = samples
         self.is_float[slot] = False
-        self._direct[slot] = self._pcm16[slot]
+        self._odd[slot] = False
 
     def close(self, slot: int) -> None:
         """Forget what waits beside the ring."""
@@ -59,15 +60,18 @@ class SampleRings:
 
     def append_pcm16(self, slot: int, samples: NDArray[np.int16]) -> None:
         """Queue samples; keeps no reference to them."""
-        ring = self._direct[slot]
-        if ring is not None:
-            fed, count = self._fed[slot], len(samples)
-            at = fed % self._length
-            if at + count <= self._length and fed + count - self._freed[slot] <= self._length:
-                ring[at : at + count] = samples.data
-                self._fed[slot] = fed + count
-                return
-        self.append(slot, samples)
+        length, fed, count = self._length, self._fed[slot], len(samples)
+        if self._odd[slot] or fed + count - self._freed[slot] > length:
+            self.append(slot, samples)
+            return
+        ring, at, data = 2 * slot * length, fed % length, samples.data
+        if at + count <= length:
+            self._pcm16[ring + at : ring + at + count] = data
+        else:
+            first = length - at
+            self._pcm16[ring + at : ring + length] = data[:first]
+            self._pcm16[ring : ring + count - first] = data[first:]
+        self._fed[slot] = fed + count
 
     def append(self, slot: int, samples: Samples) -> None:
         """Queue samples of either type; keeps no reference to them."""
@@ -77,7 +81,7 @@ class SampleRings:
         written = self._write(slot, samples)
         if written < len(samples):
             self._beside[slot] = deque([samples[written:].copy()])
-            self._direct[slot] = None
+            self._odd[slot] = True
 
     def free(self, slots: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
         """Say that samples before `ends` are no more needed; what waits beside those rings moves up."""
@@ -97,8 +101,7 @@ class SampleRings:
                 return
             parts.popleft()
         del self._beside[slot]
-        if not self.is_float[slot]:
-            self._direct[slot] = self._pcm16[slot]
+        self._odd[slot] = bool(self.is_float[slot])
 
     def copy(self, slot: int, first: int, end: int) -> NDArray[np.float32]:
         """Samples first .. end - 1 of a slot's stream, all in its ring."""
@@ -138,6 +141,6 @@ class SampleRings:
         first, end = self._freed[slot], self._fed[slot]
         waiting = self.copy(slot, first, end)
         self.is_float[slot] = True
-        self._direct[slot] = None
+        self._odd[slot] = True
         ring = self._memory.of(slot, is_float=True)
         ring[np.arange(first, end) % self._length] = waiting

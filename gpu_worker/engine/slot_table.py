@@ -46,6 +46,7 @@ class SlotTable:
     fed: samples in the ring or taken from it, over the stream's life.
     planned: encoder frames that are decoded or in a step under way.
     decoded: encoder frames whose step is over.
+    needed: samples at which the next chunk is whole, so that who is ready costs a comparison.
     finished: no sample follows.  ended: the last row is planned.
     held: nothing is planned until turn detection has its verdict.
     """
@@ -56,10 +57,11 @@ class SlotTable:
         self.fed = np.zeros(num_slots, dtype=np.int64)
         self.planned = np.zeros(num_slots, dtype=np.int64)
         self.decoded = np.zeros(num_slots, dtype=np.int64)
+        self.needed = np.full(num_slots, _NEVER, dtype=np.int64)
         self.finished = np.zeros(num_slots, dtype=np.bool_)
         self.ended = np.zeros(num_slots, dtype=np.bool_)
         self.held = np.zeros(num_slots, dtype=np.bool_)
-        self._num_held = 0
+        self.num_held = 0
         # Plan at which the slot was first seen to be ready: who waits longest goes first.
         self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
         self._num_plans = 0
@@ -70,7 +72,8 @@ class SlotTable:
         """Give a free slot to a stream that has decoded `frames` and taken `samples` before."""
         self.order[slot] = order
         self.fed[slot] = samples
-        self.planned[slot] = self.decoded[slot] = frames
+        self.decoded[slot] = frames
+        self.plan_from(np.array([slot]), np.array([frames]))
         self.finished[slot] = self.ended[slot] = False
         self._ready_since[slot] = _NEVER
 
@@ -78,31 +81,41 @@ class SlotTable:
         """Make a slot free."""
         self.order[slot] = 0
         self.fed[slot] = self.planned[slot] = 0
+        self.needed[slot] = _NEVER
         self.finished[slot] = self.ended[slot] = self.held[slot] = False
 
     def hold(self, slots: Sequence[int]) -> None:
         """Plan nothing for these slots, and no longer hold any other."""
-        if slots or self._num_held:
+        if slots or self.num_held:
             self.held[:] = False
             self.held[slots] = True
-            self._num_held = len(slots)
+            self.num_held = len(slots)
 
-    def chunks_waiting(self) -> NDArray[np.int64]:
-        """Whole chunks of each slot that are in the ring and not planned; 0 for a free one."""
+    def ready(self) -> NDArray[np.bool_]:
+        """Slots that a plan could have a row for."""
+        ready: NDArray[np.bool_] = (self.fed >= self.needed) | self.finished
+        return ready & ~(self.ended | self.held)
+
+    def num_chunks_waiting(self) -> int:
+        """Whole chunks that are in the rings and not planned, over all streams."""
+        return int(self._chunks_waiting(np.flatnonzero(self.order)).sum())
+
+    def _chunks_waiting(self, slots_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Whole chunks of slots that are in the ring and not planned."""
         clock = self.clock
-        frames = (self.fed - clock.lookahead_samples) // clock.frame_samples + 1
-        waiting: NDArray[np.int64] = frames // clock.chunk_frames - self.planned // clock.chunk_frames
-        return np.maximum(waiting, 0)
+        frames_B = (self.fed[slots_B] - clock.lookahead_samples) // clock.frame_samples + 1
+        waiting_B: NDArray[np.int64] = frames_B // clock.chunk_frames
+        waiting_B -= self.planned[slots_B] // clock.chunk_frames
+        return np.maximum(waiting_B, 0)
 
-    def ready(self, waiting: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Slots that a plan could have a row for, given `chunks_waiting`."""
-        ready: NDArray[np.bool_] = (waiting > 0) | self.finished
-        return ready & ~(self.ended | self.held) & (self.order > 0)
+    def plan_from(self, slots_B: NDArray[np.int64], frames_B: NDArray[np.int64]) -> None:
+        """Say that so many frames of slots are planned: the next chunk begins there."""
+        self.planned[slots_B] = frames_B
+        self.needed[slots_B] = self.clock.samples_of_frame_array(frames_B + self.clock.chunk_frames)
 
     def plan(self, max_rows: int, max_chunks: int = 1) -> Plan | None:
         """Choose the next step's rows and mark them as planned; None when nothing is ready."""
-        waiting = self.chunks_waiting()
-        slots = np.flatnonzero(self.ready(waiting))
+        slots = np.flatnonzero(self.ready())
         if not len(slots):
             return None
         self._num_plans += 1
@@ -111,7 +124,7 @@ class SlotTable:
         if len(slots) > max_rows:
             slots = slots[np.argsort(since, kind="stable")[:max_rows]]
         self._ready_since[slots] = _NEVER
-        waiting, start, finished = waiting[slots], self.planned[slots], self.finished[slots]
+        waiting, start, finished = self._chunks_waiting(slots), self.planned[slots], self.finished[slots]
         ending = np.flatnonzero(finished)
         left = np.array(
             [self.clock.total_frames(fed) for fed in self.fed[slots[ending]].tolist()], dtype=np.int64
@@ -125,7 +138,7 @@ class SlotTable:
         # The last whole chunk closes the stream too when no frame comes after it.
         ends[ending] = left <= most * self.clock.chunk_frames
         frames[ending] = np.where(ends[ending], left, frames[ending])
-        self.planned[slots] = start + frames
+        self.plan_from(slots, start + frames)
         self.ended[slots] = ends
         return Plan(slots, start, frames, ends, chunks, self.order[slots])
 
@@ -140,6 +153,6 @@ class SlotTable:
         """Undo the newest plan, whose rows have not been launched; its streams keep their turn."""
         alive = self.order[plan.slots_B] == plan.order_B
         slots = plan.slots_B[alive]
-        self.planned[slots] = plan.start_B[alive]
+        self.plan_from(slots, plan.start_B[alive])
         self.ended[slots] = False
         self._ready_since[slots] = 0

@@ -16,7 +16,7 @@ class Stream:
     """What a stream has besides its row of arrays.
 
     `order` counts openings: a higher one is newer.  `prompt` is its language's.  `listens`: its turns are
-    detected.  `finish_asked`: no sample follows those that were fed.
+    detected.
     """
 
     stream: StreamId
@@ -26,7 +26,6 @@ class Stream:
     prompt: int
     transcript: Transcript
     listens: bool
-    finish_asked: bool = False
 
 
 class OpenStreams:

@@ -102,6 +102,18 @@ class Transcript:
         with_starts: whether the places are wanted at which words begin.
     """
 
+    __slots__ = (
+        "_frame_s",
+        "_marks",
+        "_open",
+        "_starts",
+        "_text",
+        "_vocabulary",
+        "_with_starts",
+        "_with_words",
+        "_words",
+    )
+
     def __init__(
         self, vocabulary: Vocabulary, frame_s: float, *, with_words: bool, with_starts: bool = False
     ) -> None:

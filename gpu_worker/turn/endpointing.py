@@ -25,9 +25,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from enum import Enum, StrEnum
-from math import inf
 from typing import Any, Final, Self
 
+from common.hot_value import hot_value
 from common.messages import LastState, TurnDetection
 from gpu_worker.turn.settings import SAMPLES_PER_MS, Signal, TurnSettings
 from gpu_worker.turn.transitions import (
@@ -40,6 +40,10 @@ from gpu_worker.turn.transitions import (
 )
 
 WINDOW_SAMPLES: Final = 512
+
+
+# A name of a module is found sooner than one of an enumeration.
+_IDLE, _SPEAKING, _PAUSED = State.IDLE, State.SPEAKING, State.PAUSED
 
 
 class Verdict(Enum):
@@ -60,7 +64,7 @@ class Cause(StrEnum):
     FINISHED = "finished"
 
 
-@dataclass(frozen=True, slots=True)
+@hot_value
 class TurnChunk:
     """What one chunk of audio gave.
 
@@ -137,6 +141,24 @@ class Endpointer:
         settings: thresholds and times; they stay for the stream's life.
     """
 
+    __slots__ = (
+        "_awaiting",
+        "_eou_sample",
+        "_events",
+        "_is_speech",
+        "_num_questions",
+        "_question_sample",
+        "_questions",
+        "_read_sample",
+        "_speech_end_sample",
+        "_speech_run_samples",
+        "_speech_start_sample",
+        "_state",
+        "_tape",
+        "_verdict",
+        "settings",
+    )
+
     def __init__(self, settings: TurnSettings) -> None:
         self.settings = settings
         self._state = State.IDLE
@@ -158,6 +180,11 @@ class Endpointer:
     def state(self) -> State:
         """The state after all that has been read."""
         return self._state
+
+    @property
+    def read_sample(self) -> int:
+        """Where the audio ends that has been read, a chunk that waits included."""
+        return self._read_sample
 
     @property
     def has_heard(self) -> bool:
@@ -232,7 +259,12 @@ class Endpointer:
         num_windows = chunk.end_sample // WINDOW_SAMPLES - start_sample // WINDOW_SAMPLES
         if len(chunk.probs) != num_windows:
             raise ValueError(f"the chunk completes {num_windows} windows, got {len(chunk.probs)}")
-        if self._goes_on(chunk):
+        if not chunk.eou_samples and Signal.SMART_TURN not in self.settings.signals:
+            # Nothing can make it wait.
+            self._read_sample = chunk.end_sample
+            self._read_windows(start_sample // WINDOW_SAMPLES * WINDOW_SAMPLES, chunk.probs)
+            if chunk.final:
+                self._apply(Event.FINISHED, chunk.end_sample, Cause.FINISHED)
             return self._outcomes()
         first = start_sample // WINDOW_SAMPLES + 1
         marks: list[tuple[int, float | None]] = [
@@ -248,20 +280,30 @@ class Endpointer:
         self._read_sample = chunk.end_sample
         return self.resume()
 
-    def _goes_on(self, chunk: TurnChunk) -> bool:
-        """Takes a chunk of mere speech in speech, or of silence between utterances: what most chunks are.
+    def _read_windows(self, last_window: int, probs: Sequence[float]) -> None:
+        """Reads the windows behind `last_window`.
 
-        The same as reading its windows one by one, whose transitions all lead back to the same state, in a
-        fifth of the time, which is the engine's thread's.
+        Those that lead back to the state are taken as `skip` takes them: the same as one by one, and sooner.
         """
-        probs, settings = chunk.probs, self.settings
-        if chunk.eou_samples or chunk.final or not probs:
-            return False
-        speaks = self._state is State.SPEAKING and min(probs) >= settings.vad_threshold
-        is_silent = self._state is State.IDLE and max(probs) < settings.vad_threshold - settings.vad_margin
-        if speaks or is_silent:
-            self.skip(len(probs), chunk.end_sample)
-        return speaks or is_silent
+        settings, state, until = self.settings, self._state, 0
+        speech_level, silence_level = settings.vad_threshold, settings.vad_threshold - settings.vad_margin
+        sample = last_window
+        for prob in probs:
+            sample += WINDOW_SAMPLES
+            if prob >= speech_level:
+                if state is _SPEAKING:
+                    self._speech_run_samples += WINDOW_SAMPLES
+                    self._speech_end_sample = sample
+                    continue
+            elif prob < silence_level:
+                if state is _PAUSED and not until:
+                    until = self._silent_until(sample - WINDOW_SAMPLES)
+                if state is _IDLE or (state is _PAUSED and sample < until):
+                    self._is_speech = False
+                    self._speech_run_samples = 0
+                    continue
+            self._read_window(sample, prob)
+            state, until = self._state, 0
 
     def resume(self) -> Sequence[TurnOutcome] | None:
         """Goes on with the chunk that waits; None when it still does.
@@ -273,8 +315,6 @@ class Endpointer:
         if tape is None:
             raise ValueError("no chunk waits for a verdict")
         while tape.marks:
-            if not self._awaiting and self._takes_level(tape.marks):
-                continue
             sample, prob = tape.marks[0]
             read = self._read_eou(sample) if prob is None else self._read_window(sample, prob)
             if not read:
@@ -285,28 +325,10 @@ class Endpointer:
         self._tape = None
         return self._outcomes()
 
-    def _takes_level(self, marks: deque[tuple[int, float | None]]) -> bool:
-        """Takes the first windows as far as they lead back to the state; the same as one by one, sooner."""
-        state, settings, count = self._state, self.settings, len(marks)
-        if state is State.SPEAKING:
-            level = settings.vad_threshold
-            while marks and (prob := marks[0][1]) is not None and prob >= level:
-                self._speech_end_sample = marks.popleft()[0]
-            self._speech_run_samples += (count - len(marks)) * WINDOW_SAMPLES
-        elif state is State.IDLE or state is State.PAUSED:
-            level = settings.vad_threshold - settings.vad_margin
-            until: float = inf
-            if state is State.PAUSED:
-                until = self._silent_until(marks[0][0] - WINDOW_SAMPLES)
-            while marks and (prob := marks[0][1]) is not None and prob < level and marks[0][0] < until:
-                marks.popleft()
-            if len(marks) < count:
-                self._is_speech = False
-                self._speech_run_samples = 0
-        return len(marks) < count
-
     def take_questions(self) -> Sequence[TurnQuestion]:
         """Questions asked since the last call. Only the last one's answer can still matter."""
+        if not self._questions:
+            return ()
         questions = tuple(self._questions)
         self._questions.clear()
         return questions

@@ -35,6 +35,7 @@ class HeldChunk:
 class Lane:
     """The turn state of one stream.
 
+    stream: its id.
     transcript: up to the last result.
     endpointer: None when turn detection is off for the stream.
     history: the last 8 s of audio and the chunk being read, for smart-turn; None without it.
@@ -45,8 +46,10 @@ class Lane:
     reported: what the last result said, (last_state, turn_detection).
     utterances: finals of utterances; None without `auto_finalize`.
     slot: where its steady chunks are counted; None when all are read one by one.
+    second: of audio in which its last result ended.
     """
 
+    stream: StreamId
     transcript: Transcript
     endpointer: Endpointer | None = None
     history: NDArray[np.int16] | None = None
@@ -57,6 +60,7 @@ class Lane:
     reported: tuple[LastState | None, TurnDetection] = (None, "pause")
     utterances: UtteranceLog | None = None
     slot: int | None = None
+    second: int = -1
 
     @property
     def is_steady(self) -> bool:
@@ -125,6 +129,7 @@ def import_lane(
 
     endpointer = header["endpointer"]
     lane = Lane(
+        stream,
         transcript,
         endpointer=None if endpointer is None else Endpointer.restore(settings, endpointer.encode()),
         history=take(header["history_samples"]),

@@ -14,6 +14,9 @@ class Signal(StrEnum):
     EOU = "eou"
     SMART_TURN = "smart_turn"
 
+    # That of Enum is a Python function, and these are looked up for every window.
+    __hash__ = str.__hash__
+
 
 @dataclass(frozen=True, slots=True)
 class TurnSettings:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from common.entries import StreamId
 from common.messages import Utterance
-from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, StreamOutput
 from gpu_worker.engine.results import chunk_output
 from gpu_worker.engine.transcript import Tokens, Transcript
 from gpu_worker.turn.endpointing import Endpointer, TurnChunk, TurnOutcome, Verdict, token_sample
@@ -106,8 +106,10 @@ class TurnStage:
         self._eou_id = eou_id
         self._clock = clock
         self._lanes: dict[StreamId, Lane] = {}
+        self._by_slot: list[Lane | None] = [None] * num_slots
         self._waiting: dict[StreamId, Lane] = {}
         self._ready: list[StreamOutput] = []
+        self._ended: list[StreamId] = []
 
     @property
     def num_held(self) -> int:
@@ -146,15 +148,18 @@ class TurnStage:
             elif lane.history is None and lane.endpointer is not None:
                 lane.history = np.zeros(0, np.int16)
         elif settings.enabled:
-            lane = Lane(transcript, Endpointer(settings))
+            lane = Lane(stream, transcript, Endpointer(settings))
             if Signal.SMART_TURN in settings.signals:
                 lane.history = np.zeros(0, np.int16)
             if settings.auto_finalize:
                 lane.utterances = UtteranceLog(settings)
         else:
-            lane = Lane(transcript, reported=(_OFF.last_state, _OFF.turn_detection))
+            lane = Lane(stream, transcript, reported=(_OFF.last_state, _OFF.turn_detection))
         lane.slot = slot
         if slot is not None:
+            self._by_slot[slot] = lane
+            if exported is not None and lane.endpointer is not None:
+                lane.second = lane.endpointer.read_sample // ENGINE_SAMPLE_RATE
             self.steady.open(slot, settings)
         self._lanes[stream] = lane
         if lane.endpointer is not None:
@@ -178,6 +183,7 @@ class TurnStage:
         if lane is None:
             return
         if lane.slot is not None:
+            self._by_slot[lane.slot] = None
             self.steady.forget(lane.slot)
         if lane.history is not None and self._judge is not None:
             self._judge.forget(stream)
@@ -220,18 +226,42 @@ class TurnStage:
             eou_samples=self._eou_samples(tokens),
             final=is_final,
         )
-        held = HeldChunk(tokens, chunk, None if samples is None else _to_int16(samples))
         self._settle(lane)
+        if lane.history is None and lane.waiting is None:
+            outcomes = lane.endpointer.read(chunk)
+            if outcomes is not None:
+                self._finish_chunk(stream, lane, tokens, chunk, outcomes)
+                return
+            raise AssertionError("a chunk waits for a verdict that nobody gives")
+        held = HeldChunk(tokens, chunk, None if samples is None else _to_int16(samples))
         if lane.waiting is None:
             self._read(stream, lane, held)
         else:
             lane.held.append(held)
 
-    def push_steady(self, stream: StreamId, tokens: Tokens, end_sample: int) -> None:
+    def push_steady(self, slot: int, tokens: Tokens, end_sample: int) -> None:
         """Gives a result of a chunk that `steady` has taken: for its tokens, or as an acknowledgement."""
-        lane = self._lanes[stream]
-        assert lane.endpointer is not None
-        self._emit(stream, lane, tokens, end_sample, lane.endpointer.steady_outcome, is_final=False)
+        lane = self._by_slot[slot]
+        assert lane is not None
+        if lane.utterances is not None:
+            assert lane.endpointer is not None
+            self._emit(lane.stream, lane, tokens, end_sample, lane.endpointer.steady_outcome, is_final=False)
+            return
+        transcript, (last_state, turn_detection) = lane.transcript, lane.reported
+        if tokens.ids:
+            transcript.add(tokens, ends=False)
+        lane.second = end_sample // ENGINE_SAMPLE_RATE
+        self._ready.append(
+            chunk_output(
+                lane.stream,
+                transcript,
+                tokens,
+                end_sample,
+                is_final=False,
+                last_state=last_state,
+                turn_detection=turn_detection,
+            )
+        )
 
     def _settle(self, lane: Lane) -> None:
         """Bring the endpointer to where `steady` is."""
@@ -254,6 +284,11 @@ class TurnStage:
                 self._give_up(stream, lane)
         ready, self._ready = self._ready, []
         return ready
+
+    def take_ended(self) -> list[StreamId]:
+        """Streams whose final results `drain` has returned since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def has_ready(self) -> bool:
         """True when `drain` would return something."""
@@ -300,7 +335,7 @@ class TurnStage:
             lane.waiting = held
             self._wait(stream, lane)
         else:
-            self._finish_chunk(stream, lane, held, outcomes)
+            self._finish_chunk(stream, lane, held.tokens, held.chunk, outcomes)
 
     def _wait(self, stream: StreamId, lane: Lane) -> None:
         assert self._judge is not None
@@ -322,7 +357,7 @@ class TurnStage:
             return
         held, lane.waiting = lane.waiting, None
         self._waiting.pop(stream, None)
-        self._finish_chunk(stream, lane, held, outcomes)
+        self._finish_chunk(stream, lane, held.tokens, held.chunk, outcomes)
         while lane.held and lane.waiting is None:
             self._read(stream, lane, lane.held.popleft())
 
@@ -343,11 +378,15 @@ class TurnStage:
             lane.endpointer.answer(question.number, Verdict.ABSENT)
 
     def _finish_chunk(
-        self, stream: StreamId, lane: Lane, held: HeldChunk, outcomes: Sequence[TurnOutcome]
+        self,
+        stream: StreamId,
+        lane: Lane,
+        tokens: Tokens,
+        chunk: TurnChunk,
+        outcomes: Sequence[TurnOutcome],
     ) -> None:
         if lane.history is not None and len(lane.history) > HISTORY_SAMPLES:
             lane.history = lane.history[-HISTORY_SAMPLES:]
-        tokens, chunk = held.tokens, held.chunk
         *earlier, last = outcomes
         for outcome in earlier:
             assert outcome.decided_sample is not None
@@ -370,7 +409,11 @@ class TurnStage:
         *,
         is_final: bool,
     ) -> None:
-        """Makes a result of the audio up to `end_sample`."""
+        """Makes a result of the audio up to `end_sample`.
+
+        Of a stream with a slot, whose steady chunks say nothing, only what changes something has one, and
+        what ends a second of audio.
+        """
         transcript, reports = lane.transcript, (outcome.last_state, outcome.turn_detection)
         transcript.add(tokens, ends=is_final)
         utterances: tuple[Utterance, ...] = ()
@@ -386,6 +429,11 @@ class TurnStage:
         is_turn_event = outcome.is_turn_event or bool(utterances)
         changed = is_turn_event or reports != lane.reported
         lane.reported = reports
+        second = end_sample // ENGINE_SAMPLE_RATE
+        speaks = changed or tokens.ids or is_final or lane.slot is None or second > lane.second
+        if not speaks:
+            return
+        lane.second = second
         self._ready.append(
             chunk_output(
                 stream,
@@ -401,6 +449,7 @@ class TurnStage:
             )
         )
         if is_final:
+            self._ended.append(stream)
             self.close(stream)
 
 

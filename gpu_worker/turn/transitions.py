@@ -21,6 +21,9 @@ class State(StrEnum):
     RESUMING = "resuming"
     CLOSED = "closed"
 
+    # That of Enum is a Python function, and these are looked up for every window.
+    __hash__ = str.__hash__
+
 
 class Event(StrEnum):
     """What a window, a token or the end of the audio says. Windows come every 32 ms."""
@@ -32,6 +35,8 @@ class Event(StrEnum):
     EOU = "<EOU>"
     ENDED = "end decided"
     FINISHED = "audio finished"
+
+    __hash__ = str.__hash__
 
 
 class Action(StrEnum):

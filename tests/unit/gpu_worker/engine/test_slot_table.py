@@ -129,7 +129,6 @@ def test_closed_slots_are_in_no_plan() -> None:
 @pytest.mark.parametrize("types", ["pcm16", "float32", "mixed"])
 def test_rings_keep_order_whatever_does_not_fit(types: str) -> None:
     table = table_with([0, 0])
-    table.planned[:] = table.decoded[:] = 0
     rings = SampleRings(RingMemory.allocate(2, 1_000), table)
     rng, samples = np.random.default_rng(0), np.arange(20_000).astype(np.int16)
     scaled = samples.astype(np.float32) / np.float32(32_768)
