@@ -28,7 +28,6 @@ from ingress.auth.guard import NO_GUARD
 from ingress.auth.key_guard import KeyGuard
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
-from ingress.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
@@ -47,6 +46,7 @@ from ingress.sockets.proxies import TrustedProxies
 from ingress.sockets.shell import OpenConnection
 from ingress.sockets.tcp import TcpShell
 from ingress.status import SharedStatus, StatusShell
+from ingress.streams.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 
 logger = logging.getLogger(__name__)
 

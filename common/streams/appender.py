@@ -6,13 +6,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id
 from common.errors import Unavailable
 from common.messages import Audio, Encoding
 from common.redis.connect import pack
 from common.redis.keys import StreamKeys
+
+if TYPE_CHECKING:  # each belongs to the other: what is queued here is committed there
+    from common.streams.audio_log import Lane
 
 # Small messages that queue while a commit is under way become one entry, up to this size; a larger
 # message becomes several entries. 64 KiB are two seconds of pcm16 at 16 kHz.
@@ -26,22 +29,6 @@ _XADD: Final = b"*8\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n"
 _ID_AND_FIELDS: Final = b"%b$%d\r\n%b\r\n$1\r\no\r\n$%d\r\n%b\r\n$1\r\np\r\n$%d\r\n"
 _END: Final = b"\r\n"
 _PCM16: Final = Encoding.PCM16
-
-
-class Committer(Protocol):
-    """What an appender asks of the log behind it."""
-
-    def queued(self, appender: Appender, audio: Audio | None) -> None:
-        """Something was queued: audio, or a mark that waits for nothing."""
-
-    def announce(self, appender: Appender) -> None:
-        """The stream's owner is to be told of what is in Redis."""
-
-    def forgotten(self) -> None:
-        """Redis has forgotten something, though its connection was not lost."""
-
-    def ready_key(self, shard: int, owner: WorkerId) -> bytes:
-        """The set in which an owner is told of streams of a shard."""
 
 
 class Appender:
@@ -63,7 +50,7 @@ class Appender:
         "_keep_s",
         "_kept",
         "_kept_bytes",
-        "_log",
+        "_lane",
         "_on_failure",
         "_origin",
         "_queue",
@@ -86,7 +73,7 @@ class Appender:
 
     def __init__(
         self,
-        log: Committer,
+        lane: Lane,
         keys: StreamKeys,
         connection: int,
         next_seq: int,
@@ -95,7 +82,7 @@ class Appender:
         keep_s: float = 0.0,
         origin: Callable[[], bytes] | None = None,
     ) -> None:
-        self._log = log
+        self._lane = lane
         self._on_failure = on_failure
         self._queue: deque[Audio | IngressId] = deque()
         self._under_way: tuple[Bytes, ...] = ()  # the packed command of the entry to commit next
@@ -135,19 +122,19 @@ class Appender:
         else:
             self._queue.append(audio)
         self.pending_bytes += size
-        self._log.queued(self, audio)
+        self._lane.queued(self, audio)
 
     def attach(self, ingress: IngressId) -> None:
         """Queue the entry that tells the worker which ingress the stream has moved to."""
         self._queue.append(ingress)
-        self._log.queued(self, None)
+        self._lane.queued(self, None)
 
     def set_owner(self, owner: WorkerId) -> None:
         """Take the worker whose ready set is told of new audio, and tell it of what is there."""
         if owner != self.owner:
             self.owner = owner
-            self.ready = self._log.ready_key(self.keys.shard, owner)
-            self._log.announce(self)
+            self.ready = self._lane.ready_key(self.keys.shard, owner)
+            self._lane.announce(self)
 
     @property
     def idle(self) -> bool:
@@ -269,7 +256,7 @@ class Appender:
         """Have the stream, which Redis has forgotten, made anew; False where that cannot be done."""
         if self._origin is None or self.failed is not None:
             return False
-        self._log.forgotten()
+        self._lane.forgotten()
         return True
 
     def forget_origin(self) -> None:

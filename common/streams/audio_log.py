@@ -71,7 +71,7 @@ class AudioLog:
         self._servers = redis.servers
         self._coalesce_ms = coalesce_ms
         self._lanes = tuple(
-            _Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, keep_ms / 1000)
+            Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, keep_ms / 1000)
             for server in range(redis.servers.num_servers)
         )
 
@@ -115,8 +115,8 @@ class AudioLog:
         return True
 
 
-class _Lane:
-    """What is to be committed on one server (a `Committer`)."""
+class Lane:
+    """What is to be committed on one server."""
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import hiredis
 import pytest
@@ -13,6 +14,7 @@ from common.messages import Audio, Encoding
 from common.redis.connect import pack
 from common.redis.keys import Keys
 from common.streams.appender import MAX_ENTRY_BYTES, MAX_KEPT_BYTES, Appender
+from common.streams.audio_log import Lane
 
 _KEYS = Keys(4).stream(StreamId(7))
 
@@ -45,7 +47,7 @@ def _appender(
 ) -> tuple[Appender, _Log]:
     log = _Log()
     told = failures if failures is not None else []
-    return Appender(log, _KEYS, 2, 5, 100, told.append, keep_s, origin), log
+    return Appender(cast(Lane, log), _KEYS, 2, 5, 100, told.append, keep_s, origin), log
 
 
 def _words(parts: list[Bytes]) -> list[list[bytes]]:

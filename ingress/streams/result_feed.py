@@ -16,7 +16,7 @@ from common.errors import InternalFault, RedisUnavailable, StreamLost
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys
 from common.streams.result_reader import Published, ResultSubscription, catch_up
-from ingress.stream_link import RedisLink
+from ingress.streams.link import RedisLink
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class ResultFeed:
                 self.repair(link)
             elif link in gone:
                 self._gone.discard(link)
-                if not link.begin_again():
+                if not link.audio.begin_again():
                     link.fail(StreamLost())
 
     def _is_open(self, link: RedisLink) -> bool:

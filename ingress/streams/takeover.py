@@ -22,11 +22,11 @@ from common.streams.assignments import StreamDirectory, StreamRecord
 from common.streams.audio_log import AudioLog, last_audio
 from common.streams.kept_text import read_kept_text
 from common.streams.result_reader import kept_results
-from ingress.keeper import Keeper
 from ingress.links import Resumption, StreamListener
-from ingress.result_feed import RETRY_PAUSE_S, ResultFeed
-from ingress.stream_link import LinkOwner, Place, RedisLink
-from ingress.stream_watch import StreamWatch
+from ingress.streams.keeper import Keeper
+from ingress.streams.link import LinkContext, Place, RedisLink
+from ingress.streams.result_feed import RETRY_PAUSE_S, ResultFeed
+from ingress.streams.watch import StreamWatch
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 class StreamTakeover:
     """Takes streams over for this ingress.
 
-    owner: of the links that are made for them.
+    context: of the links that are made for them.
     links: the open streams; a link that is made is put in the place of the one that was there.
     adopt_for_s: how long Redis may be away before a stream without a connection is left to expire.
     """
 
     def __init__(
         self,
-        owner: LinkOwner,
+        context: LinkContext,
         redis: AsyncRedis,
         keys: Keys,
         directory: StreamDirectory,
@@ -54,7 +54,7 @@ class StreamTakeover:
         ingress: IngressId,
         adopt_for_s: float,
     ) -> None:
-        self._owner = owner
+        self._context = context
         self._redis = redis
         self._keys = keys
         self._directory = directory
@@ -95,14 +95,14 @@ class StreamTakeover:
         before = self._links.get(stream)
         if before is not None:
             before.taken()
-        link = RedisLink(self._owner, self._keys.stream(stream), listener, request.resume_token, binding)
+        link = RedisLink(self._context, self._keys.stream(stream), listener, request.resume_token, binding)
         try:
             next_sample, finished = await self._take_over(
                 link, record, connection, place, request.audio_ack_samples
             )
         except RedisUnavailable:
             # The stream is this ingress's by now, and no connection has it.
-            self._owner.start_task(self.adopt(stream), f"adopt-{stream}")
+            self._context.start_task(self.adopt(stream), f"adopt-{stream}")
             raise
         acked = min(request.audio_ack_samples, next_sample)
         return Resumption(link, next_sample, acked, finished, record.options, record.sample_rate)
@@ -170,7 +170,7 @@ class StreamTakeover:
         if connection == 0 or self._is_here(stream):
             return
         kept = await kept_results(self._redis, self._keys.stream(stream), None)
-        link = RedisLink(self._owner, self._keys.stream(stream), None, "")
+        link = RedisLink(self._context, self._keys.stream(stream), None, "")
         logger.info("adopting a stream without a connection", extra={"stream_id": stream})
         await self._take_over(link, record, connection, Place(kept.position if kept is not None else None), 0)
         if self._links.get(stream) is link:
@@ -224,9 +224,9 @@ class StreamTakeover:
         # No wait from here to the caller's return: a line that came in between would reach a listener that
         # is not ready for it yet.
         self._put_in_place(link, record, appender, place, finished=finished)
-        self._owner.start_task(self._keeper.renew(link), f"renew-{link.stream}")
+        self._context.start_task(self._keeper.renew(link), f"renew-{link.stream}")
         if finished:
-            self._owner.start_task(self._watch.follow(link), f"follow-{link.stream}")
+            self._context.start_task(self._watch.follow(link), f"follow-{link.stream}")
         return next_sample, finished
 
     def _end(self, link: RedisLink, record: StreamRecord, connection: int, place: Place) -> None:

@@ -16,7 +16,9 @@ from common.redis.keys import Keys
 from common.result_record import encode_record
 from common.streams.appender import Appender
 from common.streams.result_reader import Position
-from ingress.stream_link import MAX_PENDING_BYTES, Place, RedisLink
+from ingress.streams.audio import MAX_PENDING_BYTES
+from ingress.streams.life import Action
+from ingress.streams.link import LinkContext, Place, RedisLink
 from tests.fake_backplane import some_result
 
 _KEYS = Keys().stream(StreamId(5))
@@ -50,37 +52,24 @@ class _Listener:
         self.told.append("room")
 
 
-class _Owner:
-    """Keeps what links ask for."""
-
-    resume_grace_s = 7.0
+class _Backplane:
+    """Does what links ask for, without Redis."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.creation: asyncio.Future[Appender] = asyncio.get_running_loop().create_future()
+        self.context = LinkContext(self.act, self.on_gone, self.start_task, resume_grace_s=7.0)
 
     def start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> object:
         self.tasks.append(asyncio.get_running_loop().create_task(coroutine, name=name))
         return self.tasks[-1]
 
-    async def create(self, link: RedisLink, options: StreamOptions) -> Appender:
-        return await self.creation
+    def act(self, link: RedisLink, action: Action) -> None:
+        if action is not Action.CREATE:
+            self.asked.append(action.name)
 
-    def give_back(self, link: RedisLink) -> None:
-        self.asked.append("give back")
-
-    def forget(self, link: RedisLink) -> None:
-        self.asked.append("forget")
-
-    def gone(self, link: RedisLink) -> None:
+    def on_gone(self, link: RedisLink) -> None:
         self.asked.append("gone")
-
-    def give_up(self, link: RedisLink) -> None:
-        self.asked.append("give up")
-
-    def ended(self, link: RedisLink, *, delivered: bool) -> None:
-        self.asked.append("delivered" if delivered else "ended")
 
 
 class _Appender:
@@ -117,9 +106,22 @@ class _Roomless(_Appender):
         raise RuntimeError("a defect")
 
 
-def _link() -> tuple[RedisLink, _Owner, _Listener]:
-    owner, listener = _Owner(), _Listener()
-    return RedisLink(owner, _KEYS, listener, "secret"), owner, listener
+def _admitted() -> tuple[RedisLink, _Backplane, _Listener]:
+    backplane, listener = _Backplane(), _Listener()
+    return RedisLink(backplane.context, _KEYS, listener, "secret"), backplane, listener
+
+
+def _link() -> tuple[RedisLink, _Backplane, _Listener]:
+    """A stream that has begun."""
+    link, backplane, listener = _admitted()
+    link.begin(StreamOptions())
+    return link, backplane, listener
+
+
+def _created(link: RedisLink) -> _Appender:
+    appender = _Appender()
+    link.is_created(appender)  # type: ignore[arg-type]
+    return appender
 
 
 def _line(kind: LineKind, epoch: int, seq: int, text: str = "", text_from: int = 0) -> Line:
@@ -210,7 +212,7 @@ async def test_results_that_are_no_longer_kept_end_the_stream() -> None:
 
 async def test_a_stream_that_nobody_listens_to_misses_no_result() -> None:
     """It waits for its client, who says what it has; and its end must be seen."""
-    link = RedisLink(owner := _Owner(), _KEYS, None, "")
+    link = RedisLink((owner := _Backplane()).context, _KEYS, None, "")
     link.adopt(None, StreamOptions(resume=True), Place(None), finished=False)
     link.abandon(keep=True)
     for line in (_line(_P, 1, 300), _line(_O, 2, 300), _line(_P, 2, 301)):
@@ -218,15 +220,12 @@ async def test_a_stream_that_nobody_listens_to_misses_no_result() -> None:
     assert not link.take(_line(_F, 2, 303)), "published, and not read"
     assert owner.asked == []
     assert link.take(_line(_F, 2, 303), repair=True)
-    assert owner.asked == ["ended"]
+    assert owner.asked == ["REMOVE_UNSENT"]
 
 
 async def test_nothing_passes_after_the_end() -> None:
-    link, owner, listener = _link()
-    link.begin(StreamOptions())
-    appender = _Appender()
-    owner.creation.set_result(appender)  # type: ignore[arg-type]
-    await asyncio.gather(*owner.tasks)
+    link, _owner, listener = _link()
+    appender = _created(link)
     for line in (_line(_O, 1, 0), _line(_F, 1, 1), _line(_P, 1, 2), _line(LineKind.ERROR, 1, 2)):
         assert appender.kept == (line.seq == 0 or line.kind is _F)
         assert link.take(line)
@@ -234,14 +233,11 @@ async def test_nothing_passes_after_the_end() -> None:
 
 
 async def test_audio_that_comes_before_the_stream_is_created_is_kept_in_order() -> None:
-    link, owner, _ = _link()
-    appender = _Appender()
-    link.begin(StreamOptions())
+    link, _owner, _ = _link()
     link.append(Audio(b"aa"))
     link.append(Audio(b"bb"))
     link.take(_line(_O, 1, 0))
-    owner.creation.set_result(appender)  # type: ignore[arg-type]
-    await asyncio.gather(*owner.tasks)
+    appender = _created(link)
     link.append(Audio(b"cc", final=True))
     assert appender.payloads == [b"aa", b"bb", b"cc"]
     assert appender.owner == "w-1"
@@ -252,21 +248,17 @@ async def test_audio_that_comes_before_the_stream_is_created_is_kept_in_order() 
 
 async def test_a_stream_that_cannot_be_created_fails() -> None:
     link, owner, listener = _link()
-    link.begin(StreamOptions())
-    owner.creation.set_exception(NoWorker())
-    await asyncio.gather(*owner.tasks)
+    link.is_not_created(NoWorker())
     assert listener.told == ["no_worker"]
     link.abandon(keep=False)
-    assert owner.asked == ["give up"]
+    assert owner.asked == ["GIVE_UP"]
 
 
 async def test_too_much_on_its_way_pauses_until_there_is_room() -> None:
     link, owner, listener = _link()
-    appender = _Appender()
-    link.begin(StreamOptions())
     assert link.append(Audio(b"a" * MAX_PENDING_BYTES))
     assert not link.append(Audio(b"b" * 2))
-    owner.creation.set_result(appender)  # type: ignore[arg-type]
+    appender = _created(link)
     for _ in range(5):
         await asyncio.sleep(0)
     assert listener.told == []
@@ -278,27 +270,24 @@ async def test_too_much_on_its_way_pauses_until_there_is_room() -> None:
 async def test_an_abandoned_stream_is_finished_now_or_after_the_grace() -> None:
     for keep in (False, True):
         link, owner, listener = _link()
-        appender = _Appender()
-        link.begin(StreamOptions())
-        owner.creation.set_result(appender)  # type: ignore[arg-type]
-        await asyncio.gather(*owner.tasks)
+        appender = _created(link)
         link.abandon(keep=keep)
         assert appender.finals == (0 if keep else 1)
-        assert (link.finish_at is not None) is keep
+        assert link.waits_for_client is keep
         if keep:
-            assert link.finish_at == pytest.approx(asyncio.get_running_loop().time() + 7.0, abs=1)
-            link.finish()
+            assert link.grace_ends_at == pytest.approx(asyncio.get_running_loop().time() + 7.0, abs=1)
+            link.grace_is_over()
             assert appender.finals == 1
         link.take(_line(_O, 1, 0))
         link.take(_line(_F, 1, 1))
-        assert owner.asked == ["ended"]
+        assert owner.asked == ["REMOVE_UNSENT"]
         assert listener.told == []
 
 
 async def test_an_admission_that_was_not_used_is_given_back() -> None:
-    link, owner, _ = _link()
+    link, owner, _ = _admitted()
     link.abandon(keep=True)
-    assert owner.asked == ["give back"]
+    assert owner.asked == ["GIVE_BACK"]
 
 
 async def test_a_stream_taken_by_another_connection_is_left_alone() -> None:
@@ -306,16 +295,14 @@ async def test_a_stream_taken_by_another_connection_is_left_alone() -> None:
     link.take(_line(_O, 1, 0))
     link.taken()
     assert listener.told == ["taken"]
-    assert owner.asked == ["forget"]
+    assert owner.asked == ["TELL_TAKEN"]
     link.take(_line(_P, 1, 1))
     assert listener.told == ["taken"]
 
 
 async def test_waiting_counts_only_while_there_is_something_to_do() -> None:
-    link, owner, listener = _link()
-    link.begin(StreamOptions())
-    owner.creation.set_result(_Appender())  # type: ignore[arg-type]
-    await asyncio.gather(*owner.tasks)
+    link, _owner, listener = _link()
+    _created(link)
     start = asyncio.get_running_loop().time()
     assert link.waits_for_progress(100, start + 50) == 0.0
     listener.undecoded_s = 100
@@ -326,15 +313,13 @@ async def test_waiting_counts_only_while_there_is_something_to_do() -> None:
     assert link.waits_for_progress(100, start + 61) == pytest.approx(61, abs=1)
     listener.undecoded_s = 0
     assert link.waits_for_progress(100, start + 70) == 0.0
-    link.finish()
+    link.audio.finish()
     assert link.waits_for_progress(100, start + 75) == pytest.approx(5)
 
 
 async def test_a_takeover_has_its_time_for_the_replay() -> None:
-    link, owner, listener = _link()
-    link.begin(StreamOptions())
-    owner.creation.set_result(_Appender())  # type: ignore[arg-type]
-    await asyncio.gather(*owner.tasks)
+    link, _owner, listener = _link()
+    _created(link)
     start = asyncio.get_running_loop().time()
     listener.undecoded_s = 100
     link.take(_line(_O, 1, 0))
@@ -345,10 +330,8 @@ async def test_a_takeover_has_its_time_for_the_replay() -> None:
 
 
 async def test_a_suspect_waits_for_its_process_but_not_for_ever() -> None:
-    link, owner, listener = _link()
-    link.begin(StreamOptions())
-    owner.creation.set_result(_Appender())  # type: ignore[arg-type]
-    await asyncio.gather(*owner.tasks)
+    link, _owner, listener = _link()
+    _created(link)
     now = asyncio.get_running_loop().time()
     listener.undecoded_s = 100
     link.progress_at = now - 29
@@ -384,7 +367,7 @@ async def test_each_result_has_the_whole_text() -> None:
 @pytest.mark.parametrize("told_seq", [1, 2, 3])
 async def test_a_link_that_takes_over_begins_with_the_kept_text(told_seq: int) -> None:
     """Kept is the text of result 2; the client may have less, or more."""
-    link, _, listener = _link()
+    link, _, listener = _admitted()
     start = min(told_seq, 2)
     link.adopt(
         None,
@@ -404,17 +387,16 @@ async def test_a_link_that_takes_over_begins_with_the_kept_text(told_seq: int) -
 
 
 async def test_a_text_that_is_missing_is_no_text() -> None:
-    link, _, _ = _link()
+    link, _, _ = _admitted()
     link.adopt(None, StreamOptions(), Place(Position(_KEYS, 1, 7), "one", 7), finished=False)
     with pytest.raises(EntryError):
         link.take(_line(_P, 1, 8, "one two three", 7))
 
 
 async def test_a_client_that_waits_for_room_is_told_when_there_will_be_none() -> None:
-    link, owner, listener = _link()
-    link.begin(StreamOptions())
-    owner.creation.set_result(cast("Appender", _Roomless()))
+    link, backplane, listener = _link()
+    link.is_created(cast("Appender", _Roomless()))
     assert not link.append(Audio(b"\0" * (MAX_PENDING_BYTES + 2)))
-    for task in owner.tasks:
+    for task in backplane.tasks:
         await task
     assert listener.told == ["internal"]

@@ -12,8 +12,8 @@ from common.errors import EntryError, NoWorker, RedisUnavailable
 from common.redis.keys import StreamKeys
 from common.redis.scripts.ownership import SUSPICIOUS_DEATHS
 from common.streams.assignments import StreamDirectory
-from ingress.result_feed import ResultFeed
-from ingress.stream_link import RedisLink
+from ingress.streams.link import RedisLink
+from ingress.streams.result_feed import ResultFeed
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class StreamWatch:
     links: the open streams, kept by the backplane.
     decoded: says how many samples of a stream are decoded.
     claim_timeout_s: until a worker has a stream.
-    patience_s: after which a stream that nobody waits for is given up, by `give_up`.
+    patience_s: after which a stream that nobody waits for is given up.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class StreamWatch:
         decoded: Callable[[StreamKeys], Awaitable[int]],
         claim_timeout_s: float,
         patience_s: float,
-        give_up: Callable[[RedisLink], None],
     ) -> None:
         self._directory = directory
         self._feed = feed
@@ -62,7 +61,6 @@ class StreamWatch:
         self._decoded = decoded
         self._claim_timeout_s = claim_timeout_s
         self._patience_s = patience_s
-        self._give_up = give_up
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
@@ -72,7 +70,7 @@ class StreamWatch:
             now = self._loop.time()
             stuck = []
             for link in list(self._links.values()):
-                if not link.begun:
+                if not link.begun or self._links.get(link.stream) is not link:
                     continue
                 self._watch_link(link, now)
                 if not link.created or self._links.get(link.stream) is not link:
@@ -104,8 +102,8 @@ class StreamWatch:
             await asyncio.sleep(_FOLLOW_S)
 
     def _watch_link(self, link: RedisLink, now: float) -> None:
-        if link.finish_at is not None and now >= link.finish_at:
-            link.finish()
+        if link.waits_for_client and now >= link.grace_ends_at:
+            link.grace_is_over()
         claim_s = self._claim_timeout_s
         if link.worker is None and link.created_at is not None and now - link.created_at > claim_s:
             link.fail(NoWorker(f"No worker took the stream within {claim_s:g} s."))
@@ -113,7 +111,7 @@ class StreamWatch:
             link.fail(NoWorker(f"No worker has decoded the stream's audio for {STALL_S:g} s."))
         if link.left_at is not None and now - link.left_at > self._patience_s:
             # Nobody waits for it; what it has in Redis expires.
-            self._give_up(link)
+            link.expire()
 
     async def _look_up(self, link: RedisLink) -> None:
         """See whether a quiet stream has gone, or goes on at another ingress."""

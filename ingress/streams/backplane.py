@@ -17,9 +17,8 @@ from time import time
 from typing import Any, Final
 
 from common.entries import IngressId, StreamId
-from common.errors import EntryError, ErrorCode, RedisUnavailable, Unavailable
+from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, StreamError, Unavailable
 from common.messages import Audio, Resume
-from common.options import StreamOptions
 from common.redis.clients import CONNECTION_ERRORS, AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.connect import in_daemon_thread
 from common.redis.keys import Keys
@@ -31,12 +30,13 @@ from common.streams.audio_log import AudioLog, decoded_samples
 from common.streams.key_usage import KeyUsage
 from common.streams.leases import IngressPresence, IngressReport
 from common.streams.status import shared_status
-from ingress.keeper import Keeper
 from ingress.links import Resumption, StreamListener
-from ingress.result_feed import RETRY_PAUSE_S, ResultFeed
-from ingress.stream_link import RedisLink
-from ingress.stream_watch import StreamWatch
-from ingress.takeover import StreamTakeover, token_hash
+from ingress.streams.keeper import Keeper
+from ingress.streams.life import Action
+from ingress.streams.link import LinkContext, RedisLink
+from ingress.streams.result_feed import RETRY_PAUSE_S, ResultFeed
+from ingress.streams.takeover import StreamTakeover, token_hash
+from ingress.streams.watch import StreamWatch
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class BackplaneSettings:
 
 
 class RedisBackplane:
-    """Streams of one ingress (a `Backplane`, and the `LinkOwner` of its links).
+    """Streams of one ingress (a `Backplane`).
 
     report: what this ingress says of itself with every heartbeat.
     """
@@ -105,7 +105,6 @@ class RedisBackplane:
             decoded=partial(decoded_samples, self._redis),
             claim_timeout_s=settings.claim_timeout_s,
             patience_s=settings.stream_ttl_s + settings.resume_grace_s,
-            give_up=lambda link: self.ended(link, delivered=False),
         )
         self._keeper = Keeper(
             self._admission,
@@ -119,8 +118,9 @@ class RedisBackplane:
             ttl_ms=self._ttl_ms,
             admission_ttl_ms=self._admission_ttl_ms,
         )
+        self._context = LinkContext(self._act, self._feed.gone, self.start_task, settings.resume_grace_s)
         self._takeover = StreamTakeover(
-            self,
+            self._context,
             self._redis,
             self._keys,
             self._directory,
@@ -187,7 +187,7 @@ class RedisBackplane:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._audio.flush(timeout_s)
-                while any(link.left_at is not None and link.finish_at is None for link in self._all()):
+                while any(link.left_at is not None and not link.waits_for_client for link in self._all()):
                     self._changed.clear()
                     await self._changed.wait()
                 if self._clean_ups:
@@ -197,7 +197,7 @@ class RedisBackplane:
         try:
             async with asyncio.timeout(timeout_s):
                 for link in self._all():
-                    if link.finish_at is None:
+                    if not link.waits_for_client:
                         await self._admission.release(link.stream)
                 await self._presence.leave()
         except (TimeoutError, RedisUnavailable) as error:
@@ -235,7 +235,7 @@ class RedisBackplane:
         self, listener: StreamListener, stream: StreamId | None, resume_token: str, binding: str
     ) -> RedisLink:
         stream = await self._admission.admit(self._settings.max_num_streams, self._admission_ttl_ms, stream)
-        link = RedisLink(self, self._keys.stream(stream), listener, resume_token, binding)
+        link = RedisLink(self._context, self._keys.stream(stream), listener, resume_token, binding)
         self._links[stream] = link
         return link
 
@@ -254,12 +254,7 @@ class RedisBackplane:
         """The status line of the cluster. Raises RedisUnavailable."""
         return await shared_status(self._redis, self._keys)
 
-    # LinkOwner
-
-    @property
-    def resume_grace_s(self) -> float:
-        """How long a stream waits for its client to come back."""
-        return self._settings.resume_grace_s
+    # What becomes of a stream
 
     def start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> object:
         """Run a coroutine beside the loops."""
@@ -267,9 +262,43 @@ class RedisBackplane:
             raise AssertionError("the backplane does not run")
         return self._tasks.create_task(_guarded(coroutine, name), name=name)
 
-    async def create(self, link: RedisLink, options: StreamOptions) -> Appender:
-        """Create the stream in Redis, trying again while Redis is away. Raises RedisUnavailable."""
-        settings = self._settings
+    def _act(self, link: RedisLink, action: Action) -> None:
+        """Do what the table of a stream's life asks for (ingress/streams/life.py)."""
+        stream = link.stream
+        match action:
+            case Action.CREATE:
+                self.start_task(self._create(link), f"create-{stream}")
+            case Action.GIVE_BACK:
+                self._forget(link)
+                self._clean_up(self._release(stream), f"give-back-{stream}")
+            case Action.TELL_TAKEN:
+                self._forget(link)
+            case Action.GIVE_UP:
+                self._clean_up(self._give_up(link), f"give-up-{stream}")
+            case Action.REMOVE | Action.REMOVE_UNSENT:
+                self._forget(link)
+                self._clean_up(self._remove(link, sent=action is Action.REMOVE), f"remove-{stream}")
+            case _:
+                raise AssertionError(f"no such action: {action}")
+
+    async def _create(self, link: RedisLink) -> None:
+        try:
+            appender = await self._created(link)
+        except StreamError as error:
+            link.is_not_created(error)
+        except Exception:
+            logger.exception("A stream could not be created", extra={"stream_id": link.stream})
+            link.is_not_created(InternalFault())
+        else:
+            link.is_created(appender)
+
+    async def _created(self, link: RedisLink) -> Appender:
+        """Create the stream in Redis, trying again while Redis is away.
+
+        Raises RedisUnavailable, or EntryError where Redis refuses the stream's keys.
+        """
+        settings, options = self._settings, link.options
+        assert options is not None, "a stream that begins has options"
         new = NewStream(
             stream=link.stream,
             ingress=settings.ingress,
@@ -296,44 +325,27 @@ class RedisBackplane:
                     origin=lambda: self._directory.creation_anew(new, link.epoch),
                 )
 
-    def give_back(self, link: RedisLink) -> None:
-        """Forget a link whose stream never began, and its admission."""
-        self.forget(link)
-        self._clean_up(self._release(link.stream), f"give-back-{link.stream}")
-
-    def forget(self, link: RedisLink) -> None:
-        """Forget the link of a stream that goes on elsewhere, or is gone."""
+    def _forget(self, link: RedisLink) -> None:
+        """Keep a stream no longer that goes on elsewhere, or is gone."""
         if self._links.get(link.stream) is link:
             del self._links[link.stream]
-        link.forgotten()
+        link.audio.forget_origin()
         self._feed.forget(link)
         self._changed.set()
 
-    def gone(self, link: RedisLink) -> None:
-        """Redis has no such stream: its results tell whether it has ended."""
-        self._feed.gone(link)
-
-    def give_up(self, link: RedisLink) -> None:
-        """The stream has failed and nobody listens: bring it to its end in Redis."""
-        self._clean_up(self._give_up(link), f"give-up-{link.stream}")
-
     async def _give_up(self, link: RedisLink) -> None:
+        """Bring a stream that has failed, and that nobody listens to, to its end in Redis."""
         try:
             withdrawn = await self._directory.withdraw(link.keys)
         except (RedisUnavailable, EntryError):
             withdrawn = False
         if withdrawn:
-            self.forget(link)
+            self._forget(link)
             await self._release(link.stream)
-        elif link.can_append:
-            link.finish()
+        elif link.audio.can_append:
+            link.audio.finish()
         else:
             self._finish_failed(link)
-
-    def ended(self, link: RedisLink, *, delivered: bool) -> None:
-        """The stream has ended: remove its admission, and its keys where no client can come back for them."""
-        self.forget(link)
-        self._clean_up(self._remove(link, delivered=delivered), f"remove-{link.stream}")
 
     def _clean_up(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """Start a task that `stop` waits for."""
@@ -343,9 +355,10 @@ class RedisBackplane:
         self._clean_ups.add(task)
         task.add_done_callback(self._clean_ups.discard)
 
-    async def _remove(self, link: RedisLink, *, delivered: bool) -> None:
+    async def _remove(self, link: RedisLink, *, sent: bool) -> None:
+        """Give the admission of a stream back, and its keys where no client can come back for them."""
         try:
-            if not delivered:
+            if not sent:
                 # The client may have resumed at another ingress, which then delivers the end.
                 record = await self._directory.read(link.stream)
                 if record is not None and record.ingress != self._settings.ingress:
@@ -367,7 +380,7 @@ class RedisBackplane:
             if error.code is ErrorCode.REDIS_UNAVAILABLE and waited < self._settings.stream_ttl_s:
                 self._finish_failed(link)
 
-        appender = link.successor(self._audio, again)
+        appender = link.audio.successor(self._audio, again)
         if appender is not None:
             appender.append(Audio(b"", final=True))
 

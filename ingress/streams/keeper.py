@@ -13,8 +13,8 @@ from common.errors import RedisUnavailable, SettingsMismatch
 from common.streams.admission import Admission, SharedSettings
 from common.streams.assignments import StreamDirectory
 from common.streams.leases import IngressPresence, IngressReport
-from ingress.result_feed import ResultFeed
-from ingress.stream_link import RedisLink
+from ingress.streams.link import RedisLink
+from ingress.streams.result_feed import ResultFeed
 
 logger = logging.getLogger(__name__)
 

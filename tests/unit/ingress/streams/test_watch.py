@@ -11,8 +11,8 @@ import pytest
 from common.entries import IngressId, StreamId
 from common.redis.keys import Keys, StreamKeys
 from common.redis.scripts.ownership import SUSPICIOUS_DEATHS
-from ingress import stream_watch
-from ingress.stream_watch import StreamWatch
+from ingress.streams import watch as stream_watch
+from ingress.streams.watch import StreamWatch
 from tests.waiting import until
 
 _INGRESS = IngressId("i-1")
@@ -53,7 +53,7 @@ def _link(number: int) -> SimpleNamespace:
         acknowledged=[],
         ended=False,
         left_at=None,
-        finish_at=None,
+        waits_for_client=False,
         heard_at=_LONG_AGO,
         progress_at=_LONG_AGO,
         looked_up_at=0.0,
@@ -76,7 +76,6 @@ async def test_every_suspect_is_found_however_many_there_are(monkeypatch: pytest
         decoded=_decoded,
         claim_timeout_s=10.0,
         patience_s=60.0,
-        give_up=lambda link: pytest.fail("nobody has left"),
     )
     running = asyncio.create_task(watch.run())
     await until(lambda: all(link.patience for link in links.values()), what="the last of them")

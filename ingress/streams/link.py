@@ -1,0 +1,376 @@
+"""One stream as this ingress sees it: its audio on the way into Redis, its results on the way out.
+
+A link outlives its connection: a stream whose client left is finalized through it, and gives its slot
+back once the last result has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
+
+from common.entries import Line, LineKind, StreamId, WorkerId
+from common.errors import StreamError, StreamLost, Unavailable
+from common.messages import Audio, Result
+from common.options import StreamOptions
+from common.redis.keys import StreamKeys
+from common.result_record import decode_error, decode_record
+from common.streams.appender import Appender
+from common.streams.result_reader import Position
+from ingress.links import StreamListener
+from ingress.streams.audio import StartTask, StreamAudio
+from ingress.streams.life import Action, Event, State, after
+
+# In these no line counts any more.
+_DEAF: Final = (State.ENDED, State.OVER, State.CLOSED)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkContext:
+    """What all links of an ingress share.
+
+    act: does what a row of the table asks of the backplane.   on_gone: Redis has no such stream.
+    start_task: runs a coroutine beside the rest.   resume_grace_s: how long a stream waits for its client.
+    """
+
+    act: Callable[[RedisLink, Action], None]
+    on_gone: Callable[[RedisLink], None]
+    start_task: StartTask
+    resume_grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a link goes on with the results of a stream that another connection began.
+
+    position: of the last line that need not be read; None before the first.
+    text: what is kept of the stream's text, which goes at least as far as that line.
+    told_seq: the last result that the client has.
+    """
+
+    position: Position | None
+    text: str = ""
+    told_seq: int = 0
+
+
+class RedisLink:
+    """One admitted stream (a `StreamLink`): its life, and its results.
+
+    keys: its keys in Redis.   state: where it is in its life.   audio: its audio on the way into Redis.
+    options: what the client wants of it, once it has begun.
+    binding: what else than the secret a client has to have to resume it (`Backplane.admit`).
+    worker, epoch: its owner, None before the first, and the epoch of the last line.
+    seq: number of the last result.
+
+    Times are those of the event loop:
+
+    created_at, left_at: of its creation in Redis, and of its abandonment; None before.
+    heard_at, progress_at: of the last line about it, and of the last one that showed progress.
+    looked_up_at: of the last look at its record, which StreamWatch notes here.
+    suspected_at: since when it is with the suspects, or waits for them; None for a stream that never was.
+    grace_ends_at: until when its client may come back; it counts while the stream is WAITING.
+    """
+
+    __slots__ = (
+        "_context",
+        "_listener",
+        "_loop",
+        "_text",
+        "_told_seq",
+        "audio",
+        "binding",
+        "created_at",
+        "epoch",
+        "grace_ends_at",
+        "heard_at",
+        "keys",
+        "left_at",
+        "looked_up_at",
+        "options",
+        "progress_at",
+        "resume_token",
+        "seq",
+        "state",
+        "suspected_at",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        context: LinkContext,
+        keys: StreamKeys,
+        listener: StreamListener | None,
+        token: str,
+        binding: str = "",
+    ) -> None:
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self.resume_token: Final = token
+        self.binding: Final = binding
+        self.keys: Final = keys
+        self.state = State.ADMITTED
+        self.audio: Final = StreamAudio(context.start_task, self._on_room, self.fail)
+        self._text = ""  # of the last result, as long as somebody listens
+        self._told_seq = 0  # results up to this one the client has
+        self.options: StreamOptions | None = None
+        self.worker: WorkerId | None = None
+        self.epoch = 0
+        self.seq = 0
+        self.created_at: float | None = None
+        self.heard_at = 0.0
+        self.progress_at = 0.0
+        self.looked_up_at = 0.0
+        self.suspected_at: float | None = None
+        self.left_at: float | None = None
+        self.grace_ends_at = 0.0
+
+    # StreamLink
+
+    @property
+    def stream(self) -> StreamId:
+        """The stream's id."""
+        return self.keys.stream
+
+    def begin(self, options: StreamOptions) -> None:
+        """Create the stream in Redis; audio is held until it is there."""
+        self.options = options
+        self.heard_at = self._loop.time()
+        self._notify(Event.BEGIN)
+
+    def append(self, audio: Audio) -> bool:
+        """Append audio; False asks to stop reading until `on_room`."""
+        return self.audio.append(audio)
+
+    def abandon(self, *, keep: bool) -> None:
+        """End the stream now, or after the grace; give the admission back where none has begun."""
+        self._listener = None
+        self.left_at = self._loop.time()
+        self._notify(Event.CLIENT_LOST if keep else Event.CLIENT_LEFT)
+
+    def release(self) -> None:
+        """The last result has been sent."""
+        self._listener = None
+        self._notify(Event.SENT)
+
+    # The backplane's side
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody listens any more."""
+        return self._listener is None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the stream is, or is being, created."""
+        return self.options is not None
+
+    @property
+    def created(self) -> bool:
+        """Whether the stream is in Redis, as far as it has not failed."""
+        return self.created_at is not None and not self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether the stream could not go on before its last result came."""
+        return self.state in (State.FAILED, State.GIVEN_UP)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last result has come."""
+        return self.state in (State.ENDED, State.OVER)
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether its client is lost and may come back."""
+        return self.state is State.WAITING
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the client said that it comes back where its connection is lost."""
+        return self.options is not None and self.options.resume
+
+    @property
+    def position(self) -> Position:
+        """The last line of the results that this link has; the beginning before its first."""
+        if self.epoch == 0:
+            return Position(self.keys, 0, 0)
+        return Position(self.keys, self.epoch, self.seq)
+
+    def adopt(
+        self, appender: Appender | None, options: StreamOptions, place: Place, *, finished: bool
+    ) -> None:
+        """Become the link of a stream that another connection began."""
+        self.options = options
+        self.created_at = self.heard_at = self.progress_at = self._loop.time()
+        self.audio.open(appender, finished=finished)
+        self._text, self._told_seq = place.text, place.told_seq
+        if place.position is not None:
+            self.epoch, self.seq = place.position.epoch, place.position.seq
+        self._notify(Event.ADOPT)
+
+    def is_created(self, appender: Appender) -> None:
+        """The stream is in Redis: append to it."""
+        self.created_at = self.progress_at = self._loop.time()
+        if self.worker is not None:
+            appender.set_owner(self.worker)
+        self._notify(Event.CREATED, appender)
+
+    def is_not_created(self, error: StreamError) -> None:
+        """The stream could not be brought into Redis."""
+        self.audio.open(None)
+        self.fail(error)
+
+    def grace_is_over(self) -> None:
+        """The client has not come back in time."""
+        self._notify(Event.GRACE_OVER)
+
+    def expire(self) -> None:
+        """The end of a stream without a client has not come; what it has in Redis expires."""
+        self._notify(Event.EXPIRED)
+
+    def waits_for_progress(self, least_s: float, now: float) -> float:
+        """Seconds without progress though there is something to do: `least_s` of audio, or the end."""
+        listener = self._listener
+        if listener is None or self.created_at is None:
+            return 0.0
+        if not self.audio.finished and listener.undecoded_s < least_s:
+            self.progress_at = now
+        return now - self.progress_at
+
+    @property
+    def undecoded_s(self) -> float:
+        """Audio of the stream that is not decoded, as far as its connection was told, in seconds."""
+        return self._listener.undecoded_s if self._listener is not None else 0.0
+
+    def decoded(self, samples: int) -> None:
+        """Tell the connection what is decoded, since it may not have been told."""
+        if self._listener is not None and not self.ended:
+            self._listener.on_ack(samples)
+
+    def suspected(self, patience_s: float) -> None:
+        """The stream is with the suspects, or waits for them: for so long that is no stall."""
+        now = self._loop.time()
+        if self.suspected_at is None:
+            self.suspected_at = now
+        if now - self.suspected_at < patience_s:
+            self.progress_at = now
+
+    def taken(self) -> None:
+        """Another connection has resumed the stream: leave it alone."""
+        self._notify(Event.TAKEN)
+
+    def fail(self, error: StreamError) -> None:
+        """The stream cannot go on."""
+        self._notify(Event.FAILURE, error)
+
+    def take(self, line: Line, *, repair: bool = False) -> bool:
+        """Take one line about this stream; False when lines before it are missing.
+
+        repair: the line was read from the results of the stream, where nothing is missing but what
+            was trimmed.
+        """
+        self.heard_at = self._loop.time()
+        if line.epoch < self.epoch or self.state in _DEAF:
+            return True
+        kind = line.kind
+        if kind is LineKind.OWNER:
+            return self._take_owner(line)
+        if line.epoch > self.epoch:
+            if not repair:
+                return False
+            self.epoch = line.epoch
+        self.progress_at = self.heard_at
+        if kind is LineKind.ACK:
+            if line.seq > self.seq:
+                return False
+            if self._listener is not None:
+                self._listener.on_ack(line.acked)
+            return True
+        if line.seq <= self.seq:
+            return True
+        if line.seq != self.seq + 1:
+            if not repair:
+                return False
+            if self._listener is not None:  # else nobody misses what was trimmed
+                self.fail(StreamLost())
+                return False
+        self.seq = line.seq
+        if line.seq <= self._told_seq:
+            if kind is not LineKind.ERROR:
+                self._text = decode_record(line, self._text).text
+            return True
+        if kind is LineKind.FINAL or kind is LineKind.ERROR:
+            last: Result | StreamError | None = None
+            if self._listener is not None:
+                last = decode_record(line, self._text) if kind is LineKind.FINAL else decode_error(line)
+            self.audio.forget_kept()
+            self._notify(Event.LAST_RESULT, last)
+        elif self._listener is not None:
+            result = decode_record(line, self._text)
+            self._text = result.text
+            self._listener.on_result(kind, result)
+        return True
+
+    # Inside
+
+    def _take_owner(self, line: Line) -> bool:
+        if line.seq > self.seq:
+            return False
+        if 0 < self.epoch < line.epoch:
+            self.progress_at = self.heard_at  # a takeover begins with a replay
+        self.epoch = line.epoch
+        self.set_worker(WorkerId(line.body.decode()))
+        return True
+
+    def set_worker(self, worker: WorkerId) -> None:
+        """Note the owner, whose ready set is to be told of new audio."""
+        self.worker = worker
+        self.audio.set_owner(worker)
+
+    def on_append_failed(self, error: Unavailable) -> None:
+        """The audio log gave up."""
+        if isinstance(error, StreamLost):
+            self._context.on_gone(self)
+        else:
+            self.fail(error)
+
+    def _on_room(self) -> None:
+        if self._listener is not None:
+            self._listener.on_room()
+
+    def _notify(self, event: Event, said: StreamError | Result | Appender | None = None) -> None:
+        """Go on in the table, with what an event says.
+
+        What is done about it may bring the next event: the new state is there first.
+        """
+        self.state, action = after(self.state, event)
+        listener = self._listener
+        match action:
+            case None:
+                pass
+            case Action.APPEND_HELD:
+                self.audio.open(cast("Appender", said))
+            case Action.DROP_HELD:
+                self.audio.open(None)
+            case Action.START_GRACE:
+                self.grace_ends_at = self._loop.time() + self._context.resume_grace_s
+            case Action.FINISH:
+                self.audio.finish()
+            case Action.TELL_FAILURE:
+                if listener is not None:
+                    listener.on_failure(cast("StreamError", said))
+            case Action.DELIVER:
+                if isinstance(said, StreamError) and listener is not None:
+                    listener.on_error(said)
+                elif isinstance(said, Result) and listener is not None:
+                    listener.on_result(LineKind.FINAL, said)
+            case Action.TELL_TAKEN:
+                self._listener = None
+                self._context.act(self, action)
+                if listener is not None:
+                    listener.on_taken()
+            case _:
+                self._context.act(self, action)
