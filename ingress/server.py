@@ -9,6 +9,7 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +44,7 @@ from ingress.sockets.linger import LINGER_S
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
 from ingress.sockets.proxies import TrustedProxies
-from ingress.sockets.shell import OpenConnection
+from ingress.sockets.shell import StreamRoute
 from ingress.sockets.tcp import TcpShell
 from ingress.status import SharedStatus, StatusShell
 from ingress.streams.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
@@ -104,7 +105,7 @@ class IngressServer:
         self._door = Door(self._ring, Origins(settings.allowed_origins), self.metrics, is_open)
         self._guard = None if self._ring is None else KeyGuard(self._door, self._backplane.key_usage())
         self._tls = _tls_of(settings)
-        self._native = self._opens(lambda request: NativeDialect(settings.sample_rate))
+        self._native = self._speaking(lambda request: NativeDialect(settings.sample_rate))
         self._site = Site(
             self._gate,
             HttpLimits(
@@ -211,11 +212,11 @@ class IngressServer:
 
     # Serve
 
-    def _opens(self, dialect_of: DialectOf) -> OpenConnection:
-        """What opens the connections of the clients that speak a dialect."""
-        return lambda peer, request: self._open(peer, request, dialect_of(request))
+    def _speaking(self, dialect_of: DialectOf) -> StreamRoute:
+        """The route of streams whose clients speak a dialect, which may refuse a request while it is made."""
+        return lambda request: partial(self._open, dialect_of(request), request)
 
-    def _open(self, peer: Peer, request: Request, dialect: Dialect) -> Connection:
+    def _open(self, dialect: Dialect, request: Request, peer: Peer) -> Connection:
         client, guard = (
             request.client,
             NO_GUARD if self._guard is None else self._guard.for_address(request.address),

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_network
 from typing import Any, cast
 
@@ -25,13 +26,12 @@ from ingress.http.site import HttpLimits, Site
 from ingress.meter import Meter
 from ingress.request import Request
 from ingress.server import STREAM_PATHS
-from ingress.sockets.gate import Gate, Place
+from ingress.sockets.gate import Gate
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
 from ingress.sockets.proxies import TrustedProxies
-from ingress.sockets.shell import SocketShell
+from ingress.sockets.shell import OpenConnection, SocketShell
 from ingress.sockets.tcp import TcpShell
-from ingress.sockets.websocket import WebSocketShell
 from ingress.status import StatusShell
 from tests.fake_backplane import ScriptedBackplane
 
@@ -161,8 +161,12 @@ async def serving(
         def start(coroutine: Any, name: str) -> object:
             return tasks.create_task(coroutine, name=name)
 
-        def open_connection(peer: Peer, request: Request) -> Connection:
+        def route(request: Request) -> OpenConnection:
             harness.requests.append(request)
+            return partial(open_connection, request)
+
+        def open_connection(request: Request, peer: Peer) -> Connection:
+            harness.shells.append(cast(SocketShell, peer))
             connection = Connection(
                 peer,
                 dialect(),
@@ -188,17 +192,6 @@ async def serving(
         class _Tcp(TcpShell):
             """With a `__dict__`, so that it can be tracked."""
 
-            def _begin(self, transport: asyncio.Transport, place: Place, request: Request) -> None:
-                harness.shells.append(self)
-                super()._begin(transport, place, request)
-
-        class _Site(Site):
-            def open_stream(
-                self, request: Request, transport: asyncio.Transport, place: Place
-            ) -> WebSocketShell:
-                harness.shells.append(super().open_stream(request, transport, place))
-                return cast(WebSocketShell, harness.shells[-1])
-
         class _Status(StatusShell):
             """With a `__dict__`, so that it can be tracked."""
 
@@ -207,10 +200,10 @@ async def serving(
                 raise RedisUnavailable
             return status()
 
-        site = harness.site = _Site(
+        site = harness.site = Site(
             gate,
             HttpLimits(max_frame_bytes, handshake_timeout_s, keep_alive_s),
-            dict.fromkeys(STREAM_PATHS, open_connection),
+            dict.fromkeys(STREAM_PATHS, route),
             endpoints=(*PAGE, *endpoints),
             authenticate=authenticate,
             proxies=proxies,
@@ -218,7 +211,7 @@ async def serving(
         servers = [
             await loop.create_server(factory, sock=listener)
             for factory in (
-                lambda: tracked(_Tcp(gate, open_connection, max_line_bytes)),
+                lambda: tracked(_Tcp(gate, route, max_line_bytes)),
                 lambda: tracked(Front(site)),
                 lambda: tracked(_Status(gate, read_status, start)),
             )

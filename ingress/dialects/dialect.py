@@ -59,4 +59,5 @@ class Dialect(Protocol):
 
 
 DialectOf = Callable[[Request], Dialect]
-"""Makes the dialect of a connection from the request that opened it; on the TCP port that has no head."""
+"""Makes the dialect of a connection from the request that opens it; on the TCP port that has no head. Raises
+Refused (ingress/http), which the client is told as a status, where the request is wrong."""

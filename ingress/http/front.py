@@ -19,12 +19,14 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingress.connection import UNREAD_TIMEOUT_S
+from ingress.http import handshake
 from ingress.http.refusal import Refusal, Refused
 from ingress.http.site import TOO_MANY, Site
 from ingress.request import Request
 from ingress.sockets.deadlines import UnreadDeadline
 from ingress.sockets.gate import Full, Place
 from ingress.sockets.linger import Linger, unsent_bytes
+from ingress.sockets.websocket import WebSocketShell
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,6 @@ _BODY: Final = Refusal(HTTPStatus.BAD_REQUEST, "A request that opens a WebSocket
 _BEHIND: Final = Refusal(
     HTTPStatus.BAD_REQUEST, "A WebSocket cannot be opened behind a request that is not answered yet."
 )
-_FAILED: Final = Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the fault is logged.")
 _PIPELINED: Final = Refusal(
     HTTPStatus.TOO_MANY_REQUESTS, f"More than {MAX_PIPELINED} requests of this connection wait."
 )
@@ -259,25 +260,28 @@ class Front(HttpToolsProtocol):
             raise AssertionError("an upgrade without a request")
         try:
             self._request = self._site.identified(self._request)
-            shell = self._site.open_stream(self._request, self.transport, self._place)
+            open_connection = self._site.stream(self._request, self._place)
+            response = handshake.accepted(self._request)
         except Refused as refused:
             self._refuse(refused.refusal)
             return
+        except Exception as error:
+            self._refuse(_failed(error))
+            return
+        self.transport.write(response)
         self.connections.discard(self)
         place, self._place = self._place, None
         self._over = True
         self.parser = None  # type: ignore[assignment]  # it refers to this object
+        shell = WebSocketShell(self._site.limits.max_frame_bytes)
         self.transport.set_protocol(shell)
-        shell.take_over(self.transport, place, self._request, rest)
+        shell.take_over(self.transport, place, open_connection, rest)
 
     def _refusal_after(self, error: httptools.HttpParserError) -> Refusal:
         """What to answer where the parser has stopped."""
         if not isinstance(error, httptools.HttpParserCallbackError):
             return _GARBAGE
-        if self._refusal is None:
-            logger.error("a request failed", exc_info=error.__context__ or error)
-            return _FAILED
-        return self._refusal
+        return self._refusal or _failed(error.__context__ or error)
 
     def _stop_parsing(self, refusal: Refusal) -> NoReturn:
         """Called by the parser: leave it."""
@@ -320,6 +324,12 @@ class Front(HttpToolsProtocol):
         else:
             self._over = True
             self._close_in_order()
+
+
+def _failed(error: BaseException) -> Refusal:
+    """Log a defect of ours, and say so."""
+    logger.error("a request failed", exc_info=error)
+    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the fault is logged.")
 
 
 def _refusing(refusal: Refusal) -> Callable[..., Awaitable[None]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
@@ -14,15 +13,13 @@ from starlette.routing import Route
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from ingress.http import handshake
 from ingress.http.authentication import Authenticate, everyone
 from ingress.http.endpoints import application
 from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 from ingress.sockets.gate import SENTENCES, Full, Gate, Place
 from ingress.sockets.proxies import TrustedProxies
-from ingress.sockets.shell import OpenConnection
-from ingress.sockets.websocket import WebSocketShell
+from ingress.sockets.shell import OpenConnection, StreamRoute
 
 # Between two requests of one connection.
 KEEP_ALIVE_S: Final = 15
@@ -49,7 +46,7 @@ class HttpLimits:
 class Site:
     """Shared by all connections of the port.
 
-    streams: who opens the connection of a stream, by the path of the WebSocket.
+    streams: routes by the path of the WebSocket.
     endpoints: of plain HTTP.
     authenticate: judges every request first.
     proxies: who may say for whom a request comes.
@@ -59,7 +56,7 @@ class Site:
         self,
         gate: Gate,
         limits: HttpLimits,
-        streams: Mapping[str, OpenConnection],
+        streams: Mapping[str, StreamRoute],
         *,
         endpoints: Iterable[Route] = (),
         authenticate: Authenticate = everyone,
@@ -91,22 +88,18 @@ class Site:
         """Return the request with who sends it. Raises Refused."""
         return replace(request, client=self.authenticate(request))
 
-    def open_stream(self, request: Request, transport: asyncio.Transport, place: Place) -> WebSocketShell:
-        """Answer an upgrade to WebSocket of a client that is known, and return who speaks on the socket then.
-
-        Raises Refused where it is refused: nothing is written then.
-        """
+    def stream(self, request: Request, place: Place) -> OpenConnection:
+        """Let an upgrade to WebSocket of a client in that is known. Raises Refused."""
         if request.client is None or not request.client.may("stream"):
             raise Refused(Refusal(HTTPStatus.FORBIDDEN, "The key is not for streams."))
         full = place.belongs_to(request.address)
         if full is not None:
             raise Refused(TOO_MANY[full])
-        open_connection = self._streams.get(request.path)
-        if open_connection is None:
+        route = self._streams.get(request.path)
+        if route is None:
             paths = " and ".join(self._streams)
             raise Refused(Refusal(HTTPStatus.NOT_FOUND, f"There is no stream at this path, but at {paths}."))
-        transport.write(handshake.accepted(request))
-        return WebSocketShell(open_connection, self.limits.max_frame_bytes)
+        return route(request)
 
     def update_date(self) -> None:
         """Have the next response carry the date of now (RFC 9110, section 6.6.1)."""

@@ -17,8 +17,12 @@ from ingress.sockets.peer import Peer
 
 _WRITE_HIGH_BYTES: Final = 32 * 1024
 
-OpenConnection = Callable[[Peer, Request], Connection]
-"""Makes the connection behind a socket, out of what its client said first."""
+OpenConnection = Callable[[Peer], Connection]
+"""Makes the connection behind a socket."""
+
+StreamRoute = Callable[[Request], OpenConnection]
+"""Looks at a request for a stream, and returns who opens its connection. Raises Refused (ingress/http) where
+the request is wrong: by then the client has no answer yet."""
 
 
 class SocketShell(asyncio.Protocol):
@@ -31,7 +35,6 @@ class SocketShell(asyncio.Protocol):
     A subclass notes in `_heard_at` when something came, whatever it was: a part of a message and a control
     frame are no silence either.
 
-    open_connection: makes the connection behind this socket.
     """
 
     __slots__ = (
@@ -39,14 +42,12 @@ class SocketShell(asyncio.Protocol):
         "_connection",
         "_heard_at",
         "_linger",
-        "_open",
         "_place",
         "_reading",
         "_transport",
     )
 
-    def __init__(self, open_connection: OpenConnection) -> None:
-        self._open = open_connection
+    def __init__(self) -> None:
         self._place: Place | None = None
         self._transport: asyncio.Transport | None = None
         self._connection: Connection | None = None
@@ -125,12 +126,12 @@ class SocketShell(asyncio.Protocol):
         if self._transport is not None:
             self._transport.pause_reading()
 
-    def _begin(self, transport: asyncio.Transport, place: Place, request: Request) -> None:
+    def _begin(self, transport: asyncio.Transport, place: Place, open_connection: OpenConnection) -> None:
         """Take a socket that is ready for messages."""
         self._transport = transport
         self._place = place
         transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
-        connection = self._connection = self._open(cast(Peer, self), request)
+        connection = self._connection = open_connection(cast(Peer, self))
         connection.open()
 
     def _end_sending(self, error: StreamError | None = None) -> None:

@@ -13,7 +13,7 @@ from ingress.dialects.dialect import Farewell
 from ingress.request import Request
 from ingress.sockets.framing import LineReader
 from ingress.sockets.gate import SENTENCES, Gate, Place
-from ingress.sockets.shell import OpenConnection, SocketShell
+from ingress.sockets.shell import SocketShell, StreamRoute
 
 _TOO_MANY: Final = {
     full: Unavailable(ErrorCode.TOO_MANY_CONNECTIONS, sentence) for full, sentence in SENTENCES.items()
@@ -24,15 +24,16 @@ class TcpShell(SocketShell):
     """One accepted TCP connection (a `Peer`).
 
     gate: lets the socket in, or does not.
-    open_connection: makes the connection behind this socket.
+    route: says who opens the connections of this port.
     max_line_bytes: longest line.
     """
 
-    __slots__ = ("_at_end", "_gate", "_max_line_bytes", "_reader")
+    __slots__ = ("_at_end", "_gate", "_max_line_bytes", "_reader", "_route")
 
-    def __init__(self, gate: Gate, open_connection: OpenConnection, max_line_bytes: int) -> None:
-        super().__init__(open_connection)
+    def __init__(self, gate: Gate, route: StreamRoute, max_line_bytes: int) -> None:
+        super().__init__()
         self._gate = gate
+        self._route = route
         self._max_line_bytes = max_line_bytes
         self._reader = LineReader(max_line_bytes)
         self._at_end = False
@@ -43,7 +44,7 @@ class TcpShell(SocketShell):
         taken = cast(asyncio.Transport, transport)
         place = self._gate.enter(taken)
         if isinstance(place, Place):
-            self._begin(taken, place, Request.without_head(place.address))
+            self._begin(taken, place, self._route(Request.without_head(place.address)))
             return
         self._transport = taken
         error = _TOO_MANY.get(place)

@@ -19,7 +19,6 @@ from websockets.server import ServerProtocol
 from common.errors import ClientFault, ErrorCode
 from ingress.connection import Connection
 from ingress.dialects.dialect import Farewell
-from ingress.request import Request
 from ingress.sockets.frames import FrameReader, Other, text_frame
 from ingress.sockets.gate import Place
 from ingress.sockets.shell import OpenConnection, SocketShell
@@ -31,7 +30,6 @@ _PONG: Final = 0x80 | Opcode.PONG
 class WebSocketShell(SocketShell):
     """One connection on which a WebSocket is open (a `Peer`).
 
-    open_connection: makes the connection behind this socket.
     max_frame_bytes: longest message.
     """
 
@@ -46,8 +44,8 @@ class WebSocketShell(SocketShell):
         "_writing_paused",
     )
 
-    def __init__(self, open_connection: OpenConnection, max_frame_bytes: int) -> None:
-        super().__init__(open_connection)
+    def __init__(self, max_frame_bytes: int) -> None:
+        super().__init__()
         self._max_frame_bytes = max_frame_bytes
         self._protocol = ServerProtocol(state=State.OPEN, max_size=max_frame_bytes)
         self._frames = FrameReader(max_frame_bytes)
@@ -58,12 +56,14 @@ class WebSocketShell(SocketShell):
         self._pong = b""
         self._close_frame: list[bytes] = []
 
-    def take_over(self, transport: asyncio.Transport, place: Place, request: Request, rest: bytes) -> None:
+    def take_over(
+        self, transport: asyncio.Transport, place: Place, open_connection: OpenConnection, rest: bytes
+    ) -> None:
         """Take a socket on which the handshake is done.
 
         rest: what came along with the request.
         """
-        self._begin(transport, place, request)
+        self._begin(transport, place, open_connection)
         if rest:
             self.data_received(rest)
 

@@ -25,7 +25,6 @@ from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.native import NativeDialect
 from ingress.meter import Meter
 from ingress.protocol import TABLE, ConnectionProtocol, Event, State
-from ingress.request import Request
 from ingress.sockets.framing import LineReader
 from ingress.sockets.gate import Gate, Place, max_files
 from ingress.sockets.peer import Peer
@@ -112,7 +111,7 @@ async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str
     connections: list[Connection] = []
     loop = asyncio.get_running_loop()
 
-    def open_connection(peer: Peer, request: Request) -> Connection:
+    def open_connection(peer: Peer) -> Connection:
         connections.append(
             Connection(
                 peer,
@@ -132,10 +131,10 @@ async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str
     if websocket:
         place = gate.enter(transport)
         assert isinstance(place, Place)
-        shell = WebSocketShell(open_connection, 2000)
-        shell.take_over(transport, place, Request("GET", "/", "", (), "192.0.2.1"), b"")
+        shell = WebSocketShell(2000)
+        shell.take_over(transport, place, open_connection, b"")
     else:
-        shell = TcpShell(gate, open_connection, 2000)
+        shell = TcpShell(gate, lambda request: open_connection, 2000)
         shell.connection_made(transport)
     await _settled(backplane)
     start = len(transport.written)

@@ -187,8 +187,10 @@ async def test_a_defect_of_ours_is_logged_and_told_as_one(caplog: pytest.LogCapt
         status, _, body = await _answer(harness, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert status == 500
         assert b"defect" not in body
-    (record,) = [record for record in caplog.records if record.name == "ingress.http.front"]
-    assert "a defect" in str(record.exc_info)
+        assert (await _answer(harness, HANDSHAKE))[0] == 500
+        assert harness.backplane.links == []
+    records = [record for record in caplog.records if record.name == "ingress.http.front"]
+    assert ["a defect" in str(record.exc_info) for record in records] == [True, True]
 
 
 async def test_a_person_gets_a_page_and_head_the_same_without_it() -> None:

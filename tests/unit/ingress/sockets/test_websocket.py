@@ -22,7 +22,6 @@ from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.dialect import Farewell
 from ingress.dialects.native import NativeDialect
 from ingress.meter import Meter
-from ingress.request import Request
 from ingress.sockets.gate import Gate, Place, max_files
 from ingress.sockets.peer import Peer
 from ingress.sockets.websocket import WebSocketShell
@@ -286,7 +285,7 @@ async def _stuck() -> AsyncIterator[tuple[WebSocketShell, _StuckTransport]]:
     loop = asyncio.get_running_loop()
     backplane = ScriptedBackplane(echo=True)
 
-    def open_connection(peer: Peer, request: Request) -> Connection:
+    def open_connection(peer: Peer) -> Connection:
         return Connection(
             peer,
             NativeDialect(16000),
@@ -300,9 +299,9 @@ async def _stuck() -> AsyncIterator[tuple[WebSocketShell, _StuckTransport]]:
     transport = _StuckTransport()
     place = Gate(max_files).enter(transport)
     assert isinstance(place, Place)
-    shell = WebSocketShell(open_connection, 1000)
+    shell = WebSocketShell(1000)
     transport.shell = shell
-    shell.take_over(transport, place, Request("GET", "/", "", (), "192.0.2.1"), b"")
+    shell.take_over(transport, place, open_connection, b"")
     await wait_until(lambda: bool(transport.written) and b"hello" in transport.written[-1])
     try:
         yield shell, transport
