@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from common.entries import WorkerId
+from common.entries import LAYOUT_VERSION, WorkerId
 from common.errors import SettingsMismatch
 from common.redis.clients import RedisServers, SyncRedis
 from common.redis.keys import Keys
 from common.streams.leases import WorkerLease
 from common.streams.served_model import ServedModel, leave
 from parakeet.client import connect
+from tests.ports import free_ports
 from tests.servers import raw_client
+from tests.service_process import ServiceProcess
 from tests.stack import TIMEOUTS, Stack, transcribe
 from tests.stream_client import expected_text, noise
 
@@ -132,3 +134,26 @@ async def test_a_change_of_model_is_a_second_cluster_and_a_drain(stack: Stack, t
         client = raw_client(second.url)
         client.flushdb()
         client.close()
+
+
+@pytest.mark.parametrize("module", ["gpu_worker", "ingress"])
+async def test_a_process_of_another_layout_is_refused(stack: Stack, tmp_path: Path, module: str) -> None:
+    """The processes of the release before wrote results otherwise (layout 2): neither reads the other's."""
+    stack.client.hset("px:{0}:conf", mapping={"layout_version": LAYOUT_VERSION - 1, "shards": 1})
+    stack.client.pexpire("px:{0}:conf", 60_000)
+    register, flag = {
+        "gpu_worker": ("px:{0}:workers", "--worker-id"),
+        "ingress": ("px:{0}:ingresses", "--ingress-id"),
+    }[module]
+    flags = (
+        {"backend": "null"}
+        if module == "gpu_worker"
+        else {"port": free_ports(1)[0], "ws_port": 0, "status_port": 0}
+    )
+    log = tmp_path / "process.log"
+    with ServiceProcess(module, stack.url, flag, "p1", register, log, flags) as process:
+        assert process.wait() == 2
+        assert "layout version" in process.log_text()
+        assert str(LAYOUT_VERSION - 1) in process.log_text()
+        assert "Traceback" not in process.log_text()
+    assert stack.client.hget("px:{0}:conf", "layout_version") == str(LAYOUT_VERSION - 1).encode()
