@@ -258,6 +258,10 @@ class Outlet:
             writing.acked = done
             writing.utterances += len(output.utterances)
             text_from = writing.log.text_from(output.text)
+            if seq == writing.last_seq + 1:
+                # Another owner told the results before. It may have had a verdict of smart-turn that this one
+                # had not, and so other results. The text at the checkpoint is the same for both.
+                text_from = min(text_from, flow.owned.record.checkpoint.text_chars)
             if seq > writing.last_seq:
                 self._result(results, writing, output, text_from)
         elif done - writing.acked >= writing.rate:
