@@ -27,9 +27,8 @@ from common.process.standard_streams import complain, run_command
 from common.settings import plain_environment
 from parakeet.audio.source import read_recording
 from parakeet.child import describe_exit, start_tied
-from parakeet.client import ClientError
+from parakeet.client import ClientError, transcribe
 from parakeet.live_text import LiveText
-from parakeet.transcription import transcribe
 from parakeet.word_errors import word_errors
 
 RECORDINGS = Path(__file__).parent / "recordings"

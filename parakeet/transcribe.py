@@ -17,11 +17,10 @@ from common.options import StreamOptions
 from common.settings import TranscribeSettings
 from parakeet.audio.errors import BadAudio
 from parakeet.audio.source import MicrophoneSource, Source, open_source
-from parakeet.client import ClientError
+from parakeet.client import ClientError, transcribe
 from parakeet.live_text import LiveText
 from parakeet.progress import Progress
 from parakeet.transcript import Transcript, check_output, format_of, write_output
-from parakeet.transcription import transcribe
 
 
 def run_transcribe(settings: TranscribeSettings) -> int:

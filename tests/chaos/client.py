@@ -15,8 +15,8 @@ import orjson
 import parakeet.client
 from common.messages import Audio, Encoding
 from common.options import StreamOptions
-from parakeet.channel import Channel, open_channel
 from parakeet.client import ClientError, ClientTimeouts, Stream
+from parakeet.client.channel import Channel, open_channel
 
 RATE = 16_000
 TIMEOUTS = ClientTimeouts(connect_s=5.0, silence_s=5.0, final_s=60.0, resume_s=30.0, send_s=60.0)

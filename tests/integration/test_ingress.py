@@ -19,7 +19,7 @@ from common.messages import Encoding
 from common.options import StreamOptions
 from gpu_worker.g711 import MULAW
 from parakeet.client import ServerError, Stream, connect
-from parakeet.client_errors import ClientError
+from parakeet.client.errors import ClientError
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.ingress_process import IngressProcess
 from tests.ports import HOST

@@ -9,7 +9,7 @@ import pytest
 
 from common.messages import Result
 from parakeet.client import ClientTimeouts, Stream, connect
-from parakeet.client_errors import ClientError, ServerError
+from parakeet.client.errors import ClientError, ServerError
 from tests.stack import Stack
 from tests.stream_client import expected_text, noise
 from tests.waiting import until

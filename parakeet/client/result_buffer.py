@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from common.messages import Result
-from parakeet.client_errors import ClientError
+from parakeet.client.errors import ClientError
 
 # Each result carries the whole transcript, so this bounds the memory of a caller that reads nothing yet.
 MAX_WAITING_RESULTS: Final = 1000

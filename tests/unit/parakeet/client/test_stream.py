@@ -12,8 +12,8 @@ from common.entries import LineKind
 from common.errors import ErrorCode, NoFreeStream, Unavailable
 from common.messages import Encoding
 from common.options import StreamOptions
-from parakeet.channel import ChannelLost, open_channel
 from parakeet.client import ClientBug, ClientTimeouts, ConnectionLost, ServerError, ServerSilent, connect
+from parakeet.client.channel import ChannelLost, open_channel
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import Harness, serving, wait_until
 
@@ -323,9 +323,9 @@ async def test_what_nobody_expected_fails_the_stream(place: str, monkeypatch: py
 
     monkeypatch.setattr(
         {
-            "read": "parakeet.client.decode_server_message",
-            "write": "parakeet.sent_audio.SentAudio.next_block",
-            "watch": "parakeet.client.Stream._owes_progress",
+            "read": "parakeet.client.stream.decode_server_message",
+            "write": "parakeet.client.sent_audio.SentAudio.next_block",
+            "watch": "parakeet.client.stream.Stream._owes_progress",
         }[place],
         broken,
     )
@@ -382,7 +382,7 @@ async def test_results_that_nobody_reads_yet_do_not_stop_the_audio() -> None:
 async def test_a_server_that_decodes_nothing_is_given_up_before_the_end_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("parakeet.client._UNANSWERED_S", 1.0)
+    monkeypatch.setattr("parakeet.client.stream._UNANSWERED_S", 1.0)
     timeouts = ClientTimeouts(silence_s=0.2, final_s=0.4)
     async with serving(ScriptedBackplane()) as harness:
         async with await connect(harness.tcp_url, timeouts=timeouts) as stream:

@@ -13,13 +13,13 @@ from common.options import StreamOptions
 from parakeet.audio.errors import BadAudio
 from parakeet.audio.source import Recording, Source, open_source
 from parakeet.client import connect
-from parakeet.client_blocks import Blocks
-from parakeet.transcription import transcribe
+from parakeet.client.blocks import Blocks
+from parakeet.client.transcription import transcribe
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import Harness, serving
 
 PCM = bytes(range(256)) * 40
-RECORDING = Path(__file__).parents[3] / "parakeet" / "recordings" / "goforward.wav"
+RECORDING = Path(__file__).parents[4] / "parakeet" / "recordings" / "goforward.wav"
 
 
 @pytest.fixture

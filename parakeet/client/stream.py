@@ -36,25 +36,14 @@ from common.messages import (
 )
 from common.options import StreamOptions
 from common.server_codec import decode_server_message
-from parakeet.channel import Channel, ChannelLost, open_channel
-from parakeet.client_blocks import Blocks, as_async
-from parakeet.client_errors import ClientBug, ClientError, ConnectionLost, ServerError, ServerSilent
-from parakeet.handshake import Handshake
-from parakeet.result_buffer import ResultBuffer
-from parakeet.sent_audio import SentAudio
+from parakeet.client.blocks import Blocks, as_async
+from parakeet.client.channel import Channel, ChannelLost, open_channel
+from parakeet.client.errors import ClientBug, ClientError, ConnectionLost, ServerError, ServerSilent
+from parakeet.client.handshake import Handshake
+from parakeet.client.result_buffer import ResultBuffer
+from parakeet.client.sent_audio import SentAudio
 
-__all__ = [
-    "ClientBug",
-    "ClientError",
-    "ClientTimeouts",
-    "ConnectionLost",
-    "ServerError",
-    "ServerSilent",
-    "Stream",
-    "connect",
-]
-
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("parakeet.client")
 
 _RETRY_PAUSE_S: Final = 0.2
 # Audio that a server may keep without a word about it: its longest chunk and a second of acknowledgements.

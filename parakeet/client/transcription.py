@@ -12,8 +12,8 @@ from common.messages import Result
 from common.options import StreamOptions
 from parakeet.audio.errors import BadAudio
 from parakeet.audio.source import Source, open_source, stream_blocks
-from parakeet.client import Stream, connect
-from parakeet.client_blocks import Blocks, as_async
+from parakeet.client.blocks import Blocks, as_async
+from parakeet.client.stream import Stream, connect
 
 MESSAGE_MS = 160
 

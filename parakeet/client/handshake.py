@@ -10,8 +10,8 @@ from common.errors import ErrorCode
 from common.messages import Config, ErrorMessage, Hello, Resume, Resumed, ServerMessage
 from common.options import StreamOptions
 from common.server_codec import decode_server_message
-from parakeet.channel import Channel, ChannelLost
-from parakeet.client_errors import ClientError, ConnectionLost, ServerError, ServerSilent
+from parakeet.client.channel import Channel, ChannelLost
+from parakeet.client.errors import ClientError, ConnectionLost, ServerError, ServerSilent
 
 
 class Handshake:

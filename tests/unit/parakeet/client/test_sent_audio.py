@@ -7,7 +7,7 @@ import random
 import pytest
 
 from common.messages import Encoding
-from parakeet.sent_audio import MAX_MESSAGE_AUDIO_BYTES, SentAudio
+from parakeet.client.sent_audio import MAX_MESSAGE_AUDIO_BYTES, SentAudio
 
 
 def take(audio: SentAudio, payload: bytes, encoding: Encoding = Encoding.PCM16) -> None:

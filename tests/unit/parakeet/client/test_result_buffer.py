@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from common.messages import Result, Utterance, Word
-from parakeet.client_errors import ConnectionLost
-from parakeet.result_buffer import ResultBuffer
+from parakeet.client.errors import ConnectionLost
+from parakeet.client.result_buffer import ResultBuffer
 
 
 def _result(seq: int, *, is_final: bool = False) -> Result:

@@ -1,0 +1,17 @@
+"""The Python client: `transcribe` for audio that is there, `connect` for a stream to send and to read."""
+
+from parakeet.client.errors import ClientBug, ClientError, ConnectionLost, ServerError, ServerSilent
+from parakeet.client.stream import ClientTimeouts, Stream, connect
+from parakeet.client.transcription import transcribe
+
+__all__ = [
+    "ClientBug",
+    "ClientError",
+    "ClientTimeouts",
+    "ConnectionLost",
+    "ServerError",
+    "ServerSilent",
+    "Stream",
+    "connect",
+    "transcribe",
+]
