@@ -104,6 +104,7 @@ class Transcript:
 
     __slots__ = (
         "_frame_s",
+        "_mark_frame",
         "_marks",
         "_open",
         "_starts",
@@ -127,6 +128,7 @@ class Transcript:
         self._open: list[tuple[int, int, float]] = []
         self._words: list[Word] = []
         self._starts: list[WordStart] = []
+        self._mark_frame: int | None = None
 
     @property
     def text(self) -> str:
@@ -137,6 +139,11 @@ class Transcript:
     def open_frames(self) -> tuple[int, int] | None:
         """Frames of the first and of the last token of the word that the next token may go on with."""
         return (self._open[0][1], self._open[-1][1]) if self._open else None
+
+    @property
+    def mark_frame(self) -> int | None:
+        """Frame of the mark that the text so far ends with, if any; None where starts are not wanted."""
+        return self._mark_frame
 
     def add(self, tokens: Tokens, *, ends: bool) -> None:
         """Append tokens; with `ends`, close the transcript.
@@ -161,7 +168,10 @@ class Transcript:
         if special or vocabulary.starts_word(token):
             self._end_word()
         if special:
+            if token in self._marks:
+                self._mark_frame = frame
             return
+        self._mark_frame = None
         if not self._open:
             if vocabulary.is_closing(token):
                 return  # punctuation of a word that is complete already
@@ -215,6 +225,7 @@ class Transcript:
             "at_word_start": self._text.at_word_start,
             "spaces": self._text.spaces,
             "open": [list(token) for token in self._open],
+            "mark": self._mark_frame,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -223,3 +234,4 @@ class Transcript:
             state["text"], bytes.fromhex(state["pending"]), state["at_word_start"], state["spaces"]
         )
         self._open = [(int(token), int(frame), float(score)) for token, frame, score in state["open"]]
+        self._mark_frame = state["mark"]

@@ -2,8 +2,9 @@
 
 An utterance's final holds the words of its time, whatever the chunks. The model emits a word later than it
 was spoken, so the final comes when the audio up to `finalize_lag_ms` after the speech has been decoded and
-its last word has ended, at the latest with the end of the stream. Words of the next utterance that were
-emitted by then are told from its own by where they stand.
+its last word has ended, or with the model's own mark after the speech: `<EOU>` comes after the last word. At
+the latest it comes with the end of the stream. Words of the next utterance that were emitted by then are told
+from its own by where they stand.
 
 Finals join to the transcript: a word that comes still later, or outside of every utterance, stands in the
 next one. What stands in one is never changed or repeated by a later one. A mark of punctuation that comes
@@ -89,7 +90,7 @@ class UtteranceLog:
             due_sample = outcome.speech_end_sample + self._lag_samples
             self._ended.append(_Ended(outcome.speech_start_sample, outcome.speech_end_sample, due_sample))
         given: list[Utterance] = []
-        while self._ended and (is_final or self._ended[0].due_sample <= end_sample):
+        while self._ended and (is_final or self._is_due(transcript, end_sample)):
             limit = self._limit(onset_sample)
             word = _open_word(transcript)
             if word is not None and (limit is None or word[0] <= limit):
@@ -99,6 +100,13 @@ class UtteranceLog:
                 transcript.close_word()
             given.append(self._give(transcript.text, limit))
         return tuple(given)
+
+    def _is_due(self, transcript: Transcript, end_sample: int) -> bool:
+        """Whether no more words of the oldest utterance are to be expected."""
+        ended, mark_frame = self._ended[0], transcript.mark_frame
+        if mark_frame is not None and token_sample(mark_frame) > ended.end_sample:
+            return True  # the model has said so itself
+        return ended.due_sample <= end_sample
 
     def _limit(self, onset_sample: int | None) -> int | None:
         """Last position of a word of the oldest utterance; None when no speech has followed it."""

@@ -218,6 +218,19 @@ def test_a_final_waits_for_the_rest_of_its_last_word() -> None:
     assert final.samples_decoded == 16 * FRAME + 480 * 16
 
 
+def test_a_mark_of_the_model_after_the_speech_brings_the_final_at_once() -> None:
+    probs = course((0.01, 3), (0.99, 20), (0.01, 40), (0.99, 20), (0.01, 40))
+    settings = replace(VAD, signals=frozenset({Signal.EOU, Signal.VAD}))
+    # The first mark stands 416 ms before the speech ends: a word may still come. The second stands after it.
+    said = [*spell("go", (6, 6)), Said(7, "<EOU>"), *spell("on", (29, 30)), Said(34, "<EOU>")]
+    outputs = play(probs, said, settings, chunk_ms=80)
+    first, second = [output for output in outputs if output.utterances]
+    assert first.samples_decoded == 736 * 16 + 480 * 16 + (-(736 + 480) * 16) % FRAME
+    assert (second.turn_detection, second.samples_decoded) == ("end_of_utterance", 35 * FRAME)
+    assert finals(outputs) == ["go", "on"]
+    assert [word.word for word in second.words or ()] == ["on"]
+
+
 def test_what_comes_after_a_final_begins_a_word() -> None:
     probs = course((0.01, 3), (0.99, 20), (0.01, 40), (0.99, 20), (0.01, 30))
     said = [*spell("for", (10, 10, 11)), Said(24, "t"), Said(30, "y")]
