@@ -389,7 +389,9 @@ class Endpointer:
         verdict = self._verdict_at(silence_samples)
         incomplete = verdict is Verdict.INCOMPLETE
         has_eou = self._has_eou()
-        if has_eou and not incomplete and _reaches(silence_samples, settings.eou_silence_ms):
+        # A token alone is no evidence where a better one is about to come.
+        judged = verdict is not None or Signal.SMART_TURN not in settings.signals
+        if has_eou and judged and not incomplete and _reaches(silence_samples, settings.eou_silence_ms):
             return Cause.EOU
         if verdict is Verdict.COMPLETE:
             return Cause.SMART_TURN

@@ -188,20 +188,26 @@ def test_a_verdict_takes_effect_at_smart_silence(
     assert events(outcomes)[-1] == ("end_of_utterance", windows(end_window), cause)
 
 
+@pytest.mark.parametrize("token_frame", [9, 14])  # before and after the verdict is read
 @pytest.mark.parametrize(
-    ("token_frame", "end_sample", "cause"),
+    ("verdict", "ends"),
     [
-        (9, windows(20 + 5), Cause.EOU),  # the token stands when silence has lasted 160 ms
-        (14, windows(20 + 25), Cause.SILENCE),  # verdict first: token and verdict disagree
+        (Verdict.INCOMPLETE, {9: (25, Cause.SILENCE), 14: (25, Cause.SILENCE)}),
+        (Verdict.ABSENT, {9: (6, Cause.EOU), 14: (18, Cause.EOU)}),
+        (Verdict.COMPLETE, {9: (6, Cause.EOU), 14: (6, Cause.SMART_TURN)}),
     ],
 )
-def test_a_token_that_the_verdict_contradicts_leaves_it_to_silence(
-    token_frame: int, end_sample: int, cause: Cause
+def test_a_token_waits_for_the_verdict_and_loses_against_it(
+    token_frame: int, verdict: Verdict, ends: dict[int, tuple[int, Cause]]
 ) -> None:
     settings_ = replace(ALL, eou_silence_ms=160, smart_silence_ms=192)
     probs = course((0.9, 20), (0.01, 80))
-    outcomes = play(Endpointer(settings_), probs, [token_frame], verdicts={1: Verdict.INCOMPLETE})
-    assert events(outcomes)[-1] == ("end_of_utterance", end_sample, cause)
+    outcomes = play(Endpointer(settings_), probs, [token_frame], verdicts={1: verdict})
+    _, at_sample, cause = events(outcomes)[-1]
+    silence, expected = ends[token_frame]
+    assert cause is expected
+    assert at_sample is not None
+    assert -(-at_sample // WINDOW_SAMPLES) == 20 + silence
 
 
 def test_a_verdict_counts_from_its_position_only() -> None:
