@@ -19,7 +19,7 @@ from typing import Any, Final
 import orjson
 
 from common.errors import ClientFault, ErrorCode, shown
-from common.messages import Audio, Auth, ClientMessage, Close, Config, Encoding, Ping, Resume
+from common.messages import Audio, Auth, ClientMessage, Close, Config, Encoding, Finalize, Ping, Resume
 from common.options import StreamOptions, parse_options
 
 # With SIMD instructions the decoding of a message takes a fifteenth of binascii's time, which was the
@@ -181,6 +181,7 @@ def _count(fields: dict[str, Any], name: str) -> int:
 
 _CLIENT_DECODERS: Final[dict[str, Callable[[dict[str, Any]], ClientMessage]]] = {
     "close": lambda fields: Close(),
+    "finalize": lambda fields: Finalize(),
     "ping": lambda fields: Ping(),
     "config": _decode_config,
     "resume": _decode_resume,
@@ -278,6 +279,8 @@ def encode_client_message(message: ClientMessage) -> bytes:
             }
         case Close():
             fields = {"type": "close"}
+        case Finalize():
+            fields = {"type": "finalize"}
         case Ping():
             fields = {"type": "ping"}
         case Auth(token):

@@ -45,6 +45,7 @@ class AudioEntry:
     rate; the position behind the last one if there is no payload.
     payload: whole samples in `encoding`; empty where the entry only marks.
     final: no audio follows.
+    finalize: the client wants a result of all audio up to here.
     ingress: set when the stream moved to another ingress, whose channel gets the results from here on.
     """
 
@@ -54,6 +55,7 @@ class AudioEntry:
     encoding: Encoding = Encoding.PCM16
     final: bool = False
     ingress: IngressId | None = None
+    finalize: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -79,6 +81,8 @@ class AudioEntry:
             flat += (b"x", b"1")
         if self.ingress is not None:
             flat += (b"i", self.ingress.encode())
+        if self.finalize:
+            flat += (b"z", b"1")
         return flat
 
 
@@ -99,6 +103,7 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
         encoding = Encoding.PCM16
         final = False
         ingress: IngressId | None = None
+        finalize = False
         for at in range(0, len(flat), 2):
             name = flat[at]
             value = flat[at + 1]
@@ -109,6 +114,8 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
                 encoding = _ENCODING_OF_FIELD[name]
             elif name == b"x":
                 final = True
+            elif name == b"z":
+                finalize = True
             elif name == b"i":
                 ingress = IngressId(value.decode())
             else:
@@ -117,7 +124,13 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
         raise EntryError(f"An audio entry cannot be read: {error}") from error
     if first_sample < 0:
         raise EntryError("An audio entry does not say where it begins.")
-    return AudioEntry(entry_id, first_sample, payload, encoding, final, ingress)
+    return AudioEntry(entry_id, first_sample, payload, encoding, final, ingress, finalize)
+
+
+def entry_order(entry_id: bytes) -> tuple[int, int]:
+    """What orders the ids of a stream's audio."""
+    connection, seq = entry_id.split(b"-")
+    return int(connection), int(seq)
 
 
 def next_entry_id(entry_id: bytes) -> bytes:
@@ -152,6 +165,7 @@ class LineKind(bytes, Enum):
 
     PARTIAL = b"p"  # a result that may be merged with its neighbours for a slow reader
     TURN = b"t"  # a result with the start or end of an utterance: never merged away
+    FINALIZED = b"z"  # the answer to `finalize`: never merged away
     FINAL = b"f"  # the result with is_final: ends the stream
     ERROR = b"e"  # an error with which the worker ends the stream
     OWNER = b"o"  # a worker took the stream over
@@ -171,7 +185,7 @@ class Line:
     epoch: counts the owners of the stream; a line of a lower epoch than one seen before is void.
     seq: of the result, gapless from 1 over all epochs; OWNER and ACK repeat the last one.
     acked: samples of the client, at the client's rate, that are decoded.
-    body: without line breaks. Of PARTIAL, TURN and FINAL a result, and of ERROR an error, as
+    body: without line breaks. Of PARTIAL, TURN, FINALIZED and FINAL a result, and of ERROR an error, as
         common/result_record.py writes them; of OWNER the worker's id; of ACK nothing.
     """
 

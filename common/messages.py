@@ -85,6 +85,11 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Finalize:
+    """Asks for a result of all audio so far, as `Close` would have it; the stream goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Asks for a `Pong`; begins no stream."""
 
@@ -96,7 +101,7 @@ class Auth:
     token: str
 
 
-ClientMessage = Auth | Audio | Config | Resume | Close | Ping
+ClientMessage = Auth | Audio | Config | Resume | Close | Finalize | Ping
 
 # Messages of the server ---------------------------------------------------------------------------
 
@@ -149,6 +154,7 @@ class Result:
     audio_ack_samples: samples of the client, at the client's rate, that this result covers.
     words: new words, only with the option `words`.
     utterances: finals of utterances, only with the option `auto_finalize` and where there are any.
+    from_finalize: the answer to `Finalize`.
     text_from: code points of `text` that the result before this one had, too; what follows them is new.
     """
 
@@ -164,6 +170,7 @@ class Result:
     words: tuple[Word, ...] | None = None
     utterances: tuple[Utterance, ...] = ()
     text_from: int = 0
+    from_finalize: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def encode_record(what: Recognized, text_from: int) -> bytes:
 
 
 def decode_record(line: Line, text: str) -> Result:
-    """Read the record of a PARTIAL, TURN or FINAL line.
+    """Read the record of a PARTIAL, TURN, FINALIZED or FINAL line.
 
     text: of the result before it; it may be of a later one, as long as its first code points are the same.
     Raises EntryError, also for a record that goes behind the end of the text.
@@ -92,6 +92,7 @@ def decode_record(line: Line, text: str) -> Result:
             words=None if words is None else tuple([Word(*word) for word in words]),
             utterances=tuple([Utterance(*one) for one in utterances]),
             text_from=text_from,
+            from_finalize=line.kind is LineKind.FINALIZED,
         )
     except (ValueError, TypeError) as error:
         raise EntryError(f"A record cannot be read: {error!r}") from error

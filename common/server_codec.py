@@ -90,6 +90,8 @@ def encode_result(result: Result, *, new_text: bool = False) -> bytes:
         fields["utterances"] = result.utterances
     if result.seq_first is not None:
         fields["seq_first"] = result.seq_first
+    if result.from_finalize:
+        fields["from_finalize"] = True
     return orjson.dumps(fields)
 
 
@@ -153,4 +155,5 @@ def _decode_result(fields: dict[str, Any]) -> Result:
             for one in fields.get("utterances", ())
         ),
         text_from=fields.get("text_from", 0),
+        from_finalize=fields.get("from_finalize", False),
     )

@@ -10,6 +10,7 @@ import numpy as np
 from common.entries import AudioEntry
 from common.errors import ClientFault, ErrorCode, StreamLost
 from common.messages import Encoding
+from common.streams.assignments import BEGINNING, Base
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 from gpu_worker.engine.samples import PCM16, Samples, float_samples
 from gpu_worker.g711 import ALAW, MULAW
@@ -44,21 +45,24 @@ def entry_samples(entry: AudioEntry) -> Samples:
 class StreamAudio:
     """The audio of one stream on its way into the engine; for one thread.
 
-    rate: of the client, Hz. samples_decoded: where the engine goes on, at the engine's rate (0, or
-    where its snapshot was taken); `first_needed` is then the first sample of the client to be read.
+    rate: of the client, Hz.
+    samples_decoded: where the engine goes on, at the engine's rate (0, or where its snapshot was taken);
+        `next_sample` is then the first sample of the client to be read.
+    base: from whose origin on the samples of both rates are counted: the beginning, or the last `finalize`.
     """
 
     __slots__ = ("_next", "_resampler", "_skip", "rate")
 
-    def __init__(self, rate: int, samples_decoded: int = 0) -> None:
+    def __init__(self, rate: int, samples_decoded: int = 0, base: Base = BEGINNING) -> None:
         self.rate: Final = rate
-        start = replay_start(rate, samples_decoded)
-        self._next = start
+        decoded = samples_decoded - base.origin
+        start = replay_start(rate, decoded)
+        self._next = base.client_origin + start
         self._resampler: Resampler | None = None
         self._skip = 0
         if rate != ENGINE_SAMPLE_RATE:
             self._resampler = Resampler(rate, start)
-            self._skip = samples_decoded - self._resampler.first_output
+            self._skip = decoded - self._resampler.first_output
 
     @property
     def next_sample(self) -> int:
@@ -101,6 +105,13 @@ class StreamAudio:
         return parts
 
 
-def client_samples(rate: int, samples: int) -> int:
-    """Samples of the client that lie wholly within `samples` of the engine."""
-    return samples if rate == ENGINE_SAMPLE_RATE else samples * rate // ENGINE_SAMPLE_RATE
+def client_samples(rate: int, samples: int, base: Base = BEGINNING) -> int:
+    """Samples of the client that lie wholly within `samples` of the engine, counted as `base` says."""
+    if rate == ENGINE_SAMPLE_RATE:
+        return samples
+    return base.client_origin + (samples - base.origin) * rate // ENGINE_SAMPLE_RATE
+
+
+def first_needed(rate: int, samples: int, base: Base) -> int:
+    """First sample of the client that a replay from `samples` of the engine needs."""
+    return base.client_origin + replay_start(rate, samples - base.origin)

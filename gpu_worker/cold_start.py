@@ -19,7 +19,12 @@ _FRAME_SAMPLES = ENGINE_SAMPLE_RATE * 80 // 1000
 
 def base_at(checkpoint: Checkpoint) -> Base:
     """Where an engine begins that cannot go on from the snapshot of a checkpoint."""
-    return Base(checkpoint.samples_decoded, checkpoint.text_chars, checkpoint.utterances)
+    return replace(
+        checkpoint.base,
+        samples=checkpoint.samples_decoded,
+        text_chars=checkpoint.text_chars,
+        utterances=checkpoint.utterances,
+    )
 
 
 def placed(output: StreamOutput, base: Base, text_before: str) -> StreamOutput:

@@ -31,6 +31,14 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
+class Finalize:
+    """Give a result of all audio so far; `entry_id` asks for it."""
+
+    flow: StreamFlow
+    entry_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """No more audio comes."""
 
@@ -57,7 +65,7 @@ class HandOver:
     """Take a snapshot of every stream and forget it: another worker goes on from there."""
 
 
-Command = Open | Feed | Finish | Fail | Drop | HandOver
+Command = Open | Feed | Finalize | Finish | Fail | Drop | HandOver
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Final
 from common.entries import StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
-from common.streams.assignments import BEGINNING
 from gpu_worker.checkpoints import CheckpointQueue
-from gpu_worker.cold_start import base_at, placed
+from gpu_worker.cold_start import base_at
 from gpu_worker.engine.interface import (
     Engine,
     EngineError,
@@ -35,6 +34,7 @@ from gpu_worker.engine_events import (
     Fail,
     Failed,
     Feed,
+    Finalize,
     Finish,
     Forgotten,
     HandedOver,
@@ -45,6 +45,7 @@ from gpu_worker.engine_events import (
     worker_failed,
 )
 from gpu_worker.flow import StreamFlow
+from gpu_worker.segments import Segments
 
 if TYPE_CHECKING:
     from gpu_worker.engine.samples import Samples
@@ -79,7 +80,7 @@ class EngineThread:
         self._stopping = False
         self._busy_since: float | None = None
         self._flows: dict[StreamId, StreamFlow] = {}
-        self._num_based = 0  # streams whose engine did not begin at their beginning
+        self._segments = Segments()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -157,14 +158,15 @@ class EngineThread:
         self._metrics.step_streams.observe(self._engine.stats.in_flight)
         if not outputs:
             return
-        if self._num_based:
-            outputs = [self._placed(output) for output in outputs]
+        outputs = self._segments.told(outputs)
         # The engine has done its part: waiting for Redis is not a hang of the engine.
         self._busy_since = None
         self._sink.put(Decoded(outputs))
         self._busy_since = time.monotonic()
         for output in outputs:
-            if output.is_final or output.failed is not None:
+            if output.from_finalize:
+                self._begin_next_part(output)
+            elif output.is_final or output.failed is not None:
                 self._forget(output.stream)
             else:
                 self._checkpoints.decoded(output.stream, output.samples_decoded)
@@ -180,7 +182,7 @@ class EngineThread:
         try:
             samples = self._engine.samples_decoded(flow.stream)
             if samples:
-                samples += flow.base.samples
+                samples += self._segments.first_sample(flow.stream)
                 data = self._engine.snapshot(flow.stream)
         except EngineError as error:
             # A stream at its end has none. That may have come with the step under way, which the engine
@@ -201,8 +203,12 @@ class EngineThread:
                 self._feed(parts)
             case Open(flow, snapshot):
                 self._open(flow, snapshot)
+            case Finalize(flow, entry_id):
+                if self._flows.get(flow.stream) is flow and not self._waits(command):
+                    self._segments.close_part(flow.stream, entry_id)
+                    self._finish(flow)
             case Finish(flow):
-                if self._flows.get(flow.stream) is flow:
+                if self._flows.get(flow.stream) is flow and not self._waits(command):
                     self._finish(flow)
             case Fail(flow, error):
                 if self._flows.get(flow.stream) is flow:
@@ -236,7 +242,7 @@ class EngineThread:
             self._sink.put(Failed(flow, worker_failed()))
             return
         self._flows[flow.stream] = flow
-        self._num_based += flow.base is not BEGINNING
+        self._segments.open(flow)
         self._checkpoints.opened(flow.stream, flow.owned.record.checkpoint.samples_decoded)
         self._sink.put(Opened(flow))
 
@@ -256,18 +262,38 @@ class EngineThread:
         self._engine.open(flow.stream, flow.owned.record.options)
         flow.base, flow.cold = base, True
 
-    def _placed(self, output: StreamOutput) -> StreamOutput:
-        """An output as part of the whole stream, of which the engine may have begun in the middle."""
-        flow = self._flows.get(output.stream)
-        if flow is None or flow.base is BEGINNING:
-            return output
-        return placed(output, flow.base, flow.text[: flow.base.text_chars])
+    def _begin_next_part(self, end: StreamOutput) -> None:
+        """Go on with a stream whose part has ended for a `finalize`, with what came for it meanwhile."""
+        flow = self._flows[end.stream]
+        waiting = self._segments.next_part(end)
+        try:
+            self._engine.open(flow.stream, flow.owned.record.options)
+        except (EngineError, ValueError):
+            self._refused(flow)
+            return
+        for item in waiting:
+            if isinstance(item, (Finalize, Finish)):
+                self._apply(item)
+            else:
+                self._feed([(flow, item)])
+
+    def _waits(self, command: Finalize | Finish) -> bool:
+        """Whether the engine has to end a part of the stream first; the command is kept until then."""
+        waiting = self._segments.waiting(command.flow.stream)
+        if waiting is None:
+            return False
+        waiting.append(command)
+        return True
 
     def _feed(self, parts: Sequence[tuple[StreamFlow, Samples]]) -> None:
         flows, feed = self._flows, self._engine.feed
         for flow, samples in parts:
             stream = flow.stream
             if flows.get(stream) is flow:
+                waiting = self._segments.waiting(stream)
+                if waiting is not None:
+                    waiting.append(samples)
+                    continue
                 try:
                     feed(stream, samples)
                 except (EngineError, ValueError):
@@ -296,7 +322,6 @@ class EngineThread:
             logger.debug("closed already", extra={"stream_id": stream})
 
     def _forget(self, stream: StreamId) -> None:
-        flow = self._flows.pop(stream, None)
-        if flow is not None:
-            self._num_based -= flow.base is not BEGINNING
+        self._flows.pop(stream, None)
+        self._segments.forget(stream)
         self._checkpoints.forget(stream)

@@ -22,13 +22,17 @@ _MAX_BACKLOG_MS: Final = 4_000
 
 
 class Undecoded:
-    """An audio entry on its way through the engine: its id, and where it ends at the client's rate."""
+    """An audio entry on its way through the engine: its id, and where it ends at the client's rate.
 
-    __slots__ = ("end_sample", "entry_id")
+    finalizes: it is done with its own result, not with its last sample.
+    """
 
-    def __init__(self, entry_id: bytes, end_sample: int) -> None:
+    __slots__ = ("end_sample", "entry_id", "finalizes")
+
+    def __init__(self, entry_id: bytes, end_sample: int, *, finalizes: bool = False) -> None:
         self.entry_id: Final = entry_id
         self.end_sample: Final = end_sample
+        self.finalizes: Final = finalizes
 
 
 class StreamFlow:

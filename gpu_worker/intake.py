@@ -14,14 +14,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from common.entries import RawEntry, StreamId, WorkerId, decode_audio_entry
+from common.entries import RawEntry, StreamId, WorkerId, decode_audio_entry, entry_order
 from common.errors import StreamError
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, RedisServers, blocking_connection
 from common.redis.keys import Keys
+from common.streams.assignments import Base
 from common.streams.audio_reader import AudioRead, AudioReader
 from gpu_worker.audio import StreamAudio
-from gpu_worker.engine_events import Command, Fail, Feed, Finish, Open, worker_failed
+from gpu_worker.engine_events import Command, Fail, Feed, Finalize, Finish, Open, worker_failed
 from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class _Reading:
         record = flow.owned.record
         self.flow: Final = flow
         self.key: Final = (flow.owned.keys, flow.owned.epoch)
-        self.audio = StreamAudio(record.sample_rate, record.checkpoint.samples_decoded)
+        checkpoint = record.checkpoint
+        self.audio = StreamAudio(record.sample_rate, checkpoint.samples_decoded, checkpoint.base)
         self.last_read = 0.0
         self.last_entry = record.checkpoint.entry_id or b"0"
         self.missed = False
@@ -246,19 +248,26 @@ class Intake:
 
 
 class _Got:
-    """What a read comes to: audio of its streams, and behind it the ends of some of them."""
+    """What a read comes to, in order: audio of its streams, and what is asked of some of them behind it."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[StreamFlow, Samples]] = []
+        self._commands: list[Command] = []
         self._ends: list[Command] = []
 
     def commands(self) -> list[Command]:
-        """The commands for the engine thread, one for the audio of all streams."""
-        return [Feed(self._parts), *self._ends] if self._parts else self._ends
+        """The commands for the engine thread, nearly always one for the audio of all streams."""
+        self._feed_parts()
+        return self._commands + self._ends
+
+    def _feed_parts(self) -> None:
+        if self._parts:
+            self._commands.append(Feed(self._parts))
+            self._parts = []
 
     def take(self, reading: _Reading, entries: Sequence[RawEntry]) -> None:
         """Take what was read of a stream. What is wrong with it ends that stream alone."""
-        flow, audio = reading.flow, reading.audio
+        flow = reading.flow
         for entry_id, flat in entries:
             reading.last_entry = entry_id
             try:
@@ -267,6 +276,10 @@ class _Got:
                     flow.ingress = entry.ingress
                 if flow.ended:
                     continue
+                if entry.finalize:
+                    self._finalize(reading, entry_id)
+                    continue
+                audio = reading.audio
                 parts = audio.push(entry)
                 flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
                 self._feed(flow, parts)
@@ -279,6 +292,22 @@ class _Got:
                 # The other streams of this read have been delivered to us: they must get their audio.
                 logger.exception("audio could not be read", extra={"stream_id": flow.stream})
                 self._fail(flow, worker_failed())
+
+    def _finalize(self, reading: _Reading, entry_id: bytes) -> None:
+        flow = reading.flow
+        answered = flow.owned.record.checkpoint.base.finalized
+        if answered is None or entry_order(answered) < entry_order(entry_id):
+            at = reading.audio.next_sample
+            # The resampler has to give all that it has, and begins anew.
+            self._feed(flow, reading.audio.finish())
+            base = Base(origin=flow.fed_samples, client_origin=at)
+            reading.audio = StreamAudio(reading.audio.rate, flow.fed_samples, base)
+            flow.undecoded.append(Undecoded(entry_id, at, finalizes=True))
+            self._feed_parts()
+            self._commands.append(Finalize(flow, entry_id))
+        else:
+            # A replay that begins behind the answer; nothing will tell that the entry is done.
+            flow.undecoded.append(Undecoded(entry_id, reading.audio.next_sample))
 
     def end(self, reading: _Reading) -> None:
         """End a stream: what its resampler still has, then the end."""

@@ -23,12 +23,12 @@ from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
 from common.redis.keys import Keys
 from common.redis.scripts.ownership import keep_dead_letter, note_cold
 from common.result_record import encode_error, encode_record
-from common.streams.assignments import Checkpoint
+from common.streams.assignments import Base, Checkpoint
 from common.streams.audio_reader import ready_command
 from common.streams.claims import Claims, OwnedStream
 from common.streams.kept_text import ResultLog
 from common.streams.result_writer import ResultBatch, ResultWriter
-from gpu_worker.audio import client_samples
+from gpu_worker.audio import client_samples, first_needed
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine_events import (
     Decoded,
@@ -41,7 +41,6 @@ from gpu_worker.engine_events import (
     worker_failed,
 )
 from gpu_worker.flow import StreamFlow, StreamTable, Undecoded
-from gpu_worker.resampling import replay_start
 from gpu_worker.snapshot_writer import Snapshot, SnapshotWriter
 
 logger = logging.getLogger(__name__)
@@ -62,6 +61,7 @@ class _Writing:
     epoch, last_seq: of its ownership, as in `OwnedStream`. seq: of the last result, sent or not. acked:
     client samples of the last acknowledgement that the client was told. kept: decoded entries that a
     replay of resampled audio would still need. replay_entry: last entry that no replay needs.
+    base: where the part of the stream begins that the engine has.
     log: of its results, and its text. utterances: finals of utterances so far.
     told_to: client samples of which an earlier owner has told otherwise than this one would; 0 where this one
     says the same.
@@ -69,6 +69,7 @@ class _Writing:
 
     __slots__ = (
         "acked",
+        "base",
         "epoch",
         "flow",
         "kept",
@@ -84,6 +85,7 @@ class _Writing:
     def __init__(self, flow: StreamFlow) -> None:
         checkpoint = flow.owned.record.checkpoint
         self.flow: Final = flow
+        self.base = flow.base
         self.rate: Final = flow.owned.record.sample_rate
         self.epoch: Final = flow.owned.epoch
         self.last_seq: Final = flow.owned.last_seq
@@ -93,7 +95,7 @@ class _Writing:
         cold = flow.cold or record.cold
         self.seq = owned.last_seq if cold else checkpoint.seq
         self.told_to = owned.last_acked if cold else 0
-        self.acked = client_samples(self.rate, checkpoint.samples_decoded)
+        self.acked = client_samples(self.rate, checkpoint.samples_decoded, self.base)
         self.utterances = checkpoint.utterances
         before = flow.text[: checkpoint.text_chars] if cold else ""
         self.log = ResultLog(
@@ -251,9 +253,15 @@ class Outlet:
             return
         flow.decoded_samples = output.samples_decoded
         done, decoded = self._decoded(writing, output)
-        if done <= writing.told_to and not output.is_final:
+        if done <= writing.told_to and not (output.is_final or output.from_finalize):
             pass  # its client has heard of it
-        elif output.changed or output.token_ids or output.is_turn_event or output.is_final:
+        elif (
+            output.from_finalize
+            or output.changed
+            or output.token_ids
+            or output.is_turn_event
+            or output.is_final
+        ):
             writing.seq = seq = writing.seq + 1
             writing.acked = done
             writing.utterances += len(output.utterances)
@@ -262,6 +270,9 @@ class Outlet:
                 # Another owner told the results before. It may have had a verdict of smart-turn that this one
                 # had not, and so other results. The text at the checkpoint is the same for both.
                 text_from = min(text_from, flow.owned.record.checkpoint.text_chars)
+            if output.from_finalize:
+                end = output.samples_decoded
+                writing.base = Base(end, len(output.text), writing.utterances, decoded[-1], end, done)
             if seq > writing.last_seq:
                 self._result(results, writing, output, text_from)
         elif done - writing.acked >= writing.rate:
@@ -279,9 +290,13 @@ class Outlet:
     def _result(results: ResultBatch, writing: _Writing, output: StreamOutput, text_from: int) -> None:
         """Say a result, and keep the text now and then."""
         owned, log = writing.flow.owned, writing.log
-        kind = (
-            LineKind.FINAL if output.is_final else LineKind.TURN if output.is_turn_event else LineKind.PARTIAL
-        )
+        kind = LineKind.PARTIAL
+        if output.is_final:
+            kind = LineKind.FINAL
+        elif output.from_finalize:
+            kind = LineKind.FINALIZED
+        elif output.is_turn_event:
+            kind = LineKind.TURN
         body = encode_record(output, text_from)
         results.say(
             owned,
@@ -300,16 +315,19 @@ class Outlet:
         """Take the entries that are decoded by now; gives the client's samples that are, and their ids."""
         flow, kept = writing.flow, writing.kept
         undecoded = flow.undecoded
-        done = client_samples(writing.rate, output.samples_decoded)
+        done = client_samples(writing.rate, output.samples_decoded, writing.base)
         ids: list[bytes] = []
-        while undecoded and (output.is_final or undecoded[0].end_sample <= done):
+        ends = output.is_final or output.from_finalize
+        while undecoded and (ends or (undecoded[0].end_sample <= done and not undecoded[0].finalizes)):
             entry = undecoded.popleft()
             flow.decoded_entry = entry.entry_id
             ids.append(entry.entry_id)
             kept.append(entry)
-            if output.is_final:
+            if ends:
                 done = entry.end_sample
-        needed = replay_start(writing.rate, output.samples_decoded)
+            if output.from_finalize and entry.finalizes:
+                break
+        needed = first_needed(writing.rate, output.samples_decoded, writing.base)
         while kept and kept[0].end_sample <= needed:
             writing.replay_entry = kept.popleft().entry_id
         return max(done, writing.acked), ids
@@ -336,7 +354,7 @@ class Outlet:
             seq=writing.seq,
             text_chars=writing.log.chars,
             utterances=writing.utterances,
-            base=flow.base,
+            base=writing.base,
         )
         if snapshot.release:
             batch.ends(flow, *self._claims.checkpoint_commands(flow.owned, checkpoint, snapshot.data))

@@ -83,6 +83,10 @@ class ClientStream:
         self.next_sample += audio.num_samples
         return self.linked().append(audio)
 
+    def finalize(self) -> bool:
+        """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
+        return self.linked().finalize()
+
     def give_up(self, *, keep: bool) -> None:
         """Nobody listens any more; see `StreamLink.abandon`."""
         link, self.link = self.link, None

@@ -379,6 +379,10 @@ class Connection:
             case Action.READMIT:
                 self._pause_reading()
                 self._start_task(self._enter(outcome.message), "readmit")
+            case Action.FINALIZE:
+                for stream in self._streams:
+                    if not stream.finalize():
+                        self._peer.pause_reading()
             case Action.FINISH:
                 self._append(_NO_AUDIO)
             case Action.TAKE_OVER:

@@ -57,6 +57,9 @@ class StreamLink(Protocol):
     def append(self, audio: Audio) -> bool:
         """Append the stream's next audio; False asks to stop reading until `on_room`."""
 
+    def finalize(self) -> bool:
+        """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
+
     def abandon(self, *, keep: bool) -> None:
         """Nobody listens any more: end the stream (now, or after the grace if `keep`), or give the
         admission back where no stream has begun."""

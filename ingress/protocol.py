@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from common.errors import ERROR_SPECS, ErrorCode, StreamError
-from common.messages import Audio, Auth, ClientMessage, Close, Config, Ping, Resume
+from common.messages import Audio, Auth, ClientMessage, Close, Config, Finalize, Ping, Resume
 
 
 class State(Enum):
@@ -44,6 +44,7 @@ class Event(Enum):
     AUDIO = auto()
     FINAL_AUDIO = auto()
     CLOSE = auto()
+    FINALIZE = auto()
     CONFIG = auto()
     RESUME = auto()
     PING = auto()
@@ -79,6 +80,7 @@ class Action(Enum):
     READMIT = auto()  # ask for the slot that was given back, then take the message again
     BEGIN = auto()  # create the stream in Redis
     APPEND = auto()  # append the message's audio (and its final mark)
+    FINALIZE = auto()  # append a mark that asks for a result of all audio before it
     FINISH = auto()  # append a final mark without audio
     TAKE_OVER = auto()  # claim the stream to resume
     WELCOME_BACK = auto()  # send `resumed`
@@ -127,6 +129,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: _UNKNOWN,
         _E.FINAL_AUDIO: _UNKNOWN,
         _E.CLOSE: _UNKNOWN,
+        _E.FINALIZE: _UNKNOWN,
         _E.CONFIG: _UNKNOWN,
         _E.RESUME: _UNKNOWN,
         _E.PING: _UNKNOWN,
@@ -151,6 +154,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: Transition(_S.REFUSED),
         _E.FINAL_AUDIO: Transition(_S.REFUSED),
         _E.CLOSE: Transition(_S.CLOSED, (_A.HANG_UP,)),
+        _E.FINALIZE: Transition(_S.REFUSED),
         _E.CONFIG: Transition(_S.REFUSED),
         _E.PING: Transition(_S.REFUSED, (_A.PONG,)),
         _E.FAULT: Transition(_S.CLOSED, (_A.HANG_UP,)),
@@ -164,6 +168,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: Transition(_S.STREAMING, (_A.BEGIN, _A.APPEND)),
         _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.BEGIN, _A.APPEND)),
         _E.CLOSE: Transition(_S.FINISHING, (_A.BEGIN, _A.FINISH)),
+        _E.FINALIZE: Transition(_S.STREAMING, (_A.BEGIN, _A.FINALIZE)),
         _E.CONFIG: Transition(_S.CONFIGURED, (_A.BEGIN,)),
         _E.RESUME: Transition(_S.RESUMING, (_A.TAKE_OVER,)),
         _E.PING: Transition(_S.READY, (_A.PONG,)),
@@ -178,6 +183,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: _READMIT,
         _E.FINAL_AUDIO: _READMIT,
         _E.CLOSE: _READMIT,
+        _E.FINALIZE: _READMIT,
         _E.CONFIG: _READMIT,
         _E.RESUME: Transition(_S.RESUMING, (_A.TAKE_OVER,)),
         _E.PING: Transition(_S.PARKED, (_A.PONG,)),
@@ -203,6 +209,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: _OUT_OF_PLACE,
         _E.FINAL_AUDIO: _OUT_OF_PLACE,
         _E.CLOSE: _OUT_OF_PLACE,
+        _E.FINALIZE: _OUT_OF_PLACE,
         _E.CONFIG: _OUT_OF_PLACE,
         _E.RESUME: _OUT_OF_PLACE,
         _E.FAULT: _FAIL_STREAM,
@@ -215,6 +222,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: Transition(_S.STREAMING, (_A.APPEND,)),
         _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.APPEND,)),
         _E.CLOSE: Transition(_S.FINISHING, (_A.FINISH,)),
+        _E.FINALIZE: Transition(_S.STREAMING, (_A.FINALIZE,)),
         _E.CONFIG: _OUT_OF_PLACE,
         _E.RESUME: _OUT_OF_PLACE,
         _E.PING: Transition(_S.CONFIGURED, (_A.PONG,)),
@@ -230,6 +238,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: Transition(_S.STREAMING, (_A.APPEND,)),
         _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.APPEND,)),
         _E.CLOSE: Transition(_S.FINISHING, (_A.FINISH,)),
+        _E.FINALIZE: Transition(_S.STREAMING, (_A.FINALIZE,)),
         _E.CONFIG: _OUT_OF_PLACE_LATE,
         _E.RESUME: _OUT_OF_PLACE_LATE,
         _E.PING: Transition(_S.STREAMING, (_A.PONG,)),
@@ -247,6 +256,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: _REFUSE_AUDIO,
         _E.FINAL_AUDIO: _REFUSE_AUDIO,
         _E.CLOSE: Transition(_S.FINISHING),  # `final: true` and then `close` is what many clients do
+        _E.FINALIZE: Transition(_S.FINISHING),  # the final result is all that it asks for
         _E.CONFIG: _OUT_OF_PLACE_LAST,
         _E.RESUME: _OUT_OF_PLACE_LAST,
         _E.PING: Transition(_S.FINISHING, (_A.PONG,)),
@@ -301,11 +311,13 @@ _RULES: Final = {
     Event.AUDIO: ("audio", "waits for 'resumed'"),
     Event.FINAL_AUDIO: ("audio", "waits for 'resumed'"),
     Event.CLOSE: ("close", "waits for 'resumed'"),
+    Event.FINALIZE: ("finalize", "waits for 'resumed'"),
 }
 _IGNORED: Final[tuple[Action, ...]] = ()
 _ERROR_ONLY: Final = (Action.ERROR,)
 _EVENT_OF: Final[dict[type, Event]] = {
     Close: Event.CLOSE,
+    Finalize: Event.FINALIZE,
     Config: Event.CONFIG,
     Resume: Event.RESUME,
     Ping: Event.PING,

@@ -80,6 +80,10 @@ class FakeLink:
             asyncio.get_running_loop().call_soon(self.listener.on_result, kind, result)
         return self.room
 
+    def finalize(self) -> bool:
+        self.log.append("finalize")
+        return self.room
+
     def abandon(self, *, keep: bool) -> None:
         self.log.append("keep" if keep else "abandon")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id
 from common.errors import Unavailable
-from common.messages import Audio, Encoding
+from common.messages import Audio, Encoding, Finalize
 from common.redis.connect import pack
 from common.redis.keys import StreamKeys
 
@@ -29,6 +29,9 @@ _XADD: Final = b"*8\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n"
 _ID_AND_FIELDS: Final = b"%b$%d\r\n%b\r\n$1\r\no\r\n$%d\r\n%b\r\n$1\r\np\r\n$%d\r\n"
 _END: Final = b"\r\n"
 _PCM16: Final = Encoding.PCM16
+_FINALIZE: Final = Finalize()
+# What one that waits counts for: it has no audio, and its number is to be bounded too.
+FINALIZE_BYTES: Final = 1024
 
 
 class Appender:
@@ -84,7 +87,7 @@ class Appender:
     ) -> None:
         self._lane = lane
         self._on_failure = on_failure
-        self._queue: deque[Audio | IngressId] = deque()
+        self._queue: deque[Audio | IngressId | Finalize] = deque()
         self._under_way: tuple[Bytes, ...] = ()  # the packed command of the entry to commit next
         self._under_way_bytes = 0
         self._keep_s = keep_s
@@ -129,6 +132,14 @@ class Appender:
         self._queue.append(ingress)
         self._lane.queued(self, None)
 
+    def finalize(self) -> None:
+        """Queue the entry that asks for a result of all audio before it. Raises as `append` does."""
+        if self.failed is not None:
+            raise self.failed
+        self._queue.append(_FINALIZE)
+        self.pending_bytes += FINALIZE_BYTES
+        self._lane.queued(self, None)
+
     def set_owner(self, owner: WorkerId) -> None:
         """Take the worker whose ready set is told of new audio, and tell it of what is there."""
         if owner != self.owner:
@@ -168,6 +179,10 @@ class Appender:
     def _take_next(self) -> None:
         """Make one entry of as much of the queue as fits."""
         head = self._queue.popleft()
+        if isinstance(head, Finalize):
+            self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", finalize=True))
+            self._under_way_bytes = FINALIZE_BYTES
+            return
         if not isinstance(head, Audio):
             self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", ingress=head))
             return

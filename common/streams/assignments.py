@@ -46,11 +46,16 @@ class Base:
 
     samples: 16 kHz samples before it.   text_chars: code points of the text before it.
     utterances: finals of utterances before it.
+    finalized: the audio entry of the last `finalize` that was answered, None for none.
+    origin, client_origin: the sample of 16 kHz behind it, and the client's, from which on both are counted.
     """
 
     samples: int = 0
     text_chars: int = 0
     utterances: int = 0
+    finalized: bytes | None = None
+    origin: int = 0
+    client_origin: int = 0
 
 
 BEGINNING: Final = Base()
@@ -107,9 +112,18 @@ class StreamRecord:
 
 
 def _decode_base(fields: Mapping[bytes, bytes]) -> Base:
-    if int(fields.get(b"base_samples", 0)) == 0:
+    finalized = fields.get(b"base_entry") or None
+    samples = int(fields.get(b"base_samples", 0))
+    if samples == 0 and finalized is None:
         return BEGINNING
-    return Base(*(int(fields[name]) for name in (b"base_samples", b"base_chars", b"base_finals")))
+    return Base(
+        samples,
+        int(fields[b"base_chars"]),
+        int(fields[b"base_finals"]),
+        finalized,
+        int(fields[b"base_origin"]),
+        int(fields[b"base_client"]),
+    )
 
 
 def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
@@ -256,7 +270,7 @@ class StreamDirectory:
 
     async def remove(self, keys: StreamKeys) -> None:
         """Delete what a finished stream has left, where nobody will come for it."""
-        await self._execute(keys.stream, "DEL", keys.results, keys.meta)
+        await self._execute(keys.stream, "DEL", keys.results, keys.meta, keys.text)
 
     async def _execute(self, stream: StreamId, *command: Argument) -> Any:
         try:

@@ -364,7 +364,8 @@ class Claims:
                 *("ck_seq", checkpoint.seq, "ck_chars", checkpoint.text_chars),
                 *("ck_finals", checkpoint.utterances),
                 *("base_samples", checkpoint.base.samples, "base_chars", checkpoint.base.text_chars),
-                *("base_finals", checkpoint.base.utterances),
+                *("base_finals", checkpoint.base.utterances, "base_entry", checkpoint.base.finalized or b""),
+                *("base_origin", checkpoint.base.origin, "base_client", checkpoint.base.client_origin),
                 *(() if entry_id is None else ("ck_entry", entry_id)),
             ),
         )

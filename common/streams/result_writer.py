@@ -24,7 +24,7 @@ from common.streams.claims import OwnedStream
 
 logger = logging.getLogger(__name__)
 
-_LOGGED: Final = frozenset((LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL, LineKind.ERROR))
+_LOGGED: Final = frozenset(LineKind) - {LineKind.OWNER, LineKind.ACK}
 # Replies that say that a command did not do what it should, to look into.
 _REFUSALS: Final = frozenset((RESPONSE_ERROR, type(None)))
 

@@ -74,7 +74,8 @@ class StreamOutput:
     `is_turn_event` marks an output that must not be merged away (a start or an end of an utterance).
     `failed` names the error that ended the stream in the engine; such an output is the stream's last
     and carries nothing else that is new.  `utterances` are the finals of utterances that this output
-    carries, only with the option `auto_finalize`.
+    carries, only with the option `auto_finalize`.  `from_finalize` is never set by an engine, but by
+    `gpu_worker.segments`: the output answers a client's `finalize`.
     """
 
     stream: StreamId
@@ -91,6 +92,7 @@ class StreamOutput:
     changed: bool
     failed: EngineError | None = None
     utterances: tuple[Utterance, ...] = ()
+    from_finalize: bool = False
 
 
 @dataclass(slots=True)

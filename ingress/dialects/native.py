@@ -14,6 +14,7 @@ from common.messages import (
     Close,
     Config,
     Encoding,
+    Finalize,
     Result,
     Resume,
     ServerMessage,
@@ -93,6 +94,8 @@ class NativeDialect:
                 if self._shapes_in_vain < _MAX_SHAPES:
                     self._shapes_in_vain += 1
                     self._shape = AudioShape.of(data, message)
+            case Finalize():
+                self._end_of_frames()
             case Close():
                 self._end_of_frames()
                 self._finished = True

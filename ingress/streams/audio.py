@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from common.entries import WorkerId
 from common.errors import InternalFault, StreamError, Unavailable
-from common.messages import Audio
-from common.streams.appender import Appender
+from common.messages import Audio, Finalize
+from common.streams.appender import FINALIZE_BYTES, Appender
 from common.streams.audio_log import AudioLog
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ MAX_PENDING_BYTES: Final = 256 * 1024
 RESUME_READING_BYTES: Final = MAX_PENDING_BYTES // 4
 
 _FINAL_MARK: Final = Audio(b"", final=True)
+_FINALIZE: Final = Finalize()
 
 StartTask = Callable[[Coroutine[Any, Any, None], str], object]
 
@@ -51,7 +52,7 @@ class StreamAudio:
         self._on_failure = on_failure
         self._on_room: Callable[[], None] | None = on_room  # None while it is waited for
         self._appender: Appender | None = None
-        self._held: list[Audio] = []
+        self._held: list[Audio | Finalize] = []
         self._held_bytes = 0
         self._settled = asyncio.Event()  # the stream was created, or could not be
         self.finished = False
@@ -62,17 +63,24 @@ class StreamAudio:
             self.finished = True
         elif not audio.payload:
             return True  # nothing, which would wait in any number and weigh nothing
+        return self._put(audio, len(audio.payload))
+
+    def finalize(self) -> bool:
+        """Ask for a result of all audio so far; False asks to stop reading until there is room."""
+        return self.finished or self._put(_FINALIZE, FINALIZE_BYTES)
+
+    def _put(self, item: Audio | Finalize, size: int) -> bool:
         appender = self._appender
         if appender is None:
             if self._settled.is_set():
                 return True  # it could not be created
-            self._held.append(audio)
-            self._held_bytes += len(audio.payload)
+            self._held.append(item)
+            self._held_bytes += size
             pending = self._held_bytes
         elif appender.failed is not None:
             return True  # the failure is on its way
         else:
-            appender.append(audio)
+            _append(appender, item)
             pending = appender.pending_bytes
         if pending <= MAX_PENDING_BYTES:
             return True
@@ -95,9 +103,9 @@ class StreamAudio:
         if finished is not None:
             self.finished = finished
         held, self._held = self._held, []
-        for audio in held:
+        for item in held:
             if appender is not None and appender.failed is None:
-                appender.append(audio)
+                _append(appender, item)
         self._settled.set()
 
     def set_owner(self, worker: WorkerId) -> None:
@@ -153,3 +161,10 @@ class StreamAudio:
         finally:
             self._on_room = on_room
         on_room()
+
+
+def _append(appender: Appender, item: Audio | Finalize) -> None:
+    if isinstance(item, Audio):
+        appender.append(item)
+    else:
+        appender.finalize()

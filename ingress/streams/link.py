@@ -144,6 +144,10 @@ class RedisLink:
         """Append audio; False asks to stop reading until `on_room`."""
         return self.audio.append(audio)
 
+    def finalize(self) -> bool:
+        """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
+        return self.audio.finalize()
+
     def abandon(self, *, keep: bool) -> None:
         """End the stream now, or after the grace; give the admission back where none has begun."""
         self._listener = None

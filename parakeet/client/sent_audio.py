@@ -51,6 +51,11 @@ class SentAudio:
         return bool(self._odd)
 
     @property
+    def taken(self) -> int:
+        """Samples taken from the caller."""
+        return self._end
+
+    @property
     def undecoded(self) -> int:
         """Samples written to a server that has not said that it decoded them."""
         return self.written - self.decoded

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -27,6 +28,7 @@ from common.messages import (
     Close,
     Encoding,
     ErrorMessage,
+    Finalize,
     Hello,
     Ping,
     Result,
@@ -122,6 +124,9 @@ class Stream:
         self._channel: Channel | None = None
         self._audio = SentAudio()
         self._last_seq = 0
+        # Samples before each `finalize` that is to be sent, and that was sent and not answered.
+        self._finalizes: deque[int] = deque()
+        self._unanswered: deque[int] = deque()
         self._final_asked = False
         self._final_written = False
         self._work = asyncio.Event()
@@ -231,6 +236,16 @@ class Stream:
             await self.send(block)
         await self.finish()
 
+    def finalize(self) -> None:
+        """Ask for a result of all audio so far, whose `from_finalize` is true; the stream goes on.
+
+        After a lost connection it may be answered twice.
+        """
+        if self._final_asked:
+            raise ValueError("finalize after finish.")
+        self._finalizes.append(self._audio.taken)
+        self._work.set()
+
     async def finish(self) -> None:
         """Say that no audio follows; the final result comes through `results`."""
         if self._audio.ends_within_a_sample:
@@ -315,6 +330,8 @@ class Stream:
                 self._acknowledge(message.audio_ack_samples)
                 if message.seq > self._last_seq:
                     self._last_seq = message.seq
+                    if message.from_finalize and self._unanswered:
+                        self._unanswered.popleft()
                     result = self._with_whole_text(message)
                     if result.is_final and not self._is_whole(result):
                         self._early_final = result
@@ -363,6 +380,11 @@ class Stream:
                     break  # the reader notices, and sets the work again once there is a new connection
 
     async def _write_one(self, channel: Channel) -> bool:
+        if self._finalizes and self._finalizes[0] <= self._audio.written:
+            await channel.send(encode_client_message(Finalize()))
+            if channel is self._channel:
+                self._unanswered.append(self._finalizes.popleft())
+            return True
         block = self._audio.next_block()
         if block is not None:
             await channel.send_audio(block.from_sample(self._audio.written), self._encoding)
@@ -435,6 +457,8 @@ class Stream:
                     reason = str(error)
                     continue
                 self._final_written = False
+                self._finalizes.extendleft(reversed(self._unanswered))
+                self._unanswered.clear()
                 self._channel = channel
                 self._heard_at = self._progress_at = self._resumed_at = loop.time()
                 self.num_resumptions += 1

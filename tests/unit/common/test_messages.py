@@ -237,6 +237,7 @@ def test_client_messages_survive_the_codec(message: ClientMessage) -> None:
         ),
         Ack(800),
         WarningMessage("integer_scale", "Divide."),
+        Result("go", (), (), False, None, "running", 7, 100, from_finalize=True),
         Resumed(3, "next", 800),
         Pong(),
         ErrorMessage("no_free_stream", "No free streaming state available.", None),

@@ -22,6 +22,7 @@ from gpu_worker.engine_events import (
     Event,
     Failed,
     Feed,
+    Finalize,
     Finish,
     Forgotten,
     HandedOver,
@@ -258,3 +259,41 @@ def test_how_long_it_hangs_is_seen_from_outside(start: Callable[..., Running]) -
     engine.release.set()
     running.said(Decoded)
     wait_until(lambda: running.thread.busy_s == 0.0)
+
+
+def test_a_finalize_ends_a_part_and_what_follows_waits_for_the_next(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(1))
+    one = flow(1)
+    first, second = audio(1.0), audio(0.5)
+    running.thread.put(
+        Open(one, None),
+        feed(one, first),
+        Finalize(one, b"1-2"),
+        feed(one, second),
+        Finalize(one, b"1-4"),
+        Finalize(one, b"1-5"),
+        Finish(one),
+    )
+    wait_until(lambda: any(isinstance(e, Decoded) and e.outputs[-1].is_final for e in running.sink.events))
+    outputs = [output for e in running.sink.events if isinstance(e, Decoded) for output in e.outputs]
+    answers = [output for output in outputs if output.from_finalize]
+    assert [answer.samples_decoded for answer in answers] == [16_000, 24_000, 24_000]
+    assert [answer.is_final for answer in answers] == [False] * 3
+    assert outputs[-1].samples_decoded == 24_000
+    assert [output.samples_decoded for output in outputs] == sorted(
+        output.samples_decoded for output in outputs
+    )
+    assert outputs[-1].text == answers[-1].text == answers[1].text
+    assert answers[1].text.startswith(f"{answers[0].text} ")
+
+
+def test_a_stream_that_is_dropped_while_a_part_ends_leaves_nothing(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(1))
+    one, two = flow(1), flow(2)
+    running.thread.put(
+        Open(one, None), feed(one, audio(1.0)), Finalize(one, b"1-2"), feed(one, audio(1.0)), Drop(one)
+    )
+    running.said(Forgotten)
+    running.thread.put(Open(two, None), feed(two, audio(0.5)), Finish(two))
+    wait_until(lambda: any(isinstance(e, Decoded) and e.outputs[-1].is_final for e in running.sink.events))
+    assert not running.failures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.errors import ClientFault, ErrorCode, NoFreeStream, RedisUnavailable, StreamError
-from common.messages import Audio, Close, Config, Ping, Resume
+from common.messages import Audio, Close, Config, Finalize, Ping, Resume
 from common.options import StreamOptions
 from ingress.protocol import ONLY_APPENDING, TABLE, Action, ConnectionProtocol, Event, State, check_table
 
@@ -33,7 +33,8 @@ def test_every_open_state_can_be_lost_drained_and_faulted() -> None:
 
 
 def test_every_message_has_a_place_in_every_state_that_hears_messages() -> None:
-    messages = {Event.AUDIO, Event.FINAL_AUDIO, Event.CLOSE, Event.CONFIG, Event.RESUME, Event.PING}
+    messages = {Event.AUDIO, Event.FINAL_AUDIO, Event.CLOSE, Event.FINALIZE}
+    messages |= {Event.CONFIG, Event.RESUME, Event.PING}
     for state in (State.REFUSED, State.READY, State.CONFIGURED, State.STREAMING, State.FINISHING):
         assert (messages - {Event.RESUME} if state is State.REFUSED else messages) <= set(TABLE[state])
 
@@ -210,3 +211,18 @@ def test_audio_is_only_appended_where_the_table_says_so(state: State) -> None:
     protocol = _at(state)
     outcome = protocol.receive(_AUDIO)
     assert (state in ONLY_APPENDING) == (outcome.actions == (Action.APPEND,) and protocol.state is state)
+
+
+def test_finalize_begins_a_stream_and_ends_none() -> None:
+    for state, actions in (
+        (State.READY, (Action.BEGIN, Action.FINALIZE)),
+        (State.CONFIGURED, (Action.FINALIZE,)),
+        (State.STREAMING, (Action.FINALIZE,)),
+    ):
+        protocol = _at(state)
+        assert protocol.receive(Finalize()).actions == actions
+        assert protocol.state is State.STREAMING
+    assert _at(State.FINISHING).receive(Finalize()).actions == ()
+    outcome = _at(State.RESUMING).receive(Finalize())
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.UNEXPECTED_MESSAGE

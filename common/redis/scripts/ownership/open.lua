@@ -29,7 +29,8 @@ local function reach(id)
     if name == 'p' then size = #value / 2 end
     if name == 'f' then size = #value / 4 end
     if name == 'u' or name == 'a' then size = #value end
-    if name == 'x' then final = true end
+    -- A step for the end of the stream, or of the part that a finalize ends, needs no whole chunk.
+    if name == 'x' or name == 'z' then final = true end
   end
   return from, from + size, final
 end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -469,3 +470,38 @@ async def test_a_warning_of_the_server_is_logged(caplog: pytest.LogCaptureFixtur
         assert (await stream.final()).is_final
     (record,) = [record for record in caplog.records if record.name == "parakeet.client"]
     assert record.getMessage().startswith("integer_scale: ")
+
+
+async def test_finalize_goes_out_behind_the_audio_before_it() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        for url in (harness.ws_url, harness.tcp_url):
+            async with await connect(url, timeouts=_TIMEOUTS) as stream:
+                await stream.send(b"\0\0" * 10)
+                stream.finalize()
+                await stream.send(b"\0\0" * 10)
+                await stream.finish()
+                await stream.final()
+                log = [entry for entry in harness.backplane.link.log if entry != "begin"]
+                assert log[:4] == ["append", "finalize", "append", "final"]
+                with pytest.raises(ValueError, match="after finish"):
+                    stream.finalize()
+
+
+async def test_a_finalize_that_was_not_answered_is_asked_again_after_a_lost_connection() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        backplane = harness.backplane
+        backplane.resumption = (10, 0, False)
+        async with await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream:
+            await stream.send(b"\0\0" * 10)
+            stream.finalize()
+            await wait_until(lambda: "finalize" in backplane.link.log)
+            backplane.link.listener.on_result(
+                LineKind.FINALIZED, replace(some_result(1, "ten", acked=10), from_finalize=True)
+            )
+            assert (await anext(stream.results())).from_finalize
+            stream.finalize()
+            await wait_until(lambda: backplane.link.log.count("finalize") == 2)
+            for connection in list(harness.connections):
+                connection._peer.abort()
+            await wait_until(lambda: len(backplane.links) > 1 and "finalize" in backplane.link.log)
+            assert backplane.link.log == ["finalize"]

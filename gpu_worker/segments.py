@@ -1,0 +1,105 @@
+"""Streams that are finalized while they go on: each part is a stream of its own to the engine.
+
+`finalize` asks for what the end of a stream would give. So the engine ends there what it has, and begins
+anew with the audio behind it, which waits here until the engine has said its last of the part before. What
+that was chosen over, and what it costs in words: benchmarks/finalize.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from common.entries import StreamId
+from common.streams.assignments import BEGINNING, Base
+from gpu_worker.cold_start import placed
+from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.engine_events import Finalize, Finish
+from gpu_worker.flow import StreamFlow
+
+if TYPE_CHECKING:
+    from gpu_worker.engine.samples import Samples
+
+Waiting = list["Samples | Finalize | Finish"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """What the engine has of a stream from the middle on, and the text before."""
+
+    base: Base
+    text_before: str
+
+
+@dataclass(slots=True)
+class _Closing:
+    """A part whose end the engine was told: who asked, and what waits for the next part."""
+
+    entry_id: bytes
+    waiting: Waiting = field(default_factory=list)
+
+
+class Segments:
+    """Parts of streams, for the thread of the engine."""
+
+    def __init__(self) -> None:
+        self._segments: dict[StreamId, _Segment] = {}
+        self._closing: dict[StreamId, _Closing] = {}
+        self._utterances: dict[StreamId, int] = {}  # finals so far, where there are any
+
+    def open(self, flow: StreamFlow) -> None:
+        """The engine has a stream, from `flow.base` on."""
+        if flow.base is not BEGINNING:
+            self._segments[flow.stream] = _Segment(flow.base, flow.text[: flow.base.text_chars])
+        told = flow.owned.record.checkpoint.utterances
+        if told:
+            self._utterances[flow.stream] = told
+
+    def forget(self, stream: StreamId) -> None:
+        """The engine has a stream no more."""
+        self._segments.pop(stream, None)
+        self._closing.pop(stream, None)
+        self._utterances.pop(stream, None)
+
+    def first_sample(self, stream: StreamId) -> int:
+        """Where the part begins that the engine has, in samples of 16 kHz."""
+        segment = self._segments.get(stream)
+        return segment.base.samples if segment is not None else 0
+
+    def waiting(self, stream: StreamId) -> Waiting | None:
+        """Where to put what comes for a stream whose part has been closed; None for any other."""
+        closing = self._closing.get(stream)
+        return closing.waiting if closing is not None else None
+
+    def close_part(self, stream: StreamId, entry_id: bytes) -> None:
+        """The engine was told to end its part of a stream, which an audio entry asked for."""
+        self._closing[stream] = _Closing(entry_id)
+
+    def next_part(self, end: StreamOutput) -> Waiting:
+        """Begin the next part behind the end of one; returns what waited for it."""
+        stream = end.stream
+        closing = self._closing.pop(stream)
+        base = Base(
+            end.samples_decoded, len(end.text), self._utterances.get(stream, 0), finalized=closing.entry_id
+        )
+        self._segments[stream] = _Segment(base, end.text)
+        return closing.waiting
+
+    def told(self, outputs: Sequence[StreamOutput]) -> Sequence[StreamOutput]:
+        """Outputs of the engine as parts of their whole streams: the end of a part is no end."""
+        if self._segments or self._closing:
+            outputs = [self._told(output) for output in outputs]
+        for output in outputs:
+            if output.utterances:
+                self._utterances[output.stream] = output.utterances[-1].number
+        return outputs
+
+    def _told(self, output: StreamOutput) -> StreamOutput:
+        stream = output.stream
+        segment = self._segments.get(stream)
+        if segment is not None:
+            output = placed(output, segment.base, segment.text_before)
+        if output.is_final and stream in self._closing:
+            output = replace(output, is_final=False, from_finalize=True)
+        return output
