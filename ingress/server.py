@@ -25,7 +25,7 @@ from common.streams.leases import IngressReport
 from common.streams.status import process_started_ms
 from ingress.auth.client import ANYBODY
 from ingress.auth.door import Door
-from ingress.auth.guard import NO_GUARD
+from ingress.auth.guard import NO_GUARD, Guard
 from ingress.auth.key_guard import KeyGuard
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
@@ -36,6 +36,8 @@ from ingress.http.front import Front
 from ingress.http.page import PAGE, is_open
 from ingress.http.site import HttpLimits, Site
 from ingress.http.tokens import tokens_endpoints
+from ingress.http.transcriptions import FileService, transcription_endpoints
+from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.monitor import IngressMonitor
 from ingress.request import Request
@@ -106,6 +108,12 @@ class IngressServer:
         self._guard = None if self._ring is None else KeyGuard(self._door, self._backplane.key_usage())
         self._tls = _tls_of(settings)
         self._native = self._speaking(lambda request: NativeDialect(settings.sample_rate))
+        self._files = FileService(
+            self._backplane,
+            Decoders(settings.max_decoders),
+            self._guard_of,
+            settings.max_upload_mb << 20,
+        )
         self._site = Site(
             self._gate,
             HttpLimits(
@@ -113,7 +121,7 @@ class IngressServer:
                 head_timeout_s=settings.handshake_timeout_ms / 1000,
             ),
             dict.fromkeys(STREAM_PATHS, self._native),
-            endpoints=(*PAGE, *tokens_endpoints(self._ring)),
+            endpoints=(*PAGE, *tokens_endpoints(self._ring), *transcription_endpoints(self._files)),
             authenticate=self._door.admit_request,
             proxies=proxies,
         )
@@ -217,10 +225,7 @@ class IngressServer:
         return lambda request: partial(self._open, dialect_of(request), request)
 
     def _open(self, dialect: Dialect, request: Request, peer: Peer) -> Connection:
-        client, guard = (
-            request.client,
-            NO_GUARD if self._guard is None else self._guard.for_address(request.address),
-        )
+        client, guard = request.client, self._guard_of(request.address)
         if client is None and self._guard is None:
             client = ANYBODY  # on the TCP port
         connection = Connection(
@@ -239,6 +244,9 @@ class IngressServer:
         if not self._accepting:  # accepted by the kernel before the listener closed
             connection.drain()
         return connection
+
+    def _guard_of(self, address: str) -> Guard:
+        return NO_GUARD if self._guard is None else self._guard.for_address(address)
 
     def _revoked(self, key_id: KeyId) -> None:
         for connection in list(self._connections):

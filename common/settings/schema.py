@@ -54,6 +54,8 @@ class IngressSettings(ClusterSettings):
     max_stream_seconds: int
     max_line_bytes: int
     max_frame_bytes: int
+    max_upload_mb: int
+    max_decoders: int
     send_buffer_bytes: int
     coalesce_ms: int
     redis_loss_ms: int

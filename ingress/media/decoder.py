@@ -181,7 +181,7 @@ class Decoder:
                 if status == NO_AUDIO:
                     return MediaError("The media has no sound in it.")
                 if status == FAILED and reason:
-                    return MediaError(f"The media cannot be decoded: {reason}")
+                    return MediaError(f"The media cannot be decoded: {reason.rstrip('.')}.")
         # Killed: by its limits, or by the kernel.
         return MediaError("The media cannot be decoded within the limits of time and memory.")
 

@@ -1,0 +1,136 @@
+"""One recording on its way through the service, as a stream without a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from common.entries import LineKind
+from common.errors import StreamError
+from common.messages import Audio, Result, Utterance, Word
+from common.options import StreamOptions
+from ingress.links import Backplane, StreamLink
+
+# Audio of a recording that was appended and is not decoded; more waits in the decoder.
+_MAX_AHEAD_S: Final = 20.0
+# Without a word from the worker for so long, the recording has failed.
+_STALL_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What was recognised. words, utterances: with times in seconds. duration_s: of the audio."""
+
+    text: str = ""
+    words: list[Word] = field(default_factory=list)
+    utterances: list[Utterance] = field(default_factory=list)
+    duration_s: float = 0.0
+
+
+class Stalled(Exception):  # noqa: N818 - the name says it
+    """The worker has said nothing of the recording for too long."""
+
+
+class RecordingStream:
+    """Feeds one recording to the service and collects its results (a `StreamListener`).
+
+    sample_rate: Hz. on_text: called with the whole text whenever it has grown.
+    """
+
+    def __init__(self, sample_rate: int, on_text: Callable[[str], None] = lambda _: None) -> None:
+        self._rate = sample_rate
+        self._on_text = on_text
+        self._sent_samples = 0
+        self._acked_samples = 0
+        self._error: StreamError | None = None
+        self._ended = False
+        self._has_room = True
+        self._news = asyncio.Event()
+        self.transcript = Transcript()
+
+    async def run(
+        self, backplane: Backplane, options: StreamOptions, blocks: AsyncIterator[bytes], binding: str = ""
+    ) -> Transcript:
+        """Transcribe 16-bit mono samples. Raises StreamError, Stalled, and what `blocks` raises."""
+        link: StreamLink | None = await backplane.admit(self, binding)
+        assert link is not None
+        try:
+            link.begin(options)
+            async for block in blocks:
+                await self._feed(link, Audio(block))
+            await self._feed(link, Audio(b"", final=True))
+            while not self._ended:
+                await self._wait()
+            link.release()
+            link = None
+        finally:
+            if link is not None:
+                link.abandon(keep=False)
+        self.transcript.duration_s = self._sent_samples / self._rate
+        return self.transcript
+
+    async def _feed(self, link: StreamLink, audio: Audio) -> None:
+        while not self._has_room or self.undecoded_s > _MAX_AHEAD_S:
+            await self._wait()
+        self._raise_if_failed()
+        self._sent_samples += audio.num_samples
+        self._has_room = link.append(audio)
+
+    async def _wait(self) -> None:
+        """Wait for anything that the service says. Raises what it says of a failure."""
+        self._raise_if_failed()
+        self._news.clear()
+        try:
+            async with asyncio.timeout(_STALL_S):
+                await self._news.wait()
+        except TimeoutError:
+            raise Stalled from None
+        self._raise_if_failed()
+
+    def _raise_if_failed(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # StreamListener
+
+    @property
+    def undecoded_s(self) -> float:
+        """Audio that was appended and is not decoded yet, in seconds."""
+        return (self._sent_samples - self._acked_samples) / self._rate
+
+    def on_result(self, kind: LineKind, result: Result) -> None:
+        """Collect a result."""
+        self._acked_samples = max(self._acked_samples, result.audio_ack_samples)
+        transcript = self.transcript
+        transcript.words += result.words or ()
+        transcript.utterances += result.utterances
+        if result.text != transcript.text:
+            transcript.text = result.text
+            self._on_text(result.text)
+        self._ended |= kind is LineKind.FINAL
+        self._news.set()
+
+    def on_error(self, error: StreamError) -> None:
+        """A worker has ended the stream with this error."""
+        self.on_failure(error)
+
+    def on_ack(self, samples: int) -> None:
+        """Audio is decoded, without a result."""
+        self._acked_samples = max(self._acked_samples, samples)
+        self._news.set()
+
+    def on_failure(self, error: StreamError) -> None:
+        """The stream cannot go on."""
+        self._error = error
+        self._news.set()
+
+    def on_taken(self) -> None:
+        """Nobody else can resume it: its secret is told to nobody."""
+        raise AssertionError("a recording was resumed")
+
+    def on_room(self) -> None:
+        """There is room again for audio."""
+        self._has_room = True
+        self._news.set()

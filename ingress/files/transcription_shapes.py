@@ -1,0 +1,70 @@
+"""A transcript in the shapes of OpenAI's transcription endpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from common.messages import Utterance, Word
+from common.subtitles import cues, srt, vtt
+from ingress.files.recording_stream import Transcript
+
+FORMATS: Final = ("json", "text", "srt", "vtt", "verbose_json")
+# What a field holds that says nothing here.
+_NO_COMPRESSION: Final = 1.0
+
+
+def subtitles(transcript: Transcript, kind: str) -> str:
+    """Return the transcript as srt or vtt."""
+    ends = [utterance.end_s for utterance in transcript.utterances]
+    made = cues(transcript.words, ends)
+    return srt(made) if kind == "srt" else vtt(made)
+
+
+def plain(transcript: Transcript) -> dict[str, Any]:
+    """Return the shape `json`."""
+    return {"text": transcript.text, "usage": usage(transcript)}
+
+
+def usage(transcript: Transcript) -> dict[str, Any]:
+    """Return what was transcribed, as OpenAI counts it."""
+    return {"type": "duration", "seconds": math.ceil(transcript.duration_s)}
+
+
+def verbose(transcript: Transcript, language: str, granularities: Sequence[str]) -> dict[str, Any]:
+    """Return the shape `verbose_json`; segments are utterances."""
+    shape: dict[str, Any] = {
+        "task": "transcribe",
+        "language": language,
+        "duration": round(transcript.duration_s, 3),
+        "text": transcript.text,
+        "usage": usage(transcript),
+    }
+    if "segment" in granularities:
+        shape["segments"] = [
+            _segment(number, utterance, transcript.words)
+            for number, utterance in enumerate(transcript.utterances)
+        ]
+    if "word" in granularities:
+        shape["words"] = [
+            {"word": word.word, "start": word.start_s, "end": word.end_s} for word in transcript.words
+        ]
+    return shape
+
+
+def _segment(number: int, utterance: Utterance, words: Sequence[Word]) -> dict[str, Any]:
+    inside = [word for word in words if utterance.start_s - 0.5 <= word.start_s < utterance.end_s]
+    logprobs = [math.log(max(word.confidence, 1e-6)) for word in inside]
+    return {
+        "id": number,
+        "seek": 0,
+        "start": utterance.start_s,
+        "end": utterance.end_s,
+        "text": utterance.text,
+        "tokens": [],
+        "temperature": 0.0,
+        "avg_logprob": round(sum(logprobs) / len(logprobs), 4) if logprobs else 0.0,
+        "compression_ratio": _NO_COMPRESSION,
+        "no_speech_prob": 0.0,
+    }

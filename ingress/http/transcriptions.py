@@ -1,0 +1,250 @@
+"""`POST /v1/audio/transcriptions` and `GET /v1/models`, in the shapes of OpenAI's API.
+
+Model names are taken as they come: this cluster has one model. A file is decoded in a child process and goes
+through the service as a stream of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from common.errors import ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
+from common.options import StreamOptions
+from ingress.auth.client import Client
+from ingress.auth.guard import Guard
+from ingress.files.recording_stream import RecordingStream, Stalled, Transcript
+from ingress.files.transcription_shapes import FORMATS, plain, subtitles, usage, verbose
+from ingress.files.upload import BadUpload, Upload, received
+from ingress.http.endpoints import endpoint
+from ingress.links import Backplane
+from ingress.media.decoder import Decoders, DecodersBusy, MediaError, MediaInput
+
+_RETRY_AFTER: Final = {"Retry-After": "5"}
+_MODELS: Final = ("parakeet", "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
+_STARTED_S: Final = int(time.time())
+_GRANULARITIES: Final = ("word", "segment")
+
+
+@dataclass(frozen=True, slots=True)
+class FileService:
+    """What the endpoints work with. guard_of: returns what counts the streams of a client, by its address."""
+
+    backplane: Backplane
+    decoders: Decoders
+    guard_of: Callable[[str], Guard]
+    max_upload_bytes: int
+
+
+class _Refused(Exception):  # noqa: N818 - the name says it
+    """A request that is refused, in the shape of OpenAI's errors."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+    def response(self) -> Response:
+        kind = "invalid_request_error" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        retry = _RETRY_AFTER if self.status in (HTTPStatus.SERVICE_UNAVAILABLE, 429) else None
+        return JSONResponse({"error": error}, self.status, headers=retry)
+
+
+def _refusal_of(error: Exception) -> _Refused:
+    """Return what a client is told of a failure."""
+    unavailable = HTTPStatus.SERVICE_UNAVAILABLE
+    match error:
+        case _Refused():
+            return error
+        case BadUpload():
+            too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            status = too_large if error.too_large else HTTPStatus.BAD_REQUEST
+            return _Refused(status, str(error), param=error.param)
+        case MediaError():
+            return _Refused(HTTPStatus.BAD_REQUEST, str(error), param="file", code="invalid_media")
+        case DecodersBusy():
+            return _Refused(unavailable, str(error), code="busy")
+        case NoFreeStream() | NoWorker() | RedisUnavailable():
+            return _Refused(unavailable, error.message, code=error.code.value)
+        case StreamError(code=ErrorCode.OVER_LIMIT):
+            return _Refused(HTTPStatus.TOO_MANY_REQUESTS, error.message, code="rate_limit_exceeded")
+        case StreamError():
+            return _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, error.message, code=error.code.value)
+        case Stalled():
+            return _Refused(unavailable, "The recording was not decoded in time.", code="timeout")
+    raise error
+
+
+_FAILURES: Final = (_Refused, BadUpload, MediaError, DecodersBusy, StreamError, Stalled)
+
+
+def transcription_endpoints(service: FileService) -> tuple[Route, ...]:
+    """Return the rows of the table of endpoints."""
+
+    async def transcriptions(request: Request) -> Response:
+        try:
+            return await _transcribe(service, request)
+        except _FAILURES as error:
+            return _refusal_of(error).response()
+
+    return (
+        endpoint("/v1/audio/transcriptions", transcriptions, "POST"),
+        endpoint("/v1/models", _models, "GET"),
+        endpoint("/v1/models/{name}", _model, "GET"),
+    )
+
+
+async def _transcribe(service: FileService, request: Request) -> Response:
+    asked = request.scope["state"]["request"]
+    client: Client = asked.client
+    if not client.may("stream"):
+        raise _Refused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
+    stack = received(request, service.max_upload_bytes)
+    upload = await stack.__aenter__()
+    try:
+        kind = upload.field("response_format") or "json"
+        if kind not in FORMATS:
+            raise _Refused(
+                HTTPStatus.BAD_REQUEST,
+                f"'response_format' is one of {', '.join(FORMATS)}.",
+                param="response_format",
+            )
+        granularities = upload.fields("timestamp_granularities") or ["segment"]
+        if not set(granularities) <= set(_GRANULARITIES):
+            raise _Refused(
+                HTTPStatus.BAD_REQUEST,
+                "'timestamp_granularities' are word and segment.",
+                param="timestamp_granularities",
+            )
+        guard = service.guard_of(asked.address)
+        if (upload.field("stream") or "").lower() in ("true", "1") and kind == "json":
+            # The upload is held by the answer, which closes it.
+            return StreamingResponse(
+                _events(service, upload, client, guard, lambda: stack.__aexit__(None, None, None)),
+                media_type="text/event-stream",
+            )
+        transcript = await _run(service, upload, client, guard, lambda _: None)
+    except BaseException:
+        await stack.__aexit__(None, None, None)
+        raise
+    await stack.__aexit__(None, None, None)
+    if kind == "json":
+        return JSONResponse(plain(transcript))
+    if kind == "text":
+        return PlainTextResponse(transcript.text + "\n")
+    if kind == "verbose_json":
+        return JSONResponse(verbose(transcript, upload.field("language") or "english", granularities))
+    return PlainTextResponse(subtitles(transcript, kind))
+
+
+async def _run(
+    service: FileService, upload: Upload, client: Client, guard: Guard, on_text: Callable[[str], None]
+) -> Transcript:
+    """Decode and transcribe. Raises one of _FAILURES."""
+    media = MediaInput(upload.media.demuxer, file=upload.path)
+    async with await service.decoders.start(media) as decoder:
+        audio = await decoder.audio()
+        stream = RecordingStream(audio.rate, on_text)
+        options = StreamOptions(sample_rate=audio.rate, words=True, auto_finalize=True, language=None)
+        await guard.enter(client, 1)
+        try:
+            async with aclosing(_whole_samples(decoder.blocks())) as blocks:
+                transcript = await stream.run(service.backplane, options, blocks, client.key_id or "")
+            guard.heard(client, transcript.duration_s)
+            return transcript
+        finally:
+            guard.leave(client, 1)
+
+
+async def _whole_samples(blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield the same bytes in blocks of whole 16-bit samples."""
+    rest = b""
+    async for block in blocks:
+        data = rest + block
+        cut = len(data) & 1
+        rest = data[len(data) - cut :]
+        if len(data) > cut:
+            yield data[: len(data) - cut]
+
+
+async def _events(
+    service: FileService,
+    upload: Upload,
+    client: Client,
+    guard: Guard,
+    close: Callable[[], Awaitable[Any]],
+) -> AsyncIterator[bytes]:
+    """Yield server-sent events: what is added to the text as it is recognised, then all of it."""
+    deltas: asyncio.Queue[str | None] = asyncio.Queue()
+    said = ""
+
+    def on_text(text: str) -> None:
+        nonlocal said
+        if text.startswith(said) and len(text) > len(said):
+            deltas.put_nowait(text[len(said) :])
+            said = text
+
+    async def run() -> Transcript:
+        try:
+            return await _run(service, upload, client, guard, on_text)
+        finally:
+            deltas.put_nowait(None)
+
+    running = asyncio.create_task(run(), name="transcription")
+    try:
+        while (delta := await deltas.get()) is not None:
+            yield _event({"type": "transcript.text.delta", "delta": delta})
+        try:
+            transcript = await running
+        except _FAILURES as error:
+            refused = _refusal_of(error)
+            yield _event({"error": {"message": str(refused), "type": "server_error", "code": refused.code}})
+        else:
+            yield _event(
+                {"type": "transcript.text.done", "text": transcript.text, "usage": usage(transcript)}
+            )
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await close()
+
+
+def _event(fields: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(fields) + b"\n\n"
+
+
+def _described(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": _STARTED_S, "owned_by": "parakeet-server"}
+
+
+async def _models(request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [_described(name) for name in _MODELS]})
+
+
+async def _model(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in _MODELS:
+        refused = _Refused(
+            HTTPStatus.NOT_FOUND, "There is no such model.", code="model_not_found", param="model"
+        )
+        return refused.response()
+    return JSONResponse(_described(name))
