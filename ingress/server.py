@@ -33,6 +33,7 @@ from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.http.front import Front
+from ingress.http.listen import listen_endpoints
 from ingress.http.page import PAGE, is_open
 from ingress.http.site import HttpLimits, Site
 from ingress.http.tokens import tokens_endpoints
@@ -121,7 +122,12 @@ class IngressServer:
                 head_timeout_s=settings.handshake_timeout_ms / 1000,
             ),
             dict.fromkeys(STREAM_PATHS, self._native),
-            endpoints=(*PAGE, *tokens_endpoints(self._ring), *transcription_endpoints(self._files)),
+            endpoints=(
+                *PAGE,
+                *tokens_endpoints(self._ring),
+                *transcription_endpoints(self._files),
+                *listen_endpoints(self._files),
+            ),
             authenticate=self._door.admit_request,
             proxies=proxies,
         )

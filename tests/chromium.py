@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -54,6 +55,7 @@ class Chromium:
             stderr=subprocess.DEVNULL,
         )
         self._ids = itertools.count(1)
+        self._open = ExitStack()
         self._socket: ClientConnection
         self.console: list[str] = []
         """Errors and warnings of the page."""
@@ -69,7 +71,6 @@ class Chromium:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        self._socket.close()
         self._end()
 
     def _connect(self) -> None:
@@ -89,11 +90,14 @@ class Chromium:
             )
 
         address = wait_until(page, 30.0, "the browser's page")
-        self._socket = connect(address, max_size=_MAX_MESSAGE_BYTES, compression=None)
+        self._socket = self._open.enter_context(
+            connect(address, max_size=_MAX_MESSAGE_BYTES, compression=None)
+        )
         for domain in ("Page", "Runtime", "Log", "DOM"):
             self.call(f"{domain}.enable")
 
     def _end(self) -> None:
+        self._open.close()
         self._process.kill()
         self._process.wait()
 

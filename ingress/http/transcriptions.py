@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -29,6 +30,7 @@ from ingress.files.upload import BadUpload, Upload, received
 from ingress.http.endpoints import endpoint
 from ingress.links import Backplane
 from ingress.media.decoder import Decoders, DecodersBusy, MediaError, MediaInput
+from ingress.media.formats import MediaFormat
 
 _RETRY_AFTER: Final = {"Retry-After": "5"}
 _MODELS: Final = ("parakeet", "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
@@ -46,7 +48,7 @@ class FileService:
     max_upload_bytes: int
 
 
-class _Refused(Exception):  # noqa: N818 - the name says it
+class Refused(Exception):  # noqa: N818 - the name says it
     """A request that is refused, in the shape of OpenAI's errors."""
 
     def __init__(
@@ -62,39 +64,44 @@ class _Refused(Exception):  # noqa: N818 - the name says it
         self.code = code
         self.param = param
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Further headers of the answer."""
+        return dict(_RETRY_AFTER) if self.status in (HTTPStatus.SERVICE_UNAVAILABLE, 429) else {}
+
     def response(self) -> Response:
+        """Return the answer."""
         kind = "invalid_request_error" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        retry = _RETRY_AFTER if self.status in (HTTPStatus.SERVICE_UNAVAILABLE, 429) else None
-        return JSONResponse({"error": error}, self.status, headers=retry)
+        return JSONResponse({"error": error}, self.status, headers=self.headers)
 
 
-def _refusal_of(error: Exception) -> _Refused:
+def refusal_of(error: Exception) -> Refused:
     """Return what a client is told of a failure."""
     unavailable = HTTPStatus.SERVICE_UNAVAILABLE
     match error:
-        case _Refused():
+        case Refused():
             return error
         case BadUpload():
             too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             status = too_large if error.too_large else HTTPStatus.BAD_REQUEST
-            return _Refused(status, str(error), param=error.param)
+            return Refused(status, str(error), param=error.param)
         case MediaError():
-            return _Refused(HTTPStatus.BAD_REQUEST, str(error), param="file", code="invalid_media")
+            return Refused(HTTPStatus.BAD_REQUEST, str(error), param="file", code="invalid_media")
         case DecodersBusy():
-            return _Refused(unavailable, str(error), code="busy")
+            return Refused(unavailable, str(error), code="busy")
         case NoFreeStream() | NoWorker() | RedisUnavailable():
-            return _Refused(unavailable, error.message, code=error.code.value)
+            return Refused(unavailable, error.message, code=error.code.value)
         case StreamError(code=ErrorCode.OVER_LIMIT):
-            return _Refused(HTTPStatus.TOO_MANY_REQUESTS, error.message, code="rate_limit_exceeded")
+            return Refused(HTTPStatus.TOO_MANY_REQUESTS, error.message, code="rate_limit_exceeded")
         case StreamError():
-            return _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, error.message, code=error.code.value)
+            return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, error.message, code=error.code.value)
         case Stalled():
-            return _Refused(unavailable, "The recording was not decoded in time.", code="timeout")
+            return Refused(unavailable, "The recording was not decoded in time.", code="timeout")
     raise error
 
 
-_FAILURES: Final = (_Refused, BadUpload, MediaError, DecodersBusy, StreamError, Stalled)
+FAILURES: Final = (Refused, BadUpload, MediaError, DecodersBusy, StreamError, Stalled)
 
 
 def transcription_endpoints(service: FileService) -> tuple[Route, ...]:
@@ -103,8 +110,8 @@ def transcription_endpoints(service: FileService) -> tuple[Route, ...]:
     async def transcriptions(request: Request) -> Response:
         try:
             return await _transcribe(service, request)
-        except _FAILURES as error:
-            return _refusal_of(error).response()
+        except FAILURES as error:
+            return refusal_of(error).response()
 
     return (
         endpoint("/v1/audio/transcriptions", transcriptions, "POST"),
@@ -117,20 +124,20 @@ async def _transcribe(service: FileService, request: Request) -> Response:
     asked = request.scope["state"]["request"]
     client: Client = asked.client
     if not client.may("stream"):
-        raise _Refused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
+        raise Refused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
     stack = received(request, service.max_upload_bytes)
     upload = await stack.__aenter__()
     try:
         kind = upload.field("response_format") or "json"
         if kind not in FORMATS:
-            raise _Refused(
+            raise Refused(
                 HTTPStatus.BAD_REQUEST,
                 f"'response_format' is one of {', '.join(FORMATS)}.",
                 param="response_format",
             )
         granularities = upload.fields("timestamp_granularities") or ["segment"]
         if not set(granularities) <= set(_GRANULARITIES):
-            raise _Refused(
+            raise Refused(
                 HTTPStatus.BAD_REQUEST,
                 "'timestamp_granularities' are word and segment.",
                 param="timestamp_granularities",
@@ -159,9 +166,19 @@ async def _transcribe(service: FileService, request: Request) -> Response:
 async def _run(
     service: FileService, upload: Upload, client: Client, guard: Guard, on_text: Callable[[str], None]
 ) -> Transcript:
-    """Decode and transcribe. Raises one of _FAILURES."""
-    media = MediaInput(upload.media.demuxer, file=upload.path)
-    async with await service.decoders.start(media) as decoder:
+    return await transcribed(service, upload.media, upload.path, client, guard, on_text)
+
+
+async def transcribed(
+    service: FileService,
+    media: MediaFormat,
+    path: Path,
+    client: Client,
+    guard: Guard,
+    on_text: Callable[[str], None],
+) -> Transcript:
+    """Decode and transcribe a file. on_text: called with the text as it grows. Raises one of FAILURES."""
+    async with await service.decoders.start(MediaInput(media.demuxer, file=path)) as decoder:
         audio = await decoder.audio()
         stream = RecordingStream(audio.rate, on_text)
         options = StreamOptions(sample_rate=audio.rate, words=True, auto_finalize=True, language=None)
@@ -215,8 +232,8 @@ async def _events(
             yield _event({"type": "transcript.text.delta", "delta": delta})
         try:
             transcript = await running
-        except _FAILURES as error:
-            refused = _refusal_of(error)
+        except FAILURES as error:
+            refused = refusal_of(error)
             yield _event({"error": {"message": str(refused), "type": "server_error", "code": refused.code}})
         else:
             yield _event(
@@ -243,7 +260,7 @@ async def _models(request: Request) -> Response:
 async def _model(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in _MODELS:
-        refused = _Refused(
+        refused = Refused(
             HTTPStatus.NOT_FOUND, "There is no such model.", code="model_not_found", param="model"
         )
         return refused.response()

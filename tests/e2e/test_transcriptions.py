@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import socket
@@ -168,3 +169,52 @@ def test_a_client_that_leaves_in_the_middle_leaves_no_stream_behind(server: Serv
         http.close()
     wait_until(lambda: connected_streams(server) == 0, 20.0, "the end of all streams")
     assert answered(server, RECORDING.read_bytes())["text"] == TEXT
+
+
+def listen(
+    server: ServeProcess, body: bytes, query: str = "", content_type: str = "audio/wav"
+) -> tuple[int, dict[str, Any]]:
+    """Post a recording in Deepgram's way."""
+    http = HTTPConnection(HOST, server.ws_port, timeout=60)
+    http.request("POST", f"/v1/listen{query}", body, {"Content-Type": content_type})
+    response = http.getresponse()
+    assert response.getheader("dg-request-id")
+    answer = response.status, json.loads(response.read())
+    http.close()
+    return answer
+
+
+def test_a_recording_in_deepgrams_way(server: ServeProcess) -> None:
+    file = RECORDING.read_bytes()
+    status, answer = listen(server, file, "?model=nova-3&punctuate=true&utterances=true&smart_format=false")
+    assert status == 200
+    metadata = answer["metadata"]
+    assert metadata["sha256"] == hashlib.sha256(file).hexdigest()
+    assert metadata["duration"] == pytest.approx(2.786, abs=0.01)
+    assert list(metadata["model_info"]) == metadata["models"]
+    (alternative,) = answer["results"]["channels"][0]["alternatives"]
+    assert alternative["transcript"] == TEXT
+    assert [word["word"] for word in alternative["words"]] == TEXT.split()
+    assert 0 < alternative["confidence"] <= 1
+    utterances = answer["results"]["utterances"]
+    assert " ".join(one["transcript"] for one in utterances) == TEXT
+    assert "utterances" not in listen(server, file)[1]["results"]
+
+
+@pytest.mark.parametrize(
+    ("body", "query", "content_type", "status", "sentence"),
+    [
+        (b'{"url":"https://a.example/x.wav"}', "", "application/json", 400, "fetches nothing"),
+        (b"nonsense", "", "audio/wav", 400, "none of"),
+        (RECORDING.read_bytes(), "?redact=pii", "audio/wav", 400, "'redact'"),
+        (RECORDING.read_bytes(), "?callback=https://a.example", "audio/wav", 400, "'callback'"),
+        (RECORDING.read_bytes() + bytes(1 << 20), "", "audio/wav", 413, "over 1 MiB"),
+    ],
+)
+def test_what_deepgrams_way_refuses(
+    server: ServeProcess, body: bytes, query: str, content_type: str, status: int, sentence: str
+) -> None:
+    answered_status, answer = listen(server, body, query, content_type)
+    assert answered_status == status
+    assert sentence in answer["err_msg"]
+    assert set(answer) == {"err_code", "err_msg", "request_id"}

@@ -1,0 +1,170 @@
+"""`POST /v1/listen`: a recording in the shapes of Deepgram's pre-recorded API.
+
+The recording is the body of the request. Options of the query that this service has nothing for are taken and
+ignored, except those whose absence a client would not notice: they are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO, Any, Final
+from urllib.parse import parse_qs
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from common.messages import Utterance, Word
+from ingress.auth.client import Client
+from ingress.files.recording_stream import Transcript
+from ingress.http.endpoints import endpoint
+from ingress.http.transcriptions import FAILURES, FileService, Refused, refusal_of, transcribed
+from ingress.media.formats import HEAD_BYTES, NAMES, sniff
+
+_MAX_QUERY_FIELDS: Final = 1000
+# What a client asks for in trust: masked text, or results that go elsewhere.
+_REFUSED: Final = ("redact", "callback", "callback_method")
+_MODEL: Final = "parakeet"
+
+
+def listen_endpoints(service: FileService) -> tuple[Route, ...]:
+    """Return the rows of the table of endpoints."""
+
+    async def listen(request: Request) -> Response:
+        request_id = str(uuid.uuid4())
+        try:
+            return await _listen(service, request, request_id)
+        except FAILURES as error:
+            return _refusal(refusal_of(error), request_id)
+
+    return (endpoint("/v1/listen", listen, "POST"),)
+
+
+_CODES: Final = {
+    HTTPStatus.FORBIDDEN: "INSUFFICIENT_PERMISSIONS",
+    HTTPStatus.TOO_MANY_REQUESTS: "TOO_MANY_REQUESTS",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "PAYLOAD_TOO_LARGE",
+    HTTPStatus.SERVICE_UNAVAILABLE: "SERVICE_UNAVAILABLE",
+}
+
+
+def _refusal(refused: Refused, request_id: str) -> Response:
+    code = _CODES.get(refused.status, "Bad Request" if refused.status < 500 else "INTERNAL_SERVER_ERROR")
+    body = {"err_code": code, "err_msg": str(refused), "request_id": request_id}
+    headers = {"dg-request-id": request_id, "dg-error": str(refused), **refused.headers}
+    return JSONResponse(body, refused.status, headers=headers)
+
+
+async def _listen(service: FileService, request: Request, request_id: str) -> Response:
+    asked = request.scope["state"]["request"]
+    client: Client = asked.client
+    if not client.may("stream"):
+        raise Refused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
+    query = parse_qs(asked.query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+    for name in _REFUSED:
+        if name in query:
+            raise Refused(HTTPStatus.BAD_REQUEST, f"This server has no '{name}'.", param=name)
+    if "json" in request.headers.get("content-type", ""):
+        raise Refused(
+            HTTPStatus.BAD_REQUEST,
+            "This server fetches nothing: send the recording itself as the body, not a 'url'.",
+        )
+    with tempfile.TemporaryFile() as file:
+        digest = await _spooled(request, file, service.max_upload_bytes)
+        file.seek(0)
+        media = sniff(file.read(HEAD_BYTES))
+        if media is None:
+            raise Refused(HTTPStatus.BAD_REQUEST, f"The body is none of {', '.join(NAMES)}.")
+        path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+        transcript = await transcribed(
+            service, media, path, client, service.guard_of(asked.address), lambda _: None
+        )
+    fields = _shape(transcript, request_id, digest, utterances=query.get("utterances") == ["true"])
+    return JSONResponse(fields, headers={"dg-request-id": request_id})
+
+
+async def _spooled(request: Request, file: IO[bytes], max_bytes: int) -> str:
+    """Write the body to a file; return its SHA-256. Raises Refused."""
+    digest, size = hashlib.sha256(), 0
+    async for part in request.stream():
+        size += len(part)
+        if size > max_bytes:
+            mib = max_bytes / (1 << 20)
+            raise Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The upload is over {mib:g} MiB (--max-upload-mb)."
+            )
+        digest.update(part)
+        file.write(part)
+    return digest.hexdigest()
+
+
+def _shape(transcript: Transcript, request_id: str, digest: str, *, utterances: bool) -> dict[str, Any]:
+    words = [_word(word) for word in transcript.words]
+    model_id = str(uuid.uuid5(uuid.NAMESPACE_URL, _MODEL))
+    results: dict[str, Any] = {
+        "channels": [
+            {
+                "alternatives": [
+                    {
+                        "transcript": transcript.text,
+                        "confidence": _confidence(transcript.words),
+                        "words": words,
+                    }
+                ]
+            }
+        ]
+    }
+    if utterances:
+        results["utterances"] = [_utterance(one, transcript.words) for one in transcript.utterances]
+    return {
+        "metadata": {
+            "transaction_key": "deprecated",
+            "request_id": request_id,
+            "sha256": digest,
+            "created": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "duration": round(transcript.duration_s, 4),
+            "channels": 1,
+            "models": [model_id],
+            "model_info": {model_id: {"name": _MODEL, "version": "1", "arch": "fastconformer-rnnt"}},
+        },
+        "results": results,
+    }
+
+
+def _word(word: Word) -> dict[str, Any]:
+    return {
+        "word": bare(word.word),
+        "start": word.start_s,
+        "end": word.end_s,
+        "confidence": word.confidence,
+        "punctuated_word": word.word,
+    }
+
+
+def bare(word: str) -> str:
+    """Return a word in small letters, without marks of punctuation around it."""
+    return word.lower().strip('.,?!;:"“”„()') or word.lower()
+
+
+def _confidence(words: Sequence[Word]) -> float:
+    return round(sum(word.confidence for word in words) / len(words), 6) if words else 0.0
+
+
+def _utterance(utterance: Utterance, words: Sequence[Word]) -> dict[str, Any]:
+    inside = [word for word in words if utterance.start_s - 0.5 <= word.start_s < utterance.end_s]
+    return {
+        "start": utterance.start_s,
+        "end": utterance.end_s,
+        "confidence": _confidence(inside),
+        "channel": 0,
+        "transcript": utterance.text,
+        "words": [_word(word) for word in inside],
+        "id": str(uuid.uuid4()),
+    }

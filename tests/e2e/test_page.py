@@ -1,0 +1,102 @@
+"""The page in a real browser, with a recording and with a microphone that plays one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chromium import PROGRAM, Chromium
+from tests.e2e.serve_process import ServeProcess
+from tests.ports import HOST
+from tests.service_process import ROOT
+from tests.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PROGRAM is None, reason="chromium is not installed (Debian: chromium)"),
+]
+
+RECORDING = ROOT / "parakeet" / "recordings" / "goforward.wav"
+TEXT = "go forward ten meters"
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with ServeProcess("--backend", "native", "--model-size", "tiny") as serve:
+        serve.wait_until_ready()
+        yield f"http://{HOST}:{serve.ws_port}/"
+
+
+@pytest.fixture
+def browser(tmp_path: Path, address: str) -> Iterator[Chromium]:
+    with Chromium(tmp_path, RECORDING) as browser:
+        browser.open(address)
+        yield browser
+        assert browser.console == []
+
+
+def transcript(browser: Chromium) -> str:
+    """Return the words on the page."""
+    return str(
+        browser.evaluate(
+            "[...document.querySelectorAll('.word')].map((word) => word.textContent.trim()).join(' ')"
+        )
+    )
+
+
+def test_a_recording_is_transcribed_and_saved(browser: Chromium) -> None:
+    browser.choose_file("#file", RECORDING)
+    wait_until(lambda: browser.text("#status") == "Done", 30.0, "the end of the recording")
+    assert transcript(browser) == TEXT
+    assert browser.evaluate("document.querySelectorAll('.partial').length") >= 1
+    assert browser.text(".partial") == "not final"
+    assert "end of utterance" in str(browser.evaluate("document.querySelector('#events').textContent"))
+    assert browser.text("#latency").endswith(" ms")
+    srt = browser.evaluate(
+    assert transcript(browser) == TEXT
+        " document.querySelector('#save-srt').click(); })"
+    )
+    assert srt.startswith("1\n00:00:0")
+    assert srt.endswith(f"\n{TEXT}\n")
+
+
+def test_the_microphone_is_heard_until_it_is_stopped(browser: Chromium) -> None:
+    browser.click("#microphone")
+    wait_until(lambda: browser.text("#status") == "Listening", 20.0, "the microphone")
+    assert browser.evaluate("document.querySelector('#microphone').getAttribute('aria-pressed')") == "true"
+    # What the browser plays is resampled twice, so this small model may mishear a word.
+    wait_until(lambda: len(transcript(browser).split()) >= 3, 20.0, "words of the microphone")
+    browser.click("#microphone")
+    wait_until(lambda: browser.text("#status") == "Done", 20.0, "the end")
+    assert "forward" in transcript(browser)
+
+
+def test_a_file_that_is_no_recording_is_told(browser: Chromium, tmp_path: Path) -> None:
+    wrong = tmp_path / "notes.wav"
+    wrong.write_text("this is no sound")
+    browser.choose_file("#file", wrong)
+    wait_until(lambda: "cannot decode notes.wav" in browser.text("#status"), 20.0, "the sentence")
+    browser.choose_file("#file", RECORDING)
+    wait_until(lambda: browser.text("#status") == "Done", 30.0, "the next recording")
+    assert transcript(browser) == TEXT
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_a_phone(browser: Chromium, dark: bool) -> None:
+    browser.resize(360, 740, dark=dark)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 360
+    ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(16, 22, 21)" if dark else "rgb(247, 248, 248)")
+
+
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(browser: Chromium) -> None:
+    browser.evaluate("document.querySelector('details').open = true")
+    unnamed = browser.evaluate(
+        "[...document.querySelectorAll('button, input, [role=meter], [role=log]')].filter((control) =>"
+        " !(control.textContent.trim() || control.getAttribute('aria-label') || control.labels?.length"
+        " || control.getAttribute('aria-labelledby'))).map((control) => control.id || control.name)"
+    )
+    assert unnamed == []
+    assert browser.evaluate("[...document.querySelectorAll('[tabindex]')].every((one) => one.tabIndex === 0)")
