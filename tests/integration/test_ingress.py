@@ -222,7 +222,7 @@ async def test_a_client_that_leaves_without_final_leaves_nothing_behind(stack: S
     for hard in (False, True):
         reader, writer = await asyncio.open_connection(HOST, ingress.port)
         await reader.readline()
-        writer.write(b'{"type":"audio","samples":[' + b"0.1," * 7999 + b"0.1]}\n")
+        writer.write(b'{"type":"audio","samples":[' + b"0.1," * 95_999 + b"0.1]}\n")
         await reader.readline()
         if hard:
             writer.transport.abort()
