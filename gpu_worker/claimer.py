@@ -75,7 +75,7 @@ class Claimer:
         if waiting is None:
             return
         try:
-            self._redis.clients[self._server].execute_command("CLIENT UNBLOCK", waiting)
+            self._redis.clients[self._server].execute_command("CLIENT", "UNBLOCK", waiting)
         except (REDIS_ERROR, OSError) as error:
             logger.warning("the wait for new streams goes on to its end: %s", error)
 
@@ -106,7 +106,7 @@ class Claimer:
             if reserved:
                 block_ms = None if scarce else _BLOCK_MS
                 # Asked each time: a connection that was lost comes back under another number.
-                self._waiting = None if scarce else int(self._client.execute_command("CLIENT ID"))
+                self._waiting = None if scarce else int(self._client.execute_command("CLIENT", "ID"))
                 if not self._stop.is_set():
                     entries = self._claims.wait(self._client, self._shards, reserved, block_ms)
         except BaseException:

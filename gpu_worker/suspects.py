@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from common.entries import AssignmentEntry, WorkerId
-from common.redis.clients import REDIS_ERROR, SyncClient
+from common.redis.clients import REDIS_ERROR
 from common.redis.keys import Keys
+from common.redis.pipelined_sync import SyncClient
 from common.streams.claims import Claims, OwnedStream
 from common.streams.leases import WorkerLease
 from gpu_worker.engine_events import HandOver

@@ -60,17 +60,20 @@ class Roster:
 
     def _lives(self, register: bytes, member: str) -> bool:
         try:
-            expiry_ms = self._redis.cluster.zscore(register, member)
-            seconds, microseconds = self._redis.cluster.time()
+            expiry_ms = self._redis.cluster.execute_command("ZSCORE", register, member)
+            now_ms = self._now_ms()
         except CONNECTION_ERRORS:
             return False
-        return isinstance(expiry_ms, float) and expiry_ms > seconds * 1000 + microseconds / 1000
+        return expiry_ms is not None and float(expiry_ms) > now_ms
+
+    def _now_ms(self) -> float:
+        seconds, microseconds = self._redis.cluster.execute_command("TIME")
+        return int(seconds) * 1000 + int(microseconds) / 1000
 
     def workers_of_this_host(self) -> list[str]:
         """Return the workers of this host that hold a lease; raises the client's errors."""
-        seconds, microseconds = self._redis.cluster.time()
-        now_ms = seconds * 1000 + microseconds / 1000
-        names = self._redis.cluster.execute_command("ZRANGEBYSCORE", self._keys.workers, f"({now_ms}", "+inf")
+        alive = ("ZRANGEBYSCORE", self._keys.workers, f"({self._now_ms()}", "+inf")
+        names = self._redis.cluster.execute_command(*alive)
         return [name for raw in names if (name := _text(raw)).startswith(host_stem("w"))]
 
     def close(self) -> None:

@@ -1,78 +1,25 @@
-"""The only place that makes Redis clients.
+"""The only place that makes connections to Redis.
 
-`RedisServers` says where the shards live; from it come the async clients of an ingress, the sync
-clients of a worker's threads, a client for blocking reads, and one for pub/sub. All speak RESP2, so
-that every server version gives the same replies, and every call of them ends within a time-out.
+`RedisServers` says where the shards live; from it come the connections of an ingress, the clients of a
+worker's threads, those for blocking reads, and one for pub/sub. All speak RESP2, so that every server version
+gives the same replies, and every call of them ends within a time-out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final
 
-import redis
-import redis.asyncio
-import redis.asyncio.retry
-import redis.asyncio.sentinel
 import redis.exceptions
-import redis.retry
-import redis.sentinel
-from redis.backoff import ExponentialBackoff
 
 from common.entries import StreamId
 from common.errors import EntryError, RedisUnavailable, SettingsError
 from common.redis.address import RedisAddress, parse_address
 from common.redis.connect import Argument
 from common.redis.pipelined import PipelinedConnection
-from common.redis.pipelined_sync import SyncPipelinedConnection
+from common.redis.pipelined_sync import SyncClient, SyncPipelinedConnection
 from common.redis.subscriber import Subscriber
-
-
-class SyncClient(Protocol):
-    """What the project uses of redis-py's client, whose own annotations mix sync and async."""
-
-    def execute_command(self, *arguments: Any) -> Any:
-        """Send one command; its reply, parsed by redis-py where it knows the command."""
-
-    def pipeline(self, transaction: bool) -> Any:
-        """Commands sent together."""
-
-    def ping(self) -> Any:
-        """Ask whether the server answers."""
-
-    def time(self) -> Any:
-        """The server's clock: seconds and microseconds."""
-
-    def zscore(self, name: bytes, value: str) -> Any:
-        """Score of a member of a sorted set."""
-
-    def hgetall(self, name: bytes) -> Any:
-        """All fields of a hash."""
-
-    def close(self) -> None:
-        """Close all connections."""
-
-
-class AsyncCommands(Protocol):
-    """Where single commands go."""
-
-    async def execute_command(self, *arguments: Any) -> Any:
-        """Send one command; its reply as the server sent it, but for what redis-py converts."""
-
-
-class AsyncClient(Protocol):
-    """The same on an event loop."""
-
-    async def execute_command(self, *arguments: Any) -> Any:
-        """Send one command; its reply, parsed by redis-py where it knows the command."""
-
-    def pipeline(self, transaction: bool) -> Any:
-        """Commands sent together."""
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-
 
 # What a call raises when the server is away, as opposed to when it refuses.
 CONNECTION_ERRORS: Final = (
@@ -87,10 +34,8 @@ REDIS_ERROR: Final = redis.exceptions.RedisError
 # How refusals begin that end by themselves: full, loading, a replica after a failover, and the like.
 _PASSING: Final = (
     "OOM",
-    "command not allowed when used memory",
     "LOADING",
     "READONLY",
-    "You can't write against a read only replica",
     "MASTERDOWN",
     "MISCONF",
     "NOREPLICAS",
@@ -110,11 +55,6 @@ def error_of_stream(error: BaseException) -> RedisUnavailable | EntryError:
     return RedisUnavailable(str(error))
 
 
-# Every write of ours may be repeated: ids are explicit and scripts check what is there. One repeat
-# covers a connection that the server closed while it was idle; longer outages are the callers' loops.
-_RETRIES: Final = 1
-_BACKOFF: Final = ExponentialBackoff(cap=0.1, base=0.02)
-_MAX_CONNECTIONS: Final = 64
 # Commands of one round trip: bounds what waits in Redis for one client, and the time until its last reply.
 _PIPELINED: Final = 256
 
@@ -154,7 +94,7 @@ class RedisServers:
 
 
 class PipelinedCommands:
-    """Single commands to one server over its pipelined connection (`AsyncCommands`)."""
+    """Single commands to one server over its pipelined connection."""
 
     def __init__(self, redis: AsyncRedis, server: int) -> None:
         self._redis = redis
@@ -166,17 +106,11 @@ class PipelinedCommands:
 
 
 class AsyncRedis:
-    """One async client a server, each with its pool. Made and closed on the event loop that uses it."""
+    """The connections of an event loop, one a server. Made and closed on the loop that uses them."""
 
     def __init__(self, servers: RedisServers) -> None:
         self.servers = servers
-        self._clients = tuple(_async_client(address, servers.timeout_ms) for address in servers.addresses)
         self._pipelined: dict[int, PipelinedConnection] = {}
-
-    @property
-    def clients(self) -> tuple[AsyncClient, ...]:
-        """The clients, by index of the server."""
-        return self._clients
 
     def pipelined(self, server: int) -> PipelinedConnection:
         """The connection of a server for what is called thousands of times a second."""
@@ -189,7 +123,8 @@ class AsyncRedis:
         """One command over the pipelined connection, which any number of callers share at once.
 
         Tried once more after a lost connection, so only for what may be repeated. The reply is as the
-        server sent it. Raises what a client's `execute_command` raises.
+        server sent it. Raises redis.exceptions.ConnectionError or TimeoutError, and an error that Redis
+        replies.
         """
         connection = self.pipelined(server)
         try:
@@ -198,20 +133,14 @@ class AsyncRedis:
             return await connection.execute(*command)
 
     @property
-    def cluster(self) -> AsyncClient:
-        """The client of shard 0."""
-        return self._clients[0]
-
-    def shard(self, shard: int) -> AsyncClient:
-        """The client of a shard."""
-        return self._clients[shard % len(self._clients)]
+    def cluster(self) -> PipelinedCommands:
+        """Where commands about the cluster go: to shard 0."""
+        return PipelinedCommands(self, 0)
 
     async def close(self) -> None:
         """Close all connections."""
         for connection in self._pipelined.values():
             await connection.close()
-        for client in self._clients:
-            await client.aclose()
 
 
 class SyncRedis:
@@ -219,9 +148,8 @@ class SyncRedis:
 
     def __init__(self, servers: RedisServers) -> None:
         self.servers = servers
-        self._clients = tuple(
-            _sync_client(address, servers.timeout_ms / 1000) for address in servers.addresses
-        )
+        timeout_s = servers.timeout_ms / 1000
+        self._clients = tuple(SyncClient(address, timeout_s) for address in servers.addresses)
         self._pipelined: list[SyncPipelinedConnection] = []
 
     @property
@@ -255,10 +183,8 @@ class SyncRedis:
         for server, indices in by_server.items():
             for at in range(0, len(indices), _PIPELINED):
                 part = indices[at : at + _PIPELINED]
-                pipe = self._clients[server].pipeline(transaction=False)
-                for index in part:
-                    pipe.execute_command(*commands[index][1])
-                for index, reply in zip(part, pipe.execute(raise_on_error=False), strict=True):
+                found = self._clients[server].run([commands[index][1] for index in part])
+                for index, reply in zip(part, found, strict=True):
                     replies[index] = reply
         return replies
 
@@ -281,13 +207,9 @@ class SyncRedis:
 def blocking_client(servers: RedisServers, server: int, block_ms: int) -> SyncClient:
     """A client for reads that block for up to `block_ms`; for one thread.
 
-    Its socket time-out exceeds the block by the time of an ordinary call. Replies of XREADGROUP and
-    BZMPOP come as the server sends them (lists, flat fields), since those are the hot path.
+    Its socket time-out exceeds the block by the time of an ordinary call.
     """
-    client = _sync_client(servers.addresses[server], (block_ms + servers.timeout_ms) / 1000)
-    for command in ("XREADGROUP", "BZMPOP"):
-        cast("Any", client).set_response_callback(command, _as_sent)
-    return client
+    return SyncClient(servers.addresses[server], (block_ms + servers.timeout_ms) / 1000)
 
 
 def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> SyncPipelinedConnection:
@@ -302,71 +224,3 @@ def subscriber_connection(servers: RedisServers, server: int) -> Subscriber:
     address = servers.addresses[server]
     timeout_s = servers.timeout_ms / 1000
     return Subscriber(address, timeout_s)
-
-
-def _as_sent(reply: Any, **_options: Any) -> Any:
-    return reply
-
-
-def _common(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "db": address.db,
-        "username": address.username,
-        "password": address.password,
-        "protocol": 2,
-        "socket_timeout": timeout_s,
-        "max_connections": _MAX_CONNECTIONS,
-    }
-    if address.path:
-        arguments["unix_socket_path"] = address.path
-    else:
-        arguments |= {
-            "socket_connect_timeout": min(timeout_s, 5.0),
-            "socket_keepalive": True,
-        }
-        arguments |= _tls_arguments(address)
-        if not address.sentinels:
-            arguments |= {"host": address.host, "port": address.port}
-    return arguments
-
-
-def _tls_arguments(address: RedisAddress) -> dict[str, Any]:
-    if not address.tls:
-        return {}
-    files = address.tls_files
-    given = {"ssl_ca_certs": files.ca, "ssl_certfile": files.cert, "ssl_keyfile": files.key}
-    return {"ssl": True} | {name: file for name, file in given.items() if file}
-
-
-def _sentinel_arguments(address: RedisAddress, timeout_s: float) -> Mapping[str, Any]:
-    return {
-        **_tls_arguments(address),
-        "socket_timeout": min(timeout_s, 1.0),
-        "socket_connect_timeout": min(timeout_s, 1.0),
-        "password": address.password,
-        "username": address.username,
-        "protocol": 2,
-    }
-
-
-def _sync_client(address: RedisAddress, timeout_s: float) -> SyncClient:
-    arguments = _common(address, timeout_s)
-    arguments["retry"] = redis.retry.Retry(_BACKOFF, _RETRIES)
-    if address.sentinels:
-        sentinel: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-            address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
-        )
-        return cast("SyncClient", sentinel.master_for(address.master, **arguments))
-    return cast("SyncClient", redis.Redis(**arguments))
-
-
-def _async_client(address: RedisAddress, timeout_ms: int) -> AsyncClient:
-    timeout_s = timeout_ms / 1000
-    arguments = _common(address, timeout_s)
-    arguments["retry"] = redis.asyncio.retry.Retry(_BACKOFF, _RETRIES)
-    if address.sentinels:
-        sentinel: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-            address.sentinels, sentinel_kwargs=_sentinel_arguments(address, timeout_s)
-        )
-        return cast("AsyncClient", sentinel.master_for(address.master, **arguments))
-    return cast("AsyncClient", redis.asyncio.Redis(**arguments))

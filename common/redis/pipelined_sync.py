@@ -1,4 +1,4 @@
-"""The counterpart of common/redis/pipelined.py for a thread that waits for its replies.
+"""The counterparts of common/redis/pipelined.py for threads that wait for their replies.
 
 One write for all commands of a call, packed by hiredis, and as few reads as the socket allows: about a
 tenth of what redis-py's pipeline costs a command. Made by common/redis/clients.py alone.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import redis.exceptions
 
 from common.redis.address import RedisAddress
 from common.redis.connect import (
+    Argument,
     RefusedConnection,
     check_greeting,
     exchange,
@@ -24,6 +26,7 @@ from common.redis.connect import (
     lost,
     new_reader,
     open_socket,
+    pack,
     refusal,
 )
 
@@ -87,3 +90,53 @@ class SyncPipelinedConnection:
                 if refused is not None:
                     raise refused
         return replies
+
+
+class SyncClient:
+    """Commands to one server from any number of threads: as many connections as are in use at once.
+
+    Replies are as the server sends them (RESP2). A connection that broke is opened anew once, so this is for
+    what may be repeated. Calls raise redis.exceptions.ConnectionError or TimeoutError.
+    """
+
+    def __init__(self, address: RedisAddress, timeout_s: float) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._idle: list[SyncPipelinedConnection] = []
+
+    def execute_command(self, *command: Argument) -> Any:
+        """Run one command. Raises also what Redis replies as an error."""
+        (reply,) = self.run((command,))
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def run(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        """Run commands in one round trip; their replies in order, errors among them."""
+        if not commands:
+            return []
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = SyncPipelinedConnection(self._address, self._timeout_s)
+        try:
+            return connection.call([pack(*command) for command in commands])
+        finally:
+            with self._lock:
+                self._idle.append(connection)
+
+    def transaction(self, *commands: Sequence[Argument]) -> list[Any]:
+        """Run commands as one, in one round trip. Raises the first error."""
+        *queued, replies = self.run((("MULTI",), *commands, ("EXEC",)))
+        for reply in (*queued, replies, *(replies if isinstance(replies, list) else ())):
+            if isinstance(reply, Exception):
+                raise reply
+        return list(replies)
+
+    def close(self) -> None:
+        """Close the connections; a later command opens another."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()

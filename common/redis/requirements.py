@@ -78,7 +78,7 @@ def check_server(address: RedisAddress, timeout_s: float) -> None:
 
 
 def _check(address: RedisAddress, connection: SyncPipelinedConnection) -> None:
-    info = _info(_ask(address, connection, "INFO")[0])
+    info = read_info(_ask(address, connection, "INFO")[0])
     if info.get("redis_mode") == "sentinel":
         raise UnfitRedis(
             f"{address} is a Sentinel: its address is given as redis+sentinel://host[:port]/master."
@@ -145,6 +145,7 @@ def _without_rights(address: RedisAddress, command: str, reason: str) -> UnfitRe
     )
 
 
-def _info(text: bytes) -> dict[str, str]:
+def read_info(text: bytes) -> dict[str, str]:
+    """The fields of INFO's reply."""
     lines = (line.partition(":") for line in text.decode(errors="replace").splitlines() if ":" in line)
     return {name: value.strip() for name, _, value in lines}

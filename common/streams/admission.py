@@ -14,8 +14,9 @@ from uuid import uuid4
 
 from common.entries import LAYOUT_VERSION, StreamId
 from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
-from common.redis.clients import REDIS_ERROR, AsyncCommands, SyncClient
+from common.redis.clients import REDIS_ERROR, PipelinedCommands
 from common.redis.keys import Keys
+from common.redis.pipelined_sync import SyncClient
 from common.redis.scripts import Command
 from common.redis.scripts import admission as scripts
 
@@ -48,7 +49,7 @@ class Admission:
     client: of shard 0. Calls raise RedisUnavailable when it does not answer in time or refuses.
     """
 
-    def __init__(self, client: AsyncCommands, keys: Keys) -> None:
+    def __init__(self, client: PipelinedCommands, keys: Keys) -> None:
         self._client = client
         self._keys = keys
 

@@ -134,14 +134,12 @@ def extend(redis: SyncRedis, streams: Sequence[tuple[StreamKeys, int]]) -> list[
         by_server.setdefault(redis.servers.server_of_shard(keys.shard), []).append((keys, ttl_ms))
     gone: list[StreamKeys] = []
     for server, group in by_server.items():
-        pipe = redis.clients[server].pipeline(transaction=False)
-        for keys, ttl_ms in group:
-            for key in keys.renewed:
-                pipe.pexpire(key, ttl_ms)
-        replies = pipe.execute()
-        gone += [
-            keys
-            for (keys, _), kept in zip(group, replies[:: len(group[0][0].renewed)], strict=True)
-            if not kept
-        ]
+        replies = redis.clients[server].run(
+            [("PEXPIRE", key, ttl_ms) for keys, ttl_ms in group for key in keys.renewed]
+        )
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        per_stream = len(group[0][0].renewed)
+        gone += [keys for (keys, _), kept in zip(group, replies[::per_stream], strict=True) if not kept]
     return gone

@@ -21,8 +21,9 @@ from common.entries import (
     next_entry_id,
 )
 from common.errors import EntryError
-from common.redis.clients import RESPONSE_ERROR, SyncClient, SyncRedis
+from common.redis.clients import RESPONSE_ERROR, SyncRedis
 from common.redis.keys import ASSIGNMENT_GROUP, REGISTER_TTL_MS, Keys, StreamKeys
+from common.redis.pipelined_sync import SyncClient
 from common.redis.scripts import Command
 from common.redis.scripts import ownership as scripts
 from common.streams.assignments import Checkpoint, StreamRecord, decode_record
@@ -136,11 +137,11 @@ class Claims:
         Makes the groups again when Redis has lost them.
         """
         streams = [self._keys.assignments(shard) for shard in shards]
-        block = () if block_ms is None else ("BLOCK", block_ms)
+        block: Command = () if block_ms is None else ("BLOCK", block_ms)
         try:
             reply = client.execute_command(
-                *("XREADGROUP", "GROUP", ASSIGNMENT_GROUP, self._worker, "COUNT", count, *block),
-                *("STREAMS", *streams, *([b">"] * len(streams))),
+                *(b"XREADGROUP", b"GROUP", ASSIGNMENT_GROUP, self._worker, b"COUNT", count, *block),
+                *(b"STREAMS", *streams, *([b">"] * len(streams))),
             )
         except RESPONSE_ERROR as error:
             if "NOGROUP" not in str(error):

@@ -12,7 +12,7 @@ from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord
 from common.entries import IngressId
 from common.errors import RedisUnavailable
-from common.redis.clients import REDIS_ERROR, AsyncCommands
+from common.redis.clients import REDIS_ERROR, PipelinedCommands
 from common.redis.keys import Keys
 from common.redis.scripts import Command
 from common.redis.scripts import usage as scripts
@@ -29,7 +29,7 @@ class Bound(Enum):
 class KeyUsage:
     """Counts in Redis for one ingress. client: of shard 0. Calls raise RedisUnavailable."""
 
-    def __init__(self, client: AsyncCommands, keys: Keys, ingress: IngressId) -> None:
+    def __init__(self, client: PipelinedCommands, keys: Keys, ingress: IngressId) -> None:
         self._client = client
         self._keys = keys
         self._ingress = ingress

@@ -13,8 +13,9 @@ from typing import Final
 
 from common.entries import IngressId, WorkerId
 from common.errors import RedisUnavailable
-from common.redis.clients import REDIS_ERROR, AsyncCommands, SyncClient
+from common.redis.clients import REDIS_ERROR, PipelinedCommands
 from common.redis.keys import INGRESS_HASH_TTL_MS, WORKER_HASH_TTL_MS, Keys
+from common.redis.pipelined_sync import SyncClient
 from common.redis.scripts import presence as scripts
 
 # An ingress counts as gone after so many heartbeats in a row that it missed, and no sooner than this.
@@ -50,17 +51,14 @@ class WorkerLease:
     def report(self, fields: Mapping[str, str | int | float]) -> None:
         """Write the worker's hash (common/streams/status.py says what is in it)."""
         key = self._keys.worker(self._worker)
-        pipe = self._client.pipeline(transaction=True)
-        pipe.hset(key, mapping=dict(fields))
-        pipe.pexpire(key, WORKER_HASH_TTL_MS)
-        pipe.execute()
+        flat = [item for pair in fields.items() for item in pair]
+        self._client.transaction(("HSET", key, *flat), ("PEXPIRE", key, WORKER_HASH_TTL_MS))
 
     def release(self) -> None:
         """Let the lease lapse now: other workers take over at once what is still owned."""
-        pipe = self._client.pipeline(transaction=True)
-        pipe.zadd(self._keys.workers, {self._worker: 0}, xx=True)
-        pipe.delete(self._keys.worker(self._worker))
-        pipe.execute()
+        self._client.transaction(
+            ("ZADD", self._keys.workers, "XX", 0, self._worker), ("DEL", self._keys.worker(self._worker))
+        )
 
     def lapsed_workers(self) -> list[WorkerId]:
         """Workers other than this one whose lease has lapsed and that nobody has cleaned up after."""
@@ -102,7 +100,7 @@ class IngressPresence:
     """
 
     def __init__(
-        self, client: AsyncCommands, keys: Keys, ingress: IngressId, heartbeat_ms: float = 1000
+        self, client: PipelinedCommands, keys: Keys, ingress: IngressId, heartbeat_ms: float = 1000
     ) -> None:
         self._alive_ms = max(_LEAST_ALIVE_MS, int(_MISSED_BEATS * heartbeat_ms))
         self._client = client

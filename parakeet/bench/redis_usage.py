@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from common.redis.clients import CONNECTION_ERRORS, REDIS_ERROR, RedisServers, SyncRedis
+from common.redis.requirements import read_info
 from parakeet.bench.figures import RedisUsage
 
 _TIMEOUT_MS = 2000
@@ -34,13 +34,14 @@ class RedisWatch:
         found = []
         for url, server in self._servers:
             try:
-                info: dict[str, Any] = server.cluster.execute_command("INFO", "everything")
+                info = read_info(server.cluster.execute_command("INFO", "everything"))
             except (REDIS_ERROR, *CONNECTION_ERRORS):
                 continue
             calls = {
                 name.removeprefix("cmdstat_"): (int(stat["calls"]), int(stat["usec"]))
-                for name, stat in info.items()
+                for name, text in info.items()
                 if name.startswith("cmdstat_")
+                and (stat := dict(part.partition("=")[::2] for part in text.split(",")))
             }
             found.append(
                 RedisCounters(

@@ -49,17 +49,18 @@ async def test_replies_come_in_order_and_errors_stand_where_they_belong(servers:
 
 
 async def test_a_lost_connection_fails_what_waits_and_is_opened_anew(servers: RedisServers) -> None:
-    client = AsyncRedis(servers)
+    client, other = AsyncRedis(servers), AsyncRedis(servers)
     try:
         connection = client.pipelined(0)
         number = int(await connection.execute(b"CLIENT", b"ID"))
         waiting = connection.send([pack(b"BLPOP", b"never", b"0")])
-        assert await client.cluster.execute_command("CLIENT", "KILL", "ID", number) == 1
+        assert await other.cluster.execute_command("CLIENT", "KILL", "ID", number) == 1
         with pytest.raises(redis.exceptions.ConnectionError):
             await waiting
         assert int(await connection.execute(b"CLIENT", b"ID")) > number
     finally:
         await client.close()
+        await other.close()
 
 
 async def test_a_silent_server_ends_the_call_within_the_time_out() -> None:
@@ -111,6 +112,42 @@ def test_the_thread_s_connection(servers: RedisServers) -> None:
         assert int(connection.call([pack(b"CLIENT", b"ID")])[0]) > number
     finally:
         client.close()
+
+
+def test_a_client_of_many_threads_gives_each_its_own_replies(servers: RedisServers) -> None:
+    redis_servers = SyncRedis(servers)
+    client = redis_servers.cluster
+    wrong: list[int] = []
+
+    def ask(number: int) -> None:
+        for at in range(200):
+            words = [("ECHO", f"{number}-{at}-{n}") for n in range(3)]
+            if client.run(words) != [word.encode() for _, word in words]:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert client.run(()) == []
+    redis_servers.close()
+    assert client.execute_command("ECHO", "again") == b"again"
+    redis_servers.close()
+
+
+def test_a_transaction_is_all_or_an_error(servers: RedisServers) -> None:
+    redis_servers = SyncRedis(servers)
+    client = redis_servers.cluster
+    assert client.transaction(("SET", "t", 1), ("INCR", "t"))[1] == 2
+    with pytest.raises(redis.exceptions.ResponseError, match=r"EXECABORT|unknown command"):
+        client.transaction(("SET", "t", 7), ("NOSUCH",))
+    assert client.execute_command("GET", "t") == b"2"
+    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+        client.transaction(("LPUSH", "t", 1), ("PEXPIRE", "t", 1000))
+    client.execute_command("DEL", "t")
+    redis_servers.close()
 
 
 def test_the_thread_s_connection_does_not_wait_for_ever() -> None:

@@ -26,7 +26,8 @@ def test_a_file_says_what_it_does_and_names_its_keys(name: str) -> None:
     assert all(len(line) <= 120 for line in lines)
     sent = text_of(name)
     assert "-- " not in sent
-    assert not re.search(r"KEYS\[[2-9]\]", sent), "keys have names"
+    for line in sent.splitlines():
+        assert not re.search(r"KEYS\[[2-9]\]", line) or line.startswith("local "), "keys have names"
 
 
 def test_all_compile(redis_url: str) -> None:

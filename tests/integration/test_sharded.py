@@ -44,7 +44,7 @@ class Sharded:
     def variable(self) -> str:
         return self.url.replace("+++", ",")
 
-    def command(self, shard: int, *words: object) -> Any:
+    def command(self, shard: int, *words: str | bytes | int) -> Any:
         return self.redis.shard(shard).execute_command(*words)
 
     def worker(self, name: str) -> WorkerProcess:
@@ -74,13 +74,15 @@ class _Shard0:
         self._redis = redis
 
     def zscore(self, key: str, member: str) -> Any:
-        return self._redis.cluster.execute_command("ZSCORE", key, member)
+        score = self._redis.cluster.execute_command("ZSCORE", key, member)
+        return None if score is None else float(score)
 
     def exists(self, key: str) -> Any:
         return self._redis.cluster.execute_command("EXISTS", key)
 
     def hgetall(self, key: str) -> Any:
-        return self._redis.cluster.execute_command("HGETALL", key)
+        flat = self._redis.cluster.execute_command("HGETALL", key)
+        return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 @pytest.fixture
