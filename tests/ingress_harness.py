@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -139,6 +140,7 @@ async def serving(
     keep_alive_s: float = 5.0,
     endpoints: Iterable[Route] = (),
     authenticate: Authenticate = everyone,
+    tls: ssl.SSLContext | None = None,
     status: Callable[[], bytes] | None = None,
     dialect: Callable[[], Dialect] = lambda: NativeDialect(16000),
 ) -> AsyncIterator[Harness]:
@@ -209,7 +211,7 @@ async def serving(
             proxies=proxies,
         )
         servers = [
-            await loop.create_server(factory, sock=listener)
+            await loop.create_server(factory, sock=listener, ssl=tls)
             for factory in (
                 lambda: tracked(_Tcp(gate, route, max_line_bytes)),
                 lambda: tracked(Front(site)),

@@ -25,7 +25,7 @@ from ingress.http.site import TOO_MANY, Site
 from ingress.request import Request
 from ingress.sockets.deadlines import UnreadDeadline
 from ingress.sockets.gate import Full, Place
-from ingress.sockets.linger import Linger, unsent_bytes
+from ingress.sockets.linger import Linger, acked_bytes
 from ingress.sockets.websocket import WebSocketShell
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Front(HttpToolsProtocol):
         self._header_bytes = 0  # of it, and of the trailers behind its body
         self._untold_bytes = 0  # that the parser took since it last told something
         self._head_timer: asyncio.TimerHandle | None = None
-        self._unread = UnreadDeadline(UNREAD_TIMEOUT_S, lambda: unsent_bytes(self.transport))
+        self._unread = UnreadDeadline(UNREAD_TIMEOUT_S, lambda: acked_bytes(self.transport))
         self._over = False  # nothing more is read
         self._linger: Linger | None = None
 
@@ -302,6 +302,8 @@ class Front(HttpToolsProtocol):
         """Close the sending side, and let the client read what it was sent before the socket is gone."""
         if self.transport.can_write_eof():
             self.transport.write_eof()
+        else:
+            self.transport.close()  # TLS has no half-closed connections; this flushes first
         self._linger = Linger(self.transport, UNREAD_TIMEOUT_S)
 
     def _wait_for_head(self, seconds: float) -> None:

@@ -76,22 +76,22 @@ class SilenceDeadline(Deadline):
 class UnreadDeadline(Deadline):
     """A deadline that a client puts off by reading some of what was sent, however little.
 
-    seconds: in which nothing was read.   unsent_bytes: returns what the client has not read.
+    seconds: in which nothing was read.   acked_bytes: returns how much was read so far.
     """
 
-    __slots__ = ("_before", "_unsent_bytes")
+    __slots__ = ("_acked_bytes", "_before")
 
-    def __init__(self, seconds: float, unsent_bytes: Callable[[], int]) -> None:
+    def __init__(self, seconds: float, acked_bytes: Callable[[], int]) -> None:
         super().__init__(seconds)
-        self._unsent_bytes = unsent_bytes
+        self._acked_bytes = acked_bytes
         self._before = 0
 
     def _run(self, seconds: float, passed: Passed) -> None:
-        self._before = self._unsent_bytes()
+        self._before = self._acked_bytes()
         super()._run(seconds, passed)
 
     def _over(self, passed: Passed) -> None:
-        if self._unsent_bytes() < self._before:
+        if self._acked_bytes() > self._before:
             self._run(self._seconds, passed)
         else:
             super()._over(passed)
@@ -111,7 +111,7 @@ class Deadlines:
         self, peer: Peer, *, begin_s: float, unread_s: float, refused_s: float, silent_s: float
     ) -> None:
         self.begin = Deadline(begin_s)
-        self.unread = UnreadDeadline(unread_s, lambda: peer.unsent_bytes)
+        self.unread = UnreadDeadline(unread_s, lambda: peer.acked_bytes)
         self.refused = Deadline(refused_s)
         self.silent = SilenceDeadline(silent_s, peer)
 

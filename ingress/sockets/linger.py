@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import sys
 import termios
+from struct import Struct
 from time import monotonic
 from typing import Final
 
 # How long a client that has been sent everything may take to close too. Closing with unread input makes the
 # kernel send a reset, which can destroy the last message on its way to the client.
 LINGER_S: Final = 2.0
+
+# tcpi_bytes_acked of struct tcp_info (linux/tcp.h), since Linux 4.1.
+_BYTES_ACKED: Final = Struct("=120xQ")
 
 
 class Linger:
@@ -23,12 +28,13 @@ class Linger:
     stuck_s: how long a client may read nothing of what is left.
     """
 
-    __slots__ = ("_progress_at", "_stuck_s", "_timer", "_transport", "_unsent")
+    __slots__ = ("_acked", "_flushed", "_progress_at", "_stuck_s", "_timer", "_transport")
 
     def __init__(self, transport: asyncio.Transport, stuck_s: float) -> None:
         self._transport = transport
         self._stuck_s = stuck_s
-        self._unsent = unsent_bytes(transport)
+        self._flushed = is_flushed(transport)
+        self._acked = acked_bytes(transport)
         self._progress_at = monotonic()
         self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._look)
 
@@ -37,24 +43,41 @@ class Linger:
         self._timer.cancel()
 
     def _look(self) -> None:
-        before, self._unsent = self._unsent, unsent_bytes(self._transport)
+        was_flushed, self._flushed = self._flushed, is_flushed(self._transport)
+        before, self._acked = self._acked, acked_bytes(self._transport)
         now = monotonic()
-        if self._unsent < before:
+        if self._acked > before:
             self._progress_at = now
-        elif self._unsent == 0 or now - self._progress_at > self._stuck_s:
+        if (was_flushed and self._flushed) or now - self._progress_at > self._stuck_s:
             self._transport.abort()
-            return
-        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._look)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._look)
 
 
-def unsent_bytes(transport: asyncio.Transport) -> int:
-    """Bytes that the client has not acknowledged: those of the transport's buffer, and of the kernel's."""
-    count = transport.get_write_buffer_size()
+def is_flushed(transport: asyncio.Transport) -> bool:
+    """Whether the client has acknowledged all that was sent."""
+    if transport.get_write_buffer_size():
+        return False
     connection = transport.get_extra_info("socket")
-    if connection is not None:
-        try:
-            queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:  # closed, or no such queue on this system
-            return count
-        count += int.from_bytes(queued, sys.byteorder)
-    return count
+    if connection is None:
+        return True
+    try:
+        queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:  # closed, or no such queue on this system
+        return True
+    return not int.from_bytes(queued, sys.byteorder)
+
+
+def acked_bytes(transport: asyncio.Transport) -> int:
+    """How much the client has acknowledged so far, which grows as it reads; 0 where the system does not say.
+
+    What waits in buffers would not tell: with TLS there is one more, which cannot be asked.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is None:
+        return 0
+    try:
+        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+    except OSError:
+        return 0
+    return int(_BYTES_ACKED.unpack(told)[0]) if len(told) == _BYTES_ACKED.size else 0

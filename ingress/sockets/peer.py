@@ -15,8 +15,8 @@ class Peer(Protocol):
         """How long nothing has come from the client, in seconds; 0 while it is not read."""
 
     @property
-    def unsent_bytes(self) -> int:
-        """What was sent and the client has not acknowledged."""
+    def acked_bytes(self) -> int:
+        """How much of what was sent the client has acknowledged; it grows as the client reads."""
 
     def send(self, message: bytes) -> None:
         """Write one message in the shell's framing."""

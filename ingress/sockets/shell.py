@@ -12,7 +12,7 @@ from common.errors import ErrorCode, StreamError
 from ingress.connection import UNREAD_TIMEOUT_S, Connection
 from ingress.request import Request
 from ingress.sockets.gate import Place
-from ingress.sockets.linger import LINGER_S, Linger, unsent_bytes
+from ingress.sockets.linger import LINGER_S, Linger, acked_bytes
 from ingress.sockets.peer import Peer
 
 _WRITE_HIGH_BYTES: Final = 32 * 1024
@@ -90,9 +90,9 @@ class SocketShell(asyncio.Protocol):
         return monotonic() - self._heard_at if self._reading else 0.0
 
     @property
-    def unsent_bytes(self) -> int:
-        """What was sent and the client has not acknowledged."""
-        return unsent_bytes(self._transport) if self._transport is not None else 0
+    def acked_bytes(self) -> int:
+        """How much of what was sent the client has acknowledged; it grows as the client reads."""
+        return acked_bytes(self._transport) if self._transport is not None else 0
 
     def abort(self) -> None:
         """Close now."""
@@ -145,9 +145,9 @@ class SocketShell(asyncio.Protocol):
             return
         if transport.can_write_eof():
             transport.write_eof()
-            self._wait_for_the_client(error)
         else:
-            transport.close()
+            transport.close()  # TLS has no half-closed connections; this flushes first
+        self._wait_for_the_client(error)
 
     def _wait_for_the_client(self, error: StreamError | None = None) -> None:
         """Read on until the client closes too, for as long as `Linger` says."""

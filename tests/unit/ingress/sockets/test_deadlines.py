@@ -12,9 +12,9 @@ from ingress.sockets.peer import Peer
 class _Client:
     """The part of a `Peer` that a deadline looks at."""
 
-    def __init__(self, silent_s: float = 0.0, unsent_bytes: int = 0) -> None:
+    def __init__(self, silent_s: float = 0.0, acked_bytes: int = 0) -> None:
         self.silent_s = silent_s
-        self.unsent_bytes = unsent_bytes
+        self.acked_bytes = acked_bytes
 
     def peer(self) -> Peer:
         return cast(Peer, self)
@@ -53,18 +53,18 @@ async def test_no_silence_is_too_long_where_the_time_is_0() -> None:
 
 
 async def test_a_client_that_reads_a_little_now_and_then_is_not_stuck() -> None:
-    client = _Client(unsent_bytes=100)
+    client = _Client()
     passed: list[int] = []
-    deadline = UnreadDeadline(0.02, lambda: client.unsent_bytes)
-    deadline.start(lambda: passed.append(client.unsent_bytes))
+    deadline = UnreadDeadline(0.02, lambda: client.acked_bytes)
+    deadline.start(lambda: passed.append(client.acked_bytes))
     for _ in range(20):
-        client.unsent_bytes -= 1
+        client.acked_bytes += 1
         await asyncio.sleep(0.01)
     assert passed == []
     async with asyncio.timeout(5):
         while not passed:  # noqa: ASYNC110 - the deadline sets no event
             await asyncio.sleep(0.005)
-    assert passed == [80]
+    assert passed == [20]
 
 
 async def test_all_of_them_stop_at_once() -> None:

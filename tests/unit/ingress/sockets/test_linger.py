@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,20 +15,27 @@ from websockets.frames import Frame, Opcode
 
 from common.entries import LineKind
 from ingress.sockets import linger
+from tests.certificates import Authority
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import HANDSHAKE, HOST, Harness, serving, wait_until
 
 _TEXT = "word " * 800_000  # a final result of 4 MB
 
 
-async def _final_on_its_way(harness: Harness, *, websocket: bool) -> socket.socket:
-    """A client with small buffers that has closed its stream, and was sent a long final result."""
-    loop = asyncio.get_running_loop()
+async def _connected(harness: Harness, port: int) -> socket.socket:
+    """A client's socket with a small buffer: what it has not read is still the server's."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     client.setblocking(False)
     harness.sockets.append(client)
-    await loop.sock_connect(client, (HOST, harness.ws_port if websocket else harness.tcp_port))
+    await asyncio.get_running_loop().sock_connect(client, (HOST, port))
+    return client
+
+
+async def _final_on_its_way(harness: Harness, *, websocket: bool) -> socket.socket:
+    """A client with small buffers that has closed its stream, and was sent a long final result."""
+    loop = asyncio.get_running_loop()
+    client = await _connected(harness, harness.ws_port if websocket else harness.tcp_port)
     close = b'{"type":"close"}'
     if websocket:
         await loop.sock_sendall(client, HANDSHAKE + Frame(Opcode.TEXT, close).serialize(mask=True))
@@ -68,6 +77,35 @@ async def test_a_long_final_is_read_to_its_end_however_slowly(
             message: dict[str, Any] = json.loads(data.splitlines()[-1])
             assert message["is_final"]
             assert message["text"] == _TEXT
+        await wait_until(lambda: not harness.connections)
+
+
+async def test_a_long_final_is_read_to_its_end_over_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The client's own TLS buffers hold what it takes some tenths of a second to read.
+    monkeypatch.setattr(linger, "LINGER_S", 0.8)
+    monkeypatch.setattr("ingress.sockets.shell.UNREAD_TIMEOUT_S", 1.0)
+    authority = Authority(tmp_path)
+    signed = authority.sign()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(signed.certificate, signed.key)
+    client = ssl.create_default_context(cafile=str(authority.certificate))
+    async with serving(ScriptedBackplane(), tls=server) as harness:
+        connection = await _connected(harness, harness.tcp_port)
+        reader, writer = await asyncio.open_connection(
+            sock=connection, ssl=client, server_hostname="localhost"
+        )
+        writer.write(b'{"type":"close"}\n')
+        await wait_until(lambda: bool(harness.backplane.links) and "final" in harness.backplane.link.log)
+        harness.backplane.link.listener.on_result(LineKind.FINAL, some_result(1, _TEXT, final=True))
+        data = bytearray()
+        async with asyncio.timeout(20):
+            while part := await reader.read(65536):
+                data += part
+                await asyncio.sleep(2.5 / (len(_TEXT) / 65536))
+        assert json.loads(data.splitlines()[-1])["text"] == _TEXT
+        writer.close()
         await wait_until(lambda: not harness.connections)
 
 
