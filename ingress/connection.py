@@ -41,7 +41,7 @@ from ingress.sockets.send_buffer import SendBuffer
 
 logger = logging.getLogger(__name__)
 
-CAPABILITIES: Final = ("config", "resume")
+CAPABILITIES: Final = ("config", "resume", "finalize")
 BEGIN_TIMEOUT_S: Final = 10.0
 REFUSED_GRACE_S: Final = 1.0
 UNREAD_TIMEOUT_S: Final = 30.0

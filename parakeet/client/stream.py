@@ -239,8 +239,10 @@ class Stream:
     def finalize(self) -> None:
         """Ask for a result of all audio so far, whose `from_finalize` is true; the stream goes on.
 
-        After a lost connection it may be answered twice.
+        After a lost connection it may be answered twice. Raises ServerError where the server has none.
         """
+        if "finalize" not in self.capabilities:
+            raise ServerError(ErrorCode.UNKNOWN_TYPE, "The server does not know 'finalize'.")
         if self._final_asked:
             raise ValueError("finalize after finish.")
         self._finalizes.append(self._audio.taken)

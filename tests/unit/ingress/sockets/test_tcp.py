@@ -36,7 +36,7 @@ async def test_a_stream_from_hello_to_final() -> None:
             "stream_id": 1,
             "sample_rate": 16000,
             "resume_token": "secret",
-            "capabilities": ["config", "resume"],
+            "capabilities": ["config", "resume", "finalize"],
         }
         await client.send({"type": "ping"})
         assert await client.receive() == {"type": "pong"}
