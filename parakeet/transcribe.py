@@ -86,6 +86,7 @@ class _Run:
                 message_ms=settings.message_ms,
                 real_time=settings.real_time,
                 stop=self._stop,
+                api_key=settings.api_key or None,
             )
         except ValueError as error:  # an address that cannot be one
             raise SettingsError(f"--url got {settings.url!r}: {error}") from error

@@ -144,6 +144,8 @@ class HealthSettings(RedisSettings):
 class TranscribeSettings:
     """Settings of the `transcribe` client; `source` is a path, `-` for stdin, or empty for the microphone."""
 
+    api_key: str
+    """Empty for a server that asks for none."""
     output: str
     """Empty for stdout."""
     format: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from http import HTTPStatus
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -11,7 +12,9 @@ import websockets.asyncio.client
 import websockets.exceptions
 
 from common.client_codec import encode_client_message
-from common.messages import Audio, Encoding
+from common.errors import ErrorCode
+from common.messages import Audio, Auth, Encoding
+from parakeet.client.errors import ServerError
 
 # Results carry the whole transcript, so a line of the server may be long.
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
@@ -41,8 +44,11 @@ class Channel(Protocol):
         """Close, within a bounded time."""
 
 
-async def open_channel(url: str, timeout_s: float) -> Channel:
-    """Connect to `ws://`, `wss://`, `tcp://` or `tcps://host:port`. Raises ChannelLost, ValueError."""
+async def open_channel(url: str, timeout_s: float, api_key: str | None = None) -> Channel:
+    """Connect to `ws://`, `wss://`, `tcp://` or `tcps://host:port`, and show the key where there is one.
+
+    Raises ServerError `unauthorized`, ChannelLost, ValueError.
+    """
     parts = urlsplit(url)
     try:
         async with asyncio.timeout(timeout_s):
@@ -50,6 +56,7 @@ async def open_channel(url: str, timeout_s: float) -> Channel:
                 return WebSocketChannel(
                     await websockets.asyncio.client.connect(
                         url,
+                        additional_headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
                         compression=None,
                         max_size=MAX_MESSAGE_BYTES,
                         open_timeout=None,
@@ -62,7 +69,16 @@ async def open_channel(url: str, timeout_s: float) -> Channel:
                 reader, writer = await asyncio.open_connection(
                     parts.hostname, parts.port, ssl=tls, limit=MAX_MESSAGE_BYTES
                 )
-                return TcpChannel(reader, writer)
+                channel = TcpChannel(reader, writer)
+                if api_key:
+                    await channel.send(encode_client_message(Auth(api_key)))
+                return channel
+    except websockets.exceptions.InvalidStatus as error:
+        answer = error.response
+        sentence = (answer.body or b"").decode(errors="replace").strip()
+        if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise ServerError(ErrorCode.UNAUTHORIZED, sentence or f"HTTP {answer.status_code}") from error
+        raise ChannelLost(f"{url} answers with HTTP {answer.status_code}: {sentence}") from error
     except (
         OSError,
         TimeoutError,

@@ -77,6 +77,7 @@ async def connect(
     resume: bool = True,
     window_s: float = 60.0,
     timeouts: ClientTimeouts | None = None,
+    api_key: str | None = None,
 ) -> Stream:
     """Open a stream.
 
@@ -86,7 +87,10 @@ async def connect(
     window_s: audio sent and not decoded yet, beyond which `send` waits (only with resume, where the
         server says how far it is).
 
-    Raises ServerError (with code `no_free_stream` for a full cluster), ConnectionLost, ServerSilent.
+    api_key: a key, or a temporary token, of a server that asks for one.
+
+    Raises ServerError (code `no_free_stream` for a full cluster, `unauthorized` for a key that is missing
+    or wrong), ConnectionLost, ServerSilent.
     """
     stream = Stream(
         (url,) if isinstance(url, str) else tuple(url),
@@ -94,6 +98,7 @@ async def connect(
         resume=resume,
         window_s=window_s,
         timeouts=timeouts or ClientTimeouts(),
+        api_key=api_key,
     )
     await stream.open()
     return stream
@@ -110,6 +115,7 @@ class Stream:
         resume: bool,
         window_s: float,
         timeouts: ClientTimeouts,
+        api_key: str | None = None,
     ) -> None:
         self._urls = urls
         self._options = options
@@ -119,6 +125,7 @@ class Stream:
         self._want_resume = resume
         self._window_s = window_s
         self._timeouts = timeouts
+        self._api_key = api_key
         self._handshake = Handshake(self._open_channel, timeouts.connect_s)
         self._hello = Hello(0, 0, "", ())
         self._channel: Channel | None = None
@@ -432,7 +439,7 @@ class Stream:
 
     async def _open_channel(self, url: str) -> Channel:
         """A socket to a server; the chaos tests listen in here."""
-        return await open_channel(url, self._timeouts.connect_s)
+        return await open_channel(url, self._timeouts.connect_s, self._api_key)
 
     async def _recover(self, reason: str) -> None:
         """Go on with the stream on a new connection. Raises ConnectionLost or ServerError."""

@@ -27,6 +27,7 @@ async def transcribe(
     message_ms: int = MESSAGE_MS,
     real_time: bool = False,
     stop: asyncio.Event | None = None,
+    api_key: str | None = None,
 ) -> Result:
     """Stream audio and return the final result; each result goes to `on_result` first.
 
@@ -36,6 +37,7 @@ async def transcribe(
     message_ms, real_time: for recordings and sources, the audio of a message, and whether each is sent when
         its last sample is spoken, and not as fast as the server takes it.
     stop: once it is set, no more audio is sent and the stream is finished.
+    api_key: of a server that asks for one.
 
     Raises ClientError; BadAudio where the audio cannot be read, or, after all results, where it was damaged.
     """
@@ -52,7 +54,7 @@ async def transcribe(
         assert not isinstance(audio, str | Path)
         blocks = as_async(audio)  # type: ignore[arg-type]
     try:
-        stream = await connect(url, options=options)
+        stream = await connect(url, options=options, api_key=api_key)
     except BaseException:
         if source is not None:
             source.close()
