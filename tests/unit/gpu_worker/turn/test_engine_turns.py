@@ -22,6 +22,7 @@ from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.turn.endpointing import Verdict
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.stage import TurnAnswer
+from tests.overlapping_steps import OverlappingSteps
 
 RECORDING = Path(__file__).parents[4] / "parakeet" / "recordings" / "jfk.wav"
 STREAM = StreamId(1_000)
@@ -212,8 +213,9 @@ class SlowJudge:
         self.asked = [(other, number) for other, number in self.asked if other != stream]
 
 
+@pytest.mark.parametrize("overlaps", [False, True])
 def test_a_stream_waits_for_its_verdict_and_no_other_does(
-    loaded: LoadedModel, speech: NDArray[np.float32]
+    loaded: LoadedModel, speech: NDArray[np.float32], *, overlaps: bool
 ) -> None:
     """An upload beside a live stream, and a judge that is busy: the upload stands, the other goes on."""
     settings = {
@@ -223,6 +225,9 @@ def test_a_stream_waits_for_its_verdict_and_no_other_does(
     config = EngineConfig(num_slots=2, turn_settings=lambda options: settings[bool(options.words)])
     judge = SlowJudge()
     engine = make_model_engine(loaded, config, judge=judge)
+    if overlaps:
+        steps = OverlappingSteps(engine.steps)
+        engine = SpeechEngine(steps, loaded.tokenizer, turns_of=config.turn_settings, judge=judge)
     upload, live = STREAM, StreamId(1)
     engine.open(upload, StreamOptions(words=True))
     engine.open(live, StreamOptions())
@@ -253,6 +258,44 @@ def test_a_stream_waits_for_its_verdict_and_no_other_does(
     assert mine[-1].is_final
     assert mine[-1].samples_decoded == 4 * len(speech)
     assert [o.samples_decoded for o in mine] == sorted(o.samples_decoded for o in mine)
+
+
+@pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1_120])
+@pytest.mark.parametrize("gap_ms", [320, 700, 1_200])
+def test_each_of_two_phrases_has_its_own_words_in_its_final(
+    loaded: LoadedModel, chunk_ms: int, gap_ms: int
+) -> None:
+    """With the trained model: the words that begin before the second phrase, and no other."""
+    first, second = recording("goforward.wav"), recording("sense_and_sensibility_01_austen_64kb-0880.wav")
+    settings = TurnSettings(auto_finalize=True, end_silence_ms=500)
+    config = EngineConfig(
+        num_slots=1,
+        context=loaded.config.context_for_chunk(chunk_ms),
+        turn_settings=lambda _: settings,
+    )
+    engine = make_model_engine(loaded, config)
+    engine.open(STREAM, StreamOptions(words=True))
+    # The recordings have some silence at their ends, which counts towards the gap.
+    engine.feed(STREAM, np.concatenate([first, np.zeros(gap_ms * 16, np.float32), second]))
+    engine.finish(STREAM)
+    outputs: list[StreamOutput] = []
+    while engine.has_work():
+        outputs += engine.step()
+    utterances = [one for output in outputs for one in output.utterances]
+    words = [word for output in outputs for word in output.words or ()]
+    border_s = (len(first) + gap_ms * 16) / 16_000
+    before = [one.text for one in utterances if one.end_s < border_s]
+    assert before, "the gap divides them"
+    assert " ".join(before).split() == [word.word for word in words if word.start_s < border_s]
+    assert " ".join(one.text for one in utterances) == outputs[-1].text
+    names = [output.turn_detection for output in outputs if output.turn_detection.endswith("_utterance")]
+    assert names == ["start_of_utterance", "end_of_utterance"] * len(utterances)
+
+
+def recording(name: str) -> NDArray[np.float32]:
+    with wave.open(str(RECORDING.with_name(name))) as wav:
+        pcm = np.frombuffer(wav.readframes(wav.getnframes()), np.int16)
+    return pcm.astype(np.float32) / np.float32(32_768)
 
 
 def turns(output: StreamOutput) -> tuple[object, ...]:
