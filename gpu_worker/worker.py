@@ -323,7 +323,7 @@ class Worker:
                 self.fail(RuntimeError(f"a thread ended: {type(part).__name__}"))
 
     def _keep_model(self) -> None:
-        self._backend.served.agree(self._redis.cluster, self._keys, self._settings.lease_ms)
+        self._backend.served.agree(self._lease_redis.cluster, self._keys, self._settings.lease_ms)
 
     def _report(self) -> WorkerReport:
         return self._window.report(
