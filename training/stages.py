@@ -37,6 +37,7 @@ from training.session.processes import Processes, join_processes
 from training.session.trainer import Settings, Trainer
 from training.speech.flite import speak_many
 from training.speech.kokoro.inventory import Inventory
+from training.speech.kokoro.layers import compile_norms
 from training.speech.kokoro.model import Kokoro
 from training.speech.kokoro.onnx_weights import convert
 from training.speech.synthesis import Manners, Speaker, rows_of, synthesise
@@ -49,7 +50,7 @@ from training.text.tokenizer import train_tokenizer
 HEADS: Final = Path(__file__).parent / "start" / "heads.safetensors"
 # Where `speech` says at which row of the text it stopped, a file a process.
 _NEXT_ROW: Final = "next-row-"
-_SPEAKING_S: Final = 400.0
+_SPEAKING_S: Final = 600.0
 _SPEAKING_MEMORY: Final = 0.45
 # A machine may be taken away before a session's end.
 _CHECKPOINT_MINUTES: Final = 4.0
@@ -128,6 +129,7 @@ def speech(inputs: SpeechInputs, folder: Path, checkpoint: Path, minutes: float,
     if device.type == "cuda":
         # The allocator would hoard what the training beside it needs.
         torch.cuda.set_per_process_memory_fraction(_SPEAKING_MEMORY, device)
+        compile_norms()
     progress = _progress(checkpoint)
     number = seed * 1_009 + progress.num_sessions * 17 + processes.rank
     torch.manual_seed(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,7 @@ def features(
     batch: Batch,
     log_mel: LogMel,
     generator: torch.Generator,
+    host: random.Random,
     strength: float,
     warping: Warping,
     masking: Masking,
@@ -92,11 +94,11 @@ def features(
         corpus: int16 samples of all utterances, on the device.
         batch: on the device.
         log_mel: the front end.
-        generator: on the device; what is drawn from it decides everything here.
+        generator, host: what is drawn from them decides everything here; the first is on the device.
         strength: of the augmentation, 0 to 1; masks of features come above one half.
         warping, masking: what is done to the features.
     """
-    draw = Draw(generator, batch.num_samples_B.shape[0])
+    draw = Draw(generator, batch.num_samples_B.shape[0], host)
     num_samples = batch.num_mels * HOP
     audio = change_speed(assemble(corpus, batch, draw), batch.speed_B, num_samples)
     audio = augment(audio, batch.num_samples_B, draw, strength)

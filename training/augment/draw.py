@@ -1,16 +1,21 @@
-"""Random numbers of an augmentation, one for each row of a batch, from one generator."""
+"""Random numbers of an augmentation: one for each row from the device, one for all rows from the host."""
 
 from __future__ import annotations
+
+import random
 
 import torch
 from torch import Tensor
 
 
 class Draw:
-    """Draws for the rows of a batch; two of the same seed, device and batch draw the same."""
+    """Draws for the rows of a batch; two of the same seeds, device and batch draw the same.
 
-    def __init__(self, generator: torch.Generator, num_rows: int) -> None:
-        self._generator = generator
+    A number that decides a shape comes from `host`: read from the device, it would halt it.
+    """
+
+    def __init__(self, generator: torch.Generator, num_rows: int, host: random.Random) -> None:
+        self._generator, self._host = generator, host
         self.num_rows = num_rows
         self.device = generator.device
 
@@ -32,7 +37,7 @@ class Draw:
 
     def integer(self, low: int, high: int) -> int:
         """One number for the whole batch, from low to high - 1."""
-        return int(torch.randint(low, high, (1,), generator=self._generator, device=self.device))
+        return self._host.randrange(low, high)
 
     def curve(self, num_bins: int, spread_db: Tensor | float, knots: int = 10) -> Tensor:
         """A smooth gain in dB over frequency, [B, bins]: knots stand denser where the ear hears finer."""

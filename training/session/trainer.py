@@ -104,6 +104,7 @@ class Trainer:
         longest = max(settings.buckets.num_mels) * RATE // 100
         self._composer = Composer(utterances, settings.composition, eou, longest, seed)
         self._generator = torch.Generator(processes.device).manual_seed(seed)
+        self._host = random.Random(seed)
         # The context is the same for all processes, or the slowest would set the pace of each step.
         self._random = random.Random(settings.seed * 1_000_003 + session)
         torch.manual_seed(seed)
@@ -148,7 +149,7 @@ class Trainer:
         parts = self._losses(batch, step)
         parts.total.backward()  # type: ignore[no-untyped-call]
         gradients = self.optimiser.parameters.gradients_N
-        wish = torch.tensor(float(stop and self._processes.leads), device=gradients.device)
+        wish = torch.full((), float(stop and self._processes.leads), device=gradients.device)
         tail = torch.stack([parts.transducer, parts.tokens, parts.phonemes, wish])
         self._processes.sum(gradients)
         self._processes.sum(tail)
@@ -167,7 +168,8 @@ class Trainer:
             device.type, dtype=torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False
         ):
             call = self._encoders[batch.num_mels]
-            encoded = Encoded(*call(mel, num_mels, torch.tensor(right, device=device)))
+            # Filled on the device: a copy from the host would halt it.
+            encoded = Encoded(*call(mel, num_mels, torch.full((), right, device=device)))
             weights = settings.schedule.loss_weights(step)
             return losses(
                 self.model, encoded, batch.targets(windowed=settings.eou_window_frames > 0), weights
@@ -180,6 +182,7 @@ class Trainer:
             batch,
             self.model.preprocessor,
             self._generator,
+            self._host,
             strength if settings.augmented else 0.0,
             settings.warping,
             settings.masking,

@@ -60,6 +60,13 @@ def style_norm_snake(
     return (y + torch.sin(alpha * y).square() / alpha).to(x.dtype)
 
 
+def compile_norms() -> None:
+    """Make one kernel of the vocoder's norm and snake, for all blocks of this process; for CUDA."""
+    global style_norm_snake
+    torch._dynamo.config.cache_size_limit = 64
+    style_norm_snake = torch.compile(style_norm_snake, dynamic=True)
+
+
 class SnakeBlock(nn.Module):
     """Three dilated residual convolutions of the vocoder (HiFi-GAN's first kind, with snakes and styles)."""
 

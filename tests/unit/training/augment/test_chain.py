@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ RATE = 16_000
 
 
 def draw(num_rows: int, seed: int = 0) -> Draw:
-    return Draw(torch.Generator().manual_seed(seed), num_rows)
+    return Draw(torch.Generator().manual_seed(seed), num_rows, random.Random(seed))
 
 
 def clips(num_rows: int, size: int = 24_000) -> Tensor:
@@ -134,7 +136,16 @@ def test_from_utterances_to_features(strength: float) -> None:
     ]
     batch = make_batch(samples, utterances, 224, 3)
     corpus = torch.from_numpy(utterances.samples)
-    given = (corpus, batch, log_mel, torch.Generator().manual_seed(3), strength, Warping(), Masking())
+    given = (
+        corpus,
+        batch,
+        log_mel,
+        torch.Generator().manual_seed(3),
+        random.Random(3),
+        strength,
+        Warping(),
+        Masking(),
+    )
     mel, num_mels = features(*given)
     assert mel.shape == (4, 224, 128)
     assert num_mels.tolist() == [125, 131, 137, 143]
