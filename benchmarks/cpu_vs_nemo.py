@@ -65,7 +65,7 @@ class OwnStep:
         from common.entries import StreamId
         from common.options import StreamOptions
         from gpu_worker.engine.config import BatchSizes, EngineConfig
-        from gpu_worker.model.checkpoint import read_checkpoint
+        from gpu_worker.model.loading.checkpoint import read_checkpoint
         from gpu_worker.steps.factory import make_model_engine
 
         self.chunk_samples = 1280 * (context[1] + 1)
@@ -247,8 +247,8 @@ def report(started):
 _OWN = """
 import torch; torch.set_num_threads(1)
 from pathlib import Path
-from gpu_worker.model.checkpoint import load_model
-from gpu_worker.model.hub import Hub
+from gpu_worker.model.loading.checkpoint import load_model
+from gpu_worker.model.loading.hub import Hub
 from gpu_worker.model.model import StreamingModel
 loaded = load_model(MODEL, hub=Hub(cache_dir=Path(CACHE)))
 model = StreamingModel(loaded)

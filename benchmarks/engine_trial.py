@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.checkpoints import CheckpointQueue
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineError
+from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import Field, Flight, StepFindings, Steps
+from gpu_worker.pipeline.checkpoints import CheckpointQueue
 
 SAMPLE_RATE = 16_000
 ARRIVAL_S = 10.0

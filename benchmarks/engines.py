@@ -13,9 +13,9 @@ from benchmarks.random_model import TOKENIZERS
 from benchmarks.simulated_steps import SimulatedSteps
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import PageShape, StepShape
 from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.steps.memory import page_bytes, slot_bytes

@@ -24,8 +24,8 @@ from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.config import BatchSizes, EngineConfig
-from gpu_worker.model.export import DTYPES, write_export
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.model.loading.export import DTYPES, write_export
 from gpu_worker.steps.factory import make_model_engine
 
 PART_S = 20

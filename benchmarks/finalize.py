@@ -36,7 +36,7 @@ from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.transcript import Vocabulary
-from gpu_worker.model.checkpoint import load_model
+from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps.factory import make_model_engine
 from parakeet.word_errors import word_errors
 

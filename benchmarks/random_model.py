@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.speech import recordings, speech
-from gpu_worker.kernels.log_mel_reference import FRAME_SAMPLES, LEAD_SAMPLES
+from gpu_worker.kernels.reference.log_mel_reference import FRAME_SAMPLES, LEAD_SAMPLES
 from gpu_worker.model.config import parse_model_config
-from gpu_worker.model.expected_tensors import expected_tensors
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.model.loading.expected_tensors import expected_tensors
 from gpu_worker.model.model import StepInputs, StreamingModel
 from gpu_worker.model.state import KVPages
 from gpu_worker.model.tokenizer import END_OF_BACKCHANNEL, END_OF_UTTERANCE, Tokenizer

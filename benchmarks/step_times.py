@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.random_model import CONFIGS, calibrate, make_model
 from benchmarks.speech import speech
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.config import BatchSizes
+from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import UNKNOWN_END, Field, PageShape, StepFindings, StepShape
 from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.cuda_model import CudaModel

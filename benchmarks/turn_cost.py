@@ -19,7 +19,7 @@ import torch
 
 from common.entries import StreamId
 from gpu_worker.engine.transcript import NO_TOKENS, Transcript
-from gpu_worker.model.checkpoint import BUNDLED
+from gpu_worker.model.loading.checkpoint import BUNDLED
 from gpu_worker.model.tokenizer import Tokenizer
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.smart_turn import INPUT_SAMPLES, SmartTurn

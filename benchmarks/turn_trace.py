@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from benchmarks.turn_corpus import Session
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.config import EngineConfig
-from gpu_worker.model.checkpoint import LoadedModel
+from gpu_worker.engine.slots.clock import ChunkClock
+from gpu_worker.model.loading.checkpoint import LoadedModel
 from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.turn.endpointing import (
     WINDOW_SAMPLES,

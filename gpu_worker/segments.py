@@ -15,11 +15,11 @@ from common.entries import StreamId
 from common.streams.assignments import BEGINNING, Base
 from gpu_worker.cold_start import placed
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.engine_events import Finalize, Finish
-from gpu_worker.flow import StreamFlow
+from gpu_worker.pipeline.engine_events import Finalize, Finish
+from gpu_worker.pipeline.flow import StreamFlow
 
 if TYPE_CHECKING:
-    from gpu_worker.engine.samples import Samples
+    from gpu_worker.engine.slots.samples import Samples
 
 Waiting = list["Samples | Finalize | Finish"]
 

@@ -29,19 +29,19 @@ from common.streams.claims import Claims
 from common.streams.leases import WorkerLease
 from common.streams.status import WorkerReport, process_started_ms
 from gpu_worker.backend import Backend
-from gpu_worker.claimer import Claimer
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine_events import HandOver
-from gpu_worker.engine_thread import EngineThread
-from gpu_worker.flow import StreamFlow, StreamTable
-from gpu_worker.heartbeat import Heartbeat, StatsWindow
-from gpu_worker.intake import Intake
-from gpu_worker.outlet import Outlet
-from gpu_worker.owner import Owner
-from gpu_worker.quarantine import DEFAULT_MODULE, Quarantine
-from gpu_worker.snapshot_writer import SnapshotWriter
-from gpu_worker.suspects import SuspectRunner
-from gpu_worker.sweeper import Sweeper
+from gpu_worker.ownership.claimer import Claimer
+from gpu_worker.ownership.heartbeat import Heartbeat, StatsWindow
+from gpu_worker.ownership.owner import Owner
+from gpu_worker.ownership.quarantine import DEFAULT_MODULE, Quarantine
+from gpu_worker.ownership.suspects import SuspectRunner
+from gpu_worker.ownership.sweeper import Sweeper
+from gpu_worker.pipeline.engine_events import HandOver
+from gpu_worker.pipeline.engine_thread import EngineThread
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable
+from gpu_worker.pipeline.intake import Intake
+from gpu_worker.pipeline.outlet import Outlet
+from gpu_worker.pipeline.snapshot_writer import SnapshotWriter
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from gpu_worker.engine.interface import (
     StreamOutput,
     UnknownStream,
 )
-from gpu_worker.engine.samples import Samples
+from gpu_worker.engine.slots.samples import Samples
 from tests.oracle.models import JFK, speech
 
 SIZES = (1, 160, 700, 2_560, 9_000, 40_000)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from gpu_worker.model.checkpoint import BUNDLED
+from gpu_worker.model.loading.checkpoint import BUNDLED
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-import gpu_worker.intake
+import gpu_worker.pipeline.intake
 from common.entries import AudioEntry, StreamId
 from common.process.logging import configure
 from common.settings import parse_or_exit
-from gpu_worker.audio import StreamAudio
 from gpu_worker.backend import make_backend
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.engine.samples import Samples, float_samples
+from gpu_worker.engine.slots.samples import Samples, float_samples
+from gpu_worker.pipeline.audio import StreamAudio
 from gpu_worker.steps.null import NullEngine
 from gpu_worker.worker import Worker
 
@@ -52,7 +52,7 @@ class FaultyAudio(StreamAudio):
 def main(argv: Sequence[str]) -> int:
     settings = parse_or_exit("worker", argv)
     configure(settings.log_level, settings.log_format, fields={"worker_id": settings.worker_id})
-    vars(gpu_worker.intake)["StreamAudio"] = FaultyAudio
+    vars(gpu_worker.pipeline.intake)["StreamAudio"] = FaultyAudio
     engine = FaultyEngine(settings.worker_max_streams)
     return Worker(settings, replace(make_backend(settings), engine=engine)).run()
 

@@ -16,20 +16,22 @@ if not torch.cuda.is_available():
 from gpu_worker.engine.steps import UNKNOWN_END as UNKNOWN_END
 from gpu_worker.kernels import (
     begin_streams,
-    begin_streams_reference,
     conv_module,
-    conv_module_reference,
     gather_samples,
-    gather_samples_reference,
     greedy_decode,
-    greedy_decode_reference,
     layer_norm,
-    layer_norm_reference,
     log_mel,
-    log_mel_reference,
     paged_attention,
-    paged_attention_reference,
     subsampling,
+)
+from gpu_worker.kernels.reference import (
+    begin_streams_reference,
+    conv_module_reference,
+    gather_samples_reference,
+    greedy_decode_reference,
+    layer_norm_reference,
+    log_mel_reference,
+    paged_attention_reference,
     subsampling_reference,
 )
 

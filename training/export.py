@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpu_worker.model.config import load_yaml, parse_model_config
-from gpu_worker.model.expected_tensors import expected_tensors
 from gpu_worker.model.loaded_model import (
     CONFIG_NAME,
     FLOAT32_PREFIX,
@@ -20,6 +19,7 @@ from gpu_worker.model.loaded_model import (
     LoadedModel,
     read_folder,
 )
+from gpu_worker.model.loading.expected_tensors import expected_tensors
 
 CARD_NAME: Final = "MODEL_CARD.md"
 WEIGHTS_NAME: Final = "tiny.safetensors"

@@ -44,7 +44,7 @@ _RETRY_PAUSE_S: Final = 0.05
 # Commits begin at least this far apart: a commit costs its writer, Redis and the worker that it wakes
 # many system calls and thread switches, whether it carries one entry or fifty. The first after a pause
 # waits for nothing, nor does the end of a stream where it is next in its stream's queue. The worker follows
-# each commit at once: see gpu_worker/intake.py.
+# each commit at once: see gpu_worker/pipeline/intake.py.
 _COMMIT_EVERY_S: Final = 0.010
 # Streams that are given back together what Redis forgot: bounds what is sent in one go.
 _MAX_GIVEN_BACK: Final = 64

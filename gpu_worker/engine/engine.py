@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from common.entries import StreamId
 from common.options import StreamOptions
-from gpu_worker.engine.block_manager import BlockManager
 from gpu_worker.engine.interface import (
     ENGINE_SAMPLE_RATE,
     EngineError,
@@ -29,12 +28,13 @@ from gpu_worker.engine.interface import (
     StreamFinished,
     StreamOutput,
 )
-from gpu_worker.engine.positions import FoldedFrames
 from gpu_worker.engine.results import Pieces, StepText, acknowledges, chunk_output, failed_output
-from gpu_worker.engine.sample_rings import SampleRings
-from gpu_worker.engine.samples import FLOAT32, PCM16, Samples, float_samples
 from gpu_worker.engine.slot_snapshots import SlotSnapshots
-from gpu_worker.engine.slot_table import Plan, SlotTable
+from gpu_worker.engine.slots.block_manager import BlockManager
+from gpu_worker.engine.slots.positions import FoldedFrames
+from gpu_worker.engine.slots.sample_rings import SampleRings
+from gpu_worker.engine.slots.samples import FLOAT32, PCM16, Samples, float_samples
+from gpu_worker.engine.slots.slot_table import Plan, SlotTable
 from gpu_worker.engine.steps import UNKNOWN_END, WINDOW_SAMPLES, Field, Flight, StepFindings, Steps
 from gpu_worker.engine.stream import OpenStreams, Stream
 from gpu_worker.engine.transcript import Transcript, Vocabulary

@@ -20,7 +20,7 @@ from common.messages import LastState, TurnDetection, Utterance, Word
 from common.options import StreamOptions
 
 if TYPE_CHECKING:
-    from gpu_worker.engine.samples import Samples
+    from gpu_worker.engine.slots.samples import Samples
 
 __all__ = [
     "ENGINE_SAMPLE_RATE",

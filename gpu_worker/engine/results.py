@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from common.entries import StreamId
 from common.messages import LastState, TurnDetection, Utterance
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineError, StreamOutput
-from gpu_worker.engine.slot_table import Plan
+from gpu_worker.engine.slots.clock import ChunkClock
+from gpu_worker.engine.slots.slot_table import Plan
 from gpu_worker.engine.steps import WINDOW_SAMPLES, StepFindings
 from gpu_worker.engine.stream import Stream
 from gpu_worker.engine.transcript import NO_TOKENS, Tokens, Transcript

@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_worker.engine.block_manager import BlockManager
 from gpu_worker.engine.interface import SnapshotMismatch, StreamOutput
-from gpu_worker.engine.sample_rings import SampleRings
-from gpu_worker.engine.slot_table import SlotTable
+from gpu_worker.engine.slots.block_manager import BlockManager
+from gpu_worker.engine.slots.sample_rings import SampleRings
+from gpu_worker.engine.slots.slot_table import SlotTable
 from gpu_worker.engine.snapshot import Snapshot
 from gpu_worker.engine.steps import Steps
 from gpu_worker.engine.stored_output import decode_output

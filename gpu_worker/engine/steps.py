@@ -18,9 +18,9 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.samples import PCM16_SCALE, Samples
+from gpu_worker.engine.slots.clock import ChunkClock
+from gpu_worker.engine.slots.samples import PCM16_SCALE, Samples
 from gpu_worker.turn.endpointing import WINDOW_SAMPLES
 
 # Samples of a stream whose end is not known; more than a row's numbers reach, and sound in int32.

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu_worker.kernels.greedy_decode_reference import TransducerWeights
+from gpu_worker.kernels.reference.greedy_decode_reference import TransducerWeights
 
 
 @triton.jit

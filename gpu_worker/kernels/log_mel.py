@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu_worker.kernels.log_mel_reference import (
+from gpu_worker.kernels.reference.log_mel_reference import (
     CACHED_MELS,
     FRAME_SAMPLES,
     HOP_SAMPLES,

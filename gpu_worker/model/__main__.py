@@ -11,8 +11,8 @@ from common.process.standard_streams import complain, run_command
 from common.process.version import package_version
 from common.settings import PROGRAM
 from gpu_worker.model.errors import ModelError
-from gpu_worker.model.export import DTYPES
-from gpu_worker.model.inspection import describe, export
+from gpu_worker.model.loading.export import DTYPES
+from gpu_worker.model.loading.inspection import describe, export
 
 _PROGRAM = f"{PROGRAM} model"
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import yaml
 
-from gpu_worker.model.config_reader import Section
 from gpu_worker.model.errors import ModelConfigError
+from gpu_worker.model.loading.config_reader import Section
 
 MS_PER_MEL_FRAME: Final = 10
 OWN_SECTION: Final = "parakeet"

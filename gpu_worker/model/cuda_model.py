@@ -22,23 +22,23 @@ from torch import Tensor
 from gpu_worker.kernels.begin_streams import begin_streams
 from gpu_worker.kernels.conv_module import glu_depthwise_conv
 from gpu_worker.kernels.greedy_decode import greedy_decode
-from gpu_worker.kernels.greedy_decode_reference import TransducerWeights
 from gpu_worker.kernels.layer_norm import layer_norm, two_layer_norms
 from gpu_worker.kernels.log_mel import dft_matrix, log_mel_window
-from gpu_worker.kernels.log_mel_reference import (
+from gpu_worker.kernels.paged_attention import attend, position_bias, write_kv
+from gpu_worker.kernels.reference.greedy_decode_reference import TransducerWeights
+from gpu_worker.kernels.reference.log_mel_reference import (
     CACHED_MELS,
     FRAME_SAMPLES,
     HOP_SAMPLES,
     TAIL_SAMPLES,
     WIN_SAMPLES,
 )
-from gpu_worker.kernels.paged_attention import attend, position_bias, write_kv
 from gpu_worker.kernels.subsampling import conv_and_depthwise, depthwise
-from gpu_worker.model.attention import relative_positions
 from gpu_worker.model.config import ModelConfig
+from gpu_worker.model.layers.attention import relative_positions
+from gpu_worker.model.layers.predictor import Predictor
+from gpu_worker.model.layers.prompt import PromptKernel
 from gpu_worker.model.loaded_model import LoadedModel
-from gpu_worker.model.predictor import Predictor
-from gpu_worker.model.prompt import PromptKernel
 from gpu_worker.model.state import KVPages, PredictorStart, SlotState
 
 LAYER_NORM_EPS = 1e-5

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpu_worker.model.config import ModelConfig, read_model_config
 from gpu_worker.model.errors import CheckpointError
-from gpu_worker.model.expected_tensors import expected_tensors
+from gpu_worker.model.loading.expected_tensors import expected_tensors
 from gpu_worker.model.tokenizer import Tokenizer
 
 CONFIG_NAME: Final = "model_config.yaml"

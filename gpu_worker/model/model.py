@@ -16,17 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpu_worker.kernels.paged_attention_reference import attention_geometry, paged_attention
-from gpu_worker.model.attention import AttentionStep, PagedAttention, page_positions
-from gpu_worker.model.conformer import Encoder
-from gpu_worker.model.decoding import Emissions, GreedyDecoder
-from gpu_worker.model.features import MelFrontEnd
-from gpu_worker.model.joint import Joint
+from gpu_worker.kernels.reference.paged_attention_reference import attention_geometry, paged_attention
+from gpu_worker.model.layers.attention import AttentionStep, PagedAttention, page_positions
+from gpu_worker.model.layers.conformer import Encoder
+from gpu_worker.model.layers.decoding import Emissions, GreedyDecoder
+from gpu_worker.model.layers.features import MelFrontEnd
+from gpu_worker.model.layers.joint import Joint
+from gpu_worker.model.layers.predictor import Predictor
+from gpu_worker.model.layers.prompt import PromptKernel
+from gpu_worker.model.layers.subsampling import Subsampling, SubsamplingCache
 from gpu_worker.model.loaded_model import LoadedModel
-from gpu_worker.model.predictor import Predictor
-from gpu_worker.model.prompt import PromptKernel
 from gpu_worker.model.state import KVPages, SlotState
-from gpu_worker.model.subsampling import Subsampling, SubsamplingCache
 
 
 @dataclass(frozen=True, slots=True)

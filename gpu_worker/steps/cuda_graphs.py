@@ -32,7 +32,7 @@ from gpu_worker.engine.steps import (
     max_windows,
 )
 from gpu_worker.kernels.gather_samples import gather_samples
-from gpu_worker.kernels.log_mel_reference import FRAME_SAMPLES, HOP_SAMPLES, LEAD_SAMPLES
+from gpu_worker.kernels.reference.log_mel_reference import FRAME_SAMPLES, HOP_SAMPLES, LEAD_SAMPLES
 from gpu_worker.model.cuda_model import CudaModel, CudaStep
 from gpu_worker.model.state import KVPages
 from gpu_worker.steps.slot_store import SlotStore

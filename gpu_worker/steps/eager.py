@@ -24,7 +24,7 @@ from gpu_worker.engine.steps import (
     StepFindings,
     StepShape,
 )
-from gpu_worker.model.decoding import Emissions
+from gpu_worker.model.layers.decoding import Emissions
 from gpu_worker.model.model import StepInputs, StreamingModel
 from gpu_worker.model.state import KVPages
 from gpu_worker.steps.hearing import first_samples, gather_rows, hear

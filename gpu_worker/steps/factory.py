@@ -12,17 +12,17 @@ import torch
 from common.errors import SettingsError
 from common.options import StreamOptions
 from common.settings import WorkerSettings
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, UnsupportedOption
+from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import PageShape, Steps, StepShape
-from gpu_worker.model.checkpoint import load_model
 from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.errors import ModelConfigError
-from gpu_worker.model.fingerprint import model_fingerprint, weights_name
-from gpu_worker.model.inspection import locate
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.model.loading.checkpoint import load_model
+from gpu_worker.model.loading.fingerprint import model_fingerprint, weights_name
+from gpu_worker.model.loading.inspection import locate
 from gpu_worker.model.model import StreamingModel
 from gpu_worker.steps.eager import EagerSteps
 from gpu_worker.steps.memory import pages_that_fit

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import EngineStats
+from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import Field, RingMemory, max_windows
 from gpu_worker.turn.vad import SileroVad
 

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from common.options import StreamOptions
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.interface import EngineStats, StageStats
+from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import (
     NO_PAGES,
     SPARE_HOPS,

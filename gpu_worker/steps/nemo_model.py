@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from gpu_worker.engine.interface import UnsupportedOption
-from gpu_worker.model.decoding import token_confidence
 from gpu_worker.model.errors import CheckpointError, ModelConfigError, ModelError
-from gpu_worker.model.fingerprint import weights_name
+from gpu_worker.model.layers.decoding import token_confidence
+from gpu_worker.model.loading.fingerprint import weights_name
 from gpu_worker.model.tokenizer import Tokenizer
 
 # Mel frames in front of the wanted ones whose window or preemphasis a cut signal would bend.

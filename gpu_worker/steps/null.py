@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.options import StreamOptions
-from gpu_worker.engine.clock import ChunkClock
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineStats
-from gpu_worker.engine.samples import Samples, float_samples
+from gpu_worker.engine.slots.clock import ChunkClock
+from gpu_worker.engine.slots.samples import Samples, float_samples
 from gpu_worker.engine.steps import (
     NO_PAGES,
     UNKNOWN_END,

@@ -26,7 +26,8 @@ STALLED_AUDIO_S: Final = 4.0
 STALL_S: Final = 30.0
 # Acknowledgements come more often than once in so much audio.
 UNTOLD_AUDIO_S: Final = 1.0
-# A suspect waits for the process of suspects, which may have to load a model anew (gpu_worker/quarantine.py).
+# A suspect waits for the process of suspects (gpu_worker/ownership/quarantine.py), which may have to load a
+# model anew.
 SUSPECT_PATIENCE_S: Final = 180.0
 # Streams without news or progress whose records are read in one round.
 _LOOK_UPS: Final = 64

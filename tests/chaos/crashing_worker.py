@@ -18,7 +18,7 @@ from common.entries import StreamId
 from common.settings import WorkerSettings
 from gpu_worker.backend import Backend, make_backend
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.engine.samples import Samples, float_samples
+from gpu_worker.engine.slots.samples import Samples, float_samples
 from gpu_worker.process import leave, run
 from gpu_worker.worker import Worker
 

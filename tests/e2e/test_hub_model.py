@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_worker.model.hub import HUB_IDS
+from gpu_worker.model.loading.hub import HUB_IDS
 from tests.e2e.serve_process import ServeProcess, run_cli
 from tests.fake_hub import COMMIT, running_hub
 from tests.service_process import ROOT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_worker.model.hub import HUB_IDS
+from gpu_worker.model.loading.hub import HUB_IDS
 from tests.e2e.serve_process import ServeProcess
 from tests.fake_hub import running_hub
 from tests.ports import free_ports

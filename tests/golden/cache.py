@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gpu_worker.model.checkpoint import read_checkpoint
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.model.loading.checkpoint import read_checkpoint
 from tests.golden.clips import Clip, medleys, single_clips
 
 CACHE = Path(os.environ.get("PARAKEET_GOLDEN_CACHE") or Path(__file__).parent / ".cache")

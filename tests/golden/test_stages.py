@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import UNKNOWN_END
-from gpu_worker.model import conformer
-from gpu_worker.model.features import MelFrontEnd
+from gpu_worker.model.layers import conformer
+from gpu_worker.model.layers.features import MelFrontEnd
 from gpu_worker.model.model import StepInputs, StreamingModel
 from gpu_worker.model.state import KVPages
 from tests.golden.cache import CASES, DETAILED, checkpoint, clips, reference

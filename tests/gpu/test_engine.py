@@ -22,8 +22,8 @@ from common.options import StreamOptions
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.model.checkpoint import load_model
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps.factory import make_model_engine
 from tests.engine_contract import PagedEngineContract, Sizes
 from tests.oracle.models import ALL_RECORDINGS, RECORDINGS, speech, tiny

@@ -17,7 +17,7 @@ import pytest
 
 from common.messages import Encoding
 from common.options import StreamOptions
-from gpu_worker.g711 import MULAW
+from gpu_worker.pipeline.g711 import MULAW
 from parakeet.client import ServerError, Stream, connect
 from parakeet.client.errors import ClientError
 from parakeet.embedded_redis import EmbeddedRedis

@@ -18,10 +18,10 @@ from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.claims import Claims, OwnedStream
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.engine_events import Decoded, Opened
-from gpu_worker.flow import StreamFlow, StreamTable
-from gpu_worker.outlet import Outlet
-from gpu_worker.snapshot_writer import SnapshotWriter
+from gpu_worker.pipeline.engine_events import Decoded, Opened
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable
+from gpu_worker.pipeline.outlet import Outlet
+from gpu_worker.pipeline.snapshot_writer import SnapshotWriter
 from tests.servers import raw_client
 from tests.waiting import wait_until
 

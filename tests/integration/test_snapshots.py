@@ -14,8 +14,8 @@ from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_c
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
 from common.streams.claims import Claims, OwnedStream, Stored
-from gpu_worker.flow import StreamFlow, StreamTable
-from gpu_worker.snapshot_writer import MAX_UNDER_WAY, Snapshot, SnapshotWriter
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable
+from gpu_worker.pipeline.snapshot_writer import MAX_UNDER_WAY, Snapshot, SnapshotWriter
 from tests.servers import raw_client
 from tests.waiting import until
 

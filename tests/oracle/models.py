@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpu_worker.model.checkpoint import load_model
-from gpu_worker.model.expected_tensors import expected_tensors
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.model.loading.checkpoint import load_model
+from gpu_worker.model.loading.expected_tensors import expected_tensors
 from tests.oracle.offline import Offline, OfflineOracle
 
 RECORDINGS = Path(__file__).parents[2] / "parakeet" / "recordings"

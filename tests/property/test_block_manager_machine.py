@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpu_worker.engine.block_manager import BlockManager
 from gpu_worker.engine.interface import OutOfPages
+from gpu_worker.engine.slots.block_manager import BlockManager
 
 SLOTS, PAGES, PAGE_FRAMES, RING = 5, 11, 4, 4
 

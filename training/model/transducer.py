@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpu_worker.model.config import ModelConfig
-from gpu_worker.model.expected_tensors import expected_tensors
+from gpu_worker.model.loading.expected_tensors import expected_tensors
 from training.model.centred import CentredLinear
 from training.model.conformer import Encoder
 from training.model.features import LogMel

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.model.checkpoint import BUNDLED
 from gpu_worker.model.config import load_yaml, parse_model_config, read_model_config
 from gpu_worker.model.errors import ModelConfigError
+from gpu_worker.model.loading.checkpoint import BUNDLED
 
 TINY = BUNDLED / "tiny" / "model_config.yaml"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu_worker.engine.clock import ChunkClock
+from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import UNKNOWN_END
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.model import StepInputs, StreamingModel

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_worker.engine.transcript import TextState
-from gpu_worker.model.checkpoint import BUNDLED
 from gpu_worker.model.errors import TokenizerError
+from gpu_worker.model.loading.checkpoint import BUNDLED
 from gpu_worker.model.tokenizer import Tokenizer
 
 TINY_PATH = BUNDLED / "tiny" / "tokenizer.model"

@@ -16,8 +16,8 @@ from common.options import StreamOptions
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.model.checkpoint import load_model
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.turn.endpointing import Verdict
 from gpu_worker.turn.settings import Signal, TurnSettings

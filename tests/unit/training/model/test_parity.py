@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpu_worker.model.expected_tensors import expected_tensors
 from gpu_worker.model.loaded_model import LoadedModel
+from gpu_worker.model.loading.expected_tensors import expected_tensors
 from tests.oracle.models import ALL_RECORDINGS, random_model, speech, tiny
 from tests.oracle.offline import OfflineOracle
 from training.model.transducer import TrainingModel, greedy

@@ -1,0 +1,158 @@
+"""The scheduler: what it needs to know of every slot, as arrays, so that a plan costs nothing per stream.
+
+Ready streams are served in the order in which they became ready, so that no stream waits for more than one
+turn of every other.  All rows of a step decode the same number of chunks, the largest power of two that
+every row can fill (the end of a stream fills any): streams that are behind together catch up several chunks
+at a time, and one that is behind alone does whenever no other is ready.
+
+Shape suffixes: S slots, B rows of a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.engine.slots.clock import ChunkClock
+
+_NEVER: Final = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows of the next step, those that have waited longest first.
+
+    `start_B` is each row's first encoder frame, `frames_B` its valid ones, `ends_B` says which rows are
+    their stream's last and `chunks_B` how many whole chunks they hold (a last row may have frames behind
+    them, or none); `order_B` names the stream that had the slot when the plan was made.
+    """
+
+    slots_B: NDArray[np.int64]
+    start_B: NDArray[np.int64]
+    frames_B: NDArray[np.int64]
+    ends_B: NDArray[np.bool_]
+    chunks_B: NDArray[np.int64]
+    order_B: NDArray[np.int64]
+
+
+class SlotTable:
+    """Arrays over slots.
+
+    order: number of the opening that has the slot, 0 for a free one; a higher one is newer.
+    fed: samples in the ring or taken from it, over the stream's life.
+    planned: encoder frames that are decoded or in a step under way.
+    decoded: encoder frames whose step is over.
+    needed: samples at which the next chunk is whole, so that who is ready costs a comparison.
+    finished: no sample follows.  ended: the last row is planned.
+    held: nothing is planned until turn detection has its verdict.
+    """
+
+    def __init__(self, num_slots: int, clock: ChunkClock) -> None:
+        self.clock = clock
+        self.order = np.zeros(num_slots, dtype=np.int64)
+        self.fed = np.zeros(num_slots, dtype=np.int64)
+        self.planned = np.zeros(num_slots, dtype=np.int64)
+        self.decoded = np.zeros(num_slots, dtype=np.int64)
+        self.needed = np.full(num_slots, _NEVER, dtype=np.int64)
+        self.finished = np.zeros(num_slots, dtype=np.bool_)
+        self.ended = np.zeros(num_slots, dtype=np.bool_)
+        self.held = np.zeros(num_slots, dtype=np.bool_)
+        self.num_held = 0
+        # Plan at which the slot was first seen to be ready: who waits longest goes first.
+        self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
+        self._num_plans = 0
+        # Chunks planned when the next one of their stream was whole already.
+        self.num_late = 0
+
+    def open(self, slot: int, order: int, frames: int, samples: int) -> None:
+        """Give a free slot to a stream that has decoded `frames` and taken `samples` before."""
+        self.order[slot] = order
+        self.fed[slot] = samples
+        self.decoded[slot] = frames
+        self.plan_from(np.array([slot]), np.array([frames]))
+        self.finished[slot] = self.ended[slot] = False
+        self._ready_since[slot] = _NEVER
+
+    def close(self, slot: int) -> None:
+        """Make a slot free."""
+        self.order[slot] = 0
+        self.fed[slot] = self.planned[slot] = 0
+        self.needed[slot] = _NEVER
+        self.finished[slot] = self.ended[slot] = self.held[slot] = False
+
+    def hold(self, slots: Sequence[int]) -> None:
+        """Plan nothing for these slots, and no longer hold any other."""
+        if slots or self.num_held:
+            self.held[:] = False
+            self.held[slots] = True
+            self.num_held = len(slots)
+
+    def ready(self) -> NDArray[np.bool_]:
+        """Slots that a plan could have a row for."""
+        ready: NDArray[np.bool_] = (self.fed >= self.needed) | self.finished
+        return ready & ~(self.ended | self.held)
+
+    def num_chunks_waiting(self) -> int:
+        """Whole chunks that are in the rings and not planned, over all streams."""
+        return int(self._chunks_waiting(np.flatnonzero(self.order)).sum())
+
+    def _chunks_waiting(self, slots_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Whole chunks of slots that are in the ring and not planned."""
+        clock = self.clock
+        frames_B = (self.fed[slots_B] - clock.lookahead_samples) // clock.frame_samples + 1
+        waiting_B: NDArray[np.int64] = frames_B // clock.chunk_frames
+        waiting_B -= self.planned[slots_B] // clock.chunk_frames
+        return np.maximum(waiting_B, 0)
+
+    def plan_from(self, slots_B: NDArray[np.int64], frames_B: NDArray[np.int64]) -> None:
+        """Say that so many frames of slots are planned: the next chunk begins there."""
+        self.planned[slots_B] = frames_B
+        self.needed[slots_B] = self.clock.samples_of_frame_array(frames_B + self.clock.chunk_frames)
+
+    def plan(self, max_rows: int, max_chunks: int = 1) -> Plan | None:
+        """Choose the next step's rows and mark them as planned; None when nothing is ready."""
+        slots = np.flatnonzero(self.ready())
+        if not len(slots):
+            return None
+        self._num_plans += 1
+        since = np.minimum(self._ready_since[slots], self._num_plans)
+        self._ready_since[slots] = since
+        if len(slots) > max_rows:
+            slots = slots[np.argsort(since, kind="stable")[:max_rows]]
+        self._ready_since[slots] = _NEVER
+        waiting, start, finished = self._chunks_waiting(slots), self.planned[slots], self.finished[slots]
+        ending = np.flatnonzero(finished)
+        left = np.array(
+            [self.clock.total_frames(fed) for fed in self.fed[slots[ending]].tolist()], dtype=np.int64
+        )
+        left -= start[ending]
+        most = self._chunks(waiting[~finished], left, max_chunks)
+        chunks = np.minimum(waiting, most)
+        self.num_late += int(np.maximum(np.minimum(chunks, waiting - 1), 0).sum())
+        frames = chunks * self.clock.chunk_frames
+        ends = np.zeros(len(slots), dtype=np.bool_)
+        # The last whole chunk closes the stream too when no frame comes after it.
+        ends[ending] = left <= most * self.clock.chunk_frames
+        frames[ending] = np.where(ends[ending], left, frames[ending])
+        self.plan_from(slots, start + frames)
+        self.ended[slots] = ends
+        return Plan(slots, start, frames, ends, chunks, self.order[slots])
+
+    def _chunks(self, waiting: NDArray[np.int64], left: NDArray[np.int64], max_chunks: int) -> int:
+        """Chunks of every row, given whole ones of streams that go on and frames of those that end."""
+        if max_chunks == 1:
+            return 1
+        most = int(waiting.min()) if len(waiting) else int(-(-left.max() // self.clock.chunk_frames))
+        return 1 << (max(1, min(most, max_chunks)).bit_length() - 1)
+
+    def unplan(self, plan: Plan) -> None:
+        """Undo the newest plan, whose rows have not been launched; its streams keep their turn."""
+        alive = self.order[plan.slots_B] == plan.order_B
+        slots = plan.slots_B[alive]
+        self.plan_from(slots, plan.start_B[alive])
+        self.ended[slots] = False
+        self._ready_since[slots] = 0

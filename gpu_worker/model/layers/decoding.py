@@ -1,0 +1,159 @@
+"""Batched greedy transducer decoding with per-token confidence.
+
+A round looks at all frames of a row that are left, under the row's present predictor output, skips its
+blanks, and emits the first token that is none; then the predictor moves on and the next round begins at
+that token's frame.  A chunk without speech so takes a single round, whatever its frames.  A round is
+plain tensor work of fixed shapes without a look at the host; only the loop around it asks whether
+anything was emitted.
+
+Confidence of a token is NeMo's `max_prob` measure of the distribution that emitted it: the token's
+probability, scaled so that an even distribution gives 0.  NeMo's own default (Tsallis entropy, exponential
+normalization) spreads right words over ten orders of magnitude, which no client can set a threshold in.
+
+`<EOU>` and `<EOB>` are tokens like others; with `reset` given they also close their frame and put the
+predictor back to its start, so that the next utterance begins as a stream does.
+
+Shape legend: B rows, T frames, J joint width, P predictor layers, U predictor width, V vocabulary with
+blank, E rounds.
+
+Source: the label-looping algorithm (Bataev et al. 2024) as in NeMo
+`transducer_decoding/rnnt_label_looping.py`; `nemo/collections/asr/parts/utils/asr_confidence_utils.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpu_worker.model.config import ModelConfig
+from gpu_worker.model.layers.joint import Joint
+from gpu_worker.model.layers.predictor import Predictor
+from gpu_worker.model.state import PredictorStart
+
+
+@dataclass(slots=True)
+class DecodeWork:
+    """Rows under way.  `pointer_B` is the frame to go on from, `symbols_B` tokens emitted there so far."""
+
+    encoder_BTJ: Tensor
+    num_frames_B: Tensor
+    hidden_PBU: Tensor
+    cell_PBU: Tensor
+    output_BJ: Tensor
+    pointer_B: Tensor
+    symbols_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Emissions:
+    """Tokens of a step by round.
+
+    `token_EB` is -1 where a row emitted none, `frame_EB` counts from the row's first frame.
+    """
+
+    token_EB: Tensor
+    frame_EB: Tensor
+    confidence_EB: Tensor
+
+
+def token_confidence(log_probs: Tensor) -> Tensor:
+    """NeMo's `max_prob` over the last axis: 1 for certainty, 0 for an even distribution."""
+    num_classes = log_probs.shape[-1]
+    return (log_probs.amax(-1).exp() * num_classes - 1) / (num_classes - 1)
+
+
+class GreedyDecoder:
+    """Greedy search over projected encoder frames."""
+
+    def __init__(
+        self, config: ModelConfig, predictor: Predictor, joint: Joint, *, reset_at_end: bool
+    ) -> None:
+        self._predictor = predictor
+        self._joint = joint
+        self._blank = config.blank_id
+        self.max_symbols = config.max_symbols
+        ends = [token for token in (config.eou_id, config.eob_id) if token is not None]
+        self._end_tokens = tuple(ends) if reset_at_end else ()
+        hidden, cell = predictor.start()
+        output = joint.project_predictor(hidden[-1])
+        self.start = PredictorStart(
+            hidden[:, 0].contiguous(), cell[:, 0].contiguous(), output[0].contiguous()
+        )
+
+    def begin(
+        self,
+        encoder_BTJ: Tensor,
+        num_frames_B: Tensor,
+        hidden_PBU: Tensor,
+        cell_PBU: Tensor,
+        output_BJ: Tensor,
+    ) -> DecodeWork:
+        """Rows at their first frame, with the predictor state that their slots hold."""
+        pointer = torch.zeros_like(num_frames_B, dtype=torch.int64)
+        return DecodeWork(
+            encoder_BTJ,
+            num_frames_B.to(torch.int64),
+            hidden_PBU,
+            cell_PBU,
+            output_BJ,
+            pointer,
+            torch.zeros_like(pointer),
+        )
+
+    def round(self, work: DecodeWork) -> tuple[Tensor, Tensor, Tensor]:
+        """Emit at most one token a row and move the rows on.
+
+        Returns token_B (int64, -1 for none), frame_B (int64) and confidence_B (float32).
+        """
+        num_frames = work.encoder_BTJ.shape[1]
+        logits = self._joint.logits(work.encoder_BTJ, work.output_BJ.unsqueeze(1))
+        best_BT = logits.argmax(-1)
+        frames = torch.arange(num_frames, device=logits.device)
+        speaks_BT = (
+            (best_BT != self._blank)
+            & (frames >= work.pointer_B.unsqueeze(1))
+            & (frames < work.num_frames_B.unsqueeze(1))
+        )
+        emits_B, frame_B = speaks_BT.max(dim=1)
+        column = frame_B.unsqueeze(1)
+        chosen_BV = logits.gather(1, column.unsqueeze(2).expand(-1, -1, logits.shape[2])).squeeze(1)
+        confidence_B = token_confidence(chosen_BV.float().log_softmax(-1))
+        token_B = best_BT.gather(1, column).squeeze(1)
+
+        hidden, cell = self._predictor.run(token_B, work.hidden_PBU, work.cell_PBU)
+        output = self._joint.project_predictor(hidden[-1])
+        symbols = torch.where(frame_B == work.pointer_B, work.symbols_B, 0) + 1
+        closes = symbols >= self.max_symbols
+        if self._end_tokens:
+            ends = token_B == self._end_tokens[0]
+            for end in self._end_tokens[1:]:
+                ends = ends | (token_B == end)
+            closes = closes | ends
+            hidden = torch.where(ends.view(1, -1, 1), self.start.hidden_PU.unsqueeze(1), hidden)
+            cell = torch.where(ends.view(1, -1, 1), self.start.cell_PU.unsqueeze(1), cell)
+            output = torch.where(ends.unsqueeze(1), self.start.output_J, output)
+        emits_row = emits_B.unsqueeze(1)
+        work.hidden_PBU = torch.where(emits_row, hidden, work.hidden_PBU)
+        work.cell_PBU = torch.where(emits_row, cell, work.cell_PBU)
+        work.output_BJ = torch.where(emits_row, output, work.output_BJ)
+        work.pointer_B = torch.where(emits_B, frame_B + closes, work.num_frames_B)
+        work.symbols_B = torch.where(closes, 0, symbols)
+        return torch.where(emits_B, token_B, -1), frame_B, confidence_B
+
+    def run(self, work: DecodeWork) -> Emissions | None:
+        """Rounds until no row emits.  Returns None when none did at all."""
+        tokens: list[Tensor] = []
+        frames: list[Tensor] = []
+        confidences: list[Tensor] = []
+        for _ in range(work.encoder_BTJ.shape[1] * self.max_symbols + 1):
+            token_B, frame_B, confidence_B = self.round(work)
+            if not bool((token_B >= 0).any()):
+                break
+            tokens.append(token_B)
+            frames.append(frame_B)
+            confidences.append(confidence_B)
+        if not tokens:
+            return None
+        return Emissions(torch.stack(tokens), torch.stack(frames), torch.stack(confidences))

@@ -1,0 +1,83 @@
+"""Exported folders: safetensors in the type that is computed in, so that loading is mapping.
+
+An export holds `model.safetensors` (exactly the tensors that inference reads, under NeMo's names),
+`model_config.yaml` as it stood, `tokenizer.model`, and `export.json` with where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import save_file
+
+from gpu_worker.model.errors import CheckpointError
+from gpu_worker.model.loaded_model import CONFIG_NAME, TOKENIZER_NAME, LoadedModel, assemble, read_folder
+from gpu_worker.model.loading.nemo_archive import read_nemo
+
+WEIGHTS_NAME: Final = "model.safetensors"
+ORIGIN_NAME: Final = "export.json"
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def export_checkpoint(
+    source: Path, target: Path, dtype: torch.dtype, *, origin: str | None = None, revision: str | None = None
+) -> None:
+    """Write the checkpoint at `source` (`.nemo` file or folder) as the folder `target`.
+
+    The folder appears whole or not at all; one that is there already is left as it is.
+    Raises ModelError for a bad checkpoint, and OSError when the disk refuses.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target} is there already; an export makes a new folder.")
+    if source.is_dir():
+        model = read_folder(source, dtype=dtype)
+        config_text = (source / CONFIG_NAME).read_text(encoding="utf-8")
+    else:
+        archive = read_nemo(source)
+        model = assemble(
+            archive.config, archive.weights, archive.tokenizer, str(source), dtype=dtype, device="cpu"
+        )
+        config_text = archive.config_text
+    write_export(model, config_text, target, origin=origin or str(source.resolve()), revision=revision)
+
+
+def write_export(
+    model: LoadedModel, config_text: str, target: Path, *, origin: str, revision: str | None
+) -> None:
+    """Write a loaded model as a folder, atomically; another writer's folder that came first stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        dtype = str(model.dtype).removeprefix("torch.")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in model.weights.items()},
+            partial / WEIGHTS_NAME,
+            metadata={"format": "pt", "dtype": dtype},
+        )
+        (partial / CONFIG_NAME).write_text(config_text, encoding="utf-8")
+        (partial / TOKENIZER_NAME).write_bytes(model.tokenizer.model)
+        note = {"origin": origin, "revision": revision, "dtype": dtype}
+        (partial / ORIGIN_NAME).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        partial.chmod(0o755)
+        os.rename(partial, target)  # noqa: PTH104
+    except OSError:
+        # A rename onto a folder with files in it fails: another worker has exported the same model.
+        if not (target / WEIGHTS_NAME).is_file():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_export(
+    folder: Path, *, dtype: torch.dtype, device: torch.device | str, source: str, revision: str | None
+) -> LoadedModel:
+    """Map an export; `source` and `revision` replace the folder's name in what is reported."""
+    model = read_folder(folder, dtype=dtype, device=device)
+    return replace(model, source=source, revision=revision)

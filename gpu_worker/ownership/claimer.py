@@ -1,0 +1,119 @@
+"""New streams: a thread for each server, which takes what fits into free slots."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Final
+
+from common.entries import AssignmentEntry
+from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis, blocking_client
+from common.streams.claims import Claims
+from gpu_worker.ownership.owner import Owner
+from gpu_worker.pipeline.flow import StreamTable
+
+logger = logging.getLogger(__name__)
+
+# Streams of one read: a burst is shared among workers in portions of this size.
+_MAX_CLAIMS: Final = 4
+_BLOCK_MS: Final = 500
+# A claimer sets slots aside while it waits. The last free ones it must not keep from the claimers of
+# other servers and from takeovers: it then looks, without waiting, this often.
+_LOOK_EVERY_S: Final = 0.025
+_RETRY_S: Final = 0.2
+
+
+class Claimer:
+    """Waits for new streams of one server while there are free slots. A thread."""
+
+    def __init__(
+        self,
+        *,
+        servers: RedisServers,
+        server: int,
+        redis: SyncRedis,
+        claims: Claims,
+        table: StreamTable,
+        owner: Owner,
+    ) -> None:
+        self._client = blocking_client(servers, server, _BLOCK_MS)
+        # The server's number of the connection that waits, while it waits.
+        self._waiting: int | None = None
+        self._redis = redis
+        self._server = server
+        self._shards = servers.shards_of_server(server)
+        self._plenty = (servers.num_servers + 1) * _MAX_CLAIMS
+        self._claims = claims
+        self._table = table
+        self._owner = owner
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"claimer-{server}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def request_stop(self) -> None:
+        """Claim no more, from now on; a claim under way is finished."""
+        self._stop.set()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread. False when it did not end in time."""
+        self.request_stop()
+        deadline = time.monotonic() + timeout_s
+        while self._thread.is_alive():
+            self._stop_waiting()
+            self._thread.join(_LOOK_EVERY_S)
+            if time.monotonic() >= deadline:
+                break
+        return not self._thread.is_alive()
+
+    def _stop_waiting(self) -> None:
+        """End the wait: a worker that drains must not be given what comes in the meantime."""
+        waiting = self._waiting
+        if waiting is None:
+            return
+        try:
+            self._redis.clients[self._server].execute_command("CLIENT", "UNBLOCK", waiting)
+        except (REDIS_ERROR, OSError) as error:
+            logger.warning("the wait for new streams goes on to its end: %s", error)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if not self._table.wait_for_slot(_BLOCK_MS / 1000):
+                continue
+            try:
+                self._claim()
+            except (REDIS_ERROR, OSError) as error:
+                logger.warning("claiming failed, trying again: %s", error)
+                self._stop.wait(_RETRY_S)
+            except Exception:
+                logger.exception("claiming failed")
+                self._stop.wait(_RETRY_S)
+        self._client.close()
+
+    def _claim(self) -> None:
+        scarce = self._table.num_free < self._plenty
+        reserved = self._table.reserve(_MAX_CLAIMS)
+        entries: list[AssignmentEntry] = []
+        try:
+            if reserved:
+                block_ms = None if scarce else _BLOCK_MS
+                # Asked each time: a connection that was lost comes back under another number.
+                self._waiting = None if scarce else int(self._client.execute_command("CLIENT", "ID"))
+                if not self._stop.is_set():
+                    entries = self._claims.wait(self._client, self._shards, reserved, block_ms)
+        except BaseException:
+            self._table.unreserve(reserved)
+            raise
+        finally:
+            self._waiting = None
+        self._owner.take(entries, reserved)
+        if scarce and not entries:
+            self._stop.wait(_LOOK_EVERY_S)

@@ -1,0 +1,150 @@
+"""Streams as this worker's own: opened from their assignments, and let go when they are lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+from common.entries import AssignmentEntry
+from common.errors import ClientFault, ErrorCode, StreamLost
+from common.monitoring.metrics import WorkerMetrics
+from common.redis.clients import REDIS_ERROR, RedisServers, is_passing
+from common.streams.claims import Claims, OwnedStream, Refused, Stored, Suspect
+from gpu_worker.ownership.quarantine import Quarantine
+from gpu_worker.pipeline.engine_events import Drop, EventSink, Fail, Failed
+from gpu_worker.pipeline.engine_thread import EngineThread
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable
+from gpu_worker.pipeline.intake import Intake
+
+logger = logging.getLogger(__name__)
+
+# Streams that are opened by one round trip. Their snapshots, megabytes each, are in memory at once.
+_OPENED_AT_ONCE: Final = 8
+
+
+class Owner:
+    """Makes assignments into streams of this worker, and lets lost ones go. For any thread."""
+
+    def __init__(
+        self,
+        *,
+        servers: RedisServers,
+        claims: Claims,
+        table: StreamTable,
+        intakes: Sequence[Intake],
+        engine: EngineThread,
+        sink: EventSink,
+        quarantine: Quarantine,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._servers = servers
+        self._metrics = metrics
+        self._quarantine = quarantine
+        self._claims = claims
+        self._table = table
+        self._intakes = intakes
+        self._engine = engine
+        self._sink = sink
+        self._losing = threading.Lock()
+
+    def take(self, entries: Sequence[AssignmentEntry], reserved: int, together: int = 0) -> None:
+        """Open these streams; their slots have been reserved, and more where `reserved` is larger.
+
+        A few at a time, in one round trip: of many, the first ones go on while the others are fetched.
+        What could not be opened stays pending for this worker, and the sweep offers it again.
+
+        together: suspects that this process runs with each of them (`Claims.open`).
+        Raises the client's errors.
+        """
+        self._table.unreserve(reserved - len(entries))
+        left = len(entries)
+        try:
+            for at in range(0, len(entries), _OPENED_AT_ONCE):
+                openings = self._claims.open(entries[at : at + _OPENED_AT_ONCE], together)
+                owned = [opening for opening in openings if isinstance(opening, OwnedStream)]
+                for stream, stored in zip(owned, self._claims.snapshots(owned), strict=True):
+                    left -= 1
+                    self._take_in(stream, stored)
+                for opening in openings:
+                    if isinstance(opening, Suspect):
+                        self._metrics.suspects += 1
+                        self._quarantine.take(opening.entry)
+                    elif isinstance(opening, Refused):
+                        self._not_opened(opening)
+        finally:
+            self._table.unreserve(left)
+
+    @staticmethod
+    def _not_opened(refused: Refused) -> None:
+        """Say what is wrong with one stream. Raises what is wrong with Redis, and so with all of them."""
+        if is_passing(refused.error):
+            raise refused.error
+        extra = {"stream_id": refused.entry.stream}
+        logger.error("a stream cannot be opened: %s", refused.error, extra=extra)
+
+    def _take_in(self, owned: OwnedStream, stored: Stored | None) -> None:
+        flow = StreamFlow(owned, stored.text if stored is not None else "")
+        extra = {"stream_id": owned.stream, "epoch": owned.epoch}
+        if owned.poison:
+            logger.error("poison: the stream is ended, see its dead letter", extra=extra)
+            self._metrics.poisoned += 1
+            self._table.add(flow)
+            self._sink.put(Failed(flow, _poison()))
+            return
+        if stored is not None and (stored.snapshot is None or len(stored.text) < _chars_needed(owned)):
+            logger.error("the snapshot of a stream, or its text, is gone", extra=extra)
+            self._table.add(flow)
+            self._sink.put(Failed(flow, StreamLost()))
+            return
+        new = owned.epoch == 1
+        logger.info("stream claimed" if new else "stream taken over", extra=extra)
+        self._metrics.claims["new" if new else "takeover"] += 1
+        self.intake_of(owned).take_in(flow, stored.snapshot if stored is not None else None)
+
+    def intake_of(self, owned: OwnedStream) -> Intake:
+        """The intake that reads a stream."""
+        return self._intakes[self._servers.server_of_shard(owned.keys.shard)]
+
+    def lost(self, flows: Sequence[StreamFlow]) -> None:
+        """Find out about streams whose audio group or results are not ours any more, and act on it.
+
+        Several threads come upon the same loss; the first one acts.
+        """
+        with self._losing:
+            news = [flow for flow in flows if not flow.lost]
+            for flow in news:
+                flow.lost = True
+        if not news:
+            return
+        try:
+            ours = self._claims.still_owned([flow.owned for flow in news])
+            # Where a whole stream has left Redis, this takes its assignment away too.
+            self._claims.finish([flow.owned for flow, is_ours in zip(news, ours, strict=True) if not is_ours])
+        except (REDIS_ERROR, OSError) as error:
+            logger.warning("%d lost streams are looked at again: %s", len(news), error)
+            for flow in news:
+                flow.lost = False
+            return
+        for flow, is_ours in zip(news, ours, strict=True):
+            if is_ours:
+                # The record is there and the audio is not: nobody can go on with this stream.
+                self._engine.put(Fail(flow, StreamLost()))
+            else:
+                extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
+                logger.warning("stream lost to another worker, or gone", extra=extra)
+                self._engine.put(Drop(flow))
+
+
+def _chars_needed(owned: OwnedStream) -> int:
+    """Code points of the kept text without which nobody can go on from the checkpoint."""
+    checkpoint = owned.record.checkpoint
+    return checkpoint.text_chars if owned.record.cold else checkpoint.base.text_chars
+
+
+def _poison() -> ClientFault:
+    return ClientFault(
+        ErrorCode.POISON,
+        "The audio of this stream has ended the processes that decoded it; it is not retried.",
+    )

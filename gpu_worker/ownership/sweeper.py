@@ -1,0 +1,176 @@
+"""What no event tells of: streams of dead workers are taken over, those of dead ingresses ended."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from common.entries import AssignmentEntry, IngressId, WorkerId
+from common.redis.clients import REDIS_ERROR, SyncRedis
+from common.streams.audio_reader import extend
+from common.streams.claims import Claims
+from common.streams.leases import WorkerLease
+from gpu_worker.ownership.owner import Owner
+from gpu_worker.ownership.quarantine import Quarantine
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_S: Final = 1.0
+
+
+class Sweeper:
+    """Looks after what events do not tell: dead workers, lapsed leases, dead ingresses, expiries. A thread.
+
+    period_s: between two looks for dead workers.
+    """
+
+    def __init__(
+        self,
+        *,
+        redis: SyncRedis,
+        lease: WorkerLease,
+        worker: WorkerId,
+        claims: Claims,
+        table: StreamTable,
+        owner: Owner,
+        quarantine: Quarantine,
+        period_s: float,
+    ) -> None:
+        self._redis = redis
+        self._quarantine = quarantine
+        self._lease = lease
+        self._claims = claims
+        self._table = table
+        self._owner = owner
+        self._worker = worker
+        self._period_s = period_s
+        self._revalidate = threading.Event()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._taking = True
+        self._next_sweep = 0.0
+        self._extended: dict[StreamFlow, float] = {}
+        self._missing_since: dict[IngressId, float] = {}
+        self._strays: set[AssignmentEntry] = set()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop_taking(self) -> None:
+        """Take over no more streams."""
+        self._taking = False
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def revalidate(self) -> None:
+        """Look at once which streams are still ours: the lease had lapsed."""
+        self._revalidate.set()
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(self._period_s)
+            self._wake.clear()
+            try:
+                self._round(time.monotonic())
+            except (REDIS_ERROR, OSError) as error:
+                logger.warning("the sweep failed, trying again: %s", error)
+            except Exception:
+                logger.exception("the sweep failed")
+
+    def _round(self, now: float) -> None:
+        self._quarantine.look()
+        if self._revalidate.is_set():
+            self._check_ownership()
+            self._revalidate.clear()
+        if self._taking:
+            self._take_over()
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_S
+            flows = self._table.flows()
+            self._extend(flows, now)
+            self._finish_orphans(flows, now)
+            if self._taking:
+                self._take_strays()
+
+    def _check_ownership(self) -> None:
+        flows = self._table.flows()
+        kept = self._claims.still_owned([flow.owned for flow in flows])
+        self._owner.lost([flow for flow, ours in zip(flows, kept, strict=True) if not ours])
+        logger.info("streams checked after a lapsed lease: %d of %d kept", sum(kept), len(kept))
+
+    def _take_over(self) -> None:
+        for dead in self._lease.lapsed_workers():
+            self._take(dead)
+            if self._claims.num_pending(dead) == 0 and self._lease.forget(dead):
+                self._claims.forget_consumer(dead)
+                logger.info("dead worker cleaned up: %s", dead)
+
+    def take_own(self) -> None:
+        """Take back what a process with this worker's id owned before it died."""
+        self._take(self._worker)
+
+    def _take_strays(self) -> None:
+        """Open streams that were claimed and not opened, because Redis went away in between."""
+        if self._claims.num_pending(self._worker) <= len(self._table):
+            self._strays = set()
+            return
+        entries = self._claims.pending_of(self._worker, self._table.capacity)
+        found = {entry for entry in entries if self._table.get(entry.stream) is None}
+        # One that is being opened just now looks the same: only what was there a second ago is stray.
+        strays = [entry for entry in entries if entry in found & self._strays]
+        self._strays = found
+        if strays:
+            reserved = self._table.reserve(len(strays))
+            self._owner.take(strays[:reserved], reserved)
+
+    def _take(self, dead: WorkerId) -> None:
+        reserved = self._table.reserve(self._table.capacity)
+        entries: list[AssignmentEntry] = []
+        try:
+            if reserved:
+                entries = self._claims.pending_of(dead, reserved)
+        except BaseException:
+            self._table.unreserve(reserved)
+            raise
+        self._owner.take(entries, reserved)
+
+    def _extend(self, flows: Sequence[StreamFlow], now: float) -> None:
+        """Put the expiry of our streams forward, at a quarter of their time to live."""
+        due = [flow for flow in flows if now >= self._extended.get(flow, 0.0)]
+        if due:
+            ttls = [(flow.owned.keys, flow.owned.record.ttl_ms) for flow in due]
+            gone = set(extend(self._redis, ttls))
+            self._owner.lost([flow for flow in due if flow.owned.keys in gone])
+        alive = set(flows)
+        self._extended = {flow: at for flow, at in self._extended.items() if flow in alive}
+        for flow in due:
+            self._extended[flow] = now + flow.owned.record.ttl_ms / 4000
+
+    def _finish_orphans(self, flows: Sequence[StreamFlow], now: float) -> None:
+        """End streams whose ingress died and that nobody resumed within their grace."""
+        by_ingress = self._table.ingresses(flow for flow in flows if not flow.ended)
+        missing = self._lease.missing_ingresses(by_ingress)
+        self._missing_since = {ingress: self._missing_since.get(ingress, now) for ingress in missing}
+        for ingress, since in self._missing_since.items():
+            for flow in by_ingress[ingress]:
+                # Seen twice: after a pause of Redis everybody is late for a moment.
+                if now - since >= max(flow.owned.record.grace_ms / 1000, _SWEEP_S):
+                    logger.info("stream ended, its ingress is gone", extra={"stream_id": flow.stream})
+                    self._owner.intake_of(flow.owned).finish(flow)

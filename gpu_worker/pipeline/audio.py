@@ -1,0 +1,117 @@
+"""From audio entries to samples for the engine, independent of how the audio was cut into entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from common.entries import AudioEntry
+from common.errors import ClientFault, ErrorCode, StreamLost
+from common.messages import Encoding
+from common.streams.assignments import BEGINNING, Base
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
+from gpu_worker.engine.slots.samples import PCM16, Samples, float_samples
+from gpu_worker.pipeline.g711 import ALAW, MULAW
+from gpu_worker.pipeline.resampling import Resampler, replay_start
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_PCM16_ENCODING: Final = Encoding.PCM16
+_TABLES: Final = {Encoding.MULAW: MULAW, Encoding.ALAW: ALAW}
+
+
+def entry_samples(entry: AudioEntry) -> Samples:
+    """The samples of an entry as engines take them.
+
+    Raises ClientFault `bad_samples` for a sample that is not finite, `odd_byte_count` for half a one.
+    """
+    payload, encoding = entry.payload, entry.encoding
+    if len(payload) & (encoding.sample_bytes - 1):
+        raise ClientFault(ErrorCode.ODD_BYTE_COUNT, "The audio is not a whole number of samples.")
+    if encoding is _PCM16_ENCODING:
+        return np.frombuffer(payload, PCM16)
+    table = _TABLES.get(encoding)
+    if table is not None:
+        return table.take(np.frombuffer(payload, np.uint8))
+    samples = np.frombuffer(payload, "<f4")
+    if not np.isfinite(samples).all():
+        raise ClientFault(ErrorCode.BAD_SAMPLES, "Every sample is a finite number within float32.")
+    return samples.astype(np.float32, copy=False)
+
+
+class StreamAudio:
+    """The audio of one stream on its way into the engine; for one thread.
+
+    rate: of the client, Hz.
+    samples_decoded: where the engine goes on, at the engine's rate (0, or where its snapshot was taken);
+        `next_sample` is then the first sample of the client to be read.
+    base: from whose origin on the samples of both rates are counted: the beginning, or the last `finalize`.
+    """
+
+    __slots__ = ("_next", "_resampler", "_skip", "rate")
+
+    def __init__(self, rate: int, samples_decoded: int = 0, base: Base = BEGINNING) -> None:
+        self.rate: Final = rate
+        decoded = samples_decoded - base.origin
+        start = replay_start(rate, decoded)
+        self._next = base.client_origin + start
+        self._resampler: Resampler | None = None
+        self._skip = 0
+        if rate != ENGINE_SAMPLE_RATE:
+            self._resampler = Resampler(rate, start)
+            self._skip = decoded - self._resampler.first_output
+
+    @property
+    def next_sample(self) -> int:
+        """Position of the next sample, at the client's rate."""
+        return self._next
+
+    def push(self, entry: AudioEntry) -> Sequence[Samples]:
+        """Samples for the engine from the next entry.
+
+        What overlaps audio that was there already is left out. Raises ClientFault for bad samples
+        and StreamLost where audio before the entry is missing.
+        """
+        samples = entry_samples(entry)
+        if entry.first_sample > self._next:
+            raise StreamLost
+        repeated = self._next - entry.first_sample
+        if repeated:
+            samples = samples[repeated:]
+        if not len(samples):
+            return []
+        self._next += len(samples)
+        if self._resampler is None:
+            return [samples]
+        return self._unskipped(self._resampler.push(float_samples(samples)))
+
+    def finish(self) -> list[NDArray[np.float32]]:
+        """The last samples for the engine."""
+        return [] if self._resampler is None else self._unskipped(self._resampler.finish())
+
+    def _unskipped(self, parts: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Leave out what the engine's snapshot covers."""
+        while self._skip and parts:
+            head = parts[0]
+            if len(head) > self._skip:
+                parts[0] = head[self._skip :]
+                self._skip = 0
+            else:
+                self._skip -= len(head)
+                del parts[0]
+        return parts
+
+
+def client_samples(rate: int, samples: int, base: Base = BEGINNING) -> int:
+    """Samples of the client that lie wholly within `samples` of the engine, counted as `base` says."""
+    if rate == ENGINE_SAMPLE_RATE:
+        return samples
+    return base.client_origin + (samples - base.origin) * rate // ENGINE_SAMPLE_RATE
+
+
+def first_needed(rate: int, samples: int, base: Base) -> int:
+    """First sample of the client that a replay from `samples` of the engine needs."""
+    return base.client_origin + replay_start(rate, samples - base.origin)

@@ -1,0 +1,327 @@
+"""The thread that owns the engine: applies what other threads ask for, and steps while there is work.
+
+It sleeps on a condition and is woken by events, never by the clock. `busy_s` says for how long it has
+been at one turn: a hung device shows there, and the worker's lease is then not renewed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from common.entries import StreamId
+from common.errors import ClientFault, ErrorCode, StreamError
+from common.monitoring.metrics import WorkerMetrics
+from gpu_worker.cold_start import base_at
+from gpu_worker.engine.interface import (
+    Engine,
+    EngineError,
+    SnapshotMismatch,
+    StreamOutput,
+    UnknownStream,
+    UnsupportedOption,
+)
+from gpu_worker.pipeline.checkpoints import CheckpointQueue
+from gpu_worker.pipeline.engine_events import (
+    Command,
+    Decoded,
+    Drop,
+    EventSink,
+    Fail,
+    Failed,
+    Feed,
+    Finalize,
+    Finish,
+    Forgotten,
+    HandedOver,
+    HandOver,
+    Open,
+    Opened,
+    SnapshotTaken,
+    worker_failed,
+)
+from gpu_worker.pipeline.flow import StreamFlow
+from gpu_worker.segments import Segments
+
+if TYPE_CHECKING:
+    from gpu_worker.engine.slots.samples import Samples
+
+logger = logging.getLogger(__name__)
+
+_WAIT_S: Final = 1.0
+
+
+class EngineThread:
+    """Owns the engine.
+
+    replay_s: audio of a stream that is kept for a replay; its snapshots are half of it apart.
+    on_failure: called in this thread, last, with what the engine raised.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sink: EventSink,
+        replay_s: float,
+        metrics: WorkerMetrics,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._sink = sink
+        self._checkpoints = CheckpointQueue(replay_s)
+        self._on_failure = on_failure
+        self._inbox: deque[Command] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._busy_since: float | None = None
+        self._flows: dict[StreamId, StreamFlow] = {}
+        self._segments = Segments()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, *commands: Command) -> None:
+        """Queue commands, in order. Bounded by the senders: see `StreamFlow.held`."""
+        if commands:
+            with self._wake:
+                self._inbox.extend(commands)
+                self._wake.notify()
+
+    def wake(self) -> None:
+        """Make the thread ask the engine again whether it has work (an answer from elsewhere came)."""
+        with self._wake:
+            self._wake.notify()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread after what is queued; False when it did not end in time."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the turn under way began; 0 while the thread waits for work."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was put has been applied, and the engine has nothing to do with it."""
+        with self._wake:
+            return not self._inbox and self._busy_since is None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            # Whatever it was, no stream of this worker goes on: better ended than silent.
+            logger.exception("the engine failed")
+            self._on_failure(error)
+
+    def _turn(self) -> bool:
+        """Apply what is queued, step once; False when it is time to end."""
+        with self._wake:
+            while not self._inbox and not self._engine.has_work():
+                if self._stopping:
+                    return False
+                self._busy_since = None
+                wait_s = self._engine.wait_s()
+                self._wake.wait(_WAIT_S if wait_s is None else min(_WAIT_S, wait_s))
+            commands = list(self._inbox)
+            self._inbox.clear()
+        self._busy_since = time.monotonic()
+        for command in commands:
+            self._apply(command)
+        if self._engine.has_work():
+            self._step()
+        return True
+
+    def _step(self) -> None:
+        started = time.monotonic()
+        outputs = self._engine.step()
+        self._metrics.step_seconds.observe(time.monotonic() - started)
+        self._metrics.step_streams.observe(self._engine.stats.in_flight)
+        if not outputs:
+            return
+        outputs = self._segments.told(outputs)
+        # The engine has done its part: waiting for Redis is not a hang of the engine.
+        self._busy_since = None
+        self._sink.put(Decoded(outputs))
+        self._busy_since = time.monotonic()
+        for output in outputs:
+            if output.from_finalize:
+                self._begin_next_part(output)
+            elif output.is_final or output.failed is not None:
+                self._forget(output.stream)
+            else:
+                self._checkpoints.decoded(output.stream, output.samples_decoded)
+        for stream in self._checkpoints.next_ones():
+            if not self._sink.takes_snapshot():
+                break
+            self._snapshot(self._flows[stream], release=False)
+
+    def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
+        """Say where another worker can go on; a stream that is let go without it is replayed from before."""
+        samples = 0
+        data: bytes | None = None
+        try:
+            samples = self._engine.samples_decoded(flow.stream)
+            if samples:
+                samples += self._segments.first_sample(flow.stream)
+                data = self._engine.snapshot(flow.stream)
+        except EngineError as error:
+            # A stream at its end has none. That may have come with the step under way, which the engine
+            # waits for before it takes a snapshot of any stream; the next step tells of it.
+            logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
+        if samples:
+            self._checkpoints.taken(flow.stream, samples)
+        else:
+            self._checkpoints.forget(flow.stream)
+        if data is not None:
+            self._sink.put(SnapshotTaken(flow, samples, data, release))
+        elif release:
+            self._sink.put(Forgotten(flow))
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case Feed(parts):
+                self._feed(parts)
+            case Open(flow, snapshot):
+                self._open(flow, snapshot)
+            case Finalize(flow, entry_id):
+                if self._flows.get(flow.stream) is flow and not self._waits(command):
+                    self._segments.close_part(flow.stream, entry_id)
+                    self._finish(flow)
+            case Finish(flow):
+                if self._flows.get(flow.stream) is flow and not self._waits(command):
+                    self._finish(flow)
+            case Fail(flow, error):
+                if self._flows.get(flow.stream) is flow:
+                    self._fail(flow, error)
+            case Drop(flow):
+                if self._flows.get(flow.stream) is flow:
+                    self._close(flow.stream)
+                    self._sink.put(Forgotten(flow))
+            case HandOver():
+                for flow in list(self._flows.values()):
+                    self._snapshot(flow, release=True)
+                    self._close(flow.stream)
+                self._sink.put(HandedOver())
+
+    def _open(self, flow: StreamFlow, snapshot: bytes | None) -> None:
+        try:
+            # A stream may come back to a worker that has not yet noticed that it lost it.
+            old = self._flows.get(flow.stream)
+            if old is not None:
+                self._close(flow.stream)
+                self._sink.put(Forgotten(old))
+            try:
+                self._engine.open(flow.stream, flow.owned.record.options, snapshot)
+            except SnapshotMismatch as error:
+                self._open_cold(flow, error)
+        except UnsupportedOption as error:
+            self._sink.put(Failed(flow, ClientFault(ErrorCode.BAD_OPTION, str(error))))
+            return
+        except (EngineError, ValueError):
+            logger.exception("the engine refused a stream", extra={"stream_id": flow.stream})
+            self._sink.put(Failed(flow, worker_failed()))
+            return
+        self._flows[flow.stream] = flow
+        self._segments.open(flow)
+        self._checkpoints.opened(flow.stream, flow.owned.record.checkpoint.samples_decoded)
+        self._sink.put(Opened(flow))
+
+    def _open_cold(self, flow: StreamFlow, mismatch: SnapshotMismatch) -> None:
+        """Begin anew at the checkpoint with a stream whose snapshot is of no use here.
+
+        Raises what `Engine.open` raises, and the mismatch where the text before it is not kept.
+        """
+        base = base_at(flow.owned.record.checkpoint)
+        if len(flow.text) < base.text_chars:
+            raise mismatch
+        logger.warning(
+            "a stream is replayed from the log: %s",
+            mismatch,
+            extra={"stream_id": flow.stream, "epoch": flow.owned.epoch},
+        )
+        self._engine.open(flow.stream, flow.owned.record.options)
+        flow.base, flow.cold = base, True
+
+    def _begin_next_part(self, end: StreamOutput) -> None:
+        """Go on with a stream whose part has ended for a `finalize`, with what came for it meanwhile."""
+        flow = self._flows[end.stream]
+        waiting = self._segments.next_part(end)
+        try:
+            self._engine.open(flow.stream, flow.owned.record.options)
+        except (EngineError, ValueError):
+            self._refused(flow)
+            return
+        for item in waiting:
+            if isinstance(item, (Finalize, Finish)):
+                self._apply(item)
+            else:
+                self._feed([(flow, item)])
+
+    def _waits(self, command: Finalize | Finish) -> bool:
+        """Whether the engine has to end a part of the stream first; the command is kept until then."""
+        waiting = self._segments.waiting(command.flow.stream)
+        if waiting is None:
+            return False
+        waiting.append(command)
+        return True
+
+    def _feed(self, parts: Sequence[tuple[StreamFlow, Samples]]) -> None:
+        flows, feed = self._flows, self._engine.feed
+        for flow, samples in parts:
+            stream = flow.stream
+            if flows.get(stream) is flow:
+                waiting = self._segments.waiting(stream)
+                if waiting is not None:
+                    waiting.append(samples)
+                    continue
+                try:
+                    feed(stream, samples)
+                except (EngineError, ValueError):
+                    self._refused(flow)
+
+    def _finish(self, flow: StreamFlow) -> None:
+        try:
+            self._engine.finish(flow.stream)
+        except (EngineError, ValueError):
+            self._refused(flow)
+
+    def _refused(self, flow: StreamFlow) -> None:
+        """End a stream, and no other, for what the engine has just raised."""
+        logger.exception("a stream failed in the engine", extra={"stream_id": flow.stream})
+        self._fail(flow, worker_failed())
+
+    def _fail(self, flow: StreamFlow, error: StreamError) -> None:
+        self._close(flow.stream)
+        self._sink.put(Failed(flow, error))
+
+    def _close(self, stream: StreamId) -> None:
+        self._forget(stream)
+        try:
+            self._engine.close(stream)
+        except UnknownStream:
+            logger.debug("closed already", extra={"stream_id": stream})
+
+    def _forget(self, stream: StreamId) -> None:
+        self._flows.pop(stream, None)
+        self._segments.forget(stream)
+        self._checkpoints.forget(stream)

@@ -1,0 +1,327 @@
+"""Audio from Redis to the engine: one thread a Redis server, one read for all streams with news.
+
+The thread waits on the worker's ready sets, reads what the streams there have, converts it, and feeds
+it to the engine thread. Once a second it also reads the streams that it has not read since: that finds
+audio whose notice was lost, and streams that another worker has taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from common.entries import RawEntry, StreamId, WorkerId, decode_audio_entry, entry_order
+from common.errors import StreamError
+from common.monitoring.metrics import WorkerMetrics
+from common.redis.clients import REDIS_ERROR, RedisServers, blocking_connection
+from common.redis.keys import Keys
+from common.streams.assignments import Base
+from common.streams.audio_reader import AudioRead, AudioReader
+from gpu_worker.pipeline.audio import StreamAudio
+from gpu_worker.pipeline.engine_events import Command, Fail, Feed, Finalize, Finish, Open, worker_failed
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable, Undecoded
+
+if TYPE_CHECKING:
+    from gpu_worker.engine.slots.samples import Samples
+
+logger = logging.getLogger(__name__)
+
+# At most this many streams a read: larger replies make the tail of the latency.
+MAX_STREAMS: Final = 256
+# Entries of one stream a read: some seconds of a client that sends small messages.
+MAX_ENTRIES: Final = 64
+_BLOCK_MS: Final = 500
+_SWEEP_S: Final = 1.0
+_RETRY_S: Final = 0.2
+# A worker's rounds, over all servers, begin so far apart on average, and one may come early: each wakes the
+# engine thread and the outlet and ends in one publication an ingress, whether it brings one stream or
+# fifty. An ingress keeps twice this distance between its commits (common/streams/audio_log.py), so with one
+# ingress, or two, hardly a round waits on one server or two.
+_ROUND_EVERY_S: Final = 0.005
+
+
+class _Reading:
+    """The intake's own state of one stream.
+
+    last_entry: id of the last audio entry that it has. missed: a read of the stream failed, and may
+    have delivered entries to nobody.
+    """
+
+    __slots__ = ("audio", "flow", "key", "last_entry", "last_read", "missed")
+
+    def __init__(self, flow: StreamFlow) -> None:
+        record = flow.owned.record
+        self.flow: Final = flow
+        self.key: Final = (flow.owned.keys, flow.owned.epoch)
+        checkpoint = record.checkpoint
+        self.audio = StreamAudio(record.sample_rate, checkpoint.samples_decoded, checkpoint.base)
+        self.last_read = 0.0
+        self.last_entry = record.checkpoint.entry_id or b"0"
+        self.missed = False
+
+
+class Intake:
+    """Reads the audio of the worker's streams on one server.
+
+    put: takes commands for the engine thread. on_lost: called with streams whose audio is gone:
+    other workers have them, or they have left Redis.
+    """
+
+    def __init__(
+        self,
+        *,
+        servers: RedisServers,
+        server: int,
+        keys: Keys,
+        worker: WorkerId,
+        table: StreamTable,
+        put: Callable[..., None],
+        metrics: WorkerMetrics,
+        on_lost: Callable[[Sequence[StreamFlow]], None],
+    ) -> None:
+        self._connection = blocking_connection(servers, server, _BLOCK_MS)
+        self._reader = AudioReader(self._connection, keys, servers.shards_of_server(server), worker)
+        self._table = table
+        self._put = put
+        self._metrics = metrics
+        self._on_lost = on_lost
+        self._readings: dict[StreamId, _Reading] = {}
+        # Held while a stream is taken in, so that a notice about it finds it.
+        self._lock = threading.Lock()
+        self._finishing: deque[StreamFlow] = deque()
+        self._stop = threading.Event()
+        self._next_sweep = time.monotonic() + _SWEEP_S
+        self._next_round = 0.0
+        self._round_every_s = _ROUND_EVERY_S * servers.num_servers
+        self._thread = threading.Thread(target=self._run, name=f"intake-{server}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def request_stop(self) -> None:
+        """Read no more, from now on; the read under way is finished."""
+        self._stop.set()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; False when it did not end in time."""
+        self.request_stop()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def take_in(self, flow: StreamFlow, snapshot: bytes | None) -> None:
+        """Begin with a stream: the engine opens it, then its audio is read."""
+        with self._lock:
+            self._table.add(flow)
+            self._put(Open(flow, snapshot))
+            self._readings[flow.stream] = _Reading(flow)
+
+    def finish(self, flow: StreamFlow) -> None:
+        """End a stream where it is, without a final entry; done within a second, by the intake's thread."""
+        self._finishing.append(flow)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._round()
+            except (REDIS_ERROR, OSError) as error:
+                logger.warning("reads failed, trying again: %s", error)
+                self._stop.wait(_RETRY_S)
+            except Exception:
+                # A defect in reading must not leave a worker that holds its lease and reads nothing.
+                logger.exception("reading failed")
+                self._stop.wait(_RETRY_S)
+        self._connection.close()
+
+    def _round(self) -> None:
+        early_s = self._next_round - time.monotonic()
+        if early_s > 0:
+            time.sleep(early_s)
+        # Rounded up to whole blocks: a sweep may come one block late.
+        streams = self._reader.wait(_BLOCK_MS, MAX_STREAMS, self._metrics.audio_wait_seconds.observe)
+        now = time.monotonic()
+        self._next_round = max(self._next_round + self._round_every_s, now)
+        self._read(streams, now)
+        while self._finishing:
+            self._finish(self._finishing.popleft())
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_S
+            self._sweep(now)
+
+    def _finish(self, flow: StreamFlow) -> None:
+        reading = self._readings.get(flow.stream)
+        if reading is not None and reading.flow is flow and not flow.ended:
+            got = _Got()
+            got.end(reading)
+            self._put(*got.commands())
+
+    def _sweep(self, now: float) -> None:
+        """Forget streams that have ended; read those that were not read for a while."""
+        with self._lock:
+            for stream, reading in list(self._readings.items()):
+                if self._table.get(stream) is not reading.flow:
+                    del self._readings[stream]
+            quiet = [
+                stream for stream, reading in self._readings.items() if now - reading.last_read >= _SWEEP_S
+            ]
+        for at in range(0, len(quiet), MAX_STREAMS):
+            self._read(quiet[at : at + MAX_STREAMS], now)
+
+    def _read(self, streams: Sequence[StreamId], now: float) -> None:
+        """Read these streams until they have no more, or the engine has enough of them."""
+        while streams and not self._stop.is_set():
+            chosen = self._readable(streams, now)
+            if not chosen:
+                return
+            for reading in chosen:
+                if reading.missed:
+                    self._reread(reading)
+            try:
+                read = self._reader.read([reading.key for reading in chosen], MAX_ENTRIES)
+                streams = self._handle(read, {reading.key[0].audio: reading for reading in chosen})
+            except BaseException:
+                # Nobody knows what of these streams was delivered.
+                for reading in chosen:
+                    reading.missed = True
+                raise
+
+    def _reread(self, reading: _Reading) -> None:
+        """Take what a failed read delivered to nobody; new entries are read behind it."""
+        while True:
+            read = self._reader.reread(*reading.key, reading.last_entry, MAX_ENTRIES)
+            if any(entries for _, entries in read):
+                logger.info("audio read again", extra={"stream_id": reading.flow.stream})
+            if not self._handle(read, {reading.key[0].audio: reading}):
+                break
+        reading.missed = False
+
+    def _readable(self, streams: Iterable[StreamId], now: float) -> list[_Reading]:
+        chosen = []
+        most = self._table.max_backlog_samples
+        with self._lock:
+            for stream in streams:
+                reading = self._readings.get(stream)
+                if reading is None or reading.flow.lost:
+                    continue
+                flow = reading.flow
+                reading.last_read = now
+                if flow.ended:
+                    # Read on, so that a takeover is noticed; nothing can follow a final entry.
+                    if flow.backlog_samples > 0:
+                        chosen.append(reading)
+                elif flow.backlog_samples < most:
+                    chosen.append(reading)
+                else:
+                    flow.held = True
+                    # The outlet may have looked before `held` was set: then nobody would wake us.
+                    if flow.backlog_samples < most:
+                        flow.held = False
+                        chosen.append(reading)
+        return chosen
+
+    def _handle(self, read: Iterable[AudioRead], readings: dict[bytes, _Reading]) -> list[StreamId]:
+        """Feed what was read, of streams by the key of their audio; gives the streams that may have more."""
+        got = _Got()
+        more: list[StreamId] = []
+        lost: list[StreamFlow] = []
+        for key, entries in read:
+            reading = readings[key]
+            if entries is None:
+                lost.append(reading.flow)
+                continue
+            got.take(reading, entries)
+            if len(entries) >= MAX_ENTRIES:
+                more.append(reading.flow.stream)
+        self._put(*got.commands())
+        if lost:
+            self._on_lost(lost)
+        return more
+
+
+class _Got:
+    """What a read comes to, in order: audio of its streams, and what is asked of some of them behind it."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[StreamFlow, Samples]] = []
+        self._commands: list[Command] = []
+        self._ends: list[Command] = []
+
+    def commands(self) -> list[Command]:
+        """The commands for the engine thread, nearly always one for the audio of all streams."""
+        self._feed_parts()
+        return self._commands + self._ends
+
+    def _feed_parts(self) -> None:
+        if self._parts:
+            self._commands.append(Feed(self._parts))
+            self._parts = []
+
+    def take(self, reading: _Reading, entries: Sequence[RawEntry]) -> None:
+        """Take what was read of a stream. What is wrong with it ends that stream alone."""
+        flow = reading.flow
+        for entry_id, flat in entries:
+            reading.last_entry = entry_id
+            try:
+                entry = decode_audio_entry(entry_id, flat)
+                if entry.ingress is not None:
+                    flow.ingress = entry.ingress
+                if flow.ended:
+                    continue
+                if entry.finalize:
+                    self._finalize(reading, entry_id)
+                    continue
+                audio = reading.audio
+                parts = audio.push(entry)
+                flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
+                self._feed(flow, parts)
+                if entry.final:
+                    self.end(reading)
+            except StreamError as error:
+                logger.warning("audio refused: %s", error, extra={"stream_id": flow.stream})
+                self._fail(flow, error)
+            except Exception:
+                # The other streams of this read have been delivered to us: they must get their audio.
+                logger.exception("audio could not be read", extra={"stream_id": flow.stream})
+                self._fail(flow, worker_failed())
+
+    def _finalize(self, reading: _Reading, entry_id: bytes) -> None:
+        flow = reading.flow
+        answered = flow.owned.record.checkpoint.base.finalized
+        if answered is None or entry_order(answered) < entry_order(entry_id):
+            at = reading.audio.next_sample
+            # The resampler has to give all that it has, and begins anew.
+            self._feed(flow, reading.audio.finish())
+            base = Base(origin=flow.fed_samples, client_origin=at)
+            reading.audio = StreamAudio(reading.audio.rate, flow.fed_samples, base)
+            flow.undecoded.append(Undecoded(entry_id, at, finalizes=True))
+            self._feed_parts()
+            self._commands.append(Finalize(flow, entry_id))
+        else:
+            # A replay that begins behind the answer; nothing will tell that the entry is done.
+            flow.undecoded.append(Undecoded(entry_id, reading.audio.next_sample))
+
+    def end(self, reading: _Reading) -> None:
+        """End a stream: what its resampler still has, then the end."""
+        flow = reading.flow
+        self._feed(flow, reading.audio.finish())
+        flow.ended = True
+        self._ends.append(Finish(flow))
+
+    def _feed(self, flow: StreamFlow, parts: Sequence[Samples]) -> None:
+        for samples in parts:
+            flow.fed_samples += len(samples)
+            self._parts.append((flow, samples))
+
+    def _fail(self, flow: StreamFlow, error: StreamError) -> None:
+        if not flow.ended:
+            flow.ended = True
+            self._ends.append(Fail(flow, error))

@@ -1,0 +1,432 @@
+"""Results from the engine to Redis: one thread, one pipeline for all that waits.
+
+What a step gave for a stream is written in the order result, acknowledgement of the audio, publication,
+so that a worker may die between any two of them: a replay repeats what was not acknowledged, and gives
+the same results with the same numbers, of which those that are in already are not sent again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from common.entries import LineKind, StreamId, WorkerId
+from common.errors import ErrorCode, StreamError
+from common.monitoring.metrics import WorkerMetrics
+from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
+from common.redis.keys import Keys
+from common.redis.scripts.ownership import keep_dead_letter, note_cold
+from common.result_record import encode_error, encode_record
+from common.streams.assignments import Base, Checkpoint
+from common.streams.audio_reader import ready_command
+from common.streams.claims import Claims, OwnedStream
+from common.streams.kept_text import ResultLog
+from common.streams.result_writer import ResultBatch, ResultWriter
+from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.pipeline.audio import client_samples, first_needed
+from gpu_worker.pipeline.engine_events import (
+    Decoded,
+    Event,
+    Failed,
+    Forgotten,
+    HandedOver,
+    Opened,
+    SnapshotTaken,
+    worker_failed,
+)
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable, Undecoded
+from gpu_worker.pipeline.snapshot_writer import Snapshot, SnapshotWriter
+
+logger = logging.getLogger(__name__)
+
+# Events that may wait for Redis before the engine thread has to: several steps, so that one slow reply
+# does not hold the device up, and few enough to bound what a worker can have said in vain.
+MAX_QUEUED_EVENTS: Final = 256
+# Snapshots of streams that are handed over go with their results; so much of them goes in one write.
+_MAX_RELEASED_BYTES: Final = 16 * 1024 * 1024
+_WAIT_S: Final = 1.0
+_FIRST_RETRY_S: Final = 0.05
+_MAX_RETRY_S: Final = 1.0
+
+
+class _Writing:
+    """The outlet's own state of one stream.
+
+    epoch, last_seq: of its ownership, as in `OwnedStream`. seq: of the last result, sent or not. acked:
+    client samples of the last acknowledgement that the client was told. kept: decoded entries that a
+    replay of resampled audio would still need. replay_entry: last entry that no replay needs.
+    base: where the part of the stream begins that the engine has.
+    log: of its results, and its text. utterances: finals of utterances so far.
+    told_to: client samples of which an earlier owner has told otherwise than this one would; 0 where this one
+    says the same.
+    """
+
+    __slots__ = (
+        "acked",
+        "base",
+        "epoch",
+        "flow",
+        "kept",
+        "last_seq",
+        "log",
+        "rate",
+        "replay_entry",
+        "seq",
+        "told_to",
+        "utterances",
+    )
+
+    def __init__(self, flow: StreamFlow) -> None:
+        checkpoint = flow.owned.record.checkpoint
+        self.flow: Final = flow
+        self.base = flow.base
+        self.rate: Final = flow.owned.record.sample_rate
+        self.epoch: Final = flow.owned.epoch
+        self.last_seq: Final = flow.owned.last_seq
+        owned, record = flow.owned, flow.owned.record
+        # Where somebody went on without the snapshot, the results of a replay are not those that were told:
+        # they go on behind those, and repeat of the text what both may have heard otherwise.
+        cold = flow.cold or record.cold
+        self.seq = owned.last_seq if cold else checkpoint.seq
+        self.told_to = owned.last_acked if cold else 0
+        self.acked = client_samples(self.rate, checkpoint.samples_decoded, self.base)
+        self.utterances = checkpoint.utterances
+        before = flow.text[: checkpoint.text_chars] if cold else ""
+        self.log = ResultLog(
+            chars=checkpoint.text_chars,
+            kept_seq=record.text_seq,
+            kept_chars=len(before) if cold else record.text_chars,
+            kept_bytes=len(before.encode()) if cold else owned.text_bytes,
+        )
+        self.kept: Final[deque[Undecoded]] = deque()
+        self.replay_entry = checkpoint.entry_id
+
+
+class Outlet:
+    """Writes what the engine thread says; the sink of `EngineThread`.
+
+    snapshots: takes those of streams that go on here.
+    on_fenced: called with streams that newer owners have, or that left Redis.
+    on_failure: called in this thread, last, when it cannot go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        redis: SyncRedis,
+        keys: Keys,
+        worker: WorkerId,
+        claims: Claims,
+        table: StreamTable,
+        snapshots: SnapshotWriter,
+        metrics: WorkerMetrics,
+        on_fenced: Callable[[Sequence[StreamFlow]], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._writer = ResultWriter(redis, keys)
+        self._keys = keys
+        self._worker = worker
+        self._claims = claims
+        self._table = table
+        self._snapshots = snapshots
+        self._metrics = metrics
+        self._on_fenced = on_fenced
+        self._on_failure = on_failure
+        self._queue: queue.Queue[Event | None] = queue.Queue(MAX_QUEUED_EVENTS)
+        self._writings: dict[StreamId, _Writing] = {}
+        self._handed_over = threading.Event()
+        self._abandon = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, event: Event) -> None:
+        """Take an event of the engine thread; waits while the queue is full."""
+        if isinstance(event, SnapshotTaken) and not event.release:
+            self._snapshots.expect()
+        while not self._abandon.is_set():
+            try:
+                self._queue.put(event, timeout=_WAIT_S)
+            except queue.Full:
+                continue
+            return
+
+    def takes_snapshot(self) -> bool:
+        """Whether a snapshot that were taken now would be written soon."""
+        return self._snapshots.has_room()
+
+    def wait_handed_over(self, timeout_s: float) -> bool:
+        """Wait until the hand-over that the engine thread was asked for is in Redis."""
+        return self._handed_over.wait(timeout_s)
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread after what is queued, or leave it unwritten when there is no time for it."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=timeout_s)
+        self._thread.join(timeout_s)
+        self._abandon.set()
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    # The thread
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping and not self._abandon.is_set():
+            events: list[Event] = []
+            released_bytes = 0
+            try:
+                event = self._queue.get(timeout=_WAIT_S)
+                while event is not None:
+                    events.append(event)
+                    if isinstance(event, SnapshotTaken) and event.release:
+                        released_bytes += len(event.data)
+                    if len(events) == MAX_QUEUED_EVENTS or released_bytes > _MAX_RELEASED_BYTES:
+                        break
+                    event = self._queue.get_nowait()
+                stopping = event is None
+            except queue.Empty:
+                pass
+            try:
+                self._process(events)
+            except Exception as error:
+                # A worker that decodes and says nothing would be worse than one that ends.
+                logger.exception("results cannot be written")
+                self._abandon.set()
+                self._on_failure(error)
+
+    def _process(self, events: Iterable[Event]) -> None:
+        batch = _Batch(self._writer.batch())
+        handed_over = False
+        for event in events:
+            match event:
+                case Decoded(outputs):
+                    for output in outputs:
+                        writing = self._writings.get(output.stream)
+                        if writing is not None:
+                            self._output(batch, writing, output)
+                case Opened(flow):
+                    self._opened(batch, flow)
+                case SnapshotTaken():
+                    self._snapshot(batch, event)
+                case Failed(flow, error):
+                    self._failed(batch, flow, error)
+                case Forgotten(flow):
+                    self._forget(flow)
+                case HandedOver():
+                    handed_over = True
+        if not self._commit(batch):
+            return
+        # Only now: a checkpoint says that the results before it are written.
+        for checkpoint in batch.checkpoints:
+            self._snapshots.put(checkpoint)
+        if handed_over:
+            self._handed_over.set()
+
+    def _opened(self, batch: _Batch, flow: StreamFlow) -> None:
+        self._writings[flow.stream] = _Writing(flow)
+        owned = flow.owned
+        notice = self._worker.encode()
+        batch.results.say(owned, flow.ingress, LineKind.OWNER, owned.last_seq, owned.last_acked, notice)
+        if flow.cold:
+            batch.results.then(owned, note_cold(owned.keys, epoch=owned.epoch))
+        # Audio that came before the ingress knew of us was announced to nobody.
+        batch.results.then(owned, ready_command(self._keys, owned.keys, self._worker))
+
+    def _output(self, batch: _Batch, writing: _Writing, output: StreamOutput) -> None:
+        flow, results = writing.flow, batch.results
+        if output.failed is not None:
+            logger.error("the engine gave a stream up: %s", output.failed, extra={"stream_id": flow.stream})
+            self._failed(batch, flow, worker_failed())
+            return
+        flow.decoded_samples = output.samples_decoded
+        done, decoded = self._decoded(writing, output)
+        if done <= writing.told_to and not (output.is_final or output.from_finalize):
+            pass  # its client has heard of it
+        elif (
+            output.from_finalize
+            or output.changed
+            or output.token_ids
+            or output.is_turn_event
+            or output.is_final
+        ):
+            writing.seq = seq = writing.seq + 1
+            writing.acked = done
+            writing.utterances += len(output.utterances)
+            text_from = writing.log.text_from(output.text)
+            if seq == writing.last_seq + 1:
+                # Another owner told the results before. It may have had a verdict of smart-turn that this one
+                # had not, and so other results. The text at the checkpoint is the same for both.
+                text_from = min(text_from, flow.owned.record.checkpoint.text_chars)
+            if output.from_finalize:
+                end = output.samples_decoded
+                writing.base = Base(end, len(output.text), writing.utterances, decoded[-1], end, done)
+            if seq > writing.last_seq:
+                self._result(results, writing, output, text_from)
+        elif done - writing.acked >= writing.rate:
+            writing.acked = done
+            results.say(flow.owned, flow.ingress, LineKind.ACK, writing.seq, done)
+        if decoded:
+            results.acknowledge(flow.owned, decoded)
+        if output.is_final:
+            batch.ends(flow, self._claims.finish_command(flow.owned))
+        elif flow.held and flow.backlog_samples < self._table.max_backlog_samples // 2:
+            flow.held = False
+            results.then(flow.owned, ready_command(self._keys, flow.owned.keys, self._worker))
+
+    @staticmethod
+    def _result(results: ResultBatch, writing: _Writing, output: StreamOutput, text_from: int) -> None:
+        """Say a result, and keep the text now and then."""
+        owned, log = writing.flow.owned, writing.log
+        kind = LineKind.PARTIAL
+        if output.is_final:
+            kind = LineKind.FINAL
+        elif output.from_finalize:
+            kind = LineKind.FINALIZED
+        elif output.is_turn_event:
+            kind = LineKind.TURN
+        body = encode_record(output, text_from)
+        results.say(
+            owned,
+            writing.flow.ingress,
+            kind,
+            writing.seq,
+            writing.acked,
+            body,
+            max_length=log.added(len(body)),
+        )
+        if log.is_due:
+            _keep_text(results, writing)
+
+    @staticmethod
+    def _decoded(writing: _Writing, output: StreamOutput) -> tuple[int, list[bytes]]:
+        """Take the entries that are decoded by now; gives the client's samples that are, and their ids."""
+        flow, kept = writing.flow, writing.kept
+        undecoded = flow.undecoded
+        done = client_samples(writing.rate, output.samples_decoded, writing.base)
+        ids: list[bytes] = []
+        ends = output.is_final or output.from_finalize
+        while undecoded and (ends or (undecoded[0].end_sample <= done and not undecoded[0].finalizes)):
+            entry = undecoded.popleft()
+            flow.decoded_entry = entry.entry_id
+            ids.append(entry.entry_id)
+            kept.append(entry)
+            if ends:
+                done = entry.end_sample
+            if output.from_finalize and entry.finalizes:
+                break
+        needed = first_needed(writing.rate, output.samples_decoded, writing.base)
+        while kept and kept[0].end_sample <= needed:
+            writing.replay_entry = kept.popleft().entry_id
+        return max(done, writing.acked), ids
+
+    def _snapshot(self, batch: _Batch, snapshot: SnapshotTaken) -> None:
+        flow = snapshot.flow
+        writing = self._writings.get(flow.stream)
+        if writing is None or writing.flow is not flow:
+            if not snapshot.release:
+                self._snapshots.forget()
+            return
+        if writing.seq == writing.last_seq and writing.told_to:
+            # It repeats what was told, and has said nothing yet: the checkpoint before is as good.
+            if snapshot.release:
+                batch.ends(flow)
+            else:
+                self._snapshots.forget()
+            return
+        # A checkpoint goes no further than the kept text: one without its snapshot begins with that.
+        _keep_text(batch.results, writing)
+        checkpoint = Checkpoint(
+            entry_id=writing.replay_entry,
+            samples_decoded=snapshot.samples_decoded,
+            seq=writing.seq,
+            text_chars=writing.log.chars,
+            utterances=writing.utterances,
+            base=writing.base,
+        )
+        if snapshot.release:
+            batch.ends(flow, *self._claims.checkpoint_commands(flow.owned, checkpoint, snapshot.data))
+        else:
+            batch.checkpoints.append(Snapshot(flow, checkpoint, snapshot.data))
+
+    def _failed(self, batch: _Batch, flow: StreamFlow, error: StreamError) -> None:
+        writing = self._writings.get(flow.stream)
+        seq = 1 + max(flow.owned.last_seq, writing.seq if writing is not None else 0)
+        acked = writing.acked if writing is not None else flow.owned.last_acked
+        batch.results.say(flow.owned, flow.ingress, LineKind.ERROR, seq, acked, encode_error(error))
+        if error.code is ErrorCode.POISON:
+            batch.results.then(flow.owned, keep_dead_letter(flow.owned.keys, epoch=flow.owned.epoch))
+        batch.ends(flow, self._claims.finish_command(flow.owned))
+
+    def _commit(self, batch: _Batch) -> bool:
+        """Write until it is written; then free the slots of what has ended. False where it was given up."""
+        pause = _FIRST_RETRY_S
+        while True:
+            started = time.monotonic()
+            try:
+                written = self._writer.write(batch.results)
+                self._metrics.redis_write_seconds.observe(time.monotonic() - started)
+                break
+            except (REDIS_ERROR, OSError) as error:
+                if not is_passing(error):
+                    raise
+                logger.warning("results wait for Redis: %s", error)
+                if self._abandon.wait(pause):
+                    return False
+                pause = min(2 * pause, _MAX_RETRY_S)
+        for flow in batch.ended:
+            self._forget(flow)
+        for writing in self._those(written.text_gone):
+            writing.log.keep_all_again()
+        fenced = [writing.flow for writing in self._those(written.lost)]
+        if fenced:
+            self._metrics.fenced_writes += len(fenced)
+            self._on_fenced(fenced)
+        return True
+
+    def _those(self, streams: Iterable[OwnedStream]) -> list[_Writing]:
+        """The outlet's own state of streams, as far as they are still written for this ownership."""
+        return [
+            writing
+            for owned in streams
+            if (writing := self._writings.get(owned.stream)) is not None and writing.flow.owned is owned
+        ]
+
+    def _forget(self, flow: StreamFlow) -> None:
+        writing = self._writings.get(flow.stream)
+        if writing is not None and writing.flow is flow:
+            del self._writings[flow.stream]
+        self._table.remove(flow)
+
+
+def _keep_text(results: ResultBatch, writing: _Writing) -> None:
+    owned = writing.flow.owned
+    command = writing.log.keep(owned.keys, owned.epoch, writing.seq)
+    if command is not None:
+        results.keep_text(owned, command)
+
+
+class _Batch:
+    """What one pipeline writes, and what is done once it is written."""
+
+    def __init__(self, results: ResultBatch) -> None:
+        self.results: Final = results
+        self.ended: set[StreamFlow] = set()
+        self.checkpoints: list[Snapshot] = []
+
+    def ends(self, flow: StreamFlow, *commands: tuple[Any, ...]) -> None:
+        """End a stream, or let it go to another worker, behind all that is written about it."""
+        self.results.then(flow.owned, *commands)
+        self.ended.add(flow)

@@ -1,0 +1,130 @@
+"""Snapshots on their way into Redis: a thread and connections of their own.
+
+A snapshot is megabytes. On the outlet's connection the results of all streams would wait behind it, in the
+worker and in Redis; so it goes piece by piece over another one, and between two pieces Redis serves others.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any, Final
+
+from common.monitoring.metrics import WorkerMetrics
+from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
+from common.redis.connect import pack
+from common.streams.assignments import Checkpoint
+from common.streams.claims import Claims
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable
+
+logger = logging.getLogger(__name__)
+
+# Snapshots that were taken and are not written, beyond which no further ones are taken: bounds their memory.
+MAX_UNDER_WAY: Final = 8
+_RETRY_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The engine's state of a stream, and the checkpoint that it is for."""
+
+    flow: StreamFlow
+    checkpoint: Checkpoint
+    data: bytes
+
+
+class SnapshotWriter:
+    """Stores checkpoints, one after the other; that of a stream which has ended or moved on is let go."""
+
+    def __init__(self, redis: SyncRedis, claims: Claims, table: StreamTable, metrics: WorkerMetrics) -> None:
+        self._redis = redis
+        self._metrics = metrics
+        self._claims = claims
+        self._table = table
+        self._connections = [redis.pipelined(server) for server in range(redis.servers.num_servers)]
+        self._queue: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def has_room(self) -> bool:
+        """Whether a snapshot that were taken now would be one of few."""
+        return self._under_way < MAX_UNDER_WAY
+
+    def expect(self) -> None:
+        """A snapshot was taken: `put` or `forget` follows."""
+        with self._lock:
+            self._under_way += 1
+
+    def put(self, snapshot: Snapshot) -> None:
+        """Take a snapshot whose stream's results are written up to its checkpoint; never waits."""
+        self._queue.put(snapshot)
+
+    def forget(self) -> None:
+        """A snapshot that was expected is written, or will not come."""
+        with self._lock:
+            self._under_way -= 1
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; what is queued is let go, for the streams have ended or are handed over."""
+        self._stopping.set()
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (snapshot := self._queue.get()) is not None:
+            try:
+                self._store(snapshot)
+            except Exception:
+                self._metrics.snapshots["failed"] += 1
+                # The stream keeps its last checkpoint, and its next one will do.
+                logger.exception("no checkpoint", extra={"stream_id": snapshot.flow.stream})
+            self.forget()
+
+    def _store(self, snapshot: Snapshot) -> None:
+        while not self._stopping.is_set() and self._is_wanted(snapshot):
+            try:
+                stored = self._write(snapshot)
+            except (REDIS_ERROR, OSError) as error:
+                if not is_passing(error):
+                    raise
+                logger.warning("a checkpoint waits for Redis: %s", error)
+                self._stopping.wait(_RETRY_S)
+            else:
+                if stored:
+                    self._metrics.snapshots["written"] += 1
+                    self._metrics.snapshot_bytes += len(snapshot.data)
+                elif self._is_wanted(snapshot):
+                    self._metrics.snapshots["failed"] += 1
+                    # Its audio is kept until a later one is stored.
+                    logger.warning("a checkpoint was refused", extra={"stream_id": snapshot.flow.stream})
+                return
+        self._metrics.snapshots["skipped"] += 1
+
+    def _is_wanted(self, snapshot: Snapshot) -> bool:
+        flow = snapshot.flow
+        return not flow.lost and self._table.get(flow.stream) is flow
+
+    def _write(self, snapshot: Snapshot) -> bool:
+        reply: Any = None
+        owned = snapshot.flow.owned
+        connection = self._connections[self._redis.servers.server_of_shard(owned.keys.shard)]
+        for command in self._claims.checkpoint_commands(owned, snapshot.checkpoint, snapshot.data):
+            # Each waits for the one before: what Redis has read of a connection it would do in one go.
+            (reply,) = connection.call((pack(*command),), repeat=False)
+            if isinstance(reply, Exception):
+                raise reply
+        return bool(reply)

@@ -1,0 +1,171 @@
+"""Plans of the slot table, and the rings that it counts for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpu_worker.engine.slots.clock import ChunkClock
+from gpu_worker.engine.slots.sample_rings import SampleRings
+from gpu_worker.engine.slots.slot_table import SlotTable
+from gpu_worker.engine.steps import RingMemory
+
+CLOCK = ChunkClock(160, 200, 8, 2)
+
+
+def table_with(fed: list[int]) -> SlotTable:
+    table = SlotTable(len(fed), CLOCK)
+    for slot, samples in enumerate(fed):
+        table.open(slot, slot + 1, 0, 0)
+        table.fed[slot] = samples
+    return table
+
+
+def test_plans_one_chunk_of_each_ready_slot() -> None:
+    table = table_with([CLOCK.samples_of_chunks(1), CLOCK.samples_of_chunks(1) - 1, 50_000])
+    plan = table.plan(8)
+    assert plan is not None
+    assert plan.slots_B.tolist() == [0, 2]
+    assert plan.frames_B.tolist() == [2, 2]
+    assert not plan.ends_B.any()
+    after = table.plan(8)
+    assert after is not None
+    assert after.slots_B.tolist() == [2]
+    assert after.start_B.tolist() == [2]
+
+
+def test_who_waits_longest_goes_first() -> None:
+    table = table_with([100_000] * 5)
+    last = dict.fromkeys(range(5), -1)
+    for number in range(15):
+        plan = table.plan(2)
+        assert plan is not None
+        for slot in plan.slots_B.tolist():
+            # Nobody gets a second turn before each of the others could have had one.
+            assert number - last[slot] <= 4
+            last[slot] = number
+    assert min(last.values()) >= 11
+
+
+def test_unplanned_rows_keep_their_turn() -> None:
+    table = table_with([100_000] * 3)
+    plan = table.plan(2)
+    assert plan is not None
+    table.unplan(plan)
+    assert table.planned.tolist() == [0, 0, 0]
+    again = table.plan(2)
+    assert again is not None
+    assert again.slots_B.tolist() == plan.slots_B.tolist()
+
+
+def chunks_of(table: SlotTable, max_chunks: int) -> list[int]:
+    plan = table.plan(8, max_chunks)
+    assert plan is not None
+    return [int(chunks) for chunks in plan.chunks_B]
+
+
+def test_streams_that_are_behind_together_take_several_chunks() -> None:
+    behind = [CLOCK.samples_of_chunks(9), CLOCK.samples_of_chunks(5)]
+    assert chunks_of(table_with(behind), 8) == [4, 4]
+    assert chunks_of(table_with(behind), 7) == [4, 4]
+    assert chunks_of(table_with(behind), 3) == [2, 2]
+    assert chunks_of(table_with(behind), 1) == [1, 1]
+
+
+def test_one_on_time_holds_the_step_to_its_chunk() -> None:
+    assert chunks_of(table_with([CLOCK.samples_of_chunks(9), CLOCK.samples_of_chunks(1)]), 8) == [1, 1]
+
+
+def test_a_stream_at_its_end_holds_nobody_back() -> None:
+    table = table_with([CLOCK.samples_of_chunks(4), CLOCK.samples_of_chunks(1) + 500, 0])
+    table.finished[1:] = True
+    plan = table.plan(8, 8)
+    assert plan is not None
+    assert plan.chunks_B.tolist() == [4, 1, 0]
+    assert plan.ends_B.tolist() == [False, True, True]
+    assert plan.frames_B.tolist() == [8, CLOCK.total_frames(int(table.fed[1])), 0]
+
+
+def test_streams_at_their_ends_take_the_longest_step_together() -> None:
+    table = table_with([CLOCK.samples_of_chunks(6) + 900, CLOCK.samples_of_chunks(1)])
+    table.finished[:] = True
+    first = table.plan(8, 4)
+    assert first is not None
+    assert (first.chunks_B.tolist(), first.ends_B.tolist()) == ([4, 1], [False, True])
+    second = table.plan(8, 4)
+    assert second is not None
+    assert (second.slots_B.tolist(), second.chunks_B.tolist()) == ([0], [2])
+    assert second.ends_B.all() == (CLOCK.total_frames(int(table.fed[0])) <= 8 + 4)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 159, 160, 1_480, 2_639, 2_640, 4_040, 9_999, 16_000, 20_520])
+@pytest.mark.parametrize("chunk_frames", [1, 2, 14])
+@pytest.mark.parametrize("max_chunks", [1, 4])
+def test_a_finished_stream_ends_with_all_its_frames(samples: int, chunk_frames: int, max_chunks: int) -> None:
+    clock = ChunkClock(160, 200, 8, chunk_frames)
+    table = SlotTable(1, clock)
+    table.open(0, 1, 0, 0)
+    table.fed[0], table.finished[0] = samples, True
+    frames, whole, plans = 0, 0, []
+    while (plan := table.plan(1, max_chunks)) is not None:
+        assert 0 <= plan.frames_B[0] <= max_chunks * chunk_frames
+        assert plan.start_B[0] == frames
+        frames += int(plan.frames_B[0])
+        whole += int(plan.chunks_B[0])
+        plans.append(plan)
+    assert frames == clock.total_frames(samples)
+    assert whole == clock.whole_chunks(samples)
+    assert [bool(plan.ends_B[0]) for plan in plans] == [False] * (len(plans) - 1) + [True]
+
+
+def test_closed_slots_are_in_no_plan() -> None:
+    table = table_with([100_000, 100_000])
+    table.close(0)
+    plan = table.plan(4)
+    assert plan is not None
+    assert plan.slots_B.tolist() == [1]
+
+
+@pytest.mark.parametrize("types", ["pcm16", "float32", "mixed"])
+def test_rings_keep_order_whatever_does_not_fit(types: str) -> None:
+    table = table_with([0, 0])
+    rings = SampleRings(RingMemory.allocate(2, 1_000), table)
+    rng, samples = np.random.default_rng(0), np.arange(20_000).astype(np.int16)
+    scaled = samples.astype(np.float32) / np.float32(32_768)
+    fed = read = 0
+    while read < len(samples):
+        size = min(int(rng.integers(1, 1_500)), len(samples) - fed)
+        if types == "pcm16" or (types == "mixed" and rng.random() < 0.9):
+            rings.append_pcm16(1, samples[fed : fed + size])
+        else:
+            rings.append(1, scaled[fed : fed + size])
+        fed += size
+        assert int(table.fed[1]) + rings.beside(1) == fed
+        end = min(int(table.fed[1]), read + int(rng.integers(0, 1_000)))
+        assert rings.copy(1, read, end).tolist() == scaled[read:end].tolist()
+        read = end
+        rings.free(np.array([1]), np.array([read]))
+    assert rings.beside(1) == 0
+    assert table.fed[0] == 0
+    assert rings.is_float[1] == (types != "pcm16")
+
+
+def test_a_ring_that_a_step_reads_keeps_its_type() -> None:
+    table = table_with([0])
+    rings = SampleRings(RingMemory.allocate(1, 10_000), table)
+    rings.open(0, 0)
+    rings.append_pcm16(0, np.arange(4_000, dtype=np.int16))
+    plan = table.plan(1)
+    assert plan is not None
+    rings.append(0, np.full(10, 0.3, np.float32))
+    rings.append_pcm16(0, np.full(10, 7, np.int16))
+    assert not rings.is_float[0]
+    assert rings.beside(0) == 20
+    table.decoded[0] = table.planned[0]
+    rings.free(plan.slots_B, np.array([1_000]))
+    assert rings.is_float[0]
+    assert rings.beside(0) == 0
+    found = rings.copy(0, 1_000, 4_020)
+    assert found[-10:].tolist() == [np.float32(7 / 32_768)] * 10
+    assert found[-20:-10].tolist() == [np.float32(0.3)] * 10
+    assert found[0] == np.float32(1_000 / 32_768)

@@ -1,0 +1,101 @@
+"""Snapshots are spread: few after a step, a share of the time, later rather than never."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.entries import StreamId
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
+from gpu_worker.pipeline.checkpoints import LATEST, MAX_AFTER_STEP, SHARE, CheckpointQueue
+
+REPLAY_S = 60.0
+CHUNK_S = 0.16
+# Chunks of streams are complete at times of their own: so many steps while each has one.
+STEPS_A_CHUNK = 8
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def samples(seconds: float) -> int:
+    return int(seconds * ENGINE_SAMPLE_RATE)
+
+
+def simulate(num_streams: int, snapshot_s: float, seconds: float) -> tuple[list[float], list[int], float]:
+    """Streams that began within a chunk, in real time; spacings, snapshots a step, share of work."""
+    clock = Clock()
+    queue = CheckpointQueue(REPLAY_S, clock)
+    streams = [StreamId(number) for number in range(num_streams)]
+    for stream in streams:
+        queue.opened(stream, 0)
+    last = dict.fromkeys(streams, 0.0)
+    spacings: list[float] = []
+    in_step: list[int] = []
+    work_s = 0.0
+    while clock.now_s < seconds:
+        clock.now_s += CHUNK_S / STEPS_A_CHUNK
+        at_s = clock.now_s
+        for stream in streams[len(in_step) % STEPS_A_CHUNK :: STEPS_A_CHUNK]:
+            queue.decoded(stream, samples(at_s))
+        in_step.append(0)
+        for stream in queue.next_ones():
+            clock.now_s += snapshot_s
+            work_s += snapshot_s
+            in_step[-1] += 1
+            spacings.append(at_s - last[stream])
+            last[stream] = at_s
+            queue.taken(stream, samples(at_s))
+    return spacings, in_step, work_s / clock.now_s
+
+
+def test_a_stream_is_due_after_half_the_replay() -> None:
+    clock = Clock()
+    queue = CheckpointQueue(REPLAY_S, clock)
+    stream = StreamId(1)
+    queue.taken(stream, samples(100))
+    clock.now_s = 1.0
+    queue.decoded(stream, samples(129.9))
+    assert list(queue.next_ones()) == []
+    queue.decoded(stream, samples(130))
+    assert next(queue.next_ones()) == stream
+    queue.taken(stream, samples(130))
+    assert len(queue) == 0
+
+
+def test_streams_that_came_together_are_spread() -> None:
+    spacings, in_step, share = simulate(100, 0.004, 200.0)
+    assert max(in_step) <= MAX_AFTER_STEP
+    assert len(spacings) >= 500
+    assert share <= SHARE
+    assert min(spacings) >= REPLAY_S / 4
+    assert max(spacings) <= LATEST * REPLAY_S
+
+
+def test_spacing_grows_with_the_load_and_stays_below_the_replay() -> None:
+    few, _, _ = simulate(20, 0.005, 200.0)
+    # 1,500 streams every 30 s at 5 ms each would be a quarter of the time.
+    many, in_step, share = simulate(1_500, 0.005, 200.0)
+    assert max(few) < REPLAY_S / 2 + 2
+    assert max(few) < max(many) <= LATEST * REPLAY_S
+    assert max(in_step) <= MAX_AFTER_STEP
+    assert share == pytest.approx(SHARE, abs=0.03)
+
+
+def test_a_forgotten_stream_has_no_turn() -> None:
+    clock = Clock()
+    queue = CheckpointQueue(REPLAY_S, clock)
+    for number in range(3):
+        queue.opened(StreamId(number), 0)
+        queue.decoded(StreamId(number), samples(40))
+    clock.now_s = 1.0
+    queue.forget(StreamId(0))
+    seen = []
+    for stream in queue.next_ones():
+        seen.append(stream)
+        queue.taken(stream, samples(40))
+    assert seen == [1, 2]

@@ -1,0 +1,299 @@
+"""The thread that owns the engine: order, faults of one stream, failure of the whole, hang."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from common.entries import IngressId, StreamId, WorkerId
+from common.errors import ErrorCode
+from common.monitoring.metrics import WorkerMetrics
+from common.options import StreamOptions
+from common.redis.keys import Keys
+from common.streams.assignments import Checkpoint, StreamRecord
+from common.streams.claims import OwnedStream
+from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.pipeline.engine_events import (
+    Decoded,
+    Drop,
+    Event,
+    Failed,
+    Feed,
+    Finalize,
+    Finish,
+    Forgotten,
+    HandedOver,
+    HandOver,
+    Open,
+    Opened,
+    SnapshotTaken,
+)
+from gpu_worker.pipeline.engine_thread import EngineThread
+from gpu_worker.pipeline.flow import StreamFlow
+from gpu_worker.steps.null import NullEngine
+from tests.waiting import wait_until
+
+
+def flow(number: int, epoch: int = 1) -> StreamFlow:
+    stream = StreamId(number)
+    record = StreamRecord(
+        stream,
+        IngressId("i"),
+        StreamOptions(),
+        16_000,
+        "",
+        0,
+        60_000,
+        0,
+        WorkerId("w"),
+        epoch,
+        Checkpoint(),
+        False,
+    )
+    return StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.busy = False
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+
+    def takes_snapshot(self) -> bool:
+        return not self.busy
+
+    def count(self, kind: type[Event]) -> int:
+        return sum(isinstance(event, kind) for event in self.events)
+
+
+class Running:
+    """An engine thread, what it said, and why it failed."""
+
+    def __init__(self, engine: NullEngine, replay_s: float = 60.0) -> None:
+        self.sink = Sink()
+        self.metrics = WorkerMetrics()
+        self.failures: list[BaseException] = []
+        self.thread = EngineThread(engine, self.sink, replay_s, self.metrics, self.failures.append)
+        self.thread.start()
+
+    def said(self, kind: type[Event], count: int = 1) -> None:
+        wait_until(lambda: self.sink.count(kind) >= count, 5.0, f"{count} {kind.__name__}")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def make(engine: NullEngine, replay_s: float = 60.0) -> Running:
+        started.append(Running(engine, replay_s))
+        return started[-1]
+
+    yield make
+    for running in started:
+        assert running.thread.stop(5.0)
+
+
+def audio(seconds: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.random.default_rng(0).standard_normal(int(seconds * 16_000)).astype(np.float32)
+
+
+def feed(flow: StreamFlow, samples: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Feed:
+    return Feed(((flow, samples),))
+
+
+def test_what_it_says_of_a_stream_is_in_order(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(2))
+    one = flow(1)
+    running.thread.put(Open(one, None), feed(one, audio(1.0)), Finish(one))
+    wait_until(lambda: any(isinstance(e, Decoded) and e.outputs[-1].is_final for e in running.sink.events))
+    assert isinstance(running.sink.events[0], Opened)
+    outputs = [output for e in running.sink.events if isinstance(e, Decoded) for output in e.outputs]
+    decoded = [output.samples_decoded for output in outputs]
+    assert decoded == sorted(decoded)
+    assert decoded[-1] == 16_000
+
+
+def test_a_stream_that_the_engine_refuses_fails_alone(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(1))
+    one, two = flow(1), flow(2)
+    running.thread.put(Open(one, None), Open(two, None), feed(two, audio(1.0)), feed(one, audio(0.32)))
+    running.said(Decoded)
+    failed = [event for event in running.sink.events if isinstance(event, Failed)]
+    assert [(event.flow, event.error.code) for event in failed] == [(two, ErrorCode.WORKER_FAILED)]
+    assert not running.failures
+
+
+def test_audio_after_the_end_fails_its_stream(start: Callable[..., Running]) -> None:
+    engine = NullEngine(1, step_ms=20)
+    running = start(engine)
+    one = flow(1)
+    running.thread.put(Open(one, None), Finish(one), feed(one, audio(0.1)))
+    running.said(Failed)
+    assert engine.stats.open_streams == 0
+
+
+def test_commands_for_a_stream_that_was_dropped_are_ignored(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(1))
+    one = flow(1)
+    running.thread.put(Open(one, None), Drop(one), feed(one, audio(1.0)), Finish(one), Drop(one))
+    other = flow(2)
+    running.thread.put(Open(other, None))
+    running.said(Opened, 2)
+    assert [type(event) for event in running.sink.events] == [Opened, Forgotten, Opened]
+
+
+def test_a_stream_that_comes_back_replaces_its_old_self(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(1))
+    old, new = flow(1), flow(1, epoch=3)
+    running.thread.put(Open(old, None), feed(old, audio(0.1)), Open(new, None), feed(old, audio(1.0)))
+    running.thread.put(feed(new, audio(0.32)))
+    running.said(Decoded)
+    assert [type(event) for event in running.sink.events] == [Opened, Forgotten, Opened, Decoded]
+    forgotten, opened = running.sink.events[1:3]
+    assert isinstance(forgotten, Forgotten)
+    assert isinstance(opened, Opened)
+    assert (forgotten.flow, opened.flow) == (old, new)
+
+
+def test_snapshots_come_at_their_distance(start: Callable[..., Running]) -> None:
+    # Half of what is kept for a replay; the first may come at half of that.
+    running = start(NullEngine(1), 2.0)
+    one = flow(1)
+    running.thread.put(Open(one, None))
+    for _ in range(50):
+        running.thread.put(feed(one, audio(0.16)))
+    wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) == 50)
+    taken = [event.samples_decoded for event in running.sink.events if isinstance(event, SnapshotTaken)]
+    assert 3 <= len(taken) <= 8
+    assert taken[0] >= 8_000
+    assert min(np.diff(taken)) >= 16_000
+
+
+def test_no_snapshot_is_taken_while_others_wait_to_be_written(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(1), 2.0)
+    running.sink.busy = True
+    one = flow(1)
+    running.thread.put(Open(one, None))
+    for _ in range(20):
+        running.thread.put(feed(one, audio(0.16)))
+    wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) == 20)
+    assert running.sink.count(SnapshotTaken) == 0
+    running.sink.busy = False
+    running.thread.put(feed(one, audio(0.16)))
+    running.said(SnapshotTaken)
+
+
+def test_a_hand_over_snapshots_and_forgets_everything(start: Callable[..., Running]) -> None:
+    engine = NullEngine(3)
+    running = start(engine)
+    heard, silent = flow(1), flow(2)
+    running.thread.put(Open(heard, None), Open(silent, None), feed(heard, audio(0.2)))
+    running.said(Decoded)
+    running.thread.put(HandOver())
+    running.said(HandedOver)
+    snapshots = [event for event in running.sink.events if isinstance(event, SnapshotTaken)]
+    assert [(event.flow, event.samples_decoded, event.release) for event in snapshots] == [
+        (heard, 2560, True)
+    ]
+    assert running.sink.count(Forgotten) == 1, "nothing was decoded of it: it begins anew"
+    assert engine.stats.open_streams == 0
+
+
+class Landing(NullEngine):
+    """Asked about one stream, it finds that the step under way was another's last."""
+
+    def samples_decoded(self, stream: StreamId) -> int:
+        if stream == 1 and self.stats.open_streams == 2:
+            self.close(StreamId(2))
+        return super().samples_decoded(stream)
+
+
+def test_a_stream_that_ends_during_the_hand_over_does_not_stop_it(start: Callable[..., Running]) -> None:
+    running = start(Landing(2))
+    one, ends = flow(1), flow(2)
+    running.thread.put(Open(one, None), Open(ends, None), feed(one, audio(0.2)), feed(ends, audio(0.2)))
+    wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) >= 2)
+    running.thread.put(HandOver())
+    running.said(HandedOver)
+    assert [event.flow for event in running.sink.events if isinstance(event, SnapshotTaken)] == [one]
+    assert [event.flow for event in running.sink.events if isinstance(event, Forgotten)] == [ends]
+    assert not running.failures
+
+
+class Broken(NullEngine):
+    def step(self) -> Sequence[StreamOutput]:
+        raise RuntimeError("device lost")
+
+
+def test_a_failing_engine_is_reported_and_ends_the_thread() -> None:
+    running = Running(Broken(1))
+    one = flow(1)
+    running.thread.put(Open(one, None), feed(one, audio(1.0)))
+    wait_until(lambda: running.failures)
+    assert [str(error) for error in running.failures] == ["device lost"]
+    wait_until(lambda: not running.thread.alive)
+
+
+class Stuck(NullEngine):
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.release = threading.Event()
+
+    def step(self) -> Sequence[StreamOutput]:
+        self.release.wait(10)
+        return super().step()
+
+
+def test_how_long_it_hangs_is_seen_from_outside(start: Callable[..., Running]) -> None:
+    engine = Stuck()
+    running = start(engine)
+    assert running.thread.busy_s == 0.0
+    one = flow(1)
+    running.thread.put(Open(one, None), feed(one, audio(1.0)))
+    wait_until(lambda: running.thread.busy_s > 0.1)
+    engine.release.set()
+    running.said(Decoded)
+    wait_until(lambda: running.thread.busy_s == 0.0)
+
+
+def test_a_finalize_ends_a_part_and_what_follows_waits_for_the_next(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(1))
+    one = flow(1)
+    first, second = audio(1.0), audio(0.5)
+    running.thread.put(
+        Open(one, None),
+        feed(one, first),
+        Finalize(one, b"1-2"),
+        feed(one, second),
+        Finalize(one, b"1-4"),
+        Finalize(one, b"1-5"),
+        Finish(one),
+    )
+    wait_until(lambda: any(isinstance(e, Decoded) and e.outputs[-1].is_final for e in running.sink.events))
+    outputs = [output for e in running.sink.events if isinstance(e, Decoded) for output in e.outputs]
+    answers = [output for output in outputs if output.from_finalize]
+    assert [answer.samples_decoded for answer in answers] == [16_000, 24_000, 24_000]
+    assert [answer.is_final for answer in answers] == [False] * 3
+    assert outputs[-1].samples_decoded == 24_000
+    assert [output.samples_decoded for output in outputs] == sorted(
+        output.samples_decoded for output in outputs
+    )
+    assert outputs[-1].text == answers[-1].text == answers[1].text
+    assert answers[1].text.startswith(f"{answers[0].text} ")
+
+
+def test_a_stream_that_is_dropped_while_a_part_ends_leaves_nothing(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(1))
+    one, two = flow(1), flow(2)
+    running.thread.put(
+        Open(one, None), feed(one, audio(1.0)), Finalize(one, b"1-2"), feed(one, audio(1.0)), Drop(one)
+    )
+    running.said(Forgotten)
+    running.thread.put(Open(two, None), feed(two, audio(0.5)), Finish(two))
+    wait_until(lambda: any(isinstance(e, Decoded) and e.outputs[-1].is_final for e in running.sink.events))
+    assert not running.failures
