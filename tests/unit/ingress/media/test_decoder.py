@@ -54,8 +54,11 @@ def loudness(samples: bytes) -> float:
     return math.sqrt(sum(value * value for value in values) / max(1, len(values)))
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
-@pytest.mark.parametrize("as_file", [False, True], ids=["fed", "file"])
+@pytest.mark.parametrize(
+    ("name", "as_file"),
+    # MP4 may end with its index, so it is decoded as a file alone.
+    [(name, as_file) for name in ENCODINGS for as_file in (False, True) if as_file or name != "m4a"],
+)
 async def test_every_container_gives_the_recording(
     decoders: Decoders, tmp_path: Path, name: str, as_file: bool
 ) -> None:
@@ -64,6 +67,7 @@ async def test_every_container_gives_the_recording(
     data = path.read_bytes()
     media = sniff(data[:HEAD_BYTES])
     assert media is not None
+    assert as_file or not media.seeks
     audio, samples = await decode(
         decoders,
         MediaInput(media.demuxer, file=path if as_file else None),
