@@ -123,7 +123,7 @@ def heard(loaded: LoadedModel, utterances: Utterances, right: int) -> list[list[
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_four_sentences_of_tones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     utterances, eou = corpus(), tiny().tokenizer.eou_id
@@ -133,7 +133,7 @@ def test_four_sentences_of_tones(tmp_path: Path, capsys: pytest.CaptureFixture[s
     started = time.monotonic()
     calls = encoders(model.encoder, SETTINGS.buckets, 128, graphs=False)
     trainer = Trainer(model, optimiser, utterances, eou, SETTINGS, ALONE, calls, print)
-    trainer.run(started + 300, max_steps=220)
+    trainer.run(started + 600, max_steps=220)
     save_checkpoint(tmp_path / "session", optimiser, Progress(220, 4, 1), base)
 
     model, optimiser = fresh()
@@ -141,7 +141,7 @@ def test_four_sentences_of_tones(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert progress.num_steps == 220
     calls = encoders(model.encoder, SETTINGS.buckets, 128, graphs=False)
     trainer = Trainer(model, optimiser, utterances, eou, SETTINGS, ALONE, calls, print, progress.num_sessions)
-    trainer.run(started + 300)
+    trainer.run(started + 600)
     assert optimiser.num_steps == SETTINGS.schedule.num_steps
     taken = time.monotonic() - started
 
