@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TextIO
 
 # As a shell reports a program that SIGPIPE ended.
 READER_GONE: Final = 128 + 13
@@ -41,9 +41,11 @@ def open_missing() -> None:
 
 def complain(sentence: str) -> None:
     """Write a sentence to stderr; where that cannot be written, nobody is left to tell."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         sys.stderr.write(f"{sentence}\n")
         sys.stderr.flush()
+    except (OSError, ValueError):
+        _forget(sys.stderr)
 
 
 def run_command(program: str, run: Callable[[], int]) -> int:
@@ -58,20 +60,20 @@ def run_command(program: str, run: Callable[[], int]) -> int:
         finally:  # also where argparse leaves after a help
             sys.stdout.flush()
     except BrokenPipeError:
-        _forget_output()
+        _forget(sys.stdout)
         return READER_GONE
     except OSError as error:
         # An error of a file by name is none of a stream that was open.
         if error.errno not in _OUTPUT_ERRORS or error.filename is not None:
             raise
-        _forget_output()
+        _forget(sys.stdout)
         complain(f"{program}: the output cannot be written: {error.strerror}.")
         return OUTPUT_FAILED
 
 
-def _forget_output() -> None:
-    """Let what stdout still holds go to /dev/null, so that the interpreter does not try again at its end."""
+def _forget(stream: TextIO) -> None:
+    """Let what a stream holds go to /dev/null, so that the interpreter does not try again at its end."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)

@@ -124,6 +124,9 @@ class SocketShell(asyncio.Protocol):
     def _hold_back(self) -> None:
         """Data has come though the connection does not read; see that no more does."""
         if self._transport is not None:
+            # asyncio of Python 3.11.2 reads on behind a pause in `connection_made`, and takes another pause
+            # for the one that it has; so that one is ended first.
+            self._transport.resume_reading()
             self._transport.pause_reading()
 
     def _begin(self, transport: asyncio.Transport, place: Place, open_connection: OpenConnection) -> None:
