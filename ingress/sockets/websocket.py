@@ -1,4 +1,4 @@
-"""The WebSocket port: one JSON message a text frame, raw pcm16 in binary frames.
+"""The WebSocket port: one JSON message a text frame, raw audio in binary frames.
 
 A thin shell: websockets' sans-I/O `ServerProtocol` speaks RFC 6455, asyncio moves the bytes, and
 `Connection` does the rest. The handshake is done by then (ingress/http). Compression is off: base64 audio
