@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--num-workers", type=int, default=1, help="they share the GPUs that are visible")
     parser.add_argument("--redis-mb", type=int, default=24_000, help="memory of each Redis server")
     parser.add_argument("--replay-seconds", type=int, default=60, help="snapshots are half of it apart")
-    parser.add_argument("--turn-detection", choices=("on", "off"), default="off")
+    parser.add_argument("--turn-detection", choices=("on", "off"), default="on")
     parser.add_argument("--bench-processes", type=int, default=4)
     parser.add_argument(
         "--port", type=int, default=9800, help="of the WebSockets; the next one tells the status"
@@ -131,18 +131,19 @@ def _trial(
         *("--ws-port", str(given.port), "--port", "0", "--status-port", str(given.port + 1)),
         *("--redis-url", urls, "--redis-shards", str(len(servers)), "--num-ingress", str(given.num_ingress)),
         *("--num-workers", str(given.num_workers), "--max-num-streams", str(streams + streams // 10 + 8)),
-        *("--chunk-ms", str(given.chunk_ms), "--log-level", "warning"),
+        *("--chunk-ms", str(given.chunk_ms), "--turn-detection", given.turn_detection),
+        *("--log-level", "warning"),
     ]
     if given.num_workers > 1:
         # Each takes streams while it has free slots; with a quarter to spare none of them has to be full.
         serve += ["--worker-max-streams", str(streams * 5 // (4 * given.num_workers) + 8)]
     if folder is not None:
-        serve += ["--model", str(folder), "--device", given.device, "--turn-detection", given.turn_detection]
+        serve += ["--model", str(folder), "--device", given.device]
         serve += ["--eou-reset", "on", "--replay-seconds", str(given.replay_seconds)]
     told: dict[str, Any] = {"row": row, "level": "service", "streams": streams, "seconds": seconds}
     told |= {"passed": False, "num_ingress": given.num_ingress, "num_redis": given.num_redis}
     told |= {"num_workers": given.num_workers, "replay_seconds": given.replay_seconds, "commit": commit()}
-    told |= {"turn_detection": given.turn_detection if folder is not None else "none"}
+    told |= {"turn_detection": given.turn_detection}
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.json")
         bench = [
