@@ -113,7 +113,7 @@ def build_parser(
         parser.add_argument(
             "source",
             nargs="?",
-            help="a WAV file, or with the [formats] extra FLAC, Ogg, MP3, M4A and others; - for one of these "
+            help="a recording: WAV, FLAC, Ogg, MP3, M4A and others; - for one of these "
             "on stdin, or for raw 16-bit audio there",
         )
     return parser

@@ -1,6 +1,6 @@
 """Recordings in formats that need a codec: FLAC, Ogg, MP3, M4A, WebM and others, through PyAV (FFmpeg).
 
-PyAV is an extra of the package: ``pip install 'parakeet-server[formats]'``.
+A client may be installed without PyAV (the package `av`): then it reads WAV alone.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class ContainerSource:
             import av
         except ImportError:
             raise BadAudio(
-                f"{data.name} is a recording in {kind}, which needs a codec:"
-                " pip install 'parakeet-server[formats]', or convert it to WAV."
+                f"{data.name} is a recording in {kind}, which the package av reads:"
+                " pip install av, or convert it to WAV."
             ) from None
         self._av: Any = av
         self._input = data
