@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from training.session.graphs import EncoderCall
 
 pytestmark = pytest.mark.gpu
 
@@ -21,8 +26,8 @@ def test_scan_kernel(frames: int, rows: int, width: int) -> None:
     torch.testing.assert_close(scan_frames(first, into), reference(first, into), atol=1e-3, rtol=1e-4)
 
 
-def test_a_captured_step_equals_the_plain_one() -> None:
-    """Without dropout, the graph's outputs and gradients are those of the modules, in bfloat16's accuracy."""
+def test_a_captured_step_is_as_exact_as_the_plain_one() -> None:
+    """In bfloat16 the compiled graph rounds elsewhere than the modules do: both are compared with float32."""
     from tests.oracle.models import tiny
     from training.data.batches import Buckets
     from training.model.transducer import TrainingModel
@@ -41,12 +46,21 @@ def test_a_captured_step_equals_the_plain_one() -> None:
     size = buckets.size(224)
     mel = 3 * torch.randn(size, 224, 128, device=device) - 8
     lengths, right = torch.full((size,), 224, device=device), torch.tensor(1, device=device)
-    results = []
-    for call in (model.encoder, captured):
+
+    def outputs_and_gradients(call: EncoderCall, enabled: bool) -> tuple[torch.Tensor, torch.Tensor]:
         flat.gradients_N.zero_()
-        with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=enabled, cache_enabled=False):
             encoded = call(mel, lengths, right)[0]
-        encoded.float().square().mean().backward()
-        results.append((encoded.detach().float().clone(), flat.gradients_N.clone()))
-    for plain, graph in zip(*results, strict=True):
-        assert float((plain - graph).norm() / plain.norm()) < 0.05
+        torch.autograd.backward(encoded.float().square().mean())
+        return encoded.detach().float().clone(), flat.gradients_N.clone()
+
+    def error(value: torch.Tensor, exact: torch.Tensor) -> float:
+        return float((value - exact).norm() / exact.norm())
+
+    exact = outputs_and_gradients(model.encoder, enabled=False)
+    plain = outputs_and_gradients(model.encoder, enabled=True)
+    graph = outputs_and_gradients(captured, enabled=True)
+    for what, want, by_modules, by_graph in zip(("outputs", "gradients"), exact, plain, graph, strict=True):
+        errors = error(by_modules, want), error(by_graph, want)
+        assert errors[1] < 1.2 * errors[0] + 0.005, (what, errors)
+        assert errors[0] < 0.5, (what, errors)
