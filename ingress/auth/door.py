@@ -19,6 +19,7 @@ from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 
 FAILURES_PER_MINUTE: Final = 10
+_TOO_MANY: Final = "Too many wrong keys came from this address."
 _CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="parakeet"'),)
 
 
@@ -71,7 +72,6 @@ class Door:
             )
         if self._ring is None:
             return ANYBODY
-        self._check_failures(request.address)
         try:
             try:
                 credential = credential_of(request)
@@ -81,21 +81,23 @@ class Door:
                 raise _Unknown("missing", "A key is needed: 'Authorization: Bearer KEY'.")
             return self._find(self._ring, credential.secret)
         except _Unknown as error:
-            self._failed(request.address, error)
-            raise Refused(Refusal(HTTPStatus.UNAUTHORIZED, str(error), _CHALLENGE)) from None
+            if self._failed(request.address, error):
+                raise Refused(Refusal(HTTPStatus.UNAUTHORIZED, str(error), _CHALLENGE)) from None
+            wait_s = self._failures.wait_s(
+                request.address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now()
+            )
+            headers = (("Retry-After", str(int(wait_s) + 1)),)
+            raise Refused(Refusal(HTTPStatus.TOO_MANY_REQUESTS, _TOO_MANY, headers)) from None
 
     def admit_secret(self, secret: str, address: str) -> Client:
         """Judge the key of a client that has no request, as on the TCP port. Raises StreamError."""
         if self._ring is None:
             return ANYBODY
-        if not self._failures.left(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now()) >= 1:
-            self._metrics.auth_failures["throttled"] += 1
-            raise StreamError(ErrorCode.UNAUTHORIZED, "Too many wrong keys came from this address.")
         try:
             return self._find(self._ring, secret)
         except _Unknown as error:
-            self._failed(address, error)
-            raise StreamError(ErrorCode.UNAUTHORIZED, str(error)) from None
+            sentence = str(error) if self._failed(address, error) else _TOO_MANY
+            raise StreamError(ErrorCode.UNAUTHORIZED, sentence) from None
 
     def _find(self, ring: KeyRing, secret: str) -> Client:
         if secret.startswith("pk_"):
@@ -118,15 +120,12 @@ class Door:
             raise _Unknown("expired", "The key is revoked or has expired.")
         return client
 
-    def _check_failures(self, address: str) -> None:
-        now = self._now()
-        if self._failures.left(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, now) < 1:
-            self._metrics.auth_failures["throttled"] += 1
-            wait_s = self._failures.wait_s(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, now)
-            headers = (("Retry-After", str(int(wait_s) + 1)),)
-            sentence = "Too many wrong keys came from this address."
-            raise Refused(Refusal(HTTPStatus.TOO_MANY_REQUESTS, sentence, headers))
+    def _failed(self, address: str, error: _Unknown) -> bool:
+        """Count a failure; return False where an address has had too many of them to be told more.
 
-    def _failed(self, address: str, error: _Unknown) -> None:
-        self._metrics.auth_failures[error.reason] += 1
-        self._failures.take(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now())
+        A right key is let in nevertheless: nobody guesses 256 random bits, and clients that share an address
+        (behind a proxy, or in one office) would be shut out by one of them.
+        """
+        told = self._failures.take(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now())
+        self._metrics.auth_failures[error.reason if told else "throttled"] += 1
+        return told

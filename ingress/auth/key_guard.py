@@ -69,6 +69,7 @@ class KeyGuard:
             raise
         if bound is not None:
             use.streams -= num_streams
+            use.changed = True
             raise StreamError(ErrorCode.OVER_LIMIT, _SENTENCES[bound])
 
     def leave(self, client: Client | None, num_streams: int) -> None:
