@@ -522,8 +522,7 @@ class Connection:
     async def _take_slots(self) -> None:
         """A slot for each stream: a new one, or that of `hello` again where it was given back."""
         binding = self._key_id
-        await self._guard.enter(self.client, len(self._streams))
-        self._counted = len(self._streams)
+        await self._count()
         try:
             for stream in self._streams:
                 if stream.stream_id is None:
@@ -535,6 +534,17 @@ class Connection:
         except BaseException:
             self._give_up_slots()
             raise
+
+    async def _count(self) -> None:
+        """Count the streams for the client's key, once a connection: slots given back are counted on."""
+        if self._counted:
+            return
+        num_streams = len(self._streams)
+        await self._guard.enter(self.client, num_streams)
+        if self._lost:  # the client left meanwhile
+            self._guard.leave(self.client, num_streams)
+        else:
+            self._counted = num_streams
 
     @property
     def _key_id(self) -> str:

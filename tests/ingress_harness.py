@@ -17,6 +17,8 @@ from starlette.routing import Route
 
 from common.errors import RedisUnavailable
 from common.monitoring.metrics import IngressMetrics
+from ingress.auth.client import ANYBODY
+from ingress.auth.guard import NO_GUARD, Guard
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.dialect import Dialect
 from ingress.dialects.native import NativeDialect
@@ -143,6 +145,7 @@ async def serving(
     tls: ssl.SSLContext | None = None,
     status: Callable[[], bytes] | None = None,
     dialect: Callable[[], Dialect] = lambda: NativeDialect(16000),
+    guard: Guard = NO_GUARD,
 ) -> AsyncIterator[Harness]:
     """Open the ports; close everything at the end."""
     harness = Harness(backplane)
@@ -177,6 +180,8 @@ async def serving(
                 start,
                 harness.connections.discard,
                 Meter(harness.metrics, "websocket" if request.method else "tcp"),
+                ANYBODY,
+                guard,
             )
             harness.connections.add(connection)
             return connection
