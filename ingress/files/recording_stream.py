@@ -50,6 +50,11 @@ class RecordingStream:
         self._news = asyncio.Event()
         self.transcript = Transcript()
 
+    @property
+    def sent_s(self) -> float:
+        """Audio that was appended, in seconds."""
+        return self._sent_samples / self._rate
+
     async def run(
         self, backplane: Backplane, options: StreamOptions, blocks: AsyncIterator[bytes], binding: str = ""
     ) -> Transcript:
@@ -68,7 +73,7 @@ class RecordingStream:
         finally:
             if link is not None:
                 link.abandon(keep=False)
-        self.transcript.duration_s = self._sent_samples / self._rate
+        self.transcript.duration_s = self.sent_s
         return self.transcript
 
     async def _feed(self, link: StreamLink, audio: Audio) -> None:

@@ -58,7 +58,9 @@ _CODES: Final = {
 def _refusal(refused: Refused, request_id: str) -> Response:
     code = _CODES.get(refused.status, "Bad Request" if refused.status < 500 else "INTERNAL_SERVER_ERROR")
     body = {"err_code": code, "err_msg": str(refused), "request_id": request_id}
-    headers = {"dg-request-id": request_id, "dg-error": str(refused), **refused.headers}
+    # A reason may come from the decoder: a header takes no control characters, and none beyond ASCII.
+    reason = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in str(refused))
+    headers = {"dg-request-id": request_id, "dg-error": reason, **refused.headers}
     return JSONResponse(body, refused.status, headers=headers)
 
 
@@ -67,7 +69,7 @@ async def _listen(service: FileService, request: Request, request_id: str) -> Re
     client: Client = asked.client
     if not client.may("stream"):
         raise Refused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
-    query = parse_qs(asked.query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+    query = _query(asked.query)
     for name in _REFUSED:
         if name in query:
             raise Refused(HTTPStatus.BAD_REQUEST, f"This server has no '{name}'.", param=name)
@@ -88,6 +90,15 @@ async def _listen(service: FileService, request: Request, request_id: str) -> Re
         )
     fields = _shape(transcript, request_id, digest, utterances=query.get("utterances") == ["true"])
     return JSONResponse(fields, headers={"dg-request-id": request_id})
+
+
+def _query(text: str) -> dict[str, list[str]]:
+    """Return the fields of a query. Raises Refused."""
+    try:
+        return parse_qs(text, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+    except ValueError:
+        sentence = f"The query has more than {_MAX_QUERY_FIELDS} fields."
+        raise Refused(HTTPStatus.BAD_REQUEST, sentence) from None
 
 
 async def _spooled(request: Request, file: IO[bytes], max_bytes: int) -> str:

@@ -178,18 +178,19 @@ async def transcribed(
     on_text: Callable[[str], None],
 ) -> Transcript:
     """Decode and transcribe a file. on_text: called with the text as it grows. Raises one of FAILURES."""
-    async with await service.decoders.start(MediaInput(media.demuxer, file=path)) as decoder:
-        audio = await decoder.audio()
-        stream = RecordingStream(audio.rate, on_text)
-        options = StreamOptions(sample_rate=audio.rate, words=True, auto_finalize=True, language=None)
-        await guard.enter(client, 1)
-        try:
+    stream: RecordingStream | None = None
+    await guard.enter(client, 1)
+    try:
+        async with await service.decoders.start(MediaInput(media.demuxer, file=path)) as decoder:
+            audio = await decoder.audio()
+            stream = RecordingStream(audio.rate, on_text)
+            options = StreamOptions(sample_rate=audio.rate, words=True, auto_finalize=True, language=None)
             async with aclosing(_whole_samples(decoder.blocks())) as blocks:
-                transcript = await stream.run(service.backplane, options, blocks, client.key_id or "")
-            guard.heard(client, transcript.duration_s)
-            return transcript
-        finally:
-            guard.leave(client, 1)
+                return await stream.run(service.backplane, options, blocks, client.key_id or "")
+    finally:
+        if stream is not None:
+            guard.heard(client, stream.sent_s)  # also of a recording that failed, or whose client left
+        guard.leave(client, 1)
 
 
 async def _whole_samples(blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
@@ -225,6 +226,7 @@ async def _events(
             return await _run(service, upload, client, guard, on_text)
         finally:
             deltas.put_nowait(None)
+            await close()
 
     running = asyncio.create_task(run(), name="transcription")
     try:
@@ -240,9 +242,8 @@ async def _events(
                 {"type": "transcript.text.done", "text": transcript.text, "usage": usage(transcript)}
             )
     finally:
+        # Where the client has left, all that is awaited here is cancelled at once: the task tidies up.
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await close()
 
 
 def _event(fields: dict[str, Any]) -> bytes:

@@ -73,6 +73,7 @@ class Decoders:
     def __init__(self, max_running: int) -> None:
         self._max_running = max_running
         self._running = 0
+        self._ending: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> int:
@@ -96,10 +97,20 @@ class Decoders:
         except BaseException:
             self._running -= 1
             raise
-        return Decoder(process, self._ended)
+        return Decoder(process, self._end)
 
-    def _ended(self) -> None:
-        self._running -= 1
+    def _end(self, process: asyncio.subprocess.Process) -> asyncio.Task[None]:
+        """Return the task that sees a child off, which goes on where whoever waits for it is cancelled."""
+        task = asyncio.create_task(self._see_off(process), name="decoder-end")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    async def _see_off(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            await process.communicate()  # a pipe that is not read to its end stays open
+        finally:
+            self._running -= 1
 
 
 def _environment() -> dict[str, str]:
@@ -112,9 +123,13 @@ def _environment() -> dict[str, str]:
 class Decoder:
     """One input that is being decoded."""
 
-    def __init__(self, process: asyncio.subprocess.Process, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        end: Callable[[asyncio.subprocess.Process], asyncio.Task[None]],
+    ) -> None:
         self._process = process
-        self._on_end = on_end
+        self._end = end
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -186,10 +201,9 @@ class Decoder:
         return MediaError("The media cannot be decoded within the limits of time and memory.")
 
     async def close(self) -> None:
-        """End the child, whatever it is doing."""
+        """End the child, whatever it is doing; once."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         self._stdin.close()
-        await self._process.wait()
-        self._on_end()
+        await asyncio.shield(self._end(self._process))

@@ -1,0 +1,121 @@
+"""Recordings over HTTP, without Redis: what is left behind where a client leaves, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import struct
+import wave
+from typing import Any
+
+import pytest
+
+from ingress.auth.client import ANYBODY, Client
+from ingress.http.listen import listen_endpoints
+from ingress.http.transcriptions import FileService, transcription_endpoints
+from ingress.media.decoder import Decoders
+from tests.fake_backplane import ScriptedBackplane
+from tests.ingress_harness import HOST, serving, wait_until
+
+BOUNDARY = "b0undary"
+
+
+class CountingGuard:
+    """A guard that counts."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self.audio_s = 0.0
+
+    def identify(self, secret: str) -> Client:
+        return ANYBODY
+
+    async def enter(self, client: Client | None, num_streams: int) -> None:
+        self.streams += num_streams
+
+    def leave(self, client: Client | None, num_streams: int) -> None:
+        self.streams -= num_streams
+
+    def heard(self, client: Client | None, audio_s: float) -> None:
+        self.audio_s += audio_s
+
+
+def silence(seconds: int) -> bytes:
+    """Return a WAV file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16_000)
+        out.writeframes(bytes(32_000 * seconds))
+    return file.getvalue()
+
+
+def streamed(file: bytes) -> bytes:
+    """Return a request for the transcript of a file as events."""
+    lines = (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n'
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    )
+    body = lines.encode() + file + f"\r\n--{BOUNDARY}--\r\n".encode()
+    head = (
+        "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: h\r\n"
+        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def test_clients_that_leave_a_streamed_answer_leave_nothing_behind() -> None:
+    decoders, guard, backplane = Decoders(1), CountingGuard(), ScriptedBackplane()
+    service = FileService(backplane, decoders, lambda address: guard, 100 << 20)
+    async with serving(backplane, endpoints=transcription_endpoints(service)) as harness:
+        for number in range(1, 4):  # more than there are decoders
+            reader, writer = await asyncio.open_connection(HOST, harness.ws_port)
+            writer.write(streamed(silence(60)))
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            # No worker takes the audio, so the recording waits behind its first seconds.
+            await wait_until(lambda: len(backplane.links) == number and backplane.link.samples > 16_000)  # noqa: B023
+            assert (decoders.running, guard.streams) == (1, 1)
+            # A reset: after a mere end of what a client sends, it may still read.
+            no_linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+            writer.close()
+            await wait_until(lambda: (decoders.running, guard.streams) == (0, 0))
+            assert backplane.link.log[-1] == "abandon"
+            assert guard.audio_s >= number
+
+
+async def test_a_recording_is_counted_before_it_is_decoded() -> None:
+    class FullGuard(CountingGuard):
+        async def enter(self, client: Client | None, num_streams: int) -> None:
+            assert decoders.running == 0
+            await super().enter(client, num_streams)
+
+    decoders, guard, backplane = Decoders(1), FullGuard(), ScriptedBackplane(echo=True)
+    service = FileService(backplane, decoders, lambda address: guard, 100 << 20)
+    async with serving(backplane, endpoints=listen_endpoints(service)) as harness:
+        status, answer = await posted(harness.ws_port, "/v1/listen", silence(1))
+    assert status == 200
+    assert answer["metadata"]["duration"] == guard.audio_s == pytest.approx(1.0)
+
+
+async def test_a_query_of_too_many_fields_is_refused() -> None:
+    backplane = ScriptedBackplane()
+    service = FileService(backplane, Decoders(1), lambda address: CountingGuard(), 1 << 20)
+    async with serving(backplane, endpoints=listen_endpoints(service)) as harness:
+        status, answer = await posted(harness.ws_port, "/v1/listen?" + "a=1&" * 1001, b"")
+    assert status == 400
+    assert "1000 fields" in answer["err_msg"]
+
+
+async def posted(port: int, target: str, body: bytes) -> tuple[int, dict[str, Any]]:
+    """Post a body; return status and answer."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    head = f"POST {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    async with asyncio.timeout(20):
+        first, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return int(first.split()[1]), json.loads(answer)
