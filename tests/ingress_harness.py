@@ -140,6 +140,7 @@ async def serving(
     max_connections_per_address: int = 0,
     trusted_proxies: Iterable[str] = (),
     keep_alive_s: float = 5.0,
+    body_window_s: float = 5.0,
     endpoints: Iterable[Route] = (),
     authenticate: Authenticate = everyone,
     tls: ssl.SSLContext | None = None,
@@ -209,7 +210,7 @@ async def serving(
 
         site = harness.site = Site(
             gate,
-            HttpLimits(max_frame_bytes, handshake_timeout_s, keep_alive_s),
+            HttpLimits(max_frame_bytes, handshake_timeout_s, keep_alive_s, body_window_s),
             dict.fromkeys(STREAM_PATHS, route),
             endpoints=(*PAGE, *endpoints),
             authenticate=authenticate,

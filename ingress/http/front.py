@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ingress.connection import UNREAD_TIMEOUT_S
 from ingress.http import handshake
 from ingress.http.refusal import Refusal, Refused
-from ingress.http.site import TOO_MANY, Site
+from ingress.http.site import MIN_BODY_BYTES, TOO_MANY, Site
 from ingress.request import Request
 from ingress.sockets.deadlines import UnreadDeadline
 from ingress.sockets.gate import Full, Place
@@ -77,6 +77,8 @@ class Front(HttpToolsProtocol):
         self._header_bytes = 0  # of it, and of the trailers behind its body
         self._untold_bytes = 0  # that the parser took since it last told something
         self._head_timer: asyncio.TimerHandle | None = None
+        self._body_bytes = 0  # that came in this window of time
+        self._body_timer: asyncio.TimerHandle | None = None
         self._unread = UnreadDeadline(UNREAD_TIMEOUT_S, lambda: acked_bytes(self.transport))
         self._over = False  # nothing more is read
         self._linger: Linger | None = None
@@ -102,6 +104,7 @@ class Front(HttpToolsProtocol):
         """The socket is closed."""
         self._over = True
         self._stop_waiting()
+        self._stop_watching_body()
         self._unset_keepalive_if_required()
         self._unread.stop()
         if self._linger is not None:
@@ -210,6 +213,7 @@ class Front(HttpToolsProtocol):
         self.scope["state"]["request"] = request
         self._site.update_date()
         super().on_headers_complete()
+        self._watch_body()
         if self.parser.should_upgrade():
             # Another upgrade, which is not taken. The parser stops here, so this request is the last.
             self.cycle.keep_alive = False
@@ -217,7 +221,13 @@ class Front(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A part of the body is read."""
         self._untold_bytes = 0
+        self._body_bytes += len(body)
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request has come whole."""
+        self._stop_watching_body()
+        super().on_message_complete()
 
     # uvicorn asks this while a request is read
 
@@ -314,6 +324,27 @@ class Front(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _watch_body(self) -> None:
+        """See that a body goes on coming, for as long as it is read."""
+        self._body_bytes = 0
+        self._body_timer = self.loop.call_later(self._site.limits.body_window_s, self._look_at_body)
+
+    def _stop_watching_body(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+
+    def _look_at_body(self) -> None:
+        if self._over:
+            return
+        if self._body_bytes >= MIN_BODY_BYTES or self.flow.read_paused:
+            self._watch_body()
+            return
+        # No answer: it is the endpoint's to give, which learns that its client is gone.
+        self._over = True
+        self._body_timer = None
+        self.transport.close()
 
     def _too_slow(self, seconds: float) -> None:
         self._head_timer = None

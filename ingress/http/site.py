@@ -23,6 +23,8 @@ from ingress.sockets.shell import OpenConnection, StreamRoute
 
 # Between two requests of one connection.
 KEEP_ALIVE_S: Final = 15
+BODY_WINDOW_S: Final = 30.0
+MIN_BODY_BYTES: Final = 4096
 
 TOO_MANY: Final = {
     Full.CONNECTIONS: Refusal(HTTPStatus.SERVICE_UNAVAILABLE, SENTENCES[Full.CONNECTIONS]),
@@ -36,11 +38,13 @@ class HttpLimits:
 
     max_frame_bytes: longest message of a stream.   head_timeout_s: how long the head of a request may take.
     keep_alive_s: how long a connection may stay without a request.
+    body_window_s: in which so many seconds a body has to grow by MIN_BODY_BYTES, or to end.
     """
 
     max_frame_bytes: int
     head_timeout_s: float
     keep_alive_s: float = KEEP_ALIVE_S
+    body_window_s: float = BODY_WINDOW_S
 
 
 class Site:

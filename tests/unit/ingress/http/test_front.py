@@ -9,6 +9,7 @@ from contextlib import suppress
 from http import HTTPStatus
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import PlainTextResponse, Response
 from websockets.asyncio.client import connect
@@ -406,3 +407,40 @@ async def test_a_head_cut_anywhere_is_the_same_head() -> None:
                 answer = await client.reader.readuntil(b'"is_final":true')
             assert answer.startswith(b"HTTP/1.1 101")
             await client.close()
+
+
+async def test_a_body_that_stops_coming_ends_its_connection_and_frees_its_endpoint() -> None:
+    gone: list[bool] = []
+
+    async def upload(request: StarletteRequest) -> Response:
+        try:
+            return PlainTextResponse(await request.body())
+        except ClientDisconnect:
+            gone.append(True)
+            raise
+
+    endpoints = (endpoint("/upload", upload, "POST"),)
+    async with serving(ScriptedBackplane(), body_window_s=0.2, endpoints=endpoints) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"POST /upload HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n" + bytes(100))
+        async with asyncio.timeout(5):
+            assert await client.reader.read() == b""
+        await wait_until(lambda: gone == [True])
+        await client.close()
+
+
+async def test_a_body_may_take_longer_than_its_window_while_it_grows_and_so_may_its_answer() -> None:
+    async def upload(request: StarletteRequest) -> Response:
+        size = len(await request.body())
+        await asyncio.sleep(0.5)
+        return PlainTextResponse(str(size))
+
+    endpoints = (endpoint("/upload", upload, "POST"),)
+    async with serving(ScriptedBackplane(), body_window_s=0.2, endpoints=endpoints) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"POST /upload HTTP/1.1\r\nHost: h\r\nContent-Length: 80000\r\n\r\n")
+        for _ in range(10):
+            await client.send(bytes(8000))
+            await asyncio.sleep(0.05)
+        assert (await _response(client))[2] == b"80000"
+        await client.close()
