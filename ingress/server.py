@@ -97,6 +97,7 @@ class IngressServer:
             ),
             RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms),
             self._report,
+            self.metrics,
         )
         self._limits = ConnectionLimits(
             sample_rate=settings.sample_rate,
@@ -283,6 +284,7 @@ class IngressServer:
         metrics.paused_connections = sum(one.is_paused for one in connections)
         metrics.certificate_expiry_timestamp_seconds = 0 if self._tls is None else self._tls.expires_s
         metrics.send_buffer_bytes = sum(one.waiting_bytes for one in connections)
+        self._backplane.refresh(metrics)
 
     def _why_not_ready(self) -> list[str]:
         reasons = ["draining"] if self._draining else []

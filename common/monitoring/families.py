@@ -134,7 +134,9 @@ INGRESS: Final = _families(
         _gauge("send_buffer_bytes", "Bytes that wait for slow clients."),
         _histogram("redis_commit_seconds", "Round trip of one pipelined commit of audio.", _COMMIT),
         _gauge("redis_pending_bytes", "Audio that Redis has not confirmed yet."),
-        _counter("redis_reconnects", "Connections to Redis that had to be made again."),
+        _counter(
+            "redis_reconnects", "Open connections to Redis that were lost, those for results not counted."
+        ),
         _counter("audio_restored_entries", "Audio entries written again after Redis had lost them."),
         _gauge("event_loop_lag_seconds", "Largest lag of a 100 ms timer in the last 60 s."),
         _counter(
@@ -153,7 +155,6 @@ WORKER: Final = _families(
     "worker",
     (
         _gauge("slots", "Streams that this worker can own at once."),
-        _gauge("capacity_streams", "Streams in real time that this worker measured at its start to carry."),
         _gauge("streams", "Streams that hold a slot."),
         _gauge("ready_streams", "Streams with a whole chunk or their end waiting."),
         _gauge("backlog_chunks", "Whole chunks that wait, over all streams."),

@@ -89,7 +89,6 @@ class WorkerMetrics:
     """The numbers of one worker; `common.monitoring.families.WORKER` says what each means."""
 
     slots: int
-    capacity_streams: int
     streams: int
     ready_streams: int
     backlog_chunks: int

@@ -137,6 +137,11 @@ class AsyncRedis:
         """Where commands about the cluster go: to shard 0."""
         return PipelinedCommands(self, 0)
 
+    @property
+    def num_losses(self) -> int:
+        """How often an open connection was lost; for any thread."""
+        return sum(connection.num_losses for connection in list(self._pipelined.values()))
+
     async def close(self) -> None:
         """Close all connections."""
         for connection in self._pipelined.values():

@@ -57,6 +57,7 @@ class PipelinedConnection:
     timeout_s: bound between a command and its reply, opening included; when it passes, the connection
         is dropped and everything that waits fails, since nothing says what Redis still did.
     on_loss: called after a connection was dropped, whether anything waited on it or not.
+    num_losses: how often an open connection was dropped.
 
     A failed command may have been done: callers repeat only what may be repeated.
     """
@@ -74,6 +75,7 @@ class PipelinedConnection:
         self._watch: asyncio.TimerHandle | None = None
         self._closed = False
         self.on_loss: Callable[[], None] | None = None
+        self.num_losses = 0
 
     # Commands
 
@@ -213,6 +215,7 @@ class PipelinedConnection:
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
+            self.num_losses += not self._closed
         self._reader = new_reader()
         self._outgoing.clear()
         self._outgoing_bytes = 0

@@ -57,6 +57,7 @@ class AudioLog:
     coalesce_ms: a message shorter than this waits so long at most for the stream's next ones, which then
         share its entry; 0 commits every message at once.
     keep_ms: how long audio is kept after Redis took it; 0 for a Redis that forgets all or nothing.
+    on_commit: is told how long each commit took until Redis had answered, in seconds.
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class AudioLog:
         *,
         coalesce_ms: int = 0,
         keep_ms: int = 0,
+        on_commit: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._servers = redis.servers
         self._coalesce_ms = coalesce_ms
         self._lanes = tuple(
-            Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, keep_ms / 1000)
+            Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, keep_ms / 1000, on_commit)
             for server in range(redis.servers.num_servers)
         )
 
@@ -96,6 +98,11 @@ class AudioLog:
         appender.enough_samples = 2 * self._coalesce_ms * sample_rate // 1000
         lane.appenders.add(appender)
         return appender
+
+    @property
+    def num_restored(self) -> int:
+        """Entries that were written again, since Redis had forgotten them; for any thread."""
+        return sum(lane.num_restored for lane in self._lanes)
 
     async def run(self) -> None:
         """Commit until cancelled."""
@@ -126,8 +133,11 @@ class Lane:
         give_up_s: float,
         coalesce_s: float,
         keep_s: float,
+        on_commit: Callable[[float], None],
     ) -> None:
         self.server = server
+        self.num_restored = 0
+        self._on_commit = on_commit
         self.keep_s = keep_s
         self.appenders: weakref.WeakSet[Appender] = weakref.WeakSet()
         self._forgetful = False  # the connection was lost, and Redis was not asked what it still has
@@ -293,6 +303,7 @@ class Lane:
                     "Redis forgot streams or audio, they are written again: %d entries", len(given_back)
                 )
                 replies = await self._connection.send(parts, len(given_back))
+                self.num_restored += len(given_back)
                 for appender, reply in zip(given_back, replies, strict=True):
                     if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
                         if is_passing(reply):
@@ -318,11 +329,13 @@ class Lane:
             parts.append(pack(b"PEXPIRE", key, READY_TTL_MS))  # a set that was emptied has lost it
         if not parts:
             return None
+        began_s = self._loop.time()
         try:
             replies = await self._connection.send(parts, len(sent) + 2 * len(told))
         except CONNECTION_ERRORS as error:
             self._again(sent, announced)
             return str(error)
+        self._on_commit(self._loop.time() - began_s)
         refused: str | None = None
         back: list[Appender] = []
         for appender, reply in zip(sent, replies, strict=False):

@@ -102,7 +102,7 @@ class StreamAudio:
         self._appender = appender
         if finished is not None:
             self.finished = finished
-        held, self._held = self._held, []
+        held, self._held, self._held_bytes = self._held, [], 0
         for item in held:
             if appender is not None and appender.failed is None:
                 _append(appender, item)
@@ -112,6 +112,12 @@ class StreamAudio:
         """Note the worker whose ready set is to be told of new audio."""
         if self._appender is not None:
             self._appender.set_owner(worker)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Audio that Redis has not confirmed yet; for any thread."""
+        appender = self._appender
+        return self._held_bytes if appender is None else appender.pending_bytes
 
     @property
     def can_append(self) -> bool:

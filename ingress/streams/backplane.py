@@ -19,6 +19,7 @@ from typing import Any, Final
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, StreamError, Unavailable
 from common.messages import Audio, Resume
+from common.monitoring.metrics import IngressMetrics
 from common.redis.clients import CONNECTION_ERRORS, AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.connect import in_daemon_thread
 from common.redis.keys import Keys
@@ -69,7 +70,7 @@ class BackplaneSettings:
 class RedisBackplane:
     """Streams of one ingress (a `Backplane`).
 
-    report: what this ingress says of itself with every heartbeat.
+    report: what this ingress says of itself with every heartbeat.   metrics: those of this ingress.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class RedisBackplane:
         settings: BackplaneSettings,
         servers: RedisServers,
         report: Callable[[], IngressReport],
+        metrics: IngressMetrics,
     ) -> None:
         self._settings = settings
         self._ttl_ms = int(settings.stream_ttl_s * 1000)
@@ -91,6 +93,7 @@ class RedisBackplane:
             int(OUTAGE_LIMIT_S * 1000),
             coalesce_ms=settings.coalesce_ms,
             keep_ms=settings.redis_loss_ms,
+            on_commit=metrics.redis_commit_seconds.observe,
         )
         self._presence = IngressPresence(
             PipelinedCommands(self._redis, 0), self._keys, settings.ingress, settings.heartbeat_s * 1000
@@ -118,7 +121,9 @@ class RedisBackplane:
             ttl_ms=self._ttl_ms,
             admission_ttl_ms=self._admission_ttl_ms,
         )
-        self._context = LinkContext(self._act, self._feed.gone, self.start_task, settings.resume_grace_s)
+        self._context = LinkContext(
+            self._act, self._feed.gone, self.start_task, settings.resume_grace_s, metrics
+        )
         self._takeover = StreamTakeover(
             self._context,
             self._redis,
@@ -215,6 +220,17 @@ class RedisBackplane:
     def num_streams(self) -> int:
         """Streams that this ingress keeps, those of clients that left included."""
         return len(self._links)
+
+    def refresh(self, metrics: IngressMetrics) -> None:
+        """Bring the gauges about streams and Redis up to date; for any thread."""
+        links = self._all()
+        detached = sum(link.waits_for_client for link in links)
+        waiting = sum(link.begun and link.worker is None and not link.waits_for_client for link in links)
+        served = sum(link.begun for link in links)
+        metrics.streams.update(waiting=waiting, detached=detached, decoding=served - waiting - detached)
+        metrics.redis_pending_bytes = sum(link.audio.pending_bytes for link in links)
+        metrics.redis_reconnects = self._redis.num_losses
+        metrics.audio_restored_entries = self._audio.num_restored
 
     # Backplane
 

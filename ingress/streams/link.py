@@ -14,6 +14,7 @@ from typing import Final, cast
 from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import StreamError, StreamLost, Unavailable
 from common.messages import Audio, Result
+from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import StreamKeys
 from common.result_record import decode_error, decode_record
@@ -33,12 +34,14 @@ class LinkContext:
 
     act: does what a row of the table asks of the backplane.   on_gone: Redis has no such stream.
     start_task: runs a coroutine beside the rest.   resume_grace_s: how long a stream waits for its client.
+    metrics: where claims and changes of owner are counted.
     """
 
     act: Callable[[RedisLink, Action], None]
     on_gone: Callable[[RedisLink], None]
     start_task: StartTask
     resume_grace_s: float
+    metrics: IngressMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class RedisLink:
 
     Times are those of the event loop:
 
-    created_at, left_at: of its creation in Redis, and of its abandonment; None before.
+    begun_at, created_at, left_at: of its begin here, its creation in Redis, its abandonment; None before.
     heard_at, progress_at: of the last line about it, and of the last one that showed progress.
     looked_up_at: of the last look at its record, which StreamWatch notes here.
     suspected_at: since when it is with the suspects, or waits for them; None for a stream that never was.
@@ -80,6 +83,7 @@ class RedisLink:
         "_text",
         "_told_seq",
         "audio",
+        "begun_at",
         "binding",
         "created_at",
         "epoch",
@@ -119,6 +123,7 @@ class RedisLink:
         self.worker: WorkerId | None = None
         self.epoch = 0
         self.seq = 0
+        self.begun_at: float | None = None
         self.created_at: float | None = None
         self.heard_at = 0.0
         self.progress_at = 0.0
@@ -137,7 +142,7 @@ class RedisLink:
     def begin(self, options: StreamOptions) -> None:
         """Create the stream in Redis; audio is held until it is there."""
         self.options = options
-        self.heard_at = self._loop.time()
+        self.heard_at = self.begun_at = self._loop.time()
         self._notify(Event.BEGIN)
 
     def append(self, audio: Audio) -> bool:
@@ -325,6 +330,9 @@ class RedisLink:
             return False
         if 0 < self.epoch < line.epoch:
             self.progress_at = self.heard_at  # a takeover begins with a replay
+            self._context.metrics.takeovers += 1
+        elif self.epoch == 0 and self.begun_at is not None:
+            self._context.metrics.claim_wait_seconds.observe(self.heard_at - self.begun_at)
         self.epoch = line.epoch
         self.set_worker(WorkerId(line.body.decode()))
         return True

@@ -122,6 +122,9 @@ async def test_audio_that_redis_took_and_forgot_is_appended_again(redis_url: str
             assert [client.xlen(one.keys.audio) for one in both] == [5, 5]
             client.client_kill_filter(_type="normal", skipme=True)
             await until(lambda: all(client.xlen(one.keys.audio) >= 8 for one in both), what="the audio")
+            # Three of each, and of the young one its creation and its audio.
+            await until(lambda: ingress.log.num_restored >= 8, what="the count")
+            assert ingress.redis.num_losses >= 1
             stack.enter_context(WorkerProcess(redis_url, "w2", tmp_path / "w2.log"))
             stream.append(b"", final=True)
             young.append(pcm[eighth:], final=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -13,6 +15,8 @@ from common.monitoring.collector import ingress_registry, worker_registry
 from common.monitoring.docs import DOCUMENT, document
 from common.monitoring.families import INGRESS, WORKER, Family
 from common.monitoring.metrics import Histogram, IngressMetrics, WorkerMetrics
+
+ROOT = Path(__file__).parents[4]
 
 
 def rendered(metrics: IngressMetrics | WorkerMetrics) -> bytes:
@@ -38,6 +42,13 @@ def test_a_process_counts_exactly_the_families_of_the_table(
 ) -> None:
     assert list(vars(kind())) == [family.attribute for family in families]
     assert list(kind.__annotations__) == [family.attribute for family in families]
+
+
+@pytest.mark.parametrize(("folder", "families"), [("ingress", INGRESS), ("gpu_worker", WORKER)])
+def test_every_family_is_counted_by_some_code(folder: str, families: tuple[Family, ...]) -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / folder).rglob("*.py"))
+    never = [one.name for one in families if not re.search(rf"\.{one.attribute}\b", sources)]
+    assert never == []
 
 
 def test_a_scrape_shows_counters_gauges_and_labels() -> None:

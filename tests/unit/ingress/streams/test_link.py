@@ -11,6 +11,7 @@ import pytest
 from common.entries import Line, LineKind, StreamId
 from common.errors import EntryError, ErrorCode, NoWorker, StreamError
 from common.messages import Audio, Result
+from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import Keys
 from common.result_record import encode_record
@@ -58,7 +59,9 @@ class _Backplane:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.context = LinkContext(self.act, self.on_gone, self.start_task, resume_grace_s=7.0)
+        self.context = LinkContext(
+            self.act, self.on_gone, self.start_task, resume_grace_s=7.0, metrics=IngressMetrics()
+        )
 
     def start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> object:
         self.tasks.append(asyncio.get_running_loop().create_task(coroutine, name=name))
@@ -147,6 +150,15 @@ async def test_results_in_order_pass_and_repeated_ones_do_not() -> None:
     assert len(_seqs(listener)) == 2
     assert link.worker == "w-1"
     assert (link.position.epoch, link.position.seq) == (1, 2)
+
+
+async def test_a_claim_and_each_change_of_owner_are_counted_once() -> None:
+    link, backplane, _ = _link()
+    metrics = backplane.context.metrics
+    for line in (_line(_O, 1, 0), _line(_O, 1, 0), _line(_P, 1, 1), _line(_O, 3, 1), _line(_O, 3, 1)):
+        assert link.take(line)
+    assert sum(metrics.claim_wait_seconds.counts) == 1
+    assert metrics.takeovers == 1
 
 
 async def test_a_gap_is_told_and_nothing_after_it_passes() -> None:
