@@ -382,7 +382,7 @@ class Connection:
             case Action.FINALIZE:
                 for stream in self._streams:
                     if not stream.finalize():
-                        self._peer.pause_reading()
+                        self._pause_reading()
             case Action.FINISH:
                 self._append(_NO_AUDIO)
             case Action.TAKE_OVER:

@@ -32,6 +32,7 @@ from ingress.auth.origins import Origins
 from ingress.connection import Connection, ConnectionLimits
 from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
+from ingress.files.upload import Uploads
 from ingress.http.front import Front
 from ingress.http.listen import listen_endpoints
 from ingress.http.page import PAGE, is_open
@@ -59,6 +60,8 @@ STREAM_PATHS: Final = ("/", "/ws")
 
 _BACKLOG: Final = 1024
 _START_PAUSE_S: Final = 0.2
+# Recordings that are received, or being decoded: each takes up to --max-upload-mb of disk.
+_UPLOADS_PER_DECODER: Final = 2
 _STOP_TIMEOUT_S: Final = 5.0
 # Ingresses that are stopped together have all said so after this time.
 _TELL_DRAINING_S: Final = 0.5
@@ -115,6 +118,7 @@ class IngressServer:
             Decoders(settings.max_decoders),
             self._guard_of,
             settings.max_upload_mb << 20,
+            Uploads(_UPLOADS_PER_DECODER * settings.max_decoders),
         )
         self._site = Site(
             self._gate,

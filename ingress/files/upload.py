@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,34 @@ class BadUpload(Exception):  # noqa: N818 - the name says it
         super().__init__(message)
         self.param = param
         self.too_large = too_large
+
+
+class UploadsBusy(Exception):  # noqa: N818 - the name says it
+    """As many uploads are held as may be at once."""
+
+
+class Uploads:
+    """Bounds the disk that uploads take: at most `max_held` of them are there at once."""
+
+    def __init__(self, max_held: int) -> None:
+        self._max_held = max_held
+        self._num_held = 0
+
+    @property
+    def num_held(self) -> int:
+        """How many are there."""
+        return self._num_held
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold an upload, from its first byte on. Raises UploadsBusy."""
+        if self._num_held >= self._max_held:
+            raise UploadsBusy(f"This server holds {self._max_held} recordings at once; try again later.")
+        self._num_held += 1
+        try:
+            yield
+        finally:
+            self._num_held -= 1
 
 
 @dataclass(frozen=True, slots=True)

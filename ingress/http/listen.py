@@ -78,7 +78,7 @@ async def _listen(service: FileService, request: Request, request_id: str) -> Re
             HTTPStatus.BAD_REQUEST,
             "This server fetches nothing: send the recording itself as the body, not a 'url'.",
         )
-    with tempfile.TemporaryFile() as file:
+    with service.uploads.held(), tempfile.TemporaryFile() as file:
         digest = await _spooled(request, file, service.max_upload_bytes)
         file.seek(0)
         media = sniff(file.read(HEAD_BYTES))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -26,7 +26,7 @@ from ingress.auth.client import Client
 from ingress.auth.guard import Guard
 from ingress.files.recording_stream import RecordingStream, Stalled, Transcript
 from ingress.files.transcription_shapes import FORMATS, plain, subtitles, usage, verbose
-from ingress.files.upload import BadUpload, Upload, received
+from ingress.files.upload import BadUpload, Upload, Uploads, UploadsBusy, received
 from ingress.http.endpoints import endpoint
 from ingress.links import Backplane
 from ingress.media.decoder import Decoders, DecodersBusy, MediaError, MediaInput
@@ -46,6 +46,7 @@ class FileService:
     decoders: Decoders
     guard_of: Callable[[str], Guard]
     max_upload_bytes: int
+    uploads: Uploads
 
 
 class Refused(Exception):  # noqa: N818 - the name says it
@@ -88,7 +89,7 @@ def refusal_of(error: Exception) -> Refused:
             return Refused(status, str(error), param=error.param)
         case MediaError():
             return Refused(HTTPStatus.BAD_REQUEST, str(error), param="file", code="invalid_media")
-        case DecodersBusy():
+        case DecodersBusy() | UploadsBusy():
             return Refused(unavailable, str(error), code="busy")
         case NoFreeStream() | NoWorker() | RedisUnavailable():
             return Refused(unavailable, error.message, code=error.code.value)
@@ -101,7 +102,7 @@ def refusal_of(error: Exception) -> Refused:
     raise error
 
 
-FAILURES: Final = (Refused, BadUpload, MediaError, DecodersBusy, StreamError, Stalled)
+FAILURES: Final = (Refused, BadUpload, MediaError, DecodersBusy, UploadsBusy, StreamError, Stalled)
 
 
 def transcription_endpoints(service: FileService) -> tuple[Route, ...]:
@@ -125,7 +126,7 @@ async def _transcribe(service: FileService, request: Request) -> Response:
     client: Client = asked.client
     if not client.may("stream"):
         raise Refused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
-    stack = received(request, service.max_upload_bytes)
+    stack = _held(service, request)
     upload = await stack.__aenter__()
     try:
         kind = upload.field("response_format") or "json"
@@ -161,6 +162,13 @@ async def _transcribe(service: FileService, request: Request) -> Response:
     if kind == "verbose_json":
         return JSONResponse(verbose(transcript, upload.field("language") or "english", granularities))
     return PlainTextResponse(subtitles(transcript, kind))
+
+
+@asynccontextmanager
+async def _held(service: FileService, request: Request) -> AsyncGenerator[Upload]:
+    with service.uploads.held():
+        async with received(request, service.max_upload_bytes) as upload:
+            yield upload
 
 
 async def _run(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ingress.auth.client import ANYBODY, Client
+from ingress.files.upload import Uploads
 from ingress.http.listen import listen_endpoints
 from ingress.http.transcriptions import FileService, transcription_endpoints
 from ingress.media.decoder import Decoders
@@ -69,7 +70,7 @@ def streamed(file: bytes) -> bytes:
 
 async def test_clients_that_leave_a_streamed_answer_leave_nothing_behind() -> None:
     decoders, guard, backplane = Decoders(1), CountingGuard(), ScriptedBackplane()
-    service = FileService(backplane, decoders, lambda address: guard, 100 << 20)
+    service = FileService(backplane, decoders, lambda address: guard, 100 << 20, Uploads(2))
     async with serving(backplane, endpoints=transcription_endpoints(service)) as harness:
         for number in range(1, 4):  # more than there are decoders
             reader, writer = await asyncio.open_connection(HOST, harness.ws_port)
@@ -94,7 +95,7 @@ async def test_a_recording_is_counted_before_it_is_decoded() -> None:
             await super().enter(client, num_streams)
 
     decoders, guard, backplane = Decoders(1), FullGuard(), ScriptedBackplane(echo=True)
-    service = FileService(backplane, decoders, lambda address: guard, 100 << 20)
+    service = FileService(backplane, decoders, lambda address: guard, 100 << 20, Uploads(2))
     async with serving(backplane, endpoints=listen_endpoints(service)) as harness:
         status, answer = await posted(harness.ws_port, "/v1/listen", silence(1))
     assert status == 200
@@ -103,11 +104,28 @@ async def test_a_recording_is_counted_before_it_is_decoded() -> None:
 
 async def test_a_query_of_too_many_fields_is_refused() -> None:
     backplane = ScriptedBackplane()
-    service = FileService(backplane, Decoders(1), lambda address: CountingGuard(), 1 << 20)
+    service = FileService(backplane, Decoders(1), lambda address: CountingGuard(), 1 << 20, Uploads(2))
     async with serving(backplane, endpoints=listen_endpoints(service)) as harness:
         status, answer = await posted(harness.ws_port, "/v1/listen?" + "a=1&" * 1001, b"")
     assert status == 400
     assert "1000 fields" in answer["err_msg"]
+
+
+@pytest.mark.parametrize("target", ["/v1/listen", "/v1/audio/transcriptions"])
+async def test_uploads_are_bounded_while_they_are_received(target: str) -> None:
+    backplane = ScriptedBackplane(echo=True)
+    service = FileService(backplane, Decoders(1), lambda address: CountingGuard(), 1 << 20, Uploads(1))
+    endpoints = (*listen_endpoints(service), *transcription_endpoints(service))
+    async with serving(backplane, endpoints=endpoints) as harness:
+        _, slow = await asyncio.open_connection(HOST, harness.ws_port)
+        head = f"POST {target} HTTP/1.1\r\nHost: h\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        slow.write(f"{head}Content-Length: 1000\r\n\r\n".encode() + b"--x\r\n")
+
+        await wait_until(lambda: service.uploads.num_held == 1)
+        assert (await posted(harness.ws_port, "/v1/listen", silence(1)))[0] == 503
+        slow.transport.abort()
+        await wait_until(lambda: service.uploads.num_held == 0)
+        assert (await posted(harness.ws_port, "/v1/listen", silence(1)))[0] == 200
 
 
 async def posted(port: int, target: str, body: bytes) -> tuple[int, dict[str, Any]]:
