@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from ingress.connection import Connection
     from ingress.links import StreamLink
 
+MAX_UNANSWERED_FINALIZES: Final = 64
+"""They have no samples, so `max_undecoded_s` does not bound them, and each ends a part of the stream."""
+
 
 class ClientStream:
     """One stream of a connection (a `StreamListener`).
@@ -28,6 +31,7 @@ class ClientStream:
     __slots__ = (
         "_connection",
         "_max_undecoded_s",
+        "_num_finalizes",
         "acked_samples",
         "begun",
         "ended",
@@ -43,6 +47,7 @@ class ClientStream:
     def __init__(self, connection: Connection, number: int, max_undecoded_s: float, sample_rate: int) -> None:
         self._connection: Final = connection
         self._max_undecoded_s: Final = max_undecoded_s
+        self._num_finalizes = 0  # that are not answered
         self.number: Final = number
         self.sample_rate = 0
         self.set_rate(sample_rate)
@@ -84,7 +89,16 @@ class ClientStream:
         return self.linked().append(audio)
 
     def finalize(self) -> bool:
-        """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
+        """Ask for a result of all audio so far; False asks to stop reading until `on_room`.
+
+        Raises ClientFault `too_much_audio` where too many wait for their answers.
+        """
+        if self._num_finalizes >= MAX_UNANSWERED_FINALIZES:
+            raise ClientFault(
+                ErrorCode.TOO_MUCH_AUDIO,
+                f"More than {MAX_UNANSWERED_FINALIZES} 'finalize' messages wait for their answers.",
+            )
+        self._num_finalizes += 1
         return self.linked().finalize()
 
     def give_up(self, *, keep: bool) -> None:
@@ -111,6 +125,8 @@ class ClientStream:
             self.acked_samples = result.audio_ack_samples
         if kind is LineKind.FINAL:
             self.ended = True
+        elif kind is LineKind.FINALIZED and self._num_finalizes:  # else one of a connection before
+            self._num_finalizes -= 1
         self._connection.on_result(self, result, mergeable=kind is LineKind.PARTIAL)
 
     def on_ack(self, samples: int) -> None:

@@ -338,7 +338,7 @@ class Connection:
                     self._do(action, outcome)
                 elif result is not None and stream is not None:
                     self._send(result, stream)
-        except ClientFault as error:  # the send buffer is full
+        except ClientFault as error:  # the send buffer is full, or too many finalizes wait
             self._drop(error)
         except Exception:
             self._failed()
