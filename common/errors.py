@@ -150,7 +150,7 @@ _SPECS: Final = (
         ErrorCode.TOO_MUCH_AUDIO,
         Fault.CLIENT,
         True,
-        "More than `--max-stream-seconds` of audio is accepted and not yet decoded, or 64 `finalize` wait.",
+        "More than `--max-stream-seconds` of audio is accepted and not yet decoded, or 1000 `finalize` wait.",
     ),
     ErrorSpec(ErrorCode.UNKNOWN_OPTION, Fault.CLIENT, True, "`config` names an option that is not there."),
     ErrorSpec(

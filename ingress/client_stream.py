@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ingress.connection import Connection
     from ingress.links import StreamLink
 
-MAX_UNANSWERED_FINALIZES: Final = 64
+MAX_UNANSWERED_FINALIZES: Final = 1000
 """They have no samples, so `max_undecoded_s` does not bound them, and each ends a part of the stream."""
 
 
