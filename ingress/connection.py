@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.errors import ClientFault, ErrorCode, NoFreeStream, StreamError, Unavailable
+from common.errors import ClientFault, ErrorCode, StreamError, Unavailable
 from common.messages import (
     Ack,
     Audio,
@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 CAPABILITIES: Final = ("config", "resume", "finalize")
 BEGIN_TIMEOUT_S: Final = 10.0
 REFUSED_GRACE_S: Final = 1.0
+# Without a new stream a client may still go on with one that it has.
+_MAY_RESUME: Final = frozenset((ErrorCode.NO_FREE_STREAM, ErrorCode.OVER_LIMIT))
 UNREAD_TIMEOUT_S: Final = 30.0
 
 _PONG: Final = Pong()
@@ -500,12 +502,12 @@ class Connection:
         """
         try:
             await self._take_slots()
-        except NoFreeStream as error:
-            self._meter.refused(error)
-            self._refused(error)
         except StreamError as error:
             self._meter.refused(error)
-            self._carry_out(self._protocol.notify(Event.FAILED, error))
+            if error.code in _MAY_RESUME:
+                self._refused(error)
+            else:
+                self._carry_out(self._protocol.notify(Event.FAILED, error))
         except Exception:
             self._failed()
         else:
@@ -555,7 +557,7 @@ class Connection:
         for stream in self._streams:
             stream.give_up(keep=False)
 
-    def _refused(self, error: NoFreeStream) -> None:
+    def _refused(self, error: StreamError) -> None:
         self._carry_out(self._protocol.notify(Event.FULL, error))
         if self._protocol.state is State.REFUSED:
             self._deadlines.refused.start(
@@ -581,6 +583,9 @@ class Connection:
         if self._protocol.state is not State.RESUMING:  # the client left meanwhile
             self._abandon(None)
             return
+        if not self._counted:  # the connection was refused a new stream
+            self._counted = 1
+            self._guard.resumed(self.client, 1)
         self._resumed(stream, resumption)
 
     def _resumed(self, stream: ClientStream, resumption: Resumption) -> None:

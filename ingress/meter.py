@@ -6,12 +6,19 @@ import time
 from collections import deque
 from typing import Final
 
-from common.errors import ERROR_SPECS, ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
+from common.errors import ERROR_SPECS, ErrorCode, StreamError
 from common.messages import Result
 from common.monitoring.metrics import IngressMetrics
 
 # The latency of results is measured on one stream in so many: it needs a note of every message's arrival.
 _SAMPLED_EVERY: Final = 16
+# Why there is no slot, as `admissions` counts it.
+_REFUSALS: Final = {
+    ErrorCode.NO_FREE_STREAM: "full",
+    ErrorCode.NO_WORKER: "no_worker",
+    ErrorCode.REDIS_UNAVAILABLE: "redis",
+    ErrorCode.OVER_LIMIT: "over_limit",
+}
 # Messages whose arrival is remembered: more than any client has on its way that is not badly late.
 _MAX_ARRIVALS: Final = 1024
 
@@ -60,15 +67,7 @@ class Meter:
 
     def refused(self, error: StreamError) -> None:
         """No slot was had."""
-        outcome = (
-            "full"
-            if isinstance(error, NoFreeStream)
-            else "no_worker"
-            if isinstance(error, NoWorker)
-            else "redis"
-            if isinstance(error, RedisUnavailable)
-            else None
-        )
+        outcome = _REFUSALS.get(error.code)
         if outcome is not None:
             self._metrics.admissions[outcome] += 1
 

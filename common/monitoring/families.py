@@ -96,7 +96,7 @@ INGRESS: Final = _families(
             "admissions",
             "Requests for a stream slot, by answer.",
             "outcome",
-            ("admitted", "full", "no_worker", "redis", "unauthorized", "over_limit", "draining"),
+            ("admitted", "full", "no_worker", "redis", "over_limit"),
         ),
         _counter(
             "streams_ended",

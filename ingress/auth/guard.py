@@ -16,6 +16,9 @@ class Guard(Protocol):
     async def enter(self, client: Client | None, num_streams: int) -> None:
         """Count new streams of a client. Raises StreamError `over_limit`, within a bounded time."""
 
+    def resumed(self, client: Client | None, num_streams: int) -> None:
+        """Count streams that a client had before: no limit refuses them."""
+
     def leave(self, client: Client | None, num_streams: int) -> None:
         """Count streams less."""
 
@@ -31,6 +34,9 @@ class NoGuard:
         return ANYBODY
 
     async def enter(self, client: Client | None, num_streams: int) -> None:
+        """Count nothing."""
+
+    def resumed(self, client: Client | None, num_streams: int) -> None:
         """Count nothing."""
 
     def leave(self, client: Client | None, num_streams: int) -> None:

@@ -72,6 +72,13 @@ class KeyGuard:
             use.changed = True
             raise StreamError(ErrorCode.OVER_LIMIT, _SENTENCES[bound])
 
+    def resumed(self, client: Client | None, num_streams: int) -> None:
+        """Count streams that a client had before: no limit refuses them."""
+        if client is not None and client.key_id is not None:
+            use = self._uses.setdefault(client.key_id, _Use())
+            use.streams += num_streams
+            use.changed = True
+
     def leave(self, client: Client | None, num_streams: int) -> None:
         """Count streams less."""
         if client is not None and client.key_id is not None:
@@ -130,6 +137,10 @@ class AddressGuard:
     async def enter(self, client: Client | None, num_streams: int) -> None:
         """Count new streams of a client. Raises StreamError `over_limit`, or RedisUnavailable."""
         await self._guard.enter(client, num_streams)
+
+    def resumed(self, client: Client | None, num_streams: int) -> None:
+        """Count streams that a client had before: no limit refuses them."""
+        self._guard.resumed(client, num_streams)
 
     def leave(self, client: Client | None, num_streams: int) -> None:
         """Count streams less."""

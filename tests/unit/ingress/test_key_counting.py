@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 
+from common.errors import ErrorCode, StreamError
 from ingress.auth.client import ANYBODY, Client
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
@@ -31,6 +32,9 @@ class CountingGuard:
         self.num_waiting -= 1
         self.streams += num_streams
         self.entered += num_streams
+
+    def resumed(self, client: Client | None, num_streams: int) -> None:
+        self.streams += num_streams
 
     def leave(self, client: Client | None, num_streams: int) -> None:
         self.streams -= num_streams
@@ -67,3 +71,27 @@ async def test_a_client_that_leaves_while_its_key_is_looked_at_counts_no_more() 
         await asyncio.sleep(0)
         assert guard.streams == 0
         await client.close()
+
+
+class FullGuard(CountingGuard):
+    """The guard of a key that has all the streams that it may have."""
+
+    async def enter(self, client: Client | None, num_streams: int) -> None:
+        raise StreamError(ErrorCode.OVER_LIMIT, "It has all the streams that it may have.")
+
+
+async def test_a_client_whose_key_is_at_its_limit_may_resume_the_stream_that_it_has() -> None:
+    guard = FullGuard()
+    backplane = ScriptedBackplane(echo=True)
+    backplane.resumption = (0, 0, False)
+    async with serving(backplane, guard=guard) as harness:
+        client = await harness.tcp()
+        assert (await client.receive())["code"] == "over_limit"
+        request = {"type": "resume", "stream_id": 7, "resume_token": "secret", "last_seq": 0}
+        await client.send(request | {"audio_ack_samples": 0})
+        assert (await client.receive())["type"] == "resumed"
+        assert guard.streams == 1, "a resumed stream counts, so that its place cannot be had twice"
+        assert harness.metrics.admissions["over_limit"] == 1
+        await client.close()
+        await wait_until(lambda: not harness.connections)
+    assert guard.streams == 0

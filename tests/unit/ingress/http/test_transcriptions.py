@@ -36,6 +36,9 @@ class CountingGuard:
     async def enter(self, client: Client | None, num_streams: int) -> None:
         self.streams += num_streams
 
+    def resumed(self, client: Client | None, num_streams: int) -> None:
+        raise AssertionError("a recording is not resumed")
+
     def leave(self, client: Client | None, num_streams: int) -> None:
         self.streams -= num_streams
 
