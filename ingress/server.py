@@ -353,13 +353,18 @@ class IngressServer:
 
     async def _wait_until_empty(self, stop_now: asyncio.Event, timeout_s: float) -> None:
         waits = [
-            asyncio.create_task(self._empty.wait(), name="empty"),
+            asyncio.create_task(self._served(), name="served"),
             asyncio.create_task(stop_now.wait(), name="stop-now"),
         ]
         await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _served(self) -> None:
+        """Wait until there is no stream's connection, and no recording that is uploaded or decoded."""
+        await self._empty.wait()
+        await self._site.answered()
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
@@ -116,6 +117,11 @@ class Site:
         """Let running requests end and take no more of their connections."""
         for protocol in list(self.state.connections):
             protocol.shutdown()
+
+    async def answered(self) -> None:
+        """Wait until no request is under way."""
+        while self.state.tasks:
+            await asyncio.wait(list(self.state.tasks))
 
     def abort(self) -> None:
         """Close all connections that are no streams."""

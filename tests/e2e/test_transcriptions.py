@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
@@ -218,3 +220,25 @@ def test_what_deepgrams_way_refuses(
     assert answered_status == status
     assert sentence in answer["err_msg"]
     assert set(answer) == {"err_code", "err_msg", "request_id"}
+
+
+def test_a_recording_whose_upload_a_sigterm_meets_is_answered() -> None:
+    flags = ("--backend", "native", "--model-size", "tiny", "--max-num-streams", "4")
+    body, content_type = form({"model": "whisper-1"}, RECORDING.read_bytes())
+    with ServeProcess(*flags) as serve:
+        serve.wait_until_ready()
+        http = HTTPConnection(HOST, serve.ws_port, timeout=60)
+        http.putrequest("POST", "/v1/audio/transcriptions")
+        http.putheader("Content-Type", content_type)
+        http.putheader("Content-Length", str(len(body)))
+        http.endheaders(body[: len(body) // 2])
+        serve.process.send_signal(signal.SIGTERM)
+        time.sleep(
+            1.0
+        )  # nothing tells when the ingress drains; one that did not wait would have ended by now
+        http.send(body[len(body) // 2 :])
+        response = http.getresponse()
+        assert response.status == 200
+        assert json.loads(response.read())["text"] == TEXT
+        http.close()
+        assert serve.process.wait(30) == 0
