@@ -64,6 +64,7 @@ async def test_a_client_gets_from_nemo_what_it_gets_from_ours(redis_url: str, tm
                 backend=backend,
                 model=CACHE / "tiny" / "tiny.nemo",
                 device="cpu",
+                chunk_ms=160,
                 num_threads=1,
                 worker_max_streams=4,
                 lease_ms=3000,
