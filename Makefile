@@ -78,6 +78,7 @@ test-ingress: ## ingress and clients on the lowest versions of what they need, w
 	$(INGRESS_VENV)/bin/python -m pip install -q --no-deps -e .
 	$(INGRESS_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 $(INGRESS_TESTS) $(PYTEST_ARGS)
 
+# Tests of deploy/ need programs that no part of the service does.
 LOWEST_VENV ?= .venv-lowest
 LOWEST_TESTS ?= tests
 .PHONY: test-lowest
@@ -89,7 +90,7 @@ test-lowest: ## tests on the lowest versions of all dependencies but torch
 	  "torch==$(TORCH_VERSION)"
 	$(LOWEST_VENV)/bin/python -m pip install -q --no-deps -e .
 	$(LOWEST_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal \
-	  -m "not golden and not chaos and not slow" $(LOWEST_TESTS) $(PYTEST_ARGS)
+	  -m "not golden and not chaos and not slow" --ignore tests/unit/deploy $(LOWEST_TESTS) $(PYTEST_ARGS)
 
 # -- checks --------------------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ class RedisBackplane:
             keep_ms=settings.redis_loss_ms,
             on_commit=metrics.redis_commit_seconds.observe,
         )
-        self._presence = IngressPresence(
+        presence = IngressPresence(
             PipelinedCommands(self._redis, 0), self._keys, settings.ingress, settings.heartbeat_s * 1000
         )
         self._links: dict[StreamId, RedisLink] = {}
@@ -112,7 +112,7 @@ class RedisBackplane:
         self._keeper = Keeper(
             self._admission,
             self._directory,
-            self._presence,
+            presence,
             self._feed,
             self._links,
             shared=SharedSettings(settings.max_num_streams, settings.sample_rate, servers.shards),
@@ -204,7 +204,7 @@ class RedisBackplane:
                 for link in self._all():
                     if not link.waits_for_client:
                         await self._admission.release(link.stream)
-                await self._presence.leave()
+                await self._keeper.leave()
         except (TimeoutError, RedisUnavailable) as error:
             logger.warning("Redis could not be told of the stop: %s", error)
 

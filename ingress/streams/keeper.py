@@ -60,6 +60,7 @@ class Keeper:
         self._ttl_ms = ttl_ms
         self._admission_ttl_ms = admission_ttl_ms
         self._announced = asyncio.Event()
+        self._left = False
 
     async def agree(self) -> None:
         """Agree with the cluster on the shared settings. Raises SettingsMismatch, RedisUnavailable."""
@@ -68,6 +69,11 @@ class Keeper:
     def announce(self) -> None:
         """Begin to sign on with every heartbeat."""
         self._announced.set()
+
+    async def leave(self) -> None:
+        """Sign off, for good. Raises RedisUnavailable."""
+        self._left = True
+        await self._presence.leave()
 
     async def others_serve(self) -> bool:
         """Say in Redis how this ingress is now, then look whether another one serves.
@@ -97,7 +103,7 @@ class Keeper:
 
     async def _beat(self) -> None:
         await self._announced.wait()
-        while True:
+        while not self._left:  # a beat behind the sign-off would sign on again
             try:
                 await self._presence.beat(self._report())
                 await self.agree()

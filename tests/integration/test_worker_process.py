@@ -60,8 +60,14 @@ def test_a_thread_that_is_not_the_workers_own_ends_it_by_an_error(
 def test_every_thread_of_a_worker_is_tried_here(server: EmbeddedRedis, tmp_path: Path) -> None:
     with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.dying_worker") as worker:
         wait_until(lambda: "worker ready" in worker.log_text())
-        started = [line.split()[1] for line in worker.log_text().splitlines() if line.startswith("thread ")]
-        assert sorted(name for name in started if name != ENDS_AT_START) == sorted((*THREADS, OTHER))
+
+        def started() -> list[str]:
+            lines = [line.split() for line in worker.log_text().splitlines() if line.startswith("thread ")]
+            return sorted(name for _, name, *_ in lines if name != ENDS_AT_START)
+
+        # The last of them start while "ready" is being said.
+        wait_until(lambda: len(started()) >= len(THREADS) + 1)
+        assert started() == sorted((*THREADS, OTHER))
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0
 

@@ -6,13 +6,16 @@ import lzma
 import os
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).parents[3] / "training" / "session.sh"
-# In the place of python3: notes its arguments, waits until it may go on, leaves a checkpoint, ends as told.
+# In the place of python3: runs a line of code as that does; for a session it notes its arguments, waits until
+# it may go on, leaves a checkpoint, ends as told.
 PROGRAM = """#!/usr/bin/env bash
+[[ $1 == -c ]] && exec {python} "$@"
 echo "$@"
 until [[ -f {folder}/go ]]; do sleep 0.05; done
 mkdir -p {folder}/checkpoint && echo state > {folder}/checkpoint/checkpoint.json
@@ -27,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "b").mkdir()
     program = tmp_path / "bin" / "python3"
     program.parent.mkdir()
-    program.write_text(PROGRAM.format(folder=folder))
+    program.write_text(PROGRAM.format(folder=folder, python=sys.executable))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return folder
 
