@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-import parakeet.client
+import parakeet
 from common.messages import Audio, Encoding
 from common.options import StreamOptions
 from parakeet.client import ClientError, ClientTimeouts, Stream
@@ -41,7 +41,7 @@ class Clip:
 
 def make_clips(count: int, seed: int = 0) -> list[Clip]:
     """Recordings strung together with pauses, 6 to 25 s each."""
-    folder = Path(parakeet.client.__file__).parent / "recordings"
+    folder = Path(parakeet.__file__).parent / "recordings"
     recordings = []
     for path in sorted(folder.glob("*.wav")):
         with wave.open(str(path)) as recording:
