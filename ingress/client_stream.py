@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from common.entries import LineKind, StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.messages import Audio, Result
+from ingress.links import CLIENT_GONE, FINAL
 
 if TYPE_CHECKING:
     from ingress.connection import Connection
@@ -101,16 +102,16 @@ class ClientStream:
         self._num_finalizes += 1
         return self.linked().finalize()
 
-    def give_up(self, *, keep: bool) -> None:
+    def give_up(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """Nobody listens any more; see `StreamLink.abandon`."""
         link, self.link = self.link, None
         if link is not None:
-            link.abandon(keep=keep)
+            link.abandon(keep=keep, code=code)
 
-    def release(self) -> None:
+    def release(self, *, code: str = FINAL) -> None:
         """The end of the stream has been sent."""
         link, self.link = self.linked(), None
-        link.release()
+        link.release(code=code)
 
     # StreamListener
 

@@ -32,7 +32,7 @@ from ingress.auth.client import ANYBODY, Client
 from ingress.auth.guard import NO_GUARD, Guard
 from ingress.client_stream import ClientStream, split_channels
 from ingress.dialects.dialect import Dialect
-from ingress.links import Backplane, Resumption
+from ingress.links import CLIENT_GONE, FINAL, NOBODY, Backplane, Caller, Resumption
 from ingress.meter import Meter
 from ingress.protocol import ONLY_APPENDING, YOUNG, Action, ConnectionProtocol, Event, Outcome, State
 from ingress.sockets.deadlines import Deadlines
@@ -401,11 +401,12 @@ class Connection:
             case Action.GIVE_BACK | Action.ABANDON:
                 self._abandon(outcome.error)
             case Action.RELEASE:
+                code = FINAL if outcome.error is None else outcome.error.code.value
                 for stream in self._streams:
                     if stream.ended and stream.link is not None:
-                        stream.release()
+                        stream.release(code=code)
                     else:
-                        stream.give_up(keep=False)
+                        stream.give_up(keep=False, code=code)
             case Action.HANG_UP:
                 self._hanging_up = _HangUp(outcome.error)
                 if self._buffer.empty:
@@ -490,8 +491,9 @@ class Connection:
         # A stream is kept for its client where the client asked for that, unless the client's
         # own fault ended it: sending the same again would fail again.
         fault = isinstance(error, ClientFault) and error.code is not ErrorCode.SLOW_READER
+        code = CLIENT_GONE if error is None else error.code.value
         for stream in self._streams:
-            stream.give_up(keep=self._options.resume and not fault)
+            stream.give_up(keep=self._options.resume and not fault, code=code)
 
     # Admission and resumption
 
@@ -523,15 +525,15 @@ class Connection:
 
     async def _take_slots(self) -> None:
         """A slot for each stream: a new one, or that of `hello` again where it was given back."""
-        binding = self._key_id
+        caller = self._caller
         await self._count()
         try:
             for stream in self._streams:
                 if stream.stream_id is None:
-                    stream.take(await self._backplane.admit(stream, binding))
+                    stream.take(await self._backplane.admit(stream, caller))
                 else:
                     stream.take(
-                        await self._backplane.readmit(stream, stream.stream_id, stream.resume_token, binding)
+                        await self._backplane.readmit(stream, stream.stream_id, stream.resume_token, caller)
                     )
         except BaseException:
             self._give_up_slots()
@@ -549,9 +551,10 @@ class Connection:
             self._counted = num_streams
 
     @property
-    def _key_id(self) -> str:
-        """The id of the client's key; empty where it has none."""
-        return "" if self.client is None else self.client.key_id or ""
+    def _caller(self) -> Caller:
+        """Whose the streams of this connection are."""
+        client = self.client
+        return NOBODY if client is None else Caller(client.key_id or "", client.name)
 
     def _give_up_slots(self) -> None:
         for stream in self._streams:
@@ -570,7 +573,7 @@ class Connection:
         self._deadlines.silent.stop()  # it is the client that waits
         (stream,) = self._streams
         try:
-            resumption = await self._backplane.resume(stream, request, self._key_id)
+            resumption = await self._backplane.resume(stream, request, self._caller)
         except StreamError as error:
             self._carry_out(self._protocol.notify(Event.FAILED, error))
             return

@@ -6,12 +6,32 @@ ingress/streams/backplane.py implements them over Redis; the unit tests implemen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from common.entries import LineKind, StreamId
 from common.errors import StreamError
 from common.messages import Audio, Result, Resume
 from common.options import StreamOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose a stream is.
+
+    key_id: of its API key, empty for none; a resume has to come with the same one.
+    key_name: what the log calls the key.
+    """
+
+    key_id: str = ""
+    key_name: str = ""
+
+
+NOBODY: Final = Caller()
+
+FINAL: Final = "final"
+"""Why a stream ended, for the log: its final result was sent."""
+CLIENT_GONE: Final = "client_gone"
+"""Its client left it. Any other reason is the code of an error."""
 
 
 class StreamListener(Protocol):
@@ -60,12 +80,12 @@ class StreamLink(Protocol):
     def finalize(self) -> bool:
         """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
 
-    def abandon(self, *, keep: bool) -> None:
+    def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """Nobody listens any more: end the stream (now, or after the grace if `keep`), or give the
-        admission back where no stream has begun."""
+        admission back where no stream has begun. `code`: why, for the log."""
 
-    def release(self) -> None:
-        """The end of the stream has been sent: give its slot back."""
+    def release(self, *, code: str = FINAL) -> None:
+        """The end of the stream has been sent: give its slot back. `code`: why it ended, for the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +108,21 @@ class Resumption:
 class Backplane(Protocol):
     """The service behind a connection."""
 
-    async def admit(self, listener: StreamListener, binding: str = "") -> StreamLink:
+    async def admit(self, listener: StreamListener, caller: Caller = NOBODY) -> StreamLink:
         """Ask the cluster for a stream.
 
-        binding: what else than its secret a client has to have to resume the stream: the id of its key.
         Raises NoFreeStream, NoWorker or RedisUnavailable, within a bounded time.
         """
 
     async def readmit(
-        self, listener: StreamListener, stream: StreamId, resume_token: str, binding: str = ""
+        self, listener: StreamListener, stream: StreamId, resume_token: str, caller: Caller = NOBODY
     ) -> StreamLink:
         """Ask the cluster for the slot of a stream anew: it was given back before the stream began.
 
         Raises as `admit` does, within a bounded time.
         """
 
-    async def resume(self, listener: StreamListener, request: Resume, binding: str = "") -> Resumption:
+    async def resume(self, listener: StreamListener, request: Resume, caller: Caller = NOBODY) -> Resumption:
         """Take a stream over from a connection that was lost.
 
         The results after `last_seq` come through the listener once this has returned.

@@ -13,7 +13,7 @@ from common.entries import LineKind, StreamId
 from common.errors import StreamError
 from common.messages import Audio, Result, Resume, Utterance, Word
 from common.options import StreamOptions
-from ingress.links import Resumption, StreamListener
+from ingress.links import CLIENT_GONE, FINAL, NOBODY, Caller, Resumption, StreamListener
 
 
 def some_result(
@@ -84,10 +84,10 @@ class FakeLink:
         self.log.append("finalize")
         return self.room
 
-    def abandon(self, *, keep: bool) -> None:
+    def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         self.log.append("keep" if keep else "abandon")
 
-    def release(self) -> None:
+    def release(self, *, code: str = FINAL) -> None:
         self.log.append("release")
 
 
@@ -104,14 +104,14 @@ class ScriptedBackplane:
         self.resume_requests: list[Resume] = []
         self.resumption: tuple[int, int, bool] | StreamError = (0, 0, False)
 
-    async def admit(self, listener: StreamListener, binding: str = "") -> FakeLink:
+    async def admit(self, listener: StreamListener, caller: Caller = NOBODY) -> FakeLink:
         await self._admitted()
         link = FakeLink(StreamId(len(self.links) + 1), listener, self.echo)
         self.links.append(link)
         return link
 
     async def readmit(
-        self, listener: StreamListener, stream: StreamId, resume_token: str, binding: str = ""
+        self, listener: StreamListener, stream: StreamId, resume_token: str, caller: Caller = NOBODY
     ) -> FakeLink:
         await self._admitted()
         link = FakeLink(stream, listener, self.echo, resume_token)
@@ -125,7 +125,7 @@ class ScriptedBackplane:
         if self.refusal is not None:
             raise self.refusal
 
-    async def resume(self, listener: StreamListener, request: Resume, binding: str = "") -> Resumption:
+    async def resume(self, listener: StreamListener, request: Resume, caller: Caller = NOBODY) -> Resumption:
         self.resume_requests.append(request)
         await asyncio.sleep(0)
         await self.gate.wait()

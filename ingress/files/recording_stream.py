@@ -11,12 +11,15 @@ from common.entries import LineKind
 from common.errors import StreamError
 from common.messages import Audio, Result, Utterance, Word
 from common.options import StreamOptions
-from ingress.links import Backplane, StreamLink
+from ingress.links import CLIENT_GONE, NOBODY, Backplane, Caller, StreamLink
 
 # Audio of a recording that was appended and is not decoded; more waits in the decoder.
 _MAX_AHEAD_S: Final = 20.0
 # Without a word from the worker for so long, the recording has failed.
 _STALL_S: Final = 60.0
+
+RECORDING_FAILED: Final = "recording_failed"
+"""The code, in the log, of a recording that could not be decoded to its end, or whose worker fell silent."""
 
 
 @dataclass(slots=True)
@@ -56,11 +59,16 @@ class RecordingStream:
         return self._sent_samples / self._rate
 
     async def run(
-        self, backplane: Backplane, options: StreamOptions, blocks: AsyncIterator[bytes], binding: str = ""
+        self,
+        backplane: Backplane,
+        options: StreamOptions,
+        blocks: AsyncIterator[bytes],
+        caller: Caller = NOBODY,
     ) -> Transcript:
         """Transcribe 16-bit mono samples. Raises StreamError, Stalled, and what `blocks` raises."""
-        link: StreamLink | None = await backplane.admit(self, binding)
+        link: StreamLink | None = await backplane.admit(self, caller)
         assert link is not None
+        code = CLIENT_GONE
         try:
             link.begin(options)
             async for block in blocks:
@@ -70,9 +78,15 @@ class RecordingStream:
                 await self._wait()
             link.release()
             link = None
+        except StreamError as error:
+            code = error.code.value
+            raise
+        except Exception:  # what `blocks` raises, or Stalled
+            code = RECORDING_FAILED
+            raise
         finally:
             if link is not None:
-                link.abandon(keep=False)
+                link.abandon(keep=False, code=code)
         self.transcript.duration_s = self.sent_s
         return self.transcript
 

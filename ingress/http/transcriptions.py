@@ -28,7 +28,7 @@ from ingress.files.recording_stream import RecordingStream, Stalled, Transcript
 from ingress.files.transcription_shapes import FORMATS, plain, subtitles, usage, verbose
 from ingress.files.upload import BadUpload, Upload, Uploads, UploadsBusy, received
 from ingress.http.endpoints import endpoint
-from ingress.links import Backplane
+from ingress.links import Backplane, Caller
 from ingress.media.decoder import Decoders, DecodersBusy, MediaError, MediaInput
 from ingress.media.formats import MediaFormat
 
@@ -194,7 +194,9 @@ async def transcribed(
             stream = RecordingStream(audio.rate, on_text)
             options = StreamOptions(sample_rate=audio.rate, words=True, auto_finalize=True, language=None)
             async with aclosing(_whole_samples(decoder.blocks())) as blocks:
-                return await stream.run(service.backplane, options, blocks, client.key_id or "")
+                return await stream.run(
+                    service.backplane, options, blocks, Caller(client.key_id or "", client.name)
+                )
     finally:
         if stream is not None:
             guard.heard(client, stream.sent_s)  # also of a recording that failed, or whose client left

@@ -31,7 +31,7 @@ from common.streams.audio_log import AudioLog, decoded_samples
 from common.streams.key_usage import KeyUsage
 from common.streams.leases import IngressPresence, IngressReport
 from common.streams.status import shared_status
-from ingress.links import Resumption, StreamListener
+from ingress.links import NOBODY, Caller, Resumption, StreamListener
 from ingress.streams.keeper import Keeper
 from ingress.streams.life import Action
 from ingress.streams.link import LinkContext, RedisLink
@@ -122,7 +122,12 @@ class RedisBackplane:
             admission_ttl_ms=self._admission_ttl_ms,
         )
         self._context = LinkContext(
-            self._act, self._feed.gone, self.start_task, settings.resume_grace_s, metrics
+            self._act,
+            self._feed.gone,
+            self.start_task,
+            settings.resume_grace_s,
+            metrics,
+            settings.sample_rate,
         )
         self._takeover = StreamTakeover(
             self._context,
@@ -234,33 +239,33 @@ class RedisBackplane:
 
     # Backplane
 
-    async def admit(self, listener: StreamListener, binding: str = "") -> RedisLink:
+    async def admit(self, listener: StreamListener, caller: Caller = NOBODY) -> RedisLink:
         """Ask the cluster for a stream. Raises NoFreeStream, NoWorker or RedisUnavailable."""
-        return await self._admit(listener, None, secrets.token_urlsafe(24), binding)
+        return await self._admit(listener, None, secrets.token_urlsafe(24), caller)
 
     async def readmit(
-        self, listener: StreamListener, stream: StreamId, resume_token: str, binding: str = ""
+        self, listener: StreamListener, stream: StreamId, resume_token: str, caller: Caller = NOBODY
     ) -> RedisLink:
         """Ask the cluster for the slot of a stream anew: it was given back before the stream began.
 
         Raises NoFreeStream, NoWorker or RedisUnavailable.
         """
-        return await self._admit(listener, stream, resume_token, binding)
+        return await self._admit(listener, stream, resume_token, caller)
 
     async def _admit(
-        self, listener: StreamListener, stream: StreamId | None, resume_token: str, binding: str
+        self, listener: StreamListener, stream: StreamId | None, resume_token: str, caller: Caller
     ) -> RedisLink:
         stream = await self._admission.admit(self._settings.max_num_streams, self._admission_ttl_ms, stream)
-        link = RedisLink(self._context, self._keys.stream(stream), listener, resume_token, binding)
+        link = RedisLink(self._context, self._keys.stream(stream), listener, resume_token, caller)
         self._links[stream] = link
         return link
 
-    async def resume(self, listener: StreamListener, request: Resume, binding: str = "") -> Resumption:
+    async def resume(self, listener: StreamListener, request: Resume, caller: Caller = NOBODY) -> Resumption:
         """Take a stream over from a connection that was lost.
 
         Raises Unavailable (`resume_refused`, `redis_unavailable`, `internal`).
         """
-        return await self._takeover.resume(listener, request, binding)
+        return await self._takeover.resume(listener, request, caller)
 
     def key_usage(self) -> KeyUsage:
         """Counts of what API keys use, over all ingresses."""
@@ -320,7 +325,7 @@ class RedisBackplane:
             ingress=settings.ingress,
             options=options,
             sample_rate=options.sample_rate or settings.sample_rate,
-            token_hash=token_hash(link.resume_token, link.binding),
+            token_hash=token_hash(link.resume_token, link.caller.key_id),
             created_ms=int(time() * 1000),
             ttl_ms=self._ttl_ms,
             grace_ms=int(settings.resume_grace_s * 1000),

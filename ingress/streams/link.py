@@ -20,7 +20,8 @@ from common.redis.keys import StreamKeys
 from common.result_record import decode_error, decode_record
 from common.streams.appender import Appender
 from common.streams.result_reader import Position
-from ingress.links import StreamListener
+from ingress.links import CLIENT_GONE, FINAL, NOBODY, Caller, StreamListener
+from ingress.streams.account import StreamAccount
 from ingress.streams.audio import StartTask, StreamAudio
 from ingress.streams.life import Action, Event, State, after
 
@@ -35,6 +36,7 @@ class LinkContext:
     act: does what a row of the table asks of the backplane.   on_gone: Redis has no such stream.
     start_task: runs a coroutine beside the rest.   resume_grace_s: how long a stream waits for its client.
     metrics: where claims and changes of owner are counted.
+    sample_rate: of streams that name none, Hz.
     """
 
     act: Callable[[RedisLink, Action], None]
@@ -42,6 +44,7 @@ class LinkContext:
     start_task: StartTask
     resume_grace_s: float
     metrics: IngressMetrics
+    sample_rate: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ class RedisLink:
 
     keys: its keys in Redis.   state: where it is in its life.   audio: its audio on the way into Redis.
     options: what the client wants of it, once it has begun.
-    binding: what else than the secret a client has to have to resume it (`Backplane.admit`).
+    caller: whose it is; whoever resumes it has to have the same key.
+    account: what is told of it when it ends.
     worker, epoch: its owner, None before the first, and the epoch of the last line.
     seq: number of the last result.
 
@@ -82,9 +86,10 @@ class RedisLink:
         "_loop",
         "_text",
         "_told_seq",
+        "account",
         "audio",
         "begun_at",
-        "binding",
+        "caller",
         "created_at",
         "epoch",
         "grace_ends_at",
@@ -107,15 +112,16 @@ class RedisLink:
         keys: StreamKeys,
         listener: StreamListener | None,
         token: str,
-        binding: str = "",
+        caller: Caller = NOBODY,
     ) -> None:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self.resume_token: Final = token
-        self.binding: Final = binding
+        self.caller: Final = caller
         self.keys: Final = keys
         self.state = State.ADMITTED
+        self.account: Final = StreamAccount(keys.stream, caller)
         self.audio: Final = StreamAudio(context.start_task, self._on_room, self.fail)
         self._text = ""  # of the last result, as long as somebody listens
         self._told_seq = 0  # results up to this one the client has
@@ -141,27 +147,34 @@ class RedisLink:
 
     def begin(self, options: StreamOptions) -> None:
         """Create the stream in Redis; audio is held until it is there."""
-        self.options = options
+        self._have(options)
         self.heard_at = self.begun_at = self._loop.time()
         self._notify(Event.BEGIN)
 
     def append(self, audio: Audio) -> bool:
         """Append audio; False asks to stop reading until `on_room`."""
+        if audio.payload:
+            self.account.audio(audio.num_samples, self._loop.time())
+        if audio.final:
+            self.account.audio_ended(self._loop.time())
         return self.audio.append(audio)
 
     def finalize(self) -> bool:
         """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
         return self.audio.finalize()
 
-    def abandon(self, *, keep: bool) -> None:
+    def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """End the stream now, or after the grace; give the admission back where none has begun."""
         self._listener = None
         self.left_at = self._loop.time()
+        if not keep or self.ended:
+            self._ended(code)
         self._notify(Event.CLIENT_LOST if keep else Event.CLIENT_LEFT)
 
-    def release(self) -> None:
+    def release(self, *, code: str = FINAL) -> None:
         """The last result has been sent."""
         self._listener = None
+        self._ended(code)
         self._notify(Event.SENT)
 
     # The backplane's side
@@ -209,10 +222,19 @@ class RedisLink:
         return Position(self.keys, self.epoch, self.seq)
 
     def adopt(
-        self, appender: Appender | None, options: StreamOptions, place: Place, *, finished: bool
+        self,
+        appender: Appender | None,
+        options: StreamOptions,
+        place: Place,
+        *,
+        next_sample: int,
+        finished: bool,
     ) -> None:
         """Become the link of a stream that another connection began."""
-        self.options = options
+        self._have(options)
+        self.account.num_samples = next_sample
+        if finished:
+            self.account.audio_ended(self._loop.time())
         self.created_at = self.heard_at = self.progress_at = self._loop.time()
         self.audio.open(appender, finished=finished)
         self._text, self._told_seq = place.text, place.told_seq
@@ -234,10 +256,12 @@ class RedisLink:
 
     def grace_is_over(self) -> None:
         """The client has not come back in time."""
+        self._ended(CLIENT_GONE)
         self._notify(Event.GRACE_OVER)
 
     def expire(self) -> None:
         """The end of a stream without a client has not come; what it has in Redis expires."""
+        self._ended(CLIENT_GONE)
         self._notify(Event.EXPIRED)
 
     def waits_for_progress(self, least_s: float, now: float) -> float:
@@ -273,6 +297,7 @@ class RedisLink:
 
     def fail(self, error: StreamError) -> None:
         """The stream cannot go on."""
+        self._ended(error.code.value)
         self._notify(Event.FAILURE, error)
 
     def take(self, line: Line, *, repair: bool = False) -> bool:
@@ -313,17 +338,33 @@ class RedisLink:
             return True
         if kind is LineKind.FINAL or kind is LineKind.ERROR:
             last: Result | StreamError | None = None
-            if self._listener is not None:
-                last = decode_record(line, self._text) if kind is LineKind.FINAL else decode_error(line)
+            if kind is LineKind.ERROR:
+                last = decode_error(line)
+                self._ended(last.code.value)
+            elif self._listener is not None:
+                last = decode_record(line, self._text)
+                self.account.final(self.heard_at)
+            else:
+                self._ended(FINAL)  # nobody is told
             self.audio.forget_kept()
             self._notify(Event.LAST_RESULT, last)
         elif self._listener is not None:
             result = decode_record(line, self._text)
             self._text = result.text
+            if result.text and not self.account.has_text:
+                self.account.first_text(self.heard_at)
             self._listener.on_result(kind, result)
         return True
 
     # Inside
+
+    def _have(self, options: StreamOptions) -> None:
+        self.options = options
+        self.account.sample_rate = options.sample_rate or self._context.sample_rate
+
+    def _ended(self, code: str) -> None:
+        if self.begun:
+            self.account.ended(code)
 
     def _take_owner(self, line: Line) -> bool:
         if line.seq > self.seq:

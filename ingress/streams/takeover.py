@@ -22,7 +22,7 @@ from common.streams.assignments import StreamDirectory, StreamRecord
 from common.streams.audio_log import AudioLog, last_audio
 from common.streams.kept_text import read_kept_text
 from common.streams.result_reader import kept_results
-from ingress.links import Resumption, StreamListener
+from ingress.links import Caller, Resumption, StreamListener
 from ingress.streams.keeper import Keeper
 from ingress.streams.link import LinkContext, Place, RedisLink
 from ingress.streams.result_feed import RETRY_PAUSE_S, ResultFeed
@@ -70,7 +70,7 @@ class StreamTakeover:
 
     # For a client
 
-    async def resume(self, listener: StreamListener, request: Resume, binding: str) -> Resumption:
+    async def resume(self, listener: StreamListener, request: Resume, caller: Caller) -> Resumption:
         """Take a stream over for its client, from a connection that was lost.
 
         Raises Unavailable `resume_refused`, RedisUnavailable, or InternalFault where its audio is unreadable.
@@ -78,7 +78,7 @@ class StreamTakeover:
         stream = StreamId(request.stream_id)
         self._resuming.append(stream)
         try:
-            return await self._resume(stream, listener, request, binding)
+            return await self._resume(stream, listener, request, caller)
         except EntryError as error:
             logger.error("%s", error, extra={"stream_id": stream})
             raise InternalFault from error
@@ -86,16 +86,16 @@ class StreamTakeover:
             self._resuming.remove(stream)
 
     async def _resume(
-        self, stream: StreamId, listener: StreamListener, request: Resume, binding: str
+        self, stream: StreamId, listener: StreamListener, request: Resume, caller: Caller
     ) -> Resumption:
-        record, place = await self._resumable(stream, request, binding)
+        record, place = await self._resumable(stream, request, caller)
         connection = 0 if record.finished else await self._directory.attach(stream, self._ingress)
         if connection == 0 and not record.finished:  # it ended just now
-            record, place = await self._resumable(stream, request, binding)
+            record, place = await self._resumable(stream, request, caller)
         before = self._links.get(stream)
         if before is not None:
             before.taken()
-        link = RedisLink(self._context, self._keys.stream(stream), listener, request.resume_token, binding)
+        link = RedisLink(self._context, self._keys.stream(stream), listener, request.resume_token, caller)
         try:
             next_sample, finished = await self._take_over(
                 link, record, connection, place, request.audio_ack_samples
@@ -107,7 +107,9 @@ class StreamTakeover:
         acked = min(request.audio_ack_samples, next_sample)
         return Resumption(link, next_sample, acked, finished, record.options, record.sample_rate)
 
-    async def _resumable(self, stream: StreamId, request: Resume, binding: str) -> tuple[StreamRecord, Place]:
+    async def _resumable(
+        self, stream: StreamId, request: Resume, caller: Caller
+    ) -> tuple[StreamRecord, Place]:
         """Look whether a stream may be resumed; its record, and the place behind the client's last result."""
         # One sentence for a stream that is gone and for a wrong secret: nobody learns which there are.
         refused = _refusal(stream, "it is gone, or its secret differs")
@@ -115,7 +117,7 @@ class StreamTakeover:
             record = await self._directory.read(stream)
         except EntryError as error:
             raise refused from error
-        shown = token_hash(request.resume_token, binding)
+        shown = token_hash(request.resume_token, caller.key_id)
         if record is None or not hmac.compare_digest(record.token_hash, shown):
             raise refused
         last_seq = request.last_seq
@@ -197,7 +199,7 @@ class StreamTakeover:
         unreadable; the stream is then brought to its end.
         """
         if connection == 0:
-            self._put_in_place(link, record, None, place, finished=True)
+            self._put_in_place(link, record, None, place, next_sample=acked_samples, finished=True)
             return acked_samples, True
         try:
             last = await last_audio(self._redis, link.keys)
@@ -223,7 +225,7 @@ class StreamTakeover:
             appender.attach(self._ingress)
         # No wait from here to the caller's return: a line that came in between would reach a listener that
         # is not ready for it yet.
-        self._put_in_place(link, record, appender, place, finished=finished)
+        self._put_in_place(link, record, appender, place, next_sample=next_sample, finished=finished)
         self._context.start_task(self._keeper.renew(link), f"renew-{link.stream}")
         if finished:
             self._context.start_task(self._watch.follow(link), f"follow-{link.stream}")
@@ -233,7 +235,7 @@ class StreamTakeover:
         """Finalize for nobody a stream whose audio nobody can go on with, so that its slot is given back."""
         # The first entry of this connection is behind all that others have appended, readable or not.
         appender = self._audio.open(link.keys, link.on_append_failed, connection=connection)
-        self._put_in_place(link, record, appender, place, finished=False)
+        self._put_in_place(link, record, appender, place, next_sample=0, finished=False)
         link.abandon(keep=False)
 
     def _put_in_place(
@@ -243,9 +245,10 @@ class StreamTakeover:
         appender: Appender | None,
         place: Place,
         *,
+        next_sample: int,
         finished: bool,
     ) -> None:
-        link.adopt(appender, record.options, place, finished=finished)
+        link.adopt(appender, record.options, place, next_sample=next_sample, finished=finished)
         if record.owner is not None:
             link.set_worker(record.owner)
         self._links[link.stream] = link

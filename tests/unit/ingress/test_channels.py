@@ -15,7 +15,7 @@ from common.options import StreamOptions
 from ingress.client_stream import split_channels
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.native import NativeDialect
-from ingress.links import StreamListener
+from ingress.links import NOBODY, Caller, StreamListener
 from tests.fake_backplane import FakeLink, ScriptedBackplane, some_result
 from tests.ingress_harness import serving, wait_until
 
@@ -95,10 +95,10 @@ async def test_a_failure_of_one_ends_both(ended: bool) -> None:
 
 async def test_where_only_one_is_admitted_its_slot_is_given_back() -> None:
     class _OneSlot(ScriptedBackplane):
-        async def admit(self, listener: StreamListener, binding: str = "") -> FakeLink:
+        async def admit(self, listener: StreamListener, caller: Caller = NOBODY) -> FakeLink:
             if self.links:
                 raise NoFreeStream
-            return await super().admit(listener, binding)
+            return await super().admit(listener, caller)
 
     backplane = _OneSlot()
     async with serving(backplane, dialect=_Stereo) as harness:

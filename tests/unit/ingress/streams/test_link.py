@@ -60,7 +60,12 @@ class _Backplane:
         self.asked: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.context = LinkContext(
-            self.act, self.on_gone, self.start_task, resume_grace_s=7.0, metrics=IngressMetrics()
+            self.act,
+            self.on_gone,
+            self.start_task,
+            resume_grace_s=7.0,
+            metrics=IngressMetrics(),
+            sample_rate=16000,
         )
 
     def start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> object:
@@ -225,7 +230,7 @@ async def test_results_that_are_no_longer_kept_end_the_stream() -> None:
 async def test_a_stream_that_nobody_listens_to_misses_no_result() -> None:
     """It waits for its client, who says what it has; and its end must be seen."""
     link = RedisLink((owner := _Backplane()).context, _KEYS, None, "")
-    link.adopt(None, StreamOptions(resume=True), Place(None), finished=False)
+    link.adopt(None, StreamOptions(resume=True), Place(None), next_sample=0, finished=False)
     link.abandon(keep=True)
     for line in (_line(_P, 1, 300), _line(_O, 2, 300), _line(_P, 2, 301)):
         assert link.take(line, repair=True)
@@ -385,6 +390,7 @@ async def test_a_link_that_takes_over_begins_with_the_kept_text(told_seq: int) -
         None,
         StreamOptions(resume=True),
         Place(Position(_KEYS, 1, start), "one two", told_seq),
+        next_sample=0,
         finished=False,
     )
     lines = [
@@ -400,7 +406,7 @@ async def test_a_link_that_takes_over_begins_with_the_kept_text(told_seq: int) -
 
 async def test_a_text_that_is_missing_is_no_text() -> None:
     link, _, _ = _admitted()
-    link.adopt(None, StreamOptions(), Place(Position(_KEYS, 1, 7), "one", 7), finished=False)
+    link.adopt(None, StreamOptions(), Place(Position(_KEYS, 1, 7), "one", 7), next_sample=0, finished=False)
     with pytest.raises(EntryError):
         link.take(_line(_P, 1, 8, "one two three", 7))
 

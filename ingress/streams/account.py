@@ -1,0 +1,99 @@
+"""What an ingress tells of a stream when it ends: one line of the log."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from common.entries import StreamId
+from ingress.links import Caller
+
+logger = logging.getLogger(__name__)
+
+
+class StreamAccount:
+    """Notes what the line says. Times are those of the event loop, in seconds.
+
+    A stream that goes on at another connection or another ingress has its line there: there is one line a
+    stream, unless its ingress dies. No text is in it.
+
+    num_samples: of the client's audio so far.   sample_rate: its Hz.
+    has_text: whether a result with text has come.
+    """
+
+    __slots__ = (
+        "_caller",
+        "_final_at",
+        "_first_audio_at",
+        "_first_text_at",
+        "_last_audio_at",
+        "_stream",
+        "_told",
+        "has_text",
+        "num_samples",
+        "sample_rate",
+    )
+
+    def __init__(self, stream: StreamId, caller: Caller) -> None:
+        self._stream: Final = stream
+        self._caller: Final = caller
+        self._first_audio_at: float | None = None
+        self._first_text_at: float | None = None
+        self._last_audio_at: float | None = None
+        self._final_at: float | None = None
+        self._told = False
+        self.num_samples = 0
+        self.sample_rate = 0
+        self.has_text = False
+
+    def audio(self, num_samples: int, now: float) -> None:
+        """Audio came."""
+        if self._first_audio_at is None:
+            self._first_audio_at = now
+        self.num_samples += num_samples
+
+    def audio_ended(self, now: float) -> None:
+        """The client has sent all of its audio."""
+        self._last_audio_at = now
+
+    def first_text(self, now: float) -> None:
+        """The first result with text came."""
+        self.has_text = True
+        self._first_text_at = now
+
+    def final(self, now: float) -> None:
+        """The final result came."""
+        self._final_at = now
+
+    def ended(self, code: str) -> None:
+        """Tell how it ended: `final`, `client_gone`, or the code of an error. Only the first call counts."""
+        if self._told:
+            return
+        self._told = True
+        seconds = self.num_samples / self.sample_rate if self.sample_rate else 0.0
+        first_ms = _between_ms(self._first_audio_at, self._first_text_at)
+        final_ms = _between_ms(self._last_audio_at, self._final_at)
+        logger.info(
+            "stream ended: %s, key %s, %.2f s of audio, first text after %s, final after %s",
+            code,
+            self._caller.key_name or "-",
+            seconds,
+            _spoken(first_ms),
+            _spoken(final_ms),
+            extra={
+                "stream_id": self._stream,
+                "code": code,
+                "key_name": self._caller.key_name,
+                "audio_s": round(seconds, 3),
+                "first_text_ms": first_ms,
+                "final_ms": final_ms,
+            },
+        )
+
+
+def _between_ms(start: float | None, end: float | None) -> int | None:
+    return None if start is None or end is None else round((end - start) * 1000)
+
+
+def _spoken(milliseconds: int | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds} ms"

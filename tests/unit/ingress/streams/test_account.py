@@ -1,0 +1,120 @@
+"""The one line of the log at a stream's end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from common.entries import Line, LineKind, StreamId
+from common.errors import ErrorCode, StreamError
+from common.messages import Audio
+from common.monitoring.metrics import IngressMetrics
+from common.options import StreamOptions
+from common.redis.keys import Keys
+from common.result_record import encode_error, encode_record
+from ingress.links import Caller
+from ingress.streams.link import LinkContext, Place, RedisLink
+from tests.fake_backplane import some_result
+
+STREAM = StreamId(5)
+
+
+class _Deaf:
+    """Listens to nothing."""
+
+    undecoded_s = 0.0
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+@pytest.fixture
+def ends(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
+    caplog.set_level(logging.INFO, "ingress.streams.account")
+    return lambda: [vars(record) | {"text": record.getMessage()} for record in caplog.records]
+
+
+def admitted() -> RedisLink:
+    def start(coroutine: Any, name: str) -> None:
+        coroutine.close()
+
+    context = LinkContext(
+        lambda link, action: None, lambda link: None, start, 7.0, IngressMetrics(), sample_rate=16_000
+    )
+    return RedisLink(context, Keys().stream(STREAM), _Deaf(), "secret", Caller("k1", "desk"))  # type: ignore[arg-type]
+
+
+def begun(sample_rate: int | None = None) -> RedisLink:
+    link = admitted()
+    link.begin(StreamOptions(sample_rate=sample_rate))
+    return link
+
+
+def line(kind: LineKind, seq: int, body: bytes) -> Line:
+    return Line(kind, STREAM, 1, seq, seq * 100, body)
+
+
+def spoken(seq: int, text: str) -> bytes:
+    return encode_record(some_result(seq, text), 0)
+
+
+Ends = Callable[[], list[dict[str, Any]]]
+
+
+async def test_a_final_result_is_told_with_all_that_was_measured(ends: Ends) -> None:
+    link = begun(sample_rate=8_000)
+    link.append(Audio(bytes(8_000)))
+    link.take(line(LineKind.OWNER, 0, b"w-1"))
+    link.take(line(LineKind.PARTIAL, 1, spoken(1, "")))
+    assert not link.account.has_text
+    link.take(line(LineKind.PARTIAL, 2, spoken(2, "hello secret")))
+    link.append(Audio(bytes(4_000), final=True))
+    link.take(line(LineKind.FINAL, 3, spoken(3, "hello secret")))
+    link.release()
+    (told,) = ends()
+    assert (told["stream_id"], told["code"], told["key_name"], told["audio_s"]) == (5, "final", "desk", 0.75)
+    assert told["first_text_ms"] is not None
+    assert told["final_ms"] is not None
+    assert "secret" not in told["text"]
+    assert told["text"].startswith("stream ended: final, key desk, 0.75 s of audio, first text after ")
+
+
+async def test_the_code_is_that_of_whoever_ended_it_and_told_once(ends: Ends) -> None:
+    worker, service, client, fault = begun(), begun(), begun(), begun()
+    worker.take(line(LineKind.OWNER, 0, b"w-1"))
+    worker.take(line(LineKind.ERROR, 1, encode_error(StreamError(ErrorCode.BAD_OPTION, "no such"))))
+    worker.release()
+    service.fail(StreamError(ErrorCode.NO_WORKER, "none"))
+    service.abandon(keep=False, code="no_worker")
+    client.abandon(keep=False)
+    client.take(line(LineKind.FINAL, 1, spoken(1, "")), repair=True)
+    fault.abandon(keep=False, code="bad_json")
+    assert [told["code"] for told in ends()] == ["bad_option", "no_worker", "client_gone", "bad_json"]
+    assert ends()[0]["final_ms"] is None
+
+
+async def test_a_stream_that_waits_for_its_client_has_not_ended(ends: Ends) -> None:
+    comes_back, stays_away = begun(), begun()
+    for link in (comes_back, stays_away):
+        link.append(Audio(bytes(3_200)))
+        link.abandon(keep=True)
+    comes_back.taken()
+    assert ends() == []
+    stays_away.grace_is_over()
+    assert [told["code"] for told in ends()] == ["client_gone"]
+
+
+async def test_a_resumed_stream_counts_its_audio_from_the_beginning(ends: Ends) -> None:
+    link = admitted()
+    link.adopt(None, StreamOptions(), Place(None), next_sample=48_000, finished=False)
+    link.append(Audio(bytes(32_000)))
+    link.abandon(keep=False)
+    assert ends()[0]["audio_s"] == 4.0
+
+
+async def test_a_slot_without_a_stream_has_no_line(ends: Ends) -> None:
+    admitted().abandon(keep=False)
+    assert ends() == []
