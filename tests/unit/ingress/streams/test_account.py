@@ -44,7 +44,7 @@ def admitted() -> RedisLink:
     context = LinkContext(
         lambda link, action: None, lambda link: None, start, 7.0, IngressMetrics(), sample_rate=16_000
     )
-    return RedisLink(context, Keys().stream(STREAM), _Deaf(), "secret", Caller("k1", "desk"))  # type: ignore[arg-type]
+    return RedisLink(context, Keys().stream(STREAM), _Deaf(), "secret", Caller("k1", "desk"))
 
 
 def begun(sample_rate: int | None = None) -> RedisLink:
