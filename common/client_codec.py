@@ -19,8 +19,20 @@ from typing import Any, Final
 import orjson
 
 from common.errors import ClientFault, ErrorCode, shown
-from common.messages import Audio, Auth, ClientMessage, Close, Config, Encoding, Finalize, Ping, Resume
+from common.messages import (
+    Audio,
+    Auth,
+    ClientMessage,
+    Close,
+    Config,
+    Encoding,
+    Finalize,
+    Phrases,
+    Ping,
+    Resume,
+)
 from common.options import StreamOptions, parse_options
+from common.phrases import encode_phrases, parse_phrases
 
 # With SIMD instructions the decoding of a message takes a fifteenth of binascii's time, which was the
 # largest single part of an ingress's work on a message.
@@ -153,6 +165,13 @@ def _decode_config(fields: dict[str, Any]) -> Config:
     return Config(parse_options({name: fields[name] for name in fields if name != "type"}))
 
 
+def _decode_phrases(fields: dict[str, Any]) -> Phrases:
+    phrases = fields.get("phrases")
+    if phrases is None:
+        raise _bad_field("phrases", "phrases", "a list", None)
+    return Phrases(parse_phrases(phrases))
+
+
 def _decode_resume(fields: dict[str, Any]) -> Resume:
     token = fields.get("resume_token")
     if type(token) is not str:
@@ -184,6 +203,7 @@ _CLIENT_DECODERS: Final[dict[str, Callable[[dict[str, Any]], ClientMessage]]] = 
     "finalize": lambda fields: Finalize(),
     "ping": lambda fields: Ping(),
     "config": _decode_config,
+    "phrases": _decode_phrases,
     "resume": _decode_resume,
     "auth": _decode_auth,
 }
@@ -269,6 +289,8 @@ def encode_client_message(message: ClientMessage) -> bytes:
                 fields["final"] = True
         case Config(options):
             fields = {"type": "config", **_options_fields(options)}
+        case Phrases(phrases):
+            fields = {"type": "phrases", "phrases": orjson.Fragment(encode_phrases(phrases))}
         case Resume():
             fields = {
                 "type": "resume",

@@ -14,6 +14,7 @@ from typing import Final, NewType
 from common.errors import EntryError
 from common.hot_value import hot_value
 from common.messages import Encoding
+from common.phrases import Phrase, decode_phrases, encode_phrases
 
 LAYOUT_VERSION: Final = 3
 
@@ -46,6 +47,7 @@ class AudioEntry:
     payload: whole samples in `encoding`; empty where the entry only marks.
     final: no audio follows.
     finalize: the client wants a result of all audio up to here.
+    phrases: what replaces the stream's phrases from here on, None for no change.
     ingress: set when the stream moved to another ingress, whose channel gets the results from here on.
     """
 
@@ -56,6 +58,7 @@ class AudioEntry:
     final: bool = False
     ingress: IngressId | None = None
     finalize: bool = False
+    phrases: tuple[Phrase, ...] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -83,6 +86,8 @@ class AudioEntry:
             flat += (b"i", self.ingress.encode())
         if self.finalize:
             flat += (b"z", b"1")
+        if self.phrases is not None:
+            flat += (b"h", encode_phrases(self.phrases))
         return flat
 
 
@@ -104,6 +109,7 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
         final = False
         ingress: IngressId | None = None
         finalize = False
+        phrases: tuple[Phrase, ...] | None = None
         for at in range(0, len(flat), 2):
             name = flat[at]
             value = flat[at + 1]
@@ -116,6 +122,8 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
                 final = True
             elif name == b"z":
                 finalize = True
+            elif name == b"h":
+                phrases = decode_phrases(value)
             elif name == b"i":
                 ingress = IngressId(value.decode())
             else:
@@ -124,7 +132,7 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
         raise EntryError(f"An audio entry cannot be read: {error}") from error
     if first_sample < 0:
         raise EntryError("An audio entry does not say where it begins.")
-    return AudioEntry(entry_id, first_sample, payload, encoding, final, ingress, finalize)
+    return AudioEntry(entry_id, first_sample, payload, encoding, final, ingress, finalize, phrases)
 
 
 def entry_order(entry_id: bytes) -> tuple[int, int]:

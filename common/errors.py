@@ -157,7 +157,8 @@ _SPECS: Final = (
         ErrorCode.BAD_OPTION,
         Fault.CLIENT,
         True,
-        "An option of `config` has a value of the wrong type or out of its bounds.",
+        "An option of `config`, or a phrase of `phrases`, has a value of the wrong type or out of its "
+        "bounds, or one that the model does not have.",
     ),
     ErrorSpec(
         ErrorCode.UNEXPECTED_MESSAGE,

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from common.hot_value import hot_value
 from common.options import StreamOptions
+from common.phrases import Phrase
 
 TurnDetection = Literal["start_of_utterance", "running", "pause", "end_of_utterance"]
 LastState = Literal["speech", "silence"]
@@ -90,6 +91,13 @@ class Finalize:
 
 
 @dataclass(frozen=True, slots=True)
+class Phrases:
+    """Replaces the stream's phrases from the first chunk behind the audio so far; none takes them away."""
+
+    phrases: tuple[Phrase, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Asks for a `Pong`; begins no stream."""
 
@@ -101,7 +109,7 @@ class Auth:
     token: str
 
 
-ClientMessage = Auth | Audio | Config | Resume | Close | Finalize | Ping
+ClientMessage = Auth | Audio | Config | Phrases | Resume | Close | Finalize | Ping
 
 # Messages of the server ---------------------------------------------------------------------------
 

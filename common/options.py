@@ -14,6 +14,8 @@ from typing import Any, Final
 import orjson
 
 from common.errors import ClientFault, EntryError, ErrorCode, shown
+from common.phrases import TAKES as PHRASES_TAKES
+from common.phrases import Phrase, parse_phrases
 
 TURN_SIGNALS: Final[tuple[str, ...]] = (
     "vad",
@@ -41,6 +43,7 @@ class StreamOptions:
     resume: bool = False
     auto_finalize: bool = False
     language: str | None = None
+    phrases: tuple[Phrase, ...] = ()
     turn_detection: bool | None = None
     turn_signals: str | None = None
     vad_threshold: float | None = None
@@ -54,21 +57,24 @@ class StreamOptions:
 class Option:
     """One row of the table.
 
-    kind: bool, int, float or str (int is accepted where float is meant, bool never as a number).
+    kind: bool, int, float or str (int is accepted where float is meant, bool never as a number), or tuple for
+        phrases (common/phrases.py).
     minimum, maximum: inclusive bounds of a number; for a string, of its length.
     choices: the allowed strings, empty for any.
     help: one sentence for docs/protocol.md.
     """
 
     name: str
-    kind: type[bool] | type[int] | type[float] | type[str]
+    kind: type[bool] | type[int] | type[float] | type[str] | type[tuple[Phrase, ...]]
     help: str
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
 
-    def check(self, value: object) -> bool | int | float | str:
+    def check(self, value: object) -> bool | int | float | str | tuple[Phrase, ...]:
         """Return `value` in the option's type; raise ClientFault `bad_option` saying what it takes."""
+        if self.kind is tuple:
+            return parse_phrases(value)
         if self.kind is float and type(value) is int:
             value = float(value)
         if (
@@ -100,6 +106,8 @@ class Option:
 
     def takes(self) -> str:
         """Say in words what the option takes, for error sentences and the docs."""
+        if self.kind is tuple:
+            return PHRASES_TAKES
         if self.choices:
             return "one of " + ", ".join(f"'{choice}'" for choice in self.choices)
         text = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}[self.kind]
@@ -157,6 +165,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "not have, or any with a model of one language, is a `bad_option` error.",
         minimum=1,
         maximum=32,
+    ),
+    Option(
+        "phrases",
+        tuple,
+        "Names and terms that the speaker is likely to say; `boost`, 0 to 10, is how much the decoder prefers"
+        " the pieces of one. A phrase that the model cannot write is a `bad_option` error.",
     ),
     Option(
         "turn_detection",
@@ -234,7 +248,7 @@ def parse_options(values: Mapping[str, object]) -> StreamOptions:
 
 def encode_options(options: StreamOptions) -> bytes:
     """Write options as the JSON that a stream's hash carries; what was left to the worker is left out."""
-    return orjson.dumps({name: value for name, value in asdict(options).items() if value is not None})
+    return orjson.dumps({name: value for name, value in asdict(options).items() if value not in (None, ())})
 
 
 def decode_options(data: bytes | str) -> StreamOptions:

@@ -21,6 +21,7 @@ from common.messages import (
     Config,
     ErrorMessage,
     Hello,
+    Phrases,
     Pong,
     Result,
     Resume,
@@ -384,6 +385,12 @@ class Connection:
             case Action.FINALIZE:
                 for stream in self._streams:
                     if not stream.finalize():
+                        self._pause_reading()
+            case Action.PHRASES:
+                if not isinstance(outcome.message, Phrases):
+                    raise AssertionError("PHRASES without phrases")
+                for stream in self._streams:
+                    if not stream.linked().replace_phrases(outcome.message):
                         self._pause_reading()
             case Action.FINISH:
                 self._append(_NO_AUDIO)

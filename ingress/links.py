@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from common.entries import LineKind, StreamId
 from common.errors import StreamError
-from common.messages import Audio, Result, Resume
+from common.messages import Audio, Phrases, Result, Resume
 from common.options import StreamOptions
 
 
@@ -79,6 +79,9 @@ class StreamLink(Protocol):
 
     def finalize(self) -> bool:
         """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
+
+    def replace_phrases(self, change: Phrases) -> bool:
+        """Replace the stream's phrases behind its audio; False asks to stop reading until `on_room`."""
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """Nobody listens any more: end the stream (now, or after the grace if `keep`), or give the

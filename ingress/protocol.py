@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from common.errors import ERROR_SPECS, ErrorCode, StreamError
-from common.messages import Audio, Auth, ClientMessage, Close, Config, Finalize, Ping, Resume
+from common.messages import Audio, Auth, ClientMessage, Close, Config, Finalize, Phrases, Ping, Resume
 
 
 class State(Enum):
@@ -45,6 +45,7 @@ class Event(Enum):
     FINAL_AUDIO = auto()
     CLOSE = auto()
     FINALIZE = auto()
+    PHRASES = auto()
     CONFIG = auto()
     RESUME = auto()
     PING = auto()
@@ -81,6 +82,7 @@ class Action(Enum):
     BEGIN = auto()  # create the stream in Redis
     APPEND = auto()  # append the message's audio (and its final mark)
     FINALIZE = auto()  # append a mark that asks for a result of all audio before it
+    PHRASES = auto()  # append what replaces the stream's phrases behind all audio before it
     FINISH = auto()  # append a final mark without audio
     TAKE_OVER = auto()  # claim the stream to resume
     WELCOME_BACK = auto()  # send `resumed`
@@ -130,6 +132,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FINAL_AUDIO: _UNKNOWN,
         _E.CLOSE: _UNKNOWN,
         _E.FINALIZE: _UNKNOWN,
+        _E.PHRASES: _UNKNOWN,
         _E.CONFIG: _UNKNOWN,
         _E.RESUME: _UNKNOWN,
         _E.PING: _UNKNOWN,
@@ -155,6 +158,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FINAL_AUDIO: Transition(_S.REFUSED),
         _E.CLOSE: Transition(_S.CLOSED, (_A.HANG_UP,)),
         _E.FINALIZE: Transition(_S.REFUSED),
+        _E.PHRASES: Transition(_S.REFUSED),
         _E.CONFIG: Transition(_S.REFUSED),
         _E.PING: Transition(_S.REFUSED, (_A.PONG,)),
         _E.FAULT: Transition(_S.CLOSED, (_A.HANG_UP,)),
@@ -169,6 +173,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.BEGIN, _A.APPEND)),
         _E.CLOSE: Transition(_S.FINISHING, (_A.BEGIN, _A.FINISH)),
         _E.FINALIZE: Transition(_S.STREAMING, (_A.BEGIN, _A.FINALIZE)),
+        _E.PHRASES: Transition(_S.CONFIGURED, (_A.BEGIN, _A.PHRASES)),
         _E.CONFIG: Transition(_S.CONFIGURED, (_A.BEGIN,)),
         _E.RESUME: Transition(_S.RESUMING, (_A.TAKE_OVER,)),
         _E.PING: Transition(_S.READY, (_A.PONG,)),
@@ -184,6 +189,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FINAL_AUDIO: _READMIT,
         _E.CLOSE: _READMIT,
         _E.FINALIZE: _READMIT,
+        _E.PHRASES: _READMIT,
         _E.CONFIG: _READMIT,
         _E.RESUME: Transition(_S.RESUMING, (_A.TAKE_OVER,)),
         _E.PING: Transition(_S.PARKED, (_A.PONG,)),
@@ -210,6 +216,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FINAL_AUDIO: _OUT_OF_PLACE,
         _E.CLOSE: _OUT_OF_PLACE,
         _E.FINALIZE: _OUT_OF_PLACE,
+        _E.PHRASES: _OUT_OF_PLACE,
         _E.CONFIG: _OUT_OF_PLACE,
         _E.RESUME: _OUT_OF_PLACE,
         _E.FAULT: _FAIL_STREAM,
@@ -223,6 +230,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.APPEND,)),
         _E.CLOSE: Transition(_S.FINISHING, (_A.FINISH,)),
         _E.FINALIZE: Transition(_S.STREAMING, (_A.FINALIZE,)),
+        _E.PHRASES: Transition(_S.CONFIGURED, (_A.PHRASES,)),
         _E.CONFIG: _OUT_OF_PLACE,
         _E.RESUME: _OUT_OF_PLACE,
         _E.PING: Transition(_S.CONFIGURED, (_A.PONG,)),
@@ -239,6 +247,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FINAL_AUDIO: Transition(_S.FINISHING, (_A.APPEND,)),
         _E.CLOSE: Transition(_S.FINISHING, (_A.FINISH,)),
         _E.FINALIZE: Transition(_S.STREAMING, (_A.FINALIZE,)),
+        _E.PHRASES: Transition(_S.STREAMING, (_A.PHRASES,)),
         _E.CONFIG: _OUT_OF_PLACE_LATE,
         _E.RESUME: _OUT_OF_PLACE_LATE,
         _E.PING: Transition(_S.STREAMING, (_A.PONG,)),
@@ -257,6 +266,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FINAL_AUDIO: _REFUSE_AUDIO,
         _E.CLOSE: Transition(_S.FINISHING),  # `final: true` and then `close` is what many clients do
         _E.FINALIZE: Transition(_S.FINISHING),  # the final result is all that it asks for
+        _E.PHRASES: Transition(_S.FINISHING),  # no chunk follows
         _E.CONFIG: _OUT_OF_PLACE_LAST,
         _E.RESUME: _OUT_OF_PLACE_LAST,
         _E.PING: Transition(_S.FINISHING, (_A.PONG,)),
@@ -312,12 +322,14 @@ _RULES: Final = {
     Event.FINAL_AUDIO: ("audio", "waits for 'resumed'"),
     Event.CLOSE: ("close", "waits for 'resumed'"),
     Event.FINALIZE: ("finalize", "waits for 'resumed'"),
+    Event.PHRASES: ("phrases", "waits for 'resumed'"),
 }
 _IGNORED: Final[tuple[Action, ...]] = ()
 _ERROR_ONLY: Final = (Action.ERROR,)
 _EVENT_OF: Final[dict[type, Event]] = {
     Close: Event.CLOSE,
     Finalize: Event.FINALIZE,
+    Phrases: Event.PHRASES,
     Config: Event.CONFIG,
     Resume: Event.RESUME,
     Ping: Event.PING,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from common.entries import LineKind, StreamId
 from common.errors import StreamError
-from common.messages import Audio, Result, Resume, Utterance, Word
+from common.messages import Audio, Phrases, Result, Resume, Utterance, Word
 from common.options import StreamOptions
 from ingress.links import CLIENT_GONE, FINAL, NOBODY, Caller, Resumption, StreamListener
 
@@ -82,6 +82,10 @@ class FakeLink:
 
     def finalize(self) -> bool:
         self.log.append("finalize")
+        return self.room
+
+    def replace_phrases(self, change: Phrases) -> bool:
+        self.log.append("phrases " + ", ".join(phrase.text for phrase in change.phrases))
         return self.room
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:

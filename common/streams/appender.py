@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id
 from common.errors import Unavailable
-from common.messages import Audio, Encoding, Finalize
+from common.messages import Audio, Encoding, Finalize, Phrases
 from common.redis.connect import pack
 from common.redis.keys import StreamKeys
 
@@ -32,6 +32,11 @@ _PCM16: Final = Encoding.PCM16
 _FINALIZE: Final = Finalize()
 # What one that waits counts for: it has no audio, and its number is to be bounded too.
 FINALIZE_BYTES: Final = 1024
+
+
+def phrases_bytes(change: Phrases) -> int:
+    """What a change of phrases counts for while it waits."""
+    return FINALIZE_BYTES + sum(len(phrase.text) for phrase in change.phrases)
 
 
 class Appender:
@@ -87,7 +92,7 @@ class Appender:
     ) -> None:
         self._lane = lane
         self._on_failure = on_failure
-        self._queue: deque[Audio | IngressId | Finalize] = deque()
+        self._queue: deque[Audio | IngressId | Finalize | Phrases] = deque()
         self._under_way: tuple[Bytes, ...] = ()  # the packed command of the entry to commit next
         self._under_way_bytes = 0
         self._keep_s = keep_s
@@ -140,6 +145,17 @@ class Appender:
         self.pending_bytes += FINALIZE_BYTES
         self._lane.queued(self, None)
 
+    def replace_phrases(self, change: Phrases) -> None:
+        """Queue the entry that replaces the stream's phrases behind the audio before it.
+
+        Raises as `append` does.
+        """
+        if self.failed is not None:
+            raise self.failed
+        self._queue.append(change)
+        self.pending_bytes += phrases_bytes(change)
+        self._lane.queued(self, None)
+
     def set_owner(self, owner: WorkerId) -> None:
         """Take the worker whose ready set is told of new audio, and tell it of what is there."""
         if owner != self.owner:
@@ -182,6 +198,10 @@ class Appender:
         if isinstance(head, Finalize):
             self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", finalize=True))
             self._under_way_bytes = FINALIZE_BYTES
+            return
+        if isinstance(head, Phrases):
+            self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", phrases=head.phrases))
+            self._under_way_bytes = phrases_bytes(head)
             return
         if not isinstance(head, Audio):
             self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", ingress=head))

@@ -280,6 +280,9 @@ class _Got:
                     self._finalize(reading, entry_id)
                     continue
                 audio = reading.audio
+                if entry.phrases is not None:
+                    flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
+                    continue
                 parts = audio.push(entry)
                 flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
                 self._feed(flow, parts)

@@ -15,6 +15,7 @@ from common.messages import (
     Config,
     Encoding,
     Finalize,
+    Phrases,
     Result,
     Resume,
     ServerMessage,
@@ -94,7 +95,7 @@ class NativeDialect:
                 if self._shapes_in_vain < _MAX_SHAPES:
                     self._shapes_in_vain += 1
                     self._shape = AudioShape.of(data, message)
-            case Finalize():
+            case Finalize() | Phrases():
                 self._end_of_frames()
             case Close():
                 self._end_of_frames()

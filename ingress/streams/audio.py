@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from common.entries import WorkerId
 from common.errors import InternalFault, StreamError, Unavailable
-from common.messages import Audio, Finalize
-from common.streams.appender import FINALIZE_BYTES, Appender
+from common.messages import Audio, Finalize, Phrases
+from common.streams.appender import FINALIZE_BYTES, Appender, phrases_bytes
 from common.streams.audio_log import AudioLog
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class StreamAudio:
         self._on_failure = on_failure
         self._on_room: Callable[[], None] | None = on_room  # None while it is waited for
         self._appender: Appender | None = None
-        self._held: list[Audio | Finalize] = []
+        self._held: list[Audio | Finalize | Phrases] = []
         self._held_bytes = 0
         self._settled = asyncio.Event()  # the stream was created, or could not be
         self.finished = False
@@ -69,7 +69,11 @@ class StreamAudio:
         """Ask for a result of all audio so far; False asks to stop reading until there is room."""
         return self.finished or self._put(_FINALIZE, FINALIZE_BYTES)
 
-    def _put(self, item: Audio | Finalize, size: int) -> bool:
+    def replace_phrases(self, change: Phrases) -> bool:
+        """Replace the phrases behind all audio so far; False asks to stop reading until there is room."""
+        return self.finished or self._put(change, phrases_bytes(change))
+
+    def _put(self, item: Audio | Finalize | Phrases, size: int) -> bool:
         appender = self._appender
         if appender is None:
             if self._settled.is_set():
@@ -169,8 +173,10 @@ class StreamAudio:
         on_room()
 
 
-def _append(appender: Appender, item: Audio | Finalize) -> None:
+def _append(appender: Appender, item: Audio | Finalize | Phrases) -> None:
     if isinstance(item, Audio):
         appender.append(item)
+    elif isinstance(item, Phrases):
+        appender.replace_phrases(item)
     else:
         appender.finalize()

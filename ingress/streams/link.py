@@ -13,7 +13,7 @@ from typing import Final, cast
 
 from common.entries import Line, LineKind, StreamId, WorkerId
 from common.errors import StreamError, StreamLost, Unavailable
-from common.messages import Audio, Result
+from common.messages import Audio, Phrases, Result
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import StreamKeys
@@ -162,6 +162,10 @@ class RedisLink:
     def finalize(self) -> bool:
         """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
         return self.audio.finalize()
+
+    def replace_phrases(self, change: Phrases) -> bool:
+        """Replace the stream's phrases behind its audio; False asks to stop reading until `on_room`."""
+        return self.audio.replace_phrases(change)
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """End the stream now, or after the grace; give the admission back where none has begun."""

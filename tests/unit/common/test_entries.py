@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from common.entries import (
 )
 from common.errors import EntryError
 from common.messages import Encoding
+from common.phrases import Phrase
 
 entries = st.builds(
     AudioEntry,
@@ -32,6 +35,7 @@ entries = st.builds(
     encoding=st.sampled_from(Encoding),
     final=st.booleans(),
     ingress=st.none() | st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True).map(IngressId),
+    phrases=st.none() | st.just(()) | st.just((Phrase("Jane Doe"), Phrase("Zyrtec", 2.5))),
 )
 lines = st.builds(
     Line,
@@ -49,7 +53,7 @@ def test_audio_entries_survive_redis(entry: AudioEntry) -> None:
     read = decode_audio_entry(entry.entry_id, [bytes(part) for part in entry.fields()])
     if not entry.payload:  # then the encoding says nothing
         assert read.encoding is Encoding.PCM16
-        read = AudioEntry(read.entry_id, read.first_sample, b"", entry.encoding, read.final, read.ingress)
+        read = replace(read, encoding=entry.encoding)
     assert read == entry
 
 

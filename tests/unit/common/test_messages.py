@@ -19,6 +19,7 @@ from common.messages import (
     Encoding,
     ErrorMessage,
     Hello,
+    Phrases,
     Ping,
     Pong,
     Result,
@@ -29,6 +30,7 @@ from common.messages import (
     Word,
 )
 from common.options import StreamOptions
+from common.phrases import Phrase
 from common.server_codec import decode_server_message, encode_server_message
 
 
@@ -209,6 +211,9 @@ def test_a_sentence_does_not_repeat_a_long_fault() -> None:
         Audio(struct.pack("<2f", 0.25, -0.5), Encoding.F32, True),
         Config(StreamOptions(words=True, resume=True)),
         Config(StreamOptions()),
+        Config(StreamOptions(phrases=(Phrase("Zyrtec", 2.5), Phrase("Jane Doe")))),
+        Phrases((Phrase("Zyrtec", 2.5), Phrase("Jane Doe"))),
+        Phrases(()),
         Resume(7, "secret", 3, 16000),
         Close(),
         Ping(),

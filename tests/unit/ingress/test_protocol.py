@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from common.errors import ClientFault, ErrorCode, NoFreeStream, RedisUnavailable, StreamError
-from common.messages import Audio, Close, Config, Finalize, Ping, Resume
+from common.messages import Audio, Close, Config, Finalize, Phrases, Ping, Resume
 from common.options import StreamOptions
+from common.phrases import Phrase
 from ingress.protocol import ONLY_APPENDING, TABLE, Action, ConnectionProtocol, Event, State, check_table
 
 _AUDIO = Audio(b"\0\0" * 10)
@@ -211,6 +212,22 @@ def test_audio_is_only_appended_where_the_table_says_so(state: State) -> None:
     protocol = _at(state)
     outcome = protocol.receive(_AUDIO)
     assert (state in ONLY_APPENDING) == (outcome.actions == (Action.APPEND,) and protocol.state is state)
+
+
+def test_phrases_come_before_audio_or_within_it() -> None:
+    change = Phrases((Phrase("Zyrtec"),))
+    for state, actions, after in (
+        (State.READY, (Action.BEGIN, Action.PHRASES), State.CONFIGURED),
+        (State.CONFIGURED, (Action.PHRASES,), State.CONFIGURED),
+        (State.STREAMING, (Action.PHRASES,), State.STREAMING),
+        (State.FINISHING, (), State.FINISHING),
+    ):
+        protocol = _at(state)
+        assert protocol.receive(change).actions == actions
+        assert protocol.state is after
+    outcome = _at(State.RESUMING).receive(change)
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.UNEXPECTED_MESSAGE
 
 
 def test_finalize_begins_a_stream_and_ends_none() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from common.entries import AudioEntry, Bytes, IngressId, StreamId, WorkerId, decode_audio_entry
 from common.errors import RedisUnavailable, Unavailable
-from common.messages import Audio, Encoding
+from common.messages import Audio, Encoding, Phrases
+from common.phrases import Phrase
 from common.redis.connect import pack
 from common.redis.keys import Keys
 from common.streams.appender import MAX_ENTRY_BYTES, MAX_KEPT_BYTES, Appender
@@ -240,3 +241,20 @@ def test_nothing_is_kept_unless_asked_for() -> None:
     appender.append(Audio(b"aa"))
     _committed(appender)
     assert not appender.keeps
+
+
+def test_phrases_are_an_entry_of_their_own_in_their_place() -> None:
+    appender, _ = _appender()
+    appender.append(Audio(b"\x01\x00" * 10))
+    appender.replace_phrases(Phrases((Phrase("Jane Doe"), Phrase("Zyrtec", 2.0))))
+    appender.append(Audio(b"\x02\x00" * 10))
+    weighs = appender.pending_bytes
+    out: list[Bytes] = []
+    while appender.write_next(out):
+        appender.committed()
+    first, change, last = _words(out)
+    assert first[3:] == [b"2-5", b"o", b"100", b"p", b"\x01\x00" * 10]
+    assert change[3:] == [b"2-6", b"o", b"110", b"h", b'["Jane Doe",{"text":"Zyrtec","boost":2.0}]']
+    assert last[3:5] == [b"2-7", b"o"]
+    assert weighs > 40 + len("Jane DoeZyrtec")
+    assert appender.pending_bytes == 0

@@ -1,0 +1,143 @@
+"""Phrases that a stream is likely to hear: what clients may say of them, and how they travel.
+
+The worker's decoder prefers them (gpu_worker/boosting, docs/phrases.md). Whether a model's pieces can write a
+phrase only a worker can tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from common.errors import ClientFault, EntryError, ErrorCode, SettingsError, shown
+
+MAX_PHRASES: Final = 500
+MAX_PHRASES_BYTES: Final = 16 * 1024
+MAX_PHRASE_CHARS: Final = 200
+MAX_BOOST: Final = 10.0
+# Of the file that a server's operator writes, for all of its streams.
+MAX_FILE_PHRASES: Final = 20_000
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+
+TAKES: Final = (
+    f"a list of at most {MAX_PHRASES} strings or objects with 'text' and 'boost', "
+    f"{MAX_PHRASES_BYTES} bytes in all"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """One phrase.
+
+    text: words with one space between them.
+    boost: how much the decoder prefers each of its pieces; None for the server's own, 0 for not at all.
+    """
+
+    text: str
+    boost: float | None = None
+
+
+def parse_phrases(value: object) -> tuple[Phrase, ...]:
+    """Check what a client sent as its phrases.  Raises ClientFault `bad_option`, which names the phrase."""
+    if not isinstance(value, (list, tuple)):
+        raise _bad(f"takes {TAKES}, not {shown(value)}")
+    if len(value) > MAX_PHRASES:
+        raise _bad(f"takes at most {MAX_PHRASES} phrases, not {len(value)}")
+    phrases = tuple(map(_parse_phrase, value))
+    num_bytes = sum(len(phrase.text.encode()) for phrase in phrases)
+    if num_bytes > MAX_PHRASES_BYTES:
+        raise _bad(f"takes at most {MAX_PHRASES_BYTES} bytes of text, not {num_bytes}")
+    return phrases
+
+
+def _parse_phrase(value: object) -> Phrase:
+    boost: object = None
+    text = value
+    if isinstance(value, dict):
+        unknown = [name for name in value if name not in ("text", "boost")]
+        if unknown:
+            raise _bad(f"has phrases of 'text' and 'boost'; {shown(unknown[0])} is neither")
+        text, boost = value.get("text"), value.get("boost")
+    if not isinstance(text, str):
+        raise _bad(f"takes {TAKES}, not {shown(value)} in it")
+    words = " ".join(text.split())
+    # What cannot be printed cannot be encoded either, where it is half of a surrogate pair.
+    if not words or not words.isprintable():
+        raise _bad(f"takes phrases that can be read, not {shown(text)}")
+    if len(words) > MAX_PHRASE_CHARS:
+        raise _bad(f"takes phrases of at most {MAX_PHRASE_CHARS} characters, not {shown(text)}")
+    if boost is None:
+        return Phrase(words)
+    if isinstance(boost, bool) or not isinstance(boost, (int, float)) or not isfinite(boost):
+        raise _bad(f"takes a number as the boost of {shown(words)}, not {shown(boost)}")
+    if not 0 <= boost <= MAX_BOOST:
+        raise _bad(f"takes a boost of 0 to {MAX_BOOST:g} for {shown(words)}, not {shown(boost)}")
+    return Phrase(words, float(boost))
+
+
+def _bad(what: str) -> ClientFault:
+    return ClientFault(ErrorCode.BAD_OPTION, f"Option 'phrases' {what}.")
+
+
+def encode_phrases(phrases: Sequence[Phrase]) -> bytes:
+    """Write checked phrases as JSON."""
+    return orjson.dumps(
+        [
+            phrase.text if phrase.boost is None else {"text": phrase.text, "boost": phrase.boost}
+            for phrase in phrases
+        ]
+    )
+
+
+def decode_phrases(data: bytes) -> tuple[Phrase, ...]:
+    """Read what `encode_phrases` wrote.  Raises EntryError."""
+    try:
+        return parse_phrases(orjson.loads(data))
+    except (orjson.JSONDecodeError, ClientFault) as error:
+        raise EntryError(f"The phrases of a stream cannot be read: {error}") from error
+
+
+def read_phrases_file(path: str) -> tuple[Phrase, ...]:
+    """Phrases of a text file: one a line, after a tab its boost; lines that begin with '#' are comments.
+
+    No path is no phrase. Raises SettingsError, which names the line.
+    """
+    if not path:
+        return ()
+    try:
+        data = Path(path).read_bytes()[: MAX_FILE_BYTES + 1]
+        lines = data.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--phrases-file {path} cannot be read: {error}.") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise SettingsError(f"--phrases-file {path} is longer than {MAX_FILE_BYTES} bytes.")
+    phrases: list[Phrase] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        text, tab, boost = line.partition("\t")
+        try:
+            value = {"text": text, "boost": float(boost)} if tab else text
+            phrases.append(_parse_phrase(value))
+        except ValueError:
+            raise SettingsError(
+                f"--phrases-file {path}, line {number}: {shown(boost)} is no number."
+            ) from None
+        except ClientFault as error:
+            raise SettingsError(f"--phrases-file {path}, line {number}: {error}") from None
+    if len(phrases) > MAX_FILE_PHRASES:
+        raise SettingsError(
+            f"--phrases-file {path} has {len(phrases)} phrases; {MAX_FILE_PHRASES} may be there."
+        )
+    return tuple(phrases)
+
+
+def phrases_digest(phrases: Sequence[Phrase]) -> str:
+    """A name for a list: equal lists have the same, whatever files they stand in."""
+    return hashlib.sha256(encode_phrases(phrases)).hexdigest()[:16] if phrases else "none"
