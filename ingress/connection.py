@@ -108,6 +108,7 @@ class Connection:
         "_lost",
         "_meter",
         "_on_closed",
+        "_opened",
         "_options",
         "_paused",
         "_peer",
@@ -158,11 +159,14 @@ class Connection:
         self._lost = False
         self._paused = False
         self._counted = 0  # streams that count for the client's key
+        self._opened = False
+        if not dialect.admitted_first:
+            self._accept()
 
     # What the shell says
 
     def open(self) -> None:
-        """Begin: the socket is ready for messages (for WebSocket, after the handshake)."""
+        """Begin: the socket is there, and a WebSocket's request is in order."""
         self._deadlines.silent.start(self._silent_too_long)
         if self.client is None:
             self._deadlines.begin.start(lambda: self._carry_out(self._protocol.notify(Event.UNBEGUN)))
@@ -196,10 +200,17 @@ class Connection:
             return
         if message is not None:
             self._received(message)
-        warning = self._dialect.warning
-        if warning is not None:
-            self._dialect.warning = None
-            self._tell(warning, self._streams[0], mergeable=False)
+        if self._dialect.replies:
+            self._reply()
+
+    def _reply(self) -> None:
+        """Send what the dialect has to say by itself."""
+        replies, self._dialect.replies = self._dialect.replies, []
+        if not self._lost:
+            try:
+                self._buffer.send_frames(replies)
+            except ClientFault as error:  # the send buffer is full
+                self._drop(error)
 
     def _received(self, message: ClientMessage) -> None:
         protocol = self._protocol
@@ -466,15 +477,21 @@ class Connection:
         self._paused = False
         self._peer.resume_reading()
 
+    def _accept(self) -> None:
+        self._opened = True
+        self._peer.accept(self._dialect.headers)
+
     def _write(self, message: bytes) -> None:
         self._meter.sent(len(message))
         self._peer.send(message)
 
     def _send(self, message: ServerMessage, stream: ClientStream | None = None) -> None:
-        if not self._lost:
+        if not self._lost and self._opened:
             self._buffer.send(message, stream.number if stream is not None else 0)
 
     def _send_hello(self) -> None:
+        if not self._opened:
+            self._accept()
         self._deadlines.begin.start(lambda: self._carry_out(self._protocol.notify(Event.UNBEGUN)))
         for stream in self._streams:
             link = stream.linked()
@@ -513,7 +530,7 @@ class Connection:
             await self._take_slots()
         except StreamError as error:
             self._meter.refused(error)
-            if error.code in _MAY_RESUME:
+            if error.code in _MAY_RESUME and self._dialect.resumes and self._opened:
                 self._refused(error)
             else:
                 self._carry_out(self._protocol.notify(Event.FAILED, error))
@@ -616,13 +633,14 @@ class Connection:
         self._protocol.notify(Event.LOST)
         self._buffer.clear()
         self._abandon(error)
-        message = self._dialect.encode(self._logged_error(error), 0)
+        message = self._logged_error(error)
         if was_closed:  # and has said its last word, which was not read
             self._peer.abort()
             return
         # Past the buffer: whatever the transport still takes is this message, then the end.
-        if message is not None:
-            self._peer.send(message)
+        if self._opened:
+            for frame in self._dialect.encode(message, 0):
+                self._peer.send(frame.data)
         self._hanging_up = _HangUp(error)
         self._hang_up_if_asked()
 
@@ -630,7 +648,11 @@ class Connection:
         if self._hanging_up is not None and not self._hung_up:
             self._hung_up = True
             self._deadlines.stop()
-            self._peer.close(self._dialect.farewell(self._hanging_up.error))
+            error = self._hanging_up.error
+            if self._opened or error is None:
+                self._peer.close(self._dialect.farewell(error))
+            else:
+                self._peer.refuse(self._dialect.refusal(error))
 
     # Deadlines that have passed
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from ingress.dialects.native import NativeDialect
 from ingress.http.authentication import Authenticate, everyone
 from ingress.http.front import Front
 from ingress.http.page import PAGE
+from ingress.http.refusal import RefusalShape
 from ingress.http.site import HttpLimits, Site
 from ingress.meter import Meter
 from ingress.request import Request
@@ -147,6 +148,7 @@ async def serving(
     status: Callable[[], bytes] | None = None,
     dialect: Callable[[], Dialect] = lambda: NativeDialect(16000),
     guard: Guard = NO_GUARD,
+    shapes: Mapping[str, RefusalShape] | None = None,
 ) -> AsyncIterator[Harness]:
     """Open the ports; close everything at the end."""
     harness = Harness(backplane)
@@ -215,6 +217,7 @@ async def serving(
             endpoints=(*PAGE, *endpoints),
             authenticate=authenticate,
             proxies=proxies,
+            shapes=shapes,
         )
         servers = [
             await loop.create_server(factory, sock=listener, ssl=tls)

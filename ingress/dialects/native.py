@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Final
 
 from common.client_codec import decode_client_message
@@ -19,14 +21,14 @@ from common.messages import (
     Result,
     Resume,
     ServerMessage,
-    WarningMessage,
 )
 from common.options import StreamOptions
 from common.server_codec import encode_result, encode_server_message
 from ingress.dialects.audio_check import message_in_binary
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.audio_shape import AudioShape
-from ingress.dialects.dialect import Farewell
+from ingress.dialects.dialect import Farewell, Frame
+from ingress.http.refusal import Refusal
 
 _JSON_BEGINS: Final = b"{ \t\r\n"
 # A client whose messages have a time or a number in front of their base64 has a new shape in each: to learn
@@ -60,15 +62,21 @@ class NativeDialect:
         "_sample_rate",
         "_shape",
         "_shapes_in_vain",
+        "admitted_first",
+        "headers",
         "num_streams",
         "options",
-        "warning",
+        "replies",
+        "resumes",
     )
 
     def __init__(self, sample_rate: int) -> None:
         self.options = StreamOptions()
         self.num_streams = 1
-        self.warning: WarningMessage | None = None
+        self.resumes = True
+        self.admitted_first = False
+        self.headers: tuple[tuple[str, str], ...] = ()
+        self.replies: list[Frame] = []
         self._sample_rate = sample_rate
         self._input = AudioInput(Encoding.PCM16, sample_rate)
         self._shape: AudioShape | None = None
@@ -122,13 +130,11 @@ class NativeDialect:
         self._input = AudioInput(Encoding(options.encoding), sample_rate)
         self._input.goes_on()
 
-    def encode(self, message: ServerMessage, stream: int) -> bytes:
-        """Write a message; the protocol has one stream a connection."""
-        if self._new_text and isinstance(message, Result):
-            return encode_result(message, new_text=True)
-        return encode_server_message(message)
+    def encode(self, message: ServerMessage, stream: int) -> Sequence[Frame]:
+        """Write a message, each in one frame; the protocol has one stream a connection."""
+        return (self._frame(message),)
 
-    def merge(self, earlier: ServerMessage, later: ServerMessage) -> ServerMessage | None:
+    def merge(self, earlier: object, later: object) -> Frame | None:
         """Make one of two results, or of acknowledgements and what follows them.
 
         The newest text, state and acknowledgement; `token_ids`, `confidence_scores`, `words` and `utterances`
@@ -136,9 +142,9 @@ class NativeDialect:
         """
         match earlier, later:
             case Result(), Result():
-                return merge_results(earlier, later)
-            case Ack(), Ack() | Result():
-                return later
+                return self._frame(merge_results(earlier, later))
+            case Ack(), (Ack() | Result()) as newest:
+                return self._frame(newest)
         return None
 
     def farewell(self, error: StreamError | None) -> Farewell:
@@ -151,8 +157,19 @@ class NativeDialect:
             code = POLICY_VIOLATION if client else TRY_AGAIN_LATER
         return Farewell(error, code, error.code.value)
 
+    def refusal(self, error: StreamError) -> Refusal:
+        """How to answer where the WebSocket is not opened; this protocol opens it and says so there."""
+        return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, error.message)
+
+    def _frame(self, message: ServerMessage) -> Frame:
+        if self._new_text and isinstance(message, Result):
+            return Frame(encode_result(message, new_text=True), message)
+        return Frame(encode_server_message(message), message)
+
     def _checked(self, audio: Audio) -> Audio:
-        self.warning = self._input.check(audio)
+        warning = self._input.check(audio)
+        if warning is not None:
+            self.replies.append(self._frame(warning))
         return audio
 
     def _end_of_frames(self) -> None:

@@ -208,7 +208,7 @@ class Front(HttpToolsProtocol):
         try:
             request = self._site.identified(request)
         except Refused as refused:
-            self.app = _refusing(refused.refusal)
+            self.app = _refusing(self._site.shaped(request.path, refused.refusal))
         self.scope["client"] = (request.address, self.client[1] if self.client else 0)
         self.scope["state"]["request"] = request
         self._site.update_date()
@@ -273,19 +273,18 @@ class Front(HttpToolsProtocol):
             open_connection = self._site.stream(self._request, self._place)
             response = handshake.accepted(self._request)
         except Refused as refused:
-            self._refuse(refused.refusal)
+            self._refuse(self._site.shaped(self._request.path, refused.refusal))
             return
         except Exception as error:
-            self._refuse(_failed(error))
+            self._refuse(self._site.shaped(self._request.path, _failed(error)))
             return
-        self.transport.write(response)
         self.connections.discard(self)
         place, self._place = self._place, None
         self._over = True
         self.parser = None  # type: ignore[assignment]  # it refers to this object
         shell = WebSocketShell(self._site.limits.max_frame_bytes)
         self.transport.set_protocol(shell)
-        shell.take_over(self.transport, place, open_connection, rest)
+        shell.take_over(self.transport, place, open_connection, response, rest)
 
     def _refusal_after(self, error: httptools.HttpParserError) -> Refusal:
         """What to answer where the parser has stopped."""
@@ -369,10 +368,10 @@ def _refusing(refusal: Refusal) -> Callable[..., Awaitable[None]]:
     """An ASGI application that refuses."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        body = f"{refusal.sentence}\n".encode()
+        body = refusal.content
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers]
         headers += [
-            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-type", refusal.content_type.encode()),
             (b"content-length", str(len(body)).encode()),
         ]
         await send({"type": "http.response.start", "status": refusal.status.value, "headers": headers})

@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 from websockets.datastructures import Headers
 from websockets.http11 import Request as WebSocketRequest
+from websockets.http11 import Response
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
@@ -15,14 +16,14 @@ from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 
 
-def accepted(request: Request) -> bytes:
+def accepted(request: Request) -> Response:
     """The response that opens the WebSocket. Raises Refused where the request is no handshake."""
     headers = Headers()
     for name, value in request.headers:
         headers[name] = value  # adds to those of the same name
     response = ServerProtocol(select_subprotocol=_answered).accept(WebSocketRequest(request.path, headers))
     if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-        return response.serialize()
+        return response
     sentence = (response.body or b"").decode().strip()
     upgrade = (("Upgrade", "websocket"),) if response.status_code == HTTPStatus.UPGRADE_REQUIRED else ()
     raise Refused(Refusal(HTTPStatus(response.status_code), sentence, upgrade))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
+
+PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,24 +16,36 @@ class Refusal:
     """Status and sentence of the answer; the connection closes after it.
 
     headers: further ones, such as `WWW-Authenticate`.
+    body: in place of the sentence, and of what type that is.
     """
 
     status: HTTPStatus
     sentence: str
     headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
+    content_type: str = PLAIN_TEXT
+
+    @property
+    def content(self) -> bytes:
+        """The body of the response."""
+        return f"{self.sentence}\n".encode() if self.body is None else self.body
 
     def answer(self) -> bytes:
         """The whole response (RFC 9112)."""
-        body = f"{self.sentence}\n".encode()
+        body = self.content
         lines = [
             f"HTTP/1.1 {self.status.value} {self.status.phrase}",
             f"Date: {formatdate(usegmt=True)}",
-            "Content-Type: text/plain; charset=utf-8",
+            f"Content-Type: {self.content_type}",
             f"Content-Length: {len(body)}",
             "Connection: close",
             *(f"{name}: {value}" for name, value in self.headers),
         ]
         return "\r\n".join((*lines, "\r\n")).encode("latin-1") + body
+
+
+RefusalShape = Callable[[Refusal], Refusal]
+"""Writes a refusal in the way of one API: what its clients look for in a body and in headers."""
 
 
 class Refused(Exception):  # noqa: N818 - it says what happened to the request

@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from ingress.http.authentication import Authenticate, everyone
 from ingress.http.endpoints import application
-from ingress.http.refusal import Refusal, Refused
+from ingress.http.refusal import Refusal, RefusalShape, Refused
 from ingress.request import Request
 from ingress.sockets.gate import SENTENCES, Full, Gate, Place
 from ingress.sockets.proxies import TrustedProxies
@@ -55,6 +55,7 @@ class Site:
     endpoints: of plain HTTP.
     authenticate: judges every request first.
     proxies: who may say for whom a request comes.
+    shapes: how a request for a path is refused, where not as plain text.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class Site:
         endpoints: Iterable[Route] = (),
         authenticate: Authenticate = everyone,
         proxies: TrustedProxies | None = None,
+        shapes: Mapping[str, RefusalShape] | None = None,
     ) -> None:
         self.gate: Final = gate
         self.limits: Final = limits
         self.authenticate: Final = authenticate
         self.proxies: Final = proxies or TrustedProxies(())
         self._streams = streams
+        self._shapes = shapes or {}
         self.config: Final = Config(
             application(endpoints, streams),
             loop="none",
@@ -105,6 +108,11 @@ class Site:
             paths = " and ".join(self._streams)
             raise Refused(Refusal(HTTPStatus.NOT_FOUND, f"There is no stream at this path, but at {paths}."))
         return route(request)
+
+    def shaped(self, path: str, refusal: Refusal) -> Refusal:
+        """Write a refusal in the way of the path's API, unless it is written so already."""
+        shape = self._shapes.get(path)
+        return refusal if shape is None or refusal.body is not None else shape(refusal)
 
     def update_date(self) -> None:
         """Have the next response carry the date of now (RFC 9110, section 6.6.1)."""

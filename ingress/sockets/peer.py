@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ingress.dialects.dialect import Farewell
+from ingress.http.refusal import Refusal
 
 
 class Peer(Protocol):
@@ -17,6 +18,12 @@ class Peer(Protocol):
     @property
     def acked_bytes(self) -> int:
         """How much of what was sent the client has acknowledged; it grows as the client reads."""
+
+    def accept(self, headers: tuple[tuple[str, str], ...]) -> None:
+        """Open the WebSocket; headers: further ones of the response. Nothing to do on the TCP port."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer a request whose WebSocket is not open with this instead, and close."""
 
     def send(self, message: bytes) -> None:
         """Write one message in the shell's framing."""

@@ -9,21 +9,21 @@ until it is dropped.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from common.errors import ClientFault, ErrorCode
 from common.messages import ServerMessage
-from ingress.dialects.dialect import Dialect
+from ingress.dialects.dialect import Dialect, Frame
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A message as it goes to the client; where it can be merged, what it says, and about which stream."""
+    """A frame for the client; where it can be merged, what it says, and about which stream."""
 
-    encoded: bytes
-    message: ServerMessage | None
+    data: bytes
+    says: object
     stream: int
 
 
@@ -63,33 +63,33 @@ class SendBuffer:
         Raises ClientFault `slow_reader` when more waits than allowed; nothing of it is lost by then,
         and nothing more can be kept.
         """
-        encoded = self._dialect.encode(message, stream)
-        if encoded is None:
-            return
-        if self._open and not self._waiting:
-            self._write(encoded)
-            return
-        if not (mergeable and self._merged_with_last(message, stream)):
-            self._waiting.append(_Waiting(encoded, message if mergeable else None, stream))
-            self._bytes += len(encoded) + _OVERHEAD_BYTES
+        self.send_frames(self._dialect.encode(message, stream), stream, mergeable=mergeable)
+
+    def send_frames(self, frames: Iterable[Frame], stream: int = 0, *, mergeable: bool = False) -> None:
+        """Send frames as `send` does the message that they are of. Raises as it does."""
+        for data, says in frames:
+            if self._open and not self._waiting:
+                self._write(data)  # which may call `pause`
+            elif not (mergeable and says is not None and self._merged_with_last(says, stream)):
+                self._waiting.append(_Waiting(data, says if mergeable else None, stream))
+                self._bytes += len(data) + _OVERHEAD_BYTES
         if self._bytes > self._max_bytes and self._too_much():
             raise ClientFault(
                 ErrorCode.SLOW_READER,
                 f"More than {self._max_bytes} bytes of results wait to be read.",
             )
 
-    def _merged_with_last(self, message: ServerMessage, stream: int) -> bool:
+    def _merged_with_last(self, says: object, stream: int) -> bool:
         if not self._waiting:
             return False
         last = self._waiting[-1]
-        if last.message is None or last.stream != stream:
+        if last.says is None or last.stream != stream:
             return False
-        merged = self._dialect.merge(last.message, message)
-        encoded = self._dialect.encode(merged, stream) if merged is not None else None
-        if encoded is None:
+        merged = self._dialect.merge(last.says, says)
+        if merged is None:
             return False
-        self._bytes += len(encoded) - len(last.encoded)
-        last.message, last.encoded = merged, encoded
+        self._bytes += len(merged.data) - len(last.data)
+        last.data, last.says = merged
         self.num_merged += 1
         return True
 
@@ -105,8 +105,8 @@ class SendBuffer:
         self._open = True
         while self._open and self._waiting:
             waiting = self._waiting.popleft()
-            self._bytes -= len(waiting.encoded) + _OVERHEAD_BYTES
-            self._write(waiting.encoded)
+            self._bytes -= len(waiting.data) + _OVERHEAD_BYTES
+            self._write(waiting.data)
 
     def clear(self) -> None:
         """Forget what waits."""

@@ -10,6 +10,7 @@ from common.errors import ClientFault, ErrorCode, Unavailable
 from common.messages import ErrorMessage
 from common.server_codec import encode_server_message
 from ingress.dialects.dialect import Farewell
+from ingress.http.refusal import Refusal
 from ingress.request import Request
 from ingress.sockets.framing import LineReader
 from ingress.sockets.gate import SENTENCES, Gate, Place
@@ -104,6 +105,13 @@ class TcpShell(SocketShell):
                 return
 
     # Peer
+
+    def accept(self, headers: tuple[tuple[str, str], ...]) -> None:
+        """A TCP connection is open as it is."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Close: there is no request that could be answered."""
+        self._end_sending()
 
     def send(self, message: bytes) -> None:
         """Write one line."""

@@ -1,8 +1,8 @@
 """The WebSocket port: one JSON message a text frame, raw audio in binary frames.
 
 A thin shell: websockets' sans-I/O `ServerProtocol` speaks RFC 6455, asyncio moves the bytes, and
-`Connection` does the rest. The handshake is done by then (ingress/http). Compression is off: base64 audio
-does not shrink enough to pay for it.
+`Connection` does the rest. The request is read and judged by then (ingress/http); what opens the WebSocket is
+sent when `Connection` says so. Compression is off: base64 audio does not shrink enough to pay for it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Final
 
 from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
 from common.errors import ClientFault, ErrorCode
 from ingress.connection import Connection
 from ingress.dialects.dialect import Farewell
+from ingress.http.refusal import Refusal
 from ingress.sockets.frames import FrameReader, Other, text_frame
 from ingress.sockets.gate import Place
 from ingress.sockets.shell import OpenConnection, SocketShell
@@ -28,7 +30,7 @@ _PONG: Final = 0x80 | Opcode.PONG
 
 
 class WebSocketShell(SocketShell):
-    """One connection on which a WebSocket is open (a `Peer`).
+    """One connection on which a WebSocket is open, or will be (a `Peer`).
 
     max_frame_bytes: longest message.
     """
@@ -39,6 +41,7 @@ class WebSocketShell(SocketShell):
         "_fragments_binary",
         "_frames",
         "_max_frame_bytes",
+        "_opening",
         "_pong",
         "_protocol",
         "_writing_paused",
@@ -55,14 +58,21 @@ class WebSocketShell(SocketShell):
         self._writing_paused = False
         self._pong = b""
         self._close_frame: list[bytes] = []
+        self._opening: Response | None = None  # what opens the WebSocket, as long as it is not open
 
     def take_over(
-        self, transport: asyncio.Transport, place: Place, open_connection: OpenConnection, rest: bytes
+        self,
+        transport: asyncio.Transport,
+        place: Place,
+        open_connection: OpenConnection,
+        opening: Response,
+        rest: bytes,
     ) -> None:
-        """Take a socket on which the handshake is done.
+        """Take a socket whose client has asked for a WebSocket.
 
-        rest: what came along with the request.
+        opening: the response that opens it.   rest: what came along with the request.
         """
+        self._opening = opening
         self._begin(transport, place, open_connection)
         if rest:
             self.data_received(rest)
@@ -72,6 +82,8 @@ class WebSocketShell(SocketShell):
     def data_received(self, data: bytes) -> None:
         """Hand whole messages to the connection."""
         self._heard_at = monotonic()
+        if self._opening is not None and self._closing:
+            return  # the client was refused
         frames = self._frames
         connection = self._connection
         if connection is not None and self._reading and not self._closing:
@@ -110,8 +122,9 @@ class WebSocketShell(SocketShell):
 
     def eof_received(self) -> bool:
         """The client closed the socket without a closing handshake, or after it."""
-        self._protocol.receive_eof()
-        self._flush()
+        if self._opening is None:
+            self._protocol.receive_eof()
+            self._flush()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.lost()
@@ -133,6 +146,23 @@ class WebSocketShell(SocketShell):
         super().resume_writing()
 
     # Peer
+
+    def accept(self, headers: tuple[tuple[str, str], ...]) -> None:
+        """Send the response that opens the WebSocket, with these headers beside its own."""
+        opening = self._opening
+        if self._transport is None or self._closing or opening is None:
+            return
+        self._opening = None
+        for name, value in headers:
+            opening.headers[name] = value
+        self._transport.write(opening.serialize())
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer the request otherwise, and close the sending side."""
+        if self._transport is None or self._closing:
+            return
+        self._transport.write(refusal.answer())
+        self._end_sending()
 
     def send(self, message: bytes) -> None:
         """Write one text frame (RFC 6455, section 5.2; not masked, as servers do)."""

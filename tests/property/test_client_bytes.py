@@ -15,7 +15,9 @@ from collections.abc import Sequence
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
 
 from common.client_codec import decode_client_message
 from common.errors import ClientFault, ErrorCode, StreamError
@@ -132,7 +134,8 @@ async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str
         place = gate.enter(transport)
         assert isinstance(place, Place)
         shell = WebSocketShell(2000)
-        shell.take_over(transport, place, open_connection, b"")
+        opening = Response(101, "Switching Protocols", Headers())
+        shell.take_over(transport, place, open_connection, opening, b"")
     else:
         shell = TcpShell(gate, lambda request: open_connection, 2000)
         shell.connection_made(transport)

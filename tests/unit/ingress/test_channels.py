@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,6 +15,7 @@ from common.messages import Audio, Encoding, Hello, Result, ServerMessage
 from common.options import StreamOptions
 from ingress.client_stream import split_channels
 from ingress.dialects.audio_input import AudioInput
+from ingress.dialects.dialect import Frame
 from ingress.dialects.native import NativeDialect
 from ingress.links import NOBODY, Caller, StreamListener
 from tests.fake_backplane import FakeLink, ScriptedBackplane, some_result
@@ -29,13 +31,13 @@ class _Stereo(NativeDialect):
         self.options = StreamOptions(sample_rate=8000)
         self._input = AudioInput(Encoding.PCM16, 8000, 2)
 
-    def encode(self, message: ServerMessage, stream: int) -> bytes | None:  # type: ignore[override]
+    def encode(self, message: ServerMessage, stream: int) -> Sequence[Frame]:
         if isinstance(message, Hello):
-            return None
-        encoded = super().encode(message, stream)
+            return ()
+        (frame,) = super().encode(message, stream)
         if isinstance(message, Result):
-            return json.dumps(json.loads(encoded) | {"channel": stream}).encode()
-        return encoded
+            return (Frame(json.dumps(json.loads(frame.data) | {"channel": stream}).encode()),)
+        return (frame,)
 
 
 def _b64(payload: bytes) -> str:

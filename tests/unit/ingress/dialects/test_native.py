@@ -6,6 +6,7 @@ import base64
 import json
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from common.messages import (
 )
 from common.options import StreamOptions
 from common.server_codec import decode_server_message, encode_server_message
+from ingress.dialects.dialect import Frame
 from ingress.dialects.native import NativeDialect, merge_results
 from tests.fake_backplane import some_result
 
@@ -32,6 +34,12 @@ from tests.fake_backplane import some_result
 def _message(num_samples: int, **more: object) -> bytes:
     data = base64.b64encode(b"\1\0" * num_samples).decode()
     return json.dumps({"type": "audio", "data": data, **more}).encode()
+
+
+def _said(dialect: NativeDialect, message: ServerMessage) -> dict[str, Any]:
+    (frame,) = dialect.encode(message, 0)
+    said: dict[str, Any] = json.loads(frame.data)
+    return said
 
 
 def _refused(dialect: NativeDialect, data: bytes, *, binary: bool = False) -> ClientFault:
@@ -140,9 +148,10 @@ def test_binary_floats_are_cut_anywhere_and_each_is_looked_at() -> None:
     assert b"".join(parts) == payload
     assert all(len(part) in (0, 4) for part in parts)
     assert _refused(dialect, struct.pack("<f", float("nan")), binary=True).code is ErrorCode.BAD_SAMPLES
-    assert dialect.warning is None
+    assert dialect.replies == []
     dialect.decode_binary(struct.pack("<f", 20000.0) * 2000)
-    assert dialect.warning is not None
+    (warning,) = dialect.replies
+    assert json.loads(warning.data)["code"] == "integer_scale"
 
 
 def test_merging_keeps_all_that_was_said() -> None:
@@ -170,13 +179,13 @@ def test_a_client_that_asks_for_it_gets_the_new_text_and_where_it_goes() -> None
     whole, new = NativeDialect(16000), NativeDialect(16000)
     new.decode_text(b'{"type":"config","text":"new"}')
     result = replace(some_result(3, "Größe \U0001f600 drei"), text_from=7)
-    assert json.loads(whole.encode(result, 0)) == json.loads(encode_server_message(result))
-    said = json.loads(new.encode(result, 0))
+    assert _said(whole, result) == json.loads(encode_server_message(result))
+    said = _said(new, result)
     assert (said["text"], said["text_from"]) == (" drei", 7)
     assert {name: said[name] for name in said if name not in ("text", "text_from")} == {
-        name: value for name, value in json.loads(whole.encode(result, 0)).items() if name != "text"
+        name: value for name, value in _said(whole, result).items() if name != "text"
     }
-    assert decode_server_message(new.encode(result, 0)) == replace(result, text=" drei")
+    assert decode_server_message(new.encode(result, 0)[0].data) == replace(result, text=" drei")
     # And so does one that goes on with such a stream.
     resumed = NativeDialect(16000)
     resumed.resumed(StreamOptions(text="new"), 16000)
@@ -195,12 +204,14 @@ def test_a_client_that_asks_for_it_gets_the_new_text_and_where_it_goes() -> None
 def test_merged_results_say_all_that_is_new(parts: list[tuple[str, int]], text_from: int, text: str) -> None:
     dialect = NativeDialect(16000)
     dialect.decode_text(b'{"type":"config","text":"new"}')
-    merged: ServerMessage | None = None
+    merged: Frame | None = None
     for seq, (whole, at) in enumerate(parts, 1):
         result = replace(some_result(seq, whole), text_from=at)
-        merged = result if merged is None else dialect.merge(merged, result)
+        (frame,) = dialect.encode(result, 0)
+        merged = frame if merged is None else dialect.merge(merged.says, frame.says)
+        assert merged is not None
     assert merged is not None
-    said = json.loads(dialect.encode(merged, 0))
+    said = json.loads(merged.data)
     assert (said["text"], said["text_from"], said["seq_first"]) == (text, text_from, 1)
 
 
@@ -215,7 +226,8 @@ def test_merged_results_say_all_that_is_new(parts: list[tuple[str, int]], text_f
     ],
 )
 def test_what_is_merged(earlier: ServerMessage, later: ServerMessage, merged: Result | None) -> None:
-    assert NativeDialect(16000).merge(earlier, later) == merged
+    frame = NativeDialect(16000).merge(earlier, later)
+    assert frame == (None if merged is None else Frame(encode_server_message(merged), merged))
 
 
 def test_every_error_has_a_close_code() -> None:

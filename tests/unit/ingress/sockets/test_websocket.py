@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from common.entries import LineKind
@@ -301,7 +303,8 @@ async def _stuck() -> AsyncIterator[tuple[WebSocketShell, _StuckTransport]]:
     assert isinstance(place, Place)
     shell = WebSocketShell(1000)
     transport.shell = shell
-    shell.take_over(transport, place, open_connection, b"")
+    opening = Response(101, "Switching Protocols", Headers())
+    shell.take_over(transport, place, open_connection, opening, b"")
     await wait_until(lambda: bool(transport.written) and b"hello" in transport.written[-1])
     try:
         yield shell, transport
