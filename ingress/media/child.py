@@ -91,7 +91,9 @@ def _reason(error: BaseException) -> str:
 def _media_frames(av: Any, source: BinaryIO, demuxer: str, *, seeks: bool) -> Iterator[Any]:
     options = {"protocol_whitelist": "", "enable_drefs": "0"}
     stream = source if seeks else _Pipe(source)
-    with av.open(stream, mode="r", format=demuxer, options=options, metadata_errors="ignore") as container:
+    # Tags that are no UTF-8 are none of our business. From version 19 on, PyAV always reads them.
+    lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+    with av.open(stream, mode="r", format=demuxer, options=options, **lenient) as container:
         if not container.streams.audio:
             raise ValueError("The media has no audio.")
         audio = container.streams.audio[0]

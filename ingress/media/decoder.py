@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +18,12 @@ from typing import Final
 from common.errors import ParakeetError
 from ingress.media.child import FAILED, NO_AUDIO, RAW_OPUS
 
+logger = logging.getLogger(__name__)
+
 # Samples handed on at once, and the bound of what waits in the pipe's buffer here.
 _BLOCK_BYTES: Final = 32 << 10
 _MAX_HEADER_BYTES: Final = 256
-_MAX_REASON_BYTES: Final = 300
+_MAX_REASON_BYTES: Final = 4096
 # Longest wait for a child that has all of its input, or has to take a block of it.
 _STALL_S: Final = 60.0
 _EXIT_S: Final = 5.0
@@ -86,14 +90,15 @@ class Decoders:
             raise DecodersBusy(f"This server decodes {self._max_running} inputs at once; try again later.")
         self._running += 1
         try:
-            process = await asyncio.create_subprocess_exec(
-                *media.argv(),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                limit=2 * _BLOCK_BYTES,
-                env=_environment(),
-            )
+            with _no_garbage_collection():
+                process = await asyncio.create_subprocess_exec(
+                    *media.argv(),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    limit=2 * _BLOCK_BYTES,
+                    env=_environment(),
+                )
         except BaseException:
             self._running -= 1
             raise
@@ -111,6 +116,22 @@ class Decoders:
             await process.communicate()  # a pipe that is not read to its end stays open
         finally:
             self._running -= 1
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the collector away while a process is forked.
+
+    uvloop runs Python code in the child before the child becomes another program. A collection there may
+    free an object that waits for its own threads, which the child does not have; and the parent waits for it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _environment() -> dict[str, str]:
@@ -197,6 +218,10 @@ class Decoder:
                     return MediaError("The media has no sound in it.")
                 if status == FAILED and reason:
                     return MediaError(f"The media cannot be decoded: {reason.rstrip('.')}.")
+                if status >= 0:  # a defect of ours, whose last line says most
+                    last = reason.rpartition("\n")[2]
+                    logger.error("The decoding process ended with status %d: %s", status, last)
+                    return MediaError("The media cannot be decoded.")
         # Killed: by its limits, or by the kernel.
         return MediaError("The media cannot be decoded within the limits of time and memory.")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import array
 import asyncio
+import gc
 import math
+import os
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -123,6 +125,35 @@ async def test_what_is_no_media_is_told(decoders: Decoders, demuxer: str) -> Non
     assert "\n" not in str(raised.value)
 
 
+async def test_tags_that_are_no_utf_8_cost_nothing(decoders: Decoders, tmp_path: Path) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    wav = encode(pcm, rate, "wav", tmp_path).read_bytes()
+    title = "Fr\xfchst\xfcck".encode("latin-1") + b"\0"
+    info = b"INFO" + b"INAM" + struct.pack("<I", len(title)) + title
+    tags = b"LIST" + struct.pack("<I", len(info)) + info
+    data_at = wav.index(b"data")
+    tagged = wav[:data_at] + tags + wav[data_at:]
+    _, samples = await decode(decoders, MediaInput("wav"), tagged)
+    assert samples == pcm
+
+
+async def test_a_child_that_is_killed_has_reached_its_limits(decoders: Decoders) -> None:
+    async with await decoders.start(MediaInput("wav")) as decoder:
+        decoder._process.kill()
+        with pytest.raises(MediaError, match="within the limits of time and memory"):
+            await decoder.audio()
+
+
+async def test_a_defect_of_the_child_is_logged_and_no_limit(
+    decoders: Decoders, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_rate = MediaInput(RAW_OPUS, rate="fast")  # type: ignore[arg-type]
+    async with await decoders.start(no_rate) as decoder:
+        with pytest.raises(MediaError, match=r"^The media cannot be decoded\.$"):
+            await decoder.audio()
+    assert "invalid int value: 'fast'" in caplog.text
+
+
 async def test_a_playlist_opens_nothing(decoders: Decoders, tmp_path: Path) -> None:
     """What names other files is no format of ours, whatever demuxer it is given to."""
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
@@ -140,6 +171,17 @@ async def test_no_more_than_so_many_at_once(decoders: Decoders) -> None:
     third = await decoders.start(MediaInput("wav"))
     await second.close()
     await third.close()
+
+
+async def test_no_garbage_is_collected_while_a_child_is_forked(decoders: Decoders) -> None:
+    """What the collector frees may wait for a thread that the child does not have."""
+    collecting: list[bool] = []
+    os.register_at_fork(before=lambda: collecting.append(gc.isenabled()))
+    async with await decoders.start(MediaInput("wav")):
+        pass
+    on_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+    assert collecting == ([False] if on_uvloop else [])  # asyncio runs no Python in the child
+    assert gc.isenabled()
 
 
 async def test_a_child_that_is_abandoned_ends(decoders: Decoders, tmp_path: Path) -> None:
