@@ -61,8 +61,8 @@ demo: $(STAMPS)/installed ## start the whole stack, stream a recording, show the
 	$(VENV)/bin/python -m parakeet.demo
 
 .PHONY: test
-test: $(STAMPS)/dev ## all tests that need neither a GPU nor NeMo, but the chaos tests; on all cores
-	$(PYTEST_PARALLEL) -m "not golden and not chaos" $(PYTEST_ARGS)
+test: $(STAMPS)/dev ## all tests that need no GPU, NeMo or other clients, but the chaos tests; on all cores
+	$(PYTEST_PARALLEL) -m "not golden and not chaos and not clients" $(PYTEST_ARGS)
 
 # The declared bounds of dependencies are tested: `make test` takes the newest versions where $(VENV) is new, the
 # next two the lowest. `make test-ingress PYTHON=python3.13 BOUND=newest`
@@ -90,7 +90,7 @@ test-lowest: ## tests on the lowest versions of all dependencies but torch
 	  "torch==$(TORCH_VERSION)"
 	$(LOWEST_VENV)/bin/python -m pip install -q --no-deps -e .
 	$(LOWEST_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal \
-	  -m "not golden and not chaos and not slow" --ignore tests/unit/deploy $(LOWEST_TESTS) $(PYTEST_ARGS)
+	  -m "not golden and not chaos and not clients and not slow" --ignore tests/unit/deploy $(LOWEST_TESTS) $(PYTEST_ARGS)
 
 # -- checks --------------------------------------------------------------------------------------
 
@@ -144,6 +144,11 @@ chaos-short: $(STAMPS)/dev ## kill, freeze and cut real processes under load: a 
 chaos: $(STAMPS)/dev ## the same with many seeds, and a report
 	$(PYTEST) -n0 tests/chaos -m chaos -k "not seeded"
 	$(VENV)/bin/python -m tests.chaos --seeds $(CHAOS_SEEDS) --report $(CHAOS_REPORT)
+
+# Other people's clients, each in an environment of its own with pinned versions, kept in .clients/.
+.PHONY: test-clients
+test-clients: $(STAMPS)/dev ## run every client of docs/clients.md against a real server
+	$(PYTEST) -n0 tests/clients $(PYTEST_ARGS)
 
 .PHONY: soak
 soak: $(STAMPS)/dev ## load for SOAK_MINUTES; memory, files, keys and latency over time
