@@ -32,7 +32,7 @@ from common.options import StreamOptions
 from ingress.auth.client import ANYBODY, Client
 from ingress.auth.guard import NO_GUARD, Guard
 from ingress.client_stream import ClientStream, split_channels
-from ingress.dialects.dialect import Dialect
+from ingress.dialects.dialect import Dialect, Heard
 from ingress.links import CLIENT_GONE, FINAL, NOBODY, Backplane, Caller, Resumption
 from ingress.meter import Meter
 from ingress.protocol import ONLY_APPENDING, YOUNG, Action, ConnectionProtocol, Event, Outcome, State
@@ -96,6 +96,7 @@ class Connection:
 
     __slots__ = (
         "_backplane",
+        "_behind",
         "_buffer",
         "_counted",
         "_deadlines",
@@ -160,6 +161,7 @@ class Connection:
         self._paused = False
         self._counted = 0  # streams that count for the client's key
         self._opened = False
+        self._behind: list[ClientMessage] = []  # messages that came along with one that waits for a slot
         if not dialect.admitted_first:
             self._accept()
 
@@ -189,7 +191,7 @@ class Connection:
         if not self._protocol.deaf:
             self._hear(self._dialect.decode_binary, data)
 
-    def _hear(self, decode: Callable[[bytes], ClientMessage | None], data: bytes) -> None:
+    def _hear(self, decode: Callable[[bytes], Heard], data: bytes) -> None:
         try:
             message = decode(data)
         except ClientFault as error:
@@ -198,10 +200,20 @@ class Connection:
         except Exception:
             self._failed()
             return
-        if message is not None:
+        if isinstance(message, list):
+            self._received_all(message)
+        elif message is not None:
             self._received(message)
         if self._dialect.replies:
             self._reply()
+
+    def _received_all(self, messages: list[ClientMessage]) -> None:
+        """Take messages in order; those behind one that waits for its slot wait, too."""
+        for number, message in enumerate(messages):
+            if self._protocol.state is State.READMITTING:
+                self._behind = messages[number:]
+                return
+            self._received(message)
 
     def _reply(self) -> None:
         """Send what the dialect has to say by itself."""
@@ -543,7 +555,8 @@ class Connection:
                 return
             self._carry_out(self._protocol.notify(Event.ADMITTED))
             if first is not None:
-                self._received(first)
+                behind, self._behind = self._behind, []
+                self._received_all([first, *behind])
         if self._protocol.state is not State.CLOSED:
             self._resume_reading()
 

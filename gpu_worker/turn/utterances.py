@@ -11,11 +11,11 @@ next one. What stands in one is never changed or repeated by a later one. A mark
 later still belongs to the words before it, and so does not open the next utterance's text.
 """
 
-import re
 from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from common.late_marks import without_late_marks
 from common.messages import Utterance
 from gpu_worker.engine.transcript import Transcript
 from gpu_worker.turn.endpointing import TurnOutcome, token_sample
@@ -31,8 +31,6 @@ _FIRST_WORD_SAMPLES: Final = 280 * SAMPLES_PER_MS
 _MAX_WAIT_SAMPLES: Final = 2_000 * SAMPLES_PER_MS
 # Words that begin between the speech of an utterance and its final, and more.
 _MAX_STARTS: Final = 256
-# Marks that close what stands before them. Those of Latin script only where no word follows at once: '.5'.
-_LATE_MARKS: Final = re.compile(r"\s*([.,?!;:…]+(?=\s|$)|[。，、？！；：]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +125,8 @@ class UtteranceLog:
             starts.popleft()
         end = starts[0][1] if starts else len(text)
         gained, self._num_characters = text[self._num_characters : end], end
-        if self._num_given > 1 and (late := _LATE_MARKS.match(gained)):
-            gained = gained[late.end() :]
+        if self._num_given > 1:
+            gained = without_late_marks(gained)
         return Utterance(
             self._num_given,
             gained.strip(),

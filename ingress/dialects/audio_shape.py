@@ -33,19 +33,22 @@ class AudioShape:
         self._last_byte = encoding.sample_bytes - 1
 
     @staticmethod
-    def of(data: bytes, audio: Audio) -> AudioShape | None:
-        """The shape of a message that was decoded to `audio`; None where it has none to rely on."""
+    def of(data: bytes, audio: Audio, field: str = "data") -> AudioShape | None:
+        """The shape of a message that was decoded to `audio`; None where it has none to rely on.
+
+        field: of the message that holds the base64.
+        """
         if audio.final or audio.encoding is Encoding.F32 or len(audio.payload) < _MIN_PAYLOAD_BYTES:
             return None
         head, found, tail = data.partition(base64.b64encode(audio.payload))
-        # That nothing but the value of `data` was cut out shows when the rest is parsed.
+        # That nothing but the value of the field was cut out shows when the rest is parsed.
         if not found or not head.endswith(b'"'):
             return None
         try:
             rest = orjson.loads(head + tail)
         except orjson.JSONDecodeError:
             return None
-        return AudioShape(head, tail, audio.encoding) if rest.get("data") == "" else None
+        return AudioShape(head, tail, audio.encoding) if rest.get(field) == "" else None
 
     def read(self, data: bytes) -> Audio | None:
         """The audio of a message of this shape; None for any other message."""

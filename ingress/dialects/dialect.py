@@ -34,6 +34,10 @@ class Farewell(NamedTuple):
     reason: str
 
 
+Heard = ClientMessage | list[ClientMessage] | None
+"""What a frame says: one message, several in their order, or nothing to the streams."""
+
+
 class Dialect(Protocol):
     """One client protocol, on one connection, without any I/O.
 
@@ -61,11 +65,11 @@ class Dialect(Protocol):
     headers: tuple[tuple[str, str], ...]
     replies: list[Frame]
 
-    def decode_text(self, data: bytes) -> ClientMessage | None:
+    def decode_text(self, data: bytes) -> Heard:
         """Take one line, or one text frame; None where it says nothing to the streams, and begins none.
         Raises ClientFault."""
 
-    def decode_binary(self, data: bytes) -> ClientMessage | None:
+    def decode_binary(self, data: bytes) -> Heard:
         """Take one binary frame; None where it says nothing. Raises ClientFault."""
 
     def resumed(self, options: StreamOptions, sample_rate: int) -> None:

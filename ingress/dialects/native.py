@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Final
 
 from common.client_codec import decode_client_message
-from common.errors import ERROR_SPECS, ErrorCode, Fault, StreamError
+from common.errors import StreamError
 from common.messages import (
     Ack,
     Audio,
@@ -27,6 +27,7 @@ from common.server_codec import encode_result, encode_server_message
 from ingress.dialects.audio_check import message_in_binary
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.audio_shape import AudioShape
+from ingress.dialects.closing import farewell_of
 from ingress.dialects.dialect import Farewell, Frame
 from ingress.http.refusal import Refusal
 
@@ -34,19 +35,6 @@ _JSON_BEGINS: Final = b"{ \t\r\n"
 # A client whose messages have a time or a number in front of their base64 has a new shape in each: to learn
 # it costs more than the parser that it spares.
 _MAX_SHAPES: Final = 8
-
-# Close codes of WebSocket (RFC 6455, section 7.4, and the registry behind it).
-NORMAL_CLOSURE: Final = 1000
-POLICY_VIOLATION: Final = 1008
-MESSAGE_TOO_BIG: Final = 1009
-INTERNAL_ERROR: Final = 1011
-SERVICE_RESTART: Final = 1012
-TRY_AGAIN_LATER: Final = 1013
-_CLOSE_CODES: Final = {
-    ErrorCode.FRAME_TOO_LONG: MESSAGE_TOO_BIG,
-    ErrorCode.DRAINING: SERVICE_RESTART,
-    ErrorCode.INTERNAL: INTERNAL_ERROR,
-}
 
 
 class NativeDialect:
@@ -149,13 +137,7 @@ class NativeDialect:
 
     def farewell(self, error: StreamError | None) -> Farewell:
         """How to close after an error, or after the final result."""
-        if error is None:
-            return Farewell(None, NORMAL_CLOSURE, "")
-        code = _CLOSE_CODES.get(error.code)
-        if code is None:
-            client = ERROR_SPECS[error.code].fault is Fault.CLIENT
-            code = POLICY_VIOLATION if client else TRY_AGAIN_LATER
-        return Farewell(error, code, error.code.value)
+        return farewell_of(error)
 
     def refusal(self, error: StreamError) -> Refusal:
         """How to answer where the WebSocket is not opened; this protocol opens it and says so there."""

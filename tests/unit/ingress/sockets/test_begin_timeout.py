@@ -9,6 +9,9 @@ import pytest
 from websockets.asyncio.client import connect
 
 from common.errors import NoFreeStream, NoWorker, RedisUnavailable, StreamError
+from common.messages import Audio, Finalize
+from ingress.dialects.dialect import Heard
+from ingress.dialects.native import NativeDialect
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import Harness, TcpClient, serving, wait_until
 
@@ -177,3 +180,25 @@ async def test_the_websocket_port_parks_too() -> None:
         async with asyncio.timeout(5):
             assert '"5 samples"' in str(await client.recv())
         assert backplane.link.stream == 1
+
+
+class _Finalizing(NativeDialect):
+    """The native protocol, but that audio is finalized at once: one frame says two things."""
+
+    def decode_text(self, data: bytes) -> Heard:
+        message = super().decode_text(data)
+        return [message, Finalize()] if isinstance(message, Audio) else message
+
+
+async def test_all_that_one_frame_says_waits_for_the_slot() -> None:
+    backplane = ScriptedBackplane()
+    async with serving(backplane, begin_timeout_s=0.05, dialect=lambda: _Finalizing(16000)) as harness:
+        client = await _parked(harness)
+        backplane.gate.clear()
+        await client.send(_AUDIO)
+        await wait_until(lambda: backplane.num_waiting == 1)
+        backplane.gate.set()
+        await wait_until(lambda: backplane.link.log == ["begin", "append", "finalize"])
+        await client.send(_AUDIO)
+        await wait_until(lambda: backplane.link.log[3:] == ["append", "finalize"])
+        await client.close()
