@@ -14,6 +14,8 @@ from common.entries import StreamId
 from common.options import StreamOptions
 from common.settings import WorkerSettings
 from common.streams.served_model import ServedModel
+from gpu_worker.capacity import Capacity, measure_capacity
+from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine
 from gpu_worker.steps.null import DEFAULT_CHUNK_MS, NullEngine
 from gpu_worker.turn.configuration import make_smart_turn, turn_settings
@@ -33,6 +35,8 @@ class Backend:
     """What all workers of a cluster run alike."""
     wake_with: Callable[[Callable[[], None]], None]
     """Takes what wakes the engine's thread when work that runs beside it is done."""
+    capacity: Capacity | None = None
+    """What it carries in real time; None where that was not measured."""
     counts: Callable[[], Mapping[str, int | float]] = dict
     """Counters of that work, for the worker's hash; called from any thread."""
 
@@ -53,6 +57,7 @@ def make_backend(settings: WorkerSettings) -> Backend:
             {"model": "null", "device": "none", "dtype": "none", "chunk_ms": str(chunk_ms)},
             ServedModel("null", "none", chunk_ms, "none", "none"),
             _nobody_waits,
+            _capacity(null, settings),
         )
     # Imported here: a worker without a model needs no torch, and starts at once.
     from gpu_worker.steps.factory import make_engine
@@ -72,6 +77,7 @@ def make_backend(settings: WorkerSettings) -> Backend:
             "on" if settings.eou_reset else "off",
         ),
         _nobody_waits if judge is None else judge.wake_with,
+        _capacity(built.engine, settings),
         dict
         if judge is None
         else lambda: {f"smart_turn_{name}": count for name, count in asdict(judge.stats).items()},
@@ -80,6 +86,19 @@ def make_backend(settings: WorkerSettings) -> Backend:
 
 def _nobody_waits(_wake: Callable[[], None]) -> None:
     """An engine all of whose work is done in its own thread."""
+
+
+def _capacity(engine: SpeechEngine, settings: WorkerSettings) -> Capacity | None:
+    """Measure what the engine carries, for as long as the settings allow."""
+    seconds = settings.measure_capacity_s
+    if not seconds:
+        return None
+    started = time.monotonic()
+    capacity = measure_capacity(engine, seconds)
+    logger.info(
+        "%s, measured in %.2f s", capacity or "the capacity could not be measured", time.monotonic() - started
+    )
+    return capacity
 
 
 def _warm_up(engine: Engine) -> None:

@@ -77,6 +77,7 @@ class WorkerMonitor:
             return WorkerMetrics()
         metrics, stats = worker.metrics, worker.engine_stats
         metrics.slots = worker.capacity
+        metrics.measured_streams = worker.measured_streams
         metrics.streams = stats.open_streams
         metrics.ready_streams = stats.ready_streams
         metrics.lease_held = int(worker.holds_lease(time.monotonic()))

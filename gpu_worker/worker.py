@@ -213,6 +213,12 @@ class Worker:
         return self._table.capacity
 
     @property
+    def measured_streams(self) -> int:
+        """Streams that it carries in real time, as measured at its start; 0 where that was not measured."""
+        capacity = self._backend.capacity
+        return 0 if capacity is None else capacity.num_streams
+
+    @property
     def engine_stats(self) -> EngineStats:
         """Counters and gauges of the engine."""
         return self._backend.engine.stats
@@ -307,8 +313,10 @@ class Worker:
             self._sweeper.take_own()
         self._begin(self._heartbeat, self._sweeper, *self._claimers)
         logger.info(
-            "worker ready: %d slots, %s",
+            "worker ready: %d slots, --max-num-streams %d, carries %s, %s",
             self._table.capacity,
+            self._settings.max_num_streams,
+            self._backend.capacity or "what was not measured",
             ", ".join(f"{name} {value}" for name, value in self._backend.description.items()),
         )
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from common.entries import StreamId
 from common.options import StreamOptions
+from gpu_worker.capacity import measure_capacity
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import (
     EngineError,
@@ -347,6 +348,25 @@ class EngineContract:
         assert (told_frames[:3] == frames[:3]).all()
         assert (told_frames[3:] >= folded.period).all()
 
+    @pytest.mark.parametrize("turns", [False, True])
+    def test_measuring_what_it_carries_leaves_no_trace(self, turns: bool) -> None:
+        sizes, samples = Sizes(turns=turns), self.audio(1, 30_000)
+        engine = self.make(sizes)
+        run(engine, {1: samples})
+        before = engine.stats.copied()
+        capacity = measure_capacity(engine, 0.05)
+        assert capacity is not None
+        assert 1 <= capacity.num_measured <= sizes.num_slots
+        assert capacity.step_s > 0
+        assert engine.stats == before
+        assert not engine.has_work()
+        engine.check_integrity()
+        found = run(engine, {1: samples, 2: samples, 3: samples})
+        for number in found:
+            assert told(found[number], 1) == told(self.alone(samples, sizes, words=False))
+        with pytest.raises(UnknownStream):
+            engine.close(StreamId(-2))
+
     def test_counters_count_the_work(self) -> None:
         engine = self.make(Sizes(turns=True))
         samples = self.audio(1, 47_000)
@@ -409,6 +429,14 @@ class PagedEngineContract(EngineContract):
         engine.feed(StreamId(2), speech(JFK)[:30_000])
         assert self.shed(step_until_idle(engine)) == [2]
         assert engine.stats.open_streams == 2
+
+    def test_measuring_stops_where_the_pages_end(self) -> None:
+        engine = self.make(Sizes(num_slots=6, num_pages=self.pages_of_one() + 1))
+        capacity = measure_capacity(engine, 20.0)
+        assert capacity is not None
+        assert capacity.num_measured == 1
+        engine.check_integrity()
+        assert (engine.stats.open_streams, engine.stats.steps) == (0, 0)
 
     def test_a_snapshot_without_pages_for_it_is_refused(self) -> None:
         engine = self.make(Sizes(num_pages=self.pages_of_one() + 1))

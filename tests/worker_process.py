@@ -20,5 +20,11 @@ class WorkerProcess(ServiceProcess):
         **flags: object,
     ) -> None:
         self.worker_id = worker_id
-        options = {"backend": "null", "lease_ms": 1000, "worker_max_streams": 50, **flags}
+        options = {
+            "backend": "null",
+            "lease_ms": 1000,
+            "worker_max_streams": 50,
+            "measure_capacity_s": 0,
+            **flags,
+        }
         super().__init__(module, url, "--worker-id", worker_id, "px:{0}:workers", log, options)

@@ -155,6 +155,10 @@ WORKER: Final = _families(
     "worker",
     (
         _gauge("slots", "Streams that this worker can own at once."),
+        _gauge(
+            "measured_streams",
+            "Streams that this worker carries in real time, measured at its start; 0 where it was not.",
+        ),
         _gauge("streams", "Streams that hold a slot."),
         _gauge("ready_streams", "Streams with a whole chunk or their end waiting."),
         _gauge("backlog_chunks", "Whole chunks that wait, over all streams."),

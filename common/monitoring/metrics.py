@@ -89,6 +89,7 @@ class WorkerMetrics:
     """The numbers of one worker; `common.monitoring.families.WORKER` says what each means."""
 
     slots: int
+    measured_streams: int
     streams: int
     ready_streams: int
     backlog_chunks: int

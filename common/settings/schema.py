@@ -110,6 +110,7 @@ class WorkerSettings(ClusterSettings):
     smart_turn_threads: int
     smart_turn_threshold: float
     smart_turn_timeout_ms: int
+    measure_capacity_s: float
     null_step_ms: float
 
 

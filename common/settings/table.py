@@ -231,6 +231,9 @@ FLAGS: tuple[Flag, ...] = (
          "an engine whose step takes longer counts as hung and its lease lapses", "Timing", _WORKER, "MS"),
     Flag("replay_seconds", Whole(2, 3600), "60", "audio kept for the replay after a takeover",
          "Timing", _WORKER, "S"),
+    Flag("measure_capacity_s", Real(0, 60), "1",
+         "longest time that a worker measures at its start how many streams it carries in real time; 0 measures nothing",
+         "Timing", _WORKER, "S"),
     Flag("null_step_ms", Real(0, 60_000), "0", "duration of a step of --backend null", "Timing", _WORKER, "MS"),
 
     # -- monitoring

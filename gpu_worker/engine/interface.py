@@ -10,7 +10,8 @@ A chunk that says nothing new has an output only where a second of audio ends in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
 
 from common.entries import StreamId
@@ -129,6 +130,20 @@ class EngineStats:
     in_flight: int = 0
     turn_detection_depth: int = 0
     turn_detection_streams: int = 0
+
+    def copied(self) -> EngineStats:
+        """The numbers of now."""
+        return deepcopy(self)
+
+    def set_to(self, other: EngineStats) -> None:
+        """Have another's numbers; objects of this one stay where they are, since others hold them."""
+        for mine in fields(self):
+            value = getattr(other, mine.name)
+            if isinstance(value, StageStats):
+                stage = getattr(self, mine.name)
+                stage.calls, stage.units, stage.busy_s = value.calls, value.units, value.busy_s
+            else:
+                setattr(self, mine.name, value)
 
 
 class Engine(Protocol):

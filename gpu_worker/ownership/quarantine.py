@@ -111,6 +111,7 @@ class Quarantine:
             worker_max_streams=min(MAX_SUSPECTS, self._settings.worker_max_streams),
             drain_timeout_s=0.0,
             metrics_port=0,
+            measure_capacity_s=0.0,
         )
         try:
             # Ends with its stdin, so never later than this process.

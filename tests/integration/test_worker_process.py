@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -125,3 +128,22 @@ def test_a_stop_takes_no_longer_with_more_servers(tmp_path: Path) -> None:
         for one in servers:
             one.send_signal(signal.SIGCONT)
             one.stop()
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2])
+def test_what_a_worker_carries_is_logged_and_shown(
+    server: EmbeddedRedis, tmp_path: Path, seconds: float
+) -> None:
+    (port,) = free_ports(1)
+    flags: dict[str, Any] = {"metrics_port": port, "measure_capacity_s": seconds, "max_num_streams": 50}
+    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", **flags) as worker:
+        wait_until(lambda: "worker ready" in worker.log_text())
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        (shown,) = re.findall(r"^parakeet_worker_measured_streams (\S+)$", text, re.MULTILINE)
+        assert "50 slots, --max-num-streams 50, carries " in worker.log_text()
+        assert (float(shown) > 0) == (seconds > 0)
+        if seconds:
+            assert f"{float(shown):.0f} streams in real time" in worker.log_text()
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0

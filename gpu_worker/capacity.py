@@ -1,0 +1,185 @@
+"""How many streams an engine carries in real time, measured before it serves any.
+
+Streams of noise that are as old as the model's left context have a chunk each, again and again: one stream,
+then four, sixteen and so on. That is the time of a step as a function of its rows. Real time is what leaves a
+fifth of a chunk's duration to all that is no step. Beyond the rows that were measured, their last slope goes
+on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+import numpy as np
+
+from common.entries import StreamId
+from common.options import StreamOptions
+from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineError
+
+# Of a chunk's duration, what steps may take.
+BUSY_SHARE: Final = 0.8
+# The longest left context of the published models is 70 frames of 80 ms.
+_AGE_S: Final = 5.6
+# Of the time that there is, what growing old may take.
+_AGEING_SHARE: Final = 0.3
+_ROUNDS: Final = 3
+_GROWTH: Final = 4
+# An estimate goes so many times beyond the rows that were measured, and no further.
+_MAX_BEYOND: Final = 8
+_LOUDNESS: Final = 0.1
+# No stream of a client has these.
+_FIRST_ID: Final = -2
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What was measured.
+
+    num_streams: that are carried in real time.   num_measured: most that had a chunk at once.
+    step_s: duration of a round of so many.   is_least: the bound of the estimate was reached.
+    """
+
+    num_streams: int
+    num_measured: int
+    step_s: float
+    is_least: bool
+
+    def __str__(self) -> str:
+        """The words of the log."""
+        least = "at least " if self.is_least else ""
+        return (
+            f"{least}{self.num_streams} streams in real time"
+            f" ({self.num_measured} at once took {self.step_s * 1000:.1f} ms)"
+        )
+
+
+def measure_capacity(engine: SpeechEngine, seconds: float) -> Capacity | None:
+    """Measure for about so many seconds, twice as many at most but for a step that runs.
+
+    None where the engine had no room for a stream. The engine has no stream before, and none after it; its
+    counters are as they were.
+    """
+    before = engine.stats.copied()
+    rounds = _Rounds(engine)
+    try:
+        return _measured(rounds, time.monotonic() + seconds, seconds)
+    finally:
+        rounds.close()
+        engine.stats.set_to(before)
+
+
+def _measured(rounds: _Rounds, deadline: float, seconds: float) -> Capacity | None:
+    rounds.grow_old(deadline - (1 - _AGEING_SHARE) * seconds)
+    limit_s = BUSY_SHARE * rounds.chunk_s
+    points: list[tuple[int, float]] = []
+    rows = 1
+    while True:
+        began = time.monotonic()
+        rounds.widen(rows)
+        step_s = rounds.median_s()
+        if rounds.is_full:
+            break
+        points.append((rows, step_s))
+        spent_s = time.monotonic() - began
+        if step_s >= limit_s or rows == rounds.max_streams or time.monotonic() + 2 * spent_s > deadline:
+            break
+        rows = min(_GROWTH * rows, rounds.max_streams)
+    return _estimate(points, limit_s) if points else None
+
+
+def _estimate(points: list[tuple[int, float]], limit_s: float) -> Capacity:
+    rows, step_s = points[-1]
+    fewer, less_s = points[-2] if len(points) > 1 else (0, 0.0)
+    # A larger batch is never faster; where it was, that is the clock's.
+    slope_s = max((step_s - less_s) / (rows - fewer), step_s / rows / _MAX_BEYOND, 1e-9)
+    estimate = int(rows + (limit_s - step_s) / slope_s)
+    most = _MAX_BEYOND * rows
+    return Capacity(max(0, min(estimate, most)), rows, step_s, is_least=estimate >= most)
+
+
+class _Rounds:
+    """Streams of noise that have a chunk each in a round.
+
+    is_full: the engine has had no room for one of them.
+    """
+
+    def __init__(self, engine: SpeechEngine) -> None:
+        self._engine = engine
+        self._streams: set[StreamId] = set()
+        self._num_opened = 0
+        self._snapshot: bytes | None = None
+        clock = engine.clock
+        self.chunk_s = clock.chunk_samples / ENGINE_SAMPLE_RATE
+        self.max_streams = engine.capacity
+        self.is_full = False
+        noise = np.random.default_rng(0).standard_normal(clock.chunk_samples) * _LOUDNESS
+        self._noise = (noise.clip(-1, 1) * 32_767).astype(np.int16)
+
+    def grow_old(self, deadline: float) -> None:
+        """Have one stream that is some seconds old, or as old as there is time for."""
+        clock = self._engine.clock
+        stream = self._open()
+        # A stream's first chunk is whole a little before a chunk's samples are there.
+        self._engine.feed(stream, self._noise[: clock.samples_of_chunks(1)])
+        self._land()
+        for _ in range(round(_AGE_S / self.chunk_s)):
+            if self.is_full or time.monotonic() > deadline:
+                break
+            self._run()
+        self._land()
+        if not self.is_full:
+            self._snapshot = self._engine.snapshot(stream)
+
+    def widen(self, num_streams: int) -> None:
+        """Have so many streams, all equally old."""
+        while not self.is_full and len(self._streams) < num_streams:
+            try:
+                self._open()
+            except EngineError:
+                self.is_full = True
+
+    def median_s(self) -> float:
+        """Duration of a round, in seconds."""
+        self._run()  # the first pays for what is new
+        times = []
+        for _ in range(_ROUNDS):
+            began = time.perf_counter()
+            self._run()
+            times.append(time.perf_counter() - began)
+        self._land()
+        return median(times)
+
+    def close(self) -> None:
+        """Leave the engine empty."""
+        for stream in self._streams:
+            self._engine.close(stream)
+        self._streams.clear()
+        self._land()
+
+    def _open(self) -> StreamId:
+        stream = StreamId(_FIRST_ID - self._num_opened)
+        self._engine.open(stream, StreamOptions(), self._snapshot)
+        self._num_opened += 1
+        self._streams.add(stream)
+        return stream
+
+    def _run(self) -> None:
+        for stream in self._streams:
+            self._engine.feed(stream, self._noise)
+        # Where a device works beside the host, the last step of a round is read in the next one.
+        for _ in range(-(-len(self._streams) // self._engine.steps.shape.max_rows)):
+            self._step()
+
+    def _land(self) -> None:
+        while self._engine.has_work():
+            self._step()
+
+    def _step(self) -> None:
+        for output in self._engine.step():
+            if output.failed is not None:  # out of pages
+                self._streams.discard(output.stream)
+                self.is_full = True
