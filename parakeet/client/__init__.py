@@ -1,7 +1,8 @@
 """The Python client: `transcribe` for audio that is there, `connect` for a stream to send and to read."""
 
 from parakeet.client.errors import ClientBug, ClientError, ConnectionLost, ServerError, ServerSilent
-from parakeet.client.stream import ClientTimeouts, Stream, connect
+from parakeet.client.stream import Stream, connect
+from parakeet.client.timeouts import ClientTimeouts
 from parakeet.client.transcription import transcribe
 
 __all__ = [

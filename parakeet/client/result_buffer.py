@@ -71,3 +71,15 @@ class ResultBuffer:
             self._news.clear()
             await self._news.wait()
         return self._waiting.popleft()
+
+
+class WholeText:
+    """The transcript of a stream: whatever a server sends of it, a caller sees all of it in each result."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def of(self, result: Result) -> Result:
+        """Return the result with the whole text, also where the server sends the new part alone."""
+        self._text = self._text[: result.text_from] + result.text
+        return replace(result, text=self._text)

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -30,6 +30,7 @@ from common.messages import (
     ErrorMessage,
     Finalize,
     Hello,
+    Phrases,
     Ping,
     Result,
     Resume,
@@ -37,37 +38,22 @@ from common.messages import (
     WarningMessage,
 )
 from common.options import StreamOptions
+from common.phrases import Phrase
 from common.server_codec import decode_server_message
 from parakeet.client.blocks import Blocks, as_async
 from parakeet.client.channel import Channel, ChannelLost, open_channel
 from parakeet.client.errors import ClientBug, ClientError, ConnectionLost, ServerError, ServerSilent
 from parakeet.client.handshake import Handshake
-from parakeet.client.result_buffer import ResultBuffer
+from parakeet.client.marks import Mark, Marks
+from parakeet.client.result_buffer import ResultBuffer, WholeText
 from parakeet.client.sent_audio import SentAudio
+from parakeet.client.timeouts import ClientTimeouts
 
 logger = logging.getLogger("parakeet.client")
 
 _RETRY_PAUSE_S: Final = 0.2
 # Audio that a server may keep without a word about it: its longest chunk and a second of acknowledgements.
 _UNANSWERED_S: Final = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class ClientTimeouts:
-    """All waits of a client, in seconds.
-
-    connect_s: until `hello`.   silence_s: without any message, before the connection is probed with
-        a ping, and then again until it counts as lost.
-    final_s: without progress after `finish`, or with more than 15 s of audio sent and not decoded.
-    resume_s: to find a server that goes on with the stream.
-    send_s: until there is room for more audio.
-    """
-
-    connect_s: float = 10.0
-    silence_s: float = 10.0
-    final_s: float = 60.0
-    resume_s: float = 25.0
-    send_s: float = 60.0
 
 
 async def connect(
@@ -121,7 +107,7 @@ class Stream:
         self._options = options
         self._encoding = Encoding(options.encoding)
         self._early_final: Result | None = None  # of less than all the audio: an error is to follow
-        self._text = ""  # of the last result, with the option that results have the new part of it alone
+        self._whole_text = WholeText()
         self._want_resume = resume
         self._window_s = window_s
         self._timeouts = timeouts
@@ -131,9 +117,7 @@ class Stream:
         self._channel: Channel | None = None
         self._audio = SentAudio()
         self._last_seq = 0
-        # Samples before each `finalize` that is to be sent, and that was sent and not answered.
-        self._finalizes: deque[int] = deque()
-        self._unanswered: deque[int] = deque()
+        self._marks = Marks()
         self._final_asked = False
         self._final_written = False
         self._work = asyncio.Event()
@@ -147,6 +131,7 @@ class Stream:
         self._stuck_since = 0.0
         self._resumed_at = 0.0
         self.num_resumptions = 0
+        self._warnings: deque[WarningMessage] = deque(maxlen=100)
 
     # Opening and closing
 
@@ -159,6 +144,11 @@ class Stream:
     def sample_rate(self) -> int:
         """Rate of the audio that the server expects, Hz: that of the options, or else the server's."""
         return self._options.sample_rate or self._hello.sample_rate
+
+    @property
+    def warnings(self) -> tuple[WarningMessage, ...]:
+        """What the server warned of, the last hundred; logged, too."""
+        return tuple(self._warnings)
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -248,11 +238,21 @@ class Stream:
 
         After a lost connection it may be answered twice. Raises ServerError where the server has none.
         """
-        if "finalize" not in self.capabilities:
-            raise ServerError(ErrorCode.UNKNOWN_TYPE, "The server does not know 'finalize'.")
+        self._mark("finalize", Finalize())
+
+    def set_phrases(self, phrases: Sequence[Phrase]) -> None:
+        """Replace the phrases that the speaker is likely to say, for the audio from here on.
+
+        Those from the beginning are the option `phrases`. Raises ServerError where the server takes none.
+        """
+        self._mark("phrases", Phrases(tuple(phrases)))
+
+    def _mark(self, name: str, mark: Mark) -> None:
+        if name not in self.capabilities:
+            raise ServerError(ErrorCode.UNKNOWN_TYPE, f"The server does not know '{name}'.")
         if self._final_asked:
-            raise ValueError("finalize after finish.")
-        self._finalizes.append(self._audio.taken)
+            raise ValueError(f"{name} after finish.")
+        self._marks.add(self._audio.taken, mark)
         self._work.set()
 
     async def finish(self) -> None:
@@ -339,9 +339,9 @@ class Stream:
                 self._acknowledge(message.audio_ack_samples)
                 if message.seq > self._last_seq:
                     self._last_seq = message.seq
-                    if message.from_finalize and self._unanswered:
-                        self._unanswered.popleft()
-                    result = self._with_whole_text(message)
+                    if message.from_finalize:
+                        self._marks.answered()
+                    result = self._whole_text.of(message)
                     if result.is_final and not self._is_whole(result):
                         self._early_final = result
                     else:
@@ -350,6 +350,7 @@ class Stream:
                 self._acknowledge(samples)
             case WarningMessage(code, text):
                 logger.warning("%s: %s", code, text, extra={"stream_id": self.stream_id})
+                self._warnings.append(message)
             case ErrorMessage(code, text, _):
                 if code == ErrorCode.DRAINING and self._audio.keep:
                     await self._recover(text)
@@ -364,16 +365,10 @@ class Stream:
         """Whether a final result is that of all the audio; else the error follows that ended the stream."""
         return self._final_asked and final.audio_ack_samples >= self._audio.written
 
-    def _with_whole_text(self, result: Result) -> Result:
-        """A result as the caller sees it: whatever the server sends of the text, `text` is all of it."""
-        if self._options.text == "new":
-            result = replace(result, text=self._text[: result.text_from] + result.text)
-            self._text = result.text
-        return result
-
     def _acknowledge(self, samples: int) -> None:
         self._progress_at = asyncio.get_running_loop().time()
         self._audio.decoded_up_to(samples)
+        self._marks.decoded(samples)
         self._progress.set()
 
     async def _write(self) -> None:
@@ -389,10 +384,11 @@ class Stream:
                     break  # the reader notices, and sets the work again once there is a new connection
 
     async def _write_one(self, channel: Channel) -> bool:
-        if self._finalizes and self._finalizes[0] <= self._audio.written:
-            await channel.send(encode_client_message(Finalize()))
+        mark = self._marks.due(self._audio.written)
+        if mark is not None:
+            await channel.send(encode_client_message(mark))
             if channel is self._channel:
-                self._unanswered.append(self._finalizes.popleft())
+                self._marks.sent()
             return True
         block = self._audio.next_block()
         if block is not None:
@@ -466,8 +462,7 @@ class Stream:
                     reason = str(error)
                     continue
                 self._final_written = False
-                self._finalizes.extendleft(reversed(self._unanswered))
-                self._unanswered.clear()
+                self._marks.repeat()
                 self._channel = channel
                 self._heard_at = self._progress_at = self._resumed_at = loop.time()
                 self.num_resumptions += 1
@@ -483,8 +478,8 @@ class Stream:
         has come back, another stream with all of the audio is the same to the caller.
         """
         audio = self._audio
-        token = self._hello.resume_token
-        request = Resume(self.stream_id, token, self._last_seq, min(audio.decoded, audio.written))
+        hello, decoded = self._hello, min(audio.decoded, audio.written)
+        request = Resume(hello.stream_id, hello.resume_token, self._last_seq, decoded)
         try:
             channel, resumed = await self._handshake.resume(url, request)
         except ServerError:
@@ -500,4 +495,6 @@ class Stream:
             self._hello = hello
             await self._handshake.configure(channel, hello, self._options)
             return 0, channel
+        # A token may be good for one resumption.
+        self._hello = replace(self._hello, resume_token=resumed.resume_token)
         return resumed.next_sample, channel

@@ -19,6 +19,7 @@ TEXT: Final = 1
 BINARY: Final = 2
 CLOSE: Final = 8
 _CONTROL: Final = 8
+_CUTS: Final = ("finalize", "Finalize", "input_audio_buffer.commit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +110,21 @@ class Conversation:
             return None
         return int.from_bytes(closes[0].payload[:2], "big") if closes[0].payload else 1005
 
-    def audio(self) -> bytes:
-        """The client's audio: binary frames, and the base64 of `audio` messages and appended buffers."""
-        pieces = []
+    def pieces(self) -> tuple[bytes, ...]:
+        """The client's audio, cut where it asked for the text of all before.
+
+        Audio is binary frames, and the base64 of `audio` messages and appended buffers.
+        """
+        pieces = [b""]
         for frame in self.from_client:
             if frame.opcode == BINARY:
-                pieces.append(frame.payload)
+                pieces[-1] += frame.payload
             elif frame.opcode == TEXT:
                 message = json.loads(frame.payload)
-                pieces.append(base64.b64decode(message.get("audio") or message.get("data") or ""))
-        return b"".join(pieces)
+                pieces[-1] += base64.b64decode(message.get("audio") or message.get("data") or "")
+                if message["type"] in _CUTS:
+                    pieces.append(b"")
+        return tuple(pieces)
 
     def audio_ended_s(self) -> float:
         """When the last audio of the client went by."""

@@ -68,9 +68,8 @@ export class Channel {
     if (this.isOpen) this.#socket.send(JSON.stringify(message));
   }
 
-  sendAudio(samples: Int16Array): void {
-    if (!this.isOpen || samples.length === 0) return;
-    this.#socket.send(littleEndian(samples) as Int16Array<ArrayBuffer>);
+  sendAudio(bytes: Uint8Array): void {
+    if (this.isOpen && bytes.length > 0) this.#socket.send(bytes as Uint8Array<ArrayBuffer>);
   }
 
   close(): void {
@@ -78,14 +77,4 @@ export class Channel {
     this.onClose = () => {};
     this.#socket.close();
   }
-}
-
-const IS_LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
-
-function littleEndian(samples: Int16Array): Int16Array {
-  if (IS_LITTLE_ENDIAN) return samples;
-  const swapped = samples.slice();
-  const view = new DataView(swapped.buffer);
-  samples.forEach((value, at) => view.setInt16(2 * at, value, true));
-  return swapped;
 }

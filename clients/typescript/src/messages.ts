@@ -76,8 +76,15 @@ export type ServerMessage =
   | { type: "ack"; audio_ack_samples: number }
   | { type: "pong" };
 
+/** A name or term that the speaker is likely to say, with how much it is preferred (0 to 10). */
+export type Phrase = string | { text: string; boost?: number };
+
+/** How samples are written: 16-bit, 32-bit floats from -1 to 1, or G.711. */
+export type Encoding = "pcm16" | "f32" | "mulaw" | "alaw";
+
 /** Options of a stream, as the message `config` takes them. */
 export interface ConfigOptions {
+  phrases?: Phrase[];
   words?: boolean;
   auto_finalize?: boolean;
   language?: string;

@@ -1,11 +1,15 @@
-import { AudioBuffer, toInt16 } from "./audio-buffer.js";
+import { AudioBuffer } from "./audio-buffer.js";
 import { Channel, type WebSocketMaker } from "./channel.js";
 import { ParakeetError, serverError } from "./errors.js";
-import type { ConfigOptions, Hello, Result, ServerMessage, Warning } from "./messages.js";
+import { type Mark, Marks } from "./marks.js";
+import type { ConfigOptions, Encoding, Hello, Phrase, Result, ServerMessage, Warning } from "./messages.js";
+import { type Samples, sampleBytes, toBytes } from "./samples.js";
 
 export interface StreamOptions extends ConfigOptions {
   /** Hz of the samples; 16000 where it is not given. */
   sampleRate?: number;
+  /** How the samples travel; "pcm16" where it is not given. */
+  encoding?: Encoding;
   /** An API key or a temporary token, where the server asks for one. */
   key?: string;
   /** Go on after a lost connection, without a lost word; on where it is not given. */
@@ -37,7 +41,9 @@ export class Stream implements AsyncIterable<Result> {
   readonly #make: WebSocketMaker;
   readonly #options: StreamOptions;
   readonly #url: string;
-  readonly #buffer = new AudioBuffer();
+  readonly #encoding: Encoding;
+  readonly #buffer: AudioBuffer;
+  readonly #marks = new Marks();
   readonly #waiters: (() => void)[] = [];
   readonly #results: Result[] = [];
   #channel: Channel;
@@ -55,6 +61,8 @@ export class Stream implements AsyncIterable<Result> {
     this.#make = make;
     this.#url = url;
     this.#options = options;
+    this.#encoding = options.encoding ?? "pcm16";
+    this.#buffer = new AudioBuffer(sampleBytes(this.#encoding));
     this.#channel = channel;
     this.#hello = hello;
     this.#token = hello.resume_token;
@@ -79,20 +87,24 @@ export class Stream implements AsyncIterable<Result> {
     return this.#options.sampleRate ?? DEFAULT_RATE;
   }
 
+  /** Optional messages that the server understands, such as "finalize". */
+  get capabilities(): readonly string[] {
+    return this.#hello.capabilities;
+  }
+
   /** Seconds of audio that the server has decoded. */
   get decodedS(): number {
     return this.#acked / this.sampleRate;
   }
 
   /**
-   * Send mono samples: 16-bit, or floats from -1 to 1. Waits while too much is under way; a caller that cannot
-   * wait, such as a microphone's, may ignore the promise.
+   * Send mono samples: 16-bit, floats from -1 to 1, or bytes in the option `encoding`. Waits while too much is
+   * under way; a caller that cannot wait, such as a microphone's, may ignore the promise.
    */
-  async send(samples: Int16Array | Float32Array): Promise<void> {
+  async send(samples: Samples): Promise<void> {
     this.#throwIfFailed();
     if (this.#finishing) throw new ParakeetError("audio_after_final", "The stream was finished.", false);
-    // A copy: the caller may use its array again.
-    const block = samples instanceof Int16Array ? samples.slice() : toInt16(samples);
+    const block = toBytes(samples, this.#encoding); // a copy: the caller may use its array again
     this.#buffer.add(block);
     if (!this.#reconnecting) this.#channel.sendAudio(block);
     const maxAhead = (this.#options.maxAheadS ?? DEFAULT_AHEAD_S) * this.sampleRate;
@@ -101,6 +113,29 @@ export class Stream implements AsyncIterable<Result> {
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
     this.#throwIfFailed();
+  }
+
+  /**
+   * Ask for a result of all audio so far, whose `from_finalize` is true; the stream goes on. After a lost
+   * connection it may be answered twice. Throws where the server has none.
+   */
+  finalize(): void {
+    this.#mark({ type: "finalize" });
+  }
+
+  /** Replace the phrases that the speaker is likely to say, for the audio from here on. */
+  setPhrases(phrases: Phrase[]): void {
+    this.#mark({ type: "phrases", phrases });
+  }
+
+  #mark(mark: Mark): void {
+    this.#throwIfFailed();
+    if (this.#finishing) throw new ParakeetError("audio_after_final", "The stream was finished.", false);
+    if (!this.capabilities.includes(mark.type)) {
+      throw new ParakeetError("unknown_type", `The server does not know '${mark.type}'.`, false);
+    }
+    this.#marks.add(this.#buffer.end, mark);
+    if (!this.#reconnecting) this.#channel.send(mark);
   }
 
   /** Say that no more audio comes; returns the final result. */
@@ -153,6 +188,7 @@ export class Stream implements AsyncIterable<Result> {
         if (message.seq <= this.#lastSeq) return; // repeated after a resume
         this.#lastSeq = message.seq;
         this.#acknowledge(message.audio_ack_samples);
+        if (message.from_finalize) this.#marks.answered();
         this.#results.push(message);
         if (this.#results.length > MAX_UNREAD) this.#results.shift();
         if (message.is_final) this.#end(message);
@@ -187,6 +223,7 @@ export class Stream implements AsyncIterable<Result> {
   #acknowledge(samples: number): void {
     this.#acked = Math.max(this.#acked, samples);
     this.#buffer.release(this.#acked);
+    this.#marks.decoded(this.#acked);
   }
 
   #lost(): void {
@@ -253,12 +290,23 @@ export class Stream implements AsyncIterable<Result> {
     });
     this.#channel = channel;
     this.#attach(channel);
-    for (const block of this.#buffer.from(nextSample)) channel.sendAudio(block);
+    this.#repeat(channel, nextSample);
     if (this.#finishing) {
       this.#expectFinal();
       channel.send({ type: "close" });
     }
     this.#reconnecting = false;
+  }
+
+  /** Send audio from a sample on, and what may have been lost between its blocks. */
+  #repeat(channel: Channel, nextSample: number): void {
+    let at = nextSample;
+    for (const { place, mark } of this.#marks.unsure()) {
+      for (const block of this.#buffer.between(at, Math.max(at, place))) channel.sendAudio(block);
+      at = Math.max(at, place);
+      channel.send(mark);
+    }
+    for (const block of this.#buffer.between(at)) channel.sendAudio(block);
   }
 
   #expectFinal(): void {

@@ -1,34 +1,47 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { AudioBuffer, toInt16 } from "../dist/audio-buffer.js";
+import { AudioBuffer } from "../dist/audio-buffer.js";
+import { toBytes } from "../dist/samples.js";
 
-const samples = (...values) => Int16Array.from(values);
+const bytes = (...values) => Uint8Array.from(values);
 
 test("audio is repeated from any position that is held", () => {
-  const buffer = new AudioBuffer();
-  buffer.add(samples(1, 2, 3));
-  buffer.add(samples(4, 5));
-  const from = (position) => [...buffer.from(position)].flatMap((block) => [...block]);
-  assert.deepEqual(from(0), [1, 2, 3, 4, 5]);
-  assert.deepEqual(from(2), [3, 4, 5]);
-  assert.deepEqual(from(3), [4, 5]);
-  assert.deepEqual(from(5), []);
+  const buffer = new AudioBuffer(1);
+  buffer.add(bytes(1, 2, 3));
+  buffer.add(bytes(4, 5));
+  const between = (...positions) => [...buffer.between(...positions)].flatMap((block) => [...block]);
+  assert.deepEqual(between(0), [1, 2, 3, 4, 5]);
+  assert.deepEqual(between(2), [3, 4, 5]);
+  assert.deepEqual(between(3), [4, 5]);
+  assert.deepEqual(between(5), []);
+  assert.deepEqual(between(1, 4), [2, 3, 4]);
+  assert.deepEqual(between(3, 3), []);
   assert.equal(buffer.end, 5);
 });
 
+test("positions are samples, whatever their size", () => {
+  const buffer = new AudioBuffer(2);
+  buffer.add(bytes(1, 1, 2, 2));
+  buffer.add(bytes(3, 3));
+  assert.equal(buffer.end, 3);
+  assert.deepEqual([...buffer.between(1)], [bytes(2, 2), bytes(3, 3)]);
+  assert.throws(() => buffer.add(bytes(1)), RangeError);
+});
+
 test("what is released is held no more, in whole blocks", () => {
-  const buffer = new AudioBuffer();
-  buffer.add(samples(1, 2, 3));
-  buffer.add(samples(4, 5));
+  const buffer = new AudioBuffer(1);
+  buffer.add(bytes(1, 2, 3));
+  buffer.add(bytes(4, 5));
   buffer.release(2);
   assert.equal(buffer.held, 5);
   buffer.release(4);
   assert.equal(buffer.held, 2);
-  assert.throws(() => [...buffer.from(2)], RangeError);
-  assert.deepEqual([...buffer.from(4)], [samples(5)]);
+  assert.throws(() => [...buffer.between(2)], RangeError);
+  assert.deepEqual([...buffer.between(4)], [bytes(5)]);
 });
 
 test("floats become samples of full scale, and louder ones are clipped", () => {
-  assert.deepEqual(toInt16(Float32Array.of(0, 1, -1, 0.5, 2, -2)), samples(0, 32767, -32768, 16384, 32767, -32768));
+  const samples = toBytes(Float32Array.of(0, 1, -1, 0.5, 2, -2), "pcm16");
+  assert.deepEqual([...new Int16Array(samples.buffer)], [0, 32767, -32768, 16384, 32767, -32768]);
 });

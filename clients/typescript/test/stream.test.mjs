@@ -9,7 +9,8 @@ function fakeWebSocket(script) {
     static opened = [];
     readyState = 1;
     bufferedAmount = 0;
-    sent = [];
+    sent = []; // messages, and 16-bit samples as lists
+    bytes = [];
 
     constructor(url, protocols) {
       this.url = url;
@@ -19,7 +20,8 @@ function fakeWebSocket(script) {
     }
 
     send(data) {
-      this.sent.push(typeof data === "string" ? JSON.parse(data) : [...data]);
+      if (typeof data !== "string") this.bytes.push([...data]);
+      this.sent.push(typeof data === "string" ? JSON.parse(data) : int16(data));
       this.onSent?.(this.sent.at(-1));
     }
 
@@ -38,7 +40,12 @@ function fakeWebSocket(script) {
   };
 }
 
-const HELLO = { type: "hello", stream_id: 7, sample_rate: 16000, resume_token: "first", capabilities: [] };
+function int16(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  return Array.from({ length: bytes.length >> 1 }, (_, at) => view.getInt16(2 * at, true));
+}
+
+const HELLO = { type: "hello", stream_id: 7, sample_rate: 16000, resume_token: "first", capabilities: ["finalize", "phrases"] };
 const result = (seq, text, acked, rest = {}) => ({
   type: "result",
   text,
@@ -178,4 +185,84 @@ test("a stream that loses its connection for good fails and leaves nobody waitin
   await assert.rejects(async () => {
     for await (const _ of stream);
   }, { code: "connection_lost" });
+});
+
+test("samples travel in the encoding that was asked for", async () => {
+  const Socket = fakeWebSocket((socket) => socket.say(HELLO));
+  const sentIn = async (encoding, samples) => {
+    const stream = await Stream.connect("ws://server/", { WebSocket: Socket, encoding, sampleRate: 8000 });
+    await stream.send(samples);
+    stream.close();
+    const [config] = Socket.opened.at(-1).sent;
+    assert.deepEqual([config.encoding, config.sample_rate], [encoding, 8000]);
+    return Socket.opened.at(-1).bytes;
+  };
+  assert.deepEqual(await sentIn("f32", Float32Array.of(0.5)), [[0, 0, 0, 0x3f]]);
+  assert.deepEqual(await sentIn("f32", Int16Array.of(-0x4000)), [[0, 0, 0, 0xbf]]);
+  assert.deepEqual(await sentIn("mulaw", Uint8Array.of(255, 0)), [[255, 0]]);
+  assert.deepEqual(await sentIn("pcm16", Float32Array.of(1)), [[0xff, 0x7f]]);
+  await assert.rejects(sentIn("alaw", Int16Array.of(1)), TypeError);
+});
+
+test("finalize and phrases go behind the audio before them, and a server without them is not asked", async () => {
+  const Socket = fakeWebSocket((socket) => socket.say(HELLO));
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, phrases: ["Parakeet"] });
+  await stream.send(Int16Array.of(1));
+  stream.finalize();
+  stream.setPhrases([{ text: "go on", boost: 2 }]);
+  await stream.send(Int16Array.of(2));
+  const [config, ...sent] = Socket.opened[0].sent;
+  assert.deepEqual(config.phrases, ["Parakeet"]);
+  const phrases = { type: "phrases", phrases: [{ text: "go on", boost: 2 }] };
+  assert.deepEqual(sent, [[1], { type: "finalize" }, phrases, [2]]);
+  stream.close();
+
+  const Bare = fakeWebSocket((socket) => socket.say({ ...HELLO, capabilities: [] }));
+  const other = await Stream.connect("ws://server/", { WebSocket: Bare });
+  assert.throws(() => other.finalize(), { code: "unknown_type" });
+  other.close();
+});
+
+test("a finalize without an answer is asked again at its place, with the newest token", async () => {
+  const Socket = fakeWebSocket((socket, number) => {
+    socket.onSent = (message) => {
+      if (message.type === "finalize" && number === 1) {
+        if (socket.sent.filter(({ type }) => type === "finalize").length === 1) {
+          socket.say(result(1, "go", 1, { from_finalize: true }));
+        } else {
+          socket.drop();
+        }
+      }
+      if (message.type === "resume") {
+        assert.equal(message.resume_token, number === 2 ? "first" : "second");
+        socket.say({ type: "resumed", stream_id: 7, resume_token: "second", next_sample: number - 1 });
+        if (number === 2) setImmediate(() => socket.drop());
+      }
+      if (message.type === "close") socket.say(result(2, "go on", 3, { is_final: true }));
+    };
+    socket.say(HELLO);
+  });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+  await stream.send(Int16Array.of(1));
+  stream.finalize();
+  await stream.send(Int16Array.of(2));
+  stream.finalize();
+  await stream.send(Int16Array.of(3));
+  while (Socket.opened.length < 3) await new Promise((resolve) => setTimeout(resolve, 10));
+  assert.equal((await stream.finish()).text, "go on");
+  assert.deepEqual(Socket.opened[1].sent.slice(1), [[2], { type: "finalize" }, [3]]);
+  assert.deepEqual(Socket.opened[2].sent.slice(1), [{ type: "finalize" }, [3], { type: "close" }]);
+});
+
+test("warnings of the server are told", async () => {
+  const warnings = [];
+  const Socket = fakeWebSocket((socket) => {
+    socket.say(HELLO);
+    setImmediate(() => socket.say({ type: "warning", code: "integer_scale", message: "Too loud." }));
+  });
+  const onWarning = (warning) => warnings.push(warning.code);
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, onWarning });
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.deepEqual(warnings, ["integer_scale"]);
+  stream.close();
 });

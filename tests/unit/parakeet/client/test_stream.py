@@ -6,6 +6,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -13,7 +14,16 @@ from common.entries import LineKind
 from common.errors import ErrorCode, NoFreeStream, Unavailable
 from common.messages import Encoding
 from common.options import StreamOptions
-from parakeet.client import ClientBug, ClientTimeouts, ConnectionLost, ServerError, ServerSilent, connect
+from common.phrases import Phrase
+from parakeet.client import (
+    ClientBug,
+    ClientTimeouts,
+    ConnectionLost,
+    ServerError,
+    ServerSilent,
+    Stream,
+    connect,
+)
 from parakeet.client.channel import ChannelLost, open_channel
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import Harness, serving, wait_until
@@ -470,6 +480,7 @@ async def test_a_warning_of_the_server_is_logged(caplog: pytest.LogCaptureFixtur
         assert (await stream.final()).is_final
     (record,) = [record for record in caplog.records if record.name == "parakeet.client"]
     assert record.getMessage().startswith("integer_scale: ")
+    assert [warning.code for warning in stream.warnings] == ["integer_scale"]
 
 
 async def test_finalize_goes_out_behind_the_audio_before_it() -> None:
@@ -505,3 +516,52 @@ async def test_a_finalize_that_was_not_answered_is_asked_again_after_a_lost_conn
                 connection._peer.abort()
             await wait_until(lambda: len(backplane.links) > 1 and "finalize" in backplane.link.log)
             assert backplane.link.log == ["finalize"]
+
+
+async def test_a_token_that_a_resumption_has_changed_is_shown_the_next_time() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        backplane = harness.backplane
+        backplane.resumption = (0, 0, False)
+        async with await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream:
+            await stream.send(b"\0\0" * 10)
+            await wait_until(lambda: "append" in backplane.link.log)
+            for token in ("second", "third"):
+                backplane.next_token = token
+                asked = len(backplane.resume_requests)
+                for connection in list(harness.connections):
+                    connection._peer.abort()
+                await wait_until(partial(resumed, stream, asked + 1))
+        assert [request.resume_token for request in backplane.resume_requests] == ["secret", "second"]
+
+
+def resumed(stream: Stream, times: int) -> bool:
+    return stream.num_resumptions == times
+
+
+async def test_phrases_go_out_behind_the_audio_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingress.connection.CAPABILITIES", ("config", "resume", "finalize", "phrases"))
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        options = StreamOptions(phrases=(Phrase("first"),))
+        async with await connect(harness.ws_url, options=options, timeouts=_TIMEOUTS) as stream:
+            await stream.send(b"\0\0" * 10)
+            stream.set_phrases([Phrase("Parakeet", 2.0), Phrase("go on")])
+            await stream.send(b"\0\0" * 10)
+            await stream.finish()
+            await stream.final()
+            link = harness.backplane.link
+            assert link.options is not None
+            assert link.options.phrases == options.phrases
+            log = [entry for entry in link.log if entry != "begin"]
+            assert log[:3] == ["append", "phrases Parakeet, go on", "append"]
+
+
+async def test_a_server_that_takes_no_phrases_is_not_sent_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingress.connection.CAPABILITIES", ("config", "resume"))
+    async with (
+        serving(ScriptedBackplane(echo=True)) as harness,
+        await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream,
+    ):
+        for ask in (stream.finalize, lambda: stream.set_phrases([Phrase("on")])):
+            with pytest.raises(ServerError) as caught:
+                ask()
+            assert caught.value.code == "unknown_type"
