@@ -125,6 +125,7 @@ class IngressServer:
             HttpLimits(
                 max_frame_bytes=settings.max_frame_bytes,
                 head_timeout_s=settings.handshake_timeout_ms / 1000,
+                ping_interval_s=settings.ping_interval_s,
             ),
             dict.fromkeys(STREAM_PATHS, self._native),
             endpoints=(
@@ -285,6 +286,7 @@ class IngressServer:
         connections = list(self._connections)  # a copy: this is another thread's
         for transport in metrics.connections:
             metrics.connections[transport] = sum(one.transport == transport for one in connections)
+        metrics.ping_timeouts = self._site.pinger.num_lost
         metrics.paused_connections = sum(one.is_paused for one in connections)
         metrics.certificate_expiry_timestamp_seconds = 0 if self._tls is None else self._tls.expires_s
         metrics.send_buffer_bytes = sum(one.waiting_bytes for one in connections)

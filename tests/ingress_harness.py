@@ -142,6 +142,7 @@ async def serving(
     trusted_proxies: Iterable[str] = (),
     keep_alive_s: float = 5.0,
     body_window_s: float = 5.0,
+    ping_interval_s: float = 0.0,
     endpoints: Iterable[Route] = (),
     authenticate: Authenticate = everyone,
     tls: ssl.SSLContext | None = None,
@@ -212,7 +213,7 @@ async def serving(
 
         site = harness.site = Site(
             gate,
-            HttpLimits(max_frame_bytes, handshake_timeout_s, keep_alive_s, body_window_s),
+            HttpLimits(max_frame_bytes, handshake_timeout_s, keep_alive_s, body_window_s, ping_interval_s),
             dict.fromkeys(STREAM_PATHS, route),
             endpoints=(*PAGE, *endpoints),
             authenticate=authenticate,

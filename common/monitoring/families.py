@@ -130,6 +130,9 @@ INGRESS: Final = _families(
             ("resumed", "refused", "elsewhere"),
         ),
         _counter("takeovers", "Changes of owner of the streams served here."),
+        _counter(
+            "ping_timeouts", "WebSocket connections that ended because their clients answered no pings."
+        ),
         _gauge("paused_connections", "Connections that are not read for now (back-pressure)."),
         _gauge("send_buffer_bytes", "Bytes that wait for slow clients."),
         _histogram("redis_commit_seconds", "Round trip of one pipelined commit of audio.", _COMMIT),

@@ -71,6 +71,7 @@ class IngressMetrics:
     stream_duration_seconds: Histogram
     resumes: dict[str, int]
     takeovers: int
+    ping_timeouts: int
     paused_connections: int
     send_buffer_bytes: int
     redis_commit_seconds: Histogram

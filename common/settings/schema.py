@@ -61,6 +61,7 @@ class IngressSettings(ClusterSettings):
     redis_loss_ms: int
     handshake_timeout_ms: int
     begin_timeout_s: float
+    ping_interval_s: float
     drain_delay_s: float
     claim_timeout_ms: int
     stream_ttl_s: int

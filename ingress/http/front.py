@@ -282,7 +282,7 @@ class Front(HttpToolsProtocol):
         place, self._place = self._place, None
         self._over = True
         self.parser = None  # type: ignore[assignment]  # it refers to this object
-        shell = WebSocketShell(self._site.limits.max_frame_bytes)
+        shell = WebSocketShell(self._site.limits.max_frame_bytes, self._site.pinger)
         self.transport.set_protocol(shell)
         shell.take_over(self.transport, place, open_connection, response, rest)
 

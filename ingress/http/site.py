@@ -19,6 +19,7 @@ from ingress.http.endpoints import application
 from ingress.http.refusal import Refusal, RefusalShape, Refused
 from ingress.request import Request
 from ingress.sockets.gate import SENTENCES, Full, Gate, Place
+from ingress.sockets.pinger import Pinger
 from ingress.sockets.proxies import TrustedProxies
 from ingress.sockets.shell import OpenConnection, StreamRoute
 
@@ -26,6 +27,7 @@ from ingress.sockets.shell import OpenConnection, StreamRoute
 KEEP_ALIVE_S: Final = 15
 BODY_WINDOW_S: Final = 30.0
 MIN_BODY_BYTES: Final = 4096
+PING_INTERVAL_S: Final = 20.0
 
 TOO_MANY: Final = {
     Full.CONNECTIONS: Refusal(HTTPStatus.SERVICE_UNAVAILABLE, SENTENCES[Full.CONNECTIONS]),
@@ -40,12 +42,14 @@ class HttpLimits:
     max_frame_bytes: longest message of a stream.   head_timeout_s: how long the head of a request may take.
     keep_alive_s: how long a connection may stay without a request.
     body_window_s: in which so many seconds a body has to grow by MIN_BODY_BYTES, or to end.
+    ping_interval_s: between two pings to the client of a stream; 0 for none.
     """
 
     max_frame_bytes: int
     head_timeout_s: float
     keep_alive_s: float = KEEP_ALIVE_S
     body_window_s: float = BODY_WINDOW_S
+    ping_interval_s: float = PING_INTERVAL_S
 
 
 class Site:
@@ -72,6 +76,7 @@ class Site:
         self.gate: Final = gate
         self.limits: Final = limits
         self.authenticate: Final = authenticate
+        self.pinger: Final = Pinger(limits.ping_interval_s)
         self.proxies: Final = proxies or TrustedProxies(())
         self._streams = streams
         self._shapes = shapes or {}

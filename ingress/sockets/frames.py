@@ -18,11 +18,13 @@ except ImportError:
 
 _TEXT: Final = 0x81
 _BINARY: Final = 0x82
+_PONG: Final = 0x8A
 _WHOLE: Final = (_TEXT, _BINARY)
 _MASKED: Final = 0x80
 # A masked frame whose length takes two bytes (126 to 65,535): its second byte, and its header's size.
 _MASKED_LONG: Final = _MASKED | 126
 _LONG_HEADER: Final = 8
+_MAX_CONTROL: Final = 125
 _SHORT_HEADER: Final = 2
 
 
@@ -51,6 +53,7 @@ class Other(NamedTuple):
     from there on."""
 
     data: bytes
+    is_pong: bool = False  # as RFC 6455 allows it
 
 
 class FrameReader:
@@ -85,6 +88,11 @@ class FrameReader:
         """Take bytes from the peer."""
         self._held += data
 
+    @property
+    def waits_for_a_pong(self) -> bool:
+        """Whether nothing is held but the beginning of a pong, or nothing at all."""
+        return not self._held or self._held[0] == _PONG
+
     def next(self) -> Message | Other | None:
         """The next message or other frame, or None where there is no whole one yet."""
         held = self._held
@@ -116,7 +124,7 @@ class FrameReader:
         else:
             if not first & 0x08:  # no control frame: a message begins, goes on or ends
                 self._fragmented = not first & 0x80
-            found = Other(bytes(held[:stop]))
+            found = Other(bytes(held[:stop]), first == _PONG and length <= _MAX_CONTROL)
         del held[:stop]
         return found
 

@@ -32,9 +32,8 @@ class SocketShell(asyncio.Protocol):
     raw bytes in the subclass's reader: the rest of one read. That is so on every event loop; uvloop begins to
     read after `connection_made`, whatever was paused there.
 
-    A subclass notes in `_heard_at` when something came, whatever it was: a part of a message and a control
-    frame are no silence either.
-
+    A subclass notes in `_heard_at` when something came, whatever it was: a part of a message and a ping are
+    no silence either. A pong is: it says that the client's machine is there, not that the client is.
     """
 
     __slots__ = (

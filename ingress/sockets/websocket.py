@@ -8,6 +8,7 @@ sent when `Connection` says so. Compression is off: base64 audio does not shrink
 from __future__ import annotations
 
 import asyncio
+import logging
 from time import monotonic
 from typing import Final
 
@@ -23,16 +24,23 @@ from ingress.dialects.dialect import Farewell
 from ingress.http.refusal import Refusal
 from ingress.sockets.frames import FrameReader, Other, text_frame
 from ingress.sockets.gate import Place
+from ingress.sockets.linger import LINGER_S, Linger
+from ingress.sockets.pinger import MAX_UNANSWERED, Pinger
 from ingress.sockets.shell import OpenConnection, SocketShell
 
 # The first byte of a pong, as websockets writes it.
 _PONG: Final = 0x80 | Opcode.PONG
+_PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
+# Of RFC 6455, section 7.4.1, as other servers close after pings without an answer.
+_NO_PONG: Final = (1011, "no pong")
+
+logger = logging.getLogger(__name__)
 
 
 class WebSocketShell(SocketShell):
     """One connection on which a WebSocket is open, or will be (a `Peer`).
 
-    max_frame_bytes: longest message.
+    max_frame_bytes: longest message.   pinger: says when to ping the client.
     """
 
     __slots__ = (
@@ -42,13 +50,17 @@ class WebSocketShell(SocketShell):
         "_frames",
         "_max_frame_bytes",
         "_opening",
+        "_pinger",
         "_pong",
         "_protocol",
+        "_unanswered_pings",
         "_writing_paused",
     )
 
-    def __init__(self, max_frame_bytes: int) -> None:
+    def __init__(self, max_frame_bytes: int, pinger: Pinger) -> None:
         super().__init__()
+        self._pinger = pinger
+        self._unanswered_pings = 0
         self._max_frame_bytes = max_frame_bytes
         self._protocol = ServerProtocol(state=State.OPEN, max_size=max_frame_bytes)
         self._frames = FrameReader(max_frame_bytes)
@@ -81,7 +93,6 @@ class WebSocketShell(SocketShell):
 
     def data_received(self, data: bytes) -> None:
         """Hand whole messages to the connection."""
-        self._heard_at = monotonic()
         if self._opening is not None and self._closing:
             return  # the client was refused
         frames = self._frames
@@ -89,12 +100,46 @@ class WebSocketShell(SocketShell):
         if connection is not None and self._reading and not self._closing:
             text = frames.whole_text(data)
             if text is not None:
+                self._heard_at = monotonic()
                 connection.received_text(text)
                 return
         if not self._reading:
             self._hold_back()
         frames.feed(data)
         self._hand_on()
+        if not frames.waits_for_a_pong:
+            self._heard_at = monotonic()  # a part of a message
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed."""
+        self._pinger.leave(self)
+        super().connection_lost(exc)
+
+    # Pinged
+
+    def beat(self) -> None:
+        """Ping the client; end the connection where the last pings have no answer.
+
+        A pong cannot be seen while the client is not read, and a ping cannot reach one that does not read, so
+        neither counts then.
+        """
+        transport = self._transport
+        connection = self._connection
+        if transport is None or connection is None or self._closing or self._writing_paused:
+            return
+        if not self._reading:
+            self._unanswered_pings = 0
+        elif self._unanswered_pings >= MAX_UNANSWERED:
+            logger.info("a client answers no pings: its connection counts as lost")
+            self._pinger.num_lost += 1
+            self._connection = None
+            connection.lost()
+            self._linger = Linger(transport, LINGER_S)  # it had its time
+            self.close(Farewell(None, *_NO_PONG))
+            return
+        else:
+            self._unanswered_pings += 1
+        transport.write(_PING)
 
     # SocketShell
 
@@ -103,6 +148,10 @@ class WebSocketShell(SocketShell):
             item = self._frames.next()
             if item is None:
                 return
+            if isinstance(item, Other) and item.is_pong:
+                self._unanswered_pings = 0  # and it is no activity: its client may be a browser left alone
+                continue
+            self._heard_at = monotonic()
             if isinstance(item, Other):
                 self._received(item.data)
             elif self._connection is not None and not self._closing:
@@ -156,6 +205,7 @@ class WebSocketShell(SocketShell):
         for name, value in headers:
             opening.headers[name] = value
         self._transport.write(opening.serialize())
+        self._pinger.join(self)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer the request otherwise, and close the sending side."""

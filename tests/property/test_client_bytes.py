@@ -30,6 +30,7 @@ from ingress.protocol import TABLE, ConnectionProtocol, Event, State
 from ingress.sockets.framing import LineReader
 from ingress.sockets.gate import Gate, Place, max_files
 from ingress.sockets.peer import Peer
+from ingress.sockets.pinger import Pinger
 from ingress.sockets.tcp import TcpShell
 from ingress.sockets.websocket import WebSocketShell
 from tests.fake_backplane import ScriptedBackplane
@@ -133,7 +134,7 @@ async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str
     if websocket:
         place = gate.enter(transport)
         assert isinstance(place, Place)
-        shell = WebSocketShell(2000)
+        shell = WebSocketShell(2000, Pinger(0))
         opening = Response(101, "Switching Protocols", Headers())
         shell.take_over(transport, place, open_connection, opening, b"")
     else:
@@ -178,7 +179,7 @@ def _frames(draw: st.DrawFn) -> bytes:
             middle = draw(st.integers(0, len(payload)))
             data += Frame(opcode, payload[:middle], fin=False).serialize(mask=True)
             if draw(st.booleans()):
-                data += Frame(Opcode.PING, b"p").serialize(mask=True)
+                data += Frame(draw(st.sampled_from((Opcode.PING, Opcode.PONG))), b"p").serialize(mask=True)
             data += Frame(Opcode.CONT, payload[middle:]).serialize(mask=True)
         else:
             data += Frame(opcode, payload).serialize(mask=True)
@@ -190,6 +191,7 @@ def _frames(draw: st.DrawFn) -> bytes:
                         Frame(Opcode.BINARY, b"\0" * 3000).serialize(mask=True),
                         Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True),
                         b"\xff\xff\xff",
+                        b"\x8a\xfe\x00\x7e" + bytes(130),  # a pong that is too long
                     )
                 )
             )
