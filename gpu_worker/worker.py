@@ -94,7 +94,7 @@ class Worker:
         quarantine_module: str = DEFAULT_MODULE,
     ) -> None:
         worker = WorkerId(settings.worker_id)
-        servers = RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms)
+        servers = RedisServers.of(settings)
         keys = Keys(servers.shards)
         lease_s = settings.lease_ms / 1000
         self._settings = settings

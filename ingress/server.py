@@ -98,7 +98,7 @@ class IngressServer:
                 redis_loss_ms=settings.redis_loss_ms,
                 adopts=not is_made_up(settings.ingress_id, "i"),
             ),
-            RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms),
+            RedisServers.of(settings),
             self._report,
             self.metrics,
         )

@@ -26,9 +26,7 @@ class Roster:
     """Reads who is alive in the cluster; one client, made when it is needed."""
 
     def __init__(self, settings: RedisSettings) -> None:
-        self._servers = RedisServers.parse(
-            settings.redis_url, settings.redis_shards, settings.redis_timeout_ms
-        )
+        self._servers = RedisServers.of(settings)
         self._keys = Keys(self._servers.shards)
         self._redis = SyncRedis(self._servers)
 

@@ -50,11 +50,12 @@ class Authority:
         self.certificate = folder / f"{name}.pem"
         self.certificate.write_bytes(_pem(certificate.sign(self._key, hashes.SHA256())))
 
-    def sign(self, name: str = "localhost", days: int = 10) -> Certificate:
-        """Return a new certificate for `name` and the loopback addresses."""
+    def sign(self, name: str = "localhost", days: int = 10, *, loopback: bool = True) -> Certificate:
+        """Return a new certificate for `name`, and the loopback addresses if wanted."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.DNSName(name)]
-        names += [x509.IPAddress(ip_address(address)) for address in ("127.0.0.1", "::1")]
+        if loopback:
+            names += [x509.IPAddress(ip_address(address)) for address in ("127.0.0.1", "::1")]
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         builder = (

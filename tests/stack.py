@@ -18,11 +18,11 @@ TIMEOUTS: Final = ClientTimeouts(connect_s=5, silence_s=5, final_s=20, resume_s=
 
 
 class Stack:
-    """Processes on one Redis."""
+    """Processes on one Redis. client: for looking at keys, where the processes' address is not for it."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, client: Any = None) -> None:
         self.url = url
-        self.client: Any = raw_client(url)
+        self.client: Any = raw_client(url) if client is None else client
         self._folder = folder
         self._processes = ExitStack()
 

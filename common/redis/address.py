@@ -6,7 +6,7 @@ Addresses:
     redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master[/db]   (also rediss+sentinel)
 
 With TLS, what the certificate is checked against, and our own, follow a `?` and are joined by `&`:
-    ca=FILE  cert=FILE  key=FILE
+    ca=FILE  cert=FILE  key=FILE  name=HOST
 
 Sentences about a wrong address show its scheme alone: whatever else stands there may be part of a password.
 """
@@ -31,15 +31,23 @@ _BEGINS: Final = "A Redis address begins with redis://, rediss://, unix:// or re
 
 
 @dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """What TLS needs beside the system's authorities; PEM files, or empty.
+class TlsOptions:
+    """What TLS needs beside the system's authorities; each may be empty.
 
-    ca: authority of the server's certificate. cert, key: our own.
+    ca: authority of the server's certificate. cert, key: our own. All three are PEM files.
+    name: for which the server's certificate is, where that is not the host of the address: a Sentinel tells
+        the master's IP address, and a proxy may choose the server by it (SNI).
     """
 
     ca: str = ""
     cert: str = ""
     key: str = ""
+    name: str = ""
+
+    def completed(self, others: TlsOptions) -> TlsOptions:
+        """These options, and those of `others` where one is empty; a certificate goes with its key."""
+        own = self if self.cert else others
+        return TlsOptions(self.ca or others.ca, own.cert, own.key, self.name or others.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class RedisAddress:
     username: str | None = None
     password: str | None = None
     tls: bool = False
-    tls_files: TlsFiles = TlsFiles()
+    tls_options: TlsOptions = TlsOptions()
     sentinels: tuple[tuple[str, int], ...] = ()
     master: str = ""
 
@@ -102,7 +110,7 @@ def parse_address(url: str) -> RedisAddress:
     tls = scheme.startswith("rediss")
     if query and not tls:
         raise SettingsError(f"A {scheme}:// address takes no '?': its database follows a slash.")
-    tls_files = _tls_files(query)
+    tls_options = _tls_options(query)
     if scheme.endswith("+sentinel"):
         master, _, db = path.strip("/").partition("/")
         if not master:
@@ -112,7 +120,7 @@ def parse_address(url: str) -> RedisAddress:
             username=username or None,
             password=password or None,
             tls=tls,
-            tls_files=tls_files,
+            tls_options=tls_options,
             sentinels=tuple(_host_port(text, _SENTINEL_PORT) for text in hosts.split(",")),
             master=master,
         )
@@ -124,21 +132,23 @@ def parse_address(url: str) -> RedisAddress:
         username=username or None,
         password=password or None,
         tls=tls,
-        tls_files=tls_files,
+        tls_options=tls_options,
     )
 
 
-def _tls_files(query: str) -> TlsFiles:
-    names = {field.name for field in fields(TlsFiles)}
+def _tls_options(query: str) -> TlsOptions:
+    names = {field.name for field in fields(TlsOptions)}
     given: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, _, value = part.partition("=")
         if name not in names or not value or name in given:
-            raise SettingsError("A Redis address with TLS takes ca, cert and key behind its '?', each once.")
+            raise SettingsError(
+                "A Redis address with TLS takes ca, cert, key and name behind its '?', each once."
+            )
         given[name] = unquote(value)
     if ("cert" in given) != ("key" in given):
         raise SettingsError("A Redis address has cert and key together.")
-    return TlsFiles(**given)
+    return TlsOptions(**given)
 
 
 def _query_db(query: str) -> int:

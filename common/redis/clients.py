@@ -8,18 +8,22 @@ gives the same replies, and every call of them ends within a time-out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import redis.exceptions
 
 from common.entries import StreamId
 from common.errors import EntryError, RedisUnavailable, SettingsError
-from common.redis.address import RedisAddress, parse_address
+from common.redis.address import RedisAddress, TlsOptions, parse_address
 from common.redis.connect import Argument
 from common.redis.pipelined import PipelinedConnection
 from common.redis.pipelined_sync import SyncClient, SyncPipelinedConnection
 from common.redis.subscriber import Subscriber
+from common.settings.schema import RedisSettings
+
+_MAX_PASSWORD_LENGTH: Final = 4096
 
 # What a call raises when the server is away, as opposed to when it refuses.
 CONNECTION_ERRORS: Final = (
@@ -79,6 +83,30 @@ class RedisServers:
         addresses = tuple(parse_address(url) for url in urls)
         return RedisServers(addresses, max(shards, len(addresses)), timeout_ms)
 
+    @staticmethod
+    def of(settings: RedisSettings) -> RedisServers:
+        """The servers that a process is told to use; what an address does not say comes from the flags.
+
+        Raises SettingsError, also where the file of the password cannot be read.
+        """
+        servers = RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms)
+        password = _password_in(settings.redis_password_file) if settings.redis_password_file else None
+        tls = TlsOptions(
+            settings.redis_tls_ca,
+            settings.redis_tls_cert,
+            settings.redis_tls_key,
+            settings.redis_tls_server_name,
+        )
+        completed = (
+            replace(
+                address,
+                password=password if address.password is None else address.password,
+                tls_options=address.tls_options.completed(tls) if address.tls else address.tls_options,
+            )
+            for address in servers.addresses
+        )
+        return replace(servers, addresses=tuple(completed))
+
     @property
     def num_servers(self) -> int:
         """Number of servers."""
@@ -91,6 +119,19 @@ class RedisServers:
     def shards_of_server(self, server: int) -> tuple[int, ...]:
         """Shards that a server holds."""
         return tuple(range(server, self.shards, len(self.addresses)))
+
+
+def _password_in(path: str) -> str:
+    """The password in a file, without the line's end."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            password = file.read(_MAX_PASSWORD_LENGTH + 1).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise SettingsError(f"The file of Redis' password, {path}, cannot be read: {reason}.") from None
+    if not password or len(password) > _MAX_PASSWORD_LENGTH or not password.isprintable():
+        raise SettingsError(f"The file of Redis' password, {path}, holds no password alone.")
+    return password
 
 
 class PipelinedCommands:

@@ -116,13 +116,13 @@ def tls_context(address: RedisAddress) -> ssl.SSLContext | None:
     """What TLS needs; None without it. Raises RefusedConnection where its files cannot be read."""
     if not address.tls:
         return None
-    files = address.tls_files
+    options = address.tls_options
     try:
-        context = ssl.create_default_context(cafile=files.ca or None)
-        if files.cert:
-            context.load_cert_chain(files.cert, files.key)
+        context = ssl.create_default_context(cafile=options.ca or None)
+        if options.cert:
+            context.load_cert_chain(options.cert, options.key)
     except OSError as error:  # ssl.SSLError is one
-        named = ", ".join(file for file in (files.ca, files.cert, files.key) if file)
+        named = ", ".join(file for file in (options.ca, options.cert, options.key) if file)
         raise RefusedConnection(f"The files for TLS cannot be read ({named}): {error}.") from error
     return context
 
@@ -147,7 +147,7 @@ def dial(address: RedisAddress, deadline: float) -> tuple[socket.socket, str]:
             raise
         return opened, ""
     host, port = _master(address, deadline) if address.sentinels else (address.host, address.port)
-    return _connect(host, port, deadline), host
+    return _connect(host, port, deadline), address.tls_options.name or host
 
 
 def open_socket(address: RedisAddress, deadline: float) -> socket.socket:
@@ -257,7 +257,8 @@ def _ask_sentinel(address: RedisAddress, host: str, port: int, deadline: float) 
     question = pack("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master)
     with contextlib.closing(_connect(host, port, deadline)) as plain:
         context = tls_context(address)
-        opened = context.wrap_socket(plain, server_hostname=host) if context is not None else plain
+        name = address.tls_options.name or host
+        opened = plain if context is None else context.wrap_socket(plain, server_hostname=name)
         with contextlib.closing(opened):
             commands = [question]
             if address.password is not None:

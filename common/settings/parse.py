@@ -192,6 +192,19 @@ def _check_access(values: dict[str, Any]) -> None:
         values["status_host"] = "127.0.0.1" if values["auth_keys_file"] else values["host"]
 
 
+def _check_redis(values: Mapping[str, Any]) -> None:
+    """Refuse files for Redis that do not go together, or that no address uses."""
+    if bool(values["redis_tls_cert"]) != bool(values["redis_tls_key"]):
+        raise SettingsError("--redis-tls-cert and --redis-tls-key go together, but only one was given.")
+    for name in ("redis_tls_ca", "redis_tls_cert", "redis_tls_server_name"):
+        if values[name] and not any(url.lower().startswith("rediss") for url in values["redis_url"]):
+            raise SettingsError(
+                f"--{name.replace('_', '-')} was given, but no address of --redis-url begins with rediss."
+            )
+    if values["redis_password_file"] and not values["redis_url"]:
+        raise SettingsError("--redis-password-file was given, but without --redis-url there is no password.")
+
+
 def _check_model(model: str) -> None:
     """Refuse what is neither there nor can be a hub id, before a worker is started for it."""
     is_hub_id = HUB_ID.fullmatch(model) and not model.endswith(".nemo")
@@ -219,6 +232,8 @@ def _check(command: str, values: dict[str, Any]) -> None:
             f"--max-stream-seconds got {values['max_stream_seconds']}, but takes at least two chunks of"
             f" --chunk-ms {values['chunk_ms']}: a stream would wait for a chunk that never fills."
         )
+    if "redis_url" in values:
+        _check_redis(values)
     if command in {"serve", "ingress", "worker"}:
         values["redis_shards"] = max(values["redis_shards"], len(values["redis_url"]))
     if command == "transcribe" and bool(values["source"]) == values["mic"]:

@@ -16,6 +16,11 @@ class RedisSettings:
     redis_url: tuple[str, ...]
     redis_shards: int
     redis_timeout_ms: int
+    redis_password_file: str
+    redis_tls_ca: str
+    redis_tls_cert: str
+    redis_tls_key: str
+    redis_tls_server_name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
 from common.errors import SettingsError
-from common.redis.address import RedisAddress, parse_address
+from common.redis.address import RedisAddress, TlsOptions, parse_address
 from common.redis.clients import RedisServers, is_passing
+from common.settings import parse
 
 
 @pytest.mark.parametrize(
@@ -111,3 +113,40 @@ def test_a_cluster_needs_a_server() -> None:
 )
 def test_which_refusals_pass(error: Exception, passing: bool) -> None:
     assert is_passing(error) is passing
+
+
+def test_flags_complete_every_address(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("secret@1\n")
+    urls = "rediss://ingress@a,rediss://:own@b?ca=/b.pem,redis://ingress@c"
+    flags = ["--redis-password-file", str(password), "--redis-tls-ca", "/ca.pem"]
+    servers = RedisServers.of(parse("ingress", ["--redis-url", urls, *flags], {}))
+    first, second, third = servers.addresses
+    assert (first.username, first.password, first.tls_options) == (
+        "ingress",
+        "secret@1",
+        TlsOptions(ca="/ca.pem"),
+    )
+    assert (second.password, second.tls_options.ca) == ("own", "/b.pem")
+    assert (third.password, third.tls_options) == ("secret@1", TlsOptions())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "holds no password alone"),
+        (b"one\ntwo\n", "holds no password alone"),
+        (b"\xff", "cannot be read: it is no text"),
+        (b"x" * 5000, "holds no password alone"),
+    ],
+)
+def test_a_file_without_a_password_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=says) as raised:
+        RedisServers.of(
+            parse("worker", ["--redis-url", "redis://u@a", "--redis-password-file", str(path)], {})
+        )
+    assert "xxx" not in str(raised.value)
