@@ -20,6 +20,7 @@ from common.entries import WorkerId
 from common.monitoring.metrics import WorkerMetrics
 from common.process.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
 from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
+from common.redis.grants import WORKER
 from common.redis.keys import Keys
 from common.redis.requirements import check_servers
 from common.settings import WorkerSettings
@@ -284,7 +285,7 @@ class Worker:
         servers, told = self._redis.servers, False
         while not self._stop.is_set():
             try:
-                check_servers(servers.addresses, servers.timeout_ms / 1000, self._stop.is_set)
+                check_servers(servers.addresses, servers.timeout_ms / 1000, WORKER, self._stop.is_set)
                 if self._stop.is_set():
                     break
                 check_worker_agrees(self._redis.cluster, self._keys)

@@ -38,6 +38,7 @@ SUMMARIES = {
     "health": "exit status 0 where a worker of this host holds its lease (a container's health check)",
     "transcribe": "stream a recording, stdin or the microphone to a server and show the text",
     "keys": "make, list and revoke the keys of clients (keys --help)",
+    "redis-users": "make users of Redis with the least rights (redis-users --help)",
     "bench": "measure how many real-time streams a server carries (bench --help)",
     "model": "look at a model, or fetch it beforehand (model --help)",
 }
@@ -124,6 +125,13 @@ def keys(argv: Sequence[str]) -> int:
     return run_keys(argv)
 
 
+def redis_users(argv: Sequence[str]) -> int:
+    """Make the users of Redis."""
+    from parakeet.redis_users import run_redis_users
+
+    return run_redis_users(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     """Measure a server."""
     from parakeet.bench.command import main as run_bench
@@ -144,6 +152,7 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "health": health,
     "transcribe": transcribe,
     "keys": keys,
+    "redis-users": redis_users,
     "bench": bench,
     "model": model,
 }

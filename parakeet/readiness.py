@@ -12,6 +12,7 @@ from common.addresses import host_and_port
 from common.entries import IngressId, WorkerId
 from common.errors import ServiceError, SettingsError
 from common.redis.clients import CONNECTION_ERRORS, RedisServers, SyncRedis
+from common.redis.grants import WORKER, Grants
 from common.redis.keys import Keys
 from common.redis.requirements import check_servers
 from common.settings import HealthSettings, IngressSettings, RedisSettings, host_stem
@@ -35,10 +36,10 @@ class Roster:
         """The addresses of the servers, without passwords."""
         return ", ".join(str(address) for address in self._servers.addresses)
 
-    def check_servers(self) -> None:
+    def check_servers(self, grants: Grants) -> None:
         """Raise UnfitRedis where a server is not what the service needs, ServiceError where one is away."""
         try:
-            check_servers(self._servers.addresses, self._servers.timeout_ms / 1000)
+            check_servers(self._servers.addresses, self._servers.timeout_ms / 1000, grants)
         except CONNECTION_ERRORS as error:
             raise ServiceError(str(error)) from error
 
@@ -130,7 +131,7 @@ def show_health(settings: HealthSettings) -> int:
     """Print the workers of this host; 0 where one holds its lease, which a hung engine does not."""
     roster = Roster(settings)
     try:
-        roster.check_servers()
+        roster.check_servers(WORKER)
         workers = roster.workers_of_this_host()
     finally:
         roster.close()

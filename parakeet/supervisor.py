@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from common.addresses import host_and_port
 from common.errors import ServiceError
 from common.process.stop_times import STOP_MARGIN_S
+from common.redis.grants import SERVE
 from common.settings import (
     IngressSettings,
     ServeSettings,
@@ -134,7 +135,7 @@ class Supervisor:
         if ingress.redis_url:
             roster = Roster(ingress)
             try:
-                roster.check_servers()
+                roster.check_servers(SERVE)
                 roster.check_agreement(ingress)
             finally:
                 roster.close()
@@ -151,7 +152,7 @@ class Supervisor:
         if self._embedded is not None:  # forgets all or nothing
             ingress = replace(ingress, redis_loss_ms=0)
         roster = self._roster = Roster(ingress)
-        roster.check_servers()
+        roster.check_servers(SERVE)
         worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
         machine = Machine.here()
         for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, machine)):

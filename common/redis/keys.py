@@ -161,10 +161,6 @@ class Keys:
         """STRING, there while somebody makes the status line."""
         return self._cluster("status-turn")
 
-    def probe(self, name: str) -> bytes:
-        """A key with which a process finds out at its start what the server lets it do."""
-        return self._cluster(f"probe:{name}")
-
     @property
     def ingress_hash_stem(self) -> bytes:
         """What `ingress` puts before the ingress id, for scripts."""
@@ -208,11 +204,6 @@ class Keys:
     def channel(self, ingress: IngressId) -> bytes:
         """Pub/sub channel of an ingress; every server of the cluster carries it for its own shards."""
         return f"{self.prefix}:in:{ingress}".encode()
-
-    @property
-    def probe_channel(self) -> bytes:
-        """Pub/sub channel that nobody listens to (see `probe`)."""
-        return f"{self.prefix}:in::probe".encode()
 
 
 @lru_cache(maxsize=256)

@@ -10,31 +10,35 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
-from uuid import uuid4
 
 import redis.exceptions
 
 from common.errors import UnfitRedis
 from common.redis.address import RedisAddress
 from common.redis.connect import Argument, RefusedConnection, first_sentence, lost, pack
-from common.redis.keys import Keys
+from common.redis.grants import Grants
 from common.redis.pipelined_sync import SyncPipelinedConnection
 from common.redis.scripts import status
 
 LEAST_VERSION: Final = (7, 0)
-_PROBE_TTL_MS: Final = 10_000
 # Beyond the time-out of the connection itself, which has the better sentence.
 _MARGIN_S: Final = 0.5
 _LOOK_S: Final = 0.05
+# What a sentence lists; a user with other keys lacks them all.
+_MOST_NAMED: Final = 8
 # How a refusal for want of rights reads: said of a command, or of one that a script calls.
 _NO_RIGHTS: Final = ("NOPERM", "permission", "can't run this command", "can't access")
 
 
 def check_servers(
-    addresses: Sequence[RedisAddress], timeout_s: float, stopped: Callable[[], bool] = lambda: False
+    addresses: Sequence[RedisAddress],
+    timeout_s: float,
+    grants: Grants,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Check that every server is what the service needs.
+    """Check that every server is what the service needs, and lets the user of this process do what it has to.
 
     timeout_s: bound of the look at one server.   stopped: asked meanwhile; what follows is then left out.
 
@@ -42,16 +46,16 @@ def check_servers(
     may; both with one sentence that has the address and the cause.
     """
     for address in addresses:
-        _in_time(address, timeout_s, stopped)
+        _in_time(address, timeout_s, grants, stopped)
 
 
-def _in_time(address: RedisAddress, timeout_s: float, stopped: Callable[[], bool]) -> None:
+def _in_time(address: RedisAddress, timeout_s: float, grants: Grants, stopped: Callable[[], bool]) -> None:
     """Have one server checked by a daemon thread: a resolver may take longer than anybody waits."""
     failures: list[Exception] = []
 
     def run() -> None:
         try:
-            check_server(address, timeout_s)
+            check_server(address, timeout_s, grants)
         except Exception as error:
             failures.append(error)
 
@@ -66,19 +70,50 @@ def _in_time(address: RedisAddress, timeout_s: float, stopped: Callable[[], bool
         raise failures[0]
 
 
-def check_server(address: RedisAddress, timeout_s: float) -> None:
+def check_server(address: RedisAddress, timeout_s: float, grants: Grants) -> None:
     """Check one server; see `check_servers`."""
     connection = SyncPipelinedConnection(address, timeout_s)
     try:
-        _check(address, connection)
+        _check(_Look(address, connection, grants))
     except RefusedConnection as error:
         raise UnfitRedis(str(error)) from error
     finally:
         connection.close()
 
 
-def _check(address: RedisAddress, connection: SyncPipelinedConnection) -> None:
-    info = read_info(_ask(address, connection, "INFO")[0])
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A connection that is asked a few things, for a user who is to have some rights."""
+
+    address: RedisAddress
+    connection: SyncPipelinedConnection
+    grants: Grants
+
+    def ask(self, *command: Argument) -> Any:
+        """The reply to a command. Raises UnfitRedis, or ConnectionError where that may pass."""
+        (reply,) = self.connection.call((pack(*command),))
+        if isinstance(reply, Exception):
+            reason = str(reply)
+            if any(words in reason for words in _NO_RIGHTS):
+                raise self.without_rights(str(command[0]))
+            if reason.startswith(("LOADING", "MASTERDOWN", "BUSY ", "OOM")):
+                raise redis.exceptions.ConnectionError(
+                    f"Redis at {self.address} is not ready: {first_sentence(reason)}"
+                )
+            raise UnfitRedis(f"Redis at {self.address} refuses {command[0]!s}: {first_sentence(reason)}")
+        return reply
+
+    def without_rights(self, lacking: str) -> UnfitRedis:
+        """What is said of a user who lacks something."""
+        return UnfitRedis(
+            f"Redis at {self.address} does not allow its user what {self.grants.user} needs: {lacking}."
+            " `parakeet-server redis-users` makes the rules."
+        )
+
+
+def _check(look: _Look) -> None:
+    address = look.address
+    info = read_info(look.ask("INFO"))
     if info.get("redis_mode") == "sentinel":
         raise UnfitRedis(
             f"{address} is a Sentinel: its address is given as redis+sentinel://host[:port]/master."
@@ -103,46 +138,20 @@ def _check(address: RedisAddress, connection: SyncPipelinedConnection) -> None:
             f"Redis at {address} has maxmemory-policy {policy}, which drops keys of running streams:"
             " noeviction is needed."
         )
-    _check_rights(address, connection)
+    _check_rights(look)
 
 
-def _check_rights(address: RedisAddress, connection: SyncPipelinedConnection) -> None:
-    keys = Keys()
-    names = [keys.probe(f"{uuid4().hex}:{kind}") for kind in ("hash", "text", "list", "set", "stream")]
-    (refused,) = _ask(
-        address, connection, *status.probe(names, channel=keys.probe_channel, ttl_ms=_PROBE_TTL_MS)
-    )
-    if refused:
-        command, reason = (item.decode() for item in refused)
-        # A full server refuses writes too; that passes, and streams are told of it.
-        if any(words in reason for words in _NO_RIGHTS):
-            raise _without_rights(address, command, reason)
-        if "unknown" in reason.lower():
-            raise UnfitRedis(f"Redis at {address} cannot do what is needed: {first_sentence(reason)}")
-    # Not allowed in a script. It ends with the connection.
-    _ask(address, connection, "CLIENT", "ID")
-    _ask(address, connection, "SUBSCRIBE", keys.probe_channel)
-
-
-def _ask(address: RedisAddress, connection: SyncPipelinedConnection, *command: Argument) -> list[Any]:
-    replies = connection.call((pack(*command),))
-    if isinstance(replies[0], Exception):
-        reason = str(replies[0])
-        if any(words in reason for words in _NO_RIGHTS):
-            raise _without_rights(address, str(command[0]), reason)
-        if reason.startswith(("LOADING", "MASTERDOWN", "BUSY ", "OOM")):
-            raise redis.exceptions.ConnectionError(
-                f"Redis at {address} is not ready: {first_sentence(reason)}"
-            )
-        raise UnfitRedis(f"Redis at {address} refuses {command[0]!s}: {first_sentence(reason)}")
-    return replies
-
-
-def _without_rights(address: RedisAddress, command: str, reason: str) -> UnfitRedis:
-    return UnfitRedis(
-        f"Redis at {address} does not allow its user what the service needs"
-        f" (keys px:*, channels px:*, all commands on them): {command}: {first_sentence(reason)}"
-    )
+def _check_rights(look: _Look) -> None:
+    calls = look.grants.calls
+    names = list(calls)
+    denied, unknown = look.ask(*status.refused(list(calls.values())))
+    if unknown:
+        missing = ", ".join(names[number - 1] for number in unknown)
+        raise UnfitRedis(f"Redis at {look.address} cannot do what is needed: it has no {missing}.")
+    if denied:
+        lacking = [names[number - 1] for number in denied]
+        more = f" and {len(lacking) - _MOST_NAMED} more" if len(lacking) > _MOST_NAMED else ""
+        raise look.without_rights(", ".join(lacking[:_MOST_NAMED]) + more)
 
 
 def read_info(text: bytes) -> dict[str, str]:

@@ -22,6 +22,7 @@ from common.messages import Audio, Resume
 from common.monitoring.metrics import IngressMetrics
 from common.redis.clients import CONNECTION_ERRORS, AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.connect import in_daemon_thread
+from common.redis.grants import INGRESS
 from common.redis.keys import Keys
 from common.redis.requirements import check_servers
 from common.streams.admission import Admission, SharedSettings
@@ -156,7 +157,9 @@ class RedisBackplane:
         """
         servers = self._redis.servers
         try:
-            await in_daemon_thread(lambda: check_servers(servers.addresses, servers.timeout_ms / 1000))
+            await in_daemon_thread(
+                lambda: check_servers(servers.addresses, servers.timeout_ms / 1000, INGRESS)
+            )
         except CONNECTION_ERRORS as error:
             raise RedisUnavailable from error
         try:

@@ -12,6 +12,7 @@ import redis.exceptions
 
 from common.errors import UnfitRedis
 from common.redis.address import parse_address
+from common.redis.grants import INGRESS, SERVE, WORKER, Grants
 from common.redis.requirements import check_servers
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.servers import ServerKind, make_server, raw_client
@@ -19,8 +20,8 @@ from tests.servers import ServerKind, make_server, raw_client
 _TIMEOUT_S = 2.0
 
 
-def check(url: str) -> None:
-    check_servers((parse_address(url),), _TIMEOUT_S)
+def check(url: str, grants: Grants = SERVE) -> None:
+    check_servers((parse_address(url),), _TIMEOUT_S, grants)
 
 
 def refused(url: str, *says: str) -> None:
@@ -100,36 +101,60 @@ def test_a_node_of_a_cluster_is_refused(server_kind: ServerKind) -> None:
         refused(server.url, "a node of a Redis Cluster")
 
 
+def set_user(server: EmbeddedRedis, rules: str) -> str:
+    """Make a user with these rules; the address at which he comes in."""
+    client = raw_client(server.url)
+    client.execute_command("ACL", "SETUSER", "app", "on", ">secret@1", *rules.split())
+    client.close()
+    return server.url.replace("unix://", "unix://app:secret@1@")
+
+
 @pytest.mark.parametrize(
-    ("rights", "says"),
+    ("rules", "says"),
     [
-        ("+@all ~app:* &*", "key"),
-        ("+@all -bzmpop ~px:* &*", "BZMPOP"),
-        ("+@all -xautoclaim -xclaim ~px:* &*", "XCLAIM"),
-        ("+@all ~px:* resetchannels", "channel"),
-        ("+@all ~px:* resetchannels &other", "channel"),
-        ("+@all -subscribe ~px:* &*", "subscribe"),
-        ("+@all -info ~px:* &*", "info"),
-        ("+@all -eval ~px:* &*", "eval"),
-        ("+@all -@scripting ~px:* &*", "eval"),
-        ("+@all -publish ~px:* &*", "PUBLISH"),
+        ("+@all ~app:* &*", "needs: keys px:{0}:conf, keys px:{0}:sid, keys"),
+        ("+@all ~px:{0}:[a-z]* &px:*", "needs: keys px:{*}:[0-9]*:m, keys px:{*}:[0-9]*:a, keys"),
+        ("+@all -bzmpop ~px:* &*", "needs: BZMPOP."),
+        ("+@all -xautoclaim -xclaim -xgroup ~px:* &*", "needs: XGROUP CREATE, XCLAIM, XGROUP DELCONSUMER"),
+        ("+@all ~px:* resetchannels", "needs: SUBSCRIBE, PUBLISH."),
+        ("+@all ~px:* resetchannels &other", "needs: SUBSCRIBE, PUBLISH."),
+        ("+@all -subscribe ~px:* &*", "needs: SUBSCRIBE."),
+        ("+@all -info ~px:* &*", "needs: INFO."),
+        ("+@all -eval ~px:* &*", "needs: EVAL."),
+        ("+@all -@scripting ~px:* &*", "needs: EVAL."),
     ],
 )
 def test_a_user_without_rights_is_refused_with_what_is_lacking(
-    own_server: EmbeddedRedis, rights: str, says: str
+    own_server: EmbeddedRedis, rules: str, says: str
 ) -> None:
-    client = raw_client(own_server.url)
-    client.execute_command("ACL", "SETUSER", "app", "on", ">secret@1", *rights.split())
-    refused(own_server.url.replace("unix://", "unix://app:secret@1@"), "does not allow its user", says)
-    assert list(client.scan_iter()) == []
-    client.close()
+    refused(set_user(own_server, rules), "does not allow its user what parakeet-serve needs", says)
 
 
-def test_a_user_with_just_the_rights_that_are_documented_is_taken(own_server: EmbeddedRedis) -> None:
-    client = raw_client(own_server.url)
-    client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~px:*", "&px:*", "+@all", "-@admin")
-    check(own_server.url.replace("unix://", "unix://app:secret@"))
-    client.close()
+@pytest.mark.parametrize("grants", [INGRESS, WORKER, SERVE], ids=lambda grants: grants.user)
+def test_a_user_with_just_the_rights_that_are_needed_is_taken(
+    own_server: EmbeddedRedis, grants: Grants
+) -> None:
+    check(set_user(own_server, grants.rules), grants)
+
+
+@pytest.mark.parametrize("grants", [INGRESS, WORKER], ids=lambda grants: grants.user)
+def test_every_right_that_is_taken_away_is_named(own_server: EmbeddedRedis, grants: Grants) -> None:
+    rules = grants.rules.split()
+    for lacking in rules[3:]:
+        # One rule may be needed for the calls that the others are tried by.
+        url = set_user(
+            own_server, f"reset on >secret@1 {' '.join(rule for rule in rules if rule != lacking)}"
+        )
+        with pytest.raises(UnfitRedis) as raised:
+            check(url, grants)
+        name = lacking.lstrip("+&").replace("|", " ")
+        if "~" in lacking:
+            name = f"keys {lacking.partition('~')[2]}"
+        elif lacking.startswith("&"):
+            name = "SUBSCRIBE" if grants is INGRESS else "PUBLISH"
+        else:
+            name = name.upper()
+        assert name in str(raised.value)
 
 
 def test_passwords_that_are_wrong_or_lacking_are_told(own_server: EmbeddedRedis) -> None:
@@ -189,7 +214,7 @@ def test_a_server_that_is_away_or_silent_may_be_waited_for_within_the_time_out()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(redis.exceptions.TimeoutError, match=f"{address}/0 did not answer in time"):
-            check_servers((parse_address(f"redis://{address}"),), 0.2)
+            check_servers((parse_address(f"redis://{address}"),), 0.2, SERVE)
 
 
 def test_a_resolver_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +227,6 @@ def test_a_resolver_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     try:
         with pytest.raises(redis.exceptions.TimeoutError, match=r"Redis at redis\.svc:6379/0 did not"):
-            check_servers((parse_address("redis://redis.svc"),), 0.2)
+            check_servers((parse_address("redis://redis.svc"),), 0.2, SERVE)
     finally:
         release.set()

@@ -18,6 +18,7 @@ import redis
 
 from common.errors import UnfitRedis
 from common.redis.address import parse_address
+from common.redis.grants import SERVE
 from common.redis.requirements import check_servers
 from tests.certificates import Authority, Certificate
 from tests.ports import HOST, free_ports
@@ -157,8 +158,8 @@ def test_a_certificate_for_another_name_is_refused(servers: TlsServers) -> None:
     address = url(port, servers.authority, servers.own)
     for wrong in (address, f"{address}&name=other.internal"):
         with pytest.raises(UnfitRedis, match=rf"Redis at {HOST}:{port}/0 cannot be spoken to over TLS: .*"):
-            check_servers((parse_address(wrong),), 5.0)
-    check_servers((parse_address(f"{address}&name={_NAME}"),), 5.0)
+            check_servers((parse_address(wrong),), 5.0, SERVE)
+    check_servers((parse_address(f"{address}&name={_NAME}"),), 5.0, SERVE)
 
 
 def test_a_client_without_a_certificate_or_with_a_wrong_authority_is_told(

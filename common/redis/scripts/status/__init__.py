@@ -23,6 +23,6 @@ def backlog(audio: bytes) -> Command:
     return run("status/backlog", (audio,))
 
 
-def probe(keys: Sequence[bytes], *, channel: bytes, ttl_ms: int) -> Command:
-    """{} where a user may do all that is needed with these five keys; else {command, reason}."""
-    return run("status/probe", keys, channel, ttl_ms)
+def refused(calls: Sequence[str]) -> Command:
+    """{numbers, from 1, of the calls that are not allowed, numbers of those that the server does not know}."""
+    return run("status/refused", (), *calls)
