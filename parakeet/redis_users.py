@@ -31,7 +31,7 @@ def run_redis_users(argv: Sequence[str]) -> int:
     """Run one of the subcommands; return the exit status. Raises SettingsError and ServiceError."""
     parser = _Parser(
         prog=f"{PROGRAM} redis-users",
-        description="Users of Redis for ingresses, workers, `serve` and whoever counts; nobody else comes in.",
+        description="Users of Redis for ingresses, workers, `serve` and readers; nobody else comes in.",
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser)

@@ -24,5 +24,5 @@ def backlog(audio: bytes) -> Command:
 
 
 def refused(calls: Sequence[str]) -> Command:
-    """{numbers, from 1, of the calls that are not allowed, numbers of those that the server does not know}."""
+    """{numbers, from 1, of calls that are not allowed, numbers of those that the server does not know}."""
     return run("status/refused", (), *calls)
