@@ -37,6 +37,7 @@ SUMMARIES = {
     "status": "show the state of the cluster that a status port tells",
     "health": "exit status 0 where a worker of this host holds its lease (a container's health check)",
     "transcribe": "stream a recording, stdin or the microphone to a server and show the text",
+    "check": "run the bundled recordings through a model, and judge its text and its speed",
     "keys": "make, list and revoke the keys of clients (keys --help)",
     "redis-users": "make users of Redis with the least rights (redis-users --help)",
     "bench": "measure how many real-time streams a server carries (bench --help)",
@@ -118,6 +119,13 @@ def transcribe(argv: Sequence[str]) -> int:
     return run_transcribe(parse("transcribe", argv))
 
 
+def check(argv: Sequence[str]) -> int:
+    """Say whether a model reads as it should here, and how fast."""
+    from parakeet.check.command import run_check
+
+    return run_check(parse("check", argv))
+
+
 def keys(argv: Sequence[str]) -> int:
     """Make, list or revoke API keys."""
     from parakeet.keys import run_keys
@@ -151,6 +159,7 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "status": status,
     "health": health,
     "transcribe": transcribe,
+    "check": check,
     "keys": keys,
     "redis-users": redis_users,
     "bench": bench,

@@ -13,8 +13,10 @@ from common.settings.parse import (
     parse,
     parse_or_exit,
     plain_environment,
+    serve_argv,
 )
 from common.settings.schema import (
+    CheckSettings,
     ClusterSettings,
     HealthSettings,
     IngressSettings,
@@ -30,6 +32,7 @@ __all__ = [
     "COMMANDS",
     "FLAGS",
     "PROGRAM",
+    "CheckSettings",
     "ClusterSettings",
     "Flag",
     "HealthSettings",
@@ -50,4 +53,5 @@ __all__ = [
     "parse",
     "parse_or_exit",
     "plain_environment",
+    "serve_argv",
 ]

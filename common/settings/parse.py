@@ -17,6 +17,7 @@ from common.errors import SettingsError
 from common.process.standard_streams import complain
 from common.process.version import package_version
 from common.settings.schema import (
+    CheckSettings,
     HealthSettings,
     IngressSettings,
     ServeSettings,
@@ -28,7 +29,13 @@ from common.settings.table import FLAGS, Flag
 from common.settings.values import HUB_ID, RedisUrls
 
 Settings = (
-    IngressSettings | WorkerSettings | ServeSettings | StatusSettings | HealthSettings | TranscribeSettings
+    IngressSettings
+    | WorkerSettings
+    | ServeSettings
+    | StatusSettings
+    | HealthSettings
+    | TranscribeSettings
+    | CheckSettings
 )
 _T = TypeVar("_T")
 
@@ -219,13 +226,13 @@ def _check(command: str, values: dict[str, Any]) -> None:
     if command in {"serve", "ingress"}:
         _check_ports(values)
         _check_access(values)
-    if command in {"serve", "worker"}:
-        if values["worker_max_streams"] is None:
-            values["worker_max_streams"] = values["max_num_streams"]
+    if command in {"serve", "worker"} and values["worker_max_streams"] is None:
+        values["worker_max_streams"] = values["max_num_streams"]
+    if command in {"serve", "worker", "check"}:
         if values["model"] and values["backend"] == "null":
             raise SettingsError("--model got a model, but --backend null takes none.")
         _check_model(values["model"])
-        if values["paged_kv_cache"] and values["device"] == "cpu":
+        if values.get("paged_kv_cache") and values["device"] == "cpu":
             raise SettingsError("--paged-kv-cache got on, but takes off or auto with --device cpu.")
     if command == "serve" and 2 * (values["chunk_ms"] or 0) > 1000 * values["max_stream_seconds"]:
         raise SettingsError(
@@ -268,6 +275,10 @@ def parse(
 def parse(
     command: Literal["transcribe"], argv: Sequence[str], environ: Mapping[str, str] | None = None
 ) -> TranscribeSettings: ...
+@overload
+def parse(
+    command: Literal["check"], argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> CheckSettings: ...
 def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
     """Return the checked settings of a command.
 
@@ -293,6 +304,8 @@ def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None =
         return _take(HealthSettings, values)
     if command == "transcribe":
         return _take(TranscribeSettings, values)
+    if command == "check":
+        return _take(CheckSettings, values)
     raise SettingsError(f"{PROGRAM} knows no command {command!r}.")
 
 
@@ -308,6 +321,13 @@ def parse_or_exit(command: Any, argv: Sequence[str] | None = None) -> Settings:
         complain(f"{PROGRAM} {command}: {error}")
         raise SystemExit(2) from None
     return parsed
+
+
+def serve_argv(settings: CheckSettings) -> list[str]:
+    """Return the flags of a `serve` that runs what is to be checked."""
+    names = {flag.name for flag in flags_of("serve")}
+    flags = (flag for flag in flags_of("check") if flag.name in names)
+    return [f"{flag.option}={flag.kind.format(getattr(settings, flag.name))}" for flag in flags]
 
 
 def child_argv(settings: IngressSettings | WorkerSettings) -> list[str]:

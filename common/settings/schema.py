@@ -168,3 +168,23 @@ class TranscribeSettings:
     message_ms: int
     input_rate: int
     json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSettings:
+    """Settings of `check`: those of the stack that it starts for itself, and how it answers."""
+
+    model: str
+    model_size: str
+    model_revision: str
+    device: str
+    dtype: str
+    backend: str
+    chunk_ms: int | None
+    turn_detection: bool
+    eou_reset: bool
+    num_threads: int | None
+    max_num_streams: int
+    measure_capacity_s: float
+    start_timeout_s: float
+    json: bool

@@ -23,11 +23,12 @@ from common.settings.values import (
     Whole,
 )
 
-COMMANDS = ("serve", "ingress", "worker", "status", "health", "transcribe")
+COMMANDS = ("serve", "ingress", "worker", "status", "health", "transcribe", "check")
 
 _SERVER = ("serve", "ingress", "worker")
 _INGRESS = ("serve", "ingress")
 _WORKER = ("serve", "worker")
+_MODEL = (*_WORKER, "check")
 _REDIS = (*_SERVER, "health")
 
 
@@ -89,22 +90,22 @@ FLAGS: tuple[Flag, ...] = (
     # -- the model
     Flag("model", Text("a folder, a .nemo file or a hub id such as owner/name"), "",
          "model to load instead of one of --model-size: a folder, a .nemo file or a hub id",
-         "Model", _WORKER, "PATH|ID"),
+         "Model", _MODEL, "PATH|ID"),
     Flag("model_size", Choice(("tiny", "small", "large")), "small",
-         "model variant; tiny is bundled, small and large are downloaded once", "Model", _WORKER, "SIZE"),
+         "model variant; tiny is bundled, small and large are downloaded once", "Model", _MODEL, "SIZE"),
     Flag("model_revision", Text("a branch, tag or commit", r"\S+"), "main",
-         "revision of a model of the hub", "Model", _WORKER, "REV"),
-    Flag("device", DEVICE, "auto", "PyTorch device; auto takes cuda where there is one", "Model", _WORKER, "DEVICE"),
+         "revision of a model of the hub", "Model", _MODEL, "REV"),
+    Flag("device", DEVICE, "auto", "PyTorch device; auto takes cuda where there is one", "Model", _MODEL, "DEVICE"),
     Flag("dtype", Choice(("auto", "float32", "bfloat16")), "auto",
-         "arithmetic of the encoder; auto is float32 on CPU and bfloat16 on CUDA", "Model", _WORKER, "DTYPE"),
+         "arithmetic of the encoder; auto is float32 on CPU and bfloat16 on CUDA", "Model", _MODEL, "DTYPE"),
     Flag("backend", Choice(("native", "nemo", "null")), "native",
-         "engine: ours, NVIDIA NeMo ([nemo] extra), or one that decodes nothing", "Model", _WORKER, "NAME"),
+         "engine: ours, NVIDIA NeMo ([nemo] extra), or one that decodes nothing", "Model", _MODEL, "NAME"),
     Flag("chunk_ms", Whole(80, 10_000, auto=True, multiple_of=80), "auto",
          "audio of one model call, one of those that the model was trained for; auto is its default",
-         "Model", _WORKER, "MS"),
-    Flag("turn_detection", OnOff(), "on", "voice activity and turn detection", "Model", _WORKER, "on|off", "on"),
+         "Model", _MODEL, "MS"),
+    Flag("turn_detection", OnOff(), "on", "voice activity and turn detection", "Model", _MODEL, "on|off", "on"),
     Flag("eou_reset", OnOff(), "on", "reset the decoder at an end of utterance of a model that has the token",
-         "Model", _WORKER, "on|off", "on"),
+         "Model", _MODEL, "on|off", "on"),
 
     # -- turns
     Flag("turn_signals", Choice(TURN_SIGNALS), "vad+eou+smart_turn",
@@ -133,7 +134,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("sample_rate", Whole(8000, 48_000), "16000", "sample rate expected of clients, stated in hello",
          "Limits", _INGRESS, "HZ"),
     Flag("max_num_streams", Whole(1, 1_000_000), "100", "concurrent streams of the whole cluster",
-         "Limits", _SERVER),
+         "Limits", (*_SERVER, "check")),
     Flag("max_connections", Whole(1, 1_000_000, auto=True), "auto",
          "open connections of one ingress on the TCP and the WebSocket port; auto is as many as there are open files for",
          "Limits", _INGRESS),
@@ -177,7 +178,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("paged_kv_max_pages", Whole(0, 100_000_000), "0", "KV pages in all; 0 is what the slots need",
          "Batching", _WORKER),
     Flag("num_threads", Whole(1, 1024, auto=True), "auto",
-         "CPU threads of PyTorch in a worker; auto shares the cores among the workers and leaves each one for the rest", "Batching", _WORKER),
+         "CPU threads of PyTorch in a worker; auto shares the cores among the workers and leaves each one for the rest", "Batching", _MODEL),
 
     # -- Redis
     Flag("redis_url", RedisUrls(), "redis://127.0.0.1:6379/0",
@@ -209,7 +210,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("num_workers", Whole(0, 64, auto=True), "auto",
          "worker processes; auto is one a GPU; on CPU one for each two cores, at most 4, as memory allows", "Processes", ("serve",)),
     Flag("start_timeout_s", Real(1, 86_400), "1800",
-         "longest wait for the workers, a model download included", "Processes", ("serve",), "S"),
+         "longest wait for the workers, a model download included", "Processes", ("serve", "check"), "S"),
     Flag("ingress_id", PROCESS_ID, "", "name of this ingress, unique in the cluster; made up where not given",
          "Processes", ("ingress",), "ID"),
     Flag("worker_id", PROCESS_ID, "", "name of this worker, unique in the cluster; made up where not given",
@@ -247,7 +248,7 @@ FLAGS: tuple[Flag, ...] = (
          "Timing", _WORKER, "S"),
     Flag("measure_capacity_s", Real(0, 60), "1",
          "longest time that a worker measures at its start how many streams it carries in real time; 0 measures nothing",
-         "Timing", _WORKER, "S"),
+         "Timing", _MODEL, "S", None, MappingProxyType({"check": "5"})),
     Flag("null_step_ms", Real(0, 60_000), "0", "duration of a step of --backend null", "Timing", _WORKER, "MS"),
 
     # -- monitoring
@@ -287,7 +288,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("message_ms", Whole(10, 10_000), "160", "audio in one message", "Clients", ("transcribe",), "MS"),
     Flag("input_rate", Whole(8000, 48_000), "16000", "sample rate of raw 16-bit audio on stdin",
          "Clients", ("transcribe",), "HZ"),
-    Flag("json", OnOff(), "off", "print each result, or the status, as a JSON line", "Clients", ("status", "transcribe"), "on|off", "on"),
+    Flag("json", OnOff(), "off", "print each result, the status, or what was found, as a JSON line", "Clients", ("status", "transcribe", "check"), "on|off", "on"),
     Flag("watch_s", Real(0, 3600), "0", "print the status again every so many seconds; 0 prints it once",
          "Clients", ("status",), "S"),
 )

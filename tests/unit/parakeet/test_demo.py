@@ -9,18 +9,21 @@ from contextlib import contextmanager
 import pytest
 
 from parakeet import demo
+from parakeet.check import local_stack
+from parakeet.check.clips import Clip
 
 
 class _Stack:
     ws_port = 1
+    command = ("serve",)
 
     def wait_until_ready(self) -> str:
         return "ready: all of it"
 
 
 @contextmanager
-def _running_stack() -> Iterator[_Stack]:
-    yield _Stack()
+def _running(stack: _Stack) -> Iterator[_Stack]:
+    yield stack
 
 
 @pytest.mark.parametrize(("rate", "status", "word"), [(0.0, 0, "demo passed"), (0.25, 1, "demo FAILED")])
@@ -29,11 +32,12 @@ def test_only_the_first_recordings_error_rate_decides(
 ) -> None:
     streamed: list[str] = []
 
-    async def stream(_url: str, clip: demo.Clip) -> float:
+    async def stream(_url: str, clip: Clip) -> float:
         streamed.append(clip.path.name)
         return rate if len(streamed) == 1 else 1.0
 
-    monkeypatch.setattr(demo, "_running_stack", _running_stack)
+    monkeypatch.setattr(demo, "LocalStack", lambda flags: _Stack())
+    monkeypatch.setattr(demo, "running", _running)
     monkeypatch.setattr(demo, "_stream", stream)
     assert demo.main() == status
     assert streamed == ["goforward.wav", "jfk.wav"]
@@ -45,13 +49,7 @@ def test_a_stack_that_does_not_start_is_a_failure(
 ) -> None:
     # A process that ends at once, as serve does where a port is taken.
     monkeypatch.setattr(
-        demo, "start_tied", lambda command, _env, *, output: subprocess.Popen(["false"], stdout=output)
+        local_stack, "start_tied", lambda command, _env, *, output: subprocess.Popen(["false"], stdout=output)
     )
     assert demo.main() == 1
     assert "demo FAILED: The stack did not start" in capsys.readouterr().err
-
-
-def test_every_bundled_clip_has_a_transcript() -> None:
-    for name in ("goforward.wav", "jfk.wav"):
-        assert demo.clip(name).text
-        assert demo.clip(name).path.is_file()
