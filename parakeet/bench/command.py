@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from common.process.version import package_version
 from common.settings import PROGRAM
 from parakeet.audio.errors import BadAudio
 from parakeet.bench.figures import TrialFigures
-from parakeet.bench.plan import Plan, Target
+from parakeet.bench.plan import Access, Plan, Target
 from parakeet.bench.report import plot, write_json
 from parakeet.bench.search import search
 from parakeet.bench.server_process import ServerStartError, fresh_server
@@ -29,13 +30,20 @@ _RECORDINGS = Path(__file__).parent.parent / "recordings"
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
+        allow_abbrev=False,
         description="Stream recordings in real time into a running server and measure it. "
         "Latency is taken from the write of the last sample that a result covers to the "
         "result's arrival.",
     )
     add = parser.add_argument
     add("--version", action="version", version=f"{PROGRAM} {package_version()}")
-    add("url", nargs="+", help="ws://host:port or tcp://host:port; several share the streams")
+    add("url", nargs="+", help="ws://host:port or tcp://host:port (wss, tcps); several share the streams")
+    add(
+        "--api-key",
+        default=os.environ.get("PARAKEET_API_KEY", ""),
+        help="of a server that asks for one (default: PARAKEET_API_KEY)",
+    )
+    add("--tls-ca", type=Path, help="an authority in PEM that signed the server's certificate")
     add("--streams", default="100", help="number of streams, or several: 125,250,500 (default 100)")
     add("--duration-s", type=float, default=20.0, help="audio a stream (default 20)")
     add("--ramp-s", type=float, default=5.0, help="starts are spread over this (default 5)")
@@ -72,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         plan, counts = _plan(given)
         load_track(plan.recordings)  # what cannot be read is said before processes are started for it
-    except (ValueError, BadAudio) as error:
+    except (ValueError, OSError, BadAudio) as error:
         parser.error(str(error))
     table = LiveTable(sys.stdout)
 
@@ -82,12 +90,12 @@ def main(argv: Sequence[str]) -> int:
             f"{streams} streams, {asked.message_ms} ms messages, backend {given.backend}, "
             f"{', '.join(map(str, asked.targets))}"
         )
-        with fresh_server(given.start, asked.targets, given.start_timeout_s):
+        with fresh_server(given.start, asked.targets, given.start_timeout_s, asked.access):
             figures = run_trial(asked, redis=tuple(given.redis_url), backend=given.backend, show=table.second)
         table.end(figures)
         return figures
 
-    command = shlex.join(["parakeet-server", "bench", *argv])
+    command = shlex.join(["parakeet-server", "bench", *_without_key(argv)])
     found: dict[str, int] = {}
     try:
         if given.search:
@@ -117,6 +125,17 @@ def main(argv: Sequence[str]) -> int:
     return 0 if all(figures.passed for figures in trials) else 1
 
 
+def _without_key(argv: Sequence[str]) -> list[str]:
+    """Return the arguments as a report may show them."""
+    shown: list[str] = []
+    for number, argument in enumerate(argv):
+        if number and argv[number - 1] == "--api-key":
+            shown.append("…")
+        else:
+            shown.append("--api-key=…" if argument.startswith("--api-key=") else argument)
+    return shown
+
+
 def _plan(given: argparse.Namespace) -> tuple[Plan, list[int]]:
     counts = [int(count) for count in str(given.streams).split(",")]
     recordings = tuple(given.recordings or sorted(_RECORDINGS.glob("*.wav")))
@@ -136,7 +155,11 @@ def _plan(given: argparse.Namespace) -> tuple[Plan, list[int]]:
     targets = tuple(Target.parse(url) for url in given.url)
     if given.binary and not all(target.websocket for target in targets):
         raise ValueError("--binary needs ws:// targets")
+    access = Access(given.api_key, given.tls_ca)
+    for target in targets:
+        access.tls(target)  # an authority that cannot be read is said before anything starts
     plan = Plan(
+        access=access,
         targets=targets,
         recordings=recordings,
         streams=counts[0],

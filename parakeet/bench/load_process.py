@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import ssl
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -12,7 +13,6 @@ from multiprocessing.connection import Connection
 from parakeet.bench.plan import Plan, Sample, Target
 from parakeet.bench.stream import LoadStream
 from parakeet.bench.track import Messages, encode, load_track
-from parakeet.bench.wire import LineDecoder, WebSocketDecoder
 
 REPORT_EVERY_S = 1.0
 MAX_TICK_MS = 2
@@ -46,6 +46,7 @@ class LoadProcess:
         self._sample = Sample(0.0)
         self._start_s = 0.0
         self._messages: dict[bool, Messages] = {}
+        self._tls: dict[Target, ssl.SSLContext | None] = {}
 
     async def run(self, start_s: float) -> None:
         """Play the share; ``start_s`` is on the monotonic clock, common to all processes."""
@@ -67,6 +68,7 @@ class LoadProcess:
 
     def prepare(self) -> None:
         """Encode the audio for each transport in use, before any time counts."""
+        self._tls = {target: self._plan.access.tls(target) for target in self._plan.targets}
         track = load_track(self._plan.recordings)
         for websocket in {target.websocket for target in self._plan.targets}:
             self._messages[websocket] = encode(
@@ -87,7 +89,7 @@ class LoadProcess:
         target = plan.targets[number % len(plan.targets)]
         messages = self._messages[target.websocket]
         stream = LoadStream(
-            WebSocketDecoder(target.host, target.port, target.path) if target.websocket else LineDecoder(),
+            plan.access.decoder(target),
             messages,
             first_message=self._random.randrange(len(messages.audio)),
             num_messages=max(1, round(length_s * 1000 / plan.message_ms)),
@@ -104,7 +106,9 @@ class LoadProcess:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._plan.connect_timeout_s):
-                await loop.create_connection(lambda: stream, target.host, target.port)
+                await loop.create_connection(
+                    lambda: stream, target.host, target.port, ssl=self._tls.get(target)
+                )
         except (OSError, TimeoutError):
             if not stream.ended:
                 stream.fail("connect")

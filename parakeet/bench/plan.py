@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from common.addresses import host_and_port
+from parakeet.bench.wire import Decoder, LineDecoder, WebSocketDecoder
 
 GENERATOR_LAG_ALLOWED_S = 0.050
 
@@ -20,22 +23,50 @@ class Target:
     host: str
     port: int
     path: str
+    tls: bool = False
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """Read ``ws://host:port/path`` or ``tcp://host:port``.
+        """Read ``ws://host:port/path`` or ``tcp://host:port``; ``wss`` and ``tcps`` with TLS.
 
         Raises:
             ValueError: another scheme, or no port.
         """
         parts = urlsplit(url)
-        if parts.scheme not in ("ws", "tcp") or not parts.hostname or not parts.port:
-            raise ValueError(f"{url!r}: expected ws://host:port or tcp://host:port")
-        return cls(parts.scheme == "ws", parts.hostname, parts.port, parts.path or "/")
+        if parts.scheme not in ("ws", "wss", "tcp", "tcps") or not parts.hostname or not parts.port:
+            raise ValueError(f"{url!r}: expected ws://host:port or tcp://host:port (wss, tcps with TLS)")
+        websocket, tls = parts.scheme in ("ws", "wss"), parts.scheme in ("wss", "tcps")
+        return cls(websocket, parts.hostname, parts.port, parts.path or "/", tls)
 
     def __str__(self) -> str:
-        scheme = "ws" if self.websocket else "tcp"
+        scheme = ("ws" if self.websocket else "tcp") + ("s" if self.tls else "")
         return f"{scheme}://{host_and_port(self.host, self.port)}{self.path if self.websocket else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How the server lets a load in. api_key: never in a report.   ca: an authority beside the system's."""
+
+    api_key: str = field(default="", repr=False)
+    ca: Path | None = None
+
+    def tls(self, target: Target) -> ssl.SSLContext | None:
+        """What a connection to a target is encrypted with.
+
+        Raises:
+            OSError: the authority's file cannot be read.
+        """
+        return ssl.create_default_context(cafile=self.ca) if target.tls else None
+
+    def decoder(self, target: Target) -> Decoder:
+        """The client's side of a connection to a target; it shows the key."""
+        if target.websocket:
+            return WebSocketDecoder(target.host, target.port, target.path, self.api_key)
+        return LineDecoder(self.api_key)
+
+
+STRANGER: Final = Access()
+"""The access of somebody who has no key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +90,7 @@ class Plan:
     stream_s: float = 0.0
     processes: int = 1
     seed: int = 0
+    access: Access = STRANGER
     final_timeout_s: float = 30.0
     connect_timeout_s: float = 15.0
 

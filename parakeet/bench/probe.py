@@ -7,18 +7,17 @@ from typing import Any
 
 import orjson
 
-from parakeet.bench.plan import Target
+from parakeet.bench.plan import STRANGER, Access, Target
 from parakeet.bench.track import FINAL_MESSAGE
-from parakeet.bench.wire import OP_TEXT, LineDecoder, WebSocketDecoder, WireError, client_frame
+from parakeet.bench.wire import OP_TEXT, WireError, client_frame
 
 
-def probe(target: Target, timeout_s: float) -> tuple[dict[str, Any] | None, str]:
+def probe(target: Target, timeout_s: float, access: Access = STRANGER) -> tuple[dict[str, Any] | None, str]:
     """The server's hello after a whole empty stream, or None and the reason."""
-    decoder = WebSocketDecoder(target.host, target.port, target.path) if target.websocket else LineDecoder()
+    decoder = access.decoder(target)
     hello: dict[str, Any] | None = None
     try:
-        with socket.create_connection((target.host, target.port), timeout_s) as connection:
-            connection.settimeout(timeout_s)
+        with _connected(target, timeout_s, access) as connection:
             connection.sendall(decoder.opening())
             while data := connection.recv(65536):
                 for raw in decoder.feed(data)[0]:
@@ -37,3 +36,15 @@ def probe(target: Target, timeout_s: float) -> tuple[dict[str, Any] | None, str]
     except (OSError, WireError) as error:
         return None, str(error)
     return None, "the server closed the connection"
+
+
+def _connected(target: Target, timeout_s: float, access: Access) -> socket.socket:
+    connection = socket.create_connection((target.host, target.port), timeout_s)
+    tls = access.tls(target)
+    if tls is None:
+        return connection
+    try:
+        return tls.wrap_socket(connection, server_hostname=target.host)
+    except OSError:
+        connection.close()
+        raise

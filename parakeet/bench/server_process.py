@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
-from parakeet.bench.plan import Target
+from parakeet.bench.plan import STRANGER, Access, Target
 from parakeet.bench.probe import probe
 
 _STOP_TIMEOUT_S = 20.0
@@ -23,7 +23,9 @@ class ServerStartError(Exception):
 
 
 @contextlib.contextmanager
-def fresh_server(command: str | None, targets: tuple[Target, ...], timeout_s: float) -> Iterator[None]:
+def fresh_server(
+    command: str | None, targets: tuple[Target, ...], timeout_s: float, access: Access = STRANGER
+) -> Iterator[None]:
     """Run ``command`` for the length of a ``with`` block; nothing when there is none.
 
     Raises:
@@ -42,7 +44,7 @@ def fresh_server(command: str | None, targets: tuple[Target, ...], timeout_s: fl
             shlex.split(command), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )
         try:
-            _await_ready(process, targets, timeout_s, log)
+            _await_ready(process, targets, timeout_s, access, log)
             yield
         finally:
             process.send_signal(signal.SIGTERM)
@@ -54,12 +56,16 @@ def fresh_server(command: str | None, targets: tuple[Target, ...], timeout_s: fl
 
 
 def _await_ready(
-    process: subprocess.Popen[bytes], targets: tuple[Target, ...], timeout_s: float, log: IO[bytes]
+    process: subprocess.Popen[bytes],
+    targets: tuple[Target, ...],
+    timeout_s: float,
+    access: Access,
+    log: IO[bytes],
 ) -> None:
     deadline = time.monotonic() + timeout_s
     for target in targets:
         while True:
-            hello, reason = probe(target, 5.0)
+            hello, reason = probe(target, 5.0, access)
             if hello is not None:
                 break
             if process.poll() is not None or time.monotonic() > deadline:

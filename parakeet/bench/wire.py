@@ -13,6 +13,8 @@ import struct
 from typing import Protocol
 
 from common.addresses import host_and_port
+from common.client_codec import encode_client_message
+from common.messages import Auth
 
 OP_TEXT = 1
 OP_BINARY = 2
@@ -49,11 +51,12 @@ def client_frame(opcode: int, payload: bytes, mask: bytes | None = None) -> byte
     return head + key + masked.to_bytes(length, "big")
 
 
-def upgrade_request(host: str, port: int, path: str, key: bytes) -> bytes:
+def upgrade_request(host: str, port: int, path: str, key: bytes, api_key: str = "") -> bytes:
     """The opening handshake; no extension is offered, so that no frame is compressed."""
+    access = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
     return (
         f"GET {path} HTTP/1.1\r\nHost: {host_and_port(host, port)}\r\nUpgrade: websocket\r\n"
-        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key.decode()}\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key.decode()}\r\n{access}"
         "Sec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
 
@@ -81,13 +84,14 @@ class Decoder(Protocol):
 class LineDecoder:
     """Newline-delimited messages of the TCP port."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_api_key", "_rest")
 
-    def __init__(self) -> None:
+    def __init__(self, api_key: str = "") -> None:
+        self._api_key = api_key
         self._rest = b""
 
     def opening(self) -> bytes:
-        return b""
+        return encode_client_message(Auth(self._api_key)) + b"\n" if self._api_key else b""
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
@@ -98,17 +102,18 @@ class LineDecoder:
 class WebSocketDecoder:
     """Handshake, then unmasked frames from the server; fragments are joined."""
 
-    __slots__ = ("_fragments", "_key", "_open", "_rest", "_target")
+    __slots__ = ("_api_key", "_fragments", "_key", "_open", "_rest", "_target")
 
-    def __init__(self, host: str, port: int, path: str) -> None:
+    def __init__(self, host: str, port: int, path: str, api_key: str = "") -> None:
         self._target = (host, port, path)
+        self._api_key = api_key
         self._key = new_key()
         self._open = False
         self._rest = b""
         self._fragments: list[bytes] | None = None
 
     def opening(self) -> bytes:
-        return upgrade_request(*self._target, self._key)
+        return upgrade_request(*self._target, self._key, self._api_key)
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         if self._rest:

@@ -7,35 +7,49 @@ from pathlib import Path
 
 import pytest
 
+from common.auth.api_key import KeyId
+from common.auth.keys_file import KeyRecord, create_key
 from parakeet.bench.command import main
+from tests.certificates import Authority
 from tests.ingress_process import IngressProcess
 from tests.servers import raw_client
 from tests.worker_process import WorkerProcess
 
 
-@pytest.mark.parametrize("transport", ["websocket", "binary", "tcp"])
+@pytest.mark.parametrize("transport", ["websocket", "binary", "tcp", "wss", "tcps"])
 def test_every_stream_is_played_and_measured(
     redis_url: str, tmp_path: Path, transport: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = raw_client(redis_url)
     report = tmp_path / "report.json"
+    flags: dict[str, object] = {}
+    shown: list[str] = []
+    if transport in ("wss", "tcps"):
+        authority, keys = Authority(tmp_path), tmp_path / "keys.json"
+        certificate = authority.sign()
+        _, key = create_key(keys, KeyRecord(key_id=KeyId(""), digest="", name="bench"))
+        flags = {"tls_cert": certificate.certificate, "tls_key": certificate.key, "auth_keys_file": keys}
+        shown = ["--tls-ca", str(authority.certificate), "--api-key", key]
     with (
         WorkerProcess(redis_url, "w-1", tmp_path / "w-1.log") as worker,
-        IngressProcess(redis_url, "i-1", tmp_path / "i-1.log") as ingress,
+        IngressProcess(redis_url, "i-1", tmp_path / "i-1.log", **flags) as ingress,
     ):
         worker.ready(client)
         ingress.ready(client)
-        port = ingress.port if transport == "tcp" else ingress.ws_port
-        scheme = "tcp" if transport == "tcp" else "ws"
+        scheme = "ws" if transport == "binary" else transport.replace("websocket", "ws")
+        port = ingress.port if scheme.startswith("tcp") else ingress.ws_port
         main(
             [
                 *(f"{scheme}://127.0.0.1:{port}", "--streams", "6", "--duration-s", "3", "--ramp-s", "1"),
                 *("--processes", "2", "--redis-url", redis_url, "--backend", "null", "--json", str(report)),
                 *(["--binary"] if transport == "binary" else []),
+                *shown,
             ]
         )
     client.close()
-    (trial,) = json.loads(report.read_text())["trials"]
+    written = report.read_text()
+    assert "pk_" not in written
+    (trial,) = json.loads(written)["trials"]
     assert trial["errors"] == {}
     assert trial["streams_finished"] == 6
     assert trial["messages_sent"] == 6 * 19  # 3 s in messages of 160 ms

@@ -55,6 +55,8 @@ def test_what_cannot_be_played_is_refused(tmp_path: Path) -> None:
 def test_targets() -> None:
     assert str(Target.parse("ws://localhost:8000")) == "ws://localhost:8000/"
     assert str(Target.parse("tcp://127.0.0.1:8765")) == "tcp://127.0.0.1:8765"
+    assert str(Target.parse("wss://localhost:8000")) == "wss://localhost:8000/"
+    assert str(Target.parse("tcps://localhost:8765")) == "tcps://localhost:8765"
     for wrong in ("http://x:1", "ws://x", "x:1"):
         with pytest.raises(ValueError, match="expected"):
             Target.parse(wrong)
