@@ -30,6 +30,9 @@ from ingress.auth.key_guard import KeyGuard
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
 from ingress.connection import Connection, ConnectionLimits
+from ingress.dialects.deepgram import refusals
+from ingress.dialects.deepgram.dialect import DeepgramDialect
+from ingress.dialects.deepgram.query import parse_listen_query
 from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.files.upload import Uploads
@@ -57,6 +60,8 @@ logger = logging.getLogger(__name__)
 
 STREAM_PATHS: Final = ("/", "/ws")
 """Where a WebSocket speaks the protocol of docs/protocol.md."""
+LISTEN_PATH: Final = "/v1/listen"
+"""Where it speaks Deepgram's (docs/deepgram.md)."""
 
 _BACKLOG: Final = 1024
 _START_PAUSE_S: Final = 0.2
@@ -127,7 +132,12 @@ class IngressServer:
                 head_timeout_s=settings.handshake_timeout_ms / 1000,
                 ping_interval_s=settings.ping_interval_s,
             ),
-            dict.fromkeys(STREAM_PATHS, self._native),
+            {
+                **dict.fromkeys(STREAM_PATHS, self._native),
+                LISTEN_PATH: self._speaking(
+                    lambda request: DeepgramDialect(parse_listen_query(request.query))
+                ),
+            },
             endpoints=(
                 *PAGE,
                 *tokens_endpoints(self._ring),
@@ -136,6 +146,7 @@ class IngressServer:
             ),
             authenticate=self._door.admit_request,
             proxies=proxies,
+            shapes={LISTEN_PATH: refusals.shaped},
         )
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:

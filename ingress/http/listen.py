@@ -11,10 +11,9 @@ import os
 import tempfile
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
@@ -23,15 +22,13 @@ from starlette.routing import Route
 
 from common.messages import Utterance, Word
 from ingress.auth.client import Client
+from ingress.dialects.deepgram.query import MAX_QUERY_FIELDS, REFUSED
+from ingress.dialects.deepgram.refusals import body_of, headers_of
+from ingress.dialects.deepgram.shapes import MODEL_INFO, MODEL_UUID, confidence_of, timestamp, word_shape
 from ingress.files.recording_stream import Transcript
 from ingress.http.endpoints import endpoint
 from ingress.http.transcriptions import FAILURES, FileService, Refused, refusal_of, transcribed
 from ingress.media.formats import HEAD_BYTES, NAMES, sniff
-
-_MAX_QUERY_FIELDS: Final = 1000
-# What a client asks for in trust: masked text, or results that go elsewhere.
-_REFUSED: Final = ("redact", "callback", "callback_method")
-_MODEL: Final = "parakeet"
 
 
 def listen_endpoints(service: FileService) -> tuple[Route, ...]:
@@ -47,20 +44,9 @@ def listen_endpoints(service: FileService) -> tuple[Route, ...]:
     return (endpoint("/v1/listen", listen, "POST"),)
 
 
-_CODES: Final = {
-    HTTPStatus.FORBIDDEN: "INSUFFICIENT_PERMISSIONS",
-    HTTPStatus.TOO_MANY_REQUESTS: "TOO_MANY_REQUESTS",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "PAYLOAD_TOO_LARGE",
-    HTTPStatus.SERVICE_UNAVAILABLE: "SERVICE_UNAVAILABLE",
-}
-
-
 def _refusal(refused: Refused, request_id: str) -> Response:
-    code = _CODES.get(refused.status, "Bad Request" if refused.status < 500 else "INTERNAL_SERVER_ERROR")
-    body = {"err_code": code, "err_msg": str(refused), "request_id": request_id}
-    # A reason may come from the decoder: a header takes no control characters, and none beyond ASCII.
-    reason = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in str(refused))
-    headers = {"dg-request-id": request_id, "dg-error": reason, **refused.headers}
+    body = body_of(refused.status, str(refused), request_id)
+    headers = {**headers_of(str(refused), request_id), **refused.headers}
     return JSONResponse(body, refused.status, headers=headers)
 
 
@@ -70,7 +56,7 @@ async def _listen(service: FileService, request: Request, request_id: str) -> Re
     if not client.may("stream"):
         raise Refused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
     query = _query(asked.query)
-    for name in _REFUSED:
+    for name in REFUSED:
         if name in query:
             raise Refused(HTTPStatus.BAD_REQUEST, f"This server has no '{name}'.", param=name)
     if "json" in request.headers.get("content-type", ""):
@@ -95,9 +81,9 @@ async def _listen(service: FileService, request: Request, request_id: str) -> Re
 def _query(text: str) -> dict[str, list[str]]:
     """Return the fields of a query. Raises Refused."""
     try:
-        return parse_qs(text, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+        return parse_qs(text, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
     except ValueError:
-        sentence = f"The query has more than {_MAX_QUERY_FIELDS} fields."
+        sentence = f"The query has more than {MAX_QUERY_FIELDS} fields."
         raise Refused(HTTPStatus.BAD_REQUEST, sentence) from None
 
 
@@ -117,15 +103,14 @@ async def _spooled(request: Request, file: IO[bytes], max_bytes: int) -> str:
 
 
 def _shape(transcript: Transcript, request_id: str, digest: str, *, utterances: bool) -> dict[str, Any]:
-    words = [_word(word) for word in transcript.words]
-    model_id = str(uuid.uuid5(uuid.NAMESPACE_URL, _MODEL))
+    words = [word_shape(word) for word in transcript.words]
     results: dict[str, Any] = {
         "channels": [
             {
                 "alternatives": [
                     {
                         "transcript": transcript.text,
-                        "confidence": _confidence(transcript.words),
+                        "confidence": confidence_of(transcript.words),
                         "words": words,
                     }
                 ]
@@ -139,33 +124,14 @@ def _shape(transcript: Transcript, request_id: str, digest: str, *, utterances: 
             "transaction_key": "deprecated",
             "request_id": request_id,
             "sha256": digest,
-            "created": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "created": timestamp(),
             "duration": round(transcript.duration_s, 4),
             "channels": 1,
-            "models": [model_id],
-            "model_info": {model_id: {"name": _MODEL, "version": "1", "arch": "fastconformer-rnnt"}},
+            "models": [MODEL_UUID],
+            "model_info": {MODEL_UUID: MODEL_INFO},
         },
         "results": results,
     }
-
-
-def _word(word: Word) -> dict[str, Any]:
-    return {
-        "word": bare(word.word),
-        "start": word.start_s,
-        "end": word.end_s,
-        "confidence": word.confidence,
-        "punctuated_word": word.word,
-    }
-
-
-def bare(word: str) -> str:
-    """Return a word in small letters, without marks of punctuation around it."""
-    return word.lower().strip('.,?!;:"“”„()') or word.lower()
-
-
-def _confidence(words: Sequence[Word]) -> float:
-    return round(sum(word.confidence for word in words) / len(words), 6) if words else 0.0
 
 
 def _utterance(utterance: Utterance, words: Sequence[Word]) -> dict[str, Any]:
@@ -173,9 +139,9 @@ def _utterance(utterance: Utterance, words: Sequence[Word]) -> dict[str, Any]:
     return {
         "start": utterance.start_s,
         "end": utterance.end_s,
-        "confidence": _confidence(inside),
+        "confidence": confidence_of(inside),
         "channel": 0,
         "transcript": utterance.text,
-        "words": [_word(word) for word in inside],
+        "words": [word_shape(word) for word in inside],
         "id": str(uuid.uuid4()),
     }

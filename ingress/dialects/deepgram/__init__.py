@@ -1,0 +1,1 @@
+"""Deepgram's listen protocol: recordings and live streams. No I/O."""

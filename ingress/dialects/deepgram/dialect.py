@@ -1,0 +1,278 @@
+"""`GET /v1/listen`: Deepgram's streaming protocol (docs/deepgram.md)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
+from common.messages import (
+    Ack,
+    ClientMessage,
+    Close,
+    ErrorMessage,
+    Finalize,
+    Phrases,
+    Result,
+    ServerMessage,
+)
+from common.options import StreamOptions
+from common.phrases import MAX_PHRASES
+from ingress.dialects.audio_input import AudioInput
+from ingress.dialects.deepgram.query import ListenQuery, phrases_of
+from ingress.dialects.deepgram.refusals import refusal_of
+from ingress.dialects.deepgram.segment import Segment, Segments
+from ingress.dialects.deepgram.shapes import MODEL_INFO, MODEL_UUID, confidence_of, timestamp, word_shape
+from ingress.dialects.dialect import Farewell, Frame
+from ingress.dialects.mixdown import mixed
+from ingress.http.refusal import Refusal
+from ingress.media.wanted import Media, MediaWanted
+
+DEFAULT_RATE: Final = 16_000
+_MAX_PACKET_BYTES: Final = 0xFFFF
+_MAX_SHOWN: Final = 200
+_MAX_REASON_BYTES: Final = 123  # of a close frame (RFC 6455, section 5.5)
+# A start is decided when there was so much speech (--turn-min-speech-ms); it began before.
+_START_HEARD_S: Final = 0.1
+
+_NORMAL: Final = 1000
+# Close code, and Deepgram's code where it has one.
+_BAD_AUDIO: Final = (1008, "DATA-0000")
+_CLOSES: Final = {
+    ErrorCode.WRONG_ENCODING: _BAD_AUDIO,
+    ErrorCode.BAD_SAMPLES: _BAD_AUDIO,
+    ErrorCode.POISON: _BAD_AUDIO,
+    ErrorCode.IDLE_TIMEOUT: (1011, "NET-0001"),
+    ErrorCode.FRAME_TOO_LONG: (1009, "DATA-0001"),
+    ErrorCode.DRAINING: (1012, "NET-0002"),
+    ErrorCode.INTERNAL: (1011, "INTERNAL"),
+}
+
+
+class _Interim(NamedTuple):
+    """What a later interim result of the same channel takes the place of."""
+
+    data: bytes
+
+
+class DeepgramDialect:
+    """One connection's side of Deepgram's protocol (a `Dialect`).
+
+    query: what its request asks for.
+    """
+
+    def __init__(self, query: ListenQuery) -> None:
+        self.options: StreamOptions = query.options
+        self.num_streams = query.num_streams
+        self.resumes = False
+        self.admitted_first = True
+        self.headers: tuple[tuple[str, str], ...] = (("dg-request-id", query.request_id),)
+        self.replies: list[Frame] = []
+        self.media: MediaWanted | None = query.media
+        self._query = query
+        self._input = AudioInput(query.encoding, query.options.sample_rate or DEFAULT_RATE, query.channels)
+        self._begun = False
+        self._digest = hashlib.sha256()
+        self._created = timestamp()
+        self._channels = [Segments() for _ in range(query.num_streams)]
+        self._num_ended = 0
+        self._metadata = {
+            "request_id": query.request_id,
+            "model_info": MODEL_INFO,
+            "model_uuid": MODEL_UUID,
+        }
+
+    # What the client says
+
+    def decode_binary(self, data: bytes) -> ClientMessage | Media | None:
+        """Take audio; an empty frame ends the stream. Raises ClientFault."""
+        if not data:
+            return Close()
+        self._digest.update(data)
+        if self.media is not None:
+            return self._packet(data) if self.media.packets else Media(data)
+        if not self._begun:
+            self._begun = True
+            if data.startswith(b"RIFF"):
+                self._input.goes_on()  # a recording that is sent with its head, which is heard as a click
+        audio = self._input.binary(data)
+        self._input.check(audio)
+        if self.num_streams < self._query.channels:
+            audio = mixed(audio, self._query.channels)
+        return audio if audio.payload else None
+
+    @staticmethod
+    def _packet(data: bytes) -> Media:
+        if len(data) > _MAX_PACKET_BYTES:
+            raise ClientFault(ErrorCode.WRONG_ENCODING, "A packet of Opus has at most 65535 bytes.")
+        return Media(len(data).to_bytes(2, "big") + data)
+
+    def decode_text(self, data: bytes) -> ClientMessage | None:
+        """Take a control message. What is none is answered, and the stream goes on."""
+        try:
+            message = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            message = None
+        match message:
+            case {"type": "KeepAlive"}:
+                return None
+            case {"type": "Finalize"}:
+                return Finalize()
+            case {"type": "CloseStream"}:
+                return Close()
+            case {"type": "Configure"}:
+                return self._configure(message.get("keyterms"))
+        self._reply(
+            type="Error",
+            variant="SchemaError",
+            description="A text frame is KeepAlive, Finalize, CloseStream or Configure, as JSON.",
+            message=data[:_MAX_SHOWN].decode(errors="replace"),
+        )
+        return None
+
+    def _configure(self, keyterms: object) -> Phrases | None:
+        """Answer `Configure`; what it says of features changes nothing, as in the query."""
+        request_id = self._query.request_id
+        if keyterms is None:
+            self._reply(type="ConfigureSuccess", request_id=request_id)
+            return None
+        try:
+            if not isinstance(keyterms, list) or not all(isinstance(term, str) for term in keyterms):
+                raise ClientFault(ErrorCode.BAD_OPTION, "'keyterms' is a list of strings.")
+            phrases = phrases_of(keyterms)
+        except ClientFault as error:
+            too_many = isinstance(keyterms, list) and len(keyterms) > MAX_PHRASES
+            code = "CONFIGURE_KEYTERM_LIMIT_EXCEEDED" if too_many else "CONFIGURE_INTERNAL_ERROR"
+            self._reply(type="ConfigureFailure", request_id=request_id, code=code, description=error.message)
+            return None
+        self._reply(type="ConfigureSuccess", request_id=request_id, keyterms=keyterms)
+        return Phrases(phrases)
+
+    def _reply(self, **fields: object) -> None:
+        self.replies.append(Frame(orjson.dumps(fields)))
+
+    def resumed(self, options: StreamOptions, sample_rate: int) -> None:
+        """Nobody resumes a stream in this protocol."""
+
+    # What the client is told
+
+    def encode(self, message: ServerMessage, stream: int) -> Sequence[Frame]:
+        """Write a message about one channel."""
+        match message:
+            case Result():
+                return self._result(message, stream)
+            case Ack(samples):
+                return self._utterance_end(stream, samples / self._rate)
+            case ErrorMessage():
+                return self._error(message)
+        return ()
+
+    def _result(self, result: Result, stream: int) -> Sequence[Frame]:
+        channel = self._channels[stream]
+        heard_s = result.audio_ack_samples / self._rate
+        frames: list[Frame] = []
+        if self._query.vad_events and result.turn_detection == "start_of_utterance":
+            began_s = round(max(0.0, heard_s - _START_HEARD_S), 3)
+            frames.append(_frame(type="SpeechStarted", channel=self._index(stream), timestamp=began_s))
+        for segment in channel.take(result, heard_s):
+            if segment.is_final:
+                frames.append(Frame(self._results(segment, stream)))
+            elif self._query.interim and segment.transcript:
+                data = self._results(segment, stream)
+                frames.append(Frame(data, _Interim(data)))
+        if result.is_final:
+            self._num_ended += 1
+            if self._num_ended == self.num_streams:
+                frames.append(self._end())
+        else:
+            frames += self._utterance_end(stream, heard_s)
+        return frames
+
+    def _results(self, segment: Segment, stream: int) -> bytes:
+        alternative = {
+            "transcript": segment.transcript,
+            "confidence": confidence_of(segment.words),
+            "words": [word_shape(word) for word in segment.words],
+        }
+        return orjson.dumps(
+            {
+                "type": "Results",
+                "channel_index": self._index(stream),
+                "start": round(segment.start_s, 3),
+                "duration": round(segment.end_s - segment.start_s, 3),
+                "is_final": segment.is_final,
+                "speech_final": segment.at_end and (self._query.ends_speech or segment.from_finalize),
+                "from_finalize": segment.from_finalize,
+                "channel": {"alternatives": [alternative]},
+                "metadata": self._metadata,
+            }
+        )
+
+    def _utterance_end(self, stream: int, heard_s: float) -> Sequence[Frame]:
+        """`UtteranceEnd`, where so much audio has passed after the last word of a final."""
+        channel = self._channels[stream]
+        ended_s, gap_s = channel.last_word_end_s, self._query.utterance_end_s
+        if gap_s is None or ended_s is None or heard_s < ended_s + gap_s:
+            return ()
+        channel.last_word_end_s = None
+        return (_frame(type="UtteranceEnd", channel=self._index(stream), last_word_end=round(ended_s, 3)),)
+
+    def _end(self) -> Frame:
+        return _frame(
+            type="Metadata",
+            transaction_key="deprecated",
+            request_id=self._query.request_id,
+            sha256=self._digest.hexdigest(),
+            created=self._created,
+            duration=round(max(channel.heard_s for channel in self._channels), 3),
+            channels=self._query.channels,
+        )
+
+    def _error(self, error: ErrorMessage) -> Sequence[Frame]:
+        code = ErrorCode(error.code)
+        if not ERROR_SPECS[code].closes:
+            return ()  # audio behind the end: nobody is told
+        _, name = _close_of(code)
+        return (_frame(type="Error", variant=error.code, description=error.message, message="", code=name),)
+
+    def _index(self, stream: int) -> list[int]:
+        return [stream, self.num_streams]
+
+    @property
+    def _rate(self) -> int:
+        """Of the samples, Hz; of media that is decoded, known before its first result."""
+        return self.options.sample_rate or DEFAULT_RATE
+
+    def merge(self, earlier: object, later: object) -> Frame | None:
+        """Let the later of two interim results stand for both."""
+        if isinstance(earlier, _Interim) and isinstance(later, _Interim):
+            return Frame(later.data, later)
+        return None
+
+    def farewell(self, error: StreamError | None) -> Farewell:
+        """How to close; the reason begins with a code."""
+        if error is None:
+            return Farewell(None, _NORMAL, "")
+        code, name = _close_of(error.code)
+        reason = f"{name} {error.message}".encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+        return Farewell(error, code, reason)
+
+    def refusal(self, error: StreamError) -> Refusal:
+        """How to answer a request for which there is no stream."""
+        return refusal_of(error, self._query.request_id)
+
+
+def _frame(**fields: Any) -> Frame:
+    return Frame(orjson.dumps(fields))
+
+
+def _close_of(code: ErrorCode) -> tuple[int, str]:
+    """Return the close code, and the code in words."""
+    known = _CLOSES.get(code)
+    if known is not None:
+        return known
+    client = ERROR_SPECS[code].fault is Fault.CLIENT
+    return (1008 if client else 1013), code.value.upper()

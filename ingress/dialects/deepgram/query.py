@@ -1,0 +1,206 @@
+"""The query of `GET /v1/listen`: what a client wants of its stream."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qs
+
+from common.errors import ClientFault
+from common.messages import Encoding
+from common.options import StreamOptions
+from common.phrases import MAX_BOOST, Phrase, parse_phrases
+from ingress.dialects.deepgram.refusals import bad_parameter
+from ingress.media.wanted import MediaWanted
+
+MAX_QUERY_FIELDS: Final = 1000
+MAX_CHANNELS: Final = 8
+MIN_RATE: Final = 8_000
+MAX_RATE: Final = 48_000
+
+REFUSED: Final = ("redact", "callback", "callback_method")
+"""What a client asks for in trust, masked text or results that go elsewhere: it would not notice that this
+server has none of it."""
+
+_SAMPLES: Final = {
+    "linear16": Encoding.PCM16,
+    "linear32": Encoding.F32,
+    "mulaw": Encoding.MULAW,
+    "alaw": Encoding.ALAW,
+}
+_MEDIA: Final = {"opus": "", "ogg-opus": "ogg", "flac": "flac"}
+# The detector hears silence in windows of 32 ms; with more than ten minutes a segment has no end anyway.
+_MIN_SILENCE_MS: Final = 32
+_MAX_SILENCE_MS: Final = 60_000
+_MAX_UTTERANCE_END_MS: Final = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class ListenQuery:
+    """What the query asks for.
+
+    request_id: of this connection, told with everything.
+    encoding: of samples; PCM16 where `media` is decoded to them.   media: compressed audio; None for samples.
+    channels: interleaved in the audio.   multichannel: each is a stream of its own; else they are mixed.
+    interim: whether results that may change are sent.
+    ends_speech: whether a final at the end of an utterance says `speech_final`.
+    utterance_end_s: audio after the last word of a final until `UtteranceEnd`; None for none.
+    vad_events: whether starts of speech are told.   options: of each stream.
+    """
+
+    request_id: str
+    encoding: Encoding = Encoding.PCM16
+    media: MediaWanted | None = None
+    channels: int = 1
+    multichannel: bool = False
+    interim: bool = False
+    ends_speech: bool = True
+    utterance_end_s: float | None = None
+    vad_events: bool = False
+    options: StreamOptions = field(default_factory=StreamOptions)
+
+    @property
+    def num_streams(self) -> int:
+        """Streams of the connection."""
+        return self.channels if self.multichannel else 1
+
+
+def parse_listen_query(text: str) -> ListenQuery:
+    """Read the query of a request, as it stands behind `?`. Raises Refused."""
+    request_id = str(uuid.uuid4())
+    try:
+        return _parse(_Fields(text), request_id)
+    except ValueError as error:
+        raise bad_parameter(str(error), request_id) from None
+    except ClientFault as error:
+        raise bad_parameter(error.message, request_id) from None
+
+
+class _Fields:
+    """The fields of a query. All of its methods raise ValueError with a sentence."""
+
+    def __init__(self, text: str) -> None:
+        try:
+            self._fields = parse_qs(text, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
+        except ValueError:
+            raise ValueError(f"The query has more than {MAX_QUERY_FIELDS} fields.") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fields
+
+    def text(self, name: str) -> str | None:
+        """Return the last value of a field; None where it is missing or empty."""
+        return self._fields[name][-1] or None if name in self._fields else None
+
+    def texts(self, name: str) -> Sequence[str]:
+        """Return all values of a field."""
+        return self._fields.get(name, ())
+
+    def flag(self, name: str) -> bool:
+        """Return whether a field is true; a missing one is not."""
+        value = (self.text(name) or "false").lower()
+        if value not in ("true", "false"):
+            raise ValueError(f"'{name}' is true or false.")
+        return value == "true"
+
+    def number(self, name: str, least: int, most: int) -> int | None:
+        """Return a whole number within bounds; None where the field is missing."""
+        value = self.text(name)
+        if value is None:
+            return None
+        if not (value.isascii() and value.isdigit() and len(value) < 10 and least <= int(value) <= most):
+            raise ValueError(f"'{name}' is a whole number of {least} to {most}.")
+        return int(value)
+
+
+def _parse(fields: _Fields, request_id: str) -> ListenQuery:
+    for name in REFUSED:
+        if name in fields:
+            raise ValueError(f"This server has no '{name}'.")
+    channels = fields.number("channels", 1, MAX_CHANNELS) or 1
+    multichannel = fields.flag("multichannel")
+    encoding, rate, media = _audio(fields, channels, mix=not multichannel)
+    silence_ms, ends_speech = _endpointing(fields)
+    utterance_end_ms = (
+        None
+        if fields.text("utterance_end_ms") in (None, "false")
+        else fields.number("utterance_end_ms", 1, _MAX_UTTERANCE_END_MS)
+    )
+    return ListenQuery(
+        request_id=request_id,
+        encoding=encoding,
+        media=media,
+        channels=channels,
+        multichannel=multichannel,
+        interim=fields.flag("interim_results"),
+        ends_speech=ends_speech,
+        utterance_end_s=None if utterance_end_ms is None else utterance_end_ms / 1000,
+        vad_events=fields.flag("vad_events"),
+        options=StreamOptions(
+            sample_rate=rate,
+            words=True,
+            auto_finalize=True,
+            turn_signals=None if silence_ms is None else "vad",
+            turn_silence_ms=silence_ms,
+            turn_max_pause_ms=silence_ms,
+            phrases=phrases_of(fields.texts("keyterm"), fields.texts("keywords")),
+        ),
+    )
+
+
+def _audio(fields: _Fields, channels: int, *, mix: bool) -> tuple[Encoding, int | None, MediaWanted | None]:
+    """Return how samples are written, at which rate, and what has to be decoded to them first."""
+    name = fields.text("encoding")
+    if name is None:
+        return Encoding.PCM16, None, MediaWanted(mix=mix, channels=channels)
+    if name not in _SAMPLES and name not in _MEDIA:
+        raise ValueError(
+            f"This server does not decode this 'encoding'; it has {', '.join((*_SAMPLES, *_MEDIA))}."
+        )
+    rate = fields.number("sample_rate", MIN_RATE, MAX_RATE)
+    if rate is None and name != "ogg-opus":
+        raise ValueError("'encoding' needs 'sample_rate', in Hz.")
+    if name in _SAMPLES:
+        return _SAMPLES[name], rate, None
+    return (
+        Encoding.PCM16,
+        None,
+        MediaWanted(demuxer=_MEDIA[name], packets=name == "opus", mix=mix, channels=channels),
+    )
+
+
+def _endpointing(fields: _Fields) -> tuple[int | None, bool]:
+    """Return the silence that ends an utterance, in ms, None for the server's own way; and whether its end is
+    told as the end of speech."""
+    value = fields.text("endpointing")
+    if value in (None, "true"):
+        return None, True
+    if value == "false":
+        return None, False
+    silence_ms = fields.number("endpointing", 0, _MAX_SILENCE_MS)
+    return (None if silence_ms is None else max(silence_ms, _MIN_SILENCE_MS)), True
+
+
+def phrases_of(keyterms: Sequence[str], keywords: Sequence[str] = ()) -> tuple[Phrase, ...]:
+    """Return phrases out of `keyterm`, and of `keywords` with a boost behind their colon.
+
+    Raises ClientFault `bad_option`.
+    """
+    made: list[object] = list(keyterms)
+    for keyword in keywords:
+        text, colon, boost = keyword.rpartition(":")
+        number = _number_of(boost) if colon else None
+        if number is None:
+            made.append(keyword)
+        else:
+            made.append({"text": text, "boost": min(max(number, 0.0), MAX_BOOST)})
+    return parse_phrases(made)
+
+
+def _number_of(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
