@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from common.errors import ClientFault, ErrorCode, StreamError, Unavailable
@@ -34,6 +34,9 @@ from ingress.auth.guard import NO_GUARD, Guard
 from ingress.client_stream import ClientStream, split_channels
 from ingress.dialects.dialect import Dialect, Heard
 from ingress.links import CLIENT_GONE, FINAL, NOBODY, Backplane, Caller, Resumption
+from ingress.media.decoder import Decoders
+from ingress.media.inlet import MediaInlet
+from ingress.media.wanted import Media
 from ingress.meter import Meter
 from ingress.protocol import ONLY_APPENDING, YOUNG, Action, ConnectionProtocol, Event, Outcome, State
 from ingress.sockets.deadlines import Deadlines
@@ -48,6 +51,8 @@ REFUSED_GRACE_S: Final = 1.0
 # Without a new stream a client may still go on with one that it has.
 _MAY_RESUME: Final = frozenset((ErrorCode.NO_FREE_STREAM, ErrorCode.OVER_LIMIT))
 UNREAD_TIMEOUT_S: Final = 30.0
+# Audio that was compressed may come faster than it can be recognised: it waits in front of its decoder.
+_MAX_DECODED_AHEAD_S: Final = 20.0
 
 _PONG: Final = Pong()
 _NO_AUDIO: Final = Audio(b"", final=True)
@@ -92,6 +97,7 @@ class Connection:
     on_closed: called once, when the socket is gone.
     client: who it is; None where a key has to be shown first, in a message.
     guard: looks at that key, and counts what the client's key may have.
+    decoders: of compressed audio, for dialects that have it.
     """
 
     __slots__ = (
@@ -100,10 +106,12 @@ class Connection:
         "_buffer",
         "_counted",
         "_deadlines",
+        "_decoders",
         "_dialect",
         "_guard",
         "_hanging_up",
         "_hung_up",
+        "_inlet",
         "_limits",
         "_logged",
         "_lost",
@@ -130,6 +138,7 @@ class Connection:
         meter: Meter,
         client: Client | None = ANYBODY,
         guard: Guard = NO_GUARD,
+        decoders: Decoders | None = None,
     ) -> None:
         self._peer = peer
         self._dialect = dialect
@@ -140,6 +149,8 @@ class Connection:
         self._meter = meter
         self.client = client
         self._guard = guard
+        self._decoders = decoders
+        self._inlet: MediaInlet | None = None
         self._protocol = ConnectionProtocol(stranger=client is None)
         self._buffer = SendBuffer(self._write, dialect, limits.send_buffer_bytes)
         self._deadlines = Deadlines(
@@ -200,12 +211,26 @@ class Connection:
         except Exception:
             self._failed()
             return
-        if isinstance(message, list):
+        if message is None:
+            pass
+        elif self._inlet is not None:
+            self._wait_for_media(self._inlet, message)
+        elif isinstance(message, list):
             self._received_all(message)
-        elif message is not None:
+        elif isinstance(message, Media):
+            raise AssertionError("compressed audio of a dialect that has none")
+        else:
             self._received(message)
         if self._dialect.replies:
             self._reply()
+
+    def _wait_for_media(self, inlet: MediaInlet, heard: Heard) -> None:
+        """What was said takes its place behind the audio that is not decoded yet."""
+        for item in heard if isinstance(heard, list) else (heard,):
+            if item is not None:
+                inlet.take(item)
+        if inlet.is_full:
+            self._peer.pause_reading()
 
     def _received_all(self, messages: list[ClientMessage]) -> None:
         """Take messages in order; those behind one that waits for its slot wait, too."""
@@ -240,9 +265,12 @@ class Connection:
                 return
         self._carry_out(protocol.receive(message))
 
-    def received_fault(self, error: ClientFault) -> None:
-        """Take a fault of the framing, after which the shell delivers nothing more."""
-        self._carry_out(self._protocol.fail(error))
+    def received_fault(self, error: StreamError) -> None:
+        """Take a fault after which nothing more is delivered: of the framing, or of compressed audio."""
+        if isinstance(error, ClientFault):
+            self._carry_out(self._protocol.fail(error))
+        else:
+            self._carry_out(self._protocol.notify(Event.FAILED, error))
 
     def ended(self) -> None:
         """The client closed its sending side."""
@@ -260,6 +288,7 @@ class Connection:
         self._lost = True
         self._carry_out(self._protocol.notify(Event.LOST))
         self._deadlines.stop()
+        self._close_inlet()
         begun = sum(stream.begun for stream in self._streams)
         first = self._streams[0]
         audio_s = first.next_sample / first.sample_rate
@@ -317,10 +346,37 @@ class Connection:
         """This ingress stops."""
         self._carry_out(self._protocol.notify(Event.DRAIN))
 
+    # What decoded media says (MediaSink)
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether decoded audio may come now."""
+        most_s = min(_MAX_DECODED_AHEAD_S, self._limits.max_undecoded_s / 2)
+        return not self._paused and self._streams[0].undecoded_s < most_s
+
+    def decodes_at(self, sample_rate: int) -> None:
+        """Decoded audio of this rate will come."""
+        self._dialect.options = replace(self._dialect.options, sample_rate=sample_rate)
+
+    def received_decoded(self, message: ClientMessage) -> None:
+        """Take decoded audio, or what the client said behind it."""
+        self._received(message)
+
+    def on_media_room(self) -> None:
+        """Read again."""
+        if not self._paused and self._protocol.state is not State.CLOSED:
+            self._peer.resume_reading()
+
+    def _close_inlet(self) -> None:
+        if self._inlet is not None:
+            self._inlet.close()
+
     # What a stream says (ClientStream)
 
     def on_result(self, stream: ClientStream, result: Result, *, mergeable: bool) -> None:
         """Send a result to the client; behind the last one of the last stream, close."""
+        if self._inlet is not None:
+            self._inlet.room()
         if stream.ended and all(other.ended for other in self._streams):
             self._meter.result(result)
             self._carry_out(self._protocol.notify(Event.LAST_RESULT), result, stream)
@@ -332,6 +388,8 @@ class Connection:
 
     def on_ack(self, stream: ClientStream, samples: int) -> None:
         """Tell the client of progress without a result."""
+        if self._inlet is not None:
+            self._inlet.room()
         if self._protocol.forwards:
             self._tell(Ack(samples), stream, mergeable=True)
 
@@ -438,6 +496,7 @@ class Connection:
                     else:
                         stream.give_up(keep=False, code=code)
             case Action.HANG_UP:
+                self._close_inlet()
                 self._hanging_up = _HangUp(outcome.error)
                 if self._buffer.empty:
                     self._hang_up_if_asked()
@@ -487,6 +546,10 @@ class Connection:
 
     def _resume_reading(self) -> None:
         self._paused = False
+        if self._inlet is not None:
+            self._inlet.room()
+            if self._inlet.is_full:
+                return
         self._peer.resume_reading()
 
     def _accept(self) -> None:
@@ -552,6 +615,7 @@ class Connection:
             self._meter.admitted(len(self._streams))
             if self._protocol.state is State.CLOSED:  # the client left meanwhile
                 self._give_up_slots()
+                self._close_inlet()
                 return
             self._carry_out(self._protocol.notify(Event.ADMITTED))
             if first is not None:
@@ -562,6 +626,10 @@ class Connection:
 
     async def _take_slots(self) -> None:
         """A slot for each stream: a new one, or that of `hello` again where it was given back."""
+        if self._dialect.media is not None and self._inlet is None:
+            if self._decoders is None:
+                raise AssertionError("compressed audio without decoders")
+            self._inlet = MediaInlet(self._decoders, self._dialect.media, self)
         caller = self._caller
         await self._count()
         try:
@@ -644,6 +712,7 @@ class Connection:
         """End a connection that cannot go on by the table: give up what waits, say why, close."""
         was_closed = self._protocol.state is State.CLOSED
         self._protocol.notify(Event.LOST)
+        self._close_inlet()
         self._buffer.clear()
         self._abandon(error)
         message = self._logged_error(error)

@@ -117,10 +117,11 @@ class IngressServer:
         self._door = Door(self._ring, Origins(settings.allowed_origins), self.metrics, is_open)
         self._guard = None if self._ring is None else KeyGuard(self._door, self._backplane.key_usage())
         self._tls = _tls_of(settings)
+        self._decoders = Decoders(settings.max_decoders)
         self._native = self._speaking(lambda request: NativeDialect(settings.sample_rate))
         self._files = FileService(
             self._backplane,
-            Decoders(settings.max_decoders),
+            self._decoders,
             self._guard_of,
             settings.max_upload_mb << 20,
             Uploads(_UPLOADS_PER_DECODER * settings.max_decoders),
@@ -261,6 +262,7 @@ class IngressServer:
             Meter(self.metrics, "websocket" if request.method else "tcp"),
             client,
             guard,
+            self._decoders,
         )
         self._connections.add(connection)
         self._empty.clear()

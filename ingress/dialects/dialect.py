@@ -9,6 +9,7 @@ from common.errors import StreamError
 from common.messages import ClientMessage, ServerMessage
 from common.options import StreamOptions
 from ingress.http.refusal import Refusal
+from ingress.media.wanted import Media, MediaWanted
 from ingress.request import Request
 
 
@@ -34,8 +35,8 @@ class Farewell(NamedTuple):
     reason: str
 
 
-Heard = ClientMessage | list[ClientMessage] | None
-"""What a frame says: one message, several in their order, or nothing to the streams."""
+Heard = ClientMessage | Media | list[ClientMessage] | None
+"""What a frame says: one message, several in their order, nothing to the streams; or compressed audio."""
 
 
 class Dialect(Protocol):
@@ -54,6 +55,8 @@ class Dialect(Protocol):
         none is answered by `refusal`, as HTTP. Otherwise the WebSocket is open by then, and an error and the
         farewell say so.
     headers: of the response that opens the WebSocket, beside those of RFC 6455.
+    media: compressed audio that the client sends, which is decoded to pcm16, channels interleaved; None where
+        it sends samples. `options` has the rate by the time at which the first samples come.
     replies: what the dialect has to say by itself of what it has decoded: answers to messages that concern no
         stream, warnings. Whoever sends them empties the list, behind what the message has brought about.
     """
@@ -63,6 +66,7 @@ class Dialect(Protocol):
     resumes: bool
     admitted_first: bool
     headers: tuple[tuple[str, str], ...]
+    media: MediaWanted | None
     replies: list[Frame]
 
     def decode_text(self, data: bytes) -> Heard:

@@ -30,6 +30,7 @@ from ingress.dialects.audio_shape import AudioShape
 from ingress.dialects.closing import farewell_of
 from ingress.dialects.dialect import Farewell, Frame
 from ingress.http.refusal import Refusal
+from ingress.media.wanted import MediaWanted
 
 _JSON_BEGINS: Final = b"{ \t\r\n"
 # A client whose messages have a time or a number in front of their base64 has a new shape in each: to learn
@@ -52,6 +53,7 @@ class NativeDialect:
         "_shapes_in_vain",
         "admitted_first",
         "headers",
+        "media",
         "num_streams",
         "options",
         "replies",
@@ -64,6 +66,7 @@ class NativeDialect:
         self.resumes = True
         self.admitted_first = False
         self.headers: tuple[tuple[str, str], ...] = ()
+        self.media: MediaWanted | None = None
         self.replies: list[Frame] = []
         self._sample_rate = sample_rate
         self._input = AudioInput(Encoding.PCM16, sample_rate)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -84,11 +84,23 @@ class Decoders:
         """Children that run."""
         return self._running
 
-    async def start(self, media: MediaInput) -> Decoder:
-        """Start to decode; use the result in `async with`. Raises DecodersBusy."""
+    def hold(self) -> None:
+        """Count a child that will be started, until `start` or `let_go`. Raises DecodersBusy."""
         if self._running >= self._max_running:
             raise DecodersBusy(f"This server decodes {self._max_running} inputs at once; try again later.")
         self._running += 1
+
+    def let_go(self) -> None:
+        """No child will be started under what is held."""
+        self._running -= 1
+
+    async def start(self, media: MediaInput, *, held: bool = False) -> Decoder:
+        """Start to decode; use the result in `async with`, or close it. Raises DecodersBusy.
+
+        held: it is counted already, by `hold`.
+        """
+        if not held:
+            self.hold()
         try:
             with _no_garbage_collection():
                 process = await asyncio.create_subprocess_exec(
@@ -100,7 +112,7 @@ class Decoders:
                     env=_environment(),
                 )
         except BaseException:
-            self._running -= 1
+            self.let_go()
             raise
         return Decoder(process, self._end)
 
@@ -193,7 +205,7 @@ class Decoder:
         fields = json.loads(header)
         return DecodedAudio(int(fields["rate"]), int(fields["channels"]))
 
-    async def blocks(self) -> AsyncIterator[bytes]:
+    async def blocks(self) -> AsyncGenerator[bytes]:
         """Yield samples, after `audio`. Raises MediaError where the media ends in a fault, at its end."""
         while True:
             try:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError
+from common.errors import ERROR_SPECS, ClientFault, ErrorCode, StreamError
 from common.messages import (
     Ack,
     ClientMessage,
@@ -22,6 +22,7 @@ from common.messages import (
 from common.options import StreamOptions
 from common.phrases import MAX_PHRASES
 from ingress.dialects.audio_input import AudioInput
+from ingress.dialects.closing import INTERNAL_ERROR, POLICY_VIOLATION, farewell_of
 from ingress.dialects.deepgram.query import ListenQuery, phrases_of
 from ingress.dialects.deepgram.refusals import refusal_of
 from ingress.dialects.deepgram.segment import Segment, Segments
@@ -38,17 +39,13 @@ _MAX_REASON_BYTES: Final = 123  # of a close frame (RFC 6455, section 5.5)
 # A start is decided when there was so much speech (--turn-min-speech-ms); it began before.
 _START_HEARD_S: Final = 0.1
 
-_NORMAL: Final = 1000
 # Close code, and Deepgram's code where it has one.
-_BAD_AUDIO: Final = (1008, "DATA-0000")
+_BAD_AUDIO: Final = (POLICY_VIOLATION, "DATA-0000")
 _CLOSES: Final = {
     ErrorCode.WRONG_ENCODING: _BAD_AUDIO,
     ErrorCode.BAD_SAMPLES: _BAD_AUDIO,
     ErrorCode.POISON: _BAD_AUDIO,
-    ErrorCode.IDLE_TIMEOUT: (1011, "NET-0001"),
-    ErrorCode.FRAME_TOO_LONG: (1009, "DATA-0001"),
-    ErrorCode.DRAINING: (1012, "NET-0002"),
-    ErrorCode.INTERNAL: (1011, "INTERNAL"),
+    ErrorCode.IDLE_TIMEOUT: (INTERNAL_ERROR, "NET-0001"),
 }
 
 
@@ -235,7 +232,7 @@ class DeepgramDialect:
         code = ErrorCode(error.code)
         if not ERROR_SPECS[code].closes:
             return ()  # audio behind the end: nobody is told
-        _, name = _close_of(code)
+        _, name = _close_of(StreamError(code, error.message))
         return (_frame(type="Error", variant=error.code, description=error.message, message="", code=name),)
 
     def _index(self, stream: int) -> list[int]:
@@ -255,8 +252,8 @@ class DeepgramDialect:
     def farewell(self, error: StreamError | None) -> Farewell:
         """How to close; the reason begins with a code."""
         if error is None:
-            return Farewell(None, _NORMAL, "")
-        code, name = _close_of(error.code)
+            return farewell_of(None)
+        code, name = _close_of(error)
         reason = f"{name} {error.message}".encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
         return Farewell(error, code, reason)
 
@@ -269,10 +266,6 @@ def _frame(**fields: Any) -> Frame:
     return Frame(orjson.dumps(fields))
 
 
-def _close_of(code: ErrorCode) -> tuple[int, str]:
+def _close_of(error: StreamError) -> tuple[int, str]:
     """Return the close code, and the code in words."""
-    known = _CLOSES.get(code)
-    if known is not None:
-        return known
-    client = ERROR_SPECS[code].fault is Fault.CLIENT
-    return (1008 if client else 1013), code.value.upper()
+    return _CLOSES.get(error.code) or (farewell_of(error).code, error.code.value.upper())

@@ -6,15 +6,11 @@ open segment, which runs from the end of the last final to now, and each final o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
+from common.late_marks import without_late_marks
 from common.messages import Result, Utterance, Word
-
-# Marks that belong to what a final has told already (gpu_worker/turn/utterances.py has them so).
-_LATE_MARKS: Final = re.compile(r"\s*([.,?!;:…]+(?=\s|$)|[。，、？！；：]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +68,7 @@ class Segments:
 
     def _open(self, text: str) -> str:
         rest = text[self._offset :]
-        if self._offset and (late := _LATE_MARKS.match(rest)):
-            rest = rest[late.end() :]
-        return rest.strip()
+        return (without_late_marks(rest) if self._offset else rest).strip()
 
     def _final(self, text: str, utterance: Utterance) -> Segment:
         """The final of an utterance, which may stand before words of the next one."""

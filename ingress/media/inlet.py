@@ -1,0 +1,267 @@
+"""Compressed audio of a live connection on its way to samples, and what its client says in between.
+
+A child process decodes (decoder.py). What it writes has no marks, so a message that stands behind audio waits
+until the child has said nothing for a while: then the audio before the message is decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from typing import Final, Protocol
+
+from common.errors import ClientFault, ErrorCode, InternalFault, StreamError, Unavailable
+from common.messages import Audio, ClientMessage, Close
+from ingress.media.child import RAW_OPUS
+from ingress.media.decoder import Decoder, Decoders, DecodersBusy, MediaError, MediaInput
+from ingress.media.formats import HEAD_BYTES, STREAMED_NAMES, sniff
+from ingress.media.wanted import Media, MediaWanted
+
+logger = logging.getLogger(__name__)
+
+# What waits here in front of the child; more, and the client is not read.
+_MAX_WAITING_BYTES: Final = 64 << 10
+_PIECE_BYTES: Final = 16 << 10
+# A child that has input and says nothing for so long has decoded it: a packet takes it a millisecond.
+_QUIET_S: Final = 0.1
+# It starts within half a second; but a container may need more of its audio before the first sample.
+_BEGIN_S: Final = 5.0
+
+
+class MediaSink(Protocol):
+    """Who gets the samples: the connection."""
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether audio may be handed on now; `MediaInlet.room` says when to ask again."""
+
+    def decodes_at(self, sample_rate: int) -> None:
+        """Samples of this rate, in Hz, will come."""
+
+    def received_decoded(self, message: ClientMessage) -> None:
+        """Samples, or what the client said behind them."""
+
+    def received_fault(self, error: StreamError) -> None:
+        """Nothing more comes."""
+
+    def on_media_room(self) -> None:
+        """There is room again for what the client sends."""
+
+
+class MediaInlet:
+    """The compressed audio of one connection. Made on the event loop; `close` ends it.
+
+    From its making on it has one of the children that an ingress may run. Raises Unavailable `no_free_stream`
+    where it has none left.
+    """
+
+    __slots__ = (
+        "_decoder",
+        "_decoders",
+        "_head",
+        "_holds_place",
+        "_items",
+        "_news",
+        "_reader",
+        "_sink",
+        "_spoke_at",
+        "_task",
+        "_waiting_bytes",
+        "_wanted",
+    )
+
+    def __init__(self, decoders: Decoders, wanted: MediaWanted, sink: MediaSink) -> None:
+        try:
+            decoders.hold()
+        except DecodersBusy as error:
+            raise Unavailable(ErrorCode.NO_FREE_STREAM, str(error)) from None
+        self._decoders = decoders
+        self._wanted = wanted
+        self._sink = sink
+        self._holds_place = True
+        self._items: deque[Media | ClientMessage] = deque()
+        self._waiting_bytes = 0
+        self._head = b""  # of a container that is not known yet
+        self._decoder: Decoder | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._spoke_at: float | None = (
+            None  # when samples last came, or could have come; None before the first
+        )
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._run(), name="media-inlet")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client should not be read for now."""
+        return self._waiting_bytes > _MAX_WAITING_BYTES
+
+    def take(self, item: Media | ClientMessage) -> None:
+        """Take the next that the client said."""
+        if self._task is None:
+            return
+        self._items.append(item)
+        if isinstance(item, Media):
+            self._waiting_bytes += len(item.data)
+        self._news.set()
+
+    def room(self) -> None:
+        """The sink may take audio again."""
+        self._news.set()
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            await self._serve()
+        except MediaError as error:
+            self._sink.received_fault(ClientFault(ErrorCode.WRONG_ENCODING, str(error)))
+        except StreamError as error:
+            self._sink.received_fault(error)
+        except Exception:
+            logger.exception("a live input could not be decoded")
+            self._sink.received_fault(InternalFault())
+        finally:
+            self._task = None
+            self._items.clear()
+            await self._tidy_up()
+
+    async def _tidy_up(self) -> None:
+        if self._holds_place:
+            self._holds_place = False
+            self._decoders.let_go()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)  # what it raised is told
+        if self._decoder is not None:
+            await self._decoder.close()
+
+    async def _serve(self) -> None:
+        while True:
+            while not self._items:
+                self._raise_if_failed()
+                await self._wait()
+            item = self._items[0]
+            if isinstance(item, Media):
+                await self._feed(item.data)
+            elif isinstance(item, Close):
+                await self._end()
+                self._sink.received_decoded(item)
+                return
+            else:
+                await self._settle()
+                self._sink.received_decoded(item)
+            self._items.popleft()
+            if isinstance(item, Media):
+                was_full = self.is_full
+                self._waiting_bytes -= len(item.data)
+                if was_full and not self.is_full:
+                    self._sink.on_media_room()
+
+    async def _wait(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    def _raise_if_failed(self) -> None:
+        if self._reader is not None and self._reader.done():
+            self._reader.result()
+
+    async def _feed(self, data: bytes) -> None:
+        if self._decoder is not None:
+            await self._pour(self._decoder, data)
+            return
+        self._head += data
+        media = self._input()
+        if media is not None:
+            await self._begin(media)
+
+    async def _begin(self, media: MediaInput) -> None:
+        """Start the child, and feed it what came before it was known what it is to decode."""
+        self._holds_place = False  # it is the child's from here on
+        decoder = self._decoder = await self._decoders.start(media, held=True)
+        self._reader = asyncio.create_task(self._read(decoder), name="media-samples")
+        self._reader.add_done_callback(lambda _: self._news.set())
+        head, self._head = self._head, b""
+        await self._pour(decoder, head)
+
+    async def _pour(self, decoder: Decoder, data: bytes) -> None:
+        for at in range(0, len(data), _PIECE_BYTES):
+            self._raise_if_failed()
+            await decoder.feed(data[at : at + _PIECE_BYTES])
+        if self._spoke_at is not None:
+            self._spoke_at = asyncio.get_running_loop().time()
+
+    def _input(self, *, at_end: bool = False) -> MediaInput | None:
+        """What to decode, as far as the first bytes tell. Raises ClientFault."""
+        wanted = self._wanted
+        if wanted.packets:
+            return MediaInput(RAW_OPUS, mix=wanted.mix, channels=wanted.channels)
+        if wanted.demuxer:
+            return MediaInput(wanted.demuxer, mix=wanted.mix)
+        if len(self._head) < HEAD_BYTES and not at_end:
+            return None
+        media = sniff(self._head)
+        if media is None or media.seeks:
+            raise ClientFault(
+                ErrorCode.WRONG_ENCODING,
+                f"Without 'encoding' the audio is one of {', '.join(STREAMED_NAMES)}; this is none.",
+            )
+        return MediaInput(media.demuxer, mix=wanted.mix)
+
+    async def _read(self, decoder: Decoder) -> None:
+        """Hand samples on as they come. Raises MediaError."""
+        loop = asyncio.get_running_loop()
+        audio = await decoder.audio()
+        channels = 1 if self._wanted.mix else self._wanted.channels
+        if audio.channels != channels:
+            raise MediaError(f"The media has {audio.channels} channels, and the query says {channels}.")
+        self._sink.decodes_at(audio.rate)
+        frame_bytes = 2 * channels
+        rest = b""
+        self._spoke_at = loop.time()
+        self._news.set()
+        async with contextlib.aclosing(decoder.blocks()) as blocks:
+            async for block in blocks:
+                data = rest + block
+                whole = len(data) - len(data) % frame_bytes
+                rest = data[whole:]
+                while not self._sink.takes_audio:
+                    self._spoke_at = None  # it would go on
+                    await self._wait()
+                self._sink.received_decoded(Audio(data[:whole]))
+                self._spoke_at = loop.time()
+                self._news.set()
+
+    async def _settle(self) -> None:
+        """Wait until what was fed is decoded and handed on."""
+        if self._decoder is None:
+            return
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BEGIN_S) as begins:
+                while True:
+                    self._raise_if_failed()
+                    if self._spoke_at is None:
+                        await self._wait()
+                        continue
+                    begins.reschedule(None)
+                    left_s = self._spoke_at + _QUIET_S - loop.time()
+                    if left_s <= 0:
+                        return
+                    await asyncio.sleep(left_s)  # nothing tells that nothing comes
+
+    async def _end(self) -> None:
+        """Wait until all is decoded and handed on."""
+        if self._head:
+            media = self._input(at_end=True)
+            assert media is not None
+            await self._begin(media)
+        if self._decoder is not None and self._reader is not None:
+            self._decoder.end_input()
+            await self._reader
