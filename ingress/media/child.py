@@ -90,6 +90,10 @@ def _reason(error: BaseException) -> str:
 
 def _media_frames(av: Any, source: BinaryIO, demuxer: str, *, seeks: bool) -> Iterator[Any]:
     options = {"protocol_whitelist": "", "enable_drefs": "0"}
+    if not seeks:
+        # Somebody may wait for the first samples: look no further than the head. Of the samples of a WAV file
+        # 64 KiB are read all the same, in search of another codec.
+        options |= {"probesize": "32", "analyzeduration": "1", "max_probe_packets": "1"}
     stream = source if seeks else _Pipe(source)
     # Tags that are no UTF-8 are none of our business. From version 19 on, PyAV always reads them.
     lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
