@@ -20,13 +20,14 @@ from common.monitoring.metrics import IngressMetrics
 from ingress.auth.client import ANYBODY
 from ingress.auth.guard import NO_GUARD, Guard
 from ingress.connection import Connection, ConnectionLimits
-from ingress.dialects.dialect import Dialect
+from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.http.authentication import Authenticate, everyone
 from ingress.http.front import Front
 from ingress.http.page import PAGE
 from ingress.http.refusal import RefusalShape
 from ingress.http.site import HttpLimits, Site
+from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.request import Request
 from ingress.server import STREAM_PATHS
@@ -150,8 +151,13 @@ async def serving(
     dialect: Callable[[], Dialect] = lambda: NativeDialect(16000),
     guard: Guard = NO_GUARD,
     shapes: Mapping[str, RefusalShape] | None = None,
+    dialects: Mapping[str, DialectOf] | None = None,
+    decoders: Decoders | None = None,
 ) -> AsyncIterator[Harness]:
-    """Open the ports; close everything at the end."""
+    """Open the ports; close everything at the end.
+
+    dialects: what is spoken at further paths of the WebSocket port.
+    """
     harness = Harness(backplane)
     limits = ConnectionLimits(
         sample_rate=16000,
@@ -172,13 +178,14 @@ async def serving(
 
         def route(request: Request) -> OpenConnection:
             harness.requests.append(request)
-            return partial(open_connection, request)
+            dialect_of = (dialects or {}).get(request.path)
+            return partial(open_connection, request, dialect() if dialect_of is None else dialect_of(request))
 
-        def open_connection(request: Request, peer: Peer) -> Connection:
+        def open_connection(request: Request, spoken: Dialect, peer: Peer) -> Connection:
             harness.shells.append(cast(SocketShell, peer))
             connection = Connection(
                 peer,
-                dialect(),
+                spoken,
                 backplane,
                 limits,
                 start,
@@ -186,6 +193,7 @@ async def serving(
                 Meter(harness.metrics, "websocket" if request.method else "tcp"),
                 ANYBODY,
                 guard,
+                decoders,
             )
             harness.connections.add(connection)
             return connection
@@ -214,7 +222,7 @@ async def serving(
         site = harness.site = Site(
             gate,
             HttpLimits(max_frame_bytes, handshake_timeout_s, keep_alive_s, body_window_s, ping_interval_s),
-            dict.fromkeys(STREAM_PATHS, route),
+            dict.fromkeys((*STREAM_PATHS, *(dialects or {})), route),
             endpoints=(*PAGE, *endpoints),
             authenticate=authenticate,
             proxies=proxies,

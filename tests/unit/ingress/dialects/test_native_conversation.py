@@ -167,6 +167,7 @@ async def a_slow_reader(harness: Harness, client: Client) -> None:
 async def a_resumed_stream(harness: Harness, client: Client) -> None:
     await client.hear()
     harness.backplane.resumption = (1600, 800, False)
+    harness.backplane.next_token = "secret"
     fields = {"stream_id": 7, "resume_token": "old", "last_seq": 3, "audio_ack_samples": 900}
     await client.say({"type": "resume", **fields})
     await client.hear()

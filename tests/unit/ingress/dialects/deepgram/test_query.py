@@ -1,0 +1,161 @@
+"""What the query of `GET /v1/listen` asks for, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from common.messages import Encoding
+from common.phrases import Phrase
+from ingress.dialects.deepgram.query import parse_listen_query
+from ingress.dialects.deepgram.refusals import shaped
+from ingress.http.refusal import Refusal, Refused
+from ingress.media.wanted import MediaWanted
+
+_RAW = "encoding=linear16&sample_rate=16000"
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        ("linear16", Encoding.PCM16),
+        ("linear32", Encoding.F32),
+        ("mulaw", Encoding.MULAW),
+        ("alaw", Encoding.ALAW),
+    ],
+)
+@pytest.mark.parametrize("rate", [8000, 24000, 48000])
+def test_samples(name: str, encoding: Encoding, rate: int) -> None:
+    query = parse_listen_query(f"encoding={name}&sample_rate={rate}")
+    assert (query.encoding, query.options.sample_rate, query.media) == (encoding, rate, None)
+    assert (query.options.words, query.options.auto_finalize) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "media"),
+    [
+        ("", MediaWanted()),
+        ("encoding=opus&sample_rate=48000", MediaWanted(packets=True)),
+        ("encoding=opus&sample_rate=16000&channels=2", MediaWanted(packets=True, channels=2)),
+        ("encoding=ogg-opus", MediaWanted("ogg")),
+        ("encoding=flac&sample_rate=44100", MediaWanted("flac")),
+        ("channels=2&multichannel=true", MediaWanted(mix=False, channels=2)),
+    ],
+)
+def test_compressed_audio(text: str, media: MediaWanted) -> None:
+    query = parse_listen_query(text)
+    assert (query.media, query.options.sample_rate) == (media, None)
+
+
+@pytest.mark.parametrize(("multichannel", "num_streams"), [("true", 3), ("false", 1)])
+def test_channels_are_streams_or_are_mixed(multichannel: str, num_streams: int) -> None:
+    query = parse_listen_query(f"{_RAW}&channels=3&multichannel={multichannel}")
+    assert (query.channels, query.num_streams) == (3, num_streams)
+
+
+@pytest.mark.parametrize(
+    ("value", "signals", "silence_ms", "ends_speech"),
+    [
+        (None, None, None, True),
+        ("true", None, None, True),
+        ("false", None, None, False),
+        ("300", "vad", 300, True),
+        ("10", "vad", 32, True),
+        ("0", "vad", 32, True),
+    ],
+)
+def test_endpointing(
+    value: str | None, signals: str | None, silence_ms: int | None, ends_speech: bool
+) -> None:
+    query = parse_listen_query(_RAW if value is None else f"{_RAW}&endpointing={value}")
+    options = query.options
+    assert (options.turn_signals, options.turn_silence_ms, query.ends_speech) == (
+        signals,
+        silence_ms,
+        ends_speech,
+    )
+    assert options.turn_max_pause_ms == silence_ms  # which a worker brings in line with the rest
+
+
+def test_what_the_clients_send_by_default_is_taken() -> None:
+    pipecat = (
+        "model=nova-3-general&language=en&encoding=linear16&sample_rate=16000&channels=1&multichannel=false"
+        "&interim_results=true&punctuate=true&smart_format=false&diarize=false&dictation=false&numerals=false"
+        "&detect_entities=false"
+    )
+    livekit = (
+        "model=nova-3&language=en-US&encoding=linear16&sample_rate=16000&channels=1&interim_results=true"
+        "&punctuate=true&smart_format=false&no_delay=true&vad_events=true&endpointing=25&filler_words=true"
+        "&profanity_filter=false&numerals=false&mip_opt_out=false"
+    )
+    assert parse_listen_query(pipecat).interim
+    query = parse_listen_query(livekit)
+    assert (query.interim, query.vad_events, query.options.language) == (True, True, None)
+
+
+def test_key_terms_and_keywords_become_phrases() -> None:
+    query = parse_listen_query(
+        f"{_RAW}&keyterm=Parakeet%20server&keyterm=Redis&keywords=snafu:2&keywords=bar:-3&keywords=a:b"
+    )
+    assert query.options.phrases == (
+        Phrase("Parakeet server"),
+        Phrase("Redis"),
+        Phrase("snafu", 2.0),
+        Phrase("bar", 0.0),
+        Phrase("a:b"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "about"),
+    [
+        ("encoding=linear16", "sample_rate"),
+        ("encoding=linear16&sample_rate=7999", "8000 to 48000"),
+        ("encoding=linear16&sample_rate=48001", "8000 to 48000"),
+        ("encoding=linear16&sample_rate=16k", "sample_rate"),
+        ("encoding=speex&sample_rate=16000", "encoding"),
+        (f"{_RAW}&channels=9", "channels"),
+        (f"{_RAW}&channels=0", "channels"),
+        (f"{_RAW}&multichannel=maybe", "multichannel"),
+        (f"{_RAW}&interim_results=1", "interim_results"),
+        (f"{_RAW}&endpointing=-1", "endpointing"),
+        (f"{_RAW}&endpointing=soon", "endpointing"),
+        (f"{_RAW}&utterance_end_ms=x", "utterance_end_ms"),
+        (f"{_RAW}&redact=pci", "redact"),
+        (f"{_RAW}&callback=http://a", "callback"),
+        (f"{_RAW}&keyterm=%00", "phrases"),
+        ("&".join(["keyterm=a"] * 1001), "1000 fields"),
+        ("&".join(["keyterm=a"] * 501), "500"),
+    ],
+)
+def test_a_wrong_query_is_refused_in_the_way_that_clients_read(text: str, about: str) -> None:
+    with pytest.raises(Refused) as caught:
+        parse_listen_query(text)
+    refusal = caught.value.refusal
+    assert refusal.status == 400
+    assert refusal.body is not None
+    body = json.loads(refusal.body)
+    assert body["err_code"] == "INVALID_QUERY_PARAMETER"
+    assert about in body["err_msg"]
+    headers = dict(refusal.headers)
+    assert headers["dg-request-id"] == body["request_id"]
+    assert about in headers["dg-error"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (401, "INVALID_AUTH"),
+        (403, "INSUFFICIENT_PERMISSIONS"),
+        (404, "Bad Request"),
+        (500, "INTERNAL_SERVER_ERROR"),
+    ],
+)
+def test_refusals_of_others_get_the_same_shape(status: int, code: str) -> None:
+    refusal = shaped(Refusal(status, "Größe\n", (("WWW-Authenticate", "Bearer"),)))  # type: ignore[arg-type]
+    assert refusal.content_type == "application/json"
+    assert json.loads(refusal.content)["err_code"] == code
+    headers = dict(refusal.headers)
+    assert headers["WWW-Authenticate"] == "Bearer"
+    assert headers["dg-error"] == "Gr??e?"
