@@ -30,7 +30,7 @@ from common.messages import (
 )
 from common.options import StreamOptions
 from ingress.auth.client import ANYBODY, Client
-from ingress.auth.guard import NO_GUARD, Guard
+from ingress.auth.guard import NO_GUARD, Guard, OverLimit
 from ingress.client_stream import ClientStream, split_channels
 from ingress.dialects.dialect import Dialect, Heard
 from ingress.links import CLIENT_GONE, FINAL, NOBODY, Backplane, Caller, Resumption
@@ -98,6 +98,7 @@ class Connection:
     client: who it is; None where a key has to be shown first, in a message.
     guard: looks at that key, and counts what the client's key may have.
     decoders: of compressed audio, for dialects that have it.
+    counted_first: a WebSocket opens only once the client's key may have its streams.
     """
 
     __slots__ = (
@@ -139,6 +140,8 @@ class Connection:
         client: Client | None = ANYBODY,
         guard: Guard = NO_GUARD,
         decoders: Decoders | None = None,
+        *,
+        counted_first: bool = False,
     ) -> None:
         self._peer = peer
         self._dialect = dialect
@@ -173,7 +176,7 @@ class Connection:
         self._counted = 0  # streams that count for the client's key
         self._opened = False
         self._behind: list[ClientMessage] = []  # messages that came along with one that waits for a slot
-        if not dialect.admitted_first:
+        if not (dialect.admitted_first or counted_first):
             self._accept()
 
     # What the shell says
@@ -632,6 +635,8 @@ class Connection:
             self._inlet = MediaInlet(self._decoders, self._dialect.media, self)
         caller = self._caller
         await self._count()
+        if not (self._opened or self._dialect.admitted_first):
+            self._accept()
         try:
             for stream in self._streams:
                 if stream.stream_id is None:
@@ -734,7 +739,8 @@ class Connection:
             if self._opened or error is None:
                 self._peer.close(self._dialect.farewell(error))
             else:
-                self._peer.refuse(self._dialect.refusal(error))
+                retry_after_s = error.retry_after_s if isinstance(error, OverLimit) else None
+                self._peer.refuse(self._dialect.refusal(error).after(retry_after_s))
 
     # Deadlines that have passed
 

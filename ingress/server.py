@@ -263,6 +263,7 @@ class IngressServer:
             client,
             guard,
             self._decoders,
+            counted_first=client is not None and client.is_limited and not comes_back(request),
         )
         self._connections.add(connection)
         self._empty.clear()
@@ -385,6 +386,11 @@ class IngressServer:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+
+
+def comes_back(request: Request) -> bool:
+    """Whether a client says that it comes for a stream that it has: its key's limits do not count."""
+    return any(field.partition("=")[0] == "resume" for field in request.query.split("&"))
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -30,7 +30,7 @@ from ingress.http.site import HttpLimits, Site
 from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.request import Request
-from ingress.server import STREAM_PATHS
+from ingress.server import STREAM_PATHS, comes_back
 from ingress.sockets.gate import Gate
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
@@ -150,6 +150,7 @@ async def serving(
     status: Callable[[], bytes] | None = None,
     dialect: Callable[[], Dialect] = lambda: NativeDialect(16000),
     guard: Guard = NO_GUARD,
+    counted_first: bool = False,
     shapes: Mapping[str, RefusalShape] | None = None,
     dialects: Mapping[str, DialectOf] | None = None,
     decoders: Decoders | None = None,
@@ -194,6 +195,7 @@ async def serving(
                 ANYBODY,
                 guard,
                 decoders,
+                counted_first=counted_first and bool(request.method) and not comes_back(request),
             )
             harness.connections.add(connection)
             return connection

@@ -63,6 +63,11 @@ class KeyRecord:
         """Return whether the key opens anything at this time."""
         return not self.revoked and not (self.not_after_s and now_s >= self.not_after_s)
 
+    @property
+    def is_limited(self) -> bool:
+        """Return whether there is a bound on what the key may have."""
+        return bool(self.max_streams or self.new_per_minute or self.audio_s_per_day)
+
     def fields(self) -> dict[str, Any]:
         """Return the record as the file has it."""
         return {

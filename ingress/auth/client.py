@@ -29,6 +29,11 @@ class Client:
         """What logs call it; empty for anybody."""
         return "" if self.key is None else self.key.name
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether its key has limits, so that it has to be asked about."""
+        return self.key is not None and self.key.is_limited
+
     def may(self, scope: str) -> bool:
         """Return whether it may do what the scope stands for. A temporary token opens streams alone."""
         if self.key is None:

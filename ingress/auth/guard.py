@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from common.errors import ErrorCode, StreamError
 from ingress.auth.client import ANYBODY, Client
+
+
+class OverLimit(StreamError):  # noqa: N818 - the name says it
+    """A key has all that it may have. retry_after_s: when it may have more, or when to look again."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(ErrorCode.OVER_LIMIT, message)
+        self.retry_after_s: Final = retry_after_s
 
 
 class Guard(Protocol):
@@ -14,7 +23,7 @@ class Guard(Protocol):
         """Return who shows this key. Raises StreamError `unauthorized`."""
 
     async def enter(self, client: Client | None, num_streams: int) -> None:
-        """Count new streams of a client. Raises StreamError `over_limit`, within a bounded time."""
+        """Count new streams of a client. Raises OverLimit or RedisUnavailable, within a bounded time."""
 
     def resumed(self, client: Client | None, num_streams: int) -> None:
         """Count streams that a client had before: no limit refuses them."""

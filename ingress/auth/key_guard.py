@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
 from common.auth.api_key import KeyId
@@ -11,12 +13,18 @@ from common.errors import ErrorCode, RedisUnavailable, StreamError
 from common.streams.key_usage import Bound, KeyUsage
 from ingress.auth.client import Client
 from ingress.auth.door import Door
+from ingress.auth.guard import OverLimit
 
 logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S: Final = 1.0
 # Keys in use are told again so often, though nothing has changed: what Redis forgot is mended so.
 _TELL_ANEW_EVERY: Final = 30
+
+_MINUTE_S: Final = 60
+_DAY_S: Final = 86_400
+# When one of a key's streams ends, nobody knows.
+_STREAMS_AGAIN_S: Final = 5
 
 _SENTENCES: Final = {
     Bound.STREAMS: "The key has as many streams as it may have at once.",
@@ -40,11 +48,13 @@ class KeyGuard:
     """Watches over the streams of keys (a `Guard`).
 
     secrets of the TCP port carry no address: `identify` is made for one by `for_address`.
+    unix_s: the time, of which minutes and days are counted.
     """
 
-    def __init__(self, door: Door, usage: KeyUsage) -> None:
+    def __init__(self, door: Door, usage: KeyUsage, unix_s: Callable[[], float] = time.time) -> None:
         self._door = door
         self._usage = usage
+        self._unix_s = unix_s
         self._uses: dict[KeyId, _Use] = {}
 
     def for_address(self, address: str) -> AddressGuard:
@@ -52,7 +62,7 @@ class KeyGuard:
         return AddressGuard(self, self._door, address)
 
     async def enter(self, client: Client | None, num_streams: int) -> None:
-        """Count new streams of a client. Raises StreamError `over_limit`, or RedisUnavailable."""
+        """Count new streams of a client. Raises OverLimit, or RedisUnavailable."""
         if client is None or client.key is None:
             return
         record = client.key
@@ -70,7 +80,14 @@ class KeyGuard:
         if bound is not None:
             use.streams -= num_streams
             use.changed = True
-            raise StreamError(ErrorCode.OVER_LIMIT, _SENTENCES[bound])
+            raise OverLimit(_SENTENCES[bound], self._retry_after_s(bound))
+
+    def _retry_after_s(self, bound: Bound) -> int:
+        """Return in how many seconds the count of this bound begins anew."""
+        if bound is Bound.STREAMS:
+            return _STREAMS_AGAIN_S
+        period_s = _MINUTE_S if bound is Bound.NEW else _DAY_S
+        return int(period_s - self._unix_s() % period_s) + 1
 
     def resumed(self, client: Client | None, num_streams: int) -> None:
         """Count streams that a client had before: no limit refuses them."""
@@ -135,7 +152,7 @@ class AddressGuard:
         return client
 
     async def enter(self, client: Client | None, num_streams: int) -> None:
-        """Count new streams of a client. Raises StreamError `over_limit`, or RedisUnavailable."""
+        """Count new streams of a client. Raises OverLimit, or RedisUnavailable."""
         await self._guard.enter(client, num_streams)
 
     def resumed(self, client: Client | None, num_streams: int) -> None:

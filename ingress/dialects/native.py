@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Final
 
 from common.client_codec import decode_client_message
-from common.errors import StreamError
+from common.errors import ErrorCode, StreamError
 from common.messages import (
     Ack,
     Audio,
@@ -143,8 +143,10 @@ class NativeDialect:
         return farewell_of(error)
 
     def refusal(self, error: StreamError) -> Refusal:
-        """How to answer where the WebSocket is not opened; this protocol opens it and says so there."""
-        return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, error.message)
+        """How to answer where the WebSocket is not opened: before that a key's limits are looked at."""
+        over_limit = error.code is ErrorCode.OVER_LIMIT
+        status = HTTPStatus.TOO_MANY_REQUESTS if over_limit else HTTPStatus.SERVICE_UNAVAILABLE
+        return Refusal(status, error.message)
 
     def _frame(self, message: ServerMessage) -> Frame:
         if self._new_text and isinstance(message, Result):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -24,6 +24,12 @@ class Refusal:
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes | None = None
     content_type: str = PLAIN_TEXT
+
+    def after(self, seconds: int | None) -> Refusal:
+        """The same, with a word about when to come again; None says nothing."""
+        if seconds is None:
+            return self
+        return replace(self, headers=(*self.headers, ("Retry-After", str(seconds))))
 
     @property
     def content(self) -> bytes:

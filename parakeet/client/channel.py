@@ -47,7 +47,7 @@ class Channel(Protocol):
 async def open_channel(url: str, timeout_s: float, api_key: str | None = None) -> Channel:
     """Connect to `ws://`, `wss://`, `tcp://` or `tcps://host:port`, and show the key where there is one.
 
-    Raises ServerError `unauthorized`, ChannelLost, ValueError.
+    Raises ServerError (`unauthorized`, `over_limit`), ChannelLost, ValueError.
     """
     parts = urlsplit(url)
     try:
@@ -78,6 +78,8 @@ async def open_channel(url: str, timeout_s: float, api_key: str | None = None) -
         sentence = (answer.body or b"").decode(errors="replace").strip()
         if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise ServerError(ErrorCode.UNAUTHORIZED, sentence or f"HTTP {answer.status_code}") from error
+        if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+            raise ServerError(ErrorCode.OVER_LIMIT, sentence or f"HTTP {answer.status_code}") from error
         raise ChannelLost(f"{url} answers with HTTP {answer.status_code}: {sentence}") from error
     except (
         OSError,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 from common.client_codec import encode_client_message
 from common.errors import ErrorCode
@@ -12,6 +14,20 @@ from common.options import StreamOptions
 from common.server_codec import decode_server_message
 from parakeet.client.channel import Channel, ChannelLost
 from parakeet.client.errors import ClientError, ConnectionLost, ServerError, ServerSilent
+
+_NO_NEW_STREAM: Final = (ErrorCode.NO_FREE_STREAM, ErrorCode.OVER_LIMIT)
+
+
+def coming_back(url: str) -> str:
+    """Return the address for a connection that goes on with a stream: `resume` in the query says so.
+
+    A server then opens the WebSocket also where the client's key is at its limits.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss"):
+        return url
+    query = f"{parts.query}&resume" if parts.query else "resume"
+    return urlunsplit(parts._replace(path=parts.path or "/", query=query))
 
 
 class Handshake:
@@ -50,9 +66,14 @@ class Handshake:
         Raises ServerError where the server knows it and will not, ConnectionLost or ServerSilent where
         another server, or the same one later, may.
         """
-        channel, first = await self._first_message(url)
-        # A full cluster refuses a new stream, and still takes an old one back.
-        if isinstance(first, ErrorMessage) and first.code != ErrorCode.NO_FREE_STREAM:
+        try:
+            channel, first = await self._first_message(coming_back(url))
+        except ServerError as error:
+            if error.code == ErrorCode.OVER_LIMIT:  # of connections: later there may be room
+                raise ConnectionLost(str(error)) from error
+            raise
+        # A full cluster, or a key at its limit, has no new stream, and still takes an old one back.
+        if isinstance(first, ErrorMessage) and first.code not in _NO_NEW_STREAM:
             await channel.close()
             raise ConnectionLost(f"{first.code}: {first.message}")
         try:

@@ -225,6 +225,40 @@ async def test_a_key_has_as_many_streams_as_it_may_over_all_ingresses(stack: Sta
     await until(enters, 15.0, "the place that a stream has left")
 
 
+async def test_a_key_at_a_limit_gets_429_before_the_upgrade(stack: Stack, keys: Keys) -> None:
+    _, narrow = keys.make(max_streams=2)
+    _, hasty = keys.make(new_per_minute=2)
+    stack.worker()
+    ingress = serve(stack, keys)
+
+    async def opened(key: str, query: str = "") -> ClientConnection | InvalidStatus:
+        headers = {"Authorization": f"Bearer {key}"}
+        try:
+            return await connect(f"{ingress.ws_url}/{query}", additional_headers=headers)
+        except InvalidStatus as refused:
+            return refused
+
+    for key, least_wait_s, most_wait_s in ((narrow, 5, 5), (hasty, 1, 61)):
+        answers = await asyncio.gather(*(opened(key) for _ in range(6)))
+        clients = [one for one in answers if isinstance(one, ClientConnection)]
+        refusals = [one.response for one in answers if isinstance(one, InvalidStatus)]
+        assert len(clients) == 2 or (key is hasty and len(clients) <= 4), "a minute may end in between"
+        assert {response.status_code for response in refusals} == {429}
+        for response in refusals:
+            assert least_wait_s <= int(response.headers["Retry-After"]) <= most_wait_s
+        for client in clients:
+            assert json.loads(await client.recv())["type"] == "hello"
+        if key is narrow:
+            # Refused clients have taken no slot; one that comes back for its stream is let in, to say which.
+            assert stack.client.zcard("px:{0}:adm") == 2
+            returned = await opened(key, "?resume")
+            assert isinstance(returned, ClientConnection)
+            assert json.loads(await returned.recv())["code"] == "over_limit"
+            await returned.close()
+        for client in clients:
+            await client.close()
+
+
 async def test_streams_of_an_ingress_that_died_count_no_more(stack: Stack, keys: Keys) -> None:
     _, key = keys.make(max_streams=1)
     stack.worker()

@@ -1,5 +1,5 @@
 import { ParakeetError, serverError } from "./errors.js";
-import type { Hello, ServerMessage } from "./messages.js";
+import type { ErrorMessage, Hello, ServerMessage } from "./messages.js";
 
 export type WebSocketMaker = new (url: string, protocols?: string[]) => WebSocket;
 
@@ -15,12 +15,42 @@ export class Channel {
   }
 
   /** Connect and wait for `hello`. */
-  static open(
+  static async open(
     make: WebSocketMaker,
     url: string,
     key: string | undefined,
     timeoutMs: number,
   ): Promise<{ channel: Channel; hello: Hello }> {
+    const { channel, first } = await Channel.#firstMessage(make, url, key, timeoutMs);
+    if (first.type === "hello") return { channel, hello: first };
+    channel.close();
+    throw serverError(first.code, first.message);
+  }
+
+  /**
+   * Connect to go on with a stream. A full server, or a key at its limit, has no new stream, and still takes an old
+   * one back.
+   */
+  static async reopen(
+    make: WebSocketMaker,
+    url: string,
+    key: string | undefined,
+    timeoutMs: number,
+  ): Promise<Channel> {
+    const address = new URL(url);
+    address.searchParams.set("resume", "");
+    const { channel, first } = await Channel.#firstMessage(make, address.href, key, timeoutMs);
+    if (first.type === "hello" || first.code === "no_free_stream" || first.code === "over_limit") return channel;
+    channel.close();
+    throw serverError(first.code, first.message);
+  }
+
+  static #firstMessage(
+    make: WebSocketMaker,
+    url: string,
+    key: string | undefined,
+    timeoutMs: number,
+  ): Promise<{ channel: Channel; first: Hello | ErrorMessage }> {
     return new Promise((resolve, reject) => {
       const socket = key === undefined ? new make(url) : new make(url, ["parakeet.v1", `parakeet.auth.${key}`]);
       socket.binaryType = "arraybuffer";
@@ -40,12 +70,10 @@ export class Channel {
         const message = JSON.parse(data) as ServerMessage;
         if (greeted) {
           channel.onMessage(message);
-        } else if (message.type === "hello") {
+        } else if (message.type === "hello" || message.type === "error") {
           greeted = true;
           clearTimeout(timer);
-          resolve({ channel, hello: message });
-        } else if (message.type === "error") {
-          fail(serverError(message.code, message.message));
+          resolve({ channel, first: message });
         }
       };
       socket.onclose = () => {

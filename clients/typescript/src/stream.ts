@@ -259,7 +259,7 @@ export class Stream implements AsyncIterable<Result> {
   /** Connect, go on with the stream, and repeat what the server does not have. */
   async #resume(): Promise<void> {
     const timeoutMs = this.#options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    const { channel } = await Channel.open(this.#make, this.#url, this.#options.key, timeoutMs);
+    const channel = await Channel.reopen(this.#make, this.#url, this.#options.key, timeoutMs);
     const nextSample = await new Promise<number>((resolve, reject) => {
       const timer = setTimeout(() => refuse("timeout", "The server did not resume the stream in time."), timeoutMs);
       const refuse = (code: string, text: string): void => {
@@ -280,6 +280,7 @@ export class Stream implements AsyncIterable<Result> {
           this.#take(message);
         }
       };
+      if (!channel.isOpen) return refuse("connection_lost", "The connection was lost.");
       channel.send({
         type: "resume",
         stream_id: this.#hello.stream_id,

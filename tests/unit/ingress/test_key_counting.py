@@ -5,42 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 
-from common.errors import ErrorCode, StreamError
-from ingress.auth.client import ANYBODY, Client
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.frames import Frame, Opcode
+
+from common.errors import RedisUnavailable
+from ingress.auth.client import Client
+from ingress.auth.guard import OverLimit
+from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
-from tests.ingress_harness import serving, wait_until
+from tests.ingress_harness import HANDSHAKE, serving, wait_until
 
 _AUDIO = {"type": "audio", "data": base64.b64encode(b"\0\0" * 10).decode(), "final": True}
-
-
-class CountingGuard:
-    """A guard that counts streams, and holds up newcomers at its gate."""
-
-    def __init__(self) -> None:
-        self.streams = 0
-        self.entered = 0
-        self.num_waiting = 0
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    def identify(self, secret: str) -> Client:
-        return ANYBODY
-
-    async def enter(self, client: Client | None, num_streams: int) -> None:
-        self.num_waiting += 1
-        await self.gate.wait()
-        self.num_waiting -= 1
-        self.streams += num_streams
-        self.entered += num_streams
-
-    def resumed(self, client: Client | None, num_streams: int) -> None:
-        self.streams += num_streams
-
-    def leave(self, client: Client | None, num_streams: int) -> None:
-        self.streams -= num_streams
-
-    def heard(self, client: Client | None, audio_s: float) -> None:
-        assert self.streams > 0
 
 
 async def test_a_slot_that_was_given_back_and_taken_again_counts_once() -> None:
@@ -77,7 +54,7 @@ class FullGuard(CountingGuard):
     """The guard of a key that has all the streams that it may have."""
 
     async def enter(self, client: Client | None, num_streams: int) -> None:
-        raise StreamError(ErrorCode.OVER_LIMIT, "It has all the streams that it may have.")
+        raise OverLimit("It has all the streams that it may have.", 7)
 
 
 async def test_a_client_whose_key_is_at_its_limit_may_resume_the_stream_that_it_has() -> None:
@@ -95,3 +72,62 @@ async def test_a_client_whose_key_is_at_its_limit_may_resume_the_stream_that_it_
         await client.close()
         await wait_until(lambda: not harness.connections)
     assert guard.streams == 0
+
+
+async def test_a_key_at_its_limit_is_told_so_before_the_upgrade_and_before_a_slot_is_taken() -> None:
+    guard = FullGuard()
+    async with serving(ScriptedBackplane(), guard=guard, counted_first=True) as harness:
+        with pytest.raises(InvalidStatus) as raised:
+            await connect(harness.ws_url)
+        response = raised.value.response
+        assert response.status_code == 429
+        assert response.headers["Retry-After"] == "7"
+        assert response.body == b"It has all the streams that it may have.\n"
+        assert harness.backplane.links == []
+        assert harness.metrics.admissions["over_limit"] == harness.metrics.errors["over_limit"] == 1
+        await wait_until(lambda: not harness.connections)
+    assert guard.streams == 0
+
+
+async def test_a_key_is_looked_at_before_the_upgrade_and_counts_once() -> None:
+    guard = CountingGuard()
+    guard.gate.clear()
+    async with serving(ScriptedBackplane(echo=True), guard=guard, counted_first=True) as harness:
+        opening = asyncio.create_task(connect(harness.ws_url).__aenter__())
+        await wait_until(lambda: guard.num_waiting == 1)
+        assert harness.backplane.links == []
+        assert not opening.done()
+        guard.gate.set()
+        client = await opening
+        assert b'"hello"' in await client.recv(decode=False)
+        await client.send(b"\0\0" * 30)
+        assert b"30 samples" in await client.recv(decode=False)
+        await client.close()
+        await wait_until(lambda: not harness.connections)
+    assert (guard.entered, guard.streams) == (1, 0)
+
+
+async def test_what_a_client_sends_before_its_key_is_looked_at_is_not_lost() -> None:
+    guard = CountingGuard()
+    guard.gate.clear()
+    async with serving(ScriptedBackplane(echo=True), guard=guard, counted_first=True) as harness:
+        client = await harness.raw_ws()
+        await client.send(HANDSHAKE)
+        await client.send(Frame(Opcode.BINARY, b"\0\0" * 5).serialize(mask=True))
+        await wait_until(lambda: guard.num_waiting == 1)
+        guard.gate.set()
+        async with asyncio.timeout(5):
+            answer = await client.reader.readuntil(b"5 samples")
+        assert answer.startswith(b"HTTP/1.1 101")
+        await client.close()
+
+
+async def test_a_redis_that_is_away_refuses_what_has_to_be_counted_first() -> None:
+    class AwayGuard(CountingGuard):
+        async def enter(self, client: Client | None, num_streams: int) -> None:
+            raise RedisUnavailable
+
+    async with serving(ScriptedBackplane(), guard=AwayGuard(), counted_first=True) as harness:
+        with pytest.raises(InvalidStatus) as raised:
+            await connect(harness.ws_url)
+        assert raised.value.response.status_code == 503

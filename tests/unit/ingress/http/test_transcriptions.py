@@ -12,38 +12,16 @@ from typing import Any
 
 import pytest
 
-from ingress.auth.client import ANYBODY, Client
+from ingress.auth.client import Client
 from ingress.files.upload import Uploads
 from ingress.http.listen import listen_endpoints
 from ingress.http.transcriptions import FileService, transcription_endpoints
 from ingress.media.decoder import Decoders
+from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HOST, serving, wait_until
 
 BOUNDARY = "b0undary"
-
-
-class CountingGuard:
-    """A guard that counts."""
-
-    def __init__(self) -> None:
-        self.streams = 0
-        self.audio_s = 0.0
-
-    def identify(self, secret: str) -> Client:
-        return ANYBODY
-
-    async def enter(self, client: Client | None, num_streams: int) -> None:
-        self.streams += num_streams
-
-    def resumed(self, client: Client | None, num_streams: int) -> None:
-        raise AssertionError("a recording is not resumed")
-
-    def leave(self, client: Client | None, num_streams: int) -> None:
-        self.streams -= num_streams
-
-    def heard(self, client: Client | None, audio_s: float) -> None:
-        self.audio_s += audio_s
 
 
 def silence(seconds: int) -> bytes:
