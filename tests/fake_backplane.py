@@ -107,7 +107,7 @@ class ScriptedBackplane:
         self.links: list[FakeLink] = []
         self.resume_requests: list[Resume] = []
         self.resumption: tuple[int, int, bool] | StreamError = (0, 0, False)
-        self.next_token = ""  # that a resumption brings; where it is empty, that of the request
+        self.next_token = "secret"  # that a resumption brings
 
     async def admit(self, listener: StreamListener, caller: Caller = NOBODY) -> FakeLink:
         await self._admitted()
@@ -137,8 +137,8 @@ class ScriptedBackplane:
         if isinstance(self.resumption, StreamError):
             raise self.resumption
         next_sample, acked, finished = self.resumption
-        token = self.next_token or request.resume_token
-        link = FakeLink(StreamId(request.stream_id), listener, self.echo, token, samples=next_sample)
+        stream = StreamId(request.stream_id)
+        link = FakeLink(stream, listener, self.echo, self.next_token, samples=next_sample)
         self.links.append(link)
         return Resumption(link, next_sample, acked, finished, StreamOptions(resume=True), 16000)
 
