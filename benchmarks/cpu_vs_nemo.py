@@ -80,7 +80,7 @@ class OwnStep:
         while first.has_work():
             first.step()
         self.position = first.samples_decoded(StreamId(0))
-        state = first.snapshot(StreamId(0))
+        state = first.snapshot(StreamId(0)).to_bytes()
         self.engine = make_model_engine(loaded, config)
         self.streams = [StreamId(number) for number in range(batch)]
         for stream in self.streams:

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.dropped_snapshots import DroppedSnapshots
 from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineError
 from gpu_worker.engine.slots.clock import ChunkClock
-from gpu_worker.engine.steps import Field, Flight, StepFindings, Steps
+from gpu_worker.engine.steps import Export, Field, Flight, KeptFrames, StepFindings, Steps
 from gpu_worker.pipeline.checkpoints import CheckpointQueue
 
 SAMPLE_RATE = 16_000
@@ -120,19 +121,11 @@ class RecordingSteps:
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         self.inner.reset(slots, prompts)
 
-    def export(
-        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
-    ) -> dict[str, memoryview]:
-        return self.inner.export(slot, pages_N, offsets_N)
+    def export(self, slot: int, kept: KeptFrames | None) -> Export:
+        return self.inner.export(slot, kept)
 
-    def load(
-        self,
-        slot: int,
-        pages_N: NDArray[np.int64],
-        offsets_N: NDArray[np.int64],
-        state: Mapping[str, memoryview],
-    ) -> None:
-        self.inner.load(slot, pages_N, offsets_N, state)
+    def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
+        self.inner.load(slot, kept, state)
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
         slots = rows_FB[Field.SLOT, rows_FB[Field.FRAMES] == self._chunk_frames]
@@ -190,7 +183,7 @@ def run_trial(
     gc.freeze()
     max_backlog, opened, gave_up = 0.0, 0, False
     tokens_before, idle_s = engine.stats.tokens, 0.0
-    checkpoints, snapshots, snapshot_bytes = CheckpointQueue(replay_s), 0, 0
+    checkpoints, snapshots = CheckpointQueue(replay_s), DroppedSnapshots()
     turn, longest = _Turn(), _Turn()
     origin, thread_began_s = time.perf_counter(), time.thread_time()
     while not gave_up:
@@ -231,16 +224,17 @@ def run_trial(
                     checkpoints.forget(output.stream)
                 else:
                     checkpoints.decoded(output.stream, output.samples_decoded)
-            for name in checkpoints.next_ones() if replay_s else ():
-                samples = engine.samples_decoded(name)
+            for name in checkpoints.next_ones(engine.is_under_way) if replay_s else ():
+                if not snapshots.has_room():
+                    break
                 try:
-                    snapshot_bytes += len(engine.snapshot(name))
+                    taken = engine.snapshot(name)
                 except EngineError:
                     # Its end came with the step under way, as a worker may see it too.
                     checkpoints.forget(name)
                     continue
-                checkpoints.taken(name, samples)
-                snapshots += 1
+                checkpoints.taken(name, taken.samples_decoded)
+                snapshots.put(taken)
         elif not np.isnan(final_at).any():
             break
         else:
@@ -248,6 +242,7 @@ def run_trial(
             time.sleep(0.0003)
     wall, thread_s = time.perf_counter() - origin, time.thread_time() - thread_began_s
     gc.unfreeze()
+    snapshots.stop()
     stats = engine.stats
     busy = stats.pre_encode.busy_s + stats.encode.busy_s + stats.decode.busy_s
     waits = []
@@ -291,6 +286,6 @@ def run_trial(
         longest_turn_at_s=longest.began_at - origin,
         longest_turn_wait_ms=1000 * longest.waited_s,
         longest_turn_cpu_ms=1000 * longest.cpu_s,
-        snapshots=snapshots,
-        snapshot_bytes=snapshot_bytes,
+        snapshots=snapshots.taken,
+        snapshot_bytes=snapshots.num_bytes,
     )

@@ -179,7 +179,7 @@ def beside(recognizer: Recognizer, session: Session, *, matched: bool) -> str:
         if final:
             break
         decoded = recognizer.engine.samples_decoded(stream)
-        copy = recognizer.open(recognizer.engine.snapshot(stream))
+        copy = recognizer.open(recognizer.engine.snapshot(stream).to_bytes())
         rest = tokens_of(recognizer.hear(copy, session.samples[decoded:cut], finish=True))
         rest = [(token, frame) for token, frame in rest if frame >= before]
         said += [token for token, _ in rest]

@@ -14,13 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.steps import Field, Flight, RingMemory, StepFindings, StepShape, max_windows
+from gpu_worker.engine.steps import (
+    Export,
+    Field,
+    Flight,
+    KeptFrames,
+    RingMemory,
+    StepFindings,
+    StepShape,
+    max_windows,
+)
 
 TOKENS_PER_FRAME = 3.0 / 12.5
 # Seconds of speech and of the pause behind it: one that ends no utterance, and one that does.
 _PAUSES_S = ((3.4, 0.5), (2.2, 1.4))
 _WINDOWS_PER_S = 31.25
-_SLOT_BYTES = 64
+# Of a snapshot: as with `large`, without keys and values and with them.
+_SLOT_BYTES = 15_000
+_WHOLE_BYTES = 7_300_000
 
 
 def talk(num_windows: int) -> NDArray[np.float32]:
@@ -59,18 +70,10 @@ class SimulatedSteps:
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         """Nothing is kept."""
 
-    def export(
-        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
-    ) -> dict[str, memoryview]:
-        return {"state": memoryview(bytes(_SLOT_BYTES))}
+    def export(self, slot: int, kept: KeptFrames | None) -> Export:
+        return lambda: {"state": memoryview(bytes(_SLOT_BYTES if kept is None else _WHOLE_BYTES))}
 
-    def load(
-        self,
-        slot: int,
-        pages_N: NDArray[np.int64],
-        offsets_N: NDArray[np.int64],
-        state: Mapping[str, memoryview],
-    ) -> None:
+    def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
         """Nothing is kept."""
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:

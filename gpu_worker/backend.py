@@ -49,6 +49,7 @@ def make_backend(settings: WorkerSettings) -> Backend:
             settings.worker_max_streams,
             chunk_ms,
             settings.null_step_ms,
+            audio_snapshots=settings.snapshots == "audio",
             turn_detection=settings.turn_detection,
             turns_of=turn_settings(settings),
         )

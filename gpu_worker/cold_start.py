@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from common.entries import StreamId
 from common.streams.assignments import Base, Checkpoint
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, StreamOutput
 
@@ -24,6 +25,24 @@ def base_at(checkpoint: Checkpoint) -> Base:
         samples=checkpoint.samples_decoded,
         text_chars=checkpoint.text_chars,
         utterances=checkpoint.utterances,
+    )
+
+
+def acknowledgement(stream: StreamId, samples: int) -> StreamOutput:
+    """What is said of audio before the checkpoint, up to so many samples: that it is not needed any more."""
+    return StreamOutput(
+        stream=stream,
+        samples_decoded=samples,
+        token_ids=(),
+        confidence_scores=(),
+        token_frames=(),
+        text="",
+        last_state=None,
+        turn_detection="running",
+        is_final=False,
+        is_turn_event=False,
+        words=None,
+        changed=False,
     )
 
 

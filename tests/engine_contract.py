@@ -188,15 +188,17 @@ class EngineContract:
         first.open(stream, options)
         first.feed(stream, samples[:24_000])
         outputs = [output for _ in range(steps) for output in first.step()]
-        position, snapshot = first.samples_decoded(stream), first.snapshot(stream)
-        assert first.snapshot(stream) == snapshot, "taking one changes nothing"
+        taken = first.snapshot(stream)
+        position, snapshot = first.samples_decoded(stream), taken.to_bytes()
+        assert taken.samples_decoded == position
+        assert first.snapshot(stream).to_bytes() == snapshot, "taking one changes nothing"
         # Another slot, other pages, a neighbour in between.
         second.open(StreamId(8), StreamOptions())
         second.feed(StreamId(8), self.audio(5, 20_000))
         step_until_idle(second)
         second.open(stream, options, snapshot)
         assert second.samples_decoded(stream) == position
-        second.feed(stream, samples[position:])
+        second.feed(stream, samples[taken.first_sample :])
         second.finish(stream)
         rest = [output for output in step_until_idle(second) if output.stream == stream]
         assert told(outputs + rest) == whole
@@ -210,23 +212,26 @@ class EngineContract:
         first.open(stream, StreamOptions())
         first.feed(stream, self.audio(1, 30_000))
         step_until_idle(first)
-        snapshot = first.snapshot(stream)
+        taken = first.snapshot(stream)
+        snapshot = taken.to_bytes()
         second.open(stream, StreamOptions(), snapshot)
-        assert second.snapshot(stream) == snapshot
+        second.feed(stream, self.audio(1, 30_000)[taken.first_sample : taken.samples_decoded])
+        assert told(step_until_idle(second)) == []
+        assert second.snapshot(stream).to_bytes() == snapshot
 
     def test_snapshots_that_do_not_fit_are_refused_and_leave_no_trace(self) -> None:
         engine = self.make(Sizes())
         engine.open(StreamId(1), StreamOptions())
         engine.feed(StreamId(1), self.audio(1, 24_000))
         step_until_idle(engine)
-        good = engine.snapshot(StreamId(1))
+        good = engine.snapshot(StreamId(1)).to_bytes()
         for broken in (
             b"",
             b"nothing",
             good[:20],
             good[:-1],
             good + b"\0",
-            b"PXS2\xff\xff\xff\xff" + good[8:],
+            b"PXS3\xff\xff\xff\xff" + good[8:],
         ):
             with pytest.raises(SnapshotMismatch):
                 engine.open(StreamId(2), StreamOptions(), broken)
@@ -319,13 +324,16 @@ class EngineContract:
         engine.open(stream, StreamOptions())
         engine.feed(stream, samples[:121_111])
         young = step_until_idle(engine)
-        snapshot = engine.snapshot(stream)
+        taken = engine.snapshot(stream)
+        snapshot = taken.to_bytes()
         engine.feed(stream, samples[121_111:])
         engine.finish(stream)
         expected = told(young + step_until_idle(engine))
         old = self.make(sizes)
         old.open(stream, StreamOptions(), snapshot)
         fed = old.samples_decoded(stream)
+        old.feed(stream, samples[taken.first_sample : fed])
+        assert told(step_until_idle(old)) == []
         older = grow_old(old, stream, frames)
         assert old.samples_decoded(stream) == fed + older
         old.feed(stream, samples[fed:])
@@ -444,6 +452,6 @@ class PagedEngineContract(EngineContract):
         engine.feed(StreamId(1), speech(JFK)[:120_000])
         step_until_idle(engine)
         with pytest.raises(OutOfPages):
-            engine.open(StreamId(2), StreamOptions(), engine.snapshot(StreamId(1)))
+            engine.open(StreamId(2), StreamOptions(), engine.snapshot(StreamId(1)).to_bytes())
         engine.check_integrity()
         assert engine.stats.open_streams == 1

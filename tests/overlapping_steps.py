@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_worker.engine.steps import Flight, StepFindings, Steps
+from gpu_worker.engine.steps import Export, Flight, KeptFrames, StepFindings, Steps
 
 
 class OverlappingSteps:
@@ -33,16 +33,8 @@ class OverlappingSteps:
         assert self._under_way.pop(0) is flight, "steps are waited for in another order"
         return self.inner.wait(flight)
 
-    def export(
-        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
-    ) -> dict[str, memoryview]:
-        return self.inner.export(slot, pages_N, offsets_N)
+    def export(self, slot: int, kept: KeptFrames | None) -> Export:
+        return self.inner.export(slot, kept)
 
-    def load(
-        self,
-        slot: int,
-        pages_N: NDArray[np.int64],
-        offsets_N: NDArray[np.int64],
-        state: Mapping[str, memoryview],
-    ) -> None:
-        self.inner.load(slot, pages_N, offsets_N, state)
+    def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
+        self.inner.load(slot, kept, state)

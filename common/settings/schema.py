@@ -104,6 +104,7 @@ class WorkerSettings(ClusterSettings):
     lease_ms: int
     step_timeout_ms: int
     replay_seconds: int
+    snapshots: str
     eou_reset: bool
     turn_detection: bool
     turn_signals: str

@@ -69,6 +69,7 @@ class Checkpoint:
     samples_decoded: 16 kHz samples that the snapshot covers. seq: last result before it.
     text_chars: code points of its text. utterances: finals of utterances that were told by then.
     base: where the engine began, which knows nothing of what was before.
+    reach_samples: 16 kHz samples before `samples_decoded` that the engine has to hear again.
     """
 
     entry_id: bytes | None = None
@@ -77,6 +78,12 @@ class Checkpoint:
     text_chars: int = 0
     utterances: int = 0
     base: Base = BEGINNING
+    reach_samples: int = 0
+
+    @property
+    def first_sample(self) -> int:
+        """The 16 kHz sample that an owner begins to read at."""
+        return self.samples_decoded - self.reach_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,7 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
                 int(fields.get(b"ck_chars", 0)),
                 int(fields.get(b"ck_finals", 0)),
                 base=_decode_base(fields),
+                reach_samples=int(fields.get(b"ck_reach", 0)),
             ),
             b"finished" in fields,
             fields.get(b"died_to"),

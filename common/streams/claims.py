@@ -363,7 +363,7 @@ class Claims:
             samples=checkpoint.samples_decoded,
             fields=(
                 *("ck_seq", checkpoint.seq, "ck_chars", checkpoint.text_chars),
-                *("ck_finals", checkpoint.utterances),
+                *("ck_finals", checkpoint.utterances, "ck_reach", checkpoint.reach_samples),
                 *("base_samples", checkpoint.base.samples, "base_chars", checkpoint.base.text_chars),
                 *("base_finals", checkpoint.base.utterances, "base_entry", checkpoint.base.finalized or b""),
                 *("base_origin", checkpoint.base.origin, "base_client", checkpoint.base.client_origin),

@@ -30,6 +30,7 @@ class EngineConfig:
     max_step_frames: encoder frames of one stream in a step on CPU, at least a chunk in any case.
     reset_at_end: whether `<EOU>` and `<EOB>` put the predictor back to its start.
     turn_detection: whether the speech detector runs at all.
+    audio_snapshots: whether snapshots leave out what the audio before them brings back.
     turn_settings: what a stream's options make of turn detection.
     """
 
@@ -41,4 +42,5 @@ class EngineConfig:
     max_step_frames: int = 8
     reset_at_end: bool = True
     turn_detection: bool = True
+    audio_snapshots: bool = False
     turn_settings: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings()

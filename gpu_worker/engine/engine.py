@@ -25,8 +25,10 @@ from gpu_worker.engine.interface import (
     EngineError,
     EngineStats,
     OutOfPages,
+    SnapshotMismatch,
     StreamFinished,
     StreamOutput,
+    StreamSnapshot,
 )
 from gpu_worker.engine.results import Pieces, StepText, acknowledges, chunk_output, failed_output
 from gpu_worker.engine.slot_snapshots import SlotSnapshots
@@ -37,7 +39,8 @@ from gpu_worker.engine.slots.samples import FLOAT32, PCM16, Samples, float_sampl
 from gpu_worker.engine.slots.slot_table import Plan, SlotTable
 from gpu_worker.engine.steps import UNKNOWN_END, WINDOW_SAMPLES, Field, Flight, StepFindings, Steps
 from gpu_worker.engine.stream import OpenStreams, Stream
-from gpu_worker.engine.transcript import Transcript, Vocabulary
+from gpu_worker.engine.transcript import NO_TOKENS, Transcript, Vocabulary
+from gpu_worker.engine.warm_up import WarmUps
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnJudge, TurnStage
 
@@ -95,7 +98,10 @@ class SpeechEngine:
             limit_samples=UNKNOWN_END,
         )
         self._turns = TurnStage(judge, eou_id=vocabulary.eou_id, num_slots=num_slots)
-        self._snapshots = SlotSnapshots(steps, self._table, self._rings, self._blocks, self._turns)
+        self._warm_ups = WarmUps(num_slots)
+        self._snapshots = SlotSnapshots(
+            steps, self._table, self._rings, self._blocks, self._turns, self._warm_ups
+        )
         self._streams = OpenStreams(num_slots)
         # Slots of the streams that more samples may come for.
         self._fed_slots: dict[StreamId, int] = {}
@@ -132,7 +138,6 @@ class SpeechEngine:
         state = Stream(stream, slot, self._num_opened, options, prompt, transcript, settings.enabled)
         self._streams.add(state)
         self._fed_slots[stream] = slot
-        self._listens[slot] = state.listens
         try:
             if restored is None:
                 self._table.open(slot, state.order, 0, 0)
@@ -144,6 +149,7 @@ class SpeechEngine:
         except BaseException:
             self._forget(state)
             raise
+        self._listens[slot] = state.listens and slot not in self._warm_ups
         if not self._table.decoded[slot]:
             self._fresh.append(state)
         self._stats.open_streams = len(self._streams)
@@ -165,11 +171,20 @@ class SpeechEngine:
 
     def finish(self, stream: StreamId) -> None:
         state = self._streams.get(stream)
-        if self._fed_slots.pop(stream, None) is not None:
-            if self._rings.beside(state.slot):
+        slot = self._fed_slots.get(stream)
+        if slot is not None:
+            warm_up = self._warm_ups.get(slot)
+            if warm_up is not None and self._table.fed[slot] + self._rings.beside(slot) < warm_up.samples:
+                raise EngineError(f"Stream {stream} ends before the snapshot that it was opened with.")
+            del self._fed_slots[stream]
+            if self._must_wait(slot):
                 self._finishing[stream] = state
             else:
-                self._table.finished[state.slot] = True
+                self._table.finished[slot] = True
+
+    def _must_wait(self, slot: int) -> bool:
+        """Whether more samples than are in its ring belong to the slot's stream, or may not be taken yet."""
+        return bool(self._rings.beside(slot)) or slot in self._warm_ups
 
     def close(self, stream: StreamId) -> None:
         self._unsent = [output for output in self._unsent if output.stream != stream]
@@ -183,14 +198,23 @@ class SpeechEngine:
             return max(output.samples_decoded for output in self._unsent if output.stream == stream)
         return self._decoded(state)
 
-    def snapshot(self, stream: StreamId) -> bytes:
+    def is_under_way(self, stream: StreamId) -> bool:
+        slot = self._streams.get(stream).slot
+        return bool(self._table.planned[slot] != self._table.decoded[slot]) or slot in self._warm_ups
+
+    def snapshot(self, stream: StreamId) -> StreamSnapshot:
         state = self._streams.get(stream)
         self._land_stream(state)
+        if state.slot in self._warm_ups:
+            raise EngineError(f"Stream {stream} has not reached the snapshot that it was opened with.")
         if stream not in self._streams or self._table.ended[state.slot]:
             raise EngineError(f"Stream {stream} has ended; its final output is all that is left.")
         return self._snapshots.take(state, [output for output in self._unsent if output.stream == stream])
 
     def _decoded(self, state: Stream) -> int:
+        warm_up = self._warm_ups.get(state.slot)
+        if warm_up is not None:
+            return warm_up.samples
         return self.clock.samples_of_frames(int(self._table.decoded[state.slot]))
 
     def _forget(self, state: Stream) -> None:
@@ -204,6 +228,7 @@ class SpeechEngine:
         self._fed_slots.pop(state.stream, None)
         self._finishing.pop(state.stream, None)
         self._listens[slot] = False
+        self._warm_ups.forget(slot)
         if state.listens:
             self._turns.close(state.stream)
         self._table.close(slot)
@@ -217,7 +242,7 @@ class SpeechEngine:
         return (
             self._launched is not None
             or bool(self._unsent)
-            or any(not self._rings.beside(state.slot) for state in self._finishing.values())
+            or any(not self._must_wait(state.slot) for state in self._finishing.values())
             or self._turns.has_ready()
             # A verdict that came may change no result, and its stream goes on all the same.
             or len(self._turns.waiting) != self._table.num_held
@@ -265,7 +290,7 @@ class SpeechEngine:
 
     def _launch(self, outputs: list[StreamOutput]) -> _Launched | None:
         for stream, state in list(self._finishing.items()):
-            if not self._rings.beside(state.slot):
+            if not self._must_wait(state.slot):
                 self._table.finished[state.slot] = True
                 del self._finishing[stream]
         plan = self._plan(outputs)
@@ -349,6 +374,19 @@ class SpeechEngine:
         # Only now: a row's audio may be wanted for its turn.  Streams that ended meanwhile are gone.
         goes_on = alive & ~plan.ends_B
         self._rings.free(slots[goes_on], self.clock.samples_of_frame_array(end[goes_on]))
+        if self._warm_ups:
+            self._complete_warm_ups(outputs)
+
+    def _complete_warm_ups(self, outputs: list[StreamOutput]) -> None:
+        for warm_up in self._warm_ups.reached(self._table.decoded):
+            state = warm_up.state
+            try:
+                outputs += self._snapshots.complete(warm_up)
+            except SnapshotMismatch as error:
+                outputs.append(failed_output(state, warm_up.samples, error))
+                self._forget(state)
+            else:
+                self._listens[state.slot] = state.listens
 
     def _speak(
         self, plan: Plan, found: StepFindings, alive: NDArray[np.bool_], outputs: list[StreamOutput]
@@ -372,13 +410,17 @@ class SpeechEngine:
         speaks = np.diff(text.first_token) > 0
         speaks |= pieces.is_final_P | acknowledges(pieces) | (listens_P & ~is_steady_P)
         speaks &= alive[pieces.row_P]
+        warms_P = self._warm_ups.is_warming_S[slot_P]
+        if self._warm_ups:
+            speaks = np.where(warms_P, acknowledges(pieces) & alive[pieces.row_P], speaks)
         chosen = np.flatnonzero(speaks)
         turns, by_slot = self._turns, self._streams.by_slot
-        for piece, slot, is_final, is_steady, begin, end in zip(
+        for piece, slot, is_final, is_steady, warms, begin, end in zip(
             chosen.tolist(),
             slot_P[chosen].tolist(),
             pieces.is_final_P[chosen].tolist(),
             is_steady_P[chosen].tolist(),
+            warms_P[chosen].tolist(),
             pieces.begin_P[chosen].tolist(),
             pieces.end_P[chosen].tolist(),
             strict=True,
@@ -390,7 +432,9 @@ class SpeechEngine:
             state = by_slot[slot]
             assert state is not None
             stream = state.stream
-            if state.listens:
+            if warms:
+                outputs.append(chunk_output(stream, state.transcript, NO_TOKENS, end, is_final=False))
+            elif state.listens:
                 samples = self._rings.copy(slot, begin, end) if turns.needs_samples(stream) else None
                 turns.push(stream, tokens, end, is_final=is_final, probs=text.speech(piece), samples=samples)
             else:
@@ -417,4 +461,5 @@ class SpeechEngine:
             assert self._launched is not None or planned == decoded, f"stream {stream} waits for no step"
             waits = int(table.fed[slot]) - int(self._rings.freed[slot])
             assert 0 <= waits <= self.steps.rings.num_samples, f"the ring of stream {stream} overflows"
-            assert self._listens[slot] == state.listens, f"stream {stream} listens or not"
+            listens = state.listens and slot not in self._warm_ups
+            assert self._listens[slot] == listens, f"stream {stream} listens or not"

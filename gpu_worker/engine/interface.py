@@ -9,7 +9,7 @@ A chunk that says nothing new has an output only where a second of audio ends in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +34,7 @@ __all__ = [
     "StageStats",
     "StreamFinished",
     "StreamOutput",
+    "StreamSnapshot",
     "UnknownStream",
     "UnsupportedOption",
     "Utterance",
@@ -94,6 +95,20 @@ class StreamOutput:
     failed: EngineError | None = None
     utterances: tuple[Utterance, ...] = ()
     from_finalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSnapshot:
+    """The state of a stream between two steps, for `Engine.open`, in this or another process.
+
+    samples_decoded: samples that the stream's outputs cover by then.
+    first_sample: where its audio is fed from to an engine that opens it; what lies before it is not needed.
+    to_bytes: serializes it; waits for the device, in any thread.  It is called once.
+    """
+
+    samples_decoded: int
+    first_sample: int
+    to_bytes: Callable[[], bytes]
 
 
 @dataclass(slots=True)
@@ -162,6 +177,8 @@ class Engine(Protocol):
     def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
         """Give the stream a slot; with a snapshot, go on exactly where it was taken.
 
+        The samples that are fed then are those from the snapshot's `first_sample` on.  Outputs of those that
+        its `samples_decoded` covers are acknowledgements.
         Raises EngineFull, SnapshotMismatch, OutOfPages (with a snapshot only), and ValueError for a stream
         that is open already.
         """
@@ -182,12 +199,17 @@ class Engine(Protocol):
         """Drop the stream now, its queued samples and state with it.  Raises UnknownStream."""
         ...
 
-    def snapshot(self, stream: StreamId) -> bytes:
-        """The whole state of the stream between two steps, for `open`, in this or another process.
+    def snapshot(self, stream: StreamId) -> StreamSnapshot:
+        """What `open` needs to go on with the stream, in this or another process.
 
-        Samples that were fed and not decoded are not part of it: feed again from the
-        `samples_decoded` of the engine on.  Take it before `finish` is called, or right after `step`.
+        Samples that were fed and not decoded are not part of it.  Take it before `finish` is called, or right
+        after `step`.  Where the stream is in a step under way, that is waited for.  Raises EngineError for a
+        stream that has ended or has not reached the snapshot that it was opened with.
         """
+        ...
+
+    def is_under_way(self, stream: StreamId) -> bool:
+        """Whether a step with the stream runs, or it has not reached the snapshot that it was opened with."""
         ...
 
     def samples_decoded(self, stream: StreamId) -> int:

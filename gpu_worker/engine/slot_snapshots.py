@@ -1,25 +1,28 @@
 """Snapshots of an engine's streams: what a slot holds, on the device and on the host.
 
-A snapshot is taken between two steps, with no step of the stream under way.
+A snapshot is taken between two steps, with no step of the stream under way.  Whole, it has all that the slot
+remembers; where `StepShape.reach_frames` says so, it leaves out what the audio before it brings back
+(`gpu_worker.engine.warm_up`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gpu_worker.engine.interface import SnapshotMismatch, StreamOutput
+from gpu_worker.engine.interface import SnapshotMismatch, StreamOutput, StreamSnapshot
 from gpu_worker.engine.slots.block_manager import BlockManager
 from gpu_worker.engine.slots.sample_rings import SampleRings
 from gpu_worker.engine.slots.slot_table import SlotTable
 from gpu_worker.engine.snapshot import Snapshot
-from gpu_worker.engine.steps import Steps
+from gpu_worker.engine.steps import Export, KeptFrames, Steps
 from gpu_worker.engine.stored_output import decode_output
 from gpu_worker.engine.stream import Stream
+from gpu_worker.engine.warm_up import WarmUp, WarmUps, first_frame
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnStage
 
@@ -30,58 +33,109 @@ class SlotSnapshots:
     """Takes and restores them."""
 
     def __init__(
-        self, steps: Steps, table: SlotTable, rings: SampleRings, blocks: BlockManager, turns: TurnStage
+        self,
+        steps: Steps,
+        table: SlotTable,
+        rings: SampleRings,
+        blocks: BlockManager,
+        turns: TurnStage,
+        warm_ups: WarmUps,
     ) -> None:
         self._steps, self._table, self._rings = steps, table, rings
-        self._blocks, self._turns = blocks, turns
+        self._blocks, self._turns, self._warm_ups = blocks, turns, warm_ups
 
     def read(self, data: bytes) -> Snapshot:
         """Raises SnapshotMismatch for another model or layout."""
         return Snapshot.from_bytes(data, self._steps.shape.fingerprint)
 
     def restore(self, state: Stream, settings: TurnSettings, restored: Snapshot) -> list[StreamOutput]:
-        """Fill the stream's slot; returns outputs that were ready when the snapshot was taken.
+        """Fill the stream's slot, or begin to warm it up; returns outputs that nobody has got yet.
 
         Raises SnapshotMismatch, OutOfPages.
         """
-        slot, host, buffers = state.slot, restored.host, dict(restored.buffers)
+        slot, host = state.slot, restored.host
         try:
-            turns = bytes(buffers.pop(_TURNS) if state.listens else buffers.pop(_TURNS, b""))
-            frames = int(host["frames_done"])
-            samples = self._table.clock.samples_of_frames(frames)
-            self._table.open(slot, state.order, frames, samples)
-            self._rings.open(slot, samples)
+            frames, first = int(host["frames_done"]), int(host["first_frame"])
+            if not 0 <= first <= frames:
+                raise ValueError(f"frame {first} is not before frame {frames}")
+            clock = self._table.clock
+            samples, begin = clock.samples_of_frames(frames), clock.samples_of_frames(first)
+            self._table.open(slot, state.order, first, begin)
+            self._blocks.grow(slot, first)
             state.transcript.load(host["transcript"])
-            self._blocks.grow(slot, frames)
-            if frames:
-                kept = self._kept_frames(slot, frames)
-                self._steps.load(slot, *kept, {name: memoryview(data) for name, data in buffers.items()})
-            if state.listens:
-                self._turns.open(state.stream, settings, state.transcript, turns, slot=slot)
-            return [decode_output(state.stream, values) for values in host["unsent"]]
+            if first == frames:
+                self._rings.open(slot, begin)
+                return self._fill(state, settings, restored, self._kept_frames(slot, frames))
+            self._rings.open(slot, begin, until=samples)
+            # So that a snapshot that does not fit is refused now.
+            self._load(slot, restored, None)
+            self._warm_ups.add(WarmUp(state, settings, restored, frames, samples))
+            return []
         except (KeyError, ValueError, TypeError) as error:
             raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
 
-    def take(self, state: Stream, unsent: Sequence[StreamOutput]) -> bytes:
-        """The stream's state; `unsent` are its outputs that nobody has got yet."""
-        slot = state.slot
+    def complete(self, warm_up: WarmUp) -> list[StreamOutput]:
+        """End a warm-up: the stream goes on behind its snapshot; returns outputs that nobody has got yet.
+
+        Raises SnapshotMismatch.
+        """
+        slot = warm_up.state.slot
+        try:
+            outputs = self._fill(warm_up.state, warm_up.settings, warm_up.snapshot, None)
+        except (KeyError, ValueError, TypeError) as error:
+            raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
+        self._warm_ups.forget(slot)
+        self._rings.lift(slot)
+        return outputs
+
+    def _fill(
+        self, state: Stream, settings: TurnSettings, restored: Snapshot, kept: KeptFrames | None
+    ) -> list[StreamOutput]:
+        self._load(state.slot, restored, kept)
+        if state.listens:
+            turns = bytes(restored.buffers[_TURNS])
+            self._turns.open(state.stream, settings, state.transcript, turns, slot=state.slot)
+        return [decode_output(state.stream, values) for values in restored.host["unsent"]]
+
+    def _load(self, slot: int, restored: Snapshot, kept: KeptFrames | None) -> None:
+        if restored.host["frames_done"]:
+            buffers = {name: memoryview(data) for name, data in restored.buffers.items() if name != _TURNS}
+            self._steps.load(slot, kept, buffers)
+
+    def take(self, state: Stream, unsent: Sequence[StreamOutput]) -> StreamSnapshot:
+        """The stream's state; `unsent` are its outputs that nobody has got yet.
+
+        What the device holds of it may still be on its way to the host; `to_bytes` waits for it.
+        """
+        slot, shape, clock = state.slot, self._steps.shape, self._table.clock
         frames = int(self._table.decoded[slot])
         # Of a stream that has decoded nothing the slot still holds what was there before.
-        buffers: dict[str, bytes | memoryview] = {}
+        export: Export = dict
+        first = frames
         if frames:
-            buffers |= self._steps.export(slot, *self._kept_frames(slot, frames))
-        if state.listens:
-            # It carries the stream's results that are ready, too: those of others stay for the next step.
-            buffers[_TURNS] = self._turns.export(state.stream)
+            if shape.reach_frames:
+                first = first_frame(frames, shape.reach_frames)
+            export = self._steps.export(slot, self._kept_frames(slot, frames) if first == frames else None)
+        # They carry the stream's results that are ready, too: those of others stay for the next step.
+        turns = {_TURNS: self._turns.export(state.stream)} if state.listens else {}
         host = {
             "frames_done": frames,
+            "first_frame": first,
             "transcript": state.transcript.export(),
             # What was read and not yet returned belongs to the stream's results, here or there.
             "unsent": [asdict(output) for output in unsent],
         }
-        return Snapshot(self._steps.shape.fingerprint, host, buffers).to_bytes()
+        return StreamSnapshot(
+            clock.samples_of_frames(frames),
+            clock.samples_of_frames(first),
+            partial(_to_bytes, shape.fingerprint, host, export, turns),
+        )
 
-    def _kept_frames(self, slot: int, frames: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Page and offset of the frames whose keys and values later chunks can still see."""
+    def _kept_frames(self, slot: int, frames: int) -> KeptFrames:
+        """The frames whose keys and values later chunks can still see."""
         first = max(0, frames - self._steps.shape.pages.left_frames)
-        return self._blocks.locate(slot, np.arange(first, frames, dtype=np.int64))
+        return KeptFrames(*self._blocks.locate(slot, np.arange(first, frames, dtype=np.int64)))
+
+
+def _to_bytes(fingerprint: str, host: Mapping[str, Any], export: Export, turns: Mapping[str, bytes]) -> bytes:
+    return Snapshot(fingerprint, host, {**export(), **turns}).to_bytes()

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from gpu_worker.engine.interface import SnapshotMismatch
 
-_MAGIC: Final = b"PXS2"
+_MAGIC: Final = b"PXS3"
 _LENGTH: Final = struct.Struct("<I")
 
 

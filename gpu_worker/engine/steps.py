@@ -10,7 +10,7 @@ row, W windows of the speech detector, S slots, C samples of a ring.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Protocol
@@ -124,6 +124,8 @@ class StepShape:
     overlaps: a device works beside the host, so that a step is launched before the last one is read.
     hears: whether windows of the speech detector can be had.
     fingerprint: names the weights and the layout of a slot's state, for snapshots.
+    reach_frames: whole chunks of audio that bring back all of a slot's state but what `Steps.export` gives
+        without kept frames; 0 where snapshots hold the whole state.
     """
 
     clock: ChunkClock
@@ -134,6 +136,7 @@ class StepShape:
     overlaps: bool
     hears: bool
     fingerprint: str
+    reach_frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,18 @@ class Flight:
 
     num_rows: int
     token: object
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFrames:
+    """Page and offset of the frames whose keys and values later chunks of a stream can still see."""
+
+    pages_N: NDArray[np.int64]
+    offsets_N: NDArray[np.int64]
+
+
+Export = Callable[[], Mapping[str, memoryview]]
+"""A state on its way to the host: the call waits for it, in any thread."""
 
 
 class Steps(Protocol):
@@ -186,23 +201,19 @@ class Steps(Protocol):
         """Wait for the oldest flight and count its stages' time."""
         ...
 
-    def export(
-        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
-    ) -> dict[str, memoryview]:
-        """A slot's state by name, with the keys and values at (page, offset); copies, on the host.
+    def export(self, slot: int, kept: KeptFrames | None) -> Export:
+        """Copy a slot's state to the host, by name: as it is behind the steps launched before.
 
-        Every flight was waited for before.
+        kept: None for what no audio brings back (see `StepShape.reach_frames`), else the whole state.
         """
         ...
 
-    def load(
-        self,
-        slot: int,
-        pages_N: NDArray[np.int64],
-        offsets_N: NDArray[np.int64],
-        state: Mapping[str, memoryview],
-    ) -> None:
-        """Put an exported state into a slot.  Raises KeyError or ValueError when it does not fit."""
+    def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
+        """Put an exported state into a slot, behind the steps launched before.
+
+        kept: as it was for `export`, in the pages that the slot has now.  Raises KeyError or ValueError when
+        the state does not fit.
+        """
         ...
 
 
@@ -216,8 +227,10 @@ __all__ = [
     "SPARE_HOPS",
     "UNKNOWN_END",
     "WINDOW_SAMPLES",
+    "Export",
     "Field",
     "Flight",
+    "KeptFrames",
     "PageShape",
     "RingMemory",
     "StepFindings",

@@ -10,7 +10,7 @@ layers, U predictor width, J joint width, N pages, W page frames, H heads, E hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,32 +20,40 @@ from torch import Tensor
 from gpu_worker.model.config import ModelConfig
 
 
-def copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the host, complete on return.
+class HostCopy:
+    """Copies of tensors of one device on their way to the host, side by side in one buffer.
 
-    From a GPU they go to pinned memory one behind the other, and are waited for once: a copy to pageable
-    memory would be staged and waited for each.
+    From a GPU they go to pinned memory, behind what runs there by now, and nobody waits for them before
+    `buffers`: a copy to pageable memory would be staged and waited for.
     """
-    copies: dict[str, Tensor] = {}
-    devices: set[torch.device] = set()
-    for name, tensor in tensors.items():
-        on_cuda = tensor.device.type == "cuda"
-        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_cuda)
-        copies[name] = copy.copy_(tensor.detach(), non_blocking=on_cuda)
-        if on_cuda:
-            devices.add(tensor.device)
-    for device in devices:
-        torch.cuda.current_stream(device).synchronize()
-    return copies
 
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        parts = {name: tensor.detach().reshape(-1).view(torch.uint8) for name, tensor in tensors.items()}
+        self._sizes = {name: part.shape[0] for name, part in parts.items()}
+        self._done: torch.cuda.Event | None = None
+        self._bytes = torch.cat(list(parts.values()))
+        if self._bytes.device.type == "cuda":
+            # A thread's current device is the first one until it says otherwise; events follow it.
+            with torch.cuda.device(self._bytes.device):
+                pinned = torch.empty(self._bytes.shape, dtype=torch.uint8, pin_memory=True)
+                self._bytes = pinned.copy_(self._bytes, non_blocking=True)
+                self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                self._done.record()
 
-def as_buffers(tensors: Mapping[str, Tensor]) -> dict[str, memoryview]:
-    """The bytes of contiguous tensors on the host, not copied."""
-    return {name: tensor.reshape(-1).view(torch.uint8).numpy().data for name, tensor in tensors.items()}
+    def buffers(self) -> dict[str, memoryview]:
+        """The bytes of each tensor, on the host; waits for them, in any thread."""
+        if self._done is not None:
+            self._done.synchronize()
+        whole, at = self._bytes.numpy().data, 0
+        found: dict[str, memoryview] = {}
+        for name, size in self._sizes.items():
+            found[name] = whole[at : at + size]
+            at += size
+        return found
 
 
 def from_buffer(name: str, data: memoryview | None, like: Tensor) -> Tensor:
-    """A tensor on the host of the shape and type of `like`, out of the bytes that `as_buffers` saw.
+    """A tensor on the host of the shape and type of `like`, out of the bytes that a `HostCopy` gave.
 
     Raises ValueError for another size.
     """
@@ -65,7 +73,7 @@ class PredictorStart:
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """Slot-indexed state; `reset` gives a slot to a new stream, `export` and `load` move one."""
+    """Slot-indexed state; `reset` gives a slot to a new stream, `rows` and `load` move one."""
 
     tail_SZ: Tensor
     mel_SF: Tensor
@@ -83,17 +91,21 @@ class SlotState:
         """The slot that no stream has."""
         return self.tail_SZ.shape[0] - 1
 
-    def _rows(self, slot: int) -> Iterator[tuple[str, Tensor]]:
-        """Name and view of every tensor's part that belongs to one slot."""
-        yield "tail", self.tail_SZ[slot]
-        yield "mel", self.mel_SF[slot]
-        for number, level in enumerate(self.levels_SGC):
-            yield f"level{number}", level[slot]
-        yield "conv", self.conv_LSKD[:, slot]
-        yield "hidden", self.hidden_PSU[:, slot]
-        yield "cell", self.cell_PSU[:, slot]
-        yield "output", self.output_SJ[slot]
-        yield "prompt", self.prompt_S[slot]
+    def rows(self, slot: int, *, whole: bool = True) -> dict[str, Tensor]:
+        """Name and view of every tensor's part that belongs to one slot.
+
+        whole: with those that are functions of the last seconds of audio; what is left without them is not.
+        """
+        rows = {
+            "hidden": self.hidden_PSU[:, slot],
+            "cell": self.cell_PSU[:, slot],
+            "output": self.output_SJ[slot],
+            "prompt": self.prompt_S[slot],
+        }
+        if whole:
+            rows |= {"tail": self.tail_SZ[slot], "mel": self.mel_SF[slot], "conv": self.conv_LSKD[:, slot]}
+            rows |= {f"level{number}": level[slot] for number, level in enumerate(self.levels_SGC)}
+        return rows
 
     def reset(self, slots: Tensor) -> None:
         """Bring slots to the state of a stream that has heard nothing."""
@@ -108,13 +120,9 @@ class SlotState:
         self.output_SJ.index_copy_(0, slots, self.start.output_J.repeat(count, 1))
         self.prompt_S.index_fill_(0, slots, self.default_prompt)
 
-    def export(self, slot: int) -> dict[str, Tensor]:
-        """A copy of one slot's state on the host."""
-        return copy_to_host(dict(self._rows(slot)))
-
-    def load(self, slot: int, state: Mapping[str, memoryview]) -> None:
-        """Put an exported state into a slot.  Raises ValueError when it does not fit."""
-        rows = dict(self._rows(slot))
+    def load(self, slot: int, state: Mapping[str, memoryview], *, whole: bool = True) -> None:
+        """Put copies of `rows` into a slot.  Raises ValueError when they do not fit."""
+        rows = self.rows(slot, whole=whole)
         found = {name: from_buffer(name, state.get(name), row) for name, row in rows.items()}
         for name, row in rows.items():
             row.copy_(found[name])
@@ -192,17 +200,15 @@ class KVPages:
         """The page that no stream has."""
         return self.num_pages
 
-    def export(self, pages: Tensor, offsets: Tensor) -> dict[str, Tensor]:
-        """Copies of the `keys` and `values` at (page, offset), [L, n, H, E], on the host."""
-        return copy_to_host(
-            {
-                "keys": self.keys_LNWHE[:, pages, offsets],
-                "values": self.values_LNWHE[:, pages, offsets],
-            }
-        )
+    def rows(self, pages: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """The `keys` and `values` at (page, offset), [L, n, H, E]."""
+        return {
+            "keys": self.keys_LNWHE[:, pages, offsets],
+            "values": self.values_LNWHE[:, pages, offsets],
+        }
 
     def load(self, pages: Tensor, offsets: Tensor, state: Mapping[str, memoryview]) -> None:
-        """Put exported keys and values at (page, offset).  Raises ValueError when they do not fit."""
+        """Put copies of `rows` at (page, offset).  Raises ValueError when they do not fit."""
         layers, _, _, heads, width = self.keys_LNWHE.shape
         shape = (layers, pages.shape[0], heads, width)
         like = torch.empty(shape, dtype=self.keys_LNWHE.dtype, device="meta")

@@ -46,7 +46,7 @@ class StreamAudio:
     """The audio of one stream on its way into the engine; for one thread.
 
     rate: of the client, Hz.
-    samples_decoded: where the engine goes on, at the engine's rate (0, or where its snapshot was taken);
+    samples_decoded: where the engine goes on, at the engine's rate (0, or where its snapshot asks for);
         `next_sample` is then the first sample of the client to be read.
     base: from whose origin on the samples of both rates are counted: the beginning, or the last `finalize`.
     """

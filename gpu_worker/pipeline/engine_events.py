@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -85,11 +85,16 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTaken:
-    """The engine's state of a stream behind `samples_decoded`; `release` when the stream is handed over."""
+    """The engine's state of a stream behind `samples_decoded`; `release` when the stream is handed over.
+
+    first_sample: where a new owner begins to read.  Both count 16 kHz samples of the whole stream.
+    to_bytes: serializes the state; may wait for the device.
+    """
 
     flow: StreamFlow
     samples_decoded: int
-    data: bytes
+    first_sample: int
+    to_bytes: Callable[[], bytes]
     release: bool
 
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Final
 from common.entries import StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
-from gpu_worker.cold_start import base_at
+from gpu_worker.cold_start import acknowledgement, base_at
 from gpu_worker.engine.interface import (
     Engine,
     EngineError,
     SnapshotMismatch,
     StreamOutput,
+    StreamSnapshot,
     UnknownStream,
     UnsupportedOption,
 )
@@ -80,6 +81,8 @@ class EngineThread:
         self._stopping = False
         self._busy_since: float | None = None
         self._flows: dict[StreamId, StreamFlow] = {}
+        # Of streams without their snapshot: samples that come and lie before the checkpoint.
+        self._skipped: dict[StreamId, int] = {}
         self._segments = Segments()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -170,32 +173,33 @@ class EngineThread:
                 self._forget(output.stream)
             else:
                 self._checkpoints.decoded(output.stream, output.samples_decoded)
-        for stream in self._checkpoints.next_ones():
+        for stream in self._checkpoints.next_ones(self._engine.is_under_way):
             if not self._sink.takes_snapshot():
                 break
             self._snapshot(self._flows[stream], release=False)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
         """Say where another worker can go on; a stream that is let go without it is replayed from before."""
-        samples = 0
-        data: bytes | None = None
+        snapshot: StreamSnapshot | None = None
         try:
-            samples = self._engine.samples_decoded(flow.stream)
-            if samples:
-                samples += self._segments.first_sample(flow.stream)
-                data = self._engine.snapshot(flow.stream)
+            snapshot = self._engine.snapshot(flow.stream)
         except EngineError as error:
             # A stream at its end has none. That may have come with the step under way, which the engine
-            # waits for before it takes a snapshot of any stream; the next step tells of it.
+            # waits for before it takes a snapshot of a stream; the next step tells of it.
             logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
-        if samples:
-            self._checkpoints.taken(flow.stream, samples)
-        else:
+        if snapshot is None or not snapshot.samples_decoded:
             self._checkpoints.forget(flow.stream)
-        if data is not None:
-            self._sink.put(SnapshotTaken(flow, samples, data, release))
-        elif release:
-            self._sink.put(Forgotten(flow))
+            if release:
+                self._sink.put(Forgotten(flow))
+            return
+        part = self._segments.first_sample(flow.stream)
+        samples, to_bytes = part + snapshot.samples_decoded, snapshot.to_bytes
+        self._checkpoints.taken(flow.stream, samples)
+        if release:
+            # Now: the slot is somebody else's next, and all of these go before any other is taken in.
+            data = to_bytes()
+            to_bytes = lambda: data  # noqa: E731
+        self._sink.put(SnapshotTaken(flow, samples, part + snapshot.first_sample, to_bytes, release))
 
     def _apply(self, command: Command) -> None:
         match command:
@@ -261,6 +265,8 @@ class EngineThread:
         )
         self._engine.open(flow.stream, flow.owned.record.options)
         flow.base, flow.cold = base, True
+        if flow.owned.record.checkpoint.reach_samples:
+            self._skipped[flow.stream] = flow.owned.record.checkpoint.reach_samples
 
     def _begin_next_part(self, end: StreamOutput) -> None:
         """Go on with a stream whose part has ended for a `finalize`, with what came for it meanwhile."""
@@ -294,10 +300,25 @@ class EngineThread:
                 if waiting is not None:
                     waiting.append(samples)
                     continue
+                if self._skipped:
+                    samples = self._unskipped(stream, samples)
                 try:
                     feed(stream, samples)
                 except (EngineError, ValueError):
                     self._refused(flow)
+
+    def _unskipped(self, stream: StreamId, samples: Samples) -> Samples:
+        """Those behind the checkpoint of a stream without its snapshot; the others are acknowledged."""
+        left = self._skipped.get(stream)
+        if left is None:
+            return samples
+        skipped = min(left, len(samples))
+        if skipped == left:
+            del self._skipped[stream]
+        else:
+            self._skipped[stream] = left - skipped
+        self._sink.put(Decoded([acknowledgement(stream, self._flows[stream].base.samples - left + skipped)]))
+        return samples[skipped:]
 
     def _finish(self, flow: StreamFlow) -> None:
         try:
@@ -324,4 +345,5 @@ class EngineThread:
     def _forget(self, stream: StreamId) -> None:
         self._flows.pop(stream, None)
         self._segments.forget(stream)
+        self._skipped.pop(stream, None)
         self._checkpoints.forget(stream)

@@ -65,7 +65,7 @@ class StreamFlow:
     )
 
     def __init__(self, owned: OwnedStream, text: str = "") -> None:
-        samples = owned.record.checkpoint.samples_decoded
+        samples = owned.record.checkpoint.first_sample
         self.text: Final = text
         self.base = owned.record.checkpoint.base
         self.cold = False

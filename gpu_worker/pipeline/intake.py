@@ -58,7 +58,7 @@ class _Reading:
         self.flow: Final = flow
         self.key: Final = (flow.owned.keys, flow.owned.epoch)
         checkpoint = record.checkpoint
-        self.audio = StreamAudio(record.sample_rate, checkpoint.samples_decoded, checkpoint.base)
+        self.audio = StreamAudio(record.sample_rate, checkpoint.first_sample, checkpoint.base)
         self.last_read = 0.0
         self.last_entry = record.checkpoint.entry_id or b"0"
         self.missed = False

@@ -60,7 +60,7 @@ class _Writing:
 
     epoch, last_seq: of its ownership, as in `OwnedStream`. seq: of the last result, sent or not. acked:
     client samples of the last acknowledgement that the client was told. kept: decoded entries that a
-    replay of resampled audio would still need. replay_entry: last entry that no replay needs.
+    replay may still need, one a second. replay_entry: last entry that no replay needs.
     base: where the part of the stream begins that the engine has.
     log: of its results, and its text. utterances: finals of utterances so far.
     told_to: client samples of which an earlier owner has told otherwise than this one would; 0 where this one
@@ -192,7 +192,7 @@ class Outlet:
                 while event is not None:
                     events.append(event)
                     if isinstance(event, SnapshotTaken) and event.release:
-                        released_bytes += len(event.data)
+                        released_bytes += len(event.to_bytes())
                     if len(events) == MAX_QUEUED_EVENTS or released_bytes > _MAX_RELEASED_BYTES:
                         break
                     event = self._queue.get_nowait()
@@ -317,19 +317,19 @@ class Outlet:
         undecoded = flow.undecoded
         done = client_samples(writing.rate, output.samples_decoded, writing.base)
         ids: list[bytes] = []
+        rate = writing.rate
         ends = output.is_final or output.from_finalize
         while undecoded and (ends or (undecoded[0].end_sample <= done and not undecoded[0].finalizes)):
             entry = undecoded.popleft()
             flow.decoded_entry = entry.entry_id
             ids.append(entry.entry_id)
+            if len(kept) > 1 and entry.end_sample - kept[-2].end_sample < rate:
+                kept.pop()
             kept.append(entry)
             if ends:
                 done = entry.end_sample
             if output.from_finalize and entry.finalizes:
                 break
-        needed = first_needed(writing.rate, output.samples_decoded, writing.base)
-        while kept and kept[0].end_sample <= needed:
-            writing.replay_entry = kept.popleft().entry_id
         return max(done, writing.acked), ids
 
     def _snapshot(self, batch: _Batch, snapshot: SnapshotTaken) -> None:
@@ -346,6 +346,9 @@ class Outlet:
             else:
                 self._snapshots.forget()
             return
+        needed = first_needed(writing.rate, snapshot.first_sample, writing.base)
+        while writing.kept and writing.kept[0].end_sample <= needed:
+            writing.replay_entry = writing.kept.popleft().entry_id
         # A checkpoint goes no further than the kept text: one without its snapshot begins with that.
         _keep_text(batch.results, writing)
         checkpoint = Checkpoint(
@@ -355,11 +358,12 @@ class Outlet:
             text_chars=writing.log.chars,
             utterances=writing.utterances,
             base=writing.base,
+            reach_samples=snapshot.samples_decoded - snapshot.first_sample,
         )
         if snapshot.release:
-            batch.ends(flow, *self._claims.checkpoint_commands(flow.owned, checkpoint, snapshot.data))
+            batch.ends(flow, *self._claims.checkpoint_commands(flow.owned, checkpoint, snapshot.to_bytes()))
         else:
-            batch.checkpoints.append(Snapshot(flow, checkpoint, snapshot.data))
+            batch.checkpoints.append(Snapshot(flow, checkpoint, snapshot.to_bytes))
 
     def _failed(self, batch: _Batch, flow: StreamFlow, error: StreamError) -> None:
         writing = self._writings.get(flow.stream)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,17 +23,24 @@ from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 logger = logging.getLogger(__name__)
 
 # Snapshots that were taken and are not written, beyond which no further ones are taken: bounds their memory.
+# So many at first and at the least, and more where they are small.
 MAX_UNDER_WAY: Final = 8
+_MAX_SMALL_ONES: Final = 256
+_MAX_BYTES: Final = 64 * 1024 * 1024
+_COMMANDS_OF_ONE_PIECE: Final = 2
 _RETRY_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The engine's state of a stream, and the checkpoint that it is for."""
+    """The engine's state of a stream, and the checkpoint that it is for.
+
+    to_bytes: serializes it; called in this module's thread.
+    """
 
     flow: StreamFlow
     checkpoint: Checkpoint
-    data: bytes
+    to_bytes: Callable[[], bytes]
 
 
 class SnapshotWriter:
@@ -46,7 +54,7 @@ class SnapshotWriter:
         self._connections = [redis.pipelined(server) for server in range(redis.servers.num_servers)]
         self._queue: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._under_way = 0
+        self._under_way, self._most = 0, MAX_UNDER_WAY
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
 
@@ -56,7 +64,7 @@ class SnapshotWriter:
 
     def has_room(self) -> bool:
         """Whether a snapshot that were taken now would be one of few."""
-        return self._under_way < MAX_UNDER_WAY
+        return self._under_way < self._most
 
     def expect(self) -> None:
         """A snapshot was taken: `put` or `forget` follows."""
@@ -95,9 +103,11 @@ class SnapshotWriter:
             self.forget()
 
     def _store(self, snapshot: Snapshot) -> None:
+        data = b""
         while not self._stopping.is_set() and self._is_wanted(snapshot):
+            data = data or self._serialized(snapshot)
             try:
-                stored = self._write(snapshot)
+                stored = self._write(snapshot, data)
             except (REDIS_ERROR, OSError) as error:
                 if not is_passing(error):
                     raise
@@ -106,7 +116,7 @@ class SnapshotWriter:
             else:
                 if stored:
                     self._metrics.snapshots["written"] += 1
-                    self._metrics.snapshot_bytes += len(snapshot.data)
+                    self._metrics.snapshot_bytes += len(data)
                 elif self._is_wanted(snapshot):
                     self._metrics.snapshots["failed"] += 1
                     # Its audio is kept until a later one is stored.
@@ -114,17 +124,27 @@ class SnapshotWriter:
                 return
         self._metrics.snapshots["skipped"] += 1
 
+    def _serialized(self, snapshot: Snapshot) -> bytes:
+        data = snapshot.to_bytes()
+        self._most = max(MAX_UNDER_WAY, min(_MAX_SMALL_ONES, _MAX_BYTES // len(data)))
+        return data
+
     def _is_wanted(self, snapshot: Snapshot) -> bool:
         flow = snapshot.flow
         return not flow.lost and self._table.get(flow.stream) is flow
 
-    def _write(self, snapshot: Snapshot) -> bool:
+    def _write(self, snapshot: Snapshot, data: bytes) -> bool:
         reply: Any = None
         owned = snapshot.flow.owned
         connection = self._connections[self._redis.servers.server_of_shard(owned.keys.shard)]
-        for command in self._claims.checkpoint_commands(owned, snapshot.checkpoint, snapshot.data):
-            # Each waits for the one before: what Redis has read of a connection it would do in one go.
-            (reply,) = connection.call((pack(*command),), repeat=False)
-            if isinstance(reply, Exception):
-                raise reply
+        commands = [
+            pack(*command) for command in self._claims.checkpoint_commands(owned, snapshot.checkpoint, data)
+        ]
+        # Each waits for the one before: what Redis has read of a connection it would do in one go. That is
+        # little where the snapshot is one piece.
+        at_once = len(commands) if len(commands) == _COMMANDS_OF_ONE_PIECE else 1
+        for at in range(0, len(commands), at_once):
+            for reply in connection.call(commands[at : at + at_once], repeat=False):
+                if isinstance(reply, Exception):
+                    raise reply
         return bool(reply)

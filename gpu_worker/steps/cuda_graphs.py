@@ -24,8 +24,10 @@ from gpu_worker.engine.config import BatchSizes
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.steps import (
     SPARE_HOPS,
+    Export,
     Field,
     Flight,
+    KeptFrames,
     RingMemory,
     StepFindings,
     StepShape,
@@ -229,19 +231,11 @@ class GraphSteps:
             if self._prompts[slot] != prompt:
                 store.state.prompt_S[slot] = self._prompts[slot] = prompt
 
-    def export(
-        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
-    ) -> dict[str, memoryview]:
-        return self._store.export(slot, pages_N, offsets_N)
+    def export(self, slot: int, kept: KeptFrames | None) -> Export:
+        return self._store.export(slot, kept)
 
-    def load(
-        self,
-        slot: int,
-        pages_N: NDArray[np.int64],
-        offsets_N: NDArray[np.int64],
-        state: Mapping[str, memoryview],
-    ) -> None:
-        self._store.load(slot, pages_N, offsets_N, state)
+    def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
+        self._store.load(slot, kept, state)
         # Whatever it was; the next stream's is written in any case.
         self._prompts[slot] = -1
 

@@ -18,8 +18,10 @@ from gpu_worker.engine.interface import EngineStats, StageStats
 from gpu_worker.engine.steps import (
     SPARE_HOPS,
     UNKNOWN_END,
+    Export,
     Field,
     Flight,
+    KeptFrames,
     RingMemory,
     StepFindings,
     StepShape,
@@ -65,19 +67,11 @@ class EagerSteps:
             for slot in slots:
                 self._store.vad.reset(slot)
 
-    def export(
-        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
-    ) -> dict[str, memoryview]:
-        return self._store.export(slot, pages_N, offsets_N)
+    def export(self, slot: int, kept: KeptFrames | None) -> Export:
+        return self._store.export(slot, kept)
 
-    def load(
-        self,
-        slot: int,
-        pages_N: NDArray[np.int64],
-        offsets_N: NDArray[np.int64],
-        state: Mapping[str, memoryview],
-    ) -> None:
-        self._store.load(slot, pages_N, offsets_N, state)
+    def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
+        self._store.load(slot, kept, state)
 
     @torch.inference_mode()
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:

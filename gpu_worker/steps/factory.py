@@ -24,6 +24,7 @@ from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.model.loading.fingerprint import model_fingerprint, weights_name
 from gpu_worker.model.loading.inspection import locate
 from gpu_worker.model.model import StreamingModel
+from gpu_worker.model.reach import reach_frames
 from gpu_worker.steps.eager import EagerSteps
 from gpu_worker.steps.memory import pages_that_fit
 from gpu_worker.turn.settings import TurnSettings
@@ -181,6 +182,7 @@ def make_model_engine(
         overlaps=on_cuda,
         hears=config.turn_detection,
         fingerprint=model_fingerprint(loaded, context, reset_at_end=config.reset_at_end),
+        reach_frames=reach_frames(loaded.config, context) if config.audio_snapshots else 0,
     )
     vad = SileroVad(config.num_slots + 1, loaded.device) if config.turn_detection else None
     steps: Steps
@@ -242,6 +244,7 @@ def engine_config(
         num_pages=settings.paged_kv_max_pages if paged else 0,
         reset_at_end=settings.eou_reset,
         turn_detection=settings.turn_detection,
+        audio_snapshots=on_cuda if settings.snapshots == "auto" else settings.snapshots == "audio",
         turn_settings=turn_settings or _default_turn_settings,
     )
 

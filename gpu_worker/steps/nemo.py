@@ -25,13 +25,15 @@ from gpu_worker.engine.steps import (
     NO_PAGES,
     SPARE_HOPS,
     UNKNOWN_END,
+    Export,
     Field,
     Flight,
+    KeptFrames,
     RingMemory,
     StepFindings,
     StepShape,
 )
-from gpu_worker.model.state import as_buffers, from_buffer
+from gpu_worker.model.state import HostCopy, from_buffer
 from gpu_worker.steps.hearing import first_samples, gather_rows, hear
 from gpu_worker.steps.nemo_model import NemoModel, NemoState
 from gpu_worker.turn.vad import EXPORT_FLOATS, SileroVad
@@ -115,26 +117,18 @@ class NemoSteps:
             if self._vad is not None:
                 self._vad.reset(slot)
 
-    def export(
-        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
-    ) -> dict[str, memoryview]:
-        kept = self._slots[slot]
-        tensors = kept.state.export() | {_TAIL: torch.from_numpy(kept.tail)}
+    def export(self, slot: int, kept: KeptFrames | None) -> Export:
+        holds = self._slots[slot]
+        tensors = holds.state.export() | {_TAIL: torch.from_numpy(holds.tail)}
         buffers = {
             _MODEL: memoryview(safetensors.torch.save(tensors)),
-            _LANGUAGE: memoryview((kept.language or "").encode()),
+            _LANGUAGE: memoryview((holds.language or "").encode()),
         }
         if self._vad is not None:
-            buffers |= as_buffers({_VAD: self._vad.export_slot(slot)})
-        return buffers
+            buffers |= HostCopy({_VAD: self._vad.export_slot(slot)}).buffers()
+        return lambda: buffers
 
-    def load(
-        self,
-        slot: int,
-        pages_N: NDArray[np.int64],
-        offsets_N: NDArray[np.int64],
-        state: Mapping[str, memoryview],
-    ) -> None:
+    def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
         try:
             tensors = safetensors.torch.load(bytes(state[_MODEL]))
         except SafetensorError as error:

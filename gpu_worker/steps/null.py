@@ -24,8 +24,10 @@ from gpu_worker.engine.slots.samples import Samples, float_samples
 from gpu_worker.engine.steps import (
     NO_PAGES,
     UNKNOWN_END,
+    Export,
     Field,
     Flight,
+    KeptFrames,
     RingMemory,
     StepFindings,
     StepShape,
@@ -42,6 +44,8 @@ _TOKENS_PER_WORD: Final = 3
 # Audio of one stream that a step takes, so that a stream that is behind catches up in larger steps.
 _STEP_MS: Final = 1_280
 _SPARE_CHUNKS: Final = 2
+# Of 24 layers with 70 frames of left context.
+_REACH_FRAMES: Final = 1_876
 
 
 class NullClock(ChunkClock):
@@ -109,10 +113,17 @@ class NullSteps:
         chunk_ms: audio of one token, a multiple of 80.
         step_ms: time that each step takes.
         hears: whether turns are detected.
+        audio_snapshots: whether snapshots ask for the audio before them, as much as `large` needs.
     """
 
     def __init__(
-        self, num_slots: int, chunk_ms: int = DEFAULT_CHUNK_MS, step_ms: float = 0.0, *, hears: bool = True
+        self,
+        num_slots: int,
+        chunk_ms: int = DEFAULT_CHUNK_MS,
+        step_ms: float = 0.0,
+        *,
+        hears: bool = True,
+        audio_snapshots: bool = False,
     ) -> None:
         frame = _FRAME_MS * ENGINE_SAMPLE_RATE // 1000
         clock = NullClock(
@@ -127,6 +138,9 @@ class NullSteps:
             overlaps=False,
             hears=hears,
             fingerprint=f"null-{chunk_ms}",
+            reach_frames=-(-_REACH_FRAMES // clock.chunk_frames) * clock.chunk_frames
+            if audio_snapshots
+            else 0,
         )
         self.stats = EngineStats()
         ring_samples = (self.shape.max_chunks + _SPARE_CHUNKS) * clock.chunk_samples
@@ -138,18 +152,11 @@ class NullSteps:
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         self._tokens_S[list(slots)] = 0
 
-    def export(
-        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
-    ) -> dict[str, memoryview]:
-        return {"tokens": memoryview(bytes([int(self._tokens_S[slot])]))}
+    def export(self, slot: int, kept: KeptFrames | None) -> Export:
+        tokens = bytes([int(self._tokens_S[slot])])
+        return lambda: {"tokens": memoryview(tokens)}
 
-    def load(
-        self,
-        slot: int,
-        pages_N: NDArray[np.int64],
-        offsets_N: NDArray[np.int64],
-        state: Mapping[str, memoryview],
-    ) -> None:
+    def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
         (tokens,) = state["tokens"]
         self._tokens_S[slot] = tokens % _TOKENS_PER_WORD
 
@@ -208,6 +215,7 @@ class NullEngine(SpeechEngine):
         num_slots, chunk_ms, step_ms: see `NullSteps`.
         turn_detection: whether turns are detected.
         turns_of: what a stream's options make of turn detection.
+        audio_snapshots: see `NullSteps`.
     """
 
     def __init__(
@@ -217,7 +225,8 @@ class NullEngine(SpeechEngine):
         step_ms: float = 0.0,
         *,
         turn_detection: bool = True,
+        audio_snapshots: bool = False,
         turns_of: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings(),
     ) -> None:
-        steps = NullSteps(num_slots, chunk_ms, step_ms, hears=turn_detection)
+        steps = NullSteps(num_slots, chunk_ms, step_ms, hears=turn_detection, audio_snapshots=audio_snapshots)
         super().__init__(steps, Letters(), turns_of=turns_of)

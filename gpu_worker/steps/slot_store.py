@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu_worker.model.state import KVPages, SlotState, as_buffers, from_buffer
+from gpu_worker.engine.steps import Export, KeptFrames
+from gpu_worker.model.state import HostCopy, KVPages, SlotState, from_buffer
 from gpu_worker.turn.vad import EXPORT_FLOATS, SileroVad
 
 _VAD = "vad"
@@ -25,29 +24,24 @@ class SlotStore:
     vad: SileroVad | None
 
     @torch.inference_mode()
-    def export(
-        self, slot: int, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]
-    ) -> dict[str, memoryview]:
+    def export(self, slot: int, kept: KeptFrames | None) -> Export:
         """See `Steps.export`."""
-        tensors = self.state.export(slot) | self.pages.export(*self._where(pages_N, offsets_N))
+        rows = self.state.rows(slot, whole=kept is not None)
+        if kept is not None:
+            rows |= self.pages.rows(*self._where(kept))
         if self.vad is not None:
-            tensors[_VAD] = self.vad.export_slot(slot)
-        return as_buffers(tensors)
+            rows[_VAD] = self.vad.export_slot(slot)
+        return HostCopy(rows).buffers
 
     @torch.inference_mode()
-    def load(
-        self,
-        slot: int,
-        pages_N: NDArray[np.int64],
-        offsets_N: NDArray[np.int64],
-        state: Mapping[str, memoryview],
-    ) -> None:
+    def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
         """See `Steps.load`."""
-        self.state.load(slot, state)
-        self.pages.load(*self._where(pages_N, offsets_N), state)
+        self.state.load(slot, state, whole=kept is not None)
+        if kept is not None:
+            self.pages.load(*self._where(kept), state)
         if self.vad is not None:
             self.vad.import_slot(slot, from_buffer(_VAD, state.get(_VAD), torch.empty(EXPORT_FLOATS)))
 
-    def _where(self, pages_N: NDArray[np.int64], offsets_N: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _where(self, kept: KeptFrames) -> tuple[Tensor, Tensor]:
         device = self.state.tail_SZ.device
-        return torch.from_numpy(pages_N).to(device), torch.from_numpy(offsets_N).to(device)
+        return torch.from_numpy(kept.pages_N).to(device), torch.from_numpy(kept.offsets_N).to(device)

@@ -243,10 +243,10 @@ class SileroVad:
         self._cell_SH[slot].zero_()
 
     def export_slot(self, slot: int) -> Tensor:
-        """The slot's whole state as one float32 vector on the host, for a snapshot."""
+        """The slot's whole state as one float32 vector, for a snapshot."""
         rest = self._rest_S[slot].to(torch.float32).reshape(1)
         parts = [rest, self._tail_ST[slot], self._hidden_SH[slot], self._cell_SH[slot]]
-        return torch.cat(parts).cpu()
+        return torch.cat(parts)
 
     def import_slot(self, slot: int, vector: Tensor) -> None:
         """Sets the slot to what `export_slot` gave; going on from there is exact.

@@ -53,7 +53,7 @@ def compare(name: str, cache: Path, right: int, *, reset: bool) -> int:
         cut = int(random.integers(1, len(clip.samples)))
         first.feed(stream, clip.samples[:cut])
         finals += run(first)
-        second.open(stream, StreamOptions(), first.snapshot(stream))
+        second.open(stream, StreamOptions(), first.snapshot(stream).to_bytes())
         position = second.samples_decoded(stream)
         while position < len(clip.samples):
             size = int(random.integers(1, 30_000))

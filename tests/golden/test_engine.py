@@ -173,7 +173,7 @@ def test_a_replay_from_a_snapshot_goes_on_exactly(name: str, context: tuple[int,
                 heard.take(output)
         if cut == 1.0:
             break
-        snapshot = engine.snapshot(stream)
+        snapshot = engine.snapshot(stream).to_bytes()
         engine = make_engine(name, context, step_frames=28)
         engine.open(stream, StreamOptions(), snapshot)
     engine.finish(stream)

@@ -25,7 +25,7 @@ from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps.factory import make_model_engine
-from tests.engine_contract import PagedEngineContract, Sizes
+from tests.engine_contract import PagedEngineContract, Sizes, step_until_idle, told
 from tests.oracle.models import ALL_RECORDINGS, RECORDINGS, speech, tiny
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0)]
@@ -46,6 +46,35 @@ class TestGraphs(PagedEngineContract):
             turn_detection=sizes.turns,
         )
         return make_model_engine(on_cuda(torch.float32), config)
+
+
+def test_audio_brings_a_stream_back_on_a_gpu() -> None:
+    """A slot that has heard something else goes on as the stream's own did, by its audio and 15 KB."""
+    config = replace(CONFIG, num_slots=2, context=(70, 1), turn_detection=True, audio_snapshots=True)
+    samples, stream = np.concatenate([speech(name) for name in 4 * ALL_RECORDINGS]), StreamId(1)
+    first, second = (make_model_engine(on_cuda(torch.float32), config) for _ in range(2))
+    cut = len(samples) - 200_000
+    first.open(stream, StreamOptions(words=True))
+    first.feed(stream, samples[:cut])
+    before = step_until_idle(first)
+    taken = first.snapshot(stream)
+    data = taken.to_bytes()
+    assert 0 < taken.first_sample < taken.samples_decoded
+    assert len(data) < 50_000
+    second.open(StreamId(2), StreamOptions())
+    second.feed(StreamId(2), samples[::-1][:300_000].copy())
+    step_until_idle(second)
+    second.close(StreamId(2))
+    second.open(stream, StreamOptions(words=True), data)
+    second.feed(stream, samples[taken.first_sample : taken.samples_decoded])
+    assert told(step_until_idle(second)) == []
+    rest = []
+    for engine in (first, second):
+        engine.feed(stream, samples[taken.samples_decoded if engine is second else cut :])
+        engine.finish(stream)
+        rest.append(told(step_until_idle(engine)))
+    assert rest[0] == rest[1]
+    assert told(before)[-1].text in rest[0][-1].text
 
 
 @cache
@@ -125,7 +154,7 @@ def test_snapshot_goes_on_where_it_was_taken() -> None:
     engine.feed(StreamId(1), samples[:90_000])
     outputs = [output for _ in range(20) for output in engine.step()]
     position = engine.samples_decoded(StreamId(1))
-    snapshot = engine.snapshot(StreamId(1))
+    snapshot = engine.snapshot(StreamId(1)).to_bytes()
     engine.close(StreamId(1))
     engine.open(StreamId(1), StreamOptions(), snapshot)
     assert engine.samples_decoded(StreamId(1)) == position

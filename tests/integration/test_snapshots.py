@@ -130,7 +130,7 @@ async def test_the_writer_stores_what_it_is_given_and_knows_when_it_has_enough(r
     for number in range(MAX_UNDER_WAY):
         assert writer.has_room()
         writer.expect()
-        writer.put(Snapshot(flow, _CHECKPOINT, b"%d" % number))
+        writer.put(Snapshot(flow, _CHECKPOINT, (b"%d" % number).__bytes__))
     assert not writer.has_room()
     writer.start()
     last = b"%d" % (MAX_UNDER_WAY - 1)
@@ -141,6 +141,6 @@ async def test_the_writer_stores_what_it_is_given_and_knows_when_it_has_enough(r
     assert heir.snapshots([taken]) == [Stored(last, "")]
     flow.lost = True
     writer.expect()
-    writer.put(Snapshot(flow, _CHECKPOINT, b"of a stream that is lost"))
+    writer.put(Snapshot(flow, _CHECKPOINT, b"of a stream that is lost".__bytes__))
     assert writer.stop(5.0)
     assert heir.snapshots([taken]) == [Stored(last, "")]

@@ -357,3 +357,66 @@ async def test_the_tiny_model_goes_on_after_a_sigkill(redis_url: str, tmp_path: 
             assert [sent["token_ids"] for sent in stream.sent] == [
                 sent["token_ids"] for sent in undisturbed.sent
             ]
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+async def test_a_takeover_without_the_state_hears_the_audio_before_it_again(
+    redis_url: str, tmp_path: Path, rate: int
+) -> None:
+    """More than the audio that the engine wants to hear again goes by, so that it is not all there is."""
+    client, pcm = raw_client(redis_url), noise(190.0, rate=rate)
+    flags = {"replay_seconds": 10, "snapshots": "audio"}
+    with ExitStack() as stack:
+        first = await worker(stack, redis_url, tmp_path, "w1", **flags)
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open(sample_rate=rate)
+            half, second = 2 * (len(pcm) * 9 // 20), 2 * rate
+            for at in range(0, half, second):
+                stream.append(pcm[at : min(at + second, half)])
+                done_s = at // second
+                await until(partial(lambda seq: stream.seq >= seq, 6 * (done_s - 2)), what="results")
+            await until(lambda: stream.seq >= 6 * (half // second) - 3, what="results")
+            entries, snapshot = client.xrange(stream.keys.audio), client.lindex(stream.keys.snapshot, 0)
+            kept_s = sum(len(fields[b"p"]) for _, fields in entries) / second
+            reach = int(client.hget(stream.keys.meta, "ck_reach"))
+            assert 149 * 16_000 < reach < 151 * 16_000
+            # The audio in reach, a spacing of 5 s, and 11 s more where it is resampled.
+            assert reach / 16_000 < kept_s < reach / 16_000 + 5 + 3 + (0 if rate == 16_000 else 11)
+            assert len(snapshot) < 20_000
+            slow = {"null_step_ms": 50, "drain_timeout_s": 0}
+            second_worker = await worker(stack, redis_url, tmp_path, "w2", **flags, **slow)
+            first.send(signal.SIGKILL)
+            await until(lambda: stream.epoch == 2, what="the takeover")
+            # One that is handed over before it has heard all of it again keeps its checkpoint.
+            await worker(stack, redis_url, tmp_path, "w3", **flags)
+            second_worker.send(signal.SIGTERM)
+            await until(lambda: stream.epoch == 3, what="the hand-over")
+            stream.append(pcm[half:], final=True)
+            await ingress.ended(stream)
+            assert_gapless(stream)
+            if rate == 16_000:
+                assert stream.text == expected_text(pcm)
+
+
+async def test_a_worker_that_cannot_use_the_snapshot_skips_the_audio_before_the_checkpoint(
+    redis_url: str, tmp_path: Path
+) -> None:
+    client, pcm = raw_client(redis_url), noise(30.0)
+    with ExitStack() as stack:
+        first = await worker(stack, redis_url, tmp_path, "w1", replay_seconds=4, snapshots="audio")
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+            half = 5120 * (len(pcm) // 2 // 5120)
+            for at in range(0, half, 5120):
+                stream.append(pcm[at : at + 5120])
+                await until(partial(lambda seq: stream.seq >= seq, at // 5120 - 12), what="results")
+            await until(lambda: client.hget(stream.keys.meta, "ck_reach") is not None, what="a checkpoint")
+            assert int(client.hget(stream.keys.meta, "ck_reach")) > 4 * 16_000, "more than is read ahead"
+            first.send(signal.SIGKILL)
+            client.delete(stream.keys.snapshot)
+            client.rpush(stream.keys.snapshot, b"of another layout")
+            await worker(stack, redis_url, tmp_path, "w2")
+            stream.append(pcm[half:], final=True)
+            await ingress.ended(stream)
+            assert stream.sent[-1]["is_final"]
+            assert stream.sent[-1]["audio_ack_samples"] == len(pcm) // 2

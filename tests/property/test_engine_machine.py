@@ -115,7 +115,7 @@ class Streams(RuleBasedStateMachine):
         for name in sorted(self.streams, reverse=True):
             told = self.streams[name]
             decoded = old.samples_decoded(name)
-            self.engine.open(name, StreamOptions(words=name % 2 == 0), old.snapshot(name))
+            self.engine.open(name, StreamOptions(words=name % 2 == 0), old.snapshot(name).to_bytes())
             self.engine.feed(name, speech(JFK)[told.offset + decoded : told.offset + told.fed])
             if told.finished:
                 self.engine.finish(name)

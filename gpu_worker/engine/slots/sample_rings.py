@@ -40,19 +40,35 @@ class SampleRings:
         self._fed, self._freed = memoryview(table.fed), memoryview(self.freed)  # type: ignore[arg-type]
         # All rings as one line of pcm16; a slot's is the first half of its part.
         self._pcm16 = memoryview(memory.float32_SC.reshape(-1).view(np.int16))  # type: ignore[arg-type]
-        # Slots whose samples are not simply written: float32, or what waits beside the ring.
+        # Slots whose samples are not simply written: float32, or what waits beside the ring or may have to.
         self._odd = bytearray(num_slots)
+        # Samples that a slot takes for now; those behind wait beside its ring.
+        self._until: dict[int, int] = {}
         self._beside: dict[int, deque[Samples]] = {}
 
-    def open(self, slot: int, samples: int) -> None:
-        """Begin a stream whose first `samples` samples were taken before."""
+    def open(self, slot: int, samples: int, until: int | None = None) -> None:
+        """Begin a stream whose first `samples` samples were taken before.
+
+        until: samples from this one on wait beside the ring until `lift`.
+        """
         self.freed[slot] = samples
         self.is_float[slot] = False
-        self._odd[slot] = False
+        self._odd[slot] = until is not None
+        if until is not None:
+            self._until[slot] = until
+
+    def lift(self, slot: int) -> None:
+        """Take samples wherever they end, those that wait first."""
+        del self._until[slot]
+        self._odd[slot] = bool(self.is_float[slot])
+        if slot in self._beside:
+            self._odd[slot] = True
+            self._move_up(slot)
 
     def close(self, slot: int) -> None:
         """Forget what waits beside the ring."""
         self._beside.pop(slot, None)
+        self._until.pop(slot, None)
 
     def beside(self, slot: int) -> int:
         """Samples that wait beside the ring."""
@@ -101,7 +117,7 @@ class SampleRings:
                 return
             parts.popleft()
         del self._beside[slot]
-        self._odd[slot] = bool(self.is_float[slot])
+        self._odd[slot] = bool(self.is_float[slot]) or slot in self._until
 
     def copy(self, slot: int, first: int, end: int) -> NDArray[np.float32]:
         """Samples first .. end - 1 of a slot's stream, all in its ring."""
@@ -124,6 +140,8 @@ class SampleRings:
         is_float = bool(self.is_float[slot])
         fed = self._fed[slot]
         count: int = min(len(samples), self._length - fed + self._freed[slot])
+        if slot in self._until:
+            count = min(count, self._until[slot] - fed)
         if count <= 0:
             return 0
         ring, part = self._memory.of(slot, is_float=is_float), samples[:count]

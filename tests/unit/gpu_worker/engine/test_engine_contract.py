@@ -49,6 +49,36 @@ class TestEagerLongChunks(PagedEngineContract):
         return make_model_engine(random_model(2), config_of(sizes, (70, 13)))
 
 
+class AudioSnapshots(EngineContract):
+    """A model whose caches do not reach far back: one layer, 8 frames of left context."""
+
+    context = (8, 1)
+
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        config = replace(config_of(sizes, self.context), audio_snapshots=True)
+        return make_model_engine(random_model(2, num_layers=1), config)
+
+    def test_snapshots_are_in_reach(self) -> None:
+        assert 0 < self.make(Sizes()).steps.shape.reach_frames < 30
+
+
+class TestAudioSnapshots(AudioSnapshots):
+    """Snapshots leave out what the audio before them brings back."""
+
+
+class TestAudioSnapshotsSingleFrames(AudioSnapshots):
+    context = (8, 0)
+
+
+class TestAudioSnapshotsOverlapping(AudioSnapshots):
+    """As on a GPU."""
+
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        config = replace(config_of(sizes, self.context), audio_snapshots=True, max_step_frames=2)
+        engine = make_model_engine(random_model(2, num_layers=1), config)
+        return SpeechEngine(OverlappingSteps(engine.steps), random_model(2).tokenizer)
+
+
 class TestOverlapping(PagedEngineContract):
     """The order of things on a GPU: a step is launched before the last one is read, a chunk a row."""
 
@@ -56,6 +86,11 @@ class TestOverlapping(PagedEngineContract):
         config = replace(config_of(sizes, (70, 1)), max_step_frames=2)
         engine = make_model_engine(random_model(2), config)
         return SpeechEngine(OverlappingSteps(engine.steps), random_model(2).tokenizer)
+
+
+class TestNullAudioSnapshots(EngineContract):
+    def make(self, sizes: Sizes) -> SpeechEngine:
+        return NullEngine(sizes.num_slots, turn_detection=sizes.turns, audio_snapshots=True)
 
 
 class TestNull(EngineContract):

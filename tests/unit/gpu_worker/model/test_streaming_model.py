@@ -13,7 +13,7 @@ from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import UNKNOWN_END
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.model import StepInputs, StreamingModel
-from gpu_worker.model.state import KVPages, SlotState, as_buffers
+from gpu_worker.model.state import HostCopy, KVPages, SlotState
 from tests.oracle.models import GO_FORWARD, JFK, random_model, speech, tiny
 from tests.oracle.offline import OfflineOracle
 
@@ -152,20 +152,19 @@ def test_state_moves_to_another_slot_exactly() -> None:
     model = StreamingModel(tiny(), (70, 1))
     state = model.make_state(3)
     with torch.inference_mode():
-        for name, row in state._rows(0):
+        for name, row in state.rows(0).items():
             row.copy_(torch.arange(row.numel()).view(row.shape) + len(name))
-    exported = state.export(0)
-    state.load(2, as_buffers(exported))
-    assert all(torch.equal(value, exported[name]) for name, value in state.export(2).items())
-    untouched = model.make_state(3).export(1)
-    assert all(torch.equal(value, untouched[name]) for name, value in state.export(1).items())
+    exported = HostCopy(state.rows(0)).buffers()
+    state.load(2, exported)
+    assert HostCopy(state.rows(2)).buffers() == exported
+    assert HostCopy(state.rows(1)).buffers() == HostCopy(model.make_state(3).rows(1)).buffers()
 
 
 def test_state_of_another_model_is_refused() -> None:
     state = StreamingModel(tiny(), (70, 1)).make_state(1)
     other = StreamingModel(random_model(), (70, 1)).make_state(1)
     with pytest.raises(ValueError, match="does not fit"):
-        state.load(0, as_buffers(other.export(0)))
+        state.load(0, HostCopy(other.rows(0)).buffers())
 
 
 def test_bfloat16_runs() -> None:

@@ -61,7 +61,7 @@ def test_a_snapshot_keeps_the_language() -> None:
     first.open(stream, options)
     first.feed(stream, speech(LONG_SENTENCE)[:50_000])
     tokens = run(first, stream)
-    second.open(stream, options, first.snapshot(stream))
+    second.open(stream, options, first.snapshot(stream).to_bytes())
     second.feed(stream, speech(LONG_SENTENCE)[second.samples_decoded(stream) :])
     second.finish(stream)
     assert tokens + run(second, stream) == expected

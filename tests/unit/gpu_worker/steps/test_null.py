@@ -89,7 +89,7 @@ def test_a_snapshot_goes_on_exactly() -> None:
     engine.open(A, StreamOptions())
     engine.feed(A, samples[: CHUNK * 3 + 1000])
     before = run(engine)
-    snapshot = engine.snapshot(A)
+    snapshot = engine.snapshot(A).to_bytes()
     decoded = engine.samples_decoded(A)
     assert decoded == 3 * CHUNK
     other = NullEngine(1)

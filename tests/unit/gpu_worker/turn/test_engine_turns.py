@@ -178,7 +178,7 @@ def test_turns_go_on_in_another_process(
         if outputs and outputs[-1].is_final:
             break
         if step % 5 == 4 and fed < len(speech):
-            snapshot = engine.snapshot(STREAM)
+            snapshot = engine.snapshot(STREAM).to_bytes()
             fed = engine.samples_decoded(STREAM)
             engine = make_engine(loaded)
             engine.open(STREAM, StreamOptions(), snapshot)

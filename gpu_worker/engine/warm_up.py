@@ -1,0 +1,71 @@
+"""Slots that hear again the audio before their stream's snapshot.
+
+Keys, values and convolution caches of a stream are functions of its last seconds of audio alone: a layer
+reaches back no further than its left context, and all of them, one behind the other,
+`StepShape.reach_frames`.  So a snapshot needs none of them where that audio is kept.  A stream that is
+opened from such a snapshot begins that much earlier, in a slot that holds whatever it held, and what its
+rows say is not told.  At the snapshot all that it could see of its slot's past is out of reach; then it
+gets what audio does not bring back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.engine.snapshot import Snapshot
+from gpu_worker.engine.stream import Stream
+from gpu_worker.turn.settings import TurnSettings
+
+
+def first_frame(frames: int, reach_frames: int) -> int:
+    """Where a stream begins so that its caches are right behind `frames` frames, the end of a chunk."""
+    return max(0, frames - reach_frames)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """A stream on its way to its snapshot, which covers `frames` frames and `samples` samples."""
+
+    state: Stream
+    settings: TurnSettings
+    snapshot: Snapshot
+    frames: int
+    samples: int
+
+
+class WarmUps:
+    """The slots that are warmed up now."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._by_slot: dict[int, WarmUp] = {}
+        self.is_warming_S: NDArray[np.bool_] = np.zeros(num_slots, dtype=np.bool_)
+
+    def add(self, warm_up: WarmUp) -> None:
+        """Begin with a slot."""
+        self._by_slot[warm_up.state.slot] = warm_up
+        self.is_warming_S[warm_up.state.slot] = True
+
+    def get(self, slot: int) -> WarmUp | None:
+        """What a slot is warmed up for."""
+        return self._by_slot.get(slot)
+
+    def forget(self, slot: int) -> None:
+        """The slot is warm, or its stream is gone."""
+        if self._by_slot.pop(slot, None) is not None:
+            self.is_warming_S[slot] = False
+
+    def reached(self, decoded_S: NDArray[np.int64]) -> Iterator[WarmUp]:
+        """Those whose slots have decoded as much as their snapshots cover."""
+        for slot, warm_up in list(self._by_slot.items()):
+            if decoded_S[slot] >= warm_up.frames:
+                yield warm_up
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._by_slot
+
+    def __bool__(self) -> bool:
+        return bool(self._by_slot)
