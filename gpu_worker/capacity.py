@@ -132,7 +132,7 @@ class _Rounds:
             self._run()
         self._land()
         if not self.is_full:
-            self._snapshot = self._engine.snapshot(stream)
+            self._snapshot = self._engine.snapshot(stream, whole=True).to_bytes()
 
     def widen(self, num_streams: int) -> None:
         """Have so many streams, all equally old."""

@@ -202,14 +202,15 @@ class SpeechEngine:
         slot = self._streams.get(stream).slot
         return bool(self._table.planned[slot] != self._table.decoded[slot]) or slot in self._warm_ups
 
-    def snapshot(self, stream: StreamId) -> StreamSnapshot:
+    def snapshot(self, stream: StreamId, *, whole: bool = False) -> StreamSnapshot:
         state = self._streams.get(stream)
         self._land_stream(state)
         if state.slot in self._warm_ups:
             raise EngineError(f"Stream {stream} has not reached the snapshot that it was opened with.")
         if stream not in self._streams or self._table.ended[state.slot]:
             raise EngineError(f"Stream {stream} has ended; its final output is all that is left.")
-        return self._snapshots.take(state, [output for output in self._unsent if output.stream == stream])
+        unsent = [output for output in self._unsent if output.stream == stream]
+        return self._snapshots.take(state, unsent, whole=whole)
 
     def _decoded(self, state: Stream) -> int:
         warm_up = self._warm_ups.get(state.slot)

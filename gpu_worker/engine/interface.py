@@ -199,8 +199,10 @@ class Engine(Protocol):
         """Drop the stream now, its queued samples and state with it.  Raises UnknownStream."""
         ...
 
-    def snapshot(self, stream: StreamId) -> StreamSnapshot:
+    def snapshot(self, stream: StreamId, *, whole: bool = False) -> StreamSnapshot:
         """What `open` needs to go on with the stream, in this or another process.
+
+        whole: with all of the state, also where audio brings it back.
 
         Samples that were fed and not decoded are not part of it.  Take it before `finish` is called, or right
         after `step`.  Where the stream is in a step under way, that is waited for.  Raises EngineError for a

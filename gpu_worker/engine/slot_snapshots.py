@@ -102,7 +102,7 @@ class SlotSnapshots:
             buffers = {name: memoryview(data) for name, data in restored.buffers.items() if name != _TURNS}
             self._steps.load(slot, kept, buffers)
 
-    def take(self, state: Stream, unsent: Sequence[StreamOutput]) -> StreamSnapshot:
+    def take(self, state: Stream, unsent: Sequence[StreamOutput], *, whole: bool) -> StreamSnapshot:
         """The stream's state; `unsent` are its outputs that nobody has got yet.
 
         What the device holds of it may still be on its way to the host; `to_bytes` waits for it.
@@ -113,7 +113,7 @@ class SlotSnapshots:
         export: Export = dict
         first = frames
         if frames:
-            if shape.reach_frames:
+            if shape.reach_frames and not whole:
                 first = first_frame(frames, shape.reach_frames)
             export = self._steps.export(slot, self._kept_frames(slot, frames) if first == frames else None)
         # They carry the stream's results that are ready, too: those of others stay for the next step.

@@ -25,7 +25,7 @@ from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps.factory import make_model_engine
-from tests.engine_contract import PagedEngineContract, Sizes, step_until_idle, told
+from tests.engine_contract import PagedEngineContract, Sizes, step_until_idle
 from tests.oracle.models import ALL_RECORDINGS, RECORDINGS, speech, tiny
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0)]

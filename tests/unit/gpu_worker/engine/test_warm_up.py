@@ -119,6 +119,23 @@ def test_a_stream_that_is_warmed_up_has_no_snapshot_and_cannot_end() -> None:
     assert rest[-1].samples_decoded == taken.samples_decoded
 
 
+def test_a_whole_snapshot_needs_no_audio() -> None:
+    samples, first, second = speech(JFK), make((70, 1)), make((70, 1))
+    first.open(STREAM, StreamOptions())
+    first.feed(STREAM, samples[:100_000])
+    before = step_until_idle(first)
+    taken = first.snapshot(STREAM, whole=True)
+    assert taken.first_sample == taken.samples_decoded
+    second.open(STREAM, StreamOptions(), taken.to_bytes())
+    rest = []
+    for engine, at in ((first, 100_000), (second, taken.samples_decoded)):
+        engine.feed(STREAM, samples[at:])
+        engine.finish(STREAM)
+        rest.append(told(step_until_idle(engine)))
+    assert told(before)
+    assert rest[0] == rest[1]
+
+
 def test_a_stream_that_is_closed_while_it_is_warmed_up_leaves_a_clean_slot() -> None:
     samples, engine = speech(JFK), make((70, 1), turns=True)
     engine.open(STREAM, StreamOptions())

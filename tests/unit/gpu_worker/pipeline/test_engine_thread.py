@@ -206,10 +206,10 @@ def test_a_hand_over_snapshots_and_forgets_everything(start: Callable[..., Runni
 class Landing(NullEngine):
     """Asked about one stream, it finds that the step under way was another's last."""
 
-    def snapshot(self, stream: StreamId) -> StreamSnapshot:
+    def snapshot(self, stream: StreamId, *, whole: bool = False) -> StreamSnapshot:
         if stream == 1 and self.stats.open_streams == 2:
             self.close(StreamId(2))
-        return super().snapshot(stream)
+        return super().snapshot(stream, whole=whole)
 
 
 def test_a_stream_that_ends_during_the_hand_over_does_not_stop_it(start: Callable[..., Running]) -> None:
