@@ -35,9 +35,11 @@ from ingress.dialects.deepgram.dialect import DeepgramDialect
 from ingress.dialects.deepgram.query import parse_listen_query
 from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
+from ingress.dialects.openai.realtime import RealtimeDialect
 from ingress.files.upload import Uploads
 from ingress.http.front import Front
 from ingress.http.listen import listen_endpoints
+from ingress.http.openai_errors import openai_refusal
 from ingress.http.page import PAGE, is_open
 from ingress.http.site import HttpLimits, Site
 from ingress.http.tokens import tokens_endpoints
@@ -62,7 +64,16 @@ STREAM_PATHS: Final = ("/", "/ws")
 """Where a WebSocket speaks the protocol of docs/protocol.md."""
 LISTEN_PATH: Final = "/v1/listen"
 """Where it speaks Deepgram's (docs/deepgram.md)."""
+REALTIME_PATH: Final = "/v1/realtime"
+"""Where it speaks OpenAI's realtime transcription (docs/openai.md)."""
 
+_OPENAI_PATHS: Final = (
+    REALTIME_PATH,
+    "/v1/realtime/client_secrets",
+    "/v1/realtime/transcription_sessions",
+    "/v1/audio/transcriptions",
+    "/v1/models",
+)
 _BACKLOG: Final = 1024
 _START_PAUSE_S: Final = 0.2
 # Recordings that are received, or being decoded: each takes up to --max-upload-mb of disk.
@@ -138,6 +149,7 @@ class IngressServer:
                 LISTEN_PATH: self._speaking(
                     lambda request: DeepgramDialect(parse_listen_query(request.query))
                 ),
+                REALTIME_PATH: self._speaking(RealtimeDialect.of),
             },
             endpoints=(
                 *PAGE,
@@ -147,7 +159,7 @@ class IngressServer:
             ),
             authenticate=self._door.admit_request,
             proxies=proxies,
-            shapes={LISTEN_PATH: refusals.shaped},
+            shapes={LISTEN_PATH: refusals.shaped, **dict.fromkeys(_OPENAI_PATHS, openai_refusal)},
         )
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:

@@ -12,7 +12,6 @@ from common.errors import ErrorCode, StreamError
 from common.messages import (
     Ack,
     Audio,
-    ClientMessage,
     Close,
     Config,
     Encoding,
@@ -28,7 +27,7 @@ from ingress.dialects.audio_check import message_in_binary
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.audio_shape import AudioShape
 from ingress.dialects.closing import farewell_of
-from ingress.dialects.dialect import Farewell, Frame
+from ingress.dialects.dialect import Farewell, Frame, Heard
 from ingress.http.refusal import Refusal
 from ingress.media.wanted import MediaWanted
 
@@ -75,7 +74,7 @@ class NativeDialect:
         self._finished = False
         self._new_text = False  # results have the new part of the text, not the whole
 
-    def decode_text(self, data: bytes) -> ClientMessage | None:
+    def decode_text(self, data: bytes) -> Heard:
         """Take one line, or one text frame; None for one of white space alone. Raises ClientFault."""
         shape = self._shape
         if shape is not None:

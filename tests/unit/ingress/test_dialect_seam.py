@@ -12,8 +12,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from common.entries import LineKind
 from common.errors import NoFreeStream, StreamError
-from common.messages import ClientMessage, ErrorMessage, Hello, Result, ServerMessage
-from ingress.dialects.dialect import Frame
+from common.messages import ErrorMessage, Hello, Result, ServerMessage
+from ingress.dialects.dialect import Frame, Heard
 from ingress.dialects.native import NativeDialect
 from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
@@ -30,7 +30,7 @@ class _Late(NativeDialect):
         self.admitted_first = True
         self.headers = (("x-request-id", "7"),)
 
-    def decode_text(self, data: bytes) -> ClientMessage | None:
+    def decode_text(self, data: bytes) -> Heard:
         if data == b"hum":
             self.replies += (Frame(b"one"), Frame(b"two"))
             return None

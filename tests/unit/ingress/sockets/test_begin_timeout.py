@@ -185,7 +185,7 @@ async def test_the_websocket_port_parks_too() -> None:
 class _Finalizing(NativeDialect):
     """The native protocol, but that audio is finalized at once: one frame says two things."""
 
-    def decode_text(self, data: bytes) -> Heard:  # type: ignore[override]  # more than the native one says
+    def decode_text(self, data: bytes) -> Heard:
         message = super().decode_text(data)
         return [message, Finalize()] if isinstance(message, Audio) else message
 

@@ -1,0 +1,1 @@
+"""OpenAI's realtime transcription, as its clients speak it (docs/openai.md)."""

@@ -1,0 +1,265 @@
+"""The items of a realtime session: results of one stream, cut where the turn detector or the client says.
+
+The transcript of a stream only grows, so each item is a part of it. Which part shows late: the final of an
+utterance comes up to half a second behind the end of the speech, and words of the next one may stand in the
+transcript by then. So text goes out as deltas while it can belong to one item alone, and waits where an
+utterance has ended whose final is to come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Final
+
+from common.late_marks import without_late_marks
+from common.messages import Result, Utterance, Word
+from ingress.dialects.dialect import Frame
+from ingress.dialects.openai.events import Events, item_fields, logprobs
+from ingress.dialects.openai.faults import error_fields
+
+# The detector tells a start when so much speech has been heard (`--turn-min-speech-ms`, by default).
+_MIN_SPEECH_MS: Final = 96
+
+
+@dataclass(slots=True)
+class _Item:
+    """One item, until it is finished.
+
+    start_ms, end_ms: its audio, from the first sample of the session.   sent: of its transcript, in deltas.
+    in_speech: the client was told that speech has started, and not that it has stopped.
+    """
+
+    item_id: str
+    start_ms: int
+    end_ms: int = 0
+    sent: str = ""
+    in_speech: bool = False
+
+
+class Items:
+    """What a session's client is told of its audio.
+
+    cut_by_client: whether the client commits; else the turn detector does, and the client may.
+    padding_ms: audio before an utterance's start that counts as its own.
+    wants_logprobs: completed items say how sure their words are.
+    beta: events have the names of the beta.
+    """
+
+    __slots__ = (
+        "_committed",
+        "_end_ms",
+        "_ended",
+        "_events",
+        "_from",
+        "_last_id",
+        "_none_finished",
+        "_open",
+        "_text",
+        "_words",
+        "beta",
+        "cut_by_client",
+        "padding_ms",
+        "sample_rate",
+        "wants_logprobs",
+    )
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self.sample_rate = 1
+        self.cut_by_client = False
+        self.padding_ms = 0
+        self.wants_logprobs = False
+        self.beta = False
+        self._text = ""  # the whole transcript so far
+        self._from = 0  # where the part of it begins that is in no finished item
+        self._none_finished = True
+        self._open: _Item | None = None  # the item whose audio goes on
+        # Utterances that ended, and whose finals are to come; None for one that is no item of its own, since
+        # the client has cut otherwise.
+        self._ended: deque[_Item | None] = deque()
+        # What the client asked for and the worker has not answered: a commit's item, None for a clear.
+        self._committed: deque[_Item | None] = deque()
+        self._words: list[Word] = []  # those of no finished item
+        self._end_ms = 0  # of all audio that is in an item, or cleared
+        self._last_id: str | None = None
+
+    def uncommitted_ms(self, audio_ms: int) -> int:
+        """Audio in no item, of as much as has come."""
+        return audio_ms - self._end_ms
+
+    # What the client says
+
+    def commit(self, audio_ms: int) -> list[Frame]:
+        """Make an item of all audio so far; its transcript comes with the answer to a `Finalize`."""
+        frames: list[Frame] = []
+        item, self._open = self._open or self._new(self._end_ms), None
+        self._stop(item, audio_ms, frames)
+        self._commit(item, frames)
+        self._committed.append(item)
+        self._tell_added(frames)
+        return frames
+
+    def clear(self, audio_ms: int) -> list[Frame]:
+        """Forget all audio that is in no item, and what is said up to the answer of a `Finalize`."""
+        frames: list[Frame] = []
+        item, self._open = self._open, None
+        if item is not None:
+            self._stop(item, audio_ms, frames)
+        self._end_ms = audio_ms
+        self._committed.append(None)
+        return frames
+
+    # What the service says
+
+    def take(self, result: Result) -> list[Frame]:
+        """Tell what a result brings."""
+        frames: list[Frame] = []
+        self._text = result.text
+        self._from = min(self._from, len(result.text))  # a worker without a snapshot may have less
+        if self.wants_logprobs:
+            self._words += result.words or ()
+        now_ms = result.audio_ack_samples * 1000 // self.sample_rate
+        if result.turn_detection == "start_of_utterance":
+            self._started(now_ms, frames)
+        elif result.turn_detection == "end_of_utterance":
+            self._utterance_ended(now_ms, frames)
+        self._tell_added(frames)
+        for utterance in result.utterances:
+            self._finish_utterance(utterance, frames)
+        if result.is_final:
+            while self._committed:
+                self._answered(frames)
+        elif result.from_finalize and self._committed:
+            self._answered(frames)
+        self._tell_added(frames)
+        return frames
+
+    def fail(self, kind: str, code: str, message: str) -> list[Frame]:
+        """The stream has failed: so have the items whose transcripts were to come."""
+        failed = [item for item in (*self._ended, *self._committed) if item is not None]
+        self._ended.clear()
+        self._committed.clear()
+        error = error_fields(kind, code, message)
+        del error["event_id"]
+        return [self._transcription("failed", item, error=error) for item in failed]
+
+    # Ends and starts
+
+    def _started(self, now_ms: int, frames: list[Frame]) -> None:
+        if self.cut_by_client or self._committed:
+            return
+        item = self._open
+        if item is None:
+            start_ms = max(self._end_ms, now_ms - _MIN_SPEECH_MS - self.padding_ms)
+            item = self._open = self._new(start_ms)
+        item.in_speech = True
+        frames.append(
+            self._events.write(
+                "input_audio_buffer.speech_started", audio_start_ms=item.start_ms, item_id=item.item_id
+            )
+        )
+
+    def _utterance_ended(self, now_ms: int, frames: list[Frame]) -> None:
+        item = self._open
+        if item is None or self.cut_by_client or self._committed:
+            self._ended.append(None)
+            return
+        self._open = None
+        self._stop(item, now_ms, frames)
+        self._commit(item, frames)
+        self._ended.append(item)
+
+    def _new(self, start_ms: int) -> _Item:
+        return _Item(self._events.new_item(), start_ms)
+
+    def _stop(self, item: _Item, now_ms: int, frames: list[Frame]) -> None:
+        item.end_ms = max(now_ms, item.start_ms)
+        if item.in_speech:
+            item.in_speech = False
+            frames.append(
+                self._events.write(
+                    "input_audio_buffer.speech_stopped", audio_end_ms=item.end_ms, item_id=item.item_id
+                )
+            )
+
+    def _commit(self, item: _Item, frames: list[Frame]) -> None:
+        write, item_id, previous = self._events.write, item.item_id, self._last_id
+        self._last_id = item_id
+        self._end_ms = item.end_ms
+        frames.append(write("input_audio_buffer.committed", item_id=item_id, previous_item_id=previous))
+        frames += [
+            write(f"conversation.item.{kind}", previous_item_id=previous, item=item_fields(item_id))
+            for kind in (("created",) if self.beta else ("added", "done"))
+        ]
+
+    # Text
+
+    def _tell_added(self, frames: list[Frame]) -> None:
+        """Send what is added to the item whose text goes on, where that is certain."""
+        if any(item is not None for item in self._ended):
+            return
+        if self._committed:
+            item = self._committed[0]
+        else:
+            if self._open is None and self.cut_by_client and self._gained():
+                self._open = self._new(self._end_ms)
+            item = self._open
+        if item is not None:
+            self._tell_up_to(item, self._gained(), frames)
+
+    def _gained(self) -> str:
+        """The text of no finished item, without late marks of the words before, as finals have theirs."""
+        text = self._text[self._from :]
+        return (text if self._none_finished else without_late_marks(text)).lstrip()
+
+    def _tell_up_to(self, item: _Item, text: str, frames: list[Frame]) -> None:
+        added = text.removeprefix(item.sent)
+        # A delta takes nothing back: text that another worker has replaced stands in `completed` alone.
+        if added and text.startswith(item.sent):
+            frames.append(self._transcription("delta", item, delta=added))
+            item.sent = text
+
+    def _finish_utterance(self, utterance: Utterance, frames: list[Frame]) -> None:
+        item = self._ended.popleft() if self._ended else None
+        if item is None:
+            return
+        self._complete(item, utterance.text, utterance.end_s - utterance.start_s, frames)
+        at = self._text.find(utterance.text, self._from)
+        if at >= 0:
+            self._from = at + len(utterance.text)
+
+    def _answered(self, frames: list[Frame]) -> None:
+        """The worker has said all of the audio before a commit or a clear."""
+        item = self._committed.popleft()
+        if item is not None:
+            self._complete(item, self._gained(), (item.end_ms - item.start_ms) / 1000, frames)
+        self._from = len(self._text)
+        self._none_finished = False
+        self._words.clear()
+
+    def _complete(self, item: _Item, transcript: str, seconds: float, frames: list[Frame]) -> None:
+        self._tell_up_to(item, transcript, frames)
+        fields: dict[str, Any] = {
+            "transcript": transcript,
+            "usage": {"type": "duration", "seconds": round(seconds, 3)},
+        }
+        if self.wants_logprobs:
+            fields["logprobs"] = logprobs(self._take_words(transcript))
+        frames.append(self._transcription("completed", item, **fields))
+        self._none_finished = False
+
+    def _take_words(self, transcript: str) -> list[Word]:
+        """The words that stand in a transcript."""
+        at, count = 0, 0
+        for word in self._words:
+            found = transcript.find(word.word, at)
+            if found < 0:
+                break
+            at, count = found + len(word.word), count + 1
+        taken, self._words = self._words[:count], self._words[count:]
+        return taken
+
+    def _transcription(self, kind: str, item: _Item, **fields: Any) -> Frame:
+        name = f"conversation.item.input_audio_transcription.{kind}"
+        return self._events.write(name, item_id=item.item_id, content_index=0, **fields)

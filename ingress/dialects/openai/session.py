@@ -1,0 +1,293 @@
+"""The configuration of a realtime session: today's shape and that of the beta, read and shown.
+
+Only what an update names changes. Fields that are not known are ignored, as newer clients send them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from common.errors import ClientFault
+from common.messages import Encoding
+from common.options import StreamOptions
+from common.phrases import Phrase, parse_phrases
+from ingress.dialects.openai.faults import EventFault, invalid
+from ingress.dialects.openai.turns import ServerVad, Turns, read_turns
+
+LOGPROBS: Final = "item.input_audio_transcription.logprobs"
+# Who names one of these and no `turn_detection` cuts the items itself.
+_MANUAL_MODELS: Final = frozenset(("gpt-realtime-whisper", "gpt-live-transcribe"))
+_DEFAULT_MODEL: Final = "parakeet"
+_DELAYS: Final = ("minimal", "low", "medium", "high", "xhigh")
+_MIN_RATE: Final = 8_000
+_MAX_RATE: Final = 48_000
+_TELEPHONE_RATE: Final = 8_000
+_PCM_RATE: Final = 24_000
+_MAX_NAME: Final = 256
+_MAX_PROMPT: Final = 16_384
+_MAX_LIST: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFormat:
+    """How audio comes: OpenAI's name of today, ours, and the samples of a second."""
+
+    name: str
+    encoding: Encoding
+    rate: int
+
+    def shown(self) -> dict[str, Any]:
+        """Return the object of `session.updated`."""
+        return {"type": self.name, "rate": self.rate} if self.name == "audio/pcm" else {"type": self.name}
+
+
+_PCM: Final = AudioFormat("audio/pcm", Encoding.PCM16, _PCM_RATE)
+_FORMATS: Final = {
+    "audio/pcm": _PCM,
+    "audio/pcmu": AudioFormat("audio/pcmu", Encoding.MULAW, _TELEPHONE_RATE),
+    "audio/pcma": AudioFormat("audio/pcma", Encoding.ALAW, _TELEPHONE_RATE),
+}
+_BETA_NAMES: Final = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+_NAMES_IN_BETA: Final = {name: beta for beta, name in _BETA_NAMES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a client says of the words to come. Keywords are phrases; the rest is taken and shown."""
+
+    prompt: str | None = None
+    keywords: tuple[str, ...] = ()
+    language: str | None = None
+    languages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a session is set to.
+
+    stated_turns: what the client said of `turn_detection`, where `states_turns`.
+    delay, noise_reduction: taken and shown, without effect.
+    """
+
+    audio: AudioFormat = _PCM
+    model: str = _DEFAULT_MODEL
+    hints: Hints = Hints()
+    delay: str | None = None
+    noise_reduction: str | None = None
+    states_turns: bool = False
+    stated_turns: Turns | None = None
+    include: tuple[str, ...] = ()
+
+    @property
+    def turns(self) -> Turns | None:
+        """Who ends items: the turn detector, or None, the client."""
+        if self.states_turns:
+            return self.stated_turns
+        return None if self.model in _MANUAL_MODELS else ServerVad()
+
+    @property
+    def phrases(self) -> tuple[Phrase, ...]:
+        """What a stream of this session is likely to hear."""
+        return tuple(Phrase(" ".join(word.split())) for word in self.hints.keywords)
+
+    def named(self, model: str) -> Session:
+        """Return the session with another name of its model; all name the same one here."""
+        return replace(self, model=model[:_MAX_NAME])
+
+    @property
+    def options(self) -> StreamOptions:
+        """The options of a stream of this session."""
+        options = StreamOptions(
+            sample_rate=self.audio.rate,
+            encoding=self.audio.encoding.value,
+            words=LOGPROBS in self.include,
+            turn_detection=False,
+            phrases=self.phrases,
+        )
+        return options if self.turns is None else self.turns.applied(options)
+
+    def updated(self, value: object) -> Session:
+        """Return the session after an update in either shape. Raises EventFault."""
+        if not isinstance(value, dict):
+            raise EventFault("missing_required_parameter", "'session' is an object.", "session")
+        kind = value.get("type")
+        if kind not in (None, "transcription"):
+            raise EventFault(
+                "invalid_value",
+                "This server transcribes and nothing else: 'session.type' is 'transcription'.",
+                "session.type",
+            )
+        made = replace(self, include=_include(value, self.include))
+        if kind is None and not _MODERN & value.keys():
+            return made._updated_beta(value)
+        return made._updated_input(_object(_object(value, "audio", "session"), "input", "session.audio"))
+
+    def _updated_input(self, fields: Mapping[str, Any]) -> Session:
+        at = "session.audio.input"
+        made = self._transcribing(fields, "transcription", at)._cutting(fields, at)
+        if fields.get("format") is not None:
+            made = replace(made, audio=_format(fields["format"], f"{at}.format"))
+        return made._quieting(fields, "noise_reduction", at)
+
+    def _updated_beta(self, fields: Mapping[str, Any]) -> Session:
+        at = "session"
+        made = self._transcribing(fields, "input_audio_transcription", at)._cutting(fields, at)
+        name = fields.get("input_audio_format")
+        if name is not None:
+            if not isinstance(name, str) or name not in _BETA_NAMES:
+                raise invalid(f"{at}.input_audio_format", "pcm16, g711_ulaw or g711_alaw", name)
+            made = replace(made, audio=_FORMATS[_BETA_NAMES[name]])
+        return made._quieting(fields, "input_audio_noise_reduction", at)
+
+    def _transcribing(self, fields: Mapping[str, Any], name: str, at: str) -> Session:
+        if name not in fields:
+            return self
+        value, at = fields[name], f"{at}.{name}"
+        if value is None:  # turned off; there is nothing else here, so only what it said is forgotten
+            return replace(self, hints=Hints(), delay=None)
+        if not isinstance(value, dict):
+            raise invalid(at, "an object or null", value)
+        delay = _string(value, "delay", at, self.delay)
+        if delay is not None and delay not in _DELAYS:
+            raise invalid(f"{at}.delay", f"one of {', '.join(_DELAYS)}", delay)
+        hints = self.hints
+        return replace(
+            self,
+            model=_string(value, "model", at, self.model) or self.model,
+            delay=delay,
+            hints=Hints(
+                _string(value, "prompt", at, hints.prompt, _MAX_PROMPT),
+                _keywords(value, at, hints.keywords),
+                _string(value, "language", at, hints.language),
+                _strings(value, "languages", at, hints.languages),
+            ),
+        )
+
+    def _cutting(self, fields: Mapping[str, Any], at: str) -> Session:
+        if "turn_detection" not in fields:
+            return self
+        turns = read_turns(fields["turn_detection"], f"{at}.turn_detection", self.turns)
+        return replace(self, states_turns=True, stated_turns=turns)
+
+    def _quieting(self, fields: Mapping[str, Any], name: str, at: str) -> Session:
+        if name not in fields:
+            return self
+        if fields[name] is None:
+            return replace(self, noise_reduction=None)
+        kind = _object(fields, name, at).get("type")
+        if kind not in ("near_field", "far_field"):
+            raise invalid(f"{at}.{name}.type", "near_field or far_field", kind)
+        return replace(self, noise_reduction=kind)
+
+    def shown(self) -> dict[str, Any]:
+        """Return what `session.updated` has of it."""
+        noise = None if self.noise_reduction is None else {"type": self.noise_reduction}
+        return {
+            "audio": {
+                "input": {
+                    "format": self.audio.shown(),
+                    "transcription": self._transcription(),
+                    "noise_reduction": noise,
+                    "turn_detection": None if self.turns is None else self.turns.shown(),
+                }
+            },
+            "include": list(self.include),
+        }
+
+    def shown_in_beta(self) -> dict[str, Any]:
+        """Return what `transcription_session.updated` has of it."""
+        noise = None if self.noise_reduction is None else {"type": self.noise_reduction}
+        return {
+            "input_audio_format": _NAMES_IN_BETA[self.audio.name],
+            "input_audio_transcription": self._transcription(),
+            "turn_detection": None if self.turns is None else self.turns.shown(),
+            "input_audio_noise_reduction": noise,
+            "include": list(self.include),
+            "modalities": ["text"],
+        }
+
+    def _transcription(self) -> dict[str, Any]:
+        hints = self.hints
+        shown: dict[str, Any] = {"model": self.model, "language": hints.language, "prompt": hints.prompt}
+        if hints.keywords:
+            shown["keywords"] = list(hints.keywords)
+        if hints.languages:
+            shown["languages"] = list(hints.languages)
+        if self.delay is not None:
+            shown["delay"] = self.delay
+        return shown
+
+
+# What only today's shape has.
+_MODERN: Final = frozenset(("audio", "type"))
+
+
+def _format(value: object, at: str) -> AudioFormat:
+    name = value.get("type") if isinstance(value, dict) else value
+    if not isinstance(value, dict) or not isinstance(name, str) or name not in _FORMATS:
+        raise invalid(f"{at}.type", f"one of {', '.join(_FORMATS)}", name)
+    found = _FORMATS[name]
+    rate = value.get("rate")
+    if rate is None:
+        return found
+    if found is not _PCM:
+        if rate != found.rate:
+            raise invalid(f"{at}.rate", str(found.rate), rate)
+        return found
+    if type(rate) is not int or not _MIN_RATE <= rate <= _MAX_RATE:
+        raise invalid(f"{at}.rate", f"an integer from {_MIN_RATE} to {_MAX_RATE}", rate)
+    return replace(found, rate=rate)
+
+
+def _include(fields: Mapping[str, Any], before: tuple[str, ...]) -> tuple[str, ...]:
+    if "include" not in fields:
+        return before
+    return _strings(fields, "include", "session", before)
+
+
+def _object(fields: Mapping[str, Any], name: str, at: str) -> Mapping[str, Any]:
+    value = fields.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid(f"{at}.{name}", "an object", value)
+    return value
+
+
+def _string(
+    fields: Mapping[str, Any], name: str, at: str, before: str | None, longest: int = _MAX_NAME
+) -> str | None:
+    if name not in fields:
+        return before
+    value = fields[name]
+    if value is not None and (not isinstance(value, str) or len(value) > longest):
+        raise invalid(f"{at}.{name}", f"a string of at most {longest} characters", value)
+    return value
+
+
+def _keywords(fields: Mapping[str, Any], at: str, before: tuple[str, ...]) -> tuple[str, ...]:
+    keywords = _strings(fields, "keywords", at, before)
+    try:
+        parse_phrases(keywords)
+    except ClientFault as fault:
+        sentence = fault.message.replace("Option 'phrases'", f"'{at}.keywords'")
+        raise EventFault("invalid_value", sentence, f"{at}.keywords") from None
+    return keywords
+
+
+def _strings(fields: Mapping[str, Any], name: str, at: str, before: tuple[str, ...]) -> tuple[str, ...]:
+    if name not in fields:
+        return before
+    value = fields[name]
+    if value is None:
+        return ()
+    if (
+        not isinstance(value, list)
+        or len(value) > _MAX_LIST
+        or not all(isinstance(one, str) and len(one) <= _MAX_NAME for one in value)
+    ):
+        takes = f"a list of at most {_MAX_LIST} strings of at most {_MAX_NAME} characters"
+        raise invalid(f"{at}.{name}", takes, value)
+    return tuple(value)

@@ -1,0 +1,24 @@
+"""Refusals in the way of OpenAI's API: a JSON object with the member `error`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Final
+
+import orjson
+
+from ingress.http.refusal import Refusal
+
+_JSON: Final = "application/json"
+_CODES: Final = {
+    HTTPStatus.UNAUTHORIZED: "invalid_api_key",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_exceeded",
+}
+
+
+def openai_refusal(refusal: Refusal) -> Refusal:
+    """Return a refusal with the body that OpenAI's clients read."""
+    kind = "invalid_request_error" if refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    error = {"message": refusal.sentence, "type": kind, "param": None, "code": _CODES.get(refusal.status)}
+    return replace(refusal, body=orjson.dumps({"error": error}), content_type=_JSON)
