@@ -65,7 +65,8 @@ class Service:
             output = environment(where).run(program, [self.recording], variables)
             wait_until(lambda: all(one.ended for one in recorder.recordings), 10.0, "the end of connections")
         conversations = tuple(read(one) for one in recorder.recordings if one.sent)
-        assert [text for one in conversations for text in complaints(one)] == []
+        found = [text for one in conversations for text in complaints(one)]
+        assert not found, "\n".join(found)
         wait_until(lambda: self.connected_streams() == 0, _QUIET_S, "the end of all streams")
         return Run(tuple(output.rstrip("\n").split("\n")), conversations)
 

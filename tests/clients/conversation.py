@@ -9,6 +9,7 @@ import base64
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 import httptools
@@ -109,6 +110,15 @@ class Conversation:
         if not closes:
             return None
         return int.from_bytes(closes[0].payload[:2], "big") if closes[0].payload else 1005
+
+    @property
+    def client_left(self) -> bool:
+        """Whether the client closed before the server did: it reads nothing that was still to come."""
+        client, server = (
+            min((frame.at_s for frame in side if frame.opcode == CLOSE), default=inf)
+            for side in (self.from_client, self.from_server)
+        )
+        return client < server
 
     def pieces(self) -> tuple[bytes, ...]:
         """The client's audio, cut where it asked for the text of all before.
