@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soxr
 
 from tests.certificates import Authority
 from tests.clients.checker import complaints
@@ -47,12 +49,16 @@ class Run:
 class Service:
     """The server; `run` sends an example's client there, past a recorder."""
 
-    def __init__(self, serve: ServeProcess, key: str, recording: Path, authority: Authority) -> None:
+    def __init__(self, serve: ServeProcess, key: str, folder: Path) -> None:
         self.serve = serve
         self.key = key
-        self.recording = recording
-        self._authority = authority
-        self._rate, self._pcm = read_pcm(recording)
+        self._authority = Authority(folder)
+        self._rate, self._pcm = _two_sentences()
+        faster = soxr.resample(np.frombuffer(self._pcm, "<i2"), self._rate, 24_000).astype("<i2").tobytes()
+        self._files = [
+            _written(folder / "recording.wav", self._rate, self._pcm),
+            _written(folder / "recording-24k.wav", 24_000, faster),
+        ]
 
     def run(self, where: str, name: str, *, tls: bool = False) -> Run:
         """Run an example; fails where it fails, and where the checker complains of what the server said."""
@@ -62,7 +68,7 @@ class Service:
             program = example(where, name).aimed_at(
                 key=self.key, ws_port=recorder.port, tcp_port=self.serve.tcp_port, tls_port=recorder.port
             )
-            output = environment(where).run(program, [self.recording], variables)
+            output = environment(where).run(program, self._files, variables)
             wait_until(lambda: all(one.ended for one in recorder.recordings), 10.0, "the end of connections")
         conversations = tuple(read(one) for one in recorder.recordings if one.sent)
         found = [text for one in conversations for text in complaints(one)]
@@ -88,17 +94,20 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     made = run_cli("keys", "create", "--auth-keys-file", str(keys), "--name", "clients")
     with ServeProcess(*_FLAGS, "--auth-keys-file", str(keys)) as serve:
         serve.wait_until_ready()
-        recording = _two_sentences(folder / "recording.wav")
-        yield Service(serve, made.stdout.decode().strip(), recording, Authority(folder))
+        yield Service(serve, made.stdout.decode().strip(), folder)
 
 
-def _two_sentences(path: Path) -> Path:
-    """Write a recording of two utterances with silence behind each, as a microphone would send it."""
+def _two_sentences() -> tuple[int, bytes]:
+    """Return rate and samples of two utterances with silence behind each, as a microphone hears it."""
     rate, pcm = read_pcm(_SPEECH)
     silence = bytes(2 * int(1.2 * rate))
+    return rate, pcm + silence + pcm + silence
+
+
+def _written(path: Path, rate: int, pcm: bytes) -> Path:
     with wave.open(str(path), "wb") as recording:
         recording.setnchannels(1)
         recording.setsampwidth(2)
         recording.setframerate(rate)
-        recording.writeframes(pcm + silence + pcm + silence)
+        recording.writeframes(pcm)
     return path
