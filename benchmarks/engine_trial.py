@@ -106,7 +106,8 @@ class RecordingSteps:
     def __init__(self, steps: Steps, clock: ChunkClock, stream_of: NDArray[np.int64]) -> None:
         self.inner = steps
         self._stream_of = stream_of
-        self.shape, self.stats, self.rings = steps.shape, steps.stats, steps.rings
+        self.shape, self.stats = steps.shape, steps.stats
+        self.rings, self.trees = steps.rings, steps.trees
         self._chunk_frames = clock.chunk_frames
         # Chunks that each stream's slot has had; a row does not say how old its stream is.
         self._chunks_S = np.zeros(steps.shape.num_slots, dtype=np.int64)

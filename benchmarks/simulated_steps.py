@@ -24,6 +24,7 @@ from gpu_worker.engine.steps import (
     StepShape,
     max_windows,
 )
+from gpu_worker.engine.tree_memory import NO_TREES
 
 TOKENS_PER_FRAME = 3.0 / 12.5
 # Seconds of speech and of the pause behind it: one that ends no utterance, and one that does.
@@ -58,6 +59,7 @@ class SimulatedSteps:
     ) -> None:
         self.shape = shape
         self.stats = EngineStats()
+        self.trees = NO_TREES
         self.rings = RingMemory.allocate(shape.num_slots, ring_samples)
         self._vocab_size = vocab_size
         self._fixed_s, self._row_s = fixed_ms / 1e3, row_us / 1e6

@@ -52,6 +52,7 @@ class ErrorCode(StrEnum):
     REDIS_UNAVAILABLE = "redis_unavailable"
     STREAM_LOST = "stream_lost"
     DRAINING = "draining"
+    PHRASES_FULL = "phrases_full"
     WORKER_FAILED = "worker_failed"
     POISON = "poison"
     INTERNAL = "internal"
@@ -234,6 +235,12 @@ _SPECS: Final = (
         Fault.SERVICE,
         True,
         "This ingress is stopping; resume or connect elsewhere.",
+    ),
+    ErrorSpec(
+        ErrorCode.PHRASES_FULL,
+        Fault.SERVICE,
+        True,
+        "The worker has no memory left for the stream's phrases (`--phrase-memory-mb`).",
     ),
     ErrorSpec(ErrorCode.WORKER_FAILED, Fault.SERVICE, True, "The worker could not decode the stream."),
     ErrorSpec(

@@ -11,7 +11,9 @@ from typing import Final
 import numpy as np
 
 from common.entries import StreamId
+from common.errors import SettingsError
 from common.options import StreamOptions
+from common.phrases import phrases_digest
 from common.settings import WorkerSettings
 from common.streams.served_model import ServedModel
 from gpu_worker.capacity import Capacity, measure_capacity
@@ -43,6 +45,8 @@ class Backend:
 
 def make_backend(settings: WorkerSettings) -> Backend:
     """Load what the settings name. Raises SettingsError and ModelError."""
+    if settings.phrases_file and settings.backend != "model":
+        raise SettingsError(f"--phrases-file is given, but --backend {settings.backend} boosts no phrases.")
     if settings.backend == "null":
         chunk_ms = settings.chunk_ms or DEFAULT_CHUNK_MS
         null = NullEngine(
@@ -66,6 +70,12 @@ def make_backend(settings: WorkerSettings) -> Backend:
     judge = make_smart_turn(settings)
     built = make_engine(settings, judge=judge, turn_settings=turn_settings(settings))
     _warm_up(built.engine)
+
+    def wake_with(wake: Callable[[], None]) -> None:
+        built.engine.book.wake_with(wake)
+        if judge is not None:
+            judge.wake_with(wake)
+
     model = built.model if built.revision is None else f"{built.model}@{built.revision[:12]}"
     return Backend(
         built.engine,
@@ -76,8 +86,9 @@ def make_backend(settings: WorkerSettings) -> Backend:
             built.chunk_ms,
             "{}, {}".format(*built.context),
             "on" if settings.eou_reset else "off",
+            phrases_digest(built.common_phrases),
         ),
-        _nobody_waits if judge is None else judge.wake_with,
+        wake_with,
         _capacity(built.engine, settings),
         dict
         if judge is None

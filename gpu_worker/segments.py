@@ -12,16 +12,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from common.entries import StreamId
+from common.phrases import Phrase
 from common.streams.assignments import BEGINNING, Base
 from gpu_worker.cold_start import placed
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.pipeline.engine_events import Finalize, Finish
+from gpu_worker.pipeline.engine_events import Finalize, Finish, ReplacePhrases
 from gpu_worker.pipeline.flow import StreamFlow
 
 if TYPE_CHECKING:
     from gpu_worker.engine.slots.samples import Samples
 
-Waiting = list["Samples | Finalize | Finish"]
+Waiting = list["Samples | Finalize | ReplacePhrases | Finish"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,10 @@ class _Segment:
 
 @dataclass(slots=True)
 class _Closing:
-    """A part whose end the engine was told: who asked, and what waits for the next part."""
+    """A part whose end the engine was told: who asked, its phrases, and what waits for the next part."""
 
     entry_id: bytes
+    phrases: tuple[Phrase, ...]
     waiting: Waiting = field(default_factory=list)
 
 
@@ -72,19 +74,22 @@ class Segments:
         closing = self._closing.get(stream)
         return closing.waiting if closing is not None else None
 
-    def close_part(self, stream: StreamId, entry_id: bytes) -> None:
-        """The engine was told to end its part of a stream, which an audio entry asked for."""
-        self._closing[stream] = _Closing(entry_id)
+    def close_part(self, stream: StreamId, entry_id: bytes, phrases: tuple[Phrase, ...] = ()) -> None:
+        """The engine was told to end its part of a stream, which an audio entry asked for.
 
-    def next_part(self, end: StreamOutput) -> Waiting:
-        """Begin the next part behind the end of one; returns what waited for it."""
+        phrases: that the stream was told last.
+        """
+        self._closing[stream] = _Closing(entry_id, phrases)
+
+    def next_part(self, end: StreamOutput) -> tuple[tuple[Phrase, ...], Waiting]:
+        """Begin the next part behind the end of one; returns its phrases, and what waited for it."""
         stream = end.stream
         closing = self._closing.pop(stream)
         base = Base(
             end.samples_decoded, len(end.text), self._utterances.get(stream, 0), finalized=closing.entry_id
         )
         self._segments[stream] = _Segment(base, end.text)
-        return closing.waiting
+        return closing.phrases, closing.waiting
 
     def told(self, outputs: Sequence[StreamOutput]) -> Sequence[StreamOutput]:
         """Outputs of the engine as parts of their whole streams: the end of a part is no end."""

@@ -45,7 +45,7 @@ from ingress.sockets.send_buffer import SendBuffer
 
 logger = logging.getLogger(__name__)
 
-CAPABILITIES: Final = ("config", "resume", "finalize")
+CAPABILITIES: Final = ("config", "resume", "finalize", "phrases")
 BEGIN_TIMEOUT_S: Final = 10.0
 REFUSED_GRACE_S: Final = 1.0
 # Without a new stream a client may still go on with one that it has.

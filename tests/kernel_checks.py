@@ -7,12 +7,15 @@ Importing this module decides how the kernels run, so it comes before any import
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.steps import UNKNOWN_END as UNKNOWN_END
 from gpu_worker.kernels import (
     begin_streams,
@@ -26,6 +29,7 @@ from gpu_worker.kernels import (
 )
 from gpu_worker.kernels.reference import (
     begin_streams_reference,
+    boosting_tree_reference,
     conv_module_reference,
     gather_samples_reference,
     greedy_decode_reference,
@@ -132,7 +136,8 @@ def check_begin_streams(starts: list[int], layers: int, width: int, joint: int, 
         _randn(joint, device=device, dtype=state[2].dtype),
     )
     rows = (_ints(torch.randperm(num_slots)[: len(starts)].tolist(), device), _ints(starts, device))
-    states = (_copy(state), _copy(state))
+    nodes = torch.randint(1, 9, (num_slots, 2), dtype=torch.int32, device=device)
+    states = tuple((*_copy(state), nodes.clone()) for _ in range(2))
     begin_streams_reference.begin_streams(*states[0], *rows, *begin)
     begin_streams.begin_streams(*states[1], *rows, *begin)
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
@@ -264,6 +269,31 @@ def random_transducer(
     )
 
 
+def random_trees(
+    num_slots: int, slots: list[int], own: Sequence[bool], num_tokens: int, device: str, *, common: bool
+) -> boosting_tree_reference.SlotTrees:
+    """Trees of phrases that share beginnings and lie within each other, at odd places, in any state."""
+    words: list[torch.Tensor] = [torch.full((7,), -9, dtype=torch.int32)]
+    base = torch.full((num_slots, 2), -1, dtype=torch.int32)
+    node = torch.zeros(num_slots, 2, dtype=torch.int32)
+
+    def plant() -> tuple[int, int]:
+        lengths = torch.randint(1, 6, (12,)).tolist()
+        phrases = [(torch.randint(0, num_tokens, (length,)).tolist(), 4.0) for length in lengths]
+        phrases += [(2 * tokens[:2] + tokens, 2.5) for tokens, _ in phrases[:4]]
+        tree = PhraseTree(phrases, num_tokens)
+        at = sum(map(len, words))
+        words.append(torch.from_numpy(tree.words))
+        return at, int(torch.randint(tree.num_nodes, ()))
+
+    for slot, has_own in zip(slots, own, strict=True):
+        if has_own:
+            base[slot, 0], node[slot, 0] = plant()
+    if common:
+        base[:, 1], node[:, 1] = plant()
+    return boosting_tree_reference.SlotTrees(torch.cat(words).to(device), base.to(device), node.to(device))
+
+
 def check_greedy_decode(
     frames: list[int],
     *,
@@ -275,8 +305,13 @@ def check_greedy_decode(
     blank_bias: float,
     end_ids: tuple[int, ...],
     device: str,
+    own_trees: Sequence[bool] | None = None,
+    common_tree: bool = False,
 ) -> int:
-    """Equal symbols, frames and states; returns how many symbols came, for the caller to doubt."""
+    """Equal symbols, frames and states; returns how many symbols came, for the caller to doubt.
+
+    own_trees: which rows have a boosting tree of their own; None for a kernel without trees.
+    """
     weights = random_transducer(layers, width, joint, symbols, blank_bias, end_ids, torch.float32, device)
     streams = len(frames)
     num_slots = streams + 2
@@ -289,8 +324,14 @@ def check_greedy_decode(
     slots = _ints(torch.randperm(num_slots)[:streams].tolist(), device)
     given = (encoded, _ints(frames, device), slots)
     states = (_copy(state), _copy(state))
-    expected = greedy_decode_reference.greedy_decode(*given, *states[0], weights)
-    out = greedy_decode.greedy_decode(*given, *states[1], weights)
+    trees: list[boosting_tree_reference.SlotTrees | None] = [None, None]
+    if own_trees is not None:
+        first = random_trees(num_slots, slots.tolist(), own_trees, symbols - 1, device, common=common_tree)
+        trees = [first, replace(first, node_SM=first.node_SM.clone())]
+    expected = greedy_decode_reference.greedy_decode(*given, *states[0], weights, trees[0])
+    out = greedy_decode.greedy_decode(*given, *states[1], weights, trees[1])
+    if trees[0] is not None and trees[1] is not None:
+        assert trees[1].node_SM.tolist() == trees[0].node_SM.tolist()
     most = num_rows * weights.max_symbols
     total = 0
     for stream in range(streams):

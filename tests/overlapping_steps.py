@@ -17,7 +17,7 @@ class OverlappingSteps:
     def __init__(self, steps: Steps) -> None:
         self.inner = steps
         self.shape = replace(steps.shape, overlaps=True)
-        self.stats, self.rings = steps.stats, steps.rings
+        self.stats, self.rings, self.trees = steps.stats, steps.rings, steps.trees
         self._under_way: list[Flight] = []
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:

@@ -107,6 +107,8 @@ class WorkerSettings(ClusterSettings):
     snapshots: str
     eou_reset: bool
     turn_detection: bool
+    phrases_file: str
+    phrase_memory_mb: int
     turn_signals: str
     vad_threshold: float
     turn_min_speech_ms: int

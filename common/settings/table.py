@@ -106,6 +106,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag("turn_detection", OnOff(), "on", "voice activity and turn detection", "Model", _MODEL, "on|off", "on"),
     Flag("eou_reset", OnOff(), "on", "reset the decoder at an end of utterance of a model that has the token",
          "Model", _MODEL, "on|off", "on"),
+    Flag("phrases_file", Text("a path"), "",
+         "phrases that all streams are likely to hear, one a line, after a tab its boost of 0 to 10",
+         "Model", _MODEL, "FILE"),
+    Flag("phrase_memory_mb", Whole(0, 4096), "64",
+         "memory for the phrases of a worker's streams, on the device; 0 is no phrase boosting",
+         "Model", _MODEL, "MB"),
 
     # -- turns
     Flag("turn_signals", Choice(TURN_SIGNALS), "vad+eou+smart_turn",

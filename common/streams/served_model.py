@@ -26,6 +26,7 @@ class ServedModel:
     chunk_ms: audio of a result.
     context: attention context of the encoder, left and right, in encoder frames.
     eou_reset: whether the decoder is reset at an end of utterance.
+    phrases: a name for the phrases of all streams (common/phrases.py).
     """
 
     model: str
@@ -33,6 +34,7 @@ class ServedModel:
     chunk_ms: int
     context: str
     eou_reset: str
+    phrases: str = "none"
 
     def agree(self, client: SyncClient, keys: Keys, lease_ms: int) -> None:
         """State it for the cluster, or for some more time.
@@ -53,6 +55,7 @@ class ServedModel:
             "chunk_ms": f"--chunk-ms is {ours} here",
             "context": f"This worker's attention context is {ours} frames",
             "eou_reset": f"--eou-reset is {ours} here",
+            "phrases": f"The hash of the phrases of --phrases-file is {ours} here",
         }[name]
         have = f"{their_model} (weights {theirs})" if name == "weights" else theirs
         return (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from common.options import StreamOptions
+from common.phrases import Phrase
 from gpu_worker.turn.settings import TurnSettings
 
 
@@ -31,6 +32,10 @@ class EngineConfig:
     reset_at_end: whether `<EOU>` and `<EOB>` put the predictor back to its start.
     turn_detection: whether the speech detector runs at all.
     audio_snapshots: whether snapshots leave out what the audio before them brings back.
+    phrase_bytes: memory for boosting trees; 0 for no phrase boosting.
+    common_phrases: of all streams.
+    trees_beside: whether trees are made in a thread of their own, so that whoever steps the engine has to be
+        woken (`PhraseBook.wake_with`).
     turn_settings: what a stream's options make of turn detection.
     """
 
@@ -43,4 +48,7 @@ class EngineConfig:
     reset_at_end: bool = True
     turn_detection: bool = True
     audio_snapshots: bool = False
+    phrase_bytes: int = 1 << 20
+    common_phrases: tuple[Phrase, ...] = ()
+    trees_beside: bool = False
     turn_settings: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings()

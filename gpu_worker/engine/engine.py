@@ -30,6 +30,7 @@ from gpu_worker.engine.interface import (
     StreamOutput,
     StreamSnapshot,
 )
+from gpu_worker.engine.phrase_book import PhraseBook, PhraseList, no_trees
 from gpu_worker.engine.results import Pieces, StepText, acknowledges, chunk_output, failed_output
 from gpu_worker.engine.slot_snapshots import SlotSnapshots
 from gpu_worker.engine.slots.block_manager import BlockManager
@@ -39,6 +40,7 @@ from gpu_worker.engine.slots.samples import FLOAT32, PCM16, Samples, float_sampl
 from gpu_worker.engine.slots.slot_table import Plan, SlotTable
 from gpu_worker.engine.steps import UNKNOWN_END, WINDOW_SAMPLES, Field, Flight, StepFindings, Steps
 from gpu_worker.engine.stream import OpenStreams, Stream
+from gpu_worker.engine.stream_phrases import StreamPhrases
 from gpu_worker.engine.transcript import NO_TOKENS, Transcript, Vocabulary
 from gpu_worker.engine.warm_up import WarmUps
 from gpu_worker.turn.settings import TurnSettings
@@ -66,6 +68,8 @@ class SpeechEngine:
         vocabulary: of the model.
         turns_of: what a stream's options make of turn detection; taken where the steps hear.
         prompt_of: index of a stream's language prompt; raises UnsupportedOption.
+        book: makes boosting trees of phrases, where the engine has them.
+        common: phrases of all streams.
         judge: smart-turn, where it runs.
     """
 
@@ -77,6 +81,8 @@ class SpeechEngine:
         turns_of: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings(),
         prompt_of: Callable[[StreamOptions], int] = lambda _: 0,
         judge: TurnJudge | None = None,
+        book: PhraseBook | None = None,
+        common: PhraseList = (),
     ) -> None:
         shape, pages = steps.shape, steps.shape.pages
         num_slots = shape.num_slots
@@ -103,6 +109,13 @@ class SpeechEngine:
             steps, self._table, self._rings, self._blocks, self._turns, self._warm_ups
         )
         self._streams = OpenStreams(num_slots)
+        self.book = book or PhraseBook(steps.trees, no_trees)
+        self._phrases = StreamPhrases(steps.trees, self._table, self._warm_ups, self.book)
+        if common:
+            everybodys = self.book.hold(common)
+            self.book.place(everybodys)
+            steps.trees.use_for_all(everybodys.at)
+        self._num_common = int(bool(common))
         # Slots of the streams that more samples may come for.
         self._fed_slots: dict[StreamId, int] = {}
         self._fresh: list[Stream] = []
@@ -128,6 +141,9 @@ class SpeechEngine:
         slot = self._streams.vacant_slot(stream)
         prompt = self._prompt_of(options)
         restored = self._snapshots.read(snapshot) if snapshot is not None else None
+        phrases, anew = options.phrases, True
+        if restored is not None:
+            phrases, anew = self._snapshots.phrases(restored)
         settings = self._turns_of(options)
         if not self.steps.shape.hears:
             settings = TurnSettings(enabled=False)
@@ -146,6 +162,7 @@ class SpeechEngine:
                     self._turns.open(stream, settings, transcript, slot=slot)
             else:
                 self._unsent += self._snapshots.restore(state, settings, restored)
+            self._phrases.begin(state, phrases, self._frames_of(slot), anew=anew)
         except BaseException:
             self._forget(state)
             raise
@@ -168,6 +185,12 @@ class SpeechEngine:
         if wrong or not np.vdot(samples, samples) < _MAX_SAMPLE:
             samples = np.clip(float_samples(samples), -_MAX_SAMPLE, _MAX_SAMPLE)
         self._rings.append(slot, samples)
+
+    def replace_phrases(self, stream: StreamId, phrases: PhraseList, sample: int) -> None:
+        self._phrases.replace(self._streams.get(stream), phrases, sample)
+
+    def phrases(self, stream: StreamId) -> PhraseList:
+        return self._phrases.told(self._streams.get(stream).stream)
 
     def finish(self, stream: StreamId) -> None:
         state = self._streams.get(stream)
@@ -210,13 +233,15 @@ class SpeechEngine:
         if stream not in self._streams or self._table.ended[state.slot]:
             raise EngineError(f"Stream {stream} has ended; its final output is all that is left.")
         unsent = [output for output in self._unsent if output.stream == stream]
-        return self._snapshots.take(state, unsent, whole=whole)
+        return self._snapshots.take(state, unsent, *self._phrases.at_snapshot(stream), whole=whole)
 
     def _decoded(self, state: Stream) -> int:
-        warm_up = self._warm_ups.get(state.slot)
-        if warm_up is not None:
-            return warm_up.samples
-        return self.clock.samples_of_frames(int(self._table.decoded[state.slot]))
+        return self.clock.samples_of_frames(self._frames_of(state.slot))
+
+    def _frames_of(self, slot: int) -> int:
+        """Encoder frames that the outputs of a slot's stream, or its snapshot, cover."""
+        warm_up = self._warm_ups.get(slot)
+        return int(self._table.decoded[slot]) if warm_up is None else warm_up.frames
 
     def _forget(self, state: Stream) -> None:
         """Give back all that a stream holds.
@@ -225,6 +250,7 @@ class SpeechEngine:
         the device as well.
         """
         slot = state.slot
+        self._phrases.forget(state)
         self._streams.remove(state)
         self._fed_slots.pop(state.stream, None)
         self._finishing.pop(state.stream, None)
@@ -248,6 +274,7 @@ class SpeechEngine:
             # A verdict that came may change no result, and its stream goes on all the same.
             or len(self._turns.waiting) != self._table.num_held
             or bool(self._table.ready().any())
+            or self._phrases.has_due()
         )
 
     def wait_s(self) -> float | None:
@@ -294,6 +321,9 @@ class SpeechEngine:
             if not self._must_wait(state.slot):
                 self._table.finished[state.slot] = True
                 del self._finishing[stream]
+        for state, error in self._phrases.come_into_force():
+            outputs.append(failed_output(state, self._decoded(state), error))
+            self._forget(state)
         plan = self._plan(outputs)
         if plan is None:
             return None
@@ -447,6 +477,7 @@ class SpeechEngine:
     def check_integrity(self) -> None:
         self._streams.check_integrity()
         self._blocks.check_integrity()
+        self._phrases.check_integrity(self._num_common)
         table = self._table
         ring = self._blocks.ring_pages * self._blocks.page_frames
         for slot in self._streams.free_slots:

@@ -19,6 +19,7 @@ from common.errors import EngineError, EngineFull
 from common.hot_value import hot_value
 from common.messages import LastState, TurnDetection, Utterance, Word
 from common.options import StreamOptions
+from common.phrases import Phrase
 
 if TYPE_CHECKING:
     from gpu_worker.engine.slots.samples import Samples
@@ -30,6 +31,7 @@ __all__ = [
     "EngineFull",
     "EngineStats",
     "OutOfPages",
+    "PhrasesFull",
     "SnapshotMismatch",
     "StageStats",
     "StreamFinished",
@@ -61,6 +63,10 @@ class UnsupportedOption(EngineError):
 
 class OutOfPages(EngineError):
     """The paged key/value cache has no page left for a stream that needs one to go on."""
+
+
+class PhrasesFull(EngineError):
+    """There is no memory left for the phrases of another stream."""
 
 
 @hot_value
@@ -189,6 +195,18 @@ class Engine(Protocol):
 
         Raises UnknownStream, StreamFinished, and ValueError for another type or samples not finite.
         """
+        ...
+
+    def replace_phrases(self, stream: StreamId, phrases: tuple[Phrase, ...], sample: int) -> None:
+        """Have other phrases from the first chunk on that begins at `sample` (16 kHz) or later.
+
+        A chunk that is decoded already keeps those that it had. Phrases that the model cannot write, or for
+        which there is no memory, end the stream there, with an output that has `failed`.
+        """
+        ...
+
+    def phrases(self, stream: StreamId) -> tuple[Phrase, ...]:
+        """The phrases that the stream was told last."""
         ...
 
     def finish(self, stream: StreamId) -> None:

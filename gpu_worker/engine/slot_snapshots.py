@@ -14,11 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from common.errors import EntryError
+from common.phrases import encode_phrases
 from gpu_worker.engine.interface import SnapshotMismatch, StreamOutput, StreamSnapshot
+from gpu_worker.engine.phrase_book import PhraseList
 from gpu_worker.engine.slots.block_manager import BlockManager
 from gpu_worker.engine.slots.sample_rings import SampleRings
 from gpu_worker.engine.slots.slot_table import SlotTable
-from gpu_worker.engine.snapshot import Snapshot
+from gpu_worker.engine.snapshot import PHRASES, Snapshot, phrases_of
 from gpu_worker.engine.steps import Export, KeptFrames, Steps
 from gpu_worker.engine.stored_output import decode_output
 from gpu_worker.engine.stream import Stream
@@ -27,6 +30,7 @@ from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnStage
 
 _TURNS: Final = "turns"
+_ANEW: Final = "phrases_anew"
 
 
 class SlotSnapshots:
@@ -102,9 +106,23 @@ class SlotSnapshots:
             buffers = {name: memoryview(data) for name, data in restored.buffers.items() if name != _TURNS}
             self._steps.load(slot, kept, buffers)
 
-    def take(self, state: Stream, unsent: Sequence[StreamOutput], *, whole: bool) -> StreamSnapshot:
+    @staticmethod
+    def phrases(restored: Snapshot) -> tuple[PhraseList, bool]:
+        """The phrases in force behind a snapshot, and whether they are so only from there on.
+
+        Raises SnapshotMismatch.
+        """
+        try:
+            return phrases_of(restored.host), bool(restored.host.get(_ANEW))
+        except (EntryError, ValueError) as error:
+            raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
+
+    def take(
+        self, state: Stream, unsent: Sequence[StreamOutput], phrases: PhraseList, anew: bool, *, whole: bool
+    ) -> StreamSnapshot:
         """The stream's state; `unsent` are its outputs that nobody has got yet.
 
+        phrases, anew: see `StreamPhrases.at_snapshot`.
         What the device holds of it may still be on its way to the host; `to_bytes` waits for it.
         """
         slot, shape, clock = state.slot, self._steps.shape, self._table.clock
@@ -125,6 +143,8 @@ class SlotSnapshots:
             # What was read and not yet returned belongs to the stream's results, here or there.
             "unsent": [asdict(output) for output in unsent],
         }
+        if phrases or anew:
+            host |= {PHRASES: encode_phrases(phrases).decode(), _ANEW: anew}
         return StreamSnapshot(
             clock.samples_of_frames(frames),
             clock.samples_of_frames(first),

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from common.errors import EntryError
+from common.phrases import Phrase, decode_phrases
 from gpu_worker.engine.interface import SnapshotMismatch
 
 _MAGIC: Final = b"PXS3"
 _LENGTH: Final = struct.Struct("<I")
+PHRASES: Final = "phrases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,9 @@ class Snapshot:
     def from_bytes(cls, data: bytes, model: str) -> Snapshot:
         """Read what `to_bytes` wrote.  Raises SnapshotMismatch for another model or layout."""
         try:
-            if data[: len(_MAGIC)] != _MAGIC:
-                raise ValueError("it begins with other bytes")
-            at = len(_MAGIC) + _LENGTH.size
-            (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
-            header = json.loads(data[at : at + length])
+            header, at = _header(data)
             of_model, host, sizes = header["model"], header["host"], dict(header["buffers"])
-            view, at = memoryview(data), at + length
+            view = memoryview(data)
             buffers: dict[str, bytes | memoryview] = {}
             for name, size in sizes.items():
                 buffers[name] = view[at : at + size]
@@ -54,3 +53,25 @@ class Snapshot:
         if of_model != model:
             raise SnapshotMismatch("The snapshot was taken by another model, context or version.")
         return cls(of_model, host, buffers)
+
+
+def _header(data: bytes) -> tuple[Any, int]:
+    """The header's JSON, and where the buffers begin.  Raises ValueError, struct.error."""
+    if data[: len(_MAGIC)] != _MAGIC:
+        raise ValueError("it begins with other bytes")
+    at = len(_MAGIC) + _LENGTH.size
+    (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
+    return json.loads(data[at : at + length]), at + length
+
+
+def phrases_of(host: Mapping[str, Any]) -> tuple[Phrase, ...]:
+    """Phrases that a stream had.  Raises EntryError."""
+    return decode_phrases(str(host.get(PHRASES, "[]")).encode())
+
+
+def phrases_in(snapshot: bytes) -> tuple[Phrase, ...] | None:
+    """Phrases in a snapshot of whatever model; None where it cannot be read at all."""
+    try:
+        return phrases_of(_header(snapshot)[0]["host"])
+    except (struct.error, KeyError, ValueError, TypeError, AttributeError, EntryError):
+        return None

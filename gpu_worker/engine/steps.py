@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.slots.samples import PCM16_SCALE, Samples
+from gpu_worker.engine.tree_memory import TreeMemory
 from gpu_worker.turn.endpointing import WINDOW_SAMPLES
 
 # Samples of a stream whose end is not known; more than a row's numbers reach, and sound in int32.
@@ -183,6 +184,11 @@ class Steps(Protocol):
     """Where calls and seconds of the stages are counted; the rest of it is the engine's."""
     rings: RingMemory
     """Where the engine writes the samples that rows name."""
+
+    @property
+    def trees(self) -> TreeMemory:
+        """Boosting trees of phrases, and which slots are decoded with them."""
+        ...
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         """Give slots to new streams with these language prompts, behind the steps launched before."""

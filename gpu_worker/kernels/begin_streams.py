@@ -17,6 +17,7 @@ def _begin_streams_kernel(  # type: ignore[no-untyped-def]
     hidden_ptr,
     cell_ptr,
     output_ptr,
+    node_ptr,
     slots_ptr,
     start_ptr,
     begin_ptr,
@@ -40,12 +41,14 @@ def _begin_streams_kernel(  # type: ignore[no-untyped-def]
             tl.store(cell_ptr + row + cols, cell, mask=cols < H)
         output = tl.load(begin_output_ptr + cols, mask=cols < J)
         tl.store(output_ptr + slot * J + cols, output, mask=cols < J)
+        tl.store(node_ptr + 2 * slot + tl.arange(0, 2), tl.zeros((2,), tl.int32))
 
 
 def begin_streams(
     hidden_LSH: Tensor,
     cell_LSH: Tensor,
     output_SJ: Tensor,
+    node_SM: Tensor,
     slots_B: Tensor,
     start_B: Tensor,
     begin_LH: Tensor,
@@ -58,6 +61,7 @@ def begin_streams(
         hidden_LSH,
         cell_LSH,
         output_SJ,
+        node_SM,
         slots_B,
         start_B,
         begin_LH,

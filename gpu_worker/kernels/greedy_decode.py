@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gpu_worker.kernels.boosting_tree import next_node, tree_scores
+from gpu_worker.kernels.reference.boosting_tree_reference import SlotTrees
 from gpu_worker.kernels.reference.greedy_decode_reference import TransducerWeights
 
 
@@ -67,6 +69,11 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     new_hidden_ptr,
     out_ptr,
     out_float_ptr,
+    words_ptr,
+    floats_ptr,
+    base_ptr,
+    node_ptr,
+    scores_ptr,
     num_streams,
     num_rows,
     num_slots,
@@ -78,11 +85,13 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     MAX_SYMBOLS: tl.constexpr,
     END_0: tl.constexpr,
     END_1: tl.constexpr,
+    BOOSTS: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_COPY: tl.constexpr,
+    BLOCK_ARCS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -97,6 +106,26 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     count = tl.zeros((BLOCK_B,), dtype=tl.int32)
     copy = tl.arange(0, BLOCK_COPY)
     low = hidden_ptr.dtype.element_ty
+
+    if BOOSTS:
+        # A slot's own tree and everybody's.  Their scores change with each symbol, and are kept in scratch.
+        own_base = tl.load(base_ptr + 2 * slot, mask=row_mask, other=-1)
+        all_base = tl.load(base_ptr + 2 * slot + 1, mask=row_mask, other=-1)
+        has_own = (own_base >= 0) & (num_frames > 0)
+        has_all = (all_base >= 0) & (num_frames > 0)
+        boosted = has_own | has_all
+        any_boosted = tl.max(boosted.to(tl.int32), axis=0) > 0
+        own_scores = scores_ptr + 2 * row64 * V
+        all_scores = own_scores + V
+        if any_boosted:
+            own_node = tl.load(node_ptr + 2 * slot, mask=has_own, other=0)
+            all_node = tl.load(node_ptr + 2 * slot + 1, mask=has_all, other=0)
+            tree_scores(
+                words_ptr, floats_ptr, own_scores, own_base, own_node, has_own, V, BLOCK_COPY, BLOCK_ARCS
+            )
+            tree_scores(
+                words_ptr, floats_ptr, all_scores, all_base, all_node, has_all, V, BLOCK_COPY, BLOCK_ARCS
+            )
 
     while tl.max((frame < num_frames).to(tl.int32), axis=0) > 0:
         active = frame < num_frames
@@ -115,6 +144,9 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
         best = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
         total = tl.zeros((BLOCK_B,), dtype=tl.float32)
         symbol = tl.zeros((BLOCK_B,), dtype=tl.int32)
+        # Of the sums with the trees' scores, and of them the best that is no blank.
+        best_sum = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
+        symbol_of_sum = tl.zeros((BLOCK_B,), dtype=tl.int32)
         for first_symbol in range(0, V, BLOCK_V):
             v = first_symbol + tl.arange(0, BLOCK_V)
             v_mask = v < V
@@ -135,7 +167,19 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
             total = total * tl.exp(best - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
             symbol = tl.where(tile_best > best, first_symbol + tile_symbol, symbol)
             best = higher
+            if BOOSTS and any_boosted:
+                at = v[None, :]
+                own_mask = (has_own & active)[:, None] & v_mask[None, :]
+                all_mask = (has_all & active)[:, None] & v_mask[None, :]
+                score = tl.load(own_scores[:, None] + at, mask=own_mask, other=0.0)
+                score += tl.load(all_scores[:, None] + at, mask=all_mask, other=0.0)
+                sums = tl.where((v != BLANK)[None, :], logits + score, -1e30)
+                tile_best, tile_symbol = tl.max(sums, axis=1, return_indices=True)
+                symbol_of_sum = tl.where(tile_best > best_sum, first_symbol + tile_symbol, symbol_of_sum)
+                best_sum = tl.maximum(best_sum, tile_best)
 
+        if BOOSTS:
+            symbol = tl.where(boosted & (symbol != BLANK), symbol_of_sum, symbol)
         emitted = active & (symbol != BLANK)
         tl.store(out_ptr + out_row + 1 + count, symbol, mask=emitted)
         tl.store(out_ptr + out_row + 1 + most + count, frame, mask=emitted)
@@ -148,6 +192,31 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
         next_frame = active & ((symbol == BLANK) | (symbols >= MAX_SYMBOLS) | ended)
         symbols = tl.where(next_frame, 0, symbols)
         frame += next_frame.to(tl.int32)
+
+        if BOOSTS:
+            moves = emitted & boosted
+            if tl.max(moves.to(tl.int32), axis=0) > 0:
+                own, shared = moves & has_own, moves & has_all
+                own_node = tl.load(node_ptr + 2 * slot, mask=own, other=0)
+                own_node = next_node(words_ptr, own_base, own_node, symbol, own, BLOCK_ARCS)
+                all_node = tl.load(node_ptr + 2 * slot + 1, mask=shared, other=0)
+                all_node = next_node(words_ptr, all_base, all_node, symbol, shared, BLOCK_ARCS)
+                tl.store(node_ptr + 2 * slot, own_node, mask=own)
+                tl.store(node_ptr + 2 * slot + 1, all_node, mask=shared)
+                tree_scores(
+                    words_ptr, floats_ptr, own_scores, own_base, own_node, own, V, BLOCK_COPY, BLOCK_ARCS
+                )
+                tree_scores(
+                    words_ptr,
+                    floats_ptr,
+                    all_scores,
+                    all_base,
+                    all_node,
+                    shared,
+                    V,
+                    BLOCK_COPY,
+                    BLOCK_ARCS,
+                )
 
         if tl.max(emitted.to(tl.int32), axis=0) > 0:
             for layer in tl.static_range(LAYERS):
@@ -248,6 +317,7 @@ def greedy_decode(
     cell_LSH: Tensor,
     output_SJ: Tensor,
     weights: TransducerWeights,
+    trees: SlotTrees | None = None,
     *,
     block_b: int | None = None,
     num_warps: int = 4,
@@ -267,6 +337,11 @@ def greedy_decode(
         # Enough programs to cover the chip, and no more reading of weights than that needs.
         block_b = 16 if num_streams <= 2048 else 32
     ends = (*weights.end_ids, -1, -1)
+    if trees is None:
+        words, base, node, scores = slots_B, slots_B, slots_B, out  # none of which is read
+    else:
+        words, base, node = trees.words_W, trees.base_SM, trees.node_SM
+        scores = torch.empty((num_streams, 2 * num_symbols), dtype=torch.float32, device=out.device)
     _greedy_decode_kernel[(triton.cdiv(num_streams, block_b),)](
         encoded_BTJ,
         num_frames_B,
@@ -289,6 +364,11 @@ def greedy_decode(
         hidden_LSH.new_empty((num_streams, width)),
         out,
         out.view(torch.float32),
+        words,
+        words.view(torch.float32),
+        base,
+        node,
+        scores,
         num_streams,
         num_rows,
         num_slots,
@@ -300,11 +380,13 @@ def greedy_decode(
         MAX_SYMBOLS=weights.max_symbols,
         END_0=ends[0],
         END_1=ends[1],
+        BOOSTS=trees is not None,
         BLOCK_B=block_b,
         BLOCK_V=64 if full else 128,
         BLOCK_H=32 if full else 64,
         BLOCK_K=32 if full else 64,
         BLOCK_COPY=64,
+        BLOCK_ARCS=16,
         PRECISION="ieee" if full else "tf32",
         num_warps=num_warps,
         num_stages=2 if full else 3,

@@ -25,6 +25,7 @@ from gpu_worker.kernels.greedy_decode import greedy_decode
 from gpu_worker.kernels.layer_norm import layer_norm, two_layer_norms
 from gpu_worker.kernels.log_mel import dft_matrix, log_mel_window
 from gpu_worker.kernels.paged_attention import attend, position_bias, write_kv
+from gpu_worker.kernels.reference.boosting_tree_reference import SlotTrees
 from gpu_worker.kernels.reference.greedy_decode_reference import TransducerWeights
 from gpu_worker.kernels.reference.log_mel_reference import (
     CACHED_MELS,
@@ -267,6 +268,7 @@ class CudaModel:
             cell_PSU=zeros(config.pred_layers, rows, config.pred_hidden, dtype=torch.float32),
             output_SJ=zeros(rows, config.joint_hidden),
             prompt_S=zeros(rows, dtype=torch.int64),
+            node_SM=zeros(rows, 2, dtype=torch.int32),
             start=PredictorStart(transducer.start_LH, transducer.start_cell_LH, transducer.start_output_J),
             default_prompt=config.prompt.index(default) if config.prompt and default else 0,
         )
@@ -360,13 +362,16 @@ class CudaModel:
             encoded_BTD = self.prompt.run(encoded_BTD, state.prompt_S.index_select(0, step.slots_B))
         return self._encoder_projection(encoded_BTD)
 
-    def decode(self, encoded_BTD: Tensor, step: CudaStep, state: SlotState) -> Tensor:
+    def decode(
+        self, encoded_BTD: Tensor, step: CudaStep, state: SlotState, trees: SlotTrees | None = None
+    ) -> Tensor:
         """Encoder frames to symbols, int32 [B, 1 + 3K] as `greedy_decode` packs them."""
         transducer = self.transducer
         begin_streams(
             state.hidden_PSU,
             state.cell_PSU,
             state.output_SJ,
+            state.node_SM,
             step.slots_B,
             step.start_B,
             transducer.start_LH,
@@ -381,6 +386,7 @@ class CudaModel:
             state.cell_PSU,
             state.output_SJ,
             transducer,
+            trees,
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from gpu_worker.kernels.reference.paged_attention_reference import attention_geometry, paged_attention
 from gpu_worker.model.layers.attention import AttentionStep, PagedAttention, page_positions
 from gpu_worker.model.layers.conformer import Encoder
-from gpu_worker.model.layers.decoding import Emissions, GreedyDecoder
+from gpu_worker.model.layers.decoding import Emissions, Fusion, GreedyDecoder
 from gpu_worker.model.layers.features import MelFrontEnd
 from gpu_worker.model.layers.joint import Joint
 from gpu_worker.model.layers.predictor import Predictor
@@ -121,6 +121,7 @@ class StreamingModel:
             cell_PSU=zeros(config.pred_layers, rows, config.pred_hidden),
             output_SJ=zeros(rows, config.joint_hidden),
             prompt_S=zeros(rows, dtype=torch.int64),
+            node_SM=zeros(rows, 2, dtype=torch.int32),
             start=self.decoder.start,
             default_prompt=self._default_prompt(),
         )
@@ -181,8 +182,10 @@ class StreamingModel:
         state.conv_LSKD.index_copy_(1, step.slots_B, conv)
         return encoded
 
-    def decode(self, encoded_BTD: Tensor, step: StepInputs, state: SlotState) -> Emissions | None:
-        """Encoder frames to tokens; moves the predictor state on."""
+    def decode(
+        self, encoded_BTD: Tensor, step: StepInputs, state: SlotState, fusion: Fusion | None = None
+    ) -> Emissions | None:
+        """Encoder frames to tokens; moves the predictor state on.  `fusion` has the step's rows."""
         slots = step.slots_B
         if self.prompt is not None:
             encoded_BTD = self.prompt.run(encoded_BTD, state.prompt_S.index_select(0, slots))
@@ -192,6 +195,7 @@ class StreamingModel:
             state.hidden_PSU.index_select(1, slots),
             state.cell_PSU.index_select(1, slots),
             state.output_SJ.index_select(0, slots),
+            fusion,
         )
         emissions = self.decoder.run(work)
         if emissions is not None:

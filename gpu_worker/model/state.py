@@ -73,7 +73,10 @@ class PredictorStart:
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """Slot-indexed state; `reset` gives a slot to a new stream, `rows` and `load` move one."""
+    """Slot-indexed state; `reset` gives a slot to a new stream, `rows` and `load` move one.
+
+    node_SM: states in the boosting trees, of a stream's own phrases and of everybody's (M = 2), int32.
+    """
 
     tail_SZ: Tensor
     mel_SF: Tensor
@@ -83,6 +86,7 @@ class SlotState:
     cell_PSU: Tensor
     output_SJ: Tensor
     prompt_S: Tensor
+    node_SM: Tensor
     start: PredictorStart
     default_prompt: int
 
@@ -101,6 +105,7 @@ class SlotState:
             "cell": self.cell_PSU[:, slot],
             "output": self.output_SJ[slot],
             "prompt": self.prompt_S[slot],
+            "node": self.node_SM[slot],
         }
         if whole:
             rows |= {"tail": self.tail_SZ[slot], "mel": self.mel_SF[slot], "conv": self.conv_LSKD[:, slot]}
@@ -119,6 +124,7 @@ class SlotState:
         self.cell_PSU.index_copy_(1, slots, self.start.cell_PU.unsqueeze(1).repeat(1, count, 1))
         self.output_SJ.index_copy_(0, slots, self.start.output_J.repeat(count, 1))
         self.prompt_S.index_fill_(0, slots, self.default_prompt)
+        self.node_SM.index_fill_(0, slots, 0)
 
     def load(self, slot: int, state: Mapping[str, memoryview], *, whole: bool = True) -> None:
         """Put copies of `rows` into a slot.  Raises ValueError when they do not fit."""

@@ -56,6 +56,7 @@ class Tokenizer:
         except RuntimeError as error:
             raise TokenizerError(f"{source} is not a SentencePiece model, or is truncated.") from error
         self.model: Final = model
+        self._processor: Final = processor
         self.vocab_size: Final[int] = processor.vocab_size()
         self._pieces: Final[tuple[str, ...]] = tuple(
             processor.id_to_piece(index) for index in range(self.vocab_size)
@@ -88,6 +89,13 @@ class Tokenizer:
     def piece(self, token: int) -> str:
         """The piece of an id as it stands in the vocabulary.  Raises IndexError."""
         return self._pieces[token]
+
+    def encode(self, text: str) -> tuple[int, ...] | None:
+        """Tokens of a text; None where the vocabulary cannot write it.  For any thread."""
+        tokens: list[int] = self._processor.encode(text)
+        if any(self._processor.is_unknown(token) or self.is_special(token) for token in tokens):
+            return None
+        return tuple(tokens)
 
     def is_special(self, token: int) -> bool:
         """Whether the id never appears in text."""

@@ -51,10 +51,11 @@ class StreamAudio:
     base: from whose origin on the samples of both rates are counted: the beginning, or the last `finalize`.
     """
 
-    __slots__ = ("_next", "_resampler", "_skip", "rate")
+    __slots__ = ("_base", "_next", "_resampler", "_skip", "rate")
 
     def __init__(self, rate: int, samples_decoded: int = 0, base: Base = BEGINNING) -> None:
         self.rate: Final = rate
+        self._base: Final = base
         decoded = samples_decoded - base.origin
         start = replay_start(rate, decoded)
         self._next = base.client_origin + start
@@ -68,6 +69,12 @@ class StreamAudio:
     def next_sample(self) -> int:
         """Position of the next sample, at the client's rate."""
         return self._next
+
+    @property
+    def next_engine_sample(self) -> int:
+        """The engine's first sample that lies wholly behind the audio so far, resampled yet or not."""
+        behind = (self._next - self._base.client_origin) * ENGINE_SAMPLE_RATE
+        return self._base.origin - (-behind // self.rate)
 
     def push(self, entry: AudioEntry) -> Sequence[Samples]:
         """Samples for the engine from the next entry.

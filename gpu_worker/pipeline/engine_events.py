@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from common.errors import ErrorCode, StreamError, Unavailable
+from common.errors import ClientFault, EngineError, ErrorCode, StreamError, Unavailable
 from common.hot_value import hot_value
-from gpu_worker.engine.interface import StreamOutput
+from common.phrases import Phrase
+from gpu_worker.engine.interface import PhrasesFull, StreamOutput, UnsupportedOption
 from gpu_worker.pipeline.flow import StreamFlow
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ class Finalize:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplacePhrases:
+    """Have other phrases from `sample` (16 kHz, of the whole stream) on."""
+
+    flow: StreamFlow
+    phrases: tuple[Phrase, ...]
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """No more audio comes."""
 
@@ -65,7 +75,7 @@ class HandOver:
     """Take a snapshot of every stream and forget it: another worker goes on from there."""
 
 
-Command = Open | Feed | Finalize | Finish | Fail | Drop | HandOver
+Command = Open | Feed | Finalize | ReplacePhrases | Finish | Fail | Drop | HandOver
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +143,12 @@ class EventSink(Protocol):
 def worker_failed() -> Unavailable:
     """What a client is told when its stream could not be decoded; the log says why."""
     return Unavailable(ErrorCode.WORKER_FAILED, "The worker could not decode the stream.")
+
+
+def failure_of(error: EngineError) -> StreamError:
+    """What a client is told whose stream the engine gave up."""
+    if isinstance(error, UnsupportedOption):
+        return ClientFault(ErrorCode.BAD_OPTION, str(error))
+    if isinstance(error, PhrasesFull):
+        return Unavailable(ErrorCode.PHRASES_FULL, str(error))
+    return worker_failed()

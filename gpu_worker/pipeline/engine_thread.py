@@ -11,11 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from common.entries import StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
+from common.phrases import Phrase
 from gpu_worker.cold_start import acknowledgement, base_at
 from gpu_worker.engine.interface import (
     Engine,
@@ -26,6 +28,7 @@ from gpu_worker.engine.interface import (
     UnknownStream,
     UnsupportedOption,
 )
+from gpu_worker.engine.snapshot import phrases_in
 from gpu_worker.pipeline.checkpoints import CheckpointQueue
 from gpu_worker.pipeline.engine_events import (
     Command,
@@ -42,6 +45,7 @@ from gpu_worker.pipeline.engine_events import (
     HandOver,
     Open,
     Opened,
+    ReplacePhrases,
     SnapshotTaken,
     worker_failed,
 )
@@ -209,8 +213,11 @@ class EngineThread:
                 self._open(flow, snapshot)
             case Finalize(flow, entry_id):
                 if self._flows.get(flow.stream) is flow and not self._waits(command):
-                    self._segments.close_part(flow.stream, entry_id)
+                    self._segments.close_part(flow.stream, entry_id, self._engine.phrases(flow.stream))
                     self._finish(flow)
+            case ReplacePhrases(flow, phrases, sample):
+                if self._flows.get(flow.stream) is flow and not self._waits(command):
+                    self._replace_phrases(flow, phrases, sample)
             case Finish(flow):
                 if self._flows.get(flow.stream) is flow and not self._waits(command):
                     self._finish(flow)
@@ -237,7 +244,7 @@ class EngineThread:
             try:
                 self._engine.open(flow.stream, flow.owned.record.options, snapshot)
             except SnapshotMismatch as error:
-                self._open_cold(flow, error)
+                self._open_cold(flow, error, phrases_in(snapshot or b""))
         except UnsupportedOption as error:
             self._sink.put(Failed(flow, ClientFault(ErrorCode.BAD_OPTION, str(error))))
             return
@@ -250,8 +257,10 @@ class EngineThread:
         self._checkpoints.opened(flow.stream, flow.owned.record.checkpoint.samples_decoded)
         self._sink.put(Opened(flow))
 
-    def _open_cold(self, flow: StreamFlow, mismatch: SnapshotMismatch) -> None:
-        """Begin anew at the checkpoint with a stream whose snapshot is of no use here.
+    def _open_cold(
+        self, flow: StreamFlow, mismatch: SnapshotMismatch, phrases: tuple[Phrase, ...] | None
+    ) -> None:
+        """Begin anew at the checkpoint with a stream whose snapshot is of no use here, but for its phrases.
 
         Raises what `Engine.open` raises, and the mismatch where the text before it is not kept.
         """
@@ -263,7 +272,8 @@ class EngineThread:
             mismatch,
             extra={"stream_id": flow.stream, "epoch": flow.owned.epoch},
         )
-        self._engine.open(flow.stream, flow.owned.record.options)
+        options = flow.owned.record.options
+        self._engine.open(flow.stream, options if phrases is None else replace(options, phrases=phrases))
         flow.base, flow.cold = base, True
         if flow.owned.record.checkpoint.reach_samples:
             self._skipped[flow.stream] = flow.owned.record.checkpoint.reach_samples
@@ -271,19 +281,26 @@ class EngineThread:
     def _begin_next_part(self, end: StreamOutput) -> None:
         """Go on with a stream whose part has ended for a `finalize`, with what came for it meanwhile."""
         flow = self._flows[end.stream]
-        waiting = self._segments.next_part(end)
+        phrases, waiting = self._segments.next_part(end)
         try:
-            self._engine.open(flow.stream, flow.owned.record.options)
+            self._engine.open(flow.stream, replace(flow.owned.record.options, phrases=phrases))
         except (EngineError, ValueError):
             self._refused(flow)
             return
         for item in waiting:
-            if isinstance(item, (Finalize, Finish)):
+            if isinstance(item, (Finalize, ReplacePhrases, Finish)):
                 self._apply(item)
             else:
                 self._feed([(flow, item)])
 
-    def _waits(self, command: Finalize | Finish) -> bool:
+    def _replace_phrases(self, flow: StreamFlow, phrases: tuple[Phrase, ...], sample: int) -> None:
+        begin = self._segments.first_sample(flow.stream)
+        try:
+            self._engine.replace_phrases(flow.stream, phrases, max(0, sample - begin))
+        except (EngineError, ValueError):
+            self._refused(flow)
+
+    def _waits(self, command: Finalize | ReplacePhrases | Finish) -> bool:
         """Whether the engine has to end a part of the stream first; the command is kept until then."""
         waiting = self._segments.waiting(command.flow.stream)
         if waiting is None:

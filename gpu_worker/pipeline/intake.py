@@ -22,7 +22,16 @@ from common.redis.keys import Keys
 from common.streams.assignments import Base
 from common.streams.audio_reader import AudioRead, AudioReader
 from gpu_worker.pipeline.audio import StreamAudio
-from gpu_worker.pipeline.engine_events import Command, Fail, Feed, Finalize, Finish, Open, worker_failed
+from gpu_worker.pipeline.engine_events import (
+    Command,
+    Fail,
+    Feed,
+    Finalize,
+    Finish,
+    Open,
+    ReplacePhrases,
+    worker_failed,
+)
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable, Undecoded
 
 if TYPE_CHECKING:
@@ -282,6 +291,8 @@ class _Got:
                 audio = reading.audio
                 if entry.phrases is not None:
                     flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
+                    self._feed_parts()
+                    self._commands.append(ReplacePhrases(flow, entry.phrases, audio.next_engine_sample))
                     continue
                 parts = audio.push(entry)
                 flow.undecoded.append(Undecoded(entry_id, audio.next_sample))

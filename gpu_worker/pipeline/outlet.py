@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from common.entries import LineKind, StreamId, WorkerId
-from common.errors import ErrorCode, StreamError
+from common.errors import ClientFault, ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
 from common.redis.keys import Keys
@@ -38,7 +38,7 @@ from gpu_worker.pipeline.engine_events import (
     HandedOver,
     Opened,
     SnapshotTaken,
-    worker_failed,
+    failure_of,
 )
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable, Undecoded
 from gpu_worker.pipeline.snapshot_writer import Snapshot, SnapshotWriter
@@ -248,8 +248,12 @@ class Outlet:
     def _output(self, batch: _Batch, writing: _Writing, output: StreamOutput) -> None:
         flow, results = writing.flow, batch.results
         if output.failed is not None:
-            logger.error("the engine gave a stream up: %s", output.failed, extra={"stream_id": flow.stream})
-            self._failed(batch, flow, worker_failed())
+            failure, place = failure_of(output.failed), {"stream_id": flow.stream}
+            if isinstance(failure, ClientFault):  # its sentence may have the client's own words
+                logger.info("a stream failed: %s", failure.code, extra=place)
+            else:
+                logger.error("the engine gave a stream up: %s", output.failed, extra=place)
+            self._failed(batch, flow, failure)
             return
         flow.decoded_samples = output.samples_decoded
         done, decoded = self._decoded(writing, output)

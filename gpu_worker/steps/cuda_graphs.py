@@ -37,6 +37,7 @@ from gpu_worker.kernels.gather_samples import gather_samples
 from gpu_worker.kernels.reference.log_mel_reference import FRAME_SAMPLES, HOP_SAMPLES, LEAD_SAMPLES
 from gpu_worker.model.cuda_model import CudaModel, CudaStep
 from gpu_worker.model.state import KVPages
+from gpu_worker.steps.cuda_trees import CudaTrees
 from gpu_worker.steps.slot_store import SlotStore
 from gpu_worker.turn.vad import SileroVad
 
@@ -89,10 +90,16 @@ class GraphSteps:
         shape: of the steps; a row is one chunk.
         batch_sizes: rows of a call of each stage.
         vad: the speech detector; None when no stream's turns are detected.
+        phrase_words: room for boosting trees, in int32.
     """
 
     def __init__(
-        self, model: CudaModel, shape: StepShape, batch_sizes: BatchSizes, vad: SileroVad | None
+        self,
+        model: CudaModel,
+        shape: StepShape,
+        batch_sizes: BatchSizes,
+        vad: SileroVad | None,
+        phrase_words: int = 0,
     ) -> None:
         self.shape = shape
         self.stats = EngineStats()
@@ -105,6 +112,7 @@ class GraphSteps:
         ring_samples = _RING_CHUNKS * shape.clock.chunk_samples
         self._ring = torch.zeros(num_slots + 1, ring_samples, pin_memory=True)
         self.rings = RingMemory(self._ring.numpy())
+        self.trees = CudaTrees(phrase_words, self._store.state.node_SM)
         self._sizes = batch_sizes
         self._ring_pages = ring_pages = pages.ring_pages
         self._columns = model.chunk_frames * FRAME_SAMPLES + SPARE_HOPS * HOP_SAMPLES
@@ -197,7 +205,7 @@ class GraphSteps:
         parts = []
         for part in self._parts(size, self._sizes.decode):
             step = self._step(size, audio_GN, part)
-            parts.append(self.model.decode(encoded_GTD[part], step, self._store.state))
+            parts.append(self.model.decode(encoded_GTD[part], step, self._store.state, self.trees.of_slots))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _listen(self, size: int, audio_GN: Tensor, found_GE: Tensor, vad: SileroVad) -> Tensor:

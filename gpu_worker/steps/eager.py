@@ -29,6 +29,7 @@ from gpu_worker.engine.steps import (
 from gpu_worker.model.layers.decoding import Emissions
 from gpu_worker.model.model import StepInputs, StreamingModel
 from gpu_worker.model.state import KVPages
+from gpu_worker.steps.eager_trees import EagerTrees
 from gpu_worker.steps.hearing import first_samples, gather_rows, hear
 from gpu_worker.steps.slot_store import SlotStore
 from gpu_worker.turn.vad import SileroVad
@@ -45,10 +46,16 @@ class EagerSteps:
         shape: of the steps; rows may have several chunks.
         batch_sizes: rows of a call of each stage.
         vad: the speech detector; None when no stream's turns are detected.
+        phrase_words: room for boosting trees, in int32.
     """
 
     def __init__(
-        self, model: StreamingModel, shape: StepShape, batch_sizes: BatchSizes, vad: SileroVad | None
+        self,
+        model: StreamingModel,
+        shape: StepShape,
+        batch_sizes: BatchSizes,
+        vad: SileroVad | None,
+        phrase_words: int = 0,
     ) -> None:
         self.shape = shape
         self.stats = EngineStats()
@@ -56,6 +63,7 @@ class EagerSteps:
         self.rings = RingMemory.allocate(shape.num_slots, ring_samples)
         pages = KVPages.for_model(model, shape.pages.num_pages, shape.pages.page_frames)
         self._store = SlotStore(model.make_state(shape.num_slots), pages, vad)
+        self.trees = EagerTrees(phrase_words, self._store.state.node_SM)
         self._model = model
         self._sizes = batch_sizes
 
@@ -100,7 +108,9 @@ class EagerSteps:
         for part in _parts(num_rows, self._sizes.decode):
             with _timed(stats.decode):
                 rows = inputs.rows(part.start, part.stop)
-                emissions = self._model.decode(encoded_BTD[part], rows, self._store.state)
+                boosted = self.trees.rows(rows.slots_B)
+                emissions = self._model.decode(encoded_BTD[part], rows, self._store.state, boosted)
+                self.trees.moved(rows.slots_B, boosted)
                 findings.add(part.start, emissions)
         return Flight(num_rows, findings.with_speech(speech))
 

@@ -11,10 +11,13 @@ import torch
 
 from common.errors import SettingsError
 from common.options import StreamOptions
+from common.phrases import Phrase, phrases_digest, read_phrases_file
 from common.settings import WorkerSettings
+from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, UnsupportedOption
+from gpu_worker.engine.phrase_book import PhraseBook, no_trees
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import PageShape, Steps, StepShape
 from gpu_worker.model.config import ModelConfig
@@ -46,7 +49,7 @@ class BuiltEngine:
     """An engine and what a worker says of it.
 
     `chunk_ms` is the audio of one result, `weights` a name for the model's weights, `context` its attention
-    context in encoder frames.
+    context in encoder frames, `common_phrases` those of all streams.
     """
 
     engine: SpeechEngine
@@ -57,6 +60,7 @@ class BuiltEngine:
     chunk_ms: int
     weights: str
     context: tuple[int, int]
+    common_phrases: tuple[Phrase, ...] = ()
 
 
 def make_engine(
@@ -112,6 +116,7 @@ def make_engine(
         chunk_ms=chunk_ms,
         weights=weights_name(loaded.weights, loaded.config.num_layers),
         context=loaded.config.context_for_chunk(settings.chunk_ms),
+        common_phrases=config.common_phrases,
     )
 
 
@@ -181,7 +186,7 @@ def make_model_engine(
         pages=PageShape(num_pages, page_frames, ring_pages, left_frames),
         overlaps=on_cuda,
         hears=config.turn_detection,
-        fingerprint=model_fingerprint(loaded, context, reset_at_end=config.reset_at_end),
+        fingerprint=_fingerprint(loaded, context, config),
         reach_frames=reach_frames(loaded.config, context) if config.audio_snapshots else 0,
     )
     vad = SileroVad(config.num_slots + 1, loaded.device) if config.turn_detection else None
@@ -192,18 +197,31 @@ def make_model_engine(
         from gpu_worker.steps.cuda_graphs import GraphSteps
 
         model = CudaModel(loaded, context, reset_at_end=config.reset_at_end)
-        steps = graphs = GraphSteps(model, shape, config.batch_sizes, vad)
+        steps = graphs = GraphSteps(model, shape, config.batch_sizes, vad, config.phrase_bytes // 4)
         logger.info("graphs captured", extra={"seconds": round(graphs.capture_s, 2), "pages": num_pages})
     else:
         plain = StreamingModel(loaded, context, reset_at_end=config.reset_at_end)
-        steps = EagerSteps(plain, shape, config.batch_sizes, vad)
+        steps = EagerSteps(plain, shape, config.batch_sizes, vad, config.phrase_bytes // 4)
     return SpeechEngine(
         steps,
         loaded.tokenizer,
         turns_of=config.turn_settings,
         prompt_of=partial(prompt_of, loaded.config),
         judge=judge,
+        book=_book(loaded, steps, beside=config.trees_beside),
+        common=config.common_phrases,
     )
+
+
+def _fingerprint(loaded: LoadedModel, context: tuple[int, int], config: EngineConfig) -> str:
+    """Names all that a slot's state depends on; it has a place in the tree of all streams' phrases."""
+    model = model_fingerprint(loaded, context, reset_at_end=config.reset_at_end)
+    return f"{model}-{phrases_digest(config.common_phrases)}" if config.common_phrases else model
+
+
+def _book(loaded: LoadedModel, steps: Steps, *, beside: bool) -> PhraseBook:
+    make_tree = partial(tree_of, loaded.tokenizer) if steps.trees.num_words else no_trees
+    return PhraseBook(steps.trees, make_tree, beside=beside)
 
 
 def prompt_of(config: ModelConfig, options: StreamOptions) -> int:
@@ -246,6 +264,9 @@ def engine_config(
         turn_detection=settings.turn_detection,
         audio_snapshots=on_cuda if settings.snapshots == "auto" else settings.snapshots == "audio",
         turn_settings=turn_settings or _default_turn_settings,
+        phrase_bytes=settings.phrase_memory_mb << 20,
+        common_phrases=read_phrases_file(settings.phrases_file),
+        trees_beside=True,
     )
 
 

@@ -30,8 +30,12 @@ def step_bytes(loaded: LoadedModel, config: EngineConfig, chunk_frames: int) -> 
     second_level = (2 * chunk_frames + 1) * (model.mel.n_mels // 4 + 1) * model.subsampling_channels
     features = 8 * chunk_frames * 4 * (model.mel.win_length + 2 * model.mel.n_fft)
     layers = chunk_frames * size * (2 * model.ff_dim + 12 * model.d_model)
-    symbols = 4 * (1 + 3 * chunk_frames * model.max_symbols) + 8 * chunk_frames * model.joint_hidden * size
-    return pre_encode * (2 * second_level * size + features) + 2 * rows * (layers + symbols)
+    # With boosting trees, a row has the scores of all symbols twice.
+    scores = 8 * (model.blank_id + 1) if config.phrase_bytes else 0
+    symbols = (
+        scores + 4 * (1 + 3 * chunk_frames * model.max_symbols) + 8 * chunk_frames * model.joint_hidden * size
+    )
+    return pre_encode * (2 * second_level * size + features) + 2 * rows * (layers + symbols + scores)
 
 
 def slot_bytes(loaded: LoadedModel) -> int:
@@ -39,7 +43,7 @@ def slot_bytes(loaded: LoadedModel) -> int:
     model, size = loaded.config, loaded.dtype.itemsize
     conv = model.num_layers * (model.conv_kernel - 1) * model.d_model * size
     predictor = model.pred_layers * model.pred_hidden * (size + 4) + model.joint_hidden * size
-    return conv + predictor + 4 * (241 + 7 * model.mel.n_mels) + 8
+    return conv + predictor + 4 * (241 + 7 * model.mel.n_mels) + 24
 
 
 def pages_that_fit(
@@ -51,7 +55,10 @@ def pages_that_fit(
     """
     free, _ = torch.cuda.mem_get_info(loaded.device)
     other = (
-        (config.num_slots + 1) * slot_bytes(loaded) + step_bytes(loaded, config, chunk_frames) + _SPARE_BYTES
+        (config.num_slots + 1) * slot_bytes(loaded)
+        + step_bytes(loaded, config, chunk_frames)
+        + config.phrase_bytes
+        + _SPARE_BYTES
     )
     fit = (free - other) // page_bytes(loaded, page_frames) - 1
     if fit < 1:

@@ -33,6 +33,7 @@ from gpu_worker.engine.steps import (
     StepFindings,
     StepShape,
 )
+from gpu_worker.engine.tree_memory import NO_TREES
 from gpu_worker.model.state import HostCopy, from_buffer
 from gpu_worker.steps.hearing import first_samples, gather_rows, hear
 from gpu_worker.steps.nemo_model import NemoModel, NemoState
@@ -98,6 +99,7 @@ class NemoSteps:
             fingerprint=model.fingerprint,
         )
         self.stats = EngineStats()
+        self.trees = NO_TREES
         self.rings = RingMemory.allocate(num_slots, _RING_CHUNKS * clock.chunk_samples)
         self._model = model
         self._vad = SileroVad(num_slots + 1, model.device) if turn_detection else None

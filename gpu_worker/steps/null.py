@@ -34,6 +34,7 @@ from gpu_worker.engine.steps import (
     max_windows,
 )
 from gpu_worker.engine.transcript import TextState
+from gpu_worker.engine.tree_memory import NO_TREES
 from gpu_worker.turn.settings import TurnSettings
 
 DEFAULT_CHUNK_MS: Final = 160
@@ -144,6 +145,7 @@ class NullSteps:
         )
         self.stats = EngineStats()
         ring_samples = (self.shape.max_chunks + _SPARE_CHUNKS) * clock.chunk_samples
+        self.trees = NO_TREES
         self.rings = RingMemory.allocate(num_slots, ring_samples)
         self._step_s = step_ms / 1000
         # Tokens that each stream has had, as far as they count for where words begin.

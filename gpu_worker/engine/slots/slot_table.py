@@ -49,6 +49,7 @@ class SlotTable:
     needed: samples at which the next chunk is whole, so that who is ready costs a comparison.
     finished: no sample follows.  ended: the last row is planned.
     held: nothing is planned until turn detection has its verdict.
+    limit: encoder frames, whole chunks, past which nothing is planned until the stream's phrases are others.
     """
 
     def __init__(self, num_slots: int, clock: ChunkClock) -> None:
@@ -62,6 +63,8 @@ class SlotTable:
         self.ended = np.zeros(num_slots, dtype=np.bool_)
         self.held = np.zeros(num_slots, dtype=np.bool_)
         self.num_held = 0
+        self.limit = np.full(num_slots, _NEVER, dtype=np.int64)
+        self.num_limited = 0
         # Plan at which the slot was first seen to be ready: who waits longest goes first.
         self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
         self._num_plans = 0
@@ -80,6 +83,7 @@ class SlotTable:
     def close(self, slot: int) -> None:
         """Make a slot free."""
         self.order[slot] = 0
+        self.set_limit(slot, None)
         self.fed[slot] = self.planned[slot] = 0
         self.needed[slot] = _NEVER
         self.finished[slot] = self.ended[slot] = self.held[slot] = False
@@ -91,10 +95,18 @@ class SlotTable:
             self.held[slots] = True
             self.num_held = len(slots)
 
+    def set_limit(self, slot: int, frames: int | None) -> None:
+        """Plan nothing past so many frames of a slot; None for no such limit."""
+        self.num_limited += (frames is not None) - (int(self.limit[slot]) != _NEVER)
+        self.limit[slot] = _NEVER if frames is None else frames
+
     def ready(self) -> NDArray[np.bool_]:
         """Slots that a plan could have a row for."""
         ready: NDArray[np.bool_] = (self.fed >= self.needed) | self.finished
-        return ready & ~(self.ended | self.held)
+        ready &= ~(self.ended | self.held)
+        if self.num_limited:
+            ready &= self.planned < self.limit
+        return ready
 
     def num_chunks_waiting(self) -> int:
         """Whole chunks that are in the rings and not planned, over all streams."""
@@ -125,11 +137,13 @@ class SlotTable:
             slots = slots[np.argsort(since, kind="stable")[:max_rows]]
         self._ready_since[slots] = _NEVER
         waiting, start, finished = self._chunks_waiting(slots), self.planned[slots], self.finished[slots]
-        ending = np.flatnonzero(finished)
-        left = np.array(
-            [self.clock.total_frames(fed) for fed in self.fed[slots[ending]].tolist()], dtype=np.int64
-        )
-        left -= start[ending]
+        ending, left = self._ending(slots, start, finished)
+        if self.num_limited:
+            # A row that stops at its limit is one that goes on, whether or not its end is known.
+            limit = self.limit[slots]
+            waiting = np.minimum(waiting, (limit - start) // self.clock.chunk_frames)
+            finished[ending[start[ending] + left > limit[ending]]] = False
+            ending, left = self._ending(slots, start, finished)
         most = self._chunks(waiting[~finished], left, max_chunks)
         chunks = np.minimum(waiting, most)
         self.num_late += int(np.maximum(np.minimum(chunks, waiting - 1), 0).sum())
@@ -141,6 +155,14 @@ class SlotTable:
         self.plan_from(slots, start + frames)
         self.ended[slots] = ends
         return Plan(slots, start, frames, ends, chunks, self.order[slots])
+
+    def _ending(
+        self, slots: NDArray[np.int64], start: NDArray[np.int64], finished: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which of the rows are of finished streams, and the frames that those have left."""
+        ending = np.flatnonzero(finished)
+        total = [self.clock.total_frames(fed) for fed in self.fed[slots[ending]].tolist()]
+        return ending, np.array(total, dtype=np.int64) - start[ending]
 
     def _chunks(self, waiting: NDArray[np.int64], left: NDArray[np.int64], max_chunks: int) -> int:
         """Chunks of every row, given whole ones of streams that go on and frames of those that end."""

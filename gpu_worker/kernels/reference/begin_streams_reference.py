@@ -12,14 +12,19 @@ def begin_streams(
     hidden_LSH: Tensor,
     cell_LSH: Tensor,
     output_SJ: Tensor,
+    node_SM: Tensor,
     slots_B: Tensor,
     start_B: Tensor,
     begin_LH: Tensor,
     begin_cell_LH: Tensor,
     begin_output_J: Tensor,
 ) -> None:
-    """Put the prediction network of every row that begins a stream (`start_B` 0) to its first state."""
+    """Put every row that begins a stream (`start_B` 0) to the first state of the prediction network.
+
+    `node_SM`, the states in its two boosting trees, go to the root.
+    """
     new = slots_B[start_B == 0].long()
     hidden_LSH[:, new] = begin_LH[:, None]
     cell_LSH[:, new] = begin_cell_LH[:, None]
     output_SJ[new] = begin_output_J
+    node_SM[new] = 0

@@ -3,7 +3,8 @@
 Greedy transducer decoding as NeMo's `GreedyBatchedRNNTInfer` does it: at every encoder frame take the
 best symbol; a blank moves to the next frame, anything else is emitted and moves the prediction network,
 at most `max_symbols` times a frame.  An end-of-utterance symbol also closes its frame and puts the
-prediction network back to its start.
+prediction network back to its start.  Where a stream has boosting trees, their scores and the logits decide
+together which symbol is emitted; a blank stays one, and confidence is that of the logits alone.
 
 The prediction network's state of a stream is its state *after* the last emitted symbol, so a stream that
 emits nothing costs no LSTM step; a new stream starts with the state after the start symbol.
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from gpu_worker.kernels.reference.boosting_tree_reference import SlotTrees, next_node, tree_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,28 @@ def token_confidence(log_probs_V: Tensor) -> Tensor:
     return (log_probs_V.max().exp() * num_classes - 1) / (num_classes - 1)
 
 
+def _scores(trees: SlotTrees | None, slot: int, num_symbols: int) -> Tensor | None:
+    """What the trees of a slot add to the logits; None where it has no tree."""
+    if trees is None:
+        return None
+    scores = [
+        tree_scores(trees.words_W, base, node, num_symbols)
+        for base, node in zip(trees.base_SM[slot].tolist(), trees.node_SM[slot].tolist(), strict=True)
+        if base >= 0
+    ]
+    return torch.stack(scores).sum(0) if scores else None
+
+
+def _advance(trees: SlotTrees | None, slot: int, symbol: int) -> None:
+    """Move a slot's states on by one symbol."""
+    assert trees is not None
+    for number, (base, node) in enumerate(
+        zip(trees.base_SM[slot].tolist(), trees.node_SM[slot].tolist(), strict=True)
+    ):
+        if base >= 0:
+            trees.node_SM[slot, number] = next_node(trees.words_W, base, node, symbol)
+
+
 def greedy_decode(
     encoded_BTJ: Tensor,
     num_frames_B: Tensor,
@@ -76,6 +101,7 @@ def greedy_decode(
     cell_LSH: Tensor,
     output_SJ: Tensor,
     weights: TransducerWeights,
+    trees: SlotTrees | None = None,
 ) -> Tensor:
     """Decode the step's frames; the prediction network's state moves in place.
 
@@ -91,6 +117,7 @@ def greedy_decode(
     for row in range(num_streams):
         slot = int(slots_B[row])
         count = 0
+        scores_V = _scores(trees, slot, len(weights.out_bias_V))
         for frame in range(int(num_frames_B[row])):
             for _ in range(weights.max_symbols):
                 joint_J = F.relu(encoded_BTJ[row, frame].float() + output_SJ[slot].float())
@@ -99,6 +126,12 @@ def greedy_decode(
                 symbol = int(logits_V.argmax())
                 if symbol == weights.blank_id:
                     break
+                if scores_V is not None:
+                    fused_V = logits_V + scores_V
+                    fused_V[weights.blank_id] = -torch.inf
+                    symbol = int(fused_V.argmax())
+                    _advance(trees, slot, symbol)
+                    scores_V = _scores(trees, slot, len(weights.out_bias_V))
                 out[row, 1 + count] = symbol
                 out[row, 1 + most + count] = frame
                 confidence[row, 1 + 2 * most + count] = token_confidence(logits_V.log_softmax(0))

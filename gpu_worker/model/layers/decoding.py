@@ -10,6 +10,9 @@ Confidence of a token is NeMo's `max_prob` measure of the distribution that emit
 probability, scaled so that an even distribution gives 0.  NeMo's own default (Tsallis entropy, exponential
 normalization) spreads right words over ten orders of magnitude, which no client can set a threshold in.
 
+Phrases that are preferred (`Fusion`) only change which token is emitted: a blank stays one, and confidence is
+that of the distribution without them.
+
 `<EOU>` and `<EOB>` are tokens like others; with `reset` given they also close their frame and put the
 predictor back to its start, so that the next utterance begins as a stream does.
 
@@ -23,6 +26,7 @@ Source: the label-looping algorithm (Bataev et al. 2024) as in NeMo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +35,18 @@ from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.layers.joint import Joint
 from gpu_worker.model.layers.predictor import Predictor
 from gpu_worker.model.state import PredictorStart
+
+
+class Fusion(Protocol):
+    """What has a say in which token is emitted, beside the model."""
+
+    def choose(self, logits_BV: Tensor, token_B: Tensor) -> Tensor:
+        """Given the logits at the frame of each row, and the model's choice, the token to emit, int64."""
+        ...
+
+    def advance(self, emits_B: Tensor, token_B: Tensor) -> None:
+        """Rows with `emits_B` have emitted their tokens."""
+        ...
 
 
 @dataclass(slots=True)
@@ -44,6 +60,7 @@ class DecodeWork:
     output_BJ: Tensor
     pointer_B: Tensor
     symbols_B: Tensor
+    fusion: Fusion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,7 @@ class GreedyDecoder:
         hidden_PBU: Tensor,
         cell_PBU: Tensor,
         output_BJ: Tensor,
+        fusion: Fusion | None = None,
     ) -> DecodeWork:
         """Rows at their first frame, with the predictor state that their slots hold."""
         pointer = torch.zeros_like(num_frames_B, dtype=torch.int64)
@@ -100,6 +118,7 @@ class GreedyDecoder:
             output_BJ,
             pointer,
             torch.zeros_like(pointer),
+            fusion,
         )
 
     def round(self, work: DecodeWork) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,6 +140,9 @@ class GreedyDecoder:
         chosen_BV = logits.gather(1, column.unsqueeze(2).expand(-1, -1, logits.shape[2])).squeeze(1)
         confidence_B = token_confidence(chosen_BV.float().log_softmax(-1))
         token_B = best_BT.gather(1, column).squeeze(1)
+        if work.fusion is not None:
+            token_B = work.fusion.choose(chosen_BV, token_B)
+            work.fusion.advance(emits_B, token_B)
 
         hidden, cell = self._predictor.run(token_B, work.hidden_PBU, work.cell_PBU)
         output = self._joint.project_predictor(hidden[-1])

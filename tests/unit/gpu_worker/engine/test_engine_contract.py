@@ -17,6 +17,7 @@ from tests.engine_contract import EngineContract, PagedEngineContract, Sizes
 from tests.fake_nemo import FakeNemo
 from tests.oracle.models import random_model
 from tests.overlapping_steps import OverlappingSteps
+from tests.phrase_contract import PhraseContract
 
 
 def config_of(sizes: Sizes, context: tuple[int, int]) -> EngineConfig:
@@ -30,7 +31,7 @@ def config_of(sizes: Sizes, context: tuple[int, int]) -> EngineConfig:
     )
 
 
-class TestEager(PagedEngineContract):
+class TestEager(PagedEngineContract, PhraseContract):
     """The plain model, several chunks a step."""
 
     def make(self, sizes: Sizes) -> SpeechEngine:
@@ -42,7 +43,7 @@ class TestEagerSingleFrames(PagedEngineContract):
         return make_model_engine(random_model(2), config_of(sizes, (70, 0)))
 
 
-class TestEagerLongChunks(PagedEngineContract):
+class TestEagerLongChunks(PagedEngineContract, PhraseContract):
     """A chunk is longer than what a step of single frames would take."""
 
     def make(self, sizes: Sizes) -> SpeechEngine:
@@ -70,22 +71,22 @@ class TestAudioSnapshotsSingleFrames(AudioSnapshots):
     context = (8, 0)
 
 
-class TestAudioSnapshotsOverlapping(AudioSnapshots):
+class TestAudioSnapshotsOverlapping(AudioSnapshots, PhraseContract):
     """As on a GPU."""
 
     def make(self, sizes: Sizes) -> SpeechEngine:
         config = replace(config_of(sizes, self.context), audio_snapshots=True, max_step_frames=2)
         engine = make_model_engine(random_model(2, num_layers=1), config)
-        return SpeechEngine(OverlappingSteps(engine.steps), random_model(2).tokenizer)
+        return SpeechEngine(OverlappingSteps(engine.steps), random_model(2).tokenizer, book=engine.book)
 
 
-class TestOverlapping(PagedEngineContract):
+class TestOverlapping(PagedEngineContract, PhraseContract):
     """The order of things on a GPU: a step is launched before the last one is read, a chunk a row."""
 
     def make(self, sizes: Sizes) -> SpeechEngine:
         config = replace(config_of(sizes, (70, 1)), max_step_frames=2)
         engine = make_model_engine(random_model(2), config)
-        return SpeechEngine(OverlappingSteps(engine.steps), random_model(2).tokenizer)
+        return SpeechEngine(OverlappingSteps(engine.steps), random_model(2).tokenizer, book=engine.book)
 
 
 class TestNullAudioSnapshots(EngineContract):

@@ -1,0 +1,159 @@
+"""The boosting tree: phrases as a trie over tokens whose nodes say where to go on when a phrase breaks off.
+
+A token that goes on with a phrase has a score, which the decoder adds to the token's logit; whoever leaves a
+phrase half said gives back what it was given.  What a token scores in a state:  the first node of the way
+state, its fail node, the fail node of that, and so on to the root, that has an arc for the token decides; the
+score is the arc's and the back-off weights of the nodes passed on the way.  A token that no node has an arc
+for leads to the root.
+
+Source: NeMo 3.0.0, `context_graph_universal.py` (trie, fail links, scores of shared nodes in the order of the
+list) and `boosting_graph_batched.py` (back-off weights); tests/golden compares.
+
+Shape suffixes: N nodes (0 is the root), A arcs, V tokens without the blank.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from math import log
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Score of a phrase's tokens behind its first, over that of the first: NeMo's `depth_scaling`.
+DEPTH_SCALING: Final = 2.0
+# What `words` has of a node (first arc, number of arcs, fail node, back-off weight) and of an arc (token,
+# score, next node), in int32.
+NODE_WORDS: Final = 4
+ARC_WORDS: Final = 3
+# Rows of scores that are kept for the plain decoder, 4 KB each for a vocabulary of 1,024.
+_MAX_ROWS: Final = 256
+
+
+class _Node:
+    """A node in the making."""
+
+    __slots__ = ("fail", "is_end", "next", "number", "sum", "token_score")
+
+    def __init__(self, token_score: float, sum_of_scores: float) -> None:
+        self.token_score = token_score
+        self.sum = sum_of_scores
+        self.is_end = False
+        self.next: dict[int, _Node] = {}
+        self.fail: _Node = self
+        self.number = 0
+
+
+class PhraseTree:
+    """Immutable, for any thread but `scores`, which belongs to the decoder's.
+
+    words: the tree as the CUDA kernel reads it, int32: N nodes, then A arcs.  Places of arcs count from the
+    first word, floats are there by their bits.
+    """
+
+    def __init__(self, phrases: Iterable[tuple[Sequence[int], float]], num_tokens: int) -> None:
+        """Token ids and boost of each phrase; `num_tokens` is V."""
+        nodes = _linked(_trie(phrases))
+        self.num_nodes: Final = len(nodes)
+        self.num_tokens: Final = num_tokens
+        num_arcs = self.num_nodes - 1
+        self.words: Final = np.empty(NODE_WORDS * self.num_nodes + ARC_WORDS * num_arcs, dtype=np.int32)
+        table_N4 = self.words[: NODE_WORDS * self.num_nodes].reshape(-1, NODE_WORDS)
+        arcs_A3 = self.words[NODE_WORDS * self.num_nodes :].reshape(-1, ARC_WORDS)
+        backoff_N = np.zeros(self.num_nodes, dtype=np.float32)
+        score_A = np.zeros(num_arcs, dtype=np.float32)
+        at = 0
+        for node in nodes:
+            table_N4[node.number, :3] = (
+                NODE_WORDS * self.num_nodes + ARC_WORDS * at,
+                len(node.next),
+                node.fail.number,
+            )
+            # What ends a phrase was said whole, and gives nothing back.
+            backoff_N[node.number] = 0.0 if node.is_end else node.fail.sum - node.sum
+            for token in sorted(node.next):
+                following = node.next[token]
+                arcs_A3[at, 0], arcs_A3[at, 2] = token, following.number
+                score_A[at] = following.token_score
+                at += 1
+        table_N4[:, 3] = backoff_N.view(np.int32)
+        arcs_A3[:, 1] = score_A.view(np.int32)
+        self._table_N4, self._arcs_A3 = table_N4, arcs_A3
+        self._backoff_N, self._score_A = backoff_N, score_A
+        self._rows: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
+
+    def scores(self, node: int) -> NDArray[np.float32]:
+        """What is added to the logits of all tokens in a state, [V]; not to be written to."""
+        row = self._rows.get(node)
+        if row is None:
+            row = self._rows[node] = self._scores(node)
+            if len(self._rows) > _MAX_ROWS:
+                self._rows.popitem(last=False)
+        else:
+            self._rows.move_to_end(node)
+        return row
+
+    def _scores(self, node: int) -> NDArray[np.float32]:
+        way, given_back = [node], [np.float32(0)]
+        while way[-1]:
+            given_back.append(given_back[-1] + self._backoff_N[way[-1]])
+            way.append(int(self._table_N4[way[-1], 2]))
+        row = np.full(self.num_tokens, given_back[-1], dtype=np.float32)
+        for at, backoff in zip(reversed(way), reversed(given_back), strict=True):
+            arcs = self._arcs_of(at)
+            row[self._arcs_A3[arcs, 0]] = self._score_A[arcs] + backoff
+        return row
+
+    def following(self, node: int, token: int) -> int:
+        """The state after a token."""
+        while True:
+            arcs = self._arcs_of(node)
+            found = np.flatnonzero(self._arcs_A3[arcs, 0] == token)
+            if len(found):
+                return int(self._arcs_A3[arcs.start + found[0], 2])
+            if not node:
+                return 0
+            node = int(self._table_N4[node, 2])
+
+    def _arcs_of(self, node: int) -> slice:
+        begin, count = self._table_N4[node, :2].tolist()
+        begin = (begin - NODE_WORDS * self.num_nodes) // ARC_WORDS
+        return slice(begin, begin + count)
+
+
+def _trie(phrases: Iterable[tuple[Sequence[int], float]]) -> _Node:
+    """Nodes and scores; phrases that begin alike share nodes, which keep the higher score."""
+    root = _Node(0.0, 0.0)
+    for tokens, boost in phrases:
+        node = root
+        for depth, token in enumerate(tokens):
+            following = node.next.get(token)
+            if following is None:
+                score = boost * DEPTH_SCALING + log(depth + 1) if depth else boost
+                following = node.next[token] = _Node(score, node.sum + score)
+            else:
+                following.token_score = max(boost, following.token_score)
+                following.sum = node.sum + following.token_score
+            node = following
+        if node is not root:
+            node.is_end = True
+    return root
+
+
+def _linked(root: _Node) -> list[_Node]:
+    """All nodes, nearest to the root first, numbered, each with its fail node (Aho and Corasick 1975)."""
+    nodes = [root]
+    for node in nodes:
+        for token, following in node.next.items():
+            following.number = len(nodes)
+            nodes.append(following)
+            if node is root:
+                following.fail = root
+                continue
+            fail = node.fail
+            while token not in fail.next and fail is not root:
+                fail = fail.fail
+            following.fail = fail.next.get(token, root)
+    return nodes

@@ -1,0 +1,138 @@
+"""Lists of phrases as the steps have them: made beside the engine, once for equal lists, kept while in use.
+
+A list becomes a boosting tree in a thread of its own, and the tree a piece of the steps' arena when the first
+stream gets there. Streams with equal lists share it; the last one frees its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Final
+
+from common.phrases import Phrase
+from gpu_worker.boosting.tree import PhraseTree
+from gpu_worker.engine.interface import EngineError, PhrasesFull, UnsupportedOption
+from gpu_worker.engine.slots.arena import Arena
+from gpu_worker.engine.tree_memory import NO_TREE, TreeMemory
+
+logger = logging.getLogger(__name__)
+
+PhraseList = tuple[Phrase, ...]
+MakeTree = Callable[[PhraseList], PhraseTree]
+
+
+def no_trees(_: PhraseList) -> PhraseTree:
+    """Of an engine that boosts nothing.  Raises UnsupportedOption."""
+    raise UnsupportedOption("Option 'phrases': this server's engine has no phrase boosting.")
+
+
+class _Inline(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+        future: Future[object] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # whatever it is, it is the caller's: a future carries it there
+            future.set_exception(error)
+        return future
+
+
+class ListInUse:
+    """One list and its tree; `users` streams hold it."""
+
+    __slots__ = ("at", "future", "num_nodes", "phrases", "users")
+
+    def __init__(self, phrases: PhraseList, future: Future[tuple[int, int, object]]) -> None:
+        self.phrases: Final = phrases
+        self.future: Final = future
+        self.users = 0
+        self.at = NO_TREE
+        self.num_nodes = 0
+
+
+class PhraseBook:
+    """Lists in use.  For the engine's thread.
+
+    make_tree: from a list to its tree; runs in another thread, raises UnsupportedOption.
+    beside: whether trees are made in a thread of their own; else in the engine's.
+    """
+
+    def __init__(self, trees: TreeMemory, make_tree: MakeTree, *, beside: bool = False) -> None:
+        self._trees = trees
+        self._make_tree = make_tree
+        self._arena = Arena(trees.num_words)
+        self._executor: Executor = ThreadPoolExecutor(1, "phrases") if beside else _Inline()
+        self._lists: dict[PhraseList, ListInUse] = {}
+        self._wake: Callable[[], None] = lambda: None
+
+    def wake_with(self, wake: Callable[[], None]) -> None:
+        """Take what is called, from another thread, when a tree is made."""
+        self._wake = wake
+
+    def hold(self, phrases: PhraseList) -> ListInUse:
+        """A list for one more user; whoever holds it gives it back with `let_go`."""
+        entry = self._lists.get(phrases)
+        if entry is None:
+            entry = ListInUse(phrases, self._executor.submit(self._make, phrases))
+            self._lists[phrases] = entry
+            entry.future.add_done_callback(lambda _: self._wake())
+        entry.users += 1
+        return entry
+
+    def _make(self, phrases: PhraseList) -> tuple[int, int, object]:
+        try:
+            tree = self._make_tree(phrases)
+            return len(tree.words), tree.num_nodes, self._trees.prepare(tree)
+        except EngineError:
+            raise
+        except Exception as error:
+            # A defect here is to end the streams with this list, and not the engine.
+            logger.exception("phrases could not be made into a tree")
+            raise EngineError("The phrases could not be made into a tree.") from error
+
+    def let_go(self, entry: ListInUse) -> None:
+        """One user less; the last one's place in the arena is free.
+
+        A step under way may still read it: what is written there next comes behind it.
+        """
+        entry.users -= 1
+        if entry.users:
+            return
+        del self._lists[entry.phrases]
+        entry.future.cancel()
+        if entry.at != NO_TREE:
+            self._arena.give_back(entry.at)
+            self._trees.drop(entry.at)
+            entry.at = NO_TREE
+
+    def place(self, entry: ListInUse) -> None:
+        """Have the tree of a list, which is made, in the arena.
+
+        Raises UnsupportedOption for a phrase that the model cannot write, PhrasesFull where there is no room.
+        """
+        num_words, num_nodes, prepared = entry.future.result(timeout=0)
+        if entry.at != NO_TREE:
+            return
+        at = self._arena.take(num_words)
+        if at is None:
+            raise PhrasesFull(
+                "The worker has no memory left for the phrases of another stream (--phrase-memory-mb)."
+            )
+        self._trees.put(at, prepared)
+        entry.at, entry.num_nodes = at, num_nodes
+
+    @property
+    def num_lists(self) -> int:
+        """Lists in use."""
+        return len(self._lists)
+
+    def check_integrity(self, num_users: int) -> None:
+        """Raise AssertionError unless so many streams and changes hold the lists there are."""
+        self._arena.check_integrity()
+        entries = self._lists.values()
+        assert sum(entry.users for entry in entries) == num_users, "a list is held by nobody, or unheld"
+        assert all(entry.users > 0 for entry in entries), "a list without users is kept"
+        assert self._arena.num_taken == sum(entry.at != NO_TREE for entry in entries), "a place is lost"

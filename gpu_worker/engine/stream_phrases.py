@@ -1,0 +1,171 @@
+"""Which phrases each stream has, and from which frame on it has others."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from common.entries import StreamId
+from gpu_worker.engine.interface import EngineError
+from gpu_worker.engine.phrase_book import ListInUse, PhraseBook, PhraseList
+from gpu_worker.engine.slots.slot_table import SlotTable
+from gpu_worker.engine.stream import Stream
+from gpu_worker.engine.tree_memory import NO_TREE, TreeMemory
+from gpu_worker.engine.warm_up import WarmUps
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """From encoder frame `frame` on, the first of a chunk; `entry` is None for no phrases."""
+
+    frame: int
+    entry: ListInUse | None
+    anew: bool
+
+
+@dataclass(slots=True)
+class _Phrases:
+    """Of one stream that has, or had, or will have phrases."""
+
+    state: Stream
+    now: ListInUse | None = None
+    changes: deque[_Change] = field(default_factory=deque)
+
+
+class StreamPhrases:
+    """For the engine's thread.  A stream that never had phrases costs nothing here.
+
+    A change comes into force between two chunks. The table plans nothing past it before; so what a stream
+    says does not depend on when its new tree is made, nor on the chunks that a step takes.
+    """
+
+    def __init__(self, trees: TreeMemory, table: SlotTable, warm_ups: WarmUps, book: PhraseBook) -> None:
+        self._trees, self._table, self._warm_ups, self._book = trees, table, warm_ups, book
+        self._streams: dict[StreamId, _Phrases] = {}
+        self._changing: dict[StreamId, _Phrases] = {}
+
+    def begin(self, state: Stream, phrases: PhraseList, frame: int, *, anew: bool = True) -> None:
+        """A stream begins, or goes on from a snapshot, at a frame."""
+        if phrases:
+            self._put(state, phrases, frame, anew=anew)
+
+    def replace(self, state: Stream, phrases: PhraseList, sample: int) -> None:
+        """Have other phrases from the first chunk on that begins at `sample` or later."""
+        clock = self._table.clock
+        frame = -(-sample // clock.chunk_samples) * clock.chunk_frames
+        warm_up = self._warm_ups.get(state.slot)
+        # Others are of a replay: the snapshot that the stream goes on from has them.
+        if frame >= (int(self._table.planned[state.slot]) if warm_up is None else warm_up.frames):
+            self._put(state, phrases, frame, anew=True)
+
+    def _put(self, state: Stream, phrases: PhraseList, frame: int, *, anew: bool) -> None:
+        found = self._streams.get(state.stream)
+        if found is None:
+            if not phrases:
+                return
+            found = self._streams[state.stream] = _Phrases(state)
+        while found.changes and found.changes[-1].frame >= frame:
+            self._let_go(found.changes.pop().entry)
+        entry = self._book.hold(phrases) if phrases else None
+        found.changes.append(_Change(frame, entry, anew))
+        self._limit(found)
+
+    def _limit(self, found: _Phrases) -> None:
+        if found.changes:
+            self._changing[found.state.stream] = found
+            self._table.set_limit(found.state.slot, found.changes[0].frame)
+        else:
+            self._changing.pop(found.state.stream, None)
+            self._table.set_limit(found.state.slot, None)
+
+    def told(self, stream: StreamId) -> PhraseList:
+        """The phrases that a stream was told last."""
+        found = self._streams.get(stream)
+        if found is None:
+            return ()
+        entry = found.changes[-1].entry if found.changes else found.now
+        return entry.phrases if entry is not None else ()
+
+    def at_snapshot(self, stream: StreamId) -> tuple[PhraseList, bool]:
+        """What is in force for the next chunk, and whether that chunk is the first under it."""
+        found = self._streams.get(stream)
+        if found is None:
+            return (), False
+        entry, anew, decoded = found.now, False, int(self._table.decoded[found.state.slot])
+        for change in found.changes:
+            if change.frame <= decoded:
+                entry, anew = change.entry, change.anew
+        return (entry.phrases if entry is not None else ()), anew
+
+    def has_due(self) -> bool:
+        """Whether `come_into_force` would change anything."""
+        return any(map(self._is_due, self._changing.values()))
+
+    def _is_due(self, found: _Phrases) -> bool:
+        if not found.changes:
+            return False
+        change, slot, table = found.changes[0], found.state.slot, self._table
+        # A change that cannot be made ends its stream, so all before it has to be told.
+        return (
+            change.frame <= int(table.planned[slot]) == int(table.decoded[slot])
+            and not table.held[slot]
+            and slot not in self._warm_ups
+            and (change.entry is None or change.entry.future.done())
+        )
+
+    def come_into_force(self) -> list[tuple[Stream, EngineError]]:
+        """Make the changes whose chunk is next and whose tree is made.
+
+        Returns the streams for which that cannot be done, and why.
+        """
+        failed: list[tuple[Stream, EngineError]] = []
+        for found in list(self._changing.values()):
+            while self._is_due(found):
+                change = found.changes.popleft()
+                try:
+                    self._use(found, change)
+                except EngineError as error:
+                    self._let_go(change.entry)
+                    failed.append((found.state, error))
+                    break
+                self._let_go(found.now)
+                found.now = change.entry
+                self._limit(found)
+        return failed
+
+    def _use(self, found: _Phrases, change: _Change) -> None:
+        slot, entry = found.state.slot, change.entry
+        if entry is None:
+            self._trees.use(slot, NO_TREE, 0, anew=True)
+        else:
+            self._book.place(entry)
+            self._trees.use(slot, entry.at, entry.num_nodes, anew=change.anew)
+
+    def forget(self, state: Stream) -> None:
+        """A stream gives back all that it holds."""
+        found = self._streams.pop(state.stream, None)
+        self._changing.pop(state.stream, None)
+        if found is None:
+            return
+        if found.now is not None:
+            self._trees.use(state.slot, NO_TREE, 0, anew=True)
+        self._let_go(found.now)
+        for change in found.changes:
+            self._let_go(change.entry)
+
+    def _let_go(self, entry: ListInUse | None) -> None:
+        if entry is not None:
+            self._book.let_go(entry)
+
+    def check_integrity(self, num_others: int) -> None:
+        """Raise AssertionError when lists and their users, and others who hold some, do not add up."""
+        users = num_others
+        for stream, found in self._streams.items():
+            assert found.state.stream == stream, "phrases stand under another stream"
+            users += (found.now is not None) + sum(change.entry is not None for change in found.changes)
+            frames = [change.frame for change in found.changes]
+            assert frames == sorted(set(frames)), f"the changes of stream {stream} are out of order"
+            limit = int(self._table.limit[found.state.slot])
+            assert (stream in self._changing) == bool(frames), f"stream {stream} waits for nothing"
+            assert not frames or limit == frames[0], f"stream {stream} is planned past its phrases"
+        self._book.check_integrity(users)
