@@ -14,10 +14,12 @@ class Client:
     """A client that was let in.
 
     key: whose it is; None where the server has no keys. by_token: it showed a temporary token.
+    session: what the token sets a realtime session to, as JSON; empty for nothing.
     """
 
     key: KeyRecord | None = None
     by_token: bool = False
+    session: str = ""
 
     @property
     def key_id(self) -> KeyId | None:

@@ -115,7 +115,7 @@ class Door:
             record = ring.record(token.key_id)
             if record is None:
                 raise _Unknown("unknown", "The key of this token is not known.")
-            client = Client(record, by_token=True)
+            client = Client(record, by_token=True, session=token.session)
         if not record.is_valid(self._unix_s()):
             raise _Unknown("expired", "The key is revoked or has expired.")
         return client

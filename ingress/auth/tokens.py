@@ -19,7 +19,8 @@ AUDIENCE: Final = "parakeet"
 MAX_TTL_S: Final = 3600
 DEFAULT_TTL_S: Final = 30
 _ALGORITHM: Final = "HS256"
-_MAX_LENGTH: Final = 1024
+# With a session in it; `Authorization` may be as long (credentials.py).
+_MAX_LENGTH: Final = 4096
 
 
 class BadToken(Exception):  # noqa: N818 - the name says it
@@ -32,19 +33,33 @@ class BadToken(Exception):  # noqa: N818 - the name says it
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a valid token says: whose it is, and until when (Unix time)."""
+    """What a valid token says: whose it is, and until when (Unix time).
+
+    session: what a realtime session opened with it is set to, as JSON; empty for nothing.
+    """
 
     key_id: KeyId
     expires_s: int
+    session: str = ""
 
 
-def make_token(secret: str, key_id: KeyId, ttl_s: int, now_s: float | None = None) -> tuple[str, int]:
-    """Return a token of a key and the Unix time at which it ends; `ttl_s` is 1 to MAX_TTL_S."""
+def make_token(
+    secret: str, key_id: KeyId, ttl_s: int, now_s: float | None = None, session: str = ""
+) -> tuple[str, int]:
+    """Return a token of a key and the Unix time at which it ends; `ttl_s` is 1 to MAX_TTL_S.
+
+    session: see `Token`. Raises ValueError for one that makes the token too long.
+    """
     if not 1 <= ttl_s <= MAX_TTL_S:
         raise ValueError(f"a token lives 1 to {MAX_TTL_S} seconds")
     issued_s = int(time.time() if now_s is None else now_s)
     claims = {"aud": AUDIENCE, "sub": key_id, "iat": issued_s, "exp": issued_s + ttl_s}
-    return jwt.encode(claims, secret, algorithm=_ALGORITHM), issued_s + ttl_s
+    if session:
+        claims["session"] = session
+    text = jwt.encode(claims, secret, algorithm=_ALGORITHM)
+    if len(text) > _MAX_LENGTH:
+        raise ValueError(f"a token has at most {_MAX_LENGTH} characters")
+    return text, issued_s + ttl_s
 
 
 def read_token(secret: str, text: str) -> Token:
@@ -66,4 +81,7 @@ def read_token(secret: str, text: str) -> Token:
     key_id = claims["sub"]
     if not KEY_ID_PATTERN.fullmatch(key_id):
         raise BadToken(expired=False)
-    return Token(KeyId(key_id), int(claims["exp"]))
+    session = claims.get("session", "")
+    if not isinstance(session, str):
+        raise BadToken(expired=False)
+    return Token(KeyId(key_id), int(claims["exp"]), session)

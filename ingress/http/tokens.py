@@ -1,7 +1,7 @@
 """Temporary tokens over HTTP: what a holder of a key asks for, to hand it to a browser.
 
-`POST /v1/tokens` is our own; `/v1/auth/grant` has the shape of Deepgram's, and
-`/v1/realtime/client_secrets` that of OpenAI's.
+`POST /v1/tokens` is our own; `/v1/auth/grant` has the shape of Deepgram's. `/v1/realtime/client_secrets` and, of the
+beta, `/v1/realtime/transcription_sessions` have those of OpenAI's: such a token holds what its session is set to.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Final
+from uuid import uuid4
 
 import orjson
 from starlette.requests import Request as HttpRequest
@@ -18,6 +19,8 @@ from starlette.routing import Route
 from ingress.auth.client import Client
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.tokens import DEFAULT_TTL_S, MAX_TTL_S, make_token
+from ingress.dialects.openai.faults import EventFault
+from ingress.dialects.openai.session import Session
 from ingress.http.endpoints import endpoint
 
 _MAX_BODY_BYTES: Final = 4096
@@ -25,11 +28,12 @@ _OPENAI_TTL_S: Final = 600
 
 
 class _Refused(Exception):  # noqa: N818 - the name says it
-    """A request for a token that is refused, with a status and a sentence."""
+    """A request for a token that is refused, with a status and a sentence; `param` is the field at fault."""
 
-    def __init__(self, status: HTTPStatus, sentence: str) -> None:
+    def __init__(self, status: HTTPStatus, sentence: str, param: str | None = None) -> None:
         super().__init__(sentence)
         self.status = status
+        self.param = param
 
 
 def tokens_endpoints(ring: KeyRing | None) -> tuple[Route, ...]:
@@ -50,15 +54,24 @@ def tokens_endpoints(ring: KeyRing | None) -> tuple[Route, ...]:
 
     async def openai(request: HttpRequest) -> Response:
         fields = await _body(request)
-        after = fields.get("expires_after")
-        seconds = after.get("seconds") if isinstance(after, dict) else None
-        token, expires_s = _mint(ring, request, _ttl(seconds, "expires_after.seconds", _OPENAI_TTL_S))
-        return JSONResponse({"value": token, "expires_at": expires_s, "session": fields.get("session") or {}})
+        asked = fields.get("session")
+        session = _session({"type": "transcription"} if asked is None else asked)
+        token, expires_s = _mint(ring, request, _openai_ttl(fields), session)
+        shown = {"type": "transcription", **_described(expires_s), **session.shown()}
+        return JSONResponse({"value": token, "expires_at": expires_s, "session": shown})
+
+    async def openai_beta(request: HttpRequest) -> Response:
+        fields = await _body(request)
+        session = _session(fields)
+        token, expires_s = _mint(ring, request, _openai_ttl(fields), session)
+        secret = {"value": token, "expires_at": expires_s}
+        return JSONResponse({**_described(expires_s), **session.shown_in_beta(), "client_secret": secret})
 
     return (
         endpoint("/v1/tokens", _answering(own), "POST"),
         endpoint("/v1/auth/grant", _answering(deepgram), "POST"),
         endpoint("/v1/realtime/client_secrets", _answering(openai), "POST"),
+        endpoint("/v1/realtime/transcription_sessions", _answering(openai_beta), "POST"),
     )
 
 
@@ -70,9 +83,13 @@ def _answering(answer: _Answer) -> _Answer:
         try:
             return await answer(request)
         except _Refused as refused:
-            return JSONResponse(
-                {"error": {"message": str(refused), "type": "invalid_request_error"}}, refused.status
-            )
+            error = {
+                "message": str(refused),
+                "type": "invalid_request_error",
+                "param": refused.param,
+                "code": None,
+            }
+            return JSONResponse({"error": error}, refused.status)
 
     return answered
 
@@ -98,12 +115,34 @@ def _ttl(value: object, name: str, default: int) -> int:
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TTL_S:
-        raise _Refused(HTTPStatus.BAD_REQUEST, f"'{name}' is a whole number from 1 to {MAX_TTL_S}.")
+        raise _Refused(HTTPStatus.BAD_REQUEST, f"'{name}' is a whole number from 1 to {MAX_TTL_S}.", name)
     return value
 
 
-def _mint(ring: KeyRing, request: HttpRequest, ttl_s: int) -> tuple[str, int]:
+def _openai_ttl(fields: dict[str, Any]) -> int:
+    after = fields.get("expires_after")
+    seconds = after.get("seconds") if isinstance(after, dict) else None
+    return _ttl(seconds, "expires_after.seconds", _OPENAI_TTL_S)
+
+
+def _session(asked: object) -> Session:
+    try:
+        return Session().updated(asked)
+    except EventFault as fault:
+        raise _Refused(HTTPStatus.BAD_REQUEST, fault.message, fault.param) from None
+
+
+def _described(expires_s: int) -> dict[str, Any]:
+    """What is said of a session that nobody has opened yet."""
+    return {"id": f"sess_{uuid4().hex}", "object": "realtime.transcription_session", "expires_at": expires_s}
+
+
+def _mint(ring: KeyRing, request: HttpRequest, ttl_s: int, session: Session | None = None) -> tuple[str, int]:
     client: Client = request.scope["state"]["request"].client
     if client.key_id is None or not client.may("mint"):
         raise _Refused(HTTPStatus.FORBIDDEN, "The key may not make temporary tokens (scope 'mint').")
-    return make_token(ring.token_secret, client.key_id, ttl_s)
+    held = "" if session is None else orjson.dumps({"type": "transcription", **session.shown()}).decode()
+    try:
+        return make_token(ring.token_secret, client.key_id, ttl_s, session=held)
+    except ValueError:
+        raise _Refused(HTTPStatus.BAD_REQUEST, "The session is too long for a token.", "session") from None

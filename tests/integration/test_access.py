@@ -21,8 +21,10 @@ from websockets.typing import Subprotocol
 from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord, create_key, revoke_key
 from tests.certificates import Authority
+from tests.clients.checker import shape
 from tests.ingress_process import IngressProcess
 from tests.ports import HOST
+from tests.realtime_talk import TRANSCRIPTION, append
 from tests.stack import Stack
 from tests.waiting import until
 
@@ -363,6 +365,16 @@ async def test_a_stream_is_resumed_with_its_own_key_alone(stack: Stack, keys: Ke
     assert (await answer(key))["type"] == "resumed"
 
 
+def posted(ingress: IngressProcess, path: str, key: str, body: object) -> tuple[int, dict[str, Any]]:
+    """Return the status and the fields of an answer."""
+    http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
+    http.request("POST", path, json.dumps(body), {"Authorization": f"Bearer {key}"})
+    response = http.getresponse()
+    answer = response.status, json.loads(response.read() or b"{}")
+    http.close()
+    return answer
+
+
 async def test_a_browser_gets_a_temporary_token_from_who_may_make_them(stack: Stack, keys: Keys) -> None:
     _, minting = keys.make(scopes=("stream", "mint"))
     _, plain = keys.make()
@@ -370,12 +382,7 @@ async def test_a_browser_gets_a_temporary_token_from_who_may_make_them(stack: St
     ingress = serve(stack, keys)
 
     def post(path: str, key: str, body: object) -> tuple[int, dict[str, Any]]:
-        http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
-        http.request("POST", path, json.dumps(body), {"Authorization": f"Bearer {key}"})
-        response = http.getresponse()
-        answer = response.status, json.loads(response.read() or b"{}")
-        http.close()
-        return answer
+        return posted(ingress, path, key, body)
 
     assert post("/v1/tokens", plain, {})[0] == 403
     assert post("/v1/tokens", minting, {"ttl_seconds": 100_000})[0] == 400
@@ -389,6 +396,44 @@ async def test_a_browser_gets_a_temporary_token_from_who_may_make_them(stack: St
         async with connect(ingress.ws_url, subprotocols=offered) as client:
             assert json.loads(await client.recv())["type"] == "hello"
         assert post("/v1/tokens", token, {})[0] == 403
+
+
+async def test_a_client_secret_opens_the_session_that_it_was_made_for(stack: Stack, keys: Keys) -> None:
+    _, minting = keys.make(scopes=("stream", "mint"))
+    stack.worker()
+    ingress = serve(stack, keys)
+    url = f"{ingress.ws_url}/v1/realtime"
+    fields = {"format": {"type": "audio/pcmu"}, "turn_detection": None, "transcription": {"language": "en"}}
+    asked = {"type": "transcription", "audio": {"input": fields}}
+    secret = posted(ingress, "/v1/realtime/client_secrets", minting, {"session": asked})[1]
+    assert list(shape("openai_realtime", "session", secret["session"])) == []
+    beta = {"input_audio_format": "g711_ulaw", "turn_detection": None}
+    old = posted(ingress, "/v1/realtime/transcription_sessions", minting, beta)[1]
+    assert old["input_audio_format"] == "g711_ulaw"
+    for value in (secret["value"], old["client_secret"]["value"]):
+        offered = [Subprotocol(name) for name in ("realtime", f"openai-insecure-api-key.{value}")]
+        async with connect(url, subprotocols=offered) as client:
+            assert client.subprotocol == "realtime"
+            created = json.loads(await client.recv())
+            assert created["session"]["audio"]["input"]["format"] == {"type": "audio/pcmu"}
+            # Without a `session.update`, audio is taken at once, and as the secret says.
+            for said in (append(b"\xff" * 1600), {"type": "input_audio_buffer.commit"}):
+                await client.send(json.dumps(said))
+            async with asyncio.timeout(20):
+                while (event := json.loads(await client.recv()))["type"] != f"{TRANSCRIPTION}.completed":
+                    pass
+            assert event["usage"]["seconds"] == 0.2
+    for wrong, param in (
+        ({"session": {"type": "realtime"}}, "session.type"),
+        ({"expires_after": {"seconds": 0}}, "expires_after.seconds"),
+    ):
+        status, answer = posted(ingress, "/v1/realtime/client_secrets", minting, wrong)
+        assert (status, answer["error"]["param"]) == (400, param)
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(url, additional_headers={"Authorization": "Bearer pk_wrong"})
+    response = refused.value.response
+    assert response.status_code == 401
+    assert json.loads(response.body or b"")["error"]["code"] == "invalid_api_key"
 
 
 async def test_tls_on_both_client_ports(stack: Stack, tmp_path: Path) -> None:

@@ -113,12 +113,13 @@ class RealtimeDialect:
     @staticmethod
     def of(request: Request) -> RealtimeDialect:
         """The dialect of a connection that a request asks for."""
-        session = Session()
+        held = "" if request.client is None else request.client.session
+        session = Session().updated(orjson.loads(held)) if held else Session()
         model = parse_qs(request.query).get("model")
-        if model is not None:
+        if model is not None and not held:
             session = session.named(model[0])
         beta = request.header(_BETA_HEADER) is not None or _BETA_PROTOCOL in subprotocols_of(request)
-        return RealtimeDialect(session, beta=beta)
+        return RealtimeDialect(session, is_settled=bool(held), beta=beta)
 
     def _set(self, session: Session) -> None:
         self._session = session

@@ -21,6 +21,14 @@ def test_a_token_tells_whose_it_is_and_until_when() -> None:
     assert 58 <= expires_s - time.time() <= 60
 
 
+def test_a_token_holds_a_session_of_bounded_length() -> None:
+    text, _ = make_token(SECRET, KEY, 60, session='{"type":"transcription"}')
+    assert read_token(SECRET, text).session == '{"type":"transcription"}'
+    assert read_token(SECRET, make_token(SECRET, KEY, 60)[0]).session == ""
+    with pytest.raises(ValueError, match="at most"):
+        make_token(SECRET, KEY, 60, session="x" * 4000)
+
+
 def test_a_token_ends() -> None:
     text, _ = make_token(SECRET, KEY, 30, now_s=time.time() - 31)
     with pytest.raises(BadToken) as raised:
@@ -55,7 +63,8 @@ GOOD = {"aud": "parakeet", "sub": str(KEY), "exp": 1 << 40}
         signed({**GOOD, "sub": "../etc"}),
         jwt.encode(GOOD, None, algorithm="none"),  # type: ignore[arg-type]
         signed(GOOD, SECRET * 2, "HS512"),
-        signed({**GOOD, "padding": "x" * 2000}),
+        signed({**GOOD, "padding": "x" * 4000}),
+        signed({**GOOD, "session": {"type": "transcription"}}),
     ],
 )
 def test_what_was_not_signed_here_opens_nothing(text: str) -> None:

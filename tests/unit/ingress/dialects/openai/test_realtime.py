@@ -9,7 +9,9 @@ import pytest
 from common.errors import ErrorCode, StreamError
 from common.messages import Ack, Audio, Encoding, Finalize, Phrases, Pong, WarningMessage
 from common.phrases import Phrase
+from ingress.auth.client import Client
 from ingress.dialects.openai.realtime import RealtimeDialect
+from ingress.dialects.openai.session import Session
 from ingress.request import Request
 from tests.realtime_talk import RATE, Talk, append, silence, update
 
@@ -52,6 +54,14 @@ def test_the_model_of_the_address_is_the_sessions() -> None:
     assert shown["transcription"]["model"] == "gpt-realtime-whisper"
     assert shown["turn_detection"] is None
     assert _of("intent=transcription&model=").events[0]["session"]["audio"]["input"]["turn_detection"]
+
+
+def test_a_secret_brings_its_session_along() -> None:
+    shown = Session().updated(update(format={"type": "audio/pcma"}, turn_detection=None)["session"]).shown()
+    client = Client(by_token=True, session=json.dumps({"type": "transcription", **shown}))
+    talk = Talk(RealtimeDialect.of(Request("GET", "/v1/realtime", "model=other", (), "::1", client)))
+    assert talk.events[0]["session"]["audio"] == shown["audio"]
+    assert talk.say(append(b"\1")) == [Audio(b"\1", Encoding.ALAW)]
 
 
 def test_audio_waits_for_its_configuration() -> None:
