@@ -1,7 +1,8 @@
 """Temporary tokens over HTTP: what a holder of a key asks for, to hand it to a browser.
 
-`POST /v1/tokens` is our own; `/v1/auth/grant` has the shape of Deepgram's. `/v1/realtime/client_secrets` and, of the
-beta, `/v1/realtime/transcription_sessions` have those of OpenAI's: such a token holds what its session is set to.
+`POST /v1/tokens` is our own, and `/v1/auth/grant` has the shape of Deepgram's.
+`/v1/realtime/client_secrets` and, of the beta, `/v1/realtime/transcription_sessions` are OpenAI's: their
+tokens hold what the session is set to.
 """
 
 from __future__ import annotations
