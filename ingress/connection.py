@@ -31,6 +31,7 @@ from common.messages import (
 from common.options import StreamOptions
 from ingress.auth.client import ANYBODY, Client
 from ingress.auth.guard import NO_GUARD, Guard, OverLimit
+from ingress.capabilities import CAPABILITIES
 from ingress.client_stream import ClientStream, split_channels
 from ingress.dialects.dialect import Dialect, Heard
 from ingress.links import CLIENT_GONE, FINAL, NOBODY, Backplane, Caller, Resumption
@@ -45,7 +46,6 @@ from ingress.sockets.send_buffer import SendBuffer
 
 logger = logging.getLogger(__name__)
 
-CAPABILITIES: Final = ("config", "resume", "finalize", "phrases")
 BEGIN_TIMEOUT_S: Final = 10.0
 REFUSED_GRACE_S: Final = 1.0
 # Without a new stream a client may still go on with one that it has.

@@ -37,6 +37,7 @@ from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.dialects.openai.realtime import RealtimeDialect
 from ingress.files.upload import Uploads
+from ingress.http.capabilities import CAPABILITIES_ENDPOINT
 from ingress.http.front import Front
 from ingress.http.listen import listen_endpoints
 from ingress.http.openai_errors import openai_refusal
@@ -153,6 +154,7 @@ class IngressServer:
             },
             endpoints=(
                 *PAGE,
+                *CAPABILITIES_ENDPOINT,
                 *tokens_endpoints(self._ring),
                 *transcription_endpoints(self._files),
                 *listen_endpoints(self._files),

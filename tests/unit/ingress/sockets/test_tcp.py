@@ -36,7 +36,16 @@ async def test_a_stream_from_hello_to_final() -> None:
             "stream_id": 1,
             "sample_rate": 16000,
             "resume_token": "secret",
-            "capabilities": ["config", "resume", "finalize"],
+            "capabilities": [
+                "config",
+                "resume",
+                "finalize",
+                "phrases",
+                "openai_realtime",
+                "openai_transcriptions",
+                "deepgram_live",
+                "deepgram_recordings",
+            ],
         }
         await client.send({"type": "ping"})
         assert await client.receive() == {"type": "pong"}
