@@ -29,6 +29,7 @@ from common.streams.admission import check_worker_agrees
 from common.streams.claims import Claims
 from common.streams.leases import WorkerLease
 from common.streams.status import WorkerReport, process_started_ms
+from common.tracing.tracer import make_tracer
 from gpu_worker.backend import Backend
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.ownership.claimer import Claimer
@@ -115,7 +116,10 @@ class Worker:
         self._started_ms = process_started_ms()
         self._window = StatsWindow(backend.engine.stats, time.monotonic())
         chunk_ms = int(backend.description["chunk_ms"])
-        self._table = StreamTable(min(settings.worker_max_streams, backend.engine.capacity), chunk_ms)
+        self._tracer = make_tracer(settings, "worker", settings.worker_id)
+        self._table = StreamTable(
+            min(settings.worker_max_streams, backend.engine.capacity), chunk_ms, self._tracer, worker
+        )
         self._quarantined = quarantined
         self._claims = Claims(self._redis, keys, worker, chunk_ms=chunk_ms)
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
@@ -414,6 +418,8 @@ class Worker:
         self._leave()
         self._redis.close()
         self._lease_redis.close()
+        self._table.end_spans()
+        self._tracer.close()
         logger.info("worker stopped")
         return 0
 

@@ -99,6 +99,7 @@ class Connection:
     guard: looks at that key, and counts what the client's key may have.
     decoders: of compressed audio, for dialects that have it.
     counted_first: a WebSocket opens only once the client's key may have its streams.
+    traceparent: the trace that the client's request is a part of; empty for none.
     """
 
     __slots__ = (
@@ -125,6 +126,7 @@ class Connection:
         "_protocol",
         "_start_task",
         "_streams",
+        "_traceparent",
         "client",
     )
 
@@ -142,6 +144,7 @@ class Connection:
         decoders: Decoders | None = None,
         *,
         counted_first: bool = False,
+        traceparent: str = "",
     ) -> None:
         self._peer = peer
         self._dialect = dialect
@@ -154,6 +157,7 @@ class Connection:
         self._guard = guard
         self._decoders = decoders
         self._inlet: MediaInlet | None = None
+        self._traceparent = traceparent
         self._protocol = ConnectionProtocol(stranger=client is None)
         self._buffer = SendBuffer(self._write, dialect, limits.send_buffer_bytes)
         self._deadlines = Deadlines(
@@ -664,7 +668,9 @@ class Connection:
     def _caller(self) -> Caller:
         """Whose the streams of this connection are."""
         client = self.client
-        return NOBODY if client is None else Caller(client.key_id or "", client.name)
+        if client is None:
+            return NOBODY
+        return Caller(client.key_id or "", client.name, self._traceparent)
 
     def _give_up_slots(self) -> None:
         for stream in self._streams:

@@ -20,10 +20,12 @@ class Caller:
 
     key_id: of its API key, empty for none; a resume has to come with the same one.
     key_name: what the log calls the key.
+    traceparent: the trace that its request is a part of (W3C Trace Context), empty for none.
     """
 
     key_id: str = ""
     key_name: str = ""
+    traceparent: str = ""
 
 
 NOBODY: Final = Caller()

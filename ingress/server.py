@@ -23,6 +23,7 @@ from common.redis.clients import RedisServers
 from common.settings import IngressSettings, is_made_up
 from common.streams.leases import IngressReport
 from common.streams.status import process_started_ms
+from common.tracing.tracer import checked_traceparent, make_tracer
 from ingress.auth.client import ANYBODY
 from ingress.auth.door import Door
 from ingress.auth.guard import NO_GUARD, Guard
@@ -102,6 +103,7 @@ class IngressServer:
         self._ring = _ring_of(settings, self._revoked)
         proxies = TrustedProxies(settings.trusted_proxies)
         self._gate = Gate(max_files, settings.max_connections, settings.max_connections_per_address, proxies)
+        self._tracer = make_tracer(settings, "ingress", settings.ingress_id)
         self._backplane = RedisBackplane(
             BackplaneSettings(
                 ingress=IngressId(settings.ingress_id),
@@ -118,6 +120,7 @@ class IngressServer:
             RedisServers.of(settings),
             self._report,
             self.metrics,
+            self._tracer,
         )
         self._limits = ConnectionLimits(
             sample_rate=settings.sample_rate,
@@ -204,6 +207,7 @@ class IngressServer:
         finally:
             await self._backplane.close()
             monitor.close()
+            await asyncio.to_thread(self._tracer.close)
 
     # Start
 
@@ -278,6 +282,7 @@ class IngressServer:
             guard,
             self._decoders,
             counted_first=client is not None and client.is_limited and not comes_back(request),
+            traceparent=checked_traceparent(request.header("traceparent")),
         )
         self._connections.add(connection)
         self._empty.clear()

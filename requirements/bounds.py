@@ -28,7 +28,13 @@ def requirements(part: str) -> list[str]:
         lines = (ROOT / "requirements" / "ingress.txt").read_text(encoding="utf-8").splitlines()
         wanted = [line for line in lines if line and not line.startswith("#")] + extras["test"]
     else:
-        wanted = [*project["dependencies"], *extras["test"], *extras["smart-turn"], *extras["bench"]]
+        wanted = [
+            *project["dependencies"],
+            *extras["test"],
+            *extras["smart-turn"],
+            *extras["otel"],
+            *extras["bench"],
+        ]
     wanted = [line.replace('"', "'") for line in wanted]
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in wanted]
     return [line for at, line in enumerate(wanted) if names[at] not in (*names[:at], *PINNED_ELSEWHERE)]

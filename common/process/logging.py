@@ -127,6 +127,7 @@ def default_config(level: str, format_name: str) -> dict[str, Any]:
                 "urllib3",
                 "numba",
                 "nemo_logger",
+                "opentelemetry",
             )
         },
     }

@@ -35,6 +35,9 @@ class ClusterSettings(RedisSettings):
     drain_timeout_s: float
     metrics_port: int
     metrics_host: str
+    trace_endpoint: str
+    """Empty for no tracing."""
+    trace_ratio: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

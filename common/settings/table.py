@@ -267,6 +267,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag("metrics_host", Text("a host name or an address", r"[^\s/]+"), "127.0.0.1",
          "address that the metrics port listens on", "Monitoring", _SERVER, "ADDRESS"),
 
+    Flag("trace_endpoint", Text("an http:// or https:// address", r"(https?://\S+)?"), "",
+         "where spans of streams are sent by OTLP over HTTP, such as http://collector:4318/v1/traces (needs the [otel] extra)",
+         "Monitoring", _SERVER, "URL"),
+    Flag("trace_ratio", Real(0, 1), "1",
+         "share of streams that are traced; a client that sends a traceparent decides itself", "Monitoring", _SERVER, "P"),
+
     # -- logging
     Flag("log_level", Choice(("debug", "info", "warning", "error")), "info", "least level that is logged",
          "Logging", _SERVER, "LEVEL"),

@@ -28,6 +28,7 @@ class NewStream:
     token_hash: of the secret that `resume` has to show, empty for none.
     ttl_ms: life of the stream's keys without a renewal.
     grace_ms: how long the stream waits for a resume after its ingress died or its client left.
+    trace: the context of its trace, empty for none (common/tracing).
     """
 
     stream: StreamId
@@ -38,6 +39,7 @@ class NewStream:
     created_ms: int
     ttl_ms: int
     grace_ms: int
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class StreamRecord:
     cold: since the checkpoint an owner has begun there without its snapshot, so that the results that were
     told are not those of a replay.
     text_seq, text_chars: last result whose text is in the kept text, and code points of that.
+    trace: the context of its trace, empty for none.
     """
 
     stream: StreamId
@@ -116,6 +119,7 @@ class StreamRecord:
     text_chars: int = 0
     connection: int = 1
     cold: bool = False
+    trace: str = ""
 
 
 def _decode_base(fields: Mapping[bytes, bytes]) -> Base:
@@ -165,6 +169,7 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
             int(fields.get(b"text_chars", 0)),
             int(fields.get(b"connection", 1)),
             b"cold" in fields,
+            fields.get(b"trace", b"").decode(),
         )
     except (KeyError, ValueError) as error:
         raise EntryError(f"The record of stream {stream} cannot be read: {error!r}") from error
@@ -208,6 +213,7 @@ class StreamDirectory:
                 *("ingress", new.ingress, "options", encode_options(new.options)),
                 *("sample_rate", new.sample_rate, "token", new.token_hash, "created_ms", new.created_ms),
                 *("ttl_ms", new.ttl_ms, "grace_ms", new.grace_ms),
+                *(("trace", new.trace) if new.trace else ()),
             ),
         )
 

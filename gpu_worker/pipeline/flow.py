@@ -14,6 +14,7 @@ from typing import Final
 
 from common.entries import IngressId, StreamId
 from common.streams.claims import OwnedStream
+from common.tracing.tracer import NO_SPAN, NO_TRACER, Span, Tracer
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 
 # Audio of one stream inside the engine and not decoded, beyond which it is read no further: what a
@@ -91,9 +92,15 @@ class StreamTable:
 
     capacity: slots. chunk_ms: audio of one model call. max_backlog_samples: undecoded audio of one stream
     at which it is read no further; always more than a chunk, or a stream would wait for ever.
+    tracer: makes a span of each ownership, from its begin here to its end.   worker: this one.
     """
 
-    def __init__(self, capacity: int, chunk_ms: int = 0) -> None:
+    def __init__(
+        self, capacity: int, chunk_ms: int = 0, tracer: Tracer = NO_TRACER, worker: str = ""
+    ) -> None:
+        self._tracer = tracer
+        self._worker = worker
+        self._spans: dict[StreamId, Span] = {}
         self.capacity: Final = capacity
         self.max_backlog_samples: Final = max(_MAX_BACKLOG_MS, 2 * chunk_ms) * ENGINE_SAMPLE_RATE // 1000
         self._flows: dict[StreamId, StreamFlow] = {}
@@ -123,13 +130,29 @@ class StreamTable:
         with self._changed:
             self._reserved -= 1
             self._flows[flow.stream] = flow
+            trace = flow.owned.record.trace
+            if trace:
+                self._spans[flow.stream] = self._tracer.ownership(
+                    trace, stream_id=flow.stream, epoch=flow.owned.epoch, worker_id=self._worker
+                )
 
     def remove(self, flow: StreamFlow) -> None:
         """Free the slot of a stream. Harmless when it is free already."""
         with self._changed:
             if self._flows.get(flow.stream) is flow:
                 del self._flows[flow.stream]
+                span = self._spans.pop(flow.stream, NO_SPAN)
                 self._changed.notify_all()
+            else:
+                return
+        span.end(lost=int(flow.lost), decoded_samples=flow.decoded_samples)
+
+    def end_spans(self) -> None:
+        """End the spans of streams that are handed over."""
+        with self._changed:
+            spans, self._spans = self._spans, {}
+        for span in spans.values():
+            span.end(handed_over=1)
 
     def get(self, stream: StreamId) -> StreamFlow | None:
         """The flow of an owned stream."""

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from common.messages import Utterance, Word
+from common.tracing.tracer import checked_traceparent
 from ingress.auth.client import Client
 from ingress.dialects.deepgram.query import MAX_QUERY_FIELDS, REFUSED
 from ingress.dialects.deepgram.refusals import body_of, headers_of
@@ -72,7 +73,13 @@ async def _listen(service: FileService, request: Request, request_id: str) -> Re
             raise Refused(HTTPStatus.BAD_REQUEST, f"The body is none of {', '.join(NAMES)}.")
         path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
         transcript = await transcribed(
-            service, media, path, client, service.guard_of(asked.address), lambda _: None
+            service,
+            media,
+            path,
+            client,
+            service.guard_of(asked.address),
+            lambda _: None,
+            checked_traceparent(asked.header("traceparent")),
         )
     fields = _shape(transcript, request_id, digest, utterances=query.get("utterances") == ["true"])
     return JSONResponse(fields, headers={"dg-request-id": request_id})

@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from common.errors import ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
 from common.options import StreamOptions
+from common.tracing.tracer import checked_traceparent
 from ingress.auth.client import Client
 from ingress.auth.guard import Guard
 from ingress.files.recording_stream import RecordingStream, Stalled, Transcript
@@ -144,13 +145,14 @@ async def _transcribe(service: FileService, request: Request) -> Response:
                 param="timestamp_granularities",
             )
         guard = service.guard_of(asked.address)
+        trace = checked_traceparent(asked.header("traceparent"))
         if (upload.field("stream") or "").lower() in ("true", "1") and kind == "json":
             # The upload is held by the answer, which closes it.
             return StreamingResponse(
-                _events(service, upload, client, guard, lambda: stack.__aexit__(None, None, None)),
+                _events(service, upload, client, guard, trace, lambda: stack.__aexit__(None, None, None)),
                 media_type="text/event-stream",
             )
-        transcript = await _run(service, upload, client, guard, lambda _: None)
+        transcript = await _run(service, upload, client, guard, trace, lambda _: None)
     except BaseException:
         await stack.__aexit__(None, None, None)
         raise
@@ -172,9 +174,14 @@ async def _held(service: FileService, request: Request) -> AsyncGenerator[Upload
 
 
 async def _run(
-    service: FileService, upload: Upload, client: Client, guard: Guard, on_text: Callable[[str], None]
+    service: FileService,
+    upload: Upload,
+    client: Client,
+    guard: Guard,
+    trace: str,
+    on_text: Callable[[str], None],
 ) -> Transcript:
-    return await transcribed(service, upload.media, upload.path, client, guard, on_text)
+    return await transcribed(service, upload.media, upload.path, client, guard, on_text, trace)
 
 
 async def transcribed(
@@ -184,8 +191,12 @@ async def transcribed(
     client: Client,
     guard: Guard,
     on_text: Callable[[str], None],
+    traceparent: str = "",
 ) -> Transcript:
-    """Decode and transcribe a file. on_text: called with the text as it grows. Raises one of FAILURES."""
+    """Decode and transcribe a file. Raises one of FAILURES.
+
+    on_text: called with the text as it grows. traceparent: the trace that the request is a part of.
+    """
     stream: RecordingStream | None = None
     await guard.enter(client, 1)
     try:
@@ -195,7 +206,7 @@ async def transcribed(
             options = StreamOptions(sample_rate=audio.rate, words=True, auto_finalize=True, language=None)
             async with aclosing(_whole_samples(decoder.blocks())) as blocks:
                 return await stream.run(
-                    service.backplane, options, blocks, Caller(client.key_id or "", client.name)
+                    service.backplane, options, blocks, Caller(client.key_id or "", client.name, traceparent)
                 )
     finally:
         if stream is not None:
@@ -219,6 +230,7 @@ async def _events(
     upload: Upload,
     client: Client,
     guard: Guard,
+    trace: str,
     close: Callable[[], Awaitable[Any]],
 ) -> AsyncIterator[bytes]:
     """Yield server-sent events: what is added to the text as it is recognised, then all of it."""
@@ -233,7 +245,7 @@ async def _events(
 
     async def run() -> Transcript:
         try:
-            return await _run(service, upload, client, guard, on_text)
+            return await _run(service, upload, client, guard, trace, on_text)
         finally:
             deltas.put_nowait(None)
             await close()

@@ -1,4 +1,4 @@
-"""What an ingress tells of a stream when it ends: one line of the log."""
+"""What an ingress tells of a stream: one line of the log at its end, and its span where it is traced."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import logging
 from typing import Final
 
 from common.entries import StreamId
+from common.tracing.tracer import NO_SPAN, Span, Tracer
 from ingress.links import Caller
 
 logger = logging.getLogger(__name__)
 
 
 class StreamAccount:
-    """Notes what the line says. Times are those of the event loop, in seconds.
+    """Notes what line and span say. Times are those of the event loop, in seconds.
 
     A stream that goes on at another connection or another ingress has its line there: there is one line a
     stream, unless its ingress dies. No text is in it.
@@ -27,6 +28,7 @@ class StreamAccount:
         "_first_audio_at",
         "_first_text_at",
         "_last_audio_at",
+        "_span",
         "_stream",
         "_told",
         "has_text",
@@ -41,10 +43,30 @@ class StreamAccount:
         self._first_text_at: float | None = None
         self._last_audio_at: float | None = None
         self._final_at: float | None = None
+        self._span: Span = NO_SPAN
         self._told = False
         self.num_samples = 0
         self.sample_rate = 0
         self.has_text = False
+
+    @property
+    def traceparent(self) -> str:
+        """The context of the stream's trace, for its record; empty where it is not traced."""
+        return self._span.traceparent
+
+    def begun(self, tracer: Tracer, sample_rate: int, traceparent: str) -> None:
+        """The stream began, or goes on here. traceparent: of what comes before it; empty for nothing."""
+        self.sample_rate = sample_rate
+        self._span = tracer.stream(traceparent, stream_id=self._stream, key_name=self._caller.key_name)
+
+    def claimed(self, worker: str, epoch: int) -> None:
+        """A worker owns it."""
+        self._span.event("claimed", worker_id=worker, epoch=epoch)
+
+    def handed_on(self) -> None:
+        """Another connection goes on with it, and tells its end."""
+        self._told = True
+        self._span.end(code="handed_on")
 
     def audio(self, num_samples: int, now: float) -> None:
         """Audio came."""
@@ -55,15 +77,18 @@ class StreamAccount:
     def audio_ended(self, now: float) -> None:
         """The client has sent all of its audio."""
         self._last_audio_at = now
+        self._span.event("end_of_audio")
 
     def first_text(self, now: float) -> None:
         """The first result with text came."""
         self.has_text = True
         self._first_text_at = now
+        self._span.event("first_text")
 
     def final(self, now: float) -> None:
         """The final result came."""
         self._final_at = now
+        self._span.event("final")
 
     def ended(self, code: str) -> None:
         """Tell how it ended: `final`, `client_gone`, or the code of an error. Only the first call counts."""
@@ -73,6 +98,7 @@ class StreamAccount:
         seconds = self.num_samples / self.sample_rate if self.sample_rate else 0.0
         first_ms = _between_ms(self._first_audio_at, self._first_text_at)
         final_ms = _between_ms(self._last_audio_at, self._final_at)
+        self._span.end(code=code, audio_s=round(seconds, 3))
         logger.info(
             "stream ended: %s, key %s, %.2f s of audio, first text after %s, final after %s",
             code,

@@ -32,6 +32,7 @@ from common.streams.audio_log import AudioLog, decoded_samples
 from common.streams.key_usage import KeyUsage
 from common.streams.leases import IngressPresence, IngressReport
 from common.streams.status import shared_status
+from common.tracing.tracer import NO_TRACER, Tracer
 from ingress.links import NOBODY, Caller, Resumption, StreamListener
 from ingress.streams.keeper import Keeper
 from ingress.streams.life import Action
@@ -72,6 +73,7 @@ class RedisBackplane:
     """Streams of one ingress (a `Backplane`).
 
     report: what this ingress says of itself with every heartbeat.   metrics: those of this ingress.
+    tracer: makes the spans of streams.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class RedisBackplane:
         servers: RedisServers,
         report: Callable[[], IngressReport],
         metrics: IngressMetrics,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._settings = settings
         self._ttl_ms = int(settings.stream_ttl_s * 1000)
@@ -129,6 +132,7 @@ class RedisBackplane:
             settings.resume_grace_s,
             metrics,
             settings.sample_rate,
+            tracer,
         )
         self._takeover = StreamTakeover(
             self._context,
@@ -332,6 +336,7 @@ class RedisBackplane:
             created_ms=int(time() * 1000),
             ttl_ms=self._ttl_ms,
             grace_ms=int(settings.resume_grace_s * 1000),
+            trace=link.account.traceparent,
         )
         give_up = self._loop.time() + OUTAGE_LIMIT_S
         while True:

@@ -20,6 +20,7 @@ from common.redis.keys import StreamKeys
 from common.result_record import decode_error, decode_record
 from common.streams.appender import Appender
 from common.streams.result_reader import Position
+from common.tracing.tracer import NO_TRACER, Tracer
 from ingress.links import CLIENT_GONE, FINAL, NOBODY, Caller, StreamListener
 from ingress.streams.account import StreamAccount
 from ingress.streams.audio import StartTask, StreamAudio
@@ -36,7 +37,7 @@ class LinkContext:
     act: does what a row of the table asks of the backplane.   on_gone: Redis has no such stream.
     start_task: runs a coroutine beside the rest.   resume_grace_s: how long a stream waits for its client.
     metrics: where claims and changes of owner are counted.
-    sample_rate: of streams that name none, Hz.
+    sample_rate: of streams that name none, Hz.   tracer: of this ingress.
     """
 
     act: Callable[[RedisLink, Action], None]
@@ -45,6 +46,7 @@ class LinkContext:
     resume_grace_s: float
     metrics: IngressMetrics
     sample_rate: int
+    tracer: Tracer = NO_TRACER
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class RedisLink:
 
     def begin(self, options: StreamOptions) -> None:
         """Create the stream in Redis; audio is held until it is there."""
-        self._have(options)
+        self._have(options, self.caller.traceparent)
         self.heard_at = self.begun_at = self._loop.time()
         self._notify(Event.BEGIN)
 
@@ -233,9 +235,10 @@ class RedisLink:
         *,
         next_sample: int,
         finished: bool,
+        trace: str = "",
     ) -> None:
-        """Become the link of a stream that another connection began."""
-        self._have(options)
+        """Become the link of a stream that another connection began. trace: what its record has of it."""
+        self._have(options, trace)
         self.account.num_samples = next_sample
         if finished:
             self.account.audio_ended(self._loop.time())
@@ -297,6 +300,7 @@ class RedisLink:
 
     def taken(self) -> None:
         """Another connection has resumed the stream: leave it alone."""
+        self.account.handed_on()
         self._notify(Event.TAKEN)
 
     def fail(self, error: StreamError) -> None:
@@ -362,9 +366,10 @@ class RedisLink:
 
     # Inside
 
-    def _have(self, options: StreamOptions) -> None:
+    def _have(self, options: StreamOptions, traceparent: str) -> None:
         self.options = options
-        self.account.sample_rate = options.sample_rate or self._context.sample_rate
+        context = self._context
+        self.account.begun(context.tracer, options.sample_rate or context.sample_rate, traceparent)
 
     def _ended(self, code: str) -> None:
         if self.begun:
@@ -380,6 +385,7 @@ class RedisLink:
             self._context.metrics.claim_wait_seconds.observe(self.heard_at - self.begun_at)
         self.epoch = line.epoch
         self.set_worker(WorkerId(line.body.decode()))
+        self.account.claimed(line.body.decode(), line.epoch)
         return True
 
     def set_worker(self, worker: WorkerId) -> None:

@@ -248,7 +248,14 @@ class StreamTakeover:
         next_sample: int,
         finished: bool,
     ) -> None:
-        link.adopt(appender, record.options, place, next_sample=next_sample, finished=finished)
+        link.adopt(
+            appender,
+            record.options,
+            place,
+            next_sample=next_sample,
+            finished=finished,
+            trace=record.trace,
+        )
         if record.owner is not None:
             link.set_worker(record.owner)
         self._links[link.stream] = link

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -46,18 +46,25 @@ class LocalStack:
     """`serve` as a child of this process, on ports that were free.
 
     flags: of `serve`, beside its ports.   start_timeout_s: how long it may take until it is ready.
+    on_line: hears each line of the log, in a thread.
     worker_line: what a worker that is ready says of itself.
     """
 
-    def __init__(self, flags: Sequence[str], start_timeout_s: float = START_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        flags: Sequence[str],
+        start_timeout_s: float = START_TIMEOUT_S,
+        on_line: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._start_timeout_s = start_timeout_s
-        tcp_port, self.ws_port, self.status_port = free_ports(3)
+        self._on_line = on_line
+        self.tcp_port, self.ws_port, self.status_port = free_ports(3)
         reader, writer = os.pipe()
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._ready = threading.Event()
         self._ready_line = ""
         self.worker_line = ""
-        ports = {"port": tcp_port, "ws-port": self.ws_port, "status-port": self.status_port}
+        ports = {"port": self.tcp_port, "ws-port": self.ws_port, "status-port": self.status_port}
         self.command = ["serve", *flags]
         for name, port in ports.items():
             self.command += [f"--{name}", str(port)]
@@ -74,6 +81,7 @@ class LocalStack:
         with os.fdopen(descriptor, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 self._log.append(line.rstrip("\n"))
+                self._on_line(line.rstrip("\n"))
                 if " worker ready: " in line:
                     self.worker_line = line.strip()
                 if " parakeet.ready ready: " in line:  # a worker says that it is ready, too

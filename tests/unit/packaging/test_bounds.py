@@ -54,5 +54,11 @@ def test_newest_is_what_is_declared(part: str) -> None:
 
 def test_every_dependency_is_bounded_on_both_sides() -> None:
     extras = PROJECT["optional-dependencies"]
-    for line in (*PROJECT["dependencies"], *extras["test"], *extras["smart-turn"], *extras["bench"]):
+    for line in (
+        *PROJECT["dependencies"],
+        *extras["test"],
+        *extras["smart-turn"],
+        *extras["otel"],
+        *extras["bench"],
+    ):
         assert {one.operator for one in Requirement(line).specifier} in ({">=", "<"}, {"=="}), line

@@ -1,0 +1,102 @@
+"""What ingress and worker need of tracing, and how it is had.
+
+A trace has one span for the stream at its ingress, and one for each worker that owns it. There is no span a
+chunk nor a message. The context travels in the stream's record, as W3C Trace Context writes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from common.errors import SettingsError
+from common.process.version import package_version
+from common.settings import ClusterSettings
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def checked_traceparent(header: str | None) -> str:
+    """Return a client's `traceparent`; empty where it is none, as if it had not been sent."""
+    return header if header is not None and _TRACEPARENT.fullmatch(header) else ""
+
+
+class Span(Protocol):
+    """One span. For one thread at a time."""
+
+    @property
+    def traceparent(self) -> str:
+        """The context for whoever goes on with the trace; empty where nothing is traced."""
+
+    def event(self, name: str, **attributes: str | int | float) -> None:
+        """Note that something happened now."""
+
+    def end(self, **attributes: str | int | float) -> None:
+        """End it, once; what follows changes nothing."""
+
+
+class Tracer(Protocol):
+    """Makes spans."""
+
+    def stream(self, traceparent: str, **attributes: str | int | float) -> Span:
+        """A stream at its ingress. traceparent: of its client, or of its record; empty for a new trace."""
+
+    def ownership(self, traceparent: str, **attributes: str | int | float) -> Span:
+        """A stream at its owner; nothing for an empty `traceparent`."""
+
+    def close(self) -> None:
+        """Send what is left, within a bounded time."""
+
+
+class _NoSpan:
+    """Not traced."""
+
+    traceparent = ""
+
+    def event(self, name: str, **attributes: str | int | float) -> None:
+        """Nothing."""
+
+    def end(self, **attributes: str | int | float) -> None:
+        """Nothing."""
+
+
+class _NoTracer:
+    """Tracing is off."""
+
+    def stream(self, traceparent: str, **attributes: str | int | float) -> Span:
+        """Nothing."""
+        return NO_SPAN
+
+    def ownership(self, traceparent: str, **attributes: str | int | float) -> Span:
+        """Nothing."""
+        return NO_SPAN
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+NO_SPAN: Final[Span] = _NoSpan()
+NO_TRACER: Final[Tracer] = _NoTracer()
+
+
+def make_tracer(settings: ClusterSettings, role: str, process_id: str) -> Tracer:
+    """Return the tracer that the settings ask for.
+
+    role: `ingress` or `worker`. Raises SettingsError where the package for it is not installed.
+    """
+    if not settings.trace_endpoint:
+        return NO_TRACER
+    try:
+        from common.tracing.otel import OtelTracer, exporter
+    except ImportError as error:
+        raise SettingsError(
+            f"--trace-endpoint got {settings.trace_endpoint!r}, but takes the package's extra 'otel': "
+            "pip install 'parakeet-server[otel]'."
+        ) from error
+    facts: Mapping[str, str] = {
+        "service.name": f"parakeet-{role}",
+        "service.instance.id": process_id,
+        "service.version": package_version(),
+    }
+    return OtelTracer(exporter(settings.trace_endpoint), facts, settings.trace_ratio)
