@@ -62,7 +62,7 @@ demo: $(STAMPS)/installed ## start the whole stack, stream a recording, show the
 
 .PHONY: test
 test: $(STAMPS)/dev ## all tests that need no GPU, NeMo or other clients, but the chaos tests; on all cores
-	$(PYTEST_PARALLEL) -m "not golden and not chaos and not clients" $(PYTEST_ARGS)
+	$(PYTEST_PARALLEL) -m "not golden and not chaos and not clients and not containers" $(PYTEST_ARGS)
 
 # The declared bounds of dependencies are tested: `make test` takes the newest versions where $(VENV) is new, the
 # next two the lowest. `make test-ingress PYTHON=python3.13 BOUND=newest`
@@ -90,7 +90,7 @@ test-lowest: ## tests on the lowest versions of all dependencies but torch
 	  "torch==$(TORCH_VERSION)"
 	$(LOWEST_VENV)/bin/python -m pip install -q --no-deps -e .
 	$(LOWEST_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal \
-	  -m "not golden and not chaos and not clients and not slow" --ignore tests/unit/deploy $(LOWEST_TESTS) $(PYTEST_ARGS)
+	  -m "not golden and not chaos and not clients and not containers and not slow" --ignore tests/unit/deploy $(LOWEST_TESTS) $(PYTEST_ARGS)
 
 # -- checks --------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ check: $(STAMPS)/dev ## formatting, lint, types, import rules, compose file
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
-	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml deploy/compose.tls.yaml
 
 .PHONY: format
 format: $(STAMPS)/dev ## let ruff lay out the code
@@ -149,6 +149,11 @@ chaos: $(STAMPS)/dev ## the same with many seeds, and a report
 .PHONY: test-clients
 test-clients: $(STAMPS)/dev ## run every client of docs/clients.md against a real server
 	$(PYTEST) -n0 tests/clients $(PYTEST_ARGS)
+
+# Needs a container engine (Debian: docker.io, docker-compose); without an image registry also debootstrap, as root.
+.PHONY: test-compose
+test-compose: $(STAMPS)/dev ## build the images, run compose.yaml, kill and replace its containers under streams
+	$(PYTEST) -n0 tests/containers -m containers $(PYTEST_ARGS)
 
 .PHONY: soak
 soak: $(STAMPS)/dev ## load for SOAK_MINUTES; memory, files, keys and latency over time

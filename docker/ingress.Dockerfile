@@ -11,8 +11,13 @@ COPY ingress ingress
 COPY parakeet parakeet
 RUN pip install --no-cache-dir --no-deps . && rm -rf /build
 
-RUN useradd --system --create-home parakeet
-USER parakeet
+# A number, so that Kubernetes sees that it is not root. New volumes of compose.yaml take the folders' owner.
+RUN useradd --system --uid 10001 --user-group --create-home parakeet \
+ && install -d -m 0700 -o parakeet -g parakeet /secrets/redis /secrets/ingress /secrets/worker /secrets/reader /secrets/keeper
+USER 10001:10001
 WORKDIR /home/parakeet
-EXPOSE 8765 8000 8050
+ENV PARAKEET_METRICS_PORT=9090
+EXPOSE 8765 8000 8050 9090
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9090/readyz', timeout=4)"]
 CMD ["parakeet-server", "ingress"]

@@ -20,10 +20,15 @@ COPY gpu_worker gpu_worker
 COPY parakeet parakeet
 RUN pip install --no-cache-dir . "torch==${TORCH_VERSION}" && rm -rf /build
 
-RUN useradd --system --create-home parakeet \
- && mkdir /models && chown parakeet /models
-USER parakeet
+# A number, so that Kubernetes sees that it is not root. New volumes take the folders' owner.
+RUN useradd --system --uid 10001 --user-group --create-home parakeet \
+ && install -d -m 0700 -o parakeet -g parakeet /models /secrets/worker
+USER 10001:10001
 WORKDIR /home/parakeet
-ENV HF_HOME=/models
+ENV HF_HOME=/models TRITON_CACHE_DIR=/tmp/triton PARAKEET_METRICS_PORT=9090
 VOLUME /models
+EXPOSE 9090
+# Not ready while the model loads, and without its lease, which a hung engine loses.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9090/readyz', timeout=4)"]
 CMD ["parakeet-server", "worker"]

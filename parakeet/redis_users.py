@@ -45,22 +45,28 @@ def run_redis_users(argv: Sequence[str]) -> int:
         metavar="FOLDER",
         help=f"gets {ACL_FILE} for Redis' --aclfile, and USER/{PASSWORD_FILE} for --redis-password-file",
     )
+    create.add_argument(
+        "--user",
+        action="append",
+        choices=tuple(USERS),
+        help="make this one; may be given more than once [default: all]",
+    )
     actions.add_parser("list", help="print the users' rules, without passwords")
     arguments = parser.parse_args(list(argv))
     if arguments.action == "list":
         sys.stdout.write("".join(f"{grants.user} {grants.rules}\n" for grants in USERS.values()))
     else:
-        create_users(Path(arguments.folder))
+        create_users(Path(arguments.folder), arguments.user or tuple(USERS))
         sys.stderr.write(f"the users are in {Path(arguments.folder) / ACL_FILE}\n")
     return 0
 
 
-def create_users(folder: Path) -> None:
+def create_users(folder: Path, users: Sequence[str] = tuple(USERS)) -> None:
     """Write the ACL file and the passwords that are missing. Raises ServiceError."""
     try:
         digests = {
             name: hashlib.sha256(_password(folder / name / PASSWORD_FILE).encode()).hexdigest()
-            for name in USERS
+            for name in users
         }
         _write(folder / ACL_FILE, acl_file(digests))
     except OSError as error:

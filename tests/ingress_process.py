@@ -12,11 +12,15 @@ from tests.service_process import ServiceProcess
 
 
 class IngressProcess(ServiceProcess):
-    """``python -m ingress`` on ports of its own."""
+    """``python -m ingress`` on ports of its own, or on those of one that has ended."""
 
-    def __init__(self, url: str, ingress_id: str, log: Path, **flags: object) -> None:
+    def __init__(
+        self, url: str, ingress_id: str, log: Path, *, ports: IngressProcess | None = None, **flags: object
+    ) -> None:
         self.ingress_id = ingress_id
-        self.port, self.ws_port, self.status_port = free_ports(3)
+        self.port, self.ws_port, self.status_port = (
+            free_ports(3) if ports is None else (ports.port, ports.ws_port, ports.status_port)
+        )
         options = {
             "port": self.port,
             "ws_port": self.ws_port,

@@ -24,6 +24,7 @@ _ARGUMENTS: Final = {
     "rename": "key key",
     **dict.fromkeys(("hget", "hdel", "hmget"), "key field"),
     **dict.fromkeys(("hset", "hsetnx"), "key field text"),
+    **dict.fromkeys(("acl|load", "acl|log"), ""),
     "hincrby": "key field 1",
     **dict.fromkeys(("hgetall", "llen", "xlen", "zcard"), "key"),
     **dict.fromkeys(("getrange", "lrange", "zcount", "zrangebyscore", "zremrangebyscore"), "key 0 1"),
@@ -94,7 +95,7 @@ class Grants:
 
         Keys come first: commands fail for want of them, too.
         """
-        key = _example(next((rule for rule in self.keys if rule.startswith("~")), self.keys[0]))
+        key = _example(next((rule for rule in self.keys if rule.startswith("~")), ""))
         channel = self.channels[0].replace("*", "0") if self.channels else ""
         calls: dict[str, str] = {}
         for rule in self.keys:
@@ -183,15 +184,21 @@ READER: Final = Grants(
 )
 """For whoever counts: KEDA's scaler, and exporters that read INFO."""
 
-USERS: Final = {"ingress": INGRESS, "worker": WORKER, "serve": SERVE, "reader": READER}
+KEEPER: Final = Grants("parakeet-keeper", ("ping", "acl|load", "acl|log"), ())
+"""Has Redis read its ACL file again after an upgrade, and tells what was denied."""
+
+USERS: Final = {"ingress": INGRESS, "worker": WORKER, "serve": SERVE, "reader": READER, "keeper": KEEPER}
 
 
 def acl_file(digests: dict[str, str]) -> str:
     """Return an ACL file: nobody comes in but these users.
 
-    digests: SHA-256 of the password of each, as hexadecimal digits, by the names of `USERS`.
+    digests: SHA-256 of the password of each, as hexadecimal digits, by the names of `USERS`; whoever is not among
+        them gets no line.
     """
     users = "".join(
-        f"user {grants.user} on #{digests[name]} {grants.rules}\n" for name, grants in USERS.items()
+        f"user {grants.user} on #{digests[name]} {grants.rules}\n"
+        for name, grants in USERS.items()
+        if name in digests
     )
     return f"user default off\n{users}"

@@ -1,20 +1,22 @@
-"""The proxy's configuration of deploy/, run by a real nginx in front of a real server."""
+"""The proxies' configurations of deploy/, run by the real nginx and Caddy in front of a real server."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.certificates import Authority
+from tests.certificates import Authority, Certificate
 from tests.e2e.serve_process import ServeProcess
 from tests.media_files import read_pcm
 from tests.ports import HOST, free_ports
@@ -22,13 +24,11 @@ from tests.service_process import ROOT
 from tests.waiting import wait_until
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-CONFIGURATION = ROOT / "deploy" / "proxy" / "nginx.conf"
+CADDY = shutil.which("caddy")
+FOLDER = ROOT / "deploy" / "proxy"
 RECORDING = ROOT / "parakeet" / "recordings" / "goforward.wav"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: nginx)"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +39,75 @@ def server() -> Iterator[ServeProcess]:
         yield serve
 
 
-@pytest.fixture
-def proxy(server: ServeProcess, tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
-    """A port of nginx, and what trusts its certificate; one of its two ingresses is down."""
-    assert NGINX is not None
-    authority = Authority(tmp_path)
-    files = authority.sign("localhost")
-    port, nobody = free_ports(2)
-    text = CONFIGURATION.read_text()
-    for written, here in (
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy that runs. context: trusts its certificate.   access_log: where it writes what it was asked."""
+
+    port: int
+    context: ssl.SSLContext
+    access_log: Path
+
+
+def changed(name: str, *changes: tuple[str, str]) -> str:
+    """The text of a configuration, with what is written for a real host replaced."""
+    text = (FOLDER / name).read_text()
+    for written, here in changes:
+        assert text.count(written) == 1, written
+        text = text.replace(written, here)
+    return text
+
+
+def start_nginx(server: ServeProcess, folder: Path, files: Certificate, port: int, nobody: int) -> list[str]:
+    """Write the configuration; the command that runs it."""
+    assert NGINX is not None, "nginx is not installed (Debian: nginx)"
+    text = changed(
+        "nginx.conf",
         ("listen 443 ssl", f"listen {HOST}:{port} ssl"),
         ("server_name speech.example", "server_name localhost"),
         ("/etc/parakeet/tls.crt", str(files.certificate)),
         ("/etc/parakeet/tls.key", str(files.key)),
         ("127.0.0.1:8000", f"{HOST}:{server.ws_port}"),
         ("127.0.0.1:8001", f"{HOST}:{nobody}"),
-        ("/var/log/nginx/parakeet.log", str(tmp_path / "access.log")),
-    ):
-        assert text.count(written) == 1, written
-        text = text.replace(written, here)
-    changed = tmp_path / "nginx.conf"
-    changed.write_text(f"daemon off;\npid {tmp_path}/pid;\n" + text)
-    process = subprocess.Popen(
-        [NGINX, "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", str(changed)]
+        ("/var/log/nginx/parakeet.log", str(folder / "access.log")),
     )
+    path = folder / "nginx.conf"
+    path.write_text(f"daemon off;\npid {folder}/pid;\n" + text)
+    return [NGINX, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(path)]
+
+
+def start_caddy(server: ServeProcess, folder: Path, files: Certificate, port: int, nobody: int) -> list[str]:
+    """Write the configuration; the command that runs it."""
+    assert CADDY is not None, "Caddy is not installed (Debian: caddy)"
+    text = changed(
+        "Caddyfile",
+        ("https://speech.example {", f"https://localhost:{port} {{\n\tbind {HOST}"),
+        ("tls /etc/parakeet/tls.crt /etc/parakeet/tls.key", f"tls {files.certificate} {files.key}"),
+        ("127.0.0.1:8000 127.0.0.1:8001", f"{HOST}:{nobody} {HOST}:{server.ws_port}"),
+        ("/var/log/caddy/parakeet.log", str(folder / "access.log")),
+        # Port 80 is for the certificates that it would get by itself.
+        ("\tadmin off\n", "\tadmin off\n\tauto_https disable_redirects\n"),
+    )
+    path = folder / "Caddyfile"
+    path.write_text(text)
+    return [CADDY, "run", "--config", str(path), "--adapter", "caddyfile"]
+
+
+@pytest.fixture(params=[start_nginx, start_caddy], ids=["nginx", "caddy"])
+def proxy(request: pytest.FixtureRequest, server: ServeProcess, tmp_path: Path) -> Iterator[Proxy]:
+    """Each proxy in front of two ingresses, one of which is down."""
+    authority = Authority(tmp_path)
+    port, nobody = free_ports(2)
+    command = request.param(server, tmp_path, authority.sign("localhost"), port, nobody)
+    log = tmp_path / "error.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, "XDG_DATA_HOME": str(tmp_path)}
+        )
     context = ssl.create_default_context(cafile=authority.certificate)
     try:
 
         def answers() -> bool:
-            assert process.poll() is None, (tmp_path / "error.log").read_text()
+            assert process.poll() is None, log.read_text()
             connection = HTTPSConnection("localhost", port, context=context, timeout=5)
             try:
                 connection.request("GET", "/")
@@ -77,15 +117,15 @@ def proxy(server: ServeProcess, tmp_path: Path) -> Iterator[tuple[int, ssl.SSLCo
             finally:
                 connection.close()
 
-        wait_until(answers, 20.0, "nginx")
-        yield port, context
+        wait_until(answers, 20.0, command[0])
+        yield Proxy(port, context, tmp_path / "access.log")
     finally:
         process.terminate()
         process.wait()
 
 
-async def test_a_stream_goes_through_the_proxy(proxy: tuple[int, ssl.SSLContext]) -> None:
-    port, context = proxy
+async def test_a_stream_goes_through_the_proxy(proxy: Proxy) -> None:
+    port, context = proxy.port, proxy.context
     rate, pcm = read_pcm(RECORDING)
     async with asyncio.timeout(60), connect(f"wss://localhost:{port}/", ssl=context) as client:
         assert json.loads(await client.recv())["type"] == "hello"
@@ -99,10 +139,35 @@ async def test_a_stream_goes_through_the_proxy(proxy: tuple[int, ssl.SSLContext]
     assert client.close_code == 1000
 
 
-def test_an_upload_goes_through_the_proxy(proxy: tuple[int, ssl.SSLContext]) -> None:
-    port, context = proxy
+def test_an_upload_goes_through_the_proxy(proxy: Proxy) -> None:
+    port, context = proxy.port, proxy.context
     connection = HTTPSConnection("localhost", port, context=context, timeout=60)
     connection.request("POST", "/v1/listen", RECORDING.read_bytes(), {"Content-Type": "audio/wav"})
     answer = json.loads(connection.getresponse().read())
     connection.close()
     assert answer["results"]["channels"][0]["alternatives"][0]["transcript"] == "go forward ten meters"
+
+
+@pytest.mark.parametrize("proxy", [start_nginx], ids=["nginx"], indirect=True)
+def test_a_body_that_is_too_long_ends_at_the_proxy(proxy: Proxy) -> None:
+    """nginx looks at the length that is told; Caddy counts what comes, so that an ingress is asked first."""
+    connection = HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=20)
+    connection.putrequest("POST", "/v1/listen")
+    connection.putheader("Content-Length", str(102 << 20))
+    connection.endheaders()
+    connection.send(bytes(1 << 16))
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_no_query_is_logged(proxy: Proxy) -> None:
+    connection = HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=20)
+    connection.request("GET", "/v1/models?token=secret-word")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+    def is_logged() -> bool:
+        return proxy.access_log.exists() and "/v1/models" in proxy.access_log.read_text()
+
+    wait_until(is_logged, 10.0, "a line of the access log")
+    assert "secret-word" not in proxy.access_log.read_text()

@@ -24,11 +24,19 @@ LEAST: Final = {"auth": {"existingSecret": "keys"}, "redis": {"existingSecret": 
 EVERYTHING: Final = {
     "auth": {"existingSecret": "keys", "allowedOrigins": ["https://a.example", "https://b.example"]},
     "tls": {"existingSecret": "tls"},
-    "redis": {"existingSecret": "redis", "shards": 2, "tlsSecret": "redis-tls"},
+    "redis": {
+        "existingSecret": "redis",
+        "shards": 2,
+        "embedded": {"enabled": False},
+        "tlsSecret": "redis-tls",
+        "tlsClientCertificate": True,
+        "tlsServerName": "redis.internal",
+    },
     "ingress": {
         "autoscaling": {"enabled": True},
         "httpRoute": {"enabled": True, "host": "speech.example", "tlsSecret": "speech"},
         "trustedProxies": ["192.0.2.0/24"],
+        "uploads": {"maxMb": 300, "maxDecoders": 2},
         "extraEnv": [{"name": "PARAKEET_LOG_LEVEL", "value": "debug"}],
     },
     "worker": {
@@ -118,6 +126,51 @@ def test_an_ingress_has_keys_tls_origins_and_proxies() -> None:
     assert env["PARAKEET_LOG_LEVEL"] == "debug"
 
 
+@pytest.mark.parametrize("kind", ["ingress", "worker"])
+def test_redis_is_reached_with_tls(kind: str) -> None:
+    documents = render(EVERYTHING)
+    env = environment(documents, f"speech-{kind}")
+    assert env["PARAKEET_REDIS_TLS_CA"] == "/etc/parakeet/redis-tls/ca.crt"
+    assert env["PARAKEET_REDIS_TLS_CERT"] == "/etc/parakeet/redis-tls/tls.crt"
+    assert env["PARAKEET_REDIS_TLS_KEY"] == "/etc/parakeet/redis-tls/tls.key"
+    assert env["PARAKEET_REDIS_TLS_SERVER_NAME"] == "redis.internal"
+    pod = one(documents, "Deployment", f"speech-{kind}")["spec"]["template"]["spec"]
+    (volume,) = (row for row in pod["volumes"] if row["name"] == "redis-tls")
+    assert volume["secret"]["secretName"] == "redis-tls"
+    assert "PARAKEET_REDIS_TLS_CA" not in environment(render(LEAST), f"speech-{kind}")
+
+
+@pytest.mark.parametrize(
+    ("uploads", "body", "room"),
+    [({}, "101m", "864Mi"), ({"maxMb": 300, "maxDecoders": 2}, "301m", "1264Mi")],
+)
+def test_bodies_and_their_room_follow_what_may_be_uploaded(
+    uploads: dict[str, int], body: str, room: str
+) -> None:
+    route = {"enabled": True, "host": "speech.example"}
+    documents = render({**LEAST, "ingress": {"uploads": uploads, "httpRoute": route}})
+    annotations = one(documents, "Ingress", "speech")["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == body
+    pod = one(documents, "Deployment", "speech-ingress")["spec"]["template"]["spec"]
+    (tmp,) = (volume for volume in pod["volumes"] if volume["name"] == "tmp")
+    assert tmp["emptyDir"] == {"sizeLimit": room}
+    env = environment(documents, "speech-ingress")
+    assert f"{int(env['PARAKEET_MAX_UPLOAD_MB']) + 1}m" == body
+    default = {flag.name: flag.default for flag in FLAGS}
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["ingress"]["uploads"]
+    assert values == {
+        "maxMb": int(default["max_upload_mb"]),
+        "maxDecoders": int(default["max_decoders"]),
+    }
+    assert f"client_max_body_size    {values['maxMb'] + 1}m;" in Path("deploy/proxy/nginx.conf").read_text()
+
+
+def test_disruptions_take_one_pod_of_a_kind() -> None:
+    documents = render(LEAST)
+    for kind in ("ingress", "worker"):
+        assert one(documents, "PodDisruptionBudget", f"speech-{kind}")["spec"]["maxUnavailable"] == 1
+
+
 def test_the_two_kinds_of_process_have_users_of_their_own_in_redis() -> None:
     documents = render(LEAST)
     urls = [environment(documents, f"speech-{kind}")["PARAKEET_REDIS_URL"] for kind in ("ingress", "worker")]
@@ -200,6 +253,14 @@ def test_only_the_processes_reach_redis() -> None:
         (
             {**LEAST, "worker": {"keda": {"enabled": True, "minReplicas": 0, "redisAddress": "r:6379"}}},
             "worker.keda.minReplicas is less than 1",
+        ),
+        (
+            {**LEAST, "redis": {"existingSecret": "r", "tlsSecret": "t"}},
+            "the embedded Valkey speaks no TLS",
+        ),
+        (
+            {**LEAST, "redis": {"existingSecret": "r", "tlsServerName": "r.internal"}},
+            "need redis.tlsSecret",
         ),
         ({**LEAST, "ingress": {"httpRoute": {"enabled": True}}}, "ingress.httpRoute.host is empty"),
     ],

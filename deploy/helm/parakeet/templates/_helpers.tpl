@@ -44,12 +44,23 @@ app.kubernetes.io/component: {{ .component }}
 {{- if and .Values.worker.keda.enabled (not .Values.worker.keda.redisAddress) -}}
 {{- fail "worker.keda.redisAddress is empty: KEDA needs host:port of Redis." -}}
 {{- end -}}
+{{- if and .Values.redis.tlsSecret .Values.redis.embedded.enabled -}}
+{{- fail "redis.tlsSecret is set, but the embedded Valkey speaks no TLS: bring your own Redis, with redis.embedded.enabled=false." -}}
+{{- end -}}
+{{- if and (not .Values.redis.tlsSecret) (or .Values.redis.tlsServerName .Values.redis.tlsClientCertificate) -}}
+{{- fail "redis.tlsServerName and redis.tlsClientCertificate need redis.tlsSecret." -}}
+{{- end -}}
 {{- if gt (int .Values.worker.maxStreams) (int .Values.maxStreams) -}}
 {{- fail "worker.maxStreams is more than maxStreams, the streams of the whole cluster." -}}
 {{- end -}}
 {{- if and .Values.ingress.httpRoute.enabled (not .Values.ingress.httpRoute.host) -}}
 {{- fail "ingress.httpRoute.host is empty." -}}
 {{- end -}}
+{{- end -}}
+
+{{/* The largest body of a request: a recording, and what a form has around it. */}}
+{{- define "parakeet.maxBody" -}}
+{{ add .Values.ingress.uploads.maxMb 1 }}m
 {{- end -}}
 
 {{/* Settings that both kinds of process share. */}}
@@ -64,6 +75,20 @@ app.kubernetes.io/component: {{ .component }}
   value: {{ .Values.monitoring.port | quote }}
 - name: PARAKEET_METRICS_HOST
   value: 0.0.0.0
+{{- if .Values.redis.tlsSecret }}
+- name: PARAKEET_REDIS_TLS_CA
+  value: /etc/parakeet/redis-tls/ca.crt
+{{- if .Values.redis.tlsClientCertificate }}
+- name: PARAKEET_REDIS_TLS_CERT
+  value: /etc/parakeet/redis-tls/tls.crt
+- name: PARAKEET_REDIS_TLS_KEY
+  value: /etc/parakeet/redis-tls/tls.key
+{{- end }}
+{{- with .Values.redis.tlsServerName }}
+- name: PARAKEET_REDIS_TLS_SERVER_NAME
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
