@@ -12,15 +12,11 @@ from tests.service_process import ServiceProcess
 
 
 class IngressProcess(ServiceProcess):
-    """``python -m ingress`` on ports of its own, or on those of one that has ended."""
+    """``python -m ingress`` on ports of its own."""
 
-    def __init__(
-        self, url: str, ingress_id: str, log: Path, *, ports: IngressProcess | None = None, **flags: object
-    ) -> None:
+    def __init__(self, url: str, ingress_id: str, log: Path, **flags: object) -> None:
         self.ingress_id = ingress_id
-        self.port, self.ws_port, self.status_port = (
-            free_ports(3) if ports is None else (ports.port, ports.ws_port, ports.status_port)
-        )
+        self.port, self.ws_port, self.status_port = free_ports(3)
         options = {
             "port": self.port,
             "ws_port": self.ws_port,

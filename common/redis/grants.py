@@ -193,8 +193,8 @@ USERS: Final = {"ingress": INGRESS, "worker": WORKER, "serve": SERVE, "reader": 
 def acl_file(digests: dict[str, str]) -> str:
     """Return an ACL file: nobody comes in but these users.
 
-    digests: SHA-256 of the password of each, as hexadecimal digits, by the names of `USERS`; whoever is not among
-        them gets no line.
+    digests: SHA-256 of the password of each, as hexadecimal digits, by the names of `USERS`. Whoever is not
+        among them gets no line.
     """
     users = "".join(
         f"user {grants.user} on #{digests[name]} {grants.rules}\n"

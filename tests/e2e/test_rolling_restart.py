@@ -66,8 +66,8 @@ async def test_no_word_is_lost_when_all_processes_are_replaced(
         def worker(name: str) -> ServiceProcess:
             return start(WorkerProcess(server.url, name, tmp_path / f"{name}.log", **_WORKER))
 
-        def ingress(name: str, ports: IngressProcess | None = None) -> IngressProcess:
-            made = IngressProcess(server.url, name, tmp_path / f"{name}.log", ports=ports, **access)
+        def ingress(name: str, **ports: int) -> IngressProcess:
+            made = IngressProcess(server.url, name, tmp_path / f"{name}.log", **access, **ports)
             start(made)
             return made
 
@@ -80,7 +80,8 @@ async def test_no_word_is_lost_when_all_processes_are_replaced(
             for index, old in enumerate(ingresses):
                 old.send(signal.SIGTERM)
                 assert old.wait(60) == 0
-                ingress(f"i-{index + 1}-new", ports=old)
+                ports = {"port": old.port, "ws_port": old.ws_port, "status_port": old.status_port}
+                ingress(f"i-{index + 1}-new", **ports)
                 await streams.go_on()
             for index, stopping in enumerate(workers):
                 stopping.send(signal.SIGTERM)
