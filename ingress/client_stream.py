@@ -102,6 +102,11 @@ class ClientStream:
         self._num_finalizes += 1
         return self.linked().finalize()
 
+    def confirm(self) -> None:
+        """The client has the secret that its resumption has brought."""
+        if self.link is not None:
+            self.link.confirm()
+
     def give_up(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """Nobody listens any more; see `StreamLink.abandon`."""
         link, self.link = self.link, None

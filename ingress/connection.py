@@ -127,6 +127,7 @@ class Connection:
         "_start_task",
         "_streams",
         "_traceparent",
+        "_unconfirmed",
         "client",
     )
 
@@ -179,6 +180,7 @@ class Connection:
         self._paused = False
         self._counted = 0  # streams that count for the client's key
         self._opened = False
+        self._unconfirmed = False  # `resumed` was sent, and nothing of the client has come behind it
         self._behind: list[ClientMessage] = []  # messages that came along with one that waits for a slot
         if not (dialect.admitted_first or counted_first):
             self._accept()
@@ -218,6 +220,9 @@ class Connection:
         except Exception:
             self._failed()
             return
+        if self._unconfirmed and message is not None:
+            self._unconfirmed = False
+            self._streams[0].confirm()
         if message is None:
             pass
         elif self._inlet is not None:
@@ -716,6 +721,7 @@ class Connection:
         self._dialect.resumed(resumption.options, resumption.sample_rate)
         event = Event.RESUMED_FINISHED if resumption.finished else Event.RESUMED
         self._carry_out(self._protocol.notify(event))
+        self._unconfirmed = True
 
     # Ends
 

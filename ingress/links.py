@@ -85,6 +85,9 @@ class StreamLink(Protocol):
     def replace_phrases(self, change: Phrases) -> bool:
         """Replace the stream's phrases behind its audio; False asks to stop reading until `on_room`."""
 
+    def confirm(self) -> None:
+        """The client has the secret that its resumption has brought: the one before is good no more."""
+
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """Nobody listens any more: end the stream (now, or after the grace if `keep`), or give the
         admission back where no stream has begun. `code`: why, for the log."""

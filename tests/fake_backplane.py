@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from common.entries import LineKind, StreamId
-from common.errors import StreamError
+from common.errors import ErrorCode, StreamError, Unavailable
 from common.messages import Audio, Phrases, Result, Resume, Utterance, Word
 from common.options import StreamOptions
 from ingress.links import CLIENT_GONE, FINAL, NOBODY, Caller, Resumption, StreamListener
@@ -60,6 +60,7 @@ class FakeLink:
     seq: int = 0
     finals: int = 0
     broken: bool = False
+    confirmed: int = 0
 
     def begin(self, options: StreamOptions) -> None:
         self.options = options
@@ -88,6 +89,9 @@ class FakeLink:
         self.log.append("phrases " + ", ".join(phrase.text for phrase in change.phrases))
         return self.room
 
+    def confirm(self) -> None:
+        self.confirmed += 1
+
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         self.log.append("keep" if keep else "abandon")
 
@@ -108,6 +112,7 @@ class ScriptedBackplane:
         self.resume_requests: list[Resume] = []
         self.resumption: tuple[int, int, bool] | StreamError = (0, 0, False)
         self.next_token = "secret"  # that a resumption brings
+        self.forgotten: set[str] = set()  # tokens that are refused
 
     async def admit(self, listener: StreamListener, caller: Caller = NOBODY) -> FakeLink:
         await self._admitted()
@@ -136,6 +141,8 @@ class ScriptedBackplane:
         await self.gate.wait()
         if isinstance(self.resumption, StreamError):
             raise self.resumption
+        if request.resume_token in self.forgotten:
+            raise Unavailable(ErrorCode.RESUME_REFUSED, "Its secret differs.")
         next_sample, acked, finished = self.resumption
         stream = StreamId(request.stream_id)
         link = FakeLink(stream, listener, self.echo, self.next_token, samples=next_sample)

@@ -93,6 +93,8 @@ class StreamRecord:
     """The record of a stream as Redis has it; `owner` is None and `epoch` 0 before the first claim.
 
     connection: number of the connection that feeds the stream.
+    token_before: hash of the secret before `token_hash`, which is good until the client is known to have the
+    new one; empty for none.
     died_to: last audio entry that an owner had read and not decoded when it died; deaths: owners that
     died before the stream was past that.
     cold: since the checkpoint an owner has begun there without its snapshot, so that the results that were
@@ -120,6 +122,7 @@ class StreamRecord:
     connection: int = 1
     cold: bool = False
     trace: str = ""
+    token_before: str = ""
 
 
 def _decode_base(fields: Mapping[bytes, bytes]) -> Base:
@@ -170,6 +173,7 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
             int(fields.get(b"connection", 1)),
             b"cold" in fields,
             fields.get(b"trace", b"").decode(),
+            fields.get(b"token_before", b"").decode(),
         )
     except (KeyError, ValueError) as error:
         raise EntryError(f"The record of stream {stream} cannot be read: {error!r}") from error
@@ -242,7 +246,11 @@ class StreamDirectory:
         return decode_record(stream, flat) if flat else None
 
     async def attach(
-        self, stream: StreamId, ingress: IngressId, expected: tuple[IngressId, int] | None = None
+        self,
+        stream: StreamId,
+        ingress: IngressId,
+        expected: tuple[IngressId, int] | None = None,
+        tokens: tuple[str, str] | None = None,
     ) -> int:
         """Move a stream to another ingress; returns the number of the new connection.
 
@@ -251,9 +259,15 @@ class StreamDirectory:
 
         expected: the ingress, and the number of the connection, that the stream must still have; else it is
             left as it is, and this returns 0. None where whoever asks has shown the stream's secret.
+        tokens: hashes of that secret, and of the one that takes its place once it is confirmed; where the
+            first is not the stream's any more, this returns -1.
         """
-        command = scripts.attach(self._keys.stream(stream), ingress=ingress, expected=expected)
+        command = scripts.attach(self._keys.stream(stream), ingress=ingress, expected=expected, tokens=tokens)
         return int(await self._execute(stream, *command))
+
+    async def confirm(self, stream: StreamId, token: str) -> None:
+        """Note that the client has the secret with this hash: the one before it is good no more."""
+        await self._execute(stream, *scripts.confirm(self._keys.stream(stream), token=token))
 
     async def renew(self, streams: Iterable[StreamKeys], ttl_ms: int) -> list[StreamId]:
         """Put the expiry of all keys of these streams forward; gives those whose record is gone."""

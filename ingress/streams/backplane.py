@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +37,7 @@ from ingress.streams.keeper import Keeper
 from ingress.streams.life import Action
 from ingress.streams.link import LinkContext, RedisLink
 from ingress.streams.result_feed import RETRY_PAUSE_S, ResultFeed
-from ingress.streams.takeover import StreamTakeover, token_hash
+from ingress.streams.takeover import StreamTakeover, new_token, token_hash
 from ingress.streams.watch import StreamWatch
 
 logger = logging.getLogger(__name__)
@@ -132,6 +131,7 @@ class RedisBackplane:
             settings.resume_grace_s,
             metrics,
             settings.sample_rate,
+            self._confirm,
             tracer,
         )
         self._takeover = StreamTakeover(
@@ -248,7 +248,7 @@ class RedisBackplane:
 
     async def admit(self, listener: StreamListener, caller: Caller = NOBODY) -> RedisLink:
         """Ask the cluster for a stream. Raises NoFreeStream, NoWorker or RedisUnavailable."""
-        return await self._admit(listener, None, secrets.token_urlsafe(24), caller)
+        return await self._admit(listener, None, new_token(), caller)
 
     async def readmit(
         self, listener: StreamListener, stream: StreamId, resume_token: str, caller: Caller = NOBODY
@@ -273,6 +273,9 @@ class RedisBackplane:
         Raises Unavailable (`resume_refused`, `redis_unavailable`, `internal`).
         """
         return await self._takeover.resume(listener, request, caller)
+
+    def _confirm(self, link: RedisLink) -> None:
+        self.start_task(self._takeover.confirm(link), f"confirm-{link.stream}")
 
     def key_usage(self) -> KeyUsage:
         """Counts of what API keys use, over all ingresses."""

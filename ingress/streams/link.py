@@ -35,6 +35,7 @@ class LinkContext:
     """What all links of an ingress share.
 
     act: does what a row of the table asks of the backplane.   on_gone: Redis has no such stream.
+    confirm: makes the secret before a link's own good no more.
     start_task: runs a coroutine beside the rest.   resume_grace_s: how long a stream waits for its client.
     metrics: where claims and changes of owner are counted.
     sample_rate: of streams that name none, Hz.   tracer: of this ingress.
@@ -46,6 +47,7 @@ class LinkContext:
     resume_grace_s: float
     metrics: IngressMetrics
     sample_rate: int
+    confirm: Callable[[RedisLink], None]
     tracer: Tracer = NO_TRACER
 
 
@@ -168,6 +170,10 @@ class RedisLink:
     def replace_phrases(self, change: Phrases) -> bool:
         """Replace the stream's phrases behind its audio; False asks to stop reading until `on_room`."""
         return self.audio.replace_phrases(change)
+
+    def confirm(self) -> None:
+        """The client has this link's secret, and will not show the one before."""
+        self._context.confirm(self)
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """End the stream now, or after the grace; give the admission back where none has begun."""

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import secrets
 from collections.abc import MutableMapping
 
 from common.entries import IngressId, StreamId
@@ -89,13 +90,17 @@ class StreamTakeover:
         self, stream: StreamId, listener: StreamListener, request: Resume, caller: Caller
     ) -> Resumption:
         record, place = await self._resumable(stream, request, caller)
-        connection = 0 if record.finished else await self._directory.attach(stream, self._ingress)
+        token = new_token()
+        tokens = token_hash(request.resume_token, caller.key_id), token_hash(token, caller.key_id)
+        connection = await self._directory.attach(stream, self._ingress, tokens=tokens)
+        if connection < 0:  # somebody came back with it just now, and has confirmed the next
+            raise _unknown(stream)
         if connection == 0 and not record.finished:  # it ended just now
             record, place = await self._resumable(stream, request, caller)
         before = self._links.get(stream)
         if before is not None:
             before.taken()
-        link = RedisLink(self._context, self._keys.stream(stream), listener, request.resume_token, caller)
+        link = RedisLink(self._context, self._keys.stream(stream), listener, token, caller)
         try:
             next_sample, finished = await self._take_over(
                 link, record, connection, place, request.audio_ack_samples
@@ -111,14 +116,15 @@ class StreamTakeover:
         self, stream: StreamId, request: Resume, caller: Caller
     ) -> tuple[StreamRecord, Place]:
         """Look whether a stream may be resumed; its record, and the place behind the client's last result."""
-        # One sentence for a stream that is gone and for a wrong secret: nobody learns which there are.
-        refused = _refusal(stream, "it is gone, or its secret differs")
+        refused = _unknown(stream)
         try:
             record = await self._directory.read(stream)
         except EntryError as error:
             raise refused from error
         shown = token_hash(request.resume_token, caller.key_id)
-        if record is None or not hmac.compare_digest(record.token_hash, shown):
+        good = () if record is None else (record.token_hash, record.token_before)
+        matches = [hmac.compare_digest(one, shown) for one in good]
+        if record is None or not any(matches):
             raise refused
         last_seq = request.last_seq
         try:
@@ -135,6 +141,22 @@ class StreamTakeover:
         if last_seq > last:
             raise _refusal(stream, f"it has had no result {last_seq} yet")
         return record, Place(kept.position if kept is not None else None, text.text, last_seq)
+
+    async def confirm(self, link: RedisLink) -> None:
+        """The client has the secret that its resumption brought: the one before is good no more."""
+        token = token_hash(link.resume_token, link.caller.key_id)
+        give_up = self._loop.time() + self._adopt_for_s
+        while True:
+            try:
+                await self._directory.confirm(link.stream, token)
+                return
+            except EntryError as error:
+                logger.error("%s", error, extra={"stream_id": link.stream})
+                return
+            except RedisUnavailable:
+                if self._loop.time() > give_up:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE_S)
 
     # For nobody yet
 
@@ -264,6 +286,16 @@ class StreamTakeover:
 
 def _refusal(stream: StreamId, why: str) -> Unavailable:
     return Unavailable(ErrorCode.RESUME_REFUSED, f"Stream {stream} cannot be resumed: {why}.")
+
+
+def _unknown(stream: StreamId) -> Unavailable:
+    """One sentence for a stream that is gone and for a wrong secret: nobody learns which there are."""
+    return _refusal(stream, "it is gone, or its secret differs")
+
+
+def new_token() -> str:
+    """A secret that a client has to show to resume its stream."""
+    return secrets.token_urlsafe(24)
 
 
 def token_hash(token: str, binding: str) -> str:

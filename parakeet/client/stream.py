@@ -114,6 +114,7 @@ class Stream:
         self._api_key = api_key
         self._handshake = Handshake(self._open_channel, timeouts.connect_s)
         self._hello = Hello(0, 0, "", ())
+        self._token_before = ""  # before the one in `_hello`, which a resumption has brought
         self._channel: Channel | None = None
         self._audio = SentAudio()
         self._last_seq = 0
@@ -478,10 +479,8 @@ class Stream:
         has come back, another stream with all of the audio is the same to the caller.
         """
         audio = self._audio
-        hello, decoded = self._hello, min(audio.decoded, audio.written)
-        request = Resume(hello.stream_id, hello.resume_token, self._last_seq, decoded)
         try:
-            channel, resumed = await self._handshake.resume(url, request)
+            return await self._resume_at(url)
         except ServerError:
             if self._last_seq or audio.decoded:
                 raise
@@ -492,9 +491,26 @@ class Stream:
             if hello.sample_rate != self._hello.sample_rate:
                 await channel.close()
                 raise
-            self._hello = hello
+            self._hello, self._token_before = hello, ""
             await self._handshake.configure(channel, hello, self._options)
             return 0, channel
-        # A token may be good for one resumption.
+
+    async def _resume_at(self, url: str) -> tuple[int, Channel]:
+        """Resume the stream with its newest token, or with the one before.
+
+        A Redis that forgot its last moments may know no more than that one.
+        """
+        audio, token = self._audio, self._hello.resume_token
+        decoded = min(audio.decoded, audio.written)
+        try:
+            request = Resume(self.stream_id, token, self._last_seq, decoded)
+            channel, resumed = await self._handshake.resume(url, request)
+        except ServerError:
+            if not self._token_before:
+                raise
+            token = self._token_before
+            request = Resume(self.stream_id, token, self._last_seq, decoded)
+            channel, resumed = await self._handshake.resume(url, request)
+        self._token_before = token
         self._hello = replace(self._hello, resume_token=resumed.resume_token)
         return resumed.next_sample, channel

@@ -49,6 +49,8 @@ export class Stream implements AsyncIterable<Result> {
   #channel: Channel;
   #hello: Hello;
   #token: string;
+  /** The one before, which is all that a server knows whose Redis forgot its last moments. */
+  #tokenBefore: string | undefined;
   #lastSeq = 0;
   #acked = 0;
   #finishing = false;
@@ -247,7 +249,10 @@ export class Stream implements AsyncIterable<Result> {
         return;
       } catch (error) {
         if (!(error instanceof ParakeetError)) throw error;
-        if (!error.mayRetry) {
+        if (error.code === "resume_refused" && this.#tokenBefore !== undefined) {
+          this.#token = this.#tokenBefore;
+          this.#tokenBefore = undefined;
+        } else if (!error.mayRetry) {
           this.#fail(error);
           return;
         }
@@ -272,6 +277,7 @@ export class Stream implements AsyncIterable<Result> {
       channel.onMessage = (message) => {
         if (message.type === "resumed") {
           clearTimeout(timer);
+          this.#tokenBefore = this.#token;
           this.#token = message.resume_token;
           resolve(message.next_sample);
         } else if (message.type === "error") {

@@ -275,6 +275,33 @@ test("a finalize without an answer is asked again at its place, with the newest 
   assert.deepEqual(Socket.opened[2].sent.slice(1), [{ type: "finalize" }, [3], { type: "close" }]);
 });
 
+test("where the newest token is refused, the one before is tried", async () => {
+  const shown = [];
+  const Socket = fakeWebSocket((socket, number) => {
+    socket.onSent = (message) => {
+      if (message.type === "resume") {
+        shown.push(message.resume_token);
+        if (number === 2) {
+          socket.say({ type: "resumed", stream_id: 7, resume_token: "forgotten", next_sample: 1 });
+          setImmediate(() => socket.drop());
+        } else if (number === 3) {
+          socket.say({ type: "error", code: "resume_refused", message: "Its secret differs." });
+        } else {
+          socket.say({ type: "resumed", stream_id: 7, resume_token: "third", next_sample: 1 });
+        }
+      }
+      if (message.type === "close" && number === 4) socket.say(result(1, "go", 1, { is_final: true }));
+    };
+    socket.say(HELLO);
+  });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+  await stream.send(Int16Array.of(1));
+  Socket.opened[0].drop();
+  while (Socket.opened.length < 4) await new Promise((resolve) => setTimeout(resolve, 10));
+  assert.equal((await stream.finish()).text, "go");
+  assert.deepEqual(shown, ["first", "forgotten", "first"]);
+});
+
 test("warnings of the server are told", async () => {
   const warnings = [];
   const Socket = fakeWebSocket((socket) => {

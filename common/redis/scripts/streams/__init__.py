@@ -45,13 +45,27 @@ def withdraw(stream: StreamKeys) -> Command:
     return run("streams/withdraw", (stream.meta, stream.audio, stream.results))
 
 
-def attach(stream: StreamKeys, *, ingress: IngressId, expected: tuple[IngressId, int] | None) -> Command:
-    """Move a stream to another ingress; the number of the new connection, or 0 where it stays as it is.
+def attach(
+    stream: StreamKeys,
+    *,
+    ingress: IngressId,
+    expected: tuple[IngressId, int] | None,
+    tokens: tuple[str, str] | None,
+) -> Command:
+    """Move a stream to another ingress; the number of the new connection, 0 where it stays as it is.
 
     expected: the ingress and the connection that it must have, None for any.
+    tokens: hashes of the token that its client has shown, and of the one that the client gets; -1 comes back
+    where the first is not the stream's. None where nobody has shown one.
     """
     before, connection = ("", 0) if expected is None else expected
-    return run("streams/attach", (stream.meta,), ingress, before, connection, FORGOTTEN_NUMBERS)
+    shown, new = ("", "") if tokens is None else tokens
+    return run("streams/attach", (stream.meta,), ingress, before, connection, FORGOTTEN_NUMBERS, shown, new)
+
+
+def confirm(stream: StreamKeys, *, token: str) -> Command:
+    """Have the stream's token before be good no more, unless its token is another by now than this hash."""
+    return run("streams/confirm", (stream.meta,), token)
 
 
 def kept_results(stream: StreamKeys, *, last_seq: int | None) -> Command:

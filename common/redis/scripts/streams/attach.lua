@@ -1,9 +1,17 @@
--- Moves a stream to another ingress; returns the number of the new connection, or 0 for a stream that has
--- ended, or that has another ingress or connection than is expected ('' for any).
+-- Moves a stream to another ingress; returns the number of the new connection, 0 for a stream that has ended, or
+-- that has another ingress or connection than is expected ('' for any), and -1 where the token that was shown is
+-- none of the stream's ('' for nobody's). A token that was shown stays good until the new one is confirmed
+-- (confirm.lua): whoever loses the answer has it still. Tokens are hashes here.
 local meta = KEYS[1]
-local ingress, expected_ingress, expected_connection, forgotten_numbers = unpack(ARGV)
+local ingress, expected_ingress, expected_connection, forgotten_numbers, shown, new = unpack(ARGV)
 
-if redis.call('EXISTS', meta) == 0 or redis.call('HGET', meta, 'finished') then return 0 end
+if redis.call('EXISTS', meta) == 0 then return 0 end
+if shown ~= '' then
+  local tokens = redis.call('HMGET', meta, 'token', 'token_before')
+  if tokens[1] ~= shown and tokens[2] ~= shown then return -1 end
+  redis.call('HSET', meta, 'token', new, 'token_before', shown)
+end
+if redis.call('HGET', meta, 'finished') then return 0 end
 if expected_ingress ~= '' then
   local now = redis.call('HMGET', meta, 'ingress', 'connection')
   if now[1] ~= expected_ingress or (now[2] or '1') ~= expected_connection then return 0 end

@@ -42,7 +42,13 @@ def admitted() -> RedisLink:
         coroutine.close()
 
     context = LinkContext(
-        lambda link, action: None, lambda link: None, start, 7.0, IngressMetrics(), sample_rate=16_000
+        lambda link, action: None,
+        lambda link: None,
+        start,
+        7.0,
+        IngressMetrics(),
+        sample_rate=16_000,
+        confirm=lambda link: None,
     )
     return RedisLink(context, Keys().stream(STREAM), _Deaf(), "secret", Caller("k1", "desk"))
 

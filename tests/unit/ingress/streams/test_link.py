@@ -66,6 +66,7 @@ class _Backplane:
             resume_grace_s=7.0,
             metrics=IngressMetrics(),
             sample_rate=16000,
+            confirm=lambda link: None,
         )
 
     def start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> object:

@@ -534,6 +534,22 @@ async def test_a_token_that_a_resumption_has_changed_is_shown_the_next_time() ->
         assert [request.resume_token for request in backplane.resume_requests] == ["secret", "second"]
 
 
+async def test_where_the_newest_token_is_refused_the_one_before_is_shown() -> None:
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        backplane = harness.backplane
+        backplane.resumption = (10, 10, False)
+        async with await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream:
+            await stream.send(b"\0\0" * 10)
+            await anext(stream.results())
+            backplane.next_token, backplane.forgotten = "forgotten", {"forgotten"}
+            for times in (1, 2):
+                for connection in list(harness.connections):
+                    connection._peer.abort()
+                await wait_until(partial(resumed, stream, times))
+        shown = [request.resume_token for request in backplane.resume_requests]
+        assert shown == ["secret", "forgotten", "secret"]
+
+
 def resumed(stream: Stream, times: int) -> bool:
     return stream.num_resumptions == times
 

@@ -1,0 +1,6 @@
+-- Makes the token before good no more, since the client has this one; where it is not the stream's token, the
+-- client has come back again meanwhile, and nothing changes. Returns 1. Tokens are hashes here.
+local meta, token = KEYS[1], ARGV[1]
+
+if redis.call('HGET', meta, 'token') == token then redis.call('HSET', meta, 'token_before', '') end
+return 1
