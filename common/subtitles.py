@@ -1,7 +1,7 @@
 """Words with times as subtitles: SubRip (srt) and WebVTT (vtt).
 
-A cue ends at an utterance's end, and has at most two lines of 42 characters and 7 s, as broadcasters ask for
-(BBC and Netflix guidelines).
+A cue ends where its utterance does, and has at most two lines of 42 characters and 7 s, as broadcasters ask
+for (BBC and Netflix guidelines).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from common.messages import Word
+from common.messages import Utterance, Word
+from common.words_of_texts import words_of_texts
 
 LINE_CHARACTERS: Final = 42
 MAX_LINES: Final = 2
@@ -28,21 +29,17 @@ class Cue:
     lines: tuple[str, ...]
 
 
-def cues(words: Iterable[Word], utterance_ends_s: Sequence[float] = ()) -> Iterator[Cue]:
-    """Yield the cues of words in order; no cue goes over one of the utterances' ends."""
-    ends = iter(sorted(utterance_ends_s))
-    end_s = next(ends, None)
-    held: list[Word] = []
-    for word in words:
-        over = False
-        while end_s is not None and word.start_s >= end_s:
-            over, end_s = True, next(ends, None)
-        if held and (over or not _fits([*held, word])):
-            yield _cue(held)
-            held = []
-        held.append(word)
-    if held:
-        yield _cue(held)
+def cues(words: Iterable[Word], utterances: Sequence[Utterance] = ()) -> Iterator[Cue]:
+    """Yield the cues of words in order; no cue has words of two utterances."""
+    for said in words_of_texts(words, [utterance.text for utterance in utterances]):
+        held: list[Word] = []
+        for word in said:
+            if held and not _fits([*held, word]):
+                yield from _cues(held)
+                held = []
+            held.append(word)
+        if held:
+            yield from _cues(held)
 
 
 def _fits(words: Sequence[Word]) -> bool:
@@ -53,10 +50,15 @@ def _lines(words: Sequence[Word]) -> list[str]:
     return textwrap.wrap(" ".join(word.word for word in words), LINE_CHARACTERS)
 
 
-def _cue(words: Sequence[Word]) -> Cue:
-    start_s = words[0].start_s
-    # One word that is longer than a cue keeps its lines.
-    return Cue(start_s, max(words[-1].end_s, start_s + _SHORTEST_CUE_S), tuple(_lines(words)))
+def _cues(words: Sequence[Word]) -> Iterator[Cue]:
+    """Yield one cue; several, one after the other, of one word that has more lines than a cue."""
+    lines, start_s = _lines(words), words[0].start_s
+    num_cues = -(-len(lines) // MAX_LINES)
+    # A word can be long, too, where the model was late to say it.
+    length_s = min(max((words[-1].end_s - start_s) / num_cues, _SHORTEST_CUE_S), MAX_CUE_S)
+    for number in range(num_cues):
+        shown = tuple(lines[number * MAX_LINES : (number + 1) * MAX_LINES])
+        yield Cue(start_s + number * length_s, start_s + (number + 1) * length_s, shown)
 
 
 def srt(all_cues: Iterable[Cue]) -> str:

@@ -49,7 +49,7 @@ class Transcript:
         if format_name == "json":
             return self._json()
         if format_name in ("srt", "vtt"):
-            found = cues(self._words, [utterance.end_s for utterance in self._utterances])
+            found = cues(self._words, self._utterances)
             return srt(found) if format_name == "srt" else vtt(found)
         if words:
             return "".join(

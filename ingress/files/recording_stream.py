@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,6 +11,7 @@ from common.entries import LineKind
 from common.errors import StreamError
 from common.messages import Audio, Result, Utterance, Word
 from common.options import StreamOptions
+from common.words_of_texts import words_of_texts
 from ingress.links import CLIENT_GONE, NOBODY, Backplane, Caller, StreamLink
 
 # Audio of a recording that was appended and is not decoded; more waits in the decoder.
@@ -30,6 +31,12 @@ class Transcript:
     words: list[Word] = field(default_factory=list)
     utterances: list[Utterance] = field(default_factory=list)
     duration_s: float = 0.0
+
+    def words_of_utterances(self) -> Iterator[tuple[Utterance, list[Word]]]:
+        """Yield each utterance with its words."""
+        texts = [utterance.text for utterance in self.utterances]
+        # Words beyond the last utterance, for which there was no speech, are in none.
+        return zip(self.utterances, words_of_texts(self.words, texts), strict=False)
 
 
 class Stalled(Exception):  # noqa: N818 - the name says it

@@ -17,8 +17,7 @@ _NO_COMPRESSION: Final = 1.0
 
 def subtitles(transcript: Transcript, kind: str) -> str:
     """Return the transcript as srt or vtt."""
-    ends = [utterance.end_s for utterance in transcript.utterances]
-    made = cues(transcript.words, ends)
+    made = cues(transcript.words, transcript.utterances)
     return srt(made) if kind == "srt" else vtt(made)
 
 
@@ -43,8 +42,8 @@ def verbose(transcript: Transcript, language: str, granularities: Sequence[str])
     }
     if "segment" in granularities:
         shape["segments"] = [
-            _segment(number, utterance, transcript.words)
-            for number, utterance in enumerate(transcript.utterances)
+            _segment(number, utterance, words)
+            for number, (utterance, words) in enumerate(transcript.words_of_utterances())
         ]
     if "word" in granularities:
         shape["words"] = [
@@ -54,8 +53,7 @@ def verbose(transcript: Transcript, language: str, granularities: Sequence[str])
 
 
 def _segment(number: int, utterance: Utterance, words: Sequence[Word]) -> dict[str, Any]:
-    inside = [word for word in words if utterance.start_s - 0.5 <= word.start_s < utterance.end_s]
-    logprobs = [math.log(max(word.confidence, 1e-6)) for word in inside]
+    logprobs = [math.log(max(word.confidence, 1e-6)) for word in words]
     return {
         "id": number,
         "seek": 0,

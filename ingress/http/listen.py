@@ -125,7 +125,7 @@ def _shape(transcript: Transcript, request_id: str, digest: str, *, utterances: 
         ]
     }
     if utterances:
-        results["utterances"] = [_utterance(one, transcript.words) for one in transcript.utterances]
+        results["utterances"] = [_utterance(*one) for one in transcript.words_of_utterances()]
     return {
         "metadata": {
             "transaction_key": "deprecated",
@@ -142,13 +142,12 @@ def _shape(transcript: Transcript, request_id: str, digest: str, *, utterances: 
 
 
 def _utterance(utterance: Utterance, words: Sequence[Word]) -> dict[str, Any]:
-    inside = [word for word in words if utterance.start_s - 0.5 <= word.start_s < utterance.end_s]
     return {
         "start": utterance.start_s,
         "end": utterance.end_s,
-        "confidence": confidence_of(inside),
+        "confidence": confidence_of(words),
         "channel": 0,
         "transcript": utterance.text,
-        "words": [word_shape(word) for word in inside],
+        "words": [word_shape(word) for word in words],
         "id": str(uuid.uuid4()),
     }

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from common.late_marks import without_late_marks
 from common.messages import Result, Utterance, Word
+from common.words_of_texts import words_of_texts
 from ingress.dialects.dialect import Frame
 from ingress.dialects.openai.events import Events, item_fields, logprobs
 from ingress.dialects.openai.faults import error_fields
@@ -251,13 +252,7 @@ class Items:
 
     def _take_words(self, transcript: str) -> list[Word]:
         """The words that stand in a transcript."""
-        at, count = 0, 0
-        for word in self._words:
-            found = transcript.find(word.word, at)
-            if found < 0:
-                break
-            at, count = found + len(word.word), count + 1
-        taken, self._words = self._words[:count], self._words[count:]
+        taken, self._words = words_of_texts(self._words, [transcript])
         return taken
 
     def _transcription(self, kind: str, item: _Item, **fields: Any) -> Frame:
