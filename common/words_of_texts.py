@@ -1,7 +1,7 @@
 """Which words of a transcript stand in which of its parts.
 
 Finals of utterances join to the transcript, so words are told apart by how much of the text stands before
-them. Their times would not do: a model emits a word later than it was spoken, and the last word of an utterance
+them. Their times would not do: a model emits a word later than it was spoken, and the last one of an utterance
 may begin behind the utterance's end.
 """
 

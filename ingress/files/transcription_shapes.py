@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from common.messages import Utterance, Word
 from common.subtitles import cues, srt, vtt
+from ingress.dialects.openai.events import word_logprobs
 from ingress.files.recording_stream import Transcript
 
 FORMATS: Final = ("json", "text", "srt", "vtt", "verbose_json")
@@ -21,9 +22,12 @@ def subtitles(transcript: Transcript, kind: str) -> str:
     return srt(made) if kind == "srt" else vtt(made)
 
 
-def plain(transcript: Transcript) -> dict[str, Any]:
-    """Return the shape `json`."""
-    return {"text": transcript.text, "usage": usage(transcript)}
+def plain(transcript: Transcript, *, logprobs: bool = False) -> dict[str, Any]:
+    """Return the shape `json`. logprobs: with how sure each word is."""
+    shape: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript)}
+    if logprobs:
+        shape["logprobs"] = word_logprobs(transcript.words)
+    return shape
 
 
 def usage(transcript: Transcript) -> dict[str, Any]:

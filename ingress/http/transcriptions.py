@@ -20,13 +20,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from common.errors import ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
+from common.errors import ClientFault, ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
 from common.options import StreamOptions
+from common.phrases import Phrase, parse_phrases
 from common.tracing.tracer import checked_traceparent
 from ingress.auth.client import Client
 from ingress.auth.guard import Guard
 from ingress.files.recording_stream import RecordingStream, Stalled, Transcript
-from ingress.files.transcription_shapes import FORMATS, plain, subtitles, usage, verbose
+from ingress.files.transcription_shapes import FORMATS, plain, subtitles, verbose
 from ingress.files.upload import BadUpload, Upload, Uploads, UploadsBusy, received
 from ingress.http.endpoints import endpoint
 from ingress.links import Backplane, Caller
@@ -34,7 +35,15 @@ from ingress.media.decoder import Decoders, DecodersBusy, MediaError, MediaInput
 from ingress.media.formats import MediaFormat
 
 _RETRY_AFTER: Final = {"Retry-After": "5"}
-_MODELS: Final = ("parakeet", "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
+_MODELS: Final = (
+    "parakeet",
+    "whisper-1",
+    "gpt-4o-transcribe",
+    "gpt-4o-mini-transcribe",
+    "gpt-transcribe",
+    "gpt-live-transcribe",
+    "gpt-realtime-whisper",
+)
 _STARTED_S: Final = int(time.time())
 _GRANULARITIES: Final = ("word", "segment")
 
@@ -94,6 +103,8 @@ def refusal_of(error: Exception) -> Refused:
             return Refused(unavailable, str(error), code="busy")
         case NoFreeStream() | NoWorker() | RedisUnavailable():
             return Refused(unavailable, error.message, code=error.code.value)
+        case StreamError(code=ErrorCode.BAD_OPTION):  # a keyword that the model cannot write
+            return Refused(HTTPStatus.BAD_REQUEST, error.message, code="invalid_value")
         case StreamError(code=ErrorCode.OVER_LIMIT):
             return Refused(HTTPStatus.TOO_MANY_REQUESTS, error.message, code="rate_limit_exceeded")
         case StreamError():
@@ -144,6 +155,7 @@ async def _transcribe(service: FileService, request: Request) -> Response:
                 "'timestamp_granularities' are word and segment.",
                 param="timestamp_granularities",
             )
+        _phrases(upload)
         guard = service.guard_of(asked.address)
         trace = checked_traceparent(asked.header("traceparent"))
         if (upload.field("stream") or "").lower() in ("true", "1") and kind == "json":
@@ -158,7 +170,7 @@ async def _transcribe(service: FileService, request: Request) -> Response:
         raise
     await stack.__aexit__(None, None, None)
     if kind == "json":
-        return JSONResponse(plain(transcript))
+        return JSONResponse(plain(transcript, logprobs=_wants_logprobs(upload)))
     if kind == "text":
         return PlainTextResponse(transcript.text + "\n")
     if kind == "verbose_json":
@@ -173,6 +185,19 @@ async def _held(service: FileService, request: Request) -> AsyncGenerator[Upload
             yield upload
 
 
+def _phrases(upload: Upload) -> tuple[Phrase, ...]:
+    """What the recording is likely to have. Raises Refused."""
+    try:
+        return parse_phrases(upload.fields("keywords"))
+    except ClientFault as fault:
+        sentence = fault.message.replace("Option 'phrases'", "'keywords'")
+        raise Refused(HTTPStatus.BAD_REQUEST, sentence, param="keywords") from None
+
+
+def _wants_logprobs(upload: Upload) -> bool:
+    return "logprobs" in upload.fields("include")
+
+
 async def _run(
     service: FileService,
     upload: Upload,
@@ -181,7 +206,8 @@ async def _run(
     trace: str,
     on_text: Callable[[str], None],
 ) -> Transcript:
-    return await transcribed(service, upload.media, upload.path, client, guard, on_text, trace)
+    phrases = _phrases(upload)
+    return await transcribed(service, upload.media, upload.path, client, guard, on_text, trace, phrases)
 
 
 async def transcribed(
@@ -192,10 +218,12 @@ async def transcribed(
     guard: Guard,
     on_text: Callable[[str], None],
     traceparent: str = "",
+    phrases: tuple[Phrase, ...] = (),
 ) -> Transcript:
     """Decode and transcribe a file. Raises one of FAILURES.
 
-    on_text: called with the text as it grows. traceparent: the trace that the request is a part of.
+    on_text: called with the text as it grows. traceparent: the trace that the request is a part of. phrases:
+    what the recording is likely to have.
     """
     stream: RecordingStream | None = None
     await guard.enter(client, 1)
@@ -203,7 +231,7 @@ async def transcribed(
         async with await service.decoders.start(MediaInput(media.demuxer, file=path)) as decoder:
             audio = await decoder.audio()
             stream = RecordingStream(audio.rate, on_text)
-            options = StreamOptions(sample_rate=audio.rate, words=True, auto_finalize=True, language=None)
+            options = StreamOptions(sample_rate=audio.rate, words=True, auto_finalize=True, phrases=phrases)
             async with aclosing(_whole_samples(decoder.blocks())) as blocks:
                 return await stream.run(
                     service.backplane, options, blocks, Caller(client.key_id or "", client.name, traceparent)
@@ -260,9 +288,8 @@ async def _events(
             refused = refusal_of(error)
             yield _event({"error": {"message": str(refused), "type": "server_error", "code": refused.code}})
         else:
-            yield _event(
-                {"type": "transcript.text.done", "text": transcript.text, "usage": usage(transcript)}
-            )
+            done = plain(transcript, logprobs=_wants_logprobs(upload))
+            yield _event({"type": "transcript.text.done", **done})
     finally:
         # Where the client has left, all that is awaited here is cancelled at once: the task tidies up.
         running.cancel()

@@ -85,6 +85,9 @@ def test_every_container_is_read(server: ServeProcess, tmp_path: Path, name: str
 def test_the_shapes_of_a_transcript(server: ServeProcess) -> None:
     file = RECORDING.read_bytes()
     assert answered(server, file) == {"text": TEXT, "usage": {"type": "duration", "seconds": 3}}
+    sure = answered(server, file, **{"include[]": "logprobs", "keywords[]": "ten meters"})["logprobs"]
+    assert "".join(one["token"] for one in sure) == TEXT
+    assert all(one["logprob"] <= 0 and bytes(one["bytes"]).decode() == one["token"] for one in sure)
     response, body = post(server, file, response_format="text")
     assert (response.getheader("content-type"), body) == ("text/plain; charset=utf-8", TEXT.encode() + b"\n")
     whole = answered(server, file, response_format="verbose_json", **{"timestamp_granularities[]": "word"})
@@ -123,6 +126,7 @@ def test_a_streamed_answer_adds_up_to_the_text(server: ServeProcess) -> None:
         (b"", {}, 400, "file"),
         (RECORDING.read_bytes(), {"response_format": "docx"}, 400, "response_format"),
         (RECORDING.read_bytes(), {"timestamp_granularities[]": "letter"}, 400, "timestamp_granularities"),
+        (RECORDING.read_bytes(), {"keywords[]": " "}, 400, "keywords"),
         (RECORDING.read_bytes() + bytes(1 << 20), {}, 413, "file"),
     ],
 )

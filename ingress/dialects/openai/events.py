@@ -51,7 +51,7 @@ def item_fields(item_id: str) -> dict[str, Any]:
     }
 
 
-def logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
+def word_logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
     """Return words as OpenAI's tokens, of which a transcript is made by putting them together."""
     made = []
     for number, word in enumerate(words):

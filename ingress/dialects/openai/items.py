@@ -16,7 +16,7 @@ from common.late_marks import without_late_marks
 from common.messages import Result, Utterance, Word
 from common.words_of_texts import words_of_texts
 from ingress.dialects.dialect import Frame
-from ingress.dialects.openai.events import Events, item_fields, logprobs
+from ingress.dialects.openai.events import Events, item_fields, word_logprobs
 from ingress.dialects.openai.faults import error_fields
 
 # The detector tells a start when so much speech has been heard (`--turn-min-speech-ms`, by default).
@@ -246,7 +246,7 @@ class Items:
             "usage": {"type": "duration", "seconds": round(seconds, 3)},
         }
         if self.wants_logprobs:
-            fields["logprobs"] = logprobs(self._take_words(transcript))
+            fields["logprobs"] = word_logprobs(self._take_words(transcript))
         frames.append(self._transcription("completed", item, **fields))
         self._none_finished = False
 
