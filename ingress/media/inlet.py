@@ -113,7 +113,7 @@ class MediaInlet:
     def close(self) -> None:
         """End it, whatever it is doing."""
         task, self._task = self._task, None
-        if task is not None:
+        if task is not None and task is not asyncio.current_task():
             task.cancel()
 
     async def _run(self) -> None:
@@ -143,7 +143,7 @@ class MediaInlet:
             await self._decoder.close()
 
     async def _serve(self) -> None:
-        while True:
+        while self._task is not None:  # what it hands on may have closed it
             while not self._items:
                 self._raise_if_failed()
                 await self._wait()
