@@ -1,8 +1,8 @@
 """Which words of a transcript stand in which of its parts.
 
 Finals of utterances join to the transcript, so words are told apart by how much of the text stands before
-them. Their times would not do: a model emits a word later than it was spoken, and the last one of an utterance
-may begin behind the utterance's end.
+them. Their times would not do: a model emits a word later than it was spoken, and the last one may begin
+behind the end of its utterance.
 """
 
 from __future__ import annotations
