@@ -134,6 +134,7 @@ class Worker:
             metrics=self.metrics,
             on_fenced=self._lost,
             on_failure=self.fail,
+            dead_letters=settings.dead_letters,
         )
         self._engine = EngineThread(
             backend.engine, self._outlet, settings.replay_seconds, self.metrics, self.fail

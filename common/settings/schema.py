@@ -107,6 +107,7 @@ class WorkerSettings(ClusterSettings):
     lease_ms: int
     step_timeout_ms: int
     replay_seconds: int
+    dead_letters: bool
     snapshots: str
     eou_reset: bool
     turn_detection: bool

@@ -258,6 +258,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("measure_capacity_s", Real(0, 60), "1",
          "longest time that a worker measures at its start how many streams it carries in real time; 0 measures nothing",
          "Timing", _MODEL, "S", None, MappingProxyType({"check": "5"})),
+    Flag("dead_letters", OnOff(), "on",
+         "keep the audio that ended its workers, 16 entries, in Redis for an hour", "Limits", _WORKER, "on|off", "on"),
     Flag("null_step_ms", Real(0, 60_000), "0", "duration of a step of --backend null", "Timing", _WORKER, "MS"),
 
     # -- monitoring

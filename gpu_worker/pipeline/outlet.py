@@ -114,6 +114,7 @@ class Outlet:
     snapshots: takes those of streams that go on here.
     on_fenced: called with streams that newer owners have, or that left Redis.
     on_failure: called in this thread, last, when it cannot go on.
+    dead_letters: whether the audio that ended its workers is kept for somebody to look at.
     """
 
     def __init__(
@@ -128,8 +129,10 @@ class Outlet:
         metrics: WorkerMetrics,
         on_fenced: Callable[[Sequence[StreamFlow]], None],
         on_failure: Callable[[BaseException], None],
+        dead_letters: bool = True,
     ) -> None:
         self._writer = ResultWriter(redis, keys)
+        self._dead_letters = dead_letters
         self._keys = keys
         self._worker = worker
         self._claims = claims
@@ -374,7 +377,7 @@ class Outlet:
         seq = 1 + max(flow.owned.last_seq, writing.seq if writing is not None else 0)
         acked = writing.acked if writing is not None else flow.owned.last_acked
         batch.results.say(flow.owned, flow.ingress, LineKind.ERROR, seq, acked, encode_error(error))
-        if error.code is ErrorCode.POISON:
+        if error.code is ErrorCode.POISON and self._dead_letters:
             batch.results.then(flow.owned, keep_dead_letter(flow.owned.keys, epoch=flow.owned.epoch))
         batch.ends(flow, self._claims.finish_command(flow.owned))
 

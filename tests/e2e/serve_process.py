@@ -145,12 +145,16 @@ class ServeProcess:
 
 
 def run_cli(
-    *arguments: str, timeout_s: float = 60.0, stdin: bytes = b""
+    *arguments: str,
+    timeout_s: float = 60.0,
+    stdin: bytes = b"",
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `parakeet-server` with these arguments to its end."""
     return subprocess.run(
         [sys.executable, "-m", "parakeet.cli", *arguments],
         cwd=ROOT,
+        env={**os.environ, **(environment or {})},
         input=stdin,
         capture_output=True,
         timeout=timeout_s,

@@ -39,3 +39,24 @@ def test_without_network_serve_says_what_to_do(tmp_path: Path) -> None:
         for way_out in ("Check the network or HF_ENDPOINT", "--model PATH", "--model-size tiny"):
             assert way_out in said
         assert "Traceback" not in serve.log
+
+
+def test_a_model_that_was_fetched_is_carried_to_a_host_without_network(tmp_path: Path) -> None:
+    folder = tmp_path / "carried"
+    with running_hub(HUB_IDS["small"]) as hub:
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "there")}
+        fetched = run_cli("model", "fetch", "small", "--output", str(folder), environment=environment)
+        assert fetched.returncode == 0, fetched.stderr
+        assert f"at commit {COMMIT} is in {folder}: --model {folder}\n" in fetched.stdout.decode()
+        again = run_cli("model", "fetch", "small", "--output", str(folder), environment=environment)
+        assert (again.returncode, again.stderr.decode().count("\n")) == (2, 1)
+        assert "is there already" in again.stderr.decode()
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "here"), "HF_HUB_OFFLINE": "1"}
+    seen = run_cli("model", "inspect", str(folder), environment=nowhere)
+    assert seen.returncode == 0, seen.stderr
+    unknown = run_cli("model", "fetch", "small", environment=nowhere)
+    assert unknown.returncode == 2
+    assert "cannot be fetched" in unknown.stderr.decode()
+    wrong = run_cli("model", "fetch", "tiny", environment=nowhere)
+    assert "is no model of the hub" in wrong.stderr.decode()

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from common.entries import IngressId, StreamId, WorkerId
+from common.errors import ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
 from common.options import StreamOptions
 from common.redis.clients import RedisServers, SyncRedis
@@ -18,7 +19,7 @@ from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.claims import Claims, OwnedStream
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.pipeline.engine_events import Decoded, Opened
+from gpu_worker.pipeline.engine_events import Decoded, Failed, Opened
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.outlet import Outlet
 from gpu_worker.pipeline.snapshot_writer import SnapshotWriter
@@ -79,7 +80,7 @@ def output(chunk: int, text: str) -> StreamOutput:
 
 
 @contextmanager
-def outlet_of(redis: SyncRedis, owned: OwnedStream) -> Iterator[Outlet]:
+def outlet_of(redis: SyncRedis, owned: OwnedStream, *, dead_letters: bool = True) -> Iterator[Outlet]:
     """An outlet that writes for this stream, on a server where it is open."""
     keys, worker, metrics = Keys(), WorkerId("w1"), WorkerMetrics()
     client = redis.cluster
@@ -100,6 +101,7 @@ def outlet_of(redis: SyncRedis, owned: OwnedStream) -> Iterator[Outlet]:
         metrics=metrics,
         on_fenced=lost.extend,
         on_failure=lost.append,
+        dead_letters=dead_letters,
     )
     outlet.start()
     flow = StreamFlow(owned)
@@ -128,6 +130,19 @@ def test_the_first_result_of_a_new_owner_repeats_the_text_since_the_checkpoint(
     entries = client.xrange(owned.keys.results, "(2-0")
     assert [entry_id for entry_id, _ in entries] == [b"2-4", b"2-5"]
     assert [orjson.loads(fields[b"d"])[:2] for _, fields in entries] == [[3, " two three four"], [18, ""]]
+
+
+@pytest.mark.parametrize("dead_letters", [True, False])
+def test_poison_is_kept_unless_it_may_not_be(redis: SyncRedis, client: Any, dead_letters: bool) -> None:
+    owned = OwnedStream(Keys().stream(StreamId(1)), b"1-1", RECORD, 0)
+    client.xadd(owned.keys.audio, {"o": "0", "p": b"\0\0"}, id="1-1")
+    client.pexpire(owned.keys.audio, TTL_MS)
+    with outlet_of(redis, owned, dead_letters=dead_letters) as outlet:
+        outlet.put(Failed(StreamFlow(owned), StreamError(ErrorCode.POISON, "It ended its workers.")))
+    (_, fields) = client.xrevrange(owned.keys.results, count=1)[0]
+    assert fields[b"k"] == b"e"
+    assert bool(client.exists(owned.keys.dead)) == dead_letters
+    assert client.xlen(owned.keys.dead_audio) == int(dead_letters)
 
 
 def test_a_result_is_as_large_after_an_hour_as_after_a_minute(
