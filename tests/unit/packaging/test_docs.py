@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.monitoring.families import INGRESS, WORKER
 from common.settings import FLAGS
 
 ROOT = Path(__file__).parents[3]
@@ -31,8 +32,20 @@ def test_flags_of_the_server_that_are_documented_exist(name: str) -> None:
         "--index-url",
         "--scan",
         "--pattern",
-    }  # of docker compose, pip, redis-cli
+        "--no-auth-warning",
+        "--no-recreate",
+        "--rm",
+        "--time",
+        "--user",
+    }  # of docker, docker compose, pip, redis-cli
     text = (ROOT / name).read_text(encoding="utf-8")
     written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     assert written
     assert written <= known | others
+
+
+@pytest.mark.parametrize("name", ["docs/operations.md", "docs/scaling.md", "README.md"])
+def test_metrics_that_are_documented_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    written = set(re.findall(r"parakeet_(?:ingress|worker)_[a-z_]+", text))
+    assert written <= {family.name for family in (*INGRESS, *WORKER)}

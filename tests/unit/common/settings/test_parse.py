@@ -23,6 +23,7 @@ from common.settings import (
     new_process_id,
     parse,
 )
+from common.settings.docs import DOCUMENT, document
 
 
 def test_a_flag_goes_before_the_environment_and_that_before_the_default() -> None:
@@ -271,3 +272,7 @@ def test_a_child_gets_the_same_settings(command: str, argv: list[str]) -> None:
     assert parse(command, line, environment) == settings  # type: ignore[call-overload]
     assert environment["HOME"] == "/root"
     assert not any("secret" in argument for argument in line)
+
+
+def test_the_document_of_flags_is_that_of_the_table() -> None:
+    assert DOCUMENT.read_text() == document(), "python -m common.settings.docs writes it"
