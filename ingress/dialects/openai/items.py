@@ -21,6 +21,20 @@ from ingress.dialects.openai.faults import error_fields
 
 # The detector tells a start when so much speech has been heard (`--turn-min-speech-ms`, by default).
 _MIN_SPEECH_MS: Final = 96
+# The final of an utterance comes within 2.5 s of audio behind its end. It never does where the worker of the
+# stream died and another one began without a snapshot.
+_LONGEST_WAIT_MS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """An utterance that has ended at `at_ms`, and whose final is to come.
+
+    item: None where the utterance is no item of its own, since the client has cut otherwise.
+    """
+
+    item: _Item | None
+    at_ms: int
 
 
 @dataclass(slots=True)
@@ -76,9 +90,7 @@ class Items:
         self._from = 0  # where the part of it begins that is in no finished item
         self._none_finished = True
         self._open: _Item | None = None  # the item whose audio goes on
-        # Utterances that ended, and whose finals are to come; None for one that is no item of its own, since
-        # the client has cut otherwise.
-        self._ended: deque[_Item | None] = deque()
+        self._ended: deque[_Ended] = deque()
         # What the client asked for and the worker has not answered: a commit's item, None for a clear.
         self._committed: deque[_Item | None] = deque()
         self._words: list[Word] = []  # those of no finished item
@@ -128,6 +140,8 @@ class Items:
         self._tell_added(frames)
         for utterance in result.utterances:
             self._finish_utterance(utterance, frames)
+        while self._ended and now_ms - self._ended[0].at_ms > _LONGEST_WAIT_MS:
+            self._give_up(frames)
         if result.is_final:
             while self._committed:
                 self._answered(frames)
@@ -138,7 +152,8 @@ class Items:
 
     def fail(self, kind: str, code: str, message: str) -> list[Frame]:
         """The stream has failed: so have the items whose transcripts were to come."""
-        failed = [item for item in (*self._ended, *self._committed) if item is not None]
+        items = (*(ended.item for ended in self._ended), *self._committed)
+        failed = [item for item in items if item is not None]
         self._ended.clear()
         self._committed.clear()
         error = error_fields(kind, code, message)
@@ -151,6 +166,8 @@ class Items:
         if self.cut_by_client or self._committed:
             return
         item = self._open
+        if item is not None and item.in_speech:
+            return  # told by a worker that began without a snapshot
         if item is None:
             start_ms = max(self._end_ms, now_ms - _MIN_SPEECH_MS - self.padding_ms)
             item = self._open = self._new(start_ms)
@@ -164,12 +181,12 @@ class Items:
     def _utterance_ended(self, now_ms: int, frames: list[Frame]) -> None:
         item = self._open
         if item is None or self.cut_by_client or self._committed:
-            self._ended.append(None)
+            self._ended.append(_Ended(None, now_ms))
             return
         self._open = None
         self._stop(item, now_ms, frames)
         self._commit(item, frames)
-        self._ended.append(item)
+        self._ended.append(_Ended(item, now_ms))
 
     def _new(self, start_ms: int) -> _Item:
         return _Item(self._events.new_item(), start_ms)
@@ -198,7 +215,7 @@ class Items:
 
     def _tell_added(self, frames: list[Frame]) -> None:
         """Send what is added to the item whose text goes on, where that is certain."""
-        if any(item is not None for item in self._ended):
+        if any(ended.item is not None for ended in self._ended):
             return
         if self._committed:
             item = self._committed[0]
@@ -222,7 +239,7 @@ class Items:
             item.sent = text
 
     def _finish_utterance(self, utterance: Utterance, frames: list[Frame]) -> None:
-        item = self._ended.popleft() if self._ended else None
+        item = self._ended.popleft().item if self._ended else None
         if item is None:
             return
         self._complete(item, utterance.text, utterance.end_s - utterance.start_s, frames)
@@ -230,8 +247,17 @@ class Items:
         if at >= 0:
             self._from = at + len(utterance.text)
 
+    def _give_up(self, frames: list[Frame]) -> None:
+        """Complete an item without the final of its utterance: by all text of no other item."""
+        item = self._ended.popleft().item
+        if item is not None:
+            self._complete(item, self._gained(), (item.end_ms - item.start_ms) / 1000, frames)
+            self._from = len(self._text)
+
     def _answered(self, frames: list[Frame]) -> None:
-        """The worker has said all of the audio before a commit or a clear."""
+        """The worker has said all of the audio before a commit or a clear, finals of utterances included."""
+        while self._ended:
+            self._give_up(frames)
         item = self._committed.popleft()
         if item is not None:
             self._complete(item, self._gained(), (item.end_ms - item.start_ms) / 1000, frames)

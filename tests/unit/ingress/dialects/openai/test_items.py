@@ -279,6 +279,22 @@ def test_text_that_another_worker_replaced_stands_in_completed() -> None:
     assert talk.transcripts() == ["go forward ten"]
 
 
+def test_an_utterance_whose_final_another_worker_does_not_have_is_completed_all_the_same() -> None:
+    talk = _vad()
+    talk.say(append(silence(20_000)))
+    talk.result("", 500, turn="start_of_utterance")
+    talk.result("one", 900, turn="start_of_utterance")  # by a worker that began anew
+    talk.result("one", 1500, turn="end_of_utterance")
+    talk.result("one two", 11_000)
+    assert talk.transcripts() == []
+    talk.result("one two", 11_600)
+    assert talk.transcripts() == ["one two"]
+    talk.result("one two", 12_000, turn="start_of_utterance")
+    talk.result("one two six", 13_000, turn="end_of_utterance", finals=(("six", 11.9, 12.5),))
+    assert talk.transcripts() == ["one two", "six"]
+    _checked(talk)
+
+
 def test_log_probabilities_are_those_of_the_words() -> None:
     talk = Talk()
     session = {"type": "transcription", "include": ["item.input_audio_transcription.logprobs"]}
