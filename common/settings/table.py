@@ -159,7 +159,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("max_frame_bytes", Whole(1024, 64 << 20), str(1 << 20), "longest WebSocket message",
          "Limits", _INGRESS, "BYTES"),
     Flag("max_upload_mb", Whole(1, 4096), "100", "largest recording that is uploaded whole", "Limits", _INGRESS, "MB"),
-    Flag("max_decoders", Whole(1, 1024), "4", "recordings that an ingress decodes at once; each is a child process",
+    Flag("max_decoders", Whole(1, 1024), "4", "recordings and compressed live streams that an ingress decodes at once; each is a child process",
          "Limits", _INGRESS),
     Flag("send_buffer_bytes", Whole(4096, 64 << 20), str(256 << 10),
          "bytes that may wait for a client that does not read, partial results merged; with more it is dropped", "Limits", _INGRESS, "BYTES"),
