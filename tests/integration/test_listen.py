@@ -77,6 +77,7 @@ def _blocks(data: bytes) -> list[bytes | str]:
     return [data[at : at + _BLOCK_BYTES] for at in range(0, len(data), _BLOCK_BYTES)]
 
 
+@pytest.mark.slow
 async def test_every_way_of_sending_a_recording_gets_the_text_of_our_own_protocol(
     stack: Stack, tmp_path: Path
 ) -> None:
