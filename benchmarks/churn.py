@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.engines import RowSizes, build, build_simulated
+from benchmarks.engines import RowSizes, Switches, build, build_simulated
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.engine import SpeechEngine
@@ -33,10 +33,10 @@ def run_churn(row: RowSizes, given: Namespace) -> dict[str, Any]:
             given.streams,
             given.simulated_ms,
             given.simulated_row_us,
-            turn_detection=given.turn_detection,
+            Switches(given.turn_detection),
         )
     else:
-        built = build(row, given.streams, given.device, turn_detection=given.turn_detection)
+        built = build(row, given.streams, given.device, Switches(given.turn_detection))
     return {
         "row": getattr(row, "name", ""),
         "device": built.device,

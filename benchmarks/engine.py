@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.capacity import Budget, OutOfTime, Trial, search
+from benchmarks.clocks import Clock, RealClock, ThreadClock
 from benchmarks.engine_trial import ARRIVAL_S, run_trial
 
 RESULTS: Final = Path(__file__).parent / "results" / "engine_trials.jsonl"
@@ -111,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         default=60.0,
         help="take snapshots as a worker with this --replay-seconds does; 0 takes none",
     )
+    parser.add_argument("--snapshots", choices=("audio", "state"), default="audio", help="as of a worker")
+    parser.add_argument("--pace-ms", type=float, default=20.0, help="as --step-pace-ms of a worker")
     parser.add_argument("--search-s", type=float, default=SEARCH_S)
     parser.add_argument("--final-s", type=float, default=FINAL_S)
     parser.add_argument(
@@ -135,8 +138,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     """Build an engine in this process, load it, say what came of it."""
-    from benchmarks.engines import build, build_simulated, memory_bytes
+    from benchmarks.engines import Switches, build, build_simulated, memory_bytes
 
+    # What a simulated device leaves to measure is the thread's work: others on the machine must not count.
+    clock: Clock = ThreadClock() if given.simulate else RealClock()
+    switches = Switches(given.turn_detection, given.snapshots == "audio", given.pace_ms)
     started = time.monotonic()
     if given.simulate:
         built = build_simulated(
@@ -144,12 +150,15 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
             given.streams,
             given.simulated_ms,
             given.simulated_row_us,
-            turn_detection=given.turn_detection,
+            switches,
+            clock,
         )
     else:
-        built = build(row, given.streams, given.device, turn_detection=given.turn_detection)
+        built = build(row, given.streams, given.device, switches)
     ready_s = time.monotonic() - started
-    result = run_trial(built.engine, given.streams, given.seconds, replay_s=given.replay_seconds)
+    result = run_trial(
+        built.engine, given.streams, given.seconds, replay_s=given.replay_seconds, time_of=clock
+    )
     built.engine.check_integrity()
     return {
         "row": row.name,
@@ -173,7 +182,12 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
 
 def _switches(given: argparse.Namespace) -> dict[str, Any]:
     """What a trial runs with besides the recognizer; results before 2026-11-29 are without either."""
-    return {"turn_detection": given.turn_detection, "replay_seconds": given.replay_seconds}
+    return {
+        "turn_detection": given.turn_detection,
+        "replay_seconds": given.replay_seconds,
+        "snapshots": given.snapshots,
+        "pace_ms": given.pace_ms,
+    }
 
 
 def _is_of(told: dict[str, Any], given: argparse.Namespace) -> bool:
@@ -247,7 +261,8 @@ def trial(
     command = [
         *(sys.executable, "-m", "benchmarks.engine", "--one-trial", "--row", row.name),
         *("--streams", str(streams), "--seconds", str(seconds), "--device", given.device),
-        *("--replay-seconds", str(given.replay_seconds)),
+        *("--replay-seconds", str(given.replay_seconds), "--snapshots", given.snapshots),
+        *("--pace-ms", str(given.pace_ms)),
     ]
     if not given.turn_detection:
         command.append("--no-turn-detection")

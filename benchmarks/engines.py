@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 
+from benchmarks.clocks import Clock, RealClock
 from benchmarks.export_random import make
 from benchmarks.random_model import TOKENIZERS
 from benchmarks.simulated_steps import SimulatedSteps
@@ -15,6 +17,7 @@ from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import PageShape, StepShape
 from gpu_worker.steps.factory import make_model_engine
@@ -22,6 +25,8 @@ from gpu_worker.steps.memory import page_bytes, slot_bytes
 
 LEFT_FRAMES = 70
 _PRE_ENCODE_ROWS = 1024
+# Of `large`.
+_REACH_FRAMES = 1_876
 
 
 class RowSizes(Protocol):
@@ -49,7 +54,19 @@ class Built:
     stream_bytes: int
 
 
-def engine_config(row: RowSizes, streams: int, *, turn_detection: bool = True) -> EngineConfig:
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """What an engine runs with besides its model; the defaults are a worker's on CUDA."""
+
+    turn_detection: bool = True
+    audio_snapshots: bool = True
+    pace_ms: float = 20.0
+
+
+DEFAULTS: Final = Switches()
+
+
+def engine_config(row: RowSizes, streams: int, switches: Switches = DEFAULTS) -> EngineConfig:
     """Sizes for so many streams."""
     rows = min(row.max_rows, streams)
     return EngineConfig(
@@ -57,11 +74,13 @@ def engine_config(row: RowSizes, streams: int, *, turn_detection: bool = True) -
         context=(LEFT_FRAMES, row.chunk_ms // 80 - 1),
         batch_sizes=BatchSizes(min(rows, _PRE_ENCODE_ROWS), rows, rows),
         page_frames=row.page_frames,
-        turn_detection=turn_detection,
+        turn_detection=switches.turn_detection,
+        audio_snapshots=switches.audio_snapshots,
+        longest_pace_s=switches.pace_ms / 1000,
     )
 
 
-def build(row: RowSizes, streams: int, device: str, *, turn_detection: bool = True) -> Built:
+def build(row: RowSizes, streams: int, device: str, switches: Switches = DEFAULTS) -> Built:
     """An engine that is ready to serve: in bfloat16 with graphs on a GPU, in float32 on a CPU."""
     where = torch.device(device)
     on_cuda = where.type == "cuda"
@@ -71,7 +90,7 @@ def build(row: RowSizes, streams: int, device: str, *, turn_detection: bool = Tr
     loaded, rate = make(row.model, row.chunk_ms, dtype, where)
     if on_cuda:
         torch.cuda.empty_cache()
-    engine = make_model_engine(loaded, engine_config(row, streams, turn_detection=turn_detection))
+    engine = make_model_engine(loaded, engine_config(row, streams, switches))
     _warm_up(engine)
     pages = -(-(LEFT_FRAMES + row.chunk_ms // 80) // row.page_frames)
     stream_bytes = pages * page_bytes(loaded, row.page_frames) + slot_bytes(loaded)
@@ -91,11 +110,17 @@ def _warm_up(engine: SpeechEngine) -> None:
 
 
 def build_simulated(
-    row: RowSizes, streams: int, fixed_ms: float, row_us: float, *, turn_detection: bool = True
+    row: RowSizes,
+    streams: int,
+    fixed_ms: float,
+    row_us: float,
+    switches: Switches = DEFAULTS,
+    time_of: Clock | None = None,
 ) -> Built:
     """The same engine over steps that only take time."""
     clock = ChunkClock(160, 200, 8, row.chunk_ms // 80)
-    config = engine_config(row, streams, turn_detection=turn_detection)
+    config = engine_config(row, streams, switches)
+    time_of = time_of or RealClock()
     ring_pages = -(-(LEFT_FRAMES + clock.chunk_frames) // row.page_frames)
     shape = StepShape(
         clock=clock,
@@ -104,8 +129,11 @@ def build_simulated(
         max_chunks=1,
         pages=PageShape(streams * ring_pages, row.page_frames, ring_pages, LEFT_FRAMES),
         overlaps=True,
-        hears=turn_detection,
+        hears=switches.turn_detection,
         fingerprint="simulated",
+        reach_frames=-(-_REACH_FRAMES // clock.chunk_frames) * clock.chunk_frames
+        if switches.audio_snapshots
+        else 0,
     )
     steps = SimulatedSteps(
         shape,
@@ -113,8 +141,10 @@ def build_simulated(
         vocab_size=1000,
         fixed_ms=fixed_ms,
         row_us=row_us,
+        clock=time_of,
     )
-    engine = SpeechEngine(steps, TOKENIZERS[row.model])
+    pace = Pace(config.longest_pace_s, time_of.now, time.thread_time)
+    engine = SpeechEngine(steps, TOKENIZERS[row.model], pace=pace)
     return Built(engine, "simulated", "none", 0.0, 0.0, 0)
 
 

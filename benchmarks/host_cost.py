@@ -15,7 +15,7 @@ from itertools import repeat
 import numpy as np
 
 from benchmarks.engine import ROWS
-from benchmarks.engines import build_simulated
+from benchmarks.engines import Switches, build_simulated
 from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
@@ -26,7 +26,9 @@ _WARM_ROUNDS = 5
 
 def measure(streams: int, rounds: int, *, turn_detection: bool) -> tuple[float, float, float]:
     """Microseconds of `feed` and of `step` a chunk, and outputs a chunk."""
-    engine = build_simulated(ROWS["large-160"], streams, 0.0, 0.0, turn_detection=turn_detection).engine
+    engine = build_simulated(
+        ROWS["large-160"], streams, 0.0, 0.0, Switches(turn_detection, pace_ms=0.0)
+    ).engine
     chunk, first = engine.clock.chunk_samples, engine.clock.samples_of_chunks(1)
     pcm16 = np.round(32_768 * speech(0, len(recordings()) + chunk)).astype(np.int16)
     offsets = np.random.default_rng(0).integers(0, len(recordings()), streams).tolist()

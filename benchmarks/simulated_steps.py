@@ -6,13 +6,13 @@ not follow, to test the harness and to measure what a step costs the host.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.clocks import Clock
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.steps import (
     Export,
@@ -55,7 +55,14 @@ class SimulatedSteps:
     """Every step takes `fixed_ms` and `row_us` for each of its rows, one step after the other."""
 
     def __init__(
-        self, shape: StepShape, *, ring_samples: int, vocab_size: int, fixed_ms: float, row_us: float
+        self,
+        shape: StepShape,
+        *,
+        ring_samples: int,
+        vocab_size: int,
+        fixed_ms: float,
+        row_us: float,
+        clock: Clock,
     ) -> None:
         self.shape = shape
         self.stats = EngineStats()
@@ -68,6 +75,7 @@ class SimulatedSteps:
         self._talk = talk(1 << 16)
         self._heard_S = self._rng.integers(0, 1 << 14, shape.num_slots)
         self._free_at = 0.0
+        self._clock = clock
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         """Nothing is kept."""
@@ -92,12 +100,17 @@ class SimulatedSteps:
             confidences_BK=np.full((num_rows, most), 0.5, dtype=np.float32),
             speech_BW=self._talk[window_BW],
         )
-        self._free_at = max(self._free_at, time.perf_counter()) + self._fixed_s + num_rows * self._row_s
+        self._free_at = max(self._free_at, self._clock.now()) + self._fixed_s + num_rows * self._row_s
         return Flight(num_rows, _Simulated(self._free_at, findings))
+
+    def is_over(self, flight: Flight) -> bool:
+        token = flight.token
+        assert isinstance(token, _Simulated)
+        return self._clock.now() >= token.ready_at
 
     def wait(self, flight: Flight) -> StepFindings:
         token = flight.token
         assert isinstance(token, _Simulated)
-        time.sleep(max(0.0, token.ready_at - time.perf_counter()))
+        self._clock.sleep(max(0.0, token.ready_at - self._clock.now()))
         self.stats.encode.calls += 1
         return token.findings

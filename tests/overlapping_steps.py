@@ -29,6 +29,9 @@ class OverlappingSteps:
         self._under_way.append(flight)
         return flight
 
+    def is_over(self, flight: Flight) -> bool:
+        return self.inner.is_over(flight)
+
     def wait(self, flight: Flight) -> StepFindings:
         assert self._under_way.pop(0) is flight, "steps are waited for in another order"
         return self.inner.wait(flight)

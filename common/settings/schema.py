@@ -106,6 +106,7 @@ class WorkerSettings(ClusterSettings):
     num_threads: int | None
     lease_ms: int
     step_timeout_ms: int
+    step_pace_ms: float
     replay_seconds: int
     dead_letters: bool
     snapshots: str

@@ -36,6 +36,7 @@ class EngineConfig:
     common_phrases: of all streams.
     trees_beside: whether trees are made in a thread of their own, so that whoever steps the engine has to be
         woken (`PhraseBook.wake_with`).
+    longest_pace_s: most time between two steps of a busy host whose steps overlap.
     turn_settings: what a stream's options make of turn detection.
     """
 
@@ -51,4 +52,5 @@ class EngineConfig:
     phrase_bytes: int = 1 << 20
     common_phrases: tuple[Phrase, ...] = ()
     trees_beside: bool = False
+    longest_pace_s: float = 0.0
     turn_settings: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings()

@@ -30,6 +30,7 @@ from gpu_worker.engine.interface import (
     StreamOutput,
     StreamSnapshot,
 )
+from gpu_worker.engine.pace import POLL_S, Pace
 from gpu_worker.engine.phrase_book import PhraseBook, PhraseList, no_trees
 from gpu_worker.engine.results import Pieces, StepText, acknowledges, chunk_output, failed_output
 from gpu_worker.engine.slot_snapshots import SlotSnapshots
@@ -71,6 +72,7 @@ class SpeechEngine:
         book: makes boosting trees of phrases, where the engine has them.
         common: phrases of all streams.
         judge: smart-turn, where it runs.
+        pace: when steps begin; only where they overlap, for others gather rows while they run.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class SpeechEngine:
         judge: TurnJudge | None = None,
         book: PhraseBook | None = None,
         common: PhraseList = (),
+        pace: Pace | None = None,
     ) -> None:
         shape, pages = steps.shape, steps.shape.pages
         num_slots = shape.num_slots
@@ -123,6 +126,7 @@ class SpeechEngine:
         self._num_opened = 0
         self._listens = np.zeros(num_slots, dtype=np.bool_)
         self._launched: _Launched | None = None
+        self._pace = pace or Pace(0.0)
         # Outputs that were read before `step` could return them.
         self._unsent: list[StreamOutput] = []
         self._gauges_due = 0.0
@@ -266,23 +270,40 @@ class SpeechEngine:
     # ------------------------------------------------------------------ steps
 
     def has_work(self) -> bool:
-        return (
-            self._launched is not None
-            or bool(self._unsent)
-            or any(not self._must_wait(state.slot) for state in self._finishing.values())
+        if (
+            self._unsent
             or self._turns.has_ready()
             # A verdict that came may change no result, and its stream goes on all the same.
             or len(self._turns.waiting) != self._table.num_held
+        ):
+            return True
+        launched, paced_s = self._launched, self._pace.wait_s()
+        if launched is not None and (not self._pace.interval_s or self.steps.is_over(launched.flight)):
+            return True
+        return not paced_s and self._could_launch()
+
+    def _could_launch(self) -> bool:
+        return (
+            any(not self._must_wait(state.slot) for state in self._finishing.values())
             or bool(self._table.ready().any())
             or self._phrases.has_due()
         )
 
     def wait_s(self) -> float | None:
-        return self._turns.wait_s()
+        waits = [wait_s for wait_s in (self._turns.wait_s(), self._paced_wait_s()) if wait_s is not None]
+        return min(waits, default=None)
+
+    def _paced_wait_s(self) -> float | None:
+        if self._launched is not None:
+            return POLL_S
+        paced_s = self._pace.wait_s()
+        return paced_s if paced_s and self._could_launch() else None
 
     def step(self) -> Sequence[StreamOutput]:
         outputs, self._unsent = self._unsent, []
-        to_read, self._launched = self._launched, self._launch(outputs)
+        to_read, self._launched = self._launched, None
+        if not self._pace.wait_s():
+            self._launched = self._launch(outputs)
         if not self.steps.shape.overlaps:
             to_read, self._launched = self._launched, None
         if to_read is not None:
@@ -327,6 +348,7 @@ class SpeechEngine:
         plan = self._plan(outputs)
         if plan is None:
             return None
+        self._pace.begun()
         self._reset_fresh()
         slots = plan.slots_B
         rows = np.empty((len(Field), len(slots)), dtype=np.int32)

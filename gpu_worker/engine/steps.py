@@ -203,6 +203,10 @@ class Steps(Protocol):
         """
         ...
 
+    def is_over(self, flight: Flight) -> bool:
+        """Whether `wait` would return at once."""
+        ...
+
     def wait(self, flight: Flight) -> StepFindings:
         """Wait for the oldest flight and count its stages' time."""
         ...

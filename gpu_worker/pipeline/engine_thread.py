@@ -1,7 +1,8 @@
 """The thread that owns the engine: applies what other threads ask for, and steps while there is work.
 
-It sleeps on a condition and is woken by events, never by the clock. `busy_s` says for how long it has
-been at one turn: a hung device shows there, and the worker's lease is then not renewed.
+It sleeps on a condition and is woken by events, and by the clock where the engine waits for more rows or a
+verdict. `busy_s` says for how long it has been at one turn: a hung device shows there, and the worker's lease
+is then not renewed.
 """
 
 from __future__ import annotations

@@ -271,6 +271,11 @@ class GraphSteps:
         listens = self._store.vad is not None and bool(rows_FB[Field.HEARD].any())
         return Flight(num_rows, _Token(buffer, size, events, listens))
 
+    def is_over(self, flight: Flight) -> bool:
+        token = flight.token
+        assert isinstance(token, _Token)
+        return token.events[-1].query()
+
     def wait(self, flight: Flight) -> StepFindings:
         token = flight.token
         assert isinstance(token, _Token)

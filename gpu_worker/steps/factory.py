@@ -17,6 +17,7 @@ from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, UnsupportedOption
+from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.phrase_book import PhraseBook, no_trees
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import PageShape, Steps, StepShape
@@ -210,6 +211,7 @@ def make_model_engine(
         judge=judge,
         book=_book(loaded, steps, beside=config.trees_beside),
         common=config.common_phrases,
+        pace=Pace(config.longest_pace_s if on_cuda else 0.0),
     )
 
 
@@ -263,6 +265,7 @@ def engine_config(
         reset_at_end=settings.eou_reset,
         turn_detection=settings.turn_detection,
         audio_snapshots=on_cuda if settings.snapshots == "auto" else settings.snapshots == "audio",
+        longest_pace_s=settings.step_pace_ms / 1000,
         turn_settings=turn_settings or _default_turn_settings,
         phrase_bytes=settings.phrase_memory_mb << 20,
         common_phrases=read_phrases_file(settings.phrases_file),

@@ -187,6 +187,11 @@ class NullSteps:
         )
         return Flight(num_rows, _Slept(began_at + self._step_s, began_at, findings))
 
+    def is_over(self, flight: Flight) -> bool:
+        slept = flight.token
+        assert isinstance(slept, _Slept)
+        return time.perf_counter() >= slept.ready_at
+
     def wait(self, flight: Flight) -> StepFindings:
         slept = flight.token
         assert isinstance(slept, _Slept)

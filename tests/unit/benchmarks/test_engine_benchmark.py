@@ -12,7 +12,7 @@ import torch
 from benchmarks import engine as command
 from benchmarks.churn import churn
 from benchmarks.engine_trial import run_trial
-from benchmarks.engines import build_simulated
+from benchmarks.engines import Switches, build_simulated
 from benchmarks.random_model import FRAMES_PER_SECOND, TOKENS_PER_SECOND, blank_bias
 
 ROW = command.ROWS["large-80"]
@@ -46,7 +46,7 @@ def test_turns_and_snapshots_are_part_of_a_trial() -> None:
     assert result.snapshots >= 6
     assert result.snapshot_bytes > 0
     assert built.engine.stats.turn_detection.units > 0
-    without = build_simulated(row, 6, fixed_ms=1.0, row_us=0.0, turn_detection=False)
+    without = build_simulated(row, 6, fixed_ms=1.0, row_us=0.0, switches=Switches(turn_detection=False))
     assert run_trial(without.engine, 6, 1.0, arrival_s=0.2).snapshots == 0
     assert without.engine.stats.turn_detection.units == 0
 
@@ -69,10 +69,11 @@ def test_search_closes_in_from_what_is_recorded(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(command, "trial", trial)
     results = tmp_path / "trials.jsonl"
     told = {"row": ROW.name, "streams": 1_000, "seconds": 20.0, "passed": True}
+    told |= {"snapshots": "audio", "pace_ms": 20.0}
     results.write_text(json.dumps(told) + "\n")
     given = Namespace(
         results=results, trials=8, start=0, search_s=20.0, final_s=120.0, budget_s=None,
-        turn_detection=False, replay_seconds=0.0,
+        turn_detection=False, replay_seconds=0.0, snapshots="audio", pace_ms=20.0,
     )  # fmt: skip
     assert command.search_row(ROW, given) == 0
     loads = [streams for streams, seconds in tried if seconds == 20.0]
