@@ -274,7 +274,8 @@ class GraphSteps:
     def is_over(self, flight: Flight) -> bool:
         token = flight.token
         assert isinstance(token, _Token)
-        return token.events[-1].query()
+        over: bool = token.events[-1].query()  # type: ignore[no-untyped-call]
+        return over
 
     def wait(self, flight: Flight) -> StepFindings:
         token = flight.token
