@@ -16,6 +16,8 @@ from ingress.sockets.linger import LINGER_S, Linger, acked_bytes
 from ingress.sockets.peer import Peer
 
 _WRITE_HIGH_BYTES: Final = 32 * 1024
+MESSAGES_A_TURN: Final = 64
+"""Messages that one client is heard in one round of the event loop: a read of 256 KB may hold 20,000."""
 
 OpenConnection = Callable[[Peer], Connection]
 """Makes the connection behind a socket."""
@@ -32,6 +34,8 @@ class SocketShell(asyncio.Protocol):
     raw bytes in the subclass's reader: the rest of one read. That is so on every event loop; uvloop begins to
     read after `connection_made`, whatever was paused there.
 
+    A client that sends many small messages at once is heard in turns, as others are: see `_may_go_on`.
+
     A subclass notes in `_heard_at` when something came, whatever it was: a part of a message and a ping are
     no silence either. A pong is: it says that the client's machine is there, not that the client is.
     """
@@ -41,8 +45,10 @@ class SocketShell(asyncio.Protocol):
         "_connection",
         "_heard_at",
         "_linger",
+        "_num_heard",
         "_place",
         "_reading",
+        "_resting",
         "_transport",
     )
 
@@ -52,6 +58,8 @@ class SocketShell(asyncio.Protocol):
         self._connection: Connection | None = None
         self._closing = False
         self._reading = True
+        self._num_heard = 0  # messages in this turn
+        self._resting = False  # until its next turn
         self._heard_at = monotonic()
         self._linger: Linger | None = None
 
@@ -110,9 +118,8 @@ class SocketShell(asyncio.Protocol):
             return
         self._reading = True
         self._heard_at = monotonic()
-        self._hand_on()
-        if self._reading:
-            self._transport.resume_reading()
+        if not self._resting:
+            self._take_turn()
 
     # For subclasses
 
@@ -120,8 +127,32 @@ class SocketShell(asyncio.Protocol):
     def _hand_on(self) -> None:
         """Hand messages that have come to the connection, as long as it reads."""
 
+    def _may_go_on(self) -> bool:
+        """Whether another message is handed on in this turn; else the rest follows in the next one.
+
+        Until then nothing is taken from the socket, so what waits is the rest of one read.
+        """
+        if self._num_heard < MESSAGES_A_TURN or self._transport is None:
+            self._num_heard += 1
+            return True
+        self._resting = True
+        self._transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._next_turn)
+        return False
+
+    def _next_turn(self) -> None:
+        self._resting = False
+        if self._transport is not None and self._reading:
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        self._num_heard = 0
+        self._hand_on()
+        if self._reading and not self._resting and self._transport is not None:
+            self._transport.resume_reading()
+
     def _hold_back(self) -> None:
-        """Data has come though the connection does not read; see that no more does."""
+        """Data has come though none is taken just now; see that no more does."""
         if self._transport is not None:
             # asyncio of Python 3.11.2 reads on behind a pause in `connection_made`, and takes another pause
             # for the one that it has; so that one is ended first.

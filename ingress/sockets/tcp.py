@@ -61,22 +61,25 @@ class TcpShell(SocketShell):
         connection = self._connection
         if connection is None or self._closing:
             return
-        if self._reading:
+        if self._reading and not self._resting:
             line = self._reader.whole(data)
             if line is not None:
                 connection.received_text(line)
                 return
+            self._reader.feed(data)
+            self._num_heard = 0
+            self._hand_on()
         else:
             self._hold_back()
-        self._reader.feed(data)
-        self._hand_on()
+            self._reader.feed(data)
 
     def eof_received(self) -> bool:
         """Keep the socket open for results; a line without a newline at the end counts."""
         if self._connection is None or self._closing:
             return False
         self._at_end = True
-        self._hand_on()
+        if not self._resting:
+            self._hand_on()
         return True
 
     # SocketShell
@@ -84,6 +87,8 @@ class TcpShell(SocketShell):
     def _hand_on(self) -> None:
         reader = self._reader
         while (connection := self._connection) is not None and self._reading and not self._closing:
+            if not self._may_go_on():
+                return
             line = reader.next()
             if line is not None:
                 connection.received_text(line)

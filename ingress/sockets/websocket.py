@@ -97,16 +97,18 @@ class WebSocketShell(SocketShell):
             return  # the client was refused
         frames = self._frames
         connection = self._connection
-        if connection is not None and self._reading and not self._closing:
+        if connection is not None and self._reading and not self._resting and not self._closing:
             text = frames.whole_text(data)
             if text is not None:
                 self._heard_at = monotonic()
                 connection.received_text(text)
                 return
-        if not self._reading:
-            self._hold_back()
         frames.feed(data)
-        self._hand_on()
+        if self._reading and not self._resting:
+            self._num_heard = 0
+            self._hand_on()
+        else:
+            self._hold_back()
         if not frames.waits_for_a_pong:
             self._heard_at = monotonic()  # a part of a message
 
@@ -144,7 +146,7 @@ class WebSocketShell(SocketShell):
     # SocketShell
 
     def _hand_on(self) -> None:
-        while self._reading:
+        while self._reading and self._may_go_on():
             item = self._frames.next()
             if item is None:
                 return

@@ -339,10 +339,12 @@ async def test_empty_parts_of_a_message_cost_no_memory() -> None:
         shell.data_received(Frame(Opcode.BINARY, b"\0\0", fin=False).serialize(mask=True))
         part = Frame(Opcode.CONT, b"", fin=False).serialize(mask=True) * 1000
         shell.data_received(part)
+        await wait_until(lambda: not shell._resting)
         tracemalloc.start()
         try:
             for _ in range(20):
                 shell.data_received(part)
+                await wait_until(lambda: not shell._resting)
             held, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
