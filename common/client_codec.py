@@ -208,6 +208,9 @@ _CLIENT_DECODERS: Final[dict[str, Callable[[dict[str, Any]], ClientMessage]]] = 
     "auth": _decode_auth,
 }
 
+CLIENT_MESSAGE_TYPES: Final = frozenset(("audio", *_CLIENT_DECODERS))
+"""The types of messages that a client can send."""
+
 
 def _decode_leniently(data: bytes | bytearray | memoryview | str) -> Any:
     """Decode what orjson refuses: a lone surrogate, or a number beyond float64, does no harm in a field that

@@ -78,10 +78,11 @@ class Site:
         self.authenticate: Final = authenticate
         self.pinger: Final = Pinger(limits.ping_interval_s)
         self.proxies: Final = proxies or TrustedProxies(())
-        self._streams = streams
+        self.endpoints: Final = tuple(endpoints)
+        self.streams: Final = streams
         self._shapes = shapes or {}
         self.config: Final = Config(
-            application(endpoints, streams),
+            application(self.endpoints, streams),
             loop="none",
             http="httptools",
             ws="none",
@@ -108,9 +109,9 @@ class Site:
         full = place.belongs_to(request.address)
         if full is not None:
             raise Refused(TOO_MANY[full])
-        route = self._streams.get(request.path)
+        route = self.streams.get(request.path)
         if route is None:
-            paths = " and ".join(self._streams)
+            paths = " and ".join(self.streams)
             raise Refused(Refusal(HTTPStatus.NOT_FOUND, f"There is no stream at this path, but at {paths}."))
         return route(request)
 
