@@ -43,6 +43,8 @@ from ingress.request import Request
 # Sessions have no end of their own; clients want a time: the first second of the year 2100.
 _EXPIRES_AT: Final = 4_102_444_800
 _MIN_COMMIT_MS: Final = 100
+# As OpenAI has it; a longer one is not repeated.
+_MAX_EVENT_ID: Final = 512
 # Audio may come before its configuration (Pipecat's does). So much of it waits, a second of the usual format.
 _MAX_EARLY_BYTES: Final = 48_000
 # To learn the shape of a client's messages that all differ costs more than the parser that it spares.
@@ -172,7 +174,8 @@ class RealtimeDialect:
         if not isinstance(fields, dict):
             raise EventFault("invalid_json", "An event is a JSON object.")
         event_id = fields.get("event_id")
-        self._event_id = event_id if isinstance(event_id, str) else None
+        is_short = isinstance(event_id, str) and len(event_id) <= _MAX_EVENT_ID
+        self._event_id = event_id if is_short else None
         kind = fields.get("type")
         if kind == "input_audio_buffer.append":
             return self._append(fields, data)
