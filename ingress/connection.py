@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from common.errors import ClientFault, ErrorCode, StreamError, Unavailable
@@ -19,7 +19,6 @@ from common.messages import (
     Auth,
     ClientMessage,
     Config,
-    ErrorMessage,
     Hello,
     Phrases,
     Pong,
@@ -30,27 +29,26 @@ from common.messages import (
 )
 from common.options import StreamOptions
 from ingress.auth.client import ANYBODY, Client
-from ingress.auth.guard import NO_GUARD, Guard, OverLimit
+from ingress.auth.guard import NO_GUARD, Guard
 from ingress.capabilities import CAPABILITIES
 from ingress.client_stream import ClientStream, split_channels
 from ingress.dialects.dialect import Dialect, Heard
-from ingress.links import CLIENT_GONE, FINAL, NOBODY, Backplane, Caller, Resumption
+from ingress.limits import ConnectionLimits
+from ingress.links import CLIENT_GONE, FINAL, Backplane, Resumption
 from ingress.media.decoder import Decoders
 from ingress.media.inlet import MediaInlet
 from ingress.media.wanted import Media
 from ingress.meter import Meter
+from ingress.outgoing import Outgoing
 from ingress.protocol import ONLY_APPENDING, YOUNG, Action, ConnectionProtocol, Event, Outcome, State
+from ingress.slots import Slots
 from ingress.sockets.deadlines import Deadlines
 from ingress.sockets.peer import Peer
-from ingress.sockets.send_buffer import SendBuffer
 
 logger = logging.getLogger(__name__)
 
-BEGIN_TIMEOUT_S: Final = 10.0
-REFUSED_GRACE_S: Final = 1.0
 # Without a new stream a client may still go on with one that it has.
 _MAY_RESUME: Final = frozenset((ErrorCode.NO_FREE_STREAM, ErrorCode.OVER_LIMIT))
-UNREAD_TIMEOUT_S: Final = 30.0
 # Audio that was compressed may come faster than it can be recognised: it waits in front of its decoder.
 _MAX_DECODED_AHEAD_S: Final = 20.0
 
@@ -59,34 +57,6 @@ _NO_AUDIO: Final = Audio(b"", final=True)
 
 
 StartTask = Callable[[Coroutine[Any, Any, None], str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """What bounds one connection.
-
-    sample_rate: stated in `hello`, Hz.   max_undecoded_s: audio of a stream, accepted and not yet decoded.
-    send_buffer_bytes: results that a client has not read.
-    unread_timeout_s: how long a client may read nothing of them.
-    idle_timeout_s: silence after which a client is dropped, 0 for never.
-    begin_timeout_s: how long a slot is kept for a client that begins no stream.
-    refused_grace_s: how long a refused client may still resume.
-    """
-
-    sample_rate: int
-    max_undecoded_s: float
-    send_buffer_bytes: int
-    unread_timeout_s: float = UNREAD_TIMEOUT_S
-    begin_timeout_s: float = BEGIN_TIMEOUT_S
-    idle_timeout_s: float = 0.0
-    refused_grace_s: float = REFUSED_GRACE_S
-
-
-@dataclass(frozen=True, slots=True)
-class _HangUp:
-    """The connection closes once the buffer is empty, because of an error or in good order (None)."""
-
-    error: StreamError | None
 
 
 class Connection:
@@ -103,32 +73,25 @@ class Connection:
     """
 
     __slots__ = (
-        "_backplane",
         "_behind",
-        "_buffer",
-        "_counted",
         "_deadlines",
         "_decoders",
         "_dialect",
         "_guard",
-        "_hanging_up",
-        "_hung_up",
         "_inlet",
         "_limits",
-        "_logged",
         "_lost",
         "_meter",
         "_on_closed",
-        "_opened",
         "_options",
+        "_outgoing",
         "_paused",
         "_peer",
         "_protocol",
+        "_slots",
         "_start_task",
         "_streams",
-        "_traceparent",
         "_unconfirmed",
-        "client",
     )
 
     def __init__(
@@ -149,18 +112,14 @@ class Connection:
     ) -> None:
         self._peer = peer
         self._dialect = dialect
-        self._backplane = backplane
         self._limits = limits
         self._start_task = start_task
         self._on_closed = on_closed
         self._meter = meter
-        self.client = client
         self._guard = guard
         self._decoders = decoders
         self._inlet: MediaInlet | None = None
-        self._traceparent = traceparent
         self._protocol = ConnectionProtocol(stranger=client is None)
-        self._buffer = SendBuffer(self._write, dialect, limits.send_buffer_bytes)
         self._deadlines = Deadlines(
             peer,
             begin_s=limits.begin_timeout_s,
@@ -172,18 +131,15 @@ class Connection:
             ClientStream(self, number, limits.max_undecoded_s, limits.sample_rate)
             for number in range(dialect.num_streams)
         )
+        self._slots = Slots(self._streams, backplane, guard, client, traceparent)
+        self._outgoing = Outgoing(peer, dialect, meter, limits.send_buffer_bytes, self._deadlines.stop)
         self._options = StreamOptions()  # of the streams that have begun
-        self._logged: set[ErrorCode] = set()
-        self._hanging_up: _HangUp | None = None
-        self._hung_up = False
         self._lost = False
         self._paused = False
-        self._counted = 0  # streams that count for the client's key
-        self._opened = False
         self._unconfirmed = False  # `resumed` was sent, and nothing of the client has come behind it
         self._behind: list[ClientMessage] = []  # messages that came along with one that waits for a slot
         if not (dialect.admitted_first or counted_first):
-            self._accept()
+            self._outgoing.open()
 
     # What the shell says
 
@@ -254,12 +210,10 @@ class Connection:
 
     def _reply(self) -> None:
         """Send what the dialect has to say by itself."""
-        replies, self._dialect.replies = self._dialect.replies, []
-        if not self._lost:
-            try:
-                self._buffer.send_frames(replies)
-            except ClientFault as error:  # the send buffer is full
-                self._drop(error)
+        try:
+            self._outgoing.reply()
+        except ClientFault as error:  # the send buffer is full
+            self._drop(error)
 
     def _received(self, message: ClientMessage) -> None:
         protocol = self._protocol
@@ -298,31 +252,34 @@ class Connection:
         if self._lost:
             return
         self._lost = True
+        self._outgoing.lost()
         self._carry_out(self._protocol.notify(Event.LOST))
         self._deadlines.stop()
         self._close_inlet()
         begun = sum(stream.begun for stream in self._streams)
         first = self._streams[0]
         audio_s = first.next_sample / first.sample_rate
-        self._meter.closed(begun, audio_s, self._buffer.num_merged)
-        if self._counted:
-            self._guard.leave(self.client, self._counted)
+        self._meter.closed(begun, audio_s, self._outgoing.num_merged)
+        self._slots.leave()
         self._on_closed(self)
 
     def pause_writing(self) -> None:
         """The transport's buffer is full."""
-        self._buffer.pause()
-        if not self._hung_up:
+        self._outgoing.pause()
+        if not self._outgoing.hung_up:
             self._deadlines.unread.start(self._unread_too_long)
 
     def resume_writing(self) -> None:
         """The transport's buffer has drained."""
         self._deadlines.unread.stop()
-        self._buffer.resume()
-        if self._buffer.empty:
-            self._hang_up_if_asked()
+        self._outgoing.resume()
 
     # What the server says
+
+    @property
+    def client(self) -> Client | None:
+        """Who it is; None as long as that is not known."""
+        return self._slots.client
 
     @property
     def transport(self) -> str:
@@ -337,7 +294,7 @@ class Connection:
     @property
     def waiting_bytes(self) -> int:
         """Bytes that wait for the client to read."""
-        return self._buffer.waiting_bytes
+        return self._outgoing.waiting_bytes
 
     @property
     def stream_is_young(self) -> bool:
@@ -433,7 +390,7 @@ class Connection:
                 if action is not Action.FORWARD:
                     self._do(action, outcome)
                 elif result is not None and stream is not None:
-                    self._send(result, stream)
+                    self._outgoing.send(result, stream.number)
         except ClientFault as error:  # the send buffer is full, or too many finalizes wait
             self._drop(error)
         except Exception:
@@ -441,10 +398,8 @@ class Connection:
 
     def _tell(self, message: ServerMessage, stream: ClientStream, *, mergeable: bool) -> None:
         """Send what needs no action beside."""
-        if self._lost:
-            return
         try:
-            self._buffer.send(message, stream.number, mergeable=mergeable)
+            self._outgoing.send(message, stream.number, mergeable=mergeable)
         except ClientFault as error:  # the send buffer is full
             self._drop(error)
         except Exception:
@@ -469,7 +424,7 @@ class Connection:
             case Action.HELLO:
                 self._send_hello()
             case Action.PONG:
-                self._send(_PONG)
+                self._outgoing.send(_PONG)
             case Action.BEGIN:
                 self._begin(outcome.message)
             case Action.READMIT:
@@ -494,10 +449,10 @@ class Connection:
             case Action.WELCOME_BACK:
                 (stream,) = self._streams
                 link = stream.linked()
-                self._send(Resumed(link.stream, link.resume_token, stream.next_sample))
+                self._outgoing.send(Resumed(link.stream, link.resume_token, stream.next_sample))
             case Action.ERROR:
                 if outcome.error is not None:
-                    self._send(self._logged_error(outcome.error))
+                    self._outgoing.send_error(outcome.error, self._streams[0].stream_id)
             case Action.GIVE_BACK | Action.ABANDON:
                 self._abandon(outcome.error)
             case Action.RELEASE:
@@ -509,9 +464,7 @@ class Connection:
                         stream.give_up(keep=False, code=code)
             case Action.HANG_UP:
                 self._close_inlet()
-                self._hanging_up = _HangUp(outcome.error)
-                if self._buffer.empty:
-                    self._hang_up_if_asked()
+                self._outgoing.hang_up(outcome.error)
             case _:
                 raise AssertionError(f"no such action: {action}")
 
@@ -519,7 +472,7 @@ class Connection:
         if not isinstance(message, Auth):
             raise AssertionError("IDENTIFY without a key")
         try:
-            self.client = self._guard.identify(message.token)
+            self._slots.client = self._guard.identify(message.token)
         except StreamError as error:
             self._carry_out(self._protocol.notify(Event.FAILED, error))
             return
@@ -564,39 +517,13 @@ class Connection:
                 return
         self._peer.resume_reading()
 
-    def _accept(self) -> None:
-        self._opened = True
-        self._peer.accept(self._dialect.headers)
-
-    def _write(self, message: bytes) -> None:
-        self._meter.sent(len(message))
-        self._peer.send(message)
-
-    def _send(self, message: ServerMessage, stream: ClientStream | None = None) -> None:
-        if not self._lost and self._opened:
-            self._buffer.send(message, stream.number if stream is not None else 0)
-
     def _send_hello(self) -> None:
-        if not self._opened:
-            self._accept()
+        self._outgoing.open()
         self._deadlines.begin.start(lambda: self._carry_out(self._protocol.notify(Event.UNBEGUN)))
         for stream in self._streams:
             link = stream.linked()
             hello = Hello(link.stream, self._limits.sample_rate, link.resume_token, CAPABILITIES)
-            self._send(hello, stream)
-
-    def _logged_error(self, error: StreamError) -> ErrorMessage:
-        """Log an error, and make the message that tells the client."""
-        # A client may repeat at will what leaves its connection open: each code is worth one line.
-        level = logging.DEBUG if error.code in self._logged else logging.INFO
-        self._logged.add(error.code)
-        self._meter.error(error)
-        stream_id = self._streams[0].stream_id
-        about: dict[str, object] = {"code": error.code.value}
-        if stream_id is not None:
-            about["stream_id"] = stream_id
-        logger.log(level, "%s: %s", error.code.value, error.message, extra=about)
-        return ErrorMessage(error.code.value, error.message, stream_id)
+            self._outgoing.send(hello, stream.number)
 
     def _abandon(self, error: StreamError | None) -> None:
         # A stream is kept for its client where the client asked for that, unless the client's
@@ -617,7 +544,7 @@ class Connection:
             await self._take_slots()
         except StreamError as error:
             self._meter.refused(error)
-            if error.code in _MAY_RESUME and self._dialect.resumes and self._opened:
+            if error.code in _MAY_RESUME and self._dialect.resumes and self._outgoing.is_open:
                 self._refused(error)
             else:
                 self._carry_out(self._protocol.notify(Event.FAILED, error))
@@ -626,60 +553,28 @@ class Connection:
         else:
             self._meter.admitted(len(self._streams))
             if self._protocol.state is State.CLOSED:  # the client left meanwhile
-                self._give_up_slots()
+                self._slots.give_up()
                 self._close_inlet()
                 return
             self._carry_out(self._protocol.notify(Event.ADMITTED))
             if first is not None:
                 behind, self._behind = self._behind, []
                 self._received_all([first, *behind])
-        if self._protocol.state is not State.CLOSED:
+        if self._protocol.state is State.CLOSED:
+            self._close_inlet()
+        else:
             self._resume_reading()
 
     async def _take_slots(self) -> None:
-        """A slot for each stream: a new one, or that of `hello` again where it was given back."""
+        """What the streams need of others: a decoder, a place among those of the client's key, slots."""
         if self._dialect.media is not None and self._inlet is None:
             if self._decoders is None:
                 raise AssertionError("compressed audio without decoders")
             self._inlet = MediaInlet(self._decoders, self._dialect.media, self)
-        caller = self._caller
-        await self._count()
-        if not (self._opened or self._dialect.admitted_first):
-            self._accept()
-        try:
-            for stream in self._streams:
-                if stream.stream_id is None:
-                    stream.take(await self._backplane.admit(stream, caller))
-                else:
-                    stream.take(
-                        await self._backplane.readmit(stream, stream.stream_id, stream.resume_token, caller)
-                    )
-        except BaseException:
-            self._give_up_slots()
-            raise
-
-    async def _count(self) -> None:
-        """Count the streams for the client's key, once a connection: slots given back are counted on."""
-        if self._counted:
-            return
-        num_streams = len(self._streams)
-        await self._guard.enter(self.client, num_streams)
-        if self._lost:  # the client left meanwhile
-            self._guard.leave(self.client, num_streams)
-        else:
-            self._counted = num_streams
-
-    @property
-    def _caller(self) -> Caller:
-        """Whose the streams of this connection are."""
-        client = self.client
-        if client is None:
-            return NOBODY
-        return Caller(client.key_id or "", client.name, self._traceparent)
-
-    def _give_up_slots(self) -> None:
-        for stream in self._streams:
-            stream.give_up(keep=False)
+        await self._slots.count()
+        if not self._dialect.admitted_first:
+            self._outgoing.open()
+        await self._slots.take()
 
     def _refused(self, error: StreamError) -> None:
         self._carry_out(self._protocol.notify(Event.FULL, error))
@@ -694,22 +589,18 @@ class Connection:
         self._deadlines.silent.stop()  # it is the client that waits
         (stream,) = self._streams
         try:
-            resumption = await self._backplane.resume(stream, request, self._caller)
+            resumption = await self._slots.take_over(request)
         except StreamError as error:
             self._carry_out(self._protocol.notify(Event.FAILED, error))
             return
         except Exception:
             self._failed()
             return
-        stream.give_up(keep=False)  # the slot that this connection's own `hello` offered
-        stream.take(resumption.link)
         self._options = resumption.options
         if self._protocol.state is not State.RESUMING:  # the client left meanwhile
             self._abandon(None)
             return
-        if not self._counted:  # the connection was refused a new stream
-            self._counted = 1
-            self._guard.resumed(self.client, 1)
+        self._slots.resumed()
         self._resumed(stream, resumption)
 
     def _resumed(self, stream: ClientStream, resumption: Resumption) -> None:
@@ -730,29 +621,8 @@ class Connection:
         was_closed = self._protocol.state is State.CLOSED
         self._protocol.notify(Event.LOST)
         self._close_inlet()
-        self._buffer.clear()
         self._abandon(error)
-        message = self._logged_error(error)
-        if was_closed:  # and has said its last word, which was not read
-            self._peer.abort()
-            return
-        # Past the buffer: whatever the transport still takes is this message, then the end.
-        if self._opened:
-            for frame in self._dialect.encode(message, 0):
-                self._peer.send(frame.data)
-        self._hanging_up = _HangUp(error)
-        self._hang_up_if_asked()
-
-    def _hang_up_if_asked(self) -> None:
-        if self._hanging_up is not None and not self._hung_up:
-            self._hung_up = True
-            self._deadlines.stop()
-            error = self._hanging_up.error
-            if self._opened or error is None:
-                self._peer.close(self._dialect.farewell(error))
-            else:
-                retry_after_s = error.retry_after_s if isinstance(error, OverLimit) else None
-                self._peer.refuse(self._dialect.refusal(error).after(retry_after_s))
+        self._outgoing.cut_off(error, self._streams[0].stream_id, is_over=was_closed)
 
     # Deadlines that have passed
 

@@ -30,7 +30,7 @@ from ingress.auth.guard import NO_GUARD, Guard
 from ingress.auth.key_guard import KeyGuard
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
-from ingress.connection import Connection, ConnectionLimits
+from ingress.connection import Connection
 from ingress.dialects.deepgram import refusals
 from ingress.dialects.deepgram.dialect import DeepgramDialect
 from ingress.dialects.deepgram.query import parse_listen_query
@@ -46,6 +46,7 @@ from ingress.http.page import PAGE, is_open
 from ingress.http.site import HttpLimits, Site
 from ingress.http.tokens import tokens_endpoints
 from ingress.http.transcriptions import FileService, transcription_endpoints
+from ingress.limits import ConnectionLimits
 from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.monitor import IngressMonitor

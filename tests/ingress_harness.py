@@ -19,7 +19,7 @@ from common.errors import RedisUnavailable
 from common.monitoring.metrics import IngressMetrics
 from ingress.auth.client import ANYBODY
 from ingress.auth.guard import NO_GUARD, Guard
-from ingress.connection import Connection, ConnectionLimits
+from ingress.connection import Connection
 from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.http.authentication import Authenticate, everyone
@@ -27,6 +27,7 @@ from ingress.http.front import Front
 from ingress.http.page import PAGE
 from ingress.http.refusal import RefusalShape
 from ingress.http.site import HttpLimits, Site
+from ingress.limits import ConnectionLimits
 from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.request import Request

@@ -9,7 +9,8 @@ from time import monotonic
 from typing import Final, cast
 
 from common.errors import ErrorCode, StreamError
-from ingress.connection import UNREAD_TIMEOUT_S, Connection
+from ingress.connection import Connection
+from ingress.limits import UNREAD_TIMEOUT_S
 from ingress.request import Request
 from ingress.sockets.gate import Place
 from ingress.sockets.linger import LINGER_S, Linger, acked_bytes
