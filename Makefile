@@ -159,6 +159,29 @@ test-compose: $(STAMPS)/dev ## build the images, run compose.yaml, kill and repl
 soak: $(STAMPS)/dev ## load for SOAK_MINUTES; memory, files, keys and latency over time
 	$(VENV)/bin/python -m tests.chaos.soak --minutes $(SOAK_MINUTES) --report $(SOAK_REPORT)
 
+# Leaves in dist/ what is published: sdist, wheel, bill of materials (CycloneDX) and sums. Both are installed in a new
+# environment, and serve the demo from there.
+RELEASE_VENV ?= .venv-release
+SERVED_VENV ?= .venv-served
+SERVED := $(abspath $(SERVED_VENV))/bin/python
+.PHONY: release-check
+release-check: ## build what is published, look into it, install it anew and let it serve
+	rm -rf dist build *.egg-info
+	$(PYTHON) -m venv --clear $(RELEASE_VENV)
+	$(RELEASE_VENV)/bin/python -m pip install -q -r requirements/release.txt
+	$(RELEASE_VENV)/bin/python -m build
+	$(RELEASE_VENV)/bin/twine check --strict dist/*.tar.gz dist/*.whl
+	$(RELEASE_VENV)/bin/check-wheel-contents --toplevel common,gpu_worker,ingress,parakeet dist/*.whl
+	$(PYTHON) -m venv --clear $(SERVED_VENV)
+	$(SERVED) -m pip install -q "torch==$(TORCH_VERSION)" $(PIP_TORCH_ARGS)
+	$(SERVED) -m pip install -q dist/*.tar.gz "torch==$(TORCH_VERSION)"
+	cd / && $(SERVED) -m parakeet.demo
+	$(SERVED) -m pip install -q --no-deps --force-reinstall dist/*.whl
+	cd / && $(SERVED) -m parakeet.demo
+	$(RELEASE_VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --spec-version 1.6 \
+	  --output-reproducible --output-file dist/parakeet-server.cdx.json $(SERVED)
+	cd dist && sha256sum -- * > SHA256SUMS
+
 .PHONY: clean
 clean: ## remove caches and builds, leave .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
