@@ -179,9 +179,9 @@ async def test_no_word_is_lost_when_containers_are_killed_and_replaced(service: 
     async with PacedStreams(service.all_urls, PCM, 6, service.key) as streams:
         for name in ("cpu_worker", "ingress"):
             killed = service.compose.containers(name)[0]
-            service.engine.docker("kill", killed)
+            await asyncio.to_thread(service.engine.docker, "kill", killed)
             await streams.go_on()
-            service.engine.docker("rm", killed)
+            await asyncio.to_thread(service.engine.docker, "rm", killed)
             await asyncio.to_thread(service.up)
         for name in ("cpu_worker", "ingress"):
             for container in service.compose.containers(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from contextlib import ExitStack
@@ -77,16 +78,17 @@ async def test_no_word_is_lost_when_all_processes_are_replaced(
         urls.append(f"tcps://{HOST}:{ingresses[2].port}")
         began = time.monotonic()
         async with PacedStreams(urls, pcm, _NUM_STREAMS, key) as streams:
+            # In threads, so that the clients speak and hear on meanwhile.
             for index, old in enumerate(ingresses):
                 old.send(signal.SIGTERM)
-                assert old.wait(60) == 0
+                assert await asyncio.to_thread(old.wait, 60) == 0
                 ports = {"port": old.port, "ws_port": old.ws_port, "status_port": old.status_port}
-                ingress(f"i-{index + 1}-new", **ports)
+                await asyncio.to_thread(ingress, f"i-{index + 1}-new", **ports)
                 await streams.go_on()
             for index, stopping in enumerate(workers):
                 stopping.send(signal.SIGTERM)
-                assert stopping.wait(90) == 0
-                worker(f"w-{index + 1}-new")
+                assert await asyncio.to_thread(stopping.wait, 90) == 0
+                await asyncio.to_thread(worker, f"w-{index + 1}-new")
                 await streams.go_on()
             heard = await streams.finish()
         took_s = time.monotonic() - began
