@@ -123,6 +123,7 @@ $(NEMO_VENV)/.stamps/golden: requirements/golden.txt
 golden: $(STAMPS)/dev $(NEMO_VENV)/.stamps/golden ## compare the model with NVIDIA NeMo, stage by stage
 	$(NEMO_VENV)/bin/python -m tests.golden.oracle --cache $(GOLDEN_CACHE) $(GOLDEN_MODELS)
 	$(NEMO_VENV)/bin/python -m tests.golden.nemo_backend --cache $(GOLDEN_CACHE) $(firstword $(GOLDEN_MODELS))
+	$(NEMO_VENV)/bin/python -m tests.golden.phrase_parity --cache $(GOLDEN_CACHE) $(GOLDEN_MODELS)
 	PARAKEET_GOLDEN_CACHE=$(GOLDEN_CACHE) PARAKEET_GOLDEN_MODELS="$(GOLDEN_MODELS)" \
 	  PARAKEET_NEMO_PYTHON=$(NEMO_VENV)/bin/python $(PYTEST) -m golden $(PYTEST_ARGS)
 

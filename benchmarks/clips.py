@@ -94,10 +94,15 @@ def normalised(text: str) -> str:
     return re.sub(r"\d+", lambda match: f" {cardinal(int(match[0]))} ", text)
 
 
-def _asterisk(usr: Path, count: int) -> list[Clip]:
+def asterisk_texts(usr: Path) -> dict[str, str]:
+    """What is said in the clips of Asterisk, by name, whether or not they are used."""
     with gzip.open(usr / _ASTERISK_TEXTS, "rt", encoding="utf-8", errors="replace") as file:
         lines = [line.partition(":") for line in file if not line.startswith(";") and ":" in line]
-    texts = {name.strip(): text.strip() for name, _, text in lines}
+    return {name.strip(): text.strip() for name, _, text in lines}
+
+
+def _asterisk(usr: Path, count: int) -> list[Clip]:
+    texts = asterisk_texts(usr)
     folder = usr / _ASTERISK_VOICE
     names = [
         name

@@ -30,6 +30,7 @@ from typing import Any, Final
 from benchmarks.capacity import Budget, OutOfTime, Trial, search
 from benchmarks.clocks import Clock, RealClock, ThreadClock
 from benchmarks.engine_trial import ARRIVAL_S, run_trial
+from benchmarks.phrase_load import PhraseLoad
 
 RESULTS: Final = Path(__file__).parent / "results" / "engine_trials.jsonl"
 SEARCH_S: Final = 20
@@ -114,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--snapshots", choices=("audio", "state"), default="audio", help="as of a worker")
     parser.add_argument("--pace-ms", type=float, default=20.0, help="as --step-pace-ms of a worker")
+    parser.add_argument(
+        "--boosted", type=float, default=0.0, metavar="SHARE", help="of the streams, have 100 phrases each"
+    )
+    parser.add_argument(
+        "--phrase-lists", type=float, default=0.0, metavar="PER_SECOND", help="lists that replace others"
+    )
     parser.add_argument("--search-s", type=float, default=SEARCH_S)
     parser.add_argument("--final-s", type=float, default=FINAL_S)
     parser.add_argument(
@@ -142,7 +149,9 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
 
     # What a simulated device leaves to measure is the thread's work: others on the machine must not count.
     clock: Clock = ThreadClock() if given.simulate else RealClock()
-    switches = Switches(given.turn_detection, given.snapshots == "audio", given.pace_ms)
+    switches = Switches(
+        given.turn_detection, given.snapshots == "audio", given.pace_ms, boosts=given.boosted > 0
+    )
     started = time.monotonic()
     if given.simulate:
         built = build_simulated(
@@ -157,7 +166,12 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
         built = build(row, given.streams, given.device, switches)
     ready_s = time.monotonic() - started
     result = run_trial(
-        built.engine, given.streams, given.seconds, replay_s=given.replay_seconds, time_of=clock
+        built.engine,
+        given.streams,
+        given.seconds,
+        replay_s=given.replay_seconds,
+        time_of=clock,
+        phrases=PhraseLoad(given.boosted, given.phrase_lists),
     )
     built.engine.check_integrity()
     return {
@@ -187,6 +201,8 @@ def _switches(given: argparse.Namespace) -> dict[str, Any]:
         "replay_seconds": given.replay_seconds,
         "snapshots": given.snapshots,
         "pace_ms": given.pace_ms,
+        "boosted": given.boosted,
+        "phrase_lists": given.phrase_lists,
     }
 
 
@@ -263,6 +279,7 @@ def trial(
         *("--streams", str(streams), "--seconds", str(seconds), "--device", given.device),
         *("--replay-seconds", str(given.replay_seconds), "--snapshots", given.snapshots),
         *("--pace-ms", str(given.pace_ms)),
+        *("--boosted", str(given.boosted), "--phrase-lists", str(given.phrase_lists)),
     ]
     if not given.turn_detection:
         command.append("--no-turn-detection")
@@ -326,6 +343,7 @@ def table(results: list[dict[str, Any]]) -> str:
             and told["seconds"] >= FINAL_S
             and told.get("turn_detection", False) == turns
             and bool(told.get("replay_seconds", 0)) == snapshots
+            and not told.get("boosted", 0)
         ]
         if not finals:
             continue

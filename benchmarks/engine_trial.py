@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.clocks import Clock, RealClock
 from benchmarks.dropped_snapshots import DroppedSnapshots
+from benchmarks.phrase_load import NO_PHRASES, PhraseLists, PhraseLoad
 from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
@@ -167,6 +168,7 @@ def run_trial(
     replay_s: float = 0.0,
     seed: int = 0,
     time_of: Clock = REAL,
+    phrases: PhraseLoad = NO_PHRASES,
 ) -> TrialResult:
     """Load the engine; it is fresh and has a slot for every stream.
 
@@ -191,7 +193,7 @@ def run_trial(
     given = np.zeros(num_streams, dtype=np.int64)
     slot_of = np.full(num_streams, -1, dtype=np.int64)
     final_at = np.full(num_streams, np.nan)
-    options = StreamOptions()
+    lists = PhraseLists(phrases, num_streams, seed)
     table = engine._table
     gc.collect()
     gc.freeze()
@@ -207,11 +209,17 @@ def run_trial(
         turn = _Turn(now, cpu_s, steps.waited_s)
         passed = now - origin - arrival
         while opened < num_streams and passed[opened] >= 0:
-            engine.open(names[opened], options)
+            engine.open(names[opened], StreamOptions(phrases=lists.of(opened)))
             checkpoints.opened(names[opened], 0)
             state = engine._streams.get(names[opened])
             slot_of[opened], stream_of[state.slot] = state.slot, opened
             opened += 1
+        for _ in range(lists.changes(now - origin)):
+            change = lists.change(opened)
+            if change is not None and np.isnan(final_at[change[0]]) and given[change[0]] < num_pieces:
+                replaced, others = change
+                heard_now = first + max(0, int(given[replaced]) - 1) * chunk
+                engine.replace_phrases(names[replaced], others, heard_now)
         due = np.clip((passed * SAMPLE_RATE - first) // chunk + 1, 0, num_pieces).astype(np.int64)
         newly = np.flatnonzero(due > given)
         for index, was, until in zip(newly.tolist(), given[newly].tolist(), due[newly].tolist(), strict=True):

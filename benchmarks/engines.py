@@ -56,11 +56,15 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What an engine runs with besides its model; the defaults are a worker's on CUDA."""
+    """What an engine runs with besides its model; the defaults are a worker's on CUDA.
+
+    boosts: many streams have phrases of their own, and memory for them.
+    """
 
     turn_detection: bool = True
     audio_snapshots: bool = True
     pace_ms: float = 20.0
+    boosts: bool = False
 
 
 DEFAULTS: Final = Switches()
@@ -77,6 +81,8 @@ def engine_config(row: RowSizes, streams: int, switches: Switches = DEFAULTS) ->
         turn_detection=switches.turn_detection,
         audio_snapshots=switches.audio_snapshots,
         longest_pace_s=switches.pace_ms / 1000,
+        phrase_bytes=(256 if switches.boosts else 64) << 20,
+        trees_beside=True,
     )
 
 

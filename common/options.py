@@ -170,7 +170,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "phrases",
         tuple,
         "Names and terms that the speaker is likely to say; `boost`, 0 to 10, is how much the decoder prefers"
-        " the pieces of one. A phrase that the model cannot write is a `bad_option` error.",
+        " the pieces of one. A phrase that the model cannot write is a `bad_option` error"
+        " ([phrases.md](phrases.md)).",
     ),
     Option(
         "turn_detection",

@@ -11,9 +11,10 @@ import time
 from dataclasses import asdict
 
 from common.addresses import host_and_port
-from common.errors import SettingsError
+from common.errors import ClientFault, SettingsError
 from common.messages import Result
 from common.options import StreamOptions
+from common.phrases import Phrase, parse_phrases, read_phrases_file
 from common.settings import TranscribeSettings
 from parakeet.audio.errors import BadAudio
 from parakeet.audio.source import MicrophoneSource, Source, open_source
@@ -33,6 +34,16 @@ def run_transcribe(settings: TranscribeSettings) -> int:
     # Before a connection is made: a wrong path takes no stream.
     source: Source = MicrophoneSource() if settings.mic else open_source(settings.source, settings.input_rate)
     return _Run(settings, source).run()
+
+
+def _phrases(settings: TranscribeSettings) -> tuple[Phrase, ...]:
+    """Those of the flag and of the file.  Raises SettingsError."""
+    named = [text for text in settings.phrases.split(",") if text.strip()]
+    try:
+        phrases = (*parse_phrases(named), *read_phrases_file(settings.phrases_file))
+        return parse_phrases([{"text": phrase.text, "boost": phrase.boost} for phrase in phrases])
+    except ClientFault as error:
+        raise SettingsError(f"--phrases, --phrases-file: {error}") from error
 
 
 class _Run:
@@ -76,6 +87,7 @@ class _Run:
             words=settings.words or with_times,
             auto_finalize=with_times,
             language=settings.language or None,
+            phrases=_phrases(settings),
         )
         try:
             await transcribe(

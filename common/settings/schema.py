@@ -166,6 +166,9 @@ class TranscribeSettings:
     format: str
     words: bool
     language: str
+    phrases: str
+    """With commas between them."""
+    phrases_file: str
 
     host: str
     ws_port: int

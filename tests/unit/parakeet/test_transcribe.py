@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.entries import LineKind
 from common.errors import ErrorCode, Unavailable
+from common.phrases import Phrase
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import Harness, serving, wait_until
 
@@ -46,6 +47,27 @@ async def test_text_recognized_before_a_failure_is_printed() -> None:
     async with serving(ScriptedBackplane()) as harness:
         ended = await _fail_after_a_result(harness, await _start(harness, str(RECORDING)))
     assert ended == (1, "go forward\n", "parakeet-server transcribe: worker_failed: It broke.\n")
+
+
+async def test_phrases_of_the_flag_and_of_a_file_go_with_the_stream(tmp_path: Path) -> None:
+    path = tmp_path / "phrases.txt"
+    path.write_text("Zyrtec\t2.5\n", encoding="utf-8")
+    async with serving(ScriptedBackplane()) as harness:
+        arguments = ("--phrases", "Jane Doe, EKG", "--phrases-file", str(path), str(RECORDING))
+        await _fail_after_a_result(harness, await _start(harness, *arguments))
+        options = harness.backplane.link.options
+    assert options is not None
+    assert options.phrases == (Phrase("Jane Doe"), Phrase("EKG"), Phrase("Zyrtec", 2.5))
+
+
+async def test_phrases_that_cannot_be_are_said_before_a_stream_is_taken() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        process = await _start(harness, "--phrases", "x" * 201, str(RECORDING))
+        async with asyncio.timeout(20):
+            _, err = await process.communicate()
+        assert not harness.backplane.links
+    assert process.returncode == 2
+    assert b"at most 200 characters" in err
 
 
 async def test_it_is_written_to_a_file_too(tmp_path: Path) -> None:
