@@ -77,6 +77,7 @@ class Front(HttpToolsProtocol):
         self._header_bytes = 0  # of it, and of the trailers behind its body
         self._untold_bytes = 0  # that the parser took since it last told something
         self._head_timer: asyncio.TimerHandle | None = None
+        self._body = bytearray()  # of this read: each part of a body costs a copy of all that waits
         self._body_bytes = 0  # that came in this window of time
         self._body_timer: asyncio.TimerHandle | None = None
         self._unread = UnreadDeadline(UNREAD_TIMEOUT_S, lambda: acked_bytes(self.transport))
@@ -128,6 +129,7 @@ class Front(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse(self._refusal_after(error))
             return
+        self._hand_on_body()
         if self._untold_bytes > MAX_HEADER_BYTES:
             self._refuse(_HEADERS_TOO_LONG)  # of which the parser holds one that does not end
         elif not self._in_head and not self._answering and self.timeout_keep_alive_task is None:
@@ -222,10 +224,11 @@ class Front(HttpToolsProtocol):
         """A part of the body is read."""
         self._untold_bytes = 0
         self._body_bytes += len(body)
-        super().on_body(body)
+        self._body += body
 
     def on_message_complete(self) -> None:
         """A request has come whole."""
+        self._hand_on_body()
         self._stop_watching_body()
         super().on_message_complete()
 
@@ -323,6 +326,12 @@ class Front(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _hand_on_body(self) -> None:
+        """Hand on what this read brought of a body, as one part."""
+        if self._body:
+            body, self._body = bytes(self._body), bytearray()
+            super().on_body(body)
 
     def _watch_body(self) -> None:
         """See that a body goes on coming, for as long as it is read."""

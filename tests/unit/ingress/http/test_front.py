@@ -12,6 +12,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import PlainTextResponse, Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
@@ -444,3 +445,28 @@ async def test_a_body_may_take_longer_than_its_window_while_it_grows_and_so_may_
             await asyncio.sleep(0.05)
         assert (await _response(client))[2] == b"80000"
         await client.close()
+
+
+async def test_a_body_in_tiny_chunks_is_one_part_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn copies all that waits for every part, and a read may hold forty thousand of them."""
+    parts: list[int] = []
+    handed_on = HttpToolsProtocol.on_body
+
+    def note(protocol: HttpToolsProtocol, body: bytes) -> None:
+        parts.append(len(body))
+        handed_on(protocol, body)
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_body", note)
+    text = b"".join(b"%d," % number for number in range(3000))
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in text)
+    request = b"POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        # Two at once: what belongs to the first is with it before the second begins.
+        await client.send(request + request)
+        for _ in range(2):
+            status, _, body = await _response(client)
+            assert (status, body) == (200, text)
+        await client.close()
+    assert sum(parts) == 2 * len(text)
+    assert len(parts) < len(text) / 20
