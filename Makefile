@@ -183,6 +183,15 @@ release-check: ## build what is published, look into it, install it anew and let
 	  --output-reproducible --output-file dist/parakeet-server.cdx.json $(SERVED)
 	cd dist && sha256sum -- * > SHA256SUMS
 
+# `make attack ATTACK_SECONDS=60 ATTACK_EACH=1 ATTACK_REPORT=FILE`; two cores, and nothing else on them.
+ATTACK_SECONDS ?= 600
+ATTACK_EACH ?= 3
+ATTACK_REPORT ?= attack.md
+
+.PHONY: attack
+attack: $(STAMPS)/dev ## attackers of every kind beside honest streams, ten minutes; exit status 1 where they are harmed
+	$(VENV)/bin/python -m tests.attack --seconds $(ATTACK_SECONDS) --each $(ATTACK_EACH) --report $(ATTACK_REPORT)
+
 .PHONY: clean
 clean: ## remove caches and builds, leave .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Attackers of every kind beside honest streams: `make attack`."""
