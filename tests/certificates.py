@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -50,12 +51,13 @@ class Authority:
         self.certificate = folder / f"{name}.pem"
         self.certificate.write_bytes(_pem(certificate.sign(self._key, hashes.SHA256())))
 
-    def sign(self, name: str = "localhost", days: int = 10, *, loopback: bool = True) -> Certificate:
-        """Return a new certificate for `name`, and the loopback addresses if wanted."""
+    def sign(
+        self, name: str = "localhost", days: int = 10, *, addresses: Sequence[str] = ("127.0.0.1", "::1")
+    ) -> Certificate:
+        """Return a new certificate for `name` and these addresses, the loopback ones where none are given."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.DNSName(name)]
-        if loopback:
-            names += [x509.IPAddress(ip_address(address)) for address in ("127.0.0.1", "::1")]
+        names += [x509.IPAddress(ip_address(address)) for address in addresses]
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         builder = (

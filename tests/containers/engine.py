@@ -107,7 +107,9 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 class Compose:
     """One project of docker compose, with the plug-in, or with version 1 where only that is installed."""
 
-    def __init__(self, engine: Engine, project: str, file: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, engine: Engine, project: str, files: Sequence[Path], environment: Mapping[str, str]
+    ) -> None:
         self._engine = engine
         self._environment = environment
         plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
@@ -116,11 +118,13 @@ class Compose:
         else:
             assert shutil.which("docker-compose"), "docker compose is not installed (Debian: docker-compose)"
             # Version 1 knows no name at the top.
-            text = file.read_text().replace("\nname: parakeet\n", "\n", 1)
-            file = Path(tempfile.mkdtemp(prefix="parakeet-compose-")) / file.name
-            file.write_text(text)
+            text = files[0].read_text().replace("\nname: parakeet\n", "\n", 1)
+            nameless = Path(tempfile.mkdtemp(prefix="parakeet-compose-")) / files[0].name
+            nameless.write_text(text)
+            files = [nameless, *files[1:]]
             self._command = ["docker-compose", "--project-directory", "."]
-        self._command += ["-p", project, "-f", str(file), "--profile", "cpu"]
+        self._command += ["-p", project, "--profile", "cpu"]
+        self._command += [part for file in files for part in ("-f", str(file))]
         self.project = project
 
     def __call__(self, *arguments: str, timeout_s: float = 300) -> str:

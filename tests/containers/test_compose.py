@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -14,6 +15,7 @@ import pytest
 
 from parakeet.client import ServerError, connect, transcribe
 from parakeet.status import read_status
+from tests.certificates import Authority
 from tests.containers import images
 from tests.containers.engine import Compose, Engine, engine
 from tests.media_files import read_pcm
@@ -90,7 +92,7 @@ class Service:
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     with engine() as running:
-        compose = Compose(running, _PROJECT, ROOT / "compose.yaml", _ENVIRONMENT)
+        compose = Compose(running, _PROJECT, [ROOT / "compose.yaml"], _ENVIRONMENT)
         made = Service(running, compose)
         compose("down", "--volumes", "--timeout", "5")
         images.prepare_bases(running)
@@ -193,3 +195,21 @@ async def test_no_word_is_lost_when_containers_are_killed_and_replaced(service: 
     assert [one.text for one in heard] == expected
     assert all(TEXT in one.text for one in heard)
     assert sum(one.num_resumptions for one in heard) >= 6
+
+
+async def test_the_client_ports_speak_tls_where_that_is_asked_for(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    subject = authority.sign("speech.example", addresses=(_HOST,))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    files = [ROOT / "compose.yaml", ROOT / "deploy" / "compose.tls.yaml"]
+    environment = {**_ENVIRONMENT, "TLS_CERT": str(subject.certificate), "TLS_KEY": str(subject.key)}
+    compose = Compose(service.engine, _PROJECT, files, environment)
+    compose("up", "--detach", "--no-build", "--no-deps", "--scale", "ingress=1", "ingress")
+    (container,) = service.compose.containers("ingress")
+    wait_until(
+        lambda: service.inspect(container)["State"]["Health"]["Status"] == "healthy", 120.0, "the ingress"
+    )
+    url = f"wss://{_HOST}:{service.port(container, 8000)}"
+    assert (await transcribe(url, RECORDING, api_key=service.key)).text == TEXT

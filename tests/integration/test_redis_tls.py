@@ -131,7 +131,7 @@ async def test_a_stream_goes_through_a_redis_with_tls(servers: TlsServers) -> No
 
 
 async def test_the_flags_name_files_and_the_servers_name(servers: TlsServers) -> None:
-    port = servers.start(servers.authority.sign(_NAME, loopback=False))
+    port = servers.start(servers.authority.sign(_NAME, addresses=()))
     with servers.service(port, f"rediss://{HOST}:{port}/0") as stack:
         await check_a_stream(
             stack,
@@ -144,7 +144,7 @@ async def test_the_flags_name_files_and_the_servers_name(servers: TlsServers) ->
 
 async def test_a_stream_goes_through_a_master_that_sentinels_with_tls_know(servers: TlsServers) -> None:
     """A Sentinel tells the master's IP address, for which a certificate hardly ever is."""
-    files = servers.authority.sign(_NAME, loopback=False)
+    files = servers.authority.sign(_NAME, addresses=())
     port = servers.start(files)
     sentinel = servers.start_sentinel(files, port)
     options = url(sentinel, servers.authority, servers.own).partition("?")[2]
@@ -154,7 +154,7 @@ async def test_a_stream_goes_through_a_master_that_sentinels_with_tls_know(serve
 
 
 def test_a_certificate_for_another_name_is_refused(servers: TlsServers) -> None:
-    port = servers.start(servers.authority.sign(_NAME, loopback=False))
+    port = servers.start(servers.authority.sign(_NAME, addresses=()))
     address = url(port, servers.authority, servers.own)
     for wrong in (address, f"{address}&name=other.internal"):
         with pytest.raises(UnfitRedis, match=rf"Redis at {HOST}:{port}/0 cannot be spoken to over TLS: .*"):

@@ -26,9 +26,10 @@ from common.redis.scripts.ownership import keep_dead_letter
 from parakeet.client import connect
 from parakeet.embedded_redis import EmbeddedRedis
 from parakeet.redis_users import create_users
+from tests.e2e.serve_process import ServeProcess
 from tests.ports import HOST, free_ports
 from tests.servers import ServerKind, raw_client, server_binary
-from tests.stack import TIMEOUTS, Stack, check_gapless, collect
+from tests.stack import TIMEOUTS, Stack, check_gapless, collect, transcribe
 from tests.stream_client import expected_text, noise
 from tests.waiting import until, wait_until
 
@@ -165,6 +166,18 @@ async def test_nothing_is_denied_of_what_the_service_does(
     second.send(signal.SIGTERM)
     assert second.wait() == 0
     assert denials() == []
+
+
+async def test_serve_comes_with_one_user(urls: dict[str, str], own_server: EmbeddedRedis) -> None:
+    client = raw_client(own_server.url)
+    denials = Denials(client)
+    with ServeProcess("--redis-url", urls["serve"]) as serve:
+        serve.wait_until_ready()
+        pcm = noise(2.0)
+        assert (await transcribe(f"ws://{HOST}:{serve.ws_port}", pcm))[-1].text == expected_text(pcm)
+        assert serve.stop() == 0
+    assert denials() == []
+    client.close()
 
 
 async def test_a_dead_letter_is_written(urls: dict[str, str], own_server: EmbeddedRedis) -> None:
