@@ -42,6 +42,7 @@ class StreamOptions:
     words: bool = False
     resume: bool = False
     auto_finalize: bool = False
+    recording: bool = False
     language: str | None = None
     phrases: tuple[Phrase, ...] = ()
     turn_detection: bool | None = None
@@ -157,6 +158,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         bool,
         "A result where an utterance ended carries `utterances`: number, text and times; the stream goes on. "
         "Without turn detection it is a `bad_option` error.",
+    ),
+    Option(
+        "recording",
+        bool,
+        "The audio is a recording that is sent faster than it was spoken: streams of people who speak now go "
+        "first, and recordings have the rest of a worker, at least `--recording-rows` of each step.",
     ),
     Option(
         "language",

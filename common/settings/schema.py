@@ -103,6 +103,7 @@ class WorkerSettings(ClusterSettings):
     paged_kv_cache: bool | None
     paged_kv_page_size: int
     paged_kv_max_pages: int
+    recording_rows: int | None
     num_threads: int | None
     lease_ms: int
     step_timeout_ms: int

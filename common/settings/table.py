@@ -177,6 +177,9 @@ FLAGS: tuple[Flag, ...] = (
          "of 1120 ms)", "Batching", _WORKER),
     Flag("decode_batch_size", Whole(1, 65_536, auto=True), "auto",
          "streams in one batch of the decoder; auto as for the encoder", "Batching", _WORKER),
+    Flag("recording_rows", Whole(1, 65_536, auto=True), "auto",
+         "rows of a step for recordings, while live streams are open: live ones go first; auto is 1 on CPU, and on CUDA an "
+         "eighth of the encoder's batch", "Batching", _WORKER),
     Flag("paged_kv_cache", OnOff(auto=True), "auto",
          "paged KV cache kernel of the encoder attention (CUDA and Triton); auto is on where it runs",
          "Batching", _WORKER, "on|off", "on"),

@@ -29,6 +29,7 @@ class EngineConfig:
     page_frames: encoder frames of a page; 0 for one page a stream as long as its ring.
     num_pages: pages of the cache; 0 for enough for every slot.
     max_step_frames: encoder frames of one stream in a step on CPU, at least a chunk in any case.
+    recording_rows: rows of a step for recordings, while live streams are open.
     reset_at_end: whether `<EOU>` and `<EOB>` put the predictor back to its start.
     turn_detection: whether the speech detector runs at all.
     audio_snapshots: whether snapshots leave out what the audio before them brings back.
@@ -46,6 +47,7 @@ class EngineConfig:
     page_frames: int = 0
     num_pages: int = 0
     max_step_frames: int = 8
+    recording_rows: int = 1
     reset_at_end: bool = True
     turn_detection: bool = True
     audio_snapshots: bool = False

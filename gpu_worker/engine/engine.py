@@ -160,7 +160,7 @@ class SpeechEngine:
         self._fed_slots[stream] = slot
         try:
             if restored is None:
-                self._table.open(slot, state.order, 0, 0)
+                self._table.open(slot, state.order, 0, 0, recording=options.recording)
                 self._rings.open(slot, 0)
                 if state.listens:
                     self._turns.open(stream, settings, transcript, slot=slot)
@@ -385,7 +385,7 @@ class SpeechEngine:
         """Plan a step whose rows all have their pages; sheds the newest streams when pages run out."""
         shape = self.steps.shape
         while True:
-            plan = self._table.plan(shape.max_rows, shape.max_chunks)
+            plan = self._table.plan(shape.max_rows, shape.max_chunks, shape.recording_rows)
             if plan is None or self._reserve(plan, outputs):
                 return plan
             self._table.unplan(plan)

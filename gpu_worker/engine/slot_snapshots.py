@@ -64,7 +64,7 @@ class SlotSnapshots:
                 raise ValueError(f"frame {first} is not before frame {frames}")
             clock = self._table.clock
             samples, begin = clock.samples_of_frames(frames), clock.samples_of_frames(first)
-            self._table.open(slot, state.order, first, begin)
+            self._table.open(slot, state.order, first, begin, recording=state.options.recording)
             self._blocks.grow(slot, first)
             state.transcript.load(host["transcript"])
             if first == frames:

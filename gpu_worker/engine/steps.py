@@ -127,6 +127,7 @@ class StepShape:
     fingerprint: names the weights and the layout of a slot's state, for snapshots.
     reach_frames: whole chunks of audio that bring back all of a slot's state but what `Steps.export` gives
         without kept frames; 0 where snapshots hold the whole state.
+    recording_rows: rows of a step for recordings, while live streams are open.
     """
 
     clock: ChunkClock
@@ -138,6 +139,7 @@ class StepShape:
     hears: bool
     fingerprint: str
     reach_frames: int = 0
+    recording_rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)

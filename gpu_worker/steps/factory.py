@@ -38,6 +38,8 @@ from gpu_worker.turn.vad import SileroVad
 logger = logging.getLogger(__name__)
 
 _CPU_BATCH_SIZE = 32
+# Recordings have one row of so many, where rows cost little time.
+_RECORDINGS_SHARE = 8
 # Larger steps only make streams wait longer for their results, and their graphs take memory.
 _CUDA_BATCH_SIZE = 4096
 _CUDA_STEP_FRAMES = 14 * 1024
@@ -184,6 +186,7 @@ def make_model_engine(
         num_slots=config.num_slots,
         max_rows=min(config.batch_sizes.encode, config.num_slots),
         max_chunks=max_chunks,
+        recording_rows=config.recording_rows,
         pages=PageShape(num_pages, page_frames, ring_pages, left_frames),
         overlaps=on_cuda,
         hears=config.turn_detection,
@@ -260,6 +263,7 @@ def engine_config(
             settings.encode_batch_size or automatic,
             settings.decode_batch_size or automatic,
         ),
+        recording_rows=settings.recording_rows or (max(1, automatic // _RECORDINGS_SHARE) if on_cuda else 1),
         page_frames=settings.paged_kv_page_size if paged else 0,
         num_pages=settings.paged_kv_max_pages if paged else 0,
         reset_at_end=settings.eou_reset,

@@ -231,7 +231,9 @@ async def transcribed(
         async with await service.decoders.start(MediaInput(media.demuxer, file=path)) as decoder:
             audio = await decoder.audio()
             stream = RecordingStream(audio.rate, on_text)
-            options = StreamOptions(sample_rate=audio.rate, words=True, auto_finalize=True, phrases=phrases)
+            options = StreamOptions(
+                sample_rate=audio.rate, words=True, auto_finalize=True, phrases=phrases, recording=True
+            )
             async with aclosing(_whole_samples(decoder.blocks())) as blocks:
                 return await stream.run(
                     service.backplane, options, blocks, Caller(client.key_id or "", client.name, traceparent)

@@ -48,7 +48,9 @@ async def transcribe(
     elif not isinstance(audio, bytes | bytearray | memoryview | Iterable | AsyncIterable):
         source = audio
     if source is not None:
-        options = replace(options, sample_rate=source.rate, encoding="pcm16")
+        # A file is sent as fast as it goes; a microphone, or a pipe, may be somebody who speaks.
+        recording = source.seconds is not None and not real_time
+        options = replace(options, sample_rate=source.rate, encoding="pcm16", recording=recording)
         blocks = stream_blocks(source, message_ms, real_time=real_time)
     else:
         assert not isinstance(audio, str | Path)

@@ -85,6 +85,7 @@ export type Encoding = "pcm16" | "f32" | "mulaw" | "alaw";
 /** Options of a stream, as the message `config` takes them. */
 export interface ConfigOptions {
   phrases?: Phrase[];
+  recording?: boolean;
   words?: boolean;
   auto_finalize?: boolean;
   language?: string;

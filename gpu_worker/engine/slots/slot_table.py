@@ -5,6 +5,10 @@ turn of every other.  All rows of a step decode the same number of chunks, the l
 every row can fill (the end of a stream fills any): streams that are behind together catch up several chunks
 at a time, and one that is behind alone does whenever no other is ready.
 
+Recordings, which have always more audio than there is time for, get few rows of a step while live streams are
+open, and one chunk in each: what a live stream waits for is then hardly longer than without them. They have
+that much of every step, so that they go on however many live streams there are.
+
 Shape suffixes: S slots, B rows of a plan.
 """
 
@@ -50,6 +54,7 @@ class SlotTable:
     finished: no sample follows.  ended: the last row is planned.
     held: nothing is planned until turn detection has its verdict.
     limit: encoder frames, whole chunks, past which nothing is planned until the stream's phrases are others.
+    recording: the stream is a recording, not somebody who speaks now.
     """
 
     def __init__(self, num_slots: int, clock: ChunkClock) -> None:
@@ -65,13 +70,14 @@ class SlotTable:
         self.num_held = 0
         self.limit = np.full(num_slots, _NEVER, dtype=np.int64)
         self.num_limited = 0
+        self.recording = np.zeros(num_slots, dtype=np.bool_)
         # Plan at which the slot was first seen to be ready: who waits longest goes first.
         self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
         self._num_plans = 0
         # Chunks planned when the next one of their stream was whole already.
         self.num_late = 0
 
-    def open(self, slot: int, order: int, frames: int, samples: int) -> None:
+    def open(self, slot: int, order: int, frames: int, samples: int, *, recording: bool = False) -> None:
         """Give a free slot to a stream that has decoded `frames` and taken `samples` before."""
         self.order[slot] = order
         self.fed[slot] = samples
@@ -79,6 +85,7 @@ class SlotTable:
         self.plan_from(np.array([slot]), np.array([frames]))
         self.finished[slot] = self.ended[slot] = False
         self._ready_since[slot] = _NEVER
+        self.recording[slot] = recording
 
     def close(self, slot: int) -> None:
         """Make a slot free."""
@@ -86,7 +93,7 @@ class SlotTable:
         self.set_limit(slot, None)
         self.fed[slot] = self.planned[slot] = 0
         self.needed[slot] = _NEVER
-        self.finished[slot] = self.ended[slot] = self.held[slot] = False
+        self.finished[slot] = self.ended[slot] = self.held[slot] = self.recording[slot] = False
 
     def hold(self, slots: Sequence[int]) -> None:
         """Plan nothing for these slots, and no longer hold any other."""
@@ -125,16 +132,24 @@ class SlotTable:
         self.planned[slots_B] = frames_B
         self.needed[slots_B] = self.clock.samples_of_frame_array(frames_B + self.clock.chunk_frames)
 
-    def plan(self, max_rows: int, max_chunks: int = 1) -> Plan | None:
-        """Choose the next step's rows and mark them as planned; None when nothing is ready."""
+    def plan(self, max_rows: int, max_chunks: int = 1, recording_rows: int = 1) -> Plan | None:
+        """Choose the next step's rows and mark them as planned; None when nothing is ready.
+
+        recording_rows: rows for recordings, while a live stream is open.
+        """
         slots = np.flatnonzero(self.ready())
         if not len(slots):
             return None
         self._num_plans += 1
-        since = np.minimum(self._ready_since[slots], self._num_plans)
-        self._ready_since[slots] = since
-        if len(slots) > max_rows:
-            slots = slots[np.argsort(since, kind="stable")[:max_rows]]
+        self._ready_since[slots] = np.minimum(self._ready_since[slots], self._num_plans)
+        recordings_B = self.recording[slots]
+        if max_rows > 1 and recordings_B.any() and (~self.recording & (self.order > 0)).any():
+            max_chunks = 1
+            recordings = self._longest_waiting(slots[recordings_B], min(recording_rows, max_rows // 2))
+            live = self._longest_waiting(slots[~recordings_B], max_rows - len(recordings))
+            slots = np.concatenate((live, recordings))
+        else:
+            slots = self._longest_waiting(slots, max_rows)
         self._ready_since[slots] = _NEVER
         waiting, start, finished = self._chunks_waiting(slots), self.planned[slots], self.finished[slots]
         ending, left = self._ending(slots, start, finished)
@@ -163,6 +178,12 @@ class SlotTable:
         ending = np.flatnonzero(finished)
         total = [self.clock.total_frames(fed) for fed in self.fed[slots[ending]].tolist()]
         return ending, np.array(total, dtype=np.int64) - start[ending]
+
+    def _longest_waiting(self, slots_B: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+        """Return those of the slots that have their turn, at most so many."""
+        if len(slots_B) <= most:
+            return slots_B
+        return slots_B[np.argsort(self._ready_since[slots_B], kind="stable")[:most]]
 
     def _chunks(self, waiting: NDArray[np.int64], left: NDArray[np.int64], max_chunks: int) -> int:
         """Chunks of every row, given whole ones of streams that go on and frames of those that end."""

@@ -47,6 +47,61 @@ def test_who_waits_longest_goes_first() -> None:
     assert min(last.values()) >= 11
 
 
+def with_recordings(num_live: int, num_recordings: int) -> SlotTable:
+    """Live streams that have one chunk, and recordings, behind them, that have many."""
+    table = SlotTable(num_live + num_recordings, CLOCK)
+    for slot in range(num_live + num_recordings):
+        is_recording = slot >= num_live
+        table.open(slot, slot + 1, 0, 0, recording=is_recording)
+        table.fed[slot] = 1_000_000 if is_recording else CLOCK.samples_of_chunks(1)
+    return table
+
+
+def test_recordings_have_few_rows_beside_live_streams_and_take_turns_in_them() -> None:
+    table = with_recordings(3, 4)
+    plan = table.plan(8, 4)
+    assert plan is not None
+    assert plan.slots_B.tolist() == [0, 1, 2, 3]
+    # The live streams wait for their next audio, and are there all the same.
+    for slot in (4, 5, 6, 3):
+        plan = table.plan(8, 4)
+        assert plan is not None
+        assert plan.slots_B.tolist() == [slot]
+        assert plan.chunks_B.tolist() == [1]
+    plan = table.plan(8, 4, recording_rows=3)
+    assert plan is not None
+    assert sorted(plan.slots_B.tolist()) == [4, 5, 6]
+
+
+def test_recordings_alone_have_whole_steps() -> None:
+    table = with_recordings(1, 3)
+    table.close(0)
+    plan = table.plan(8, 4)
+    assert plan is not None
+    assert plan.slots_B.tolist() == [1, 2, 3]
+    assert plan.chunks_B.tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3])
+def test_no_stream_starves_where_a_step_has_no_row_for_all(max_rows: int) -> None:
+    table = with_recordings(3, 3)
+    table.fed[:] = 1_000_000
+    planned = np.zeros(6, dtype=int)
+    for _ in range(24):
+        plan = table.plan(max_rows, 1, recording_rows=2)
+        assert plan is not None
+        assert len(plan.slots_B) <= max_rows
+        planned[plan.slots_B] += 1
+    assert planned.min() >= 4
+
+
+def test_a_slot_forgets_that_it_had_a_recording() -> None:
+    table = with_recordings(0, 1)
+    table.close(0)
+    table.open(0, 2, 0, 0)
+    assert not table.recording.any()
+
+
 def test_unplanned_rows_keep_their_turn() -> None:
     table = table_with([100_000] * 3)
     plan = table.plan(2)
