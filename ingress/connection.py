@@ -147,7 +147,7 @@ class Connection:
         """Begin: the socket is there, and a WebSocket's request is in order."""
         self._deadlines.silent.start(self._silent_too_long)
         if self.client is None:
-            self._deadlines.begin.start(lambda: self._carry_out(self._protocol.notify(Event.UNBEGUN)))
+            self._deadlines.begin.start(self._begun_too_late)
         else:
             self._ask_for_slots()
 
@@ -519,7 +519,7 @@ class Connection:
 
     def _send_hello(self) -> None:
         self._outgoing.open()
-        self._deadlines.begin.start(lambda: self._carry_out(self._protocol.notify(Event.UNBEGUN)))
+        self._deadlines.begin.start(self._begun_too_late)
         for stream in self._streams:
             link = stream.linked()
             hello = Hello(link.stream, self._limits.sample_rate, link.resume_token, CAPABILITIES)
@@ -625,6 +625,11 @@ class Connection:
         self._outgoing.cut_off(error, self._streams[0].stream_id, is_over=was_closed)
 
     # Deadlines that have passed
+
+    def _begun_too_late(self) -> None:
+        if self._inlet is not None:
+            self._inlet.park()
+        self._carry_out(self._protocol.notify(Event.UNBEGUN))
 
     def _unread_too_long(self) -> None:
         seconds = self._limits.unread_timeout_s

@@ -53,8 +53,8 @@ class MediaSink(Protocol):
 class MediaInlet:
     """The compressed audio of one connection. Made on the event loop; `close` ends it.
 
-    From its making on it has one of the children that an ingress may run. Raises Unavailable `no_free_stream`
-    where it has none left.
+    From its making on it has one of the children that an ingress may run, unless it is parked. Raises
+    Unavailable `no_free_stream` where none is left.
     """
 
     __slots__ = (
@@ -73,14 +73,11 @@ class MediaInlet:
     )
 
     def __init__(self, decoders: Decoders, wanted: MediaWanted, sink: MediaSink) -> None:
-        try:
-            decoders.hold()
-        except DecodersBusy as error:
-            raise Unavailable(ErrorCode.NO_FREE_STREAM, str(error)) from None
         self._decoders = decoders
         self._wanted = wanted
         self._sink = sink
-        self._holds_place = True
+        self._holds_place = False
+        self._hold_place()
         self._items: deque[Media | ClientMessage] = deque()
         self._waiting_bytes = 0
         self._head = b""  # of a container that is not known yet
@@ -110,6 +107,21 @@ class MediaInlet:
         """The sink may take audio again."""
         self._news.set()
 
+    def park(self) -> None:
+        """Nothing has come for long: let another connection have the child, as long as none was started."""
+        if self._holds_place:
+            self._holds_place = False
+            self._decoders.let_go()
+
+    def _hold_place(self) -> None:
+        if self._holds_place:
+            return
+        try:
+            self._decoders.hold()
+        except DecodersBusy as error:
+            raise Unavailable(ErrorCode.NO_FREE_STREAM, str(error)) from None
+        self._holds_place = True
+
     def close(self) -> None:
         """End it, whatever it is doing."""
         task, self._task = self._task, None
@@ -132,9 +144,7 @@ class MediaInlet:
             await self._tidy_up()
 
     async def _tidy_up(self) -> None:
-        if self._holds_place:
-            self._holds_place = False
-            self._decoders.let_go()
+        self.park()
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.cancel()
@@ -183,6 +193,7 @@ class MediaInlet:
 
     async def _begin(self, media: MediaInput) -> None:
         """Start the child, and feed it what came before it was known what it is to decode."""
+        self._hold_place()
         self._holds_place = False  # it is the child's from here on
         decoder = self._decoder = await self._decoders.start(media, held=True)
         self._reader = asyncio.create_task(self._read(decoder), name="media-samples")

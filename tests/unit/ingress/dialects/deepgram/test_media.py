@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from common.entries import LineKind
+from common.errors import NoFreeStream
 from ingress.media.decoder import Decoders
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import Harness, wait_until
@@ -207,3 +208,44 @@ async def test_media_that_come_too_fast_wait_in_front_of_their_decoder() -> None
         assert num_samples == 16_000 * 60
         await _finish(backplane)
         assert (await heard(client))[-1]["type"] == "Metadata"
+
+
+async def test_a_client_that_sends_nothing_for_long_leaves_its_decoder_to_others() -> None:
+    backplane = ScriptedBackplane()
+    async with decoding(backplane, begin_timeout_s=0.1) as (harness, decoders):
+        async with connect(url(harness, "")) as silent:
+            await wait_until(lambda: backplane.link.log == ["abandon"])
+            assert decoders.running == 0
+            async with connect(url(harness, _OPUS)) as other:
+                await other.send(b"\xf8\xff\xfe")  # 20 ms of silence
+                await wait_until(lambda: "append" in backplane.link.log, _BEGINS_S)
+                await silent.send(_wav(bytes(3200), 1))
+                (error,) = await heard(silent)
+                assert (error["type"], error["variant"], silent.close_code) == (
+                    "Error",
+                    "no_free_stream",
+                    1013,
+                )
+        await wait_until(lambda: decoders.running == 0)
+        async with connect(url(harness, "")) as late:
+            await wait_until(lambda: backplane.link.log == ["abandon"])
+            await late.send(_wav(bytes(3200), 1))
+            await late.send('{"type":"CloseStream"}')
+            await _finish(backplane)
+            assert (await heard(late))[-1]["type"] == "Metadata"
+
+
+async def test_a_client_that_leaves_while_the_cluster_refuses_it_leaves_its_decoder() -> None:
+    backplane = ScriptedBackplane()
+    async with decoding(backplane) as (harness, decoders):
+        backplane.gate.clear()
+        connecting = asyncio.create_task(connect(url(harness, "")).__aenter__())
+        await wait_until(lambda: backplane.num_waiting == 1)
+        assert decoders.running == 1
+        for connection in list(harness.connections):
+            connection.lost()
+        backplane.refusal = NoFreeStream()
+        backplane.gate.set()
+        await wait_until(lambda: decoders.running == 0)
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
