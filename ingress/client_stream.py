@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from common.entries import LineKind, StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
-from common.messages import Audio, Result
+from common.messages import Audio, Phrases, Result
 from ingress.links import CLIENT_GONE, FINAL
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 MAX_UNANSWERED_FINALIZES: Final = 1000
 """They have no samples, so `max_undecoded_s` does not bound them, and each ends a part of the stream."""
+
+MAX_WAITING_PHRASES: Final = 100
+"""`phrases` messages behind which no audio is decoded yet: they have no samples either, and 16 KB each."""
 
 
 class ClientStream:
@@ -33,6 +37,7 @@ class ClientStream:
         "_connection",
         "_max_undecoded_s",
         "_num_finalizes",
+        "_phrases_at",
         "acked_samples",
         "begun",
         "ended",
@@ -49,6 +54,7 @@ class ClientStream:
         self._connection: Final = connection
         self._max_undecoded_s: Final = max_undecoded_s
         self._num_finalizes = 0  # that are not answered
+        self._phrases_at: deque[int] = deque()  # samples before each list that waits
         self.number: Final = number
         self.sample_rate = 0
         self.set_rate(sample_rate)
@@ -106,6 +112,22 @@ class ClientStream:
         """The client has the secret that its resumption has brought."""
         if self.link is not None:
             self.link.confirm()
+
+    def replace_phrases(self, change: Phrases) -> bool:
+        """Replace the stream's phrases behind its audio so far; False asks to stop reading until `on_room`.
+
+        Raises ClientFault `too_much_audio` where too many lists wait for audio behind them.
+        """
+        waiting = self._phrases_at
+        while waiting and waiting[0] < self.acked_samples:
+            waiting.popleft()
+        if len(waiting) >= MAX_WAITING_PHRASES:
+            raise ClientFault(
+                ErrorCode.TOO_MUCH_AUDIO,
+                f"More than {MAX_WAITING_PHRASES} 'phrases' messages wait for audio behind them.",
+            )
+        waiting.append(self.next_sample)
+        return self.linked().replace_phrases(change)
 
     def give_up(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """Nobody listens any more; see `StreamLink.abandon`."""

@@ -438,7 +438,7 @@ class Connection:
                 if not isinstance(outcome.message, Phrases):
                     raise AssertionError("PHRASES without phrases")
                 for stream in self._streams:
-                    if not stream.linked().replace_phrases(outcome.message):
+                    if not stream.replace_phrases(outcome.message):
                         self._pause_reading()
             case Action.FINISH:
                 self._append(_NO_AUDIO)

@@ -10,7 +10,7 @@ from common.phrases import Phrase
 from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.interface import UnsupportedOption
 
-DEFAULT_BOOST: Final = 1.0
+DEFAULT_BOOST: Final = 0.5
 
 
 class Speller(Protocol):

@@ -50,6 +50,10 @@ def redis(redis_url: str) -> Iterator[SyncRedis]:
             ServedModel("tiny", "00aa", 160, "70, 1", "off"),
             "--eou-reset is off here, and the running cluster has on: ",
         ),
+        (
+            ServedModel("tiny", "00aa", 160, "70, 1", "on", "cd12"),
+            "The hash of the phrases of --phrases-file is cd12 here, and the running cluster has none: ",
+        ),
     ],
 )
 def test_what_differs_is_said(redis: SyncRedis, other: ServedModel, sentence: str) -> None:

@@ -1,9 +1,11 @@
-"""A client may have so many `finalize` messages without an answer, and no more."""
+"""A client may have so many `finalize` and `phrases` messages under way, and no more."""
 
 from __future__ import annotations
 
+import base64
+
 from common.entries import LineKind
-from ingress.client_stream import MAX_UNANSWERED_FINALIZES
+from ingress.client_stream import MAX_UNANSWERED_FINALIZES, MAX_WAITING_PHRASES
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import serving, wait_until
 
@@ -26,4 +28,31 @@ async def test_finalizes_are_bounded_until_they_are_answered() -> None:
         error = (await client.receive_all())[-1]
         assert (error["type"], error["code"]) == ("error", "too_much_audio")
         assert backplane.link.log[-1] == "abandon"
+        await client.close()
+
+
+async def test_lists_of_phrases_are_bounded_until_audio_behind_them_is_decoded() -> None:
+    change = {"type": "phrases", "phrases": ["Zyrtec"]}
+    backplane = ScriptedBackplane()
+    async with serving(backplane) as harness:
+        client = await harness.tcp()
+        await client.receive()
+
+        def count() -> int:
+            return backplane.link.log.count("phrases Zyrtec")
+
+        for _ in range(MAX_WAITING_PHRASES):
+            await client.send(change)
+        await wait_until(lambda: bool(backplane.links) and count() == MAX_WAITING_PHRASES)
+        await client.send({"type": "audio", "data": base64.b64encode(bytes(640)).decode()})
+        await wait_until(lambda: backplane.link.samples == 320)
+        backplane.link.listener.on_ack(160)
+        for _ in range(MAX_WAITING_PHRASES):
+            await client.send(change)
+        await wait_until(lambda: count() == 2 * MAX_WAITING_PHRASES)
+        await client.send(change)
+        error = (await client.receive_all())[-1]
+        assert (error["type"], error["code"]) == ("error", "too_much_audio")
+        assert "'phrases'" in error["message"]
+        assert count() == 2 * MAX_WAITING_PHRASES
         await client.close()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from common.entries import AudioEntry
 from common.errors import ClientFault, ErrorCode, StreamLost
 from common.messages import Encoding
+from common.streams.assignments import Base
 from gpu_worker.engine.slots.samples import Samples, float_samples
 from gpu_worker.pipeline.audio import StreamAudio, client_samples, entry_samples
 from gpu_worker.pipeline.g711 import ALAW, MULAW
@@ -85,6 +86,20 @@ def test_client_samples_never_say_more_than_was_decoded() -> None:
     assert client_samples(16_000, 777) == 777
     assert client_samples(8000, 777) == 388
     assert client_samples(48_000, 777) == 2331
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_the_place_of_a_mark_does_not_depend_on_what_was_resampled_by_then(rate: int) -> None:
+    """A replay that begins anywhere before it has it where the first owner had it."""
+    base = Base(samples=5_000, origin=5_000, client_origin=rate // 4)
+    whole = StreamAudio(rate, 5_000, base)
+    payload = bytes(2 * (rate + 17))
+    whole.push(AudioEntry(b"1-1", rate // 4, payload))
+    later = StreamAudio(rate, 9_000, base)
+    later.push(AudioEntry(b"1-1", rate // 4, payload))
+    assert later.next_engine_sample == whole.next_engine_sample
+    fed = 5_000 + (rate + 17) * 16_000 / rate
+    assert fed <= whole.next_engine_sample < fed + 1
 
 
 _ENCODED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,18 @@ from common.entries import IngressId, StreamId, WorkerId
 from common.errors import ErrorCode
 from common.monitoring.metrics import WorkerMetrics
 from common.options import StreamOptions
+from common.phrases import Phrase, encode_phrases
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.claims import OwnedStream
-from gpu_worker.engine.interface import StreamOutput, StreamSnapshot
+from gpu_worker.engine.interface import (
+    OutOfPages,
+    PhrasesFull,
+    StreamOutput,
+    StreamSnapshot,
+    UnsupportedOption,
+)
+from gpu_worker.engine.snapshot import Snapshot, phrases_in
 from gpu_worker.pipeline.engine_events import (
     Decoded,
     Drop,
@@ -29,7 +38,9 @@ from gpu_worker.pipeline.engine_events import (
     HandOver,
     Open,
     Opened,
+    ReplacePhrases,
     SnapshotTaken,
+    failure_of,
 )
 from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow
@@ -284,6 +295,70 @@ def test_a_finalize_ends_a_part_and_what_follows_waits_for_the_next(start: Calla
     )
     assert outputs[-1].text == answers[-1].text == answers[1].text
     assert answers[1].text.startswith(f"{answers[0].text} ")
+
+
+class Phrased(NullEngine):
+    """Notes the phrases that it is told, and stands for an engine that boosts them."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.opened: list[tuple[Phrase, ...]] = []
+        self.replaced: list[tuple[tuple[Phrase, ...], int]] = []
+
+    def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
+        super().open(stream, replace(options, phrases=()), snapshot)
+        self.opened.append(options.phrases)
+
+    def replace_phrases(self, stream: StreamId, phrases: tuple[Phrase, ...], sample: int) -> None:
+        self.replaced.append((phrases, sample))
+
+    def phrases(self, stream: StreamId) -> tuple[Phrase, ...]:
+        return self.replaced[-1][0] if self.replaced else self.opened[-1]
+
+
+def test_phrases_keep_their_place_and_go_on_over_a_finalize(start: Callable[..., Running]) -> None:
+    first, second = (Phrase("Zyrtec"),), (Phrase("Jane Doe", 2.0),)
+    engine = Phrased()
+    running = start(engine)
+    one = flow(1)
+    running.thread.put(
+        Open(one, None),
+        feed(one, audio(1.0)),
+        ReplacePhrases(one, first, 16_000),
+        Finalize(one, b"1-3"),
+        ReplacePhrases(one, second, 16_000),
+        feed(one, audio(0.5)),
+        ReplacePhrases(one, (), 24_000),
+        Finish(one),
+    )
+    wait_until(lambda: any(isinstance(e, Decoded) and e.outputs[-1].is_final for e in running.sink.events))
+    assert engine.opened == [(), first]
+    # Those behind the finalize waited for the next part, and count from its beginning.
+    assert engine.replaced == [(first, 16_000), (second, 0), ((), 8_000)]
+
+
+def test_a_stream_without_its_snapshot_has_the_phrases_that_the_snapshot_has(
+    start: Callable[..., Running],
+) -> None:
+    phrases = (Phrase("Zyrtec", 2.0),)
+    host = {"phrases": encode_phrases(phrases).decode()}
+    engine = Phrased()
+    running = start(engine)
+    running.thread.put(Open(flow(1), Snapshot("another model", host, {}).to_bytes()))
+    running.said(Opened)
+    assert engine.opened == [phrases]
+
+
+@pytest.mark.parametrize("snapshot", [b"", b"PXS", b"PXS0" + bytes(20)])
+def test_a_snapshot_that_cannot_be_read_says_nothing_of_phrases(snapshot: bytes) -> None:
+    assert phrases_in(snapshot) is None
+
+
+def test_what_the_engine_says_of_phrases_is_the_clients_to_know() -> None:
+    unwritable = failure_of(UnsupportedOption("this model cannot write that"))
+    assert (unwritable.code, unwritable.message) == (ErrorCode.BAD_OPTION, "this model cannot write that")
+    assert failure_of(PhrasesFull("no memory")).code is ErrorCode.PHRASES_FULL
+    assert failure_of(OutOfPages("no page")).code is ErrorCode.WORKER_FAILED
 
 
 def test_a_stream_that_is_dropped_while_a_part_ends_leaves_nothing(start: Callable[..., Running]) -> None:
