@@ -56,7 +56,7 @@ _STEM: Final = _ONE.meta[:-1]
 
 def _any(key: bytes) -> str:
     """The pattern of a key, given with `*` for a name: of all shards where it is a stream's."""
-    return key.replace(_STEM, b"px:{*}:[0-9]*:").decode()
+    return key.replace(_STEM, f"{_KEYS.prefix}:{{*}}:[0-9]*:".encode()).decode()
 
 
 def _any_shard(key: bytes) -> str:
