@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpu_worker.kernels.reference.paged_attention_reference import AttentionGeometry
 from gpu_worker.model.config import ModelConfig
+from gpu_worker.model.layers.product import Product
 
 
 class PagedAttention(Protocol):
@@ -104,9 +104,9 @@ class Attention:
         self.chunk_frames = right + 1
         self._kernel = kernel
         names = ("linear_q", "linear_k", "linear_v")
-        self._qkv = torch.cat([weights[f"{prefix}.{name}.weight"] for name in names]).contiguous()
-        self._qkv_bias = (
-            torch.cat([weights[f"{prefix}.{name}.bias"] for name in names]) if config.use_bias else None
+        self._qkv = Product(
+            torch.cat([weights[f"{prefix}.{name}.weight"] for name in names]),
+            torch.cat([weights[f"{prefix}.{name}.bias"] for name in names]) if config.use_bias else None,
         )
         self._out_DD = weights[f"{prefix}.linear_out.weight"].t()
         self._out_bias = weights[f"{prefix}.linear_out.bias"] if config.use_bias else None
@@ -129,7 +129,7 @@ class Attention:
             step: where, and under which mask.
         """
         num_rows, num_frames = step.pages_BT.shape
-        qkv = F.linear(normed, self._qkv, self._qkv_bias)
+        qkv = self._qkv(normed)
         qkv = qkv.view(num_rows, num_frames, 3, self.num_heads, self.head_dim)
         keys[step.pages_BT, step.offsets_BT] = qkv[:, :, 1]
         values[step.pages_BT, step.offsets_BT] = qkv[:, :, 2]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.layers.attention import Attention, AttentionStep, PagedAttention
+from gpu_worker.model.layers.product import Product
 
 # Up to so many frames a frame's taps are one product and one sum; beyond, each tap is one operation.
 _MAX_FRAMES_BY_FRAME = 3
@@ -38,14 +39,14 @@ class FeedForward:
     """Half a step of linear, SiLU, linear."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], name: str) -> None:
-        self._in = weights[f"{name}.linear1.weight"]
-        self._in_bias = weights[f"{name}.linear1.bias"] if config.use_bias else None
+        bias = weights[f"{name}.linear1.bias"] if config.use_bias else None
+        self._in = Product(weights[f"{name}.linear1.weight"], bias)
         self._half_out = (weights[f"{name}.linear2.weight"] * 0.5).t()
         self._half_out_bias = weights[f"{name}.linear2.bias"] * 0.5 if config.use_bias else None
 
     def add_to(self, x_RowsD: Tensor, normed: Tensor) -> None:
         """Add half the branch's output to the residual stream in place."""
-        hidden = F.silu(F.linear(normed, self._in, self._in_bias), inplace=True)
+        hidden = F.silu(self._in(normed), inplace=True)
         x_RowsD.addmm_(hidden, self._half_out)
         if self._half_out_bias is not None:
             x_RowsD.add_(self._half_out_bias)
@@ -58,8 +59,7 @@ class Convolution:
         def bias(part: str) -> Tensor | None:
             return weights[f"{name}.{part}.bias"] if config.use_bias else None
 
-        self._in = weights[f"{name}.pointwise_conv1.weight"].squeeze(2)
-        self._in_bias = bias("pointwise_conv1")
+        self._in = Product(weights[f"{name}.pointwise_conv1.weight"].squeeze(2), bias("pointwise_conv1"))
         self._taps_KD = weights[f"{name}.depthwise_conv.weight"].squeeze(1).t().contiguous()
         self._depthwise_bias = bias("depthwise_conv")
         self._norm = LayerNorm(weights, f"{name}.batch_norm")
@@ -76,7 +76,7 @@ class Convolution:
             cached_BKD: the K - 1 frames before the step's first; afterwards those before the next.
         """
         num_rows, _, width = cached_BKD.shape
-        gated = F.glu(F.linear(normed, self._in, self._in_bias), dim=-1).view(num_rows, -1, width)
+        gated = F.glu(self._in(normed), dim=-1).view(num_rows, -1, width)
         num_frames = gated.shape[1]
         window = torch.cat([cached_BKD, gated], dim=1)
         cached_BKD.copy_(window[:, num_frames:])
@@ -89,8 +89,7 @@ class Convolution:
     def _depthwise(self, window: Tensor, num_frames: int) -> Tensor:
         taps, count = self._taps_KD, self._num_taps
         if num_frames <= _MAX_FRAMES_BY_FRAME:
-            frames = [(window[:, t : t + count] * taps).sum(1) for t in range(num_frames)]
-            out = torch.stack(frames, dim=1) if num_frames > 1 else frames[0]
+            out = (window.unfold(1, count, 1).transpose(2, 3) * taps).sum(2)
         else:
             out = window[:, :num_frames] * taps[0]
             for tap in range(1, count):
