@@ -96,7 +96,8 @@ async def test_a_stream_is_one_trace_through_all_that_serve_it(stack: Stack, col
         for _ in range(20):
             await client.send(AUDIO)
         await client.send(json.dumps({"type": "close"}))
-        await client.wait_closed()
+        async for _ in client:
+            pass
     await until(lambda: len(collector.of(TRACE)) >= 2, 20.0, "two spans")
     served, owned = collector.of(TRACE)
     assert (served["service"], served["name"]) == ("parakeet-ingress", "stream")
@@ -119,7 +120,8 @@ async def test_a_stream_is_one_trace_through_all_that_serve_it(stack: Stack, col
         await client.recv()
         await client.send(AUDIO)
         await client.send(json.dumps({"type": "close"}))
-        await client.wait_closed()
+        async for _ in client:
+            pass
 
     def upload() -> int:
         with closing(HTTPConnection(HOST, ingress.ws_port, timeout=30)) as connection:
