@@ -26,6 +26,7 @@ from ingress.request import Request
 from ingress.sockets.deadlines import UnreadDeadline
 from ingress.sockets.gate import Full, Place
 from ingress.sockets.linger import Linger, acked_bytes
+from ingress.sockets.shell import BYTES_A_TURN
 from ingress.sockets.websocket import WebSocketShell
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Front(HttpToolsProtocol):
         self._body_timer: asyncio.TimerHandle | None = None
         self._unread = UnreadDeadline(UNREAD_TIMEOUT_S, lambda: acked_bytes(self.transport))
         self._over = False  # nothing more is read
+        self._resting = False  # until the next round of the event loop
         self._linger: Linger | None = None
 
     # asyncio.Protocol
@@ -130,6 +132,8 @@ class Front(HttpToolsProtocol):
             self._refuse(self._refusal_after(error))
             return
         self._hand_on_body()
+        if len(data) >= BYTES_A_TURN:
+            self._end_turn()
         if self._untold_bytes > MAX_HEADER_BYTES:
             self._refuse(_HEADERS_TOO_LONG)  # of which the parser holds one that does not end
         elif not self._in_head and not self._answering and self.timeout_keep_alive_task is None:
@@ -326,6 +330,18 @@ class Front(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _end_turn(self) -> None:
+        """Read nothing more in this round of the event loop, so that others have their turn."""
+        if not (self._resting or self.flow.read_paused):
+            self._resting = True
+            self.transport.pause_reading()
+            self.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._resting = False
+        if not (self.flow.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def _hand_on_body(self) -> None:
         """Hand on what this read brought of a body, as one part."""

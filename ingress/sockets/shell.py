@@ -19,6 +19,8 @@ from ingress.sockets.peer import Peer
 _WRITE_HIGH_BYTES: Final = 32 * 1024
 MESSAGES_A_TURN: Final = 64
 """Messages that one client is heard in one round of the event loop: a read of 256 KB may hold 20,000."""
+BYTES_A_TURN: Final = 128 * 1024
+"""A read of as much is a turn, too: libuv reads 32 times before anybody else has one."""
 
 OpenConnection = Callable[[Peer], Connection]
 """Makes the connection behind a socket."""
@@ -133,13 +135,25 @@ class SocketShell(asyncio.Protocol):
 
         Until then nothing is taken from the socket, so what waits is the rest of one read.
         """
-        if self._num_heard < MESSAGES_A_TURN or self._transport is None:
+        if self._num_heard < MESSAGES_A_TURN:
             self._num_heard += 1
             return True
-        self._resting = True
-        self._transport.pause_reading()
-        asyncio.get_running_loop().call_soon(self._next_turn)
+        self._end_turn()
         return False
+
+    def _end_turn(self) -> None:
+        """Hear nothing more of the client in this round."""
+        if self._transport is not None and not self._resting:
+            self._resting = True
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._next_turn)
+
+    def _hear(self, data: bytes) -> None:
+        """Hand on what a read has brought, which the reader holds by now."""
+        self._num_heard = 0
+        self._hand_on()
+        if len(data) >= BYTES_A_TURN and self._reading:
+            self._end_turn()
 
     def _next_turn(self) -> None:
         self._resting = False

@@ -67,8 +67,7 @@ class TcpShell(SocketShell):
                 connection.received_text(line)
                 return
             self._reader.feed(data)
-            self._num_heard = 0
-            self._hand_on()
+            self._hear(data)
         else:
             self._hold_back()
             self._reader.feed(data)

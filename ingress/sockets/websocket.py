@@ -105,8 +105,7 @@ class WebSocketShell(SocketShell):
                 return
         frames.feed(data)
         if self._reading and not self._resting:
-            self._num_heard = 0
-            self._hand_on()
+            self._hear(data)
         else:
             self._hold_back()
         if not frames.waits_for_a_pong:

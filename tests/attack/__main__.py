@@ -1,11 +1,11 @@
 """``python -m tests.attack --seconds 600``: ten honest streams, alone, then beside attackers of every kind.
 
 A stack with the tiny model on CPU, with keys. The attackers are one process that has one core. One of their
-keys may have some streams; another, of those that send audio without end, two and a minute of audio a day, as
-an operator would allow whom it does not trust. Exit status 1 where a text is another than without the
-attack, a stream fails, the 99th percentile of the latency of results is over 1.5 times that without, memory
-grows beyond its bound, a process is another at the end, descriptors or keys are left over, the server logs a
-defect, or a stranger is given anything.
+keys may have twenty streams and two new ones a second; another, of those that send audio without end, two and
+a minute of audio a day, as an operator would allow whom it does not trust. Exit status 1 where a text is
+another than without the attack, a stream fails, the 99th percentile of the latency of results is over 1.5
+times that without, memory grows beyond its bound, a process is another at the end, descriptors or keys are
+left over, the server logs a defect, or a stranger is given anything.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from tests.servers import make_server, raw_client
 _CLIP_S: Final = 8.0
 _SETTLE_S: Final = 90.0
 _ATTACKER_STREAMS: Final = 20
+_ATTACKER_NEW_A_MINUTE: Final = 120
 # What an operator allows a key that it does not trust: its audio is work for the model, whatever it is.
 _FLOOD_STREAMS: Final = 2
 _FLOOD_AUDIO_S: Final = 60
@@ -51,7 +52,14 @@ async def run(
     keys = folder / "keys.json"
     key = create_key(keys, KeyRecord(key_id=KeyId(""), digest="", name="honest"))[1]
     attackers_key = create_key(
-        keys, KeyRecord(key_id=KeyId(""), digest="", name="attacker", max_streams=_ATTACKER_STREAMS)
+        keys,
+        KeyRecord(
+            key_id=KeyId(""),
+            digest="",
+            name="attacker",
+            max_streams=_ATTACKER_STREAMS,
+            new_per_minute=_ATTACKER_NEW_A_MINUTE,
+        ),
     )[1]
     flooder = KeyRecord(
         key_id=KeyId(""),

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections import Counter
+from contextlib import suppress
+from typing import Any
 
 import pytest
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import PlainTextResponse, Response
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
 from ingress.connection import Connection
-from ingress.sockets.shell import MESSAGES_A_TURN
+from ingress.http.endpoints import endpoint
+from ingress.http.front import Front
+from ingress.sockets.shell import BYTES_A_TURN, MESSAGES_A_TURN
+from ingress.sockets.tcp import TcpShell
+from ingress.sockets.websocket import WebSocketShell
 from tests.fake_backplane import ScriptedBackplane
-from tests.ingress_harness import HANDSHAKE, TcpClient, serving, wait_until
+from tests.ingress_harness import HANDSHAKE, HOST, TcpClient, serving, wait_until
 
 NUM_MESSAGES = 1000
 
@@ -87,6 +96,56 @@ async def test_control_frames_have_turns_too() -> None:
             assert json.loads(await honest.recv())["type"] == "pong"
         assert shell._resting or flooder.writer.transport.get_write_buffer_size() > 0
         await flooder.close()
+
+
+@pytest.mark.parametrize("port", ["tcp", "websocket", "http"])
+async def test_a_large_read_is_a_turn(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop hands on 32 reads of 256 KB in one round: a client that sends without end has one of them."""
+    shell_class = {"tcp": TcpShell, "websocket": WebSocketShell, "http": Front}[port]
+    received = shell_class.data_received  # type: ignore[attr-defined]
+    turns: list[Turns] = []
+    reads: Counter[int] = Counter()
+    num_bytes = 0
+
+    def note(shell: Any, data: bytes) -> None:
+        nonlocal num_bytes
+        if turns:
+            num_bytes += len(data)
+            reads[turns[0].number] += len(data) >= BYTES_A_TURN
+        received(shell, data)
+
+    async def body(request: StarletteRequest) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
+    line = json.dumps({"type": "ping", "fill": "x" * 10_000}).encode()
+    head = b"POST /body HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n"
+    begin, one = {
+        "tcp": (b"", line + b"\n"),
+        "websocket": (HANDSHAKE, Frame(Opcode.TEXT, line).serialize(mask=True)),
+        "http": (head, bytes(10_000)),
+    }[port]
+    monkeypatch.setattr(shell_class, "data_received", note)  # before uvloop asks a protocol for it, once
+    loop = asyncio.get_running_loop()
+    async with serving(ScriptedBackplane(), endpoints=(endpoint("/body", body, "POST"),)) as harness:
+        client = socket.create_connection((HOST, harness.tcp_port if port == "tcp" else harness.ws_port))
+        harness.sockets.append(client)
+        client.setblocking(False)
+        await loop.sock_sendall(client, begin)
+        if port != "http":
+            told = b""
+            while b'"hello"' not in told:
+                told += await loop.sock_recv(client, 65_536)
+        turns.append(Turns(monkeypatch))
+        sent = 0
+        with suppress(BlockingIOError):  # as much as there is room for, before the loop reads any
+            while True:
+                sent += client.send(one)
+        try:
+            await wait_until(lambda: num_bytes >= sent, 30.0)
+        finally:
+            turns[0].stop()
+    assert sent > 8 * BYTES_A_TURN
+    assert max(reads.values()) == 1
 
 
 async def test_what_waits_for_its_turn_comes_before_the_end() -> None:
