@@ -8,6 +8,7 @@ from typing import Final
 
 import orjson
 
+from ingress.dialects.openai.faults import error_fields, kind_of
 from ingress.http.refusal import Refusal
 
 _JSON: Final = "application/json"
@@ -19,6 +20,5 @@ _CODES: Final = {
 
 def openai_refusal(refusal: Refusal) -> Refusal:
     """Return a refusal with the body that OpenAI's clients read."""
-    kind = "invalid_request_error" if refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    error = {"message": refusal.sentence, "type": kind, "param": None, "code": _CODES.get(refusal.status)}
+    error = error_fields(kind_of(refusal.status), _CODES.get(refusal.status), refusal.sentence)
     return replace(refusal, body=orjson.dumps({"error": error}), content_type=_JSON)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from ingress.auth.client import Client
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.tokens import DEFAULT_TTL_S, MAX_TTL_S, make_token
-from ingress.dialects.openai.faults import EventFault
+from ingress.dialects.openai.faults import INVALID_REQUEST, EventFault, error_fields
 from ingress.dialects.openai.session import Session
 from ingress.http.endpoints import endpoint
 
@@ -84,12 +84,7 @@ def _answering(answer: _Answer) -> _Answer:
         try:
             return await answer(request)
         except _Refused as refused:
-            error = {
-                "message": str(refused),
-                "type": "invalid_request_error",
-                "param": refused.param,
-                "code": None,
-            }
+            error = error_fields(INVALID_REQUEST, None, str(refused), refused.param)
             return JSONResponse({"error": error}, refused.status)
 
     return answered

@@ -26,6 +26,7 @@ from common.phrases import Phrase, parse_phrases
 from common.tracing.tracer import checked_traceparent
 from ingress.auth.client import Client
 from ingress.auth.guard import Guard
+from ingress.dialects.openai.faults import SERVER_ERROR, error_fields, kind_of
 from ingress.files.recording_stream import RecordingStream, Stalled, Transcript
 from ingress.files.transcription_shapes import FORMATS, plain, subtitles, verbose
 from ingress.files.upload import BadUpload, Upload, Uploads, UploadsBusy, received
@@ -82,8 +83,7 @@ class Refused(Exception):  # noqa: N818 - the name says it
 
     def response(self) -> Response:
         """Return the answer."""
-        kind = "invalid_request_error" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        error = error_fields(kind_of(self.status), self.code, str(self), self.param)
         return JSONResponse({"error": error}, self.status, headers=self.headers)
 
 
@@ -288,7 +288,7 @@ async def _events(
             transcript = await running
         except FAILURES as error:
             refused = refusal_of(error)
-            yield _event({"error": {"message": str(refused), "type": "server_error", "code": refused.code}})
+            yield _event({"error": error_fields(SERVER_ERROR, refused.code, str(refused), refused.param)})
         else:
             done = plain(transcript, logprobs=_wants_logprobs(upload))
             yield _event({"type": "transcript.text.done", **done})

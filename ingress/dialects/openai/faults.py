@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any, Final
 
 from common.errors import ErrorCode, shown
@@ -36,8 +37,11 @@ def code_of(code: str) -> str:
     return _CODES.get(ErrorCode(code), code)
 
 
-def error_fields(
-    kind: str, code: str, message: str, param: str | None = None, event_id: str | None = None
-) -> dict[str, Any]:
-    """Return the member `error` of an event. event_id: of the client's event that is at fault."""
-    return {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
+def error_fields(kind: str, code: str | None, message: str, param: str | None = None) -> dict[str, Any]:
+    """Return an error as OpenAI writes it, over HTTP and in events. kind: INVALID_REQUEST or SERVER_ERROR."""
+    return {"type": kind, "code": code, "message": message, "param": param}
+
+
+def kind_of(status: int) -> str:
+    """Return whose fault the refusal of a request is, by its status."""
+    return INVALID_REQUEST if status < HTTPStatus.INTERNAL_SERVER_ERROR else SERVER_ERROR

@@ -157,7 +157,6 @@ class Items:
         self._ended.clear()
         self._committed.clear()
         error = error_fields(kind, code, message)
-        del error["event_id"]
         return [self._transcription("failed", item, error=error) for item in failed]
 
     # Ends and starts

@@ -163,8 +163,11 @@ class RealtimeDialect:
         return None
 
     def _tell(self, fault: EventFault) -> None:
-        error = error_fields(INVALID_REQUEST, fault.code, fault.message, fault.param, self._event_id)
-        self.replies.append(self._events.write("error", error=error))
+        error = error_fields(INVALID_REQUEST, fault.code, fault.message, fault.param)
+        self.replies.append(self._error(error, self._event_id))
+
+    def _error(self, error: dict[str, Any], event_id: str | None = None) -> Frame:
+        return self._events.write("error", error={**error, "event_id": event_id})
 
     def _decode(self, data: bytes) -> Heard:
         try:
@@ -316,7 +319,7 @@ class RealtimeDialect:
         kind, code = INVALID_REQUEST if is_fault else SERVER_ERROR, code_of(error.code)
         frames = self._items.fail(kind, code, error.message)
         if is_fault:
-            frames.append(self._events.write("error", error=error_fields(kind, code, error.message)))
+            frames.append(self._error(error_fields(kind, code, error.message)))
         return frames
 
     def merge(self, earlier: object, later: object) -> None:
