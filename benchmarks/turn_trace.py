@@ -18,14 +18,8 @@ from gpu_worker.engine.config import EngineConfig
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.model.loading.checkpoint import LoadedModel
 from gpu_worker.steps.factory import make_model_engine
-from gpu_worker.turn.endpointing import (
-    WINDOW_SAMPLES,
-    Endpointer,
-    TurnChunk,
-    TurnOutcome,
-    Verdict,
-    token_sample,
-)
+from gpu_worker.turn.endpointing import Endpointer
+from gpu_worker.turn.outcome import WINDOW_SAMPLES, TurnChunk, TurnOutcome, Verdict, token_sample
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.smart_turn import INPUT_SAMPLES, SmartTurn
 from gpu_worker.turn.vad import SileroVad

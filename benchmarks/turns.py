@@ -29,7 +29,7 @@ import torch
 from benchmarks.turn_corpus import RATE, build, load, save
 from benchmarks.turn_trace import Trace, play, record
 from gpu_worker.model.loading.checkpoint import load_model
-from gpu_worker.turn.endpointing import Cause
+from gpu_worker.turn.outcome import Cause
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.smart_turn import SmartTurn
 

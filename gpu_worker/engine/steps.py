@@ -22,7 +22,7 @@ from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.slots.samples import PCM16_SCALE, Samples
 from gpu_worker.engine.tree_memory import TreeMemory
-from gpu_worker.turn.endpointing import WINDOW_SAMPLES
+from gpu_worker.turn.outcome import WINDOW_SAMPLES
 
 # Samples of a stream whose end is not known; more than a row's numbers reach, and sound in int32.
 UNKNOWN_END: Final = 1 << 30

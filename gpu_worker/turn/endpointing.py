@@ -24,11 +24,16 @@ import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from enum import Enum, StrEnum
 from typing import Any, Final, Self
 
-from common.hot_value import hot_value
-from common.messages import LastState, TurnDetection
+from gpu_worker.turn.outcome import (
+    WINDOW_SAMPLES,
+    Cause,
+    TurnChunk,
+    TurnOutcome,
+    TurnQuestion,
+    Verdict,
+)
 from gpu_worker.turn.settings import SAMPLES_PER_MS, Signal, TurnSettings
 from gpu_worker.turn.transitions import (
     REPORTED,
@@ -39,75 +44,8 @@ from gpu_worker.turn.transitions import (
     State,
 )
 
-WINDOW_SAMPLES: Final = 512
-
-
 # A name of a module is found sooner than one of an enumeration.
 _IDLE, _SPEAKING, _PAUSED = State.IDLE, State.SPEAKING, State.PAUSED
-
-
-class Verdict(Enum):
-    """Smart-turn's answer. ABSENT: it did not come in time, or could not be asked."""
-
-    COMPLETE = "complete"
-    INCOMPLETE = "incomplete"
-    ABSENT = "absent"
-
-
-class Cause(StrEnum):
-    """Which rule ended an utterance."""
-
-    EOU = "eou"
-    SMART_TURN = "smart_turn"
-    SILENCE = "silence"
-    MAX_PAUSE = "max_pause"
-    FINISHED = "finished"
-
-
-@hot_value
-class TurnChunk:
-    """What one chunk of audio gave.
-
-    end_sample: 16 kHz samples of the stream that the chunk completes; never less than the last one's.
-    probs: probability of speech of every window of 512 samples that became complete.
-    eou_samples: where `<EOU>` tokens stand; `token_sample(frame)` makes it of a token's frame.
-    final: no more audio comes.
-    """
-
-    end_sample: int
-    probs: tuple[float, ...] = ()
-    eou_samples: tuple[int, ...] = ()
-    final: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TurnQuestion:
-    """Asks whether the utterance that ends at `end_sample` is complete."""
-
-    number: int
-    end_sample: int
-
-
-@dataclass(frozen=True, slots=True)
-class TurnOutcome:
-    """What a result reports.
-
-    decided_sample: position in the audio at which the start or end was decided; None for no event.
-    speech_start_sample: where the speech of the utterance began.
-    speech_end_sample: where it ended, of an `end_of_utterance`.
-    cause: what closed it.
-    """
-
-    last_state: LastState | None
-    turn_detection: TurnDetection
-    decided_sample: int | None = None
-    speech_start_sample: int | None = None
-    speech_end_sample: int | None = None
-    cause: Cause | None = None
-
-    @property
-    def is_turn_event(self) -> bool:
-        return self.decided_sample is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +65,6 @@ class _Tape:
     final: bool
     marks: deque[tuple[int, float | None]]
     """(position, probability of the window that ends there, or None for an `<EOU>`)."""
-
-
-def token_sample(token_frame: int, samples_per_frame: int = 1_280) -> int:
-    """The position of a token: the end of its absolute encoder frame."""
-    return (token_frame + 1) * samples_per_frame
 
 
 class Endpointer:

@@ -15,7 +15,8 @@ from common.messages import LastState, TurnDetection
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.stored_output import decode_output
 from gpu_worker.engine.transcript import Tokens, Transcript
-from gpu_worker.turn.endpointing import Endpointer, TurnChunk
+from gpu_worker.turn.endpointing import Endpointer
+from gpu_worker.turn.outcome import TurnChunk
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.utterances import UtteranceLog
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.entries import StreamId
-from gpu_worker.turn.endpointing import Verdict
+from gpu_worker.turn.outcome import Verdict
 from gpu_worker.turn.stage import TurnAnswer
 
 logger = logging.getLogger(__name__)

@@ -35,8 +35,9 @@ from common.messages import Utterance
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, StreamOutput
 from gpu_worker.engine.results import chunk_output
 from gpu_worker.engine.transcript import Tokens, Transcript
-from gpu_worker.turn.endpointing import Endpointer, TurnChunk, TurnOutcome, Verdict, token_sample
+from gpu_worker.turn.endpointing import Endpointer
 from gpu_worker.turn.lane import HeldChunk, Lane, export_lane, import_lane
+from gpu_worker.turn.outcome import TurnChunk, TurnOutcome, Verdict, token_sample
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.steady import SteadyTurns
 from gpu_worker.turn.utterances import UtteranceLog

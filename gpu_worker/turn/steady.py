@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_worker.turn.endpointing import WINDOW_SAMPLES, Endpointer
+from gpu_worker.turn.endpointing import Endpointer
+from gpu_worker.turn.outcome import WINDOW_SAMPLES
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.transitions import State
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from common.late_marks import without_late_marks
 from common.messages import Utterance
 from gpu_worker.engine.transcript import Transcript
-from gpu_worker.turn.endpointing import TurnOutcome, token_sample
+from gpu_worker.turn.outcome import TurnOutcome, token_sample
 from gpu_worker.turn.settings import SAMPLES_PER_MS, TurnSettings
 
 _SAMPLES_PER_S = 1_000 * SAMPLES_PER_MS

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu_worker.turn.endpointing import (
-    WINDOW_SAMPLES,
-    Cause,
-    Endpointer,
-    TurnChunk,
-    TurnOutcome,
-    Verdict,
-    token_sample,
-)
+from gpu_worker.turn.endpointing import Endpointer
+from gpu_worker.turn.outcome import WINDOW_SAMPLES, Cause, TurnChunk, TurnOutcome, Verdict, token_sample
 from gpu_worker.turn.settings import Signal, TurnSettings
 
 CHUNK = 1_280

@@ -19,7 +19,7 @@ from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps.factory import make_model_engine
-from gpu_worker.turn.endpointing import Verdict
+from gpu_worker.turn.outcome import Verdict
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.stage import TurnAnswer
 from tests.overlapping_steps import OverlappingSteps

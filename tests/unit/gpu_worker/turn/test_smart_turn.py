@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from common.entries import StreamId
-from gpu_worker.turn.endpointing import Verdict
+from gpu_worker.turn.outcome import Verdict
 from gpu_worker.turn.smart_turn import INPUT_SAMPLES, SmartTurn, log_mel
 from gpu_worker.turn.smart_turn_pool import SmartTurnPool
 from gpu_worker.turn.stage import TurnAnswer

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from common.entries import StreamId
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.transcript import NO_TOKENS, Tokens, Transcript
-from gpu_worker.turn.endpointing import WINDOW_SAMPLES, Verdict
+from gpu_worker.turn.outcome import WINDOW_SAMPLES, Verdict
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.stage import HISTORY_SAMPLES, TurnAnswer, TurnStage
 from tests.oracle.models import tiny

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from common.entries import StreamId
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.transcript import Tokens, Transcript
-from gpu_worker.turn.endpointing import WINDOW_SAMPLES
+from gpu_worker.turn.outcome import WINDOW_SAMPLES
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnStage
 from tests.oracle.models import tiny

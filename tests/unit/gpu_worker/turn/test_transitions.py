@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu_worker.turn.endpointing import Endpointer, TurnChunk
+from gpu_worker.turn.endpointing import Endpointer
+from gpu_worker.turn.outcome import TurnChunk
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.transitions import (
     REPORTED,

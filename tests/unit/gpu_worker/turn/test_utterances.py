@@ -13,7 +13,7 @@ from common.entries import StreamId
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.transcript import Tokens, Transcript
 from gpu_worker.model.tokenizer import SPACE_MARK, Tokenizer
-from gpu_worker.turn.endpointing import WINDOW_SAMPLES
+from gpu_worker.turn.outcome import WINDOW_SAMPLES
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.stage import TurnStage
 
