@@ -124,6 +124,7 @@ class MediaInlet:
 
     def close(self) -> None:
         """End it, whatever it is doing."""
+        self.park()  # here, since a task that is cancelled before its first step does nothing at all
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()

@@ -18,6 +18,8 @@ from websockets.exceptions import InvalidStatus
 from common.entries import LineKind
 from common.errors import NoFreeStream
 from ingress.media.decoder import Decoders
+from ingress.media.inlet import MediaInlet
+from ingress.media.wanted import MediaWanted
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import Harness, wait_until
 from tests.media_files import encode, opus_packets, read_pcm
@@ -249,3 +251,23 @@ async def test_a_client_that_leaves_while_the_cluster_refuses_it_leaves_its_deco
         await wait_until(lambda: decoders.running == 0)
         connecting.cancel()
         await asyncio.gather(connecting, return_exceptions=True)
+
+
+async def test_an_inlet_that_is_closed_at_once_leaves_its_decoder() -> None:
+    class Sink:
+        """Hears nothing."""
+
+        takes_audio = True
+
+        def decodes_at(self, sample_rate: int) -> None:
+            raise AssertionError("nothing was sent")
+
+        received_decoded = received_fault = decodes_at
+
+        def on_media_room(self) -> None:
+            raise AssertionError("nothing was sent")
+
+    decoders = Decoders(1)
+    MediaInlet(decoders, MediaWanted(), Sink()).close()  # type: ignore[arg-type]  # it is called by nobody
+    await asyncio.sleep(0)
+    assert decoders.running == 0
