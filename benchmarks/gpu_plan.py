@@ -92,6 +92,11 @@ def stages(out: Path, *, churn_minutes: float) -> list[Stage]:
         model, chunk_ms = row.split("-")
         nemo = (PYTHON, "-m", "benchmarks.nemo_step", "--model", model, "--chunk-ms", chunk_ms)
         made.append(Stage(f"nemo:{row}", nemo, 60, 180))
+    # What phrases cost a step, and what lists cost that come and go: none, a few streams, all of them.
+    trial = (*engine, "--one-trial", "--row", "small-160", "--streams", "4096", "--seconds", "20")
+    for boosted, lists in (("0", "0"), ("0.01", "100"), ("1", "0"), ("1", "100")):
+        phrases = ("--boosted", boosted, "--phrase-lists", lists)
+        made.append(Stage(f"phrases:{boosted}-{lists}", (*trial, *phrases), 60, 150))
     minutes = ("--churn", f"{churn_minutes}", "--row", "small-160", "--streams", "4096")
     churn_s = 60 * churn_minutes
     made.append(Stage("churn", (*engine, *minutes), churn_s + 45, churn_s + 90))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.clocks import Clock
 from gpu_worker.engine.interface import EngineStats
+from gpu_worker.engine.phrases.tree_memory import NO_TREES
 from gpu_worker.engine.steps import (
     Export,
     Field,
@@ -24,7 +25,6 @@ from gpu_worker.engine.steps import (
     StepShape,
     max_windows,
 )
-from gpu_worker.engine.tree_memory import NO_TREES
 
 TOKENS_PER_FRAME = 3.0 / 12.5
 # Seconds of speech and of the pause behind it: one that ends no utterance, and one that does.

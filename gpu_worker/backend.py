@@ -45,7 +45,7 @@ class Backend:
 
 def make_backend(settings: WorkerSettings) -> Backend:
     """Load what the settings name. Raises SettingsError and ModelError."""
-    if settings.phrases_file and settings.backend != "model":
+    if settings.phrases_file and settings.backend != "native":
         raise SettingsError(f"--phrases-file is given, but --backend {settings.backend} boosts no phrases.")
     if settings.backend == "null":
         chunk_ms = settings.chunk_ms or DEFAULT_CHUNK_MS

@@ -31,7 +31,8 @@ from gpu_worker.engine.interface import (
     StreamSnapshot,
 )
 from gpu_worker.engine.pace import POLL_S, Pace
-from gpu_worker.engine.phrase_book import PhraseBook, PhraseList, no_trees
+from gpu_worker.engine.phrases.book import PhraseBook, PhraseList, no_trees
+from gpu_worker.engine.phrases.changes import StreamPhrases
 from gpu_worker.engine.results import Pieces, StepText, acknowledges, chunk_output, failed_output
 from gpu_worker.engine.slot_snapshots import SlotSnapshots
 from gpu_worker.engine.slots.block_manager import BlockManager
@@ -41,7 +42,6 @@ from gpu_worker.engine.slots.samples import FLOAT32, PCM16, Samples, float_sampl
 from gpu_worker.engine.slots.slot_table import Plan, SlotTable
 from gpu_worker.engine.steps import UNKNOWN_END, WINDOW_SAMPLES, Field, Flight, StepFindings, Steps
 from gpu_worker.engine.stream import OpenStreams, Stream
-from gpu_worker.engine.stream_phrases import StreamPhrases
 from gpu_worker.engine.transcript import NO_TOKENS, Transcript, Vocabulary
 from gpu_worker.engine.warm_up import WarmUps
 from gpu_worker.turn.settings import TurnSettings
@@ -113,12 +113,7 @@ class SpeechEngine:
         )
         self._streams = OpenStreams(num_slots)
         self.book = book or PhraseBook(steps.trees, no_trees)
-        self._phrases = StreamPhrases(steps.trees, self._table, self._warm_ups, self.book)
-        if common:
-            everybodys = self.book.hold(common)
-            self.book.place(everybodys)
-            steps.trees.use_for_all(everybodys.at)
-        self._num_common = int(bool(common))
+        self._phrases = StreamPhrases(steps.trees, self._table, self._warm_ups, self.book, common)
         # Slots of the streams that more samples may come for.
         self._fed_slots: dict[StreamId, int] = {}
         self._fresh: list[Stream] = []
@@ -499,7 +494,7 @@ class SpeechEngine:
     def check_integrity(self) -> None:
         self._streams.check_integrity()
         self._blocks.check_integrity()
-        self._phrases.check_integrity(self._num_common)
+        self._phrases.check_integrity()
         table = self._table
         ring = self._blocks.ring_pages * self._blocks.page_frames
         for slot in self._streams.free_slots:

@@ -17,7 +17,7 @@ import numpy as np
 from common.errors import EntryError
 from common.phrases import encode_phrases
 from gpu_worker.engine.interface import SnapshotMismatch, StreamOutput, StreamSnapshot
-from gpu_worker.engine.phrase_book import PhraseList
+from gpu_worker.engine.phrases.book import PhraseList
 from gpu_worker.engine.slots.block_manager import BlockManager
 from gpu_worker.engine.slots.sample_rings import SampleRings
 from gpu_worker.engine.slots.slot_table import SlotTable

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_worker.engine.interface import EngineStats
+from gpu_worker.engine.phrases.tree_memory import TreeMemory
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.slots.samples import PCM16_SCALE, Samples
-from gpu_worker.engine.tree_memory import TreeMemory
 from gpu_worker.turn.outcome import WINDOW_SAMPLES
 
 # Samples of a stream whose end is not known; more than a row's numbers reach, and sound in int32.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpu_worker.boosting.tree import PhraseTree
-from gpu_worker.engine.tree_memory import NO_TREE
+from gpu_worker.engine.phrases.tree_memory import NO_TREE
 
 Trees = tuple[PhraseTree | None, PhraseTree | None]
 

@@ -16,9 +16,9 @@ from common.settings import WorkerSettings
 from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
-from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, UnsupportedOption
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, PhrasesFull, UnsupportedOption
 from gpu_worker.engine.pace import Pace
-from gpu_worker.engine.phrase_book import PhraseBook, no_trees
+from gpu_worker.engine.phrases.book import PhraseBook, no_trees
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import PageShape, Steps, StepShape
 from gpu_worker.model.config import ModelConfig
@@ -96,7 +96,10 @@ def make_engine(
         device=device,
     )
     config = engine_config(settings, loaded, turn_settings)
-    engine = make_model_engine(loaded, config, judge=judge)
+    try:
+        engine = make_model_engine(loaded, config, judge=judge)
+    except (UnsupportedOption, PhrasesFull) as error:  # of no stream: there is none yet
+        raise SettingsError(f"--phrases-file {settings.phrases_file}: {error}") from error
     chunk_ms = engine.clock.chunk_frames * loaded.config.frame_ms
     logger.info(
         "engine ready",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from common.options import StreamOptions
 from gpu_worker.engine.interface import EngineStats, StageStats
+from gpu_worker.engine.phrases.tree_memory import NO_TREES
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import (
     NO_PAGES,
@@ -33,7 +34,6 @@ from gpu_worker.engine.steps import (
     StepFindings,
     StepShape,
 )
-from gpu_worker.engine.tree_memory import NO_TREES
 from gpu_worker.model.state import HostCopy, from_buffer
 from gpu_worker.steps.hearing import first_samples, gather_rows, hear
 from gpu_worker.steps.nemo_model import NemoModel, NemoState

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from common.options import StreamOptions
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineStats
+from gpu_worker.engine.phrases.tree_memory import NO_TREES
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.slots.samples import Samples, float_samples
 from gpu_worker.engine.steps import (
@@ -34,7 +35,6 @@ from gpu_worker.engine.steps import (
     max_windows,
 )
 from gpu_worker.engine.transcript import TextState
-from gpu_worker.engine.tree_memory import NO_TREES
 from gpu_worker.turn.settings import TurnSettings
 
 DEFAULT_CHUNK_MS: Final = 160

@@ -57,6 +57,8 @@ function options() {
   const fields = new FormData(find("options"));
   const chosen = {};
   if (fields.get("language")) chosen.language = fields.get("language");
+  const phrases = (fields.get("phrases") ?? "").split(",").map((text) => text.trim()).filter(Boolean);
+  if (phrases.length) chosen.phrases = phrases;
   if (fields.get("turn_silence_ms")) chosen.turn_silence_ms = Number(fields.get("turn_silence_ms"));
   return chosen;
 }

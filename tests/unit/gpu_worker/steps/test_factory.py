@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from common.errors import SettingsError
+from common.phrases import Phrase, phrases_digest
 from common.settings import WorkerSettings, parse
 from gpu_worker.backend import make_backend
+from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.model.errors import ModelConfigError
 from gpu_worker.steps.eager import EagerSteps
 from gpu_worker.steps.factory import engine_config, make_engine, pick_device, pick_dtype
@@ -63,3 +67,34 @@ def test_automatic_types() -> None:
     assert pick_dtype("auto", torch.device("cpu")) is torch.float32
     assert pick_dtype("auto", torch.device("cuda")) is torch.bfloat16
     assert pick_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+
+
+CPU = ("--device", "cpu", "--num-threads", "1", "--measure-capacity-s", "0")
+
+
+def test_phrases_of_a_file_are_every_streams_and_have_a_name_in_the_cluster(tmp_path: Path) -> None:
+    path = tmp_path / "phrases.txt"
+    path.write_text("Zyrtec\t2\nJane Doe\n", encoding="utf-8")
+    backend = make_backend(worker_settings(*CPU, "--phrases-file", str(path)))
+    assert backend.served.phrases == phrases_digest((Phrase("Zyrtec", 2.0), Phrase("Jane Doe")))
+    assert isinstance(backend.engine, SpeechEngine)
+    assert backend.engine.book.num_lists == 1
+    assert make_backend(worker_settings(*CPU)).served.phrases == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "says"),
+    [
+        ("hello\nМосква\n", (), 'phrases.txt: .*cannot write "Москва"'),
+        ("hello\n" * 20_001, (), "20001 phrases"),
+        ("hello\n", ("--phrase-memory-mb", "0"), "no phrase boosting"),
+        ("hello\n", ("--backend", "null"), "--backend null boosts no phrases"),
+    ],
+)
+def test_a_file_that_cannot_be_is_said_at_start(
+    tmp_path: Path, text: str, flags: tuple[str, ...], says: str
+) -> None:
+    path = tmp_path / "phrases.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=says):
+        make_backend(worker_settings(*CPU, "--phrases-file", str(path), *flags))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gpu_worker.boosting.tree import PhraseTree
-from gpu_worker.engine.tree_memory import NO_TREE
+from gpu_worker.engine.phrases.tree_memory import NO_TREE
 from gpu_worker.kernels.reference.boosting_tree_reference import next_node, tree_scores
 from gpu_worker.steps.cuda_trees import CudaTrees
 from gpu_worker.steps.eager_trees import EagerTrees

@@ -15,7 +15,7 @@ from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.config import EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineError, StreamOutput
-from gpu_worker.engine.phrase_book import PhraseBook, PhraseList
+from gpu_worker.engine.phrases.book import PhraseBook, PhraseList
 from gpu_worker.steps.factory import make_model_engine
 from tests.engine_contract import step_until_idle, told
 from tests.oracle.models import JFK, random_model, speech, tiny

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from common.entries import StreamId
 from gpu_worker.engine.interface import EngineError
-from gpu_worker.engine.phrase_book import ListInUse, PhraseBook, PhraseList
+from gpu_worker.engine.phrases.book import ListInUse, PhraseBook, PhraseList
+from gpu_worker.engine.phrases.tree_memory import NO_TREE, TreeMemory
 from gpu_worker.engine.slots.slot_table import SlotTable
 from gpu_worker.engine.stream import Stream
-from gpu_worker.engine.tree_memory import NO_TREE, TreeMemory
 from gpu_worker.engine.warm_up import WarmUps
 
 
@@ -35,14 +35,27 @@ class _Phrases:
 class StreamPhrases:
     """For the engine's thread.  A stream that never had phrases costs nothing here.
 
+    common: phrases of all streams, besides their own.
+
     A change comes into force between two chunks. The table plans nothing past it before; so what a stream
     says does not depend on when its new tree is made, nor on the chunks that a step takes.
     """
 
-    def __init__(self, trees: TreeMemory, table: SlotTable, warm_ups: WarmUps, book: PhraseBook) -> None:
+    def __init__(
+        self,
+        trees: TreeMemory,
+        table: SlotTable,
+        warm_ups: WarmUps,
+        book: PhraseBook,
+        common: PhraseList = (),
+    ) -> None:
         self._trees, self._table, self._warm_ups, self._book = trees, table, warm_ups, book
         self._streams: dict[StreamId, _Phrases] = {}
         self._changing: dict[StreamId, _Phrases] = {}
+        self._common = book.hold(common) if common else None
+        if self._common is not None:
+            book.place(self._common)
+            trees.use_for_all(self._common.at)
 
     def begin(self, state: Stream, phrases: PhraseList, frame: int, *, anew: bool = True) -> None:
         """A stream begins, or goes on from a snapshot, at a frame."""
@@ -157,9 +170,9 @@ class StreamPhrases:
         if entry is not None:
             self._book.let_go(entry)
 
-    def check_integrity(self, num_others: int) -> None:
-        """Raise AssertionError when lists and their users, and others who hold some, do not add up."""
-        users = num_others
+    def check_integrity(self) -> None:
+        """Raise AssertionError when lists and their users do not add up."""
+        users = int(self._common is not None)
         for stream, found in self._streams.items():
             assert found.state.stream == stream, "phrases stand under another stream"
             users += (found.now is not None) + sum(change.entry is not None for change in found.changes)

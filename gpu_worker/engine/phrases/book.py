@@ -14,10 +14,13 @@ from typing import Final
 from common.phrases import Phrase
 from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.interface import EngineError, PhrasesFull, UnsupportedOption
+from gpu_worker.engine.phrases.tree_memory import NO_TREE, TreeMemory
 from gpu_worker.engine.slots.arena import Arena
-from gpu_worker.engine.tree_memory import NO_TREE, TreeMemory
 
 logger = logging.getLogger(__name__)
+
+# Whoever asks for a tree knows that it is made; but for that of all streams, when the engine starts.
+_MAKE_TIMEOUT_S: Final = 60.0
 
 PhraseList = tuple[Phrase, ...]
 MakeTree = Callable[[PhraseList], PhraseTree]
@@ -113,7 +116,7 @@ class PhraseBook:
 
         Raises UnsupportedOption for a phrase that the model cannot write, PhrasesFull where there is no room.
         """
-        num_words, num_nodes, prepared = entry.future.result(timeout=0)
+        num_words, num_nodes, prepared = entry.future.result(timeout=_MAKE_TIMEOUT_S)
         if entry.at != NO_TREE:
             return
         at = self._arena.take(num_words)
