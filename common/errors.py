@@ -151,8 +151,8 @@ _SPECS: Final = (
         ErrorCode.TOO_MUCH_AUDIO,
         Fault.CLIENT,
         True,
-        "More than `--max-stream-seconds` of audio is accepted and not yet decoded, or 1000 `finalize`, or"
-        " 100 `phrases`, wait.",
+        "More than `--max-stream-seconds` of audio is accepted and not yet decoded, or more than"
+        " `--max-finalizes` `finalize`, or 100 `phrases`, wait.",
     ),
     ErrorSpec(ErrorCode.UNKNOWN_OPTION, Fault.CLIENT, True, "`config` names an option that is not there."),
     ErrorSpec(

@@ -14,11 +14,8 @@ if TYPE_CHECKING:
     from ingress.connection import Connection
     from ingress.links import StreamLink
 
-MAX_UNANSWERED_FINALIZES: Final = 1000
-"""They have no samples, so `max_undecoded_s` does not bound them, and each ends a part of the stream."""
-
 MAX_WAITING_PHRASES: Final = 100
-"""`phrases` messages behind which no audio is decoded yet: they have no samples either, and 16 KB each."""
+"""`phrases` messages behind which no audio is decoded yet: they have no samples, and 16 KB each."""
 
 
 class ClientStream:
@@ -27,6 +24,8 @@ class ClientStream:
     number: among the streams of its connection, from 0.
     max_undecoded_s, max_undecoded_samples: audio that it may have, accepted and not decoded.
     sample_rate: of its audio, Hz.
+    max_finalizes: those that may wait for their answers: they have no samples, so `max_undecoded_s` does not
+        bound them, and each ends a part of the stream.
     link: to the admitted stream; None before, and where it is given up.
     stream_id, resume_token: of the last link, for logs, and for a slot that was given back.
     next_sample: samples accepted so far = position of the next audio's first sample.
@@ -35,6 +34,7 @@ class ClientStream:
 
     __slots__ = (
         "_connection",
+        "_max_finalizes",
         "_max_undecoded_s",
         "_num_finalizes",
         "_phrases_at",
@@ -50,8 +50,16 @@ class ClientStream:
         "stream_id",
     )
 
-    def __init__(self, connection: Connection, number: int, max_undecoded_s: float, sample_rate: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        number: int,
+        max_undecoded_s: float,
+        sample_rate: int,
+        max_finalizes: int,
+    ) -> None:
         self._connection: Final = connection
+        self._max_finalizes: Final = max_finalizes
         self._max_undecoded_s: Final = max_undecoded_s
         self._num_finalizes = 0  # that are not answered
         self._phrases_at: deque[int] = deque()  # samples before each list that waits
@@ -100,10 +108,10 @@ class ClientStream:
 
         Raises ClientFault `too_much_audio` where too many wait for their answers.
         """
-        if self._num_finalizes >= MAX_UNANSWERED_FINALIZES:
+        if self._num_finalizes >= self._max_finalizes:
             raise ClientFault(
                 ErrorCode.TOO_MUCH_AUDIO,
-                f"More than {MAX_UNANSWERED_FINALIZES} 'finalize' messages wait for their answers.",
+                f"More than {self._max_finalizes} 'finalize' messages wait for their answers.",
             )
         self._num_finalizes += 1
         return self.linked().finalize()

@@ -128,7 +128,7 @@ class Connection:
             silent_s=limits.idle_timeout_s,
         )
         self._streams = tuple(
-            ClientStream(self, number, limits.max_undecoded_s, limits.sample_rate)
+            ClientStream(self, number, limits.max_undecoded_s, limits.sample_rate, limits.max_finalizes)
             for number in range(dialect.num_streams)
         )
         self._slots = Slots(self._streams, backplane, guard, client, traceparent)

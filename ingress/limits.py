@@ -8,6 +8,7 @@ from typing import Final
 BEGIN_TIMEOUT_S: Final = 10.0
 REFUSED_GRACE_S: Final = 1.0
 UNREAD_TIMEOUT_S: Final = 30.0
+MAX_FINALIZES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class ConnectionLimits:
     idle_timeout_s: silence after which a client is dropped, 0 for never.
     begin_timeout_s: how long a slot is kept for a client that begins no stream.
     refused_grace_s: how long a refused client may still resume.
+    max_finalizes: of a stream, without an answer.
     """
 
     sample_rate: int
@@ -29,3 +31,4 @@ class ConnectionLimits:
     begin_timeout_s: float = BEGIN_TIMEOUT_S
     idle_timeout_s: float = 0.0
     refused_grace_s: float = REFUSED_GRACE_S
+    max_finalizes: int = MAX_FINALIZES

@@ -17,6 +17,7 @@ from common.addresses import host_and_port
 from common.auth.api_key import KeyId
 from common.entries import IngressId
 from common.errors import RedisUnavailable
+from common.monitoring.families import STREAM_TRANSPORTS
 from common.monitoring.metrics import IngressMetrics
 from common.process.certificates import RELOAD_EVERY_S, ServerTls, ServerTlsFiles
 from common.redis.clients import RedisServers
@@ -37,7 +38,7 @@ from ingress.dialects.deepgram.query import parse_listen_query
 from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.dialects.openai.realtime import RealtimeDialect
-from ingress.files.upload import Uploads
+from ingress.files.recordings import RecordingLimits, Recordings
 from ingress.http.capabilities import CAPABILITIES_ENDPOINT
 from ingress.http.front import Front
 from ingress.http.listen import listen_endpoints
@@ -45,7 +46,7 @@ from ingress.http.openai_errors import openai_refusal
 from ingress.http.page import PAGE, is_open
 from ingress.http.site import HttpLimits, Site
 from ingress.http.tokens import tokens_endpoints
-from ingress.http.transcriptions import FileService, transcription_endpoints
+from ingress.http.transcriptions import transcription_endpoints
 from ingress.limits import ConnectionLimits
 from ingress.media.decoder import Decoders
 from ingress.meter import Meter
@@ -79,7 +80,7 @@ _OPENAI_PATHS: Final = (
 )
 _BACKLOG: Final = 1024
 _START_PAUSE_S: Final = 0.2
-# Recordings that are received, or being decoded: each takes up to --max-upload-mb of disk.
+# What --max-uploads is where it is auto: one is received while another is decoded.
 _UPLOADS_PER_DECODER: Final = 2
 _STOP_TIMEOUT_S: Final = 5.0
 # Ingresses that are stopped together have all said so after this time.
@@ -129,24 +130,30 @@ class IngressServer:
             send_buffer_bytes=settings.send_buffer_bytes,
             idle_timeout_s=settings.idle_timeout_s,
             begin_timeout_s=settings.begin_timeout_s,
+            max_finalizes=settings.max_finalizes,
         )
         self._door = Door(self._ring, Origins(settings.allowed_origins), self.metrics, is_open)
         self._guard = None if self._ring is None else KeyGuard(self._door, self._backplane.key_usage())
         self._tls = _tls_of(settings)
         self._decoders = Decoders(settings.max_decoders)
         self._native = self._speaking(lambda request: NativeDialect(settings.sample_rate))
-        self._files = FileService(
+        self._recordings = Recordings(
             self._backplane,
             self._decoders,
             self._guard_of,
-            settings.max_upload_mb << 20,
-            Uploads(_UPLOADS_PER_DECODER * settings.max_decoders),
+            self.metrics,
+            RecordingLimits(
+                max_held=settings.max_uploads or _UPLOADS_PER_DECODER * settings.max_decoders,
+                max_bytes=settings.max_upload_mb << 20,
+                max_recording_s=settings.max_recording_s,
+            ),
         )
         self._site = Site(
             self._gate,
             HttpLimits(
                 max_frame_bytes=settings.max_frame_bytes,
                 head_timeout_s=settings.handshake_timeout_ms / 1000,
+                body_window_s=settings.body_timeout_s,
                 ping_interval_s=settings.ping_interval_s,
             ),
             {
@@ -160,8 +167,8 @@ class IngressServer:
                 *PAGE,
                 *CAPABILITIES_ENDPOINT,
                 *tokens_endpoints(self._ring),
-                *transcription_endpoints(self._files),
-                *listen_endpoints(self._files),
+                *transcription_endpoints(self._recordings),
+                *listen_endpoints(self._recordings),
             ),
             authenticate=self._door.admit_request,
             proxies=proxies,
@@ -295,6 +302,7 @@ class IngressServer:
         return NO_GUARD if self._guard is None else self._guard.for_address(address)
 
     def _revoked(self, key_id: KeyId) -> None:
+        self._recordings.expel(key_id)
         for connection in list(self._connections):
             if connection.client is not None and connection.client.key_id == key_id:
                 connection.expel()
@@ -318,8 +326,12 @@ class IngressServer:
     def _refresh(self, metrics: IngressMetrics) -> None:
         metrics.draining = int(self._draining)
         connections = list(self._connections)  # a copy: this is another thread's
-        for transport in metrics.connections:
+        for transport in STREAM_TRANSPORTS:
             metrics.connections[transport] = sum(one.transport == transport for one in connections)
+        metrics.connections["http"] = self._site.num_connections
+        metrics.connections_refused.update(self._gate.num_refused)
+        metrics.uploads = self._recordings.num_held
+        metrics.decoders = self._decoders.running
         metrics.ping_timeouts = self._site.pinger.num_lost
         metrics.paused_connections = sum(one.is_paused for one in connections)
         metrics.certificate_expiry_timestamp_seconds = 0 if self._tls is None else self._tls.expires_s

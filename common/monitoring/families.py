@@ -24,11 +24,14 @@ _STEP: Final = (0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.32, 0.
 _AUDIO: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)
 _STREAMS: Final = tuple(float(2**power) for power in range(13))
 
-TRANSPORTS: Final = ("tcp", "websocket")
+STREAM_TRANSPORTS: Final = ("tcp", "websocket")
+TRANSPORTS: Final = (*STREAM_TRANSPORTS, "http")
 STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
 CODES: Final = tuple(code.value for code in ErrorCode)
 # How a stream ended that ended without an error.
 ENDED_WELL: Final = ("final", "client_gone")
+# Or by a fault of its media, or a worker that fell silent, which no error's code says.
+RECORDING_FAILED: Final = "recording_failed"
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -83,7 +86,7 @@ BUILD_INFO: Final = f"{PREFIX}_build_info"
 INGRESS: Final = _families(
     "ingress",
     (
-        _gauge("connections", "Open client connections.", "transport", TRANSPORTS),
+        _gauge("connections", "Open client connections, those of HTTP among them.", "transport", TRANSPORTS),
         _gauge(
             "streams",
             "Streams that this ingress serves: without an owner yet, owned by a worker, or kept for a client"
@@ -102,12 +105,12 @@ INGRESS: Final = _families(
             "streams_ended",
             "Streams that ended here: with a final result, by the client's leaving, or by an error's code.",
             "outcome",
-            (*ENDED_WELL, *CODES),
+            (*ENDED_WELL, RECORDING_FAILED, *CODES),
         ),
         _counter("errors", "Error messages sent to clients.", "code", CODES),
         _counter("audio_seconds", "Audio that was received from clients."),
         _counter("received_bytes", "Bytes read from clients.", "transport", TRANSPORTS),
-        _counter("sent_bytes", "Bytes written to clients.", "transport", TRANSPORTS),
+        _counter("sent_bytes", "Bytes written to clients.", "transport", STREAM_TRANSPORTS),
         _counter("results", "Result messages sent.", "kind", ("partial", "final")),
         _counter("results_merged", "Results that went into a later one because the client reads slowly."),
         _histogram(
@@ -142,6 +145,24 @@ INGRESS: Final = _families(
         ),
         _counter("audio_restored_entries", "Audio entries written again after Redis had lost them."),
         _gauge("event_loop_lag_seconds", "Largest lag of a 100 ms timer in the last 60 s."),
+        _counter(
+            "connections_refused",
+            "Sockets for which there was no place, and requests behind a proxy whose address has too many.",
+            "reason",
+            ("files", "connections", "address"),
+        ),
+        _counter(
+            "recordings",
+            "Recordings that were uploaded, by how they ended.",
+            "outcome",
+            (
+                *("transcribed", "invalid", "too_large", "busy", "over_limit", "unauthorized"),
+                *("client_gone", "failed"),
+            ),
+        ),
+        _histogram("recording_seconds", "From a recording's last byte to its transcript.", _AUDIO),
+        _gauge("uploads", "Recordings that are received or decoded."),
+        _gauge("decoders", "Processes that decode media."),
         _counter(
             "auth_failures",
             "Credentials that were refused.",

@@ -79,6 +79,11 @@ class IngressMetrics:
     redis_reconnects: int
     audio_restored_entries: int
     event_loop_lag_seconds: float
+    connections_refused: dict[str, int]
+    recordings: dict[str, int]
+    recording_seconds: Histogram
+    uploads: int
+    decoders: int
     auth_failures: dict[str, int]
     certificate_expiry_timestamp_seconds: float
 

@@ -64,12 +64,17 @@ class IngressSettings(ClusterSettings):
     max_frame_bytes: int
     max_upload_mb: int
     max_decoders: int
+    max_uploads: int | None
+    """None is twice `max_decoders`."""
+    max_recording_s: float
+    max_finalizes: int
     send_buffer_bytes: int
     coalesce_ms: int
     redis_loss_ms: int
     handshake_timeout_ms: int
     begin_timeout_s: float
     ping_interval_s: float
+    body_timeout_s: float
     drain_delay_s: float
     claim_timeout_ms: int
     stream_ttl_s: int

@@ -47,18 +47,21 @@ class KeyUsage:
             audio_s_per_day=record.audio_s_per_day,
         )
         reply = await self._execute(command)
-        return Bound(reply) if reply else None
+        return Bound(int(reply)) if reply else None
 
-    async def report(self, key: KeyId, num_streams: int, audio_s: float) -> None:
-        """Say how many streams of a key this ingress has, and how much audio came since the last report."""
-        await self._execute(
+    async def report(self, key: KeyId, num_streams: int, audio_s: float) -> float:
+        """Say how many streams of a key this ingress has, and how much audio came since the last report.
+
+        Returns the seconds of audio that the key has had in this day.
+        """
+        return await self._execute(
             scripts.report(
                 self._keys, key=key, ingress=self._ingress, num_streams=num_streams, audio_s=audio_s
             )
         )
 
-    async def _execute(self, command: Command) -> int:
+    async def _execute(self, command: Command) -> float:
         try:
-            return int(await self._client.execute_command(*command))
+            return float(await self._client.execute_command(*command))
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error

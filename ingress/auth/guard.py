@@ -34,6 +34,9 @@ class Guard(Protocol):
     def heard(self, client: Client | None, audio_s: float) -> None:
         """Count audio of a client."""
 
+    def check_audio(self, client: Client | None) -> None:
+        """Raise OverLimit where the client has had its audio of this day, as far as is known here."""
+
 
 class NoGuard:
     """The guard of a server without keys: everybody may have everything."""
@@ -53,6 +56,9 @@ class NoGuard:
 
     def heard(self, client: Client | None, audio_s: float) -> None:
         """Count nothing."""
+
+    def check_audio(self, client: Client | None) -> None:
+        """Refuse nothing."""
 
 
 NO_GUARD: Final = NoGuard()

@@ -34,13 +34,17 @@ _SENTENCES: Final = {
 
 
 class _Use:
-    """What one key uses on this ingress. audio_s: seconds that were not reported yet."""
+    """What one key uses on this ingress.
 
-    __slots__ = ("audio_s", "changed", "streams")
+    audio_s: seconds that were not reported yet. today_s: those of all ingresses that were, in this day.
+    """
+
+    __slots__ = ("audio_s", "changed", "streams", "today_s")
 
     def __init__(self) -> None:
         self.streams = 0
         self.audio_s = 0.0
+        self.today_s = 0.0
         self.changed = False
 
 
@@ -110,6 +114,13 @@ class KeyGuard:
             use.audio_s += audio_s
             use.changed = True
 
+    def check_audio(self, client: Client | None) -> None:
+        """Raise OverLimit where the client has had its audio of this day, by the last report."""
+        if client is not None and client.key is not None and client.key.audio_s_per_day:
+            use = self._uses[client.key.key_id]
+            if use.today_s + use.audio_s >= client.key.audio_s_per_day:
+                raise OverLimit(_SENTENCES[Bound.AUDIO], self._retry_after_s(Bound.AUDIO))
+
     async def run(self) -> None:
         """Report to Redis until cancelled."""
         turn = 0
@@ -124,7 +135,7 @@ class KeyGuard:
                 continue
             audio_s, use.audio_s, use.changed = use.audio_s, 0.0, False
             try:
-                await self._usage.report(key, use.streams, audio_s)
+                use.today_s = await self._usage.report(key, use.streams, audio_s)
             except RedisUnavailable as error:
                 use.audio_s += audio_s
                 use.changed = True
@@ -166,3 +177,7 @@ class AddressGuard:
     def heard(self, client: Client | None, audio_s: float) -> None:
         """Count audio of a client."""
         self._guard.heard(client, audio_s)
+
+    def check_audio(self, client: Client | None) -> None:
+        """Raise OverLimit where the client has had its audio of this day."""
+        self._guard.check_audio(client)

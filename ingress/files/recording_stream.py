@@ -10,6 +10,7 @@ from typing import Final
 from common.entries import LineKind
 from common.errors import StreamError
 from common.messages import Audio, Result, Utterance, Word
+from common.monitoring.families import RECORDING_FAILED
 from common.options import StreamOptions
 from common.words_of_texts import words_of_texts
 from ingress.links import CLIENT_GONE, NOBODY, Backplane, Caller, StreamLink
@@ -18,9 +19,6 @@ from ingress.links import CLIENT_GONE, NOBODY, Backplane, Caller, StreamLink
 _MAX_AHEAD_S: Final = 20.0
 # Without a word from the worker for so long, the recording has failed.
 _STALL_S: Final = 60.0
-
-RECORDING_FAILED: Final = "recording_failed"
-"""The code, in the log, of a recording that could not be decoded to its end, or whose worker fell silent."""
 
 
 @dataclass(slots=True)
@@ -47,11 +45,20 @@ class RecordingStream:
     """Feeds one recording to the service and collects its results (a `StreamListener`).
 
     sample_rate: Hz. on_text: called with the whole text whenever it has grown.
+    on_audio: called with the length of each block before it is sent, and that of all by then, in seconds;
+    what it raises ends the recording. begun: whether the service has taken the stream.
     """
 
-    def __init__(self, sample_rate: int, on_text: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        sample_rate: int,
+        on_text: Callable[[str], None] = lambda _: None,
+        on_audio: Callable[[float, float], None] = lambda _, __: None,
+    ) -> None:
         self._rate = sample_rate
         self._on_text = on_text
+        self._on_audio = on_audio
+        self.begun = False
         self._sent_samples = 0
         self._acked_samples = 0
         self._error: StreamError | None = None
@@ -78,6 +85,7 @@ class RecordingStream:
         code = CLIENT_GONE
         try:
             link.begin(options)
+            self.begun = True
             async for block in blocks:
                 await self._feed(link, Audio(block))
             await self._feed(link, Audio(b"", final=True))
@@ -101,7 +109,10 @@ class RecordingStream:
         while not self._has_room or self.undecoded_s > _MAX_AHEAD_S:
             await self._wait()
         self._raise_if_failed()
-        self._sent_samples += audio.num_samples
+        if audio.num_samples:
+            end = self._sent_samples + audio.num_samples
+            self._on_audio(audio.num_samples / self._rate, end / self._rate)
+            self._sent_samples = end
         self._has_room = link.append(audio)
 
     async def _wait(self) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -27,34 +28,6 @@ class BadUpload(Exception):  # noqa: N818 - the name says it
         super().__init__(message)
         self.param = param
         self.too_large = too_large
-
-
-class UploadsBusy(Exception):  # noqa: N818 - the name says it
-    """As many uploads are held as may be at once."""
-
-
-class Uploads:
-    """Bounds the disk that uploads take: at most `max_held` of them are there at once."""
-
-    def __init__(self, max_held: int) -> None:
-        self._max_held = max_held
-        self._num_held = 0
-
-    @property
-    def num_held(self) -> int:
-        """How many are there."""
-        return self._num_held
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold an upload, from its first byte on. Raises UploadsBusy."""
-        if self._num_held >= self._max_held:
-            raise UploadsBusy(f"This server holds {self._max_held} recordings at once; try again later.")
-        self._num_held += 1
-        try:
-            yield
-        finally:
-            self._num_held -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +50,16 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, max_bytes: int) -> AsyncIterator[Upload]:
-    """Receive the form of a request with one `file`. Raises BadUpload."""
-    bounded = Request(request.scope, _Bounded(request, max_bytes))
+async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIterator[Upload]:
+    """Receive the form of a request with one `file`. Raises BadUpload.
+
+    on_bytes: called with the size of each part of the body; what it raises ends the upload.
+    """
+    counted = Request(request.scope, _Counted(request, on_bytes))
     try:
-        form = await bounded.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
-    except MultiPartException as error:
-        raise BadUpload(error.message) from None
-    except Exception as error:
-        if isinstance(error, BadUpload):
-            raise
-        if type(error).__name__ == "HTTPException":  # what Starlette makes of a MultiPartException
-            raise BadUpload(str(getattr(error, "detail", error))) from None
-        raise
+        form = await counted.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+    except HTTPException as error:  # what Starlette makes of a form that is none
+        raise BadUpload(error.detail) from None
     try:
         file = form.get("file")
         if not isinstance(file, UploadFile):
@@ -99,24 +69,20 @@ async def received(request: Request, max_bytes: int) -> AsyncIterator[Upload]:
         if media is None:
             raise BadUpload(f"The file is none of {', '.join(NAMES)}.", "file")
         # A file of its own, also where the form kept it in memory: the decoder opens it by name.
-        file.file.rollover()  # type: ignore[attr-defined]
+        await asyncio.to_thread(file.file.rollover)  # type: ignore[attr-defined]
         yield Upload(form, Path(f"/proc/{os.getpid()}/fd/{file.file.fileno()}"), media)
     finally:
         await form.close()
 
 
-class _Bounded:
-    """Receives a body, as far as its bound."""
+class _Counted:
+    """Receives a body, and counts it."""
 
-    def __init__(self, request: Request, max_bytes: int) -> None:
+    def __init__(self, request: Request, on_bytes: Callable[[int], None]) -> None:
         self._request = request
-        self._max_bytes = max_bytes
-        self._left = max_bytes
+        self._on_bytes = on_bytes
 
     async def __call__(self) -> Message:
         message = await self._request.receive()
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            mib = self._max_bytes / (1 << 20)
-            raise BadUpload(f"The upload is over {mib:g} MiB (--max-upload-mb).", "file", too_large=True)
+        self._on_bytes(len(message.get("body", b"")))
         return message

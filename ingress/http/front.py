@@ -40,6 +40,9 @@ MAX_PIPELINED: Final = 16
 
 # How long a client that is one too many may take to ask, so that it gets its answer after its question.
 _TURNED_AWAY_S: Final = 1.0
+# A client that has closed its sending side is asked so often whether it is there.
+_PROBE_EVERY_S: Final = 1.0
+_PROCESSING: Final = b"HTTP/1.1 102 Processing\r\n\r\n"
 _LINE_OVERHEAD_BYTES: Final = len("  HTTP/1.1\r\n")
 _HEADER_OVERHEAD_BYTES: Final = len(": \r\n")
 
@@ -81,6 +84,7 @@ class Front(HttpToolsProtocol):
         self._body = bytearray()  # of this read: each part of a body costs a copy of all that waits
         self._body_bytes = 0  # that came in this window of time
         self._body_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
         self._unread = UnreadDeadline(UNREAD_TIMEOUT_S, lambda: acked_bytes(self.transport))
         self._over = False  # nothing more is read
         self._resting = False  # until the next round of the event loop
@@ -108,6 +112,8 @@ class Front(HttpToolsProtocol):
         self._over = True
         self._stop_waiting()
         self._stop_watching_body()
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
         self._unset_keepalive_if_required()
         self._unread.stop()
         if self._linger is not None:
@@ -146,6 +152,7 @@ class Front(HttpToolsProtocol):
             return False
         self._over = True
         self.cycle.keep_alive = False
+        self._probe_timer = self.loop.call_later(_PROBE_EVERY_S, self._probe)
         return True
 
     def pause_writing(self) -> None:
@@ -211,7 +218,10 @@ class Front(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop_parsing(_PIPELINED)
         self.app = self.config.loaded_app
+        full = None if self._place is None else self._place.serve(request.address)
         try:
+            if full is not None:
+                raise Refused(TOO_MANY[full])
             request = self._site.identified(request)
         except Refused as refused:
             self.app = _refusing(self._site.shaped(request.path, refused.refusal))
@@ -235,6 +245,12 @@ class Front(HttpToolsProtocol):
         self._hand_on_body()
         self._stop_watching_body()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request has its answer."""
+        if self._place is not None:
+            self._place.served()
+        super().on_response_complete()
 
     # uvicorn asks this while a request is read
 
@@ -369,6 +385,14 @@ class Front(HttpToolsProtocol):
         self._over = True
         self._body_timer = None
         self.transport.close()
+
+    def _probe(self) -> None:
+        """Find out whether a client that sends no more still reads: the system of one that is gone resets the
+        connection. An interim response changes nothing for one that waits (RFC 9110, section 15.2)."""
+        if not self._answering or self.cycle.response_started or self.scope["http_version"] != "1.1":
+            return
+        self.transport.write(_PROCESSING)
+        self._probe_timer = self.loop.call_later(_PROBE_EVERY_S, self._probe)
 
     def _too_slow(self, seconds: float) -> None:
         self._head_timer = None

@@ -120,6 +120,11 @@ class Site:
         shape = self._shapes.get(path)
         return refusal if shape is None or refusal.body is not None else shape(refusal)
 
+    @property
+    def num_connections(self) -> int:
+        """Connections that are no streams."""
+        return len(self.state.connections)
+
     def update_date(self) -> None:
         """Have the next response carry the date of now (RFC 9110, section 6.6.1)."""
         now = int(time())

@@ -28,7 +28,7 @@ _MAX_BODY_BYTES: Final = 4096
 _OPENAI_TTL_S: Final = 600
 
 
-class _Refused(Exception):  # noqa: N818 - the name says it
+class _NoToken(Exception):  # noqa: N818 - the name says it
     """A request for a token that is refused, with a status and a sentence; `param` is the field at fault."""
 
     def __init__(self, status: HTTPStatus, sentence: str, param: str | None = None) -> None:
@@ -83,7 +83,7 @@ def _answering(answer: _Answer) -> _Answer:
     async def answered(request: HttpRequest) -> Response:
         try:
             return await answer(request)
-        except _Refused as refused:
+        except _NoToken as refused:
             error = error_fields(INVALID_REQUEST, None, str(refused), refused.param)
             return JSONResponse({"error": error}, refused.status)
 
@@ -95,15 +95,15 @@ async def _body(request: HttpRequest) -> dict[str, Any]:
     async for part in request.stream():
         data += part
         if len(data) > _MAX_BODY_BYTES:
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is over {_MAX_BODY_BYTES} bytes.")
+            raise _NoToken(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is over {_MAX_BODY_BYTES} bytes.")
     if not data.strip():
         return {}
     try:
         fields = orjson.loads(data)
     except orjson.JSONDecodeError:
-        raise _Refused(HTTPStatus.BAD_REQUEST, "The body is not JSON.") from None
+        raise _NoToken(HTTPStatus.BAD_REQUEST, "The body is not JSON.") from None
     if not isinstance(fields, dict):
-        raise _Refused(HTTPStatus.BAD_REQUEST, "The body is a JSON object.")
+        raise _NoToken(HTTPStatus.BAD_REQUEST, "The body is a JSON object.")
     return fields
 
 
@@ -111,7 +111,7 @@ def _ttl(value: object, name: str, default: int) -> int:
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TTL_S:
-        raise _Refused(HTTPStatus.BAD_REQUEST, f"'{name}' is a whole number from 1 to {MAX_TTL_S}.", name)
+        raise _NoToken(HTTPStatus.BAD_REQUEST, f"'{name}' is a whole number from 1 to {MAX_TTL_S}.", name)
     return value
 
 
@@ -125,7 +125,7 @@ def _session(asked: object) -> Session:
     try:
         return Session().updated(asked)
     except EventFault as fault:
-        raise _Refused(HTTPStatus.BAD_REQUEST, fault.message, fault.param) from None
+        raise _NoToken(HTTPStatus.BAD_REQUEST, fault.message, fault.param) from None
 
 
 def _described(expires_s: int) -> dict[str, Any]:
@@ -136,9 +136,9 @@ def _described(expires_s: int) -> dict[str, Any]:
 def _mint(ring: KeyRing, request: HttpRequest, ttl_s: int, session: Session | None = None) -> tuple[str, int]:
     client: Client = request.scope["state"]["request"].client
     if client.key_id is None or not client.may("mint"):
-        raise _Refused(HTTPStatus.FORBIDDEN, "The key may not make temporary tokens (scope 'mint').")
+        raise _NoToken(HTTPStatus.FORBIDDEN, "The key may not make temporary tokens (scope 'mint').")
     held = "" if session is None else orjson.dumps({"type": "transcription", **session.shown()}).decode()
     try:
         return make_token(ring.token_secret, client.key_id, ttl_s, session=held)
     except ValueError:
-        raise _Refused(HTTPStatus.BAD_REQUEST, "The session is too long for a token.", "session") from None
+        raise _NoToken(HTTPStatus.BAD_REQUEST, "The session is too long for a token.", "session") from None

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -21,21 +19,21 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from common.errors import ClientFault, ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
-from common.options import StreamOptions
 from common.phrases import Phrase, parse_phrases
 from common.tracing.tracer import checked_traceparent
 from ingress.auth.client import Client
-from ingress.auth.guard import Guard
+from ingress.auth.guard import OverLimit
 from ingress.dialects.openai.faults import SERVER_ERROR, error_fields, kind_of
-from ingress.files.recording_stream import RecordingStream, Stalled, Transcript
+from ingress.files.recording_stream import Stalled, Transcript
+from ingress.files.recordings import Recording, Recordings, UploadsBusy
 from ingress.files.transcription_shapes import FORMATS, plain, subtitles, verbose
-from ingress.files.upload import BadUpload, Upload, Uploads, UploadsBusy, received
+from ingress.files.upload import BadUpload, Upload, received
 from ingress.http.endpoints import endpoint
-from ingress.links import Backplane, Caller
-from ingress.media.decoder import Decoders, DecodersBusy, MediaError, MediaInput
-from ingress.media.formats import MediaFormat
+from ingress.http.presence import unless_left
+from ingress.media.decoder import DecodersBusy, MediaError
+from ingress.request import Request as StreamRequest
 
-_RETRY_AFTER: Final = {"Retry-After": "5"}
+_RETRY_AFTER_S: Final = 5
 _MODELS: Final = (
     "parakeet",
     "whisper-1",
@@ -49,18 +47,7 @@ _STARTED_S: Final = int(time.time())
 _GRANULARITIES: Final = ("word", "segment")
 
 
-@dataclass(frozen=True, slots=True)
-class FileService:
-    """What the endpoints work with. guard_of: returns what counts the streams of a client, by its address."""
-
-    backplane: Backplane
-    decoders: Decoders
-    guard_of: Callable[[str], Guard]
-    max_upload_bytes: int
-    uploads: Uploads
-
-
-class Refused(Exception):  # noqa: N818 - the name says it
+class RecordingRefused(Exception):  # noqa: N818 - the name says it
     """A request that is refused, in the shape of OpenAI's errors."""
 
     def __init__(
@@ -70,16 +57,19 @@ class Refused(Exception):  # noqa: N818 - the name says it
         *,
         code: str | None = None,
         param: str | None = None,
+        retry_after_s: int = _RETRY_AFTER_S,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
+        self.retry_after_s = retry_after_s
 
     @property
     def headers(self) -> dict[str, str]:
         """Further headers of the answer."""
-        return dict(_RETRY_AFTER) if self.status in (HTTPStatus.SERVICE_UNAVAILABLE, 429) else {}
+        again = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
+        return {"Retry-After": str(self.retry_after_s)} if self.status in again else {}
 
     def response(self) -> Response:
         """Return the answer."""
@@ -87,42 +77,49 @@ class Refused(Exception):  # noqa: N818 - the name says it
         return JSONResponse({"error": error}, self.status, headers=self.headers)
 
 
-def refusal_of(error: Exception) -> Refused:
+def refusal_of(error: Exception) -> RecordingRefused:
     """Return what a client is told of a failure."""
     unavailable = HTTPStatus.SERVICE_UNAVAILABLE
     match error:
-        case Refused():
+        case RecordingRefused():
             return error
         case BadUpload():
             too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             status = too_large if error.too_large else HTTPStatus.BAD_REQUEST
-            return Refused(status, str(error), param=error.param)
+            return RecordingRefused(status, str(error), param=error.param)
         case MediaError():
-            return Refused(HTTPStatus.BAD_REQUEST, str(error), param="file", code="invalid_media")
+            return RecordingRefused(HTTPStatus.BAD_REQUEST, str(error), param="file", code="invalid_media")
         case DecodersBusy() | UploadsBusy():
-            return Refused(unavailable, str(error), code="busy")
+            return RecordingRefused(unavailable, str(error), code="busy")
         case NoFreeStream() | NoWorker() | RedisUnavailable():
-            return Refused(unavailable, error.message, code=error.code.value)
+            return RecordingRefused(unavailable, error.message, code=error.code.value)
         case StreamError(code=ErrorCode.BAD_OPTION):  # a keyword that the model cannot write
-            return Refused(HTTPStatus.BAD_REQUEST, error.message, code="invalid_value")
-        case StreamError(code=ErrorCode.OVER_LIMIT):
-            return Refused(HTTPStatus.TOO_MANY_REQUESTS, error.message, code="rate_limit_exceeded")
+            return RecordingRefused(HTTPStatus.BAD_REQUEST, error.message, code="invalid_value")
+        case OverLimit():
+            return RecordingRefused(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                error.message,
+                code="rate_limit_exceeded",
+                retry_after_s=error.retry_after_s,
+            )
+        case StreamError(code=ErrorCode.UNAUTHORIZED):
+            return RecordingRefused(HTTPStatus.UNAUTHORIZED, error.message, code="invalid_api_key")
         case StreamError():
-            return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, error.message, code=error.code.value)
+            return RecordingRefused(HTTPStatus.INTERNAL_SERVER_ERROR, error.message, code=error.code.value)
         case Stalled():
-            return Refused(unavailable, "The recording was not decoded in time.", code="timeout")
+            return RecordingRefused(unavailable, "The recording was not decoded in time.", code="timeout")
     raise error
 
 
-FAILURES: Final = (Refused, BadUpload, MediaError, DecodersBusy, UploadsBusy, StreamError, Stalled)
+FAILURES: Final = (RecordingRefused, BadUpload, MediaError, DecodersBusy, UploadsBusy, StreamError, Stalled)
 
 
-def transcription_endpoints(service: FileService) -> tuple[Route, ...]:
+def transcription_endpoints(recordings: Recordings) -> tuple[Route, ...]:
     """Return the rows of the table of endpoints."""
 
     async def transcriptions(request: Request) -> Response:
         try:
-            return await _transcribe(service, request)
+            return await _transcribe(recordings, request)
         except FAILURES as error:
             return refusal_of(error).response()
 
@@ -133,42 +130,26 @@ def transcription_endpoints(service: FileService) -> tuple[Route, ...]:
     )
 
 
-async def _transcribe(service: FileService, request: Request) -> Response:
+async def _transcribe(recordings: Recordings, request: Request) -> Response:
     asked = request.scope["state"]["request"]
-    client: Client = asked.client
-    if not client.may("stream"):
-        raise Refused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
-    stack = _held(service, request)
-    upload = await stack.__aenter__()
-    try:
+    client = admitted(asked)
+    async with AsyncExitStack() as stack:
+        recording = await stack.enter_async_context(recordings.taken(client, asked.address))
+        upload = await stack.enter_async_context(received(request, recording.received))
         kind = upload.field("response_format") or "json"
         if kind not in FORMATS:
-            raise Refused(
-                HTTPStatus.BAD_REQUEST,
-                f"'response_format' is one of {', '.join(FORMATS)}.",
-                param="response_format",
-            )
+            raise BadUpload(f"'response_format' is one of {', '.join(FORMATS)}.", "response_format")
         granularities = upload.fields("timestamp_granularities") or ["segment"]
         if not set(granularities) <= set(_GRANULARITIES):
-            raise Refused(
-                HTTPStatus.BAD_REQUEST,
-                "'timestamp_granularities' are word and segment.",
-                param="timestamp_granularities",
-            )
-        _phrases(upload)
-        guard = service.guard_of(asked.address)
+            raise BadUpload("'timestamp_granularities' are word and segment.", "timestamp_granularities")
+        phrases = _phrases(upload)
         trace = checked_traceparent(asked.header("traceparent"))
         if (upload.field("stream") or "").lower() in ("true", "1") and kind == "json":
             # The upload is held by the answer, which closes it.
-            return StreamingResponse(
-                _events(service, upload, client, guard, trace, lambda: stack.__aexit__(None, None, None)),
-                media_type="text/event-stream",
-            )
-        transcript = await _run(service, upload, client, guard, trace, lambda _: None)
-    except BaseException:
-        await stack.__aexit__(None, None, None)
-        raise
-    await stack.__aexit__(None, None, None)
+            events = _Events(recording, upload, phrases, trace, stack.pop_all())
+            return StreamingResponse(events.encoded(), media_type="text/event-stream")
+        work = recording.transcribed(upload.media, upload.path, phrases=phrases, traceparent=trace)
+        transcript = await unless_left(request, work)
     if kind == "json":
         return JSONResponse(plain(transcript, logprobs=_wants_logprobs(upload)))
     if kind == "text":
@@ -178,123 +159,78 @@ async def _transcribe(service: FileService, request: Request) -> Response:
     return PlainTextResponse(subtitles(transcript, kind))
 
 
-@asynccontextmanager
-async def _held(service: FileService, request: Request) -> AsyncGenerator[Upload]:
-    with service.uploads.held():
-        async with received(request, service.max_upload_bytes) as upload:
-            yield upload
+def admitted(asked: StreamRequest) -> Client:
+    """Return who sends a recording. Raises RecordingRefused where its key is not for that."""
+    if asked.client is None or not asked.client.may("stream"):
+        raise RecordingRefused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
+    return asked.client
 
 
 def _phrases(upload: Upload) -> tuple[Phrase, ...]:
-    """What the recording is likely to have. Raises Refused."""
+    """What the recording is likely to have. Raises BadUpload."""
     try:
         return parse_phrases(upload.fields("keywords"))
     except ClientFault as fault:
         sentence = fault.message.replace("Option 'phrases'", "'keywords'")
-        raise Refused(HTTPStatus.BAD_REQUEST, sentence, param="keywords") from None
+        raise BadUpload(sentence, "keywords") from None
 
 
 def _wants_logprobs(upload: Upload) -> bool:
     return "logprobs" in upload.fields("include")
 
 
-async def _run(
-    service: FileService,
-    upload: Upload,
-    client: Client,
-    guard: Guard,
-    trace: str,
-    on_text: Callable[[str], None],
-) -> Transcript:
-    phrases = _phrases(upload)
-    return await transcribed(service, upload.media, upload.path, client, guard, on_text, trace, phrases)
+class _Events:
+    """A transcript as server-sent events: what is added to the text as it is recognised, then all of it.
 
-
-async def transcribed(
-    service: FileService,
-    media: MediaFormat,
-    path: Path,
-    client: Client,
-    guard: Guard,
-    on_text: Callable[[str], None],
-    traceparent: str = "",
-    phrases: tuple[Phrase, ...] = (),
-) -> Transcript:
-    """Decode and transcribe a file. Raises one of FAILURES.
-
-    on_text: called with the text as it grows. traceparent: the trace that the request is a part of. phrases:
-    what the recording is likely to have.
+    held: closed when the recording is transcribed, or its client has left.
     """
-    stream: RecordingStream | None = None
-    await guard.enter(client, 1)
-    try:
-        async with await service.decoders.start(MediaInput(media.demuxer, file=path)) as decoder:
-            audio = await decoder.audio()
-            stream = RecordingStream(audio.rate, on_text)
-            options = StreamOptions(
-                sample_rate=audio.rate, words=True, auto_finalize=True, phrases=phrases, recording=True
-            )
-            async with aclosing(_whole_samples(decoder.blocks())) as blocks:
-                return await stream.run(
-                    service.backplane, options, blocks, Caller(client.key_id or "", client.name, traceparent)
-                )
-    finally:
-        if stream is not None:
-            guard.heard(client, stream.sent_s)  # also of a recording that failed, or whose client left
-        guard.leave(client, 1)
 
+    def __init__(
+        self,
+        recording: Recording,
+        upload: Upload,
+        phrases: tuple[Phrase, ...],
+        trace: str,
+        held: AsyncExitStack,
+    ) -> None:
+        self._logprobs = _wants_logprobs(upload)
+        self._deltas: asyncio.Queue[str | None] = asyncio.Queue()
+        self._said = ""
+        # Begun here, so that what is held is closed also where nobody asks for the first event.
+        work = recording.transcribed(
+            upload.media, upload.path, self._on_text, phrases=phrases, traceparent=trace
+        )
+        self._running = asyncio.create_task(self._run(work, held), name="transcription")
 
-async def _whole_samples(blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """Yield the same bytes in blocks of whole 16-bit samples."""
-    rest = b""
-    async for block in blocks:
-        data = rest + block
-        cut = len(data) & 1
-        rest = data[len(data) - cut :]
-        if len(data) > cut:
-            yield data[: len(data) - cut]
-
-
-async def _events(
-    service: FileService,
-    upload: Upload,
-    client: Client,
-    guard: Guard,
-    trace: str,
-    close: Callable[[], Awaitable[Any]],
-) -> AsyncIterator[bytes]:
-    """Yield server-sent events: what is added to the text as it is recognised, then all of it."""
-    deltas: asyncio.Queue[str | None] = asyncio.Queue()
-    said = ""
-
-    def on_text(text: str) -> None:
-        nonlocal said
-        if text.startswith(said) and len(text) > len(said):
-            deltas.put_nowait(text[len(said) :])
-            said = text
-
-    async def run() -> Transcript:
+    async def encoded(self) -> AsyncIterator[bytes]:
+        """Yield the events."""
         try:
-            return await _run(service, upload, client, guard, trace, on_text)
+            while (delta := await self._deltas.get()) is not None:
+                yield _event({"type": "transcript.text.delta", "delta": delta})
+            try:
+                transcript = await self._running
+            except FAILURES as error:
+                refused = refusal_of(error)
+                told = error_fields(SERVER_ERROR, refused.code, str(refused), refused.param)
+                yield _event({"error": told})
+            else:
+                done = plain(transcript, logprobs=self._logprobs)
+                yield _event({"type": "transcript.text.done", **done})
         finally:
-            deltas.put_nowait(None)
-            await close()
+            # Where the client has left, all that is awaited here is cancelled at once: the task tidies up.
+            self._running.cancel()
 
-    running = asyncio.create_task(run(), name="transcription")
-    try:
-        while (delta := await deltas.get()) is not None:
-            yield _event({"type": "transcript.text.delta", "delta": delta})
+    async def _run(self, work: Coroutine[Any, Any, Transcript], held: AsyncExitStack) -> Transcript:
         try:
-            transcript = await running
-        except FAILURES as error:
-            refused = refusal_of(error)
-            yield _event({"error": error_fields(SERVER_ERROR, refused.code, str(refused), refused.param)})
-        else:
-            done = plain(transcript, logprobs=_wants_logprobs(upload))
-            yield _event({"type": "transcript.text.done", **done})
-    finally:
-        # Where the client has left, all that is awaited here is cancelled at once: the task tidies up.
-        running.cancel()
+            return await work
+        finally:
+            self._deltas.put_nowait(None)
+            await held.aclose()
+
+    def _on_text(self, text: str) -> None:
+        if text.startswith(self._said) and len(text) > len(self._said):
+            self._deltas.put_nowait(text[len(self._said) :])
+            self._said = text
 
 
 def _event(fields: dict[str, Any]) -> bytes:
@@ -312,7 +248,7 @@ async def _models(request: Request) -> Response:
 async def _model(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in _MODELS:
-        refused = Refused(
+        refused = RecordingRefused(
             HTTPStatus.NOT_FOUND, "There is no such model.", code="model_not_found", param="model"
         )
         return refused.response()

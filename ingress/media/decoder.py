@@ -26,6 +26,8 @@ _MAX_HEADER_BYTES: Final = 256
 _MAX_REASON_BYTES: Final = 4096
 # Longest wait for a child that has all of its input, or has to take a block of it.
 _STALL_S: Final = 60.0
+# Longest wait for one whose input goes on: its client may send nothing for as long as it may be silent.
+_OPEN_INPUT_S: Final = 3600.0
 _EXIT_S: Final = 5.0
 
 
@@ -114,7 +116,7 @@ class Decoders:
         except BaseException:
             self.let_go()
             raise
-        return Decoder(process, self._end)
+        return Decoder(process, self._end, whole=media.file is not None)
 
     def _end(self, process: asyncio.subprocess.Process) -> asyncio.Task[None]:
         """Return the task that sees a child off, which goes on where whoever waits for it is cancelled."""
@@ -154,13 +156,20 @@ def _environment() -> dict[str, str]:
 
 
 class Decoder:
-    """One input that is being decoded."""
+    """One input that is being decoded.
+
+    whole: all of the input is there; otherwise it is fed.
+    """
 
     def __init__(
         self,
         process: asyncio.subprocess.Process,
         end: Callable[[asyncio.subprocess.Process], asyncio.Task[None]],
+        *,
+        whole: bool,
     ) -> None:
+        self._whole = whole
+        self._wait: asyncio.Timeout | None = None
         self._process = process
         self._end = end
         assert process.stdin is not None
@@ -192,12 +201,27 @@ class Decoder:
 
     def end_input(self) -> None:
         """Say that the media is complete."""
+        self._whole = True
         self._stdin.close()
+        if self._wait is not None:
+            self._wait.reschedule(asyncio.get_running_loop().time() + _STALL_S)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncGenerator[None]:
+        """Bound the wait for what the child writes. Raises MediaError."""
+        try:
+            async with asyncio.timeout(_STALL_S if self._whole else _OPEN_INPUT_S) as self._wait:
+                yield
+        except TimeoutError:
+            raise MediaError("The media takes too long to decode.") from None
+        finally:
+            self._wait = None
 
     async def audio(self) -> DecodedAudio:
         """Wait for what the samples will be. Raises MediaError."""
         try:
-            header = await self._stdout.readuntil(b"\n")
+            async with self._in_time():
+                header = await self._stdout.readuntil(b"\n")
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             raise await self._failure() from None
         if len(header) > _MAX_HEADER_BYTES:
@@ -208,16 +232,16 @@ class Decoder:
     async def blocks(self) -> AsyncGenerator[bytes]:
         """Yield samples, after `audio`. Raises MediaError where the media ends in a fault, at its end."""
         while True:
-            try:
-                async with asyncio.timeout(_STALL_S if self._stdin.is_closing() else None):
-                    block = await self._stdout.read(_BLOCK_BYTES)
-            except TimeoutError:
-                raise MediaError("The media takes too long to decode.") from None
+            async with self._in_time():
+                block = await self._stdout.read(_BLOCK_BYTES)
             if not block:
                 break
             yield block
-        async with asyncio.timeout(_EXIT_S):
-            status = await self._process.wait()
+        try:
+            async with asyncio.timeout(_EXIT_S):
+                status = await self._process.wait()
+        except TimeoutError:
+            raise MediaError("The media takes too long to decode.") from None
         if status != 0:
             raise await self._failure()
 

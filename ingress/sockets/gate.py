@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from ipaddress import IPv6Network
@@ -30,6 +30,8 @@ class Full(Enum):
     ADDRESS = "--max-connections-per-address is reached by a client"
 
 
+_REASONS: Final = {Full.NO_FILES: "files", Full.CONNECTIONS: "connections", Full.ADDRESS: "address"}
+
 SENTENCES: Final = {
     Full.CONNECTIONS: "This server has as many connections as it takes; try again later.",
     Full.ADDRESS: "Your address has as many connections as it may have.",
@@ -40,11 +42,12 @@ SENTENCES: Final = {
 class Place:
     """The place of one socket that was let in, given back by `leave`."""
 
-    __slots__ = ("_gate", "_of", "address")
+    __slots__ = ("_gate", "_of", "_serving", "address")
 
     def __init__(self, gate: Gate, address: str, of: str | None) -> None:
         self._gate = gate
         self._of = of  # under which address it counts; None for a proxy's
+        self._serving: deque[str | None] = deque()  # the same of each request that waits for its answer
         self.address: Final = address
 
     def belongs_to(self, address: str) -> Full | None:
@@ -57,8 +60,27 @@ class Place:
         full, self._of = self._gate.count(address)
         return full
 
+    def serve(self, address: str) -> Full | None:
+        """Count one request for the client behind a trusted proxy, until `served`: the next request of the
+        same socket may come from another.
+
+        Returns why it has to be refused, or None.
+        """
+        full, of = None, None
+        if address != self.address and self._of is None:
+            full, of = self._gate.count(address)
+        self._serving.append(of)
+        return full
+
+    def served(self) -> None:
+        """The oldest request that was counted has its answer."""
+        if self._serving:
+            self._gate.uncount(self._serving.popleft())
+
     def leave(self) -> None:
         """The socket is closed. Once."""
+        while self._serving:
+            self.served()
         self._gate.left(self._of)
 
 
@@ -87,13 +109,19 @@ class Gate:
         self._proxies = proxies or TrustedProxies(())
         self._num_open = 0
         self._per_address: Counter[str] = Counter()
-        self._refused: Counter[Full] = Counter()
+        self._refused: Counter[Full] = Counter()  # since the log said so
+        self._all_refused: Counter[Full] = Counter()
         self._said_at: dict[Full, float] = {}
 
     @property
     def num_open(self) -> int:
         """Sockets that have a place."""
         return self._num_open
+
+    @property
+    def num_refused(self) -> dict[str, int]:
+        """Sockets and requests that were refused so far, by reason."""
+        return {name: self._all_refused[full] for full, name in _REASONS.items()}
 
     def enter(self, transport: asyncio.BaseTransport) -> Place | Full:
         """Take a socket that was just accepted; a `Place` where it may stay."""
@@ -136,6 +164,10 @@ class Gate:
     def left(self, of: str | None) -> None:
         """A place is free again."""
         self._num_open -= 1
+        self.uncount(of)
+
+    def uncount(self, of: str | None) -> None:
+        """Count one less under an address, as `count` named it."""
         if of is not None:
             self._per_address[of] -= 1
             if not self._per_address[of]:
@@ -143,6 +175,7 @@ class Gate:
 
     def _said(self, full: Full, more: str = "") -> Full:
         self._refused[full] += 1
+        self._all_refused[full] += 1
         now = monotonic()
         if now - self._said_at.get(full, -_LOG_EVERY_S) >= _LOG_EVERY_S:
             self._said_at[full] = now

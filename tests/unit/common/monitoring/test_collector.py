@@ -57,7 +57,7 @@ def test_a_scrape_shows_counters_gauges_and_labels() -> None:
     metrics.errors["bad_json"] += 2
     metrics.audio_seconds += 1.5
     samples = scraped(metrics)
-    assert samples["parakeet_ingress_connections"] == {("tcp",): 3, ("websocket",): 0}
+    assert samples["parakeet_ingress_connections"] == {("tcp",): 3, ("websocket",): 0, ("http",): 0}
     assert samples["parakeet_ingress_errors_total"][("bad_json",)] == 2
     assert samples["parakeet_ingress_audio_seconds_total"] == {(): 1.5}
     assert list(samples["parakeet_build_info"].values()) == [1]

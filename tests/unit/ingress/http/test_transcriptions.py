@@ -12,16 +12,33 @@ from typing import Any
 
 import pytest
 
+from common.monitoring.metrics import IngressMetrics
 from ingress.auth.client import Client
-from ingress.files.upload import Uploads
+from ingress.auth.guard import Guard
+from ingress.files.recordings import RecordingLimits, Recordings
 from ingress.http.listen import listen_endpoints
-from ingress.http.transcriptions import FileService, transcription_endpoints
+from ingress.http.transcriptions import transcription_endpoints
 from ingress.media.decoder import Decoders
 from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HOST, serving, wait_until
 
 BOUNDARY = "b0undary"
+
+
+def recordings_of(
+    backplane: ScriptedBackplane,
+    guard: Guard | None = None,
+    decoders: Decoders | None = None,
+    *,
+    max_held: int = 2,
+    max_bytes: int = 100 << 20,
+    max_recording_s: float = 1000.0,
+) -> Recordings:
+    """What the endpoints work with."""
+    guard = guard or CountingGuard()
+    limits = RecordingLimits(max_held, max_bytes, max_recording_s)
+    return Recordings(backplane, decoders or Decoders(1), lambda address: guard, IngressMetrics(), limits)
 
 
 def silence(seconds: int) -> bytes:
@@ -51,8 +68,8 @@ def streamed(file: bytes) -> bytes:
 
 async def test_clients_that_leave_a_streamed_answer_leave_nothing_behind() -> None:
     decoders, guard, backplane = Decoders(1), CountingGuard(), ScriptedBackplane()
-    service = FileService(backplane, decoders, lambda address: guard, 100 << 20, Uploads(2))
-    async with serving(backplane, endpoints=transcription_endpoints(service)) as harness:
+    recordings = recordings_of(backplane, guard, decoders)
+    async with serving(backplane, endpoints=transcription_endpoints(recordings)) as harness:
         for number in range(1, 4):  # more than there are decoders
             reader, writer = await asyncio.open_connection(HOST, harness.ws_port)
             writer.write(streamed(silence(60)))
@@ -76,17 +93,18 @@ async def test_a_recording_is_counted_before_it_is_decoded() -> None:
             await super().enter(client, num_streams)
 
     decoders, guard, backplane = Decoders(1), FullGuard(), ScriptedBackplane(echo=True)
-    service = FileService(backplane, decoders, lambda address: guard, 100 << 20, Uploads(2))
-    async with serving(backplane, endpoints=listen_endpoints(service)) as harness:
+    recordings = recordings_of(backplane, guard, decoders)
+    async with serving(backplane, endpoints=listen_endpoints(recordings)) as harness:
         status, answer = await posted(harness.ws_port, "/v1/listen", silence(1))
     assert status == 200
-    assert answer["metadata"]["duration"] == guard.audio_s == pytest.approx(1.0)
+    assert answer["metadata"]["duration"] == pytest.approx(1.0)
+    assert guard.audio_s == pytest.approx(1.0)
 
 
 async def test_a_query_of_too_many_fields_is_refused() -> None:
     backplane = ScriptedBackplane()
-    service = FileService(backplane, Decoders(1), lambda address: CountingGuard(), 1 << 20, Uploads(2))
-    async with serving(backplane, endpoints=listen_endpoints(service)) as harness:
+    recordings = recordings_of(backplane)
+    async with serving(backplane, endpoints=listen_endpoints(recordings)) as harness:
         status, answer = await posted(harness.ws_port, "/v1/listen?" + "a=1&" * 1001, b"")
     assert status == 400
     assert "1000 fields" in answer["err_msg"]
@@ -95,17 +113,17 @@ async def test_a_query_of_too_many_fields_is_refused() -> None:
 @pytest.mark.parametrize("target", ["/v1/listen", "/v1/audio/transcriptions"])
 async def test_uploads_are_bounded_while_they_are_received(target: str) -> None:
     backplane = ScriptedBackplane(echo=True)
-    service = FileService(backplane, Decoders(1), lambda address: CountingGuard(), 1 << 20, Uploads(1))
-    endpoints = (*listen_endpoints(service), *transcription_endpoints(service))
+    recordings = recordings_of(backplane, max_held=1)
+    endpoints = (*listen_endpoints(recordings), *transcription_endpoints(recordings))
     async with serving(backplane, endpoints=endpoints) as harness:
         _, slow = await asyncio.open_connection(HOST, harness.ws_port)
         head = f"POST {target} HTTP/1.1\r\nHost: h\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         slow.write(f"{head}Content-Length: 1000\r\n\r\n".encode() + b"--x\r\n")
 
-        await wait_until(lambda: service.uploads.num_held == 1)
+        await wait_until(lambda: recordings.num_held == 1)
         assert (await posted(harness.ws_port, "/v1/listen", silence(1)))[0] == 503
         slow.transport.abort()
-        await wait_until(lambda: service.uploads.num_held == 0)
+        await wait_until(lambda: recordings.num_held == 0)
         assert (await posted(harness.ws_port, "/v1/listen", silence(1)))[0] == 200
 
 

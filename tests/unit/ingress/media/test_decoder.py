@@ -7,6 +7,7 @@ import asyncio
 import gc
 import math
 import os
+import signal
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ingress.media.child import RAW_OPUS
-from ingress.media.decoder import DecodedAudio, Decoders, DecodersBusy, MediaError, MediaInput
+from ingress.media.decoder import DecodedAudio, Decoder, Decoders, DecodersBusy, MediaError, MediaInput
 from ingress.media.formats import HEAD_BYTES, sniff
 from tests.media_files import ENCODINGS, LOSSLESS, encode, opus_packets, read_pcm
 
@@ -199,3 +200,39 @@ async def test_a_child_has_none_of_our_settings(monkeypatch: pytest.MonkeyPatch)
     async with await decoders.start(MediaInput("wav")) as decoder:
         environ = Path(f"/proc/{decoder._process.pid}/environ").read_bytes()  # noqa: ASYNC240 - no disk
     assert b"secret" not in environ
+
+
+async def _emptied(decoder: Decoder) -> None:
+    async for _ in decoder.blocks():
+        pass
+
+
+@pytest.mark.parametrize("stops", ["file before its samples", "file among its samples", "fed media"])
+async def test_a_child_that_stands_still_is_not_waited_for(
+    decoders: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
+) -> None:
+    """A file counts as there from the start, and media that is fed, once its end is."""
+    rate, pcm = read_pcm(RECORDING)
+    path = encode(pcm * 40, rate, "wav", tmp_path)
+    file = None if stops == "fed media" else path
+    async with asyncio.timeout(20), await decoders.start(MediaInput("wav", file=file)) as decoder:
+        if stops == "file among its samples":
+            await decoder.audio()
+        os.kill(decoder._process.pid, signal.SIGSTOP)
+        monkeypatch.setattr("ingress.media.decoder._STALL_S", 0.2)
+        if stops == "fed media":
+            await decoder.feed(b"RIFF")
+            asyncio.get_running_loop().call_later(0.1, decoder.end_input)
+        with pytest.raises(MediaError, match="too long"):
+            await (_emptied(decoder) if stops == "file among its samples" else decoder.audio())
+
+
+async def test_media_that_is_fed_is_waited_for_while_its_client_is_silent_and_no_longer(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingress.media.decoder._STALL_S", 0.0)
+    monkeypatch.setattr("ingress.media.decoder._OPEN_INPUT_S", 0.2)
+    async with await decoders.start(MediaInput("wav")) as decoder:
+        async with asyncio.timeout(10):
+            with pytest.raises(MediaError, match="too long"):
+                await decoder.audio()

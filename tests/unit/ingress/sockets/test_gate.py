@@ -56,6 +56,36 @@ def test_so_many_connections_of_one_address() -> None:
     assert gate.num_open == 3
 
 
+def test_what_is_refused_is_counted_by_its_reason() -> None:
+    gate = Gate(_many, 2, 1)
+    _enter(gate, "192.0.2.1")
+    for _ in range(3):
+        assert _enter(gate, "192.0.2.1") is Full.ADDRESS
+    _enter(gate, "192.0.2.2")
+    assert _enter(gate, "192.0.2.3") is Full.CONNECTIONS
+    assert gate.num_refused == {"files": 0, "connections": 1, "address": 3}
+
+
+def test_requests_of_a_proxys_connection_count_until_they_are_answered() -> None:
+    gate = Gate(_many, None, 1, TrustedProxies([ip_network("10.0.0.0/8")]))
+    place, other = _enter(gate, "10.0.0.1"), _enter(gate, "10.0.0.1")
+    assert isinstance(place, Place)
+    assert isinstance(other, Place)
+    assert place.serve("192.0.2.1") is None
+    assert other.serve("192.0.2.1") is Full.ADDRESS
+    assert other.serve("192.0.2.2") is None
+    other.served()  # the one that was refused
+    assert place.serve("192.0.2.2") is Full.ADDRESS
+    place.served()
+    assert other.serve("192.0.2.1") is None
+    other.leave()
+    assert place.serve("192.0.2.1") is None
+    assert place.serve("192.0.2.2") is None
+    place.leave()
+    assert gate.num_open == 0
+    assert not gate._per_address
+
+
 def test_an_ipv6_client_has_a_network_of_addresses() -> None:
     gate = Gate(_many, None, 1)
     assert isinstance(_enter(gate, "2001:db8:0:1::1"), Place)

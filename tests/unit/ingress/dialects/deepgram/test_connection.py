@@ -18,12 +18,11 @@ from websockets.typing import Subprotocol
 from common.entries import LineKind
 from common.errors import ErrorCode, NoFreeStream, NoWorker, StreamError
 from common.messages import Utterance, Word
-from ingress.auth.client import Client
-from ingress.auth.guard import Guard
 from ingress.dialects.deepgram.dialect import DeepgramDialect
 from ingress.dialects.deepgram.query import parse_listen_query
 from ingress.dialects.deepgram.refusals import shaped
 from ingress.server import LISTEN_PATH
+from tests.counting_guard import CountingGuard
 from tests.fake_backplane import FakeLink, ScriptedBackplane, some_result
 from tests.ingress_harness import Harness, serving, wait_until
 
@@ -198,28 +197,6 @@ async def test_what_is_no_audio_ends_the_stream_behind_its_final() -> None:
         assert client.close_code == 1008
 
 
-class _Counting:
-    """A guard that counts."""
-
-    def __init__(self) -> None:
-        self.streams = 0
-
-    def identify(self, secret: str) -> Client:
-        raise AssertionError("a WebSocket's key is in its head")
-
-    async def enter(self, client: Client | None, num_streams: int) -> None:
-        self.streams += num_streams
-
-    def resumed(self, client: Client | None, num_streams: int) -> None:
-        raise AssertionError("nobody resumes here")
-
-    def leave(self, client: Client | None, num_streams: int) -> None:
-        self.streams -= num_streams
-
-    def heard(self, client: Client | None, audio_s: float) -> None:
-        pass
-
-
 async def _drop(harness: Harness, point: int, variant: int) -> None:
     """Come, and leave at a point of the exchange: by a close frame, or without a word."""
     reader, writer = await asyncio.open_connection("127.0.0.1", harness.ws_port)
@@ -252,10 +229,9 @@ async def _drop(harness: Harness, point: int, variant: int) -> None:
 
 
 async def test_two_hundred_clients_that_leave_at_any_point_leave_nothing_behind() -> None:
-    backplane, guard = ScriptedBackplane(), _Counting()
+    backplane, guard = ScriptedBackplane(), CountingGuard()
     before = len(asyncio.all_tasks())
-    counted: Guard = guard
-    async with listening(backplane, guard=counted) as harness:
+    async with listening(backplane, guard=guard) as harness:
         settled = len(asyncio.all_tasks())
         await asyncio.gather(*(_drop(harness, number % 10, number // 10) for number in range(200)))
         await wait_until(lambda: not harness.connections)

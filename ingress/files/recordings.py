@@ -1,0 +1,265 @@
+"""All recordings that are uploaded to an ingress: bounded, counted for their keys, and ended with them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from starlette.requests import ClientDisconnect
+
+from common.auth.api_key import KeyId
+from common.errors import ErrorCode, NoFreeStream, NoWorker, ParakeetError, RedisUnavailable, StreamError
+from common.monitoring.families import RECORDING_FAILED
+from common.monitoring.metrics import IngressMetrics
+from common.options import StreamOptions
+from common.phrases import Phrase
+from ingress.auth.client import Client
+from ingress.auth.guard import Guard
+from ingress.files.recording_stream import RecordingStream, Transcript
+from ingress.files.upload import BadUpload
+from ingress.links import CLIENT_GONE, FINAL, Backplane, Caller
+from ingress.media.decoder import Decoders, DecodersBusy, MediaError, MediaInput
+from ingress.media.formats import MediaFormat
+
+_ADMISSION: Final = {
+    ErrorCode.NO_FREE_STREAM: "full",
+    ErrorCode.NO_WORKER: "no_worker",
+    ErrorCode.REDIS_UNAVAILABLE: "redis",
+    ErrorCode.OVER_LIMIT: "over_limit",
+}
+
+
+class UploadsBusy(ParakeetError):  # noqa: N818 - the name says it
+    """As many uploads are held as may be at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingLimits:
+    """What bounds recordings.
+
+    max_held: uploads that are there at once, received or decoded: the disk that they take.
+    max_bytes: size of one.   max_recording_s: audio of one.
+    """
+
+    max_held: int
+    max_bytes: int
+    max_recording_s: float
+
+
+class Recordings:
+    """The recordings of an ingress.
+
+    guard_of: returns what counts the streams of a client, by its address.
+    """
+
+    def __init__(
+        self,
+        backplane: Backplane,
+        decoders: Decoders,
+        guard_of: Callable[[str], Guard],
+        metrics: IngressMetrics,
+        limits: RecordingLimits,
+    ) -> None:
+        self.backplane: Final = backplane
+        self.decoders: Final = decoders
+        self.metrics: Final = metrics
+        self.limits: Final = limits
+        self._guard_of = guard_of
+        self._held: set[Recording] = set()
+
+    @property
+    def num_held(self) -> int:
+        """Uploads that are there."""
+        return len(self._held)
+
+    @asynccontextmanager
+    async def taken(self, client: Client, address: str) -> AsyncIterator[Recording]:
+        """Hold a recording of a client, from before its first byte to its answer.
+
+        It is counted for the client's key by then. Raises UploadsBusy, OverLimit or RedisUnavailable.
+        """
+        if self.num_held >= self.limits.max_held:
+            self.metrics.recordings["busy"] += 1
+            raise UploadsBusy(
+                f"This server holds {self.limits.max_held} recordings at once; try again later."
+            )
+        guard = self._guard_of(address)
+        recording = Recording(self, client, guard)
+        self._held.add(recording)
+        entered = False
+        try:
+            await guard.enter(client, 1)
+            entered = True
+            yield recording
+        except BaseException as error:
+            recording.failed(error)
+            raise
+        finally:
+            self._held.discard(recording)
+            if entered:
+                guard.leave(client, 1)
+            self.metrics.recordings[recording.outcome] += 1
+
+    def expel(self, key_id: KeyId) -> None:
+        """The key opens nothing any more."""
+        error = StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired.")
+        for recording in list(self._held):
+            if recording.client.key_id == key_id:
+                recording.end(error)
+
+
+class Recording:
+    """One recording that is received, and then transcribed. outcome: how it ended, for the metric."""
+
+    def __init__(self, recordings: Recordings, client: Client, guard: Guard) -> None:
+        self.client: Final = client
+        self.max_bytes: Final = recordings.limits.max_bytes
+        self.outcome = "client_gone"
+        self._recordings = recordings
+        self._metrics = recordings.metrics
+        self._guard = guard
+        self._error: StreamError | None = None
+        self._stream: RecordingStream | None = None
+        self._num_bytes = 0
+
+    def received(self, num_bytes: int) -> None:
+        """Count more of the upload. Raises BadUpload where it is too much, StreamError where it is over."""
+        self._metrics.received_bytes["http"] += num_bytes
+        self._num_bytes += num_bytes
+        if self._num_bytes > self.max_bytes:
+            mib = self.max_bytes / (1 << 20)
+            raise BadUpload(f"The upload is over {mib:g} MiB (--max-upload-mb).", "file", too_large=True)
+        self._raise_if_ended()
+
+    def end(self, error: StreamError) -> None:
+        """End it, wherever it is."""
+        self._error = error
+        if self._stream is not None:
+            self._stream.on_failure(error)
+
+    def failed(self, error: BaseException) -> None:
+        """Note why it was not transcribed."""
+        if self.outcome != "transcribed":
+            self.outcome = _outcome_of(error)
+
+    async def transcribed(
+        self,
+        media: MediaFormat,
+        path: Path,
+        on_text: Callable[[str], None] = lambda _: None,
+        *,
+        phrases: tuple[Phrase, ...] = (),
+        traceparent: str = "",
+    ) -> Transcript:
+        """Decode and transcribe the file that was received.
+
+        on_text: called with the text as it grows. phrases: what the recording is likely to have.
+        traceparent: the trace that the request is a part of.
+        Raises StreamError, MediaError, DecodersBusy, BadUpload or Stalled.
+        """
+        began_s = time.monotonic()
+        try:
+            self._raise_if_ended()
+            transcript = await self._decoded(media, path, on_text, phrases, traceparent)
+        except BaseException as error:
+            self.failed(error)
+            raise
+        self.outcome = "transcribed"
+        self._metrics.recording_seconds.observe(time.monotonic() - began_s)
+        return transcript
+
+    async def _decoded(
+        self,
+        media: MediaFormat,
+        path: Path,
+        on_text: Callable[[str], None],
+        phrases: tuple[Phrase, ...],
+        traceparent: str,
+    ) -> Transcript:
+        client = self.client
+        async with await self._recordings.decoders.start(MediaInput(media.demuxer, file=path)) as decoder:
+            audio = await decoder.audio()
+            self._raise_if_ended()
+            stream = self._stream = RecordingStream(audio.rate, on_text, self._heard)
+            options = StreamOptions(
+                sample_rate=audio.rate, words=True, auto_finalize=True, phrases=phrases, recording=True
+            )
+            caller = Caller(client.key_id or "", client.name, traceparent)
+            code = CLIENT_GONE
+            try:
+                async with aclosing(_whole_samples(decoder.blocks())) as blocks:
+                    transcript = await stream.run(self._recordings.backplane, options, blocks, caller)
+                code = FINAL
+            except StreamError as error:
+                code = error.code.value
+                raise
+            except Exception:  # of the media, or a worker that fell silent
+                code = RECORDING_FAILED
+                raise
+            finally:
+                self._count(stream, code)
+            return transcript
+
+    def _heard(self, seconds: float, all_seconds: float) -> None:
+        """Count audio on its way to the worker. Raises BadUpload or OverLimit where it is too much."""
+        most_s = self._recordings.limits.max_recording_s
+        if all_seconds > most_s:
+            raise BadUpload(
+                f"The recording is longer than {most_s:g} s (--max-recording-s).", "file", too_large=True
+            )
+        self._guard.check_audio(self.client)
+        self._guard.heard(self.client, seconds)
+        self._metrics.audio_seconds += seconds
+
+    def _count(self, stream: RecordingStream, code: str) -> None:
+        """Count the stream that a recording was, or was refused."""
+        metrics = self._metrics
+        if not stream.begun:
+            refused = _ADMISSION.get(ErrorCode(code)) if code in metrics.errors else None
+            if refused is not None:
+                metrics.admissions[refused] += 1
+        else:
+            metrics.admissions["admitted"] += 1
+            metrics.streams_ended[code] += 1
+            metrics.stream_duration_seconds.observe(stream.sent_s)
+        if code in metrics.errors:
+            metrics.errors[code] += 1
+        elif code == FINAL:
+            metrics.results["final"] += 1
+
+    def _raise_if_ended(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _outcome_of(error: BaseException) -> str:
+    match error:
+        case StreamError(code=ErrorCode.OVER_LIMIT):
+            return "over_limit"
+        case StreamError(code=ErrorCode.UNAUTHORIZED):
+            return "unauthorized"
+        case NoFreeStream() | NoWorker() | RedisUnavailable() | DecodersBusy():
+            return "busy"
+        case BadUpload(too_large=True):
+            return "too_large"
+        case BadUpload() | MediaError() | StreamError(code=ErrorCode.BAD_OPTION):
+            return "invalid"
+        case asyncio.CancelledError() | ClientDisconnect():
+            return "client_gone"
+    return "failed"
+
+
+async def _whole_samples(blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield the same bytes in blocks of whole 16-bit samples."""
+    rest = b""
+    async for block in blocks:
+        data = rest + block
+        cut = len(data) & 1
+        rest = data[len(data) - cut :]
+        if len(data) > cut:
+            yield data[: len(data) - cut]
