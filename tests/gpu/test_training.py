@@ -46,7 +46,7 @@ def test_a_captured_step_is_as_exact_as_the_plain_one() -> None:
     captured = captured_encoders(model.encoder, buckets, loaded.config.mel.n_mels, device)[224]
     torch.manual_seed(0)
     size = buckets.size(224)
-    mel = 3 * torch.randn(size, 224, 128, device=device) - 8
+    mel = 3 * torch.randn(size, 224, loaded.config.mel.n_mels, device=device) - 8
     lengths, right = torch.full((size,), 224, device=device), torch.tensor(1, device=device)
 
     def outputs_and_gradients(call: EncoderCall, enabled: bool) -> tuple[torch.Tensor, torch.Tensor]:
