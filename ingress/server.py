@@ -28,6 +28,7 @@ from common.tracing.tracer import checked_traceparent, make_tracer
 from ingress.auth.client import ANYBODY
 from ingress.auth.door import Door
 from ingress.auth.guard import NO_GUARD, Guard
+from ingress.auth.hosts import ANY_HOST, Hosts
 from ingress.auth.key_guard import KeyGuard
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
@@ -132,7 +133,9 @@ class IngressServer:
             begin_timeout_s=settings.begin_timeout_s,
             max_finalizes=settings.max_finalizes,
         )
-        self._door = Door(self._ring, Origins(settings.allowed_origins), self.metrics, is_open)
+        self._door = Door(
+            self._ring, Origins(settings.allowed_origins, hosts_of(settings)), self.metrics, is_open
+        )
         self._guard = None if self._ring is None else KeyGuard(self._door, self._backplane.key_usage())
         self._tls = _tls_of(settings)
         self._decoders = Decoders(settings.max_decoders)
@@ -438,6 +441,13 @@ def _ring_of(settings: IngressSettings, on_revoked: Callable[[KeyId], None]) -> 
         return KeyRing(Path(settings.auth_keys_file), on_revoked)
     logger.warning("no --auth-keys-file: everybody who reaches these ports is served")
     return None
+
+
+def hosts_of(settings: IngressSettings) -> Hosts:
+    """Which names of this server pages may come from: any where there are keys, of which a page has none."""
+    if settings.auth_keys_file and not settings.allowed_hosts:
+        return ANY_HOST
+    return Hosts((*settings.allowed_hosts, settings.host.lower()))
 
 
 def _tls_of(settings: IngressSettings) -> ServerTls | None:

@@ -53,6 +53,7 @@ class IngressSettings(ClusterSettings):
     auth_keys_file: str
     require_auth: bool
     allowed_origins: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
     tls_cert: str
     tls_key: str
     tls_client_ca: str

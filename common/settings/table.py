@@ -13,6 +13,7 @@ from common.settings.values import (
     PORT,
     PROCESS_ID,
     Choice,
+    HostNames,
     Networks,
     OnOff,
     Origins,
@@ -81,6 +82,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("allowed_origins", Origins(), "",
          "origins of pages that may connect, besides those of the request's own host; * is any",
          "Access", _INGRESS, "ORIGIN,..."),
+    Flag("allowed_hosts", HostNames(), "",
+         "names by which pages may reach this server, besides addresses and local names; * is any; with "
+         "--auth-keys-file any where this is not given", "Access", _INGRESS, "NAME,..."),
     Flag("tls_cert", Text("a path"), "", "certificate chain of the client ports, PEM; read again when it changes",
          "Access", _INGRESS, "FILE"),
     Flag("tls_key", Text("a path"), "", "key of --tls-cert, PEM", "Access", _INGRESS, "FILE"),

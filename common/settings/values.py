@@ -167,6 +167,7 @@ class Networks:
         return "addresses or networks such as 10.0.0.0/8, separated by commas"
 
 
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _ORIGIN = re.compile(r"https?://[^\s/,@]+")
 
 
@@ -187,6 +188,25 @@ class Origins:
     @property
     def takes(self) -> str:
         return "origins such as https://speech.example, separated by commas, or *"
+
+
+@dataclass(frozen=True, slots=True)
+class HostNames:
+    """Names of hosts, in small letters and separated by commas, or none; `*` is any."""
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        names = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+        for name in names:
+            if name != "*" and not _HOST_NAME.fullmatch(name):
+                raise ValueError(name)
+        return names
+
+    def format(self, value: object) -> str:
+        return ",".join(value) if isinstance(value, tuple) else str(value)
+
+    @property
+    def takes(self) -> str:
+        return "names such as speech.example, without ports, separated by commas, or *"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from ingress.request import Request
 
 FAILURES_PER_MINUTE: Final = 10
 _TOO_MANY: Final = "Too many wrong keys came from this address."
+_FOREIGN: Final = "Pages of this origin may not connect (--allowed-origins, --allowed-hosts)."
 _CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="parakeet"'),)
 
 
@@ -67,9 +68,7 @@ class Door:
             return ANYBODY
         if not self._origins.allow(request):
             self._metrics.auth_failures["origin"] += 1
-            raise Refused(
-                Refusal(HTTPStatus.FORBIDDEN, "Pages of this origin may not connect (--allowed-origins).")
-            )
+            raise Refused(Refusal(HTTPStatus.FORBIDDEN, _FOREIGN))
         if self._ring is None:
             return ANYBODY
         try:

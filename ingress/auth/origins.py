@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from ingress.auth.hosts import ANY_HOST, Hosts
 from ingress.request import Request
 
 
@@ -16,10 +17,12 @@ class Origins:
     """Judges the `Origin` of requests.
 
     allowed: origins besides the request's own host, in small letters; `*` is any.
+    hosts: what that own host may be.
     """
 
-    def __init__(self, allowed: Iterable[str]) -> None:
+    def __init__(self, allowed: Iterable[str], hosts: Hosts = ANY_HOST) -> None:
         self._allowed = frozenset(allowed)
+        self._hosts = hosts
 
     def allow(self, request: Request) -> bool:
         """Return whether the page that sends the request may; a request of a program always may."""
@@ -30,7 +33,8 @@ class Origins:
         if "*" in self._allowed or origin in self._allowed:
             return True
         host = request.header("host")
-        return host is not None and _host_of(origin) == host.strip().lower()
+        own = host is not None and _host_of(origin) == host.strip().lower()
+        return own and self._hosts.include(host or "")
 
 
 def _host_of(origin: str) -> str | None:

@@ -189,6 +189,30 @@ async def test_a_stranger_is_refused_before_the_upgrade(
     http.close()
 
 
+async def test_a_name_that_was_bent_to_this_server_opens_nothing_for_its_page(stack: Stack) -> None:
+    """DNS rebinding: the page's own host, by the browser's book, on a server without keys."""
+    stack.worker()
+    ingress = stack.ingress()
+
+    async def opened(name: str) -> ClientConnection:
+        at = f"{name}:{ingress.ws_port}"
+        return await connect(f"ws://{at}/", host=HOST, additional_headers={"Origin": f"http://{at}"})
+
+    with pytest.raises(InvalidStatus) as raised:
+        await opened("evil.example")
+    assert raised.value.response.status_code == 403
+    assert b"--allowed-hosts" in (raised.value.response.body or b"")
+    http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
+    at = f"evil.example:{ingress.ws_port}"
+    http.request("POST", "/v1/listen", b"RIFF", headers={"Host": at, "Origin": f"http://{at}"})
+    assert http.getresponse().status == 403
+    http.close()
+    for name in ("127.0.0.1", "localhost"):
+        client = await opened(name)
+        assert json.loads(await client.recv())["type"] == "hello"
+        await client.close()
+
+
 async def test_a_stranger_sees_the_page_and_nothing_else(stack: Stack, keys: Keys) -> None:
     keys.make()
     ingress = serve(stack, keys)
