@@ -1,7 +1,7 @@
 """Which names of this server a web page may come from.
 
-A page's own host proves nothing where its owner has the name's DNS: the name can be given this server's address
-once the page is loaded (DNS rebinding), and the browser takes the server for the page's own.
+A page's own host proves nothing where its owner has the name's DNS: the name can be given this server's
+address once the page is loaded (DNS rebinding), and the browser takes the server for the page's own.
 """
 
 from __future__ import annotations
