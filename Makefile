@@ -194,5 +194,5 @@ attack: $(STAMPS)/dev ## attackers of every kind beside honest streams, ten minu
 
 .PHONY: clean
 clean: ## remove caches and builds, leave .venv
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .clients
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
