@@ -1,0 +1,155 @@
+"""What the WebSocket port answers to a request does not depend on how its bytes were cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import hypothesis.strategies as st
+from hypothesis import given, settings
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from ingress.http.endpoints import endpoint
+from ingress.http.front import Front
+from ingress.http.page import PAGE
+from ingress.http.site import HttpLimits, Site
+from ingress.sockets.gate import Gate, max_files
+from ingress.sockets.shell import OpenConnection
+
+
+class _Transport(asyncio.Transport):
+    """Takes what is written; reads on whatever it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("192.0.2.1", 4711), "sockname": ("192.0.2.2", 8000)})
+        self.written = b""
+        self.ended = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing is buffered."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        self.ended = True
+
+    def abort(self) -> None:
+        self.ended = True
+
+    def is_closing(self) -> bool:
+        return self.ended
+
+    def pause_reading(self) -> None:
+        """What was cut is fed anyway."""
+
+    def resume_reading(self) -> None:
+        """What was cut is fed anyway."""
+
+
+async def _echo(request: Request) -> Response:
+    return PlainTextResponse(await request.body())
+
+
+def _no_stream(request: object) -> OpenConnection:
+    raise AssertionError("no request here opens a WebSocket")
+
+
+_LIMITS = HttpLimits(max_frame_bytes=1000, head_timeout_s=60.0)
+
+
+async def _answer(parts: Sequence[bytes]) -> tuple[bytes, bool]:
+    """Feed the parts of one request; gives the first response without its date, and whether the end came."""
+    site = Site(
+        Gate(max_files), _LIMITS, {"/ws": _no_stream}, endpoints=(*PAGE, endpoint("/echo", _echo, "POST"))
+    )
+    front, transport = Front(site), _Transport()
+    front.connection_made(transport)
+    for part in parts:
+        if not transport.ended:
+            front.data_received(part)
+    async with asyncio.timeout(10):
+        while site.state.tasks and not transport.ended and not _waits_for_more(front):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0)
+    ended, written = transport.ended, transport.written
+    front.connection_lost(None)
+    if site.state.tasks:
+        await asyncio.wait(list(site.state.tasks), timeout=10)
+    head, _, body = written.partition(b"\r\n\r\n")
+    lines = [line for line in head.splitlines() if not line.lower().startswith(b"date:")]
+    return b"\n".join(lines) + b"\n\n" + body, ended
+
+
+def _waits_for_more(front: Front) -> bool:
+    return front.cycle is not None and front.cycle.more_body
+
+
+_HEADERS = st.lists(
+    st.sampled_from(
+        (
+            *(b"Host: h",) * 8,
+            *(b"Connection: close",) * 4,
+            b"Connection: Upgrade",
+            b"Upgrade: websocket",
+            b"Upgrade: h2c",
+            b"Sec-WebSocket-Version: 13",
+            b"Content-Length: 4",
+            b"Content-Length: 4444",
+            b"Content-Length: x",
+            b"Transfer-Encoding: chunked",
+            b"Expect: 100-continue",
+            b"X: " + b"y" * 70_000,
+            b" folded",
+            b"no colon",
+            b"\xff: \xfe",
+        )
+    ),
+    max_size=5,
+)
+
+
+_TARGETS = (b"/", b"/echo", b"/ws", b"/nothing", b"*", b"//", b"http://[", b"/" + b"x" * 66_000)
+_BODIES = (b"", b"body", b"4\r\nbody\r\n0\r\n\r\n")
+
+
+@st.composite
+def _requests(draw: st.DrawFn) -> bytes:
+    """One request, as it should be or nearly so; or anything."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(st.binary(min_size=1, max_size=200)) + b"\r\n\r\n"
+    method = draw(
+        st.sampled_from((b"GET", b"GET", b"POST", b"POST", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"get", b""))
+    )
+    target = draw(
+        st.sampled_from((b"/", b"/echo", b"/ws", b"/nothing", b"*", b"//", b"http://[", b"/" + b"x" * 66_000))
+    )
+    version = draw(st.sampled_from((*(b"HTTP/1.1",) * 9, b"HTTP/1.0", b"HTTP/2.0", b"HTTP", b"")))
+    head = b"\r\n".join((b" ".join((method, target, version)), *draw(_HEADERS), b"", b""))
+    return head + draw(st.sampled_from(_BODIES)) if method == b"POST" else head
+
+
+def _cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
+    parts, at = [], 0
+    for size in sizes:
+        parts.append(data[at : at + size])
+        at += size
+    return [part for part in (*parts, data[at:]) if part]
+
+
+@given(data=_requests(), sizes=st.lists(st.integers(1, 300), max_size=40))
+@settings(max_examples=150)
+def test_http_whole_cut_and_byte_by_byte(data: bytes, sizes: list[int]) -> None:
+    short = len(data) < 2000
+    ways = ([data], _cut(data, sizes), [data[at : at + 1] for at in range(len(data))] if short else [data])
+    outcomes = [asyncio.run(_answer(way)) for way in ways]
+    assert outcomes[0] == outcomes[1] == outcomes[2]

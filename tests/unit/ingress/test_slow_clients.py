@@ -1,0 +1,98 @@
+"""Clients that send a byte at a time, so as to hold what a server has for them: none holds it for long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from ingress.http.endpoints import endpoint
+from tests.fake_backplane import ScriptedBackplane
+from tests.ingress_harness import HANDSHAKE, TcpClient, serving, wait_until
+
+_LONG = b"x" * 60_000
+
+
+@asynccontextmanager
+async def dripping(client: TcpClient, data: bytes) -> AsyncIterator[None]:
+    """Send a byte now and then, as long as the server takes it."""
+
+    async def drip() -> None:
+        for at in range(len(data)):
+            await client.send(data[at : at + 1])
+            await asyncio.sleep(0.01)
+
+    dripping = asyncio.create_task(drip())
+    try:
+        yield
+    finally:
+        dripping.cancel()
+        with suppress(asyncio.CancelledError, ConnectionError):
+            await dripping
+        client.writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /" + _LONG,
+        b"GET / HTTP/1.1\r\nX: " + _LONG,
+        b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 5_000,
+        HANDSHAKE[:-2] + b"X: " + _LONG,
+        b"\r\n" * 1000,
+    ],
+    ids=["line", "header", "headers", "handshake", "blank"],
+)
+async def test_a_head_that_drips_ends_in_time(data: bytes) -> None:
+    async with serving(ScriptedBackplane(), handshake_timeout_s=0.3) as harness:
+        client = await harness.raw_ws()
+        async with dripping(client, data), asyncio.timeout(5):
+            assert (await client.reader.readline()).startswith(b"HTTP/1.1 408")
+        assert harness.backplane.links == []
+
+
+async def _read(request: Request) -> Response:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+async def test_a_body_that_drips_ends_its_connection() -> None:
+    endpoints = (endpoint("/read", _read, "POST"),)
+    async with serving(ScriptedBackplane(), body_window_s=0.3, endpoints=endpoints) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n")
+        async with dripping(client, _LONG), asyncio.timeout(5):
+            with suppress(ConnectionError):
+                assert await client.reader.read() == b""
+        site = harness.site
+        assert site is not None
+        await wait_until(lambda: not site.state.tasks)
+
+
+async def test_a_line_that_drips_holds_no_slot() -> None:
+    backplane = ScriptedBackplane()
+    async with serving(backplane, begin_timeout_s=0.3) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        async with dripping(client, b'{"type":"audio","data":"' + _LONG):
+            await wait_until(lambda: backplane.link.log == ["abandon"])
+
+
+async def test_a_stranger_that_drips_its_key_is_hung_up_on() -> None:
+    async with serving(ScriptedBackplane(), begin_timeout_s=0.3, strangers=True) as harness:
+        client = await harness.tcp()
+        async with dripping(client, b'{"type":"auth","token":"' + _LONG):
+            assert (await client.receive())["code"] == "unauthorized"
+            assert harness.backplane.links == []
+
+
+async def test_a_frame_that_drips_and_answers_no_pings_is_hung_up_on() -> None:
+    backplane = ScriptedBackplane()
+    async with serving(backplane, ping_interval_s=0.1) as harness:
+        client = await harness.raw_ws()
+        await client.send(HANDSHAKE)
+        async with dripping(client, b"\x82\xfe\xff\xff" + _LONG):
+            await wait_until(lambda: bool(backplane.links) and backplane.link.log == ["abandon"])
