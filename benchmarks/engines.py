@@ -133,6 +133,7 @@ def build_simulated(
         num_slots=streams,
         max_rows=config.batch_sizes.encode,
         max_chunks=1,
+        frame_symbols=10,
         pages=PageShape(streams * ring_pages, row.page_frames, ring_pages, LEFT_FRAMES),
         overlaps=True,
         hears=switches.turn_detection,

@@ -97,6 +97,7 @@ class StepTimer:
             num_slots=largest,
             max_rows=largest,
             max_chunks=1,
+            frame_symbols=loaded.config.max_symbols,
             pages=PageShape(largest * ring, page_frames, ring, LEFT_FRAMES),
             overlaps=True,
             hears=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,8 +19,10 @@ from common.streams.served_model import ServedModel
 from gpu_worker.capacity import Capacity, measure_capacity
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine
+from gpu_worker.engine.steps import AllocateRings
+from gpu_worker.model.config import PromptConfig
 from gpu_worker.steps.null import DEFAULT_CHUNK_MS, NullEngine
-from gpu_worker.turn.configuration import make_smart_turn, turn_settings
+from gpu_worker.turn.configuration import make_smart_turn, nobody_waits, turn_settings, verdict_counts
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ _WARM_UP_S: Final = 2
 class Backend:
     """An engine, and the words that say what it runs, for the worker's hash and the log."""
 
-    engine: Engine
+    engine: SpeechEngine
     description: dict[str, str]
     served: ServedModel
     """What all workers of a cluster run alike."""
@@ -41,10 +43,13 @@ class Backend:
     """What it carries in real time; None where that was not measured."""
     counts: Callable[[], Mapping[str, int | float]] = dict
     """Counters of that work, for the worker's hash; called from any thread."""
+    vocabulary: bytes | None = None
+    prompt: PromptConfig | None = None
+    """See `gpu_worker.steps.factory.BuiltEngine`."""
 
 
-def make_backend(settings: WorkerSettings) -> Backend:
-    """Load what the settings name. Raises SettingsError and ModelError."""
+def make_backend(settings: WorkerSettings, *, rings: AllocateRings | None = None) -> Backend:
+    """Load what the settings name; `rings` makes the memory of audio. Raises SettingsError and ModelError."""
     if settings.phrases_file and settings.backend != "native":
         raise SettingsError(f"--phrases-file is given, but --backend {settings.backend} boosts no phrases.")
     if settings.backend == "null":
@@ -56,19 +61,20 @@ def make_backend(settings: WorkerSettings) -> Backend:
             audio_snapshots=settings.snapshots == "audio",
             turn_detection=settings.turn_detection,
             turns_of=turn_settings(settings),
+            rings=rings,
         )
         return Backend(
             null,
             {"model": "null", "device": "none", "dtype": "none", "chunk_ms": str(chunk_ms)},
             ServedModel("null", "none", chunk_ms, "none", "none"),
-            _nobody_waits,
+            nobody_waits,
             _capacity(null, settings),
         )
     # Imported here: a worker without a model needs no torch, and starts at once.
     from gpu_worker.steps.factory import make_engine
 
     judge = make_smart_turn(settings)
-    built = make_engine(settings, judge=judge, turn_settings=turn_settings(settings))
+    built = make_engine(settings, judge=judge, turn_settings=turn_settings(settings), rings=rings)
     _warm_up(built.engine)
 
     def wake_with(wake: Callable[[], None]) -> None:
@@ -90,14 +96,10 @@ def make_backend(settings: WorkerSettings) -> Backend:
         ),
         wake_with,
         _capacity(built.engine, settings),
-        dict
-        if judge is None
-        else lambda: {f"smart_turn_{name}": count for name, count in asdict(judge.stats).items()},
+        verdict_counts(judge),
+        built.vocabulary,
+        built.prompt,
     )
-
-
-def _nobody_waits(_wake: Callable[[], None]) -> None:
-    """An engine all of whose work is done in its own thread."""
 
 
 def _capacity(engine: SpeechEngine, settings: WorkerSettings) -> Capacity | None:

@@ -10,7 +10,8 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import NoReturn
+from types import FrameType
+from typing import NoReturn, Protocol
 
 from common.errors import ParakeetError
 from common.process.logging import configure_or_exit
@@ -22,16 +23,31 @@ from gpu_worker.worker import EXIT_FAILED, Worker
 logger = logging.getLogger(__name__)
 
 
-def run(make: Callable[[WorkerSettings], Worker]) -> int:
+class Service(Protocol):
+    """What a process runs: a worker, or a group of lanes (gpu_worker/lanes)."""
+
+    def run(self) -> int:
+        """Serve until a signal or a failure; returns the exit status."""
+
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+
+    def fail(self, error: BaseException) -> None:
+        """End for an error in a thread."""
+
+
+def run(make: Callable[[WorkerSettings], Service]) -> int:
     """Make the worker that the flags ask for, and let it serve until a signal; returns the exit status."""
     open_missing()
     settings = parse_or_exit("worker")
     configure_or_exit(settings, f"{PROGRAM} worker", worker_id=settings.worker_id)
     monitor = None
     try:
-        monitor = WorkerMonitor(settings)
+        if settings.lanes == 1:  # else each lane has its own
+            monitor = WorkerMonitor(settings)
         worker = make(settings)
-        monitor.watch(worker)
+        if monitor is not None and isinstance(worker, Worker):
+            monitor.watch(worker)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, worker.request_stop)
         threading.excepthook = partial(_thread_failed, worker)
@@ -52,7 +68,7 @@ def run(make: Callable[[WorkerSettings], Worker]) -> int:
             monitor.close()
 
 
-def _thread_failed(worker: Worker, failed: threading.ExceptHookArgs) -> None:
+def _thread_failed(worker: Service, failed: threading.ExceptHookArgs) -> None:
     """End the worker for a thread that ended with an error, whoever started it: some work is left undone."""
     name = failed.thread.name if failed.thread is not None else "?"
     error = failed.exc_value or failed.exc_type()

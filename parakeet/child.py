@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.process.backoff import Backoff
 from common.process.last_words import LastWords
-from parakeet.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 

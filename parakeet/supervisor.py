@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from common.addresses import host_and_port
 from common.errors import ServiceError
+from common.process.backoff import Backoff
 from common.process.stop_times import STOP_MARGIN_S
 from common.redis.grants import SERVE
 from common.settings import (
@@ -27,9 +28,9 @@ from common.settings import (
     WorkerSettings,
     child_argv,
     child_environment,
+    lane_ids,
     new_process_id,
 )
-from parakeet.backoff import Backoff
 from parakeet.child import Child, Launch, describe_exit
 from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
 from parakeet.readiness import Roster, check_port_free
@@ -156,9 +157,17 @@ class Supervisor:
         worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
         machine = Machine.here()
         for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, machine)):
-            watched = replace(worker, metrics_port=self._metrics_port(self._settings.num_ingress + index))
+            watched = replace(
+                worker, metrics_port=self._metrics_port(self._settings.num_ingress + index * worker.lanes)
+            )
             self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", watched)))
-        self._start_children(signals, self._workers, roster.has_worker, self._settings.start_timeout_s)
+        lanes = self._settings.worker.lanes
+        self._start_children(
+            signals,
+            self._workers,
+            lambda worker: all(map(roster.has_worker, lane_ids(worker, lanes))),
+            self._settings.start_timeout_s,
+        )
 
         for index in range(self._settings.num_ingress):
             watched_ingress = replace(ingress, metrics_port=self._metrics_port(index))

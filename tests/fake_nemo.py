@@ -24,6 +24,7 @@ class FakeNemo:
     hop_samples = 160
     window_samples = 400
     factor = 8
+    max_symbols = 10
     fingerprint = "fake"
     tokenizer = tiny().tokenizer
 

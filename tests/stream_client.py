@@ -56,13 +56,17 @@ def expected_text(pcm: bytes, chunk_ms: int = 160) -> str:
 
 
 class ClientStream:
-    """One stream. sent: messages that a client would have, in order. lines: all that was published."""
+    """One stream.
+
+    sent: messages that a client would have, in order.   lines: all that was published.   worker: its owner.
+    """
 
     def __init__(self, keys: StreamKeys) -> None:
         self.keys = keys
         self.stream = keys.stream
         self.sent: list[dict[str, Any]] = []
         self.lines: list[Line] = []
+        self.worker: WorkerId | None = None
         self.epoch = 0
         self.seq = 0
         self.acked_samples = 0
@@ -95,7 +99,8 @@ class ClientStream:
             return True
         if line.kind is LineKind.OWNER:
             self.epoch = line.epoch
-            self.appender.set_owner(WorkerId(line.body.decode()))
+            self.worker = WorkerId(line.body.decode())
+            self.appender.set_owner(self.worker)
             return line.seq <= self.seq
         if line.kind is LineKind.ACK:
             self.acked_samples = max(self.acked_samples, line.acked)

@@ -77,6 +77,11 @@ def new_process_id(prefix: str) -> str:
     return host_stem(prefix) + secrets.token_hex(4)
 
 
+def lane_ids(worker_id: str, num_lanes: int) -> tuple[str, ...]:
+    """Return the names of a worker's lanes in the cluster; a worker of one process has its own name alone."""
+    return (worker_id,) if num_lanes == 1 else tuple(f"{worker_id}-l{lane}" for lane in range(num_lanes))
+
+
 def is_made_up(process_id: str, prefix: str) -> bool:
     """Return whether a name was made by `new_process_id` on this host: no process before had it."""
     return re.fullmatch(re.escape(host_stem(prefix)) + "[0-9a-f]{8}", process_id) is not None

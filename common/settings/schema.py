@@ -101,6 +101,7 @@ class WorkerSettings(ClusterSettings):
     dtype: str
     backend: str
     chunk_ms: int | None
+    lanes: int
     worker_max_streams: int
     """Slots; the value of `max_num_streams` where it was not given."""
     pre_encode_batch_size: int | None

@@ -56,18 +56,15 @@ class PhraseTree:
     def __init__(self, phrases: Iterable[tuple[Sequence[int], float]], num_tokens: int) -> None:
         """Token ids and boost of each phrase; `num_tokens` is V."""
         nodes = _linked(_trie(phrases))
-        self.num_nodes: Final = len(nodes)
-        self.num_tokens: Final = num_tokens
-        num_arcs = self.num_nodes - 1
-        self.words: Final = np.empty(NODE_WORDS * self.num_nodes + ARC_WORDS * num_arcs, dtype=np.int32)
-        table_N4 = self.words[: NODE_WORDS * self.num_nodes].reshape(-1, NODE_WORDS)
-        arcs_A3 = self.words[NODE_WORDS * self.num_nodes :].reshape(-1, ARC_WORDS)
+        num_arcs = len(nodes) - 1
+        self._have(np.empty(NODE_WORDS * len(nodes) + ARC_WORDS * num_arcs, dtype=np.int32), num_tokens)
+        table_N4, arcs_A3 = self._table_N4, self._arcs_A3
         backoff_N = np.zeros(self.num_nodes, dtype=np.float32)
         score_A = np.zeros(num_arcs, dtype=np.float32)
         at = 0
         for node in nodes:
             table_N4[node.number, :3] = (
-                NODE_WORDS * self.num_nodes + ARC_WORDS * at,
+                NODE_WORDS * len(nodes) + ARC_WORDS * at,
                 len(node.next),
                 node.fail.number,
             )
@@ -80,9 +77,49 @@ class PhraseTree:
                 at += 1
         table_N4[:, 3] = backoff_N.view(np.int32)
         arcs_A3[:, 1] = score_A.view(np.int32)
-        self._table_N4, self._arcs_A3 = table_N4, arcs_A3
-        self._backoff_N, self._score_A = backoff_N, score_A
+
+    @classmethod
+    def from_words(cls, words: NDArray[np.int32], num_tokens: int) -> PhraseTree:
+        """The tree of another's `words`.  Raises ValueError where they are none."""
+        tree = cls.__new__(cls)
+        tree._have(words, num_tokens)
+        num_nodes, arcs_A3 = tree.num_nodes, tree._arcs_A3
+        first_N, count_N, fail_N = (tree._table_N4[:, column].astype(np.int64) for column in range(3))
+        behind_nodes_N = first_N - NODE_WORDS * num_nodes
+        if not (
+            num_nodes > 0
+            and (behind_nodes_N >= 0).all()
+            and (behind_nodes_N % ARC_WORDS == 0).all()
+            and (count_N >= 0).all()
+            and (first_N + ARC_WORDS * count_N <= len(words)).all()
+            # Nearer to the root, so that every way ends there.
+            and (fail_N >= 0).all()
+            and (fail_N[1:] < np.arange(1, num_nodes)).all()
+            and fail_N[0] == 0
+            and ((arcs_A3[:, 0] >= 0) & (arcs_A3[:, 0] < num_tokens)).all()
+            and ((arcs_A3[:, 2] >= 0) & (arcs_A3[:, 2] < num_nodes)).all()
+        ):
+            raise ValueError("words that are no tree")
+        return tree
+
+    def _have(self, words: NDArray[np.int32], num_tokens: int) -> None:
+        num_nodes, rest = divmod(len(words) + ARC_WORDS, NODE_WORDS + ARC_WORDS)
+        if rest:
+            raise ValueError(f"{len(words)} words are no tree")
+        self.words = words
+        self.num_nodes = num_nodes
+        self.num_tokens = num_tokens
+        self._table_N4 = words[: NODE_WORDS * num_nodes].reshape(-1, NODE_WORDS)
+        self._arcs_A3 = words[NODE_WORDS * num_nodes :].reshape(-1, ARC_WORDS)
         self._rows: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
+
+    @property
+    def _backoff_N(self) -> NDArray[np.float32]:  # noqa: N802 - a shape suffix
+        return self._table_N4[:, 3].view(np.float32)
+
+    @property
+    def _score_A(self) -> NDArray[np.float32]:  # noqa: N802 - a shape suffix
+        return self._arcs_A3[:, 1].view(np.float32)
 
     def scores(self, node: int) -> NDArray[np.float32]:
         """What is added to the logits of all tokens in a state, [V]; not to be written to."""

@@ -121,6 +121,7 @@ class StepShape:
     num_slots: streams that can be open.
     max_rows: rows of a step.
     max_chunks: chunks of a row; all rows of a step but those that end have equally many.
+    frame_symbols: most symbols of a frame.
     pages: of the key/value cache.
     overlaps: a device works beside the host, so that a step is launched before the last one is read.
     hears: whether windows of the speech detector can be had.
@@ -134,6 +135,7 @@ class StepShape:
     num_slots: int
     max_rows: int
     max_chunks: int
+    frame_symbols: int
     pages: PageShape
     overlaps: bool
     hears: bool
@@ -173,6 +175,9 @@ class KeptFrames:
     pages_N: NDArray[np.int64]
     offsets_N: NDArray[np.int64]
 
+
+AllocateRings = Callable[[int, int], RingMemory]
+"""Makes the rings of so many slots, with so many samples each: `RingMemory.allocate`, or shared memory."""
 
 Export = Callable[[], Mapping[str, memoryview]]
 """A state on its way to the host: the call waits for it, in any thread."""
@@ -239,6 +244,7 @@ __all__ = [
     "SPARE_HOPS",
     "UNKNOWN_END",
     "WINDOW_SAMPLES",
+    "AllocateRings",
     "Export",
     "Field",
     "Flight",

@@ -166,17 +166,18 @@ class ModelConfig:
             f"--chunk-ms is {chunk_ms}, but this model was trained for chunks of {legal} ms only."
         )
 
-    def prompt_index(self, language: str | None) -> int:
-        """Index of the prompt for a language; for None that of the default one, 0 without prompts.
 
-        Raises ModelConfigError for a language that the model has no prompt for.
-        """
-        if self.prompt is None:
-            if language is None:
-                return 0
-            raise ModelConfigError(f"The model takes no language; '{language}' was asked for.")
-        name = language or self.prompt.default_language
-        return 0 if name is None else self.prompt.index(name)
+def prompt_index(prompt: PromptConfig | None, language: str | None) -> int:
+    """Index of a model's prompt for a language; for None that of the default one, 0 without prompts.
+
+    Raises ModelConfigError for a language that the model has no prompt for.
+    """
+    if prompt is None:
+        if language is None:
+            return 0
+        raise ModelConfigError(f"The model takes no language; '{language}' was asked for.")
+    name = language or prompt.default_language
+    return 0 if name is None else prompt.index(name)
 
 
 def read_model_config(path: Path) -> ModelConfig:

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpu_worker.engine.config import BatchSizes
-from gpu_worker.engine.interface import EngineStats
+from gpu_worker.engine.interface import EngineError, EngineStats
 from gpu_worker.engine.steps import (
     SPARE_HOPS,
+    AllocateRings,
     Export,
     Field,
     Flight,
@@ -59,6 +60,20 @@ def batch_ladder(max_rows: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
+def pinned(array_SC: NDArray[np.float32]) -> Tensor:
+    """Memory of the host, pinned where it is, so that the device reads it while others write.
+
+    Raises EngineError.
+    """
+    tensor = torch.from_numpy(array_SC)
+    status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)  # type: ignore[no-untyped-call]
+    if int(status):
+        raise EngineError(
+            f"The audio's {tensor.nbytes / 1e6:.0f} MB cannot be pinned: CUDA error {int(status)}."
+        )
+    return tensor
+
+
 @dataclass(frozen=True, slots=True)
 class _Captured:
     """The graphs of one size; `out_GE` is what the last of them writes."""
@@ -91,6 +106,7 @@ class GraphSteps:
         batch_sizes: rows of a call of each stage.
         vad: the speech detector; None when no stream's turns are detected.
         phrase_words: room for boosting trees, in int32.
+        rings: makes the rings, which the device reads by itself; None for memory of this process.
     """
 
     def __init__(
@@ -100,6 +116,7 @@ class GraphSteps:
         batch_sizes: BatchSizes,
         vad: SileroVad | None,
         phrase_words: int = 0,
+        rings: AllocateRings | None = None,
     ) -> None:
         self.shape = shape
         self.stats = EngineStats()
@@ -110,8 +127,12 @@ class GraphSteps:
         )
         self._prompts = [self._store.state.default_prompt] * num_slots
         ring_samples = _RING_CHUNKS * shape.clock.chunk_samples
-        self._ring = torch.zeros(num_slots + 1, ring_samples, pin_memory=True)
-        self.rings = RingMemory(self._ring.numpy())
+        if rings is None:
+            self._ring = torch.zeros(num_slots + 1, ring_samples, pin_memory=True)
+            self.rings = RingMemory(self._ring.numpy())
+        else:
+            self.rings = rings(num_slots, ring_samples)
+            self._ring = pinned(self.rings.float32_SC)
         self.trees = CudaTrees(phrase_words, self._store.state.node_SM)
         self._sizes = batch_sizes
         self._ring_pages = ring_pages = pages.ring_pages

@@ -18,6 +18,7 @@ from gpu_worker.engine.interface import EngineStats, StageStats
 from gpu_worker.engine.steps import (
     SPARE_HOPS,
     UNKNOWN_END,
+    AllocateRings,
     Export,
     Field,
     Flight,
@@ -47,6 +48,7 @@ class EagerSteps:
         batch_sizes: rows of a call of each stage.
         vad: the speech detector; None when no stream's turns are detected.
         phrase_words: room for boosting trees, in int32.
+        rings: makes the rings; None for memory of this process.
     """
 
     def __init__(
@@ -56,11 +58,12 @@ class EagerSteps:
         batch_sizes: BatchSizes,
         vad: SileroVad | None,
         phrase_words: int = 0,
+        rings: AllocateRings | None = None,
     ) -> None:
         self.shape = shape
         self.stats = EngineStats()
         ring_samples = (shape.max_chunks + _SPARE_CHUNKS) * shape.clock.chunk_samples
-        self.rings = RingMemory.allocate(shape.num_slots, ring_samples)
+        self.rings = (rings or RingMemory.allocate)(shape.num_slots, ring_samples)
         pages = KVPages.for_model(model, shape.pages.num_pages, shape.pages.page_frames)
         self._store = SlotStore(model.make_state(shape.num_slots), pages, vad)
         self.trees = EagerTrees(phrase_words, self._store.state.node_SM)

@@ -20,8 +20,8 @@ from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, PhrasesFull, Unsuppo
 from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.phrases.book import PhraseBook, no_trees
 from gpu_worker.engine.slots.clock import ChunkClock
-from gpu_worker.engine.steps import PageShape, Steps, StepShape
-from gpu_worker.model.config import ModelConfig
+from gpu_worker.engine.steps import AllocateRings, PageShape, Steps, StepShape
+from gpu_worker.model.config import ModelConfig, PromptConfig, prompt_index
 from gpu_worker.model.errors import ModelConfigError
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.loading.checkpoint import load_model
@@ -52,7 +52,8 @@ class BuiltEngine:
     """An engine and what a worker says of it.
 
     `chunk_ms` is the audio of one result, `weights` a name for the model's weights, `context` its attention
-    context in encoder frames, `common_phrases` those of all streams.
+    context in encoder frames, `common_phrases` those of all streams.  `vocabulary` is its serialized
+    SentencePiece model, None where an engine keeps it to itself; `prompt` are the languages that it takes.
     """
 
     engine: SpeechEngine
@@ -64,6 +65,8 @@ class BuiltEngine:
     weights: str
     context: tuple[int, int]
     common_phrases: tuple[Phrase, ...] = ()
+    vocabulary: bytes | None = None
+    prompt: PromptConfig | None = None
 
 
 def make_engine(
@@ -71,6 +74,7 @@ def make_engine(
     *,
     judge: TurnJudge | None = None,
     turn_settings: Callable[[StreamOptions], TurnSettings] | None = None,
+    rings: AllocateRings | None = None,
 ) -> BuiltEngine:
     """Load the model and build the engine that the settings ask for.
 
@@ -97,7 +101,7 @@ def make_engine(
     )
     config = engine_config(settings, loaded, turn_settings)
     try:
-        engine = make_model_engine(loaded, config, judge=judge)
+        engine = make_model_engine(loaded, config, judge=judge, rings=rings)
     except (UnsupportedOption, PhrasesFull) as error:  # of no stream: there is none yet
         raise SettingsError(f"--phrases-file {settings.phrases_file}: {error}") from error
     chunk_ms = engine.clock.chunk_frames * loaded.config.frame_ms
@@ -123,6 +127,8 @@ def make_engine(
         weights=weights_name(loaded.weights, loaded.config.num_layers),
         context=loaded.config.context_for_chunk(settings.chunk_ms),
         common_phrases=config.common_phrases,
+        vocabulary=loaded.tokenizer.model,
+        prompt=loaded.config.prompt,
     )
 
 
@@ -166,9 +172,15 @@ def _make_nemo_engine(
 
 
 def make_model_engine(
-    loaded: LoadedModel, config: EngineConfig, *, judge: TurnJudge | None = None
+    loaded: LoadedModel,
+    config: EngineConfig,
+    *,
+    judge: TurnJudge | None = None,
+    rings: AllocateRings | None = None,
 ) -> SpeechEngine:
     """An engine around a loaded model: with graphs on CUDA, with the plain model elsewhere.
+
+    rings: makes the memory that audio is written to; None for memory of this process.
 
     Raises EngineError when the device's memory does not hold the state of the slots, ValueError for a model
     that the CUDA kernels do not know.
@@ -189,6 +201,7 @@ def make_model_engine(
         num_slots=config.num_slots,
         max_rows=min(config.batch_sizes.encode, config.num_slots),
         max_chunks=max_chunks,
+        frame_symbols=loaded.config.max_symbols,
         recording_rows=config.recording_rows,
         pages=PageShape(num_pages, page_frames, ring_pages, left_frames),
         overlaps=on_cuda,
@@ -204,11 +217,12 @@ def make_model_engine(
         from gpu_worker.steps.cuda_graphs import GraphSteps
 
         model = CudaModel(loaded, context, reset_at_end=config.reset_at_end)
-        steps = graphs = GraphSteps(model, shape, config.batch_sizes, vad, config.phrase_bytes // 4)
+        words = config.phrase_bytes // 4
+        steps = graphs = GraphSteps(model, shape, config.batch_sizes, vad, words, rings)
         logger.info("graphs captured", extra={"seconds": round(graphs.capture_s, 2), "pages": num_pages})
     else:
         plain = StreamingModel(loaded, context, reset_at_end=config.reset_at_end)
-        steps = EagerSteps(plain, shape, config.batch_sizes, vad, config.phrase_bytes // 4)
+        steps = EagerSteps(plain, shape, config.batch_sizes, vad, config.phrase_bytes // 4, rings)
     return SpeechEngine(
         steps,
         loaded.tokenizer,
@@ -235,7 +249,7 @@ def _book(loaded: LoadedModel, steps: Steps, *, beside: bool) -> PhraseBook:
 def prompt_of(config: ModelConfig, options: StreamOptions) -> int:
     """Index of a stream's language prompt.  Raises UnsupportedOption."""
     try:
-        return config.prompt_index(options.language)
+        return prompt_index(config.prompt, options.language)
     except ModelConfigError as error:
         raise UnsupportedOption(str(error)) from error
 

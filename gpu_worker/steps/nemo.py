@@ -93,6 +93,7 @@ class NemoSteps:
             num_slots=num_slots,
             max_rows=min(batch_size, num_slots),
             max_chunks=1,
+            frame_symbols=model.max_symbols,
             pages=NO_PAGES,
             overlaps=False,
             hears=turn_detection,

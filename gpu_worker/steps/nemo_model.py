@@ -109,7 +109,7 @@ class NemoModel:
         self.tokenizer = Tokenizer(self.model.tokenizer.tokenizer.serialized_model_proto(), str(path))
         self._blank = int(self.model.decoder.blank_idx)
         greedy = self.model.cfg.decoding.get("greedy") or {}
-        self._max_symbols = int(greedy.get("max_symbols") or greedy.get("max_symbols_per_step") or 10)
+        self.max_symbols = int(greedy.get("max_symbols") or greedy.get("max_symbols_per_step") or 10)
         ends = (self.tokenizer.eou_id, self.tokenizer.eob_id)
         self._ends = {token for token in ends if token is not None} if reset_at_end else set()
         self._languages: dict[str, int] = dict(self.model.cfg.model_defaults.get("prompt_dictionary") or {})
@@ -222,7 +222,7 @@ class NemoModel:
         tokens: list[tuple[int, int, float]] = []
         for number in range(encoded_TD.shape[0]):
             frame = encoded_TD[number : number + 1].unsqueeze(0)
-            for _ in range(self._max_symbols):
+            for _ in range(self.max_symbols):
                 scores = joint.joint(frame, state.predicted)[0, 0, 0].float()
                 token = int(scores.argmax())
                 if token == self._blank:

@@ -25,6 +25,7 @@ from gpu_worker.engine.slots.samples import Samples, float_samples
 from gpu_worker.engine.steps import (
     NO_PAGES,
     UNKNOWN_END,
+    AllocateRings,
     Export,
     Field,
     Flight,
@@ -115,6 +116,7 @@ class NullSteps:
         step_ms: time that each step takes.
         hears: whether turns are detected.
         audio_snapshots: whether snapshots ask for the audio before them, as much as `large` needs.
+        rings: makes the rings; None for memory of this process.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class NullSteps:
         *,
         hears: bool = True,
         audio_snapshots: bool = False,
+        rings: AllocateRings | None = None,
     ) -> None:
         frame = _FRAME_MS * ENGINE_SAMPLE_RATE // 1000
         clock = NullClock(
@@ -135,6 +138,7 @@ class NullSteps:
             num_slots=num_slots,
             max_rows=num_slots,
             max_chunks=max(1, _STEP_MS // chunk_ms),
+            frame_symbols=1,
             pages=NO_PAGES,
             overlaps=False,
             hears=hears,
@@ -146,7 +150,7 @@ class NullSteps:
         self.stats = EngineStats()
         ring_samples = (self.shape.max_chunks + _SPARE_CHUNKS) * clock.chunk_samples
         self.trees = NO_TREES
-        self.rings = RingMemory.allocate(num_slots, ring_samples)
+        self.rings = (rings or RingMemory.allocate)(num_slots, ring_samples)
         self._step_s = step_ms / 1000
         # Tokens that each stream has had, as far as they count for where words begin.
         self._tokens_S = np.zeros(num_slots, dtype=np.int64)
@@ -222,7 +226,7 @@ class NullEngine(SpeechEngine):
         num_slots, chunk_ms, step_ms: see `NullSteps`.
         turn_detection: whether turns are detected.
         turns_of: what a stream's options make of turn detection.
-        audio_snapshots: see `NullSteps`.
+        audio_snapshots, rings: see `NullSteps`.
     """
 
     def __init__(
@@ -233,7 +237,15 @@ class NullEngine(SpeechEngine):
         *,
         turn_detection: bool = True,
         audio_snapshots: bool = False,
+        rings: AllocateRings | None = None,
         turns_of: Callable[[StreamOptions], TurnSettings] = lambda _: TurnSettings(),
     ) -> None:
-        steps = NullSteps(num_slots, chunk_ms, step_ms, hears=turn_detection, audio_snapshots=audio_snapshots)
+        steps = NullSteps(
+            num_slots,
+            chunk_ms,
+            step_ms,
+            hears=turn_detection,
+            audio_snapshots=audio_snapshots,
+            rings=rings,
+        )
         super().__init__(steps, Letters(), turns_of=turns_of)

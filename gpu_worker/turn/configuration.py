@@ -1,6 +1,7 @@
 """From flags and a stream's options to turn settings, and from flags to smart-turn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TypeVar
 
 from common.errors import SettingsError
@@ -69,6 +70,17 @@ def make_smart_turn(settings: WorkerSettings) -> SmartTurnPool | None:
         num_threads=settings.smart_turn_threads,
         timeout_s=settings.smart_turn_timeout_ms / 1_000,
     )
+
+
+def verdict_counts(judge: SmartTurnPool | None) -> Callable[[], Mapping[str, int | float]]:
+    """Counters of smart-turn, for the worker's hash; none without it."""
+    if judge is None:
+        return dict
+    return lambda: {f"smart_turn_{name}": count for name, count in asdict(judge.stats).items()}
+
+
+def nobody_waits(_wake: Callable[[], None]) -> None:
+    """Take what wakes an engine all of whose work is done in its own thread."""
 
 
 def _either(first: _T | None, second: _T) -> _T:

@@ -128,6 +128,11 @@ class PhraseBook:
         entry.at, entry.num_nodes = at, num_nodes
 
     @property
+    def end(self) -> int:
+        """The first word behind all trees in use."""
+        return self._arena.end
+
+    @property
     def num_lists(self) -> int:
         """Lists in use."""
         return len(self._lists)

@@ -39,6 +39,11 @@ class Arena:
         insort(self._holes, (begin, end))
 
     @property
+    def end(self) -> int:
+        """Behind all pieces."""
+        return max((begin + size for begin, size in self._taken.items()), default=0)
+
+    @property
     def num_taken(self) -> int:
         """Pieces that are taken."""
         return len(self._taken)

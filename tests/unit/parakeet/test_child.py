@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.process.backoff import FIRST_BACKOFF_S, STEADY_AFTER_S
 from parakeet import child as child_module
-from parakeet.backoff import FIRST_BACKOFF_S, STEADY_AFTER_S
 from parakeet.child import Child, Launch, describe_exit, start_tied
 from tests.waiting import wait_until
 

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
+from common.process.backoff import FIRST_BACKOFF_S, STEADY_AFTER_S
 from common.settings import parse
-from parakeet.backoff import FIRST_BACKOFF_S, STEADY_AFTER_S
 from parakeet.child import Child, Launch
 from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
 from parakeet.supervisor import Supervisor, _Signals

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parakeet.backoff import FIRST_BACKOFF_S, MAX_BACKOFF_S, STEADY_AFTER_S, Backoff
+from common.process.backoff import FIRST_BACKOFF_S, MAX_BACKOFF_S, STEADY_AFTER_S, Backoff
 
 
 def wait_after(backoff: Backoff, run_s: float) -> float:

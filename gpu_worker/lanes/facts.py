@@ -1,0 +1,86 @@
+"""What a group tells a lane: all that an engine has to know of the model and of its share of the device."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common.streams.served_model import ServedModel
+from gpu_worker.backend import Backend
+from gpu_worker.engine.slots.clock import ChunkClock
+from gpu_worker.engine.steps import PageShape, StepShape
+from gpu_worker.lanes.port import Share
+from gpu_worker.model.config import PromptConfig
+from gpu_worker.model.tokenizer import Tokenizer
+from gpu_worker.steps.null import Letters, NullClock
+
+_CLOCKS = {clock.__name__: clock for clock in (ChunkClock, NullClock)}
+
+
+@dataclass(frozen=True, slots=True)
+class LaneFacts:
+    """See the module.
+
+    shape: of the lane's steps.   first_slot: its first slot among those of the device.
+    num_ring_slots, ring_samples: of the whole device's rings.
+    vocabulary: a serialized SentencePiece model; None for the null engine's letters.
+    capacity: streams that it carries in real time; 0 where that was not measured.
+    phrase_words: its part of the arena of boosting trees.
+    """
+
+    shape: StepShape
+    first_slot: int
+    num_ring_slots: int
+    ring_samples: int
+    vocabulary: bytes | None
+    prompt: PromptConfig | None
+    description: dict[str, str]
+    served: ServedModel
+    capacity: int
+    phrase_words: int
+
+    @classmethod
+    def of(cls, backend: Backend, share: Share, num_lanes: int) -> LaneFacts:
+        """What there is to tell of a backend's model, and of a share of its device."""
+        rings = backend.engine.steps.rings
+        return cls(
+            share.shape,
+            share.first_slot,
+            len(rings.float32_SC),
+            rings.num_samples,
+            backend.vocabulary,
+            backend.prompt,
+            backend.description,
+            backend.served,
+            0 if backend.capacity is None else backend.capacity.num_streams // num_lanes,
+            share.num_words,
+        )
+
+    def to_message(self) -> dict[str, Any]:
+        """As JSON."""
+        message = asdict(self)
+        message["clock"] = type(self.shape.clock).__name__
+        message["vocabulary"] = None if self.vocabulary is None else b64encode(self.vocabulary).decode()
+        return message
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> LaneFacts:
+        """Read what `to_message` wrote.  Raises KeyError, TypeError, ValueError."""
+        values = dict(message)
+        clock = _CLOCKS[values.pop("clock")]
+        shape = dict(values["shape"])
+        shape |= {"clock": clock(**shape["clock"]), "pages": PageShape(**shape["pages"])}
+        values["shape"] = StepShape(**shape)
+        if values["vocabulary"] is not None:
+            values["vocabulary"] = b64decode(values["vocabulary"])
+        if (prompt := values["prompt"]) is not None:
+            languages = tuple((name, index) for name, index in prompt["languages"])
+            values["prompt"] = PromptConfig(prompt["num_prompts"], languages)
+        values["served"] = ServedModel(**values["served"])
+        return cls(**values)
+
+    def make_vocabulary(self) -> Letters | Tokenizer:
+        """The model's."""
+        return Letters() if self.vocabulary is None else Tokenizer(self.vocabulary)

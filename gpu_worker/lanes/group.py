@@ -1,0 +1,253 @@
+"""The process that has a device for several lanes: loads the model, starts lanes, runs their steps.
+
+Its main thread starts lanes, restarts those that end, and passes signals on; one thread runs steps; two for
+each lane hear its requests and send states.  When this process ends, every lane sees its socket end and ends
+too, so no lane outlives it.  It holds no stream: all that is known of one is in its lane and in Redis.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Final
+
+from common.process.backoff import Backoff
+from common.process.stop_times import STOP_MARGIN_S
+from common.settings import WorkerSettings, child_argv, child_environment, lane_ids
+from gpu_worker.backend import make_backend
+from gpu_worker.engine.steps import RingMemory, Steps
+from gpu_worker.lanes import wire
+from gpu_worker.lanes.bell import Bell
+from gpu_worker.lanes.facts import LaneFacts
+from gpu_worker.lanes.port import LanePort, Share
+from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
+from gpu_worker.lanes.server import StepServer
+from gpu_worker.model.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+LANE_MODULE: Final = "gpu_worker.lanes.lane"
+EXIT_FAILED: Final = 1
+EXIT_WRONG: Final = 2
+EXIT_HUNG: Final = 70
+_LOOK_S: Final = 0.5
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One lane over all of its processes."""
+
+    number: int
+    settings: WorkerSettings
+    share: Share
+    backoff: Backoff = field(default_factory=Backoff)
+    process: subprocess.Popen[bytes] | None = None
+    port: LanePort | None = None
+    start_at: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    lane: _Lane
+    status: int
+
+
+class Group:
+    """See the module.  `run` returns the exit status; the rest may be called meanwhile."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        num_lanes = settings.lanes
+        slots = -(-settings.worker_max_streams // num_lanes)
+        self._settings = settings
+        self._memory: SharedMemory | None = None
+        whole = replace(settings, worker_max_streams=slots * num_lanes, lanes=1)
+        self._backend = make_backend(whole, rings=self._share_rings)
+        steps = self._backend.engine.steps
+        self._bell = Bell.create()
+        self._server = StepServer(steps, self._bell)
+        self._steps_thread = threading.Thread(target=self._run_steps, name="steps", daemon=True)
+        self._events: queue.SimpleQueue[_Ended | int] = queue.SimpleQueue()
+        self._num_signals = 0
+        self._failure: BaseException | None = None
+        prompt, vocabulary = self._backend.prompt, self._backend.vocabulary
+        names = lane_ids(settings.worker_id, num_lanes)
+        self._lanes = [
+            _Lane(
+                number,
+                replace(
+                    settings,
+                    worker_id=name,
+                    worker_max_streams=slots,
+                    lanes=1,
+                    metrics_port=settings.metrics_port + number if settings.metrics_port else 0,
+                ),
+                share_of(
+                    steps,
+                    number,
+                    num_lanes,
+                    num_prompts=1 if prompt is None else prompt.num_prompts,
+                    words_taken=self._backend.engine.book.end,
+                    num_tokens=0 if vocabulary is None else Tokenizer(vocabulary).vocab_size,
+                ),
+            )
+            for number, name in enumerate(names)
+        ]
+
+    def _share_rings(self, num_slots: int, num_samples: int) -> RingMemory:
+        """Rings that lanes can write."""
+        shape = (num_slots + 1, num_samples)
+        self._memory = SharedMemory.create("parakeet-rings", 4 * shape[0] * shape[1])
+        return RingMemory(self._memory.array("float32", shape))
+
+    def request_stop(self, number: int, _frame: FrameType | None) -> None:
+        """Signal handler: passes the signal on."""
+        self._events.put(number)
+
+    def fail(self, error: BaseException) -> None:
+        """End the group for an error in one of its threads, and all of its lanes with it."""
+        if self._failure is None:
+            self._failure = error
+        self._events.put(0)
+
+    def run(self) -> int:
+        """Serve lanes until a signal or a failure."""
+        self._steps_thread.start()
+        deadline: float | None = None
+        try:
+            while self._failure is None:
+                status = self._look(deadline)
+                if status is not None:
+                    return status
+                if self._num_signals and deadline is None:
+                    deadline = time.monotonic() + self._settings.drain_timeout_s + STOP_MARGIN_S
+            logger.critical("the group has failed, giving up: %r", self._failure)
+            return EXIT_FAILED
+        finally:
+            self._server.stop()
+
+    def _look(self, deadline: float | None) -> int | None:
+        """Start what is due, and take in one event; the exit status where it is over."""
+        now = time.monotonic()
+        if self._server.busy_s > self._settings.step_timeout_ms / 1000:
+            logger.critical("the device has hung for %.1f s, giving up", self._server.busy_s)
+            return EXIT_HUNG
+        if self._num_signals:
+            if all(lane.process is None for lane in self._lanes):
+                logger.info("group stopped")
+                return 0
+            if deadline is not None and now > deadline:
+                logger.critical("lanes have not stopped in time, giving up")
+                return EXIT_FAILED
+        else:
+            for lane in self._lanes:
+                if lane.start_at is not None and lane.start_at <= now:
+                    self._start(lane)
+        try:
+            event = self._events.get(timeout=_LOOK_S)
+        except queue.Empty:
+            return None
+        if isinstance(event, _Ended):
+            return self._ended(event.lane, event.status)
+        if event:
+            self._num_signals += 1
+            for lane in self._lanes:
+                if lane.process is not None:
+                    lane.process.send_signal(event)
+        return None
+
+    def _run_steps(self) -> None:
+        try:
+            self._server.run()
+        except BaseException as error:
+            logger.exception("the steps failed")
+            self.fail(error)
+
+    # Lanes
+
+    def _start(self, lane: _Lane) -> None:
+        lane.start_at = None
+        lane.backoff.started(time.monotonic())
+        assert self._memory is not None
+        shape = lane.share.shape
+        sizes = FlightSizes.of(shape)
+        memory = SharedMemory.create(f"parakeet-lane-{lane.number}", LaneArea.num_bytes(sizes))
+        ours, theirs = socket.socketpair()
+        bell = Bell.create()
+        fds = (theirs.fileno(), self._bell.fd, bell.fd, self._memory.fd, memory.fd)
+        lane.process = subprocess.Popen(
+            [sys.executable, "-m", LANE_MODULE, ",".join(map(str, fds)), *child_argv(lane.settings)],
+            stdin=subprocess.DEVNULL,
+            env=child_environment(lane.settings),
+            pass_fds=fds,
+        )
+        theirs.close()
+        memory.close_fd()
+        facts = LaneFacts.of(self._backend, lane.share, len(self._lanes))
+        lane.port = LanePort(lane.share, LaneArea(sizes, memory), ours, bell, self._bell.ring)
+        try:
+            wire.send(ours, facts.to_message(), {})
+        except OSError:  # it has ended already, and will be found so
+            logger.warning("lane %d ended at its start", lane.number)
+        self._server.add(lane.port)
+        threading.Thread(target=self._follow, args=(lane, lane.process), name="lane-end", daemon=True).start()
+        logger.info("started lane %d as %s, pid %d", lane.number, lane.settings.worker_id, lane.process.pid)
+
+    def _follow(self, lane: _Lane, process: subprocess.Popen[bytes]) -> None:
+        self._events.put(_Ended(lane, process.wait()))
+
+    def _ended(self, lane: _Lane, status: int) -> int | None:
+        """Take in that a lane has ended; its streams go on in other lanes, and it is started again."""
+        if lane.port is not None:
+            self._server.remove(lane.port)
+        lane.process = lane.port = None
+        if self._num_signals:
+            return None
+        if status == EXIT_WRONG:  # it has said what is wrong, and would say it again
+            return EXIT_WRONG
+        wait_s = lane.backoff.ended(time.monotonic())
+        lane.start_at = time.monotonic() + wait_s
+        logger.error("lane %d ended with status %d, restarting in %.1f s", lane.number, status, wait_s)
+        return None
+
+
+def share_of(
+    steps: Steps,
+    number: int,
+    num_lanes: int,
+    *,
+    num_prompts: int = 1,
+    words_taken: int = 0,
+    num_tokens: int = 0,
+) -> Share:
+    """What is one of so many lanes' of a device: its slots, pages and words of the arena of boosting trees.
+
+    words_taken: of the arena, which are no lane's.
+    """
+    shape, pages = steps.shape, steps.shape.pages
+    num_slots, num_pages = shape.num_slots // num_lanes, pages.num_pages // num_lanes
+    own = replace(
+        shape,
+        num_slots=num_slots,
+        max_rows=min(shape.max_rows, num_slots),
+        recording_rows=max(1, shape.recording_rows // num_lanes),
+        pages=replace(pages, num_pages=max(1, num_pages)),
+        overlaps=True,
+    )
+    num_words = (steps.trees.num_words - words_taken) // num_lanes
+    return Share(
+        own,
+        number * num_slots,
+        number * num_pages,
+        pages.num_pages,
+        num_prompts,
+        words_taken + number * num_words,
+        num_words,
+        num_tokens,
+    )

@@ -1,0 +1,314 @@
+"""The group's side of one lane: what it has launched and asked, in the order in which the lane did.
+
+A lane is another process and may be wrong, so all that it says is looked at: slots and pages are counted
+from the lane's first, and one that is not its own ends the lane, and no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.boosting.tree import PhraseTree
+from gpu_worker.engine.phrases.tree_memory import NO_TREE
+from gpu_worker.engine.steps import Export as Exported
+from gpu_worker.engine.steps import Field, KeptFrames, StepFindings, StepShape
+from gpu_worker.lanes.bell import Bell
+from gpu_worker.lanes.segment import FlightBuffer, LaneArea
+from gpu_worker.lanes.wire import WireFault, receive, send
+
+logger = logging.getLogger(__name__)
+
+# Requests of a lane that may wait; it asks for a snapshot only when the last ones are written.
+_MAX_REQUESTS: Final = 4096
+
+
+class LaneFault(Exception):  # noqa: N818 - it says what it is
+    """A lane says what cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A lane's part of the device: slots and pages from its first ones on, as `shape` counts them."""
+
+    shape: StepShape
+    first_slot: int
+    first_page: int
+    no_page: int
+    """Names no page, of all pages of the device."""
+    num_prompts: int
+    first_word: int = 0
+    num_words: int = 0
+    """Its part of the arena of boosting trees."""
+    num_tokens: int = 0
+    """Tokens that a tree may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A slot's state is wanted; slots and pages are those of the device, here as in all requests."""
+
+    number: int
+    slot: int
+    kept: KeptFrames | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A slot gets a state."""
+
+    number: int
+    slot: int
+    kept: KeptFrames | None
+    state: dict[str, memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class PutTree:
+    """A boosting tree gets a place."""
+
+    at: int
+    tree: PhraseTree
+
+
+@dataclass(frozen=True, slots=True)
+class DropTree:
+    """A place is free."""
+
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class UseTree:
+    """A slot is decoded with a tree, or NO_TREE."""
+
+    slot: int
+    at: int
+    num_nodes: int
+    anew: bool
+
+
+Request = Export | Load | PutTree | DropTree | UseTree
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LaneFlight:
+    """Rows that a lane has launched, with slots and pages of the device."""
+
+    port: LanePort
+    buffer: FlightBuffer
+    rows_FB: NDArray[np.int32]
+    table_BM: NDArray[np.int32]
+    resets_R2: NDArray[np.int64]
+    num_chunks: int
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return int(self.rows_FB.shape[1])
+
+
+class LanePort:
+    """See the module.
+
+    Args:
+        share: what is the lane's.
+        area: what both share.
+        link: the socket to the lane.
+        bell: wakes the lane.
+        wake: wakes the thread that runs steps.
+    """
+
+    def __init__(
+        self, share: Share, area: LaneArea, link: socket.socket, bell: Bell, wake: Callable[[], None]
+    ) -> None:
+        self.share = share
+        self._area = area
+        self._link = link
+        self._bell = bell
+        self._wake = wake
+        self._requests: deque[tuple[int, Request]] = deque()
+        # Sizes and nodes of the lane's trees by their places, as its requests say in their order.
+        self._trees: dict[int, PhraseTree] = {}
+        self._answers: queue.SimpleQueue[tuple[int, Exported] | None] = queue.SimpleQueue()
+        self._num_taken = 0
+        self._num_asked = 0
+        self.gone = False
+        # Where its trees are in the arena, and slots that use one; for the thread that runs steps.
+        self.places: set[int] = set()
+        self.boosted: set[int] = set()
+        self._threads = [
+            threading.Thread(target=target, name=f"lane-{name}", daemon=True)
+            for name, target in (("requests", self._listen), ("answers", self._send_exports))
+        ]
+
+    def start(self) -> None:
+        """Begin to listen."""
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the lane: it sees its socket end."""
+        self.gone = True
+        self._answers.put(None)
+        try:
+            self._link.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it is closed already
+            return
+
+    # For the thread that runs steps
+
+    def next_request(self) -> Request | None:
+        """The request whose turn it is: all that the lane had launched before was taken."""
+        if self._requests and self._requests[0][0] <= self._num_taken:
+            self._num_asked += 1
+            return self._requests.popleft()[1]
+        return None
+
+    def next_flight(self) -> LaneFlight | None:
+        """The flight whose turn it is; None where there is none yet, or a request comes before it.
+
+        Raises LaneFault.
+        """
+        if self._area.launched <= self._num_taken:
+            return None
+        buffer = self._area.flight(self._num_taken)
+        if buffer.num_requests > self._num_asked:
+            return None
+        return self._checked(buffer)
+
+    def took(self) -> None:
+        """Say that the flight that `next_flight` returned is launched."""
+        self._num_taken += 1
+
+    def answer(
+        self, flight: LaneFlight, found: StepFindings, rows: slice, stages: NDArray[np.float64]
+    ) -> None:
+        """Tell the lane what was found of its rows, which are these of the step."""
+        flight.buffer.answer(found, rows, stages)
+        self._area.done += 1
+        self._bell.ring()
+
+    def say(self, number: int, fault: Exception | None = None) -> None:
+        """Answer a request that has no state to send."""
+        message: dict[str, Any] = {"number": number}
+        if fault is not None:
+            why = fault.args[0] if fault.args else ""
+            message |= {"fault": type(fault).__name__, "why": str(why)}
+        self._send(message, {})
+
+    def send_export(self, number: int, export: Exported) -> None:
+        """Send a state once it is on the host; the step's thread does not wait for that."""
+        self._answers.put((number, export))
+
+    def _checked(self, buffer: FlightBuffer) -> LaneFlight:
+        share, shape = self.share, self.share.shape
+        num_rows, num_resets = buffer.num_rows, buffer.num_resets
+        if not 0 < num_rows <= shape.max_rows or not 0 <= num_resets <= shape.num_slots:
+            raise LaneFault(f"{num_rows} rows, {num_resets} slots that begin")
+        rows, table, resets = buffer.rows.copy(), buffer.table.copy(), buffer.resets.copy()
+        most_frames = shape.max_chunks * shape.clock.chunk_frames
+        slots, frames, pages = rows[Field.SLOT], rows[Field.FRAMES], shape.pages.num_pages
+        if not (
+            _within(slots, shape.num_slots)
+            and len(np.unique(slots)) == num_rows
+            and _within(frames, most_frames + 1)
+            and bool((rows[Field.START] >= 0).all())
+            and _within(
+                rows[Field.HEARD], most_frames * shape.clock.frame_samples + shape.clock.chunk_samples
+            )
+            and _within(table, pages + 1)
+            and _within(resets[:, 0], shape.num_slots)
+            and _within(resets[:, 1], share.num_prompts)
+        ):
+            raise LaneFault("rows of slots, pages or frames that are not its own")
+        rows[Field.SLOT] += share.first_slot
+        table = np.where(table == pages, share.no_page, table + share.first_page).astype(np.int32)
+        resets[:, 0] += share.first_slot
+        chunks = max(1, -(-int(frames.max()) // shape.clock.chunk_frames))
+        return LaneFlight(self, buffer, rows, table, resets, chunks)
+
+    # Threads
+
+    def _listen(self) -> None:
+        try:
+            while (received := receive(self._link)) is not None:
+                message, buffers = received
+                self._requests.append((int(message["after"]), self._read(message, buffers)))
+                if len(self._requests) > _MAX_REQUESTS:
+                    raise LaneFault(f"{len(self._requests)} requests at once")
+                self._wake()
+        except (WireFault, LaneFault, KeyError, TypeError, ValueError) as error:
+            logger.error("a lane is ended: it asks for what cannot be: %s", error)
+        finally:
+            self.close()
+            self._link.close()
+            self._wake()
+
+    def _read(self, message: dict[str, Any], buffers: dict[str, memoryview]) -> Request:
+        """Raises LaneFault, KeyError, TypeError, ValueError."""
+        what = message["what"]
+        if what in ("export", "load"):
+            number, slot, kept = int(message["number"]), self._slot(message), self._kept(message["kept"])
+            return Export(number, slot, kept) if what == "export" else Load(number, slot, kept, buffers)
+        at, first = int(message["at"]), self.share.first_word
+        if what == "put":
+            words = np.frombuffer(buffers["words"], dtype=np.int32)
+            if not 0 <= at <= self.share.num_words - len(words) or self._overlaps(at, at + len(words)):
+                raise LaneFault(f"a tree at word {at}")
+            tree = self._trees[at] = PhraseTree.from_words(words, self.share.num_tokens)
+            return PutTree(first + at, tree)
+        if what == "drop":
+            del self._trees[at]
+            return DropTree(first + at)
+        if what != "use":
+            raise LaneFault(f"'{what}'")
+        nodes = self._trees[at].num_nodes if at != NO_TREE else 0
+        place = first + at if at != NO_TREE else NO_TREE
+        return UseTree(self._slot(message), place, min(int(message["nodes"]), nodes), bool(message["anew"]))
+
+    def _overlaps(self, begin: int, end: int) -> bool:
+        return any(begin < at + len(tree.words) and at < end for at, tree in self._trees.items())
+
+    def _slot(self, message: dict[str, Any]) -> int:
+        slot = int(message["slot"])
+        if not 0 <= slot < self.share.shape.num_slots:
+            raise LaneFault(f"{message['what']} of slot {slot}")
+        return slot + self.share.first_slot
+
+    def _kept(self, kept: list[list[int]] | None) -> KeptFrames | None:
+        if kept is None:
+            return None
+        pages = self.share.shape.pages
+        pages_N, offsets_N = (np.array(part, dtype=np.int64) for part in kept)
+        if (
+            len(pages_N) != len(offsets_N)
+            or not _within(pages_N, pages.num_pages)
+            or not _within(offsets_N, pages.page_frames)
+        ):
+            raise LaneFault("pages that are not its own")
+        return KeptFrames(pages_N + self.share.first_page, offsets_N)
+
+    def _send_exports(self) -> None:
+        while (answer := self._answers.get()) is not None:
+            number, export = answer
+            self._send({"number": number}, dict(export()))
+
+    def _send(self, message: dict[str, Any], buffers: dict[str, memoryview]) -> None:
+        try:
+            send(self._link, message, buffers)
+        except OSError:  # the lane is gone, which its other thread hears
+            return
+
+
+def _within(values: NDArray[Any], end: int) -> bool:
+    return bool(((values >= 0) & (values < end)).all())

@@ -1,0 +1,284 @@
+"""Memory that a lane shares with its group, and what stands where in it.
+
+Each word has one writer.  The lane writes a flight and then counts it in LAUNCHED; the group writes what it
+found and then counts it in DONE.  Two flights can be under way, so that their buffers are used in turn; the
+third is launched after the first was read.
+
+Shape suffixes as in `engine.steps`: F fields, B rows, M pages of a ring, K most symbols of a row, W windows.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_worker.engine.interface import EngineStats, StageStats
+from gpu_worker.engine.steps import SPARE_HOPS, Field, StepFindings, StepShape, max_windows
+
+NUM_BUFFERS: Final = 2
+_ALIGNMENT: Final = 64  # a cache line, so that two writers share none
+
+
+class SharedMemory:
+    """Memory without a name, which ends with the last process that has it: a memfd.
+
+    A name in /dev/shm could be left behind, and containers have little room there.
+    """
+
+    def __init__(self, fd: int, num_bytes: int) -> None:
+        self.fd = fd
+        self.num_bytes = num_bytes
+        self._map = mmap.mmap(fd, num_bytes)
+
+    @classmethod
+    def create(cls, name: str, num_bytes: int) -> SharedMemory:
+        """New memory, all zeros; `name` is for /proc alone.  Raises OSError."""
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        os.ftruncate(fd, num_bytes)
+        return cls(fd, num_bytes)
+
+    def array(self, dtype: Any, shape: tuple[int, ...], offset: int = 0) -> NDArray[Any]:
+        """A view of it."""
+        count = int(np.prod(shape))
+        return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
+
+    def close_fd(self) -> None:
+        """Give the descriptor back; the memory stays as long as views of it do."""
+        os.close(self.fd)
+
+
+class _Count(IntEnum):
+    """Words of an area's head."""
+
+    LAUNCHED = 0
+    DONE = 1
+
+
+class _Word(IntEnum):
+    """Words of a flight's head."""
+
+    NUM_ROWS = 0
+    NUM_RESETS = 1
+    NUM_REQUESTS = 2
+    MOST_SYMBOLS = 3
+    NUM_WINDOWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FlightSizes:
+    """Bounds of a flight, from the shape of a lane's steps."""
+
+    max_rows: int
+    ring_pages: int
+    num_slots: int
+    most_symbols: int
+    most_windows: int
+
+    @classmethod
+    def of(cls, shape: StepShape) -> FlightSizes:
+        """The bounds of steps of this shape."""
+        clock = shape.clock
+        frames = shape.max_chunks * clock.chunk_frames
+        windows = max_windows(frames * clock.frame_samples + SPARE_HOPS * clock.hop_samples)
+        return cls(
+            shape.max_rows,
+            shape.pages.ring_pages,
+            shape.num_slots,
+            frames * shape.frame_symbols,
+            windows if shape.hears else 0,
+        )
+
+    def _parts(self) -> tuple[tuple[Any, int], ...]:
+        rows = self.max_rows
+        return (
+            (np.int64, len(_Word)),
+            (np.float64, 2 * len(_STAGES)),
+            (np.int32, len(Field) * rows),
+            (np.int32, self.ring_pages * rows),
+            (np.int64, 2 * self.num_slots),
+            (np.int32, rows),
+            (np.int32, self.most_symbols * rows),
+            (np.int32, self.most_symbols * rows),
+            (np.float32, self.most_symbols * rows),
+            (np.float32, self.most_windows * rows),
+        )
+
+    def offsets(self, first: int) -> list[int]:
+        """Where each part of a flight begins, and behind them where the flight ends."""
+        offsets = [first]
+        for dtype, count in self._parts():
+            end = offsets[-1] + np.dtype(dtype).itemsize * count
+            offsets.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
+        return offsets
+
+    def views(self, memory: SharedMemory, first: int) -> list[NDArray[Any]]:
+        """The parts of the flight that begins at `first`."""
+        offsets = self.offsets(first)
+        return [
+            memory.array(dtype, (count,), offset)
+            for (dtype, count), offset in zip(self._parts(), offsets, strict=False)
+        ]
+
+
+_STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
+
+
+class FlightBuffer:
+    """One flight: rows that the lane writes, findings that the group writes."""
+
+    def __init__(self, sizes: FlightSizes, memory: SharedMemory, first: int) -> None:
+        self._sizes = sizes
+        (
+            self._words,
+            self._stages,
+            self._rows,
+            self._table,
+            self._resets,
+            self._num_symbols,
+            self._symbols,
+            self._frames,
+            self._confidences,
+            self._speech,
+        ) = sizes.views(memory, first)
+
+    # What the lane writes
+
+    def write(
+        self,
+        rows_FB: NDArray[np.int32],
+        table_BM: NDArray[np.int32],
+        resets_R2: NDArray[np.int64],
+        num_requests: int,
+    ) -> None:
+        """Write a flight: its rows, the slots that begin anew before it with their prompts, and how many
+        requests of the lane come before it."""
+        num_rows = rows_FB.shape[1]
+        self._rows[: rows_FB.size].reshape(rows_FB.shape)[:] = rows_FB
+        self._table[: table_BM.size].reshape(table_BM.shape)[:] = table_BM
+        self._resets[: resets_R2.size].reshape(resets_R2.shape)[:] = resets_R2
+        self._words[_Word.NUM_ROWS] = num_rows
+        self._words[_Word.NUM_RESETS] = len(resets_R2)
+        self._words[_Word.NUM_REQUESTS] = num_requests
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return int(self._words[_Word.NUM_ROWS])
+
+    @property
+    def num_resets(self) -> int:
+        """Slots that begin anew."""
+        return int(self._words[_Word.NUM_RESETS])
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that come before the flight."""
+        return int(self._words[_Word.NUM_REQUESTS])
+
+    @property
+    def rows(self) -> NDArray[np.int32]:
+        """Fields of each row, [F, B]; see `engine.steps.Field`."""
+        rows: NDArray[np.int32] = self._rows[: len(Field) * self.num_rows].reshape(len(Field), self.num_rows)
+        return rows
+
+    @property
+    def table(self) -> NDArray[np.int32]:
+        """Pages of each row's stream, [B, M]."""
+        width = self._sizes.ring_pages
+        table: NDArray[np.int32] = self._table[: self.num_rows * width].reshape(self.num_rows, width)
+        return table
+
+    @property
+    def resets(self) -> NDArray[np.int64]:
+        """Slots that begin anew, and their prompts, [R, 2]."""
+        resets: NDArray[np.int64] = self._resets[: 2 * self.num_resets].reshape(self.num_resets, 2)
+        return resets
+
+    # What the group writes
+
+    def answer(self, found: StepFindings, rows: slice, stages: NDArray[np.float64]) -> None:
+        """Write what a step found of the flight, whose rows are these of the step."""
+        num_rows, most = rows.stop - rows.start, found.symbols_BK.shape[1]
+        windows = found.speech_BW.shape[1] if self._sizes.most_windows else 0
+        self._words[_Word.MOST_SYMBOLS], self._words[_Word.NUM_WINDOWS] = most, windows
+        self._stages[:] = stages
+        self._num_symbols[:num_rows] = found.num_symbols_B[rows]
+        for part, of_step in (
+            (self._symbols, found.symbols_BK),
+            (self._frames, found.frames_BK),
+            (self._confidences, found.confidences_BK),
+        ):
+            part[: num_rows * most].reshape(num_rows, most)[:] = of_step[rows]
+        self._speech[: num_rows * windows].reshape(num_rows, windows)[:] = found.speech_BW[rows, :windows]
+
+    def findings(self, num_rows: int) -> StepFindings:
+        """What was found, as views that the launch after the next one overwrites."""
+        most, windows = int(self._words[_Word.MOST_SYMBOLS]), int(self._words[_Word.NUM_WINDOWS])
+        count = num_rows * most
+        return StepFindings(
+            self._num_symbols[:num_rows],
+            self._symbols[:count].reshape(num_rows, most),
+            self._frames[:count].reshape(num_rows, most),
+            self._confidences[:count].reshape(num_rows, most),
+            self._speech[: num_rows * windows].reshape(num_rows, windows),
+        )
+
+    def count_stages(self, stats: EngineStats) -> None:
+        """Add the calls and seconds of the flight's stages."""
+        for name, calls, busy_s in zip(_STAGES, self._stages[::2], self._stages[1::2], strict=True):
+            stage: StageStats = getattr(stats, name)
+            stage.calls += int(calls)
+            stage.busy_s += float(busy_s)
+
+
+def stage_counts(stats: EngineStats) -> NDArray[np.float64]:
+    """Calls and seconds of the stages so far, as `FlightBuffer.answer` takes their differences."""
+    stages = [getattr(stats, name) for name in _STAGES]
+    return np.array([value for stage in stages for value in (stage.calls, stage.busy_s)], dtype=np.float64)
+
+
+class LaneArea:
+    """What a lane and its group share besides the rings."""
+
+    def __init__(self, sizes: FlightSizes, memory: SharedMemory) -> None:
+        self._counts = memory.array(np.int64, (2, _ALIGNMENT // 8))
+        first, self.flights = 2 * _ALIGNMENT, []
+        for _ in range(NUM_BUFFERS):
+            self.flights.append(FlightBuffer(sizes, memory, first))
+            first = sizes.offsets(first)[-1]
+
+    @staticmethod
+    def num_bytes(sizes: FlightSizes) -> int:
+        """Bytes of an area."""
+        end = 2 * _ALIGNMENT
+        for _ in range(NUM_BUFFERS):
+            end = sizes.offsets(end)[-1]
+        return end
+
+    @property
+    def launched(self) -> int:
+        """Flights that the lane has written."""
+        return int(self._counts[_Count.LAUNCHED, 0])
+
+    @launched.setter
+    def launched(self, count: int) -> None:
+        self._counts[_Count.LAUNCHED, 0] = count
+
+    @property
+    def done(self) -> int:
+        """Flights that the group has answered."""
+        return int(self._counts[_Count.DONE, 0])
+
+    @done.setter
+    def done(self, count: int) -> None:
+        self._counts[_Count.DONE, 0] = count
+
+    def flight(self, number: int) -> FlightBuffer:
+        """The buffer of a flight, counted from 0."""
+        return self.flights[number % NUM_BUFFERS]

@@ -1,0 +1,42 @@
+"""Boosting trees of a lane's streams: it makes them, and the group writes them to its part of the arena."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpu_worker.boosting.tree import PhraseTree
+
+if TYPE_CHECKING:
+    from gpu_worker.lanes.steps import LaneSteps
+
+
+class LaneTrees:
+    """A `TreeMemory` over the socket: what is asked keeps its place between the lane's flights.
+
+    num_words: the lane's part of the arena, in int32.
+    """
+
+    def __init__(self, num_words: int, steps: LaneSteps) -> None:
+        self.num_words = num_words
+        self._steps = steps
+
+    def prepare(self, tree: PhraseTree) -> object:
+        """A tree travels as it is."""
+        return tree
+
+    def put(self, at: int, prepared: object) -> None:
+        """Send a tree to its place."""
+        assert isinstance(prepared, PhraseTree)
+        self._steps.tell({"what": "put", "at": at}, {"words": prepared.words.data.cast("B")})
+
+    def drop(self, at: int) -> None:
+        """Free a place."""
+        self._steps.tell({"what": "drop", "at": at})
+
+    def use(self, slot: int, at: int, num_nodes: int, *, anew: bool) -> None:
+        """Decode a slot with the tree at a place, or with none."""
+        self._steps.tell({"what": "use", "slot": slot, "at": at, "nodes": num_nodes, "anew": anew})
+
+    def use_for_all(self, at: int) -> None:
+        """Phrases of all streams are the group's."""
+        raise AssertionError("a lane's phrases for all")

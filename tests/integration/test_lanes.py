@@ -1,0 +1,216 @@
+"""Groups of lanes: each lane is a worker to its cluster, and whichever process dies costs no word."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from common.entries import WorkerId
+from tests.group_process import GroupProcess
+from tests.integration.test_takeover import assert_gapless, finish, halfway, worker
+from tests.ports import free_ports
+from tests.servers import raw_client
+from tests.stream_client import ClientStream, expected_text, ingress_side, noise
+from tests.waiting import until, wait_until
+
+
+@pytest.fixture
+def group(redis_url: str, tmp_path: Path) -> Iterator[GroupProcess]:
+    with GroupProcess(redis_url, "g1", tmp_path / "g1.log", worker_max_streams=24) as process:
+        pids = process.ready(raw_client(redis_url)).lane_pids
+        yield process
+    for pid in pids.values():  # a lane never outlives its group
+        wait_until(lambda pid=pid: not runs(pid), what=f"the end of lane {pid}")  # type: ignore[misc]
+
+
+def runs(pid: int) -> bool:
+    with suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def hold_leases(client: Any, group: GroupProcess) -> bool:
+    expiries = [client.zscore("px:{0}:workers", name) or 0 for name in group.lane_names]
+    return min(expiries) > 1000 * time.time()
+
+
+def owners(streams: list[ClientStream]) -> set[str]:
+    return {str(stream.worker) for stream in streams}
+
+
+async def test_streams_are_spread_over_lanes_and_say_what_a_worker_says(
+    redis_url: str, group: GroupProcess
+) -> None:
+    pcm = noise(4.0)
+    async with ingress_side(redis_url) as ingress:
+        streams = await halfway(ingress, pcm, count=12)
+        assert owners(streams) == {"g1-l0", "g1-l1"}
+        await finish(ingress, streams, pcm)
+        for stream in streams:
+            assert_gapless(stream)
+            assert stream.text == expected_text(pcm)
+
+
+async def test_a_lane_that_dies_is_started_again_and_the_other_goes_on(
+    redis_url: str, group: GroupProcess
+) -> None:
+    pcm, client = noise(4.0), raw_client(redis_url)
+    async with ingress_side(redis_url) as ingress:
+        streams = await halfway(ingress, pcm, count=8)
+        undisturbed = [stream for stream in streams if stream.worker == "g1-l1"]
+        assert 0 < len(undisturbed) < 8
+        dead = group.send_lane("g1-l0", signal.SIGKILL)
+        await finish(ingress, streams, pcm)
+        for stream in streams:
+            assert_gapless(stream)
+            assert stream.text == expected_text(pcm)
+        assert {stream.epoch for stream in undisturbed} == {1}
+        await until(lambda: group.lane_pids.get("g1-l0") not in (None, dead), what="another lane 0")
+        await until(lambda: group.log_text().count("worker ready") == 3, 20, "lane 0's service")
+        await until(lambda: hold_leases(client, group), what="both leases")
+        again = await halfway(ingress, pcm, count=12)
+        assert owners(again) == {"g1-l0", "g1-l1"}
+        await finish(ingress, again, pcm)
+        assert [stream.text for stream in again] == [expected_text(pcm)] * 12
+
+
+async def test_a_lane_that_is_frozen_holds_nobody_up_and_comes_back(
+    redis_url: str, group: GroupProcess
+) -> None:
+    pcm = noise(4.0)
+    async with ingress_side(redis_url) as ingress:
+        streams = await halfway(ingress, pcm, count=6)
+        frozen = group.send_lane("g1-l0", signal.SIGSTOP)
+        await finish(ingress, streams, pcm)  # its streams go on in the other lane when its lease has lapsed
+        assert owners(streams) == {"g1-l1"}
+        os.kill(frozen, signal.SIGCONT)
+        await until(lambda: hold_leases(raw_client(redis_url), group), 20, "both leases")
+        for stream in streams:
+            assert_gapless(stream)
+            assert stream.text == expected_text(pcm)
+        again = await halfway(ingress, pcm, count=12)
+        assert owners(again) == {"g1-l0", "g1-l1"}
+        await finish(ingress, again, pcm)
+        assert [stream.text for stream in again] == [expected_text(pcm)] * 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+async def test_when_the_group_dies_its_streams_go_on_elsewhere_at_once(
+    redis_url: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    pcm, client = noise(4.0), raw_client(redis_url)
+    with ExitStack() as stack:
+        flags = {"worker_max_streams": 12, "lease_ms": 20_000}
+        group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
+        async with ingress_side(redis_url) as ingress:
+            await asyncio.to_thread(group.ready, client)
+            streams = await halfway(ingress, pcm, count=6)
+            pids = group.lane_pids
+            await worker(stack, redis_url, tmp_path, "w2", lease_ms=20_000)
+            group.send(number)
+            # The leases would hold for 20 s; the lanes give them back.
+            await asyncio.wait_for(finish(ingress, streams, pcm), 15)
+            for stream in streams:
+                assert_gapless(stream)
+                assert stream.text == expected_text(pcm)
+                assert stream.worker == WorkerId("w2")
+            await until(lambda: not any(map(runs, pids.values())), what="the end of all lanes")
+
+
+async def test_a_device_that_hangs_ends_its_group(redis_url: str, tmp_path: Path) -> None:
+    pcm = noise(4.0)
+    with ExitStack() as stack:
+        flags = {"null_step_ms": 60_000, "step_timeout_ms": 1_000}
+        group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
+        async with ingress_side(redis_url) as ingress:
+            await asyncio.to_thread(group.ready, raw_client(redis_url))
+            streams = [await ingress.open() for _ in range(2)]
+            for stream in streams:
+                stream.append(pcm[: len(pcm) // 2])
+            assert await asyncio.to_thread(group.wait) == 70
+            assert "the device has hung for" in group.log_text()
+            await worker(stack, redis_url, tmp_path, "w2")
+            await finish(ingress, streams, pcm)
+            assert [stream.text for stream in streams] == [expected_text(pcm)] * 2
+
+
+async def test_a_group_that_is_told_to_stop_lets_its_streams_end(redis_url: str, group: GroupProcess) -> None:
+    pcm = noise(4.0)
+    async with ingress_side(redis_url) as ingress:
+        streams = await halfway(ingress, pcm, count=6)
+        group.send(signal.SIGTERM)
+        await finish(ingress, streams, pcm)
+        assert [stream.text for stream in streams] == [expected_text(pcm)] * 6
+        assert {stream.epoch for stream in streams} == {1}
+        assert await asyncio.to_thread(group.wait) == 0
+        assert "group stopped" in group.log_text()
+    assert raw_client(redis_url).zcard("px:{0}:workers") == 0
+
+
+async def test_what_is_left_of_a_group_that_stops_is_handed_over(redis_url: str, tmp_path: Path) -> None:
+    pcm = noise(4.0)
+    with ExitStack() as stack:
+        flags: dict[str, Any] = {"worker_max_streams": 12, "drain_timeout_s": 0.2}
+        group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
+        async with ingress_side(redis_url) as ingress:
+            await asyncio.to_thread(group.ready, raw_client(redis_url))
+            streams = await halfway(ingress, pcm, count=6)
+            group.send(signal.SIGTERM)
+            assert await asyncio.to_thread(group.wait) == 0
+            await worker(stack, redis_url, tmp_path, "w2")
+            await finish(ingress, streams, pcm)
+            for stream in streams:
+                assert_gapless(stream)
+                assert stream.text == expected_text(pcm)
+                assert stream.epoch == 2
+
+
+async def test_snapshots_of_lanes_fit_workers_and_those_of_workers_fit_lanes(
+    redis_url: str, tmp_path: Path
+) -> None:
+    client, pcm = raw_client(redis_url), noise(40.0)
+    with ExitStack() as stack:
+        flags = {"replay_seconds": 10, "worker_max_streams": 12}
+        last = await worker(stack, redis_url, tmp_path, "w1", **flags)
+        async with ingress_side(redis_url) as ingress:
+            (stream,) = await halfway(ingress, pcm, count=1)
+            await until(lambda: client.hget(stream.keys.meta, "ck_samples"), what="a snapshot")
+            group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
+            await asyncio.to_thread(group.ready, client)
+            last.send(signal.SIGKILL)
+            await until(lambda: str(stream.worker).startswith("g1-l"), 20, what="a lane that goes on")
+            await worker(stack, redis_url, tmp_path, "w2", **flags)
+            group.send(signal.SIGKILL)
+            await finish(ingress, [stream], pcm)
+            assert_gapless(stream)
+            assert stream.text == expected_text(pcm)
+            assert "without its snapshot" not in (tmp_path / "w2.log").read_text() + group.log_text()
+
+
+def test_lanes_show_their_metrics_on_ports_in_a_row(redis_url: str, tmp_path: Path) -> None:
+    port = next(port for port in free_ports(20) if port + 1 not in (0, 65_536))
+    with GroupProcess(redis_url, "g1", tmp_path / "g1.log", metrics_port=port) as group:
+        group.ready(raw_client(redis_url))
+        for lane in (0, 1):
+            with urlopen(f"http://127.0.0.1:{port + lane}/readyz") as answer:
+                assert answer.status == 200
+
+
+def test_a_lane_that_cannot_join_ends_the_group_with_its_sentence(redis_url: str, tmp_path: Path) -> None:
+    with (
+        GroupProcess(redis_url, "g1", tmp_path / "g1.log", chunk_ms=160) as first,
+        GroupProcess(redis_url, "g2", tmp_path / "g2.log", chunk_ms=320) as other,
+    ):
+        first.ready(raw_client(redis_url))
+        assert other.wait(40) == 2
+        assert "chunk" in other.log_text()
