@@ -1,147 +1,174 @@
-"""Time from the last sample of a recording to its final text, over each live protocol of a running server.
+"""Time from the last sample of speech to its final text, for each protocol of the WebSocket port.
 
-`python -m benchmarks.final_latency --url ws://127.0.0.1:8000` sends a recording at the speed of speech over
-our own protocol, Deepgram's and OpenAI's, in turns, and asks for the end together with the last samples. What
-is measured is the time until the final text came: of our own protocol the final result, of Deepgram's what
-follows the last final, of OpenAI's the completed transcription.
+    python -m benchmarks.final_latency --rounds 15
+
+Starts a server with the bundled model. In each round every way has its turn, on a connection of its own: it
+sends a recording in real time, in blocks of 80 ms, and asks for the text with the last block. The clock runs
+from there to the final of all that was sent. Ways: the protocol, and what it asks with.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import json
-import statistics
+import shlex
+import sys
 import time
-import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from websockets.asyncio.client import connect
+import numpy as np
+import soxr
+from websockets.sync.client import ClientConnection, connect
 
-RECORDING: Final = Path("parakeet/recordings/goforward.wav")
-_BLOCK_S: Final = 0.1
-_TIMEOUT_S: Final = 60.0
+from parakeet.audio.source import open_source
+from parakeet.bench.plan import Target
+from parakeet.bench.server_process import fresh_server
+
+PORT = 18_765
+BLOCK_S = 0.08
+_TIMEOUT_S = 20.0
+_RECORDING = Path(__file__).parent.parent / "parakeet" / "recordings" / "goforward.wav"
+_SERVE = "serve --port 0 --status-port 0 --device cpu --model-size tiny --max-num-streams 8"
 
 
-class Spoken:
-    """One protocol.
+def _json(**fields: Any) -> str:
+    return json.dumps(fields)
 
-    path: where it is spoken.   first: messages before the audio.   audio: writes a block of samples.
-    end: asks for the end.   final: returns the text of a message that is the final, None for any other.
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to ask for the text.
+
+    path: of the WebSocket.   rate: Hz.   begin, ask: messages before the audio, and behind it.
+    pack: audio as a frame.   final_of: the text of a message that is final, None of any other.
+    ends: whether a message is the last of the answer.
     """
 
-    def __init__(
-        self,
-        path: str,
-        audio: Callable[[bytes], str | bytes],
-        end: dict[str, Any],
-        final: Callable[[dict[str, Any]], str | None],
-        first: dict[str, Any] | None = None,
-    ) -> None:
-        self.path = path
-        self.audio = audio
-        self.end = json.dumps(end)
-        self.final = final
-        self.first = None if first is None else json.dumps(first)
+    name: str
+    path: str
+    rate: int
+    begin: tuple[str, ...]
+    ask: str
+    pack: Callable[[bytes], str | bytes]
+    final_of: Callable[[dict[str, Any]], str | None]
+    ends: Callable[[dict[str, Any]], bool]
 
 
-def protocols(rate: int) -> dict[str, Spoken]:
-    """Return what is measured, for samples of this rate in Hz."""
-    deepgram = f"/v1/listen?encoding=linear16&sample_rate={rate}&interim_results=true"
-    session = {
-        "type": "transcription",
-        "audio": {"input": {"format": {"type": "audio/pcm", "rate": rate}, "turn_detection": None}},
-    }
-    return {
-        "own": Spoken(
-            "/",
-            bytes,
-            {"type": "close"},
-            lambda message: message["text"] if message.get("is_final") else None,
-            {"type": "config", "sample_rate": rate},
-        ),
-        "deepgram": Spoken(deepgram, bytes, {"type": "CloseStream"}, _Finals().text),
-        "openai": Spoken(
-            "/v1/realtime?intent=transcription",
-            lambda block: json.dumps(
-                {"type": "input_audio_buffer.append", "audio": base64.b64encode(block).decode()}
-            ),
-            {"type": "input_audio_buffer.commit"},
-            lambda message: message["transcript"] if message["type"].endswith(".completed") else None,
-            {"type": "session.update", "session": session},
-        ),
-    }
+def _result(message: dict[str, Any]) -> str | None:
+    is_answer = message["type"] == "result" and (message["is_final"] or message.get("from_finalize"))
+    return str(message["text"]) if is_answer else None
 
 
-class _Finals:
-    """The finals of Deepgram's protocol, joined; the last one is told by what follows it at once."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-
-    def text(self, message: dict[str, Any]) -> str | None:
-        if message["type"] == "Results" and message["is_final"]:
-            self._texts.append(message["channel"]["alternatives"][0]["transcript"])
-        if message["type"] != "Metadata":
-            return None
-        text = " ".join(filter(None, self._texts))
-        self._texts.clear()
-        return text
+def _segment(message: dict[str, Any]) -> str | None:
+    if message["type"] != "Results" or not message["is_final"]:
+        return None
+    return str(message["channel"]["alternatives"][0]["transcript"])
 
 
-async def measure(url: str, spoken: Spoken, pcm: bytes, rate: int) -> tuple[float, str]:
-    """Send one recording; return the seconds from its last sample to the final text, and that text."""
-    size = 2 * round(_BLOCK_S * rate)
-    async with asyncio.timeout(_TIMEOUT_S), connect(url + spoken.path) as client:
-        if spoken.first is not None:
-            await client.send(spoken.first)
-        begun = time.perf_counter()
-        for number, at in enumerate(range(0, len(pcm), size), 1):
-            block = pcm[at : at + size]
-            # A block is sent once it would have been spoken.
-            await asyncio.sleep(max(0.0, begun + number * _BLOCK_S - time.perf_counter()))
-            await client.send(spoken.audio(block))
-        sent = time.perf_counter()
-        await client.send(spoken.end)
-        async for message in client:
-            text = spoken.final(json.loads(message))
-            if text is not None:
-                return time.perf_counter() - sent, text
-    raise RuntimeError("the connection ended without a final text")
+def _item(message: dict[str, Any]) -> str | None:
+    kind = "conversation.item.input_audio_transcription.completed"
+    return str(message["transcript"]) if message["type"] == kind else None
 
 
-async def compare(url: str, rounds: int) -> dict[str, list[float]]:
-    """Return the times of each protocol, in seconds. Raises RuntimeError where the texts differ."""
-    with wave.open(str(RECORDING)) as recording:
-        rate, pcm = recording.getframerate(), recording.readframes(recording.getnframes())
-    times: dict[str, list[float]] = {}
-    texts: set[str] = set()
-    for number in range(rounds + 1):
-        for name, spoken in protocols(rate).items():
-            seconds, text = await measure(url, spoken, pcm, rate)
-            texts.add(text)
-            if number:  # the first round warms up
-                times.setdefault(name, []).append(seconds)
-    if len(texts) != 1:
-        raise RuntimeError(f"the protocols say different things: {sorted(texts)}")
-    return times
+def _append(block: bytes) -> str:
+    return _json(type="input_audio_buffer.append", audio=base64.b64encode(block).decode())
 
 
-def main() -> None:
-    """Measure, and print a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", default="ws://127.0.0.1:8000")
-    parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args()
-    times = asyncio.run(compare(arguments.url, arguments.rounds))
-    own = statistics.median(times["own"])
-    print("| protocol | median, ms | p90, ms | median over our own, ms |\n|---|---:|---:|---:|")
-    for name, seconds in times.items():
-        median, p90 = statistics.median(seconds), statistics.quantiles(seconds, n=10)[-1]
-        print(f"| {name} | {1e3 * median:.1f} | {1e3 * p90:.1f} | {1e3 * (median - own):+.1f} |")
+_LISTEN = "/v1/listen?encoding=linear16&sample_rate=16000&interim_results=true"
+_REALTIME = "/v1/realtime?intent=transcription"
+_NO_TURNS = _json(
+    type="session.update",
+    session={"type": "transcription", "audio": {"input": {"turn_detection": None}}},
+)
+NATIVE = {"finalize": "native, finalize", "close": "native, close"}
+
+
+def _ways() -> Iterator[Way]:
+    for kind, name in NATIVE.items():
+        ask = _json(type=kind)
+        yield Way(name, "/", 16_000, (), ask, bytes, _result, lambda message: _result(message) is not None)
+    ask = _json(type="Finalize")
+    ends = lambda message: message.get("from_finalize", False)  # noqa: E731
+    yield Way("Deepgram, Finalize", _LISTEN, 16_000, (), ask, bytes, _segment, ends)
+    ask = _json(type="CloseStream")
+    yield Way(
+        *("Deepgram, CloseStream", _LISTEN, 16_000, (), ask, bytes, _segment),
+        lambda message: message["type"] == "Metadata",
+    )
+    ask = _json(type="input_audio_buffer.commit")
+    yield Way(
+        *("OpenAI, commit", _REALTIME, 24_000, (_NO_TURNS,), ask, _append, _item),
+        lambda message: _item(message) is not None,
+    )
+
+
+def blocks(rate: int) -> Iterator[bytes]:
+    """The recording at a rate, in blocks."""
+    source = open_source(_RECORDING)
+    samples = np.frombuffer(b"".join(source.blocks()), "<i2")
+    if rate != source.rate:
+        samples = soxr.resample(samples, source.rate, rate)
+    pcm, size = samples.astype("<i2").tobytes(), 2 * round(rate * BLOCK_S)
+    for at in range(0, len(pcm), size):
+        yield pcm[at : at + size]
+
+
+def final_after_s(way: Way) -> tuple[float, str]:
+    """Seconds from the last sample to the final, and its text."""
+    with connect(f"ws://127.0.0.1:{PORT}{way.path}", compression=None) as connection:
+        for message in way.begin:
+            connection.send(message)
+        due = time.monotonic()
+        for block in blocks(way.rate):
+            due += BLOCK_S
+            time.sleep(max(0.0, due - time.monotonic()))  # a block is there when its last sample is spoken
+            connection.send(way.pack(block))
+        started = time.monotonic()
+        connection.send(way.ask)
+        return _final(connection, way, started)
+
+
+def _final(connection: ClientConnection, way: Way, started: float) -> tuple[float, str]:
+    """Read up to the end of the answer; the time is that of the last final text."""
+    took_s, texts = 0.0, []
+    while True:
+        message = json.loads(connection.recv(timeout=_TIMEOUT_S))
+        text = way.final_of(message)
+        if text is not None:
+            took_s = time.monotonic() - started
+            texts.append(text)
+        if way.ends(message):
+            return took_s, " ".join(filter(None, texts))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a row for each way."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args(argv).rounds
+    serve = shlex.join([sys.executable, "-m", "parakeet.cli", *_SERVE.split(), "--ws-port", str(PORT)])
+    ways = list(_ways())
+    taken: dict[str, list[float]] = {way.name: [] for way in ways}
+    texts: dict[str, set[str]] = {way.name: set() for way in ways}
+    with fresh_server(serve, (Target.parse(f"ws://127.0.0.1:{PORT}"),), 120.0):
+        for number in range(-1, rounds):  # the first warms up
+            for way in ways:
+                seconds, text = final_after_s(way)
+                texts[way.name].add(text)
+                if number >= 0:
+                    taken[way.name].append(1e3 * seconds)
+    print("| way | p50 ms | p90 ms | largest ms | over native p50 | text |\n|---|---|---|---|---|---|")
+    for name, times in taken.items():
+        p50, p90 = np.percentile(times, (50, 90))
+        like = NATIVE["close" if name.endswith(("close", "CloseStream")) else "finalize"]
+        over = p50 - np.percentile(taken[like], 50)
+        print(
+            f"| {name} | {p50:.1f} | {p90:.1f} | {max(times):.1f} | {over:+.1f} | {', '.join(texts[name])} |"
+        )
 
 
 if __name__ == "__main__":
