@@ -93,3 +93,78 @@ def next_node(  # type: ignore[no-untyped-def]
         looking = looking & (found == 0) & (node != 0)
         node = tl.where(looking, fail, node)
     return found
+
+
+# What follows is of a slot's two trees, its own and everybody's: their places in `base_ptr` and its states in
+# `node_ptr`, [S, 2].  Scores of all symbols, [B, 2, V], are kept until the next symbol.
+
+
+@triton.jit
+def is_boosted(base_ptr, slot, mask):  # type: ignore[no-untyped-def]
+    # Which rows have a tree.
+    own = tl.load(base_ptr + 2 * slot, mask=mask, other=-1)
+    everybodys = tl.load(base_ptr + 2 * slot + 1, mask=mask, other=-1)
+    return (own >= 0) | (everybodys >= 0)
+
+
+@triton.jit
+def begin_scores(  # type: ignore[no-untyped-def]
+    words_ptr,
+    floats_ptr,
+    base_ptr,
+    node_ptr,
+    scores_ptr,
+    slot,
+    row64,
+    mask,
+    V: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_ARCS: tl.constexpr,
+):
+    # Scores in the states that slots were left in; whether any row has a tree.
+    any_boosted = tl.max(is_boosted(base_ptr, slot, mask).to(tl.int32), axis=0) > 0
+    if any_boosted:
+        for which in tl.static_range(2):
+            base = tl.load(base_ptr + 2 * slot + which, mask=mask, other=-1)
+            looking = base >= 0
+            node = tl.load(node_ptr + 2 * slot + which, mask=looking, other=0)
+            rows = scores_ptr + (2 * row64 + which) * V
+            tree_scores(words_ptr, floats_ptr, rows, base, node, looking, V, BLOCK_V, BLOCK_ARCS)
+    return any_boosted
+
+
+@triton.jit
+def scores_of(base_ptr, scores_ptr, slot, row64, mask, v, v_mask, V: tl.constexpr):  # type: ignore[no-untyped-def]
+    # What the trees of rows add to the logits of symbols `v`.
+    own = mask & (tl.load(base_ptr + 2 * slot, mask=mask, other=-1) >= 0)
+    everybodys = mask & (tl.load(base_ptr + 2 * slot + 1, mask=mask, other=-1) >= 0)
+    at = scores_ptr + (2 * row64 * V)[:, None] + v[None, :]
+    score = tl.load(at, mask=own[:, None] & v_mask[None, :], other=0.0)
+    return score + tl.load(at + V, mask=everybodys[:, None] & v_mask[None, :], other=0.0)
+
+
+@triton.jit
+def advance_scores(  # type: ignore[no-untyped-def]
+    words_ptr,
+    floats_ptr,
+    base_ptr,
+    node_ptr,
+    scores_ptr,
+    slot,
+    row64,
+    symbol,
+    mask,
+    V: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_ARCS: tl.constexpr,
+):
+    # Move rows on by a symbol each.
+    for which in tl.static_range(2):
+        base = tl.load(base_ptr + 2 * slot + which, mask=mask, other=-1)
+        looking = base >= 0
+        node_at = node_ptr + 2 * slot + which
+        node = tl.load(node_at, mask=looking, other=0)
+        node = next_node(words_ptr, base, node, symbol, looking, BLOCK_ARCS)
+        tl.store(node_at, node, mask=looking)
+        rows = scores_ptr + (2 * row64 + which) * V
+        tree_scores(words_ptr, floats_ptr, rows, base, node, looking, V, BLOCK_V, BLOCK_ARCS)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu_worker.kernels.boosting_tree import next_node, tree_scores
+from gpu_worker.kernels.boosting_tree import advance_scores, begin_scores, is_boosted, scores_of
 from gpu_worker.kernels.reference.boosting_tree_reference import SlotTrees
 from gpu_worker.kernels.reference.greedy_decode_reference import TransducerWeights
 
@@ -107,25 +107,22 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     copy = tl.arange(0, BLOCK_COPY)
     low = hidden_ptr.dtype.element_ty
 
+    any_boosted = False
     if BOOSTS:
-        # A slot's own tree and everybody's.  Their scores change with each symbol, and are kept in scratch.
-        own_base = tl.load(base_ptr + 2 * slot, mask=row_mask, other=-1)
-        all_base = tl.load(base_ptr + 2 * slot + 1, mask=row_mask, other=-1)
-        has_own = (own_base >= 0) & (num_frames > 0)
-        has_all = (all_base >= 0) & (num_frames > 0)
-        boosted = has_own | has_all
-        any_boosted = tl.max(boosted.to(tl.int32), axis=0) > 0
-        own_scores = scores_ptr + 2 * row64 * V
-        all_scores = own_scores + V
-        if any_boosted:
-            own_node = tl.load(node_ptr + 2 * slot, mask=has_own, other=0)
-            all_node = tl.load(node_ptr + 2 * slot + 1, mask=has_all, other=0)
-            tree_scores(
-                words_ptr, floats_ptr, own_scores, own_base, own_node, has_own, V, BLOCK_COPY, BLOCK_ARCS
-            )
-            tree_scores(
-                words_ptr, floats_ptr, all_scores, all_base, all_node, has_all, V, BLOCK_COPY, BLOCK_ARCS
-            )
+        # Of a block without phrases this one value is all that there is of them, or registers run out.
+        any_boosted = begin_scores(
+            words_ptr,
+            floats_ptr,
+            base_ptr,
+            node_ptr,
+            scores_ptr,
+            slot,
+            row64,
+            num_frames > 0,
+            V,
+            BLOCK_COPY,
+            BLOCK_ARCS,
+        )
 
     while tl.max((frame < num_frames).to(tl.int32), axis=0) > 0:
         active = frame < num_frames
@@ -144,9 +141,6 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
         best = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
         total = tl.zeros((BLOCK_B,), dtype=tl.float32)
         symbol = tl.zeros((BLOCK_B,), dtype=tl.int32)
-        # Of the sums with the trees' scores, and of them the best that is no blank.
-        best_sum = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
-        symbol_of_sum = tl.zeros((BLOCK_B,), dtype=tl.int32)
         for first_symbol in range(0, V, BLOCK_V):
             v = first_symbol + tl.arange(0, BLOCK_V)
             v_mask = v < V
@@ -167,19 +161,45 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
             total = total * tl.exp(best - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
             symbol = tl.where(tile_best > best, first_symbol + tile_symbol, symbol)
             best = higher
-            if BOOSTS and any_boosted:
-                at = v[None, :]
-                own_mask = (has_own & active)[:, None] & v_mask[None, :]
-                all_mask = (has_all & active)[:, None] & v_mask[None, :]
-                score = tl.load(own_scores[:, None] + at, mask=own_mask, other=0.0)
-                score += tl.load(all_scores[:, None] + at, mask=all_mask, other=0.0)
-                sums = tl.where((v != BLANK)[None, :], logits + score, -1e30)
-                tile_best, tile_symbol = tl.max(sums, axis=1, return_indices=True)
-                symbol_of_sum = tl.where(tile_best > best_sum, first_symbol + tile_symbol, symbol_of_sum)
-                best_sum = tl.maximum(best_sum, tile_best)
 
-        if BOOSTS:
-            symbol = tl.where(boosted & (symbol != BLANK), symbol_of_sum, symbol)
+        if BOOSTS and any_boosted:
+            boosted = active & (symbol != BLANK) & is_boosted(base_ptr, slot, active)
+            if tl.max(boosted.to(tl.int32), axis=0) > 0:
+                best_sum = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
+                for first_symbol in range(0, V, BLOCK_V):
+                    v = first_symbol + tl.arange(0, BLOCK_V)
+                    v_mask = v < V
+                    sums = _matmul_tile(
+                        tl.zeros((BLOCK_B, BLOCK_V), dtype=tl.float32),
+                        joint_ptr + row64 * J,
+                        boosted,
+                        out_weight_ptr + v * J,
+                        v_mask,
+                        J,
+                        BLOCK_K,
+                        PRECISION,
+                    )
+                    sums += tl.load(out_bias_ptr + v, mask=v_mask, other=0.0).to(tl.float32)[None, :]
+                    sums += scores_of(base_ptr, scores_ptr, slot, row64, boosted, v, v_mask, V)
+                    sums = tl.where((v_mask & (v != BLANK))[None, :], sums, -1e30)
+                    tile_best, tile_symbol = tl.max(sums, axis=1, return_indices=True)
+                    symbol = tl.where(boosted & (tile_best > best_sum), first_symbol + tile_symbol, symbol)
+                    best_sum = tl.maximum(best_sum, tile_best)
+                advance_scores(
+                    words_ptr,
+                    floats_ptr,
+                    base_ptr,
+                    node_ptr,
+                    scores_ptr,
+                    slot,
+                    row64,
+                    symbol,
+                    boosted,
+                    V,
+                    BLOCK_COPY,
+                    BLOCK_ARCS,
+                )
+
         emitted = active & (symbol != BLANK)
         tl.store(out_ptr + out_row + 1 + count, symbol, mask=emitted)
         tl.store(out_ptr + out_row + 1 + most + count, frame, mask=emitted)
@@ -192,31 +212,6 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
         next_frame = active & ((symbol == BLANK) | (symbols >= MAX_SYMBOLS) | ended)
         symbols = tl.where(next_frame, 0, symbols)
         frame += next_frame.to(tl.int32)
-
-        if BOOSTS:
-            moves = emitted & boosted
-            if tl.max(moves.to(tl.int32), axis=0) > 0:
-                own, shared = moves & has_own, moves & has_all
-                own_node = tl.load(node_ptr + 2 * slot, mask=own, other=0)
-                own_node = next_node(words_ptr, own_base, own_node, symbol, own, BLOCK_ARCS)
-                all_node = tl.load(node_ptr + 2 * slot + 1, mask=shared, other=0)
-                all_node = next_node(words_ptr, all_base, all_node, symbol, shared, BLOCK_ARCS)
-                tl.store(node_ptr + 2 * slot, own_node, mask=own)
-                tl.store(node_ptr + 2 * slot + 1, all_node, mask=shared)
-                tree_scores(
-                    words_ptr, floats_ptr, own_scores, own_base, own_node, own, V, BLOCK_COPY, BLOCK_ARCS
-                )
-                tree_scores(
-                    words_ptr,
-                    floats_ptr,
-                    all_scores,
-                    all_base,
-                    all_node,
-                    shared,
-                    V,
-                    BLOCK_COPY,
-                    BLOCK_ARCS,
-                )
 
         if tl.max(emitted.to(tl.int32), axis=0) > 0:
             for layer in tl.static_range(LAYERS):
