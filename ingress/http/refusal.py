@@ -26,10 +26,11 @@ class Refusal:
     content_type: str = PLAIN_TEXT
 
     def after(self, seconds: int | None) -> Refusal:
-        """The same, with a word about when to come again; None says nothing."""
+        """The same, with a word about when to come again, in place of a guess; None leaves it as it is."""
         if seconds is None:
             return self
-        return replace(self, headers=(*self.headers, ("Retry-After", str(seconds))))
+        others = (header for header in self.headers if header[0].lower() != "retry-after")
+        return replace(self, headers=(*others, ("Retry-After", str(seconds))))
 
     @property
     def content(self) -> bytes:

@@ -26,6 +26,7 @@ from tests.ingress_process import IngressProcess
 from tests.ports import HOST
 from tests.realtime_talk import TRANSCRIPTION, append
 from tests.stack import Stack
+from tests.unit.ingress.http.test_transcriptions import silence
 from tests.waiting import until
 
 AUDIO = {"type": "audio", "data": base64.b64encode(bytes(6400)).decode()}
@@ -211,6 +212,45 @@ async def test_a_name_that_was_bent_to_this_server_opens_nothing_for_its_page(st
         client = await opened(name)
         assert json.loads(await client.recv())["type"] == "hello"
         await client.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/listen", "/v1/realtime?intent=transcription"])
+async def test_other_protocols_get_429_before_the_upgrade_too(stack: Stack, keys: Keys, path: str) -> None:
+    _, key = keys.make(max_streams=1)
+    stack.worker()
+    ingress = serve(stack, keys)
+    headers = {"Authorization": f"Bearer {key}"}
+    async with connect(ingress.ws_url, additional_headers=headers) as client:
+        assert json.loads(await client.recv())["type"] == "hello"
+        with pytest.raises(InvalidStatus) as raised:
+            await connect(ingress.ws_url + path, additional_headers=headers)
+        response = raised.value.response
+        assert response.status_code == 429
+        assert response.headers.get_all("Retry-After") == ["5"]
+        assert stack.client.zcard("px:{0}:adm") == 1
+
+
+async def test_a_recording_ends_with_the_audio_that_its_key_may_have_in_a_day(
+    stack: Stack, keys: Keys
+) -> None:
+    _, key = keys.make(audio_s_per_day=5)
+    stack.worker()
+    ingress = serve(stack, keys)
+
+    def post(seconds: int) -> tuple[int, int, str]:
+        http = HTTPConnection(HOST, ingress.ws_port, timeout=60)
+        http.request("POST", "/v1/listen", silence(seconds), {"Authorization": f"Bearer {key}"})
+        response = http.getresponse()
+        told = response.status, int(response.getheader("Retry-After") or 0), response.read().decode()
+        http.close()
+        return told
+
+    assert (await asyncio.to_thread(post, 2))[0] == 200
+    for _ in range(2):  # the second before it is uploaded
+        status, retry_after_s, body = await asyncio.to_thread(post, 60)
+        assert status == 429
+        assert 0 < retry_after_s <= 86_401
+        assert "as much audio today" in body
 
 
 async def test_a_stranger_sees_the_page_and_nothing_else(stack: Stack, keys: Keys) -> None:
