@@ -119,7 +119,8 @@ class Compose:
             assert shutil.which("docker-compose"), "docker compose is not installed (Debian: docker-compose)"
             # Version 1 knows no name at the top.
             text = files[0].read_text().replace("\nname: parakeet\n", "\n", 1)
-            nameless = Path(tempfile.mkdtemp(prefix="parakeet-compose-")) / files[0].name
+            CACHE.mkdir(parents=True, exist_ok=True)
+            nameless = CACHE / files[0].name
             nameless.write_text(text)
             files = [nameless, *files[1:]]
             self._command = ["docker-compose", "--project-directory", "."]
