@@ -98,12 +98,21 @@ class Recordings:
             yield recording
         except BaseException as error:
             recording.failed(error)
+            if isinstance(error, StreamError) and not entered:
+                self.refused(error.code)
             raise
         finally:
             self._held.discard(recording)
             if entered:
                 guard.leave(client, 1)
             self.metrics.recordings[recording.outcome] += 1
+
+    def refused(self, code: ErrorCode) -> None:
+        """Count a recording that has no stream."""
+        self.metrics.errors[code.value] += 1
+        outcome = _ADMISSION.get(code)
+        if outcome is not None:
+            self.metrics.admissions[outcome] += 1
 
     def expel(self, key_id: KeyId) -> None:
         """The key opens nothing any more."""
@@ -217,16 +226,15 @@ class Recording:
         self._metrics.audio_seconds += seconds
 
     def _count(self, stream: RecordingStream, code: str) -> None:
-        """Count the stream that a recording was, or was refused."""
+        """Count the stream that the recording was, or was refused."""
         metrics = self._metrics
         if not stream.begun:
-            refused = _ADMISSION.get(ErrorCode(code)) if code in metrics.errors else None
-            if refused is not None:
-                metrics.admissions[refused] += 1
-        else:
-            metrics.admissions["admitted"] += 1
-            metrics.streams_ended[code] += 1
-            metrics.stream_duration_seconds.observe(stream.sent_s)
+            if code in metrics.errors:
+                self._recordings.refused(ErrorCode(code))
+            return
+        metrics.admissions["admitted"] += 1
+        metrics.streams_ended[code] += 1
+        metrics.stream_duration_seconds.observe(stream.sent_s)
         if code in metrics.errors:
             metrics.errors[code] += 1
         elif code == FINAL:

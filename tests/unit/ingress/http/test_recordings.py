@@ -162,6 +162,7 @@ async def test_a_key_at_its_limit_is_refused_before_its_upload(target: str) -> N
         assert (status, headers["retry-after"]) == (429, "7")
         await client.close()
     assert (guard.streams, recordings.num_held, recordings.metrics.recordings["over_limit"]) == (0, 0, 1)
+    assert recordings.metrics.admissions["over_limit"] == recordings.metrics.errors["over_limit"] == 1
     assert backplane.links == []
 
 
