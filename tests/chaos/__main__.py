@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ import orjson
 
 from tests.chaos.client import make_clips
 from tests.chaos.fleet import LEASE_MS, Fleet
+from tests.chaos.lane_fleet import LaneFleet
 from tests.chaos.run import Chaos, RunReport
 from tests.chaos.schedule import make_plan
 
@@ -64,14 +65,16 @@ def read_records(folder: Path) -> list[RunRecord]:
     return [RunRecord(**orjson.loads(line)) for line in lines[:-1]]
 
 
-async def run_seeds(seeds: Sequence[int], minutes: float, folder: Path) -> list[str]:
-    """Run plan after plan against one fleet, and write each down; gives keys that were left at the end."""
+async def run_seeds(
+    seeds: Sequence[int], minutes: float, folder: Path, make_fleet: Callable[[Path], Fleet] = Fleet
+) -> list[str]:
+    """Run plan after plan against one fleet, and write each down; returns keys that were left at the end."""
     deadline = time.monotonic() + 60 * minutes
     path = folder / _RUNS
     if path.exists():  # without a line that was cut off
         whole = path.read_bytes()
         path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-    async with Fleet(folder) as fleet:
+    async with make_fleet(folder) as fleet:
         chaos = Chaos(fleet, make_clips(NUM_CLIPS))
         await chaos.prepare()
         for seed in seeds:
@@ -84,7 +87,7 @@ async def run_seeds(seeds: Sequence[int], minutes: float, folder: Path) -> list[
         return await chaos.no_keys_left()
 
 
-def summary(records: Sequence[RunRecord], left: Sequence[str], command: str) -> str:
+def summary(records: Sequence[RunRecord], left: Sequence[str], command: str, workers: str) -> str:
     """The report as Markdown."""
     faults: Counter[str] = Counter()
     for record in records:
@@ -93,7 +96,7 @@ def summary(records: Sequence[RunRecord], left: Sequence[str], command: str) -> 
     lines = [
         f"# Chaos: {len(records)} seeded runs",
         "",
-        f"`{command}`, {time.strftime('%Y-%m-%d')}; tiny model in float32 on CPU, 3 workers, 2 ingresses,",
+        f"`{command}`, {time.strftime('%Y-%m-%d')}; tiny model in float32 on CPU, {workers}, 2 ingresses,",
         f"Valkey with its append-only file, `--lease-ms {LEASE_MS}`.",
         "",
         "| | |",
@@ -123,15 +126,18 @@ def main() -> int:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--folder", type=Path, help="where logs and runs stay")
     parser.add_argument("--with", dest="others", type=Path, nargs="*", default=[], help="further folders")
+    parser.add_argument("--lanes", action="store_true", help="groups of lanes in place of workers")
     arguments = parser.parse_args()
+    make_fleet: Callable[[Path], Fleet] = LaneFleet if arguments.lanes else Fleet
     first, end = (int(text) for text in arguments.seeds.split(":"))
     folder = (arguments.folder or Path(tempfile.mkdtemp(prefix="chaos-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     done = {record.seed for record in read_records(folder)}
     todo = [seed for seed in range(first, end) if seed not in done]
-    left = asyncio.run(run_seeds(todo, arguments.minutes, folder)) if todo else []
+    left = asyncio.run(run_seeds(todo, arguments.minutes, folder, make_fleet)) if todo else []
     records = [record for one in (folder, *arguments.others) for record in read_records(one)]
-    text = summary(records, left, " ".join(["python -m tests.chaos", *sys.argv[1:]]))
+    workers = "2 groups of 2 lanes" if arguments.lanes else "3 workers"
+    text = summary(records, left, " ".join(["python -m tests.chaos", *sys.argv[1:]]), workers)
     print(text)
     if arguments.report is not None:
         arguments.report.write_text(text)

@@ -188,8 +188,7 @@ class Fleet:
         self.client = raw_client(self.redis.url)
         for proxy in self.proxies:
             await proxy.start()
-        await self.nursery.start()
-        self._keepers = [asyncio.create_task(self._keep_worker(member)) for member in self.workers]
+        self._keepers = await self._start_workers()
         self._keepers += [
             asyncio.create_task(self._keep_ingress(member, number))
             for number, member in enumerate(self.ingresses)
@@ -211,15 +210,22 @@ class Fleet:
         for held in self._held:
             held.close()
 
+    async def _start_workers(self) -> list[asyncio.Task[None]]:
+        await self.nursery.start()
+        return [asyncio.create_task(self._keep_worker(member)) for member in self.workers]
+
+    @property
+    def _serving(self) -> set[str]:
+        """Names of all that serves, as workers, when everything is up."""
+        return {member.name for member in self.workers}
+
     async def all_up(self, timeout_s: float = 60.0) -> None:
         """Wait until every place is filled by a process that serves."""
 
         def up() -> bool:
             live = {name.decode() for name in self.client.zrange("px:{0}:workers", 0, -1)}
             there = {name.decode() for name in self.client.zrange("px:{0}:ingresses", 0, -1)}
-            return {member.name for member in self.workers} <= live and {
-                member.name for member in self.ingresses
-            } <= there
+            return self._serving <= live and {member.name for member in self.ingresses} <= there
 
         await until(up, timeout_s, "the cluster")
 

@@ -13,6 +13,7 @@ import pytest
 from tests.chaos.client import StreamLog, make_clips, run_stream
 from tests.chaos.fleet import Fleet, Member
 from tests.chaos.invariants import violations
+from tests.chaos.lane_fleet import LaneFleet
 from tests.chaos.run import Chaos
 from tests.chaos.schedule import make_plan
 from tests.waiting import until
@@ -29,6 +30,16 @@ async def test_seeded_faults_break_no_promise(tmp_path: Path) -> None:
         chaos = Chaos(fleet, make_clips(_NUM_CLIPS))
         await chaos.prepare()
         for seed in range(first, end):
+            report = await chaos.run(make_plan(seed, _NUM_CLIPS, len(fleet.urls)))
+            assert not report.violations, report.describe()
+        assert await chaos.no_keys_left() == []
+
+
+async def test_seeded_faults_break_no_promise_with_lanes(tmp_path: Path) -> None:
+    async with LaneFleet(tmp_path) as fleet:
+        chaos = Chaos(fleet, make_clips(_NUM_CLIPS))
+        await chaos.prepare()
+        for seed in (1, 2):
             report = await chaos.run(make_plan(seed, _NUM_CLIPS, len(fleet.urls)))
             assert not report.violations, report.describe()
         assert await chaos.no_keys_left() == []

@@ -25,7 +25,7 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 
 def test_a_summary_adds_all_runs_up() -> None:
     records = [make_record(1, []), make_record(2, [(7, "result 3 came after 1")])]
-    text = summary(records, ["px:{0}:7:m"], "python -m tests.chaos")
+    text = summary(records, ["px:{0}:7:m"], "python -m tests.chaos", "3 workers")
     assert "| runs, with a broken promise | 2, 1 |" in text
     assert "| keys left | 1 |" in text
     assert "stream 7: result 3 came after 1" in text
