@@ -5,8 +5,8 @@
 
 The listed words are chosen from transcripts alone, before anything is decoded: of each source, the words of
 at least `MIN_LETTERS` letters that stand in one of its clips only. Every stream of the source gets them all
-("right list"). "Wrong list" has `NUM_WRONG` such words of other texts of Asterisk, none of which is said in
-the source. An engine decodes every clip without a list, and with each list at each boost.
+("right list"). "Wrong list" has up to `NUM_WRONG` such words of other texts of Asterisk, none of which is
+said in the source. An engine decodes every clip without a list, and with each list at each boost.
 
 Then sounds without speech, with a list of `NUM_SOUND_PHRASES` words: silence must give the same tokens as
 without, noise, keyboard and music no listed word and no more tokens than without.
