@@ -229,10 +229,11 @@ class PhraseContract:
         samples = self.recording(1)
         expected = self.boosted(samples, ())
         engine = self.make(Sizes())
-        frames = 10 * engine.clock.chunk_frames
+        chunks = 20_000 // engine.clock.chunk_samples
+        frames = chunks * engine.clock.chunk_frames
         engine.open(STREAM, StreamOptions())
         engine.feed(STREAM, samples)
-        engine.replace_phrases(STREAM, (Phrase("Москва"),), 10 * engine.clock.chunk_samples)
+        engine.replace_phrases(STREAM, (Phrase("Москва"),), chunks * engine.clock.chunk_samples)
         outputs = step_until_idle(engine)
         assert isinstance(outputs[-1].failed, UnsupportedOption)
         before = [
