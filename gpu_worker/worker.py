@@ -407,7 +407,9 @@ class Worker:
         self._let_go()
         self._end(clock, JOIN_S, self._intakes)
         self._engine.put(HandOver())
-        handed_over = self._outlet.wait_handed_over(clock.left_s(HAND_OVER_S))
+        handed_over = self._wait_handed_over(clock.left_s(HAND_OVER_S))
+        if handed_over is None:
+            return self._give_up()
         if left:
             logger.info("%d streams handed over%s", left, "" if handed_over else ", not all in time")
         self._engine.stop(clock.left_s(JOIN_S))
@@ -423,6 +425,16 @@ class Worker:
         self._tracer.close()
         logger.info("worker stopped")
         return 0
+
+    def _wait_handed_over(self, timeout_s: float) -> bool | None:
+        """Whether all was handed over in time; None where the worker fails meanwhile: nothing more comes."""
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            if self._outlet.wait_handed_over(min(_WAIT_S / 4, left_s)):
+                return True
+            if self._failure is not None:
+                return None
+        return False
 
     def _end(self, clock: StopClock, most_s: float, parts: Sequence[_Stoppable]) -> None:
         """End parts of one kind, of all servers at once, within the time for one."""

@@ -7,6 +7,7 @@ too, so no lane outlives it.  It holds no stream: all that is known of one is in
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import socket
@@ -191,15 +192,18 @@ class Group:
         memory.close_fd()
         facts = LaneFacts.of(self._backend, lane.share, len(self._lanes))
         lane.port = LanePort(lane.share, LaneArea(sizes, memory), ours, bell, self._bell.ring)
-        try:
-            wire.send(ours, facts.to_message(), {})
-        except OSError:  # it has ended already, and will be found so
-            logger.warning("lane %d ended at its start", lane.number)
         self._server.add(lane.port)
-        threading.Thread(target=self._follow, args=(lane, lane.process), name="lane-end", daemon=True).start()
+        threading.Thread(
+            target=self._follow, args=(lane, lane.process, ours, facts), name="lane-end", daemon=True
+        ).start()
         logger.info("started lane %d as %s, pid %d", lane.number, lane.settings.worker_id, lane.process.pid)
 
-    def _follow(self, lane: _Lane, process: subprocess.Popen[bytes]) -> None:
+    def _follow(
+        self, lane: _Lane, process: subprocess.Popen[bytes], link: socket.socket, facts: LaneFacts
+    ) -> None:
+        """Tell a lane its facts, which it takes once it is up; then wait for its end."""
+        with contextlib.suppress(OSError):  # it has ended already
+            wire.send(link, facts.to_message(), {})
         self._events.put(_Ended(lane, process.wait()))
 
     def _ended(self, lane: _Lane, status: int) -> int | None:

@@ -175,6 +175,30 @@ async def test_what_is_left_of_a_group_that_stops_is_handed_over(redis_url: str,
                 assert stream.epoch == 2
 
 
+async def test_a_lane_that_hands_over_while_its_group_dies_gives_up_at_once(
+    redis_url: str, tmp_path: Path
+) -> None:
+    pcm = noise(4.0)
+    with ExitStack() as stack:
+        flags: dict[str, Any] = {"worker_max_streams": 12, "drain_timeout_s": 0.2, "lease_ms": 20_000}
+        group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
+        async with ingress_side(redis_url) as ingress:
+            await asyncio.to_thread(group.ready, raw_client(redis_url))
+            streams = await halfway(ingress, pcm, count=6)
+            await worker(stack, redis_url, tmp_path, "w2", lease_ms=20_000)
+            group.send(signal.SIGSTOP)
+            for stream in streams:
+                stream.append(pcm[len(pcm) // 2 :], final=True)
+            lanes = [group.send_lane(name, signal.SIGTERM) for name in group.lane_names]
+            await until(lambda: group.log_text().count("draining: ") == 2, what="lanes that stop")
+            group.send(signal.SIGKILL)
+            await until(lambda: not any(map(runs, lanes)), 5, "the end of both lanes")
+            await ingress.ended(*streams)
+            for stream in streams:
+                assert_gapless(stream)
+                assert stream.text == expected_text(pcm)
+
+
 async def test_snapshots_of_lanes_fit_workers_and_those_of_workers_fit_lanes(
     redis_url: str, tmp_path: Path
 ) -> None:
