@@ -35,6 +35,10 @@ MAX_REQUEST_LINE_BYTES: Final = 64 * 1024
 """Longest request line, its line end included."""
 MAX_HEADER_BYTES: Final = 64 * 1024
 """Longest block of headers, each counted with its separators."""
+FREE_PARTS: Final = 4096
+MIN_PART_BYTES: Final = 16
+"""What the chunks of a body hold on average, once there are more than FREE_PARTS: else reading them is all
+that an ingress does."""
 MAX_PIPELINED: Final = 16
 """Most requests of one connection that wait for the answer to the one before them."""
 
@@ -82,6 +86,7 @@ class Front(HttpToolsProtocol):
         self._untold_bytes = 0  # that the parser took since it last told something
         self._head_timer: asyncio.TimerHandle | None = None
         self._body = bytearray()  # of this read: each part of a body costs a copy of all that waits
+        self._num_parts = self._parts_bytes = 0  # of this request's body, and what they hold
         self._body_bytes = 0  # that came in this window of time
         self._body_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
@@ -239,9 +244,14 @@ class Front(HttpToolsProtocol):
         self._untold_bytes = 0
         self._body_bytes += len(body)
         self._body += body
+        self._num_parts += 1
+        self._parts_bytes += len(body)
+        if self._num_parts > FREE_PARTS and self._parts_bytes < self._num_parts * MIN_PART_BYTES:
+            self._hang_up()
 
     def on_message_complete(self) -> None:
         """A request has come whole."""
+        self._num_parts = self._parts_bytes = 0
         self._hand_on_body()
         self._stop_watching_body()
         super().on_message_complete()
@@ -381,9 +391,12 @@ class Front(HttpToolsProtocol):
         if self._body_bytes >= MIN_BODY_BYTES or self.flow.read_paused:
             self._watch_body()
             return
-        # No answer: it is the endpoint's to give, which learns that its client is gone.
-        self._over = True
         self._body_timer = None
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close without an answer: it is the endpoint's to give, which learns that its client is gone."""
+        self._over = True
         self.transport.close()
 
     def _probe(self) -> None:

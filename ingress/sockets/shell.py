@@ -19,7 +19,7 @@ from ingress.sockets.peer import Peer
 _WRITE_HIGH_BYTES: Final = 32 * 1024
 MESSAGES_A_TURN: Final = 64
 """Messages that one client is heard in one round of the event loop: a read of 256 KB may hold 20,000."""
-BYTES_A_TURN: Final = 128 * 1024
+BYTES_A_TURN: Final = 16 * 1024
 """A read of as much is a turn, too: libuv reads 32 times before anybody else has one."""
 
 OpenConnection = Callable[[Peer], Connection]

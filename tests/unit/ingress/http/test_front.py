@@ -18,7 +18,7 @@ from websockets.frames import Frame, Opcode
 
 from ingress.auth.client import Client
 from ingress.http.endpoints import endpoint
-from ingress.http.front import MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, Front
+from ingress.http.front import FREE_PARTS, MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, Front
 from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 from tests.fake_backplane import ScriptedBackplane
@@ -447,6 +447,27 @@ async def test_a_body_may_take_longer_than_its_window_while_it_grows_and_so_may_
         await client.close()
 
 
+async def test_a_body_of_nothing_but_tiny_chunks_ends_its_connection() -> None:
+    gone = asyncio.Event()
+
+    async def read(request: StarletteRequest) -> Response:
+        try:
+            await request.body()
+        except ClientDisconnect:
+            gone.set()
+        return PlainTextResponse("")
+
+    head = b"POST /read HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(ScriptedBackplane(), endpoints=(endpoint("/read", read, "POST"),)) as harness:
+        client = await harness.raw_ws()
+        client.writer.write(head + b"1\r\nR\r\n" * 2 * FREE_PARTS)
+        async with asyncio.timeout(5):
+            await gone.wait()
+            with suppress(ConnectionError):
+                assert await client.reader.read() == b""
+        await client.close()
+
+
 async def test_a_body_in_tiny_chunks_is_one_part_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """uvicorn copies all that waits for every part, and a read may hold forty thousand of them."""
     parts: list[int] = []
@@ -457,7 +478,7 @@ async def test_a_body_in_tiny_chunks_is_one_part_a_read(monkeypatch: pytest.Monk
         handed_on(protocol, body)
 
     monkeypatch.setattr(HttpToolsProtocol, "on_body", note)
-    text = b"".join(b"%d," % number for number in range(3000))
+    text = b"".join(b"%d," % number for number in range(500))
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in text)
     request = b"POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
