@@ -55,11 +55,11 @@ async def test_no_silence_is_too_long_where_the_time_is_0() -> None:
 async def test_a_client_that_reads_a_little_now_and_then_is_not_stuck() -> None:
     client = _Client()
     passed: list[int] = []
-    deadline = UnreadDeadline(0.02, lambda: client.acked_bytes)
+    deadline = UnreadDeadline(0.4, lambda: client.acked_bytes)
     deadline.start(lambda: passed.append(client.acked_bytes))
     for _ in range(20):
         client.acked_bytes += 1
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.04)
     assert passed == []
     async with asyncio.timeout(5):
         while not passed:  # noqa: ASYNC110 - the deadline sets no event
