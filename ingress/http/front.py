@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from http import HTTPStatus
@@ -16,7 +17,7 @@ from typing import Any, Final, NoReturn, cast
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ingress.http import handshake
 from ingress.http.refusal import Refusal, Refused
@@ -94,6 +95,7 @@ class Front(HttpToolsProtocol):
         self._over = False  # nothing more is read
         self._resting = False  # until the next round of the event loop
         self._linger: Linger | None = None
+        self._unanswered: deque[RequestResponseCycle] = deque()  # the first of them is being answered
 
     # asyncio.Protocol
 
@@ -126,6 +128,7 @@ class Front(HttpToolsProtocol):
         if self._place is not None:
             self._place.leave()
             self._place = None
+        self._tell_that_client_is_gone()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -234,6 +237,7 @@ class Front(HttpToolsProtocol):
         self.scope["state"]["request"] = request
         self._site.update_date()
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
         self._watch_body()
         if self.parser.should_upgrade():
             # Another upgrade, which is not taken. The parser stops here, so this request is the last.
@@ -258,6 +262,7 @@ class Front(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """A request has its answer."""
+        self._unanswered.popleft()
         if self._place is not None:
             self._place.served()
         super().on_response_complete()
@@ -336,9 +341,21 @@ class Front(HttpToolsProtocol):
         self._stop_waiting()
         if self._answering:
             self.cycle.keep_alive = False
-            return
+            if not self.cycle.more_body:
+                return
+            # The fault is in a body, for the rest of which its endpoint would wait.
+            if len(self._unanswered) > 1 or self.cycle.response_started:
+                self.transport.close()
+                return
+            self._tell_that_client_is_gone()
         self.transport.write(refusal.answer())
         self._close_in_order()
+
+    def _tell_that_client_is_gone(self) -> None:
+        """End what waits for the client; uvicorn tells the endpoint of the last request alone."""
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _close_in_order(self) -> None:
         """Close the sending side, and let the client read what it was sent before the socket is gone."""

@@ -430,6 +430,53 @@ async def test_a_body_that_stops_coming_ends_its_connection_and_frees_its_endpoi
         await client.close()
 
 
+_CHUNKED = b"POST /upload HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\nokay\r\n", b"2\r\nok\r\n0\r\n" + b"A: b\r\n" * 12_000])
+async def test_a_body_that_cannot_be_read_on_is_refused_and_frees_its_endpoint(broken: bytes) -> None:
+    gone: list[bool] = []
+
+    async def upload(request: StarletteRequest) -> Response:
+        try:
+            return PlainTextResponse(await request.body())
+        except ClientDisconnect:
+            gone.append(True)
+            raise
+
+    endpoints = (endpoint("/upload", upload, "POST"),)
+    async with serving(ScriptedBackplane(), body_window_s=0.2, endpoints=endpoints) as harness:
+        client = await harness.raw_ws()
+        await client.send(_CHUNKED + broken)
+        assert (await _response(client))[0] in (400, 431)
+        await wait_until(lambda: gone == [True])
+        site = harness.site
+        assert site is not None
+        await wait_until(lambda: not site.state.tasks)
+        await client.close()
+
+
+@pytest.mark.parametrize("behind", [b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", _CHUNKED + b"zz\r\n"])
+async def test_an_endpoint_learns_of_its_client_also_with_requests_behind_it(behind: bytes) -> None:
+    began, gone = asyncio.Event(), asyncio.Event()
+
+    async def upload(request: StarletteRequest) -> Response:
+        await request.body()
+        began.set()
+        assert (await request.receive())["type"] == "http.disconnect"
+        gone.set()
+        return PlainTextResponse("")
+
+    endpoints = (endpoint("/upload", upload, "POST"),)
+    async with serving(ScriptedBackplane(), endpoints=endpoints) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"POST /upload HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nok" + behind)
+        await began.wait()
+        await client.close()
+        async with asyncio.timeout(5):
+            await gone.wait()
+
+
 async def test_a_body_may_take_longer_than_its_window_while_it_grows_and_so_may_its_answer() -> None:
     async def upload(request: StarletteRequest) -> Response:
         size = len(await request.body())
