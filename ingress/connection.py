@@ -182,7 +182,7 @@ class Connection:
         if message is None:
             pass
         elif self._inlet is not None:
-            self._wait_for_media(self._inlet, message)
+            self._wait_for_media(self._inlet, message, len(data))
         elif isinstance(message, list):
             self._received_all(message)
         elif isinstance(message, Media):
@@ -192,11 +192,11 @@ class Connection:
         if self._dialect.replies:
             self._reply()
 
-    def _wait_for_media(self, inlet: MediaInlet, heard: Heard) -> None:
-        """What was said takes its place behind the audio that is not decoded yet."""
+    def _wait_for_media(self, inlet: MediaInlet, heard: Heard, num_bytes: int) -> None:
+        """What was said, in so many bytes, takes its place behind the audio that is not decoded yet."""
         for item in heard if isinstance(heard, list) else (heard,):
             if item is not None:
-                inlet.take(item)
+                inlet.take(item, num_bytes)
         if inlet.is_full:
             self._peer.pause_reading()
 

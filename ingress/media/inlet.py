@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # What waits here in front of the child; more, and the client is not read.
 _MAX_WAITING_BYTES: Final = 64 << 10
+# What a message costs beside its bytes, of which it may have none.
+_MESSAGE_BYTES: Final = 64
 _PIECE_BYTES: Final = 16 << 10
 # A child that has input and says nothing for so long has decoded it: a packet takes it a millisecond.
 _QUIET_S: Final = 0.1
@@ -78,7 +80,7 @@ class MediaInlet:
         self._sink = sink
         self._holds_place = False
         self._hold_place()
-        self._items: deque[Media | ClientMessage] = deque()
+        self._items: deque[tuple[Media | ClientMessage, int]] = deque()  # each with what it counts for
         self._waiting_bytes = 0
         self._head = b""  # of a container that is not known yet
         self._decoder: Decoder | None = None
@@ -94,13 +96,13 @@ class MediaInlet:
         """Whether the client should not be read for now."""
         return self._waiting_bytes > _MAX_WAITING_BYTES
 
-    def take(self, item: Media | ClientMessage) -> None:
-        """Take the next that the client said."""
+    def take(self, item: Media | ClientMessage, num_bytes: int) -> None:
+        """Take the next that the client said, in so many bytes."""
         if self._task is None:
             return
-        self._items.append(item)
-        if isinstance(item, Media):
-            self._waiting_bytes += len(item.data)
+        cost = num_bytes + _MESSAGE_BYTES
+        self._items.append((item, cost))
+        self._waiting_bytes += cost
         self._news.set()
 
     def room(self) -> None:
@@ -142,6 +144,7 @@ class MediaInlet:
         finally:
             self._task = None
             self._items.clear()
+            self._let_in(self._waiting_bytes)
             await self._tidy_up()
 
     async def _tidy_up(self) -> None:
@@ -158,7 +161,7 @@ class MediaInlet:
             while not self._items:
                 self._raise_if_failed()
                 await self._wait()
-            item = self._items[0]
+            item, cost = self._items[0]
             if isinstance(item, Media):
                 await self._feed(item.data)
             elif isinstance(item, Close):
@@ -169,11 +172,14 @@ class MediaInlet:
                 await self._settle()
                 self._sink.received_decoded(item)
             self._items.popleft()
-            if isinstance(item, Media):
-                was_full = self.is_full
-                self._waiting_bytes -= len(item.data)
-                if was_full and not self.is_full:
-                    self._sink.on_media_room()
+            self._let_in(cost)
+
+    def _let_in(self, num_bytes: int) -> None:
+        """So much waits no more: the client may be read again."""
+        was_full = self.is_full
+        self._waiting_bytes -= num_bytes
+        if was_full and not self.is_full:
+            self._sink.on_media_room()
 
     async def _wait(self) -> None:
         self._news.clear()

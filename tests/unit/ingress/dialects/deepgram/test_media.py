@@ -17,9 +17,10 @@ from websockets.exceptions import InvalidStatus
 
 from common.entries import LineKind
 from common.errors import NoFreeStream
+from common.messages import Close, Finalize
 from ingress.media.decoder import Decoders
 from ingress.media.inlet import MediaInlet
-from ingress.media.wanted import MediaWanted
+from ingress.media.wanted import Media, MediaWanted
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import Harness, wait_until
 from tests.media_files import encode, opus_packets, read_pcm
@@ -271,3 +272,23 @@ async def test_an_inlet_that_is_closed_at_once_leaves_its_decoder() -> None:
     MediaInlet(decoders, MediaWanted(), Sink()).close()  # type: ignore[arg-type]  # it is called by nobody
     await asyncio.sleep(0)
     assert decoders.running == 0
+
+
+async def test_messages_behind_audio_that_is_not_decoded_are_bounded() -> None:
+    class Sink:
+        num_rooms = 0
+
+        def on_media_room(self) -> None:
+            self.num_rooms += 1
+
+    decoders, sink = Decoders(1), Sink()
+    inlet = MediaInlet(decoders, MediaWanted(demuxer="ogg"), sink)  # type: ignore[arg-type]  # no samples come
+    inlet.take(Media(b"OggS"), 4)
+    for message in (Finalize(), Close()):
+        for _ in range(1000):
+            inlet.take(message, 0)
+    assert inlet.is_full
+    await asyncio.sleep(0)
+    inlet.close()
+    await wait_until(lambda: decoders.running == 0)
+    assert (inlet.is_full, sink.num_rooms) == (False, 1)
