@@ -20,6 +20,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ingress.http import handshake
+from ingress.http.body import Body, has_body, head_of_body
 from ingress.http.refusal import Refusal, Refused
 from ingress.http.site import MIN_BODY_BYTES, TOO_MANY, Site
 from ingress.limits import UNREAD_TIMEOUT_S
@@ -82,6 +83,7 @@ class Front(HttpToolsProtocol):
         self._turned_away: Refusal | None = None  # there is no place for this socket
         self._refusal: Refusal | None = None  # of the request whose head is being read
         self._opens_websocket = False
+        self._body_follows = False  # a head whose upgrade is not taken, behind which httptools stops
         self._in_head = False
         self._header_bytes = 0  # of it, and of the trailers behind its body
         self._untold_bytes = 0  # that the parser took since it last told something
@@ -218,7 +220,7 @@ class Front(HttpToolsProtocol):
             and "websocket" in request.tokens("upgrade")
         )
         if self._opens_websocket:
-            if request.header("content-length") not in (None, "0") or request.header("transfer-encoding"):
+            if has_body(request):
                 self._stop_parsing(_BODY)
             if self._answering:
                 self._stop_parsing(_BEHIND)
@@ -242,6 +244,7 @@ class Front(HttpToolsProtocol):
         if self.parser.should_upgrade():
             # Another upgrade, which is not taken. The parser stops here, so this request is the last.
             self.cycle.keep_alive = False
+            self._body_follows = has_body(request)
 
     def on_body(self, body: bytes) -> None:
         """A part of the body is read."""
@@ -255,6 +258,8 @@ class Front(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request has come whole."""
+        if self._body_follows:
+            return
         self._num_parts = self._parts_bytes = 0
         self._hand_on_body()
         self._stop_watching_body()
@@ -302,7 +307,9 @@ class Front(HttpToolsProtocol):
     def _upgraded(self, rest: bytes) -> None:
         """The parser stopped behind a head that asks for another protocol."""
         if not self._opens_websocket:
-            self._over = True
+            self._over = not self._body_follows
+            if self._body_follows:
+                self._read_body(rest)
             return
         if self._request is None or self._place is None:
             raise AssertionError("an upgrade without a request")
@@ -323,6 +330,14 @@ class Front(HttpToolsProtocol):
         shell = WebSocketShell(self._site.limits.max_frame_bytes, self._site.pinger)
         self.transport.set_protocol(shell)
         shell.take_over(self.transport, place, open_connection, response, rest)
+
+    def _read_body(self, rest: bytes) -> None:
+        """Read the body behind a head whose upgrade is not taken."""
+        self._body_follows = False
+        self.parser = httptools.HttpRequestParser(
+            Body(self.on_header, self.on_body, self.on_message_complete)
+        )
+        self.data_received(head_of_body(self.headers) + rest)
 
     def _refusal_after(self, error: httptools.HttpParserError) -> Refusal:
         """What to answer where the parser has stopped."""

@@ -277,6 +277,37 @@ async def test_another_upgrade_is_not_taken() -> None:
         assert b"Parakeet server" in body
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: 5\r\n\r\nhello",
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\nA: b\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("cut", [3, 24, 72])  # within the body, and within the head
+@pytest.mark.parametrize("behind", [b"", b"POST /echo HTTP/1.1\r\nContent-Length: 3\r\n\r\nbad"])
+async def test_a_request_with_another_upgrade_has_its_body(rest: bytes, cut: int, behind: bytes) -> None:
+    head = b"POST /echo HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" + rest
+    at = len(head) - cut
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        await client.send(head[:at])
+        await asyncio.sleep(0)
+        await client.send(head[at:] + behind)
+        status, headers, body = await _response(client)
+        assert (status, headers["connection"], body) == (200, "close", b"hello")
+        async with asyncio.timeout(5):
+            assert await client.reader.read() == b""
+        await client.close()
+
+
+async def test_a_wrong_body_behind_another_upgrade_is_refused() -> None:
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n"
+        status, _, _ = await _answer(harness, b"POST /echo HTTP/1.1\r\nHost: h\r\n" + upgrade + b"zz\r\n")
+        assert status == 400
+
+
 async def test_a_body_that_is_expected_to_be_asked_for_is_asked_for() -> None:
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()

@@ -1,0 +1,65 @@
+"""Bodies of requests that ask for another protocol, and do not get it.
+
+A server may ignore an upgrade and answer as ever (RFC 9110, section 7.8); curl and Java's client ask for h2c
+with their uploads. httptools stops behind such a head, so a second parser reads the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ingress.request import Request
+
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
+
+
+def has_body(request: Request) -> bool:
+    """Return whether a body follows the head of a request."""
+    length, coding = request.header("content-length"), request.header("transfer-encoding")
+    return length not in (None, "0") or coding is not None
+
+
+def head_of_body(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return a head with nothing but the headers that frame a body."""
+    lines = [b"%b: %b\r\n" % header for header in headers if header[0] in _FRAMING]
+    return b"POST / HTTP/1.1\r\n" + b"".join(lines) + b"\r\n"
+
+
+class Body:
+    """Hears the parser of one body, whose head is `head_of_body`, and hands on what is the body's.
+
+    on_trailer, on_part: called with what is read.   on_end: called once; what comes behind is ignored.
+    """
+
+    def __init__(
+        self,
+        on_trailer: Callable[[bytes, bytes], None],
+        on_part: Callable[[bytes], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._on_trailer = on_trailer
+        self._on_part = on_part
+        self._on_end = on_end
+        self._in_body = False
+        self._is_over = False
+
+    def on_headers_complete(self) -> None:
+        """The head is read."""
+        self._in_body = not self._is_over
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header of the head, or a trailer, is read."""
+        if self._in_body:
+            self._on_trailer(name, value)
+
+    def on_body(self, part: bytes) -> None:
+        """A part of the body is read."""
+        if self._in_body:
+            self._on_part(part)
+
+    def on_message_complete(self) -> None:
+        """The body is over."""
+        if self._in_body:
+            self._in_body, self._is_over = False, True
+            self._on_end()
