@@ -165,6 +165,8 @@ def advance_scores(  # type: ignore[no-untyped-def]
         node_at = node_ptr + 2 * slot + which
         node = tl.load(node_at, mask=looking, other=0)
         node = next_node(words_ptr, base, node, symbol, looking, BLOCK_ARCS)
+        # Threads that load are others than those that store: some may still want the old node and scores.
+        tl.debug_barrier()
         tl.store(node_at, node, mask=looking)
         rows = scores_ptr + (2 * row64 + which) * V
         tree_scores(words_ptr, floats_ptr, rows, base, node, looking, V, BLOCK_V, BLOCK_ARCS)

@@ -46,6 +46,8 @@ from gpu_worker.turn.vad import SileroVad
 _BUFFERS = 2
 # Audio of a stream that stands ready for the device: two chunks under way, one waiting, one arriving.
 _RING_CHUNKS = 4
+# cudaHostRegisterPortable and cudaHostRegisterMapped.
+_MAPPED = 1 | 2
 
 
 def batch_ladder(max_rows: int) -> tuple[int, ...]:
@@ -60,13 +62,17 @@ def batch_ladder(max_rows: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def pinned(array_SC: NDArray[np.float32]) -> Tensor:
-    """Memory of the host, pinned where it is, so that the device reads it while others write.
+def pinned(array_SC: NDArray[np.float32], device: torch.device) -> Tensor:
+    """Memory of the host, pinned where it is, so that a device reads it while others write.
 
     Raises EngineError.
     """
     tensor = torch.from_numpy(array_SC)
-    status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)  # type: ignore[no-untyped-call]
+    # A thread's current device is the first one until it says otherwise, and memory is mapped for that one.
+    with torch.cuda.device(device):
+        status = torch.cuda.cudart().cudaHostRegister(  # type: ignore[no-untyped-call]
+            tensor.data_ptr(), tensor.nbytes, _MAPPED
+        )
     if int(status):
         raise EngineError(
             f"The audio's {tensor.nbytes / 1e6:.0f} MB cannot be pinned: CUDA error {int(status)}."
@@ -132,7 +138,7 @@ class GraphSteps:
             self.rings = RingMemory(self._ring.numpy())
         else:
             self.rings = rings(num_slots, ring_samples)
-            self._ring = pinned(self.rings.float32_SC)
+            self._ring = pinned(self.rings.float32_SC, model.device)
         self.trees = CudaTrees(phrase_words, self._store.state.node_SM)
         self._sizes = batch_sizes
         self._ring_pages = ring_pages = pages.ring_pages
