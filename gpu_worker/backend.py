@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +41,8 @@ class Backend:
     """Takes what wakes the engine's thread when work that runs beside it is done."""
     capacity: Capacity | None = None
     """What it carries in real time; None where that was not measured."""
+    under_way: Callable[[], Collection[StreamId]] = tuple
+    """Streams that the process with the device has in hand, where that is another one; called from any thread."""
     counts: Callable[[], Mapping[str, int | float]] = dict
     """Counters of that work, for the worker's hash; called from any thread."""
     vocabulary: bytes | None = None
@@ -96,9 +98,9 @@ def make_backend(settings: WorkerSettings, *, rings: AllocateRings | None = None
         ),
         wake_with,
         _capacity(built.engine, settings),
-        verdict_counts(judge),
-        built.vocabulary,
-        built.prompt,
+        counts=verdict_counts(judge),
+        vocabulary=built.vocabulary,
+        prompt=built.prompt,
     )
 
 

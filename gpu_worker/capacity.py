@@ -39,8 +39,9 @@ _FIRST_ID: Final = -2
 class Capacity:
     """What was measured.
 
-    num_streams: that are carried in real time.   num_measured: most that had a chunk at once.
-    step_s: duration of a round of so many.   is_least: the bound of the estimate was reached.
+    num_streams: that are carried in real time.   num_measured: most that had a chunk at once; 0 of a lane,
+    which has its part of what its group measured.   step_s: duration of a round of so many.
+    is_least: the bound of the estimate was reached.
     """
 
     num_streams: int
@@ -48,13 +49,18 @@ class Capacity:
     step_s: float
     is_least: bool
 
+    def shared_by(self, num_lanes: int) -> Capacity:
+        """What each of so many lanes carries."""
+        return Capacity(self.num_streams // num_lanes, 0, 0.0, self.is_least)
+
     def __str__(self) -> str:
         """The words of the log."""
         least = "at least " if self.is_least else ""
-        return (
-            f"{least}{self.num_streams} streams in real time"
-            f" ({self.num_measured} at once took {self.step_s * 1000:.1f} ms)"
-        )
+        if self.num_measured:
+            how = f"{self.num_measured} at once took {self.step_s * 1000:.1f} ms"
+        else:
+            how = "a lane's part of what its group measured"
+        return f"{least}{self.num_streams} streams in real time ({how})"
 
 
 def measure_capacity(engine: SpeechEngine, seconds: float) -> Capacity | None:

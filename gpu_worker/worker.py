@@ -32,6 +32,7 @@ from common.streams.status import WorkerReport, process_started_ms
 from common.tracing.tracer import make_tracer
 from gpu_worker.backend import Backend
 from gpu_worker.engine.interface import EngineStats
+from gpu_worker.lanes.link import GroupLost
 from gpu_worker.ownership.claimer import Claimer
 from gpu_worker.ownership.heartbeat import Heartbeat, StatsWindow
 from gpu_worker.ownership.owner import Owner
@@ -276,6 +277,10 @@ class Worker:
         """End the worker for an error in one of its threads; the first error is the one that is told."""
         if self._failure is None:
             self._failure = error
+        # What others give up, who may fail of the same, would have one more owner that died.
+        self._sweeper.stop_taking()
+        for claimer in self._claimers:
+            claimer.request_stop()
         self._stop.set()
 
     def look_for_suspects(self) -> None:
@@ -369,8 +374,18 @@ class Worker:
         logger.critical("the worker has failed, giving up: %r", self._failure)
         if self._heartbeat.alive:
             self._heartbeat.stop(JOIN_S)
+        if isinstance(self._failure, GroupLost):
+            self._spare_bystanders()
         self._release_lease()
         return EXIT_FAILED
+
+    def _spare_bystanders(self) -> None:
+        """The process with the device died of streams that it had in hand, if of any: say so of the others."""
+        for part in (self._sweeper, *self._claimers):
+            if part.alive:
+                part.stop(JOIN_S)
+        under_way = self._backend.under_way()
+        self._let_go([flow for flow in self._table.flows() if flow.stream not in under_way])
 
     def _drain(self) -> int:
         """Take nothing new, finish what ends in time, hand the rest over."""
@@ -404,7 +419,7 @@ class Worker:
         if self._failure is not None:
             return self._give_up()
         left = len(self._table)
-        self._let_go()
+        self._let_go(self._table.flows())
         self._end(clock, JOIN_S, self._intakes)
         self._engine.put(HandOver())
         handed_over = self._wait_handed_over(clock.left_s(HAND_OVER_S))
@@ -445,10 +460,10 @@ class Worker:
         for part in parts:
             part.stop(group.left_s(most_s))
 
-    def _let_go(self) -> None:
-        """Say of what is left that it is handed over, so that nobody thinks that it has killed us."""
+    def _let_go(self, flows: Sequence[StreamFlow]) -> None:
+        """Say of streams that they are handed over, so that nobody thinks that they have killed us."""
         try:
-            self._claims.let_go([flow.owned for flow in self._table.flows()], cleared=False)
+            self._claims.let_go([flow.owned for flow in flows], cleared=False)
         except (REDIS_ERROR, OSError) as error:
             logger.warning("streams could not be let go in order: %s", error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import secrets
 import socket
@@ -43,6 +44,7 @@ PROGRAM = "parakeet-server"
 _MAX_HOST_LENGTH = 40
 SECRET_FLAGS = frozenset({"redis_url", "log_config"})
 """Flags that a child gets by environment: an address may hold a password, and `ps` shows command lines."""
+_ORDERED_MACHINES = frozenset({"x86_64", "AMD64"})
 _PASSWORD = re.compile(r"//.*@", re.DOTALL)  # a password may hold an @ itself
 
 
@@ -226,6 +228,20 @@ def _check_model(model: str) -> None:
         )
 
 
+def _check_lanes(values: dict[str, Any]) -> None:
+    """Refuse lanes that cannot be.  Their memory has no locks: what one side stores in order, the other sees
+    in order, which holds on x86-64 alone."""
+    lanes, streams, machine = values["lanes"], values["worker_max_streams"], platform.machine()
+    if values["backend"] == "nemo":
+        raise SettingsError(f"--lanes got {lanes}, but takes 1 with --backend nemo.")
+    if streams < lanes:
+        raise SettingsError(
+            f"--lanes got {lanes}, but takes no more than there are streams: --worker-max-streams is {streams}."
+        )
+    if machine not in _ORDERED_MACHINES:
+        raise SettingsError(f"--lanes got {lanes}, but takes 1 on {machine}: lanes need an x86-64 processor.")
+
+
 def _check(command: str, values: dict[str, Any]) -> None:
     """Fill in what depends on other flags, and refuse values that do not go together."""
     if command in {"serve", "ingress"}:
@@ -244,6 +260,8 @@ def _check(command: str, values: dict[str, Any]) -> None:
             f"--max-stream-seconds got {values['max_stream_seconds']}, but takes at least two chunks of"
             f" --chunk-ms {values['chunk_ms']}: a stream would wait for a chunk that never fills."
         )
+    if command in {"serve", "worker"} and values["lanes"] > 1:
+        _check_lanes(values)
     if "redis_url" in values:
         _check_redis(values)
     if command in {"serve", "ingress", "worker"}:

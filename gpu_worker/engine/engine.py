@@ -12,7 +12,7 @@ the device never waits for the host; elsewhere it reads what it has just run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -211,6 +211,10 @@ class SpeechEngine:
     def close(self, stream: StreamId) -> None:
         self._unsent = [output for output in self._unsent if output.stream != stream]
         self._forget(self._streams.get(stream))
+
+    def streams_in(self, slots: Collection[int]) -> set[StreamId]:
+        """The streams of slots.  For any thread, which may see one that has just come or gone."""
+        return {state.stream for state in map(self._streams.by_slot.__getitem__, slots) if state is not None}
 
     def samples_decoded(self, stream: StreamId) -> int:
         state = self._streams.get(stream)

@@ -7,11 +7,7 @@ import select
 
 
 class Bell:
-    """An eventfd.  Rings while nobody waits are kept as one.
-
-    What was written to shared memory before `ring` is seen after `wait`: both are system calls, which keep
-    the order of stores on every processor.
-    """
+    """An eventfd.  Rings while nobody waits are kept as one."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd

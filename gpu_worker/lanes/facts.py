@@ -9,6 +9,7 @@ from typing import Any
 
 from common.streams.served_model import ServedModel
 from gpu_worker.backend import Backend
+from gpu_worker.capacity import Capacity
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import PageShape, StepShape
 from gpu_worker.lanes.port import Share
@@ -26,7 +27,7 @@ class LaneFacts:
     shape: of the lane's steps.   first_slot: its first slot among those of the device.
     num_ring_slots, ring_samples: of the whole device's rings.
     vocabulary: a serialized SentencePiece model; None for the null engine's letters.
-    capacity: streams that it carries in real time; 0 where that was not measured.
+    capacity: what it carries in real time; None where that was not measured.
     phrase_words: its part of the arena of boosting trees.
     """
 
@@ -38,7 +39,7 @@ class LaneFacts:
     prompt: PromptConfig | None
     description: dict[str, str]
     served: ServedModel
-    capacity: int
+    capacity: Capacity | None
     phrase_words: int
 
     @classmethod
@@ -54,7 +55,7 @@ class LaneFacts:
             backend.prompt,
             backend.description,
             backend.served,
-            0 if backend.capacity is None else backend.capacity.num_streams // num_lanes,
+            None if backend.capacity is None else backend.capacity.shared_by(num_lanes),
             share.num_words,
         )
 
@@ -79,6 +80,8 @@ class LaneFacts:
             languages = tuple((name, index) for name, index in prompt["languages"])
             values["prompt"] = PromptConfig(prompt["num_prompts"], languages)
         values["served"] = ServedModel(**values["served"])
+        if (capacity := values["capacity"]) is not None:
+            values["capacity"] = Capacity(**capacity)
         return cls(**values)
 
     def make_vocabulary(self) -> Letters | Tokenizer:

@@ -7,7 +7,6 @@ too, so no lane outlives it.  It holds no stream: all that is known of one is in
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import socket
@@ -19,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Final
 
+from common.errors import SettingsError
 from common.process.backoff import Backoff
 from common.process.stop_times import STOP_MARGIN_S
 from common.settings import WorkerSettings, child_argv, child_environment, lane_ids
 from gpu_worker.backend import make_backend
 from gpu_worker.engine.steps import RingMemory, Steps
-from gpu_worker.lanes import wire
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.facts import LaneFacts
 from gpu_worker.lanes.port import LanePort, Share
@@ -192,18 +191,12 @@ class Group:
         memory.close_fd()
         facts = LaneFacts.of(self._backend, lane.share, len(self._lanes))
         lane.port = LanePort(lane.share, LaneArea(sizes, memory), ours, bell, self._bell.ring)
+        lane.port.tell(facts.to_message())
         self._server.add(lane.port)
-        threading.Thread(
-            target=self._follow, args=(lane, lane.process, ours, facts), name="lane-end", daemon=True
-        ).start()
+        threading.Thread(target=self._follow, args=(lane, lane.process), name="lane-end", daemon=True).start()
         logger.info("started lane %d as %s, pid %d", lane.number, lane.settings.worker_id, lane.process.pid)
 
-    def _follow(
-        self, lane: _Lane, process: subprocess.Popen[bytes], link: socket.socket, facts: LaneFacts
-    ) -> None:
-        """Tell a lane its facts, which it takes once it is up; then wait for its end."""
-        with contextlib.suppress(OSError):  # it has ended already
-            wire.send(link, facts.to_message(), {})
+    def _follow(self, lane: _Lane, process: subprocess.Popen[bytes]) -> None:
         self._events.put(_Ended(lane, process.wait()))
 
     def _ended(self, lane: _Lane, status: int) -> int | None:
@@ -233,8 +226,15 @@ def share_of(
     """What is one of so many lanes' of a device: its slots, pages and words of the arena of boosting trees.
 
     words_taken: of the arena, which are no lane's.
+
+    Raises SettingsError where a lane would have no page.
     """
     shape, pages = steps.shape, steps.shape.pages
+    if pages.ring_pages and pages.num_pages < num_lanes:
+        raise SettingsError(
+            f"--lanes got {num_lanes}, but takes no more than there are pages of keys and values: "
+            f"{pages.num_pages}, see --paged-kv-max-pages."
+        )
     num_slots, num_pages = shape.num_slots // num_lanes, pages.num_pages // num_lanes
     own = replace(
         shape,

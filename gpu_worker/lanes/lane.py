@@ -17,7 +17,6 @@ from common.options import StreamOptions
 from common.settings import WorkerSettings
 from gpu_worker.backend import Backend
 from gpu_worker.boosting.spelling import tree_of
-from gpu_worker.capacity import Capacity
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import UnsupportedOption
 from gpu_worker.engine.pace import Pace
@@ -80,7 +79,8 @@ def make_lane(settings: WorkerSettings, fds: tuple[int, ...]) -> Worker:
         facts.description,
         facts.served,
         wake_with,
-        Capacity(facts.capacity, 0, 0.0, is_least=False) if facts.capacity else None,
+        facts.capacity,
+        lambda: engine.streams_in(steps.slots_under_way()),
         verdict_counts(judge),
     )
     worker = Worker(settings, backend)

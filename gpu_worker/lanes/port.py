@@ -139,7 +139,7 @@ class LanePort:
         self._requests: deque[tuple[int, Request]] = deque()
         # Sizes and nodes of the lane's trees by their places, as its requests say in their order.
         self._trees: dict[int, PhraseTree] = {}
-        self._answers: queue.SimpleQueue[tuple[int, Exported] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[dict[str, Any], Exported] | None] = queue.SimpleQueue()
         self._num_taken = 0
         self._num_asked = 0
         self.gone = False
@@ -148,7 +148,7 @@ class LanePort:
         self.boosted: set[int] = set()
         self._threads = [
             threading.Thread(target=target, name=f"lane-{name}", daemon=True)
-            for name, target in (("requests", self._listen), ("answers", self._send_exports))
+            for name, target in (("requests", self._listen), ("answers", self._send))
         ]
 
     def start(self) -> None:
@@ -198,17 +198,21 @@ class LanePort:
         self._area.done += 1
         self._bell.ring()
 
+    def tell(self, message: dict[str, Any]) -> None:
+        """Say something that the lane has not asked.  Neither this nor an answer waits for the lane."""
+        self._answers.put((message, dict))
+
     def say(self, number: int, fault: Exception | None = None) -> None:
         """Answer a request that has no state to send."""
         message: dict[str, Any] = {"number": number}
         if fault is not None:
             why = fault.args[0] if fault.args else ""
             message |= {"fault": type(fault).__name__, "why": str(why)}
-        self._send(message, {})
+        self.tell(message)
 
     def send_export(self, number: int, export: Exported) -> None:
         """Send a state once it is on the host; the step's thread does not wait for that."""
-        self._answers.put((number, export))
+        self._answers.put(({"number": number}, export))
 
     def _checked(self, buffer: FlightBuffer) -> LaneFlight:
         share, shape = self.share, self.share.shape
@@ -247,7 +251,7 @@ class LanePort:
                 if len(self._requests) > _MAX_REQUESTS:
                     raise LaneFault(f"{len(self._requests)} requests at once")
                 self._wake()
-        except (WireFault, LaneFault, KeyError, TypeError, ValueError) as error:
+        except (WireFault, LaneFault, KeyError, TypeError, ValueError, OverflowError) as error:
             logger.error("a lane is ended: it asks for what cannot be: %s", error)
         finally:
             self.close()
@@ -298,16 +302,14 @@ class LanePort:
             raise LaneFault("pages that are not its own")
         return KeptFrames(pages_N + self.share.first_page, offsets_N)
 
-    def _send_exports(self) -> None:
+    def _send(self) -> None:
+        # The only one that writes to the socket: a message never begins within another.
         while (answer := self._answers.get()) is not None:
-            number, export = answer
-            self._send({"number": number}, dict(export()))
-
-    def _send(self, message: dict[str, Any], buffers: dict[str, memoryview]) -> None:
-        try:
-            send(self._link, message, buffers)
-        except OSError:  # the lane is gone, which its other thread hears
-            return
+            message, export = answer
+            try:
+                send(self._link, message, export())
+            except OSError:  # the lane is gone, which its other thread hears
+                return
 
 
 def _within(values: NDArray[Any], end: int) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.phrases.tree_memory import TreeMemory
-from gpu_worker.engine.steps import Export, Flight, KeptFrames, RingMemory, StepFindings, StepShape
+from gpu_worker.engine.steps import Export, Field, Flight, KeptFrames, RingMemory, StepFindings, StepShape
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.link import GroupLink, GroupLost
 from gpu_worker.lanes.segment import NUM_BUFFERS, LaneArea
@@ -56,6 +56,7 @@ class LaneSteps:
         self.trees: TreeMemory = LaneTrees(phrase_words, self)
         self._num_launched = 0
         self._resets: list[tuple[int, int]] = []
+        self._loading: int | None = None
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         # They travel with the next flight, which is the first that could name these slots.
@@ -88,12 +89,20 @@ class LaneSteps:
         buffer.count_stages(self.stats)
         return buffer.findings(flight.num_rows)
 
+    def slots_under_way(self) -> set[int]:
+        """Slots of flights that were launched and not answered, and one that gets a state.  For any thread."""
+        flights = map(self._area.flight, range(self._area.done, self._area.launched))
+        slots = {slot for flight in flights for slot in flight.rows[Field.SLOT].tolist()}
+        return slots if self._loading is None else slots | {self._loading}
+
     def export(self, slot: int, kept: KeptFrames | None) -> Export:
         answer = self._ask("export", slot, kept)
         return lambda: answer.result()[1]
 
     def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
+        self._loading = slot
         message, _ = self._ask("load", slot, kept, state).result()
+        self._loading = None
         fault = message.get("fault")
         if fault is not None:
             raise _FAULTS.get(fault, ValueError)(message["why"])

@@ -127,6 +127,43 @@ async def test_when_the_group_dies_its_streams_go_on_elsewhere_at_once(
             await until(lambda: not any(map(runs, pids.values())), what="the end of all lanes")
 
 
+async def test_when_the_group_dies_nobody_is_a_suspect_whom_it_had_no_step_of(
+    redis_url: str, tmp_path: Path
+) -> None:
+    pcm, client = noise(1.0), raw_client(redis_url)
+    port = next(port for port in free_ports(20) if port + 1 not in (0, 65_536))
+    with ExitStack() as stack:
+        flags = {"worker_max_streams": 4, "null_step_ms": 60_000, "metrics_port": port}
+        group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
+        async with ingress_side(redis_url) as ingress:
+            await asyncio.to_thread(group.ready, client)
+            streams = [await ingress.open() for _ in range(4)]
+            await until(lambda: None not in {stream.worker for stream in streams}, what="owners")
+            first = {stream.worker: stream for stream in streams}
+            for stream in first.values():
+                stream.append(pcm)
+            for lane in range(len(first)):
+                await until(lambda lane=lane: steps_begun(port + lane) == 1, what="a step")  # type: ignore[misc]
+            bystanders = [stream for stream in streams if stream not in first.values()]
+            for stream in bystanders:
+                stream.append(pcm)
+            await until(lambda: all(client.xpending(stream.keys.audio, "asr-1")["pending"] for stream in streams))
+            await worker(stack, redis_url, tmp_path, "w2")
+            group.send(signal.SIGKILL)
+            await finish(ingress, streams, pcm * 2)
+            deaths = {stream.stream: client.hget(stream.keys.meta, "deaths") for stream in streams}
+            assert {deaths[stream.stream] for stream in first.values()} == {b"1"}
+            assert {deaths[stream.stream] for stream in bystanders} == {None}
+            assert "failed, giving up: GroupLost" in group.log_text()
+
+
+def steps_begun(port: int) -> int:
+    """Steps of the lane that shows its metrics there."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if "_step_streams_count" in line)
+
+
 async def test_a_device_that_hangs_ends_its_group(redis_url: str, tmp_path: Path) -> None:
     pcm = noise(4.0)
     with ExitStack() as stack:

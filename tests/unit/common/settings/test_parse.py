@@ -276,3 +276,26 @@ def test_a_child_gets_the_same_settings(command: str, argv: list[str]) -> None:
 
 def test_the_document_of_flags_is_that_of_the_table() -> None:
     assert DOCUMENT.read_text() == document(), "python -m common.settings.docs writes it"
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+@pytest.mark.parametrize(
+    ("flags", "machine", "sentence"),
+    [
+        (["--backend=nemo"], "x86_64", "--lanes got 4, but takes 1 with --backend nemo."),
+        (
+            ["--worker-max-streams=3"],
+            "x86_64",
+            "--lanes got 4, but takes no more than there are streams: --worker-max-streams is 3.",
+        ),
+        ([], "aarch64", "--lanes got 4, but takes 1 on aarch64: lanes need an x86-64 processor."),
+    ],
+)
+def test_lanes_that_cannot_be_are_refused(
+    monkeypatch: pytest.MonkeyPatch, command: str, flags: list[str], machine: str, sentence: str
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    with pytest.raises(SettingsError) as refused:
+        parse(command, ["--lanes=4", *flags], {})
+    assert str(refused.value) == sentence
+    assert parse(command, ["--lanes=1", *flags], {}) is not None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from common.errors import SettingsError
 from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineStats
@@ -31,7 +33,12 @@ from gpu_worker.engine.steps import (
     StepFindings,
     StepShape,
 )
+from gpu_worker.lanes import wire
+from gpu_worker.lanes.bell import Bell
+from gpu_worker.lanes.group import share_of
 from gpu_worker.lanes.link import GroupLost
+from gpu_worker.lanes.port import LanePort
+from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
 from gpu_worker.lanes.steps import LaneSteps
 from gpu_worker.steps.null import Letters, NullEngine
 from tests.engine_contract import run
@@ -252,6 +259,51 @@ def test_what_is_asked_keeps_its_place_between_flights(stack: LaneStack) -> None
     order = [what for what in recorder(stack).told if what[0] in ("launch", "export")]
     assert order == [("launch", [4]), ("export", (4, [11, 12])), ("launch", [4])]
     assert bytes(export()["slot"]) == bytes([4])
+
+
+def test_answers_never_mix_and_nobody_waits_for_a_lane_that_does_not_read() -> None:
+    ours, theirs = socket.socketpair()
+    share = share_of(Recorder(), 0, 2)
+    sizes = FlightSizes.of(share.shape)
+    memory = SharedMemory.create("lane", LaneArea.num_bytes(sizes))
+    port = LanePort(share, LaneArea(sizes, memory), ours, Bell.create(), lambda: None)
+    port.start()
+    state = memoryview(bytes(range(256)) * 32_768)  # more than the socket holds
+    port.send_export(0, lambda: {"state": state})
+    assert select.select([theirs], [], [], 10)[0]  # it is on its way
+    port.say(1)
+    port.send_export(2, lambda: {"state": state})
+    for number in range(3):
+        received = wire.receive(theirs)
+        assert received is not None
+        assert received[0] == {"number": number}
+        assert received[1] == ({} if number == 1 else {"state": state})
+    port.close()
+    theirs.close()
+    memory.close_fd()
+
+
+def test_slots_are_under_way_from_their_launch_to_their_answer(stack: LaneStack) -> None:
+    lane = stack.lanes[1]
+    assert lane.slots_under_way() == set()
+    first = launch(lane, [0, 3])
+    assert lane.slots_under_way() == {0, 3}
+    stack.server.turn()
+    launch(lane, [1])
+    assert lane.slots_under_way() == {0, 1, 3}
+    turn_until(stack, lambda: lane.is_over(first))
+    assert lane.slots_under_way() == {1}
+    stack.ports[1].close()
+    with pytest.raises(GroupLost):
+        lane.load(2, None, {"tail": memoryview(b"abc")})
+    assert lane.slots_under_way() == {1, 2}
+
+
+def test_lanes_without_a_page_each_are_refused() -> None:
+    steps = Recorder(replace(SHAPE, pages=PageShape(num_pages=2, page_frames=4, ring_pages=3, left_frames=8)))
+    assert share_of(steps, 1, 2).shape.pages.num_pages == 1
+    with pytest.raises(SettingsError, match="--lanes got 3, but takes no more than there are pages"):
+        share_of(steps, 0, 3)
 
 
 def test_a_state_that_does_not_fit_is_told_as_it_was(stack: LaneStack) -> None:
