@@ -42,7 +42,7 @@ class Backend:
     capacity: Capacity | None = None
     """What it carries in real time; None where that was not measured."""
     under_way: Callable[[], Collection[StreamId]] = tuple
-    """Streams that the process with the device has in hand, where that is another one; called from any thread."""
+    """Streams that the process with the device has in hand, where that is another one; for any thread."""
     counts: Callable[[], Mapping[str, int | float]] = dict
     """Counters of that work, for the worker's hash; called from any thread."""
     vocabulary: bytes | None = None

@@ -380,7 +380,7 @@ class Worker:
         return EXIT_FAILED
 
     def _spare_bystanders(self) -> None:
-        """The process with the device died of streams that it had in hand, if of any: say so of the others."""
+        """The process with the device died of what it had in hand, if of any stream: let the others go."""
         for part in (self._sweeper, *self._claimers):
             if part.alive:
                 part.stop(JOIN_S)

@@ -1,9 +1,9 @@
 """Memory that a lane shares with its group, and what stands where in it.
 
 Each word has one writer.  The lane writes a flight and then counts it in LAUNCHED; the group writes what it
-found and then counts it in DONE.  A count that is seen means that what it counts is seen, which no lock sees
-to but the processor: x86-64 keeps the order of stores, and others are refused (`--lanes`).  Two flights can be under way, so that their buffers are used in turn; the
-third is launched after the first was read.
+found and then counts it in DONE.  Whoever sees a count sees what it counts: no lock sees to that but the
+processor, x86-64 keeps the order of stores, and others are refused (`--lanes`).  Two flights can be under
+way, so that their buffers are used in turn; the third is launched after the first was read.
 
 Shape suffixes as in `engine.steps`: F fields, B rows, M pages of a ring, K most symbols of a row, W windows.
 """

@@ -90,7 +90,7 @@ class LaneSteps:
         return buffer.findings(flight.num_rows)
 
     def slots_under_way(self) -> set[int]:
-        """Slots of flights that were launched and not answered, and one that gets a state.  For any thread."""
+        """Slots of flights that are launched and not answered, and one that gets a state.  For any thread."""
         flights = map(self._area.flight, range(self._area.done, self._area.launched))
         slots = {slot for flight in flights for slot in flight.rows[Field.SLOT].tolist()}
         return slots if self._loading is None else slots | {self._loading}

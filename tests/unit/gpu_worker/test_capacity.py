@@ -42,7 +42,9 @@ def test_a_lane_says_that_its_capacity_is_a_part() -> None:
     part = Capacity(130, 64, 0.072, is_least=False).shared_by(4)
     assert part.num_streams == 32
     assert str(part) == "32 streams in real time (a lane's part of what its group measured)"
-    assert str(Capacity(8, 1, 0.001, is_least=True).shared_by(2)).startswith("at least 4 streams in real time (")
+    assert str(Capacity(8, 1, 0.001, is_least=True).shared_by(2)).startswith(
+        "at least 4 streams in real time ("
+    )
 
 
 def test_slow_steps_are_noticed_and_bounded_in_time() -> None:
