@@ -236,7 +236,8 @@ def _check_lanes(values: dict[str, Any]) -> None:
         raise SettingsError(f"--lanes got {lanes}, but takes 1 with --backend nemo.")
     if streams < lanes:
         raise SettingsError(
-            f"--lanes got {lanes}, but takes no more than there are streams: --worker-max-streams is {streams}."
+            f"--lanes got {lanes}, but takes no more than there are streams: "
+            f"--worker-max-streams is {streams}."
         )
     if machine not in _ORDERED_MACHINES:
         raise SettingsError(f"--lanes got {lanes}, but takes 1 on {machine}: lanes need an x86-64 processor.")
