@@ -288,6 +288,9 @@ class SpeechEngine:
             or self._phrases.has_due()
         )
 
+    def is_stepping(self) -> bool:
+        return self._launched is not None
+
     def wait_s(self) -> float | None:
         waits = [wait_s for wait_s in (self._turns.wait_s(), self._paced_wait_s()) if wait_s is not None]
         return min(waits, default=None)

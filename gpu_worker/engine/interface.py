@@ -240,6 +240,10 @@ class Engine(Protocol):
         """True when `step` would decode something."""
         ...
 
+    def is_stepping(self) -> bool:
+        """Whether a step was launched that is not read: a thread without work still waits for the device."""
+        ...
+
     def wait_s(self) -> float | None:
         """Longest that a thread without work may sleep before it looks at `has_work` again.
 

@@ -147,7 +147,8 @@ class EngineThread:
             while not self._inbox and not self._engine.has_work():
                 if self._stopping:
                     return False
-                self._busy_since = None
+                if not self._engine.is_stepping():
+                    self._busy_since = None
                 wait_s = self._engine.wait_s()
                 self._wake.wait(_WAIT_S if wait_s is None else min(_WAIT_S, wait_s))
             commands = list(self._inbox)

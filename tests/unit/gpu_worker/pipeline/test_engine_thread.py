@@ -17,6 +17,7 @@ from common.phrases import Phrase, encode_phrases
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.claims import OwnedStream
+from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import (
     OutOfPages,
     PhrasesFull,
@@ -24,7 +25,9 @@ from gpu_worker.engine.interface import (
     StreamSnapshot,
     UnsupportedOption,
 )
+from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.snapshot import Snapshot, phrases_in
+from gpu_worker.engine.steps import Flight
 from gpu_worker.pipeline.engine_events import (
     Decoded,
     Drop,
@@ -44,7 +47,8 @@ from gpu_worker.pipeline.engine_events import (
 )
 from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow
-from gpu_worker.steps.null import NullEngine
+from gpu_worker.steps.null import Letters, NullEngine, NullSteps
+from tests.overlapping_steps import OverlappingSteps
 from tests.waiting import wait_until
 
 
@@ -85,7 +89,7 @@ class Sink:
 class Running:
     """An engine thread, what it said, and why it failed."""
 
-    def __init__(self, engine: NullEngine, replay_s: float = 60.0) -> None:
+    def __init__(self, engine: SpeechEngine, replay_s: float = 60.0) -> None:
         self.sink = Sink()
         self.metrics = WorkerMetrics()
         self.failures: list[BaseException] = []
@@ -100,7 +104,7 @@ class Running:
 def start() -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def make(engine: NullEngine, replay_s: float = 60.0) -> Running:
+    def make(engine: SpeechEngine, replay_s: float = 60.0) -> Running:
         started.append(Running(engine, replay_s))
         return started[-1]
 
@@ -269,6 +273,33 @@ def test_how_long_it_hangs_is_seen_from_outside(start: Callable[..., Running]) -
     engine.release.set()
     running.said(Decoded)
     wait_until(lambda: running.thread.busy_s == 0.0)
+
+
+class Hanging(OverlappingSteps):
+    """Steps of a device that is not done before it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(NullSteps(1, 160, hears=False))
+        self.done = threading.Event()
+
+    def is_over(self, flight: Flight) -> bool:
+        return self.done.is_set()
+
+
+def test_a_step_that_a_paced_engine_waits_for_is_no_rest(start: Callable[..., Running]) -> None:
+    now_s = 0.0
+    pace = Pace(0.02, lambda: now_s, lambda: now_s)
+    while pace.interval_s < 0.02:
+        pace.begun()
+        now_s += 0.05
+    steps, one = Hanging(), flow(1)
+    running = start(SpeechEngine(steps, Letters(), pace=pace))
+    running.thread.put(Open(one, None), feed(one, audio(0.16)))
+    wait_until(lambda: running.thread.busy_s > 0.1)
+    assert not running.thread.idle
+    steps.done.set()
+    running.said(Decoded)
+    wait_until(lambda: running.thread.busy_s == 0.0 and running.thread.idle)
 
 
 def test_a_finalize_ends_a_part_and_what_follows_waits_for_the_next(start: Callable[..., Running]) -> None:
