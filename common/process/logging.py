@@ -100,7 +100,7 @@ class StdoutHandler(logging.StreamHandler[TextIO]):
 
 
 def default_config(level: str, format_name: str) -> dict[str, Any]:
-    """Return the logging dictConfig: everything to stdout, third parties from WARNING."""
+    """Return the logging dictConfig: everything to stdout, third parties from WARNING or ERROR."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -116,6 +116,10 @@ def default_config(level: str, format_name: str) -> dict[str, Any]:
         },
         "root": {"level": level.upper(), "handlers": ["stdout"]},
         "loggers": {
+            # It warns of every form that is none, which is its client's fault.
+            "python_multipart": {"level": "ERROR"},
+        }
+        | {
             name: {"level": "WARNING"}
             for name in (
                 "asyncio",

@@ -110,6 +110,19 @@ async def test_a_query_of_too_many_fields_is_refused() -> None:
     assert "1000 fields" in answer["err_msg"]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"garbage", b"--x\r\nA: " + b"y" * 20_000, b"--x\r\n" + b"A: b\r\n" * 1000, b"--x\r\n\xff: b\r\n"],
+)
+async def test_a_form_that_is_none_is_refused_within_bounds(body: bytes) -> None:
+    backplane = ScriptedBackplane()
+    recordings = recordings_of(backplane)
+    async with serving(backplane, endpoints=transcription_endpoints(recordings)) as harness:
+        kind = "multipart/form-data; boundary=x"
+        status, answer = await posted(harness.ws_port, "/v1/audio/transcriptions", body, kind)
+    assert (status, answer["error"]["message"]) == (400, "Invalid multipart data.")
+
+
 @pytest.mark.parametrize("target", ["/v1/listen", "/v1/audio/transcriptions"])
 async def test_uploads_are_bounded_while_they_are_received(target: str) -> None:
     backplane = ScriptedBackplane(echo=True)
@@ -127,11 +140,13 @@ async def test_uploads_are_bounded_while_they_are_received(target: str) -> None:
         assert (await posted(harness.ws_port, "/v1/listen", silence(1)))[0] == 200
 
 
-async def posted(port: int, target: str, body: bytes) -> tuple[int, dict[str, Any]]:
-    """Post a body; return status and answer."""
+async def posted(
+    port: int, target: str, body: bytes, kind: str = "application/octet-stream"
+) -> tuple[int, dict[str, Any]]:
+    """Post a body of a type; return status and answer."""
     reader, writer = await asyncio.open_connection(HOST, port)
-    head = f"POST {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+    head = f"POST {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Type: {kind}\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     async with asyncio.timeout(20):
         first, _, answer = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
