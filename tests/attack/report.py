@@ -85,7 +85,11 @@ def report(seen: Outcome, figures: Sequence[Figure], command: str) -> str:
             f"{number:.{figure.decimals}f} {figure.unit}".strip() for number in (figure.value, figure.bound)
         )
         lines.append(f"| {figure.name} | {value} | {word} {bound} | {'ok' if figure.passed else 'FAILED'} |")
-    lines += ["", "| honest streams | alone | beside the attack |", "|---|---|---|"]
+    lines += [
+        "",
+        "| honest streams | alone, the attackers' core kept busy | beside the attack |",
+        "|---|---|---|",
+    ]
     rows: list[tuple[str, ...]] = [("streams", str(seen.alone.num_streams), str(seen.beside.num_streams))]
     for name, values in (("results", "latency_s"), ("finals", "final_s")):
         cells = []
