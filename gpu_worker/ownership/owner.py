@@ -133,7 +133,8 @@ class Owner:
                 self._engine.put(Fail(flow, StreamLost()))
             else:
                 extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
-                logger.warning("stream lost to another worker, or gone", extra=extra)
+                # No warning: a stream is gone where its client left as soon as it had begun.
+                logger.info("stream lost to another worker, or gone", extra=extra)
                 self._engine.put(Drop(flow))
 
 

@@ -201,6 +201,8 @@ class _Events:
             upload.media, upload.path, self._on_text, phrases=phrases, traceparent=trace
         )
         self._running = asyncio.create_task(self._run(work, held), name="transcription")
+        # A failure that nobody asks for, since the client has left, is counted, and no defect.
+        self._running.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def encoded(self) -> AsyncIterator[bytes]:
         """Yield the events."""

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import socket
 import struct
 import wave
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import FormData
 
 from common.monitoring.metrics import IngressMetrics
 from ingress.auth.client import Client
 from ingress.auth.guard import Guard
+from ingress.files.recording_stream import Transcript
 from ingress.files.recordings import RecordingLimits, Recordings
+from ingress.files.upload import Upload
 from ingress.http.listen import listen_endpoints
-from ingress.http.transcriptions import transcription_endpoints
-from ingress.media.decoder import Decoders
+from ingress.http.transcriptions import _Events, transcription_endpoints
+from ingress.media.decoder import Decoders, MediaError
+from ingress.media.formats import MediaFormat
 from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HOST, serving, wait_until
@@ -151,3 +158,17 @@ async def posted(
         first, _, answer = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     return int(first.split()[1]), json.loads(answer)
+
+
+async def test_a_failure_that_nobody_waits_for_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        async def transcribed(self, *_: object, **__: object) -> Transcript:
+            raise MediaError("The media cannot be decoded.")
+
+    upload = Upload(FormData(), Path("a.wav"), MediaFormat("WAV", "wav"))
+    # A client that left before its answer began: no event of it is asked for.
+    events = _Events(Failing(), upload, (), "", AsyncExitStack())  # type: ignore[arg-type]
+    await wait_until(events._running.done)
+    del events
+    gc.collect()
+    assert caplog.records == []
