@@ -28,8 +28,10 @@ from gpu_worker.lanes.wire import WireFault, receive, send
 
 logger = logging.getLogger(__name__)
 
-# Requests of a lane that may wait; it asks for a snapshot only when the last ones are written.
-_MAX_REQUESTS: Final = 4096
+# Requests of a lane that may wait: a few of each slot, for all streams may end, or have other phrases, while
+# one step runs; and some, for it asks for a snapshot only when the last ones are written.
+_REQUESTS_OF_A_SLOT: Final = 8
+_OTHER_REQUESTS: Final = 4096
 
 
 class LaneFault(Exception):  # noqa: N818 - it says what it is
@@ -137,6 +139,7 @@ class LanePort:
         self._bell = bell
         self._wake = wake
         self._requests: deque[tuple[int, Request]] = deque()
+        self._max_requests = _REQUESTS_OF_A_SLOT * share.shape.num_slots + _OTHER_REQUESTS
         # Sizes and nodes of the lane's trees by their places, as its requests say in their order.
         self._trees: dict[int, PhraseTree] = {}
         self._answers: queue.SimpleQueue[tuple[dict[str, Any], Exported] | None] = queue.SimpleQueue()
@@ -248,7 +251,7 @@ class LanePort:
             while (received := receive(self._link)) is not None:
                 message, buffers = received
                 self._requests.append((int(message["after"]), self._read(message, buffers)))
-                if len(self._requests) > _MAX_REQUESTS:
+                if len(self._requests) > self._max_requests:
                     raise LaneFault(f"{len(self._requests)} requests at once")
                 self._wake()
         except (WireFault, LaneFault, KeyError, TypeError, ValueError, OverflowError) as error:

@@ -411,6 +411,22 @@ def test_trees_stand_in_the_lanes_part_of_the_arena_and_keep_their_place(stack: 
     ]
 
 
+def test_a_lane_may_change_the_phrases_of_all_its_streams_while_a_step_runs() -> None:
+    num_slots = 3_000
+    recorded = _Recorded()
+    recorded.steps.shape = replace(SHAPE, num_slots=2 * num_slots)
+    stack = LaneStack(lambda _: recorded, 2, num_tokens=10)  # type: ignore[arg-type, return-value]
+    lane = stack.lanes[0]
+    for slot in range(num_slots):
+        lane.trees.use(slot, NO_TREE, 0, anew=True)
+        lane.trees.use(slot, NO_TREE, 0, anew=True)
+    launch(lane, [0])
+    turn_until(stack, lambda: recorder(stack).steps_told() == [[0]])
+    assert sum(kind == "use" for kind, _ in recorder(stack).told) == 2 * num_slots
+    for port in stack.ports:
+        port.close()
+
+
 def test_the_trees_of_a_lane_that_is_gone_are_let_go(stack: LaneStack) -> None:
     lane, tree = stack.lanes[1], tree_of(1, 2)
     lane.trees.put(0, lane.trees.prepare(tree))
