@@ -449,7 +449,8 @@ def wrong_words() -> list[NDArray[np.int32]]:
 
 @pytest.mark.parametrize("words", wrong_words())
 def test_a_lane_whose_tree_leads_nowhere_ends(stack: LaneStack, words: NDArray[np.int32]) -> None:
-    stack.lanes[0].tell({"what": "put", "at": 0}, {"words": memoryview(words.tobytes())})
+    with suppress(GroupLost):  # the group ends the lane as soon as it has read enough
+        stack.lanes[0].tell({"what": "put", "at": 0}, {"words": memoryview(words.tobytes())})
     turn_until(stack, lambda: stack.ports[0].gone)
     assert recorder(stack).told == []
 
@@ -468,7 +469,8 @@ def test_a_lane_whose_tree_leads_nowhere_ends(stack: LaneStack, words: NDArray[n
 def test_a_lane_that_is_wrong_about_its_trees_ends(
     stack: LaneStack, wrong: Callable[[TreeMemory], object]
 ) -> None:
-    wrong(stack.lanes[0].trees)
+    with suppress(GroupLost):  # as above
+        wrong(stack.lanes[0].trees)
     turn_until(stack, lambda: stack.ports[0].gone)
     fine = launch(stack.lanes[1], [0])
     turn_until(stack, lambda: recorder(stack).told[-1:] == [("wait", [4])])
