@@ -14,8 +14,8 @@ from common.entries import StreamId
 from common.errors import SettingsError
 from common.options import StreamOptions
 from common.phrases import phrases_digest
+from common.presence.served_model import ServedModel
 from common.settings import WorkerSettings
-from common.streams.served_model import ServedModel
 from gpu_worker.capacity import Capacity, measure_capacity
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, Engine

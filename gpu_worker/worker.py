@@ -18,17 +18,17 @@ from typing import Final, Protocol
 
 from common.entries import WorkerId
 from common.monitoring.metrics import WorkerMetrics
+from common.presence import served_model
+from common.presence.leases import WorkerLease
+from common.presence.status import WorkerReport, process_started_ms
 from common.process.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
 from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
 from common.redis.grants import WORKER
 from common.redis.keys import Keys
 from common.redis.requirements import check_servers
 from common.settings import WorkerSettings
-from common.streams import served_model
 from common.streams.admission import check_worker_agrees
 from common.streams.claims import Claims
-from common.streams.leases import WorkerLease
-from common.streams.status import WorkerReport, process_started_ms
 from common.tracing.tracer import make_tracer
 from gpu_worker.backend import Backend
 from gpu_worker.engine.interface import EngineStats

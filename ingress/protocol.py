@@ -1,7 +1,7 @@
 """The life of a connection without any I/O, whatever its client speaks: one table of states and events.
 
 `ConnectionProtocol` turns what a client says, and what the service has to say, into transitions of
-`TABLE`. Each transition names the actions that ingress/connection.py carries out. A message that the
+`TABLE`. Each transition names the actions that ingress/clients/connection.py carries out. A message that the
 state does not allow is a transition with an error code, never an exception. The diagram in
 docs/protocol.md is drawn from the same table.
 
@@ -70,7 +70,7 @@ class Event(Enum):
 
 
 class Action(Enum):
-    """What ingress/connection.py does on a transition, in the order listed there."""
+    """What ingress/clients/connection.py does on a transition, in the order listed there."""
 
     __hash__ = object.__hash__  # members are looked up for every message; Enum hashes in Python
 

@@ -19,12 +19,18 @@ from common.entries import IngressId
 from common.errors import RedisUnavailable
 from common.monitoring.families import STREAM_TRANSPORTS
 from common.monitoring.metrics import IngressMetrics
+from common.presence.leases import IngressReport
+from common.presence.status import process_started_ms
 from common.process.certificates import RELOAD_EVERY_S, ServerTls, ServerTlsFiles
 from common.redis.clients import RedisServers
 from common.settings import IngressSettings, is_made_up
-from common.streams.leases import IngressReport
-from common.streams.status import process_started_ms
 from common.tracing.tracer import checked_traceparent, make_tracer
+from ingress.api.capabilities import CAPABILITIES_ENDPOINT
+from ingress.api.listen import listen_endpoints
+from ingress.api.openai_errors import openai_refusal
+from ingress.api.page import PAGE, is_open
+from ingress.api.tokens import tokens_endpoints
+from ingress.api.transcriptions import transcription_endpoints
 from ingress.auth.client import ANYBODY
 from ingress.auth.door import Door
 from ingress.auth.guard import NO_GUARD, Guard
@@ -32,7 +38,9 @@ from ingress.auth.hosts import ANY_HOST, Hosts
 from ingress.auth.key_guard import KeyGuard
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
-from ingress.connection import Connection
+from ingress.auth.proxies import TrustedProxies
+from ingress.clients.connection import Connection
+from ingress.clients.limits import ConnectionLimits
 from ingress.dialects.deepgram import refusals
 from ingress.dialects.deepgram.dialect import DeepgramDialect
 from ingress.dialects.deepgram.query import parse_listen_query
@@ -40,15 +48,8 @@ from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.dialects.openai.realtime import RealtimeDialect
 from ingress.files.recordings import RecordingLimits, Recordings
-from ingress.http.capabilities import CAPABILITIES_ENDPOINT
 from ingress.http.front import Front
-from ingress.http.listen import listen_endpoints
-from ingress.http.openai_errors import openai_refusal
-from ingress.http.page import PAGE, is_open
 from ingress.http.site import HttpLimits, Site
-from ingress.http.tokens import tokens_endpoints
-from ingress.http.transcriptions import transcription_endpoints
-from ingress.limits import ConnectionLimits
 from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.monitor import IngressMonitor
@@ -57,7 +58,6 @@ from ingress.sockets.gate import Gate, allow_many_sockets, max_files
 from ingress.sockets.linger import LINGER_S
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
-from ingress.sockets.proxies import TrustedProxies
 from ingress.sockets.shell import StreamRoute
 from ingress.sockets.tcp import TcpShell
 from ingress.status import SharedStatus, StatusShell

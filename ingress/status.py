@@ -9,7 +9,7 @@ from typing import Final, cast
 from common.errors import RedisUnavailable
 from common.messages import ErrorMessage
 from common.server_codec import encode_server_message
-from ingress.connection import StartTask
+from ingress.clients.connection import StartTask
 from ingress.sockets.gate import Gate
 
 # A client that does not read its line is not waited for.

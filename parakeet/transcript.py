@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from common.captions.subtitles import cues, srt, vtt
 from common.errors import ServiceError
 from common.messages import Result, Utterance, Word
-from common.subtitles import cues, srt, vtt
 
 FORMATS: Final = ("txt", "srt", "vtt", "json")
 

@@ -17,17 +17,18 @@ from starlette.routing import Route
 
 from common.errors import RedisUnavailable
 from common.monitoring.metrics import IngressMetrics
+from ingress.api.page import PAGE
 from ingress.auth.client import ANYBODY
 from ingress.auth.guard import NO_GUARD, Guard
-from ingress.connection import Connection
+from ingress.auth.proxies import TrustedProxies
+from ingress.clients.connection import Connection
+from ingress.clients.limits import ConnectionLimits
 from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.http.authentication import Authenticate, everyone
 from ingress.http.front import Front
-from ingress.http.page import PAGE
 from ingress.http.refusal import RefusalShape
 from ingress.http.site import HttpLimits, Site
-from ingress.limits import ConnectionLimits
 from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.request import Request
@@ -35,7 +36,6 @@ from ingress.server import STREAM_PATHS, comes_back
 from ingress.sockets.gate import Gate
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
-from ingress.sockets.proxies import TrustedProxies
 from ingress.sockets.shell import OpenConnection, SocketShell
 from ingress.sockets.tcp import TcpShell
 from ingress.status import StatusShell

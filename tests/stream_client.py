@@ -18,6 +18,8 @@ from common.entries import IngressId, Line, LineKind, StreamId, WorkerId
 from common.errors import NoWorker, Unavailable
 from common.messages import Audio, Encoding, ErrorMessage, ServerMessage
 from common.options import StreamOptions
+from common.presence.leases import IngressPresence, IngressReport
+from common.presence.status import process_started_ms, read_status
 from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys, StreamKeys
 from common.result_record import decode_error, decode_record
@@ -26,9 +28,7 @@ from common.streams.admission import Admission
 from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.audio_log import AudioLog
-from common.streams.leases import IngressPresence, IngressReport
 from common.streams.result_reader import Position, Published, ResultSubscription, catch_up
-from common.streams.status import process_started_ms, read_status
 from gpu_worker.steps.null import NullEngine
 from tests.waiting import until
 

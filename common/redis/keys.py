@@ -94,7 +94,7 @@ class Keys:
 
     @property
     def served_model(self) -> bytes:
-        """HASH of what all workers of the cluster run (common/streams/served_model.py)."""
+        """HASH of what all workers of the cluster run (common/presence/served_model.py)."""
         return self._cluster("model")
 
     @property
@@ -153,7 +153,7 @@ class Keys:
 
     @property
     def status_line(self) -> bytes:
-        """STRING, the status line that was made last (common/streams/status.py)."""
+        """STRING, the status line that was made last (common/presence/status.py)."""
         return self._cluster("status")
 
     @property

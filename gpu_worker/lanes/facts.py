@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from common.streams.served_model import ServedModel
+from common.presence.served_model import ServedModel
 from gpu_worker.backend import Backend
 from gpu_worker.capacity import Capacity
 from gpu_worker.engine.slots.clock import ChunkClock

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from common.monitoring.metrics import WorkerMetrics
+from common.presence.leases import Renewal, WorkerLease
+from common.presence.status import STAGES, StageReport, WorkerReport
 from common.redis.clients import REDIS_ERROR
-from common.streams.leases import Renewal, WorkerLease
-from common.streams.status import STAGES, StageReport, WorkerReport
 from gpu_worker.engine.interface import EngineStats, StageStats
 
 logger = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from common.entries import AssignmentEntry, WorkerId
+from common.presence.leases import WorkerLease
 from common.redis.clients import REDIS_ERROR
 from common.redis.keys import Keys
 from common.redis.pipelined_sync import SyncClient
 from common.streams.claims import Claims, OwnedStream
-from common.streams.leases import WorkerLease
 from gpu_worker.ownership.owner import Owner
 from gpu_worker.pipeline.engine_events import HandOver
 from gpu_worker.pipeline.engine_thread import EngineThread

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from common.entries import AssignmentEntry, IngressId, WorkerId
+from common.presence.leases import WorkerLease
 from common.redis.clients import REDIS_ERROR, SyncRedis
 from common.streams.audio_reader import extend
 from common.streams.claims import Claims
-from common.streams.leases import WorkerLease
 from gpu_worker.ownership.owner import Owner
 from gpu_worker.ownership.quarantine import Quarantine
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable

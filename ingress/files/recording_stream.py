@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from common.captions.words_of_texts import words_of_texts
 from common.entries import LineKind
 from common.errors import StreamError
 from common.messages import Audio, Result, Utterance, Word
 from common.monitoring.families import RECORDING_FAILED
 from common.options import StreamOptions
-from common.words_of_texts import words_of_texts
 from ingress.links import CLIENT_GONE, NOBODY, Backplane, Caller, StreamLink
 
 # Audio of a recording that was appended and is not decoded; more waits in the decoder.

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from common.captions.subtitles import cues, srt, vtt
 from common.messages import Utterance, Word
-from common.subtitles import cues, srt, vtt
 from ingress.dialects.openai.events import word_logprobs
 from ingress.files.recording_stream import Transcript
 

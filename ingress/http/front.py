@@ -19,11 +19,11 @@ from urllib.parse import unquote
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from ingress.clients.limits import UNREAD_TIMEOUT_S
 from ingress.http import handshake
 from ingress.http.body import Body, has_body, head_of_body
 from ingress.http.refusal import Refusal, Refused
 from ingress.http.site import MIN_BODY_BYTES, TOO_MANY, Site
-from ingress.limits import UNREAD_TIMEOUT_S
 from ingress.request import Request
 from ingress.sockets.deadlines import UnreadDeadline
 from ingress.sockets.gate import Full, Place

@@ -14,13 +14,13 @@ from starlette.routing import Route
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from ingress.auth.proxies import TrustedProxies
 from ingress.http.authentication import Authenticate, everyone
 from ingress.http.endpoints import application
 from ingress.http.refusal import Refusal, RefusalShape, Refused
 from ingress.request import Request
 from ingress.sockets.gate import SENTENCES, Full, Gate, Place
 from ingress.sockets.pinger import Pinger
-from ingress.sockets.proxies import TrustedProxies
 from ingress.sockets.shell import OpenConnection, StreamRoute
 
 # Between two requests of one connection.

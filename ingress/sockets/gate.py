@@ -12,7 +12,7 @@ from ipaddress import IPv6Network
 from time import monotonic
 from typing import Final
 
-from ingress.sockets.proxies import TrustedProxies, plain_address
+from ingress.auth.proxies import TrustedProxies, plain_address
 
 logger = logging.getLogger(__name__)
 

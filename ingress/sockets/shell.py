@@ -9,8 +9,8 @@ from time import monotonic
 from typing import Final, cast
 
 from common.errors import ErrorCode, StreamError
-from ingress.connection import Connection
-from ingress.limits import UNREAD_TIMEOUT_S
+from ingress.clients.connection import Connection
+from ingress.clients.limits import UNREAD_TIMEOUT_S
 from ingress.request import Request
 from ingress.sockets.gate import Place
 from ingress.sockets.linger import LINGER_S, Linger, acked_bytes

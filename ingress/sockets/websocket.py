@@ -19,7 +19,7 @@ from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
 from common.errors import ClientFault, ErrorCode
-from ingress.connection import Connection
+from ingress.clients.connection import Connection
 from ingress.dialects.dialect import Farewell
 from ingress.http.refusal import Refusal
 from ingress.sockets.frames import FrameReader, Other, text_frame

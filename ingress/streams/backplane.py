@@ -19,6 +19,8 @@ from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, StreamError, Unavailable
 from common.messages import Audio, Resume
 from common.monitoring.metrics import IngressMetrics
+from common.presence.leases import IngressPresence, IngressReport
+from common.presence.status import shared_status
 from common.redis.clients import CONNECTION_ERRORS, AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.connect import in_daemon_thread
 from common.redis.grants import INGRESS
@@ -29,8 +31,6 @@ from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.audio_log import AudioLog, decoded_samples
 from common.streams.key_usage import KeyUsage
-from common.streams.leases import IngressPresence, IngressReport
-from common.streams.status import shared_status
 from common.tracing.tracer import NO_TRACER, Tracer
 from ingress.links import NOBODY, Caller, Resumption, StreamListener
 from ingress.streams.keeper import Keeper

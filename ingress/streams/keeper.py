@@ -10,9 +10,9 @@ from typing import Final
 
 from common.entries import StreamId
 from common.errors import RedisUnavailable, SettingsMismatch
+from common.presence.leases import IngressPresence, IngressReport
 from common.streams.admission import Admission, SharedSettings
 from common.streams.assignments import StreamDirectory
-from common.streams.leases import IngressPresence, IngressReport
 from ingress.streams.link import RedisLink
 from ingress.streams.result_feed import ResultFeed
 

@@ -10,11 +10,11 @@ import pytest
 
 from common.entries import StreamId, WorkerId
 from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
+from common.presence.leases import WorkerLease
+from common.presence.status import STAGES, StageReport, WorkerReport
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.keys import Keys
 from common.streams.admission import Admission, SharedSettings, check_worker_agrees
-from common.streams.leases import WorkerLease
-from common.streams.status import STAGES, StageReport, WorkerReport
 from parakeet.embedded_redis import EmbeddedRedis
 from tests.servers import raw_client
 from tests.waiting import until

@@ -13,9 +13,9 @@ from random import Random
 import pytest
 
 from common.entries import IngressId, StreamId
+from common.presence.leases import IngressPresence, IngressReport
 from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys
-from common.streams.leases import IngressPresence, IngressReport
 from common.streams.result_reader import Position, catch_up
 
 

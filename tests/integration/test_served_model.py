@@ -10,10 +10,10 @@ import pytest
 
 from common.entries import LAYOUT_VERSION, WorkerId
 from common.errors import SettingsMismatch
+from common.presence.leases import WorkerLease
+from common.presence.served_model import ServedModel, leave
 from common.redis.clients import RedisServers, SyncRedis
 from common.redis.keys import Keys
-from common.streams.leases import WorkerLease
-from common.streams.served_model import ServedModel, leave
 from parakeet.client import connect
 from tests.ports import free_ports
 from tests.servers import raw_client

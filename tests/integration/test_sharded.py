@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from common.messages import Result
+from common.presence.status import read_status
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.keys import Keys
-from common.streams.status import read_status
 from parakeet.client import ClientTimeouts, connect
 from tests.ingress_process import IngressProcess
 from tests.servers import SERVER_KINDS, make_server

@@ -13,10 +13,10 @@ import orjson
 import pytest
 
 from common.entries import LAYOUT_VERSION, IngressId, StreamId
+from common.presence.leases import IngressPresence, IngressReport
+from common.presence.status import read_status
 from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys
-from common.streams.leases import IngressPresence, IngressReport
-from common.streams.status import read_status
 from parakeet.audio.source import read_recording
 from tests.servers import raw_client
 from tests.service_process import ROOT

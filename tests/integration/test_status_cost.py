@@ -11,10 +11,10 @@ import pytest
 from common.entries import IngressId, StreamId
 from common.errors import RedisUnavailable
 from common.options import StreamOptions
+from common.presence.status import SHARED_FOR_MS, shared_status
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys
 from common.streams.assignments import NewStream, StreamDirectory
-from common.streams.status import SHARED_FOR_MS, shared_status
 from tests.servers import raw_client
 
 _STREAMS = 20

@@ -22,7 +22,7 @@ from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord, create_key
 from common.client_codec import CLIENT_MESSAGE_TYPES
 from common.settings import parse
-from ingress.http.page import is_open
+from ingress.api.page import is_open
 from ingress.request import Request
 from ingress.server import IngressServer
 from tests.ingress_process import IngressProcess

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from common.entries import IngressId, LineKind, WorkerId
+from common.presence.leases import IngressPresence, IngressReport, WorkerLease
 from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys
 from common.redis.scripts import FORGOTTEN_NUMBERS
-from common.streams.leases import IngressPresence, IngressReport, WorkerLease
 from tests.faulty_worker import CURSED_SAMPLES
 from tests.servers import raw_client
 from tests.service_process import ROOT

@@ -23,9 +23,9 @@ from common.client_codec import decode_client_message
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.messages import Audio
 from common.monitoring.metrics import IngressMetrics
-from ingress.connection import Connection
+from ingress.clients.connection import Connection
+from ingress.clients.limits import ConnectionLimits
 from ingress.dialects.native import NativeDialect
-from ingress.limits import ConnectionLimits
 from ingress.meter import Meter
 from ingress.protocol import TABLE, ConnectionProtocol, Event, State
 from ingress.sockets.framing import LineReader

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from ingress.api.page import PAGE
 from ingress.http.endpoints import endpoint
 from ingress.http.front import Front
-from ingress.http.page import PAGE
 from ingress.http.site import HttpLimits, Site
 from ingress.sockets.gate import Gate, max_files
 from ingress.sockets.shell import OpenConnection

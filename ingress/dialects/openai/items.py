@@ -12,9 +12,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
+from common.captions.words_of_texts import words_of_texts
 from common.late_marks import without_late_marks
 from common.messages import Result, Utterance, Word
-from common.words_of_texts import words_of_texts
 from ingress.dialects.dialect import Frame
 from ingress.dialects.openai.events import Events, item_fields, word_logprobs
 from ingress.dialects.openai.faults import error_fields

@@ -26,6 +26,7 @@ from common.messages import (
     ServerMessage,
 )
 from common.options import StreamOptions
+from ingress.api.openai_errors import openai_refusal
 from ingress.auth.credentials import subprotocols_of
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.audio_shape import AudioShape
@@ -35,7 +36,6 @@ from ingress.dialects.openai.events import Events
 from ingress.dialects.openai.faults import INVALID_REQUEST, SERVER_ERROR, EventFault, code_of, error_fields
 from ingress.dialects.openai.items import Items
 from ingress.dialects.openai.session import LOGPROBS, Session
-from ingress.http.openai_errors import openai_refusal
 from ingress.http.refusal import Refusal
 from ingress.media.wanted import MediaWanted
 from ingress.request import Request

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.captions.subtitles import Cue, cues, srt, vtt
 from common.messages import Utterance, Word
-from common.subtitles import Cue, cues, srt, vtt
 
 
 def _words(text: str, *, each_s: float = 0.3, start_s: float = 0.0) -> list[Word]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from common.captions.words_of_texts import words_of_texts
 from common.messages import Word
-from common.words_of_texts import words_of_texts
 
 
 def _split(words: str, *texts: str) -> list[str]:

@@ -13,7 +13,7 @@ from common.entries import LineKind
 from common.errors import NoFreeStream, NoWorker
 from common.messages import Audio, Encoding, Hello, Result, ServerMessage
 from common.options import StreamOptions
-from ingress.client_stream import split_channels
+from ingress.clients.client_stream import split_channels
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.dialect import Frame
 from ingress.dialects.native import NativeDialect

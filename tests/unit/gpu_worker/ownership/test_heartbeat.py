@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from common.monitoring.metrics import WorkerMetrics
-from common.streams.leases import Renewal, WorkerLease
-from common.streams.status import WorkerReport, decode_worker_report
+from common.presence.leases import Renewal, WorkerLease
+from common.presence.status import WorkerReport, decode_worker_report
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.ownership.heartbeat import WINDOW_S, Heartbeat, StatsWindow
 from tests.waiting import wait_until

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
+from ingress.api.capabilities import CAPABILITIES_ENDPOINT
+from ingress.api.openai_errors import openai_refusal
 from ingress.capabilities import CAPABILITIES, PROTOCOLS
-from ingress.http.capabilities import CAPABILITIES_ENDPOINT
-from ingress.http.openai_errors import openai_refusal
 from ingress.http.refusal import Refusal
 from ingress.server import LISTEN_PATH, REALTIME_PATH
 from tests.fake_backplane import ScriptedBackplane

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from httpx import ASGITransport, AsyncClient
 
+from ingress.api.page import PAGE
 from ingress.http.endpoints import application
-from ingress.http.page import PAGE
 
 FOLDER = Path("ingress/page")
 HOST = "speech.example:8000"

@@ -14,11 +14,11 @@ from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord
 from common.entries import LineKind
 from common.errors import NoFreeStream
+from ingress.api.listen import listen_endpoints
+from ingress.api.transcriptions import transcription_endpoints
 from ingress.auth.client import Client
 from ingress.auth.guard import OverLimit
 from ingress.files.recordings import Recordings
-from ingress.http.listen import listen_endpoints
-from ingress.http.transcriptions import transcription_endpoints
 from ingress.media.decoder import Decoders
 from ingress.request import Request
 from tests.counting_guard import CountingGuard

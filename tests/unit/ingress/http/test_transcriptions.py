@@ -17,13 +17,13 @@ import pytest
 from starlette.datastructures import FormData
 
 from common.monitoring.metrics import IngressMetrics
+from ingress.api.listen import listen_endpoints
+from ingress.api.transcriptions import _Events, transcription_endpoints
 from ingress.auth.client import Client
 from ingress.auth.guard import Guard
 from ingress.files.recording_stream import Transcript
 from ingress.files.recordings import RecordingLimits, Recordings
 from ingress.files.upload import Upload
-from ingress.http.listen import listen_endpoints
-from ingress.http.transcriptions import _Events, transcription_endpoints
 from ingress.media.decoder import Decoders, MediaError
 from ingress.media.formats import MediaFormat
 from tests.counting_guard import CountingGuard

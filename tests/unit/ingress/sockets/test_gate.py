@@ -12,8 +12,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from ingress.auth.proxies import TrustedProxies
 from ingress.sockets.gate import Full, Gate, Place
-from ingress.sockets.proxies import TrustedProxies
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HOST, serving, wait_until
 

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from ingress.sockets.proxies import TrustedProxies, plain_address
+from ingress.auth.proxies import TrustedProxies, plain_address
 
 _PROXIES = TrustedProxies(map(ip_network, ("10.0.0.0/8", "2001:db8:1::/48")))
 

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
-from ingress.connection import Connection
+from ingress.clients.connection import Connection
 from ingress.http.endpoints import endpoint
 from ingress.http.front import Front
 from ingress.sockets.shell import BYTES_A_TURN, MESSAGES_A_TURN

@@ -20,10 +20,10 @@ from websockets.typing import Subprotocol
 from common.entries import LineKind
 from common.errors import NoFreeStream
 from common.monitoring.metrics import IngressMetrics
-from ingress.connection import Connection
+from ingress.clients.connection import Connection
+from ingress.clients.limits import ConnectionLimits
 from ingress.dialects.dialect import Farewell
 from ingress.dialects.native import NativeDialect
-from ingress.limits import ConnectionLimits
 from ingress.meter import Meter
 from ingress.sockets.gate import Gate, Place, max_files
 from ingress.sockets.peer import Peer

@@ -555,7 +555,9 @@ def resumed(stream: Stream, times: int) -> bool:
 
 
 async def test_phrases_go_out_behind_the_audio_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingress.connection.CAPABILITIES", ("config", "resume", "finalize", "phrases"))
+    monkeypatch.setattr(
+        "ingress.clients.connection.CAPABILITIES", ("config", "resume", "finalize", "phrases")
+    )
     async with serving(ScriptedBackplane(echo=True)) as harness:
         options = StreamOptions(phrases=(Phrase("first"),))
         async with await connect(harness.ws_url, options=options, timeouts=_TIMEOUTS) as stream:
@@ -572,7 +574,7 @@ async def test_phrases_go_out_behind_the_audio_before_them(monkeypatch: pytest.M
 
 
 async def test_a_server_that_takes_no_phrases_is_not_sent_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingress.connection.CAPABILITIES", ("config", "resume"))
+    monkeypatch.setattr("ingress.clients.connection.CAPABILITIES", ("config", "resume"))
     async with (
         serving(ScriptedBackplane(echo=True)) as harness,
         await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream,

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from common.captions.words_of_texts import words_of_texts
 from common.messages import Utterance, Word
-from common.words_of_texts import words_of_texts
 
 LINE_CHARACTERS: Final = 42
 MAX_LINES: Final = 2

@@ -31,17 +31,17 @@ from common.options import StreamOptions
 from ingress.auth.client import ANYBODY, Client
 from ingress.auth.guard import NO_GUARD, Guard
 from ingress.capabilities import CAPABILITIES
-from ingress.client_stream import ClientStream, split_channels
+from ingress.clients.client_stream import ClientStream, split_channels
+from ingress.clients.limits import ConnectionLimits
+from ingress.clients.outgoing import Outgoing
+from ingress.clients.slots import Slots
 from ingress.dialects.dialect import Dialect, Heard
-from ingress.limits import ConnectionLimits
 from ingress.links import CLIENT_GONE, FINAL, Backplane, Resumption
 from ingress.media.decoder import Decoders
 from ingress.media.inlet import MediaInlet
 from ingress.media.wanted import Media
 from ingress.meter import Meter
-from ingress.outgoing import Outgoing
 from ingress.protocol import ONLY_APPENDING, YOUNG, Action, ConnectionProtocol, Event, Outcome, State
-from ingress.slots import Slots
 from ingress.sockets.deadlines import Deadlines
 from ingress.sockets.peer import Peer
 

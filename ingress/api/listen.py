@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from common.messages import Utterance, Word
 from common.tracing.tracer import checked_traceparent
+from ingress.api.transcriptions import FAILURES, RecordingRefused, admitted, refusal_of
 from ingress.dialects.deepgram.query import MAX_QUERY_FIELDS, REFUSED
 from ingress.dialects.deepgram.refusals import body_of, headers_of
 from ingress.dialects.deepgram.shapes import MODEL_INFO, MODEL_UUID, confidence_of, timestamp, word_shape
@@ -31,7 +32,6 @@ from ingress.files.recordings import Recordings
 from ingress.files.upload import BadUpload
 from ingress.http.endpoints import endpoint
 from ingress.http.presence import unless_left
-from ingress.http.transcriptions import FAILURES, RecordingRefused, admitted, refusal_of
 from ingress.media.formats import HEAD_BYTES, NAMES, sniff
 
 # Parts of a body are put together to this before a thread writes them.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from common.messages import Resume
 from ingress.auth.client import Client
 from ingress.auth.guard import Guard
-from ingress.client_stream import ClientStream
+from ingress.clients.client_stream import ClientStream
 from ingress.links import NOBODY, Backplane, Caller, Resumption
 
 

@@ -11,7 +11,7 @@ from common.messages import Audio, Phrases, Result
 from ingress.links import CLIENT_GONE, FINAL
 
 if TYPE_CHECKING:
-    from ingress.connection import Connection
+    from ingress.clients.connection import Connection
     from ingress.links import StreamLink
 
 MAX_WAITING_PHRASES: Final = 100

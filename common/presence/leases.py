@@ -49,7 +49,7 @@ class WorkerLease:
         return Renewal(int(self._client.execute_command(*command)))
 
     def report(self, fields: Mapping[str, str | int | float]) -> None:
-        """Write the worker's hash (common/streams/status.py says what is in it)."""
+        """Write the worker's hash (common/presence/status.py says what is in it)."""
         key = self._keys.worker(self._worker)
         flat = [item for pair in fields.items() for item in pair]
         self._client.transaction(("HSET", key, *flat), ("PEXPIRE", key, WORKER_HASH_TTL_MS))

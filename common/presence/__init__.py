@@ -1,0 +1,1 @@
+"""Processes as Redis knows them: leases, what all workers run, the status line."""

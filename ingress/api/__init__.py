@@ -1,0 +1,1 @@
+"""What plain HTTP answers: recordings, tokens, capabilities, the page."""

@@ -1,0 +1,1 @@
+"""One client: its dialect on one side, its streams on the other."""
