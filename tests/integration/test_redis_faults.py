@@ -119,9 +119,14 @@ async def test_audio_that_redis_took_and_forgot_is_appended_again(redis_url: str
             for key, dump in moment.items():
                 pipe.restore(key, 60_000, dump)
             pipe.execute()
-            assert [client.xlen(one.keys.audio) for one in both] == [5, 5]
+            # Five entries, or fewer where a snapshot had fallen due and the entries before it were trimmed.
+            kept = [client.xlen(one.keys.audio) for one in both]
+            assert max(kept) <= 5
             client.client_kill_filter(_type="normal", skipme=True)
-            await until(lambda: all(client.xlen(one.keys.audio) >= 8 for one in both), what="the audio")
+            await until(
+                lambda: [client.xlen(one.keys.audio) for one in both] == [num + 3 for num in kept],
+                what="the audio",
+            )
             # Three of each, and of the young one its creation and its audio.
             await until(lambda: ingress.log.num_restored >= 8, what="the count")
             assert ingress.redis.num_losses >= 1
