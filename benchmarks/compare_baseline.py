@@ -18,11 +18,11 @@ from pathlib import Path
 
 from parakeet.bench.figures import TrialFigures
 from parakeet.bench.plan import Plan, Target
-from parakeet.bench.probe import probe
 from parakeet.bench.report import write_json
+from parakeet.bench.server.probe import probe
 from parakeet.bench.table import LiveTable, markdown
 from parakeet.bench.trial import run_trial
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 
 PORT = 9810
 RECORDINGS = tuple(sorted((Path(__file__).parent.parent / "parakeet" / "recordings").glob("*.wav")))

@@ -26,7 +26,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from parakeet.audio.source import open_source
 from parakeet.bench.plan import Target
-from parakeet.bench.server_process import fresh_server
+from parakeet.bench.server.fresh_server import fresh_server
 
 PORT = 18_765
 BLOCK_S = 0.08

@@ -38,7 +38,7 @@ from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.transcript import Vocabulary
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps.factory import make_model_engine
-from parakeet.word_errors import word_errors
+from parakeet.check.word_errors import word_errors
 
 RATE: Final = 16_000
 FRAME_SAMPLES: Final = 1_280

@@ -35,9 +35,9 @@ from typing import Any, Final
 
 from benchmarks.engine import commit
 from parakeet.bench.plan import Target
-from parakeet.bench.processes import ServerProcess, discover, usage
 from parakeet.bench.report import surroundings
-from parakeet.bench.server_process import fresh_server
+from parakeet.bench.server.fresh_server import fresh_server
+from parakeet.bench.server.processes import ServerProcess, discover, usage
 
 HOST: Final = "127.0.0.1"
 RAMP_S: Final = 5.0

@@ -28,7 +28,7 @@ from urllib.request import urlopen
 from benchmarks.engine import commit
 from parakeet.bench.plan import Access, Plan, Target
 from parakeet.bench.report import surroundings
-from parakeet.bench.server_process import fresh_server
+from parakeet.bench.server.fresh_server import fresh_server
 from parakeet.bench.trial import run_trial
 
 HOST: Final = "127.0.0.1"

@@ -46,7 +46,7 @@ from gpu_worker.model.state import SlotState
 from gpu_worker.steps.eager import EagerSteps
 from gpu_worker.steps.eager_trees import BoostedRows, Trees
 from gpu_worker.steps.factory import make_model_engine
-from parakeet.word_errors import words_of
+from parakeet.check.word_errors import words_of
 
 ROOT: Final = Path(__file__).parents[1]
 RATE: Final = 16_000

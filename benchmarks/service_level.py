@@ -28,7 +28,7 @@ import redis
 from benchmarks.capacity import Budget, OutOfTime, Trial, search
 from benchmarks.engine import UNFINISHED, commit, read_results
 from benchmarks.random_model import CONFIGS
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 
 RESULTS: Final = Path(__file__).parent / "results" / "service_trials.jsonl"
 RAMP_S: Final = 10

@@ -27,7 +27,7 @@ from common.redis.connect import pack
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
 from common.streams.claims import Claims, OwnedStream
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 
 
 async def _create(servers: RedisServers, keys: Keys) -> None:

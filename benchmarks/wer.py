@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from benchmarks.clips import Clip, normalised, read_clips, streams
 from parakeet.bench.plan import Target
-from parakeet.bench.server_process import fresh_server
+from parakeet.bench.server.fresh_server import fresh_server
+from parakeet.check.word_errors import word_errors
 from parakeet.client import ClientTimeouts, connect
-from parakeet.word_errors import word_errors
 from training.card import weights_digest
 
 ROOT = Path(__file__).parents[1]

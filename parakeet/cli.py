@@ -64,7 +64,7 @@ def _log_config_of(settings: ClusterSettings) -> str:
 
 def serve(argv: Sequence[str]) -> int:
     """Run the whole stack until a signal stops it."""
-    from parakeet.supervisor import Supervisor
+    from parakeet.serve.supervisor import Supervisor
 
     settings = parse("serve", argv)
     log_config = _log_config_of(settings.ingress)
@@ -100,21 +100,21 @@ def worker(argv: Sequence[str]) -> int:
 
 def status(argv: Sequence[str]) -> int:
     """Print what the status port says."""
-    from parakeet.status import show_status
+    from parakeet.terminal.status import show_status
 
     return show_status(parse("status", argv))
 
 
 def health(argv: Sequence[str]) -> int:
     """Say whether a worker of this host is well."""
-    from parakeet.readiness import show_health
+    from parakeet.serve.readiness import show_health
 
     return show_health(parse("health", argv))
 
 
 def transcribe(argv: Sequence[str]) -> int:
     """Stream audio to a server and print the text."""
-    from parakeet.transcribe import run_transcribe
+    from parakeet.terminal.transcribe import run_transcribe
 
     return run_transcribe(parse("transcribe", argv))
 

@@ -15,9 +15,9 @@ from common.process.standard_streams import complain, run_command
 from parakeet.audio.source import read_recording
 from parakeet.check.clips import Clip, clip
 from parakeet.check.local_stack import LocalStack, StackFailed, running
+from parakeet.check.word_errors import word_errors
 from parakeet.client import transcribe
-from parakeet.live_text import LiveText
-from parakeet.word_errors import word_errors
+from parakeet.terminal.live_text import LiveText
 
 PASS_WORD_ERROR_RATE = 0.0
 MESSAGE_MS = 100

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.servers import SERVER_KINDS, ServerKind, keys_without_expiry, make_server, raw_client
 
 

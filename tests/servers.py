@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 import redis
 
-from parakeet.embedded_redis import EmbeddedRedis, find_redis_server, find_server, find_valkey
+from parakeet.serve.embedded_redis import EmbeddedRedis, find_redis_server, find_server, find_valkey
 from tests.optional_programs import in_ci, is_wanted
 
 ServerKind = Literal["embedded", "debian"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
-from parakeet.child import start_tied
+from parakeet.serve.child import start_tied
 from tests.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpu_worker.model.tokenizer import Tokenizer
-from parakeet.word_errors import word_errors
+from parakeet.check.word_errors import word_errors
 from training.data.utterances import RATE, Spoken
 from training.model.transducer import TrainingModel, greedy
 

@@ -15,16 +15,16 @@ from common.process.version import package_version
 from common.settings import PROGRAM
 from parakeet.audio.errors import BadAudio
 from parakeet.bench.figures import TrialFigures
+from parakeet.bench.load.track import load_track
 from parakeet.bench.plan import Access, Plan, Target
 from parakeet.bench.report import plot, write_json
 from parakeet.bench.search import search
-from parakeet.bench.server_process import ServerStartError, fresh_server
+from parakeet.bench.server.fresh_server import ServerStartError, fresh_server
 from parakeet.bench.table import LiveTable, markdown
-from parakeet.bench.track import load_track
 from parakeet.bench.trial import TrialError, run_trial
+from parakeet.check.clips import RECORDINGS
 
 _PROGRAM = f"{PROGRAM} bench"
-_RECORDINGS = Path(__file__).parent.parent / "recordings"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,7 +138,7 @@ def _without_key(argv: Sequence[str]) -> list[str]:
 
 def _plan(given: argparse.Namespace) -> tuple[Plan, list[int]]:
     counts = [int(count) for count in str(given.streams).split(",")]
-    recordings = tuple(given.recordings or sorted(_RECORDINGS.glob("*.wav")))
+    recordings = tuple(given.recordings or sorted(RECORDINGS.glob("*.wav")))
     for name, value in (
         ("--streams", min(counts)),
         ("--duration-s", given.duration_s),

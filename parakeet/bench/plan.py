@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from common.addresses import host_and_port
-from parakeet.bench.wire import Decoder, LineDecoder, WebSocketDecoder
+from parakeet.bench.load.wire import Decoder, LineDecoder, WebSocketDecoder
 
 GENERATOR_LAG_ALLOWED_S = 0.050
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from parakeet.bench import load_process
 from parakeet.bench.figures import PartUsage, Percentiles, TrialFigures, verdict
+from parakeet.bench.load.process import Share, play
 from parakeet.bench.plan import Plan, Sample
-from parakeet.bench.processes import ServerProcess, Usage, discover, usage
-from parakeet.bench.redis_usage import RedisCounters, RedisWatch, redis_between
+from parakeet.bench.server.processes import ServerProcess, Usage, discover, usage
+from parakeet.bench.server.redis_usage import RedisCounters, RedisWatch, redis_between
 
 _READY_TIMEOUT_S = 60.0
 _START_IN_S = 0.3
@@ -59,8 +59,8 @@ class _Load:
         for index in range(plan.processes):
             ours, theirs = self._context.Pipe()
             process = self._context.Process(
-                target=load_process.main,
-                args=(plan, load_process.Share(index, plan.processes), theirs),
+                target=play,
+                args=(plan, Share(index, plan.processes), theirs),
                 name=f"bench-load-{index}",
                 daemon=True,
             )

@@ -16,8 +16,8 @@ from typing import Final
 
 from common.errors import ServiceError
 from common.settings import plain_environment
-from parakeet.child import describe_exit, start_tied
 from parakeet.client import ClientError
+from parakeet.serve.child import describe_exit, start_tied
 
 START_TIMEOUT_S: Final = 180.0
 STOP_TIMEOUT_S: Final = 60.0

@@ -12,8 +12,8 @@ from typing import Final
 from common.options import StreamOptions
 from parakeet.audio.source import Recording, read_recording
 from parakeet.check.clips import Clip
+from parakeet.check.word_errors import word_errors
 from parakeet.client import Stream, connect
-from parakeet.word_errors import word_errors
 
 MESSAGE_MS: Final = 80
 """An encoder frame, so that a chunk ends with a message."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parakeet.child import start_tied
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.child import start_tied
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy
 from tests.ports import HOST
 from tests.servers import make_server, raw_client

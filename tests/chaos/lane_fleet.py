@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from common.settings import lane_ids
-from parakeet.child import start_tied
+from parakeet.serve.child import start_tied
 from tests.chaos.fleet import RESTART_AFTER_S, Fleet, Member
 from tests.service_process import ROOT
 

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from parakeet.client import ServerError, connect, transcribe
-from parakeet.status import read_status
+from parakeet.terminal.status import read_status
 from tests.certificates import Authority
 from tests.containers import images
 from tests.containers.engine import Compose, Engine, engine

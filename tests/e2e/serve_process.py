@@ -37,7 +37,13 @@ class ServeProcess:
         self.process = subprocess.Popen(
             [
                 # Ends with the test run, however that ends.
-                *(sys.executable, "-I", "-S", str(ROOT / "parakeet" / "tied_exec.py"), str(os.getpid())),
+                *(
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(ROOT / "parakeet" / "serve" / "tied_exec.py"),
+                    str(os.getpid()),
+                ),
                 *(sys.executable, "-m", "parakeet.cli", "serve"),
                 *("--port", str(self.tcp_port), "--ws-port", str(self.ws_port)),
                 *("--status-port", str(self.status_port)),

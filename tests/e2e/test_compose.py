@@ -22,10 +22,9 @@ import yaml
 
 from common.redis.grants import USERS
 from common.settings import FLAGS
-from parakeet.embedded_redis import find_server
-from parakeet.readiness import wait_until_listening
-from parakeet.status import read_status
-from tests.ports import free_ports
+from parakeet.serve.embedded_redis import find_server
+from parakeet.terminal.status import read_status
+from tests.ports import free_ports, wait_until_listening
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from parakeet.embedded_redis import EmbeddedRedis
-from parakeet.readiness import wait_until_listening
-from parakeet.status import read_status
-from tests.ports import free_ports
+from parakeet.serve.embedded_redis import EmbeddedRedis
+from parakeet.terminal.status import read_status
+from tests.ports import free_ports, wait_until_listening
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.ports import free_ports
 from tests.servers import make_server
 from tests.service_process import ROOT

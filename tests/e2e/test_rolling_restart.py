@@ -13,7 +13,7 @@ import pytest
 
 from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord, create_key
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.certificates import Authority
 from tests.ingress_process import IngressProcess
 from tests.media_files import read_pcm

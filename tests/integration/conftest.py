@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.stack import Stack
 
 

@@ -15,7 +15,7 @@ from common.presence.status import STAGES, StageReport, WorkerReport
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.keys import Keys
 from common.streams.admission import Admission, SharedSettings, check_worker_agrees
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.servers import raw_client
 from tests.waiting import until
 

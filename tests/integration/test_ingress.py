@@ -20,7 +20,7 @@ from common.options import StreamOptions
 from gpu_worker.pipeline.g711 import MULAW
 from parakeet.client import ServerError, Stream, connect
 from parakeet.client.errors import ClientError
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.ingress_process import IngressProcess
 from tests.ports import HOST
 from tests.stack import TIMEOUTS, Stack, check_gapless, collect, transcribe

@@ -12,7 +12,7 @@ import redis.exceptions
 
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, subscriber_connection
 from common.redis.connect import pack
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from common.streams.audio_log import decoded_samples
 from common.streams.audio_reader import AudioReader
 from common.streams.claims import Claims
 from parakeet.client import connect
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy
 from tests.ingress_process import IngressProcess
 from tests.servers import make_server, raw_client

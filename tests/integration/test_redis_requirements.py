@@ -14,7 +14,7 @@ from common.errors import UnfitRedis
 from common.redis.address import parse_address
 from common.redis.grants import INGRESS, SERVE, WORKER, Grants
 from common.redis.requirements import check_servers
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.servers import ServerKind, make_server, raw_client
 
 _TIMEOUT_S = 2.0

@@ -24,8 +24,8 @@ from common.redis.keys import Keys
 from common.redis.scripts import FOLDER
 from common.redis.scripts.ownership import keep_dead_letter
 from parakeet.client import connect
-from parakeet.embedded_redis import EmbeddedRedis
 from parakeet.redis_users import create_users
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.e2e.serve_process import ServeProcess
 from tests.ports import HOST, free_ports
 from tests.servers import ServerKind, raw_client, server_binary

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import redis
 
-from parakeet.child import start_tied
 from parakeet.client import connect
+from parakeet.serve.child import start_tied
 from tests.ingress_process import IngressProcess
 from tests.ports import HOST, free_ports
 from tests.servers import any_server_binary

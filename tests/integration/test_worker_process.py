@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.dying_worker import OTHER, RAISES, VICTIM
 from tests.ports import free_ports
 from tests.servers import make_server, raw_client

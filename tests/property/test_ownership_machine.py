@@ -55,7 +55,7 @@ from common.streams.claims import (
 )
 from common.streams.result_reader import Position, catch_up, kept_results
 from common.streams.result_writer import ResultWriter
-from parakeet.embedded_redis import EmbeddedRedis
+from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.servers import keys_without_expiry, make_server, raw_client
 
 _STREAM = StreamId(7)

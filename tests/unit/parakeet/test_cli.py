@@ -110,10 +110,10 @@ def test_the_documented_place_of_the_logging_configuration_counts(monkeypatch: p
     monkeypatch.setattr(cli, "logging_config", changed)
     monkeypatch.setattr(cli, "configure", lambda *_: None)
     monkeypatch.setattr(
-        "parakeet.supervisor.Supervisor.__init__",
+        "parakeet.serve.supervisor.Supervisor.__init__",
         lambda _self, settings: given.extend((settings.worker.log_config, settings.ingress.log_config)),
     )
-    monkeypatch.setattr("parakeet.supervisor.Supervisor.run", lambda _self: 0)
+    monkeypatch.setattr("parakeet.serve.supervisor.Supervisor.run", lambda _self: 0)
     assert cli.main(["serve"]) == 0
     assert [json.loads(text)["loggers"]["gpu_worker.engine"] for text in given] == [{"level": "DEBUG"}] * 2
 

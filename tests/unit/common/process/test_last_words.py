@@ -10,7 +10,7 @@ import pytest
 
 from common.process.last_words import VARIABLE, LastWords, LastWordsHandler, inherited_handler
 from common.process.logging import configure
-from parakeet.child import Child, Launch
+from parakeet.serve.child import Child, Launch
 from tests.service_process import ROOT
 
 CHILD = """

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from parakeet.bench.figures import Percentiles, TrialFigures, verdict
-from parakeet.bench.processes import redis_urls, role_of
 from parakeet.bench.search import PROOF_TRIAL_S, search
+from parakeet.bench.server.processes import redis_urls, role_of
 
 NOTHING = Percentiles.of(())
 

@@ -10,8 +10,8 @@ import pytest
 
 from common.errors import SettingsError
 from common.settings import parse
-from parakeet import worker_plan
-from parakeet.worker_plan import Machine, check_device, count_gpus, plan_workers
+from parakeet.serve import worker_plan
+from parakeet.serve.worker_plan import Machine, check_device, count_gpus, plan_workers
 
 GB = 1 << 30
 PLENTY = 512 * GB

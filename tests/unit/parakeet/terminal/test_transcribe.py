@@ -15,7 +15,7 @@ from common.phrases import Phrase
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import Harness, serving, wait_until
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 RECORDING = ROOT / "parakeet" / "recordings" / "goforward.wav"
 NUM_SAMPLES = (RECORDING.stat().st_size - 44) // 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parakeet.word_errors import word_errors
+from parakeet.check.word_errors import word_errors
 
 
 @pytest.mark.parametrize(

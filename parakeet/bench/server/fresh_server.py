@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from parakeet.bench.plan import STRANGER, Access, Target
-from parakeet.bench.probe import probe
+from parakeet.bench.server.probe import probe
 
 _STOP_TIMEOUT_S = 20.0
 

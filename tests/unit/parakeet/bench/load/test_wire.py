@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet.bench.wire import (
+from parakeet.bench.load.wire import (
     OP_PONG,
     OP_TEXT,
     LineDecoder,

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from common.process.backoff import FIRST_BACKOFF_S, STEADY_AFTER_S
-from parakeet import child as child_module
-from parakeet.child import Child, Launch, describe_exit, start_tied
+from parakeet.serve import child as child_module
+from parakeet.serve.child import Child, Launch, describe_exit, start_tied
 from tests.waiting import wait_until
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux")
@@ -23,7 +23,7 @@ SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 
 PARENT = """
 import sys, time
-from parakeet.child import start_tied
+from parakeet.serve.child import start_tied
 print(start_tied([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
 time.sleep(600)
 """
@@ -88,8 +88,8 @@ def test_a_child_is_waited_for_twice_as_long_each_time_until_it_ran_steadily(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("parakeet.child.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("parakeet.child.start_tied", lambda *_, **__: subprocess.Popen(["true"]))
+    monkeypatch.setattr("parakeet.serve.child.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("parakeet.serve.child.start_tied", lambda *_, **__: subprocess.Popen(["true"]))
     child = Child("worker 0", lambda: Launch("w", ("true",), {}))
     waits = []
     for _ in range(3):

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from parakeet.live_text import LiveText
+from parakeet.terminal.live_text import LiveText
 
 
 class Terminal(io.StringIO):

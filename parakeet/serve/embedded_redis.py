@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from common.errors import ServiceError
-from parakeet.child import describe_exit, start_tied
+from parakeet.serve.child import describe_exit, start_tied
 
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0

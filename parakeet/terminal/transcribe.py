@@ -19,9 +19,9 @@ from common.settings import TranscribeSettings
 from parakeet.audio.errors import BadAudio
 from parakeet.audio.source import MicrophoneSource, Source, open_source
 from parakeet.client import ClientError, transcribe
-from parakeet.live_text import LiveText
-from parakeet.progress import Progress
-from parakeet.transcript import Transcript, check_output, format_of, write_output
+from parakeet.terminal.live_text import LiveText
+from parakeet.terminal.progress import Progress
+from parakeet.terminal.transcript import Transcript, check_output, format_of, write_output
 
 
 def run_transcribe(settings: TranscribeSettings) -> int:

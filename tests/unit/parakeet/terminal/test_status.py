@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from common.settings import parse
-from parakeet.status import NoStatus, read_status, show_status, table
+from parakeet.terminal.status import NoStatus, read_status, show_status, table
 
 STATUS = {
     "type": "status",

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from parakeet.audio.errors import BadAudio
+from parakeet.bench.load.track import Track, encode, load_track
 from parakeet.bench.plan import Target
-from parakeet.bench.track import Track, encode, load_track
 
 
 def write_wav(path: Path, pcm: bytes, rate: int = 16000) -> Path:

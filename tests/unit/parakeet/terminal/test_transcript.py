@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.messages import Result, Utterance, Word
-from parakeet.transcript import NoOutput, Transcript, check_output, format_of, write_output
+from parakeet.terminal.transcript import NoOutput, Transcript, check_output, format_of, write_output
 
 
 def _result(text: str, word: Word | None, acked: int, utterances: tuple[Utterance, ...] = ()) -> Result:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from parakeet import embedded_redis
-from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer, find_server, find_valkey
+from parakeet.serve import embedded_redis
+from parakeet.serve.embedded_redis import EmbeddedRedis, NoRedisServer, find_server, find_valkey
 from tests.waiting import wait_until
 
 

@@ -31,10 +31,10 @@ from common.settings import (
     lane_ids,
     new_process_id,
 )
-from parakeet.child import Child, Launch, describe_exit
-from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
-from parakeet.readiness import Roster, check_port_free
-from parakeet.worker_plan import Machine, check_device, count_gpus, plan_workers
+from parakeet.serve.child import Child, Launch, describe_exit
+from parakeet.serve.embedded_redis import EmbeddedRedis, NoRedisServer
+from parakeet.serve.readiness import Roster, check_port_free
+from parakeet.serve.worker_plan import Machine, check_device, count_gpus, plan_workers
 
 logger = logging.getLogger(__name__)
 # The line that scripts wait for: shown at every --log-level.

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import socket
 import sys
-import time
 
 from common.addresses import host_and_port
 from common.entries import IngressId, WorkerId
@@ -111,20 +110,6 @@ def check_port_free(host: str, port: int, flag: str) -> None:
 def _no_host_of_ours(host: str, error: Exception) -> SettingsError:
     reason = error.strerror if isinstance(error, OSError) else error
     return SettingsError(f"--host got {host!r}, but takes an address of this machine: {reason}.")
-
-
-def wait_until_listening(host: str, port: int, timeout_s: float) -> bool:
-    """Return whether something accepts connections there within the time."""
-    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection((target, port), timeout=1.0).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return True
-    return False
 
 
 def show_health(settings: HealthSettings) -> int:

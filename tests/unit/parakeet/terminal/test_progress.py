@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parakeet.progress import Progress
+from parakeet.terminal.progress import Progress
 
 
 def test_a_bar_shows_the_share_and_the_speed() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parakeet.audio.source import read_recording
-from parakeet.bench.wire import OP_BINARY, OP_TEXT, client_frame
+from parakeet.bench.load.wire import OP_BINARY, OP_TEXT, client_frame
 
 FINAL_MESSAGE = b'{"type":"audio","data":"","final":true}'
 

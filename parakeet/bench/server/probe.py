@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
+from parakeet.bench.load.track import FINAL_MESSAGE
+from parakeet.bench.load.wire import OP_TEXT, WireError, client_frame
 from parakeet.bench.plan import STRANGER, Access, Target
-from parakeet.bench.track import FINAL_MESSAGE
-from parakeet.bench.wire import OP_TEXT, WireError, client_frame
 
 
 def probe(target: Target, timeout_s: float, access: Access = STRANGER) -> tuple[dict[str, Any] | None, str]:

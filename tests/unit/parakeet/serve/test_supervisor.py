@@ -10,9 +10,9 @@ import pytest
 
 from common.process.backoff import FIRST_BACKOFF_S, STEADY_AFTER_S
 from common.settings import parse
-from parakeet.child import Child, Launch
-from parakeet.embedded_redis import EmbeddedRedis, NoRedisServer
-from parakeet.supervisor import Supervisor, _Signals
+from parakeet.serve.child import Child, Launch
+from parakeet.serve.embedded_redis import EmbeddedRedis, NoRedisServer
+from parakeet.serve.supervisor import Supervisor, _Signals
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("parakeet.supervisor.time.monotonic", clock)
+    monkeypatch.setattr("parakeet.serve.supervisor.time.monotonic", clock)
     return clock
 
 

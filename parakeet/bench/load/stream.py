@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import orjson
 
+from parakeet.bench.load.track import Messages
+from parakeet.bench.load.wire import Decoder, WireError
 from parakeet.bench.plan import GENERATOR_LAG_ALLOWED_S, Sample
-from parakeet.bench.track import Messages
-from parakeet.bench.wire import Decoder, WireError
 
 _monotonic = time.monotonic
 

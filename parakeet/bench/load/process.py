@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from parakeet.bench.load.stream import LoadStream
+from parakeet.bench.load.track import Messages, encode, load_track
 from parakeet.bench.plan import Plan, Sample, Target
-from parakeet.bench.stream import LoadStream
-from parakeet.bench.track import Messages, encode, load_track
 
 REPORT_EVERY_S = 1.0
 MAX_TICK_MS = 2
@@ -183,7 +183,7 @@ class LoadProcess:
         self._reports.send(sample)
 
 
-def main(plan: Plan, share: Share, reports: Connection) -> None:
+def play(plan: Plan, share: Share, reports: Connection) -> None:
     """Entry of the process: prepare, say so, wait for the common start, play, report."""
     process = LoadProcess(plan, share, reports)
     process.prepare()

@@ -1,0 +1,1 @@
+"""The server under load: started afresh, probed, and what its processes and its Redis take."""

@@ -1,0 +1,1 @@
+"""`parakeet-server serve`: Redis, workers and ingresses as child processes, kept running."""

@@ -1,0 +1,1 @@
+"""Commands that a person runs in a terminal beside a running server."""
