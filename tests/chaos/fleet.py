@@ -33,6 +33,8 @@ DRAIN_S = 1.0
 # Keys of a finished stream stay so long, those of an abandoned one until its time to live.
 STREAM_TTL_S = 30
 RESUME_GRACE_S = 30
+# All workers may be dead at once, and so long on their way back on a busy machine.
+CLAIM_TIMEOUT_MS = 120_000
 
 TINY = {
     "model_size": "tiny",
@@ -219,7 +221,7 @@ class Fleet:
         """Names of all that serves, as workers, when everything is up."""
         return {member.name for member in self.workers}
 
-    async def all_up(self, timeout_s: float = 60.0) -> None:
+    async def all_up(self, timeout_s: float = 180.0) -> None:
         """Wait until every place is filled by a process that serves."""
 
         def up() -> bool:
@@ -228,6 +230,10 @@ class Fleet:
             return self._serving <= live and {member.name for member in self.ingresses} <= there
 
         await until(up, timeout_s, "the cluster")
+
+    def may_meet(self, member: Member) -> bool:
+        """Whether a fault may meet a process now."""
+        return bool(member.pid) and not member.frozen
 
     def _next_name(self, prefix: str) -> str:
         self._serial += 1
@@ -263,6 +269,7 @@ class Fleet:
                 "max_num_streams": self._max_num_streams,
                 "stream_ttl_s": STREAM_TTL_S,
                 "resume_grace_s": RESUME_GRACE_S,
+                "claim_timeout_ms": CLAIM_TIMEOUT_MS,
                 "drain_timeout_s": DRAIN_S,
                 "redis_timeout_ms": 1500,
             }

@@ -37,6 +37,16 @@ class LaneFleet(Fleet):
     def _serving(self) -> set[str]:
         return {lane.name for _, lanes in self._groups for lane in lanes}
 
+    def may_meet(self, member: Member) -> bool:
+        """As for workers; but a group ends, or stands still, only while another one has its lanes.
+
+        With both on their way back nobody serves, on a busy machine for longer than streams wait, and then
+        they end with an error, as they should.
+        """
+        others = [lanes for group, lanes in self._groups if group is not member]
+        spares = len(others) == len(self._groups) or any(all(lane.pid for lane in lanes) for lanes in others)
+        return spares and super().may_meet(member)
+
     async def _keep_group(self, group: Member, lanes: list[Member]) -> None:
         while True:
             group.name = self._next_name("g")

@@ -159,14 +159,13 @@ class Chaos:
             case Fault.KILL_REDIS:
                 await fleet.restart_redis(signal.SIGKILL)
 
-    @staticmethod
-    def _victim(members: Sequence[Member], planned: PlannedFault) -> Member:
-        """The chosen process, or the next one that runs."""
+    def _victim(self, members: Sequence[Member], planned: PlannedFault) -> Member:
+        """The chosen process, or the next one that a fault may meet; nobody where there is none."""
         for step in range(len(members)):
             member = members[(planned.choice + step) % len(members)]
-            if member.pid and not member.frozen:
+            if self.fleet.may_meet(member):
                 return member
-        return members[planned.choice % len(members)]
+        return Member("nobody")
 
     @staticmethod
     async def _freeze(member: Member, seconds: float) -> None:
