@@ -93,6 +93,14 @@ class IngressReport:
     draining: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class IngressPlace:
+    """Where an ingress stands among all that live, by their names: `rank` of `count`, from 0 on."""
+
+    rank: int
+    count: int
+
+
 class IngressPresence:
     """The heartbeat of one ingress. client: of shard 0. Calls raise RedisUnavailable.
 
@@ -107,8 +115,11 @@ class IngressPresence:
         self._keys = keys
         self._ingress = ingress
 
-    async def beat(self, report: IngressReport) -> None:
-        """Write the hash, and into the register until when the ingress counts as alive."""
+    async def beat(self, report: IngressReport) -> IngressPlace:
+        """Write the hash, and into the register until when the ingress counts as alive.
+
+        Returns its place among those that do.
+        """
         fields: dict[str, str | int] = {
             "started_ms": report.started_ms,
             "connections": report.connections,
@@ -126,9 +137,10 @@ class IngressPresence:
             fields=[item for pair in fields.items() for item in pair],
         )
         try:
-            await self._client.execute_command(*command)
+            rank, count = await self._client.execute_command(*command)
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
+        return IngressPlace(int(rank), int(count))
 
     async def others_serve(self) -> bool:
         """Whether another ingress is alive and does not drain."""

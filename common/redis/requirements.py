@@ -158,3 +158,10 @@ def read_info(text: bytes) -> dict[str, str]:
     """The fields of INFO's reply."""
     lines = (line.partition(":") for line in text.decode(errors="replace").splitlines() if ":" in line)
     return {name: value.strip() for name, _, value in lines}
+
+
+def memory_share(info: bytes) -> float:
+    """The part of its memory that a server uses, by its reply to INFO; 0 where it has no limit."""
+    fields = read_info(info)
+    most = int(fields.get("maxmemory", 0))
+    return int(fields.get("used_memory", 0)) / most if most else 0.0

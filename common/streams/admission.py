@@ -53,10 +53,13 @@ class Admission:
         self._client = client
         self._keys = keys
 
-    async def admit(self, max_num_streams: int, ttl_ms: int, stream: StreamId | None = None) -> StreamId:
+    async def admit(
+        self, max_num_streams: int, ttl_ms: int, stream: StreamId | None = None, shard: int | None = None
+    ) -> StreamId:
         """Admit one more stream for `ttl_ms`, after which `renew` must have been called.
 
         stream: the id of one that was admitted and released before it began; a new id where it is None.
+        shard: of a new id; any where it is None.
 
         Leases lapse while Redis pauses: where one has lapsed just now, this asks again for a moment, in which
         its worker can renew it.
@@ -65,7 +68,7 @@ class Admission:
         """
         deadline: float | None = None  # counted from the first answer, which comes when the pause is over
         while True:
-            granted, answer, *lapsed = await self._ask(max_num_streams, ttl_ms, stream)
+            granted, answer, *lapsed = await self._ask(max_num_streams, ttl_ms, stream, shard)
             if granted == 1:
                 return StreamId(int(answer))
             now = time.monotonic()
@@ -74,11 +77,18 @@ class Admission:
                 raise NoFreeStream if answer == b"full" else NoWorker
             await asyncio.sleep(_ASK_AGAIN_S)
 
-    async def _ask(self, max_num_streams: int, ttl_ms: int, stream: StreamId | None) -> Any:
+    async def _ask(
+        self, max_num_streams: int, ttl_ms: int, stream: StreamId | None, shard: int | None
+    ) -> Any:
         once = uuid4().hex
         return await self._run(
             scripts.admit(
-                self._keys, max_num_streams=max_num_streams, ttl_ms=ttl_ms, once=once, stream=stream
+                self._keys,
+                max_num_streams=max_num_streams,
+                ttl_ms=ttl_ms,
+                once=once,
+                stream=stream,
+                shard=shard,
             )
         )
 

@@ -2,7 +2,8 @@
 
 Everything that another ingress would need stands in Redis; here are only the open streams: begun, and
 brought to their end. Results come through result_feed.py; takeover.py puts streams that lost their
-connection among them; keeper.py renews what would expire; stream_watch.py sees to what nobody tells.
+connection among them; keeper.py renews what would expire; watch.py sees to what nobody tells; home.py chooses
+where new ones are.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from common.streams.audio_log import AudioLog, decoded_samples
 from common.streams.key_usage import KeyUsage
 from common.tracing.tracer import NO_TRACER, Tracer
 from ingress.links import NOBODY, Caller, Resumption, StreamListener
+from ingress.streams.home import HomeServers
 from ingress.streams.keeper import Keeper
 from ingress.streams.life import Action
 from ingress.streams.link import LinkContext, RedisLink
@@ -103,6 +105,7 @@ class RedisBackplane:
         )
         self._links: dict[StreamId, RedisLink] = {}
         self._feed = ResultFeed(self._redis, servers, self._keys, settings.ingress, self._links)
+        self._home = HomeServers(self._redis, settings.heartbeat_s)
         self._watch = StreamWatch(
             self._directory,
             self._feed,
@@ -120,6 +123,7 @@ class RedisBackplane:
             self._links,
             shared=SharedSettings(settings.max_num_streams, settings.sample_rate, servers.shards),
             report=report,
+            on_place=self._home.move,
             heartbeat_s=settings.heartbeat_s,
             ttl_ms=self._ttl_ms,
             admission_ttl_ms=self._admission_ttl_ms,
@@ -179,6 +183,7 @@ class RedisBackplane:
             tasks.create_task(self._feed.run(), name="results")
             tasks.create_task(self._keeper.run(), name="keeper")
             tasks.create_task(self._watch.run(), name="watch")
+            tasks.create_task(self._home.run(), name="home")
             if self._settings.adopts:
                 tasks.create_task(_guarded(self._takeover.adopt_orphans(), "adoption"), name="adoption")
             running.set()
@@ -262,7 +267,10 @@ class RedisBackplane:
     async def _admit(
         self, listener: StreamListener, stream: StreamId | None, resume_token: str, caller: Caller
     ) -> RedisLink:
-        stream = await self._admission.admit(self._settings.max_num_streams, self._admission_ttl_ms, stream)
+        shard = self._home.next_shard()
+        stream = await self._admission.admit(
+            self._settings.max_num_streams, self._admission_ttl_ms, stream, shard
+        )
         link = RedisLink(self._context, self._keys.stream(stream), listener, resume_token, caller)
         self._links[stream] = link
         return link

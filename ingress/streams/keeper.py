@@ -10,7 +10,7 @@ from typing import Final
 
 from common.entries import StreamId
 from common.errors import RedisUnavailable, SettingsMismatch
-from common.presence.leases import IngressPresence, IngressReport
+from common.presence.leases import IngressPlace, IngressPresence, IngressReport
 from common.streams.admission import Admission, SharedSettings
 from common.streams.assignments import StreamDirectory
 from ingress.streams.link import RedisLink
@@ -31,6 +31,7 @@ class Keeper:
     shared: what all processes of the cluster have to agree on.
     report: what this ingress says of itself with every heartbeat.
     links: the open streams, kept by the backplane.
+    on_place: told with every heartbeat where this ingress stands among those that live.
     ttl_ms, admission_ttl_ms: life of a stream's keys, and of its admission, without a renewal.
     """
 
@@ -44,6 +45,7 @@ class Keeper:
         *,
         shared: SharedSettings,
         report: Callable[[], IngressReport],
+        on_place: Callable[[IngressPlace], None],
         heartbeat_s: float,
         ttl_ms: int,
         admission_ttl_ms: int,
@@ -55,6 +57,7 @@ class Keeper:
         self._links = links
         self._shared = shared
         self._report = report
+        self._on_place = on_place
         self._heartbeat_s = heartbeat_s
         self._answered = time.monotonic()
         self._ttl_ms = ttl_ms
@@ -105,7 +108,7 @@ class Keeper:
         await self._announced.wait()
         while not self._left:  # a beat behind the sign-off would sign on again
             try:
-                await self._presence.beat(self._report())
+                self._on_place(await self._presence.beat(self._report()))
                 await self.agree()
                 self._answered = time.monotonic()
             except (RedisUnavailable, SettingsMismatch) as error:

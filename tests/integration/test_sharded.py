@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ _NUM_STREAMS = 9
 class Sharded:
     """Servers that share the streams, and processes on them.
 
-    url: as given to --redis-url.   shards: as given to --redis-shards.
+    processes: of the servers, by their shards.
     """
 
-    def __init__(self, url: str, shards: int, folder: Path, processes: ExitStack) -> None:
-        self.url = url
-        self.shards = shards
+    def __init__(self, processes_of_servers: Sequence[Any], folder: Path, processes: ExitStack) -> None:
+        self.processes = processes_of_servers
+        self.url = url = "+++".join(server.url for server in processes_of_servers)
+        self.shards = shards = len(processes_of_servers)
         self.servers = RedisServers.parse(tuple(part for part in url.split("+++")), shards, timeout_ms=3000)
         self.redis = SyncRedis(self.servers)
         self._folder = folder
@@ -54,12 +55,18 @@ class Sharded:
         self._processes.enter_context(process)
         return process.ready(_Shard0(self.redis))
 
-    def ingress(self, name: str) -> IngressProcess:
-        process = IngressProcess(
-            self.variable, name, self._folder / f"{name}.log", redis_shards=self.shards, max_num_streams=50
-        )
+    def ingress(self, name: str, **flags: Any) -> IngressProcess:
+        flags = {"redis_shards": self.shards, "max_num_streams": 50, **flags}
+        process = IngressProcess(self.variable, name, self._folder / f"{name}.log", **flags)
         self._processes.enter_context(process)
         return process.ready(_Shard0(self.redis))
+
+    def held_by(self, shard: int) -> set[str]:
+        """Ingresses that have streams on a shard."""
+        entries = self.command(shard, "XRANGE", f"px:{{{shard}}}:new", "-", "+")
+        streams = [fields[fields.index(b"sid") + 1] for _, fields in entries]
+        names = [self.command(shard, "HGET", b"px:{%d}:%b:m" % (shard, sid), "ingress") for sid in streams]
+        return {name.decode() for name in names if name}
 
     def stream_keys(self, shard: int, kinds: str = "mars") -> list[bytes]:
         """Keys of streams on the server of a shard."""
@@ -90,11 +97,37 @@ def sharded(tmp_path: Path) -> Iterator[Sharded]:
     with ExitStack() as stack:
         kinds = (SERVER_KINDS[0], SERVER_KINDS[-1], SERVER_KINDS[0])
         servers = [stack.enter_context(make_server(kind)) for kind in kinds]
-        url, shards = "+++".join(server.url for server in servers), 3
         processes = stack.enter_context(ExitStack())
-        made = Sharded(url, shards, tmp_path, processes)
+        made = Sharded(servers, tmp_path, processes)
         stack.callback(made.redis.close)
         yield made
+
+
+async def homes_are_known(names: list[str], sharded: Sharded) -> None:
+    """Wait until each ingress has signed on and had another heartbeat, which tells it of the others."""
+    scores = {name: await _score(name, sharded) for name in names}
+    for _ in range(2):
+        for name in names:
+            await until(lambda name=name: _later(name, scores, sharded), what=f"{name}'s heartbeat")  # type: ignore[misc]
+
+
+async def _score(name: str, sharded: Sharded) -> float:
+    found: list[float] = []
+
+    def known() -> bool:
+        score = sharded.command(0, "ZSCORE", "px:{0}:ingresses", name)
+        found[:] = [] if score is None else [float(score)]
+        return bool(found)
+
+    await until(known, what=f"{name} in the register")
+    return found[0]
+
+
+def _later(name: str, scores: dict[str, float], sharded: Sharded) -> bool:
+    score = float(sharded.command(0, "ZSCORE", "px:{0}:ingresses", name) or 0)
+    later = score > scores[name]
+    scores[name] = max(score, scores[name])
+    return later
 
 
 async def stream(url: str, pcm: bytes, *, pause_s: float = 0.0) -> list[Result]:
@@ -168,4 +201,60 @@ async def test_a_worker_takes_over_on_every_shard(sharded: Sharded) -> None:
         sharded.worker("w-2")
         first.send(signal.SIGKILL)
     for pcm, run in zip(audio, runs, strict=True):
+        check(run.result(), pcm)
+
+
+async def test_each_ingress_creates_its_streams_at_home_and_serves_those_of_others(sharded: Sharded) -> None:
+    sharded.worker("w-1")
+    sharded.worker("w-2")
+    names = ["i-1", "i-2", "i-3"]
+    ingresses = {name: sharded.ingress(name, heartbeat_ms=100) for name in names}
+    await homes_are_known(names, sharded)
+    pcm = noise(4.0)
+    async with asyncio.TaskGroup() as tasks:
+        runs = [
+            tasks.create_task(stream(ingress.ws_url, pcm, pause_s=0.15))
+            for ingress in ingresses.values()
+            for _ in range(3)
+        ]
+        await until(
+            lambda: [sharded.held_by(shard) for shard in range(3)] == [{"i-1"}, {"i-2"}, {"i-3"}],
+            what="streams at home",
+        )
+    for run in runs:
+        check(run.result(), pcm)
+    # A stream that begins at one ingress goes on at another, on the server where it is.
+    urls = (ingresses["i-1"].ws_url, ingresses["i-3"].ws_url)
+    async with await connect(urls, resume=True, timeouts=_TIMEOUTS) as opened:
+        await opened.send(pcm[: len(pcm) // 2])
+        await until(lambda: sharded.held_by(0) == {"i-1"}, what="the stream at home")
+        ingresses["i-1"].send(signal.SIGKILL)
+        await until(lambda: sharded.held_by(0) == {"i-3"}, 20, "the stream at another ingress")
+        await opened.send(pcm[len(pcm) // 2 :])
+        await opened.finish()
+        results = [result async for result in opened.results()]
+    check(results, pcm)
+
+
+@pytest.mark.parametrize("how", ["full", "dead"])
+async def test_an_ingress_whose_home_is_away_or_full_creates_its_streams_elsewhere(
+    sharded: Sharded, how: str
+) -> None:
+    sharded.worker("w-1")
+    names = ["i-1", "i-2", "i-3"]
+    ingresses = {name: sharded.ingress(name, heartbeat_ms=100) for name in names}
+    await homes_are_known(names, sharded)
+    if how == "full":
+        sharded.command(1, "CONFIG", "SET", "maxmemory", 1 << 20)  # it uses as much already
+    else:
+        sharded.processes[1].send_signal(signal.SIGKILL)
+    await until(lambda: "away or full" in ingresses["i-2"].log_text(), what="the ingress notices")
+    pcm = noise(2.0)
+    async with asyncio.TaskGroup() as tasks:
+        runs = [tasks.create_task(stream(ingresses["i-2"].ws_url, pcm, pause_s=0.15)) for _ in range(4)]
+        await until(
+            lambda: [sharded.held_by(shard) for shard in (0, 2)] == [{"i-2"}, {"i-2"}],
+            what="streams elsewhere",
+        )
+    for run in runs:
         check(run.result(), pcm)

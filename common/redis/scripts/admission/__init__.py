@@ -11,24 +11,27 @@ from common.redis.scripts import Command, run
 
 # Part of --redis-maxmemory-mb from which no new stream is admitted, so that those that run have room:
 # at the limit itself Redis refuses their audio.
-_MEMORY_LIMIT: Final = 0.9
+MEMORY_LIMIT: Final = 0.9
 # Streams that a server may have admitted in its last moments and forgotten, and many more.
 _FORGOTTEN_STREAMS: Final = 100_000
 # A worker whose lease lapsed longer ago than this is not expected back.
 _MAY_COME_BACK_MS: Final = 30_000
 
 
-def admit(keys: Keys, *, max_num_streams: int, ttl_ms: int, once: str, stream: StreamId | None) -> Command:
+def admit(
+    keys: Keys, *, max_num_streams: int, ttl_ms: int, once: str, stream: StreamId | None, shard: int | None
+) -> Command:
     """Admit one more stream; {1, stream id}, or {0, b"full" or b"no_worker", leases that lapsed just now}.
 
     once: names the request, so that a repeat gets the same stream.
-    stream: the id to admit, None for a new one.
+    stream: the id to admit, None for a new one, of this shard where one is named.
     """
     return run(
         "admission/admit",
         (keys.stream_counter, keys.admissions, keys.workers, keys.admit_once(once), keys.counter_run),
         *(max_num_streams, ttl_ms, keys.worker_hash_stem, ADMIT_ONCE_TTL_MS, COUNTER_TTL_MS),
-        *(REGISTER_TTL_MS, stream or 0, _MEMORY_LIMIT, _FORGOTTEN_STREAMS, _MAY_COME_BACK_MS),
+        *(REGISTER_TTL_MS, stream or 0, MEMORY_LIMIT, _FORGOTTEN_STREAMS, _MAY_COME_BACK_MS),
+        *(keys.shards, -1 if shard is None else shard),
     )
 
 

@@ -1,14 +1,16 @@
 -- Admits one more stream: {1, stream id}, or {0, 'full' or 'no_worker', number of workers whose lease lapsed
 -- just now}. A repeat with the same `once` gives the same stream. What workers can take together bounds the
 -- cluster as max_num_streams does; a worker that drains takes nothing new but keeps what it has. Memory is
--- that of the server of shard 0, on which this runs.
+-- that of the server of shard 0, on which this runs; an ingress looks at those of its own streams.
 --
--- In each run of the server ids begin at its clock, in milliseconds: what an earlier run gave and this one has
--- forgotten, its counter included, is less as long as fewer than a thousand streams a second are admitted. A
--- server whose clock is behind goes on from the counter, beyond what it may have forgotten.
+-- An id is of the shard that it leaves when it is divided by their number, so a stream that is to be of one takes up
+-- to so many numbers. In each run of the server ids begin at its clock, in milliseconds, times the number of shards:
+-- what an earlier run gave and this one has forgotten, its counter included, is less as long as fewer than a thousand
+-- streams a second are admitted. A server whose clock is behind goes on from the counter, beyond what it may have
+-- forgotten.
 local counter, admissions, workers, once, counter_run = unpack(KEYS)
 local max_num_streams, ttl_ms, worker_stem, once_ttl_ms, counter_ttl_ms, register_ttl_ms, wanted,
-  memory_limit, forgotten_streams, may_come_back_ms = unpack(ARGV)
+  memory_limit, forgotten_streams, may_come_back_ms, shards, shard = unpack(ARGV)
 
 local given = redis.call('GET', once)
 if given then return {1, tonumber(given)} end
@@ -39,10 +41,12 @@ if stream == 0 then
   local run = server_run()
   if redis.call('GET', counter_run) ~= run then
     local last = tonumber(redis.call('GET', counter) or '0')
-    redis.call('SET', counter, string.format('%d', math.max(now, last + forgotten_streams)))
+    redis.call('SET', counter, string.format('%d', math.max(now * shards, last + forgotten_streams * shards)))
   end
   redis.call('SET', counter_run, run, 'PX', counter_ttl_ms)
   stream = redis.call('INCR', counter)
+  local skipped = (shard - stream) % shards
+  if tonumber(shard) >= 0 and skipped > 0 then stream = redis.call('INCRBY', counter, skipped) end
   redis.call('PEXPIRE', counter, counter_ttl_ms)
 end
 redis.call('ZADD', admissions, now + ttl_ms, stream)

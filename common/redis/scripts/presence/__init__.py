@@ -32,7 +32,7 @@ def forget_worker(keys: Keys, *, worker: WorkerId) -> Command:
 def beat(
     keys: Keys, *, ingress: IngressId, alive_ms: int, hash_ttl_ms: int, fields: Iterable[str | int]
 ) -> Command:
-    """Sign an ingress on for so long, with the fields of its hash, names and values flat."""
+    """Sign an ingress on for so long, with the fields of its hash, names and values flat; {rank, count}."""
     return run(
         "presence/beat",
         (keys.ingresses, keys.ingress(ingress)),

@@ -1,5 +1,5 @@
 -- Signs an ingress on, and forgets those that went without a word. The fields of its hash follow the named
--- arguments.
+-- arguments. Returns its place among the live ones, by their names: {rank from 0 on, their number}.
 local register, hash = unpack(KEYS)
 local ingress, alive_ms, register_ttl_ms, hash_ttl_ms = unpack(ARGV)
 
@@ -9,4 +9,6 @@ redis.call('ZADD', register, now + alive_ms, ingress)
 redis.call('PEXPIRE', register, register_ttl_ms)
 redis.call('HSET', hash, unpack(ARGV, 5))
 redis.call('PEXPIRE', hash, hash_ttl_ms)
-return 1
+local rank, names = 0, redis.call('ZRANGEBYSCORE', register, '-inf', '+inf')
+for _, name in ipairs(names) do if name < ingress then rank = rank + 1 end end
+return {rank, #names}
