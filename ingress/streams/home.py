@@ -38,7 +38,7 @@ class HomeServers:
         self._place = IngressPlace(0, 1)
         self._count = 0
         self._every: Sequence[int] = range(redis.servers.num_servers)
-        self._open = self._every
+        self._open: Sequence[int] = self._every
 
     async def run(self) -> None:
         """Look again and again which servers answer and have room, until cancelled."""
