@@ -244,7 +244,7 @@ def run_trial(
                 gave_up = gave_up or output.failed is not None
                 if output.is_final:
                     final_at[output.stream - 1] = time_of.now()
-                    checkpoints.forget(output.stream)
+                    checkpoints.drop(output.stream)
                 else:
                     checkpoints.decoded(output.stream, output.samples_decoded)
             for name in checkpoints.next_ones(engine.is_under_way) if replay_s else ():
@@ -254,7 +254,7 @@ def run_trial(
                     taken = engine.snapshot(name)
                 except EngineError:
                     # Its end came with the step under way, as a worker may see it too.
-                    checkpoints.forget(name)
+                    checkpoints.drop(name)
                     continue
                 checkpoints.taken(name, taken.samples_decoded)
                 snapshots.put(taken)

@@ -58,7 +58,7 @@ class Segments:
         if told:
             self._utterances[flow.stream] = told
 
-    def forget(self, stream: StreamId) -> None:
+    def drop(self, stream: StreamId) -> None:
         """The engine has a stream no more."""
         self._segments.pop(stream, None)
         self._closing.pop(stream, None)

@@ -354,7 +354,7 @@ class Worker:
         )
 
     def _lost(self, flows: Sequence[StreamFlow]) -> None:
-        self._owner.lost(flows)
+        self._owner.look_at_lost(flows)
 
     def _hung(self, busy_s: float) -> None:
         """The engine does not come back: give the streams to others and end; nothing can be joined."""
@@ -471,8 +471,8 @@ class Worker:
         """Let the lease go; without streams, leave nothing behind."""
         self._release_lease()
         try:
-            if self._claims.forget_consumer(self._worker):
-                self._lease.forget(self._worker)
+            if self._claims.remove_consumer(self._worker):
+                self._lease.remove(self._worker)
             served_model.leave(self._redis.cluster, self._keys, self._worker)
         except (REDIS_ERROR, OSError) as error:
             logger.warning("not tidied up, another worker will: %s", error)

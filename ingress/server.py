@@ -61,7 +61,7 @@ from ingress.sockets.peer import Peer
 from ingress.sockets.shell import StreamRoute
 from ingress.sockets.tcp import TcpShell
 from ingress.status import SharedStatus, StatusShell
-from ingress.streams.backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
+from ingress.streams.redis_backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from common.entries import LineKind, StreamId
 from common.errors import ErrorCode, StreamError, Unavailable
 from common.messages import Audio, Phrases, Result, Resume, Utterance, Word
 from common.options import StreamOptions
-from ingress.links import CLIENT_GONE, FINAL, NOBODY, Caller, Resumption, StreamListener
+from ingress.backplane import CLIENT_GONE, FINAL, NOBODY, Caller, Resumption, StreamListener
 
 
 def some_result(

@@ -65,9 +65,9 @@ class WorkerLease:
         reply = self._client.execute_command(*scripts.lapsed_workers(self._keys))
         return [worker for member in reply if (worker := WorkerId(member.decode())) != self._worker]
 
-    def forget(self, worker: WorkerId) -> bool:
+    def remove(self, worker: WorkerId) -> bool:
         """Remove what a worker without streams has left; False when its lease holds again."""
-        return bool(self._client.execute_command(*scripts.forget_worker(self._keys, worker=worker)))
+        return bool(self._client.execute_command(*scripts.remove_worker(self._keys, worker=worker)))
 
     def missing_ingresses(self, ingresses: Iterable[IngressId]) -> set[IngressId]:
         """Those of the ingresses that count as gone."""

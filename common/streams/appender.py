@@ -15,7 +15,7 @@ from common.redis.connect import pack
 from common.redis.keys import StreamKeys
 
 if TYPE_CHECKING:  # each belongs to the other: what is queued here is committed there
-    from common.streams.audio_log import Lane
+    from common.streams.audio_log import ServerLog
 
 # Small messages that queue while a commit is under way become one entry, up to this size; a larger
 # message becomes several entries. 64 KiB are two seconds of pcm16 at 16 kHz.
@@ -58,7 +58,7 @@ class Appender:
         "_keep_s",
         "_kept",
         "_kept_bytes",
-        "_lane",
+        "_log",
         "_on_failure",
         "_origin",
         "_queue",
@@ -81,7 +81,7 @@ class Appender:
 
     def __init__(
         self,
-        lane: Lane,
+        log: ServerLog,
         keys: StreamKeys,
         connection: int,
         next_seq: int,
@@ -90,7 +90,7 @@ class Appender:
         keep_s: float = 0.0,
         origin: Callable[[], bytes] | None = None,
     ) -> None:
-        self._lane = lane
+        self._log = log
         self._on_failure = on_failure
         self._queue: deque[Audio | IngressId | Finalize | Phrases] = deque()
         self._under_way: tuple[Bytes, ...] = ()  # the packed command of the entry to commit next
@@ -130,12 +130,12 @@ class Appender:
         else:
             self._queue.append(audio)
         self.pending_bytes += size
-        self._lane.queued(self, audio)
+        self._log.queued(self, audio)
 
     def attach(self, ingress: IngressId) -> None:
         """Queue the entry that tells the worker which ingress the stream has moved to."""
         self._queue.append(ingress)
-        self._lane.queued(self, None)
+        self._log.queued(self, None)
 
     def finalize(self) -> None:
         """Queue the entry that asks for a result of all audio before it. Raises as `append` does."""
@@ -143,7 +143,7 @@ class Appender:
             raise self.failed
         self._queue.append(_FINALIZE)
         self.pending_bytes += FINALIZE_BYTES
-        self._lane.queued(self, None)
+        self._log.queued(self, None)
 
     def replace_phrases(self, change: Phrases) -> None:
         """Queue the entry that replaces the stream's phrases behind the audio before it.
@@ -154,14 +154,14 @@ class Appender:
             raise self.failed
         self._queue.append(change)
         self.pending_bytes += phrases_bytes(change)
-        self._lane.queued(self, None)
+        self._log.queued(self, None)
 
     def set_owner(self, owner: WorkerId) -> None:
         """Take the worker whose ready set is told of new audio, and tell it of what is there."""
         if owner != self.owner:
             self.owner = owner
-            self.ready = self._lane.ready_key(self.keys.shard, owner)
-            self._lane.announce(self)
+            self.ready = self._log.ready_key(self.keys.shard, owner)
+            self._log.announce(self)
 
     @property
     def idle(self) -> bool:
@@ -262,7 +262,7 @@ class Appender:
             self._room.set()
         return bool(self._queue)
 
-    def forget_kept(self) -> None:
+    def drop_kept(self) -> None:
         """Nothing of the stream will be needed again."""
         self._kept.clear()
         self._kept_bytes = 0
@@ -291,10 +291,10 @@ class Appender:
         """Have the stream, which Redis has forgotten, made anew; False where that cannot be done."""
         if self._origin is None or self.failed is not None:
             return False
-        self._lane.forgotten()
+        self._log.suspect_loss()
         return True
 
-    def forget_origin(self) -> None:
+    def drop_origin(self) -> None:
         """The stream is not to be made anew: nobody here would see to its end."""
         self._origin = None
 
@@ -325,7 +325,7 @@ class Appender:
         self.failed = error
         self._under_way = ()
         self._queue.clear()
-        self.forget_kept()
+        self.drop_kept()
         self.pending_bytes = 0
         if self._room is not None:
             self._room.set()

@@ -47,7 +47,7 @@ _RETRY_PAUSE_S: Final = 0.05
 # each commit at once: see gpu_worker/pipeline/intake.py.
 _COMMIT_EVERY_S: Final = 0.010
 # Streams that are given back together what Redis forgot: bounds what is sent in one go.
-_MAX_GIVEN_BACK: Final = 64
+_MAX_WRITTEN_AGAIN: Final = 64
 
 
 class AudioLog:
@@ -72,8 +72,8 @@ class AudioLog:
     ) -> None:
         self._servers = redis.servers
         self._coalesce_ms = coalesce_ms
-        self._lanes = tuple(
-            Lane(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, keep_ms / 1000, on_commit)
+        self._logs = tuple(
+            ServerLog(redis, keys, server, give_up_ms / 1000, coalesce_ms / 1000, keep_ms / 1000, on_commit)
             for server in range(redis.servers.num_servers)
         )
 
@@ -92,37 +92,37 @@ class AudioLog:
 
         `on_failure` is called at most once.  `origin` gives the packed command that created the stream.
         """
-        lane = self._lanes[self._servers.server_of_shard(keys.shard)]
-        appender = Appender(lane, keys, connection, next_seq, first_sample, on_failure, lane.keep_s, origin)
+        log = self._logs[self._servers.server_of_shard(keys.shard)]
+        appender = Appender(log, keys, connection, next_seq, first_sample, on_failure, log.keep_s, origin)
         # Two messages of just under the bound are enough of an entry.
         appender.enough_samples = 2 * self._coalesce_ms * sample_rate // 1000
-        lane.appenders.add(appender)
+        log.appenders.add(appender)
         return appender
 
     @property
     def num_restored(self) -> int:
         """Entries that were written again, since Redis had forgotten them; for any thread."""
-        return sum(lane.num_restored for lane in self._lanes)
+        return sum(log.num_restored for log in self._logs)
 
     async def run(self) -> None:
         """Commit until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for lane in self._lanes:
-                tasks.create_task(lane.run(), name=f"audio-log-{lane.server}")
+            for log in self._logs:
+                tasks.create_task(log.run(), name=f"audio-log-{log.server}")
 
     async def flush(self, timeout_s: float) -> bool:
         """Wait until nothing is queued, for a shutdown; False when the time was too short."""
         try:
             async with asyncio.timeout(timeout_s):
-                for lane in self._lanes:
-                    lane.release_held()
-                    await lane.drained.wait()
+                for log in self._logs:
+                    log.release_held()
+                    await log.drained.wait()
         except TimeoutError:
             return False
         return True
 
 
-class Lane:
+class ServerLog:
     """What is to be committed on one server."""
 
     def __init__(
@@ -149,7 +149,7 @@ class Lane:
         self._release: asyncio.TimerHandle | None = None
         self._connection = redis.pipelined(server)
         if keep_s:
-            self._connection.on_loss = self.forgotten
+            self._connection.on_loss = self.suspect_loss
         self._keys = keys
         self._give_up_s = give_up_s
         self._waiting: dict[Appender, None] = {}
@@ -259,33 +259,34 @@ class Lane:
                 if self._waiting:
                     self._commit_when_due()
 
-    def forgotten(self) -> None:
+    def suspect_loss(self) -> None:
+        """Redis may have forgotten its last moments: ask it what it has, before the next commit."""
         self._forgetful = True
         self._work.set()
 
     async def _restore(self) -> str | None:
-        """Give streams what Redis has forgotten of them; gives why that could not be done, or None.
+        """Write again what Redis has forgotten; return why that could not be done, or None.
 
         No commit comes between a loss and this: what is sent on a connection that is lost before it is
         written fails, and a loss in the meantime is seen here again.
         """
         while self._forgetful:
             self._forgetful = False
-            refused = await self._give_back([appender for appender in self.appenders if appender.keeps])
+            refused = await self._write_again([appender for appender in self.appenders if appender.keeps])
             if refused is not None:
                 self._forgetful = True
                 return refused
         return None
 
-    async def _give_back(self, appenders: Sequence[Appender]) -> str | None:
-        for at in range(0, len(appenders), _MAX_GIVEN_BACK):
-            some = appenders[at : at + _MAX_GIVEN_BACK]
+    async def _write_again(self, appenders: Sequence[Appender]) -> str | None:
+        for at in range(0, len(appenders), _MAX_WRITTEN_AGAIN):
+            some = appenders[at : at + _MAX_WRITTEN_AGAIN]
             try:
                 last = await self._connection.send(
                     [pack(*scripts.last_audio_id(appender.keys)) for appender in some]
                 )
                 parts: list[Bytes] = []
-                given_back: list[Appender] = []  # the stream of each command
+                again: list[Appender] = []  # the stream of each command
                 for appender, last_id in zip(some, last, strict=True):
                     if isinstance(last_id, Exception):
                         if is_passing(last_id):
@@ -296,15 +297,15 @@ class Lane:
                     lacking = appender.write_forgotten(last_id, parts)
                     if lacking:
                         self.announce(appender)
-                        given_back += [appender] * lacking
-                if not given_back:
+                        again += [appender] * lacking
+                if not again:
                     continue
                 logger.warning(
-                    "Redis forgot streams or audio, they are written again: %d entries", len(given_back)
+                    "Redis forgot streams or audio, they are written again: %d entries", len(again)
                 )
-                replies = await self._connection.send(parts, len(given_back))
-                self.num_restored += len(given_back)
-                for appender, reply in zip(given_back, replies, strict=True):
+                replies = await self._connection.send(parts, len(again))
+                self.num_restored += len(again)
+                for appender, reply in zip(again, replies, strict=True):
                     if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
                         if is_passing(reply):
                             return str(reply)

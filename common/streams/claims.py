@@ -179,13 +179,13 @@ class Claims:
             total += int(reply)
         return total
 
-    def forget_consumer(self, worker: WorkerId) -> bool:
+    def remove_consumer(self, worker: WorkerId) -> bool:
         """Remove a worker that owns nothing from the groups; False when it owns something after all."""
         gone = True
         for shard in range(self._keys.shards):
             gone &= bool(
                 self._redis.shard(shard).execute_command(
-                    *scripts.forget_consumer(
+                    *scripts.remove_consumer(
                         self._keys.assignments(shard), ready=self._keys.ready(shard, worker), worker=worker
                     )
                 )

@@ -163,7 +163,7 @@ class SpeechEngine:
                 self._unsent += self._snapshots.restore(state, settings, restored)
             self._phrases.begin(state, phrases, self._frames_of(slot), anew=anew)
         except BaseException:
-            self._forget(state)
+            self._drop(state)
             raise
         self._listens[slot] = state.listens and slot not in self._warm_ups
         if not self._table.decoded[slot]:
@@ -210,7 +210,7 @@ class SpeechEngine:
 
     def close(self, stream: StreamId) -> None:
         self._unsent = [output for output in self._unsent if output.stream != stream]
-        self._forget(self._streams.get(stream))
+        self._drop(self._streams.get(stream))
 
     def streams_in(self, slots: Collection[int]) -> set[StreamId]:
         """The streams of slots.  For any thread, which may see one that has just come or gone."""
@@ -246,19 +246,19 @@ class SpeechEngine:
         warm_up = self._warm_ups.get(slot)
         return int(self._table.decoded[slot]) if warm_up is None else warm_up.frames
 
-    def _forget(self, state: Stream) -> None:
+    def _drop(self, state: Stream) -> None:
         """Give back all that a stream holds.
 
         A step under way may still write to its slot and pages: whoever gets them next comes after it, on
         the device as well.
         """
         slot = state.slot
-        self._phrases.forget(state)
+        self._phrases.drop(state)
         self._streams.remove(state)
         self._fed_slots.pop(state.stream, None)
         self._finishing.pop(state.stream, None)
         self._listens[slot] = False
-        self._warm_ups.forget(slot)
+        self._warm_ups.drop(slot)
         if state.listens:
             self._turns.close(state.stream)
         self._table.close(slot)
@@ -328,7 +328,7 @@ class SpeechEngine:
     def _drain_turns(self, outputs: list[StreamOutput]) -> None:
         outputs += self._turns.drain()
         for stream in self._turns.take_ended():
-            self._forget(self._streams.get(stream))
+            self._drop(self._streams.get(stream))
         self._table.hold([self._streams.get(stream).slot for stream in self._turns.waiting])
 
     def _land_stream(self, state: Stream) -> None:
@@ -346,7 +346,7 @@ class SpeechEngine:
                 del self._finishing[stream]
         for state, error in self._phrases.come_into_force():
             outputs.append(failed_output(state, self._decoded(state), error))
-            self._forget(state)
+            self._drop(state)
         plan = self._plan(outputs)
         if plan is None:
             return None
@@ -400,14 +400,14 @@ class SpeechEngine:
         blocks, slots = self._blocks, plan.slots_B
         missing = blocks.missing(slots, plan.start_B + plan.frames_B)
         try:
-            blocks.take(slots, missing)
+            blocks.allocate(slots, missing)
         except OutOfPages as error:
             wants = blocks.held > 0
             wants[slots[missing > 0]] = True
             newest = self._streams.by_slot[int(np.argmax(np.where(wants, self._table.order, 0)))]
             assert newest is not None
             outputs.append(failed_output(newest, self._decoded(newest), error))
-            self._forget(newest)
+            self._drop(newest)
             return False
         return True
 
@@ -439,7 +439,7 @@ class SpeechEngine:
                 outputs += self._snapshots.complete(warm_up)
             except SnapshotMismatch as error:
                 outputs.append(failed_output(state, warm_up.samples, error))
-                self._forget(state)
+                self._drop(state)
             else:
                 self._listens[state.slot] = state.listens
 
@@ -496,7 +496,7 @@ class SpeechEngine:
                 state.transcript.add(tokens, ends=is_final)
                 outputs.append(chunk_output(stream, state.transcript, tokens, end, is_final=is_final))
                 if is_final:
-                    self._forget(state)
+                    self._drop(state)
 
     def check_integrity(self) -> None:
         self._streams.check_integrity()

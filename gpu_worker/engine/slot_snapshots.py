@@ -88,7 +88,7 @@ class SlotSnapshots:
             outputs = self._fill(warm_up.state, warm_up.settings, warm_up.snapshot, None)
         except (KeyError, ValueError, TypeError) as error:
             raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
-        self._warm_ups.forget(slot)
+        self._warm_ups.drop(slot)
         self._rings.lift(slot)
         return outputs
 

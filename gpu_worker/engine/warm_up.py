@@ -53,7 +53,7 @@ class WarmUps:
         """What a slot is warmed up for."""
         return self._by_slot.get(slot)
 
-    def forget(self, slot: int) -> None:
+    def drop(self, slot: int) -> None:
         """The slot is warm, or its stream is gone."""
         if self._by_slot.pop(slot, None) is not None:
             self.is_warming_S[slot] = False

@@ -114,6 +114,6 @@ class Claimer:
             raise
         finally:
             self._waiting = None
-        self._owner.take(entries, reserved)
+        self._owner.open(entries, reserved)
         if scarce and not entries:
             self._stop.wait(_LOOK_EVERY_S)

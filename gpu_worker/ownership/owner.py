@@ -49,7 +49,7 @@ class Owner:
         self._sink = sink
         self._losing = threading.Lock()
 
-    def take(self, entries: Sequence[AssignmentEntry], reserved: int, together: int = 0) -> None:
+    def open(self, entries: Sequence[AssignmentEntry], reserved: int, together: int = 0) -> None:
         """Open these streams; their slots have been reserved, and more where `reserved` is larger.
 
         A few at a time, in one round trip: of many, the first ones go on while the others are fetched.
@@ -70,7 +70,7 @@ class Owner:
                 for opening in openings:
                     if isinstance(opening, Suspect):
                         self._metrics.suspects += 1
-                        self._quarantine.take(opening.entry)
+                        self._quarantine.isolate(opening.entry)
                     elif isinstance(opening, Refused):
                         self._not_opened(opening)
         finally:
@@ -107,7 +107,7 @@ class Owner:
         """The intake that reads a stream."""
         return self._intakes[self._servers.server_of_shard(owned.keys.shard)]
 
-    def lost(self, flows: Sequence[StreamFlow]) -> None:
+    def look_at_lost(self, flows: Sequence[StreamFlow]) -> None:
         """Find out about streams whose audio group or results are not ours any more, and act on it.
 
         Several threads come upon the same loss; the first one acts.

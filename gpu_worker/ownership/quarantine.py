@@ -51,7 +51,7 @@ class Quarantine:
         self._count = 0
         self._stopped = False
 
-    def take(self, entry: AssignmentEntry) -> None:
+    def isolate(self, entry: AssignmentEntry) -> None:
         """Give a suspect to the process; one that is not given is offered again by the sweep.
 
         Raises the client's errors.

@@ -134,7 +134,7 @@ class SuspectRunner:
     def _run_group(self, entries: Sequence[AssignmentEntry], within: int) -> None:
         if self._table.reserve(len(entries)) < len(entries):
             raise RuntimeError("a quarantined worker has one group at a time")
-        self._owner.take(entries, len(entries), together=len(entries))
+        self._owner.open(entries, len(entries), together=len(entries))
         logger.info("%d suspects run, of at most %d together", len(self._table), within)
         self._finish_group()
 

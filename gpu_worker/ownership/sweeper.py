@@ -112,14 +112,14 @@ class Sweeper:
     def _check_ownership(self) -> None:
         flows = self._table.flows()
         kept = self._claims.still_owned([flow.owned for flow in flows])
-        self._owner.lost([flow for flow, ours in zip(flows, kept, strict=True) if not ours])
+        self._owner.look_at_lost([flow for flow, ours in zip(flows, kept, strict=True) if not ours])
         logger.info("streams checked after a lapsed lease: %d of %d kept", sum(kept), len(kept))
 
     def _take_over(self) -> None:
         for dead in self._lease.lapsed_workers():
             self._take(dead)
-            if self._claims.num_pending(dead) == 0 and self._lease.forget(dead):
-                self._claims.forget_consumer(dead)
+            if self._claims.num_pending(dead) == 0 and self._lease.remove(dead):
+                self._claims.remove_consumer(dead)
                 logger.info("dead worker cleaned up: %s", dead)
 
     def take_own(self) -> None:
@@ -138,7 +138,7 @@ class Sweeper:
         self._strays = found
         if strays:
             reserved = self._table.reserve(len(strays))
-            self._owner.take(strays[:reserved], reserved)
+            self._owner.open(strays[:reserved], reserved)
 
     def _take(self, dead: WorkerId) -> None:
         reserved = self._table.reserve(self._table.capacity)
@@ -149,7 +149,7 @@ class Sweeper:
         except BaseException:
             self._table.unreserve(reserved)
             raise
-        self._owner.take(entries, reserved)
+        self._owner.open(entries, reserved)
 
     def _extend(self, flows: Sequence[StreamFlow], now: float) -> None:
         """Put the expiry of our streams forward, at a quarter of their time to live."""
@@ -157,7 +157,7 @@ class Sweeper:
         if due:
             ttls = [(flow.owned.keys, flow.owned.record.ttl_ms) for flow in due]
             gone = set(extend(self._redis, ttls))
-            self._owner.lost([flow for flow in due if flow.owned.keys in gone])
+            self._owner.look_at_lost([flow for flow in due if flow.owned.keys in gone])
         alive = set(flows)
         self._extended = {flow: at for flow, at in self._extended.items() if flow in alive}
         for flow in due:

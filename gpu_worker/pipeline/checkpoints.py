@@ -67,7 +67,7 @@ class CheckpointQueue:
         self._taken[stream] = samples
         self._due.pop(stream, None)
 
-    def forget(self, stream: StreamId) -> None:
+    def drop(self, stream: StreamId) -> None:
         """The stream is over."""
         self._taken.pop(stream, None)
         self._due.pop(stream, None)
@@ -81,7 +81,7 @@ class CheckpointQueue:
     def next_ones(self, is_under_way: Callable[[StreamId], bool]) -> Iterator[StreamId]:
         """Streams to take snapshots of now, one by one; the time until the next is asked for is counted.
 
-        The caller says `taken`, or `forget`, of each before it asks for another.
+        The caller says `taken`, or `drop`, of each before it asks for another.
 
         is_under_way: whether a stream's snapshot would wait for the device.
         """

@@ -116,7 +116,7 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
+class Dropped:
     """The engine has dropped the stream: its slot is free."""
 
     flow: StreamFlow
@@ -127,7 +127,7 @@ class HandedOver:
     """Everything that the engine had was handed over."""
 
 
-Event = Opened | Failed | SnapshotTaken | Decoded | Forgotten | HandedOver
+Event = Opened | Failed | SnapshotTaken | Decoded | Dropped | HandedOver
 
 
 class EventSink(Protocol):

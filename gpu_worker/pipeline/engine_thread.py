@@ -35,13 +35,13 @@ from gpu_worker.pipeline.engine_events import (
     Command,
     Decoded,
     Drop,
+    Dropped,
     EventSink,
     Fail,
     Failed,
     Feed,
     Finalize,
     Finish,
-    Forgotten,
     HandedOver,
     HandOver,
     Open,
@@ -176,7 +176,7 @@ class EngineThread:
             if output.from_finalize:
                 self._begin_next_part(output)
             elif output.is_final or output.failed is not None:
-                self._forget(output.stream)
+                self._drop(output.stream)
             else:
                 self._checkpoints.decoded(output.stream, output.samples_decoded)
         for stream in self._checkpoints.next_ones(self._engine.is_under_way):
@@ -194,9 +194,9 @@ class EngineThread:
             # waits for before it takes a snapshot of a stream; the next step tells of it.
             logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
         if snapshot is None or not snapshot.samples_decoded:
-            self._checkpoints.forget(flow.stream)
+            self._checkpoints.drop(flow.stream)
             if release:
-                self._sink.put(Forgotten(flow))
+                self._sink.put(Dropped(flow))
             return
         part = self._segments.first_sample(flow.stream)
         samples, to_bytes = part + snapshot.samples_decoded, snapshot.to_bytes
@@ -229,7 +229,7 @@ class EngineThread:
             case Drop(flow):
                 if self._flows.get(flow.stream) is flow:
                     self._close(flow.stream)
-                    self._sink.put(Forgotten(flow))
+                    self._sink.put(Dropped(flow))
             case HandOver():
                 for flow in list(self._flows.values()):
                     self._snapshot(flow, release=True)
@@ -242,7 +242,7 @@ class EngineThread:
             old = self._flows.get(flow.stream)
             if old is not None:
                 self._close(flow.stream)
-                self._sink.put(Forgotten(old))
+                self._sink.put(Dropped(old))
             try:
                 self._engine.open(flow.stream, flow.owned.record.options, snapshot)
             except SnapshotMismatch as error:
@@ -355,14 +355,14 @@ class EngineThread:
         self._sink.put(Failed(flow, error))
 
     def _close(self, stream: StreamId) -> None:
-        self._forget(stream)
+        self._drop(stream)
         try:
             self._engine.close(stream)
         except UnknownStream:
             logger.debug("closed already", extra={"stream_id": stream})
 
-    def _forget(self, stream: StreamId) -> None:
+    def _drop(self, stream: StreamId) -> None:
         self._flows.pop(stream, None)
-        self._segments.forget(stream)
+        self._segments.drop(stream)
         self._skipped.pop(stream, None)
-        self._checkpoints.forget(stream)
+        self._checkpoints.drop(stream)

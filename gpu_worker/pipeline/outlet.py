@@ -32,9 +32,9 @@ from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.pipeline.audio import client_samples, first_needed
 from gpu_worker.pipeline.engine_events import (
     Decoded,
+    Dropped,
     Event,
     Failed,
-    Forgotten,
     HandedOver,
     Opened,
     SnapshotTaken,
@@ -226,8 +226,8 @@ class Outlet:
                     self._snapshot(batch, event)
                 case Failed(flow, error):
                     self._failed(batch, flow, error)
-                case Forgotten(flow):
-                    self._forget(flow)
+                case Dropped(flow):
+                    self._drop(flow)
                 case HandedOver():
                     handed_over = True
         if not self._commit(batch):
@@ -344,14 +344,14 @@ class Outlet:
         writing = self._writings.get(flow.stream)
         if writing is None or writing.flow is not flow:
             if not snapshot.release:
-                self._snapshots.forget()
+                self._snapshots.drop()
             return
         if writing.seq == writing.last_seq and writing.told_to:
             # It repeats what was told, and has said nothing yet: the checkpoint before is as good.
             if snapshot.release:
                 batch.ends(flow)
             else:
-                self._snapshots.forget()
+                self._snapshots.drop()
             return
         needed = first_needed(writing.rate, snapshot.first_sample, writing.base)
         while writing.kept and writing.kept[0].end_sample <= needed:
@@ -398,7 +398,7 @@ class Outlet:
                     return False
                 pause = min(2 * pause, _MAX_RETRY_S)
         for flow in batch.ended:
-            self._forget(flow)
+            self._drop(flow)
         for writing in self._those(written.text_gone):
             writing.log.keep_all_again()
         fenced = [writing.flow for writing in self._those(written.lost)]
@@ -415,7 +415,7 @@ class Outlet:
             if (writing := self._writings.get(owned.stream)) is not None and writing.flow.owned is owned
         ]
 
-    def _forget(self, flow: StreamFlow) -> None:
+    def _drop(self, flow: StreamFlow) -> None:
         writing = self._writings.get(flow.stream)
         if writing is not None and writing.flow is flow:
             del self._writings[flow.stream]

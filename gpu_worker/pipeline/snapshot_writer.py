@@ -67,7 +67,7 @@ class SnapshotWriter:
         return self._under_way < self._most
 
     def expect(self) -> None:
-        """A snapshot was taken: `put` or `forget` follows."""
+        """A snapshot was taken: `put` or `drop` follows."""
         with self._lock:
             self._under_way += 1
 
@@ -75,7 +75,7 @@ class SnapshotWriter:
         """Take a snapshot whose stream's results are written up to its checkpoint; never waits."""
         self._queue.put(snapshot)
 
-    def forget(self) -> None:
+    def drop(self) -> None:
         """A snapshot that was expected is written, or will not come."""
         with self._lock:
             self._under_way -= 1
@@ -100,7 +100,7 @@ class SnapshotWriter:
                 self._metrics.snapshots["failed"] += 1
                 # The stream keeps its last checkpoint, and its next one will do.
                 logger.exception("no checkpoint", extra={"stream_id": snapshot.flow.stream})
-            self.forget()
+            self.drop()
 
     def _store(self, snapshot: Snapshot) -> None:
         data = b""

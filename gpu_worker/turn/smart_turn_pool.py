@@ -136,7 +136,7 @@ class SmartTurnPool:
         with self._changed:
             self._stats.late += 1
 
-    def forget(self, stream: StreamId) -> None:
+    def drop(self, stream: StreamId) -> None:
         """Drops the stream's queued question."""
         with self._changed:
             self._queue.pop(stream, None)

@@ -36,10 +36,10 @@ from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, StreamOutput
 from gpu_worker.engine.results import chunk_output
 from gpu_worker.engine.transcript import Tokens, Transcript
 from gpu_worker.turn.endpointing import Endpointer
-from gpu_worker.turn.lane import HeldChunk, Lane, export_lane, import_lane
 from gpu_worker.turn.outcome import TurnChunk, TurnOutcome, Verdict, token_sample
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.steady import SteadyTurns
+from gpu_worker.turn.stream_turns import HeldChunk, StreamTurns, export_turns, import_turns
 from gpu_worker.turn.utterances import UtteranceLog
 
 HISTORY_SAMPLES: Final = 8 * 16_000
@@ -77,7 +77,7 @@ class TurnJudge(Protocol):
         """Notes that an answer was given up waiting for."""
         ...
 
-    def forget(self, stream: StreamId) -> None:
+    def drop(self, stream: StreamId) -> None:
         """Drops what is queued of a stream that was closed."""
         ...
 
@@ -106,16 +106,16 @@ class TurnStage:
         self._judge = judge
         self._eou_id = eou_id
         self._clock = clock
-        self._lanes: dict[StreamId, Lane] = {}
-        self._by_slot: list[Lane | None] = [None] * num_slots
-        self._waiting: dict[StreamId, Lane] = {}
+        self._streams: dict[StreamId, StreamTurns] = {}
+        self._by_slot: list[StreamTurns | None] = [None] * num_slots
+        self._waiting: dict[StreamId, StreamTurns] = {}
         self._ready: list[StreamOutput] = []
         self._ended: list[StreamId] = []
 
     @property
     def num_held(self) -> int:
         """Chunks that wait for a verdict, over all streams."""
-        return sum(1 + len(lane.held) for lane in self._waiting.values())
+        return sum(1 + len(turns.held) for turns in self._waiting.values())
 
     @property
     def waiting(self) -> Collection[StreamId]:
@@ -138,64 +138,64 @@ class TurnStage:
         Raises:
             ValueError: the stream is open already, or the export is of another version.
         """
-        if stream in self._lanes:
+        if stream in self._streams:
             raise ValueError(f"stream {stream} is open")
         settings = settings.limited(has_eou=self._eou_id is not None, has_smart_turn=self._judge is not None)
         if exported is not None:
-            lane, ready = import_lane(exported, settings, stream, transcript)
+            turns, ready = import_turns(exported, settings, stream, transcript)
             self._ready += ready
             if Signal.SMART_TURN not in settings.signals:
-                lane.history = None
-            elif lane.history is None and lane.endpointer is not None:
-                lane.history = np.zeros(0, np.int16)
+                turns.history = None
+            elif turns.history is None and turns.endpointer is not None:
+                turns.history = np.zeros(0, np.int16)
         elif settings.enabled:
-            lane = Lane(stream, transcript, Endpointer(settings))
+            turns = StreamTurns(stream, transcript, Endpointer(settings))
             if Signal.SMART_TURN in settings.signals:
-                lane.history = np.zeros(0, np.int16)
+                turns.history = np.zeros(0, np.int16)
             if settings.auto_finalize:
-                lane.utterances = UtteranceLog(settings)
+                turns.utterances = UtteranceLog(settings)
         else:
-            lane = Lane(stream, transcript, reported=(_OFF.last_state, _OFF.turn_detection))
-        lane.slot = slot
+            turns = StreamTurns(stream, transcript, reported=(_OFF.last_state, _OFF.turn_detection))
+        turns.slot = slot
         if slot is not None:
-            self._by_slot[slot] = lane
-            if exported is not None and lane.endpointer is not None:
-                lane.second = lane.endpointer.read_sample // ENGINE_SAMPLE_RATE
+            self._by_slot[slot] = turns
+            if exported is not None and turns.endpointer is not None:
+                turns.second = turns.endpointer.read_sample // ENGINE_SAMPLE_RATE
             self.steady.open(slot, settings)
-        self._lanes[stream] = lane
-        if lane.endpointer is not None:
-            self._ask(stream, lane)
-        if lane.waiting is not None:
-            self._waiting[stream] = lane
-            self._go_on(stream, lane)
-            if lane.waiting is not None:
-                self._wait(stream, lane)
+        self._streams[stream] = turns
+        if turns.endpointer is not None:
+            self._ask(stream, turns)
+        if turns.waiting is not None:
+            self._waiting[stream] = turns
+            self._go_on(stream, turns)
+            if turns.waiting is not None:
+                self._wait(stream, turns)
 
     def export(self, stream: StreamId) -> bytes:
         """The stream's whole turn state between two steps, with all results that `drain` has not returned."""
-        lane = self._lanes[stream]
-        self._settle(lane)
-        return export_lane(lane, [one for one in self._ready if one.stream == stream])
+        turns = self._streams[stream]
+        self._settle(turns)
+        return export_turns(turns, [one for one in self._ready if one.stream == stream])
 
     def close(self, stream: StreamId) -> None:
         """Drops the stream and what it holds; does nothing when it is not open."""
-        lane = self._lanes.pop(stream, None)
+        turns = self._streams.pop(stream, None)
         self._waiting.pop(stream, None)
-        if lane is None:
+        if turns is None:
             return
-        if lane.slot is not None:
-            self._by_slot[lane.slot] = None
-            self.steady.forget(lane.slot)
-        if lane.history is not None and self._judge is not None:
-            self._judge.forget(stream)
+        if turns.slot is not None:
+            self._by_slot[turns.slot] = None
+            self.steady.drop(turns.slot)
+        if turns.history is not None and self._judge is not None:
+            self._judge.drop(stream)
 
     def is_enabled(self, stream: StreamId) -> bool:
         """True when the stream's windows must be computed."""
-        return self._lanes[stream].endpointer is not None
+        return self._streams[stream].endpointer is not None
 
     def needs_samples(self, stream: StreamId) -> bool:
         """True when `push` needs the chunk's samples, for smart-turn."""
-        return self._lanes[stream].history is not None
+        return self._streams[stream].history is not None
 
     def push(
         self,
@@ -217,9 +217,9 @@ class TurnStage:
             probs: probability of speech of each window that the chunk completes; empty when disabled.
             samples: the chunk's audio, only when `needs_samples`.
         """
-        lane = self._lanes[stream]
-        if lane.endpointer is None:
-            self._emit(stream, lane, tokens, end_sample, _OFF, is_final=is_final)
+        turns = self._streams[stream]
+        if turns.endpointer is None:
+            self._emit(stream, turns, tokens, end_sample, _OFF, is_final=is_final)
             return
         chunk = TurnChunk(
             end_sample=end_sample,
@@ -227,34 +227,36 @@ class TurnStage:
             eou_samples=self._eou_samples(tokens),
             final=is_final,
         )
-        self._settle(lane)
-        if lane.history is None and lane.waiting is None:
-            outcomes = lane.endpointer.read(chunk)
+        self._settle(turns)
+        if turns.history is None and turns.waiting is None:
+            outcomes = turns.endpointer.read(chunk)
             if outcomes is not None:
-                self._finish_chunk(stream, lane, tokens, chunk, outcomes)
+                self._finish_chunk(stream, turns, tokens, chunk, outcomes)
                 return
             raise AssertionError("a chunk waits for a verdict that nobody gives")
         held = HeldChunk(tokens, chunk, None if samples is None else _to_int16(samples))
-        if lane.waiting is None:
-            self._read(stream, lane, held)
+        if turns.waiting is None:
+            self._read(stream, turns, held)
         else:
-            lane.held.append(held)
+            turns.held.append(held)
 
     def push_steady(self, slot: int, tokens: Tokens, end_sample: int) -> None:
         """Gives a result of a chunk that `steady` has taken: for its tokens, or as an acknowledgement."""
-        lane = self._by_slot[slot]
-        assert lane is not None
-        if lane.utterances is not None:
-            assert lane.endpointer is not None
-            self._emit(lane.stream, lane, tokens, end_sample, lane.endpointer.steady_outcome, is_final=False)
+        turns = self._by_slot[slot]
+        assert turns is not None
+        if turns.utterances is not None:
+            assert turns.endpointer is not None
+            self._emit(
+                turns.stream, turns, tokens, end_sample, turns.endpointer.steady_outcome, is_final=False
+            )
             return
-        transcript, (last_state, turn_detection) = lane.transcript, lane.reported
+        transcript, (last_state, turn_detection) = turns.transcript, turns.reported
         if tokens.ids:
             transcript.add(tokens, ends=False)
-        lane.second = end_sample // ENGINE_SAMPLE_RATE
+        turns.second = end_sample // ENGINE_SAMPLE_RATE
         self._ready.append(
             chunk_output(
-                lane.stream,
+                turns.stream,
                 transcript,
                 tokens,
                 end_sample,
@@ -264,10 +266,10 @@ class TurnStage:
             )
         )
 
-    def _settle(self, lane: Lane) -> None:
+    def _settle(self, turns: StreamTurns) -> None:
         """Bring the endpointer to where `steady` is."""
-        if lane.slot is not None and lane.endpointer is not None:
-            self.steady.settle(lane.slot, lane.endpointer)
+        if turns.slot is not None and turns.endpointer is not None:
+            self.steady.settle(turns.slot, turns.endpointer)
 
     def _eou_samples(self, tokens: Tokens) -> tuple[int, ...]:
         ids, frames = tokens.ids, tokens.frames
@@ -280,9 +282,9 @@ class TurnStage:
         self._take_answers()
         if self._waiting:
             now_s = self._clock()
-            late = [(s, lane) for s, lane in self._waiting.items() if now_s >= lane.deadline_s]
-            for stream, lane in late:
-                self._give_up(stream, lane)
+            late = [(s, turns) for s, turns in self._waiting.items() if now_s >= turns.deadline_s]
+            for stream, turns in late:
+                self._give_up(stream, turns)
         ready, self._ready = self._ready, []
         return ready
 
@@ -295,115 +297,115 @@ class TurnStage:
         """True when `drain` would return something."""
         self._take_answers()
         return bool(self._ready) or (
-            bool(self._waiting) and self._clock() >= min(lane.deadline_s for lane in self._waiting.values())
+            bool(self._waiting) and self._clock() >= min(turns.deadline_s for turns in self._waiting.values())
         )
 
     def wait_s(self) -> float | None:
         """Seconds until a verdict is given up, None when none is waited for."""
         if not self._waiting:
             return None
-        return max(0.0, min(lane.deadline_s for lane in self._waiting.values()) - self._clock())
+        return max(0.0, min(turns.deadline_s for turns in self._waiting.values()) - self._clock())
 
     def _take_answers(self) -> None:
         if self._judge is None:
             return
         for answer in self._judge.answers():
-            lane = self._lanes.get(answer.stream)
-            if lane is not None and lane.endpointer is not None:
-                lane.endpointer.answer(answer.number, answer.verdict)
-                self._go_on(answer.stream, lane)
+            turns = self._streams.get(answer.stream)
+            if turns is not None and turns.endpointer is not None:
+                turns.endpointer.answer(answer.number, answer.verdict)
+                self._go_on(answer.stream, turns)
 
-    def _give_up(self, stream: StreamId, lane: Lane) -> None:
-        assert lane.endpointer is not None
+    def _give_up(self, stream: StreamId, turns: StreamTurns) -> None:
+        assert turns.endpointer is not None
         assert self._judge is not None
-        number = lane.endpointer.awaited_question
+        number = turns.endpointer.awaited_question
         assert number is not None
         self._judge.count_late()
-        lane.endpointer.answer(number, Verdict.ABSENT)
-        self._go_on(stream, lane)
+        turns.endpointer.answer(number, Verdict.ABSENT)
+        self._go_on(stream, turns)
 
-    def _read(self, stream: StreamId, lane: Lane, held: HeldChunk) -> None:
-        assert lane.endpointer is not None
-        if lane.history is not None:
+    def _read(self, stream: StreamId, turns: StreamTurns, held: HeldChunk) -> None:
+        assert turns.endpointer is not None
+        if turns.history is not None:
             assert held.samples is not None
-            lane.history = np.concatenate([lane.history, held.samples])
-            lane.history_end_sample = held.chunk.end_sample
-        outcomes = lane.endpointer.read(held.chunk)
-        self._ask(stream, lane)
+            turns.history = np.concatenate([turns.history, held.samples])
+            turns.history_end_sample = held.chunk.end_sample
+        outcomes = turns.endpointer.read(held.chunk)
+        self._ask(stream, turns)
         if outcomes is None:
-            outcomes = lane.endpointer.resume()  # a question that was refused is answered already
+            outcomes = turns.endpointer.resume()  # a question that was refused is answered already
         if outcomes is None:
-            lane.waiting = held
-            self._wait(stream, lane)
+            turns.waiting = held
+            self._wait(stream, turns)
         else:
-            self._finish_chunk(stream, lane, held.tokens, held.chunk, outcomes)
+            self._finish_chunk(stream, turns, held.tokens, held.chunk, outcomes)
 
-    def _wait(self, stream: StreamId, lane: Lane) -> None:
+    def _wait(self, stream: StreamId, turns: StreamTurns) -> None:
         assert self._judge is not None
-        lane.deadline_s = self._clock() + self._judge.timeout_s
-        if lane.slot is not None:
-            self.steady.note(lane.slot, None)
-        self._waiting[stream] = lane
+        turns.deadline_s = self._clock() + self._judge.timeout_s
+        if turns.slot is not None:
+            self.steady.note(turns.slot, None)
+        self._waiting[stream] = turns
 
-    def _go_on(self, stream: StreamId, lane: Lane) -> None:
+    def _go_on(self, stream: StreamId, turns: StreamTurns) -> None:
         """Reads on after an answer, as far as it goes."""
-        if lane.waiting is None:
+        if turns.waiting is None:
             return
-        assert lane.endpointer is not None
-        outcomes = lane.endpointer.resume()
-        self._ask(stream, lane)
+        assert turns.endpointer is not None
+        outcomes = turns.endpointer.resume()
+        self._ask(stream, turns)
         if outcomes is None:
-            outcomes = lane.endpointer.resume()
+            outcomes = turns.endpointer.resume()
         if outcomes is None:
             return
-        held, lane.waiting = lane.waiting, None
+        held, turns.waiting = turns.waiting, None
         self._waiting.pop(stream, None)
-        self._finish_chunk(stream, lane, held.tokens, held.chunk, outcomes)
-        while lane.held and lane.waiting is None:
-            self._read(stream, lane, lane.held.popleft())
+        self._finish_chunk(stream, turns, held.tokens, held.chunk, outcomes)
+        while turns.held and turns.waiting is None:
+            self._read(stream, turns, turns.held.popleft())
 
-    def _ask(self, stream: StreamId, lane: Lane) -> None:
-        assert lane.endpointer is not None
-        questions = lane.endpointer.take_questions()
+    def _ask(self, stream: StreamId, turns: StreamTurns) -> None:
+        assert turns.endpointer is not None
+        questions = turns.endpointer.take_questions()
         if not questions:
             return
         # An earlier question of the same chunk has been overtaken by speech.
         question = questions[-1]
-        if self._judge is None or lane.history is None:
+        if self._judge is None or turns.history is None:
             # The stream comes from a worker with smart-turn to one without.
-            lane.endpointer.answer(question.number, Verdict.ABSENT)
+            turns.endpointer.answer(question.number, Verdict.ABSENT)
             return
         # The history holds whole chunks; the question ends where the pause was noticed.
-        end = len(lane.history) - (lane.history_end_sample - question.end_sample)
-        if not self._judge.ask(stream, question.number, lane.history[max(0, end - HISTORY_SAMPLES) : end]):
-            lane.endpointer.answer(question.number, Verdict.ABSENT)
+        end = len(turns.history) - (turns.history_end_sample - question.end_sample)
+        if not self._judge.ask(stream, question.number, turns.history[max(0, end - HISTORY_SAMPLES) : end]):
+            turns.endpointer.answer(question.number, Verdict.ABSENT)
 
     def _finish_chunk(
         self,
         stream: StreamId,
-        lane: Lane,
+        turns: StreamTurns,
         tokens: Tokens,
         chunk: TurnChunk,
         outcomes: Sequence[TurnOutcome],
     ) -> None:
-        if lane.history is not None and len(lane.history) > HISTORY_SAMPLES:
-            lane.history = lane.history[-HISTORY_SAMPLES:]
+        if turns.history is not None and len(turns.history) > HISTORY_SAMPLES:
+            turns.history = turns.history[-HISTORY_SAMPLES:]
         *earlier, last = outcomes
         for outcome in earlier:
             assert outcome.decided_sample is not None
             decided_sample, count = outcome.decided_sample, 0
             while count < len(tokens.frames) and token_sample(tokens.frames[count]) <= decided_sample:
                 count += 1
-            self._emit(stream, lane, tokens.first(count), decided_sample, outcome, is_final=False)
+            self._emit(stream, turns, tokens.first(count), decided_sample, outcome, is_final=False)
             tokens = tokens.after(count)
-        self._emit(stream, lane, tokens, chunk.end_sample, last, is_final=chunk.final)
-        if lane.slot is not None and not chunk.final:
-            self.steady.note(lane.slot, lane.endpointer if lane.is_steady else None)
+        self._emit(stream, turns, tokens, chunk.end_sample, last, is_final=chunk.final)
+        if turns.slot is not None and not chunk.final:
+            self.steady.note(turns.slot, turns.endpointer if turns.is_steady else None)
 
     def _emit(
         self,
         stream: StreamId,
-        lane: Lane,
+        turns: StreamTurns,
         tokens: Tokens,
         end_sample: int,
         outcome: TurnOutcome,
@@ -415,26 +417,26 @@ class TurnStage:
         Of a stream with a slot, whose steady chunks say nothing, only what changes something has one, and
         what ends a second of audio.
         """
-        transcript, reports = lane.transcript, (outcome.last_state, outcome.turn_detection)
+        transcript, reports = turns.transcript, (outcome.last_state, outcome.turn_detection)
         transcript.add(tokens, ends=is_final)
         utterances: tuple[Utterance, ...] = ()
-        if lane.utterances is not None:
-            assert lane.endpointer is not None
-            utterances = lane.utterances.take(
+        if turns.utterances is not None:
+            assert turns.endpointer is not None
+            utterances = turns.utterances.take(
                 outcome,
                 transcript,
                 end_sample,
-                onset_sample=lane.endpointer.onset_sample,
+                onset_sample=turns.endpointer.onset_sample,
                 is_final=is_final,
             )
         is_turn_event = outcome.is_turn_event or bool(utterances)
-        changed = is_turn_event or reports != lane.reported
-        lane.reported = reports
+        changed = is_turn_event or reports != turns.reported
+        turns.reported = reports
         second = end_sample // ENGINE_SAMPLE_RATE
-        speaks = changed or tokens.ids or is_final or lane.slot is None or second > lane.second
+        speaks = changed or tokens.ids or is_final or turns.slot is None or second > turns.second
         if not speaks:
             return
-        lane.second = second
+        turns.second = second
         self._ready.append(
             chunk_output(
                 stream,

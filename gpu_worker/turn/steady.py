@@ -59,7 +59,7 @@ class SteadyTurns:
 
     def open(self, slot: int, settings: TurnSettings) -> None:
         """The slot has a stream with these settings; all of its chunks are to be read."""
-        self.forget(slot)
+        self.drop(slot)
         self._speech_level_S[slot] = settings.vad_threshold
         self._silence_level_S[slot] = settings.vad_threshold - settings.vad_margin
 
@@ -73,7 +73,7 @@ class SteadyTurns:
                 self._until[slot] = _FOR_EVER if until is None else until
         self._steadiness[slot] = steadiness
 
-    def forget(self, slot: int) -> None:
+    def drop(self, slot: int) -> None:
         """The slot has another stream, or none."""
         self._steadiness[slot] = Steadiness.NONE
         self._windows[slot] = 0

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 from common.entries import LineKind, StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.messages import Audio, Phrases, Result
-from ingress.links import CLIENT_GONE, FINAL
+from ingress.backplane import CLIENT_GONE, FINAL
 
 if TYPE_CHECKING:
+    from ingress.backplane import StreamLink
     from ingress.clients.connection import Connection
-    from ingress.links import StreamLink
 
 MAX_WAITING_PHRASES: Final = 100
 """`phrases` messages behind which no audio is decoded yet: they have no samples, and 16 KB each."""
@@ -85,7 +85,7 @@ class ClientStream:
             raise AssertionError("an action on a stream that is not there")
         return self.link
 
-    def take(self, link: StreamLink) -> None:
+    def attach(self, link: StreamLink) -> None:
         """Have a link from here on."""
         self.link = link
         self.stream_id, self.resume_token = link.stream, link.resume_token
@@ -137,7 +137,7 @@ class ClientStream:
         waiting.append(self.next_sample)
         return self.linked().replace_phrases(change)
 
-    def give_up(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
+    def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         """Nobody listens any more; see `StreamLink.abandon`."""
         link, self.link = self.link, None
         if link is not None:

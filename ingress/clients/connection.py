@@ -30,13 +30,13 @@ from common.messages import (
 from common.options import StreamOptions
 from ingress.auth.client import ANYBODY, Client
 from ingress.auth.guard import NO_GUARD, Guard
+from ingress.backplane import CLIENT_GONE, FINAL, Backplane, Resumption
 from ingress.capabilities import CAPABILITIES
 from ingress.clients.client_stream import ClientStream, split_channels
 from ingress.clients.limits import ConnectionLimits
 from ingress.clients.outgoing import Outgoing
 from ingress.clients.slots import Slots
 from ingress.dialects.dialect import Dialect, Heard
-from ingress.links import CLIENT_GONE, FINAL, Backplane, Resumption
 from ingress.media.decoder import Decoders
 from ingress.media.inlet import MediaInlet
 from ingress.media.wanted import Media
@@ -461,7 +461,7 @@ class Connection:
                     if stream.ended and stream.link is not None:
                         stream.release(code=code)
                     else:
-                        stream.give_up(keep=False, code=code)
+                        stream.abandon(keep=False, code=code)
             case Action.HANG_UP:
                 self._close_inlet()
                 self._outgoing.hang_up(outcome.error)
@@ -531,7 +531,7 @@ class Connection:
         fault = isinstance(error, ClientFault) and error.code is not ErrorCode.SLOW_READER
         code = CLIENT_GONE if error is None else error.code.value
         for stream in self._streams:
-            stream.give_up(keep=self._options.resume and not fault, code=code)
+            stream.abandon(keep=self._options.resume and not fault, code=code)
 
     # Admission and resumption
 
@@ -553,7 +553,7 @@ class Connection:
         else:
             self._meter.admitted(len(self._streams))
             if self._protocol.state is State.CLOSED:  # the client left meanwhile
-                self._slots.give_up()
+                self._slots.release()
                 self._close_inlet()
                 return
             self._carry_out(self._protocol.notify(Event.ADMITTED))
@@ -574,7 +574,7 @@ class Connection:
         await self._slots.count()
         if not self._dialect.admitted_first:
             self._outgoing.open()
-        await self._slots.take()
+        await self._slots.admit()
 
     def _refused(self, error: StreamError) -> None:
         self._carry_out(self._protocol.notify(Event.FULL, error))
@@ -589,7 +589,7 @@ class Connection:
         self._deadlines.silent.stop()  # it is the client that waits
         (stream,) = self._streams
         try:
-            resumption = await self._slots.take_over(request)
+            resumption = await self._slots.resume(request)
         except StreamError as error:
             self._carry_out(self._protocol.notify(Event.FAILED, error))
             return

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from common.messages import Resume
 from ingress.auth.client import Client
 from ingress.auth.guard import Guard
+from ingress.backplane import NOBODY, Backplane, Caller, Resumption
 from ingress.clients.client_stream import ClientStream
-from ingress.links import NOBODY, Backplane, Caller, Resumption
 
 
 class Slots:
@@ -52,7 +52,7 @@ class Slots:
         else:
             self._counted = num_streams
 
-    async def take(self) -> None:
+    async def admit(self) -> None:
         """A slot for each stream: a new one, or that of `hello` again where it was given back.
 
         Raises StreamError, after which there is none.
@@ -61,26 +61,26 @@ class Slots:
         try:
             for stream in self._streams:
                 if stream.stream_id is None:
-                    stream.take(await self._backplane.admit(stream, caller))
+                    stream.attach(await self._backplane.admit(stream, caller))
                 else:
-                    stream.take(
+                    stream.attach(
                         await self._backplane.readmit(stream, stream.stream_id, stream.resume_token, caller)
                     )
         except BaseException:
-            self.give_up()
+            self.release()
             raise
 
-    def give_up(self) -> None:
+    def release(self) -> None:
         """Give all of them back."""
         for stream in self._streams:
-            stream.give_up(keep=False)
+            stream.abandon(keep=False)
 
-    async def take_over(self, request: Resume) -> Resumption:
+    async def resume(self, request: Resume) -> Resumption:
         """Take the slot of another connection's stream instead. Raises StreamError."""
         (stream,) = self._streams
         resumption = await self._backplane.resume(stream, request, self._caller)
-        stream.give_up(keep=False)  # the slot that this connection's own `hello` offered
-        stream.take(resumption.link)
+        stream.abandon(keep=False)  # the slot that this connection's own `hello` offered
+        stream.attach(resumption.link)
         return resumption
 
     def resumed(self) -> None:

@@ -13,7 +13,7 @@ from common.errors import StreamError
 from common.messages import Audio, Result, Utterance, Word
 from common.monitoring.families import RECORDING_FAILED
 from common.options import StreamOptions
-from ingress.links import CLIENT_GONE, NOBODY, Backplane, Caller, StreamLink
+from ingress.backplane import CLIENT_GONE, NOBODY, Backplane, Caller, StreamLink
 
 # Audio of a recording that was appended and is not decoded; more waits in the decoder.
 _MAX_AHEAD_S: Final = 20.0

@@ -20,9 +20,9 @@ from common.options import StreamOptions
 from common.phrases import Phrase
 from ingress.auth.client import Client
 from ingress.auth.guard import Guard
+from ingress.backplane import CLIENT_GONE, FINAL, Backplane, Caller
 from ingress.files.recording_stream import RecordingStream, Transcript
 from ingress.files.upload import BadUpload
-from ingress.links import CLIENT_GONE, FINAL, Backplane, Caller
 from ingress.media.decoder import Decoders, DecodersBusy, MediaError, MediaInput
 from ingress.media.formats import MediaFormat
 

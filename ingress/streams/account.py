@@ -7,7 +7,7 @@ from typing import Final
 
 from common.entries import StreamId
 from common.tracing.tracer import NO_SPAN, Span, Tracer
-from ingress.links import Caller
+from ingress.backplane import Caller
 
 logger = logging.getLogger(__name__)
 

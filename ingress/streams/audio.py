@@ -132,15 +132,15 @@ class StreamAudio:
         """Give Redis, which has forgotten the stream, all of it anew; False where it is not all kept."""
         return self._appender is not None and self._appender.begin_again()
 
-    def forget_kept(self) -> None:
+    def drop_kept(self) -> None:
         """Nothing of the stream will be needed again."""
         if self._appender is not None:
-            self._appender.forget_kept()
+            self._appender.drop_kept()
 
-    def forget_origin(self) -> None:
+    def drop_origin(self) -> None:
         """The stream is not to be made anew from here."""
         if self._appender is not None:
-            self._appender.forget_origin()
+            self._appender.drop_origin()
 
     def successor(self, log: AudioLog, on_failure: Callable[[Unavailable], None]) -> Appender | None:
         """A new appender behind the one that failed, for the final mark; None if there was none."""

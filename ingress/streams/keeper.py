@@ -13,7 +13,7 @@ from common.errors import RedisUnavailable, SettingsMismatch
 from common.presence.leases import IngressPlace, IngressPresence, IngressReport
 from common.streams.admission import Admission, SharedSettings
 from common.streams.assignments import StreamDirectory
-from ingress.streams.link import RedisLink
+from ingress.streams.redis_link import RedisLink
 from ingress.streams.result_feed import ResultFeed
 
 logger = logging.getLogger(__name__)

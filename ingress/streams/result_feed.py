@@ -16,7 +16,7 @@ from common.errors import InternalFault, RedisUnavailable, StreamLost
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys
 from common.streams.result_reader import Published, ResultSubscription, catch_up
-from ingress.streams.link import RedisLink
+from ingress.streams.redis_link import RedisLink
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class ResultFeed:
         """Whether what this link may have missed is being read."""
         return link in self._repairing
 
-    def forget(self, link: RedisLink) -> None:
+    def drop(self, link: RedisLink) -> None:
         """Read no more for this link."""
         self._repairing.pop(link, None)
         self._repairs.pop(link, None)
@@ -102,7 +102,7 @@ class ResultFeed:
             self._repairing[link] = True
             return
         try:
-            complete = link.take(line)
+            complete = link.receive(line)
         except Exception:
             self._failed(link)
             return
@@ -149,7 +149,7 @@ class ResultFeed:
             link.heard_at = self._loop.time()
             try:
                 for line in read.lines:
-                    if not self._is_open(link) or not link.take(line, repair=True):
+                    if not self._is_open(link) or not link.receive(line, repair=True):
                         break
             except Exception:
                 self._failed(link)

@@ -23,9 +23,9 @@ from common.streams.assignments import StreamDirectory, StreamRecord
 from common.streams.audio_log import AudioLog, last_audio
 from common.streams.kept_text import read_kept_text
 from common.streams.result_reader import kept_results
-from ingress.links import Caller, Resumption, StreamListener
+from ingress.backplane import Caller, Resumption, StreamListener
 from ingress.streams.keeper import Keeper
-from ingress.streams.link import LinkContext, Place, RedisLink
+from ingress.streams.redis_link import LinkContext, Place, RedisLink
 from ingress.streams.result_feed import RETRY_PAUSE_S, ResultFeed
 from ingress.streams.watch import StreamWatch
 

@@ -12,7 +12,7 @@ from common.errors import EntryError, NoWorker, RedisUnavailable
 from common.redis.keys import StreamKeys
 from common.redis.scripts.ownership import SUSPICIOUS_DEATHS
 from common.streams.assignments import StreamDirectory
-from ingress.streams.link import RedisLink
+from ingress.streams.redis_link import RedisLink
 from ingress.streams.result_feed import ResultFeed
 
 logger = logging.getLogger(__name__)

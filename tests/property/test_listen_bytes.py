@@ -119,7 +119,7 @@ def test_finals_tile_the_audio_and_join_to_the_text(
             result = replace(result, from_finalize=True)
         if utterances or ends_here:
             open_from = len(said)
-        for segment in segments.take(result, heard_s):
+        for segment in segments.add(result, heard_s):
             if segment.is_final:
                 assert segment.start_s == pytest.approx(ends[-1])
                 assert segment.end_s >= segment.start_s

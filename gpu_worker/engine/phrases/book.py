@@ -76,7 +76,7 @@ class PhraseBook:
         self._wake = wake
 
     def hold(self, phrases: PhraseList) -> ListInUse:
-        """A list for one more user; whoever holds it gives it back with `let_go`."""
+        """A list for one more user; whoever holds it gives it back with `release`."""
         entry = self._lists.get(phrases)
         if entry is None:
             entry = ListInUse(phrases, self._executor.submit(self._make, phrases))
@@ -96,7 +96,7 @@ class PhraseBook:
             logger.exception("phrases could not be made into a tree")
             raise EngineError("The phrases could not be made into a tree.") from error
 
-    def let_go(self, entry: ListInUse) -> None:
+    def release(self, entry: ListInUse) -> None:
         """One user less; the last one's place in the arena is free.
 
         A step under way may still read it: what is written there next comes behind it.
@@ -107,7 +107,7 @@ class PhraseBook:
         del self._lists[entry.phrases]
         entry.future.cancel()
         if entry.at != NO_TREE:
-            self._arena.give_back(entry.at)
+            self._arena.free(entry.at)
             self._trees.drop(entry.at)
             entry.at = NO_TREE
 
@@ -119,7 +119,7 @@ class PhraseBook:
         num_words, num_nodes, prepared = entry.future.result(timeout=_MAKE_TIMEOUT_S)
         if entry.at != NO_TREE:
             return
-        at = self._arena.take(num_words)
+        at = self._arena.allocate(num_words)
         if at is None:
             raise PhrasesFull(
                 "The worker has no memory left for the phrases of another stream (--phrase-memory-mb)."

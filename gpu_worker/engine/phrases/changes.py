@@ -78,7 +78,7 @@ class StreamPhrases:
                 return
             found = self._streams[state.stream] = _Phrases(state)
         while found.changes and found.changes[-1].frame >= frame:
-            self._let_go(found.changes.pop().entry)
+            self._release(found.changes.pop().entry)
         entry = self._book.hold(phrases) if phrases else None
         found.changes.append(_Change(frame, entry, anew))
         self._limit(found)
@@ -138,10 +138,10 @@ class StreamPhrases:
                 try:
                     self._use(found, change)
                 except EngineError as error:
-                    self._let_go(change.entry)
+                    self._release(change.entry)
                     failed.append((found.state, error))
                     break
-                self._let_go(found.now)
+                self._release(found.now)
                 found.now = change.entry
                 self._limit(found)
         return failed
@@ -154,7 +154,7 @@ class StreamPhrases:
             self._book.place(entry)
             self._trees.use(slot, entry.at, entry.num_nodes, anew=change.anew)
 
-    def forget(self, state: Stream) -> None:
+    def drop(self, state: Stream) -> None:
         """A stream gives back all that it holds."""
         found = self._streams.pop(state.stream, None)
         self._changing.pop(state.stream, None)
@@ -162,13 +162,13 @@ class StreamPhrases:
             return
         if found.now is not None:
             self._trees.use(state.slot, NO_TREE, 0, anew=True)
-        self._let_go(found.now)
+        self._release(found.now)
         for change in found.changes:
-            self._let_go(change.entry)
+            self._release(change.entry)
 
-    def _let_go(self, entry: ListInUse | None) -> None:
+    def _release(self, entry: ListInUse | None) -> None:
         if entry is not None:
-            self._book.let_go(entry)
+            self._book.release(entry)
 
     def check_integrity(self) -> None:
         """Raise AssertionError when lists and their users do not add up."""

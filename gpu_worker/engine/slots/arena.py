@@ -16,7 +16,7 @@ class Arena:
         self._holes: list[tuple[int, int]] = [(0, size)] if size else []  # begin, end
         self._taken: dict[int, int] = {}
 
-    def take(self, size: int) -> int | None:
+    def allocate(self, size: int) -> int | None:
         """The place of a new piece of at least one; None where no hole is large enough."""
         for index, (begin, end) in enumerate(self._holes):
             if end - begin >= size:
@@ -28,7 +28,7 @@ class Arena:
                 return begin
         return None
 
-    def give_back(self, begin: int) -> None:
+    def free(self, begin: int) -> None:
         """Free a piece that was taken.  Raises KeyError for any other place."""
         end = begin + self._taken.pop(begin)
         index = bisect_left(self._holes, (begin, end))

@@ -51,7 +51,7 @@ class BlockManager:
         missing_B: NDArray[np.int64] = np.maximum(wanted_B - self.held[slots_B], 0)
         return missing_B
 
-    def take(self, slots_B: NDArray[np.int64], count_B: NDArray[np.int64]) -> None:
+    def allocate(self, slots_B: NDArray[np.int64], count_B: NDArray[np.int64]) -> None:
         """Give slots, none twice, so many pages each.  Raises OutOfPages, and then has given none."""
         count = int(count_B.sum())
         if count > self._num_free:
@@ -72,7 +72,7 @@ class BlockManager:
         Raises OutOfPages, and then has given none.
         """
         slots = np.array([slot])
-        self.take(slots, self.missing(slots, np.array([end_frame])))
+        self.allocate(slots, self.missing(slots, np.array([end_frame])))
 
     def release(self, slot: int) -> None:
         """Take all pages of a slot back."""

@@ -174,7 +174,7 @@ class DeepgramDialect:
         if self._query.vad_events and result.turn_detection == "start_of_utterance":
             began_s = round(max(0.0, heard_s - _START_HEARD_S), 3)
             frames.append(_frame(type="SpeechStarted", channel=self._index(stream), timestamp=began_s))
-        for segment in channel.take(result, heard_s):
+        for segment in channel.add(result, heard_s):
             if segment.is_final:
                 frames.append(Frame(self._results(segment, stream)))
             elif self._query.interim and segment.transcript:

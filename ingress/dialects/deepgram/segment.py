@@ -44,7 +44,7 @@ class Segments:
         self.last_word_end_s: float | None = None
         """End of the last word of a final; None while other words have been heard since, and at first."""
 
-    def take(self, result: Result, heard_s: float) -> Iterator[Segment]:
+    def add(self, result: Result, heard_s: float) -> Iterator[Segment]:
         """Take the next result; yields what there is to tell.
 
         heard_s: audio that the result covers, in seconds.

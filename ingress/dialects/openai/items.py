@@ -125,7 +125,7 @@ class Items:
 
     # What the service says
 
-    def take(self, result: Result) -> list[Frame]:
+    def add(self, result: Result) -> list[Frame]:
         """Tell what a result brings."""
         frames: list[Frame] = []
         self._text = result.text

@@ -304,7 +304,7 @@ class RealtimeDialect:
         """Write what a message says; most say nothing here."""
         match message:
             case Result():
-                return self._items.take(message)
+                return self._items.add(message)
             case Hello():
                 self._events.stream_id = message.stream_id
                 kind = "transcription_session.created" if self._items.beta else "session.created"

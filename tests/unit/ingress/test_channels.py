@@ -13,11 +13,11 @@ from common.entries import LineKind
 from common.errors import NoFreeStream, NoWorker
 from common.messages import Audio, Encoding, Hello, Result, ServerMessage
 from common.options import StreamOptions
+from ingress.backplane import NOBODY, Caller, StreamListener
 from ingress.clients.client_stream import split_channels
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.dialect import Frame
 from ingress.dialects.native import NativeDialect
-from ingress.links import NOBODY, Caller, StreamListener
 from tests.fake_backplane import FakeLink, ScriptedBackplane, some_result
 from tests.ingress_harness import serving, wait_until
 

@@ -126,9 +126,9 @@ def num_pending(assignments: bytes, *, worker: WorkerId) -> Command:
     return run("ownership/num_pending", (assignments,), ASSIGNMENT_GROUP, worker)
 
 
-def forget_consumer(assignments: bytes, *, ready: bytes, worker: WorkerId) -> Command:
+def remove_consumer(assignments: bytes, *, ready: bytes, worker: WorkerId) -> Command:
     """Remove a worker that owns nothing from a shard; 0 where it owns something after all."""
-    return run("ownership/forget_consumer", (assignments, ready), ASSIGNMENT_GROUP, worker)
+    return run("ownership/remove_consumer", (assignments, ready), ASSIGNMENT_GROUP, worker)
 
 
 def keep_dead_letter(stream: StreamKeys, *, epoch: int) -> Command:

@@ -24,9 +24,9 @@ def missing_ingresses(keys: Keys, *, ingresses: Iterable[IngressId]) -> Command:
     return run("presence/missing", (keys.ingresses,), *ingresses)
 
 
-def forget_worker(keys: Keys, *, worker: WorkerId) -> Command:
+def remove_worker(keys: Keys, *, worker: WorkerId) -> Command:
     """Remove a worker whose lease has lapsed; 0 where it holds again."""
-    return run("presence/forget_worker", (keys.workers, keys.worker(worker)), worker)
+    return run("presence/remove_worker", (keys.workers, keys.worker(worker)), worker)
 
 
 def beat(

@@ -15,7 +15,7 @@ from common.phrases import Phrase
 from common.redis.connect import pack
 from common.redis.keys import Keys
 from common.streams.appender import MAX_ENTRY_BYTES, MAX_KEPT_BYTES, Appender
-from common.streams.audio_log import Lane
+from common.streams.audio_log import ServerLog
 
 _KEYS = Keys(4).stream(StreamId(7))
 
@@ -34,7 +34,7 @@ class _Log:
     def announce(self, appender: Appender) -> None:
         self.announced += 1
 
-    def forgotten(self) -> None:
+    def suspect_loss(self) -> None:
         self.asked_to_look += 1
 
     def ready_key(self, shard: int, owner: WorkerId) -> bytes:
@@ -48,7 +48,7 @@ def _appender(
 ) -> tuple[Appender, _Log]:
     log = _Log()
     told = failures if failures is not None else []
-    return Appender(cast(Lane, log), _KEYS, 2, 5, 100, told.append, keep_s, origin), log
+    return Appender(cast(ServerLog, log), _KEYS, 2, 5, 100, told.append, keep_s, origin), log
 
 
 def _words(parts: list[Bytes]) -> list[list[bytes]]:
@@ -230,7 +230,7 @@ def test_a_stream_that_has_ended_is_not_made_anew() -> None:
     appender, _ = _appender(keep_s=3.0, origin=lambda: b"")
     appender.append(Audio(b"aa", final=True))
     _committed(appender)
-    appender.forget_kept()
+    appender.drop_kept()
     assert not appender.keeps
     assert not appender.begin_again()
     assert appender.write_forgotten(None, []) == 0

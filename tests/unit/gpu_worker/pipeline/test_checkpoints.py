@@ -100,7 +100,7 @@ def test_a_forgotten_stream_has_no_turn() -> None:
         queue.opened(StreamId(number), 0)
         queue.decoded(StreamId(number), samples(40))
     clock.now_s = 1.0
-    queue.forget(StreamId(0))
+    queue.drop(StreamId(0))
     seen = []
     for stream in queue.next_ones(nobody):
         seen.append(stream)

@@ -31,12 +31,12 @@ from gpu_worker.engine.steps import Flight
 from gpu_worker.pipeline.engine_events import (
     Decoded,
     Drop,
+    Dropped,
     Event,
     Failed,
     Feed,
     Finalize,
     Finish,
-    Forgotten,
     HandedOver,
     HandOver,
     Open,
@@ -159,7 +159,7 @@ def test_commands_for_a_stream_that_was_dropped_are_ignored(start: Callable[...,
     other = flow(2)
     running.thread.put(Open(other, None))
     running.said(Opened, 2)
-    assert [type(event) for event in running.sink.events] == [Opened, Forgotten, Opened]
+    assert [type(event) for event in running.sink.events] == [Opened, Dropped, Opened]
 
 
 def test_a_stream_that_comes_back_replaces_its_old_self(start: Callable[..., Running]) -> None:
@@ -168,11 +168,11 @@ def test_a_stream_that_comes_back_replaces_its_old_self(start: Callable[..., Run
     running.thread.put(Open(old, None), feed(old, audio(0.1)), Open(new, None), feed(old, audio(1.0)))
     running.thread.put(feed(new, audio(0.32)))
     running.said(Decoded)
-    assert [type(event) for event in running.sink.events] == [Opened, Forgotten, Opened, Decoded]
-    forgotten, opened = running.sink.events[1:3]
-    assert isinstance(forgotten, Forgotten)
+    assert [type(event) for event in running.sink.events] == [Opened, Dropped, Opened, Decoded]
+    dropped, opened = running.sink.events[1:3]
+    assert isinstance(dropped, Dropped)
     assert isinstance(opened, Opened)
-    assert (forgotten.flow, opened.flow) == (old, new)
+    assert (dropped.flow, opened.flow) == (old, new)
 
 
 def test_snapshots_come_at_their_distance(start: Callable[..., Running]) -> None:
@@ -214,7 +214,7 @@ def test_a_hand_over_snapshots_and_forgets_everything(start: Callable[..., Runni
     assert [(event.flow, event.samples_decoded, event.release) for event in snapshots] == [
         (heard, 2560, True)
     ]
-    assert running.sink.count(Forgotten) == 1, "nothing was decoded of it: it begins anew"
+    assert running.sink.count(Dropped) == 1, "nothing was decoded of it: it begins anew"
     assert engine.stats.open_streams == 0
 
 
@@ -235,7 +235,7 @@ def test_a_stream_that_ends_during_the_hand_over_does_not_stop_it(start: Callabl
     running.thread.put(HandOver())
     running.said(HandedOver)
     assert [event.flow for event in running.sink.events if isinstance(event, SnapshotTaken)] == [one]
-    assert [event.flow for event in running.sink.events if isinstance(event, Forgotten)] == [ends]
+    assert [event.flow for event in running.sink.events if isinstance(event, Dropped)] == [ends]
     assert not running.failures
 
 
@@ -398,7 +398,7 @@ def test_a_stream_that_is_dropped_while_a_part_ends_leaves_nothing(start: Callab
     running.thread.put(
         Open(one, None), feed(one, audio(1.0)), Finalize(one, b"1-2"), feed(one, audio(1.0)), Drop(one)
     )
-    running.said(Forgotten)
+    running.said(Dropped)
     running.thread.put(Open(two, None), feed(two, audio(0.5)), Finish(two))
     wait_until(lambda: any(isinstance(e, Decoded) and e.outputs[-1].is_final for e in running.sink.events))
     assert not running.failures

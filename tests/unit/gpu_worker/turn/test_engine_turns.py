@@ -73,7 +73,7 @@ class LoudnessJudge:
     def count_late(self) -> None:
         raise AssertionError("nothing is late here")
 
-    def forget(self, stream: StreamId) -> None:
+    def drop(self, stream: StreamId) -> None:
         """What was asked is answered all the same, to nobody."""
 
 
@@ -209,7 +209,7 @@ class SlowJudge:
     def count_late(self) -> None:
         raise AssertionError("nothing is late here")
 
-    def forget(self, stream: StreamId) -> None:
+    def drop(self, stream: StreamId) -> None:
         self.asked = [(other, number) for other, number in self.asked if other != stream]
 
 

@@ -129,7 +129,7 @@ def test_the_queue_is_bounded_and_a_stream_has_one_place(
     assert pool.ask(StreamId(3), 1, audio(0))
     assert not pool.ask(StreamId(4), 1, audio(0))
     assert pool.ask(StreamId(3), 2, audio(99))  # takes the place of the stream's older question
-    pool.forget(StreamId(2))
+    pool.drop(StreamId(2))
     assert pool.stats.depth == 2
     model.gate.set()
     answers = collect(pool, 2)

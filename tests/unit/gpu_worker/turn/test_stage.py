@@ -44,7 +44,7 @@ class ScriptedJudge:
     def count_late(self) -> None:
         self.late += 1
 
-    def forget(self, stream: StreamId) -> None:
+    def drop(self, stream: StreamId) -> None:
         self.forgotten.append(stream)
 
 

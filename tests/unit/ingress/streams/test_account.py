@@ -15,8 +15,8 @@ from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import Keys
 from common.result_record import encode_error, encode_record
-from ingress.links import Caller
-from ingress.streams.link import LinkContext, Place, RedisLink
+from ingress.backplane import Caller
+from ingress.streams.redis_link import LinkContext, Place, RedisLink
 from tests.fake_backplane import some_result
 
 STREAM = StreamId(5)
@@ -73,12 +73,12 @@ Ends = Callable[[], list[dict[str, Any]]]
 async def test_a_final_result_is_told_with_all_that_was_measured(ends: Ends) -> None:
     link = begun(sample_rate=8_000)
     link.append(Audio(bytes(8_000)))
-    link.take(line(LineKind.OWNER, 0, b"w-1"))
-    link.take(line(LineKind.PARTIAL, 1, spoken(1, "")))
+    link.receive(line(LineKind.OWNER, 0, b"w-1"))
+    link.receive(line(LineKind.PARTIAL, 1, spoken(1, "")))
     assert not link.account.has_text
-    link.take(line(LineKind.PARTIAL, 2, spoken(2, "hello secret")))
+    link.receive(line(LineKind.PARTIAL, 2, spoken(2, "hello secret")))
     link.append(Audio(bytes(4_000), final=True))
-    link.take(line(LineKind.FINAL, 3, spoken(3, "hello secret")))
+    link.receive(line(LineKind.FINAL, 3, spoken(3, "hello secret")))
     link.release()
     (told,) = ends()
     assert (told["stream_id"], told["code"], told["key_name"], told["audio_s"]) == (5, "final", "desk", 0.75)
@@ -90,13 +90,13 @@ async def test_a_final_result_is_told_with_all_that_was_measured(ends: Ends) -> 
 
 async def test_the_code_is_that_of_whoever_ended_it_and_told_once(ends: Ends) -> None:
     worker, service, client, fault = begun(), begun(), begun(), begun()
-    worker.take(line(LineKind.OWNER, 0, b"w-1"))
-    worker.take(line(LineKind.ERROR, 1, encode_error(StreamError(ErrorCode.BAD_OPTION, "no such"))))
+    worker.receive(line(LineKind.OWNER, 0, b"w-1"))
+    worker.receive(line(LineKind.ERROR, 1, encode_error(StreamError(ErrorCode.BAD_OPTION, "no such"))))
     worker.release()
     service.fail(StreamError(ErrorCode.NO_WORKER, "none"))
     service.abandon(keep=False, code="no_worker")
     client.abandon(keep=False)
-    client.take(line(LineKind.FINAL, 1, spoken(1, "")), repair=True)
+    client.receive(line(LineKind.FINAL, 1, spoken(1, "")), repair=True)
     fault.abandon(keep=False, code="bad_json")
     assert [told["code"] for told in ends()] == ["bad_option", "no_worker", "client_gone", "bad_json"]
     assert ends()[0]["final_ms"] is None

@@ -10,16 +10,16 @@ from gpu_worker.engine.slots.arena import Arena
 
 def test_holes_are_filled_and_joined() -> None:
     arena = Arena(100)
-    places = [arena.take(25) for _ in range(4)]
+    places = [arena.allocate(25) for _ in range(4)]
     assert places == [0, 25, 50, 75]
-    assert arena.take(1) is None
-    arena.give_back(25)
-    arena.give_back(75)
-    assert arena.take(26) is None, "the holes are not side by side"
-    arena.give_back(50)
-    assert arena.take(75) == 25
+    assert arena.allocate(1) is None
+    arena.free(25)
+    arena.free(75)
+    assert arena.allocate(26) is None, "the holes are not side by side"
+    arena.free(50)
+    assert arena.allocate(75) == 25
     with pytest.raises(KeyError):
-        arena.give_back(50)
+        arena.free(50)
 
 
 def test_nothing_is_lost_or_given_twice() -> None:
@@ -27,16 +27,16 @@ def test_nothing_is_lost_or_given_twice() -> None:
     taken: list[int] = []
     for _ in range(3_000):
         if taken and rng.integers(2):
-            arena.give_back(taken.pop(int(rng.integers(len(taken)))))
+            arena.free(taken.pop(int(rng.integers(len(taken)))))
         else:
-            place = arena.take(int(rng.integers(1, 60)))
+            place = arena.allocate(int(rng.integers(1, 60)))
             if place is not None:
                 taken.append(place)
         arena.check_integrity()
     for place in taken:
-        arena.give_back(place)
-    assert arena.take(500) == 0
+        arena.free(place)
+    assert arena.allocate(500) == 0
 
 
 def test_no_room_is_no_place() -> None:
-    assert Arena(0).take(1) is None
+    assert Arena(0).allocate(1) is None

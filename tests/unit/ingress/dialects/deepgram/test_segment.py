@@ -14,7 +14,7 @@ def _word(text: str, start_s: float) -> Word:
 
 
 def _take(segments: Segments, result: Result, heard_s: float) -> list[Segment]:
-    return list(segments.take(result, heard_s))
+    return list(segments.add(result, heard_s))
 
 
 def test_the_open_segment_has_only_what_is_in_no_final() -> None:

@@ -1,6 +1,6 @@
 """What a connection needs from the service behind it, as interfaces.
 
-ingress/streams/backplane.py implements them over Redis; the unit tests implement them in memory.
+ingress/streams/redis_backplane.py implements them over Redis; the unit tests implement them in memory.
 """
 
 from __future__ import annotations

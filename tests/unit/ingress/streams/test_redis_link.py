@@ -19,7 +19,7 @@ from common.streams.appender import Appender
 from common.streams.result_reader import Position
 from ingress.streams.audio import MAX_PENDING_BYTES
 from ingress.streams.life import Action
-from ingress.streams.link import LinkContext, Place, RedisLink
+from ingress.streams.redis_link import LinkContext, Place, RedisLink
 from tests.fake_backplane import some_result
 
 _KEYS = Keys().stream(StreamId(5))
@@ -104,7 +104,7 @@ class _Appender:
     async def room(self, max_bytes: int) -> None:
         await self.drained.wait()
 
-    def forget_kept(self) -> None:
+    def drop_kept(self) -> None:
         self.kept = False
 
 
@@ -152,7 +152,7 @@ def _seqs(listener: _Listener) -> list[bytes]:
 async def test_results_in_order_pass_and_repeated_ones_do_not() -> None:
     link, _, listener = _link()
     lines = [_line(_O, 1, 0), _line(_P, 1, 1), _line(_P, 1, 1), _line(_P, 1, 2), _line(_P, 1, 1)]
-    assert all(link.take(line) for line in lines)
+    assert all(link.receive(line) for line in lines)
     assert len(_seqs(listener)) == 2
     assert link.worker == "w-1"
     assert (link.position.epoch, link.position.seq) == (1, 2)
@@ -162,21 +162,21 @@ async def test_a_claim_and_each_change_of_owner_are_counted_once() -> None:
     link, backplane, _ = _link()
     metrics = backplane.context.metrics
     for line in (_line(_O, 1, 0), _line(_O, 1, 0), _line(_P, 1, 1), _line(_O, 3, 1), _line(_O, 3, 1)):
-        assert link.take(line)
+        assert link.receive(line)
     assert sum(metrics.claim_wait_seconds.counts) == 1
     assert metrics.takeovers == 1
 
 
 async def test_a_gap_is_told_and_nothing_after_it_passes() -> None:
     link, _, listener = _link()
-    link.take(_line(_O, 1, 0))
-    assert link.take(_line(_P, 1, 1))
-    assert not link.take(_line(_P, 1, 3))
-    assert not link.take(_line(_F, 1, 4))
+    link.receive(_line(_O, 1, 0))
+    assert link.receive(_line(_P, 1, 1))
+    assert not link.receive(_line(_P, 1, 3))
+    assert not link.receive(_line(_F, 1, 4))
     assert len(_seqs(listener)) == 1
     for seq in (2, 3):
-        assert link.take(_line(_P, 1, seq), repair=True)
-    assert link.take(_line(_F, 1, 4))
+        assert link.receive(_line(_P, 1, seq), repair=True)
+    assert link.receive(_line(_F, 1, 4))
     assert len(_seqs(listener)) == 4
     assert link.ended
 
@@ -184,47 +184,47 @@ async def test_a_gap_is_told_and_nothing_after_it_passes() -> None:
 async def test_lines_of_an_owner_that_lost_the_stream_are_void() -> None:
     link, _, listener = _link()
     for line in (_line(_O, 1, 0), _line(_P, 1, 1), _line(_O, 2, 1)):
-        assert link.take(line)
-    assert link.take(_line(_P, 1, 2))
-    assert link.take(_line(_A, 1, 2))
-    assert link.take(_line(_O, 1, 1))
+        assert link.receive(line)
+    assert link.receive(_line(_P, 1, 2))
+    assert link.receive(_line(_A, 1, 2))
+    assert link.receive(_line(_O, 1, 1))
     assert len(listener.told) == 1
     assert link.worker == "w-2"
-    assert link.take(_line(_P, 2, 2))
+    assert link.receive(_line(_P, 2, 2))
     assert len(listener.told) == 2
 
 
 async def test_a_new_owner_that_knows_more_than_we_do_is_a_gap() -> None:
     link, _, _ = _link()
-    link.take(_line(_O, 1, 0))
-    assert not link.take(_line(_O, 2, 3))
+    link.receive(_line(_O, 1, 0))
+    assert not link.receive(_line(_O, 2, 3))
     assert link.position.epoch == 1
     for line in (_line(_P, 1, 1), _line(_P, 1, 2), _line(_P, 1, 3), _line(_O, 2, 0)):
-        assert link.take(line, repair=True)
+        assert link.receive(line, repair=True)
     assert link.worker == "w-2"
-    assert link.take(_line(_P, 2, 4))
+    assert link.receive(_line(_P, 2, 4))
 
 
 async def test_results_of_an_owner_nobody_announced_are_a_gap() -> None:
     link, _, listener = _link()
-    assert not link.take(_line(_P, 1, 1))
+    assert not link.receive(_line(_P, 1, 1))
     assert listener.told == []
 
 
 async def test_an_acknowledgement_behind_a_lost_result_is_a_gap() -> None:
     link, _, listener = _link()
-    link.take(_line(_O, 1, 0))
-    link.take(_line(_P, 1, 1))
-    assert link.take(_line(_A, 1, 1))
+    link.receive(_line(_O, 1, 0))
+    link.receive(_line(_P, 1, 1))
+    assert link.receive(_line(_A, 1, 1))
     assert listener.told[-1] == ("ACK", 100)
-    assert not link.take(_line(_A, 1, 2))
+    assert not link.receive(_line(_A, 1, 2))
 
 
 async def test_results_that_are_no_longer_kept_end_the_stream() -> None:
     link, _, listener = _link()
-    link.take(_line(_O, 1, 0), repair=True)
-    link.take(_line(_P, 1, 1), repair=True)
-    assert not link.take(_line(_P, 1, 9), repair=True)
+    link.receive(_line(_O, 1, 0), repair=True)
+    link.receive(_line(_P, 1, 1), repair=True)
+    assert not link.receive(_line(_P, 1, 9), repair=True)
     assert listener.told[-1] == "stream_lost"
 
 
@@ -234,10 +234,10 @@ async def test_a_stream_that_nobody_listens_to_misses_no_result() -> None:
     link.adopt(None, StreamOptions(resume=True), Place(None), next_sample=0, finished=False)
     link.abandon(keep=True)
     for line in (_line(_P, 1, 300), _line(_O, 2, 300), _line(_P, 2, 301)):
-        assert link.take(line, repair=True)
-    assert not link.take(_line(_F, 2, 303)), "published, and not read"
+        assert link.receive(line, repair=True)
+    assert not link.receive(_line(_F, 2, 303)), "published, and not read"
     assert owner.asked == []
-    assert link.take(_line(_F, 2, 303), repair=True)
+    assert link.receive(_line(_F, 2, 303), repair=True)
     assert owner.asked == ["REMOVE_UNSENT"]
 
 
@@ -246,7 +246,7 @@ async def test_nothing_passes_after_the_end() -> None:
     appender = _created(link)
     for line in (_line(_O, 1, 0), _line(_F, 1, 1), _line(_P, 1, 2), _line(LineKind.ERROR, 1, 2)):
         assert appender.kept == (line.seq == 0 or line.kind is _F)
-        assert link.take(line)
+        assert link.receive(line)
     assert len(_seqs(listener)) == 1
 
 
@@ -254,7 +254,7 @@ async def test_audio_that_comes_before_the_stream_is_created_is_kept_in_order() 
     link, _owner, _ = _link()
     link.append(Audio(b"aa"))
     link.append(Audio(b"bb"))
-    link.take(_line(_O, 1, 0))
+    link.receive(_line(_O, 1, 0))
     appender = _created(link)
     link.append(Audio(b"cc", final=True))
     assert appender.payloads == [b"aa", b"bb", b"cc"]
@@ -296,8 +296,8 @@ async def test_an_abandoned_stream_is_finished_now_or_after_the_grace() -> None:
             assert link.grace_ends_at == pytest.approx(asyncio.get_running_loop().time() + 7.0, abs=1)
             link.grace_is_over()
             assert appender.finals == 1
-        link.take(_line(_O, 1, 0))
-        link.take(_line(_F, 1, 1))
+        link.receive(_line(_O, 1, 0))
+        link.receive(_line(_F, 1, 1))
         assert owner.asked == ["REMOVE_UNSENT"]
         assert listener.told == []
 
@@ -310,11 +310,11 @@ async def test_an_admission_that_was_not_used_is_given_back() -> None:
 
 async def test_a_stream_taken_by_another_connection_is_left_alone() -> None:
     link, owner, listener = _link()
-    link.take(_line(_O, 1, 0))
+    link.receive(_line(_O, 1, 0))
     link.taken()
     assert listener.told == ["taken"]
     assert owner.asked == ["TELL_TAKEN"]
-    link.take(_line(_P, 1, 1))
+    link.receive(_line(_P, 1, 1))
     assert listener.told == ["taken"]
 
 
@@ -325,9 +325,9 @@ async def test_waiting_counts_only_while_there_is_something_to_do() -> None:
     assert link.waits_for_progress(100, start + 50) == 0.0
     listener.undecoded_s = 100
     assert link.waits_for_progress(100, start + 60) == pytest.approx(10)
-    link.take(_line(_O, 1, 0))
+    link.receive(_line(_O, 1, 0))
     assert link.waits_for_progress(100, start + 60) == pytest.approx(10)
-    link.take(_line(_P, 1, 1))
+    link.receive(_line(_P, 1, 1))
     assert link.waits_for_progress(100, start + 61) == pytest.approx(61, abs=1)
     listener.undecoded_s = 0
     assert link.waits_for_progress(100, start + 70) == 0.0
@@ -340,10 +340,10 @@ async def test_a_takeover_has_its_time_for_the_replay() -> None:
     _created(link)
     start = asyncio.get_running_loop().time()
     listener.undecoded_s = 100
-    link.take(_line(_O, 1, 0))
+    link.receive(_line(_O, 1, 0))
     link.progress_at = start - 40
     assert link.waits_for_progress(100, start) == pytest.approx(40)
-    link.take(_line(_O, 2, 0))
+    link.receive(_line(_O, 2, 0))
     assert link.waits_for_progress(100, start) == pytest.approx(0, abs=1)
 
 
@@ -378,7 +378,7 @@ async def test_each_result_has_the_whole_text() -> None:
         _line(_P, 1, 4, "one too", 5),
         _line(_F, 1, 5, "one too many", 7),
     ):
-        assert link.take(line)
+        assert link.receive(line)
     assert listener.texts == ["one", "one two", "one two", "one too", "one too many"]
 
 
@@ -400,7 +400,7 @@ async def test_a_link_that_takes_over_begins_with_the_kept_text(told_seq: int) -
         _line(_P, 1, 4, "one two three four", 13),
     ]
     for line in lines[start - 1 :]:
-        assert link.take(line, repair=True)
+        assert link.receive(line, repair=True)
     assert listener.texts == ["one two", "one two three", "one two three four"][told_seq - 1 :]
     assert [told[1] for told in listener.told if isinstance(told, tuple)] == list(range(told_seq + 1, 5))
 
@@ -409,7 +409,7 @@ async def test_a_text_that_is_missing_is_no_text() -> None:
     link, _, _ = _admitted()
     link.adopt(None, StreamOptions(), Place(Position(_KEYS, 1, 7), "one", 7), next_sample=0, finished=False)
     with pytest.raises(EntryError):
-        link.take(_line(_P, 1, 8, "one two three", 7))
+        link.receive(_line(_P, 1, 8, "one two three", 7))
 
 
 async def test_a_client_that_waits_for_room_is_told_when_there_will_be_none() -> None:

@@ -33,11 +33,11 @@ from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.audio_log import AudioLog, decoded_samples
 from common.streams.key_usage import KeyUsage
 from common.tracing.tracer import NO_TRACER, Tracer
-from ingress.links import NOBODY, Caller, Resumption, StreamListener
+from ingress.backplane import NOBODY, Caller, Resumption, StreamListener
 from ingress.streams.home import HomeServers
 from ingress.streams.keeper import Keeper
 from ingress.streams.life import Action
-from ingress.streams.link import LinkContext, RedisLink
+from ingress.streams.redis_link import LinkContext, RedisLink
 from ingress.streams.result_feed import RETRY_PAUSE_S, ResultFeed
 from ingress.streams.takeover import StreamTakeover, new_token, token_hash
 from ingress.streams.watch import StreamWatch
@@ -308,14 +308,14 @@ class RedisBackplane:
             case Action.CREATE:
                 self.start_task(self._create(link), f"create-{stream}")
             case Action.GIVE_BACK:
-                self._forget(link)
+                self._drop(link)
                 self._clean_up(self._release(stream), f"give-back-{stream}")
             case Action.TELL_TAKEN:
-                self._forget(link)
+                self._drop(link)
             case Action.GIVE_UP:
                 self._clean_up(self._give_up(link), f"give-up-{stream}")
             case Action.REMOVE | Action.REMOVE_UNSENT:
-                self._forget(link)
+                self._drop(link)
                 self._clean_up(self._remove(link, sent=action is Action.REMOVE), f"remove-{stream}")
             case _:
                 raise AssertionError(f"no such action: {action}")
@@ -365,12 +365,12 @@ class RedisBackplane:
                     origin=lambda: self._directory.creation_anew(new, link.epoch),
                 )
 
-    def _forget(self, link: RedisLink) -> None:
+    def _drop(self, link: RedisLink) -> None:
         """Keep a stream no longer that goes on elsewhere, or is gone."""
         if self._links.get(link.stream) is link:
             del self._links[link.stream]
-        link.audio.forget_origin()
-        self._feed.forget(link)
+        link.audio.drop_origin()
+        self._feed.drop(link)
         self._changed.set()
 
     async def _give_up(self, link: RedisLink) -> None:
@@ -380,7 +380,7 @@ class RedisBackplane:
         except (RedisUnavailable, EntryError):
             withdrawn = False
         if withdrawn:
-            self._forget(link)
+            self._drop(link)
             await self._release(link.stream)
         elif link.audio.can_append:
             link.audio.finish()

@@ -33,7 +33,7 @@ class HeldChunk:
 
 
 @dataclass(slots=True)
-class Lane:
+class StreamTurns:
     """The turn state of one stream.
 
     stream: its id.
@@ -74,40 +74,40 @@ class Lane:
         return self.reported == (outcome.last_state, outcome.turn_detection)
 
 
-def export_lane(lane: Lane, ready: Sequence[StreamOutput]) -> bytes:
-    """A header of JSON behind its length, then the audio as int16; the transcript is not in it.
+def export_turns(turns: StreamTurns, ready: Sequence[StreamOutput]) -> bytes:
+    """Return a header of JSON behind its length, then the audio as int16; the transcript is not in it.
 
     Args:
-        lane: of the stream.
+        turns: of one stream.
         ready: its results that are complete and were not fetched yet.
     """
-    audio = [] if lane.history is None else [lane.history]
-    audio += [held.samples for held in lane.held if held.samples is not None]
+    audio = [] if turns.history is None else [turns.history]
+    audio += [held.samples for held in turns.held if held.samples is not None]
     header = {
         "version": _VERSION,
-        "endpointer": None if lane.endpointer is None else lane.endpointer.export().decode(),
-        "history_samples": None if lane.history is None else len(lane.history),
-        "history_end_sample": lane.history_end_sample,
+        "endpointer": None if turns.endpointer is None else turns.endpointer.export().decode(),
+        "history_samples": None if turns.history is None else len(turns.history),
+        "history_end_sample": turns.history_end_sample,
         "ready": [_encode_output(output) for output in ready],
-        "waiting": None if lane.waiting is None else _encode_chunk(lane.waiting),
+        "waiting": None if turns.waiting is None else _encode_chunk(turns.waiting),
         "held": [
             {
                 **_encode_chunk(held),
                 "samples": None if held.samples is None else len(held.samples),
             }
-            for held in lane.held
+            for held in turns.held
         ],
-        "reported": lane.reported,
-        "utterances": None if lane.utterances is None else lane.utterances.export(),
+        "reported": turns.reported,
+        "utterances": None if turns.utterances is None else turns.utterances.export(),
     }
     text = json.dumps(header).encode()
     return b"".join([struct.pack("<I", len(text)), text, *(part.tobytes() for part in audio)])
 
 
-def import_lane(
+def import_turns(
     exported: bytes, settings: TurnSettings, stream: StreamId, transcript: Transcript
-) -> tuple[Lane, list[StreamOutput]]:
-    """What `export_lane` wrote: the lane, and results that are ready; the stream may have another id here.
+) -> tuple[StreamTurns, list[StreamOutput]]:
+    """Read what `export_turns` wrote: turns, and results that are ready; the stream may have another id here.
 
     `transcript` is as it was then.
 
@@ -129,7 +129,7 @@ def import_lane(
         return audio[start:position].copy()
 
     endpointer = header["endpointer"]
-    lane = Lane(
+    turns = StreamTurns(
         stream,
         transcript,
         endpointer=None if endpointer is None else Endpointer.restore(settings, endpointer.encode()),
@@ -139,14 +139,14 @@ def import_lane(
         reported=tuple(header["reported"]),
     )
     if header["utterances"] is not None:
-        lane.utterances = UtteranceLog(settings)
-        lane.utterances.load(header["utterances"])
-    lane.held.extend(_decode_chunk(held, take(held["samples"])) for held in header["held"])
-    return lane, [decode_output(stream, values) for values in header["ready"]]
+        turns.utterances = UtteranceLog(settings)
+        turns.utterances.load(header["utterances"])
+    turns.held.extend(_decode_chunk(held, take(held["samples"])) for held in header["held"])
+    return turns, [decode_output(stream, values) for values in header["ready"]]
 
 
 def _encode_output(output: StreamOutput) -> dict[str, Any]:
-    assert output.failed is None  # a failure ends the lane, it is never held
+    assert output.failed is None  # a failure ends the turns, it is never held
     return asdict(output)
 
 

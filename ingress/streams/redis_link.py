@@ -21,7 +21,7 @@ from common.result_record import decode_error, decode_record
 from common.streams.appender import Appender
 from common.streams.result_reader import Position
 from common.tracing.tracer import NO_TRACER, Tracer
-from ingress.links import CLIENT_GONE, FINAL, NOBODY, Caller, StreamListener
+from ingress.backplane import CLIENT_GONE, FINAL, NOBODY, Caller, StreamListener
 from ingress.streams.account import StreamAccount
 from ingress.streams.audio import StartTask, StreamAudio
 from ingress.streams.life import Action, Event, State, after
@@ -314,7 +314,7 @@ class RedisLink:
         self._ended(error.code.value)
         self._notify(Event.FAILURE, error)
 
-    def take(self, line: Line, *, repair: bool = False) -> bool:
+    def receive(self, line: Line, *, repair: bool = False) -> bool:
         """Take one line about this stream; False when lines before it are missing.
 
         repair: the line was read from the results of the stream, where nothing is missing but what
@@ -360,7 +360,7 @@ class RedisLink:
                 self.account.final(self.heard_at)
             else:
                 self._ended(FINAL)  # nobody is told
-            self.audio.forget_kept()
+            self.audio.drop_kept()
             self._notify(Event.LAST_RESULT, last)
         elif self._listener is not None:
             result = decode_record(line, self._text)
