@@ -98,7 +98,7 @@ class TcpClient:
         self.writer.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
         await self.writer.drain()
 
-    async def receive(self, timeout_s: float = 5.0) -> dict[str, Any]:
+    async def receive(self, timeout_s: float = 20.0) -> dict[str, Any]:
         async with asyncio.timeout(timeout_s):
             line = await self.reader.readline()
         if not line:
@@ -106,7 +106,7 @@ class TcpClient:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    async def receive_all(self, timeout_s: float = 5.0) -> list[dict[str, Any]]:
+    async def receive_all(self, timeout_s: float = 20.0) -> list[dict[str, Any]]:
         """Everything up to the end of the connection."""
         async with asyncio.timeout(timeout_s):
             data = await self.reader.read()
@@ -118,7 +118,7 @@ class TcpClient:
             await self.writer.wait_closed()
 
 
-async def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait until something is so; the loop runs in between."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - what is waited for sets no event

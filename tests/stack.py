@@ -40,7 +40,7 @@ class Stack:
         self._processes.close()
         self.client.close()
 
-    async def empty(self, timeout_s: float = 10.0) -> None:
+    async def empty(self, timeout_s: float = 30.0) -> None:
         """Wait until nothing of any stream is left but what its client may come back for."""
         await until(self._no_keys_in_use, timeout_s, "the end of all keys of streams")
         await until(lambda: self.client.zcard("px:{0}:adm") == 0, timeout_s, "the end of all admissions")

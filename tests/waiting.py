@@ -12,7 +12,7 @@ T = TypeVar("T")
 _POLL_S = 0.01
 
 
-def wait_until(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "the condition") -> T:
+def wait_until(condition: Callable[[], T], timeout_s: float = 30.0, what: str = "the condition") -> T:
     """Give the condition's first true value; fail when there is none in time."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -21,7 +21,7 @@ def wait_until(condition: Callable[[], T], timeout_s: float = 10.0, what: str = 
     return value
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 10.0, what: str = "the condition") -> None:
+async def until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "the condition") -> None:
     """The same on an event loop, which runs in between; the condition may be a coroutine function."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -150,7 +150,7 @@ async def test_a_takeover_repeats_no_answer_and_loses_none(stack: Stack, rate: i
     assert [[result.get(field) for field in fields] for result in results] == [
         [result.get(field) for field in fields] for result in undisturbed
     ]
-    await stack.empty(timeout_s=20)
+    await stack.empty()
 
 
 async def test_many_finalizes_are_bounded_and_answered(stack: Stack) -> None:

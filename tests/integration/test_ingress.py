@@ -486,7 +486,7 @@ async def test_hundreds_of_clients_come_and_go_at_once(stack: Stack) -> None:
     await until(lambda: stack.client.xlen("px:{0}:new") == 300, what="all streams")
     for task in coming:
         task.result().transport.abort()
-    await stack.empty(timeout_s=20)
+    await stack.empty()
     warnings = [line for line in ingress.log_text().splitlines() if " WARNING " in line]
     assert [line for line in warnings if "--auth-keys-file" not in line] == []
     assert ingress.status()["connected_streams"] == 0

@@ -81,7 +81,7 @@ async def test_a_takeover_hears_with_the_phrases_that_were_in_force(stack: Stack
         first.send(signal.SIGKILL)
 
     assert results(await spoken(ingress.port, kill=kill)) == undisturbed
-    await stack.empty(timeout_s=20)
+    await stack.empty()
 
 
 @pytest.mark.timeout(120)

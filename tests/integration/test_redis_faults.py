@@ -62,7 +62,7 @@ async def test_audio_whose_notice_was_lost_is_found_by_the_sweep(redis_url: str,
             await until(lambda: client.zcard("px:{0}:ready:w1") == 0, what="its first look")
             entry = AudioEntry(b"1-1", 0, pcm, final=True)
             client.execute_command("XADD", stream.keys.audio, entry.entry_id, *entry.fields())
-            await ingress.ended(stream, timeout_s=5.0)
+            await ingress.ended(stream, timeout_s=20.0)
             assert stream.text == expected_text(pcm)
 
 

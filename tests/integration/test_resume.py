@@ -44,7 +44,7 @@ async def test_a_client_goes_on_at_another_ingress(stack: Stack, kill: signal.Si
     check_gapless(results)
     assert results[-1].text == expected_text(pcm)
     assert first.wait() == (0 if kill is signal.SIGTERM else -signal.SIGKILL)
-    await stack.empty(timeout_s=20)
+    await stack.empty()
 
 
 @pytest.mark.parametrize("text", ["whole", "new"])
@@ -77,7 +77,7 @@ async def test_the_text_goes_on_behind_what_the_log_still_has(stack: Stack, text
         # Few are merged, and each of the others adds a token or none.
         if text == "new" and result.seq_first is None:
             assert result.text_from == len(before.text)
-    await stack.empty(timeout_s=20)
+    await stack.empty()
 
 
 def resumed(stream: Stream, times: int) -> bool:
@@ -278,7 +278,7 @@ async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack:
             assert result["type"] == "result", result
     assert result["text"] == expected_text(pcm)
     await found.close()
-    await stack.empty(timeout_s=20)
+    await stack.empty()
 
 
 @pytest.mark.parametrize("end_is", ["sent to it", "sent to nobody", "sent to a draining ingress"])

@@ -296,7 +296,7 @@ async def test_an_engine_that_raises_ends_its_worker_and_no_stream(redis_url: st
             # Its lease of 20 s was given back: nobody waited for it.
             for stream in streams[1:]:
                 stream.append(bytes(pcm[half:]), final=True)
-            await ingress.ended(*streams, timeout_s=10.0)
+            await ingress.ended(*streams)
             for stream in streams:
                 assert_gapless(stream)
                 assert stream.text == expected_text(bytes(pcm))
