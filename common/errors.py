@@ -178,7 +178,8 @@ _SPECS: Final = (
         ErrorCode.IDLE_TIMEOUT,
         Fault.CLIENT,
         True,
-        "Nothing came from the client for `--idle-timeout-s` (off by default).",
+        "Nothing came from the client for `--idle-timeout-s` (off by default), or less than a second of "
+        "audio in `--audio-timeout-s` (an hour).",
     ),
     ErrorSpec(
         ErrorCode.RESUME_REFUSED,

@@ -30,6 +30,11 @@ class Request:
         """A connection on the TCP port."""
         return cls("", "", "", (), address)
 
+    @property
+    def comes_back(self) -> bool:
+        """Whether the client says that it comes for a stream that it has: its key's limits do not count."""
+        return any(field.partition("=")[0] == "resume" for field in self.query.split("&"))
+
     def header(self, name: str) -> str | None:
         """The value of a header, those of a repeated one joined by commas (RFC 9110, section 5.3); None where
         it is missing. `name` is in small letters."""

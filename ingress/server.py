@@ -41,6 +41,7 @@ from ingress.auth.origins import Origins
 from ingress.auth.proxies import TrustedProxies
 from ingress.clients.connection import Connection
 from ingress.clients.limits import ConnectionLimits
+from ingress.clients.pace import Paces
 from ingress.dialects.deepgram import refusals
 from ingress.dialects.deepgram.dialect import DeepgramDialect
 from ingress.dialects.deepgram.query import parse_listen_query
@@ -130,9 +131,11 @@ class IngressServer:
             max_undecoded_s=settings.max_stream_seconds,
             send_buffer_bytes=settings.send_buffer_bytes,
             idle_timeout_s=settings.idle_timeout_s,
+            audio_timeout_s=settings.audio_timeout_s,
             begin_timeout_s=settings.begin_timeout_s,
             max_finalizes=settings.max_finalizes,
         )
+        self._paces = Paces(settings.max_live_rate, settings.max_live_lead_s)
         self._door = Door(
             self._ring, Origins(settings.allowed_origins, hosts_of(settings)), self.metrics, is_open
         )
@@ -157,6 +160,7 @@ class IngressServer:
                 max_frame_bytes=settings.max_frame_bytes,
                 head_timeout_s=settings.handshake_timeout_ms / 1000,
                 body_window_s=settings.body_timeout_s,
+                min_body_rate=settings.min_body_rate,
                 ping_interval_s=settings.ping_interval_s,
             ),
             {
@@ -292,8 +296,10 @@ class IngressServer:
             client,
             guard,
             self._decoders,
-            counted_first=client is not None and client.is_limited and not comes_back(request),
+            counted_first=client is not None and client.is_limited and not request.comes_back,
             traceparent=checked_traceparent(request.header("traceparent")),
+            paces=self._paces,
+            address=request.address,
         )
         self._connections.add(connection)
         self._empty.clear()
@@ -336,6 +342,8 @@ class IngressServer:
         metrics.uploads = self._recordings.num_held
         metrics.decoders = self._decoders.running
         metrics.ping_timeouts = self._site.pinger.num_lost
+        metrics.pace_waits = self._paces.num_waits
+        metrics.slow_bodies = self._site.num_slow_bodies
         metrics.paused_connections = sum(one.is_paused for one in connections)
         metrics.certificate_expiry_timestamp_seconds = 0 if self._tls is None else self._tls.expires_s
         metrics.send_buffer_bytes = sum(one.waiting_bytes for one in connections)
@@ -421,11 +429,6 @@ class IngressServer:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-
-
-def comes_back(request: Request) -> bool:
-    """Whether a client says that it comes for a stream that it has: its key's limits do not count."""
-    return any(field.partition("=")[0] == "resume" for field in request.query.split("&"))
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

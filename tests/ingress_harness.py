@@ -23,6 +23,7 @@ from ingress.auth.guard import NO_GUARD, Guard
 from ingress.auth.proxies import TrustedProxies
 from ingress.clients.connection import Connection
 from ingress.clients.limits import ConnectionLimits
+from ingress.clients.pace import UNPACED, Paces
 from ingress.dialects.dialect import Dialect, DialectOf
 from ingress.dialects.native import NativeDialect
 from ingress.http.authentication import Authenticate, everyone
@@ -32,7 +33,7 @@ from ingress.http.site import HttpLimits, Site
 from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.request import Request
-from ingress.server import STREAM_PATHS, comes_back
+from ingress.server import STREAM_PATHS
 from ingress.sockets.gate import Gate
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
@@ -136,6 +137,7 @@ async def serving(
     send_buffer_bytes: int = 64 * 1024,
     unread_timeout_s: float = 5.0,
     idle_timeout_s: float = 0.0,
+    audio_timeout_s: float = 0.0,
     begin_timeout_s: float = 60.0,
     refused_grace_s: float = 0.2,
     max_files: int = 100_000,
@@ -144,6 +146,7 @@ async def serving(
     trusted_proxies: Iterable[str] = (),
     keep_alive_s: float = 5.0,
     body_window_s: float = 5.0,
+    min_body_rate: int = 8192,
     ping_interval_s: float = 0.0,
     endpoints: Iterable[Route] = (),
     authenticate: Authenticate = everyone,
@@ -151,6 +154,7 @@ async def serving(
     status: Callable[[], bytes] | None = None,
     dialect: Callable[[], Dialect] = lambda: NativeDialect(16000),
     guard: Guard = NO_GUARD,
+    paces: Paces = UNPACED,
     counted_first: bool = False,
     strangers: bool = False,
     shapes: Mapping[str, RefusalShape] | None = None,
@@ -168,6 +172,7 @@ async def serving(
         send_buffer_bytes=send_buffer_bytes,
         unread_timeout_s=unread_timeout_s,
         idle_timeout_s=idle_timeout_s,
+        audio_timeout_s=audio_timeout_s,
         begin_timeout_s=begin_timeout_s,
         refused_grace_s=refused_grace_s,
     )
@@ -197,7 +202,9 @@ async def serving(
                 None if strangers else ANYBODY,
                 guard,
                 decoders,
-                counted_first=counted_first and bool(request.method) and not comes_back(request),
+                counted_first=counted_first and bool(request.method) and not request.comes_back,
+                paces=paces,
+                address=request.address,
             )
             harness.connections.add(connection)
             return connection
@@ -225,7 +232,14 @@ async def serving(
 
         site = harness.site = Site(
             gate,
-            HttpLimits(max_frame_bytes, handshake_timeout_s, keep_alive_s, body_window_s, ping_interval_s),
+            HttpLimits(
+                max_frame_bytes,
+                handshake_timeout_s,
+                keep_alive_s,
+                body_window_s,
+                min_body_rate,
+                ping_interval_s,
+            ),
             dict.fromkeys((*STREAM_PATHS, *(dialects or {})), route),
             endpoints=(*PAGE, *endpoints),
             authenticate=authenticate,

@@ -136,6 +136,8 @@ INGRESS: Final = _families(
         _counter(
             "ping_timeouts", "WebSocket connections that ended because their clients answered no pings."
         ),
+        _counter("slow_bodies", "Requests that ended with 408 because their bodies came too slowly."),
+        _counter("pace_waits", "Times that a client had to wait since it sent faster than real time."),
         _gauge("paused_connections", "Connections that are not read for now (back-pressure)."),
         _gauge("send_buffer_bytes", "Bytes that wait for slow clients."),
         _histogram("redis_commit_seconds", "Round trip of one pipelined commit of audio.", _COMMIT),

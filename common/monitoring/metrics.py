@@ -72,6 +72,8 @@ class IngressMetrics:
     resumes: dict[str, int]
     takeovers: int
     ping_timeouts: int
+    slow_bodies: int
+    pace_waits: int
     paused_connections: int
     send_buffer_bytes: int
     redis_commit_seconds: Histogram

@@ -68,6 +68,8 @@ class IngressSettings(ClusterSettings):
     max_uploads: int | None
     """None is twice `max_decoders`."""
     max_recording_s: float
+    max_live_rate: float
+    max_live_lead_s: float
     max_finalizes: int
     send_buffer_bytes: int
     coalesce_ms: int
@@ -76,6 +78,8 @@ class IngressSettings(ClusterSettings):
     begin_timeout_s: float
     ping_interval_s: float
     body_timeout_s: float
+    min_body_rate: int
+    audio_timeout_s: float
     drain_delay_s: float
     claim_timeout_ms: int
     stream_ttl_s: int

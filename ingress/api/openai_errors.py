@@ -14,6 +14,7 @@ from ingress.http.refusal import Refusal
 _JSON: Final = "application/json"
 _CODES: Final = {
     HTTPStatus.UNAUTHORIZED: "invalid_api_key",
+    HTTPStatus.REQUEST_TIMEOUT: "request_timeout",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_exceeded",
 }
 

@@ -151,6 +151,11 @@ class ClientStream:
     # StreamListener
 
     @property
+    def received_s(self) -> float:
+        """Audio accepted from the client so far, in seconds."""
+        return self.next_sample / self.sample_rate
+
+    @property
     def undecoded_s(self) -> float:
         """Audio accepted from the client and not decoded yet, in seconds."""
         return (self.next_sample - self.acked_samples) / self.sample_rate

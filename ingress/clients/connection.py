@@ -35,6 +35,7 @@ from ingress.capabilities import CAPABILITIES
 from ingress.clients.client_stream import ClientStream, split_channels
 from ingress.clients.limits import ConnectionLimits
 from ingress.clients.outgoing import Outgoing
+from ingress.clients.pace import UNPACED, Pacer, Paces
 from ingress.clients.slots import Slots
 from ingress.dialects.dialect import Dialect, Heard
 from ingress.media.decoder import Decoders
@@ -70,6 +71,7 @@ class Connection:
     decoders: of compressed audio, for dialects that have it.
     counted_first: a WebSocket opens only once the client's key may have its streams.
     traceparent: the trace that the client's request is a part of; empty for none.
+    paces, address: how fast the audio of a client at this address is taken.
     """
 
     __slots__ = (
@@ -85,6 +87,7 @@ class Connection:
         "_on_closed",
         "_options",
         "_outgoing",
+        "_pacer",
         "_paused",
         "_peer",
         "_protocol",
@@ -109,6 +112,8 @@ class Connection:
         *,
         counted_first: bool = False,
         traceparent: str = "",
+        paces: Paces = UNPACED,
+        address: str = "",
     ) -> None:
         self._peer = peer
         self._dialect = dialect
@@ -122,10 +127,12 @@ class Connection:
         self._protocol = ConnectionProtocol(stranger=client is None)
         self._deadlines = Deadlines(
             peer,
+            lambda: self._streams[0].received_s,
             begin_s=limits.begin_timeout_s,
             unread_s=limits.unread_timeout_s,
             refused_s=limits.refused_grace_s,
             silent_s=limits.idle_timeout_s,
+            audio_s=limits.audio_timeout_s,
         )
         self._streams = tuple(
             ClientStream(self, number, limits.max_undecoded_s, limits.sample_rate, limits.max_finalizes)
@@ -133,6 +140,7 @@ class Connection:
         )
         self._slots = Slots(self._streams, backplane, guard, client, traceparent)
         self._outgoing = Outgoing(peer, dialect, meter, limits.send_buffer_bytes, self._deadlines.stop)
+        self._pacer = Pacer(paces, address, self._peer.pause_reading, self._read_on)
         self._options = StreamOptions()  # of the streams that have begun
         self._lost = False
         self._paused = False
@@ -256,10 +264,9 @@ class Connection:
         self._carry_out(self._protocol.notify(Event.LOST))
         self._deadlines.stop()
         self._close_inlet()
+        self._pacer.close()
         begun = sum(stream.begun for stream in self._streams)
-        first = self._streams[0]
-        audio_s = first.next_sample / first.sample_rate
-        self._meter.closed(begun, audio_s, self._outgoing.num_merged)
+        self._meter.closed(begun, self._streams[0].received_s, self._outgoing.num_merged)
         self._slots.leave()
         self._on_closed(self)
 
@@ -289,7 +296,7 @@ class Connection:
     @property
     def is_paused(self) -> bool:
         """Whether it is not read for now."""
-        return self._paused
+        return self._paused or self._pacer.is_waiting
 
     @property
     def waiting_bytes(self) -> int:
@@ -321,7 +328,7 @@ class Connection:
     def takes_audio(self) -> bool:
         """Whether decoded audio may come now."""
         most_s = min(_MAX_DECODED_AHEAD_S, self._limits.max_undecoded_s / 2)
-        return not self._paused and self._streams[0].undecoded_s < most_s
+        return not self.is_paused and self._streams[0].undecoded_s < most_s
 
     def decodes_at(self, sample_rate: int) -> None:
         """Decoded audio of this rate will come."""
@@ -333,7 +340,7 @@ class Connection:
 
     def on_media_room(self) -> None:
         """Read again."""
-        if not self._paused and self._protocol.state is not State.CLOSED:
+        if not self.is_paused and self._protocol.state is not State.CLOSED:
             self._peer.resume_reading()
 
     def _close_inlet(self) -> None:
@@ -488,6 +495,13 @@ class Connection:
             if options.sample_rate is not None:
                 stream.set_rate(options.sample_rate)
             stream.linked().begin(options)
+        self._watch_audio()
+
+    def _watch_audio(self) -> None:
+        """A stream has begun here, or goes on: see that it has audio, and not too much."""
+        self._deadlines.audio.start(self._audio_too_long_ago)
+        if not self._options.recording:
+            self._pacer.begin(self.client, len(self._streams))
 
     def _append(self, audio: Audio) -> None:
         streams = self._streams
@@ -501,7 +515,9 @@ class Connection:
         first = streams[0]
         num_samples = audio.num_samples // len(streams)
         self._meter.audio(num_samples, first.next_sample, first.sample_rate)
-        self._guard.heard(self.client, audio.num_samples / first.sample_rate)
+        audio_s = audio.num_samples / first.sample_rate
+        self._guard.heard(self.client, audio_s)
+        self._pacer.heard(audio_s)
         if audio.final:
             self._meter.finished()
 
@@ -511,6 +527,12 @@ class Connection:
 
     def _resume_reading(self) -> None:
         self._paused = False
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read, unless there is a reason left not to."""
+        if self.is_paused or self._protocol.state is State.CLOSED:
+            return
         if self._inlet is not None:
             self._inlet.room()
             if self._inlet.is_full:
@@ -609,6 +631,7 @@ class Connection:
         stream.next_sample, stream.acked_samples = resumption.next_sample, resumption.acked_samples
         stream.begun = True
         self._meter.resumed()
+        self._watch_audio()
         self._dialect.resumed(resumption.options, resumption.sample_rate)
         event = Event.RESUMED_FINISHED if resumption.finished else Event.RESUMED
         self._carry_out(self._protocol.notify(event))
@@ -640,4 +663,14 @@ class Connection:
             return  # it is the client that waits
         seconds = self._limits.idle_timeout_s
         fault = ClientFault(ErrorCode.IDLE_TIMEOUT, f"Nothing came for {seconds:g} s.")
+        self._carry_out(self._protocol.fail(fault))
+
+    def _audio_too_long_ago(self) -> None:
+        if self._protocol.state in (State.FINISHING, State.FAILING):
+            return  # there is no more
+        if self.is_paused:
+            self._deadlines.audio.start(self._audio_too_long_ago)
+            return
+        seconds = self._limits.audio_timeout_s
+        fault = ClientFault(ErrorCode.IDLE_TIMEOUT, f"Less than a second of audio came in {seconds:g} s.")
         self._carry_out(self._protocol.fail(fault))

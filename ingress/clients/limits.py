@@ -19,6 +19,7 @@ class ConnectionLimits:
     send_buffer_bytes: results that a client has not read.
     unread_timeout_s: how long a client may read nothing of them.
     idle_timeout_s: silence after which a client is dropped, 0 for never.
+    audio_timeout_s: in which a stream has to have a second of audio, 0 for never.
     begin_timeout_s: how long a slot is kept for a client that begins no stream.
     refused_grace_s: how long a refused client may still resume.
     max_finalizes: of a stream, without an answer.
@@ -30,5 +31,6 @@ class ConnectionLimits:
     unread_timeout_s: float = UNREAD_TIMEOUT_S
     begin_timeout_s: float = BEGIN_TIMEOUT_S
     idle_timeout_s: float = 0.0
+    audio_timeout_s: float = 0.0
     refused_grace_s: float = REFUSED_GRACE_S
     max_finalizes: int = MAX_FINALIZES

@@ -23,9 +23,9 @@ from ingress.clients.limits import UNREAD_TIMEOUT_S
 from ingress.http import handshake
 from ingress.http.body import Body, has_body, head_of_body
 from ingress.http.refusal import Refusal, Refused
-from ingress.http.site import MIN_BODY_BYTES, TOO_MANY, Site
+from ingress.http.site import TOO_MANY, Site
 from ingress.request import Request
-from ingress.sockets.deadlines import UnreadDeadline
+from ingress.sockets.deadlines import ProgressDeadline
 from ingress.sockets.gate import Full, Place
 from ingress.sockets.linger import Linger, acked_bytes
 from ingress.sockets.shell import BYTES_A_TURN
@@ -93,7 +93,7 @@ class Front(HttpToolsProtocol):
         self._body_bytes = 0  # that came in this window of time
         self._body_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
-        self._unread = UnreadDeadline(UNREAD_TIMEOUT_S, lambda: acked_bytes(self.transport))
+        self._unread = ProgressDeadline(UNREAD_TIMEOUT_S, lambda: acked_bytes(self.transport))
         self._over = False  # nothing more is read
         self._resting = False  # until the next round of the event loop
         self._linger: Linger | None = None
@@ -420,11 +420,17 @@ class Front(HttpToolsProtocol):
     def _look_at_body(self) -> None:
         if self._over:
             return
-        if self._body_bytes >= MIN_BODY_BYTES or self.flow.read_paused:
+        limits = self._site.limits
+        if self._body_bytes >= limits.min_body_bytes or self.flow.read_paused:
             self._watch_body()
             return
         self._body_timer = None
-        self._hang_up()
+        if self._request is None:
+            raise AssertionError("a body without a request")
+        self._site.num_slow_bodies += 1
+        sentence = f"Less than {limits.min_body_bytes} bytes of the body came in {limits.body_window_s:g} s."
+        too_slow = Refusal(HTTPStatus.REQUEST_TIMEOUT, sentence)
+        self._refuse(self._site.shaped(self._request.path, too_slow))
 
     def _hang_up(self) -> None:
         """Close without an answer: it is the endpoint's to give, which learns that its client is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
@@ -26,7 +27,7 @@ from ingress.sockets.shell import OpenConnection, StreamRoute
 # Between two requests of one connection.
 KEEP_ALIVE_S: Final = 15
 BODY_WINDOW_S: Final = 30.0
-MIN_BODY_BYTES: Final = 4096
+MIN_BODY_RATE: Final = 8192
 PING_INTERVAL_S: Final = 20.0
 
 TOO_MANY: Final = {
@@ -41,7 +42,8 @@ class HttpLimits:
 
     max_frame_bytes: longest message of a stream.   head_timeout_s: how long the head of a request may take.
     keep_alive_s: how long a connection may stay without a request.
-    body_window_s: in which so many seconds a body has to grow by MIN_BODY_BYTES, or to end.
+    body_window_s, min_body_rate: in each of these windows a body has to grow by as many bytes a second on
+        average, or to end.
     ping_interval_s: between two pings to the client of a stream; 0 for none.
     """
 
@@ -49,7 +51,13 @@ class HttpLimits:
     head_timeout_s: float
     keep_alive_s: float = KEEP_ALIVE_S
     body_window_s: float = BODY_WINDOW_S
+    min_body_rate: int = MIN_BODY_RATE
     ping_interval_s: float = PING_INTERVAL_S
+
+    @property
+    def min_body_bytes(self) -> int:
+        """By what a body has to grow in a window."""
+        return math.ceil(self.body_window_s * self.min_body_rate)
 
 
 class Site:
@@ -96,6 +104,7 @@ class Site:
         )
         self.config.load()
         self.state: Final = ServerState()
+        self.num_slow_bodies = 0  # requests that ended since their bodies came too slowly
         self._dated = 0
 
     def identified(self, request: Request) -> Request:

@@ -1,5 +1,5 @@
-"""The deadlines of one connection: a stream that is not begun, results left unread, a refused client's last
-chance, a silent client.
+"""The deadlines of one connection: a stream that is not begun or has no audio, results left unread, a refused
+client's last chance, a silent client.
 
 They only tell the time: what is done when one has passed is `Connection`'s.
 """
@@ -73,25 +73,31 @@ class SilenceDeadline(Deadline):
             super()._over(passed)
 
 
-class UnreadDeadline(Deadline):
-    """A deadline that a client puts off by reading some of what was sent, however little.
+class ProgressDeadline(Deadline):
+    """A deadline that a client puts off by going on.
 
-    seconds: in which nothing was read.   acked_bytes: returns how much was read so far.
+    seconds: in which it went on by less than `least`; 0 is never.   progress: returns how far it is.
     """
 
-    __slots__ = ("_acked_bytes", "_before")
+    __slots__ = ("_before", "_least", "_progress")
 
-    def __init__(self, seconds: float, acked_bytes: Callable[[], int]) -> None:
+    def __init__(self, seconds: float, progress: Callable[[], float], least: float = 1) -> None:
         super().__init__(seconds)
-        self._acked_bytes = acked_bytes
-        self._before = 0
+        self._progress = progress
+        self._least = least
+        self._before = 0.0
+
+    def start(self, passed: Passed) -> None:
+        """Run from now on, also where it was running."""
+        if self._seconds > 0:
+            super().start(passed)
 
     def _run(self, seconds: float, passed: Passed) -> None:
-        self._before = self._acked_bytes()
+        self._before = self._progress()
         super()._run(seconds, passed)
 
     def _over(self, passed: Passed) -> None:
-        if self._acked_bytes() > self._before:
+        if self._progress() - self._before >= self._least:
             self._run(self._seconds, passed)
         else:
             super()._over(passed)
@@ -101,23 +107,36 @@ class Deadlines:
     """All deadlines of one connection.
 
     begin: since `hello`, until a stream begins.   silent: since the client was last heard.
+    audio: since the stream began, and a second of audio came.
     unread: since the transport's buffer is full, and the client read some of it.
     refused: since the client was told that the cluster is full.
+
+    heard_s: returns how much audio has come of the stream, in seconds.
     """
 
-    __slots__ = ("begin", "refused", "silent", "unread")
+    __slots__ = ("audio", "begin", "refused", "silent", "unread")
 
     def __init__(
-        self, peer: Peer, *, begin_s: float, unread_s: float, refused_s: float, silent_s: float
+        self,
+        peer: Peer,
+        heard_s: Callable[[], float],
+        *,
+        begin_s: float,
+        unread_s: float,
+        refused_s: float,
+        silent_s: float,
+        audio_s: float,
     ) -> None:
         self.begin = Deadline(begin_s)
-        self.unread = UnreadDeadline(unread_s, lambda: peer.acked_bytes)
+        self.audio = ProgressDeadline(audio_s, heard_s)
+        self.unread = ProgressDeadline(unread_s, lambda: peer.acked_bytes)
         self.refused = Deadline(refused_s)
         self.silent = SilenceDeadline(silent_s, peer)
 
     def stop(self) -> None:
         """Stop all: the connection is over."""
         self.begin.stop()
+        self.audio.stop()
         self.unread.stop()
         self.refused.stop()
         self.silent.stop()

@@ -10,7 +10,10 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from ingress.api.openai_errors import openai_refusal
+from ingress.dialects.deepgram import refusals
 from ingress.http.endpoints import endpoint
+from ingress.http.refusal import RefusalShape
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HANDSHAKE, TcpClient, serving, wait_until
 
@@ -59,17 +62,56 @@ async def _read(request: Request) -> Response:
     return PlainTextResponse(str(len(await request.body())))
 
 
-async def test_a_body_that_drips_ends_its_connection() -> None:
-    endpoints = (endpoint("/read", _read, "POST"),)
-    async with serving(ScriptedBackplane(), body_window_s=0.3, endpoints=endpoints) as harness:
+@pytest.mark.parametrize("framing", [b"Content-Length: 60000", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(
+    ("path", "shape", "says"),
+    [
+        (b"/plain", None, b"bytes of the body came in 0.3 s."),
+        (b"/openai", openai_refusal, b'"code":"request_timeout"'),
+        (b"/deepgram", refusals.shaped, b'"err_code":"SLOW_UPLOAD"'),
+    ],
+)
+async def test_a_body_that_drips_ends_with_408_in_the_words_of_its_path(
+    framing: bytes, path: bytes, shape: RefusalShape | None, says: bytes
+) -> None:
+    name = path.decode()
+    endpoints = (endpoint(name, _read, "POST"),)
+    shapes = {} if shape is None else {name: shape}
+    async with serving(ScriptedBackplane(), body_window_s=0.3, endpoints=endpoints, shapes=shapes) as harness:
         client = await harness.raw_ws()
-        await client.send(b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n")
-        async with dripping(client, _LONG), asyncio.timeout(5):
-            with suppress(ConnectionError):
-                assert await client.reader.read() == b""
+        await client.send(b"POST %b HTTP/1.1\r\nHost: h\r\n%b\r\n\r\n" % (path, framing))
+        drops = b"1\r\n0\r\n" * 10_000 if b"chunked" in framing else _LONG
+        async with dripping(client, drops), asyncio.timeout(5):
+            answer = await client.reader.readuntil(b"\r\n\r\n")
+            length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            body = await client.reader.readexactly(length)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert says in body
         site = harness.site
         assert site is not None
         await wait_until(lambda: not site.state.tasks)
+        assert site.num_slow_bodies == 1
+
+
+async def test_each_window_of_a_body_has_its_bytes_whatever_came_before() -> None:
+    endpoints = (endpoint("/read", _read, "POST"),)
+    async with serving(ScriptedBackplane(), body_window_s=0.3, endpoints=endpoints) as harness:
+        client = await harness.raw_ws()
+        head = b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\n\r\n"
+        await client.send(head + bytes(1_000_000))
+        async with dripping(client, _LONG), asyncio.timeout(5):
+            assert (await client.reader.readline()).startswith(b"HTTP/1.1 408")
+
+
+async def test_a_slow_body_comes_whole_where_slow_ones_are_let_in() -> None:
+    endpoints = (endpoint("/read", _read, "POST"),)
+    async with serving(
+        ScriptedBackplane(), body_window_s=0.1, min_body_rate=1, endpoints=endpoints
+    ) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 50\r\n\r\n")
+        async with dripping(client, _LONG[:50]), asyncio.timeout(10):
+            assert (await client.reader.readline()).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_line_that_drips_holds_no_slot() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from ingress.sockets.deadlines import Deadline, Deadlines, SilenceDeadline, UnreadDeadline
+from ingress.sockets.deadlines import Deadline, Deadlines, ProgressDeadline, SilenceDeadline
 from ingress.sockets.peer import Peer
 
 
@@ -55,7 +55,7 @@ async def test_no_silence_is_too_long_where_the_time_is_0() -> None:
 async def test_a_client_that_reads_a_little_now_and_then_is_not_stuck() -> None:
     client = _Client()
     passed: list[int] = []
-    deadline = UnreadDeadline(0.4, lambda: client.acked_bytes)
+    deadline = ProgressDeadline(0.4, lambda: client.acked_bytes)
     deadline.start(lambda: passed.append(client.acked_bytes))
     for _ in range(20):
         client.acked_bytes += 1
@@ -69,7 +69,16 @@ async def test_a_client_that_reads_a_little_now_and_then_is_not_stuck() -> None:
 
 async def test_all_of_them_stop_at_once() -> None:
     passed: list[str] = []
-    deadlines = Deadlines(_Client(1e9).peer(), begin_s=0.01, unread_s=0.01, refused_s=0.01, silent_s=0.01)
+    deadlines = Deadlines(
+        _Client(1e9).peer(),
+        lambda: 0.0,
+        begin_s=0.01,
+        unread_s=0.01,
+        refused_s=0.01,
+        silent_s=0.01,
+        audio_s=0.01,
+    )
+    deadlines.audio.start(lambda: passed.append("audio"))
     deadlines.begin.start(lambda: passed.append("begin"))
     deadlines.unread.start(lambda: passed.append("unread"))
     deadlines.refused.start(lambda: passed.append("refused"))
