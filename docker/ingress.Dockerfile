@@ -9,7 +9,11 @@ COPY pyproject.toml README.md LICENSE ./
 COPY common common
 COPY ingress ingress
 COPY parakeet parakeet
-RUN pip install --no-cache-dir --no-deps . && rm -rf /build
+# Traces (`--trace-endpoint`) take what the extra otel names; nothing else is taken of the package's requirements.
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['otel'], sep='\n')" > otel.txt \
+ && pip install --no-cache-dir -r otel.txt \
+ && pip install --no-cache-dir --no-deps . \
+ && rm -rf /build
 
 # A number, so that Kubernetes sees that it is not root. New volumes of compose.yaml take the folders' owner.
 RUN useradd --system --uid 10001 --user-group --create-home parakeet \

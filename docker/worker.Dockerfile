@@ -18,7 +18,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY common common
 COPY gpu_worker gpu_worker
 COPY parakeet parakeet
-RUN pip install --no-cache-dir . "torch==${TORCH_VERSION}" && rm -rf /build
+RUN pip install --no-cache-dir ".[otel]" "torch==${TORCH_VERSION}" && rm -rf /build
 
 # A number, so that Kubernetes sees that it is not root. New volumes take the folders' owner.
 RUN useradd --system --uid 10001 --user-group --create-home parakeet \

@@ -50,6 +50,7 @@ EVERYTHING: Final = {
         "dashboard": {"enabled": True},
     },
     "networkPolicy": {"clientCidrs": ["198.51.100.0/24"]},
+    "tracing": {"endpoint": "http://collector.monitoring:4318/v1/traces", "ratio": 0.1},
 }
 FOREIGN_REDIS: Final = {
     "auth": {"none": True},
@@ -243,6 +244,117 @@ def test_only_the_processes_reach_redis() -> None:
     assert "namespaceSelector" not in peer
 
 
+def policies(documents: list[dict[str, Any]], direction: str, component: str) -> list[dict[str, Any]]:
+    """Return what the policies let through for a pod: rules of `Ingress` or `Egress`; none where nothing does."""
+    labels = {
+        "app.kubernetes.io/name": "parakeet",
+        "app.kubernetes.io/instance": "speech",
+        "app.kubernetes.io/component": component,
+    }
+    rules, is_bound = [], False
+    for document in documents:
+        if document["kind"] != "NetworkPolicy":
+            continue
+        spec = document["spec"]
+        selector = spec["podSelector"]
+        if not selector["matchLabels"].items() <= labels.items():
+            continue
+        if not all(labels[row["key"]] in row["values"] for row in selector.get("matchExpressions", ())):
+            continue
+        is_bound |= direction in spec["policyTypes"]
+        rules += spec.get(direction.lower(), [])
+    assert is_bound, f"{component} is bound by no policy"
+    return rules
+
+
+def ports(rules: list[dict[str, Any]]) -> set[int | str]:
+    return {port["port"] for rule in rules for port in rule["ports"]}
+
+
+_DNS: Final = {53, 5353}
+
+
+@pytest.mark.parametrize(
+    ("more", "ingress", "worker"),
+    [
+        ({}, {"redis"}, {"redis", 443}),
+        ({"worker": {"model": {"size": "tiny"}}}, {"redis"}, {"redis"}),
+        ({"worker": {"model": {"path": "/models/mine"}}}, {"redis"}, {"redis"}),
+        ({"tracing": {"endpoint": "http://collector:4318/v1/traces"}}, {"redis", 4318}, {"redis", 4318, 443}),
+        ({"tracing": {"endpoint": "https://collector/v1/traces"}}, {"redis", 443}, {"redis", 443}),
+        ({"tracing": {"endpoint": "http://[fd00::1]/v1/traces"}}, {"redis", 80}, {"redis", 80, 443}),
+        ({"tracing": {"endpoint": "http://[fd00::1]:4318/"}}, {"redis", 4318}, {"redis", 4318, 443}),
+        (
+            {"redis": {"existingSecret": "redis", "embedded": {"enabled": False}}},
+            {6379, 6380, 26379},
+            {6379, 6380, 26379, 443},
+        ),
+        (
+            {"networkPolicy": {"egress": {"extra": [{"ports": [{"port": 3128}]}]}}},
+            {"redis", 3128},
+            {"redis", 3128, 443},
+        ),
+    ],
+)
+def test_pods_reach_what_they_need_and_nothing_else(
+    more: dict[str, Any], ingress: set[int | str], worker: set[int | str]
+) -> None:
+    documents = render({**LEAST, **more})
+    for document in documents:
+        if document["kind"] == "NetworkPolicy":
+            kubernetes_validate.validate(document, VERSIONS[0], strict=True)
+    assert ports(policies(documents, "Egress", "ingress")) == ingress | _DNS
+    assert ports(policies(documents, "Egress", "worker")) == worker | _DNS
+    if "redis" not in more:
+        assert policies(documents, "Egress", "redis") == []
+
+
+def test_pods_connect_anywhere_where_egress_is_left_alone() -> None:
+    documents = render({**LEAST, "networkPolicy": {"egress": {"enabled": False}}})
+    found = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
+    assert found
+    assert all(spec["policyTypes"] == ["Ingress"] for spec in found)
+
+
+def test_every_source_comes_in_by_its_port_and_no_other() -> None:
+    documents = render(LEAST)
+    clients, scrapers = policies(documents, "Ingress", "ingress")
+    assert ports([clients]) == {"websocket", "tcp"}
+    assert "from" not in clients
+    assert ports([scrapers]) == {"metrics"}
+    assert ports(policies(documents, "Ingress", "worker")) == {"metrics"}
+    assert ports(policies(documents, "Ingress", "redis")) == {"redis"}
+    named = {
+        port["name"]
+        for document in documents
+        if document["kind"] in ("Deployment", "StatefulSet")
+        for port in document["spec"]["template"]["spec"]["containers"][0]["ports"]
+    }
+    assert named == {"websocket", "tcp", "metrics", "redis"}
+
+
+def test_clients_of_some_networks_come_through_the_controller_too() -> None:
+    (clients, _) = policies(render(EVERYTHING), "Ingress", "ingress")
+    assert clients["from"] == [
+        {"ipBlock": {"cidr": "198.51.100.0/24"}},
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}},
+    ]
+
+
+def test_keda_reads_a_valkey_of_the_release() -> None:
+    keda = {"enabled": True, "redisAddress": "speech-redis:6379"}
+    (rule,) = policies(render({**LEAST, "worker": {"keda": keda}}), "Ingress", "redis")
+    assert rule["from"][1] == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}}
+
+
+@pytest.mark.parametrize("kind", ["ingress", "worker"])
+def test_spans_go_to_the_collector(kind: str) -> None:
+    env = environment(render(EVERYTHING), f"speech-{kind}")
+    assert env["PARAKEET_TRACE_ENDPOINT"] == "http://collector.monitoring:4318/v1/traces"
+    assert env["PARAKEET_TRACE_RATIO"] == "0.1"
+    assert "PARAKEET_TRACE_ENDPOINT" not in environment(render(LEAST), f"speech-{kind}")
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -277,6 +389,8 @@ def test_what_cannot_work_is_refused_with_a_sentence(values: dict[str, Any], sen
         {**LEAST, "maxStreams": 0},
         {**LEAST, "worker": {"model": {"size": "huge"}}},
         {**LEAST, "ingress": {"service": {"type": "clusterip"}}},
+        {**LEAST, "tracing": {"endpoint": "collector:4318"}},
+        {**LEAST, "networkPolicy": {"egress": {"redisPorts": []}}},
     ],
 )
 def test_values_of_another_shape_are_refused(values: dict[str, Any]) -> None:

@@ -63,6 +63,13 @@ app.kubernetes.io/component: {{ .component }}
 {{ add .Values.ingress.uploads.maxMb 1 }}m
 {{- end -}}
 
+{{/* The port of the trace collector: that of its address, or its scheme's. */}}
+{{- define "parakeet.tracePort" -}}
+{{- $url := urlParse .Values.tracing.endpoint -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
+{{- default (ternary "443" "80" (eq $url.scheme "https")) $port -}}
+{{- end -}}
+
 {{/* Settings that both kinds of process share. */}}
 {{- define "parakeet.sharedEnv" -}}
 - name: PARAKEET_MAX_NUM_STREAMS
@@ -88,6 +95,12 @@ app.kubernetes.io/component: {{ .component }}
 - name: PARAKEET_REDIS_TLS_SERVER_NAME
   value: {{ . | quote }}
 {{- end }}
+{{- end }}
+{{- with .Values.tracing.endpoint }}
+- name: PARAKEET_TRACE_ENDPOINT
+  value: {{ . | quote }}
+- name: PARAKEET_TRACE_RATIO
+  value: {{ $.Values.tracing.ratio | quote }}
 {{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
