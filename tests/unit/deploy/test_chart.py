@@ -245,7 +245,7 @@ def test_only_the_processes_reach_redis() -> None:
 
 
 def policies(documents: list[dict[str, Any]], direction: str, component: str) -> list[dict[str, Any]]:
-    """Return what the policies let through for a pod: rules of `Ingress` or `Egress`; none where nothing does."""
+    """Return the rules of a pod, of `Ingress` or `Egress`: what its policies let through."""
     labels = {
         "app.kubernetes.io/name": "parakeet",
         "app.kubernetes.io/instance": "speech",
