@@ -181,8 +181,10 @@ async def test_a_frozen_worker_shows_where_its_audio_waits_and_leaves_nothing(
             for stream in streams[1:]:
                 stream.append(noise(0.16))
             await until(
-                lambda: [client.xlen(stream.keys.audio) for stream in streams]
-                == [before[0], before[1] + 1, before[2] + 1],
+                lambda: (
+                    [client.xlen(stream.keys.audio) for stream in streams]
+                    == [before[0], before[1] + 1, before[2] + 1]
+                ),
                 what="the audio",
             )
             streams[1].append(noise(0.16))
