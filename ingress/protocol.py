@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-from common.errors import ERROR_SPECS, ErrorCode, StreamError
+from common.errors import ErrorCode, StreamError
 from common.messages import Audio, Auth, ClientMessage, Close, Config, Finalize, Phrases, Ping, Resume
 
 
@@ -421,22 +421,3 @@ def table_error(code: ErrorCode, event: Event) -> StreamError:
         message, rule = _RULES[event]
         sentence = sentence.format(message=message, rule=rule)
     return StreamError(code, sentence)
-
-
-def check_table() -> None:
-    """Raise AssertionError where the table and the promises of common/errors.py differ."""
-    for state, transitions in TABLE.items():
-        for event, (target, actions, code) in transitions.items():
-            place = f"{state.name} on {event.name}"
-            closes = target is State.CLOSED
-            if closes and event not in (Event.LOST,) and Action.HANG_UP not in actions:
-                raise AssertionError(f"{place} closes without hanging up")
-            if not closes and Action.HANG_UP in actions:
-                raise AssertionError(f"{place} hangs up without closing")
-            fails = closes or target is State.FAILING
-            if code is not None and ERROR_SPECS[code].closes is not fails:
-                raise AssertionError(f"{place}: whether {code} closes the connection")
-            if closes and state in (State.CONFIGURED, State.STREAMING, State.FINISHING, State.FAILING):
-                ends = {Action.ABANDON, Action.RELEASE} & set(actions)
-                if not ends and event is not Event.TAKEN:
-                    raise AssertionError(f"{place} leaves its stream behind")

@@ -189,10 +189,6 @@ class TurnStage:
         if turns.history is not None and self._judge is not None:
             self._judge.drop(stream)
 
-    def is_enabled(self, stream: StreamId) -> bool:
-        """True when the stream's windows must be computed."""
-        return self._streams[stream].endpointer is not None
-
     def needs_samples(self, stream: StreamId) -> bool:
         """True when `push` needs the chunk's samples, for smart-turn."""
         return self._streams[stream].history is not None

@@ -45,11 +45,6 @@ _CPU_MIN_ROWS: Final = 4
 WEIGHTS_PATH: Final = Path(__file__).parent / "weights" / "silero_vad_16k.safetensors"
 
 
-def windows_of(start_sample: int, end_sample: int) -> int:
-    """Number of windows that are complete at `end_sample` and were not at `start_sample`."""
-    return end_sample // WINDOW_SAMPLES - start_sample // WINDOW_SAMPLES
-
-
 class SileroVad:
     """silero-vad over many streams at once, each in a slot of its own.
 

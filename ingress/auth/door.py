@@ -57,11 +57,6 @@ class Door:
         self._unix_s = unix_s
         self._failures = Throttle()
 
-    @property
-    def asks_for_keys(self) -> bool:
-        """Whether strangers are refused."""
-        return self._ring is not None
-
     def admit_request(self, request: Request) -> Client:
         """Judge a request by its head. Raises Refused."""
         if self._open_to_all(request):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from common.errors import ClientFault, ErrorCode, NoFreeStream, RedisUnavailable, StreamError
+from common.errors import ERROR_SPECS, ClientFault, ErrorCode, NoFreeStream, RedisUnavailable, StreamError
 from common.messages import Audio, Close, Config, Finalize, Phrases, Ping, Resume
 from common.options import StreamOptions
 from common.phrases import Phrase
-from ingress.protocol import ONLY_APPENDING, TABLE, Action, ConnectionProtocol, Event, State, check_table
+from ingress.protocol import ONLY_APPENDING, TABLE, Action, ConnectionProtocol, Event, State
 
 _AUDIO = Audio(b"\0\0" * 10)
 _FINAL = Audio(b"\0\0" * 5, final=True)
@@ -23,7 +23,18 @@ def _at(state: State) -> ConnectionProtocol:
 
 
 def test_the_table_keeps_the_promises_of_the_error_codes() -> None:
-    check_table()
+    for state, transitions in TABLE.items():
+        for event, (target, actions, code) in transitions.items():
+            place = f"{state.name} on {event.name}"
+            closes = target is State.CLOSED
+            if event is not Event.LOST:
+                assert closes == (Action.HANG_UP in actions), f"{place}: it hangs up where it closes"
+            if code is not None:
+                fails = closes or target is State.FAILING
+                assert ERROR_SPECS[code].closes is fails, f"{place}: whether {code} closes the connection"
+            if closes and state in (State.CONFIGURED, State.STREAMING, State.FINISHING, State.FAILING):
+                ends = {Action.ABANDON, Action.RELEASE} & set(actions)
+                assert ends or event is Event.TAKEN, f"{place} leaves its stream behind"
 
 
 def test_every_open_state_can_be_lost_drained_and_faulted() -> None:

@@ -82,7 +82,7 @@ def push(
             Tokens([number], [number * 2 - 1], [0.5]) if says else NO_TOKENS,
             number * CHUNK,
             is_final=final and number == numbers[-1],
-            probs=[prob] * 5 if stage.is_enabled(stream) else (),
+            probs=[prob] * 5,
             samples=np.full(CHUNK, number / 1000, np.float32) if stage.needs_samples(stream) else None,
         )
 
@@ -94,7 +94,6 @@ def numbers(outputs: Sequence[StreamOutput]) -> list[int]:
 def test_a_disabled_stream_passes_through() -> None:
     stage = TurnStage()
     stage.open(ONE, TurnSettings(enabled=False), transcript())
-    assert not stage.is_enabled(ONE)
     push(stage, ONE, [1], 0.0, says=False)
     push(stage, ONE, [2], 0.0)
     push(stage, ONE, [3], 0.0, says=False, final=True)
