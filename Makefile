@@ -102,6 +102,20 @@ check: $(STAMPS)/dev ## formatting, lint, types, import rules, compose file
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml deploy/compose.tls.yaml
 
+# npm brings the library that draws diagrams in a reader's browser, so that the site loads nothing from another host.
+# `make docs PARAKEET_SOURCE_URL=https://HOST/OWNER/NAME/tree/main` lets links to folders lead there.
+MERMAID := mermaid@11.12.2
+export PARAKEET_SOURCE_URL ?=
+
+build/mermaid/mermaid.esm.min.mjs:
+	mkdir -p $(@D)
+	cd $(@D) && npm pack --silent $(MERMAID) && tar xzf mermaid-*.tgz --strip-components=2 --exclude='*.map' \
+	  package/dist/mermaid.esm.min.mjs package/dist/chunks/mermaid.esm.min && rm mermaid-*.tgz
+
+.PHONY: docs
+docs: $(STAMPS)/dev build/mermaid/mermaid.esm.min.mjs ## build the documentation site into build/website
+	$(VENV)/bin/sphinx-build -q --fail-on-warning --keep-going -c website -d build/.doctrees . build/website
+
 .PHONY: format
 format: $(STAMPS)/dev ## let ruff lay out the code
 	$(VENV)/bin/ruff format .

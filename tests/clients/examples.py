@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
-from tests.service_process import ROOT
+from tests.documents import ROOT, blocks
 
 PAGE: Final = ROOT / "docs" / "clients.md"
-_BLOCK: Final = re.compile(r"(?:<!-- example: (\S+) (\S+) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +27,7 @@ class Example:
         return program
 
 
-def blocks() -> list[tuple[str, Example]]:
-    """Return all blocks of code of the page with their languages; those without a mark have no name."""
-    found = _BLOCK.findall(PAGE.read_text(encoding="utf-8"))
-    return [(language, Example(where, name, text)) for where, name, language, text in found]
-
-
 def example(environment: str, name: str) -> Example:
-    """Return one example."""
-    (found,) = [one for _, one in blocks() if (one.environment, one.name) == (environment, name)]
-    return found
+    """Return the program of the page that carries the mark ``<!-- example: ENVIRONMENT NAME -->``."""
+    (block,) = [one for one in blocks(PAGE) if one.mark == f"example: {environment} {name}"]
+    return Example(environment, name, block.text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,19 +9,20 @@ from pathlib import Path
 import pytest
 
 from common.redis.keys import Keys
+from tests.documents import ROOT, blocks
 from tests.servers import raw_client
-from tests.service_process import ROOT
 from tests.stream_client import expected_text, ingress_side, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
 
-DOCS = (ROOT / "docs" / "redis.md").read_text()
+DOCUMENT = ROOT / "docs" / "redis.md"
+TEXT = DOCUMENT.read_text(encoding="utf-8")
 
 
 def documented_commands() -> list[str]:
     """Lines of the shell blocks that look at Redis."""
-    blocks = re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("redis-cli")]
+    lines = [line for block in blocks(DOCUMENT, "bash") for line in block.text.splitlines()]
+    return [line for line in lines if line.startswith("redis-cli")]
 
 
 def typed(command: str, url: str, **variables: str) -> str:
@@ -91,11 +91,11 @@ def test_every_key_is_documented() -> None:
         *(keys.admit_once("NONCE"), keys.worker("WID"), keys.ingress("IID"), keys.channel("IID")),  # type: ignore[arg-type]
     ]
     for name in names:
-        assert f"`{name.decode()}`" in DOCS
+        assert f"`{name.decode()}`" in TEXT
     for name in (
         *(stream.meta, stream.audio, stream.results, stream.snapshot, stream.dead, stream.dead_audio),
         keys.assignments(0),
     ):
-        assert f"`{name.decode().replace('{0}', '{k}').replace(':7:', ':SID:')}`" in DOCS
+        assert f"`{name.decode().replace('{0}', '{k}').replace(':7:', ':SID:')}`" in TEXT
     ready = keys.ready(0, "WID").decode()  # type: ignore[arg-type]
-    assert f"`{ready.replace('{0}', '{k}')}`" in DOCS
+    assert f"`{ready.replace('{0}', '{k}')}`" in TEXT
