@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -29,6 +29,16 @@ logger = logging.getLogger(__name__)
 _WARM_UP_S: Final = 2
 
 
+class Elsewhere(Protocol):
+    """A process that has the device.  For any thread."""
+
+    def in_hand(self) -> Collection[StreamId]:
+        """This worker's streams that it may have died, or hang, of."""
+
+    def is_waited_for(self) -> bool:
+        """Whether the engine does nothing but wait for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """An engine, and the words that say what it runs, for the worker's hash and the log."""
@@ -41,8 +51,8 @@ class Backend:
     """Takes what wakes the engine's thread when work that runs beside it is done."""
     capacity: Capacity | None = None
     """What it carries in real time; None where that was not measured."""
-    under_way: Callable[[], Collection[StreamId]] = tuple
-    """Streams that the process with the device has in hand, where that is another one; for any thread."""
+    elsewhere: Elsewhere | None = None
+    """What is known of the process with the device, where that is another one."""
     counts: Callable[[], Mapping[str, int | float]] = dict
     """Counters of that work, for the worker's hash; called from any thread."""
     vocabulary: bytes | None = None

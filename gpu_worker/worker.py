@@ -30,7 +30,7 @@ from common.settings import WorkerSettings
 from common.streams.admission import check_worker_agrees
 from common.streams.claims import Claims
 from common.tracing.tracer import make_tracer
-from gpu_worker.backend import Backend
+from gpu_worker.backend import Backend, Elsewhere
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.lanes.link import GroupLost
 from gpu_worker.ownership.claimer import Claimer
@@ -277,11 +277,14 @@ class Worker:
         """End the worker for an error in one of its threads; the first error is the one that is told."""
         if self._failure is None:
             self._failure = error
-        # What others give up, who may fail of the same, would have one more owner that died.
+        self._take_no_more()
+        self._stop.set()
+
+    def _take_no_more(self) -> None:
+        """What others give up, who may fail of the same, would have one more owner that died."""
         self._sweeper.stop_taking()
         for claimer in self._claimers:
             claimer.request_stop()
-        self._stop.set()
 
     def look_for_suspects(self) -> None:
         """Say to a quarantined worker that it has been given something."""
@@ -359,6 +362,10 @@ class Worker:
     def _hung(self, busy_s: float) -> None:
         """The engine does not come back: give the streams to others and end; nothing can be joined."""
         logger.critical("the engine has hung for %.1f s, giving up", busy_s)
+        self._take_no_more()
+        elsewhere = self._backend.elsewhere
+        if elsewhere is not None and (elsewhere.is_waited_for() or self._engine.between_turns):
+            self._spare_bystanders(elsewhere)
         self._release_lease()
         logging.shutdown()
         os._exit(EXIT_HUNG)
@@ -374,18 +381,18 @@ class Worker:
         logger.critical("the worker has failed, giving up: %r", self._failure)
         if self._heartbeat.alive:
             self._heartbeat.stop(JOIN_S)
-        if isinstance(self._failure, GroupLost):
-            self._spare_bystanders()
+        if isinstance(self._failure, GroupLost) and self._backend.elsewhere is not None:
+            self._spare_bystanders(self._backend.elsewhere)
         self._release_lease()
         return EXIT_FAILED
 
-    def _spare_bystanders(self) -> None:
-        """The process with the device died of what it had in hand, if of any stream: let the others go."""
-        for part in (self._sweeper, *self._claimers):
-            if part.alive:
-                part.stop(JOIN_S)
-        under_way = self._backend.under_way()
-        self._let_go([flow for flow in self._table.flows() if flow.stream not in under_way])
+    def _spare_bystanders(self, elsewhere: Elsewhere) -> None:
+        """The process with the device hangs or died of what it had in hand, if of any stream: let others go.
+
+        At once, for the lease lapses soon.  What a claim under way still brings has decoded nothing here.
+        """
+        in_hand = elsewhere.in_hand()
+        self._let_go([flow for flow in self._table.flows() if flow.stream not in in_hand])
 
     def _drain(self) -> int:
         """Take nothing new, finish what ends in time, hand the rest over."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 
+from common.entries import StreamId
 from common.errors import ServiceError
 from common.options import StreamOptions
 from common.settings import WorkerSettings
@@ -38,6 +40,20 @@ from gpu_worker.worker import Worker
 
 class NoGroup(ServiceError):  # noqa: N818 - it says what is missing
     """The group ended while the lane was starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """See `gpu_worker.backend.Elsewhere`."""
+
+    engine: SpeechEngine
+    steps: LaneSteps
+
+    def in_hand(self) -> Collection[StreamId]:
+        return self.engine.streams_in(self.steps.slots_under_way())
+
+    def is_waited_for(self) -> bool:
+        return self.steps.waits_for_group
 
 
 def make_lane(settings: WorkerSettings, fds: tuple[int, ...]) -> Worker:
@@ -80,7 +96,7 @@ def make_lane(settings: WorkerSettings, fds: tuple[int, ...]) -> Worker:
         facts.served,
         wake_with,
         facts.capacity,
-        lambda: engine.streams_in(steps.slots_under_way()),
+        _Group(engine, steps),
         verdict_counts(judge),
     )
     worker = Worker(settings, backend)

@@ -189,9 +189,10 @@ class LanePort:
             return None
         return self._checked(buffer)
 
-    def took(self) -> None:
-        """Say that the flight that `next_flight` returned is launched."""
+    def take(self) -> None:
+        """Say, before it is launched, that the flight that `next_flight` returned is begun with."""
         self._num_taken += 1
+        self._area.taken = self._num_taken
 
     def answer(
         self, flight: LaneFlight, found: StepFindings, rows: slice, stages: NDArray[np.float64]

@@ -1,9 +1,10 @@
 """Memory that a lane shares with its group, and what stands where in it.
 
-Each word has one writer.  The lane writes a flight and then counts it in LAUNCHED; the group writes what it
-found and then counts it in DONE.  Whoever sees a count sees what it counts: no lock sees to that but the
-processor, x86-64 keeps the order of stores, and others are refused (`--lanes`).  Two flights can be under
-way, so that their buffers are used in turn; the third is launched after the first was read.
+Each word has one writer.  The lane writes a flight and then counts it in LAUNCHED; the group counts it in
+TAKEN before a step of the device begins with it, and in DONE when it has written what it found.  Whoever sees
+a count sees what it counts: no lock sees to that but the processor, x86-64 keeps the order of stores, and
+others are refused (`--lanes`).  Two flights can be under way, so that their buffers are used in turn; the
+third is launched after the first was read.
 
 Shape suffixes as in `engine.steps`: F fields, B rows, M pages of a ring, K most symbols of a row, W windows.
 """
@@ -59,6 +60,7 @@ class _Count(IntEnum):
 
     LAUNCHED = 0
     DONE = 1
+    TAKEN = 2
 
 
 class _Word(IntEnum):
@@ -248,8 +250,8 @@ class LaneArea:
     """What a lane and its group share besides the rings."""
 
     def __init__(self, sizes: FlightSizes, memory: SharedMemory) -> None:
-        self._counts = memory.array(np.int64, (2, _ALIGNMENT // 8))
-        first, self.flights = 2 * _ALIGNMENT, []
+        self._counts = memory.array(np.int64, (len(_Count), _ALIGNMENT // 8))
+        first, self.flights = len(_Count) * _ALIGNMENT, []
         for _ in range(NUM_BUFFERS):
             self.flights.append(FlightBuffer(sizes, memory, first))
             first = sizes.offsets(first)[-1]
@@ -257,7 +259,7 @@ class LaneArea:
     @staticmethod
     def num_bytes(sizes: FlightSizes) -> int:
         """Bytes of an area."""
-        end = 2 * _ALIGNMENT
+        end = len(_Count) * _ALIGNMENT
         for _ in range(NUM_BUFFERS):
             end = sizes.offsets(end)[-1]
         return end
@@ -270,6 +272,15 @@ class LaneArea:
     @launched.setter
     def launched(self, count: int) -> None:
         self._counts[_Count.LAUNCHED, 0] = count
+
+    @property
+    def taken(self) -> int:
+        """Flights that the group has begun with: what it does, or dies of, may be about these."""
+        return int(self._counts[_Count.TAKEN, 0])
+
+    @taken.setter
+    def taken(self, count: int) -> None:
+        self._counts[_Count.TAKEN, 0] = count
 
     @property
     def done(self) -> int:

@@ -149,14 +149,14 @@ class StepServer:
                 flights.append(flight)
                 room -= flight.num_rows
         self._waiting = [flight for flight in self._waiting if flight not in flights]
+        for flight in flights:  # first of all: lanes name their streams in it where this process ends
+            flight.port.take()
         resets = np.concatenate([flight.resets_R2 for flight in flights])
         if len(resets):
             self._steps.reset(resets[:, 0].tolist(), resets[:, 1].tolist())
         rows = np.concatenate([flight.rows_FB for flight in flights], axis=1)
         table = np.concatenate([flight.table_BM for flight in flights])
         self._under_way.append(_Step(flights, self._steps.launch(rows, table)))
-        for flight in flights:
-            flight.port.took()
 
     def _land(self, step: _Step) -> None:
         found = self._steps.wait(step.flight)

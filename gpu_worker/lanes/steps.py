@@ -57,6 +57,8 @@ class LaneSteps:
         self._num_launched = 0
         self._resets: list[tuple[int, int]] = []
         self._loading: int | None = None
+        # Whether the engine's thread waits for the group; for any thread.
+        self.waits_for_group = False
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         # They travel with the next flight, which is the first that could name these slots.
@@ -84,14 +86,19 @@ class LaneSteps:
         while self._area.done <= number:
             if self._link.lost:
                 raise GroupLost("The process with the device is gone.")
+            self.waits_for_group = True
             self._bell.wait()
+        self.waits_for_group = False
         buffer = self._area.flight(number)
         buffer.count_stages(self.stats)
         return buffer.findings(flight.num_rows)
 
     def slots_under_way(self) -> set[int]:
-        """Slots of flights that are launched and not answered, and one that gets a state.  For any thread."""
-        flights = map(self._area.flight, range(self._area.done, self._area.launched))
+        """Slots of flights that the group has begun with and not answered, and one that gets a state.
+
+        For any thread.
+        """
+        flights = map(self._area.flight, range(self._area.done, self._area.taken))
         slots = {slot for flight in flights for slot in flight.rows[Field.SLOT].tolist()}
         return slots if self._loading is None else slots | {self._loading}
 
@@ -100,9 +107,9 @@ class LaneSteps:
         return lambda: answer.result()[1]
 
     def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
-        self._loading = slot
+        self._loading, self.waits_for_group = slot, True
         message, _ = self._ask("load", slot, kept, state).result()
-        self._loading = None
+        self._loading, self.waits_for_group = None, False
         fault = message.get("fault")
         if fault is not None:
             raise _FAULTS.get(fault, ValueError)(message["why"])

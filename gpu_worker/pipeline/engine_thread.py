@@ -85,6 +85,7 @@ class EngineThread:
         self._wake = threading.Condition()
         self._stopping = False
         self._busy_since: float | None = None
+        self._between_turns = False
         self._flows: dict[StreamId, StreamFlow] = {}
         # Of streams without their snapshot: samples that come and lie before the checkpoint.
         self._skipped: dict[StreamId, int] = {}
@@ -122,6 +123,11 @@ class EngineThread:
         return 0.0 if since is None else time.monotonic() - since
 
     @property
+    def between_turns(self) -> bool:
+        """Whether the thread waits: for work, or for steps that the device runs."""
+        return self._between_turns
+
+    @property
     def idle(self) -> bool:
         """Whether all that was put has been applied, and the engine has nothing to do with it."""
         with self._wake:
@@ -150,7 +156,9 @@ class EngineThread:
                 if not self._engine.is_stepping():
                     self._busy_since = None
                 wait_s = self._engine.wait_s()
+                self._between_turns = True
                 self._wake.wait(_WAIT_S if wait_s is None else min(_WAIT_S, wait_s))
+                self._between_turns = False
             commands = list(self._inbox)
             self._inbox.clear()
         self._busy_since = time.monotonic()

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ from gpu_worker.steps.null import Letters, NullEngine
 from tests.engine_contract import run
 from tests.lane_stack import LaneStack, lane_stack
 from tests.oracle.models import JFK, speech
+from tests.waiting import wait_until
 
 SHAPE = StepShape(
     clock=ChunkClock(160, 200, 8, 2),
@@ -283,20 +285,45 @@ def test_answers_never_mix_and_nobody_waits_for_a_lane_that_does_not_read() -> N
     memory.close_fd()
 
 
-def test_slots_are_under_way_from_their_launch_to_their_answer(stack: LaneStack) -> None:
+def test_slots_are_under_way_while_the_group_has_them_in_hand(stack: LaneStack) -> None:
     lane = stack.lanes[1]
     assert lane.slots_under_way() == set()
     first = launch(lane, [0, 3])
-    assert lane.slots_under_way() == {0, 3}
+    assert lane.slots_under_way() == set(), "the group has not begun with them"
     stack.server.turn()
     launch(lane, [1])
-    assert lane.slots_under_way() == {0, 1, 3}
+    assert lane.slots_under_way() == {0, 3}
     turn_until(stack, lambda: lane.is_over(first))
-    assert lane.slots_under_way() == {1}
+    turn_until(stack, lambda: lane.slots_under_way() == {1})
     stack.ports[1].close()
     with pytest.raises(GroupLost):
         lane.load(2, None, {"tail": memoryview(b"abc")})
     assert lane.slots_under_way() == {1, 2}
+
+
+def test_slots_are_under_way_where_their_launch_is_what_fails(stack: LaneStack, monkeypatch: Any) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no launch")
+
+    monkeypatch.setattr(stack.device, "launch", fails)
+    launch(stack.lanes[0], [2])
+    launch(stack.lanes[1], [0, 3])
+    with pytest.raises(RuntimeError, match="no launch"):
+        stack.server.turn()
+    assert [lane.slots_under_way() for lane in stack.lanes] == [{2}, {0, 3}]
+
+
+def test_a_lane_knows_whether_it_waits_for_its_group(stack: LaneStack) -> None:
+    lane = stack.lanes[0]
+    flight = launch(lane, [0])
+    assert not lane.waits_for_group
+    waiting = threading.Thread(target=lane.wait, args=(flight,))
+    waiting.start()
+    wait_until(lambda: lane.waits_for_group, what="the wait")
+    turn_until(stack, lambda: lane.is_over(flight))
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert not lane.waits_for_group
 
 
 def test_lanes_without_a_page_each_are_refused() -> None:
