@@ -96,11 +96,12 @@ class WorkerMonitor:
         metrics.late_chunks = stats.late_chunks
         metrics.backlog_chunks = stats.waiting_chunks
         if "torch" in sys.modules:
-            metrics.cuda_memory_bytes = _cuda_memory()
+            metrics.cuda_memory_bytes = cuda_memory()
         return metrics
 
 
-def _cuda_memory() -> dict[str, int]:
+def cuda_memory() -> dict[str, int]:
+    """GPU memory of this process as torch counts it, for a process that has loaded torch."""
     import torch
 
     if not torch.cuda.is_available():

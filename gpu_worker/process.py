@@ -11,14 +11,13 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 
 from common.errors import ParakeetError
 from common.process.logging import configure_or_exit
 from common.process.standard_streams import open_missing
 from common.settings import PROGRAM, WorkerSettings, parse_or_exit
-from gpu_worker.monitor import WorkerMonitor
-from gpu_worker.worker import EXIT_FAILED, Worker
+from gpu_worker.worker import EXIT_FAILED
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +35,35 @@ class Service(Protocol):
         """End for an error in a thread."""
 
 
-def run(make: Callable[[WorkerSettings], Service]) -> int:
-    """Make the worker that the flags ask for, and let it serve until a signal; returns the exit status."""
+_Service = TypeVar("_Service", bound=Service)
+_Watched = TypeVar("_Watched", bound=Service, contravariant=True)
+
+
+class Monitor(Protocol[_Watched]):
+    """What a process shows an operator, from before its model is loaded."""
+
+    def watch(self, service: _Watched, /) -> None:
+        """Show this service from now on."""
+
+    def close(self) -> None:
+        """Show nothing more."""
+
+
+def run(
+    make: Callable[[WorkerSettings], _Service], make_monitor: Callable[[WorkerSettings], Monitor[_Service]]
+) -> int:
+    """Make the worker that the flags ask for, and let it serve until a signal; returns the exit status.
+
+    make_monitor: makes what shows it to an operator.
+    """
     open_missing()
     settings = parse_or_exit("worker")
     configure_or_exit(settings, f"{PROGRAM} worker", worker_id=settings.worker_id)
     monitor = None
     try:
-        if settings.lanes == 1:  # else each lane has its own
-            monitor = WorkerMonitor(settings)
+        monitor = make_monitor(settings)
         worker = make(settings)
-        if monitor is not None and isinstance(worker, Worker):
-            monitor.watch(worker)
+        monitor.watch(worker)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, worker.request_stop)
         threading.excepthook = partial(_thread_failed, worker)

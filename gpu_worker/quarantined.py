@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from common.settings import WorkerSettings
 from gpu_worker.backend import Backend, make_backend
+from gpu_worker.monitor import WorkerMonitor
 from gpu_worker.process import leave, run
 from gpu_worker.worker import Worker
 
@@ -25,7 +26,7 @@ def run_suspects(make: Callable[[WorkerSettings], Backend]) -> int:
         threading.Thread(target=_follow_stdin, args=(worker,), name="stdin", daemon=True).start()
         return worker
 
-    return run(make_worker)
+    return run(make_worker, WorkerMonitor)
 
 
 def _follow_stdin(worker: Worker) -> None:

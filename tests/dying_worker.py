@@ -11,6 +11,7 @@ import sys
 import threading
 
 from gpu_worker.backend import make_backend
+from gpu_worker.monitor import WorkerMonitor
 from gpu_worker.process import leave, run
 from gpu_worker.worker import Worker
 
@@ -39,4 +40,4 @@ class _Worker(Worker):
 
 if __name__ == "__main__":
     setattr(threading.Thread, "run", _run_or_die)  # noqa: B010 - mypy forbids the plain assignment
-    leave(run(lambda settings: _Worker(settings, make_backend(settings))))
+    leave(run(lambda settings: _Worker(settings, make_backend(settings)), WorkerMonitor))

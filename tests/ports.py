@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Final
 
 HOST: Final = "127.0.0.1"
+_LAST_PORT: Final = 65_535
 
 
 def free_ports(count: int) -> list[int]:
@@ -30,3 +31,18 @@ def wait_until_listening(host: str, port: int, timeout_s: float) -> bool:
         else:
             return True
     return False
+
+
+def ports_in_a_row(count: int) -> int:
+    """The first of so many neighbours that nobody has now."""
+    while True:
+        (first,) = free_ports(1)
+        if first + count - 1 > _LAST_PORT:
+            continue
+        with ExitStack() as held:
+            try:
+                for port in range(first, first + count):
+                    held.enter_context(socket.socket()).bind((HOST, port))
+            except OSError:
+                continue
+            return first

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.monitoring.families import BUILD_INFO, INGRESS, WORKER, Family
-from common.monitoring.metrics import Histogram, IngressMetrics, WorkerMetrics
+from common.monitoring.families import BUILD_INFO, GROUP, INGRESS, WORKER, Family
+from common.monitoring.metrics import GroupMetrics, Histogram, IngressMetrics, WorkerMetrics
 from common.process.version import package_version
 
 
@@ -70,6 +70,11 @@ def ingress_registry(read: Callable[[], IngressMetrics]) -> CollectorRegistry:
 def worker_registry(read: Callable[[], WorkerMetrics]) -> CollectorRegistry:
     """Return what a worker shows: its own metrics, and the process's memory, CPU and files."""
     return _registry(MetricsCollector("worker", WORKER, read))
+
+
+def group_registry(read: Callable[[], GroupMetrics]) -> CollectorRegistry:
+    """Return what a group of lanes shows: its own metrics, and the process's memory, CPU and files."""
+    return _registry(MetricsCollector("group", GROUP, read))
 
 
 def _registry(collector: MetricsCollector) -> CollectorRegistry:

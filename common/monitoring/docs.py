@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from common.monitoring.families import INGRESS, WORKER, Family
+from common.monitoring.families import GROUP, INGRESS, WORKER, Family
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "metrics.md"
 _HEAD: Final = """# Metrics
 
 `--metrics-port` opens a port for Prometheus and for health probes in every process (off by default).
 `serve` counts up from it: its ingresses first, then its workers. Each process has a port of its own, so
-counters never jump between processes. It listens on 127.0.0.1 unless `--metrics-host` says otherwise.
+counters never jump between processes. A group of lanes (`--lanes`) has the port of a worker, and tells in
+its probes of all of its lanes; each lane has a port of its own behind it. Ports are on 127.0.0.1 unless
+`--metrics-host` says otherwise.
 
 Alert rules and a Grafana dashboard are in [deploy/monitoring](../deploy/monitoring). Beside the families
 below, each process shows `parakeet_build_info{version,role}` and `process_*` (memory, CPU, files).
@@ -25,7 +27,8 @@ This file is written from the code by `python -m common.monitoring.docs`.
 
 def document() -> str:
     """Return what the file has to hold."""
-    return "\n".join((_HEAD, "## Of an ingress\n", _table(INGRESS), "\n## Of a worker\n", _table(WORKER), ""))
+    parts = (("an ingress", INGRESS), ("a worker, or a lane", WORKER), ("a group of lanes", GROUP))
+    return "\n".join((_HEAD, "\n".join(f"## Of {who}\n\n{_table(families)}\n" for who, families in parts)))
 
 
 def _table(families: tuple[Family, ...]) -> str:

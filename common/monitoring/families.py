@@ -233,3 +233,21 @@ WORKER: Final = _families(
         ),
     ),
 )
+
+GROUP: Final = _families(
+    "group",
+    (
+        _gauge("lanes", "Lanes that run."),
+        _counter("lane_restarts", "Lanes that ended by themselves, and were started again."),
+        _histogram("step_rows", "Rows of a step of the device, of all lanes.", _STREAMS),
+        _gauge(
+            "device_busy_seconds", "Age of the turn of the device's thread that runs now, 0 where none does."
+        ),
+        _gauge(
+            "cuda_memory_bytes",
+            "GPU memory of this process as torch counts it.",
+            "kind",
+            ("allocated", "reserved"),
+        ),
+    ),
+)

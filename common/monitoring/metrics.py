@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from common.monitoring.families import INGRESS, WORKER, Family
+from common.monitoring.families import GROUP, INGRESS, WORKER, Family
 
 
 class Histogram:
@@ -126,3 +126,16 @@ class WorkerMetrics:
 
     def __init__(self) -> None:
         _fill(self, WORKER)
+
+
+class GroupMetrics:
+    """The numbers of a group of lanes; `common.monitoring.families.GROUP` says what each means."""
+
+    lanes: int
+    lane_restarts: int
+    step_rows: Histogram
+    device_busy_seconds: float
+    cuda_memory_bytes: dict[str, int]
+
+    def __init__(self) -> None:
+        _fill(self, GROUP)

@@ -4,6 +4,7 @@ from common.errors import SettingsError
 from common.settings.parse import (
     PROGRAM,
     build_parser,
+    can_have_lanes,
     child_argv,
     child_environment,
     flags_of,
@@ -45,6 +46,7 @@ __all__ = [
     "TranscribeSettings",
     "WorkerSettings",
     "build_parser",
+    "can_have_lanes",
     "child_argv",
     "child_environment",
     "flags_of",

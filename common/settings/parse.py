@@ -228,18 +228,31 @@ def _check_model(model: str) -> None:
         )
 
 
+_LAST_PORT = 65_535
+
+
+def can_have_lanes() -> bool:
+    """Return whether this machine's processor keeps the order that lanes rely on."""
+    return platform.machine() in _ORDERED_MACHINES
+
+
 def _check_lanes(values: dict[str, Any]) -> None:
     """Refuse lanes that cannot be.  Their memory has no locks: what one side stores in order, the other sees
     in order, which holds on x86-64 alone."""
     lanes, streams, machine = values["lanes"], values["worker_max_streams"], platform.machine()
     if values["backend"] == "nemo":
         raise SettingsError(f"--lanes got {lanes}, but takes 1 with --backend nemo.")
+    if values["metrics_port"] + lanes > _LAST_PORT:
+        raise SettingsError(
+            f"--metrics-port got {values['metrics_port']}, but takes at most {_LAST_PORT - lanes}"
+            f" with --lanes {lanes}: each lane has a port behind it."
+        )
     if streams < lanes:
         raise SettingsError(
             f"--lanes got {lanes}, but takes no more than there are streams: "
             f"--worker-max-streams is {streams}."
         )
-    if machine not in _ORDERED_MACHINES:
+    if not can_have_lanes():
         raise SettingsError(f"--lanes got {lanes}, but takes 1 on {machine}: lanes need an x86-64 processor.")
 
 
@@ -310,6 +323,9 @@ def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None =
     None). Raises SettingsError with one sentence for the user. `--help` prints and leaves the process.
     """
     values = _resolve(command, argv, os.environ if environ is None else environ)
+    if "lanes" in values:
+        values["choose_lanes"] = values["lanes"] is None
+        values["lanes"] = values["lanes"] or 1
     _check(command, values)
     if command == "ingress":
         values["ingress_id"] = values["ingress_id"] or new_process_id("i")

@@ -148,6 +148,7 @@ class ServeSettings:
     worker: WorkerSettings
     num_ingress: int
     num_workers: int | None
+    choose_lanes: bool
     redis_maxmemory_mb: int
     start_timeout_s: float
 

@@ -233,9 +233,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("num_ingress", Whole(1, 64), "1", "ingress processes, which share the ports", "Processes", ("serve",)),
     Flag("num_workers", Whole(0, 64, auto=True), "auto",
          "worker processes; auto is one a GPU; on CPU one for each two cores, at most 4, as memory allows", "Processes", ("serve",)),
-    Flag("lanes", Whole(1, 16), "1",
+    Flag("lanes", Whole(1, 16, auto=True), "auto",
          "processes of a worker that share its device, each a worker of the cluster; one process fills a core long "
-         "before a GPU is full", "Processes", _WORKER),
+         "before a GPU is full; auto is one, until what more of them gain is measured", "Processes", _WORKER),
     Flag("start_timeout_s", Real(1, 86_400), "1800",
          "longest wait for the workers, a model download included", "Processes", ("serve", "check"), "S"),
     Flag("ingress_id", PROCESS_ID, "", "name of this ingress, unique in the cluster; made up where not given",

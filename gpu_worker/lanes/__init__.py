@@ -10,4 +10,5 @@ wire.py     rare requests over a socket                           facts.py   wha
 steps.py    the lane's `Steps`                                    link.py    its end of the socket
 port.py     the group's side of one lane                          server.py  merges and runs steps
 group.py    the group's process                                   lane.py    a lane's process
+monitor.py  what the group shows an operator, of its lanes too
 """

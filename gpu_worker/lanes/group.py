@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Final
 
 from common.errors import SettingsError
+from common.monitoring.metrics import GroupMetrics
 from common.process.backoff import Backoff
 from common.process.stop_times import STOP_MARGIN_S
 from common.settings import WorkerSettings, child_argv, child_environment, lane_ids
@@ -26,6 +27,7 @@ from gpu_worker.backend import make_backend
 from gpu_worker.engine.steps import RingMemory, Steps
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.facts import LaneFacts
+from gpu_worker.lanes.monitor import lane_port
 from gpu_worker.lanes.port import LanePort, Share
 from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
 from gpu_worker.lanes.server import StepServer
@@ -75,6 +77,7 @@ class Group:
         self._steps_thread = threading.Thread(target=self._run_steps, name="steps", daemon=True)
         self._events: queue.SimpleQueue[_Ended | int] = queue.SimpleQueue()
         self._num_signals = 0
+        self._num_restarts = 0
         self._failure: BaseException | None = None
         prompt, vocabulary = self._backend.prompt, self._backend.vocabulary
         names = lane_ids(settings.worker_id, num_lanes)
@@ -86,7 +89,7 @@ class Group:
                     worker_id=name,
                     worker_max_streams=slots,
                     lanes=1,
-                    metrics_port=settings.metrics_port + number if settings.metrics_port else 0,
+                    metrics_port=lane_port(settings, number),
                 ),
                 share_of(
                     steps,
@@ -116,6 +119,28 @@ class Group:
             self._failure = error
         self._events.put(0)
 
+    # For the thread that answers probes
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the device has been at one turn for longer than --step-timeout-ms."""
+        return self._server.busy_s > self._settings.step_timeout_ms / 1000
+
+    def runs(self, lane: int) -> bool:
+        """Whether a lane has a process."""
+        return self._lanes[lane].process is not None
+
+    def read_metrics(self) -> GroupMetrics:
+        """Its numbers of now."""
+        metrics = GroupMetrics()
+        metrics.lanes = sum(lane.process is not None for lane in self._lanes)
+        metrics.lane_restarts = self._num_restarts
+        metrics.step_rows = self._server.step_rows
+        metrics.device_busy_seconds = self._server.busy_s
+        return metrics
+
+    # Life
+
     def run(self) -> int:
         """Serve lanes until a signal or a failure."""
         self._steps_thread.start()
@@ -135,7 +160,7 @@ class Group:
     def _look(self, deadline: float | None) -> int | None:
         """Start what is due, and take in one event; the exit status where it is over."""
         now = time.monotonic()
-        if self._server.busy_s > self._settings.step_timeout_ms / 1000:
+        if self.hangs:
             logger.critical("the device has hung for %.1f s, giving up", self._server.busy_s)
             return EXIT_HUNG
         if self._num_signals:
@@ -208,6 +233,7 @@ class Group:
             return None
         if status == EXIT_WRONG:  # it has said what is wrong, and would say it again
             return EXIT_WRONG
+        self._num_restarts += 1
         wait_s = lane.backoff.ended(time.monotonic())
         lane.start_at = time.monotonic() + wait_s
         logger.error("lane %d ended with status %d, restarting in %.1f s", lane.number, status, wait_s)

@@ -33,6 +33,7 @@ from gpu_worker.lanes.steps import LaneSteps
 from gpu_worker.model.config import PromptConfig, prompt_index
 from gpu_worker.model.errors import ModelConfigError
 from gpu_worker.model.tokenizer import Tokenizer
+from gpu_worker.monitor import WorkerMonitor
 from gpu_worker.process import leave, run
 from gpu_worker.turn.configuration import make_smart_turn, turn_settings, verdict_counts
 from gpu_worker.worker import Worker
@@ -123,7 +124,7 @@ def _prompt_of(prompt: PromptConfig | None) -> Callable[[StreamOptions], int]:
 def main() -> int:
     """Serve until a signal, or until the group ends; returns the exit status."""
     fds = tuple(map(int, sys.argv.pop(1).split(",")))
-    return run(lambda settings: make_lane(settings, fds))
+    return run(lambda settings: make_lane(settings, fds), WorkerMonitor)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common.monitoring.metrics import GroupMetrics
 from gpu_worker.engine.phrases.tree_memory import NO_TREE
 from gpu_worker.engine.steps import Flight, Steps
 from gpu_worker.lanes.bell import Bell
@@ -68,6 +69,7 @@ class StepServer:
         self._under_way: deque[_Step] = deque()
         self._counted = stage_counts(steps.stats)
         self._busy_since: float | None = None
+        self.step_rows = GroupMetrics().step_rows
 
     @property
     def busy_s(self) -> float:
@@ -157,6 +159,7 @@ class StepServer:
         rows = np.concatenate([flight.rows_FB for flight in flights], axis=1)
         table = np.concatenate([flight.table_BM for flight in flights])
         self._under_way.append(_Step(flights, self._steps.launch(rows, table)))
+        self.step_rows.observe(rows.shape[1])
 
     def _land(self, step: _Step) -> None:
         found = self._steps.wait(step.flight)

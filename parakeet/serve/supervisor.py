@@ -156,12 +156,14 @@ class Supervisor:
         roster.check_servers(SERVE)
         worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
         machine = Machine.here()
-        for index, worker in enumerate(plan_workers(worker_settings, self._num_gpus, machine)):
+        planned = plan_workers(worker_settings, self._num_gpus, machine)
+        lanes = planned[0].lanes if planned else 1
+        ports = 1 if lanes == 1 else 1 + lanes  # a group has one, and each of its lanes
+        for index, worker in enumerate(planned):
             watched = replace(
-                worker, metrics_port=self._metrics_port(self._settings.num_ingress + index * worker.lanes)
+                worker, metrics_port=self._metrics_port(self._settings.num_ingress + index * ports)
             )
             self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", watched)))
-        lanes = self._settings.worker.lanes
         self._start_children(
             signals,
             self._workers,

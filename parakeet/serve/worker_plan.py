@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import SettingsError
-from common.settings import ServeSettings, WorkerSettings
+from common.settings import ServeSettings, WorkerSettings, can_have_lanes
 
+# On a GPU: most lanes that `serve` chooses by itself. What they gain there was not measured yet, so it
+# chooses none; with 16, the most that --lanes takes, the rule of `_num_lanes` decides.
+MOST_CHOSEN_LANES: Final = 1
+# Streams that fill the core of one worker process beside a GPU, and the part of a machine's cores that its
+# workers take of all that a stream costs there (docs/scaling.md: 2,400, and 409 of 1,029 us).
+STREAMS_PER_LANE: Final = 2_000
+_WORKERS_SHARE: Final = 0.4
 # On CPU: a worker for so many cores, and no more workers than this by themselves.
 CORES_PER_WORKER: Final = 2
 MAX_CPU_WORKERS: Final = 4
@@ -95,6 +102,9 @@ def plan_workers(settings: ServeSettings, num_gpus: int, machine: Machine) -> li
     """Return the settings of each worker: one a GPU where there are any, else as cores and memory allow."""
     base = settings.worker
     num_workers = settings.num_workers
+    if num_gpus and base.device != "cpu" and settings.choose_lanes:
+        there = num_gpus if base.device in {"auto", "cuda"} else 1
+        base = replace(base, lanes=_num_lanes(base, num_workers or there, machine))
     if base.device in {"auto", "cuda"} and num_gpus:
         num_workers = num_gpus if num_workers is None else num_workers
         if num_gpus == 1:
@@ -107,6 +117,15 @@ def plan_workers(settings: ServeSettings, num_gpus: int, machine: Machine) -> li
     if base.num_threads is None and num_workers:
         base = replace(base, num_threads=num_threads(machine.num_cores, num_workers))
     return [base] * num_workers
+
+
+def _num_lanes(worker: WorkerSettings, num_workers: int, machine: Machine) -> int:
+    """Lanes of each worker on a GPU: as many as its streams fill, and as there are cores for."""
+    if worker.backend != "native" or not can_have_lanes():
+        return 1
+    by_streams = math.ceil(worker.worker_max_streams / STREAMS_PER_LANE)
+    by_cores = math.floor(machine.num_cores * _WORKERS_SHARE / num_workers) - 1  # one runs the steps
+    return max(1, min(MOST_CHOSEN_LANES, by_streams, by_cores))
 
 
 def num_threads(num_cores: int, num_workers: int) -> int:

@@ -19,6 +19,7 @@ from common.settings import WorkerSettings
 from gpu_worker.backend import Backend, make_backend
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.slots.samples import Samples, float_samples
+from gpu_worker.monitor import WorkerMonitor
 from gpu_worker.process import leave, run
 from gpu_worker.worker import Worker
 
@@ -73,7 +74,8 @@ def main() -> int:
     return run(
         lambda settings: Worker(
             settings, make(settings), quarantine_module="tests.chaos.crashing_quarantined"
-        )
+        ),
+        WorkerMonitor,
     )
 
 

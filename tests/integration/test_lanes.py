@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -17,10 +19,13 @@ import pytest
 from common.entries import WorkerId
 from tests.group_process import GroupProcess
 from tests.integration.test_takeover import assert_gapless, finish, halfway, worker
-from tests.ports import free_ports
+from tests.ports import ports_in_a_row
 from tests.servers import raw_client
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until, wait_until
+
+# Of the group below, whose lanes have 12 slots each: so many streams need both.
+MORE_THAN_A_LANE = 14
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ async def test_streams_are_spread_over_lanes_and_say_what_a_worker_says(
 ) -> None:
     pcm = noise(4.0)
     async with ingress_side(redis_url) as ingress:
-        streams = await halfway(ingress, pcm, count=12)
+        streams = await halfway(ingress, pcm, count=MORE_THAN_A_LANE)
         assert owners(streams) == {"g1-l0", "g1-l1"}
         await finish(ingress, streams, pcm)
         for stream in streams:
@@ -78,10 +83,10 @@ async def test_a_lane_that_dies_is_started_again_and_the_other_goes_on(
         await until(lambda: group.lane_pids.get("g1-l0") not in (None, dead), what="another lane 0")
         await until(lambda: group.log_text().count("worker ready") == 3, 20, "lane 0's service")
         await until(lambda: hold_leases(client, group), what="both leases")
-        again = await halfway(ingress, pcm, count=12)
+        again = await halfway(ingress, pcm, count=MORE_THAN_A_LANE)
         assert owners(again) == {"g1-l0", "g1-l1"}
         await finish(ingress, again, pcm)
-        assert [stream.text for stream in again] == [expected_text(pcm)] * 12
+        assert [stream.text for stream in again] == [expected_text(pcm)] * MORE_THAN_A_LANE
 
 
 async def test_a_lane_that_is_frozen_holds_nobody_up_and_comes_back(
@@ -98,10 +103,10 @@ async def test_a_lane_that_is_frozen_holds_nobody_up_and_comes_back(
         for stream in streams:
             assert_gapless(stream)
             assert stream.text == expected_text(pcm)
-        again = await halfway(ingress, pcm, count=12)
+        again = await halfway(ingress, pcm, count=MORE_THAN_A_LANE)
         assert owners(again) == {"g1-l0", "g1-l1"}
         await finish(ingress, again, pcm)
-        assert [stream.text for stream in again] == [expected_text(pcm)] * 12
+        assert [stream.text for stream in again] == [expected_text(pcm)] * MORE_THAN_A_LANE
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -132,7 +137,7 @@ async def test_when_the_group_ends_nobody_is_a_suspect_whom_it_had_no_step_of(
     redis_url: str, tmp_path: Path, how: str
 ) -> None:
     pcm, client = noise(1.0), raw_client(redis_url)
-    port = next(port for port in free_ports(20) if port + 1 not in (0, 65_536))
+    port = ports_in_a_row(3)
     with ExitStack() as stack:
         flags = {"worker_max_streams": 4, "null_step_ms": 60_000, "metrics_port": port}
         # Long enough for all that comes before it.
@@ -146,7 +151,7 @@ async def test_when_the_group_ends_nobody_is_a_suspect_whom_it_had_no_step_of(
             for stream in first.values():
                 stream.append(pcm)
             for lane in range(len(first)):
-                await until(lambda lane=lane: steps_begun(port + lane) == 1, what="a step")  # type: ignore[misc]
+                await until(lambda lane=lane: steps_begun(port + 1 + lane) == 1, what="a step")  # type: ignore[misc]
             bystanders = [stream for stream in streams if stream not in first.values()]
             for stream in bystanders:
                 stream.append(pcm)
@@ -273,13 +278,38 @@ async def test_snapshots_of_lanes_fit_workers_and_those_of_workers_fit_lanes(
             assert "without its snapshot" not in (tmp_path / "w2.log").read_text() + group.log_text()
 
 
-def test_lanes_show_their_metrics_on_ports_in_a_row(redis_url: str, tmp_path: Path) -> None:
-    port = next(port for port in free_ports(20) if port + 1 not in (0, 65_536))
-    with GroupProcess(redis_url, "g1", tmp_path / "g1.log", metrics_port=port) as group:
-        group.ready(raw_client(redis_url))
-        for lane in (0, 1):
-            with urlopen(f"http://127.0.0.1:{port + lane}/readyz") as answer:
-                assert answer.status == 200
+def probe(port: int, path: str) -> tuple[int, list[str]]:
+    """Status, and reasons of a probe that fails."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+            return int(answer.status), []
+    except HTTPError as error:
+        return error.code, json.load(error)["reasons"]
+    except OSError:
+        return 0, []
+
+
+def test_a_groups_port_tells_of_all_of_its_lanes(redis_url: str, tmp_path: Path) -> None:
+    port, client = ports_in_a_row(3), raw_client(redis_url)
+    flags = {"metrics_port": port, "worker_max_streams": 4}
+    with GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags) as group:
+        group.ready(client)
+        for at in range(3):
+            wait_until(lambda at=at: probe(port + at, "/readyz") == (200, []), 30, "a port that is ready")  # type: ignore[misc]
+        assert probe(port, "/startupz") == probe(port, "/livez") == (200, [])
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"\nparakeet_group_lanes 2.0\n" in answer.read()
+        frozen = group.send_lane("g1-l1", signal.SIGSTOP)
+        wait_until(lambda: probe(port, "/livez") == (503, ["lane 1: no answer"]), 30, "a lane that is missed")
+        assert probe(port, "/readyz") == (503, ["lane 1: no answer"])
+        os.kill(frozen, signal.SIGCONT)
+        wait_until(lambda: probe(port, "/readyz") == (200, []), 30, "a lane that is back")
+        group.send_lane("g1-l0", signal.SIGKILL)
+        wait_until(lambda: "lane 0 ended with status -9" in group.log_text(), 30, "a lane's end")
+        assert probe(port, "/livez")[0] == 200, "the group starts it again"
+        wait_until(lambda: probe(port, "/readyz") == (200, []), 30, "another lane 0")
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"\nparakeet_group_lane_restarts_total 1.0\n" in answer.read()
 
 
 def test_a_lane_that_cannot_join_ends_the_group_with_its_sentence(redis_url: str, tmp_path: Path) -> None:

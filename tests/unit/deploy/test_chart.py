@@ -42,6 +42,7 @@ EVERYTHING: Final = {
     "worker": {
         "model": {"existingClaim": "models"},
         "maxStreams": 500,
+        "lanes": 3,
         "keda": {"enabled": True, "redisAddress": "redis:6379", "existingSecret": "keda"},
     },
     "monitoring": {
@@ -207,6 +208,20 @@ def test_probes_ask_the_metrics_port() -> None:
         ):
             assert container[probe]["httpGet"] == {"path": path, "port": "metrics"}
         assert {"name": "metrics", "containerPort": 9090} in container["ports"]
+
+
+def test_each_lane_is_scraped_and_the_groups_port_is_probed() -> None:
+    documents = render(EVERYTHING)
+    (container,) = one(documents, "Deployment", "speech-worker")["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"metrics": 9090, "metrics-0": 9091, "metrics-1": 9092, "metrics-2": 9093}
+    assert environment(documents, "speech-worker")["PARAKEET_LANES"] == "3"
+    endpoints = one(documents, "PodMonitor", "speech-worker")["spec"]["podMetricsEndpoints"]
+    assert [endpoint["port"] for endpoint in endpoints] == list(ports)
+    (rule,) = one(documents, "NetworkPolicy", "speech-metrics")["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == list(ports)
+    (plain,) = one(render(LEAST), "Deployment", "speech-worker")["spec"]["template"]["spec"]["containers"]
+    assert [port["name"] for port in plain["ports"]] == ["metrics"]
 
 
 def test_workers_scale_by_the_assignments_of_every_shard() -> None:

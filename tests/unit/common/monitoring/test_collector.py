@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from common.monitoring.collector import ingress_registry, worker_registry
 from common.monitoring.docs import DOCUMENT, document
-from common.monitoring.families import INGRESS, WORKER, Family
-from common.monitoring.metrics import Histogram, IngressMetrics, WorkerMetrics
+from common.monitoring.families import GROUP, INGRESS, WORKER, Family
+from common.monitoring.metrics import GroupMetrics, Histogram, IngressMetrics, WorkerMetrics
 
 ROOT = Path(__file__).parents[4]
 
@@ -36,15 +36,19 @@ def scraped(metrics: IngressMetrics | WorkerMetrics) -> dict[str, dict[tuple[str
     return samples
 
 
-@pytest.mark.parametrize(("kind", "families"), [(IngressMetrics, INGRESS), (WorkerMetrics, WORKER)])
+@pytest.mark.parametrize(
+    ("kind", "families"), [(IngressMetrics, INGRESS), (WorkerMetrics, WORKER), (GroupMetrics, GROUP)]
+)
 def test_a_process_counts_exactly_the_families_of_the_table(
-    kind: type[IngressMetrics] | type[WorkerMetrics], families: tuple[Family, ...]
+    kind: type[IngressMetrics] | type[WorkerMetrics] | type[GroupMetrics], families: tuple[Family, ...]
 ) -> None:
     assert list(vars(kind())) == [family.attribute for family in families]
     assert list(kind.__annotations__) == [family.attribute for family in families]
 
 
-@pytest.mark.parametrize(("folder", "families"), [("ingress", INGRESS), ("gpu_worker", WORKER)])
+@pytest.mark.parametrize(
+    ("folder", "families"), [("ingress", INGRESS), ("gpu_worker", WORKER), ("gpu_worker/lanes", GROUP)]
+)
 def test_every_family_is_counted_by_some_code(folder: str, families: tuple[Family, ...]) -> None:
     sources = "\n".join(path.read_text() for path in (ROOT / folder).rglob("*.py"))
     never = [one.name for one in families if not re.search(rf"\.{one.attribute}\b", sources)]

@@ -301,3 +301,16 @@ def test_lanes_that_cannot_be_are_refused(
         parse("worker", ["--lanes=4", *flags], {})
     assert str(refused.value) == sentence
     assert parse("worker", ["--lanes=1", *flags], {}).lanes == 1
+
+
+def test_lanes_have_ports_behind_their_groups() -> None:
+    flags = ["--lanes=4", "--metrics-port=65532"]
+    with pytest.raises(SettingsError, match="takes at most 65531 with --lanes 4"):
+        parse("worker", flags, {})
+    assert parse("worker", ["--lanes=4", "--metrics-port=65531"], {}).lanes == 4
+
+
+def test_lanes_are_chosen_where_nobody_says_how_many() -> None:
+    assert parse("worker", [], {}).lanes == 1
+    assert parse("serve", [], {}).choose_lanes
+    assert not parse("serve", ["--lanes=1"], {}).choose_lanes

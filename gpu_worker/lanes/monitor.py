@@ -1,0 +1,119 @@
+"""What a group shows an operator: its metrics, and the health of itself and of all of its lanes.
+
+The group has the port that a worker would have, so that a probe of a worker need not know of lanes; its lanes
+have the ones behind it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import orjson
+
+from common.monitoring.collector import group_registry
+from common.monitoring.health import HealthChecks
+from common.monitoring.http_server import MonitoringServer
+from common.monitoring.metrics import GroupMetrics
+from common.settings import WorkerSettings
+from gpu_worker.monitor import cuda_memory
+
+if TYPE_CHECKING:
+    from gpu_worker.lanes.group import Group
+
+# Kubernetes waits for 3 s for an answer about readiness, and lanes are asked at once.
+_ASK_TIMEOUT_S: Final = 2.0
+_MOST_ANSWER_BYTES: Final = 4096
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - it is compared
+
+
+class GroupMonitor:
+    """The metrics port of a group; without --metrics-port it does nothing."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._group: Group | None = None
+        self._server: MonitoringServer | None = None
+        self._lanes: list[str] = []
+        self._served: set[int] = set()  # lanes that have answered well once
+        if not settings.metrics_port:
+            return
+        host = settings.metrics_host
+        host = _ANYWHERE.get(host, f"[{host}]" if ":" in host else host)
+        self._lanes = [f"http://{host}:{lane_port(settings, lane)}" for lane in range(settings.lanes)]
+        self._asking = ThreadPoolExecutor(4 * settings.lanes, "ask-lanes")
+        self._server = MonitoringServer(
+            settings.metrics_host,
+            settings.metrics_port,
+            group_registry(self._read),
+            HealthChecks(live=self._why_not_live, ready=self._why_not_ready, started=self._why_not_started),
+        )
+        self._server.start()
+
+    def watch(self, group: Group) -> None:
+        """Show this group from now on; its model is loaded."""
+        self._group = group
+
+    def close(self) -> None:
+        """Give the port back."""
+        if self._server is not None:
+            self._server.close()
+            self._asking.shutdown(wait=False, cancel_futures=True)
+
+    def _why_not_live(self) -> list[str]:
+        group = self._group
+        if group is None:  # a model that loads may take its time; the start-up probe bounds that
+            return []
+        if group.hangs:
+            return ["device"]
+        # Lanes that have ended are started again by the group; one that runs has to make progress.
+        return self._ask("/livez", [lane for lane in self._served if group.runs(lane)])
+
+    def _why_not_started(self) -> list[str]:
+        if self._group is None:
+            return ["model"]
+        return self._ask("/startupz", sorted(set(range(len(self._lanes))) - self._served))
+
+    def _why_not_ready(self) -> list[str]:
+        if self._group is None:
+            return ["model"]
+        return ["device"] if self._group.hangs else self._ask("/readyz", range(len(self._lanes)))
+
+    def _ask(self, path: str, lanes: Collection[int]) -> list[str]:
+        """Why lanes fail a check, each reason behind its lane's number."""
+        answers = list(self._asking.map(lambda lane: _reasons(self._lanes[lane] + path), lanes))
+        found = dict(zip(lanes, answers, strict=True))
+        self._served |= {lane for lane, reasons in found.items() if not reasons}
+        return [f"lane {lane}: {reason}" for lane, reasons in found.items() for reason in reasons]
+
+    def _read(self) -> GroupMetrics:
+        if self._group is None:
+            return GroupMetrics()
+        metrics = self._group.read_metrics()
+        if "torch" in sys.modules:
+            metrics.cuda_memory_bytes = cuda_memory()
+        return metrics
+
+
+def lane_port(settings: WorkerSettings, lane: int) -> int:
+    """The metrics port of a lane; 0 where there is none."""
+    return settings.metrics_port + 1 + lane if settings.metrics_port else 0
+
+
+def _reasons(url: str) -> list[str]:
+    """Why a lane fails a check, as it says; none where it passes."""
+    try:
+        with urlopen(url, timeout=_ASK_TIMEOUT_S) as answer:  # noqa: S310 - http, as made above
+            answer.read(_MOST_ANSWER_BYTES)
+        return []
+    except HTTPError as error:
+        try:
+            said = orjson.loads(error.read(_MOST_ANSWER_BYTES))
+            return [str(reason) for reason in said["reasons"]] or ["unknown"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ["unknown"]
+    except OSError:
+        return ["no answer"]
