@@ -58,7 +58,7 @@ class ServiceProcess:
             self._process.kill()
             self._process.wait()
 
-    def ready(self, client: Any, timeout_s: float = 30.0) -> Self:
+    def ready(self, client: Any, timeout_s: float = 120.0) -> Self:
         """Wait until the process has signed on, which it does once it serves."""
         wait_until(
             lambda: client.zscore(self._register, self._name) or not self.running,
