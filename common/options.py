@@ -1,7 +1,7 @@
 """Options of one stream: a frozen dataclass and the typed table that validates it.
 
 To add an option: a field in `StreamOptions`, an `Option` row in `OPTIONS`. Validation, the codec and
-the table of docs/protocol.md follow from the row.
+the table of docs/protocol.md follow from the row; ARCHITECTURE.md says what else there is to do.
 """
 
 from __future__ import annotations
@@ -229,6 +229,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
 )
 
 _TABLE: Final[dict[str, Option]] = {option.name: option for option in OPTIONS}
+_DEFAULTS: Final = asdict(StreamOptions())
 
 
 def parse_options(values: Mapping[str, object]) -> StreamOptions:
@@ -255,8 +256,11 @@ def parse_options(values: Mapping[str, object]) -> StreamOptions:
 
 
 def encode_options(options: StreamOptions) -> bytes:
-    """Write options as the JSON that a stream's hash carries; what was left to the worker is left out."""
-    return orjson.dumps({name: value for name, value in asdict(options).items() if value not in (None, ())})
+    """Write options as the JSON that a stream's hash carries; what is as it is by default is left out.
+
+    So a worker of an older release serves a stream whose client asks for nothing new.
+    """
+    return orjson.dumps({name: value for name, value in asdict(options).items() if value != _DEFAULTS[name]})
 
 
 def decode_options(data: bytes | str) -> StreamOptions:

@@ -23,6 +23,7 @@ from common.auth.keys_file import KeyRecord, create_key
 from common.client_codec import CLIENT_MESSAGE_TYPES
 from common.settings import parse
 from ingress.api.page import is_open
+from ingress.http.site import Site
 from ingress.request import Request
 from ingress.server import IngressServer
 from tests.ingress_process import IngressProcess
@@ -72,9 +73,19 @@ class Guarded:
     metrics_port: int
     flags: tuple[str, ...]
 
+    @property
+    def site(self) -> Site:
+        """The tables of streams and endpoints that such an ingress has."""
+        return IngressServer(parse("ingress", self.flags, {}))._site
+
+    @property
+    def stream_paths(self) -> set[str]:
+        """Paths at which a WebSocket is a stream."""
+        return set(self.site.streams)
+
     def table(self) -> list[Asked]:
         """All that there is, what takes a name with one, and what is not there."""
-        site = IngressServer(parse("ingress", self.flags, {}))._site
+        site = self.site
         paths = {re.sub(r"\{[^}]*\}", "name", route.path) for route in site.endpoints}
         paths |= {"/nothing-here", *site.streams}
         asked = [Asked(method, path) for path in sorted(paths) for method in METHODS]
@@ -103,7 +114,7 @@ def guarded(stack: Stack, tmp_path: Path) -> Guarded:
 
 async def test_a_stranger_gets_nothing_at_any_path(guarded: Guarded, stack: Stack) -> None:
     table = guarded.table()
-    assert {"/v1/listen", "/v1/realtime", "/", "/ws"} <= {one.path for one in table if one.upgrade}
+    assert guarded.stream_paths <= {one.path for one in table if one.upgrade}
     assert {"/v1/audio/transcriptions", "/v1/models/name", "/v1/tokens"} <= {one.path for one in table}
     shown: list[tuple[dict[str, str], str]] = [
         ({}, ""),
@@ -138,7 +149,7 @@ async def test_a_foreign_page_gets_nothing_even_with_a_key(guarded: Guarded, sta
         # The same from elsewhere is not refused for who asks: what is tested above is there.
         status, body = await asyncio.to_thread(guarded.ask, asked, key)
         assert status not in (401, 403, 429), (asked, status, body)
-        if asked.upgrade and asked.path in ("/", "/ws", "/v1/listen", "/v1/realtime"):
+        if asked.upgrade and asked.path in guarded.stream_paths:
             assert status == 101, (asked, body)
     await stack.empty()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from common.errors import ClientFault, EntryError, ErrorCode
-from common.options import Option, StreamOptions, decode_options, encode_options, parse_options
+from common.options import OPTIONS, Option, StreamOptions, decode_options, encode_options, parse_options
 
 
 def test_options_parse_into_the_dataclass() -> None:
@@ -60,6 +63,18 @@ def test_right_values_come_out_in_the_options_type() -> None:
 def test_options_survive_the_record_of_a_stream() -> None:
     options = StreamOptions(words=True, resume=True)
     assert decode_options(encode_options(options)) == options
+    assert encode_options(options) == b'{"words":true,"resume":true}', "older workers refuse names"
+    assert encode_options(StreamOptions()) == b"{}"
     for broken in (b"[]", b"{", b'{"from_the_future":1}'):
         with pytest.raises(EntryError):
             decode_options(broken)
+
+
+def test_the_typescript_client_has_every_option_but_those_that_it_sets_itself() -> None:
+    source = (Path(__file__).parents[3] / "clients" / "typescript" / "src" / "messages.ts").read_text()
+    interface = source.split("export interface ConfigOptions {")[1].split("}")[0]
+    assert set(re.findall(r"(\w+)\?:", interface)) == {option.name for option in OPTIONS} - {
+        "sample_rate",
+        "encoding",
+        "resume",
+    }

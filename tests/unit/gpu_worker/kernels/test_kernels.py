@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 if find_spec("triton") is None:
     pytest.skip("no Triton on this platform", allow_module_level=True)
 
+import gpu_worker.kernels as kernels_package
 from tests import kernel_checks as checks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,6 +22,13 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(7)
+
+
+def test_every_kernel_has_a_reference_that_it_is_checked_against() -> None:
+    kernels = {path.stem for path in Path(kernels_package.__file__).parent.glob("*.py")} - {"__init__"}
+    assert {f"{name}_reference" for name in kernels} == {
+        name for name in vars(checks) if name.endswith("_reference")
+    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from http import HTTPStatus
+from pathlib import Path
 
+from common.settings import parse
 from ingress.api.capabilities import CAPABILITIES_ENDPOINT
 from ingress.api.openai_errors import openai_refusal
 from ingress.capabilities import CAPABILITIES, PROTOCOLS
 from ingress.http.refusal import Refusal
-from ingress.server import LISTEN_PATH, REALTIME_PATH
+from ingress.server import LISTEN_PATH, REALTIME_PATH, IngressServer
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving
 
@@ -27,9 +30,18 @@ async def test_capabilities_are_those_of_hello() -> None:
         await native.close()
 
 
-def test_live_protocols_are_where_they_are_said_to_be() -> None:
-    assert PROTOCOLS["openai_realtime"] == REALTIME_PATH
-    assert PROTOCOLS["deepgram_live"] == LISTEN_PATH
+async def test_protocols_are_where_they_are_said_to_be() -> None:
+    site = IngressServer(parse("ingress", (), {}))._site
+    live = {REALTIME_PATH: "openai_realtime", LISTEN_PATH: "deepgram_live"}
+    assert {PROTOCOLS[name] for name in live.values()} == set(live) == set(site.streams) - {"/", "/ws"}
+    uploads = {route.path for route in site.endpoints if "POST" in (route.methods or ())}
+    assert set(PROTOCOLS.values()) - set(live) <= uploads
+
+
+def test_the_document_names_every_capability() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "protocol.md").read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith("| `capabilities` |"))
+    assert set(re.findall(r"`(\w+)`", row)) - {"capabilities"} == set(CAPABILITIES)
 
 
 def test_refusals_for_openai_clients_are_json() -> None:

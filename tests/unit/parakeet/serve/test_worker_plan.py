@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from common.errors import SettingsError
-from common.settings import parse
+from common.settings import FLAGS, parse
+from common.settings.values import Choice
 from parakeet.serve import worker_plan
 from parakeet.serve.worker_plan import Machine, check_device, count_gpus, plan_workers
 
 GB = 1 << 30
 PLENTY = 512 * GB
+
+
+def test_the_memory_of_every_model_size_is_known() -> None:
+    (sizes,) = (flag.kind for flag in FLAGS if flag.name == "model_size")
+    assert isinstance(sizes, Choice)
+    assert set(worker_plan._WEIGHTS_MB) == set(worker_plan._STREAM_MB) == set(sizes.words)
 
 
 @pytest.mark.parametrize(
