@@ -71,7 +71,7 @@ class RedisAddress:
     def __str__(self) -> str:
         """For logs: without the password."""
         if self.path:
-            return f"unix:{self.path}" + (f"?db={self.db}" if self.db else "")
+            return f"unix://{self.path}" + (f"?db={self.db}" if self.db else "")
         if self.sentinels:
             return f"master {self.master} of {','.join(starmap(host_and_port, self.sentinels))}"
         return f"{host_and_port(self.host, self.port)}/{self.db}"

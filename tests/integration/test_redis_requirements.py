@@ -209,7 +209,7 @@ def test_a_server_that_loads_may_be_waited_for(info: str) -> None:
 
 
 def test_a_server_that_is_away_or_silent_may_be_waited_for_within_the_time_out() -> None:
-    with pytest.raises(redis.exceptions.ConnectionError, match=r"Redis at unix:/nowhere .* No such file"):
+    with pytest.raises(redis.exceptions.ConnectionError, match=r"Redis at unix:///nowhere .* No such file"):
         check("unix:///nowhere")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"

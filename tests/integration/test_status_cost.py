@@ -64,5 +64,5 @@ async def test_one_who_dies_while_making_the_line_is_replaced(redis_url: str) ->
 async def test_a_redis_that_is_away_is_told_with_its_address() -> None:
     async with AsyncExitStack() as stack:
         (redis,) = await _clients(stack, "unix:///nowhere/redis.sock", 1)
-        with pytest.raises(RedisUnavailable, match=r"Redis at unix:/nowhere/redis\.sock does not answer"):
+        with pytest.raises(RedisUnavailable, match=r"Redis at unix:///nowhere/redis\.sock does not answer"):
             await shared_status(redis, KEYS)
