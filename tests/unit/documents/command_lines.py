@@ -43,6 +43,8 @@ def command_lines(text: str) -> list[list[str]]:
                 continue
             while command and re.fullmatch(r"\w+=.*", command[0]):
                 del command[0]
+            if ">" in command:  # where the output goes is the shell's
+                del command[command.index(">") :]
             if _is_ours(command) and "..." not in command and "…" not in command:
                 found.append(command)
             command = []
