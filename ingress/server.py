@@ -62,7 +62,7 @@ from ingress.sockets.peer import Peer
 from ingress.sockets.shell import StreamRoute
 from ingress.sockets.tcp import TcpShell
 from ingress.status import SharedStatus, StatusShell
-from ingress.streams.redis_backplane import OUTAGE_LIMIT_S, BackplaneSettings, RedisBackplane
+from ingress.streams.redis_backplane import BackplaneSettings, RedisBackplane
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ class IngressServer:
                 resume_grace_s=settings.resume_grace_s,
                 coalesce_ms=settings.coalesce_ms,
                 redis_loss_ms=settings.redis_loss_ms,
+                redis_outage_s=settings.redis_outage_s,
                 adopts=not is_made_up(settings.ingress_id, "i"),
             ),
             RedisServers.of(settings),
@@ -141,7 +142,7 @@ class IngressServer:
         )
         self._guard = None if self._ring is None else KeyGuard(self._door, self._backplane.key_usage())
         self._tls = _tls_of(settings)
-        self._decoders = Decoders(settings.max_decoders)
+        self._decoders = Decoders(settings.max_decoders, settings.max_decoder_mb << 20)
         self._native = self._speaking(lambda request: NativeDialect(settings.sample_rate))
         self._recordings = Recordings(
             self._backplane,
@@ -159,6 +160,7 @@ class IngressServer:
             HttpLimits(
                 max_frame_bytes=settings.max_frame_bytes,
                 head_timeout_s=settings.handshake_timeout_ms / 1000,
+                keep_alive_s=settings.keep_alive_s,
                 body_window_s=settings.body_timeout_s,
                 min_body_rate=settings.min_body_rate,
                 ping_interval_s=settings.ping_interval_s,
@@ -229,7 +231,7 @@ class IngressServer:
     async def _agree(self) -> None:
         """Agree with the cluster on what its processes share; Redis may still be starting."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + OUTAGE_LIMIT_S
+        deadline = loop.time() + self._settings.redis_outage_s
         while True:
             try:
                 await self._backplane.start()

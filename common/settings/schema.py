@@ -65,6 +65,7 @@ class IngressSettings(ClusterSettings):
     max_frame_bytes: int
     max_upload_mb: int
     max_decoders: int
+    max_decoder_mb: int
     max_uploads: int | None
     """None is twice `max_decoders`."""
     max_recording_s: float
@@ -74,9 +75,11 @@ class IngressSettings(ClusterSettings):
     send_buffer_bytes: int
     coalesce_ms: int
     redis_loss_ms: int
+    redis_outage_s: float
     handshake_timeout_ms: int
     begin_timeout_s: float
     ping_interval_s: float
+    keep_alive_s: float
     body_timeout_s: float
     min_body_rate: int
     audio_timeout_s: float

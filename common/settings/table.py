@@ -176,6 +176,7 @@ FLAGS: tuple[Flag, ...] = (
          "finalize messages of a stream that may wait for their answers", "Limits", _INGRESS),
     Flag("max_decoders", Whole(1, 1024), "4", "recordings and compressed live streams that an ingress decodes at once; each is a child process",
          "Limits", _INGRESS),
+    Flag("max_decoder_mb", Whole(192, 65_536), "512", "memory that one of these child processes may map", "Limits", _INGRESS, "MB"),
     Flag("send_buffer_bytes", Whole(4096, 64 << 20), str(256 << 10),
          "bytes that may wait for a client that does not read, partial results merged; with more it is dropped", "Limits", _INGRESS, "BYTES"),
 
@@ -229,6 +230,10 @@ FLAGS: tuple[Flag, ...] = (
          "kept in the ingress for so long after Redis took it; the embedded server keeps nothing, so it needs none",
          "Redis", _INGRESS, "MS"),
 
+    Flag("redis_outage_s", Real(1, 600), "15",
+         "time that Redis may be away, or full, before the streams that wait for it fail; with Sentinels, longer than they "
+         "take to name another master", "Redis", _INGRESS, "S"),
+
     # -- processes
     Flag("num_ingress", Whole(1, 64), "1", "ingress processes, which share the ports", "Processes", ("serve",)),
     Flag("num_workers", Whole(0, 64, auto=True), "auto",
@@ -255,6 +260,9 @@ FLAGS: tuple[Flag, ...] = (
          "Timing", _INGRESS, "S"),
     Flag("audio_timeout_s", Real(0, 604_800), "3600",
          "a live stream of which less than a second of audio comes in so long ends, whatever else its client says; 0 is never",
+         "Timing", _INGRESS, "S"),
+    Flag("keep_alive_s", Real(0, 3600), "15",
+         "an HTTP connection without a request is kept so long; behind a balancer that keeps its own longer, more than that",
          "Timing", _INGRESS, "S"),
     Flag("body_timeout_s", Real(0.1, 3600), "30",
          "in each window of so long a request's body has to come at --min-body-rate, or its request ends",

@@ -9,12 +9,14 @@ that were decoded before it have been written.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import resource
 import struct
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 FAILED: Final = 3
@@ -26,15 +28,22 @@ MIN_RATE: Final = 8_000
 MAX_RATE: Final = 48_000
 MAX_CHANNELS: Final = 8
 
-_MAX_MEMORY_BYTES: Final = 2 << 30
+MAX_MEMORY_BYTES: Final = 512 << 20
+"""What a child may map, where nothing else is said; its libraries and a WAV file are 124 MB."""
+
+# Far more than the longest recording takes: it ends one that is made to take for ever.
 _MAX_CPU_S: Final = 900
+# Its input, its three pipes, and what libraries open.
 _MAX_OPEN_FILES: Final = 32
 
 
-def limit_process() -> None:
+def limit_process(memory_bytes: int) -> None:
     """Bound what a malicious input can take."""
+    # Where a machine or a container runs out of memory, this process is to go and not the ingress.
+    with contextlib.suppress(OSError):  # a sandbox may keep it from saying so, and no more
+        Path("/proc/self/oom_score_adj").write_text("1000")
     for limit, value in (
-        (resource.RLIMIT_AS, _MAX_MEMORY_BYTES),
+        (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_CPU, _MAX_CPU_S),
         (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
@@ -61,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--mix", action="store_true", help="one channel, the mean of all")
     parser.add_argument("--rate", type=int, default=0, help="of Opus packets; else that of the media")
     parser.add_argument("--channels", type=int, default=1, help="of Opus packets")
+    parser.add_argument("--memory", type=int, default=MAX_MEMORY_BYTES, help="most bytes that it may map")
     arguments = parser.parse_args(argv)
 
     import av  # needs threads and files that the limits forbid later
@@ -68,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     av.logging.set_level(av.logging.PANIC)
     logging.disable()
     source = open(arguments.file, "rb") if arguments.file else sys.stdin.buffer  # noqa: SIM115, PTH123
-    limit_process()
+    limit_process(arguments.memory)
     out = sys.stdout.buffer
     try:
         if arguments.demuxer == RAW_OPUS:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Final
 
 from common.errors import ParakeetError
-from ingress.media.child import FAILED, NO_AUDIO, RAW_OPUS
+from ingress.media.child import FAILED, MAX_MEMORY_BYTES, NO_AUDIO, RAW_OPUS
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +74,14 @@ class MediaInput:
 
 
 class Decoders:
-    """All decoding of an ingress: at most `max_running` children at once."""
+    """All decoding of an ingress: at most `max_running` children at once.
 
-    def __init__(self, max_running: int) -> None:
+    max_memory_bytes: of one child, its libraries (some 120 MB) included.
+    """
+
+    def __init__(self, max_running: int, max_memory_bytes: int = MAX_MEMORY_BYTES) -> None:
         self._max_running = max_running
+        self._max_memory_bytes = max_memory_bytes
         self._running = 0
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -107,6 +111,7 @@ class Decoders:
             with _no_garbage_collection():
                 process = await asyncio.create_subprocess_exec(
                     *media.argv(),
+                    f"--memory={self._max_memory_bytes}",
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.PIPE,

@@ -44,9 +44,6 @@ from ingress.streams.watch import StreamWatch
 
 logger = logging.getLogger(__name__)
 
-# How long Redis may be away before the streams that wait for it fail: longer than a restart or a
-# failover takes, shorter than people take to notice silence.
-OUTAGE_LIMIT_S: Final = 15.0
 # An admission outlives its ingress by the time in which its clients may come back.
 ADMISSION_MARGIN_S: Final = 10.0
 
@@ -55,6 +52,7 @@ ADMISSION_MARGIN_S: Final = 10.0
 class BackplaneSettings:
     """What the backplane is told; times in seconds, `claim_timeout_s` until a worker has a stream.
 
+    redis_outage_s: how long Redis may be away before the streams that wait for it fail.
     adopts: whether a process before may have had this ingress's name, and left streams.
     """
 
@@ -67,6 +65,7 @@ class BackplaneSettings:
     resume_grace_s: float
     coalesce_ms: int = 0
     redis_loss_ms: int = 0
+    redis_outage_s: float = 15.0
     adopts: bool = True
 
 
@@ -95,7 +94,7 @@ class RedisBackplane:
         self._audio = AudioLog(
             self._redis,
             self._keys,
-            int(OUTAGE_LIMIT_S * 1000),
+            int(settings.redis_outage_s * 1000),
             coalesce_ms=settings.coalesce_ms,
             keep_ms=settings.redis_loss_ms,
             on_commit=metrics.redis_commit_seconds.observe,
@@ -349,7 +348,7 @@ class RedisBackplane:
             grace_ms=int(settings.resume_grace_s * 1000),
             trace=link.account.traceparent,
         )
-        give_up = self._loop.time() + OUTAGE_LIMIT_S
+        give_up = self._loop.time() + settings.redis_outage_s
         while True:
             try:
                 await self._directory.create(new)

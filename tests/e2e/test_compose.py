@@ -109,7 +109,9 @@ def test_uploads_have_room() -> None:
     largest_mb = int(SERVICES["ingress"]["environment"]["PARAKEET_MAX_UPLOAD_MB"])
     defaults = {flag.name: flag.default for flag in FLAGS}
     assert int(gigabytes) << 10 >= 2 * int(defaults["max_decoders"]) * largest_mb
-    assert int(SERVICES["ingress"]["mem_limit"].removesuffix("g")) > int(gigabytes)
+    decoders_mb = int(defaults["max_decoders"]) * int(defaults["max_decoder_mb"])
+    memory_mb = int(SERVICES["ingress"]["mem_limit"].removesuffix("g")) << 10
+    assert memory_mb >= (int(gigabytes) << 10) + decoders_mb + 512
 
 
 def test_no_audio_is_kept_for_a_redis_that_forgets_everything() -> None:

@@ -167,6 +167,13 @@ def test_bodies_and_their_room_follow_what_may_be_uploaded(
     assert f"client_max_body_size    {values['maxMb'] + 1}m;" in Path("deploy/proxy/nginx.conf").read_text()
 
 
+def test_an_ingress_has_memory_for_all_of_its_decoders() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["ingress"]
+    default = {flag.name: flag.default for flag in FLAGS}
+    gib = int(values["resources"]["limits"]["memory"].removesuffix("Gi"))
+    assert gib << 10 >= values["uploads"]["maxDecoders"] * int(default["max_decoder_mb"]) + 512
+
+
 def test_disruptions_take_one_pod_of_a_kind() -> None:
     documents = render(LEAST)
     for kind in ("ingress", "worker"):

@@ -145,6 +145,21 @@ async def test_a_child_that_is_killed_has_reached_its_limits(decoders: Decoders)
             await decoder.audio()
 
 
+async def test_media_that_take_more_memory_than_a_child_may_are_refused() -> None:
+    decoders = Decoders(1, max_memory_bytes=16 << 20)
+    with pytest.raises(MediaError):
+        await decode(decoders, MediaInput("wav", file=RECORDING))
+    assert decoders.running == 0
+
+
+async def test_where_memory_runs_out_the_child_is_to_go_first(decoders: Decoders) -> None:
+    async with await decoders.start(MediaInput("wav")) as decoder:
+        await decoder.feed(RECORDING.read_bytes()[:100_000])  # noqa: ASYNC240 - a small file
+        await decoder.audio()
+        score = Path(f"/proc/{decoder._process.pid}/oom_score_adj").read_text()  # noqa: ASYNC240 - no disk
+    assert score.strip() == "1000"
+
+
 async def test_a_defect_of_the_child_is_logged_and_no_limit(
     decoders: Decoders, caplog: pytest.LogCaptureFixture
 ) -> None:
