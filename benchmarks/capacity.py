@@ -60,7 +60,7 @@ def search(
     search_s: float,
     final_s: float,
 ) -> int:
-    """The largest load that a trial of `final_s` proved, 0 when none did.
+    """Return the largest load that a trial of `final_s` proved, 0 when none did.
 
     The load rises by a quarter while trials pass; after a failure it falls by as much, then closes in.
 

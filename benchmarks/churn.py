@@ -117,7 +117,7 @@ def churn(engine: SpeechEngine, seconds: float, *, on_cuda: bool, seed: int = 0)
 
 
 def _samples_waiting(engine: SpeechEngine, stream: StreamId) -> int:
-    """Samples fed and in no step yet; asks without waiting for the step under way, as nobody else may."""
+    """Return the samples fed and in no step yet, without waiting for the step under way as others must."""
     slot, table = engine._streams.get(stream).slot, engine._table
     planned = engine.clock.samples_of_frames(int(table.planned[slot]))
     return max(0, int(table.fed[slot]) - planned) + engine._rings.beside(slot)

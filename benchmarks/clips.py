@@ -44,7 +44,7 @@ class Clip:
 
 
 def read_clips(sources: Sequence[str], usr: Path, max_asterisk: int) -> list[Clip]:
-    """The clips of some sources.
+    """Return the clips of some sources.
 
     Args:
         sources: of "asterisk", "librivox", "recordings".
@@ -89,13 +89,13 @@ def streams(clips: Sequence[Clip], per_stream: int) -> Iterator[tuple[NDArray[np
 
 
 def normalised(text: str) -> str:
-    """A transcript as it is counted: numbers as words, no hyphens, percent signs as words."""
+    """Return a transcript as it is counted: numbers as words, no hyphens, percent signs as words."""
     text = text.lower().replace("’", "'").replace("-", " ").replace("%", " percent ")
     return re.sub(r"\d+", lambda match: f" {cardinal(int(match[0]))} ", text)
 
 
 def asterisk_texts(usr: Path) -> dict[str, str]:
-    """What is said in the clips of Asterisk, by name, whether or not they are used."""
+    """Return what is said in the clips of Asterisk, by name, whether or not they are used."""
     with gzip.open(usr / _ASTERISK_TEXTS, "rt", encoding="utf-8", errors="replace") as file:
         lines = [line.partition(":") for line in file if not line.startswith(";") and ":" in line]
     return {name.strip(): text.strip() for name, _, text in lines}

@@ -119,7 +119,7 @@ def _until_streaming(ports: list[int], streams: int) -> None:
 
 
 def _counters(ports: list[int], clients: list[redis.Redis]) -> list[float]:
-    """Commits of each ingress, reads of each server, processor seconds of each server."""
+    """Return commits of each ingress, reads of each server, processor seconds of each server."""
     infos = [client.info("all") for client in clients]
     return [
         *(_counter(port, r"\S*redis_commit_seconds_count\S*") for port in ports),
@@ -129,7 +129,7 @@ def _counters(ports: list[int], clients: list[redis.Redis]) -> list[float]:
 
 
 def _counter(port: int, name: str) -> float:
-    """A metric of an ingress; 0 where there is none."""
+    """Return a metric of an ingress; 0 where there is none."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
     return float(found[1]) if found else 0.0

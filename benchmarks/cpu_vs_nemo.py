@@ -40,7 +40,7 @@ CACHED_MELS, DROPPED_FRAMES = 9, 2
 
 
 def speech(seconds: float) -> NDArray[np.float32]:
-    """The recording over and over, as float32 at 16 kHz."""
+    """Return the recording over and over, as float32 at 16 kHz."""
     with wave.open(str(RECORDING)) as file:
         samples = np.frombuffer(file.readframes(-1), dtype="<i2").astype(np.float32) / np.float32(32768)
     count = int(seconds * 16_000)
@@ -158,7 +158,7 @@ class NemoStep:
         self.position += self.chunk_mels
 
     def encode(self) -> None:
-        """The encoder's part of a step, without keeping what it did to the caches."""
+        """Run the encoder's part of a step, without keeping what it did to the caches."""
         import torch
 
         mels = self.mels[:, :, self.position - CACHED_MELS : self.position + self.chunk_mels]
@@ -174,7 +174,7 @@ class NemoStep:
             )
 
     def prepare(self, audio: NDArray[np.float32]) -> None:
-        """The mel frames are there already."""
+        """Do nothing: the mel frames are there already."""
 
     def run(self) -> None:
         """One step."""
@@ -189,7 +189,7 @@ def timed(run: Callable[[], None]) -> tuple[float, float]:
 
 
 def compare_steps(model: Path, context: tuple[int, int], batches: list[int], rounds: int) -> dict[str, Any]:
-    """Times of both steps at each batch size, measured in turn."""
+    """Return times of both steps at each batch size, measured in turn."""
     import torch
 
     torch.set_num_threads(1)

@@ -195,7 +195,7 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _switches(given: argparse.Namespace) -> dict[str, Any]:
-    """What a trial runs with besides the recognizer; results before 2026-11-29 are without either."""
+    """Return what a trial runs with besides the recognizer; results before 2026-11-29 are without either."""
     return {
         "turn_detection": given.turn_detection,
         "replay_seconds": given.replay_seconds,
@@ -212,7 +212,7 @@ def _is_of(told: dict[str, Any], given: argparse.Namespace) -> bool:
 
 
 def commit() -> str:
-    """The checkout's commit, or what stands for it where there is no git."""
+    """Return the checkout's commit, or what stands for it where there is no git."""
     told = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -223,7 +223,10 @@ def commit() -> str:
 
 
 def search_row(row: Row, given: argparse.Namespace) -> int:
-    """The C120 rule on one row.  0 when a load was proven, 1 when none was, UNFINISHED when time ran out."""
+    """Apply the C120 rule to one row.
+
+    Returns 0 when a load was proven, 1 when none was, UNFINISHED when time ran out.
+    """
     budget = Budget.of(given.budget_s)
     done = [
         Trial(told["streams"], told["seconds"], told["passed"])
@@ -312,7 +315,7 @@ def trial(
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
-    """The trials of `path`; of every file of engine trials beside it where it is the default one."""
+    """Return the trials of `path`; of every file of engine trials beside it where it is the default one."""
     paths = sorted(path.parent.glob("engine_*.jsonl")) if path == RESULTS else [path]
     return [told for one in paths for told in read_results(one)]
 
@@ -325,7 +328,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The best passing trials of `FINAL_S` of each row, with turn detection first, as Markdown."""
+    """Return the best passing trials of `FINAL_S` of each row, with turn detection first, as Markdown."""
     lines = [
         (
             "| model, chunk | turn detection, snapshots | C120 | late | p95 final less a chunk "

@@ -87,7 +87,7 @@ def engine_config(row: RowSizes, streams: int, switches: Switches = DEFAULTS) ->
 
 
 def build(row: RowSizes, streams: int, device: str, switches: Switches = DEFAULTS) -> Built:
-    """An engine that is ready to serve: in bfloat16 with graphs on a GPU, in float32 on a CPU."""
+    """Return an engine that is ready to serve: in bfloat16 with graphs on a GPU, in float32 on a CPU."""
     where = torch.device(device)
     on_cuda = where.type == "cuda"
     dtype = torch.bfloat16 if on_cuda else torch.float32
@@ -106,7 +106,7 @@ def build(row: RowSizes, streams: int, device: str, switches: Switches = DEFAULT
 
 
 def _warm_up(engine: SpeechEngine) -> None:
-    """What happens at a first call happens before the first stream, as in a worker."""
+    """Let all that happens at a first call happen before the first stream, as in a worker."""
     name = StreamId(-1)
     engine.open(name, StreamOptions())
     engine.feed(name, 0.1 * np.random.default_rng(0).standard_normal(48_000, dtype=np.float32))
@@ -123,7 +123,7 @@ def build_simulated(
     switches: Switches = DEFAULTS,
     time_of: Clock | None = None,
 ) -> Built:
-    """The same engine over steps that only take time."""
+    """Return the same engine over steps that only take time."""
     clock = ChunkClock(160, 200, 8, row.chunk_ms // 80)
     config = engine_config(row, streams, switches)
     time_of = time_of or RealClock()

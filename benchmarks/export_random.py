@@ -35,7 +35,7 @@ _CPU_STREAMS = 3
 
 
 def make(name: str, chunk_ms: int, dtype: torch.dtype, device: torch.device) -> tuple[LoadedModel, float]:
-    """A calibrated model and the rate on what it was calibrated with."""
+    """Return a calibrated model and the rate on what it was calibrated with."""
     loaded = make_model(name, dtype, device)
     context = (_LEFT_FRAMES, chunk_ms // 80 - 1)
     if device.type == "cuda":

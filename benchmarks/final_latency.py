@@ -107,7 +107,7 @@ def _ways() -> Iterator[Way]:
 
 
 def blocks(rate: int) -> Iterator[bytes]:
-    """The recording at a rate, in blocks."""
+    """Yield the recording at a rate, in blocks."""
     source = open_source(_RECORDING)
     samples = np.frombuffer(b"".join(source.blocks()), "<i2")
     if rate != source.rate:

@@ -63,7 +63,7 @@ class Session:
 
 
 def prompts(sounds: Path, transcripts: Path) -> list[Prompt]:
-    """Recordings of at least four words whose transcript spells no letters, digits or terms of telephony."""
+    """Return recordings of at least four words, without letters, digits or terms of telephony."""
     lines = gzip.decompress(transcripts.read_bytes()).decode("latin-1").splitlines()
     found = []
     for line in sorted(lines):
@@ -120,7 +120,7 @@ class Recognizer:
         self._last = 0
 
     def open(self, snapshot: bytes | None = None) -> StreamId:
-        """A new stream, or one that goes on from a snapshot."""
+        """Return a new stream, or one that goes on from a snapshot."""
         self._last += 1
         stream = StreamId(self._last)
         self.engine.open(stream, StreamOptions(), snapshot)
@@ -145,12 +145,12 @@ def tokens_of(outputs: Iterable[StreamOutput]) -> list[tuple[int, int]]:
 
 
 def whole(recognizer: Recognizer, session: Session) -> str:
-    """The text without any cut."""
+    """Return the text without any cut."""
     return recognizer.hear(recognizer.open(), session.samples, finish=True)[-1].text
 
 
 def in_segments(recognizer: Recognizer, session: Session) -> str:
-    """The text where each cut ends a segment."""
+    """Return the text where each cut ends a segment."""
     bounds = (0, *session.cuts, len(session.samples))
     return " ".join(
         recognizer.hear(recognizer.open(), session.samples[begin:end], finish=True)[-1].text
@@ -159,7 +159,7 @@ def in_segments(recognizer: Recognizer, session: Session) -> str:
 
 
 def beside(recognizer: Recognizer, session: Session, *, matched: bool) -> str:
-    """The text where a copy of the stream ends at each cut."""
+    """Return the text where a copy of the stream ends at each cut."""
     stream, at = recognizer.open(), 0
     said: list[int] = []
     before = 0  # frames that copies have said

@@ -203,7 +203,7 @@ def _beside(
 
 @contextmanager
 def _server_on(core: int, command: str, target: Target) -> Iterator[None]:
-    """A service whose processes all run on one core, as their children's do."""
+    """Run a service whose processes are all on one core, as their children are."""
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, [core])
     with fresh_server(command, (target,), 120.0):
@@ -213,7 +213,7 @@ def _server_on(core: int, command: str, target: Target) -> Iterator[None]:
 
 @contextmanager
 def _measured(ingress: ServerProcess, generator: Generator) -> Iterator[dict[str, Any]]:
-    """What the generator did and what it cost the ingress, as figures that are there at the end."""
+    """Yield what the generator did and what it cost the ingress: figures that are there at the end."""
     told: dict[str, Any] = {}
     before, own, began = usage((ingress,))[ingress.pid], time.thread_time(), time.monotonic()
     yield told

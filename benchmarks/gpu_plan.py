@@ -112,7 +112,7 @@ def stages(out: Path, *, churn_minutes: float) -> list[Stage]:
 
 
 def rehearsal(out: Path) -> list[Stage]:
-    """The same commands, small and short, on a CPU."""
+    """Return the same commands, small and short, on a CPU."""
     engine: tuple[str, ...] = (
         PYTHON,
         "-m",
@@ -208,7 +208,7 @@ def run_all(waiting: Sequence[Stage], ledger: Ledger, budget: Budget, gpus: int)
     lock, names = threading.Lock(), {stage.name for stage in waiting}
 
     def take() -> Stage | None:
-        """The first stage that fits and has what it reads; None when there is none now."""
+        """Return the first stage that fits and has what it reads; None when there is none now."""
         with lock:
             for stage in queue:
                 if budget.left_s < stage.need_s + _CLOSING_S:

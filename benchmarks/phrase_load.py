@@ -52,15 +52,15 @@ class PhraseLists:
         self._num_changed = 0
 
     def of(self, stream: int) -> tuple[Phrase, ...]:
-        """The list with which a stream begins."""
+        """Return the list with which a stream begins."""
         return self._made() if self._is_boosted[stream] else ()
 
     def changes(self, seconds: float) -> int:
-        """Changes that are due since the start and have not been taken."""
+        """Return how many changes are due since the start and have not been taken."""
         return int(seconds * self._load.lists_per_second) - self._num_changed
 
     def change(self, num_open: int) -> tuple[int, tuple[Phrase, ...]] | None:
-        """An open stream, and its next list; None where no open stream has any."""
+        """Return an open stream, and its next list; None where no open stream has any."""
         self._num_changed += 1
         open_ones = self.boosted[self.boosted < num_open]
         if not len(open_ones):

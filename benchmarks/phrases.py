@@ -108,7 +108,7 @@ class Sound:
 
 
 def listed_words(clips: Sequence[Clip]) -> list[str]:
-    """The rule: words of so many letters that stand in one clip only."""
+    """Return the rule: words of so many letters that stand in one clip only."""
     clips_of = Counter(word for clip in clips for word in set(words_of(normalised(clip.text))))
     return sorted(word for word, count in clips_of.items() if count == 1 and len(word) >= MIN_LETTERS)
 
@@ -128,7 +128,7 @@ def wrong_words(others: Sequence[str], said: Sequence[Clip]) -> list[str]:
 
 
 def aligned(expected: Sequence[str], heard: Sequence[str]) -> list[tuple[str | None, str | None]]:
-    """The words of both side by side, with the fewest errors; None where one has no word."""
+    """Return the words of both side by side, with the fewest errors; None where one has no word."""
     rows, columns = len(expected) + 1, len(heard) + 1
     cost = np.zeros((rows, columns), dtype=np.int32)
     cost[:, 0], cost[0] = np.arange(rows), np.arange(columns)
@@ -175,7 +175,7 @@ class _ManyDecodings(StreamingModel):
     def decode(
         self, encoded_BTD: Tensor, step: StepInputs, state: SlotState, fusion: Fusion | None = None
     ) -> None:
-        """Keeps the tokens; the engine is told of none."""
+        """Keep the tokens; the engine is told of none."""
         fresh = step.slots_B[step.start_B == 0]
         for trees, own, tokens in zip(self._trees, self._states, self.tokens, strict=True):
             own.reset(fresh)
@@ -232,7 +232,7 @@ class Decoder:
         return found
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What is written."""
+        """Return what is written."""
         return self._tokenizer.decode(tokens)
 
 

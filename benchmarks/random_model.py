@@ -50,7 +50,7 @@ _NEVER: Final = -1e4
 
 
 def make_tokenizer(vocab_size: int, marks: tuple[str, ...] = ()) -> Tokenizer:
-    """A vocabulary of made-up pieces, every third of them the start of a word, and `marks` after them."""
+    """Return a vocabulary of made-up pieces, a third of them starts of words, and `marks` after them."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     pieces = []
     for index in range(vocab_size - len(marks) - 5):
@@ -82,7 +82,7 @@ def _settings(
     hidden: int = 640,
     marks: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], Tokenizer]:
-    """A checkpoint's `model_config.yaml` as values, and its tokenizer."""
+    """Return a checkpoint's `model_config.yaml` as values, and its tokenizer."""
     tokenizer = make_tokenizer(vocab_size, marks)
     jointnet = {
         "joint_hidden": hidden,
@@ -173,7 +173,7 @@ TOKENIZERS: Final = {name: tokenizer for name, (_, tokenizer) in _MADE.items()}
 
 
 def make_model(name: str, dtype: torch.dtype, device: torch.device, seed: int = 0) -> LoadedModel:
-    """A checkpoint with seeded random weights, of about unit activations throughout."""
+    """Return a checkpoint with seeded random weights, of about unit activations throughout."""
     config = CONFIGS[name]
     generator = torch.Generator(device).manual_seed(seed)
     weights: dict[str, torch.Tensor] = {}
@@ -263,7 +263,7 @@ def calibrate(
 
 
 def _encoded(loaded: LoadedModel, context: tuple[int, int], streams: int, seconds: float) -> Iterator[Tensor]:
-    """Encoder frames [B, T, D] of speech at seeded offsets, from where streams have settled."""
+    """Yield encoder frames [B, T, D] of speech at seeded offsets, from where streams have settled."""
     device, on_cuda = loaded.device, loaded.device.type == "cuda"
     left, chunk = context[0], context[1] + 1
     pages = -(-(left + chunk) // _PAGE_FRAMES)

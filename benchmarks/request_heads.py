@@ -58,7 +58,7 @@ class _Transport(asyncio.Transport):
 
 
 def by_httptools() -> None:
-    """llhttp alone."""
+    """Llhttp alone."""
     try:
         httptools.HttpRequestParser(_Headers()).feed_data(HEAD)
     except httptools.HttpParserUpgrade:
@@ -75,7 +75,7 @@ def by_h11() -> None:
 
 
 def by_websockets() -> None:
-    """websockets' own parser, in Python."""
+    """Websockets' own parser, in Python."""
     protocol = ServerProtocol()
     protocol.receive_data(HEAD)
     if len(protocol.events_received()) != 1:
@@ -83,7 +83,7 @@ def by_websockets() -> None:
 
 
 async def by_uvicorn() -> Callable[[], None]:
-    """uvicorn's class over llhttp, a new one each time."""
+    """Uvicorn's class over llhttp, a new one each time."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("no request for an application")

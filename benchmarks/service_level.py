@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def _model_folder(given: argparse.Namespace, budget: Budget) -> Path:
-    """The random model, written in a process of its own: its device memory goes with it."""
+    """Return the random model, written in a process of its own: its device memory goes with it."""
     folder: Path = given.models / f"{given.model}-{given.chunk_ms}"
     command = [sys.executable, "-m", "benchmarks.export_random", "--model", given.model, "--to", str(folder)]
     command += ["--chunk-ms", str(given.chunk_ms)]

@@ -123,7 +123,7 @@ def build(
 
 
 def save(sessions: Sequence[Session], path: Path) -> None:
-    """Writes sessions for a machine without ffmpeg, espeak-ng and the recordings."""
+    """Write sessions for a machine without ffmpeg, espeak-ng and the recordings."""
     labels = [
         {
             "name": session.name,
@@ -139,7 +139,7 @@ def save(sessions: Sequence[Session], path: Path) -> None:
 
 
 def load(path: Path) -> list[Session]:
-    """Reads what `save` wrote."""
+    """Read what `save` wrote."""
     with np.load(path) as saved:
         return [
             Session(
@@ -177,7 +177,7 @@ def _session(source: str, number: int, clips: Sequence[_Clip], rng: random.Rando
 
 
 def read_g722(path: Path) -> NDArray[np.int16]:
-    """Samples of a recording in G.722, as Asterisk's packages hold them; read with ffmpeg."""
+    """Return the samples of a recording in G.722, as Asterisk's packages hold them; ffmpeg reads them."""
     command = ["ffmpeg", "-v", "error", "-f", "g722", "-i", str(path)]
     command += ["-f", "s16le", "-ac", "1", "-ar", str(RATE), "-"]
     pcm = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
@@ -265,7 +265,7 @@ def _longest_gap(samples: NDArray[np.float32]) -> int:
 
 
 def _hesitate(samples: NDArray[np.float32], rng: random.Random) -> _Clip:
-    """A third of the clips get silence in a gap near their middle, one too short to divide sentences."""
+    """Put silence into a third of the clips, in a gap near the middle, too short to divide sentences."""
     pause = round(rng.uniform(0.2, 1.0) * RATE)
     gaps = [gap for gap in _gaps(samples) if 0.03 * RATE <= gap[1] - gap[0] <= 0.12 * RATE]
     if rng.random() >= 1 / 3 or not gaps:

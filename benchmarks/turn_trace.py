@@ -1,4 +1,4 @@
-"""What a session's audio gives to endpointing, recorded once: chunks with windows and tokens, and verdicts.
+"""What a session's audio tells endpointing, recorded once: chunks with windows and tokens, and verdicts.
 
 Endpointing is a function of these, so that a bench can play one recording under many settings.
 """
@@ -40,7 +40,7 @@ class Trace:
 
 
 def record(sessions: Sequence[Session], loaded: LoadedModel, context: tuple[int, int] | None) -> list[Trace]:
-    """Runs the sessions through engine and speech detector."""
+    """Run the sessions through engine and speech detector."""
     engine = make_model_engine(loaded, EngineConfig(num_slots=BATCH, context=context, turn_detection=False))
     traces: list[Trace] = []
     for index in range(0, len(sessions), BATCH):
@@ -66,7 +66,7 @@ def record(sessions: Sequence[Session], loaded: LoadedModel, context: tuple[int,
 
 
 def _chunks(samples: NDArray[np.float32], eou_frames: Sequence[int], clock: ChunkClock) -> list[TurnChunk]:
-    """What each whole chunk of a session, and its end, gives to endpointing."""
+    """Return what each whole chunk of a session, and its end, tell endpointing."""
     probs, count = _windows(samples), clock.whole_chunks(len(samples))
     ends = [*map(clock.samples_of_chunks, range(1, count + 1)), len(samples)]
     chunks: list[TurnChunk] = []
@@ -84,7 +84,7 @@ def _chunks(samples: NDArray[np.float32], eou_frames: Sequence[int], clock: Chun
 def play(
     trace: Trace, settings: TurnSettings, model: SmartTurn, threshold: float
 ) -> list[Sequence[TurnOutcome]]:
-    """The outcomes of each chunk under the settings; every verdict is there in time."""
+    """Return the outcomes of each chunk under the settings; every verdict is there in time."""
     endpointer = Endpointer(settings)
     asked: dict[int, int] = {}
     outcomes: list[Sequence[TurnOutcome]] = []

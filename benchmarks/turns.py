@@ -59,7 +59,7 @@ class Score:
 
 
 def score(system: str, setting: str, source: str, traces: Sequence[Trace], ends_of: Ends) -> Score:
-    """Compares the ends that a system reports with the labels."""
+    """Compare the ends that a system reports with the labels."""
     reported: list[float] = []
     decided: list[float] = []
     num_utterances = num_false = num_missed = num_speech = 0
@@ -95,7 +95,7 @@ def score(system: str, setting: str, source: str, traces: Sequence[Trace], ends_
 
 
 def endpointing(settings: TurnSettings, model: SmartTurn, threshold: float) -> Ends:
-    """What the server reports, without the end that the end of the stream brings."""
+    """Return what the server reports, without the end that the end of the stream brings."""
 
     def ends(trace: Trace) -> Iterator[tuple[int, int]]:
         outcomes = play(trace, settings, model, threshold)
@@ -109,7 +109,7 @@ def endpointing(settings: TurnSettings, model: SmartTurn, threshold: float) -> E
 
 
 def tokens(trace: Trace) -> Iterator[tuple[int, int]]:
-    """The model's `<EOU>` as it comes."""
+    """Yield the model's `<EOU>` as it comes."""
     for chunk in trace.chunks:
         for sample in chunk.eou_samples:
             yield chunk.end_sample, sample
@@ -155,7 +155,7 @@ def systems(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
 
 
 def best_at(scores: Sequence[Score], false_ends_a_minute: float, percent: int) -> Score | None:
-    """The setting with the least p50 or p95 among those with no more false ends and 2 % missed at most."""
+    """Return the setting with the least p50 or p95, with no more false ends and at most 2 % missed."""
 
     def latency(one: Score) -> float:
         value = one.p50_ms if percent == 50 else one.p95_ms

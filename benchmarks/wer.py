@@ -63,7 +63,7 @@ class Score:
 
 
 def score(system: str, source: str, per_stream: int, audio: Sequence[Audio], heard: Sequence[str]) -> Score:
-    """Counts what a system heard against what was said."""
+    """Return counts what a system heard against what was said."""
     errors = words = 0
     for (_, said), text in zip(audio, heard, strict=True):
         found, expected = word_errors(said, normalised(text))
@@ -73,7 +73,7 @@ def score(system: str, source: str, per_stream: int, audio: Sequence[Audio], hea
 
 
 async def through_service(url: str, audio: Sequence[Audio], at_once: int) -> list[str]:
-    """Final texts of streams, so many at a time, each sent as fast as the service takes it."""
+    """Return final texts of streams, so many at a time, each sent as fast as the service takes it."""
     room = asyncio.Semaphore(at_once)
     # A stream of thirty clips is sent at once and decoded for longer than a client would usually wait.
     timeouts = ClientTimeouts(final_s=600.0, send_s=600.0, silence_s=60.0)
@@ -93,7 +93,7 @@ async def through_service(url: str, audio: Sequence[Audio], at_once: int) -> lis
 
 
 def by_others(python: str, system: str, audio: Sequence[Audio]) -> list[str]:
-    """What another recogniser hears, run by a Python that has it."""
+    """Return what another recogniser hears, run by a Python that has it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "audio.npz"
         arrays: dict[str, Any] = {f"{index:05d}": samples for index, (samples, _) in enumerate(audio)}
@@ -194,7 +194,7 @@ def main() -> None:
 
 
 def _shown(words: Sequence[str]) -> list[str]:
-    """The command line without folders of this machine: results are read elsewhere."""
+    """Return the command line without folders of this machine: results are read elsewhere."""
     return [word if not word.startswith("/") else Path(word).name for word in words]
 
 

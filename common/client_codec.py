@@ -213,8 +213,10 @@ CLIENT_MESSAGE_TYPES: Final = frozenset(("audio", *_CLIENT_DECODERS))
 
 
 def _decode_leniently(data: bytes | bytearray | memoryview | str) -> Any:
-    """Decode what orjson refuses: a lone surrogate, or a number beyond float64, does no harm in a field that
-    nobody reads, and wherever it does, its own sentence says so.
+    """Decode what orjson refuses, as far as it does no harm.
+
+    A lone surrogate or a number beyond float64 does none in a field that nobody reads; where it does, its own
+    sentence says so.
 
     Raises ClientFault for what is no JSON, with the cause.
     """
@@ -266,7 +268,7 @@ def _not_finite() -> ClientFault:
 
 
 def odd_byte_count(num_bytes: int, encoding: Encoding) -> ClientFault:
-    """The fault of audio that ends within a sample."""
+    """Return the fault of audio that ends within a sample."""
     return ClientFault(
         ErrorCode.ODD_BYTE_COUNT,
         f"{num_bytes} bytes are not a whole number of {encoding.value} samples "

@@ -23,7 +23,7 @@ WorkerId = NewType("WorkerId", str)
 IngressId = NewType("IngressId", str)
 
 Bytes = bytes | bytearray | memoryview
-# An entry as XREADGROUP gives it: id, and field names and values flat; None for one that was deleted.
+# An entry as XREADGROUP returns it: id, and field names and values flat; None for one that was deleted.
 RawEntry = tuple[bytes, Sequence[bytes] | None]
 
 _PAYLOAD_FIELD: Final = {
@@ -92,7 +92,7 @@ class AudioEntry:
 
 
 def audio_entry_id(connection: int, seq: int) -> bytes:
-    """The explicit id of an entry of a stream's audio."""
+    """Return the explicit id of an entry of a stream's audio."""
     return b"%d-%d" % (connection, seq)
 
 
@@ -136,13 +136,13 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
 
 
 def entry_order(entry_id: bytes) -> tuple[int, int]:
-    """What orders the ids of a stream's audio."""
+    """Return what orders the ids of a stream's audio."""
     connection, seq = entry_id.split(b"-")
     return int(connection), int(seq)
 
 
 def next_entry_id(entry_id: bytes) -> bytes:
-    """The smallest id behind `entry_id`, for XTRIM MINID."""
+    """Return the smallest id behind `entry_id`, for XTRIM MINID."""
     connection, seq = entry_id.split(b"-")
     return b"%s-%d" % (connection, int(seq) + 1)
 
@@ -160,7 +160,7 @@ class AssignmentEntry:
 
 
 def decode_assignment(entry_id: bytes, flat: Sequence[bytes]) -> AssignmentEntry:
-    """Read an assignment as XREADGROUP or XCLAIM gives it. Raises EntryError."""
+    """Read an assignment as XREADGROUP or XCLAIM returns it. Raises EntryError."""
     fields = dict(zip(flat[::2], flat[1::2], strict=False))
     try:
         return AssignmentEntry(StreamId(int(fields[b"sid"])), entry_id, int(fields[b"v"]))

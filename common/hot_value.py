@@ -10,7 +10,7 @@ _T = TypeVar("_T")
 
 @dataclass_transform(frozen_default=True)
 def hot_value(cls: type[_T]) -> type[_T]:
-    """A slotted dataclass that is frozen for the type checker, and not by code that runs.
+    """Return a slotted dataclass that is frozen for the type checker, and not by code that runs.
 
     `dataclass(frozen=True)` sets every field through `object.__setattr__`, which made such objects the
     second largest part of a worker's work for a chunk. Use it where thousands are made a second only.

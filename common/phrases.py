@@ -139,5 +139,5 @@ def read_phrases_file(path: str) -> tuple[Phrase, ...]:
 
 
 def phrases_digest(phrases: Sequence[Phrase]) -> str:
-    """A name for a list: equal lists have the same, whatever files they stand in."""
+    """Return a name for a list: equal lists have the same, whatever files they stand in."""
     return hashlib.sha256(encode_phrases(phrases)).hexdigest()[:16] if phrases else "none"

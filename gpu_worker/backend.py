@@ -33,7 +33,7 @@ class Elsewhere(Protocol):
     """A process that has the device.  For any thread."""
 
     def in_hand(self) -> Collection[StreamId]:
-        """This worker's streams that it may have died, or hang, of."""
+        """Return this worker's streams that it may have died, or hang, of."""
 
     def is_waited_for(self) -> bool:
         """Whether the engine does nothing but wait for it."""

@@ -50,11 +50,11 @@ class Capacity:
     is_least: bool
 
     def shared_by(self, num_lanes: int) -> Capacity:
-        """What each of so many lanes carries."""
+        """Return what each of so many lanes carries."""
         return Capacity(self.num_streams // num_lanes, 0, 0.0, self.is_least)
 
     def __str__(self) -> str:
-        """The words of the log."""
+        """Return the words of the log."""
         least = "at least " if self.is_least else ""
         if self.num_measured:
             how = f"{self.num_measured} at once took {self.step_s * 1000:.1f} ms"

@@ -29,7 +29,7 @@ def base_at(checkpoint: Checkpoint) -> Base:
 
 
 def acknowledgement(stream: StreamId, samples: int) -> StreamOutput:
-    """What is said of audio before the checkpoint, up to so many samples: that it is not needed any more."""
+    """Return what is said of audio before the checkpoint, up to so many samples: it is needed no more."""
     return StreamOutput(
         stream=stream,
         samples_decoded=samples,
@@ -47,7 +47,7 @@ def acknowledgement(stream: StreamId, samples: int) -> StreamOutput:
 
 
 def placed(output: StreamOutput, base: Base, text_before: str) -> StreamOutput:
-    """The output of an engine that began at `base`, as part of the whole stream.
+    """Return the output of an engine that began at `base`, as part of the whole stream.
 
     text_before: the text before the base.
     """

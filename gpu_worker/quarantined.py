@@ -19,7 +19,7 @@ from gpu_worker.worker import Worker
 
 
 def run_suspects(make: Callable[[WorkerSettings], Backend]) -> int:
-    """Load the engine and serve suspects; gives the exit status."""
+    """Load the engine and serve suspects; return the exit status."""
 
     def make_worker(settings: WorkerSettings) -> Worker:
         worker = Worker(settings, make(settings), quarantined=True)

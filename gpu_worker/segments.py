@@ -51,7 +51,7 @@ class Segments:
         self._utterances: dict[StreamId, int] = {}  # finals so far, where there are any
 
     def open(self, flow: StreamFlow) -> None:
-        """The engine has a stream, from `flow.base` on."""
+        """Note that the engine has a stream, from `flow.base` on."""
         if flow.base is not BEGINNING:
             self._segments[flow.stream] = _Segment(flow.base, flow.text[: flow.base.text_chars])
         told = flow.owned.record.checkpoint.utterances
@@ -59,7 +59,7 @@ class Segments:
             self._utterances[flow.stream] = told
 
     def drop(self, stream: StreamId) -> None:
-        """The engine has a stream no more."""
+        """Note that the engine has a stream no more."""
         self._segments.pop(stream, None)
         self._closing.pop(stream, None)
         self._utterances.pop(stream, None)
@@ -75,7 +75,7 @@ class Segments:
         return closing.waiting if closing is not None else None
 
     def close_part(self, stream: StreamId, entry_id: bytes, phrases: tuple[Phrase, ...] = ()) -> None:
-        """The engine was told to end its part of a stream, which an audio entry asked for.
+        """Note that the engine was told to end its part of a stream, which an audio entry asked for.
 
         phrases: that the stream was told last.
         """
@@ -92,7 +92,7 @@ class Segments:
         return closing.phrases, closing.waiting
 
     def told(self, outputs: Sequence[StreamOutput]) -> Sequence[StreamOutput]:
-        """Outputs of the engine as parts of their whole streams: the end of a part is no end."""
+        """Turn outputs of the engine into parts of their whole streams: the end of a part is no end."""
         if self._segments or self._closing:
             outputs = [self._told(output) for output in outputs]
         for output in outputs:

@@ -281,7 +281,7 @@ class Worker:
         self._stop.set()
 
     def _take_no_more(self) -> None:
-        """What others give up, who may fail of the same, would have one more owner that died."""
+        """Claim nothing more: what others give up, who may fail of the same, would see one more owner die."""
         self._sweeper.stop_taking()
         for claimer in self._claimers:
             claimer.request_stop()
@@ -360,7 +360,7 @@ class Worker:
         self._owner.look_at_lost(flows)
 
     def _hung(self, busy_s: float) -> None:
-        """The engine does not come back: give the streams to others and end; nothing can be joined."""
+        """Give the streams to others and end: the engine does not come back, and nothing can be joined."""
         logger.critical("the engine has hung for %.1f s, giving up", busy_s)
         self._take_no_more()
         elsewhere = self._backend.elsewhere
@@ -387,7 +387,7 @@ class Worker:
         return EXIT_FAILED
 
     def _spare_bystanders(self, elsewhere: Elsewhere) -> None:
-        """The process with the device hangs or died of what it had in hand, if of any stream: let others go.
+        """Let streams go that the process with the device had not in hand: it hangs, or died, of none of them.
 
         At once, for the lease lapses soon.  What a claim under way still brings has decoded nothing here.
         """

@@ -24,7 +24,7 @@ _COLLECT_AFTER: Final = (20_000, 5, 5)
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's loop where it is installed, else asyncio's."""
+    """Uvloop's loop where it is installed, else asyncio's."""
     try:
         import uvloop
     except ImportError:

@@ -44,16 +44,16 @@ class StreamListener(Protocol):
         """Audio accepted from the client and not decoded yet, in seconds."""
 
     def on_result(self, kind: LineKind, result: Result) -> None:
-        """A result for the client, in order and once: PARTIAL, TURN or FINAL."""
+        """Take a result for the client, in order and once: PARTIAL, TURN or FINAL."""
 
     def on_error(self, error: StreamError) -> None:
-        """A worker has ended the stream with this error."""
+        """Take the error with which a worker has ended the stream."""
 
     def on_ack(self, samples: int) -> None:
-        """The first `samples` samples are decoded, and there was no result to say so."""
+        """Note that the first `samples` samples are decoded, and that no result said so."""
 
     def on_failure(self, error: StreamError) -> None:
-        """The stream cannot go on."""
+        """End the stream, which cannot go on."""
 
     def on_taken(self) -> None:
         """Another connection has resumed the stream."""
@@ -86,14 +86,16 @@ class StreamLink(Protocol):
         """Replace the stream's phrases behind its audio; False asks to stop reading until `on_room`."""
 
     def confirm(self) -> None:
-        """The client has the secret that its resumption has brought: the one before is good no more."""
+        """Note that the client has the secret of its resumption: the one before is good no more."""
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
-        """Nobody listens any more: end the stream (now, or after the grace if `keep`), or give the
-        admission back where no stream has begun. `code`: why, for the log."""
+        """End the stream, to which nobody listens any more: now, or after the grace if `keep`.
+
+        Where no stream has begun, the admission is given back. `code`: why, for the log.
+        """
 
     def release(self, *, code: str = FINAL) -> None:
-        """The end of the stream has been sent: give its slot back. `code`: why it ended, for the log."""
+        """Give the slot back: the end of the stream has been sent. `code`: why it ended, for the log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,11 +54,11 @@ class Meter:
     # The client
 
     def received(self, num_bytes: int) -> None:
-        """A message came."""
+        """Count a message that came."""
         self._metrics.received_bytes[self.transport] += num_bytes
 
     def sent(self, num_bytes: int) -> None:
-        """A message went out."""
+        """Count a message that went out."""
         self._metrics.sent_bytes[self.transport] += num_bytes
 
     def admitted(self, num_streams: int) -> None:
@@ -72,7 +72,7 @@ class Meter:
             self._metrics.admissions[outcome] += 1
 
     def resumed(self) -> None:
-        """The client goes on with a stream whose connection was lost."""
+        """Count a stream with which its client goes on after its connection was lost."""
         self._metrics.resumes["resumed"] += 1
 
     def audio(self, num_samples: int, end: int, sample_rate: int) -> None:
@@ -84,13 +84,13 @@ class Meter:
             self._arrivals.append((end, time.monotonic()))
 
     def finished(self) -> None:
-        """The client has sent all of its audio."""
+        """Note that the client has sent all of its audio."""
         self._ended_s = time.monotonic()
 
     # The service
 
     def result(self, result: Result) -> None:
-        """A result goes to the client."""
+        """Count a result that goes to the client."""
         self._metrics.results["final" if result.is_final else "partial"] += 1
         if not self._said_something and result.text and self._began_s is not None:
             self._said_something = True
@@ -114,7 +114,7 @@ class Meter:
             self._metrics.result_latency_seconds.observe(time.monotonic() - came)
 
     def error(self, error: StreamError) -> None:
-        """An error goes to the client."""
+        """Count an error that goes to the client."""
         self._metrics.errors[error.code.value] += 1
         if error.code is ErrorCode.RESUME_REFUSED:
             self._metrics.resumes["refused"] += 1
@@ -124,7 +124,7 @@ class Meter:
             self._outcome = error.code.value
 
     def closed(self, num_streams: int, audio_s: float, num_merged: int) -> None:
-        """The connection is gone; `num_streams` had begun, and each had so much audio."""
+        """Note that the connection is gone; `num_streams` had begun, and each had so much audio."""
         self._metrics.results_merged += num_merged
         if num_streams:
             self._metrics.streams_ended[self._outcome] += num_streams

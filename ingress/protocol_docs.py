@@ -18,7 +18,7 @@ DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "protocol.md"
 
 
 def state_diagram() -> str:
-    """The connection's table of states and events as a Mermaid diagram."""
+    """Return the connection's table of states and events as a Mermaid diagram."""
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.ADMITTING.name}"]
     for state, transitions in TABLE.items():
         by_target: dict[State, list[str]] = {}
@@ -31,7 +31,7 @@ def state_diagram() -> str:
 
 
 def transition_table() -> str:
-    """The same as a table: what is done on each event in each state."""
+    """Return the same as a table: what is done on each event in each state."""
     states = [state for state in State if state is not State.CLOSED]
     lines = [
         "| event | " + " | ".join(state.name for state in states) + " |",
@@ -89,7 +89,7 @@ _PARTS: Final = {
 
 
 def filled(text: str) -> str:
-    """The document with its generated parts made anew."""
+    """Return the document with its generated parts made anew."""
     for name, make in _PARTS.items():
         pattern = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
         if not pattern.search(text):

@@ -27,7 +27,7 @@ class Request:
 
     @classmethod
     def without_head(cls, address: str) -> Request:
-        """A connection on the TCP port."""
+        """Return a connection on the TCP port."""
         return cls("", "", "", (), address)
 
     @property
@@ -36,12 +36,14 @@ class Request:
         return any(field.partition("=")[0] == "resume" for field in self.query.split("&"))
 
     def header(self, name: str) -> str | None:
-        """The value of a header, those of a repeated one joined by commas (RFC 9110, section 5.3); None where
-        it is missing. `name` is in small letters."""
+        """Return the value of a header, or None where it is missing.
+
+        Values of a repeated header are joined by commas (RFC 9110, section 5.3). `name` is in small letters.
+        """
         values = [value for each, value in self.headers if each == name]
         return ", ".join(values) if values else None
 
     def tokens(self, name: str) -> list[str]:
-        """The members of a header that is a list, in small letters."""
+        """Return the members of a header that is a list, in small letters."""
         value = self.header(name)
         return [] if value is None else [token.strip().lower() for token in value.split(",")]

@@ -280,7 +280,7 @@ class IngressServer:
     # Serve
 
     def _speaking(self, dialect_of: DialectOf) -> StreamRoute:
-        """The route of streams whose clients speak a dialect, which may refuse a request while it is made."""
+        """Return the route of streams in a dialect, which may refuse a request while it is made."""
         return lambda request: partial(self._open, dialect_of(request), request)
 
     def _open(self, dialect: Dialect, request: Request, peer: Peer) -> Connection:

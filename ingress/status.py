@@ -23,7 +23,7 @@ ReadStatus = Callable[[], Awaitable[bytes]]
 class SharedStatus:
     """Lets the requests of one moment share one look at Redis.
 
-    read: gives the status line; raises RedisUnavailable.
+    read: returns the status line; raises RedisUnavailable.
     """
 
     def __init__(self, read: ReadStatus, start_task: StartTask) -> None:
@@ -34,7 +34,7 @@ class SharedStatus:
         self._asked_at = 0.0
 
     async def __call__(self) -> bytes:
-        """The status line, at most `SHARED_FOR_S` old. Raises RedisUnavailable."""
+        """Return the status line, at most `SHARED_FOR_S` old. Raises RedisUnavailable."""
         now = self._loop.time()
         if self._answer is None or (self._answer.done() and now - self._asked_at > SHARED_FOR_S):
             self._asked_at = now
@@ -76,13 +76,13 @@ class StatusShell(asyncio.Protocol):
         self._start_task(self._answer(), "status-answer")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed."""
+        """Note that the socket is closed."""
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
 
     def eof_received(self) -> bool:
-        """A client may have nothing to say and still want its answer."""
+        """Return a client may have nothing to say and still want its answer."""
         return True
 
     async def _answer(self) -> None:

@@ -1,5 +1,7 @@
-"""Programs that some tests need and that a fresh machine lacks: there, these tests are left out, and the
-summary says so in one line. With ``CI=true`` all are wanted, so that a missing one fails its tests.
+"""Programs that some tests need and that a fresh machine lacks.
+
+There, these tests are left out, and the summary says so in one line. With ``CI=true`` all are wanted, so that
+a missing one fails its tests.
 
 A test that needs one carries the mark ``needs_program("redis-cli")``; `tests.servers.SERVER_KINDS` asks here
 whether there is a second kind of server.

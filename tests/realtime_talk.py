@@ -1,5 +1,7 @@
-"""A conversation with the realtime dialect, without a socket or a worker: what each side says is kept, and is
-checked as `make test-clients` checks what real clients are told."""
+"""A conversation with the realtime dialect, without a socket or a worker.
+
+What each side says is kept, and is checked as `make test-clients` checks what real clients are told.
+"""
 
 from __future__ import annotations
 

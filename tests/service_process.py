@@ -85,7 +85,7 @@ class ServiceProcess:
         self._process.send_signal(number)
 
     def wait(self, timeout_s: float = 20.0) -> int:
-        """Wait for the end; gives the exit status."""
+        """Wait for the end; return the exit status."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

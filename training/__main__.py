@@ -82,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> str:
 
 
 def _inputs(arguments: argparse.Namespace) -> stages.SpeechInputs:
-    """A stage that has not all of the flags needs not all of the inputs."""
+    """Return a stage that has not all of the flags needs not all of the inputs."""
     given = vars(arguments)
     return stages.SpeechInputs(
         arguments.text,

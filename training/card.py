@@ -30,7 +30,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def render(folder: Path, title: str, notes: str, results: Path) -> str:
-    """The card of a model folder.
+    """Return the card of a model folder.
 
     Args:
         folder: the exported model.

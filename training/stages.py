@@ -75,7 +75,7 @@ def text(places: Places, num_templates: int, seed: int, target: Path) -> str:
 
 
 def tokenizer(phrases: Path, target: Path) -> str:
-    """A new tokenizer from the labels of a text; a model that is trained on keeps its own."""
+    """Return a new tokenizer from the labels of a text; a model that is trained on keeps its own."""
     target.write_bytes(train_tokenizer(phrase.label for phrase in read_phrases(phrases)))
     return f"{target}: {target.stat().st_size} bytes"
 
@@ -218,7 +218,7 @@ def _speaking_commands(
     seed: int,
     processes: Processes,
 ) -> list[list[str]]:
-    """What a session's process starts: the synthesiser on its GPU, and the leader's the one on the CPU."""
+    """Return what a session's process starts: synthesisers on its GPU, and one on the CPU by the leader."""
     shared = ["--text", str(inputs.text), "--speech", str(folder), "--held-out", str(inputs.num_held_out)]
     shared += ["--minutes", str(minutes)]
     kokoro = ["speech", *shared, "--synthesiser", str(inputs.synthesiser), "--voices", str(inputs.voices)]
@@ -233,7 +233,7 @@ def _speaking_commands(
 
 
 def export(plan: Plan, checkpoint: Path, target: Path, card: str) -> str:
-    """The averaged weights of a checkpoint as a model folder."""
+    """Return the averaged weights of a checkpoint as a model folder."""
     loaded = read_folder(plan.base)
     model, optimiser, base_N = _prepared(plan, loaded, torch.device("cpu"))
     progress = load_checkpoint(checkpoint, optimiser, base_N)
@@ -302,7 +302,7 @@ def _train(
 def _prepared(
     plan: Plan, loaded: LoadedModel, device: torch.device
 ) -> tuple[TrainingModel, Optimiser, Tensor]:
-    """The model with the base's weights, its optimiser, and the weights that a checkpoint is told from."""
+    """Return the model with the base's weights, its optimiser, and the weights before training."""
     torch.manual_seed(plan.seed)
     filters, window = (loaded.weights[f"preprocessor.featurizer.{name}"] for name in ("fb", "window"))
     model = TrainingModel(loaded.config, filters, window, Inventory.of_kokoro().num_labels)

@@ -18,6 +18,8 @@ from benchmarks.baseline import keys
 
 
 class Ingress:
+    """Takes WebSockets, appends their audio, sends their results."""
+
     def __init__(self, url: str) -> None:
         self._redis: Any = aioredis.Redis.from_url(url, protocol=2, max_connections=5000)
         self._name = f"{os.getpid()}"

@@ -18,6 +18,8 @@ CONSUMER = "worker"
 
 @dataclass(slots=True)
 class Stream:
+    """What the worker knows of one stream."""
+
     sid: int
     channel: str
     samples: int = 0
@@ -27,6 +29,8 @@ class Stream:
 
 
 class Worker:
+    """Reads audio of all streams, in one thread, and writes results."""
+
     def __init__(self, url: str) -> None:
         self._redis: Any = redis.Redis.from_url(url, protocol=2, socket_timeout=30)
         self._streams: dict[str, Stream] = {}

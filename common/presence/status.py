@@ -69,7 +69,7 @@ class WorkerReport:
     turn_detection_streams: int
 
     def fields(self) -> dict[str, str | int | float]:
-        """The fields of the hash."""
+        """Return the fields of the hash."""
         fields: dict[str, str | int | float] = {
             "capacity": self.capacity,
             "owned": self.owned,
@@ -144,7 +144,7 @@ class _Backlog:
 
 
 async def shared_status(redis: AsyncRedis, keys: Keys) -> bytes:
-    """The status line of the cluster, as JSON, at most `SHARED_FOR_MS` old. Raises RedisUnavailable.
+    """Return the status line of the cluster, as JSON, at most `SHARED_FOR_MS` old. Raises RedisUnavailable.
 
     It costs a look at every stream, so the whole cluster shares each: it is made by the first that asks, and
     kept in Redis for the others, at whichever ingress they ask.
@@ -163,7 +163,7 @@ async def shared_status(redis: AsyncRedis, keys: Keys) -> bytes:
 
 
 async def _shared_line(redis: AsyncRedis, keys: Keys) -> tuple[bytes | None, int]:
-    """The line that is kept; or none, and how long another one's turn lasts: 0 where it is ours."""
+    """Return the line that is kept; or none, and how long another one's turn lasts: 0 where it is ours."""
     line, left_ms = await _execute(redis, *scripts.share(keys, look_ms=_LOOK_TIME_MS))
     return line, int(left_ms)
 

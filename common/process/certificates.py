@@ -19,8 +19,11 @@ RELOAD_EVERY_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ServerTlsFiles:
-    """Files in PEM: a server's certificate chain, its key, and the authority of its clients (None: no client
-    needs a certificate)."""
+    """Files in PEM.
+
+    A server's certificate chain, its key, and the authority of its clients (None: no client needs a
+    certificate).
+    """
 
     certificate: Path
     key: Path

@@ -30,7 +30,7 @@ class LastWords:
         return {VARIABLE: str(self.descriptor)}
 
     def read(self) -> str:
-        """What the child said last; empty where it said nothing."""
+        """Return what the child said last; empty where it said nothing."""
         return os.pread(self.descriptor, _MAX_BYTES, 0).decode(errors="ignore")
 
 

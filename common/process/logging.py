@@ -46,7 +46,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _indented(trace: str) -> str:
-    """The lines of a traceback, each set off from the lines of the log: its last may be of any text."""
+    """Set the lines of a traceback off from the lines of the log: its last may be of any text."""
     return "".join(f"\n  {line.translate(_ESCAPED)}" for line in trace.split("\n"))
 
 

@@ -45,7 +45,7 @@ class TlsOptions:
     name: str = ""
 
     def completed(self, others: TlsOptions) -> TlsOptions:
-        """These options, and those of `others` where one is empty; a certificate goes with its key."""
+        """Return these options, and those of `others` where one is empty; a certificate goes with its key."""
         own = self if self.cert else others
         return TlsOptions(self.ca or others.ca, own.cert, own.key, self.name or others.name)
 

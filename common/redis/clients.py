@@ -2,7 +2,7 @@
 
 `RedisServers` says where the shards live; from it come the connections of an ingress, the clients of a
 worker's threads, those for blocking reads, and one for pub/sub. All speak RESP2, so that every server version
-gives the same replies, and every call of them ends within a time-out.
+returns the same replies, and every call of them ends within a time-out.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def error_of_stream(error: BaseException) -> RedisUnavailable | EntryError:
-    """What to raise for a failed command about one stream: a fault of its own where no wait helps."""
+    """Return what to raise for a failed command about one stream: a fault of its own where no wait helps."""
     if isinstance(error, RESPONSE_ERROR) and not is_passing(error):
         return EntryError(f"Redis refuses a key of the stream: {error}")
     return RedisUnavailable(str(error))
@@ -85,7 +85,7 @@ class RedisServers:
 
     @staticmethod
     def of(settings: RedisSettings) -> RedisServers:
-        """The servers that a process is told to use; what an address does not say comes from the flags.
+        """Return the servers that a process is told to use; flags say what an address does not.
 
         Raises SettingsError, also where the file of the password cannot be read.
         """
@@ -122,7 +122,7 @@ class RedisServers:
 
 
 def _password_in(path: str) -> str:
-    """The password in a file, without the line's end."""
+    """Return the password in a file, without the line's end."""
     try:
         with Path(path).open(encoding="utf-8") as file:
             password = file.read(_MAX_PASSWORD_LENGTH + 1).rstrip("\r\n")
@@ -154,7 +154,7 @@ class AsyncRedis:
         self._pipelined: dict[int, PipelinedConnection] = {}
 
     def pipelined(self, server: int) -> PipelinedConnection:
-        """The connection of a server for what is called thousands of times a second."""
+        """Return the connection of a server for what is called thousands of times a second."""
         if server not in self._pipelined:
             address, timeout_s = self.servers.addresses[server], self.servers.timeout_ms / 1000
             self._pipelined[server] = PipelinedConnection(address, timeout_s)
@@ -209,11 +209,11 @@ class SyncRedis:
         return self._clients[0]
 
     def shard(self, shard: int) -> SyncClient:
-        """The client of a shard."""
+        """Return the client of a shard."""
         return self._clients[shard % len(self._clients)]
 
     def stream(self, stream: StreamId) -> SyncClient:
-        """The client of a stream's shard."""
+        """Return the client of a stream's shard."""
         return self._clients[stream % self.servers.shards % len(self._clients)]
 
     def of_streams(self, commands: Sequence[tuple[StreamId, tuple[Any, ...]]]) -> list[Any]:
@@ -235,7 +235,7 @@ class SyncRedis:
         return replies
 
     def pipelined(self, server: int) -> SyncPipelinedConnection:
-        """A new connection to a server for what is called hundreds of times a second; for one thread."""
+        """Open a connection to a server for what is called hundreds of times a second; for one thread."""
         address = self.servers.addresses[server]
         timeout_s = self.servers.timeout_ms / 1000
         connection = SyncPipelinedConnection(address, timeout_s)
@@ -251,7 +251,7 @@ class SyncRedis:
 
 
 def blocking_client(servers: RedisServers, server: int, block_ms: int) -> SyncClient:
-    """A client for reads that block for up to `block_ms`; for one thread.
+    """Return a client for reads that block for up to `block_ms`; for one thread.
 
     Its socket time-out exceeds the block by the time of an ordinary call.
     """
@@ -259,14 +259,14 @@ def blocking_client(servers: RedisServers, server: int, block_ms: int) -> SyncCl
 
 
 def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> SyncPipelinedConnection:
-    """A pipelined connection for reads that block for up to `block_ms`; for one thread."""
+    """Return a pipelined connection for reads that block for up to `block_ms`; for one thread."""
     address = servers.addresses[server]
     timeout_s = (block_ms + servers.timeout_ms) / 1000
     return SyncPipelinedConnection(address, timeout_s)
 
 
 def subscriber_connection(servers: RedisServers, server: int) -> Subscriber:
-    """A connection for one subscriber, which brings its own loop of reconnects."""
+    """Return a connection for one subscriber, which brings its own loop of reconnects."""
     address = servers.addresses[server]
     timeout_s = servers.timeout_ms / 1000
     return Subscriber(address, timeout_s)

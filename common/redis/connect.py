@@ -41,7 +41,7 @@ class RefusedConnection(redis.exceptions.ConnectionError):
 
 
 def pack(*command: Argument) -> bytes:
-    """A command in RESP."""
+    """Return a command in RESP."""
     try:
         packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub: a 1-tuple
     except TypeError:  # it takes no bytearray
@@ -51,7 +51,7 @@ def pack(*command: Argument) -> bytes:
 
 
 def new_reader() -> hiredis.Reader:
-    """A parser of replies; those that are errors come as redis.exceptions.ResponseError."""
+    """Return a parser of replies; those that are errors come as redis.exceptions.ResponseError."""
     return hiredis.Reader(replyError=redis.exceptions.ResponseError)
 
 
@@ -59,7 +59,7 @@ def new_reader() -> hiredis.Reader:
 
 
 def lost(address: RedisAddress, error: BaseException | str = "the connection was closed") -> Exception:
-    """The error for a connection that broke, or could not be made."""
+    """Return the error for a connection that broke, or could not be made."""
     cause: str
     if isinstance(error, hiredis.ProtocolError):
         return RefusedConnection(f"What answers at {address} is no Redis server: {error}.")
@@ -79,7 +79,7 @@ def lost(address: RedisAddress, error: BaseException | str = "the connection was
 
 
 def refusal(address: RedisAddress, reply: object) -> Exception | None:
-    """The error where a reply says that its connection is of no use; None for every other reply."""
+    """Return the error where a reply says that its connection is of no use; None for every other reply."""
     if type(reply) is not redis.exceptions.ResponseError:
         return None
     text = str(reply)
@@ -91,12 +91,12 @@ def refusal(address: RedisAddress, reply: object) -> Exception | None:
 
 
 def first_sentence(text: str) -> str:
-    """What Redis says, without its advice, which can be a page long."""
+    """Return what Redis says, without its advice, which can be a page long."""
     return text.strip().split(". ")[0].rstrip(".") + "."
 
 
 def greeting(address: RedisAddress) -> list[bytes]:
-    """The packed commands before all others."""
+    """Return the packed commands before all others."""
     commands: list[bytes] = []
     if address.password is not None:
         user = () if address.username is None else (address.username,)
@@ -113,7 +113,7 @@ def check_greeting(address: RedisAddress, reply: object) -> None:
 
 
 def tls_context(address: RedisAddress) -> ssl.SSLContext | None:
-    """What TLS needs; None without it. Raises RefusedConnection where its files cannot be read."""
+    """Return what TLS needs; None without it. Raises RefusedConnection where its files cannot be read."""
     if not address.tls:
         return None
     options = address.tls_options

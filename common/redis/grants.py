@@ -55,7 +55,7 @@ _STEM: Final = _ONE.meta[:-1]
 
 
 def _any(key: bytes) -> str:
-    """The pattern of a key, given with `*` for a name: of all shards where it is a stream's."""
+    """Return the pattern of a key, given with `*` for a name: of all shards where it is a stream's."""
     return key.replace(_STEM, f"{_KEYS.prefix}:{{*}}:[0-9]*:".encode()).decode()
 
 
@@ -109,7 +109,7 @@ class Grants:
 
 
 def _example(rule: str) -> str:
-    """A key for which a rule is."""
+    """Return a key for which a rule is."""
     return rule.partition("~")[2].replace("[0-9]*", "0").replace("*", "0")
 
 

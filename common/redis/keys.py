@@ -113,7 +113,7 @@ class Keys:
         return self._cluster("adm")
 
     def admit_once(self, nonce: str) -> bytes:
-        """STRING, the stream id that an admission request with this nonce got."""
+        """Return the key of a STRING: the stream id that an admission request with this nonce got."""
         return self._cluster(f"once:{nonce}")
 
     @property
@@ -172,7 +172,7 @@ class Keys:
     # A shard
 
     def shard_of(self, stream: StreamId) -> int:
-        """The shard of a stream."""
+        """Return the shard of a stream."""
         return stream % self.shards
 
     def assignments(self, shard: int) -> bytes:
@@ -184,7 +184,7 @@ class Keys:
         return f"{self.prefix}:{{{shard}}}:ready:{worker}".encode()
 
     def stream(self, stream: StreamId) -> StreamKeys:
-        """The keys of a stream."""
+        """Return the keys of a stream."""
         shard = stream % self.shards
         stem = f"{self.prefix}:{{{shard}}}:{stream}:"
         return StreamKeys(

@@ -80,7 +80,7 @@ class PipelinedConnection:
     # Commands
 
     def send(self, parts: Sequence[Part], count: int | None = None) -> asyncio.Future[list[Any]]:
-        """Queue packed commands; the future gives their replies in order, at least one of them.
+        """Queue packed commands; the future has their replies in order, at least one of them.
 
         parts: the bytes of the commands, cut wherever the caller likes; kept until they are written.
         count: number of commands in them, for None one a part.
@@ -194,7 +194,7 @@ class PipelinedConnection:
             self._drop(lost(self._address, error))
 
     def lost(self) -> None:
-        """The socket is gone."""
+        """Note that the socket is gone."""
         self._drop(lost(self._address))
 
     def _watch_again(self) -> None:

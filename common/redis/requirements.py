@@ -90,7 +90,7 @@ class _Look:
     grants: Grants
 
     def ask(self, *command: Argument) -> Any:
-        """The reply to a command. Raises UnfitRedis, or ConnectionError where that may pass."""
+        """Return the reply to a command. Raises UnfitRedis, or ConnectionError where that may pass."""
         (reply,) = self.connection.call((pack(*command),))
         if isinstance(reply, Exception):
             reason = str(reply)
@@ -104,7 +104,7 @@ class _Look:
         return reply
 
     def without_rights(self, lacking: str) -> UnfitRedis:
-        """What is said of a user who lacks something."""
+        """Return what is said of a user who lacks something."""
         return UnfitRedis(
             f"Redis at {self.address} does not allow its user what {self.grants.user} needs: {lacking}."
             " `parakeet-server redis-users` makes the rules."
@@ -155,13 +155,13 @@ def _check_rights(look: _Look) -> None:
 
 
 def read_info(text: bytes) -> dict[str, str]:
-    """The fields of INFO's reply."""
+    """Return the fields of INFO's reply."""
     lines = (line.partition(":") for line in text.decode(errors="replace").splitlines() if ":" in line)
     return {name: value.strip() for name, _, value in lines}
 
 
 def memory_share(info: bytes) -> float:
-    """The part of its memory that a server uses, by its reply to INFO; 0 where it has no limit."""
+    """Return the part of its memory that a server uses, by its reply to INFO; 0 where it has no limit."""
     fields = read_info(info)
     most = int(fields.get("maxmemory", 0))
     return int(fields.get("used_memory", 0)) / most if most else 0.0

@@ -237,8 +237,11 @@ def can_have_lanes() -> bool:
 
 
 def _check_lanes(values: dict[str, Any]) -> None:
-    """Refuse lanes that cannot be.  Their memory has no locks: what one side stores in order, the other sees
-    in order, which holds on x86-64 alone."""
+    """Refuse lanes that cannot be.
+
+    Their memory has no locks: what one side stores in order, the other sees in order. That holds on x86-64
+    alone.
+    """
     lanes, streams, machine = values["lanes"], values["worker_max_streams"], platform.machine()
     if values["backend"] == "nemo":
         raise SettingsError(f"--lanes got {lanes}, but takes 1 with --backend nemo.")

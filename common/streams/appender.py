@@ -35,7 +35,7 @@ FINALIZE_BYTES: Final = 1024
 
 
 def phrases_bytes(change: Phrases) -> int:
-    """What a change of phrases counts for while it waits."""
+    """Return what a change of phrases counts for while it waits."""
     return FINALIZE_BYTES + sum(len(phrase.text) for phrase in change.phrases)
 
 
@@ -46,7 +46,7 @@ class Appender:
     next_seq: seq of the next entry. first_sample: position of the next sample.
     keep_s: how long an entry that Redis took is kept, to be appended again where Redis forgot it; 0 for no
         time.
-    origin: gives the packed command that creates the stream, for a Redis that has forgotten all of it; None
+    origin: returns the packed command that creates the stream, for a Redis that has forgotten all of it; None
         where that cannot be made good from here.
     owner, ready: the worker that is told of new audio, and the key of the set to tell it; None before.
     held_samples: queued, and held for more to join them, until there are `enough_samples` (AudioLog).
@@ -253,7 +253,7 @@ class Appender:
         self.first_sample += entry.num_samples
 
     def committed(self) -> bool:
-        """The entry is in Redis; True where more waits."""
+        """Return the entry is in Redis; True where more waits."""
         if self._keep_s:
             self._keep()
         self._under_way = ()
@@ -295,11 +295,11 @@ class Appender:
         return True
 
     def drop_origin(self) -> None:
-        """The stream is not to be made anew: nobody here would see to its end."""
+        """Keep the stream from being made anew: nobody here would see to its end."""
         self._origin = None
 
     def write_forgotten(self, last: bytes | None, out: list[Bytes]) -> int:
-        """Put the commands of what Redis took and has no more behind `out`; gives their number.
+        """Put the commands of what Redis took and has no more behind `out`; return their number.
 
         last: id of the last entry that Redis has; None where the whole stream is gone.
         """

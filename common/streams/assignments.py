@@ -199,7 +199,7 @@ class StreamDirectory:
         return self._keys.stream(new.stream)
 
     def creation_anew(self, new: NewStream, epoch: int) -> bytes:
-        """The packed command that creates a stream which Redis has forgotten.
+        """Return the packed command that creates a stream which Redis has forgotten.
 
         epoch: of its last owner that is known. That one may live, and say of the stream that it is over.
         """
@@ -222,7 +222,7 @@ class StreamDirectory:
         )
 
     async def streams_of(self, ingress: IngressId) -> list[StreamId]:
-        """The streams of an ingress that have begun and not ended."""
+        """Return the streams of an ingress that have begun and not ended."""
         streams: list[StreamId] = []
         for shard in range(self._keys.shards):
             entries = await self._execute(StreamId(shard), *scripts.live(self._keys.assignments(shard)))
@@ -241,7 +241,7 @@ class StreamDirectory:
         return streams
 
     async def read(self, stream: StreamId) -> StreamRecord | None:
-        """The record of a stream, or None when it is gone."""
+        """Return the record of a stream, or None when it is gone."""
         flat = await self._execute(stream, *scripts.read(self._keys.stream(stream)))
         return decode_record(stream, flat) if flat else None
 
@@ -270,7 +270,7 @@ class StreamDirectory:
         await self._execute(stream, *scripts.confirm(self._keys.stream(stream), token=token))
 
     async def renew(self, streams: Iterable[StreamKeys], ttl_ms: int) -> list[StreamId]:
-        """Put the expiry of all keys of these streams forward; gives those whose record is gone."""
+        """Put the expiry of all keys of these streams forward; return those whose record is gone."""
         by_server: dict[int, list[StreamKeys]] = {}
         for keys in streams:
             by_server.setdefault(self._redis.servers.server_of_shard(keys.shard), []).append(keys)

@@ -90,7 +90,7 @@ class AudioLog:
     ) -> Appender:
         """Begin to append to a stream that was created, of audio at `sample_rate` (Hz).
 
-        `on_failure` is called at most once.  `origin` gives the packed command that created the stream.
+        `on_failure` is called at most once.  `origin` returns the packed command that created the stream.
         """
         log = self._logs[self._servers.server_of_shard(keys.shard)]
         appender = Appender(log, keys, connection, next_seq, first_sample, on_failure, log.keep_s, origin)
@@ -384,7 +384,7 @@ class ServerLog:
 
 
 def _first(waiting: dict[Appender, None]) -> tuple[list[Appender], dict[Appender, None]]:
-    """What one commit takes of what waits, and the rest, both in order."""
+    """Return what one commit takes of what waits, and the rest, both in order."""
     if len(waiting) <= _MAX_COMMIT:
         return list(waiting), {}
     appenders = list(waiting)
@@ -392,7 +392,7 @@ def _first(waiting: dict[Appender, None]) -> tuple[list[Appender], dict[Appender
 
 
 async def last_audio(redis: AsyncRedis, keys: StreamKeys) -> AudioEntry | None:
-    """The last entry of a stream's audio that is still kept, for a resume; None when there is none.
+    """Return the last entry of a stream's audio that is still kept, for a resume; None when there is none.
 
     Raises RedisUnavailable, EntryError.
     """

@@ -114,7 +114,7 @@ _XACK_ONE: Final = b"*4\r\n$4\r\nXACK\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n
 
 
 def pack_ack(keys: StreamKeys, epoch: int, entry_ids: Sequence[bytes]) -> bytes:
-    """The packed command that says of entries that they are decoded; its reply counts those it took."""
+    """Pack the command that says of entries that they are decoded; its reply counts those it took."""
     key, group = keys.audio, audio_group(epoch)
     if len(entry_ids) > 1:
         return pack(b"XACK", key, group, *entry_ids)
@@ -123,12 +123,12 @@ def pack_ack(keys: StreamKeys, epoch: int, entry_ids: Sequence[bytes]) -> bytes:
 
 
 def ready_command(keys: Keys, stream: StreamKeys, worker: WorkerId) -> tuple[Any, ...]:
-    """The command with which a worker puts a stream into its own ready set."""
+    """Return the command with which a worker puts a stream into its own ready set."""
     return ("ZADD", keys.ready(stream.shard, worker), "NX", 0, stream.stream)
 
 
 def extend(redis: SyncRedis, streams: Sequence[tuple[StreamKeys, int]]) -> list[StreamKeys]:
-    """Put the expiry of streams forward, given with their time to live in ms; gives those that are gone."""
+    """Put the expiry of streams forward, given with their time to live in ms; return those that are gone."""
     by_server: dict[int, list[tuple[StreamKeys, int]]] = {}
     for keys, ttl_ms in streams:
         by_server.setdefault(redis.servers.server_of_shard(keys.shard), []).append((keys, ttl_ms))

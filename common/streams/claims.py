@@ -283,7 +283,7 @@ class Claims:
         _raise_first(replies)
 
     def snapshots(self, streams: Sequence[OwnedStream]) -> list[Stored | None]:
-        """What is stored at each stream's checkpoint; None for one that begins at the beginning.
+        """Return what is stored at each stream's checkpoint; None for one that begins at the beginning.
 
         All of them are in memory at once: the caller asks for a few at a time. Raises the client's errors.
         """
@@ -327,7 +327,7 @@ class Claims:
         )
 
     def finish_command(self, owned: OwnedStream) -> Command:
-        """The command that ends a stream: put behind its last result, in the same pipeline.
+        """Return the command that ends a stream: put behind its last result, in the same pipeline.
 
         Its reply is 1, or 0 where another worker owns the stream by now, or -1 where it had left Redis.
         """
@@ -343,7 +343,7 @@ class Claims:
     def checkpoint_commands(
         self, owned: OwnedStream, checkpoint: Checkpoint, snapshot: bytes
     ) -> Iterator[Command]:
-        """The commands that store a checkpoint and trim the audio before it, in order.
+        """Yield the commands that store a checkpoint and trim the audio before it, in order.
 
         The last one makes it valid; its reply is 1, or 0 where the stream has ended or is another's by now.
         All of them may be repeated from the first.
@@ -380,7 +380,7 @@ def _raise_first(replies: Iterable[Any]) -> None:
 
 
 def _readable(entries: Iterable[Sequence[Any]]) -> list[AssignmentEntry]:
-    """Assignments of our layout; others are logged and left to a worker of theirs."""
+    """Return assignments of our layout; log others and leave them to a worker of theirs."""
     found = []
     for entry_id, flat in entries:
         try:

@@ -96,7 +96,7 @@ class ResultLog:
         return same
 
     def added(self, size: int) -> int:
-        """A result of so many bytes goes into the log; returns how many results the log keeps with it."""
+        """Count a result of so many bytes; return how many results the log keeps with it."""
         sizes = self._sizes
         size += _ENTRY_BYTES
         sizes.append(size)
@@ -117,7 +117,7 @@ class ResultLog:
         return self._unkept >= _KEEP_AFTER or self._unkept_bytes >= _KEEP_AFTER_BYTES
 
     def keep(self, keys: StreamKeys, epoch: int, seq: int) -> bytes | None:
-        """The packed command that keeps the text up to the last result, `seq`; None where nothing is new."""
+        """Pack the command that keeps the text up to the last result, `seq`; None where nothing is new."""
         self._unkept = self._unkept_bytes = 0
         text = self._text
         if text is None or seq <= self._kept_seq:

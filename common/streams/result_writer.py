@@ -139,7 +139,7 @@ class ResultWriter:
         self._connections = [redis.pipelined(server) for server in range(redis.servers.num_servers)]
 
     def batch(self) -> ResultBatch:
-        """A batch to fill."""
+        """Return a batch to fill."""
         return ResultBatch(self._redis.servers)
 
     def write(self, batch: ResultBatch) -> Written:

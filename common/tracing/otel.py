@@ -26,7 +26,7 @@ _propagator: Final = TraceContextTextMapPropagator()
 
 
 def exporter(endpoint: str) -> SpanExporter:
-    """Sends spans by OTLP over HTTP; the standard variables hold for it, as OTEL_EXPORTER_OTLP_HEADERS."""
+    """Return what sends spans by OTLP over HTTP; the standard variables hold (OTEL_EXPORTER_OTLP_HEADERS)."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_TIMEOUT_S)
@@ -46,11 +46,11 @@ class OtelTracer:
         self._tracer = self._provider.get_tracer("parakeet")
 
     def stream(self, traceparent: str, **attributes: str | int | float) -> Span:
-        """A stream at its ingress."""
+        """Return a stream at its ingress."""
         return self._span("stream", SpanKind.SERVER, traceparent, attributes)
 
     def ownership(self, traceparent: str, **attributes: str | int | float) -> Span:
-        """A stream at its owner."""
+        """Return a stream at its owner."""
         if not traceparent:
             return NO_SPAN
         return self._span("own", SpanKind.CONSUMER, traceparent, attributes)

@@ -40,10 +40,13 @@ class Tracer(Protocol):
     """Makes spans."""
 
     def stream(self, traceparent: str, **attributes: str | int | float) -> Span:
-        """A stream at its ingress. traceparent: of its client, or of its record; empty for a new trace."""
+        """Begin a stream's span at its ingress.
+
+        traceparent: of its client, or of its record; empty for a new trace.
+        """
 
     def ownership(self, traceparent: str, **attributes: str | int | float) -> Span:
-        """A stream at its owner; nothing for an empty `traceparent`."""
+        """Return a stream at its owner; nothing for an empty `traceparent`."""
 
     def close(self) -> None:
         """Send what is left, within a bounded time."""

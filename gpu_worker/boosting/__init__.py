@@ -1,0 +1,1 @@
+"""Boosting trees: how phrases change the scores of tokens."""

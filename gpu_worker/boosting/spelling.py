@@ -48,7 +48,7 @@ def _encoded(speller: Speller, texts: Iterable[str]) -> list[tuple[int, ...]]:
 
 
 def tree_of(speller: Speller, phrases: Sequence[Phrase]) -> PhraseTree:
-    """The tree of a list.  Raises UnsupportedOption for a phrase that the model cannot write."""
+    """Return the tree of a list.  Raises UnsupportedOption for a phrase that the model cannot write."""
     return PhraseTree(_scored(speller, phrases), speller.vocab_size)
 
 

@@ -80,7 +80,7 @@ class PhraseTree:
 
     @classmethod
     def from_words(cls, words: NDArray[np.int32], num_tokens: int) -> PhraseTree:
-        """The tree of another's `words`.  Raises ValueError where they are none."""
+        """Return the tree of another's `words`.  Raises ValueError where they are none."""
         tree = cls.__new__(cls)
         tree._have(words, num_tokens)
         num_nodes, arcs_A3 = tree.num_nodes, tree._arcs_A3
@@ -122,7 +122,7 @@ class PhraseTree:
         return self._arcs_A3[:, 1].view(np.float32)
 
     def scores(self, node: int) -> NDArray[np.float32]:
-        """What is added to the logits of all tokens in a state, [V]; not to be written to."""
+        """Return what is added to the logits of all tokens in a state, [V]; not to be written to."""
         row = self._rows.get(node)
         if row is None:
             row = self._rows[node] = self._scores(node)
@@ -144,7 +144,7 @@ class PhraseTree:
         return row
 
     def following(self, node: int, token: int) -> int:
-        """The state after a token."""
+        """Return the state after a token."""
         while True:
             arcs = self._arcs_of(node)
             found = np.flatnonzero(self._arcs_A3[arcs, 0] == token)

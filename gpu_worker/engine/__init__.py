@@ -1,0 +1,1 @@
+"""The engine: streams, slots and the schedule of steps, for any model."""

@@ -213,7 +213,7 @@ class SpeechEngine:
         self._drop(self._streams.get(stream))
 
     def streams_in(self, slots: Collection[int]) -> set[StreamId]:
-        """The streams of slots.  For any thread, which may see one that has just come or gone."""
+        """Return the streams of slots.  For any thread, which may see one that has just come or gone."""
         return {state.stream for state in map(self._streams.by_slot.__getitem__, slots) if state is not None}
 
     def samples_decoded(self, stream: StreamId) -> int:
@@ -242,7 +242,7 @@ class SpeechEngine:
         return self.clock.samples_of_frames(self._frames_of(state.slot))
 
     def _frames_of(self, slot: int) -> int:
-        """Encoder frames that the outputs of a slot's stream, or its snapshot, cover."""
+        """Return how many encoder frames the outputs of a slot's stream, or its snapshot, cover."""
         warm_up = self._warm_ups.get(slot)
         return int(self._table.decoded[slot]) if warm_up is None else warm_up.frames
 
@@ -367,7 +367,7 @@ class SpeechEngine:
         return _Launched(plan, self.steps.launch(rows, self._blocks.table[slots]))
 
     def _heard(self, plan: Plan) -> NDArray[np.int64]:
-        """New samples of each row for the speech detector; 0 where none listens."""
+        """Return new samples of each row for the speech detector; 0 where none listens."""
         begin = self.clock.samples_of_frame_array(plan.start_B)
         end = self.clock.samples_of_frame_array(plan.start_B + plan.frames_B)
         end = np.where(plan.ends_B, self._table.fed[plan.slots_B], end)

@@ -153,7 +153,7 @@ class EngineStats:
     turn_detection_streams: int = 0
 
     def copied(self) -> EngineStats:
-        """The numbers of now."""
+        """Return the numbers of now."""
         return deepcopy(self)
 
     def set_to(self, other: EngineStats) -> None:
@@ -206,7 +206,7 @@ class Engine(Protocol):
         ...
 
     def phrases(self, stream: StreamId) -> tuple[Phrase, ...]:
-        """The phrases that the stream was told last."""
+        """Return the phrases that the stream was told last."""
         ...
 
     def finish(self, stream: StreamId) -> None:
@@ -218,7 +218,7 @@ class Engine(Protocol):
         ...
 
     def snapshot(self, stream: StreamId, *, whole: bool = False) -> StreamSnapshot:
-        """What `open` needs to go on with the stream, in this or another process.
+        """Return what `open` needs to go on with the stream, in this or another process.
 
         whole: with all of the state, also where audio brings it back.
 
@@ -237,7 +237,7 @@ class Engine(Protocol):
         ...
 
     def has_work(self) -> bool:
-        """True when `step` would decode something."""
+        """Return whether `step` would decode something."""
         ...
 
     def is_stepping(self) -> bool:

@@ -47,7 +47,7 @@ class Pace:
         self._next_at = 0.0
 
     def begun(self) -> None:
-        """A step begins now."""
+        """Note that a step begins now."""
         if not self._longest_s:
             return
         now = self._clock()

@@ -66,7 +66,7 @@ class StepText:
     speech_V: NDArray[np.float32]
 
     def tokens(self, piece: int) -> Tokens:
-        """The tokens of a piece."""
+        """Return the tokens of a piece."""
         first, end = self.first_token[piece], self.first_token[piece + 1]
         if first == end:
             return NO_TOKENS
@@ -144,7 +144,7 @@ def chunk_output(
     changed: bool = False,
     utterances: tuple[Utterance, ...] = (),
 ) -> StreamOutput:
-    """What a piece of audio gave, once its tokens are in the transcript.
+    """Return what a piece of audio gave, once its tokens are in the transcript.
 
     Without the fields of turns it is the output of a stream whose turns nobody detects. `changed` is for
     what they changed.
@@ -169,7 +169,7 @@ def chunk_output(
 
 
 def failed_output(state: Stream, samples_decoded: int, error: EngineError) -> StreamOutput:
-    """The last of a stream that the engine had to end."""
+    """Return the last of a stream that the engine had to end."""
     return StreamOutput(
         stream=state.stream,
         samples_decoded=samples_decoded,

@@ -49,7 +49,7 @@ class SlotSnapshots:
         self._blocks, self._turns, self._warm_ups = blocks, turns, warm_ups
 
     def read(self, data: bytes) -> Snapshot:
-        """Raises SnapshotMismatch for another model or layout."""
+        """Read a snapshot. Raises SnapshotMismatch for another model or layout."""
         return Snapshot.from_bytes(data, self._steps.shape.fingerprint)
 
     def restore(self, state: Stream, settings: TurnSettings, restored: Snapshot) -> list[StreamOutput]:
@@ -108,7 +108,7 @@ class SlotSnapshots:
 
     @staticmethod
     def phrases(restored: Snapshot) -> tuple[PhraseList, bool]:
-        """The phrases in force behind a snapshot, and whether they are so only from there on.
+        """Return the phrases in force behind a snapshot, and whether they are so only from there on.
 
         Raises SnapshotMismatch.
         """
@@ -120,7 +120,7 @@ class SlotSnapshots:
     def take(
         self, state: Stream, unsent: Sequence[StreamOutput], phrases: PhraseList, anew: bool, *, whole: bool
     ) -> StreamSnapshot:
-        """The stream's state; `unsent` are its outputs that nobody has got yet.
+        """Return the stream's state; `unsent` are its outputs that nobody has got yet.
 
         phrases, anew: see `StreamPhrases.at_snapshot`.
         What the device holds of it may still be on its way to the host; `to_bytes` waits for it.
@@ -152,7 +152,7 @@ class SlotSnapshots:
         )
 
     def _kept_frames(self, slot: int, frames: int) -> KeptFrames:
-        """The frames whose keys and values later chunks can still see."""
+        """Return the frames whose keys and values later chunks can still see."""
         first = max(0, frames - self._steps.shape.pages.left_frames)
         return KeptFrames(*self._blocks.locate(slot, np.arange(first, frames, dtype=np.int64)))
 

@@ -56,7 +56,7 @@ class Snapshot:
 
 
 def _header(data: bytes) -> tuple[Any, int]:
-    """The header's JSON, and where the buffers begin.  Raises ValueError, struct.error."""
+    """Return the header's JSON, and where the buffers begin.  Raises ValueError, struct.error."""
     if data[: len(_MAGIC)] != _MAGIC:
         raise ValueError("it begins with other bytes")
     at = len(_MAGIC) + _LENGTH.size

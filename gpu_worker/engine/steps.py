@@ -73,14 +73,14 @@ class RingMemory:
         return self.float32_SC.view(np.int16)[:, : self.num_samples]
 
     def of(self, slot: int, *, is_float: bool) -> Samples:
-        """The ring of a slot."""
+        """Return the ring of a slot."""
         row: NDArray[np.float32] = self.float32_SC[slot]
         return row if is_float else row.view(np.int16)[: self.num_samples]
 
     def gather(
         self, slots_B: NDArray[np.int32], is_float_B: NDArray[np.bool_], samples_BN: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """The samples of these numbers of each row's stream, as float32 at full scale 1.0."""
+        """Return the samples of these numbers of each row's stream, as float32 at full scale 1.0."""
         at_BN, slots_B = samples_BN % self.num_samples, slots_B[:, None]
         audio = np.multiply(self.pcm16[slots_B, at_BN], PCM16_SCALE, dtype=np.float32)
         if is_float_B.any():
@@ -126,7 +126,7 @@ class StepShape:
     overlaps: a device works beside the host, so that a step is launched before the last one is read.
     hears: whether windows of the speech detector can be had.
     fingerprint: names the weights and the layout of a slot's state, for snapshots.
-    reach_frames: whole chunks of audio that bring back all of a slot's state but what `Steps.export` gives
+    reach_frames: whole chunks of audio that bring back all of a slot's state but what `Steps.export` returns
         without kept frames; 0 where snapshots hold the whole state.
     recording_rows: rows of a step for recordings, while live streams are open.
     """

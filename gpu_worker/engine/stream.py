@@ -38,7 +38,7 @@ class OpenStreams:
         self._free_slots = list(range(num_slots - 1, -1, -1))
 
     def vacant_slot(self, stream: StreamId) -> int:
-        """The slot that `add` would give.  Raises ValueError for an open stream, and EngineFull."""
+        """Return the slot that `add` would give.  Raises ValueError for an open stream, and EngineFull."""
         if stream in self._by_id:
             raise ValueError(f"stream {stream} is open")
         if not self._free_slots:
@@ -52,7 +52,7 @@ class OpenStreams:
         self._by_id[state.stream] = self.by_slot[slot] = state
 
     def get(self, stream: StreamId) -> Stream:
-        """Raises UnknownStream."""
+        """Return a stream. Raises UnknownStream."""
         state = self._by_id.get(stream)
         if state is None:
             raise UnknownStream(f"Stream {stream} is not open in this engine.")

@@ -73,7 +73,7 @@ class Tokens:
     confidences: Sequence[float]
 
     def first(self, count: int) -> Tokens:
-        """The first so many."""
+        """Return the first so many."""
         return Tokens(self.ids[:count], self.frames[:count], self.confidences[:count])
 
     def after(self, count: int) -> Tokens:
@@ -218,7 +218,7 @@ class Transcript:
             )
 
     def export(self) -> dict[str, Any]:
-        """The state as JSON values; words and starts must have been taken."""
+        """Return the state as JSON values; words and starts must have been taken."""
         return {
             "text": self._text.text,
             "pending": self._text.pending.hex(),

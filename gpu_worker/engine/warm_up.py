@@ -50,11 +50,11 @@ class WarmUps:
         self.is_warming_S[warm_up.state.slot] = True
 
     def get(self, slot: int) -> WarmUp | None:
-        """What a slot is warmed up for."""
+        """Return what a slot is warmed up for."""
         return self._by_slot.get(slot)
 
     def drop(self, slot: int) -> None:
-        """The slot is warm, or its stream is gone."""
+        """Forget a slot that is warm, or whose stream is gone."""
         if self._by_slot.pop(slot, None) is not None:
             self.is_warming_S[slot] = False
 

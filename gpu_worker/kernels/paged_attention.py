@@ -252,7 +252,7 @@ def attend(
 
 
 def position_bias(pos_RHD: Tensor, bias_v_HD: Tensor) -> tuple[Tensor, Tensor]:
-    """The constants that `attend` takes for projected positions: pos_HDR and v_bias_HR."""
+    """Return the constants that `attend` takes for projected positions: pos_HDR and v_bias_HR."""
     pos_HDR = pos_RHD.permute(1, 2, 0).contiguous()
     v_bias_HR = torch.einsum("hd,hdr->hr", bias_v_HD.float(), pos_HDR.float()).contiguous()
     return pos_HDR, v_bias_HR

@@ -16,7 +16,7 @@ class Bell:
 
     @classmethod
     def create(cls) -> Bell:
-        """A new bell, which children inherit where they are given it."""
+        """Return a new bell, which children inherit where they are given it."""
         return cls(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
     def ring(self) -> None:

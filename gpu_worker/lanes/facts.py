@@ -44,7 +44,7 @@ class LaneFacts:
 
     @classmethod
     def of(cls, backend: Backend, share: Share, num_lanes: int) -> LaneFacts:
-        """What there is to tell of a backend's model, and of a share of its device."""
+        """Return what there is to tell of a backend's model, and of a share of its device."""
         rings = backend.engine.steps.rings
         return cls(
             share.shape,
@@ -85,5 +85,5 @@ class LaneFacts:
         return cls(**values)
 
     def make_vocabulary(self) -> Letters | Tokenizer:
-        """The model's."""
+        """Return the model's."""
         return Letters() if self.vocabulary is None else Tokenizer(self.vocabulary)

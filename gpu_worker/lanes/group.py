@@ -249,7 +249,7 @@ def share_of(
     words_taken: int = 0,
     num_tokens: int = 0,
 ) -> Share:
-    """What is one of so many lanes' of a device: its slots, pages and words of the arena of boosting trees.
+    """Return one of so many lanes' share of a device: slots, pages and words of the arena of boosting trees.
 
     words_taken: of the arena, which are no lane's.
 

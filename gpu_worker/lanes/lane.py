@@ -58,7 +58,7 @@ class _Group:
 
 
 def make_lane(settings: WorkerSettings, fds: tuple[int, ...]) -> Worker:
-    """A worker over what the group has given it; it fails when the group ends.  Raises NoGroup."""
+    """Return a worker over what the group has given it; it fails when the group ends.  Raises NoGroup."""
     link_fd, group_bell, bell_fd, ring_fd, area_fd = fds
     for fd in fds:  # children of this process have no use for them
         os.set_inheritable(fd, False)

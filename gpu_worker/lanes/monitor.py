@@ -99,7 +99,7 @@ class GroupMonitor:
 
 
 def lane_port(settings: WorkerSettings, lane: int) -> int:
-    """The metrics port of a lane; 0 where there is none."""
+    """Return the metrics port of a lane; 0 where there is none."""
     return settings.metrics_port + 1 + lane if settings.metrics_port else 0
 
 

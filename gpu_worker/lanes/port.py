@@ -171,14 +171,14 @@ class LanePort:
     # For the thread that runs steps
 
     def next_request(self) -> Request | None:
-        """The request whose turn it is: all that the lane had launched before was taken."""
+        """Return the request whose turn it is: all that the lane had launched before was taken."""
         if self._requests and self._requests[0][0] <= self._num_taken:
             self._num_asked += 1
             return self._requests.popleft()[1]
         return None
 
     def next_flight(self) -> LaneFlight | None:
-        """The flight whose turn it is; None where there is none yet, or a request comes before it.
+        """Return the flight whose turn it is; None where there is none yet, or a request comes before it.
 
         Raises LaneFault.
         """
@@ -263,7 +263,7 @@ class LanePort:
             self._wake()
 
     def _read(self, message: dict[str, Any], buffers: dict[str, memoryview]) -> Request:
-        """Raises LaneFault, KeyError, TypeError, ValueError."""
+        """Read a request. Raises LaneFault, KeyError, TypeError, ValueError."""
         what = message["what"]
         if what in ("export", "load"):
             number, slot, kept = int(message["number"]), self._slot(message), self._kept(message["kept"])

@@ -40,13 +40,13 @@ class SharedMemory:
 
     @classmethod
     def create(cls, name: str, num_bytes: int) -> SharedMemory:
-        """New memory, all zeros; `name` is for /proc alone.  Raises OSError."""
+        """Create memory, all zeros; `name` is for /proc alone. Raises OSError."""
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
         os.ftruncate(fd, num_bytes)
         return cls(fd, num_bytes)
 
     def array(self, dtype: Any, shape: tuple[int, ...], offset: int = 0) -> NDArray[Any]:
-        """A view of it."""
+        """Return a view of it."""
         count = int(np.prod(shape))
         return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
 
@@ -85,7 +85,7 @@ class FlightSizes:
 
     @classmethod
     def of(cls, shape: StepShape) -> FlightSizes:
-        """The bounds of steps of this shape."""
+        """Return the bounds of steps of this shape."""
         clock = shape.clock
         frames = shape.max_chunks * clock.chunk_frames
         windows = max_windows(frames * clock.frame_samples + SPARE_HOPS * clock.hop_samples)
@@ -121,7 +121,7 @@ class FlightSizes:
         return offsets
 
     def views(self, memory: SharedMemory, first: int) -> list[NDArray[Any]]:
-        """The parts of the flight that begins at `first`."""
+        """Return the parts of the flight that begins at `first`."""
         offsets = self.offsets(first)
         return [
             memory.array(dtype, (count,), offset)
@@ -159,8 +159,11 @@ class FlightBuffer:
         resets_R2: NDArray[np.int64],
         num_requests: int,
     ) -> None:
-        """Write a flight: its rows, the slots that begin anew before it with their prompts, and how many
-        requests of the lane come before it."""
+        """Write a flight.
+
+        Its rows, the slots that begin anew before it with their prompts, and how many requests of the lane
+        come before it.
+        """
         num_rows = rows_FB.shape[1]
         self._rows[: rows_FB.size].reshape(rows_FB.shape)[:] = rows_FB
         self._table[: table_BM.size].reshape(table_BM.shape)[:] = table_BM
@@ -221,7 +224,7 @@ class FlightBuffer:
         self._speech[: num_rows * windows].reshape(num_rows, windows)[:] = found.speech_BW[rows, :windows]
 
     def findings(self, num_rows: int) -> StepFindings:
-        """What was found, as views that the launch after the next one overwrites."""
+        """Return what was found, as views that the launch after the next one overwrites."""
         most, windows = int(self._words[_Word.MOST_SYMBOLS]), int(self._words[_Word.NUM_WINDOWS])
         count = num_rows * most
         return StepFindings(
@@ -241,7 +244,7 @@ class FlightBuffer:
 
 
 def stage_counts(stats: EngineStats) -> NDArray[np.float64]:
-    """Calls and seconds of the stages so far, as `FlightBuffer.answer` takes their differences."""
+    """Return calls and seconds of the stages so far, for the differences of `FlightBuffer.answer`."""
     stages = [getattr(stats, name) for name in _STAGES]
     return np.array([value for stage in stages for value in (stage.calls, stage.busy_s)], dtype=np.float64)
 
@@ -292,5 +295,5 @@ class LaneArea:
         self._counts[_Count.DONE, 0] = count
 
     def flight(self, number: int) -> FlightBuffer:
-        """The buffer of a flight, counted from 0."""
+        """Return the buffer of a flight, counted from 0."""
         return self.flights[number % NUM_BUFFERS]

@@ -173,7 +173,7 @@ class StepServer:
 
     @staticmethod
     def _part(spent: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-        """A lane's part of a step's stages: all calls, and its rows' share of the seconds."""
+        """Return a lane's part of a step's stages: all calls, and its rows' share of the seconds."""
         part = spent.copy()
         part[1::2] *= share
         return part

@@ -28,7 +28,7 @@ def send(link: socket.socket, message: Mapping[str, Any], buffers: Mapping[str, 
 
 
 def receive(link: socket.socket) -> tuple[dict[str, Any], dict[str, memoryview]] | None:
-    """The next message with its buffers; None where the other side is gone.  Raises WireFault."""
+    """Return the next message with its buffers; None where the other side is gone.  Raises WireFault."""
     head = _read(link, _HEAD.size)
     if head is None:
         return None

@@ -1,0 +1,1 @@
+"""The model: FastConformer encoder and transducer, streaming."""

@@ -152,7 +152,7 @@ class ModelConfig:
         return tuple(sorted({(right + 1) * self.frame_ms for _, right in self.att_contexts}))
 
     def context_for_chunk(self, chunk_ms: int | None) -> tuple[int, int]:
-        """The (left, right) context whose chunk lasts `chunk_ms`; the default one for None.
+        """Return the (left, right) context whose chunk lasts `chunk_ms`; the default one for None.
 
         Raises ModelConfigError that lists the legal lengths.
         """
@@ -364,7 +364,7 @@ def _contexts(section: Section) -> tuple[tuple[int, int], ...]:
 
 
 def _default_context(root: Section, contexts: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """The first context, as in NeMo, unless our own section of the file names another."""
+    """Return the first context, as in NeMo, unless our own section of the file names another."""
     own = root.optional_section(OWN_SECTION)
     if own is None:
         return contexts[0]

@@ -71,7 +71,7 @@ class _Linear:
         return F.linear(x_MD, self.weight, self.bias)
 
     def add_to(self, residual_MD: Tensor, x_ME: Tensor) -> None:
-        """residual += x W^T (+ bias), in place; the addition costs no pass over memory of its own."""
+        """Add x W^T (+ bias) to `residual` in place; the addition costs no pass over memory of its own."""
         residual_MD.addmm_(x_ME, self.weight.t())
         if self.bias is not None:
             residual_MD.add_(self.bias)
@@ -276,7 +276,7 @@ class CudaModel:
         return state
 
     def pre_encode(self, step: CudaStep, state: SlotState) -> Tensor:
-        """Samples to subsampled frames x_BTD; moves the tail and the cached mel frames on."""
+        """Turn samples into subsampled frames x_BTD; move the tail and the cached mel frames on."""
         mel = self.config.mel
         mel_BWN = log_mel_window(
             step.samples_BN,
@@ -357,7 +357,7 @@ class CudaModel:
         layer.attention_out.add_to(x_MD, attended.view(x_MD.shape))
 
     def project_encoded(self, encoded_BTD: Tensor, step: CudaStep, state: SlotState) -> Tensor:
-        """The joint network's share of the encoder frames, [B, T, J]."""
+        """Return the joint network's share of the encoder frames, [B, T, J]."""
         if self.prompt is not None:
             encoded_BTD = self.prompt.run(encoded_BTD, state.prompt_S.index_select(0, step.slots_B))
         return self._encoder_projection(encoded_BTD)
@@ -365,7 +365,7 @@ class CudaModel:
     def decode(
         self, encoded_BTD: Tensor, step: CudaStep, state: SlotState, trees: SlotTrees | None = None
     ) -> Tensor:
-        """Encoder frames to symbols, int32 [B, 1 + 3K] as `greedy_decode` packs them."""
+        """Decode encoder frames to symbols, int32 [B, 1 + 3K] as `greedy_decode` packs them."""
         transducer = self.transducer
         begin_streams(
             state.hidden_PSU,

@@ -49,7 +49,7 @@ class StepInputs:
     full: bool
 
     def rows(self, first: int, end: int) -> StepInputs:
-        """The part of the step that belongs to rows first .. end - 1."""
+        """Return the part of the step that belongs to rows first .. end - 1."""
         if first == 0 and end >= self.slots_B.shape[0]:
             return self
         part = slice(first, end)
@@ -134,7 +134,7 @@ class StreamingModel:
         return prompt.index(language) if prompt is not None and language is not None else 0
 
     def pre_encode(self, step: StepInputs, state: SlotState) -> Tensor:
-        """Samples to subsampled frames x_BTD; moves the tail and the subsampling caches on."""
+        """Turn samples into subsampled frames x_BTD; move the tail and the subsampling caches on."""
         slots = step.slots_B
         mel, tail = self.front_end.run(
             state.tail_SZ.index_select(0, slots),
@@ -185,7 +185,7 @@ class StreamingModel:
     def decode(
         self, encoded_BTD: Tensor, step: StepInputs, state: SlotState, fusion: Fusion | None = None
     ) -> Emissions | None:
-        """Encoder frames to tokens; moves the predictor state on.  `fusion` has the step's rows."""
+        """Decode encoder frames to tokens; move the predictor state on. `fusion` has the step's rows."""
         slots = step.slots_B
         if self.prompt is not None:
             encoded_BTD = self.prompt.run(encoded_BTD, state.prompt_S.index_select(0, slots))

@@ -11,7 +11,7 @@ _FRONT_END_FRAMES: Final = 3
 
 
 def reach_frames(config: ModelConfig, context: tuple[int, int]) -> int:
-    """Encoder frames, whole chunks, on which the keys, values and caches at the end of a chunk depend.
+    """Return the encoder frames, whole chunks, on which keys, values and caches at the end of a chunk depend.
 
     A frame of a layer's output depends on the frames of its input from `left` before the first frame of a
     chunk on: of its own chunk, or of that of the earliest frame which its convolution sees.

@@ -41,7 +41,7 @@ class HostCopy:
                 self._done.record()
 
     def buffers(self) -> dict[str, memoryview]:
-        """The bytes of each tensor, on the host; waits for them, in any thread."""
+        """Return the bytes of each tensor, on the host; waits for them, in any thread."""
         if self._done is not None:
             self._done.synchronize()
         whole, at = self._bytes.numpy().data, 0
@@ -53,7 +53,7 @@ class HostCopy:
 
 
 def from_buffer(name: str, data: memoryview | None, like: Tensor) -> Tensor:
-    """A tensor on the host of the shape and type of `like`, out of the bytes that a `HostCopy` gave.
+    """Return a tensor on the host of the shape and type of `like`, out of the bytes that a `HostCopy` gave.
 
     Raises ValueError for another size.
     """
@@ -207,7 +207,7 @@ class KVPages:
         return self.num_pages
 
     def rows(self, pages: Tensor, offsets: Tensor) -> dict[str, Tensor]:
-        """The `keys` and `values` at (page, offset), [L, n, H, E]."""
+        """Return the `keys` and `values` at (page, offset), [L, n, H, E]."""
         return {
             "keys": self.keys_LNWHE[:, pages, offsets],
             "values": self.values_LNWHE[:, pages, offsets],

@@ -1,7 +1,7 @@
 """SentencePiece token ids to text, whole or token by token.
 
 The whole-sequence text equals SentencePiece's own `decode` with the special tokens and leading
-spaces left out.  The incremental decoder gives the same text whatever the cuts between calls, and
+spaces left out.  The incremental decoder returns the same text whatever the cuts between calls, and
 holds an unfinished UTF-8 sequence of byte pieces back until its last byte has come.
 """
 
@@ -87,7 +87,7 @@ class Tokenizer:
             raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from error
 
     def piece(self, token: int) -> str:
-        """The piece of an id as it stands in the vocabulary.  Raises IndexError."""
+        """Return the piece of an id as it stands in the vocabulary.  Raises IndexError."""
         return self._pieces[token]
 
     def encode(self, text: str) -> tuple[int, ...] | None:

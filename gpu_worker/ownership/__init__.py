@@ -1,0 +1,1 @@
+"""Which streams are this worker's, and until when."""

@@ -57,7 +57,7 @@ class StatsWindow:
     def report(
         self, now: float, *, capacity: int, owned: int, draining: bool, started_ms: int
     ) -> WorkerReport:
-        """The worker's report, with the counters of the window that ends now."""
+        """Return the worker's report, with the counters of the window that ends now."""
         newest = self._read(now)
         readings = self._readings
         readings.append(newest)

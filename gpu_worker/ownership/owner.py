@@ -104,7 +104,7 @@ class Owner:
         self.intake_of(owned).take_in(flow, stored.snapshot if stored is not None else None)
 
     def intake_of(self, owned: OwnedStream) -> Intake:
-        """The intake that reads a stream."""
+        """Return the intake that reads a stream."""
         return self._intakes[self._servers.server_of_shard(owned.keys.shard)]
 
     def look_at_lost(self, flows: Sequence[StreamFlow]) -> None:

@@ -198,6 +198,6 @@ def _assignment(owned: OwnedStream) -> AssignmentEntry:
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:
-    """An audio entry's place among others."""
+    """Return an audio entry's place among others."""
     connection, seq = entry_id.split(b"-")
     return int(connection), int(seq)

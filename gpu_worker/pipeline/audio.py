@@ -24,7 +24,7 @@ _TABLES: Final = {Encoding.MULAW: MULAW, Encoding.ALAW: ALAW}
 
 
 def entry_samples(entry: AudioEntry) -> Samples:
-    """The samples of an entry as engines take them.
+    """Return the samples of an entry as engines take them.
 
     Raises ClientFault `bad_samples` for a sample that is not finite, `odd_byte_count` for half a one.
     """
@@ -77,7 +77,7 @@ class StreamAudio:
         return self._base.origin - (-behind // self.rate)
 
     def push(self, entry: AudioEntry) -> Sequence[Samples]:
-        """Samples for the engine from the next entry.
+        """Return the samples for the engine from the next entry.
 
         What overlaps audio that was there already is left out. Raises ClientFault for bad samples
         and StreamLost where audio before the entry is missing.
@@ -96,7 +96,7 @@ class StreamAudio:
         return self._unskipped(self._resampler.push(float_samples(samples)))
 
     def finish(self) -> list[NDArray[np.float32]]:
-        """The last samples for the engine."""
+        """Return the last samples for the engine."""
         return [] if self._resampler is None else self._unskipped(self._resampler.finish())
 
     def _unskipped(self, parts: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
@@ -113,7 +113,7 @@ class StreamAudio:
 
 
 def client_samples(rate: int, samples: int, base: Base = BEGINNING) -> int:
-    """Samples of the client that lie wholly within `samples` of the engine, counted as `base` says."""
+    """Return the client's samples that lie wholly within `samples` of the engine, counted as `base` says."""
     if rate == ENGINE_SAMPLE_RATE:
         return samples
     return base.client_origin + (samples - base.origin) * rate // ENGINE_SAMPLE_RATE

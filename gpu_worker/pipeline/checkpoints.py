@@ -56,19 +56,19 @@ class CheckpointQueue:
         return len(self._due)
 
     def opened(self, stream: StreamId, samples: int) -> None:
-        """The stream goes on from a checkpoint at so many samples, 0 for a new one.
+        """Note that the stream goes on from a checkpoint at so many samples, 0 for a new one.
 
         Its first snapshot falls due up to a spacing early, so that streams that came together part.
         """
         self._taken[stream] = samples - int(self._spacing * (stream * _GOLDEN % 1.0))
 
     def taken(self, stream: StreamId, samples: int) -> None:
-        """The stream has a snapshot that covers so many samples."""
+        """Note that the stream has a snapshot that covers so many samples."""
         self._taken[stream] = samples
         self._due.pop(stream, None)
 
     def drop(self, stream: StreamId) -> None:
-        """The stream is over."""
+        """Forget the stream, which is over."""
         self._taken.pop(stream, None)
         self._due.pop(stream, None)
 

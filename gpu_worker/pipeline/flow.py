@@ -108,7 +108,7 @@ class StreamTable:
         self._changed = threading.Condition()
 
     def reserve(self, wanted: int) -> int:
-        """Set up to `wanted` free slots aside for streams about to be claimed; gives how many."""
+        """Set up to `wanted` free slots aside for streams about to be claimed; return how many."""
         with self._changed:
             granted = max(0, min(wanted, self.capacity - len(self._flows) - self._reserved))
             self._reserved += granted
@@ -155,7 +155,7 @@ class StreamTable:
             span.end(handed_over=1)
 
     def get(self, stream: StreamId) -> StreamFlow | None:
-        """The flow of an owned stream."""
+        """Return the flow of an owned stream."""
         return self._flows.get(stream)
 
     def flows(self) -> list[StreamFlow]:

@@ -238,7 +238,7 @@ class Intake:
         return chosen
 
     def _handle(self, read: Iterable[AudioRead], readings: dict[bytes, _Reading]) -> list[StreamId]:
-        """Feed what was read, of streams by the key of their audio; gives the streams that may have more."""
+        """Feed what was read, of streams by the key of their audio; return the streams that may have more."""
         got = _Got()
         more: list[StreamId] = []
         lost: list[StreamFlow] = []
@@ -265,7 +265,7 @@ class _Got:
         self._ends: list[Command] = []
 
     def commands(self) -> list[Command]:
-        """The commands for the engine thread, nearly always one for the audio of all streams."""
+        """Return the commands for the engine thread, nearly always one for the audio of all streams."""
         self._feed_parts()
         return self._commands + self._ends
 

@@ -319,7 +319,7 @@ class Outlet:
 
     @staticmethod
     def _decoded(writing: _Writing, output: StreamOutput) -> tuple[int, list[bytes]]:
-        """Take the entries that are decoded by now; gives the client's samples that are, and their ids."""
+        """Take the entries that are decoded by now; return the client's samples that are, and their ids."""
         flow, kept = writing.flow, writing.kept
         undecoded = flow.undecoded
         done = client_samples(writing.rate, output.samples_decoded, writing.base)
@@ -408,7 +408,7 @@ class Outlet:
         return True
 
     def _those(self, streams: Iterable[OwnedStream]) -> list[_Writing]:
-        """The outlet's own state of streams, as far as they are still written for this ownership."""
+        """Return the outlet's own state of streams, as far as they are still written for this ownership."""
         return [
             writing
             for owned in streams

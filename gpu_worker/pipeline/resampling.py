@@ -3,7 +3,7 @@
 Two things would make the samples depend on more than the audio. soxr's output varies with the sizes
 in which it is fed: so it is fed blocks of one size. And its state cannot be stored: so the audio is cut
 into segments of SEGMENT_S, each resampled by a fresh soxr that starts a little before its segment and
-ends a little behind. A replay then begins at any segment, and gives the samples that the first run gave.
+ends a little behind. A replay then begins at any segment, and returns the samples of the first run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Resampler:
     """Resamples one stream.
 
     rate: of the client, Hz. start: first sample that will be pushed, at the client's rate; as
-    `replay_start` gives it, 0 for a whole stream. first_output: position of the first sample that
+    `replay_start` returns it, 0 for a whole stream. first_output: position of the first sample that
     will come out, at the engine's rate.
     """
 
@@ -75,7 +75,7 @@ class Resampler:
         self.first_output: Final = self._segments[0].first
 
     def _index_at(self, start: int) -> int:
-        """The first segment whose outputs can all be made from here on."""
+        """Return the first segment whose outputs can all be made from here on."""
         return 0 if start == 0 else -(-(start + self._margin) // self._segment_samples)
 
     def _begin_segment(self, index: int) -> None:
@@ -86,7 +86,7 @@ class Resampler:
         self._next_begin = self._next_index * self._segment_samples - self._margin
 
     def push(self, samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Take samples of the client's rate; gives samples of the engine's rate, as they come."""
+        """Take samples of the client's rate; return samples of the engine's rate, as they come."""
         self._pending.append(samples)
         self._num_pending += len(samples)
         if self._num_pending < self._block:
@@ -102,7 +102,7 @@ class Resampler:
         return out
 
     def finish(self) -> list[NDArray[np.float32]]:
-        """No more samples come; gives the rest."""
+        """No more samples come; return the rest."""
         whole = np.concatenate(self._pending) if self._pending else np.empty(0, np.float32)
         self._pending = []
         self._num_pending = 0
@@ -135,7 +135,7 @@ class Resampler:
 
 
 def _margin_samples(rate: int) -> int:
-    """Samples before a segment at which its soxr begins: at a whole output, at least the margin."""
+    """Return the samples before a segment at which its soxr begins: a whole output, at least the margin."""
     unit = rate // gcd(rate, ENGINE_SAMPLE_RATE)
     return -(-rate * _MIN_MARGIN_MS // 1000 // unit) * unit
 

@@ -67,7 +67,7 @@ class SnapshotWriter:
         return self._under_way < self._most
 
     def expect(self) -> None:
-        """A snapshot was taken: `put` or `drop` follows."""
+        """Expect a snapshot that was taken: `put` or `drop` follows."""
         with self._lock:
             self._under_way += 1
 
@@ -76,7 +76,7 @@ class SnapshotWriter:
         self._queue.put(snapshot)
 
     def drop(self) -> None:
-        """A snapshot that was expected is written, or will not come."""
+        """Expect a snapshot no more: it is written, or will not come."""
         with self._lock:
             self._under_way -= 1
 

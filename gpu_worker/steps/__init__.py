@@ -1,0 +1,1 @@
+"""Steps: how a batch of the engine is run on each kind of device and backend."""

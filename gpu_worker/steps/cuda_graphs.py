@@ -99,7 +99,7 @@ class _Token:
 
 
 def _event() -> torch.cuda.Event:
-    """An event whose waiter sleeps: one that spins keeps a core from the others."""
+    """Return an event whose waiter sleeps: one that spins keeps a core from the others."""
     return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
 
 
@@ -236,7 +236,7 @@ class GraphSteps:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _listen(self, size: int, audio_GN: Tensor, found_GE: Tensor, vad: SileroVad) -> Tensor:
-        """What was found with the speech detector's findings beside it."""
+        """Return what was found with the speech detector's findings beside it."""
         lead_B = (LEAD_SAMPLES - self._field(size, Field.START) * FRAME_SAMPLES).clamp(min=0)
         column = torch.arange(self._columns, device=audio_GN.device)
         index = (column + lead_B.unsqueeze(1)).clamp_(max=self._columns - 1)

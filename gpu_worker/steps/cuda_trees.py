@@ -35,7 +35,7 @@ class CudaTrees:
         return self._slots if self.num_words else None
 
     def prepare(self, tree: PhraseTree) -> object:
-        """The tree's words in memory that the device copies from by itself."""
+        """Return the tree's words in memory that the device copies from by itself."""
         words_W = torch.from_numpy(tree.words)
         if self._device.type != "cuda":
             return words_W
@@ -50,7 +50,7 @@ class CudaTrees:
         self._slots.words_W[at : at + len(prepared)].copy_(prepared, non_blocking=True)
 
     def drop(self, at: int) -> None:
-        """What stands there does no harm."""
+        """Do nothing: what stands there does no harm."""
 
     @torch.inference_mode()
     def use(self, slot: int, at: int, num_nodes: int, *, anew: bool) -> None:

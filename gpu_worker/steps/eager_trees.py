@@ -55,7 +55,7 @@ class EagerTrees:
         self._for_all = self._trees[at]
 
     def rows(self, slots_B: Tensor) -> BoostedRows | None:
-        """The trees of a call's rows; None where there are none."""
+        """Return the trees of a call's rows; None where there are none."""
         if not self._of_slot and self._for_all is None:
             return None
         trees_B = [(self._of_slot.get(slot), self._for_all) for slot in slots_B.tolist()]
@@ -96,7 +96,7 @@ class BoostedRows:
             self._scores_BV[row] = torch.from_numpy(total)
 
     def choose(self, logits_BV: Tensor, token_B: Tensor) -> Tensor:
-        """The token to emit where one is emitted; `token_B` has the best without phrases.
+        """Return the token to emit where one is emitted; `token_B` has the best without phrases.
 
         logits_BV: with the blank, which is the last.
         """

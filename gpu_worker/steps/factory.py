@@ -138,7 +138,7 @@ def _make_nemo_engine(
     judge: TurnJudge | None,
     turn_settings: Callable[[StreamOptions], TurnSettings],
 ) -> BuiltEngine:
-    """The reference engine.  Its modules, and NeMo, are imported only where it is asked for."""
+    """Return the reference engine.  Its modules, and NeMo, are imported only where it is asked for."""
     from gpu_worker.steps.nemo import NemoSteps
     from gpu_worker.steps.nemo_model import NemoModel
 
@@ -178,7 +178,7 @@ def make_model_engine(
     judge: TurnJudge | None = None,
     rings: AllocateRings | None = None,
 ) -> SpeechEngine:
-    """An engine around a loaded model: with graphs on CUDA, with the plain model elsewhere.
+    """Return an engine around a loaded model: with graphs on CUDA, with the plain model elsewhere.
 
     rings: makes the memory that audio is written to; None for memory of this process.
 

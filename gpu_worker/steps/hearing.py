@@ -18,7 +18,7 @@ from gpu_worker.turn.vad import SileroVad
 
 
 def first_samples(rows_FB: NDArray[np.int32], clock: ChunkClock) -> NDArray[np.int64]:
-    """The sample at which each row's window begins; before a stream's first one where it begins."""
+    """Return the sample at which each row's window begins; before a stream's first one where it begins."""
     start_B: NDArray[np.int64] = rows_FB[Field.START].astype(np.int64)
     return clock.frame_samples * (start_B - 1) + clock.lookahead_samples
 
@@ -26,7 +26,7 @@ def first_samples(rows_FB: NDArray[np.int32], clock: ChunkClock) -> NDArray[np.i
 def gather_rows(
     rings: RingMemory, rows_FB: NDArray[np.int32], first_B: NDArray[np.int64], num_columns: int
 ) -> NDArray[np.float32]:
-    """Samples `first_B` and on of each row's stream; zeros before its start and behind its end."""
+    """Return samples `first_B` and on of each row's stream; zeros before its start and behind its end."""
     sample_BN = first_B[:, None] + np.arange(num_columns)
     audio = rings.gather(rows_FB[Field.SLOT], rows_FB[Field.FLOAT] != 0, sample_BN)
     # Not by a product: bits of pcm16 that stand where float32 will may be no number.

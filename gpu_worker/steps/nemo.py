@@ -108,7 +108,7 @@ class NemoSteps:
         self._languages: list[str | None] = []
 
     def prompt_of(self, options: StreamOptions) -> int:
-        """Number of a stream's language.  Raises UnsupportedOption."""
+        """Return the number of a stream's language. Raises UnsupportedOption."""
         language = self._model.language(options.language)
         if language not in self._languages:
             self._languages.append(language)

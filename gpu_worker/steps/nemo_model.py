@@ -130,7 +130,7 @@ class NemoModel:
         )
 
     def language(self, wanted: str | None) -> str | None:
-        """The prompt for a stream: the wanted one, else the default.  Raises UnsupportedOption."""
+        """Return the prompt for a stream: the wanted one, else the default.  Raises UnsupportedOption."""
         if wanted is None:
             if "auto" in self._languages:
                 return "auto"
@@ -173,11 +173,11 @@ class NemoModel:
         return found
 
     def signal_start(self, first: int) -> int:
-        """The first sample that `mels` needs for mel frame `first`."""
+        """Return the first sample that `mels` needs for mel frame `first`."""
         return max(0, first - _LEAD_MELS) * self.hop_samples
 
     def encode(self, states: Sequence[NemoState], mels: Sequence[Tensor], language: str | None) -> Tensor:
-        """Encoder frames [B, T, D] of rows with equally many new and equally many cached mel frames."""
+        """Return encoder frames [B, T, D] of rows with equally many new, and equally many cached, mels."""
         cached_mels = states[0].num_cached_mels
         is_first = cached_mels == 0
         if is_first:

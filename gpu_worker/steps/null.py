@@ -75,7 +75,7 @@ class Letters:
         state.at_word_start = True
 
     def finish(self, state: TextState) -> str:
-        """The text; it is always whole."""
+        """Return the text; it is always whole."""
         return state.text
 
     def is_special(self, token: int) -> bool:

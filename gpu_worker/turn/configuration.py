@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 def turn_settings(settings: WorkerSettings) -> Callable[[StreamOptions], TurnSettings]:
-    """What a worker makes of a stream's options: the stream's word over the flag of the same name.
+    """Return what a worker makes of a stream's options: the stream's word over the flag of the same name.
 
     Silences that contradict each other are brought in line, the shorter named ones first: a pause is no
     longer than the silence that ends an utterance, and `turn_max_pause_ms` is the longest of all.

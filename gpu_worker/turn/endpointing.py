@@ -153,7 +153,7 @@ class Endpointer:
         return min([position for position in positions if position > last_window], default=last_window)
 
     def skip(self, num_windows: int, end_sample: int) -> None:
-        """Takes chunks of mere speech in speech, or of mere silence between utterances or in a pause, as one.
+        """Take chunks of mere speech in speech, or of mere silence between utterances or in a pause, as one.
 
         Args:
             num_windows: windows that they complete.
@@ -180,7 +180,7 @@ class Endpointer:
         return self._read_sample // WINDOW_SAMPLES * WINDOW_SAMPLES - self._speech_run_samples
 
     def read(self, chunk: TurnChunk) -> Sequence[TurnOutcome] | None:
-        """Reads the next chunk; None when it waits for a verdict, and `resume` goes on with it.
+        """Read the next chunk; None when it waits for a verdict, and `resume` goes on with it.
 
         Raises:
             ValueError: the number of probabilities is not that of the windows which the chunk completes,
@@ -214,7 +214,7 @@ class Endpointer:
         return self.resume()
 
     def _read_windows(self, last_window: int, probs: Sequence[float]) -> None:
-        """Reads the windows behind `last_window`.
+        """Read the windows behind `last_window`.
 
         Those that lead back to the state are taken as `skip` takes them: the same as one by one, and sooner.
         """
@@ -267,18 +267,18 @@ class Endpointer:
         return questions
 
     def answer(self, number: int, verdict: Verdict) -> None:
-        """Gives smart-turn's verdict; an answer to a question that no longer stands is ignored."""
+        """Take smart-turn's verdict; an answer to a question that no longer stands is ignored."""
         if number == self._num_questions and self._question_sample is not None:
             self._verdict = verdict
 
     def _read_eou(self, sample: int) -> bool:
-        """False when a verdict must be read first."""
+        """Read the model's end of utterance; return False when a verdict must be read first."""
         if not self._awaiting:
             self._apply(Event.EOU, sample)
         return self._decide(sample)
 
     def _read_window(self, sample: int, prob: float) -> bool:
-        """False when the window's outcome needs a verdict that is not there: it is read again then."""
+        """Read a window; return False when its outcome needs a verdict first: it is read again then."""
         if not self._awaiting:
             settings = self.settings
             if prob >= settings.vad_threshold:
@@ -317,7 +317,7 @@ class Endpointer:
         return not self._awaiting
 
     def _cause(self, silence_samples: int) -> Cause | None:
-        """The rule that ends the utterance at this silence, with the verdict as far as it is known."""
+        """Return the rule that ends the utterance at this silence, with the verdict as far as it is known."""
         settings = self.settings
         verdict = self._verdict_at(silence_samples)
         incomplete = verdict is Verdict.INCOMPLETE
@@ -343,7 +343,7 @@ class Endpointer:
         )
 
     def _verdict_at(self, silence_samples: int) -> Verdict | None:
-        """The verdict from the position on at which it takes effect, however soon it came."""
+        """Return the verdict from the position on at which it takes effect, however soon it came."""
         return self._verdict if _reaches(silence_samples, self.settings.smart_silence_ms) else None
 
     def _needs_verdict(self, silence_samples: int) -> bool:
@@ -402,7 +402,7 @@ class Endpointer:
         ]
 
     def export(self) -> bytes:
-        """The whole state, a chunk that waits included, as JSON; `restore` goes on from it exactly."""
+        """Return the whole state, a chunk that waits included, as JSON; `restore` goes on from it exactly."""
         state: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         state["_state"] = self._state.value
         state["_verdict"] = None if self._verdict is None else self._verdict.value
@@ -413,7 +413,7 @@ class Endpointer:
 
     @classmethod
     def restore(cls, settings: TurnSettings, exported: bytes) -> Self:
-        """An endpointer in the state that `export` wrote. A question that stands is asked anew.
+        """Return an endpointer in the state that `export` wrote. A question that stands is asked anew.
 
         Raises:
             ValueError: the state was written by another version.

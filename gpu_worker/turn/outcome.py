@@ -79,5 +79,5 @@ class TurnOutcome:
 
 
 def token_sample(token_frame: int, samples_per_frame: int = 1_280) -> int:
-    """The position of a token: the end of its absolute encoder frame."""
+    """Return the position of a token: the end of its absolute encoder frame."""
     return (token_frame + 1) * samples_per_frame

@@ -78,7 +78,7 @@ class TurnSettings:
             raise ValueError(f"max_pause_ms ({self.max_pause_ms}) must be the longest of the silences")
 
     def limited(self, *, has_eou: bool, has_smart_turn: bool) -> "TurnSettings":
-        """The settings without the signals that this server cannot give; silence decides in their place."""
+        """Return the settings without signals that this server lacks; silence decides in their place."""
         missing = set()
         if not has_eou:
             missing.add(Signal.EOU)
@@ -90,7 +90,7 @@ class TurnSettings:
 
 
 def parse_signals(text: str) -> frozenset[Signal]:
-    """Reads `vad+eou` and the like.
+    """Read `vad+eou` and the like.
 
     Raises:
         ValueError: the text names no signal or one that does not exist.

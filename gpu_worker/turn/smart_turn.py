@@ -1,6 +1,6 @@
 """smart-turn v3.2: whether the speech so far sounds like a finished turn.
 
-The network (BSD-2, `weights/`) takes Whisper's log-mel spectrogram of the last 8 s and gives a probability.
+The network (BSD-2, `weights/`) takes Whisper's log-mel spectrogram of the last 8 s and returns a probability.
 It costs tens of milliseconds on one core and gains nothing from batching, so that
 `gpu_worker.turn.smart_turn_pool` runs it in threads of its own, at speech-to-silence edges only.
 Needs onnxruntime (the `smart-turn` extra).
@@ -96,7 +96,7 @@ def log_mel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @cache
 def _hann() -> NDArray[np.float64]:
-    """The periodic window: a symmetric one of one more sample, without its last."""
+    """Return the periodic window: a symmetric one of one more sample, without its last."""
     return np.hanning(_FFT_SAMPLES + 1)[:-1]
 
 

@@ -93,7 +93,7 @@ class SmartTurnPool:
             thread.start()
 
     def wake_with(self, on_answer: Callable[[], None]) -> None:
-        """Takes what is called after each answer, from a thread of the pool, to wake the engine's thread."""
+        """Take what is called after each answer, from a thread of the pool, to wake the engine's thread."""
         self._on_answer = on_answer
 
     @property
@@ -132,17 +132,17 @@ class SmartTurnPool:
             return answers
 
     def count_late(self) -> None:
-        """Notes that an answer was given up waiting for."""
+        """Note that an answer was given up waiting for."""
         with self._changed:
             self._stats.late += 1
 
     def drop(self, stream: StreamId) -> None:
-        """Drops the stream's queued question."""
+        """Drop the stream's queued question."""
         with self._changed:
             self._queue.pop(stream, None)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Stops the threads after the questions they are at; what is queued stays unanswered."""
+        """Stop the threads after the questions they are at; what is queued stays unanswered."""
         with self._changed:
             self._closing = True
             self._queue.clear()

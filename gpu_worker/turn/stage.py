@@ -1,4 +1,4 @@
-"""The engine's last stage: takes what each chunk decoded and gives results with turn detection.
+"""The engine's last stage: takes what each chunk decoded and returns results with turn detection.
 
 Calls that the engine makes, all from its own thread. `SileroVad` (gpu_worker.turn.vad) belongs to the
 step itself; this stage is host code that costs some microseconds a chunk::
@@ -12,7 +12,7 @@ step itself; this stage is host code that costs some microseconds a chunk::
     blob = stage.export(stream)                          # of the engine's snapshot, beside the transcript ...
     stage.open(stream, settings, transcript, exported=blob)  # ... and back
 
-A chunk gives one result, or one for each start and end of an utterance in it: each but the last covers the
+A chunk brings one result, or one for each start and end of an utterance in it: each but the last covers the
 audio up to where its event was decided, with the tokens that stand there.
 
 Without smart-turn, or without a question open, results come back from the next `drain`. With one open
@@ -74,11 +74,11 @@ class TurnJudge(Protocol):
         ...
 
     def count_late(self) -> None:
-        """Notes that an answer was given up waiting for."""
+        """Note that an answer was given up waiting for."""
         ...
 
     def drop(self, stream: StreamId) -> None:
-        """Drops what is queued of a stream that was closed."""
+        """Drop what is queued of a stream that was closed."""
         ...
 
 
@@ -131,7 +131,7 @@ class TurnStage:
         *,
         slot: int | None = None,
     ) -> None:
-        """Takes a stream, at its start or where `export` left it; its results go into the transcript.
+        """Take a stream, at its start or where `export` left it; its results go into the transcript.
 
         Chunks of a stream with a slot may be taken by `steady`.
 
@@ -172,13 +172,13 @@ class TurnStage:
                 self._wait(stream, turns)
 
     def export(self, stream: StreamId) -> bytes:
-        """The stream's whole turn state between two steps, with all results that `drain` has not returned."""
+        """Return the stream's whole turn state between two steps, with all results not yet drained."""
         turns = self._streams[stream]
         self._settle(turns)
         return export_turns(turns, [one for one in self._ready if one.stream == stream])
 
     def close(self, stream: StreamId) -> None:
-        """Drops the stream and what it holds; does nothing when it is not open."""
+        """Drop the stream and what it holds; do nothing when it is not open."""
         turns = self._streams.pop(stream, None)
         self._waiting.pop(stream, None)
         if turns is None:
@@ -190,7 +190,7 @@ class TurnStage:
             self._judge.drop(stream)
 
     def needs_samples(self, stream: StreamId) -> bool:
-        """True when `push` needs the chunk's samples, for smart-turn."""
+        """Return whether `push` needs the chunk's samples, for smart-turn."""
         return self._streams[stream].history is not None
 
     def push(
@@ -203,7 +203,7 @@ class TurnStage:
         probs: Sequence[float] = (),
         samples: NDArray[np.float32] | None = None,
     ) -> None:
-        """Takes what one chunk of a stream gave.
+        """Take what one chunk of a stream brought.
 
         Args:
             stream: open here.
@@ -237,7 +237,7 @@ class TurnStage:
             turns.held.append(held)
 
     def push_steady(self, slot: int, tokens: Tokens, end_sample: int) -> None:
-        """Gives a result of a chunk that `steady` has taken: for its tokens, or as an acknowledgement."""
+        """Emit a result of a chunk that `steady` has taken: for its tokens, or as an acknowledgement."""
         turns = self._by_slot[slot]
         assert turns is not None
         if turns.utterances is not None:
@@ -274,7 +274,7 @@ class TurnStage:
         return tuple([token_sample(frames[at]) for at, token in enumerate(ids) if token == self._eou_id])
 
     def drain(self) -> list[StreamOutput]:
-        """Outputs that are complete, those of one stream in order; never blocks."""
+        """Return outputs that are complete, those of one stream in order; never block."""
         self._take_answers()
         if self._waiting:
             now_s = self._clock()
@@ -290,7 +290,7 @@ class TurnStage:
         return ended
 
     def has_ready(self) -> bool:
-        """True when `drain` would return something."""
+        """Return whether `drain` would return something."""
         self._take_answers()
         return bool(self._ready) or (
             bool(self._waiting) and self._clock() >= min(turns.deadline_s for turns in self._waiting.values())
@@ -344,7 +344,7 @@ class TurnStage:
         self._waiting[stream] = turns
 
     def _go_on(self, stream: StreamId, turns: StreamTurns) -> None:
-        """Reads on after an answer, as far as it goes."""
+        """Read on after an answer, as far as it goes."""
         if turns.waiting is None:
             return
         assert turns.endpointer is not None
@@ -408,7 +408,7 @@ class TurnStage:
         *,
         is_final: bool,
     ) -> None:
-        """Makes a result of the audio up to `end_sample`.
+        """Make a result of the audio up to `end_sample`.
 
         Of a stream with a slot, whose steady chunks say nothing, only what changes something has one, and
         what ends a second of audio.

@@ -58,13 +58,13 @@ class SteadyTurns:
         self._end_sample = memoryview(self._end_sample_S)  # type: ignore[arg-type]
 
     def open(self, slot: int, settings: TurnSettings) -> None:
-        """The slot has a stream with these settings; all of its chunks are to be read."""
+        """Open a slot for a stream with these settings; all of its chunks are to be read."""
         self.drop(slot)
         self._speech_level_S[slot] = settings.vad_threshold
         self._silence_level_S[slot] = settings.vad_threshold - settings.vad_margin
 
     def note(self, slot: int, endpointer: Endpointer | None) -> None:
-        """The slot's stream is as this endpointer has it; None: all of its chunks are to be read."""
+        """Note that the slot's stream is as this endpointer has it; None: all chunks are to be read."""
         steadiness = Steadiness.NONE
         if endpointer is not None and endpointer.has_heard:
             steadiness = _OF_STATE.get(endpointer.state, Steadiness.NONE)
@@ -74,7 +74,7 @@ class SteadyTurns:
         self._steadiness[slot] = steadiness
 
     def drop(self, slot: int) -> None:
-        """The slot has another stream, or none."""
+        """Forget the slot's stream: it has another, or none."""
         self._steadiness[slot] = Steadiness.NONE
         self._windows[slot] = 0
         self._end_sample[slot] = -1

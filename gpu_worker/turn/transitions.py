@@ -113,7 +113,7 @@ class IllegalTransitionError(Exception):
 
 
 def mermaid() -> str:
-    """The table as a Mermaid state diagram, one arrow for each pair of states and action."""
+    """Return the table as a Mermaid state diagram, one arrow for each pair of states and action."""
     arrows: dict[tuple[State, State, Action | None], list[str]] = {}
     for (state, event), transition in TABLE.items():
         if state is not transition.to or transition.action is not None:

@@ -69,7 +69,7 @@ class UtteranceLog:
         onset_sample: int | None,
         is_final: bool,
     ) -> tuple[Utterance, ...]:
-        """The finals that a result carries: none, one, or at the end of the stream all that are left.
+        """Return the finals that a result carries: none, one, or at the end of the stream all that are left.
 
         Args:
             outcome: what the result reports.
@@ -135,7 +135,7 @@ class UtteranceLog:
         )
 
     def export(self) -> dict[str, Any]:
-        """The state as JSON values."""
+        """Return the state as JSON values."""
         return {
             "ended": [asdict(ended) for ended in self._ended],
             "open_sample": self._open_sample,

@@ -102,7 +102,7 @@ class SileroVad:
 
     @torch.no_grad()
     def run(self, samples_BN: Tensor, num_samples_B: Tensor, slots_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes each row's next samples and returns the windows which they complete.
+        """Take each row's next samples and return the windows which they complete.
 
         Args:
             samples_BN: float32 audio at 16 kHz in [-1, 1]; what lies past a row's count is not read.
@@ -131,7 +131,7 @@ class SileroVad:
     def _run_cpu_tile(
         self, samples_BN: Tensor, num_samples_B: Tensor, slots_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A tile whose rows come out the same to the last bit, whatever their number."""
+        """Return a tile whose rows come out the same to the last bit, whatever their number."""
         num_rows = len(slots_B)
         if num_rows >= _CPU_MIN_ROWS:
             return self._run_tile(samples_BN, num_samples_B, slots_B)
@@ -238,13 +238,13 @@ class SileroVad:
         self._cell_SH[slot].zero_()
 
     def export_slot(self, slot: int) -> Tensor:
-        """The slot's whole state as one float32 vector, for a snapshot."""
+        """Return the slot's whole state as one float32 vector, for a snapshot."""
         rest = self._rest_S[slot].to(torch.float32).reshape(1)
         parts = [rest, self._tail_ST[slot], self._hidden_SH[slot], self._cell_SH[slot]]
         return torch.cat(parts)
 
     def import_slot(self, slot: int, vector: Tensor) -> None:
-        """Sets the slot to what `export_slot` gave; going on from there is exact.
+        """Set the slot to what `export_slot` returned; going on from there is exact.
 
         Raises:
             ValueError: the vector has another length, so comes from another version.

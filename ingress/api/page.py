@@ -71,12 +71,12 @@ def _answer(request: Request, name: str) -> Response:
 
 
 async def page(request: Request) -> Response:
-    """The page itself."""
+    """Return the page itself."""
     return _answer(request, "index.html")
 
 
 async def asset(request: Request) -> Response:
-    """What the page is made of."""
+    """Return what the page is made of."""
     return _answer(request, request.path_params["name"])
 
 

@@ -129,7 +129,7 @@ def _session(asked: object) -> Session:
 
 
 def _described(expires_s: int) -> dict[str, Any]:
-    """What is said of a session that nobody has opened yet."""
+    """Return what is said of a session that nobody has opened yet."""
     return {"id": f"sess_{uuid4().hex}", "object": "realtime.transcription_session", "expires_at": expires_s}
 
 

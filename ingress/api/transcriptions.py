@@ -167,7 +167,7 @@ def admitted(asked: StreamRequest) -> Client:
 
 
 def _phrases(upload: Upload) -> tuple[Phrase, ...]:
-    """What the recording is likely to have. Raises BadUpload."""
+    """Return what the recording is likely to have. Raises BadUpload."""
     try:
         return parse_phrases(upload.fields("keywords"))
     except ClientFault as fault:

@@ -27,7 +27,7 @@ class TrustedProxies:
         return parsed is not None and any(parsed in network for network in self._networks)
 
     def client_of(self, peer: str, forwarded_for: list[str]) -> str:
-        """The client's address: the last that no trusted proxy has, seen from the socket.
+        """Return the client's address: the last that no trusted proxy has, seen from the socket.
 
         peer: address of the socket.   forwarded_for: members of the header, the nearest last.
         A member that is no address ends the chain: what stands before it is hearsay.
@@ -44,7 +44,7 @@ class TrustedProxies:
 
 
 def plain_address(address: str) -> str:
-    """An address as it is written alone: one of IPv4 that came in over a socket of both families included."""
+    """Return an address as it is written alone, also one of IPv4 that came over a socket of both families."""
     return address[7:] if address.startswith("::ffff:") and "." in address else address
 
 
@@ -57,7 +57,7 @@ def _parsed(address: str) -> IPv4Address | IPv6Address | None:
 
 
 def _without_port(member: str) -> str:
-    """Some proxies write the port too: `192.0.2.1:1234`, `[2001:db8::1]:1234`."""
+    """Return some proxies write the port too: `192.0.2.1:1234`, `[2001:db8::1]:1234`."""
     if member.startswith("["):
         return member[1:].partition("]")[0]
     return member.partition(":")[0] if member.count(":") == 1 else member

@@ -80,7 +80,7 @@ class ClientStream:
         self.max_undecoded_samples = round(self._max_undecoded_s * sample_rate)
 
     def linked(self) -> StreamLink:
-        """The link, which is there."""
+        """Return the link, which is there."""
         if self.link is None:
             raise AssertionError("an action on a stream that is not there")
         return self.link
@@ -91,7 +91,7 @@ class ClientStream:
         self.stream_id, self.resume_token = link.stream, link.resume_token
 
     def too_much_audio(self) -> ClientFault:
-        """The fault of audio for which there is no room."""
+        """Return the fault of audio for which there is no room."""
         return ClientFault(
             ErrorCode.TOO_MUCH_AUDIO,
             "More audio is waiting to be decoded than a stream may buffer "
@@ -117,7 +117,7 @@ class ClientStream:
         return self.linked().finalize()
 
     def confirm(self) -> None:
-        """The client has the secret that its resumption has brought."""
+        """Note that the client has the secret that its resumption has brought."""
         if self.link is not None:
             self.link.confirm()
 
@@ -144,7 +144,7 @@ class ClientStream:
             link.abandon(keep=keep, code=code)
 
     def release(self, *, code: str = FINAL) -> None:
-        """The end of the stream has been sent."""
+        """Note that the end of the stream has been sent."""
         link, self.link = self.linked(), None
         link.release(code=code)
 
@@ -177,12 +177,12 @@ class ClientStream:
             self._connection.on_ack(self, samples)
 
     def on_error(self, error: StreamError) -> None:
-        """The worker ended the stream with an error."""
+        """Take the error with which the worker ended the stream."""
         self.ended = True
         self._connection.on_error(error)
 
     def on_failure(self, error: StreamError) -> None:
-        """The service cannot go on with the stream."""
+        """End the stream: the service cannot go on with it."""
         self._connection.on_failure(error)
 
     def on_taken(self) -> None:
@@ -196,7 +196,7 @@ class ClientStream:
 
 
 def split_channels(audio: Audio, num_channels: int) -> list[Audio]:
-    """The audio of each channel, of samples that are interleaved."""
+    """Return the audio of each channel, of samples that are interleaved."""
     payload, size = audio.payload, audio.encoding.sample_bytes
     step = size * num_channels
     channels = []

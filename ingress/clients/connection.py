@@ -201,7 +201,7 @@ class Connection:
             self._reply()
 
     def _wait_for_media(self, inlet: MediaInlet, heard: Heard, num_bytes: int) -> None:
-        """What was said, in so many bytes, takes its place behind the audio that is not decoded yet."""
+        """Put what was said, in so many bytes, behind the audio that is not decoded yet."""
         for item in heard if isinstance(heard, list) else (heard,):
             if item is not None:
                 inlet.take(item, num_bytes)
@@ -247,7 +247,7 @@ class Connection:
             self._carry_out(self._protocol.notify(Event.FAILED, error))
 
     def ended(self) -> None:
-        """The client closed its sending side."""
+        """Note that the client closed its sending side."""
         if self._options.resume and self._protocol.takes_audio:
             # A lost connection often looks like this, and its client said that it will come back.
             self.lost()
@@ -256,7 +256,7 @@ class Connection:
             self._carry_out(self._protocol.notify(Event.END))
 
     def lost(self) -> None:
-        """The socket is gone."""
+        """Note that the socket is gone."""
         if self._lost:
             return
         self._lost = True
@@ -271,13 +271,13 @@ class Connection:
         self._on_closed(self)
 
     def pause_writing(self) -> None:
-        """The transport's buffer is full."""
+        """Note that the transport's buffer is full."""
         self._outgoing.pause()
         if not self._outgoing.hung_up:
             self._deadlines.unread.start(self._unread_too_long)
 
     def resume_writing(self) -> None:
-        """The transport's buffer has drained."""
+        """Note that the transport's buffer has drained."""
         self._deadlines.unread.stop()
         self._outgoing.resume()
 
@@ -314,12 +314,12 @@ class Connection:
         return self._options.resume
 
     def expel(self) -> None:
-        """The client's key opens nothing any more."""
+        """Note that the client's key opens nothing any more."""
         error = StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired.")
         self._carry_out(self._protocol.notify(Event.FAILED, error))
 
     def drain(self) -> None:
-        """This ingress stops."""
+        """Note that this ingress stops."""
         self._carry_out(self._protocol.notify(Event.DRAIN))
 
     # What decoded media says (MediaSink)
@@ -331,7 +331,7 @@ class Connection:
         return not self.is_paused and self._streams[0].undecoded_s < most_s
 
     def decodes_at(self, sample_rate: int) -> None:
-        """Decoded audio of this rate will come."""
+        """Note that decoded audio of this rate will come."""
         self._dialect.options = replace(self._dialect.options, sample_rate=sample_rate)
 
     def received_decoded(self, message: ClientMessage) -> None:
@@ -413,8 +413,10 @@ class Connection:
             self._failed()
 
     def _failed(self) -> None:
-        """End this connection after a defect of ours, and no other; called where it was caught, whatever
-        it was, and logs it."""
+        """End this connection after a defect of ours, and no other.
+
+        Called where the defect was caught, whatever it was; logs it.
+        """
         logger.exception("A connection failed", extra={"stream_id": self._streams[0].stream_id})
         self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 
@@ -498,7 +500,7 @@ class Connection:
         self._watch_audio()
 
     def _watch_audio(self) -> None:
-        """A stream has begun here, or goes on: see that it has audio, and not too much."""
+        """See that a stream that has begun, or goes on here, has audio, and not too much."""
         self._deadlines.audio.start(self._audio_too_long_ago)
         if not self._options.recording:
             self._pacer.begin(self.client, len(self._streams))
@@ -588,7 +590,7 @@ class Connection:
             self._resume_reading()
 
     async def _take_slots(self) -> None:
-        """What the streams need of others: a decoder, a place among those of the client's key, slots."""
+        """Take what the streams need of others: a decoder, places among those of the client's key, slots."""
         if self._dialect.media is not None and self._inlet is None:
             if self._decoders is None:
                 raise AssertionError("compressed audio without decoders")

@@ -78,7 +78,7 @@ class Outgoing:
             self._peer.accept(self._dialect.headers)
 
     def lost(self) -> None:
-        """The socket is gone: nothing is sent any more."""
+        """Note that the socket is gone: nothing is sent any more."""
         self._lost = True
 
     def send(self, message: ServerMessage, stream: int = 0, *, mergeable: bool = False) -> None:
@@ -120,11 +120,11 @@ class Outgoing:
         self._close_if_asked()
 
     def pause(self) -> None:
-        """The transport's buffer is full."""
+        """Note that the transport's buffer is full."""
         self._buffer.pause()
 
     def resume(self) -> None:
-        """The transport's buffer has drained."""
+        """Note that the transport's buffer has drained."""
         self._buffer.resume()
         if self._buffer.empty:
             self._close_if_asked()

@@ -185,7 +185,7 @@ class Pacer:
             self._pause()
 
     def close(self) -> None:
-        """The streams are over."""
+        """Note that the streams are over."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

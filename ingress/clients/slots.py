@@ -53,7 +53,7 @@ class Slots:
             self._counted = num_streams
 
     async def admit(self) -> None:
-        """A slot for each stream: a new one, or that of `hello` again where it was given back.
+        """Take a slot for each stream: a new one, or that of `hello` again where it was given back.
 
         Raises StreamError, after which there is none.
         """
@@ -84,13 +84,13 @@ class Slots:
         return resumption
 
     def resumed(self) -> None:
-        """The stream of another connection goes on here. It is counted where a new one was refused."""
+        """Note that another connection's stream goes on here; count it where a new one was refused."""
         if not self._counted:
             self._counted = 1
             self._guard.resumed(self.client, 1)
 
     def leave(self) -> None:
-        """The connection is over."""
+        """Note that the connection is over."""
         self._left = True
         if self._counted:
             self._guard.leave(self.client, self._counted)

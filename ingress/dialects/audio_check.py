@@ -25,7 +25,7 @@ _TYPE: Final = b'"type"'
 
 
 def message_in_binary(payload: bytes) -> ClientFault | None:
-    """The fault of a binary frame that holds a JSON message, as clients send it whose library takes bytes."""
+    """Return the fault of a binary frame that holds a JSON message: some libraries send it so."""
     if _MESSAGE.match(payload) is None or _TYPE not in payload:
         return None
     return ClientFault(

@@ -56,10 +56,10 @@ class AudioInput:
         return self._level.push(audio.payload)
 
     def end_of_frames(self) -> ClientFault | None:
-        """The fault of binary frames that end here, if they end within a sample."""
+        """Return the fault of binary frames that end here, if they end within a sample."""
         rest, self._rest = self._rest, b""
         return odd_byte_count(len(rest), self.encoding) if rest else None
 
     def goes_on(self) -> None:
-        """The audio begins in the middle of a stream."""
+        """Note that the audio begins in the middle of a stream."""
         self._head = None

@@ -34,7 +34,7 @@ class AudioShape:
 
     @staticmethod
     def of(data: bytes, audio: Audio, field: str = "data") -> AudioShape | None:
-        """The shape of a message that was decoded to `audio`; None where it has none to rely on.
+        """Return the shape of a message that was decoded to `audio`; None where it has none to rely on.
 
         field: of the message that holds the base64.
         """
@@ -51,7 +51,7 @@ class AudioShape:
         return AudioShape(head, tail, audio.encoding) if rest.get(field) == "" else None
 
     def read(self, data: bytes) -> Audio | None:
-        """The audio of a message of this shape; None for any other message."""
+        """Return the audio of a message of this shape; None for any other message."""
         head, tail = self._head, self._tail
         if not (data.startswith(head) and data.endswith(tail)):
             return None

@@ -42,8 +42,8 @@ Heard = ClientMessage | Media | list[ClientMessage] | None
 class Dialect(Protocol):
     """One client protocol, on one connection, without any I/O.
 
-    What it takes are bytes of the client, and what it gives are the messages of common/messages.py, whatever
-    they look like on the wire; the same the other way. Which of them is allowed when is not its business, but
+    It takes bytes of the client and returns the messages of common/messages.py, whatever they
+    look like on the wire; the same the other way. Which of them is allowed when is not its business, but
     that of ingress/protocol.py.
 
     options: of the streams, as far as the request says that opened the connection. A `Config` message says
@@ -70,22 +70,28 @@ class Dialect(Protocol):
     replies: list[Frame]
 
     def decode_text(self, data: bytes) -> Heard:
-        """Take one line, or one text frame; None where it says nothing to the streams, and begins none.
-        Raises ClientFault."""
+        """Take one line, or one text frame.
+
+        Returns None where it says nothing to the streams, and begins none. Raises ClientFault.
+        """
 
     def decode_binary(self, data: bytes) -> Heard:
         """Take one binary frame; None where it says nothing. Raises ClientFault."""
 
     def resumed(self, options: StreamOptions, sample_rate: int) -> None:
-        """The connection goes on with a stream that was begun with these options, at this rate in Hz."""
+        """Go on with a stream that was begun with these options, at this rate in Hz."""
 
     def encode(self, message: ServerMessage, stream: int) -> Sequence[Frame]:
-        """Write a message about one of the connection's streams: in one frame, in several, or in none where
-        the client is not told. Called once for each message, in order."""
+        """Write a message about one of the connection's streams, in one frame or several.
+
+        Returns no frame where the client is not told. Called once for each message, in order.
+        """
 
     def merge(self, earlier: object, later: object) -> Frame | None:
-        """Make one frame of what two neighbours about one stream say (`Frame.says`), for a slow reader; None
-        where both have to go."""
+        """Make one frame of what two neighbours about one stream say (`Frame.says`), for a slow reader.
+
+        Returns None where both have to go.
+        """
 
     def farewell(self, error: StreamError | None) -> Farewell:
         """How to close after an error, or in good order."""

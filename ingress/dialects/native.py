@@ -115,7 +115,7 @@ class NativeDialect:
         return self._checked(self._input.binary(data))
 
     def resumed(self, options: StreamOptions, sample_rate: int) -> None:
-        """The connection goes on with a stream that was begun with these options, at this rate in Hz."""
+        """Go on with a stream that was begun with these options, at this rate in Hz."""
         self._new_text = options.text == "new"
         self._input = AudioInput(Encoding(options.encoding), sample_rate)
         self._input.goes_on()

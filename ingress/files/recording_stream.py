@@ -150,7 +150,7 @@ class RecordingStream:
         self._news.set()
 
     def on_error(self, error: StreamError) -> None:
-        """A worker has ended the stream with this error."""
+        """Take the error with which a worker has ended the stream."""
         self.on_failure(error)
 
     def on_ack(self, samples: int) -> None:
@@ -159,7 +159,7 @@ class RecordingStream:
         self._news.set()
 
     def on_failure(self, error: StreamError) -> None:
-        """The stream cannot go on."""
+        """End the stream, which cannot go on."""
         self._error = error
         self._news.set()
 

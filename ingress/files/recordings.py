@@ -115,7 +115,7 @@ class Recordings:
             self.metrics.admissions[outcome] += 1
 
     def expel(self, key_id: KeyId) -> None:
-        """The key opens nothing any more."""
+        """Note that the key opens nothing any more."""
         error = StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired.")
         for recording in list(self._held):
             if recording.client.key_id == key_id:

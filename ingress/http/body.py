@@ -45,21 +45,21 @@ class Body:
         self._is_over = False
 
     def on_headers_complete(self) -> None:
-        """The head is read."""
+        """Note that the head is read."""
         self._in_body = not self._is_over
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header of the head, or a trailer, is read."""
+        """Count a header of the head, or a trailer."""
         if self._in_body:
             self._on_trailer(name, value)
 
     def on_body(self, part: bytes) -> None:
-        """A part of the body is read."""
+        """Take a part of the body."""
         if self._in_body:
             self._on_part(part)
 
     def on_message_complete(self) -> None:
-        """The body is over."""
+        """Note that the body is over."""
         if self._in_body:
             self._in_body, self._is_over = False, True
             self._on_end()

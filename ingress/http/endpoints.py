@@ -41,7 +41,7 @@ def endpoint(path: str, answer: Answer, *methods: str) -> Route:
 
 
 def application(endpoints: Iterable[Route], streams: Collection[str]) -> Starlette:
-    """The application.
+    """Return the application.
 
     streams: paths at which a WebSocket can be opened; those without an endpoint say so.
     """

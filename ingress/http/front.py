@@ -117,7 +117,7 @@ class Front(HttpToolsProtocol):
             self._wait_for_head(_TURNED_AWAY_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed."""
+        """Note that the socket is closed."""
         self._over = True
         self._stop_waiting()
         self._stop_watching_body()
@@ -157,7 +157,7 @@ class Front(HttpToolsProtocol):
             self._wait_for_head(self._site.limits.head_timeout_s)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more; an answer that it waits for still goes out."""
+        """Return the client sends no more; an answer that it waits for still goes out."""
         if self._over or not self._answering or self.cycle.more_body:
             return False
         self._over = True
@@ -166,26 +166,26 @@ class Front(HttpToolsProtocol):
         return True
 
     def pause_writing(self) -> None:
-        """The transport's buffer is full."""
+        """Note that the transport's buffer is full."""
         self._unread.start(self.transport.abort)
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """The transport's buffer has drained."""
+        """Note that the transport's buffer has drained."""
         self._unread.stop()
         super().resume_writing()
 
     # httptools
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Begin a request."""
         super().on_message_begin()
         self._in_head = True
         self._header_bytes = self._untold_bytes = 0
         self._wait_for_head(self._site.limits.head_timeout_s)
 
     def on_url(self, url: bytes) -> None:
-        """A part of the target is read."""
+        """Take a part of the target."""
         self._untold_bytes = 0
         super().on_url(url)
         if len(self.url) > MAX_REQUEST_LINE_BYTES:
@@ -200,7 +200,7 @@ class Front(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head of a request is read: see to whom it goes."""
+        """See to whom a request goes whose head is read."""
         self._in_head = False
         self._untold_bytes = 0
         self._stop_waiting()
@@ -247,7 +247,7 @@ class Front(HttpToolsProtocol):
             self._body_follows = has_body(request)
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body is read."""
+        """Take a part of the body."""
         self._untold_bytes = 0
         self._body_bytes += len(body)
         self._body += body
@@ -257,7 +257,7 @@ class Front(HttpToolsProtocol):
             self._hang_up()
 
     def on_message_complete(self) -> None:
-        """A request has come whole."""
+        """Note that a request has come whole."""
         if self._body_follows:
             return
         self._num_parts = self._parts_bytes = 0
@@ -266,7 +266,7 @@ class Front(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """A request has its answer."""
+        """Note that a request has its answer."""
         self._unanswered.popleft()
         if self._place is not None:
             self._place.served()
@@ -305,7 +305,7 @@ class Front(HttpToolsProtocol):
         return request if address == request.address else replace(request, address=address)
 
     def _upgraded(self, rest: bytes) -> None:
-        """The parser stopped behind a head that asks for another protocol."""
+        """Take over a socket whose parser stopped behind a head that asks for another protocol."""
         if not self._opens_websocket:
             self._over = not self._body_follows
             if self._body_follows:
@@ -340,13 +340,13 @@ class Front(HttpToolsProtocol):
         self.data_received(head_of_body(self.headers) + rest)
 
     def _refusal_after(self, error: httptools.HttpParserError) -> Refusal:
-        """What to answer where the parser has stopped."""
+        """Return what to answer where the parser has stopped."""
         if not isinstance(error, httptools.HttpParserCallbackError):
             return _GARBAGE
         return self._refusal or _failed(error.__context__ or error)
 
     def _stop_parsing(self, refusal: Refusal) -> NoReturn:
-        """Called by the parser: leave it."""
+        """Leave the parser, which calls this."""
         self._refusal = refusal
         raise Refused(refusal)
 
@@ -438,8 +438,11 @@ class Front(HttpToolsProtocol):
         self.transport.close()
 
     def _probe(self) -> None:
-        """Find out whether a client that sends no more still reads: the system of one that is gone resets the
-        connection. An interim response changes nothing for one that waits (RFC 9110, section 15.2)."""
+        """Find out whether a client that sends no more still reads.
+
+        The system of one that is gone resets the connection. An interim response changes nothing for one that
+        waits (RFC 9110, section 15.2).
+        """
         if not self._answering or self.cycle.response_started or self.scope["http_version"] != "1.1":
             return
         self.transport.write(_PROCESSING)
@@ -465,7 +468,7 @@ def _failed(error: BaseException) -> Refusal:
 
 
 def _refusing(refusal: Refusal) -> Callable[..., Awaitable[None]]:
-    """An ASGI application that refuses."""
+    """Return an ASGI application that refuses."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = refusal.content

@@ -17,7 +17,7 @@ from ingress.request import Request
 
 
 def accepted(request: Request) -> Response:
-    """The response that opens the WebSocket. Raises Refused where the request is no handshake."""
+    """Return the response that opens the WebSocket. Raises Refused where the request is no handshake."""
     headers = Headers()
     for name, value in request.headers:
         headers[name] = value  # adds to those of the same name
@@ -30,7 +30,10 @@ def accepted(request: Request) -> Response:
 
 
 def _answered(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    """The subprotocol of the answer. None changes what is spoken here, but browsers, which pass secrets in
-    this way, close a connection whose server chooses none of those that they offered."""
+    """Return the subprotocol of the answer.
+
+    None changes what is spoken here. But browsers, which pass secrets in this way, close a connection whose
+    server chooses none of those that they offered.
+    """
     chosen = answered_subprotocol(list(offered))
     return None if chosen is None else Subprotocol(chosen)

@@ -12,8 +12,10 @@ _T = TypeVar("_T")
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Do some work for a request that has come whole. Raises ClientDisconnect where its client leaves
-    meanwhile; the work is cancelled then, and has ended."""
+    """Do some work for a request that has come whole.
+
+    Raises ClientDisconnect where its client leaves meanwhile; the work is cancelled then, and has ended.
+    """
     working = asyncio.create_task(work, name="answer")
     leaving = asyncio.create_task(_left(request), name="client-leaves")
     try:

@@ -26,7 +26,7 @@ class Refusal:
     content_type: str = PLAIN_TEXT
 
     def after(self, seconds: int | None) -> Refusal:
-        """The same, with a word about when to come again, in place of a guess; None leaves it as it is."""
+        """Return the refusal with a word about when to come again, in place of a guess; the same for None."""
         if seconds is None:
             return self
         others = (header for header in self.headers if header[0].lower() != "retry-after")
@@ -38,7 +38,7 @@ class Refusal:
         return f"{self.sentence}\n".encode() if self.body is None else self.body
 
     def answer(self) -> bytes:
-        """The whole response (RFC 9112)."""
+        """Return the whole response (RFC 9112)."""
         body = self.content
         lines = [
             f"HTTP/1.1 {self.status.value} {self.status.phrase}",

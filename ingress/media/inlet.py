@@ -40,10 +40,10 @@ class MediaSink(Protocol):
         """Whether audio may be handed on now; `MediaInlet.room` says when to ask again."""
 
     def decodes_at(self, sample_rate: int) -> None:
-        """Samples of this rate, in Hz, will come."""
+        """Note that samples of this rate, in Hz, will come."""
 
     def received_decoded(self, message: ClientMessage) -> None:
-        """Samples, or what the client said behind them."""
+        """Take samples, or what the client said behind them."""
 
     def received_fault(self, error: StreamError) -> None:
         """Nothing more comes."""
@@ -106,7 +106,7 @@ class MediaInlet:
         self._news.set()
 
     def room(self) -> None:
-        """The sink may take audio again."""
+        """Note that the sink may take audio again."""
         self._news.set()
 
     def park(self) -> None:
@@ -216,7 +216,7 @@ class MediaInlet:
             self._spoke_at = asyncio.get_running_loop().time()
 
     def _input(self, *, at_end: bool = False) -> MediaInput | None:
-        """What to decode, as far as the first bytes tell. Raises ClientFault."""
+        """Return what to decode, as far as the first bytes tell. Raises ClientFault."""
         wanted = self._wanted
         if wanted.packets:
             return MediaInput(RAW_OPUS, mix=wanted.mix, channels=wanted.channels)

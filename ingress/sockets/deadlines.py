@@ -1,7 +1,7 @@
-"""The deadlines of one connection: a stream that is not begun or has no audio, results left unread, a refused
-client's last chance, a silent client.
+"""The deadlines of one connection.
 
-They only tell the time: what is done when one has passed is `Connection`'s.
+They are for a stream that is not begun or has no audio, results left unread, a refused client's last chance,
+and a silent client. They only tell the time: `Connection` acts when one has passed.
 """
 
 from __future__ import annotations

@@ -49,8 +49,7 @@ class Message(NamedTuple):
 
 
 class Other(NamedTuple):
-    """The bytes of one frame for the general parser; or, where it is bound to refuse them, all bytes
-    from there on."""
+    """Return the bytes of one frame for the general parser, or all bytes where it is bound to refuse them."""
 
     data: bytes
     is_pong: bool = False  # as RFC 6455 allows it
@@ -75,8 +74,10 @@ class FrameReader:
         self._refused = False
 
     def whole_text(self, data: bytes) -> bytes | None:
-        """The payload where `data` is one text frame of some length, no more and no less, as nearly
-        every read is; None for anything else, which `feed` takes."""
+        """Return the payload where `data` is one text frame of some length, as nearly every read is.
+
+        Returns None for anything else, which `feed` takes.
+        """
         if len(data) < _LONG_HEADER or data[0] != _TEXT or data[1] != _MASKED_LONG or self._held:
             return None
         length = (data[2] << 8) | data[3]
@@ -94,7 +95,7 @@ class FrameReader:
         return not self._held or self._held[0] == _PONG
 
     def next(self) -> Message | Other | None:
-        """The next message or other frame, or None where there is no whole one yet."""
+        """Return the next message or other frame, or None where there is no whole one yet."""
         held = self._held
         if len(held) < self._needed:
             return None

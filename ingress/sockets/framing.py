@@ -25,8 +25,10 @@ class LineReader:
         self.too_long = False
 
     def whole(self, data: bytes) -> bytes | None:
-        """The line where `data` is one line, no more and no less, as nearly every read is; None for
-        anything else, which `feed` takes."""
+        """Return the line where `data` is one line, no more and no less, as nearly every read is.
+
+        Returns None for anything else, which `feed` takes.
+        """
         end = len(data) - 1
         if self._held or self.too_long or not 1 < end <= self._max or data.find(b"\n") != end:
             return None
@@ -38,7 +40,7 @@ class LineReader:
             self._held += data
 
     def next(self) -> bytes | None:
-        """The next whole line, or None where there is none yet."""
+        """Return the next whole line, or None where there is none yet."""
         held = self._held
         while True:
             end = held.find(b"\n", self._searched)
@@ -56,7 +58,7 @@ class LineReader:
                 return line
 
     def rest(self) -> bytes | None:
-        """What stands after the last newline, as a line: the peer will send no more."""
+        """Return what stands after the last newline, as a line: the peer will send no more."""
         line = bytes(self._held)
         self._held.clear()
         self._searched = 0

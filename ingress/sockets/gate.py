@@ -61,10 +61,10 @@ class Place:
         return full
 
     def serve(self, address: str) -> Full | None:
-        """Count one request for the client behind a trusted proxy, until `served`: the next request of the
-        same socket may come from another.
+        """Count one request for the client behind a trusted proxy, until `served`.
 
-        Returns why it has to be refused, or None.
+        The next request of the same socket may come from another client. Returns why the request has to be
+        refused, or None.
         """
         full, of = None, None
         if address != self.address and self._of is None:
@@ -73,12 +73,12 @@ class Place:
         return full
 
     def served(self) -> None:
-        """The oldest request that was counted has its answer."""
+        """Note that the oldest request that was counted has its answer."""
         if self._serving:
             self._gate.uncount(self._serving.popleft())
 
     def leave(self) -> None:
-        """The socket is closed. Once."""
+        """Note once that the socket is closed."""
         while self._serving:
             self.served()
         self._gate.left(self._of)
@@ -162,7 +162,7 @@ class Gate:
         return None, of
 
     def left(self, of: str | None) -> None:
-        """A place is free again."""
+        """Note that a place is free again."""
         self._num_open -= 1
         self.uncount(of)
 

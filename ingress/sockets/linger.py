@@ -39,7 +39,7 @@ class Linger:
         self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._look)
 
     def cancel(self) -> None:
-        """The socket is closed."""
+        """Stop: the socket is closed."""
         self._timer.cancel()
 
     def _look(self) -> None:

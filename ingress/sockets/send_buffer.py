@@ -97,11 +97,11 @@ class SendBuffer:
         return len(self._waiting) > _FEW or self._bytes > self._max_bytes * _FEW_TIMES_MAX
 
     def pause(self) -> None:
-        """The transport's buffer is full: keep messages here."""
+        """Keep messages here: the transport's buffer is full."""
         self._open = False
 
     def resume(self) -> None:
-        """The transport takes data again; it may call `pause` while this writes."""
+        """Send what was kept: the transport takes data again. It may call `pause` while this writes."""
         self._open = True
         while self._open and self._waiting:
             waiting = self._waiting.popleft()

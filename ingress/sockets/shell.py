@@ -69,7 +69,7 @@ class SocketShell(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed."""
+        """Note that the socket is closed."""
         self._closing = True
         self._transport = None
         if self._place is not None:
@@ -83,12 +83,12 @@ class SocketShell(asyncio.Protocol):
             connection.lost()
 
     def pause_writing(self) -> None:
-        """The transport's buffer is full."""
+        """Note that the transport's buffer is full."""
         if self._connection is not None:
             self._connection.pause_writing()
 
     def resume_writing(self) -> None:
-        """The transport's buffer has drained."""
+        """Note that the transport's buffer has drained."""
         if self._connection is not None:
             self._connection.resume_writing()
 
@@ -167,7 +167,7 @@ class SocketShell(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _hold_back(self) -> None:
-        """Data has come though none is taken just now; see that no more does."""
+        """Keep data that has come though none is taken just now; see that no more does."""
         if self._transport is not None:
             # asyncio of Python 3.11.2 reads on behind a pause in `connection_made`, and takes another pause
             # for the one that it has; so that one is ended first.

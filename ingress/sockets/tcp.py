@@ -111,7 +111,7 @@ class TcpShell(SocketShell):
     # Peer
 
     def accept(self, headers: tuple[tuple[str, str], ...]) -> None:
-        """A TCP connection is open as it is."""
+        """Accept a TCP connection that is open as it is."""
 
     def refuse(self, refusal: Refusal) -> None:
         """Close: there is no request that could be answered."""

@@ -112,7 +112,7 @@ class WebSocketShell(SocketShell):
             self._heard_at = monotonic()  # a part of a message
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed."""
+        """Note that the socket is closed."""
         self._pinger.leave(self)
         super().connection_lost(exc)
 
@@ -171,7 +171,7 @@ class WebSocketShell(SocketShell):
             self._flush()
 
     def eof_received(self) -> bool:
-        """The client closed the socket without a closing handshake, or after it."""
+        """Return the client closed the socket without a closing handshake, or after it."""
         if self._opening is None:
             self._protocol.receive_eof()
             self._flush()
@@ -183,12 +183,12 @@ class WebSocketShell(SocketShell):
         return False
 
     def pause_writing(self) -> None:
-        """The transport's buffer is full."""
+        """Note that the transport's buffer is full."""
         self._writing_paused = True
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """The transport's buffer has drained: answer the latest ping, then let results go on."""
+        """Answer the latest ping, then let results go on: the transport's buffer has drained."""
         self._writing_paused = False
         pong, self._pong = self._pong, b""
         if pong and self._transport is not None and not self._closing:

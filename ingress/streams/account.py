@@ -55,12 +55,15 @@ class StreamAccount:
         return self._span.traceparent
 
     def begun(self, tracer: Tracer, sample_rate: int, traceparent: str) -> None:
-        """The stream began, or goes on here. traceparent: of what comes before it; empty for nothing."""
+        """Note that the stream began, or goes on here.
+
+        traceparent: of what comes before it; empty for nothing.
+        """
         self.sample_rate = sample_rate
         self._span = tracer.stream(traceparent, stream_id=self._stream, key_name=self._caller.key_name)
 
     def claimed(self, worker: str, epoch: int) -> None:
-        """A worker owns it."""
+        """Note that a worker owns it."""
         self._span.event("claimed", worker_id=worker, epoch=epoch)
 
     def handed_on(self) -> None:
@@ -75,18 +78,18 @@ class StreamAccount:
         self.num_samples += num_samples
 
     def audio_ended(self, now: float) -> None:
-        """The client has sent all of its audio."""
+        """Note that the client has sent all of its audio."""
         self._last_audio_at = now
         self._span.event("end_of_audio")
 
     def first_text(self, now: float) -> None:
-        """The first result with text came."""
+        """Note that the first result with text came."""
         self.has_text = True
         self._first_text_at = now
         self._span.event("first_text")
 
     def final(self, now: float) -> None:
-        """The final result came."""
+        """Note that the final result came."""
         self._final_at = now
         self._span.event("final")
 

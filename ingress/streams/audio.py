@@ -138,12 +138,12 @@ class StreamAudio:
             self._appender.drop_kept()
 
     def drop_origin(self) -> None:
-        """The stream is not to be made anew from here."""
+        """Note that the stream is not to be made anew from here."""
         if self._appender is not None:
             self._appender.drop_origin()
 
     def successor(self, log: AudioLog, on_failure: Callable[[Unavailable], None]) -> Appender | None:
-        """A new appender behind the one that failed, for the final mark; None if there was none."""
+        """Return a new appender behind the one that failed, for the final mark; None if there was none."""
         failed = self._appender
         if failed is None:
             return None

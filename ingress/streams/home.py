@@ -64,7 +64,7 @@ class HomeServers:
         self._place = place
 
     def next_shard(self) -> int:
-        """The shard of the next stream: on a home server that answers, if any does."""
+        """Return the shard of the next stream: on a home server that answers, if any does."""
         count, self._count = self._count, self._count + 1
         servers = self._open or self._every
         at = (self._place.rank + count * _GOLDEN % 1.0) / self._place.count

@@ -144,7 +144,7 @@ class IllegalEvent(Exception):  # noqa: N818 - the name says it
 
 
 def after(state: State, event: Event) -> Row:
-    """The state behind an event, and what is to be done. Raises IllegalEvent."""
+    """Return the state behind an event, and what is to be done. Raises IllegalEvent."""
     row = TABLE[state].get(event)
     if row is None:
         raise IllegalEvent(f"{event.name} in {state.name}")

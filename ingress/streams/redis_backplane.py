@@ -229,7 +229,7 @@ class RedisBackplane:
         await self._redis.close()
 
     def _all(self) -> list[RedisLink]:
-        """The links of this moment."""
+        """Return the links of this moment."""
         return list(self._links.values())
 
     @property
@@ -285,11 +285,11 @@ class RedisBackplane:
         self.start_task(self._takeover.confirm(link), f"confirm-{link.stream}")
 
     def key_usage(self) -> KeyUsage:
-        """Counts of what API keys use, over all ingresses."""
+        """Return counts of what API keys use, over all ingresses."""
         return KeyUsage(PipelinedCommands(self._redis, 0), self._keys, self._settings.ingress)
 
     async def read_status(self) -> bytes:
-        """The status line of the cluster. Raises RedisUnavailable."""
+        """Return the status line of the cluster. Raises RedisUnavailable."""
         return await shared_status(self._redis, self._keys)
 
     # What becomes of a stream

@@ -172,7 +172,7 @@ class RedisLink:
         return self.audio.replace_phrases(change)
 
     def confirm(self) -> None:
-        """The client has this link's secret, and will not show the one before."""
+        """Note that the client has this link's secret, and will not show the one before."""
         self._context.confirm(self)
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
@@ -184,7 +184,7 @@ class RedisLink:
         self._notify(Event.CLIENT_LOST if keep else Event.CLIENT_LEFT)
 
     def release(self, *, code: str = FINAL) -> None:
-        """The last result has been sent."""
+        """Note that the last result has been sent."""
         self._listener = None
         self._ended(code)
         self._notify(Event.SENT)
@@ -256,24 +256,24 @@ class RedisLink:
         self._notify(Event.ADOPT)
 
     def is_created(self, appender: Appender) -> None:
-        """The stream is in Redis: append to it."""
+        """Append to the stream, which is in Redis."""
         self.created_at = self.progress_at = self._loop.time()
         if self.worker is not None:
             appender.set_owner(self.worker)
         self._notify(Event.CREATED, appender)
 
     def is_not_created(self, error: StreamError) -> None:
-        """The stream could not be brought into Redis."""
+        """Note that the stream could not be brought into Redis."""
         self.audio.open(None)
         self.fail(error)
 
     def grace_is_over(self) -> None:
-        """The client has not come back in time."""
+        """Note that the client has not come back in time."""
         self._ended(CLIENT_GONE)
         self._notify(Event.GRACE_OVER)
 
     def expire(self) -> None:
-        """The end of a stream without a client has not come; what it has in Redis expires."""
+        """Let what the stream has in Redis expire: its end, without a client, has not come."""
         self._ended(CLIENT_GONE)
         self._notify(Event.EXPIRED)
 
@@ -297,7 +297,7 @@ class RedisLink:
             self._listener.on_ack(samples)
 
     def suspected(self, patience_s: float) -> None:
-        """The stream is with the suspects, or waits for them: for so long that is no stall."""
+        """Note that the stream is with the suspects, or waits for them: for so long that is no stall."""
         now = self._loop.time()
         if self.suspected_at is None:
             self.suspected_at = now
@@ -310,7 +310,7 @@ class RedisLink:
         self._notify(Event.TAKEN)
 
     def fail(self, error: StreamError) -> None:
-        """The stream cannot go on."""
+        """End the stream, which cannot go on."""
         self._ended(error.code.value)
         self._notify(Event.FAILURE, error)
 
@@ -400,7 +400,7 @@ class RedisLink:
         self.audio.set_owner(worker)
 
     def on_append_failed(self, error: Unavailable) -> None:
-        """The audio log gave up."""
+        """Note that the audio log gave up."""
         if isinstance(error, StreamLost):
             self._context.on_gone(self)
         else:

@@ -143,7 +143,7 @@ class StreamTakeover:
         return record, Place(kept.position if kept is not None else None, text.text, last_seq)
 
     async def confirm(self, link: RedisLink) -> None:
-        """The client has the secret that its resumption brought: the one before is good no more."""
+        """Note that the client has the secret of its resumption: the one before is good no more."""
         token = token_hash(link.resume_token, link.caller.key_id)
         give_up = self._loop.time() + self._adopt_for_s
         while True:
@@ -216,7 +216,7 @@ class StreamTakeover:
     ) -> tuple[int, bool]:
         """Put a link in the place of the one that a stream had before.
 
-        connection: from `StreamDirectory.attach`, 0 for a stream that has ended. Gives the first sample
+        connection: from `StreamDirectory.attach`, 0 for a stream that has ended. Returns the first sample
         that is not in Redis, and whether the audio was finished. Raises EntryError where the audio is
         unreadable; the stream is then brought to its end.
         """
@@ -294,11 +294,11 @@ def _unknown(stream: StreamId) -> Unavailable:
 
 
 def new_token() -> str:
-    """A secret that a client has to show to resume its stream."""
+    """Return a secret that a client has to show to resume its stream."""
     return secrets.token_urlsafe(24)
 
 
 def token_hash(token: str, binding: str) -> str:
-    """What a stream's record has of the secret that a resume has to show, and of the key beside it."""
+    """Return what a stream's record has of the secret that a resume has to show, and of the key beside it."""
     # A client's secret may hold half of a surrogate pair, which is no UTF-8, and no secret of ours.
     return hashlib.sha256(f"{token}:{binding}".encode(errors="surrogatepass")).hexdigest()

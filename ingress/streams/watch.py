@@ -91,8 +91,11 @@ class StreamWatch:
                 logger.warning("quiet streams cannot be looked up: %s", error)
 
     async def follow(self, link: RedisLink) -> None:
-        """Read the rest of a stream whose audio is complete, so that no entry can tell its worker that
-        it has moved: what is published goes to the ingress before. Ends with the link, if not before."""
+        """Read the rest of a stream whose audio is complete, until its link ends.
+
+        No entry can tell the stream's worker any more that the stream has moved here: the worker publishes to
+        the ingress before.
+        """
         while self._links.get(link.stream) is link and not (link.ended or link.failed):
             if not self._feed.is_repairing(link):
                 self._feed.repair(link)

@@ -41,7 +41,7 @@ class ByteInput:
         return None if self._size is None else max(0, self._size - self._read_bytes)
 
     def peek(self, size: int) -> bytes:
-        """The next bytes, which stay; fewer than `size` only at the end."""
+        """Return the next bytes, which stay; fewer than `size` only at the end."""
         while len(self._ahead) < size and (more := self._read(size - len(self._ahead))):
             self._ahead += more
         return self._ahead[:size]

@@ -51,7 +51,7 @@ class Access:
     ca: Path | None = None
 
     def tls(self, target: Target) -> ssl.SSLContext | None:
-        """What a connection to a target is encrypted with.
+        """Return what a connection to a target is encrypted with.
 
         Raises:
             OSError: the authority's file cannot be read.
@@ -59,7 +59,7 @@ class Access:
         return ssl.create_default_context(cafile=self.ca) if target.tls else None
 
     def decoder(self, target: Target) -> Decoder:
-        """The client's side of a connection to a target; it shows the key."""
+        """Return the client's side of a connection to a target; it shows the key."""
         if target.websocket:
             return WebSocketDecoder(target.host, target.port, target.path, self.api_key)
         return LineDecoder(self.api_key)

@@ -16,7 +16,7 @@ from parakeet.bench.figures import TrialFigures
 
 
 def surroundings() -> dict[str, Any]:
-    """The machine and the commit that a figure belongs to."""
+    """Return the machine and the commit that a figure belongs to."""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],

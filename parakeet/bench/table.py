@@ -46,7 +46,7 @@ class LiveTable:
 
 
 def markdown(trials: Sequence[TrialFigures]) -> str:
-    """The trials as two tables: latency and verdict, then CPU and memory by part."""
+    """Return the trials as two tables: latency and verdict, then CPU and memory by part."""
     roles = sorted({part.role for trial in trials for part in trial.parts})
     lines = [
         "| streams | p50 ms | p99 ms | p99.9 ms | max ms | final p95 ms | late | errors | verdict |",

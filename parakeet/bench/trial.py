@@ -295,7 +295,7 @@ def _figures(
 
 
 def _window(plan: Plan, moments: list[Moment]) -> tuple[Moment, Moment]:
-    """The first and last moment at which all streams were live."""
+    """Return the first and last moment at which all streams were live."""
     inside = [m for m in moments if plan.ramp_s + 0.9 <= m.at_s <= plan.duration_s + 0.1]
     if len(inside) < 2:
         return moments[0], moments[-1]

@@ -38,7 +38,7 @@ class Channel(Protocol):
         """
 
     async def receive(self) -> bytes | str:
-        """The next message. Raises ChannelLost at the end."""
+        """Return the next message. Raises ChannelLost at the end."""
 
     async def close(self) -> None:
         """Close, within a bounded time."""
@@ -112,7 +112,7 @@ class TcpChannel:
         await self.send(encode_client_message(audio))
 
     async def receive(self) -> bytes:
-        """The next line."""
+        """Return the next line."""
         try:
             line = await self._reader.readline()
         except (OSError, ValueError) as error:
@@ -158,7 +158,7 @@ class WebSocketChannel:
             raise ChannelLost(str(error)) from error
 
     async def receive(self) -> bytes | str:
-        """The next frame."""
+        """Return the next frame."""
         try:
             return await self._connection.recv()
         except (OSError, websockets.exceptions.ConnectionClosed) as error:

@@ -25,7 +25,7 @@ class Marks:
         self._waiting.append((place, mark))
 
     def due(self, written: int) -> Mark | None:
-        """The message to be sent next, once as much audio is written."""
+        """Return the message to be sent next, once as much audio is written."""
         if self._waiting and self._waiting[0][0] <= written:
             return self._waiting[0][1]
         return None

@@ -62,7 +62,7 @@ class ResultBuffer:
             self._news.set()
 
     async def next(self) -> Result | None:
-        """The next result; None after the final one. Raises the failure, after the results before it."""
+        """Return the next result, None after the final one. Raises the failure after the results before."""
         while not self._waiting:
             if self.failure is not None:
                 raise self.failure

@@ -26,7 +26,7 @@ class Block:
         return self.first_sample + len(self.audio.payload) // self.audio.encoding.sample_bytes
 
     def from_sample(self, sample: int) -> Audio:
-        """What of it begins at a sample of the stream."""
+        """Return what of it begins at a sample of the stream."""
         skip = max(0, sample - self.first_sample) * self.audio.encoding.sample_bytes
         return Audio(self.audio.payload[skip:], self.audio.encoding)
 
@@ -84,7 +84,7 @@ class SentAudio:
         self._end = block.end
 
     def next_block(self) -> Block | None:
-        """The first block that is not wholly written."""
+        """Return the first block that is not wholly written."""
         return next((block for block in self._blocks if block.end > self.written), None)
 
     def wrote(self, block: Block) -> None:

@@ -181,7 +181,7 @@ class Stream:
         ]
 
     async def __aenter__(self) -> Self:
-        """The stream itself."""
+        """Return the stream itself."""
         return self
 
     async def __aexit__(
@@ -289,7 +289,10 @@ class Stream:
             yield result
 
     async def final(self) -> Result:
-        """The final result, skipping those before it; at once, where it has been read. Raises ClientError."""
+        """Return the final result, skipping those before it; at once where it has been read.
+
+        Raises ClientError.
+        """
         async for _ in self.results():
             pass
         final = self._results.final
@@ -435,7 +438,7 @@ class Stream:
     # Connections
 
     async def _open_channel(self, url: str) -> Channel:
-        """A socket to a server; the chaos tests listen in here."""
+        """Return a socket to a server; the chaos tests listen in here."""
         return await open_channel(url, self._timeouts.connect_s, self._api_key)
 
     async def _recover(self, reason: str) -> None:
@@ -473,7 +476,7 @@ class Stream:
         raise ConnectionLost(f"The connection was lost and not resumed within {resume_s:g} s: {reason}.")
 
     async def _go_on_at(self, url: str) -> tuple[int, Channel]:
-        """Resume the stream at an address; gives the sample to go on with.
+        """Resume the stream at an address; return the sample to go on with.
 
         A server that dies right after its hello may never have begun the stream: as long as nothing of it
         has come back, another stream with all of the audio is the same to the caller.

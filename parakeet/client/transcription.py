@@ -108,7 +108,7 @@ class _Feeder:
         await self._stream.finish()
 
     async def _next(self, stopped: asyncio.Task[object]) -> bytes | None:
-        """The next block, None after the last or at a stop: a source may wait long for its next block."""
+        """Return the next block, None after the last or at a stop, for which a source may wait long."""
         if stopped.done():
             return None
         following = asyncio.ensure_future(anext(self._blocks, None))

@@ -163,7 +163,7 @@ async def run_stream(
     delay_s: float,
     log: StreamLog | None = None,
 ) -> StreamLog:
-    """Feed a clip at `speed` times real time in messages of random sizes; gives all that happened.
+    """Feed a clip at `speed` times real time in messages of random sizes; return all that happened.
 
     log: may be looked at while the stream runs.
     """

@@ -91,7 +91,7 @@ class FaultProxy:
     # Faults
 
     def cut(self, only: Callable[[_Pair], bool] = lambda _: True) -> int:
-        """Reset connections; gives how many."""
+        """Reset connections; return how many."""
         chosen = [pair for pair in self._pairs if only(pair)]
         for pair in chosen:
             pair.cut()
@@ -102,7 +102,7 @@ class FaultProxy:
         return self.cut(lambda pair: pair.subscribes)
 
     def cut_deaf(self) -> int:
-        """Reset the connections that get no replies; gives how many."""
+        """Reset the connections that get no replies; return how many."""
         return self.cut(lambda pair: pair.deaf)
 
     async def freeze(self, seconds: float) -> None:

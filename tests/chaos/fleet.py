@@ -105,7 +105,7 @@ class Nursery:
                 self._early[said["pid"]] = said["status"]
 
     async def launch(self, argv: list[str], environment: dict[str, str], log: Path) -> int:
-        """Start a worker; gives its process id."""
+        """Start a worker; return its process id."""
         assert self._process is not None
         assert self._process.stdin is not None
         async with self._lock:
@@ -115,7 +115,7 @@ class Nursery:
             return await asyncio.wait_for(self._starts.get(), 60)
 
     async def ended(self, pid: int) -> int:
-        """Wait for a worker's end; gives its exit status."""
+        """Wait for a worker's end; return its exit status."""
         if pid in self._early:
             return self._early.pop(pid)
         future = self._ends.setdefault(pid, asyncio.get_running_loop().create_future())

@@ -74,7 +74,7 @@ class Chaos:
             self.undisturbed[log.clip.number] = log
 
     async def run(self, plan: Plan) -> RunReport:
-        """Run a plan; gives what broke."""
+        """Run a plan; return what broke."""
         await self.fleet.all_up()
         report = RunReport(plan)
         started = time.monotonic()
@@ -91,7 +91,7 @@ class Chaos:
         return report
 
     async def no_keys_left(self) -> list[str]:
-        """Wait until Redis has forgotten all streams; gives what it has not forgotten in time."""
+        """Wait until Redis has forgotten all streams; return what it has not forgotten in time."""
         client = self.fleet.client
 
         def left() -> list[str]:

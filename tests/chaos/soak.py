@@ -61,7 +61,7 @@ def look(fleet: Fleet, at_s: float, num_ended: int) -> Sample:
 
 
 async def soak(minutes: float, num_streams: int, period_s: float, folder: Path) -> tuple[str, list[str]]:
-    """Run; gives the report's body, and what is wrong."""
+    """Run; return the report's body, and what is wrong."""
     problems: list[str] = []
     samples: list[Sample] = []
     durations: list[tuple[float, float]] = []

@@ -96,7 +96,7 @@ def in_hand(client: Any, stream: ClientStream) -> bool:
 
 
 async def measure(num_streams: int, num_poison: int, folder: Path) -> list[str]:
-    """Run it with the null engine; gives a report's lines."""
+    """Run it with the null engine; return a report's lines."""
     server = make_server("embedded")
     server.start()
     try:

@@ -43,7 +43,7 @@ def owner_of(fleet: Fleet, stream: int) -> Member | None:
 
 
 async def measure_kills(kills: int, folder: Path) -> list[Resumed]:
-    """Kill one worker at a time; gives the times of all its streams."""
+    """Kill one worker at a time; return the times of all its streams."""
     found: list[Resumed] = []
     speech = b"".join(clip.pcm for clip in make_clips(12))
     clip = Clip(0, speech * 20, StreamOptions())
@@ -87,7 +87,7 @@ async def _resumed(fleet: Fleet, log: StreamLog, epoch: int, killed: float) -> R
 async def long_speech(minutes: float, speed: float, folder: Path) -> tuple[list[str], bool]:
     """One stream of so much speech, twice: undisturbed, and through two deaths.
 
-    Gives a report's lines, and whether every promise was kept.
+    Returns a report's lines, and whether every promise was kept.
     """
     words = [clip.pcm for clip in make_clips(12, seed=1)]
     random = Random(2)

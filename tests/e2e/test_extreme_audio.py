@@ -23,7 +23,7 @@ _TIMEOUTS = ClientTimeouts(connect_s=20, silence_s=60, final_s=90, resume_s=30, 
 
 @asynccontextmanager
 async def service(*flags: str) -> AsyncIterator[str]:
-    """The service with the tiny model; gives the address of its WebSocket, and ends in order."""
+    """The service with the tiny model; return the address of its WebSocket, and ends in order."""
     with ServeProcess("--backend", "native", "--model-size", "tiny", *flags) as serve:
         await asyncio.to_thread(serve.wait_until_ready)
         yield f"ws://127.0.0.1:{serve.ws_port}"
@@ -31,7 +31,7 @@ async def service(*flags: str) -> AsyncIterator[str]:
 
 
 async def say(url: str, audio: bytes, encoding: Encoding) -> list[Result]:
-    """Stream audio as fast as it is taken; gives all results."""
+    """Stream audio as fast as it is taken; return all results."""
     async with await connect(url, timeouts=_TIMEOUTS) as stream:
 
         async def send() -> None:

@@ -153,7 +153,7 @@ def test_an_upload_goes_through_the_proxy(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("proxy", [start_nginx], ids=["nginx"], indirect=True)
 def test_a_body_that_is_too_long_ends_at_the_proxy(proxy: Proxy) -> None:
-    """nginx looks at the length that is told; Caddy counts what comes, so that an ingress is asked first."""
+    """Nginx looks at the length that is told; Caddy counts what comes, so that an ingress is asked first."""
     connection = HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=20)
     connection.putrequest("POST", "/v1/listen")
     connection.putheader("Content-Length", str(102 << 20))

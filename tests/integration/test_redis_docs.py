@@ -26,7 +26,7 @@ def documented_commands() -> list[str]:
 
 
 def typed(command: str, url: str, **variables: str) -> str:
-    """Run a documented command against a server; gives what it prints."""
+    """Run a documented command against a server; return what it prints."""
     client = shutil.which("redis-cli")
     assert client is not None, "redis-cli is not installed"
     socket = url.removeprefix("unix://")

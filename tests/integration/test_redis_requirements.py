@@ -37,7 +37,7 @@ def refused(url: str, *says: str) -> None:
 
 @contextmanager
 def answering(*replies: bytes, greeting: bytes = b"", close: bool = False) -> Iterator[str]:
-    """A server of canned replies, one to each read; gives its address."""
+    """A server of canned replies, one to each read; return its address."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:

@@ -214,7 +214,7 @@ def _audio(pcm: bytes, **more: object) -> dict[str, object]:
 
 
 async def _begin(ingress: IngressProcess, pcm: bytes) -> tuple[_Wire, dict[str, Any]]:
-    """A stream that may be resumed, with its first result; gives its `hello` too."""
+    """A stream that may be resumed, with its first result; return its `hello` too."""
     client = await _Wire.open(ingress.port)
     hello = await client.receive()
     await client.send(type="config", resume=True)

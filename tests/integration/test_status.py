@@ -70,7 +70,7 @@ async def test_keys_order_and_types_are_as_documented(redis_url: str, tmp_path: 
 
 
 async def settled(ingress: IngressSide, field: str, value: object) -> dict[str, Any]:
-    """Wait until a field, `a.b` for one inside another, has a value; gives the whole line."""
+    """Wait until a field, `a.b` for one inside another, has a value; return the whole line."""
     status: dict[str, Any] = {}
 
     async def has_it() -> bool:

@@ -37,7 +37,7 @@ class Client:
     @classmethod
     @asynccontextmanager
     async def open(cls, ingress: IngressProcess) -> AsyncIterator[tuple[Self, dict[str, Any]]]:
-        """Connect; gives the client and its `hello`."""
+        """Connect; return the client and its `hello`."""
         client = cls(*await asyncio.open_connection(HOST, ingress.port))
         try:
             yield client, await client.receive()
@@ -68,7 +68,7 @@ class Client:
 
 
 async def resumed(ingress: IngressProcess, stream: int, token: str, *, confirm: bool) -> str | None:
-    """Resume a stream and leave again; gives the new token, None where it was refused.
+    """Resume a stream and leave again; return the new token, None where it was refused.
 
     confirm: send a message behind `resumed`.
     """

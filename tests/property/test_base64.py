@@ -1,4 +1,4 @@
-"""The fast base64 decoder takes exactly what Python's strict one takes, and gives the same bytes."""
+"""The fast base64 decoder takes exactly what Python's strict one takes, and returns the same bytes."""
 
 from __future__ import annotations
 

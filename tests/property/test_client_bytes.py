@@ -110,7 +110,7 @@ _LIMITS = ConnectionLimits(sample_rate=16000, max_undecoded_s=0.025, send_buffer
 
 
 async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str], bytes, bytes, bool]:
-    """Feed the parts; gives what was done to the stream, its audio, what was sent, whether it ended."""
+    """Feed the parts; return what was done to the stream, its audio, what was sent, whether it ended."""
     backplane = ScriptedBackplane()
     connections: list[Connection] = []
     loop = asyncio.get_running_loop()

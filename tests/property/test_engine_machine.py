@@ -1,4 +1,4 @@
-"""Any order of opening, feeding, stalling, snapshots, closing and stepping gives what offline gives."""
+"""Any order of opening, feeding, stalling, snapshots, closing and stepping returns what offline returns."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ _LIMITS = HttpLimits(max_frame_bytes=1000, head_timeout_s=60.0)
 
 
 async def _answer(parts: Sequence[bytes]) -> tuple[bytes, bool]:
-    """Feed the parts of one request; gives the first response without its date, and whether the end came."""
+    """Feed the parts of one request; return the first response without its date, and whether the end came."""
     site = Site(
         Gate(max_files), _LIMITS, {"/ws": _no_stream}, endpoints=(*PAGE, endpoint("/echo", _echo, "POST"))
     )

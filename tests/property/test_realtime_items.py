@@ -1,5 +1,7 @@
-"""What a realtime client is told is in order, adds up and is said once, whatever the recogniser, the turn
-detector and the client do."""
+"""What a realtime client is told is in order, adds up and is said once.
+
+This holds whatever the recogniser, the turn detector and the client do.
+"""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def pass_channel(audio_BN: Tensor, spectrum: Spectrum, draw: Draw, strength: flo
 
 
 def mu_law(audio: Tensor) -> Tensor:
-    """The 8-bit steps of G.711's mu-law."""
+    """Return the 8-bit steps of G.711's mu-law."""
     compressed = torch.log1p(255.0 * audio.abs().clamp(max=1.0)) / math.log(256.0)
     steps = torch.round(compressed * 127) / 127
     return torch.sign(audio) * (256.0**steps - 1.0) / 255.0

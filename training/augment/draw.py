@@ -28,7 +28,7 @@ class Draw:
         return self.shares(self.num_rows, 1) < share
 
     def normal(self, *shape: int) -> Tensor:
-        """Normal numbers of any shape."""
+        """Draw normal numbers of any shape."""
         return torch.randn(shape, generator=self._generator, device=self.device)
 
     def shares(self, *shape: int) -> Tensor:
@@ -40,7 +40,7 @@ class Draw:
         return self._host.randrange(low, high)
 
     def curve(self, num_bins: int, spread_db: Tensor | float, knots: int = 10) -> Tensor:
-        """A smooth gain in dB over frequency, [B, bins]: knots stand denser where the ear hears finer."""
+        """Draw a smooth gain in dB over frequency, [B, bins]: knots are denser where the ear hears finer."""
         gain = self.normal(self.num_rows, knots) * spread_db
         axis = torch.linspace(0, 1, num_bins, device=self.device)
         place = torch.log1p(axis * 30) / torch.log1p(torch.tensor(30.0, device=self.device)) * (knots - 1)

@@ -53,7 +53,7 @@ def quantise(x_N: Tensor, bits: int, block: int, *, centred: bool) -> Quantised:
 
 
 def restore(quantised: Quantised) -> Tensor:
-    """The numbers, up to half a step of their block."""
+    """Return the numbers, up to half a step of their block."""
     codes = quantised.codes
     if quantised.bits == 4:
         codes = torch.stack([codes & 15, codes >> 4], 1).view(-1)

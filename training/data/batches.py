@@ -34,11 +34,11 @@ class Buckets:
     batch_s: float = 1_000.0
 
     def size(self, num_mels: int) -> int:
-        """Samples of a batch: about `batch_s` seconds of audio, at least four."""
+        """Return the samples of a batch: about `batch_s` seconds of audio, at least four."""
         return max(4, int(self.batch_s * 100 / num_mels))
 
     def of(self, sample: Sample) -> int | None:
-        """The bucket of a sample; None for one that is too long or too dense."""
+        """Return the bucket of a sample; None for one that is too long or too dense."""
         num_samples = int(sample.num_samples / sample.speed)
         if not fits(len(sample.tokens), num_samples):
             return None
@@ -71,7 +71,7 @@ class Batch:
     seconds: float
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on a device, copied while the host goes on."""
+        """Return the batch with its tensors on a device, copied while the host goes on."""
         moved = {
             field.name: getattr(self, field.name).to(device, non_blocking=True)
             for field in fields(self)
@@ -80,7 +80,7 @@ class Batch:
         return replace(self, **moved)
 
     def pinned(self) -> Batch:
-        """The batch in page-locked memory, from where a copy need not be waited for."""
+        """Return the batch in page-locked memory, from where a copy need not be waited for."""
         locked = {
             field.name: getattr(self, field.name).pin_memory()
             for field in fields(self)
@@ -89,7 +89,7 @@ class Batch:
         return replace(self, **locked)
 
     def targets(self, *, windowed: bool) -> Targets:
-        """What the losses need."""
+        """Return what the losses need."""
         window = EmissionWindow(self.window_first_BU, self.window_last_BU) if windowed else None
         return Targets(
             self.tokens_BU,
@@ -103,7 +103,7 @@ class Batch:
 
 
 def encoder_frames(num_mels: int) -> int:
-    """Encoder frames of so many mel frames."""
+    """Return the encoder frames of so many mel frames."""
     for _ in range(3):
         num_mels = num_mels // 2 + 1
     return num_mels
@@ -199,7 +199,7 @@ class BatchFeed:
             self._thread.join(0.05)
 
     def next(self) -> Batch:
-        """The next batch. Raises what ended the thread, if anything did."""
+        """Return the next batch. Raises what ended the thread, if anything did."""
         item = self._waiting.get(timeout=120)
         if isinstance(item, BaseException):
             raise item

@@ -106,7 +106,7 @@ class Composer:
         self._order: Iterator[int] = iter(())
 
     def sample(self, *, only_short: bool) -> Sample:
-        """The next sample; `only_short`: one utterance of at most 3.5 s if there is any."""
+        """Return the next sample; `only_short`: one utterance of at most 3.5 s if there is any."""
         random_, plan = self._random, self._composition
         kind = random_.random()
         if not only_short and kind < plan.silent:
@@ -181,7 +181,7 @@ class _Draft:
         self.end = 0 if self._abrupt else int(self._random.uniform(0, 0.8) * RATE)
 
     def add(self, index: int, utterances: Utterances) -> None:
-        """An utterance at the end."""
+        """Add an utterance at the end."""
         skipped = 0
         if self._abrupt and not self._pieces:
             skipped = int(self._random.uniform(0, self._plan.max_skipped_s) * RATE)
@@ -191,7 +191,7 @@ class _Draft:
         self._phonemes += utterances.phonemes[index]
 
     def gap(self) -> None:
-        """What stands between two utterances: a short pause, or an end and silence."""
+        """Put between two utterances what stands there: a short pause, or an end and silence."""
         if self._random.random() < self._plan.pause_inside:
             self.end += int(self._random.uniform(0.03, 0.3) * RATE)
         else:
@@ -199,7 +199,7 @@ class _Draft:
             self.end += int(self._random.uniform(0.5, _LONGEST_GAP_S) * RATE)
 
     def close(self) -> None:
-        """The last end and silence behind it; or a sample that is cut off right behind its last word."""
+        """Put the last end and silence behind it, or cut the sample off right behind its last word."""
         if self._random.random() < self._plan.ended:
             self._utterance_ends()
             self.end += int(self._random.uniform(0.4, 1.2) * RATE)

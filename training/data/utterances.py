@@ -76,7 +76,7 @@ def write_shard(folder: Path, name: str, spoken: Sequence[Spoken]) -> None:
 def read_shards(
     folder: Path, encode: Callable[[str], Sequence[int]], rank: int = 0, world: int = 1
 ) -> Utterances:
-    """The complete shards of speech in a folder, every `world`-th from number `rank` on.
+    """Return the complete shards of speech in a folder, every `world`-th from number `rank` on.
 
     Raises FileNotFoundError when there are none.
     """
@@ -88,7 +88,7 @@ def read_shards(
 
 
 def read_spoken(paths: Sequence[Path]) -> list[Spoken]:
-    """The utterances of some shards."""
+    """Return the utterances of some shards."""
     spoken: list[Spoken] = []
     for path in paths:
         samples = np.load(path, allow_pickle=False)

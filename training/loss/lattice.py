@@ -49,7 +49,7 @@ def occupancy(
     num_targets_B: Tensor,
     scan: ScanFrames | None = None,
 ) -> Occupancy:
-    """Sums over all paths.
+    """Sum over all paths.
 
     Args:
         blank_BTU: log-probability of the blank at each node, float32.

@@ -50,7 +50,7 @@ class Losses:
 
 
 def losses(model: TrainingModel, encoded: Encoded, targets: Targets, weights: LossWeights) -> Losses:
-    """The weighted sum of the losses and its parts; a part of weight 0 is not worked out."""
+    """Return the weighted sum of the losses and its parts; a part of weight 0 is not worked out."""
     max_frames = max(targets.host_num_frames)
     encoded_BTD, middle_BTD = encoded.encoded_BTD[:, :max_frames], encoded.middle_BTD[:, :max_frames]
     num_rows = len(targets.host_num_frames)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def batch_mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The mean over `dims`, kept as axes of length 1, without gradient and worked out in float32."""
+    """Return the mean over `dims`, kept as axes of length 1, without gradient and worked out in float32."""
     return x.detach().float().mean(dims, keepdim=True).to(x.dtype)
 
 

@@ -51,7 +51,7 @@ class Attention(nn.Module):
         self.pos_bias_v = nn.Parameter(torch.zeros(config.num_heads, config.head_dim))
 
     def _heads(self, name: str, x: Tensor) -> Tensor:
-        """A projection as [B, T, H, E]."""
+        """Return a projection as [B, T, H, E]."""
         projected: Tensor = self.get_submodule(f"linear_{name}")(x)
         return projected.view(*x.shape[:2], self.num_heads, self.head_dim)
 
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
     def forward(
         self, mel_BMF: Tensor, num_mels_B: Tensor, right_frames: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns encoded_BTD, the frames of each row, and the middle layer's output.
+        """Return encoded_BTD, the frames of each row, and the middle layer's output.
 
         `right_frames` is the right context of the mask, an int64 tensor without axes, so that one captured
         graph serves all contexts; a chunk is one frame longer.

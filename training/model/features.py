@@ -36,7 +36,7 @@ class LogMel(nn.Module):
     def forward(
         self, samples_BN: Tensor, num_samples_B: Tensor, warp_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Returns mel_BMF, zero past each row's end, and the frames of each row.
+        """Return mel_BMF, zero past each row's end, and the frames of each row.
 
         Args:
             samples_BN: float32 at 16 kHz.
@@ -65,7 +65,7 @@ class LogMel(nn.Module):
 
 
 def warp_frequencies(power_BKM: Tensor, warp_B: Tensor) -> Tensor:
-    """Reads frequency k of each row at k * warp; beyond the last frequency stands the last."""
+    """Read frequency k of each row at k * warp; beyond the last frequency stands the last."""
     top = power_BKM.shape[1] - 1
     position_BK = torch.arange(top + 1, device=power_BKM.device)[None] * warp_B[:, None]
     position_BK = position_BK.clamp(max=top)

@@ -28,7 +28,7 @@ class Subsampling(nn.Module):
         self.out = CentredLinear(channels * config.subsampled_mels, config.d_model)
 
     def forward(self, mel_BMF: Tensor, num_mels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns x_BTD and the encoder frames of each row."""
+        """Return x_BTD and the encoder frames of each row."""
         x, length_B = _masked(mel_BMF[:, None], num_mels_B), num_mels_B
         for layer in self.conv:
             x = layer(x)

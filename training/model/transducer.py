@@ -51,7 +51,7 @@ class Prediction(nn.Module):
         self.dec_rnn = _Recurrent(config)
 
     def forward(self, targets_BU: Tensor) -> Tensor:
-        """Outputs [B, U + 1, width] after the start and after each target."""
+        """Return outputs [B, U + 1, width] after the start and after each target."""
         embedded = F.pad(self.embed(targets_BU), (0, 0, 1, 0))
         out: Tensor = self.dec_rnn.lstm(embedded.transpose(0, 1))[0]
         return out.transpose(0, 1)
@@ -118,7 +118,7 @@ class TrainingModel(nn.Module):
             raise ValueError(f"missing tensors {sorted(set(missing) - heads)}, unknown ones {unexpected}")
 
     def checkpoint_weights(self) -> dict[str, Tensor]:
-        """The tensors that inference reads, under NeMo's names."""
+        """Return the tensors that inference reads, under NeMo's names."""
         state = self.state_dict()
         return {name: state[name] for name in expected_tensors(self.config)}
 
@@ -147,7 +147,7 @@ class TrainingModel(nn.Module):
 
     @torch.no_grad()
     def encode(self, samples_BN: Tensor, num_samples_B: Tensor, right_frames: int) -> Encoded:
-        """Samples to encoder frames under one right context."""
+        """Encode samples to encoder frames under one right context."""
         mel, num_mels = self.preprocessor(samples_BN, num_samples_B)
         right = torch.tensor(right_frames, device=mel.device)
         return Encoded(*self.encoder(mel, num_mels, right))

@@ -35,11 +35,11 @@ class FlatParameters:
             parameter.grad = self.view(self.gradients_N, name)
 
     def view(self, flat_N: Tensor, name: str) -> Tensor:
-        """A parameter's part of a flat tensor, in the parameter's shape."""
+        """Return a parameter's part of a flat tensor, in the parameter's shape."""
         return flat_N[self.slices[name]].view(self.shapes[name])
 
     def filled(self, value_of: Callable[[str, torch.Size], float]) -> Tensor:
-        """A flat tensor with one number for each parameter."""
+        """Return a flat tensor with one number for each parameter."""
         out_N = torch.empty_like(self.values_N)
         for name, shape in self.shapes.items():
             out_N[self.slices[name]] = value_of(name, shape)

@@ -17,7 +17,7 @@ _ROUNDS = 5
 
 
 def orthogonalised(matrices_KMN: Tensor) -> Tensor:
-    """The same singular vectors with singular values near 1, by Newton and Schulz's iteration."""
+    """Return the same singular vectors with singular values near 1, by Newton and Schulz's iteration."""
     tall = matrices_KMN.shape[1] > matrices_KMN.shape[2]
     x = matrices_KMN.to(torch.bfloat16 if matrices_KMN.is_cuda else torch.float32)
     x = x.mT if tall else x

@@ -26,7 +26,7 @@ class Rates:
     norms: float = 0.2
 
     def share(self, name: str, shape: torch.Size) -> float:
-        """A parameter's share of AdamW's rate; nothing of what Muon moves."""
+        """Return a parameter's share of AdamW's rate; nothing of what Muon moves."""
         if by_muon(name, shape):
             return 0.0
         if "pre_encode" in name:

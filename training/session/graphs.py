@@ -35,7 +35,7 @@ class _Captured(nn.Module):
 def encoders(
     encoder: Encoder, buckets: Buckets, num_mel_bins: int, *, graphs: bool
 ) -> dict[int, EncoderCall]:
-    """What to call for each bucket: captured graphs on CUDA if wanted, else the encoder itself."""
+    """Return what to call for each bucket: captured graphs on CUDA if wanted, else the encoder itself."""
     device = encoder.pre_encode.out.weight.device
     if device.type == "cuda" and graphs:
         return captured_encoders(encoder, buckets, num_mel_bins, device)
@@ -45,7 +45,7 @@ def encoders(
 def captured_encoders(
     encoder: Encoder, buckets: Buckets, num_mel_bins: int, device: torch.device
 ) -> dict[int, EncoderCall]:
-    """A graph for each bucket, the longest first, in one pool of memory.
+    """Return a graph for each bucket, the longest first, in one pool of memory.
 
     The parameters' storage must not move afterwards: make flat buffers before.
     """

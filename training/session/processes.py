@@ -38,7 +38,7 @@ class Processes:
             dist.broadcast(x, 0)
 
     def agree(self, wish: bool) -> bool:
-        """What the leader wishes: clocks differ, and all must leave a loop together."""
+        """Return what the leader wishes: clocks differ, and all must leave a loop together."""
         said = torch.tensor(float(wish), device=self.device)
         self.share(said)
         return bool(said)

@@ -222,7 +222,7 @@ class Trainer:
 
 
 def _silent(_line: str) -> None:
-    """The log of all processes but the leader."""
+    """Write no log: that of all processes but the leader."""
 
 
 class _Log:

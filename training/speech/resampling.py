@@ -26,7 +26,7 @@ class ToSixteen:
         self._kernel = torch.tensor(np.stack(phases), dtype=torch.float32, device=device)[:, None]
 
     def __call__(self, audio_BN: Tensor) -> Tensor:
-        """Samples at 24 kHz to samples at 16 kHz; sample k of the output lies at 1.5 k of the input."""
+        """Resample from 24 kHz to 16 kHz; sample k of the output lies at 1.5 k of the input."""
         padded = F.pad(audio_BN.float()[:, None], (_HALF_WIDTH, _HALF_WIDTH + 3))
         pairs = F.conv1d(padded, self._kernel, stride=3)
         return pairs.transpose(1, 2).reshape(audio_BN.shape[0], -1)

@@ -32,12 +32,12 @@ class Exclusion:
 
     @classmethod
     def shipped(cls) -> Exclusion:
-        """That of the transcripts of all tests and benchmarks."""
+        """Return the exclusion of the transcripts of all tests and benchmarks."""
         return cls(frozenset(HASHES.read_text(encoding="ascii").split()))
 
     @classmethod
     def of(cls, transcripts: Iterable[str]) -> Exclusion:
-        """That of given transcripts."""
+        """Return the exclusion of given transcripts."""
         return cls(frozenset(found for text in transcripts for found in _hashes_of(text)))
 
     def overlaps(self, text: str) -> bool:

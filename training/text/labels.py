@@ -57,12 +57,12 @@ _DROPPED_ENDS: Final = re.compile(r"'(em|til|cause|bout)|[a-z]+(s|in)'")
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text, by their closing marks."""
+    """Yield the sentences of a text, by their closing marks."""
     yield from re.split(r"(?<=[.!?])\s+", re.sub(r"\s+", " ", text).strip())
 
 
 def repaired(sentence: str) -> str:
-    """A line of a chat as one would write it: contractions, numbers as words, no laughter, no emoticons."""
+    """Repair a line of a chat: contractions, numbers as words, no laughter, no emoticons."""
     text = _EMOTICONS.sub(" ", sentence)
     text = _LAUGHTER.sub(" ", text)
     text = re.sub(r"\b([gG])o{3,}d\b", r"\1ood", text)
@@ -82,7 +82,7 @@ def repaired(sentence: str) -> str:
 
 
 def label(text: str) -> str:
-    """The letters and apostrophes of a text, lower case, words apart by one space."""
+    """Return the letters and apostrophes of a text, lower case, words apart by one space."""
     text = text.replace("’", "'").replace("‘", "'")
     text = re.sub(r"[-–—/]", " ", text)
     text = re.sub(r"[^A-Za-z' ]", " ", text).lower()
@@ -91,7 +91,7 @@ def label(text: str) -> str:
 
 
 def certain_label(sentence: str) -> str | None:
-    """The label of a sentence that can be read in one way only, else None."""
+    """Return the label of a sentence that can be read in one way only, else None."""
     if _UNCERTAIN.search(sentence) or _ABBREVIATIONS.search(sentence):
         return None
     for word in re.findall(r"[A-Za-z']+", sentence):

@@ -31,8 +31,11 @@ class Phrase:
 
 
 class Pronouncer:
-    """Reads lines aloud on paper. A word that neither lexicon nor list of names has drops its line: the net
-    that guesses unknown words is wrong often enough to teach wrong spellings."""
+    """Reads lines aloud on paper.
+
+    A word that neither lexicon nor list of names has drops its line: the net that guesses unknown words is
+    wrong often enough to teach wrong spellings.
+    """
 
     def __init__(self, seed: int) -> None:
         from hibari.g2p import G2P
@@ -46,7 +49,7 @@ class Pronouncer:
         self._letters = {accent: self._alphabet(accent) for accent in self._readers}
 
     def phrase(self, line: Line) -> Phrase | None:
-        """The phrase of a line, or None when a word has no known pronunciation."""
+        """Return the phrase of a line, or None when a word has no known pronunciation."""
         accent = "gb" if self._random.random() < BRITISH_SHARE else "us"
         phonemes = self._read(line.written, accent)
         if self._named and accent == "gb":
@@ -70,7 +73,7 @@ class Pronouncer:
         return " ".join(parts)
 
     def _name(self, word: str) -> str:
-        """Called for a word that the lexicon has not."""
+        """Return the phonemes of a word that the lexicon has not; the lexicon calls it."""
         known = self._names.get(word.lower())
         self._named |= known is not None
         self._unknown |= known is None
@@ -85,7 +88,7 @@ class Pronouncer:
 
 
 def pronounced(lines: Iterable[Line], seed: int) -> Iterator[Phrase]:
-    """The phrases of all lines that can be read."""
+    """Yield the phrases of all lines that can be read."""
     pronouncer = Pronouncer(seed)
     for line in lines:
         phrase = pronouncer.phrase(line)

@@ -16,7 +16,7 @@ _IRREGULAR_ORDINALS: Final = {
 
 
 def cardinal(number: int, *, with_and: bool = False) -> str:
-    """A number from 0 to 999,999,999; `with_and` says "one hundred and five"."""
+    """Return a number from 0 to 999,999,999; `with_and` says "one hundred and five"."""
     if not 0 <= number < 10**9:
         raise ValueError(f"{number} is not between 0 and 999,999,999")
     if number < 20:
@@ -34,7 +34,7 @@ def cardinal(number: int, *, with_and: bool = False) -> str:
 
 
 def ordinal(number: int) -> str:
-    """The ordinal of a number from 1 on: "twenty first"."""
+    """Return the ordinal of a number from 1 on: "twenty first"."""
     head, _, last = cardinal(number).rpartition(" ")
     if last in _IRREGULAR_ORDINALS:
         last = _IRREGULAR_ORDINALS[last]
@@ -46,7 +46,7 @@ def ordinal(number: int) -> str:
 
 
 def year(number: int) -> str:
-    """A year from 1100 to 2099 as it is read: "nineteen oh five", "two thousand six"."""
+    """Return a year from 1100 to 2099 as it is read: "nineteen oh five", "two thousand six"."""
     if 2000 <= number < 2010:
         return _joined("two thousand", number % 10 and ONES[number % 10])
     century, rest = divmod(number, 100)

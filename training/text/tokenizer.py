@@ -10,7 +10,7 @@ END_OF_UTTERANCE: Final = "<EOU>"
 
 
 def train_tokenizer(labels: Iterable[str], num_pieces: int = NUM_PIECES) -> bytes:
-    """A serialized SentencePiece model; the last piece marks the end of an utterance."""
+    """Return a serialized SentencePiece model; the last piece marks the end of an utterance."""
     import io
 
     import sentencepiece

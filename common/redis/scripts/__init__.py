@@ -25,12 +25,12 @@ FORGOTTEN_NUMBERS: Final = 1000
 
 @cache
 def text_of(name: str) -> str:
-    """What is sent for a script, which is named like its file: the prelude and the file, without comments."""
+    """Return what is sent for a script, named like its file: the prelude and the file without comments."""
     files = (FOLDER / "prelude.lua", FOLDER / f"{name}.lua")
     lines = (line for file in files for line in file.read_text().splitlines())
     return "\n".join(line for line in lines if line and not line.lstrip().startswith("--"))
 
 
 def run(name: str, keys: Sequence[bytes], *arguments: Argument) -> Command:
-    """The command that runs a script, for the typed functions."""
+    """Return the command that runs a script, for the typed functions."""
     return ("EVAL", text_of(name), len(keys), *keys, *arguments)

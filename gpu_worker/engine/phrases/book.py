@@ -76,7 +76,7 @@ class PhraseBook:
         self._wake = wake
 
     def hold(self, phrases: PhraseList) -> ListInUse:
-        """A list for one more user; whoever holds it gives it back with `release`."""
+        """Return a list for one more user; whoever holds it gives it back with `release`."""
         entry = self._lists.get(phrases)
         if entry is None:
             entry = ListInUse(phrases, self._executor.submit(self._make, phrases))

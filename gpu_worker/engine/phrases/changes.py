@@ -58,7 +58,7 @@ class StreamPhrases:
             trees.use_for_all(self._common.at)
 
     def begin(self, state: Stream, phrases: PhraseList, frame: int, *, anew: bool = True) -> None:
-        """A stream begins, or goes on from a snapshot, at a frame."""
+        """Begin a stream, or let it go on from a snapshot, at a frame."""
         if phrases:
             self._put(state, phrases, frame, anew=anew)
 
@@ -92,7 +92,7 @@ class StreamPhrases:
             self._table.set_limit(found.state.slot, None)
 
     def told(self, stream: StreamId) -> PhraseList:
-        """The phrases that a stream was told last."""
+        """Return the phrases that a stream was told last."""
         found = self._streams.get(stream)
         if found is None:
             return ()
@@ -100,7 +100,7 @@ class StreamPhrases:
         return entry.phrases if entry is not None else ()
 
     def at_snapshot(self, stream: StreamId) -> tuple[PhraseList, bool]:
-        """What is in force for the next chunk, and whether that chunk is the first under it."""
+        """Return what is in force for the next chunk, and whether that chunk is the first under it."""
         found = self._streams.get(stream)
         if found is None:
             return (), False
@@ -155,7 +155,7 @@ class StreamPhrases:
             self._trees.use(slot, entry.at, entry.num_nodes, anew=change.anew)
 
     def drop(self, state: Stream) -> None:
-        """A stream gives back all that it holds."""
+        """Take back all that a stream holds."""
         found = self._streams.pop(state.stream, None)
         self._changing.pop(state.stream, None)
         if found is None:

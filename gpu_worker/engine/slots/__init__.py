@@ -1,0 +1,1 @@
+"""What a slot of the engine holds beside the model's state: samples, time, pages."""

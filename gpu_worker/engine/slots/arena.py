@@ -17,7 +17,7 @@ class Arena:
         self._taken: dict[int, int] = {}
 
     def allocate(self, size: int) -> int | None:
-        """The place of a new piece of at least one; None where no hole is large enough."""
+        """Return the place of a new piece of at least one; None where no hole is large enough."""
         for index, (begin, end) in enumerate(self._holes):
             if end - begin >= size:
                 if end - begin == size:

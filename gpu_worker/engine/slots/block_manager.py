@@ -42,7 +42,7 @@ class BlockManager:
         return self._num_free
 
     def pages(self, slot: int) -> tuple[int, ...]:
-        """The pages of a slot in the order of its frames."""
+        """Return the pages of a slot in the order of its frames."""
         return tuple(self.table[slot, : self.held[slot]].tolist())
 
     def missing(self, slots_B: NDArray[np.int64], end_B: NDArray[np.int64]) -> NDArray[np.int64]:

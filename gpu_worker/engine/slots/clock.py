@@ -37,7 +37,7 @@ class ChunkClock:
         return self.frame_samples * self.chunk_frames
 
     def samples_of_frames(self, frames: int) -> int:
-        """Samples that the first `frames` encoder frames need."""
+        """Return the samples that the first `frames` encoder frames need."""
         return max(0, self.frame_samples * (frames - 1) + self.lookahead_samples) if frames > 0 else 0
 
     def samples_of_frame_array(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -46,7 +46,7 @@ class ChunkClock:
         return np.where(frames > 0, samples, 0)
 
     def samples_of_chunks(self, chunks: int) -> int:
-        """Samples that the first `chunks` whole chunks need."""
+        """Return the samples that the first `chunks` whole chunks need."""
         return self.samples_of_frames(chunks * self.chunk_frames)
 
     def whole_chunks(self, samples: int) -> int:
@@ -56,7 +56,7 @@ class ChunkClock:
         return ((samples - self.lookahead_samples) // self.frame_samples + 1) // self.chunk_frames
 
     def total_frames(self, samples: int) -> int:
-        """Encoder frames of a whole recording, as NeMo's offline pass counts them."""
+        """Return the encoder frames of a whole recording, as NeMo's offline pass counts them."""
         if samples <= 0:
             return 0
         frames, factor = samples // self.hop_samples, self.factor

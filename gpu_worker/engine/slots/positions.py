@@ -57,5 +57,5 @@ class FoldedFrames:
             )
 
     def fold(self, frames_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same frames, less whole periods where they are two periods old or more."""
+        """Return the same frames, less whole periods where they are two periods old or more."""
         return np.where(frames_B < 2 * self.period, frames_B, self.period + frames_B % self.period)

@@ -71,7 +71,7 @@ class SampleRings:
         self._until.pop(slot, None)
 
     def beside(self, slot: int) -> int:
-        """Samples that wait beside the ring."""
+        """Return how many samples wait beside the ring."""
         return sum(len(part) for part in self._beside.get(slot, ()))
 
     def append_pcm16(self, slot: int, samples: NDArray[np.int16]) -> None:
@@ -120,7 +120,7 @@ class SampleRings:
         self._odd[slot] = bool(self.is_float[slot]) or slot in self._until
 
     def copy(self, slot: int, first: int, end: int) -> NDArray[np.float32]:
-        """Samples first .. end - 1 of a slot's stream, all in its ring."""
+        """Return samples first .. end - 1 of a slot's stream, all in its ring."""
         return float_samples(self._copy(slot, first, end))
 
     def _copy(self, slot: int, first: int, end: int) -> Samples:

@@ -19,7 +19,7 @@ PCM16_SCALE: Final = np.array(1 / 32768, np.float32)
 
 
 def float_samples(samples: Samples) -> NDArray[np.float32]:
-    """The same as float32.
+    """Return the same as float32.
 
     Raises ValueError for another type, for more than one dimension, and for samples that are not finite.
     """

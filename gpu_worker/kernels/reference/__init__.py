@@ -1,0 +1,1 @@
+"""Plain PyTorch references of the kernels, which tests compare them with."""

@@ -33,7 +33,7 @@ def _arcs(words_W: Tensor, base: int, node: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def tree_scores(words_W: Tensor, base: int, node: int, num_symbols: int) -> Tensor:
-    """What each symbol scores in a state, float32 [V]; what it says of the blank means nothing."""
+    """Return what each symbol scores in a state, float32 [V]; what it says of the blank means nothing."""
     scores_V = torch.zeros(num_symbols, device=words_W.device)
     is_set_V = torch.zeros(num_symbols, dtype=torch.bool, device=words_W.device)
     backoff = torch.zeros(1, device=words_W.device)
@@ -49,7 +49,7 @@ def tree_scores(words_W: Tensor, base: int, node: int, num_symbols: int) -> Tens
 
 
 def next_node(words_W: Tensor, base: int, node: int, symbol: int) -> int:
-    """The state after a symbol."""
+    """Return the state after a symbol."""
     while True:
         tokens, _, following = _arcs(words_W, base, node)
         found = (tokens == symbol).nonzero()

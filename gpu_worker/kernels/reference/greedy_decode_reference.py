@@ -72,7 +72,7 @@ def token_confidence(log_probs_V: Tensor) -> Tensor:
 
 
 def _scores(trees: SlotTrees | None, slot: int, num_symbols: int) -> Tensor | None:
-    """What the trees of a slot add to the logits; None where it has no tree."""
+    """Return what the trees of a slot add to the logits; None where it has no tree."""
     if trees is None:
         return None
     scores = [

@@ -106,7 +106,7 @@ def paged_attention(
             ``r - (chunk_frames - 1)``, R = left_frames + 2 * chunk_frames - 1.
         bias_u_HD, bias_v_HD: content and position biases.
         chunk_frames, left_frames: the mask.
-        geometry: what `attention_geometry` gives for these arguments, when a caller has it already.
+        geometry: what `attention_geometry` returns for these arguments, when a caller has it already.
 
     Returns:
         out_BTHD; frames past a row's count are zero.
@@ -140,7 +140,7 @@ def paged_attention(
 
 
 def _gather(pages_NPHD: Tensor, block_table_BM: Tensor) -> Tensor:
-    """The rings of all rows as [B * H, K, D]; free of a second copy when a ring is one page of [H, P, D]."""
+    """Return the rings of all rows, [B * H, K, D], without a second copy of rings of one page."""
     num_rows, num_pages = block_table_BM.shape
     _, page_frames, num_heads, width = pages_NPHD.shape
     rings = pages_NPHD.transpose(1, 2).index_select(0, block_table_BM.reshape(-1))

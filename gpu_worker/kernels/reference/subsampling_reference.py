@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 def _stage_end(mel_end_B: Tensor, stage: int) -> Tensor:
-    """Number of frames that the whole stream has after `stage` stages of stride 2."""
+    """Return how many frames the whole stream has after `stage` stages of stride 2."""
     end_B = mel_end_B.long()
     for _ in range(stage):
         end_B = end_B // 2 + 1

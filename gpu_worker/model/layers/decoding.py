@@ -165,7 +165,7 @@ class GreedyDecoder:
         return torch.where(emits_B, token_B, -1), frame_B, confidence_B
 
     def run(self, work: DecodeWork) -> Emissions | None:
-        """Rounds until no row emits.  Returns None when none did at all."""
+        """Run rounds until no row emits. Returns None when none did at all."""
         tokens: list[Tensor] = []
         frames: list[Tensor] = []
         confidences: list[Tensor] = []

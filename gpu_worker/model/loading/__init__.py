@@ -1,0 +1,1 @@
+"""From a checkpoint, a folder or a hub to weights in memory."""

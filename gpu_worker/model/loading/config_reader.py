@@ -25,7 +25,7 @@ class Section:
         self._read: Final[set[str]] = set()
 
     def raw(self, key: str, default: object = _MISSING) -> Any:
-        """The value as it stands."""
+        """Return the value as it stands."""
         self._read.add(key)
         value = self._values.get(key, _MISSING)
         if value is _MISSING:
@@ -35,25 +35,25 @@ class Section:
         return value
 
     def integer(self, key: str, default: object = _MISSING) -> int:
-        """A whole number."""
+        """Return a whole number."""
         value = self.raw(key, default)
         if type(value) is not int:
             raise self.unsupported(key, value, "an integer")
         return value
 
     def positive(self, key: str, default: object = _MISSING) -> int:
-        """A whole number of at least 1."""
+        """Return a whole number of at least 1."""
         value = self.integer(key, default)
         if value < 1:
             raise self.unsupported(key, value, "an integer of at least 1")
         return value
 
     def optional_integer(self, key: str) -> int | None:
-        """A whole number, or None where it is absent or null."""
+        """Return a whole number, or None where it is absent or null."""
         return None if self.raw(key, None) is None else self.integer(key)
 
     def number(self, key: str, default: object = _MISSING) -> float:
-        """A finite number."""
+        """Return a finite number."""
         value = self.raw(key, default)
         # YAML 1.1 reads "1e-5" without a dot as a string; OmegaConf, which wrote the file, does not.
         if isinstance(value, str):
@@ -66,28 +66,28 @@ class Section:
         return float(value)
 
     def boolean(self, key: str, default: object = _MISSING) -> bool:
-        """True or false."""
+        """Read true or false."""
         value = self.raw(key, default)
         if type(value) is not bool:
             raise self.unsupported(key, value, "true or false")
         return value
 
     def text(self, key: str, default: object = _MISSING) -> str:
-        """A string."""
+        """Return a string."""
         value = self.raw(key, default)
         if not isinstance(value, str):
             raise self.unsupported(key, value, "a string")
         return value
 
     def section(self, key: str) -> Section:
-        """A mapping."""
+        """Return a mapping."""
         value = self.raw(key)
         if not isinstance(value, Mapping):
             raise self.unsupported(key, value, "a mapping")
         return Section(self._path(key), value)
 
     def optional_section(self, key: str) -> Section | None:
-        """A mapping, or None where it is absent or null."""
+        """Return a mapping, or None where it is absent or null."""
         return None if self.raw(key, None) is None else self.section(key)
 
     def expect(
@@ -116,7 +116,7 @@ class Section:
                 )
 
     def unsupported(self, key: str, value: object, supported: str) -> ModelConfigError:
-        """The error for a value that this implementation does not compute."""
+        """Return the error for a value that this implementation does not compute."""
         shown = repr(value)
         if len(shown) > 120:
             shown = shown[:120] + "..."

@@ -37,7 +37,7 @@ def export(path: str, revision: str, output: Path, dtype: str) -> str:
 
 
 def locate(path: str, revision: str) -> tuple[Path, str | None]:
-    """The folder or `.nemo` file of a name, fetched when it is a hub id; and the hub's commit."""
+    """Return the folder or `.nemo` file of a name, fetched when it is a hub id; and the hub's commit."""
     if path == "tiny":
         return BUNDLED / "tiny", None
     if Path(path).exists():

@@ -71,7 +71,7 @@ class Segments:
         return (without_late_marks(rest) if self._offset else rest).strip()
 
     def _final(self, text: str, utterance: Utterance) -> Segment:
-        """The final of an utterance, which may stand before words of the next one."""
+        """Return the final of an utterance, which may stand before words of the next one."""
         said = utterance.text
         at = text.find(said, self._offset)
         self._offset = (at if at >= 0 else self._offset) + len(said)
@@ -80,7 +80,7 @@ class Segments:
         return self._told(said, words, utterance.end_s)
 
     def _rest(self, text: str, *, from_finalize: bool) -> Segment:
-        """The final of all that is open, where the audio ends or a client asked for it."""
+        """Return the final of all that is open, where the audio ends or a client asked for it."""
         transcript = self._open(text)
         words, self._words = tuple(self._words), []
         self._offset = len(text)

@@ -28,7 +28,7 @@ class EventFault(Exception):  # noqa: N818 - the name says it
 
 
 def invalid(param: str, takes: str, value: object) -> EventFault:
-    """The fault of a field whose value it does not take. takes: what it takes, in words."""
+    """Return the fault of a field whose value it does not take. takes: what it takes, in words."""
     return EventFault("invalid_value", f"'{param}' takes {takes}, not {shown(value)}.", param)
 
 

@@ -151,7 +151,7 @@ class Items:
         return frames
 
     def fail(self, kind: str, code: str, message: str) -> list[Frame]:
-        """The stream has failed: so have the items whose transcripts were to come."""
+        """Return the stream has failed: so have the items whose transcripts were to come."""
         items = (*(ended.item for ended in self._ended), *self._committed)
         failed = [item for item in items if item is not None]
         self._ended.clear()
@@ -226,7 +226,7 @@ class Items:
             self._tell_up_to(item, self._gained(), frames)
 
     def _gained(self) -> str:
-        """The text of no finished item, without late marks of the words before, as finals have theirs."""
+        """Return the text of no finished item, without late marks of the words before: finals have those."""
         text = self._text[self._from :]
         return (text if self._none_finished else without_late_marks(text)).lstrip()
 
@@ -254,7 +254,7 @@ class Items:
             self._from = len(self._text)
 
     def _answered(self, frames: list[Frame]) -> None:
-        """The worker has said all of the audio before a commit or a clear, finals of utterances included."""
+        """Note that all audio before a commit or a clear is said, finals of utterances included."""
         while self._ended:
             self._give_up(frames)
         item = self._committed.popleft()
@@ -276,7 +276,7 @@ class Items:
         self._none_finished = False
 
     def _take_words(self, transcript: str) -> list[Word]:
-        """The words that stand in a transcript."""
+        """Return the words that stand in a transcript."""
         taken, self._words = words_of_texts(self._words, [transcript])
         return taken
 

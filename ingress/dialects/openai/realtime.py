@@ -114,7 +114,7 @@ class RealtimeDialect:
 
     @staticmethod
     def of(request: Request) -> RealtimeDialect:
-        """The dialect of a connection that a request asks for."""
+        """Return the dialect of a connection that a request asks for."""
         held = "" if request.client is None else request.client.session
         session = Session().updated(orjson.loads(held)) if held else Session()
         model = parse_qs(request.query).get("model")
@@ -223,7 +223,7 @@ class RealtimeDialect:
                 yield audio
 
     def _taken(self, payload: bytes) -> Audio | None:
-        """The samples of a payload; None where it has none."""
+        """Return the samples of a payload; None where it has none."""
         try:
             audio = self._input.binary(payload)
             self._input.check(audio)
@@ -314,7 +314,7 @@ class RealtimeDialect:
         return []
 
     def _encode_error(self, error: ErrorMessage) -> list[Frame]:
-        """The items that will not be finished; and an `error`, where the client would do wrong again."""
+        """Encode the items that will not be finished, and an `error` if the client would do wrong again."""
         is_fault = ERROR_SPECS[ErrorCode(error.code)].fault is Fault.CLIENT
         kind, code = INVALID_REQUEST if is_fault else SERVER_ERROR, code_of(error.code)
         frames = self._items.fail(kind, code, error.message)

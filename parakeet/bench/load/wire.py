@@ -52,7 +52,7 @@ def client_frame(opcode: int, payload: bytes, mask: bytes | None = None) -> byte
 
 
 def upgrade_request(host: str, port: int, path: str, key: bytes, api_key: str = "") -> bytes:
-    """The opening handshake; no extension is offered, so that no frame is compressed."""
+    """Return the opening handshake; no extension is offered, so that no frame is compressed."""
     access = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
     return (
         f"GET {path} HTTP/1.1\r\nHost: {host_and_port(host, port)}\r\nUpgrade: websocket\r\n"
@@ -62,12 +62,12 @@ def upgrade_request(host: str, port: int, path: str, key: bytes, api_key: str = 
 
 
 def new_key() -> bytes:
-    """A fresh ``Sec-WebSocket-Key``."""
+    """Return a fresh ``Sec-WebSocket-Key``."""
     return base64.b64encode(os.urandom(16))
 
 
 def accept_value(key: bytes) -> bytes:
-    """What the server must answer to ``key``."""
+    """Return what the server must answer to ``key``."""
     return base64.b64encode(hashlib.sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest())
 
 
@@ -78,7 +78,7 @@ class Decoder(Protocol):
         """Bytes to write as soon as the socket is open."""
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
-        """The messages that ``data`` completed, and bytes to write back (pongs)."""
+        """Return the messages that ``data`` completed, and bytes to write back (pongs)."""
 
 
 class LineDecoder:

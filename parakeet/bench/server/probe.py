@@ -1,4 +1,4 @@
-"""One empty stream, from hello to final: is the server there as a whole?"""
+"""Ask by one empty stream, from hello to final, whether the server is there as a whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from parakeet.bench.plan import STRANGER, Access, Target
 
 
 def probe(target: Target, timeout_s: float, access: Access = STRANGER) -> tuple[dict[str, Any] | None, str]:
-    """The server's hello after a whole empty stream, or None and the reason."""
+    """Return the server's hello after a whole empty stream, or None and the reason."""
     decoder = access.decoder(target)
     hello: dict[str, Any] | None = None
     try:

@@ -39,7 +39,7 @@ class Usage:
 
 
 def role_of(command: tuple[str, ...]) -> str | None:
-    """The part that a command line plays, or None for a process that is none of ours."""
+    """Return the part that a command line plays, or None for a process that is none of ours."""
     if not command:
         return None
     line = " ".join(command)
@@ -105,7 +105,7 @@ def _serve_above(pid: int, known: dict[int, ServerProcess]) -> int | None:
 
 
 def _same_redis(known: dict[int, ServerProcess], listeners: set[int]) -> list[ServerProcess]:
-    """Processes started by hand: those that name the listeners' Redis, and that Redis."""
+    """Return processes started by hand: those that name the listeners' Redis, and that Redis."""
     urls = {url for pid in listeners for url in known[pid].redis_urls}
     marks = {_mark(url) for url in urls}
     chosen = []
@@ -119,13 +119,13 @@ def _same_redis(known: dict[int, ServerProcess], listeners: set[int]) -> list[Se
 
 
 def _mark(url: str) -> str:
-    """What the command line of the Redis server behind an address shows: its socket, or its port."""
+    """Return what the command line of the Redis server behind an address shows: its socket, or its port."""
     parts = urlsplit(url)
     return parts.path if parts.scheme == "unix" else f":{parts.port or 6379}"
 
 
 def redis_urls(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The Redis addresses that a process was given, by flag or else by its environment."""
+    """Return the Redis addresses that a process was given, by flag or else by its environment."""
     given = [environ[_REDIS_VARIABLE]] if environ.get(_REDIS_VARIABLE) else []
     flags = []
     for position, word in enumerate(command):
@@ -137,7 +137,7 @@ def redis_urls(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str,
 
 
 def usage(processes: tuple[ServerProcess, ...]) -> dict[int, Usage]:
-    """What each process that is still there has used so far, its reaped children left out."""
+    """Return what each process that is still there has used so far, its reaped children left out."""
     found: dict[int, Usage] = {}
     for process in processes:
         try:

@@ -24,7 +24,7 @@ class Inventory:
 
     @classmethod
     def of_kokoro(cls) -> Inventory:
-        """The one of this package."""
+        """Return the one of this package."""
         path = Path(__file__).parent / "symbols.json"
         return cls(json.loads(path.read_text(encoding="utf-8")))
 

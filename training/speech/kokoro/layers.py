@@ -41,7 +41,7 @@ class StyleNorm(nn.Module):
 
 
 def style_norm(x: Tensor, gain: Tensor, shift: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """The norm of `StyleNorm`, in float32."""
+    """Return the norm of `StyleNorm`, in float32."""
     wide = x.float()
     mean = (wide * mask).sum(-1, keepdim=True) / count
     centred = (wide - mean) * mask
@@ -52,7 +52,7 @@ def style_norm(x: Tensor, gain: Tensor, shift: Tensor, mask: Tensor, count: Tens
 def style_norm_snake(
     x: Tensor, gain: Tensor, shift: Tensor, mask: Tensor, count: Tensor, alpha: Tensor
 ) -> Tensor:
-    """The norm and the snake activation ``x + sin(alpha x)^2 / alpha`` after it: one kernel when compiled.
+    """Apply the norm and the snake activation ``x + sin(alpha x)^2 / alpha``: one kernel when compiled.
 
     Half of the vocoder's time goes here.
     """
@@ -147,12 +147,12 @@ class ChannelNorm(nn.Module):
 
 
 def run_lstm(lstm: nn.LSTM, x_BTC: Tensor, lengths_B: Tensor) -> Tensor:
-    """A bidirectional LSTM whose backward direction begins at each row's own end."""
+    """Return a bidirectional LSTM whose backward direction begins at each row's own end."""
     packed = nn.utils.rnn.pack_padded_sequence(x_BTC, lengths_B.cpu(), batch_first=True, enforce_sorted=False)
     out, _ = nn.utils.rnn.pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x_BTC.shape[1])
     return out
 
 
 def both_ways(width_in: int, width: int) -> nn.LSTM:
-    """A bidirectional LSTM of `width` each way."""
+    """Return a bidirectional LSTM of `width` each way."""
     return nn.LSTM(width_in, width, batch_first=True, bidirectional=True)

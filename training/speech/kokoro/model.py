@@ -68,7 +68,7 @@ class Kokoro(nn.Module):
         manner: Manner,
         half: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples at 24 kHz, [B, samples] in float32, and how many of each row count.
+        """Return samples at 24 kHz, [B, samples] in float32, and how many of each row count.
 
         Args:
             symbols_BT: ids of phonemes with a 0 at both ends, padded by zeros.
@@ -109,7 +109,7 @@ def _phoneme_of_frame(frames_BT: Tensor, num_frames: int) -> Tensor:
 
 
 def _stretched(x_BTC: Tensor, index_BN: Tensor) -> Tensor:
-    """A vector for each frame from that of its phoneme, [B, N, C]."""
+    """Return a vector for each frame from that of its phoneme, [B, N, C]."""
     return x_BTC.gather(1, index_BN[..., None].expand(-1, -1, x_BTC.shape[-1]))
 
 

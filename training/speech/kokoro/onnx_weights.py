@@ -101,7 +101,7 @@ class _Graph:
         return value.astype(np.float32)
 
     def _scale(self, node: Any) -> Array:
-        """The weight's own scale: the product's integers are cast, then multiplied by input scale x it."""
+        """Return the weight's own scale: products of integers are multiplied by input scale x it."""
         user = self._users[node.output[0]][0]
         if user.op_type == "Add":
             user = self._users[user.output[0]][0]
@@ -153,7 +153,7 @@ class _Graph:
 
 
 def _module_of(path: str) -> str:
-    """A node's path to the module's name: the parts after the exporter's own, repeated ones joined."""
+    """Return a node's path to the module's name: the parts after the exporter's own, repeated ones joined."""
     parts = path.strip("/").split("/")
     if parts[0] == "decoder":
         prefix, parts = "decoder.", parts[2:]

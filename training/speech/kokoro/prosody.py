@@ -72,7 +72,7 @@ class ProsodyPredictor(nn.Module):
         self.F0_proj, self.N_proj = nn.Conv1d(256, 1, 1), nn.Conv1d(256, 1, 1)
 
     def durations(self, context_BTC: Tensor, style_BS: Tensor, span: Span) -> tuple[Tensor, Tensor]:
-        """Encoded context for `contours`, [B, T, 640], and frames of each phoneme, float [B, T]."""
+        """Return context for `contours`, [B, T, 640], and frames of each phoneme, float [B, T]."""
         encoded = self.text_encoder(context_BTC, style_BS, span)
         hidden = run_lstm(self.lstm, encoded, span.lengths_B)
         logits: Tensor = self.duration_proj.linear_layer(hidden)

@@ -82,7 +82,7 @@ class Generator(nn.Module):
     def forward(
         self, x: Tensor, style_BS: Tensor, pitch_BK: Tensor, lengths_B: Tensor, source: Source | None
     ) -> Tensor:
-        """Samples [B, 300 K] in float32; `lengths_B` counts frames of pitch."""
+        """Return samples [B, 300 K] in float32; `lengths_B` counts frames of pitch."""
         harmonic = self._harmonic(pitch_BK, lengths_B, source).to(x.dtype)
         for level, up in enumerate(self.ups):
             lengths = lengths_B * 10 if level == 0 else lengths_B * 60 + 1
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
         num_frames_B: Tensor,
         source: Source | None,
     ) -> Tensor:
-        """Samples [B, 600 N]."""
+        """Return samples [B, 600 N]."""
         span = Span(num_frames_B, sounds_BCN.shape[-1])
         fine = Span(2 * num_frames_B, pitch_BK.shape[-1])
         pitch = span.cut(self.F0_conv(fine.cut(pitch_BK[:, None])))

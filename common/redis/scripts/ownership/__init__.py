@@ -98,9 +98,9 @@ def note_cold(stream: StreamKeys, *, epoch: int) -> Command:
 
 
 def keep_text(stream: StreamKeys, *, epoch: int, at: int, text: bytes, seq: int, chars: int) -> Command:
-    """Keep a stream's text up to result `seq`; 1, 0 where the epoch is another's, None where the text before
-    byte `at` is gone.
+    """Keep a stream's text up to result `seq`.
 
+    Replies 1, 0 where the epoch is another's, None where the text before byte `at` is gone.
     chars: code points of the kept text with this.
     """
     return run("ownership/keep_text", (stream.meta, stream.text), epoch, at, text, seq, chars)

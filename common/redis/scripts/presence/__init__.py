@@ -15,7 +15,7 @@ def renew_lease(keys: Keys, *, worker: WorkerId, ttl_ms: int) -> Command:
 
 
 def lapsed_workers(keys: Keys) -> Command:
-    """The workers whose lease has lapsed."""
+    """Return the workers whose lease has lapsed."""
     return run("presence/lapsed", (keys.workers,))
 
 

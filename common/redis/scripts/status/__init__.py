@@ -9,7 +9,10 @@ from common.redis.scripts import Command, run
 
 
 def share(keys: Keys, *, look_ms: int) -> Command:
-    """{the status line that is kept, 0}, or {None, ms that another one's turn lasts, 0 where it is ours}."""
+    """Take a turn at the status line.
+
+    Replies {the line that is kept, 0}, or {None, ms that another one's turn lasts, 0 where it is ours}.
+    """
     return run("status/share", (keys.status_line, keys.status_turn), look_ms)
 
 

@@ -31,12 +31,12 @@ def create(
 
 
 def live(assignments: bytes) -> Command:
-    """The assignments of a shard."""
+    """Return the assignments of a shard."""
     return run("streams/live", (assignments,))
 
 
 def read(stream: StreamKeys) -> Command:
-    """A stream's record, names and values flat; empty for one that is gone."""
+    """Return a stream's record, names and values flat; empty for one that is gone."""
     return run("streams/read", (stream.meta,))
 
 
@@ -77,15 +77,15 @@ def kept_results(stream: StreamKeys, *, last_seq: int | None) -> Command:
 
 
 def kept_text(stream: StreamKeys) -> Command:
-    """The last result whose text is kept, b"0" for none, and the kept text."""
+    """Return the last result whose text is kept, b"0" for none, and the kept text."""
     return run("streams/kept_text", (stream.meta, stream.text))
 
 
 def last_result(stream: StreamKeys) -> Command:
-    """The last entry of a stream's results, as a list of none or one."""
+    """Return the last entry of a stream's results, as a list of none or one."""
     return run("streams/last_result", (stream.results,))
 
 
 def last_audio_id(stream: StreamKeys) -> Command:
-    """The id of the last entry that a stream's audio ever had; None for a stream that is gone."""
+    """Return the id of the last entry that a stream's audio ever had; None for a stream that is gone."""
     return run("streams/last_audio_id", (stream.audio,))

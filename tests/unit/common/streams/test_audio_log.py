@@ -1,5 +1,7 @@
-"""When audio is committed, and what becomes of it where Redis does not take it; the rest of the log is
-tested against real servers."""
+"""When audio is committed, and what becomes of it where Redis does not take it.
+
+The rest of the log is tested against real servers.
+"""
 
 from __future__ import annotations
 

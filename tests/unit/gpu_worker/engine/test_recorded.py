@@ -1,4 +1,4 @@
-"""The bundled model gives the tokens that NeMo 3.0.0 gave for it, which the repository keeps.
+"""The bundled model returns the tokens that NeMo 3.0.0 returned for it, which the repository keeps.
 
 tests/golden compares far more, and needs NeMo; this runs everywhere.
 """

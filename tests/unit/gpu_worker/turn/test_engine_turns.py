@@ -102,7 +102,7 @@ def endless(rng: random.Random, low: int, high: int) -> Iterator[int]:
 def run(
     engine: SpeechEngine, audio: dict[StreamId, NDArray[np.float32]], rng: random.Random, low: int, high: int
 ) -> list[StreamOutput]:
-    """Feeds all streams in messages of random sizes, a step after each round; gives STREAM's outputs."""
+    """Feeds all streams in messages of random sizes, a step after each round; return STREAM's outputs."""
     feeds = {stream: parts(samples, endless(rng, low, high)) for stream, samples in audio.items()}
     for stream in audio:
         engine.open(stream, StreamOptions())

@@ -546,7 +546,7 @@ async def test_a_body_of_nothing_but_tiny_chunks_ends_its_connection() -> None:
 
 
 async def test_a_body_in_tiny_chunks_is_one_part_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """uvicorn copies all that waits for every part, and a read may hold forty thousand of them."""
+    """Uvicorn copies all that waits for every part, and a read may hold forty thousand of them."""
     parts: list[int] = []
     handed_on = HttpToolsProtocol.on_body
 

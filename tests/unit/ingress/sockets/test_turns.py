@@ -100,7 +100,7 @@ async def test_control_frames_have_turns_too() -> None:
 
 @pytest.mark.parametrize("port", ["tcp", "websocket", "http"])
 async def test_a_large_read_is_a_turn(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """uvloop hands on 32 reads of 256 KB in one round: a client that sends without end has one of them."""
+    """Uvloop hands on 32 reads of 256 KB in one round: a client that sends without end has one of them."""
     shell_class = {"tcp": TcpShell, "websocket": WebSocketShell, "http": Front}[port]
     received = shell_class.data_received  # type: ignore[attr-defined]
     turns: list[Turns] = []

@@ -1,4 +1,4 @@
-"""WAV files as they are written in the world: each kind gives the samples that went in."""
+"""WAV files as they are written in the world: each kind returns the samples that went in."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def take(audio: SentAudio, payload: bytes, encoding: Encoding = Encoding.PCM16) 
 
 
 def write_all(audio: SentAudio) -> bytes:
-    """Write what waits; gives the bytes that the server gets."""
+    """Write what waits; return the bytes that the server gets."""
     written = b""
     while (block := audio.next_block()) is not None:
         written += block.from_sample(audio.written).payload

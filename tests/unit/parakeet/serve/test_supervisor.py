@@ -69,7 +69,7 @@ def mend_until(supervisor: Supervisor, server: FakeRedis, num_starts: int) -> No
 
 
 def wait_after_death(supervisor: Supervisor, server: FakeRedis) -> float:
-    """Let the server die; gives the seconds until it was started again."""
+    """Let the server die; return the seconds until it was started again."""
     server.returncode, died_at = 1, server.clock.now
     mend_until(supervisor, server, len(server.started_at) + 1)
     return round(server.clock.now - died_at, 1)
