@@ -387,7 +387,7 @@ class Worker:
         return EXIT_FAILED
 
     def _spare_bystanders(self, elsewhere: Elsewhere) -> None:
-        """Let streams go that the process with the device had not in hand: it hangs, or died, of none of them.
+        """Let streams go that the process with the device had not in hand: it hangs or died of none of them.
 
         At once, for the lease lapses soon.  What a claim under way still brings has decoded nothing here.
         """
