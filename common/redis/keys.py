@@ -17,9 +17,12 @@ DEFAULT_PREFIX: Final = "px"
 
 ASSIGNMENT_GROUP: Final = b"workers"
 
+# Heartbeats and renewals of leases write these anew.
 WORKER_HASH_TTL_MS: Final = 10_000
 INGRESS_HASH_TTL_MS: Final = 10_000
+# The last results of a stream wait so long for an ingress that reads late, or for a client that comes back.
 FINISHED_STREAM_TTL_MS: Final = 30_000
+# An admission that is asked for again, since its answer was lost, is found within this time.
 ADMIT_ONCE_TTL_MS: Final = 30_000
 # A stream that was poison is kept so long, for somebody to look at.
 DEAD_LETTER_TTL_MS: Final = 3600 * 1000

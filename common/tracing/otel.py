@@ -16,6 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from common.tracing.tracer import NO_SPAN, Span
 
+# A collector that does not answer costs spans and nothing else: streams wait for none of these.
 _EXPORT_TIMEOUT_S: Final = 5
 _MAX_QUEUED: Final = 2048
 _CLOSE_S: Final = 3.0

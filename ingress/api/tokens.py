@@ -24,8 +24,9 @@ from ingress.dialects.openai.faults import INVALID_REQUEST, EventFault, error_fi
 from ingress.dialects.openai.session import Session
 from ingress.http.endpoints import endpoint
 
+# A token holds the session that is asked for, and is no longer than this itself.
 _MAX_BODY_BYTES: Final = 4096
-_OPENAI_TTL_S: Final = 600
+_OPENAI_TTL_S: Final = 600  # where the request names none, as OpenAI's
 
 
 class _NoToken(Exception):  # noqa: N818 - the name says it

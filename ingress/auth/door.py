@@ -18,6 +18,8 @@ from ingress.auth.tokens import BadToken, read_token
 from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 
+# From one address. A key has 256 random bits, so this is no defence against guessing: it bounds what wrong
+# keys cost. Right keys are let in all the same, also where many clients share an address: it has no flag.
 FAILURES_PER_MINUTE: Final = 10
 _TOO_MANY: Final = "Too many wrong keys came from this address."
 _FOREIGN: Final = "Pages of this origin may not connect (--allowed-origins, --allowed-hosts)."

@@ -16,6 +16,7 @@ import jwt
 from common.auth.api_key import KEY_ID_PATTERN, KeyId
 
 AUDIENCE: Final = "parakeet"
+# A token opens streams, and need not last as long as they do: a minute is enough for most pages.
 MAX_TTL_S: Final = 3600
 DEFAULT_TTL_S: Final = 30
 _ALGORITHM: Final = "HS256"

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 BEGIN_TIMEOUT_S: Final = 10.0
+# Time for the one message that a refused client may still send.
 REFUSED_GRACE_S: Final = 1.0
+# Longer than a radio link is gone that comes back; what waits meanwhile has a bound of its own
+# (--send-buffer-bytes), so this bounds a socket and not memory, and has no flag.
 UNREAD_TIMEOUT_S: Final = 30.0
 MAX_FINALIZES: Final = 1000
 

@@ -17,6 +17,7 @@ from starlette.types import Message
 
 from ingress.media.formats import HEAD_BYTES, NAMES, MediaFormat, sniff
 
+# Of a form beside its file. OpenAI's has a dozen names, of which lists repeat some; the longest is a prompt.
 _MAX_FIELDS: Final = 100
 _MAX_FIELD_BYTES: Final = 64 << 10
 
