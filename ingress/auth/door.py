@@ -13,6 +13,7 @@ from ingress.auth.client import ANYBODY, Client
 from ingress.auth.credentials import Malformed, credential_of
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
+from ingress.auth.proxies import counted_as
 from ingress.auth.throttle import Throttle
 from ingress.auth.tokens import BadToken, read_token
 from ingress.http.refusal import Refusal, Refused
@@ -79,9 +80,8 @@ class Door:
         except _Unknown as error:
             if self._failed(request.address, error):
                 raise Refused(Refusal(HTTPStatus.UNAUTHORIZED, str(error), _CHALLENGE)) from None
-            wait_s = self._failures.wait_s(
-                request.address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now()
-            )
+            who = counted_as(request.address)
+            wait_s = self._failures.wait_s(who, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now())
             headers = (("Retry-After", str(int(wait_s) + 1)),)
             raise Refused(Refusal(HTTPStatus.TOO_MANY_REQUESTS, _TOO_MANY, headers)) from None
 
@@ -122,6 +122,6 @@ class Door:
         A right key is let in nevertheless: nobody guesses 256 random bits, and clients that share an address
         (behind a proxy, or in one office) would be shut out by one of them.
         """
-        told = self._failures.take(address, FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now())
+        told = self._failures.take(counted_as(address), FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now())
         self._metrics.auth_failures[error.reason if told else "throttled"] += 1
         return told

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
 
 Network = IPv4Network | IPv6Network
+_IPV6_PREFIX: Final = 64
 
 
 class TrustedProxies:
@@ -46,6 +48,16 @@ class TrustedProxies:
 def plain_address(address: str) -> str:
     """Return an address as it is written alone, also one of IPv4 that came over a socket of both families."""
     return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def counted_as(address: str) -> str:
+    """Return under what an address counts where clients are counted.
+
+    One of IPv6 counts with all of its /64, of which a single host may have every address.
+    """
+    if ":" not in address:
+        return address
+    return str(IPv6Network((address.partition("%")[0], _IPV6_PREFIX), strict=False))
 
 
 def _parsed(address: str) -> IPv4Address | IPv6Address | None:

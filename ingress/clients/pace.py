@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Final
 
 from ingress.auth.client import Client
+from ingress.auth.proxies import counted_as
 
 # A message may be as short as a millisecond: its pace is looked at once so much audio has come.
 _LOOK_EVERY_S: Final = 1.0
@@ -166,7 +167,7 @@ class Pacer:
 
     def begin(self, client: Client | None, num_streams: int) -> None:
         """Count streams of speakers, which begin or go on here."""
-        who = self._address if client is None or client.key_id is None else client.key_id
+        who = counted_as(self._address) if client is None or client.key_id is None else client.key_id
         self._num_streams = num_streams
         self._pace = self._paces.enter(who, num_streams)
         self._lead = Lead(self._paces.now_s())

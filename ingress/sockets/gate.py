@@ -8,18 +8,16 @@ import resource
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
-from ipaddress import IPv6Network
 from time import monotonic
 from typing import Final
 
-from ingress.auth.proxies import TrustedProxies, plain_address
+from ingress.auth.proxies import TrustedProxies, counted_as, plain_address
 
 logger = logging.getLogger(__name__)
 
 # Open files that clients leave free, for connections to Redis and what else an ingress opens while it runs.
 _SPARE_FILES: Final = 64
 _LOG_EVERY_S: Final = 10.0
-_IPV6_PREFIX: Final = 64
 
 
 class Full(Enum):
@@ -153,9 +151,7 @@ class Gate:
         """Count one more socket of an address: why it is too many, and under what it counts."""
         if not self._max_per_address:
             return None, None
-        of = address
-        if ":" in address:
-            of = str(IPv6Network((address.partition("%")[0], _IPV6_PREFIX), strict=False))
+        of = counted_as(address)
         if self._per_address[of] >= self._max_per_address:
             return self._said(Full.ADDRESS), None
         self._per_address[of] += 1

@@ -162,6 +162,21 @@ def test_wrong_keys_of_an_address_are_bounded_and_other_addresses_are_not_held_u
     assert again.status == HTTPStatus.UNAUTHORIZED
 
 
+def test_all_addresses_of_a_host_count_for_its_wrong_keys(entrance: Entrance) -> None:
+    wrong = ("authorization", "Bearer nonsense")
+    answers = [
+        entrance.ask(wrong, address=f"2001:db8:0:1::{number:x}") for number in range(FAILURES_PER_MINUTE + 1)
+    ]
+    statuses = [answer.status for answer in answers if isinstance(answer, Refusal)]
+    assert statuses == [*[HTTPStatus.UNAUTHORIZED] * FAILURES_PER_MINUTE, HTTPStatus.TOO_MANY_REQUESTS]
+    last = answers[-1]
+    assert isinstance(last, Refusal)
+    assert dict(last.headers)["Retry-After"] == "7"
+    other = entrance.ask(wrong, address="2001:db8:0:2::1")
+    assert isinstance(other, Refusal)
+    assert other.status == HTTPStatus.UNAUTHORIZED
+
+
 def test_a_right_key_is_let_in_from_an_address_with_many_wrong_ones(entrance: Entrance) -> None:
     for _ in range(2 * FAILURES_PER_MINUTE):
         assert isinstance(entrance.ask(), Refusal)

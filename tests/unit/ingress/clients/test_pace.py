@@ -8,8 +8,11 @@ import json
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from common.auth.api_key import KeyId
+from common.auth.keys_file import KeyRecord
 from common.options import StreamOptions
-from ingress.clients.pace import Lead, Pace, Paces
+from ingress.auth.client import ANYBODY, Client
+from ingress.clients.pace import Lead, Pace, Pacer, Paces
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
 
@@ -157,3 +160,24 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind() -> No
 async def _send(client: ClientConnection, count: int) -> None:
     for _ in range(count):
         await client.send(_SECOND)
+
+
+async def test_clients_without_a_key_count_by_their_address_and_those_with_one_by_their_key() -> None:
+    paces = Paces(2.0, 60.0)
+
+    def begin(address: str, client: Client | None = ANYBODY) -> None:
+        Pacer(paces, address, lambda: None, lambda: None).begin(client, 1)
+
+    begin("192.0.2.1")
+    begin("192.0.2.1", None)
+    assert len(paces) == 1
+    # A host has all addresses of its /64.
+    begin("2001:db8:0:1::1")
+    begin("2001:db8:0:1:ffff::2")
+    assert len(paces) == 2
+    begin("2001:db8:0:2::1")
+    assert len(paces) == 3
+    key = Client(KeyRecord(key_id=KeyId("aaaaaaaa"), digest="", name="front desk"))
+    begin("192.0.2.1", key)
+    begin("192.0.2.2", key)
+    assert len(paces) == 4
