@@ -68,12 +68,12 @@ def decode_client_message(
     except orjson.JSONDecodeError:
         fields = _decode_leniently(data)
     if type(fields) is not dict:
-        raise ClientFault(ErrorCode.BAD_MESSAGE, "A message is a JSON object.")
+        raise ClientFault(ErrorCode.BAD_MESSAGE, "A message must be a JSON object.")
     kind = fields.get("type")
     if kind == "audio":
         return _decode_audio(fields, encoding)
     if type(kind) is not str:
-        raise ClientFault(ErrorCode.BAD_MESSAGE, "A message has a string 'type'.")
+        raise ClientFault(ErrorCode.BAD_MESSAGE, "A message must have a string 'type'.")
     decode = _CLIENT_DECODERS.get(kind)
     if decode is None:
         raise ClientFault(ErrorCode.UNKNOWN_TYPE, f"There is no message type {shown(kind)}.")
@@ -92,7 +92,9 @@ def _decode_audio(fields: dict[str, Any], encoding: Encoding) -> Audio:
     if name is not None:
         named = _ENCODINGS.get(name) if type(name) is str else None
         if named is None:
-            raise ClientFault(ErrorCode.WRONG_ENCODING, f"'encoding' is one of {_NAMES}, not {shown(name)}.")
+            raise ClientFault(
+                ErrorCode.WRONG_ENCODING, f"'encoding' must be one of {_NAMES}, not {shown(name)}."
+            )
         encoding = named
     if type(data) is str:
         if samples is not None:
@@ -144,12 +146,12 @@ def decode_base64(data: str | bytes | memoryview) -> bytes:
 def _packed_samples(samples: list[Any]) -> bytes:
     # Python counts true as 1.
     if bool in set(map(type, samples)):
-        raise ClientFault(ErrorCode.BAD_SAMPLES, "A sample is a number, not true or false.")
+        raise ClientFault(ErrorCode.BAD_SAMPLES, "A sample must be a number, not true or false.")
     try:
         values = array("f", samples)
     except TypeError:
         wrong = next(sample for sample in samples if not isinstance(sample, (int, float)))
-        raise ClientFault(ErrorCode.BAD_SAMPLES, f"A sample is a number, not {shown(wrong)}.") from None
+        raise ClientFault(ErrorCode.BAD_SAMPLES, f"A sample must be a number, not {shown(wrong)}.") from None
     except OverflowError:
         raise _not_finite() from None
     return _little_endian(values).tobytes()
@@ -187,7 +189,7 @@ def _decode_resume(fields: dict[str, Any]) -> Resume:
 def _decode_auth(fields: dict[str, Any]) -> Auth:
     token = fields.get("token")
     if type(token) is not str:
-        raise ClientFault(ErrorCode.BAD_FIELD, "'token' of 'auth' is a string.")
+        raise ClientFault(ErrorCode.BAD_FIELD, "'token' of 'auth' must be a string.")
     return Auth(token)
 
 
@@ -264,7 +266,7 @@ def _bad_json(cause: str) -> ClientFault:
 
 
 def _not_finite() -> ClientFault:
-    return ClientFault(ErrorCode.BAD_SAMPLES, "Every sample is a finite number within float32.")
+    return ClientFault(ErrorCode.BAD_SAMPLES, "Every sample must be a finite number within float32.")
 
 
 def odd_byte_count(num_bytes: int, encoding: Encoding) -> ClientFault:

@@ -105,15 +105,15 @@ _SPECS: Final = (
         ErrorCode.UNKNOWN_TYPE,
         Fault.CLIENT,
         False,
-        "The `type` is none of the protocol's; the message is ignored.",
+        "The protocol has no such `type`; the message is ignored.",
     ),
     ErrorSpec(ErrorCode.BAD_FIELD, Fault.CLIENT, True, "A field is missing or has the wrong JSON type."),
     ErrorSpec(
         ErrorCode.WRONG_ENCODING,
         Fault.CLIENT,
         True,
-        "`encoding` is none of the protocol's, or the audio is a container (WebM, Ogg, FLAC, MP3, WAV, "
-        "MP4 and others) and not samples.",
+        "The protocol has no such `encoding`, or the audio is a container (WebM, Ogg, FLAC, MP3, WAV, MP4 "
+        "and others) instead of samples.",
     ),
     ErrorSpec(ErrorCode.BAD_BASE64, Fault.CLIENT, True, "`data` is not strict base64."),
     ErrorSpec(
@@ -151,10 +151,10 @@ _SPECS: Final = (
         ErrorCode.TOO_MUCH_AUDIO,
         Fault.CLIENT,
         True,
-        "More than `--max-stream-seconds` of audio is accepted and not yet decoded, or more than"
-        " `--max-finalizes` `finalize`, or 100 `phrases`, wait.",
+        "Too much waits: more than `--max-stream-seconds` of audio that is not decoded yet, `--max-finalizes`"
+        " `finalize` messages, or 100 `phrases` messages.",
     ),
-    ErrorSpec(ErrorCode.UNKNOWN_OPTION, Fault.CLIENT, True, "`config` names an option that is not there."),
+    ErrorSpec(ErrorCode.UNKNOWN_OPTION, Fault.CLIENT, True, "`config` names an option that does not exist."),
     ErrorSpec(
         ErrorCode.BAD_OPTION,
         Fault.CLIENT,
@@ -185,8 +185,8 @@ _SPECS: Final = (
         ErrorCode.RESUME_REFUSED,
         Fault.CLIENT,
         True,
-        "The stream to resume is gone, its secret does not match, results since `last_seq` are "
-        "no longer kept, or `last_seq` is of no result that there was.",
+        "The stream to resume is gone, its secret does not match, results after `last_seq` are no longer "
+        "kept, or no result had the number `last_seq`.",
     ),
     ErrorSpec(
         ErrorCode.RESUMED_ELSEWHERE,
@@ -198,7 +198,7 @@ _SPECS: Final = (
         ErrorCode.NO_FREE_STREAM,
         Fault.SERVICE,
         True,
-        "The cluster serves `--max-num-streams` streams already.",
+        "The cluster already serves `--max-num-streams` streams.",
     ),
     ErrorSpec(
         ErrorCode.NO_WORKER,
@@ -210,27 +210,28 @@ _SPECS: Final = (
         ErrorCode.UNAUTHORIZED,
         Fault.CLIENT,
         True,
-        "The server asks for a key, and the client has shown none, a wrong one, or one that has ended or "
-        "may not do this.",
+        "The server asks for a key, and the client showed none, a wrong one, or one that was revoked, has "
+        "expired, or does not allow this.",
     ),
     ErrorSpec(
         ErrorCode.OVER_LIMIT,
         Fault.SERVICE,
         True,
-        "The client's key has as many streams, new streams in this minute, or audio today as it may have.",
+        "The client's key is at its limit of streams, of new streams in this minute, or of audio today.",
     ),
     ErrorSpec(
         ErrorCode.TOO_MANY_CONNECTIONS,
         Fault.SERVICE,
         True,
-        "The ingress has `--max-connections` open, or the client's address `--max-connections-per-address`.",
+        "The ingress has `--max-connections` connections open, or the client's address has "
+        "`--max-connections-per-address`.",
     ),
     ErrorSpec(ErrorCode.REDIS_UNAVAILABLE, Fault.SERVICE, True, "Redis does not answer, or is full."),
     ErrorSpec(
         ErrorCode.STREAM_LOST,
         Fault.SERVICE,
         True,
-        "The stream's keys are gone from Redis; its audio cannot be decoded any more.",
+        "Redis no longer has the stream's keys, so its audio cannot be decoded.",
     ),
     ErrorSpec(
         ErrorCode.DRAINING,
@@ -251,14 +252,13 @@ _SPECS: Final = (
         True,
         "The audio of this stream made its worker crash, alone and repeatedly.",
     ),
-    ErrorSpec(ErrorCode.INTERNAL, Fault.SERVICE, True, "A defect of the server; it is logged."),
+    ErrorSpec(ErrorCode.INTERNAL, Fault.SERVICE, True, "A defect of the server; its log has the cause."),
 )
 
 ERROR_SPECS: Final[dict[ErrorCode, ErrorSpec]] = {spec.code: spec for spec in _SPECS}
 
 WARNING_MEANINGS: Final[dict[WarningCode, str]] = {
-    WarningCode.INTEGER_SCALE: "Float samples are in the scale of 16-bit integers: they have to be divided "
-    "by 32768.",
+    WarningCode.INTEGER_SCALE: "Float samples are in the scale of 16-bit integers: divide them by 32768.",
     WarningCode.OVER_FULL_SCALE: "A quarter of the float samples of a second, or more, are beyond twice the "
     "full scale of 1.0: the gain is too high, and the text will suffer.",
 }

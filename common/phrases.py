@@ -127,7 +127,7 @@ def read_phrases_file(path: str) -> tuple[Phrase, ...]:
             phrases.append(_parse_phrase(value))
         except ValueError:
             raise SettingsError(
-                f"--phrases-file {path}, line {number}: {shown(boost)} is no number."
+                f"--phrases-file {path}, line {number}: the boost {shown(boost)} is not a number."
             ) from None
         except ClientFault as error:
             raise SettingsError(f"--phrases-file {path}, line {number}: {error}") from None

@@ -81,7 +81,7 @@ def _password(path: Path) -> str:
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
         _write(path, f"{password}\n")
     if not _PASSWORD.fullmatch(password):
-        raise ServiceError(f"{path} holds no password of 16 or more letters, digits and signs.")
+        raise ServiceError(f"{path} must hold a password of at least 16 letters, digits and signs.")
     return password
 
 

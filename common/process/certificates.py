@@ -50,7 +50,7 @@ class ServerTls:
             self.expires_s = _expiry(self._contents)
             """When the certificate served ends, Unix time."""
         except (OSError, ValueError) as error:
-            raise SettingsError(f"TLS cannot be had: {_reason(files, error)}.") from None
+            raise SettingsError(f"TLS cannot be set up: {_reason(files, error)}.") from None
 
     def reload(self) -> bool:
         """Take the files where they have changed and are right; return whether they were taken.

@@ -130,7 +130,7 @@ def _password_in(path: str) -> str:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise SettingsError(f"The file of Redis' password, {path}, cannot be read: {reason}.") from None
     if not password or len(password) > _MAX_PASSWORD_LENGTH or not password.isprintable():
-        raise SettingsError(f"The file of Redis' password, {path}, holds no password alone.")
+        raise SettingsError(f"The file of Redis' password, {path}, must hold a password and nothing else.")
     return password
 
 

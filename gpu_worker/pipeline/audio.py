@@ -38,7 +38,7 @@ def entry_samples(entry: AudioEntry) -> Samples:
         return table.take(np.frombuffer(payload, np.uint8))
     samples = np.frombuffer(payload, "<f4")
     if not np.isfinite(samples).all():
-        raise ClientFault(ErrorCode.BAD_SAMPLES, "Every sample is a finite number within float32.")
+        raise ClientFault(ErrorCode.BAD_SAMPLES, "Every sample must be a finite number within float32.")
     return samples.astype(np.float32, copy=False)
 
 

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from common.errors import ClientFault, ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
 from common.phrases import Phrase, parse_phrases
 from common.tracing.tracer import checked_traceparent
-from ingress.auth.client import Client
+from ingress.auth.client import NOT_FOR_STREAMS, Client
 from ingress.auth.guard import OverLimit
 from ingress.dialects.openai.faults import SERVER_ERROR, error_fields, kind_of
 from ingress.files.recording_stream import Stalled, Transcript
@@ -162,7 +162,7 @@ async def _transcribe(recordings: Recordings, request: Request) -> Response:
 def admitted(asked: StreamRequest) -> Client:
     """Return who sends a recording. Raises RecordingRefused where its key is not for that."""
     if asked.client is None or not asked.client.may("stream"):
-        raise RecordingRefused(HTTPStatus.FORBIDDEN, "The key is not for streams.")
+        raise RecordingRefused(HTTPStatus.FORBIDDEN, NOT_FOR_STREAMS)
     return asked.client
 
 

@@ -8,6 +8,8 @@ from typing import Final
 from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord
 
+NOT_FOR_STREAMS: Final = "The key lacks the scope 'stream'."
+
 
 @dataclass(frozen=True, slots=True)
 class Client:

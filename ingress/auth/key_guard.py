@@ -11,7 +11,7 @@ from typing import Final
 from common.auth.api_key import KeyId
 from common.errors import ErrorCode, RedisUnavailable, StreamError
 from common.streams.key_usage import Bound, KeyUsage
-from ingress.auth.client import Client
+from ingress.auth.client import NOT_FOR_STREAMS, Client
 from ingress.auth.door import Door
 from ingress.auth.guard import OverLimit
 
@@ -159,7 +159,7 @@ class AddressGuard:
         """Return who shows this key. Raises StreamError `unauthorized`."""
         client = self._door.admit_secret(secret, self._address)
         if not client.may("stream"):
-            raise StreamError(ErrorCode.UNAUTHORIZED, "The key is not for streams.")
+            raise StreamError(ErrorCode.UNAUTHORIZED, NOT_FOR_STREAMS)
         return client
 
     async def enter(self, client: Client | None, num_streams: int) -> None:

@@ -94,8 +94,8 @@ class ClientStream:
         """Return the fault of audio for which there is no room."""
         return ClientFault(
             ErrorCode.TOO_MUCH_AUDIO,
-            "More audio is waiting to be decoded than a stream may buffer "
-            f"({self.max_undecoded_samples} samples).",
+            f"More than {self.max_undecoded_samples} samples of audio wait to be decoded: "
+            "send audio more slowly, or wait for results.",
         )
 
     def append(self, audio: Audio) -> bool:
@@ -111,7 +111,7 @@ class ClientStream:
         if self._num_finalizes >= self._max_finalizes:
             raise ClientFault(
                 ErrorCode.TOO_MUCH_AUDIO,
-                f"More than {self._max_finalizes} 'finalize' messages wait for their answers.",
+                f"More than {self._max_finalizes} 'finalize' messages wait for answers: wait for one first.",
             )
         self._num_finalizes += 1
         return self.linked().finalize()
@@ -132,7 +132,7 @@ class ClientStream:
         if len(waiting) >= MAX_WAITING_PHRASES:
             raise ClientFault(
                 ErrorCode.TOO_MUCH_AUDIO,
-                f"More than {MAX_WAITING_PHRASES} 'phrases' messages wait for audio behind them.",
+                f"More than {MAX_WAITING_PHRASES} 'phrases' messages wait for audio: send audio first.",
             )
         waiting.append(self.next_sample)
         return self.linked().replace_phrases(change)

@@ -658,13 +658,14 @@ class Connection:
 
     def _unread_too_long(self) -> None:
         seconds = self._limits.unread_timeout_s
-        self._drop(ClientFault(ErrorCode.SLOW_READER, f"Results were left unread for {seconds:g} s."))
+        sentence = f"No result was read for {seconds:g} s: read while you send."
+        self._drop(ClientFault(ErrorCode.SLOW_READER, sentence))
 
     def _silent_too_long(self) -> None:
         if self._protocol.state in (State.FINISHING, State.FAILING):
             return  # it is the client that waits
         seconds = self._limits.idle_timeout_s
-        fault = ClientFault(ErrorCode.IDLE_TIMEOUT, f"Nothing came for {seconds:g} s.")
+        fault = ClientFault(ErrorCode.IDLE_TIMEOUT, f"The client sent nothing for {seconds:g} s.")
         self._carry_out(self._protocol.fail(fault))
 
     def _audio_too_long_ago(self) -> None:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from ingress.auth.client import NOT_FOR_STREAMS
 from ingress.auth.proxies import TrustedProxies
 from ingress.http.authentication import Authenticate, everyone
 from ingress.http.endpoints import application
@@ -114,7 +115,7 @@ class Site:
     def stream(self, request: Request, place: Place) -> OpenConnection:
         """Let an upgrade to WebSocket of a client in that is known. Raises Refused."""
         if request.client is None or not request.client.may("stream"):
-            raise Refused(Refusal(HTTPStatus.FORBIDDEN, "The key is not for streams."))
+            raise Refused(Refusal(HTTPStatus.FORBIDDEN, NOT_FOR_STREAMS))
         full = place.belongs_to(request.address)
         if full is not None:
             raise Refused(TOO_MANY[full])

@@ -94,7 +94,8 @@ class TcpShell(SocketShell):
             elif reader.too_long:
                 connection.received_fault(
                     ClientFault(
-                        ErrorCode.LINE_TOO_LONG, f"A line is longer than {self._max_line_bytes} bytes."
+                        ErrorCode.LINE_TOO_LONG,
+                        f"A line is longer than {self._max_line_bytes} bytes: send shorter messages.",
                     )
                 )
                 return

@@ -276,7 +276,7 @@ class WebSocketShell(SocketShell):
             connection.received_fault(
                 ClientFault(
                     ErrorCode.FRAME_TOO_LONG,
-                    f"A message is longer than {self._max_frame_bytes} bytes.",
+                    f"A message is longer than {self._max_frame_bytes} bytes: send shorter ones.",
                 )
             )
         else:

@@ -103,7 +103,7 @@ def check_port_free(host: str, port: int, flag: str) -> None:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise _no_host_of_ours(host, error) from None
             raise PortTaken(
-                f"{flag} got {port}, but {host_and_port(host, port)} cannot be had: {error.strerror}."
+                f"{flag} got {port}, but {host_and_port(host, port)} is not free: {error.strerror}."
             ) from None
 
 

@@ -68,7 +68,7 @@ def test_a_port_in_use_is_said(flag: str) -> None:
             flag
         ]
         with ServeProcess(flag, str(taken)) as second:
-            refused(second, 1, f"{flag} got {taken}, but 127.0.0.1:{taken} cannot be had")
+            refused(second, 1, f"{flag} got {taken}, but 127.0.0.1:{taken} is not free")
 
 
 def test_a_redis_that_does_not_answer_is_said() -> None:

@@ -84,7 +84,7 @@ def test_a_file_has_a_phrase_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (b"Jane\nZyrtec\tmuch\n", 'line 2: "much" is no number'),
+        (b"Jane\nZyrtec\tmuch\n", 'line 2: the boost "much" is not a number'),
         (b"Zyrtec\t11\n", "line 1: .*a boost of 0 to 10"),
         (b"\xff\n", "cannot be read"),
         (b"a\n" * (MAX_FILE_PHRASES + 1), "has 20001 phrases; 20000 may be there"),

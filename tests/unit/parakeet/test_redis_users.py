@@ -46,7 +46,7 @@ def test_what_is_no_password_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ingress" / "redis-password"
     path.parent.mkdir()
     path.write_bytes(content)
-    with pytest.raises(ServiceError, match=f"{path} holds no password of 16 or more"):
+    with pytest.raises(ServiceError, match=f"{path} must hold a password of at least 16"):
         run_redis_users(["create", "--folder", str(tmp_path)])
     assert not (tmp_path / "redis").exists()
 

@@ -135,10 +135,10 @@ def test_flags_complete_every_address(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (None, "cannot be read: No such file"),
-        (b"", "holds no password alone"),
-        (b"one\ntwo\n", "holds no password alone"),
+        (b"", "must hold a password and nothing else"),
+        (b"one\ntwo\n", "must hold a password and nothing else"),
         (b"\xff", "cannot be read: it is no text"),
-        (b"x" * 5000, "holds no password alone"),
+        (b"x" * 5000, "must hold a password and nothing else"),
     ],
 )
 def test_a_file_without_a_password_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
