@@ -55,6 +55,6 @@ def kept_for_clients(client: Any) -> list[str]:
         if not name.endswith(":m"):
             continue
         finished, options = client.hmget(name, "finished", "options")
-        if finished and orjson.loads(options)["resume"]:
+        if finished and orjson.loads(options).get("resume"):
             kept += [name, f"{name[:-1]}r", f"{name[:-1]}t"]
     return kept
