@@ -49,11 +49,14 @@ def name(document: Path) -> str:
 
 
 def blocks(document: Path, *languages: str) -> list[Block]:
-    """Return the blocks of code in some languages; in any, where none is named."""
+    """Return the blocks of code in some languages; in any, where none is named.
+
+    A block that is set off by spaces has no language.
+    """
     found = []
     before = ""
     for token in _tokens(document):
-        if token.type == "fence" and (not languages or token.info in languages):
+        if token.type in {"fence", "code_block"} and (not languages or token.info in languages):
             assert token.map is not None
             found.append(Block(document, token.map[0] + 1, token.info, token.content, before))
         comment = (

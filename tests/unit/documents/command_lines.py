@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 from unittest.mock import patch
@@ -111,7 +112,10 @@ def parse(command: Sequence[str], *, whole: bool) -> None:
         patch.object(parser, "parse_known_args", relaxed),
         patch.object(parser, "parse_args", parsed),
         patch.object(parser, "error", refused),
+        warnings.catch_warnings(),
     ):
+        # Another test of this process may have imported the module; it is run from its file anew.
+        warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
         try:
             if module == "parakeet.cli":
                 main(arguments)

@@ -73,10 +73,10 @@ def test_command_lines_of_blocks_parse(block: Block) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
-def test_command_lines_in_sentences_have_flags_that_exist(document: Path) -> None:
-    """They may leave out what a command requires."""
-    for span in code_spans(document):
-        for line in command_lines(span):
+def test_command_lines_elsewhere_have_flags_that_exist(document: Path) -> None:
+    """Those in sentences and beside figures may leave out what a command requires."""
+    for text in (*code_spans(document), *(block.text for block in blocks(document, ""))):
+        for line in command_lines(text):
             parse(line, whole=False)
 
 
