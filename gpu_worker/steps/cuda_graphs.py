@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpu_worker.engine.config import BatchSizes
-from gpu_worker.engine.interface import EngineError, EngineStats
+from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.steps import (
     SPARE_HOPS,
     AllocateRings,
@@ -29,7 +29,6 @@ from gpu_worker.engine.steps import (
     Field,
     Flight,
     KeptFrames,
-    RingMemory,
     StepFindings,
     StepShape,
     max_windows,
@@ -39,6 +38,7 @@ from gpu_worker.kernels.reference.log_mel_reference import FRAME_SAMPLES, HOP_SA
 from gpu_worker.model.cuda_model import CudaModel, CudaStep
 from gpu_worker.model.state import KVPages
 from gpu_worker.steps.cuda_trees import CudaTrees
+from gpu_worker.steps.device_rings import DeviceRings
 from gpu_worker.steps.slot_store import SlotStore
 from gpu_worker.turn.vad import SileroVad
 
@@ -46,8 +46,6 @@ from gpu_worker.turn.vad import SileroVad
 _BUFFERS = 2
 # Audio of a stream that stands ready for the device: two chunks under way, one waiting, one arriving.
 _RING_CHUNKS = 4
-# cudaHostRegisterPortable and cudaHostRegisterMapped.
-_MAPPED = 1 | 2
 
 
 def batch_ladder(max_rows: int) -> tuple[int, ...]:
@@ -60,24 +58,6 @@ def batch_ladder(max_rows: int) -> tuple[int, ...]:
             sizes.add(min(max_rows, size + size // 2))
         size *= 2
     return tuple(sorted(sizes))
-
-
-def pinned(array_SC: NDArray[np.float32], device: torch.device) -> Tensor:
-    """Memory of the host, pinned where it is, so that a device reads it while others write.
-
-    Raises EngineError.
-    """
-    tensor = torch.from_numpy(array_SC)
-    # A thread's current device is the first one until it says otherwise, and memory is mapped for that one.
-    with torch.cuda.device(device):
-        status = torch.cuda.cudart().cudaHostRegister(  # type: ignore[no-untyped-call]
-            tensor.data_ptr(), tensor.nbytes, _MAPPED
-        )
-    if int(status):
-        raise EngineError(
-            f"The audio's {tensor.nbytes / 1e6:.0f} MB cannot be pinned: CUDA error {int(status)}."
-        )
-    return tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +113,8 @@ class GraphSteps:
         )
         self._prompts = [self._store.state.default_prompt] * num_slots
         ring_samples = _RING_CHUNKS * shape.clock.chunk_samples
-        if rings is None:
-            self._ring = torch.zeros(num_slots + 1, ring_samples, pin_memory=True)
-            self.rings = RingMemory(self._ring.numpy())
-        else:
-            self.rings = rings(num_slots, ring_samples)
-            self._ring = pinned(self.rings.float32_SC, model.device)
+        self._rings = DeviceRings(num_slots, ring_samples, model.device, rings)
+        self.rings = self._rings.memory
         self.trees = CudaTrees(phrase_words, self._store.state.node_SM)
         self._sizes = batch_sizes
         self._ring_pages = ring_pages = pages.ring_pages
@@ -217,7 +193,7 @@ class GraphSteps:
         first_B = self._field(size, Field.START) * FRAME_SAMPLES - LEAD_SAMPLES
         slots, total = self._field(size, Field.SLOT), self._field(size, Field.TOTAL)
         is_float = self._field(size, Field.FLOAT)
-        audio_GN = gather_samples(self._ring, slots, is_float, first_B, total, self._columns)
+        audio_GN = gather_samples(self._rings.on_device, slots, is_float, first_B, total, self._columns)
         parts = [
             self.model.pre_encode(self._step(size, audio_GN, part), self._store.state)
             for part in self._parts(size, self._sizes.pre_encode)
@@ -284,6 +260,7 @@ class GraphSteps:
         first, count = len(Field) * size, (len(Field) + self._ring_pages) * size
         tables = self._rows_host[buffer].numpy()[first:count].reshape(size, self._ring_pages)
         tables[:num_rows] = table_BM
+        self._rings.bring(rows_FB[Field.SLOT])
         captured = self._captured[size]
         # A thread's current device is the first one until it says otherwise; events follow it.
         with torch.cuda.device(self.model.device):
