@@ -7,6 +7,7 @@
     python -m benchmarks.engine --steps --row small-160      # step and stages by batch size
     python -m benchmarks.engine --churn 8 --row small-160    # minutes of streams that come and go
     python -m benchmarks.engine --row small-160 --simulate   # no GPU: steps that take a set time
+    python -m benchmarks.engine --row small-160 --lanes 6 --start 18000 --trials 0   # fed by six processes
 
 A row may be run again: its trials are appended to `--results`, one JSON object a line, and the search
 goes on from what passed and failed there.  Every trial is a fresh process.  Weights are random, at the
@@ -69,7 +70,10 @@ ROWS: Final = {
 
 def main() -> int:
     """Command line."""
-    given = _parser().parse_args()
+    parser = _parser()
+    given = parser.parse_args()
+    if given.lanes > 1 and (given.boosted or given.phrase_lists):
+        parser.error("lanes are measured without phrases")
     if given.table:
         print(table(recorded(given.results)))
         return 0
@@ -130,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--profile", type=Path, help="with --steps: write a trace that a browser opens")
+    parser.add_argument(
+        "--lanes",
+        type=int,
+        default=1,
+        help="processes that feed one device, without Redis (gpu_worker/lanes)",
+    )
     parser.add_argument("--churn", type=float, default=0.0, metavar="MINUTES")
     parser.add_argument("--simulate", action="store_true", help="steps without a device")
     parser.add_argument("--simulated-ms", type=float, default=3.0)
@@ -152,6 +162,10 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     switches = Switches(
         given.turn_detection, given.snapshots == "audio", given.pace_ms, boosts=given.boosted > 0
     )
+    if given.lanes > 1:
+        from benchmarks.engine_lanes import run_lanes
+
+        return {"row": row.name, **_switches(given), **run_lanes(row, given, switches), "commit": commit()}
     started = time.monotonic()
     if given.simulate:
         built = build_simulated(
@@ -199,16 +213,18 @@ def _switches(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "turn_detection": given.turn_detection,
         "replay_seconds": given.replay_seconds,
-        "snapshots": given.snapshots,
+        "snapshot_of": given.snapshots,
         "pace_ms": given.pace_ms,
         "boosted": given.boosted,
         "phrase_lists": given.phrase_lists,
+        **({"lanes": given.lanes} if given.lanes > 1 else {}),
     }
 
 
 def _is_of(told: dict[str, Any], given: argparse.Namespace) -> bool:
     """Whether a recorded trial ran with the same switches."""
-    return all(told.get(name, 0) == value for name, value in _switches(given).items())
+    same = all(told.get(name, 0) == value for name, value in _switches(given).items())
+    return same and told.get("lanes", 1) == given.lanes
 
 
 def commit() -> str:
@@ -281,7 +297,7 @@ def trial(
         *(sys.executable, "-m", "benchmarks.engine", "--one-trial", "--row", row.name),
         *("--streams", str(streams), "--seconds", str(seconds), "--device", given.device),
         *("--replay-seconds", str(given.replay_seconds), "--snapshots", given.snapshots),
-        *("--pace-ms", str(given.pace_ms)),
+        *("--pace-ms", str(given.pace_ms), "--lanes", str(given.lanes)),
         *("--boosted", str(given.boosted), "--phrase-lists", str(given.phrase_lists)),
     ]
     if not given.turn_detection:

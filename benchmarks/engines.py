@@ -19,7 +19,7 @@ from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.slots.clock import ChunkClock
-from gpu_worker.engine.steps import PageShape, StepShape
+from gpu_worker.engine.steps import AllocateRings, PageShape, RingMemory, StepShape
 from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.steps.memory import page_bytes, slot_bytes
 
@@ -86,8 +86,17 @@ def engine_config(row: RowSizes, streams: int, switches: Switches = DEFAULTS) ->
     )
 
 
-def build(row: RowSizes, streams: int, device: str, switches: Switches = DEFAULTS) -> Built:
-    """Return an engine that is ready to serve: in bfloat16 with graphs on a GPU, in float32 on a CPU."""
+def build(
+    row: RowSizes,
+    streams: int,
+    device: str,
+    switches: Switches = DEFAULTS,
+    rings: AllocateRings | None = None,
+) -> Built:
+    """Return an engine that is ready to serve: in bfloat16 with graphs on a GPU, in float32 on a CPU.
+
+    rings: makes the memory of audio, as for lanes.
+    """
     where = torch.device(device)
     on_cuda = where.type == "cuda"
     dtype = torch.bfloat16 if on_cuda else torch.float32
@@ -96,7 +105,7 @@ def build(row: RowSizes, streams: int, device: str, switches: Switches = DEFAULT
     loaded, rate = make(row.model, row.chunk_ms, dtype, where)
     if on_cuda:
         torch.cuda.empty_cache()
-    engine = make_model_engine(loaded, engine_config(row, streams, switches))
+    engine = make_model_engine(loaded, engine_config(row, streams, switches), rings=rings)
     _warm_up(engine)
     pages = -(-(LEFT_FRAMES + row.chunk_ms // 80) // row.page_frames)
     stream_bytes = pages * page_bytes(loaded, row.page_frames) + slot_bytes(loaded)
@@ -122,6 +131,7 @@ def build_simulated(
     row_us: float,
     switches: Switches = DEFAULTS,
     time_of: Clock | None = None,
+    rings: AllocateRings = RingMemory.allocate,
 ) -> Built:
     """Return the same engine over steps that only take time."""
     clock = ChunkClock(160, 200, 8, row.chunk_ms // 80)
@@ -149,6 +159,7 @@ def build_simulated(
         fixed_ms=fixed_ms,
         row_us=row_us,
         clock=time_of,
+        rings=rings,
     )
     pace = Pace(config.longest_pace_s, time_of.now, time.thread_time)
     engine = SpeechEngine(steps, TOKENIZERS[row.model], pace=pace)

@@ -2,6 +2,8 @@
 
     python -m benchmarks.service_level --model small --start 1000 --num-ingress 6 --num-redis 2
     python -m benchmarks.service_level --model small --start 4000 --num-workers 4    # on one GPU
+    python -m benchmarks.service_level --model small --lanes 4 --start 8000 --trials 0 --at-half
+    python -m benchmarks.service_level --model large --lanes 4 --start 6500 --trials 0 --at-half
     python -m benchmarks.service_level --backend null --start 4000 --trials 1 --num-redis 2
 
 Every trial is `parakeet-server bench` against a server started afresh over Redis servers of our own, emptied
@@ -51,9 +53,11 @@ def main() -> int:
     parser.add_argument("--num-ingress", type=int, default=6)
     parser.add_argument("--num-redis", type=int, default=2)
     parser.add_argument("--num-workers", type=int, default=1, help="they share the GPUs that are visible")
+    parser.add_argument("--lanes", type=int, default=1, help="processes of each worker")
     parser.add_argument("--redis-mb", type=int, default=24_000, help="memory of each Redis server")
     parser.add_argument("--replay-seconds", type=int, default=60, help="snapshots are half of it apart")
     parser.add_argument("--turn-detection", choices=("on", "off"), default="on")
+    parser.add_argument("--at-half", action="store_true", help="one more trial at half of what was proven")
     parser.add_argument("--bench-processes", type=int, default=4)
     parser.add_argument(
         "--port", type=int, default=9800, help="of the WebSockets; the next one tells the status"
@@ -65,6 +69,8 @@ def main() -> int:
     given = parser.parse_args()
     budget = Budget.of(given.budget_s)
     row = f"null-{given.chunk_ms}" if given.backend == "null" else f"{given.model}-{given.chunk_ms}"
+    if given.lanes > 1:
+        row += f"-{given.lanes}-lanes"
     servers = [EmbeddedRedis(maxmemory_mb=given.redis_mb) for _ in range(given.num_redis)]
     try:
         for server in servers:
@@ -93,6 +99,8 @@ def main() -> int:
         except OutOfTime:
             print(f"{row}: no time for the next trial", flush=True)
             return UNFINISHED
+        if proven and given.at_half:
+            run(proven // 2, given.search_s)  # for its latencies
     finally:
         for server in servers:
             server.stop()
@@ -134,16 +142,17 @@ def _trial(
         *("--chunk-ms", str(given.chunk_ms), "--turn-detection", given.turn_detection),
         *("--log-level", "warning"),
     ]
-    if given.num_workers > 1:
+    serve += ["--lanes", str(given.lanes)]
+    if given.num_workers * given.lanes > 1:
         # Each takes streams while it has free slots; with a quarter to spare none of them has to be full.
-        serve += ["--worker-max-streams", str(streams * 5 // (4 * given.num_workers) + 8)]
+        serve += ["--worker-max-streams", str(streams * 5 // (4 * given.num_workers) + 8 * given.lanes)]
     if folder is not None:
         serve += ["--model", str(folder), "--device", given.device]
         serve += ["--eou-reset", "on", "--replay-seconds", str(given.replay_seconds)]
     told: dict[str, Any] = {"row": row, "level": "service", "streams": streams, "seconds": seconds}
     told |= {"passed": False, "num_ingress": given.num_ingress, "num_redis": given.num_redis}
     told |= {"num_workers": given.num_workers, "replay_seconds": given.replay_seconds, "commit": commit()}
-    told |= {"turn_detection": given.turn_detection}
+    told |= {"turn_detection": given.turn_detection, "lanes": given.lanes}
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.json")
         bench = [

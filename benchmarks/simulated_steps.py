@@ -16,6 +16,7 @@ from benchmarks.clocks import Clock
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.phrases.tree_memory import NO_TREES
 from gpu_worker.engine.steps import (
+    AllocateRings,
     Export,
     Field,
     Flight,
@@ -63,11 +64,12 @@ class SimulatedSteps:
         fixed_ms: float,
         row_us: float,
         clock: Clock,
+        rings: AllocateRings = RingMemory.allocate,
     ) -> None:
         self.shape = shape
         self.stats = EngineStats()
         self.trees = NO_TREES
-        self.rings = RingMemory.allocate(shape.num_slots, ring_samples)
+        self.rings = rings(shape.num_slots, ring_samples)
         self._vocab_size = vocab_size
         self._fixed_s, self._row_s = fixed_ms / 1e3, row_us / 1e6
         self._rng = np.random.default_rng(0)
@@ -100,7 +102,9 @@ class SimulatedSteps:
             confidences_BK=np.full((num_rows, most), 0.5, dtype=np.float32),
             speech_BW=self._talk[window_BW],
         )
-        self._free_at = max(self._free_at, self._clock.now()) + self._fixed_s + num_rows * self._row_s
+        step_s = self._fixed_s + num_rows * self._row_s
+        self._free_at = max(self._free_at, self._clock.now()) + step_s
+        self.stats.encode.busy_s += step_s
         return Flight(num_rows, _Simulated(self._free_at, findings))
 
     def is_over(self, flight: Flight) -> bool:

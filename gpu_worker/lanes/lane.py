@@ -57,8 +57,11 @@ class _Group:
         return self.steps.waits_for_group
 
 
-def make_lane(settings: WorkerSettings, fds: tuple[int, ...]) -> Worker:
-    """Return a worker over what the group has given it; it fails when the group ends.  Raises NoGroup."""
+def join_group(fds: tuple[int, ...]) -> tuple[LaneFacts, LaneSteps, GroupLink]:
+    """Return what a group has given a lane: what it is told, its steps, and its end of the socket.  Raises NoGroup.
+
+    fds: of the socket, of the group's bell, of the lane's bell, of the rings, and of the memory of both.
+    """
     link_fd, group_bell, bell_fd, ring_fd, area_fd = fds
     for fd in fds:  # children of this process have no use for them
         os.set_inheritable(fd, False)
@@ -71,6 +74,12 @@ def make_lane(settings: WorkerSettings, fds: tuple[int, ...]) -> Worker:
     sizes, group = FlightSizes.of(shape), GroupLink(link, bell)
     area = LaneArea(sizes, SharedMemory(area_fd, LaneArea.num_bytes(sizes)))
     steps = LaneSteps(shape, _rings(facts, ring_fd), area, Bell(group_bell), bell, group, facts.phrase_words)
+    return facts, steps, group
+
+
+def make_lane(settings: WorkerSettings, fds: tuple[int, ...]) -> Worker:
+    """Return a worker over what the group has given it; it fails when the group ends.  Raises NoGroup."""
+    facts, steps, group = join_group(fds)
     judge, vocabulary = make_smart_turn(settings), facts.make_vocabulary()
     make_tree = no_trees
     if isinstance(vocabulary, Tokenizer) and facts.phrase_words:

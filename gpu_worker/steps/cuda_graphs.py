@@ -113,8 +113,8 @@ class GraphSteps:
         )
         self._prompts = [self._store.state.default_prompt] * num_slots
         ring_samples = _RING_CHUNKS * shape.clock.chunk_samples
-        self._rings = DeviceRings(num_slots, ring_samples, model.device, rings)
-        self.rings = self._rings.memory
+        self.device_rings = DeviceRings(num_slots, ring_samples, model.device, rings)
+        self.rings = self.device_rings.memory
         self.trees = CudaTrees(phrase_words, self._store.state.node_SM)
         self._sizes = batch_sizes
         self._ring_pages = ring_pages = pages.ring_pages
@@ -193,7 +193,7 @@ class GraphSteps:
         first_B = self._field(size, Field.START) * FRAME_SAMPLES - LEAD_SAMPLES
         slots, total = self._field(size, Field.SLOT), self._field(size, Field.TOTAL)
         is_float = self._field(size, Field.FLOAT)
-        audio_GN = gather_samples(self._rings.on_device, slots, is_float, first_B, total, self._columns)
+        audio_GN = gather_samples(self.device_rings.on_device, slots, is_float, first_B, total, self._columns)
         parts = [
             self.model.pre_encode(self._step(size, audio_GN, part), self._store.state)
             for part in self._parts(size, self._sizes.pre_encode)
@@ -260,7 +260,7 @@ class GraphSteps:
         first, count = len(Field) * size, (len(Field) + self._ring_pages) * size
         tables = self._rows_host[buffer].numpy()[first:count].reshape(size, self._ring_pages)
         tables[:num_rows] = table_BM
-        self._rings.bring(rows_FB[Field.SLOT])
+        self.device_rings.bring(rows_FB[Field.SLOT])
         captured = self._captured[size]
         # A thread's current device is the first one until it says otherwise; events follow it.
         with torch.cuda.device(self.model.device):

@@ -74,7 +74,7 @@ def test_search_closes_in_from_what_is_recorded(tmp_path: Path, monkeypatch: pyt
     given = Namespace(
         results=results, trials=8, start=0, search_s=20.0, final_s=120.0, budget_s=None,
         turn_detection=False, replay_seconds=0.0, snapshots="audio", pace_ms=20.0, boosted=0.0,
-        phrase_lists=0.0,
+        phrase_lists=0.0, lanes=1,
     )  # fmt: skip
     assert command.search_row(ROW, given) == 0
     loads = [streams for streams, seconds in tried if seconds == 20.0]
