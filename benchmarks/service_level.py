@@ -96,11 +96,11 @@ def main() -> int:
                 search_s=given.search_s,
                 final_s=given.final_s,
             )
+            if proven and given.at_half:
+                run(proven // 2, given.search_s)  # for its latencies
         except OutOfTime:
             print(f"{row}: no time for the next trial", flush=True)
             return UNFINISHED
-        if proven and given.at_half:
-            run(proven // 2, given.search_s)  # for its latencies
     finally:
         for server in servers:
             server.stop()

@@ -69,7 +69,7 @@ def test_search_closes_in_from_what_is_recorded(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(command, "trial", trial)
     results = tmp_path / "trials.jsonl"
     told = {"row": ROW.name, "streams": 1_000, "seconds": 20.0, "passed": True}
-    told |= {"snapshots": "audio", "pace_ms": 20.0}
+    told |= {"snapshot_of": "audio", "pace_ms": 20.0}
     results.write_text(json.dumps(told) + "\n")
     given = Namespace(
         results=results, trials=8, start=0, search_s=20.0, final_s=120.0, budget_s=None,

@@ -1,0 +1,192 @@
+"""How long streams wait when what decodes them is killed: ``python -m benchmarks.takeover --kill group``.
+
+All streams are one worker's, or one group's of lanes; another stands by with room for all.  The victim gets
+SIGKILL, and for each of its streams the time is taken until its next result is published, which is the result
+of a replay from its checkpoint.  Null engine, default lease; clients are `parakeet-server bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.request import urlopen
+
+import redis
+
+from common.entries import IngressId, LineKind, decode_lines
+from common.redis.keys import Keys
+from common.settings import lane_ids
+from parakeet.serve.embedded_redis import EmbeddedRedis
+
+_KEYS: Final = Keys()
+_INGRESS: Final = IngressId("i-bench")
+_RESULTS: Final = {LineKind.PARTIAL, LineKind.TURN, LineKind.FINALIZED, LineKind.FINAL}
+_PATIENCE_S: Final = 180.0
+_SETTLED_S: Final = 4.0
+
+
+class Cluster:
+    """Redis, an ingress, and workers, which are started one after the other."""
+
+    def __init__(self, given: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+        self._given, self._stack = given, stack
+        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self._server = EmbeddedRedis(maxmemory_mb=8_000)
+        self._server.start()
+        stack.callback(self._server.stop)
+        self.client: Any = redis.Redis.from_url(self._server.url)
+        most = ["--max-num-streams", str(2 * given.streams)]
+        ports = ["--ws-port", str(given.port), "--port", "0", "--status-port", str(given.port + 1)]
+        ports += ["--metrics-port", str(given.port + 2)]
+        self._run("ingress", "-m", "ingress", "--ingress-id", _INGRESS, *most, *ports)
+
+    def _run(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PARAKEET_REDIS_URL": self._server.url}
+        with (self._folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log, stderr=log)
+        self._stack.callback(_end, process)
+        return process
+
+    def worker(self, name: str, lanes: int) -> subprocess.Popen[bytes]:
+        """A worker with room for all streams, or a group of lanes, that serves."""
+        given = self._given
+        process = self._run(
+            *(name, "-m", "gpu_worker", "--backend", "null", "--worker-id", name, "--lanes", str(lanes)),
+            *("--worker-max-streams", str(given.streams + given.streams // 4), "--measure-capacity-s", "0"),
+            *("--chunk-ms", str(given.chunk_ms), "--turn-detection", "off"),
+        )
+        for one in lane_ids(name, lanes):
+            _until(lambda one=one: self.client.zscore(_KEYS.workers, one), f"{one} to serve")
+        return process
+
+    def streams_run(self) -> bool:
+        """Whether all streams are decoded."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self._given.port + 2}/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return False
+        found = re.search(r'ingress_streams{state="decoding"} (\S+)', text)
+        return found is not None and float(found[1]) >= self._given.streams
+
+    def load(self) -> None:
+        """Clients that stream in real time until all is over."""
+        given = self._given
+        self._run(
+            *("bench", "-m", "parakeet.cli", "bench", f"ws://127.0.0.1:{given.port}", "--backend", "null"),
+            *("--streams", str(given.streams), "--ramp-s", "10", "--duration-s", "400", "--binary"),
+            *("--message-ms", str(given.chunk_ms), "--chunk-ms", str(given.chunk_ms)),
+        )
+
+    def owners(self) -> dict[int, tuple[str, int]]:
+        """Owner and epoch of each stream."""
+        streams = [fields[b"sid"].decode() for _, fields in self.client.xrange(_KEYS.assignments(0))]
+        pipe = self.client.pipeline(transaction=False)
+        for stream in streams:
+            pipe.hmget(f"px:{{0}}:{stream}:m", "owner", "epoch")
+        return {
+            int(stream): (owner.decode(), int(epoch))
+            for stream, (owner, epoch) in zip(streams, pipe.execute(), strict=True)
+            if owner is not None
+        }
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Kill the victim; what became of its streams."""
+    with contextlib.ExitStack() as stack:
+        cluster = Cluster(given, stack)
+        lanes = 1 if given.kill == "worker" else given.lanes
+        victim = cluster.worker("first", lanes)
+        cluster.load()
+        _until(cluster.streams_run, f"{given.streams} streams")
+        cluster.worker("second", lanes)
+        time.sleep(_SETTLED_S)
+        owners = cluster.owners()
+        pid = _child(victim.pid, "first-l0") if given.kill == "lane" else victim.pid
+        theirs = {"first-l0"} if given.kill == "lane" else set(lane_ids("first", lanes))
+        epochs = {stream: epoch for stream, (owner, epoch) in owners.items() if owner in theirs}
+        waited = _next_results(cluster.client, epochs, pid)
+    cuts = statistics.quantiles(waited, n=20)
+    return {
+        "kill": given.kill,
+        "lanes": lanes,
+        "streams": len(epochs),
+        "chunk_ms": given.chunk_ms,
+        "p50_s": round(statistics.median(waited), 2),
+        "p95_s": round(cuts[-1], 2),
+        "max_s": round(max(waited), 2),
+        "first_s": round(min(waited), 2),
+    }
+
+
+def _next_results(client: Any, epochs: dict[int, int], pid: int) -> list[float]:
+    """Seconds from the SIGKILL of a process to the next result of each stream, under a later epoch."""
+    subscription = client.pubsub(ignore_subscribe_messages=True)
+    subscription.subscribe(_KEYS.channel(_INGRESS))
+    left, waited = dict(epochs), []
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    while left:
+        message = subscription.get_message(timeout=1.0)
+        now = time.monotonic()
+        if now - killed > _PATIENCE_S:
+            raise TimeoutError(f"{len(left)} streams had no result for {_PATIENCE_S:.0f} s")
+        for line in decode_lines(message["data"]) if message is not None else ():
+            if line.kind in _RESULTS and line.epoch > left.get(line.stream, line.epoch):
+                del left[line.stream]
+                waited.append(now - killed)
+    subscription.close()
+    return waited
+
+
+def _child(pid: int, worker_id: str) -> int:
+    """The process of a lane."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if f"--worker-id={worker_id}" in Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0"):
+            return int(child)
+    raise LookupError(worker_id)
+
+
+def _until(is_so: Any, what: str) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited in vain for {what}")
+        time.sleep(0.1)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def _loads() -> Iterator[str]:
+    yield from (f"{value:.1f}" for value in os.getloadavg())
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kill", choices=("worker", "lane", "group"), default="worker")
+    parser.add_argument("--streams", type=int, default=1_000)
+    parser.add_argument("--lanes", type=int, default=2)
+    parser.add_argument("--chunk-ms", type=int, default=320)
+    parser.add_argument("--port", type=int, default=9720, help="the first of three")
+    given = parser.parse_args()
+    print(json.dumps(measure(given) | {"load": " ".join(_loads())}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
