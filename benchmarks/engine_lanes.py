@@ -158,7 +158,7 @@ def run_lanes(row: Any, given: Namespace, switches: Any) -> dict[str, Any]:
 def _together(
     said: list[dict[str, Any]], thread: _Thread, device_busy: float, group_cores: float, wall_s: float
 ) -> dict[str, Any]:
-    """What all lanes found, and which part was the fullest."""
+    """Return what all lanes found, and which part was the fullest."""
     chunks = sum(one["chunks"] for one in said)
     rows = thread.server.step_rows
     shares = {
@@ -218,7 +218,7 @@ def _start(
 
 
 def main() -> None:
-    """A lane: its trial, told as one line of JSON."""
+    """Run a lane's trial, and tell of it as one line of JSON."""
     fds, load = tuple(map(int, sys.argv[1].split(","))), json.loads(sys.argv[2])
     facts, steps, group = join_group(fds)
     group.start(lambda _: None)

@@ -60,7 +60,7 @@ class Cluster:
         return process
 
     def worker(self, name: str, lanes: int) -> subprocess.Popen[bytes]:
-        """A worker with room for all streams, or a group of lanes, that serves."""
+        """Start a worker with room for all streams, or a group of lanes, and wait until it serves."""
         given = self._given
         process = self._run(
             *(name, "-m", "gpu_worker", "--backend", "null", "--worker-id", name, "--lanes", str(lanes)),
@@ -152,7 +152,7 @@ def _next_results(client: Any, epochs: dict[int, int], pid: int) -> list[float]:
 
 
 def _child(pid: int, worker_id: str) -> int:
-    """The process of a lane."""
+    """Return the process of a lane."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         if f"--worker-id={worker_id}" in Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0"):
             return int(child)

@@ -58,7 +58,9 @@ class _Group:
 
 
 def join_group(fds: tuple[int, ...]) -> tuple[LaneFacts, LaneSteps, GroupLink]:
-    """Return what a group has given a lane: what it is told, its steps, and its end of the socket.  Raises NoGroup.
+    """Return what a group has given a lane: what it is told, its steps, its end of the socket.
+
+    Raises NoGroup.
 
     fds: of the socket, of the group's bell, of the lane's bell, of the rings, and of the memory of both.
     """

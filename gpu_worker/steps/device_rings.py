@@ -82,6 +82,6 @@ def register(tensor: Tensor, device: torch.device) -> int:
 
 
 def _forget_last_error(device: torch.device) -> None:
-    """The runtime keeps the error of a failed call, and PyTorch raises it behind the next kernel's launch."""
+    """Take the error that the runtime keeps: PyTorch would raise it behind the next kernel's launch."""
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device=device).add_(1)
