@@ -8,6 +8,7 @@ repository (`PARAKEET_SOURCE_URL`), or is shown as text where none is set.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 ROOT: Final = Path(__file__).parents[1]
@@ -81,14 +83,15 @@ html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 # `make docs` puts it into build/mermaid; without the setting a browser would fetch it from another host.
-mermaid_use_local = "_static/mermaid.esm.min.mjs"
+mermaid_use_local = "mermaid.esm.min.mjs"
+mermaid_fullscreen_button = "+"
 
 
 def setup(app: Sphinx) -> None:
     """Register what follows."""
     app.connect("source-read", add_navigation)
     app.add_post_transform(LinksToFolders)
-    app.connect("build-finished", copy_start_page)
+    app.connect("build-finished", finish)
 
 
 def add_navigation(_app: Sphinx, page: str, source: list[str]) -> None:
@@ -122,7 +125,10 @@ class LinksToFolders(SphinxPostTransform):
             link.replace_self(text)
 
 
-def copy_start_page(app: Sphinx, failed: Exception | None) -> None:
-    """Let the site start with README.md, as servers look for index.html."""
+def finish(app: Sphinx, failed: Exception | None) -> None:
+    """Let the site start with README.md, as servers look for index.html; see that diagrams can be drawn."""
     if failed is None:
         shutil.copyfile(Path(app.outdir, "README.html"), Path(app.outdir, "index.html"))
+        library = re.search(r'import mermaid from "([^"]+)"', Path(app.outdir, "index.html").read_text())
+        if library is None or not Path(app.outdir, library[1]).exists():
+            raise ExtensionError("README.html does not find the library that draws its diagram")
