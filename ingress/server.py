@@ -55,12 +55,14 @@ from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.monitor import IngressMonitor
 from ingress.request import Request
+from ingress.sockets.acceptor import Acceptor
 from ingress.sockets.gate import Gate, allow_many_sockets, max_files
 from ingress.sockets.linger import LINGER_S
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
 from ingress.sockets.shell import StreamRoute
 from ingress.sockets.tcp import TcpShell
+from ingress.sockets.turns import Turns
 from ingress.status import SharedStatus, StatusShell
 from ingress.streams.redis_backplane import BackplaneSettings, RedisBackplane
 
@@ -80,7 +82,6 @@ _OPENAI_PATHS: Final = (
     "/v1/audio/transcriptions",
     "/v1/models",
 )
-_BACKLOG: Final = 1024
 _START_PAUSE_S: Final = 0.2
 # What --max-uploads is where it is auto: one is received while another is decoded.
 _UPLOADS_PER_DECODER: Final = 2
@@ -103,10 +104,12 @@ class IngressServer:
         self.metrics = IngressMetrics()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._listeners: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
         self._ring = _ring_of(settings, self._revoked)
         proxies = TrustedProxies(settings.trusted_proxies)
-        self._gate = Gate(max_files, settings.max_connections, settings.max_connections_per_address, proxies)
+        self._turns = Turns(settings.turns_share)
+        per_address = settings.max_connections_per_address
+        self._gate = Gate(max_files, settings.max_connections, per_address, proxies, self._turns)
         self._tracer = make_tracer(settings, "ingress", settings.ingress_id)
         self._backplane = RedisBackplane(
             BackplaneSettings(
@@ -218,7 +221,8 @@ class IngressServer:
                     await stop.wait()
                     await self._drain(stop_now)
                 finally:
-                    self._close_listeners()
+                    for acceptor in self._acceptors:
+                        acceptor.close()
                     for loop in loops:
                         loop.cancel()
         finally:
@@ -268,12 +272,15 @@ class IngressServer:
     async def _listen_on(
         self, host: str, port: int, factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None
     ) -> None:
-        loop = asyncio.get_running_loop()
-        timeout_s = None if tls is None else self._settings.handshake_timeout_ms / 1000
         for listener in await listening_sockets(host, port):
-            self._listeners.append(
-                await loop.create_server(
-                    factory, sock=listener, backlog=_BACKLOG, ssl=tls, ssl_handshake_timeout=timeout_s
+            self._acceptors.append(
+                Acceptor(
+                    listener,
+                    factory,
+                    self._turns,
+                    self._backplane.start_task,
+                    tls=tls,
+                    tls_timeout_s=self._settings.handshake_timeout_ms / 1000,
                 )
             )
 
@@ -368,7 +375,8 @@ class IngressServer:
             logger.info("not ready from now on; the listeners close in %g s", delay_s)
             await _wait(stop_now, delay_s)
         self._accepting = False
-        self._close_listeners()
+        for acceptor in self._acceptors:
+            acceptor.stop()
         self._site.drain()
         logger.info("draining %d connections", len(self._connections))
         for connection in list(self._connections):
@@ -426,11 +434,6 @@ class IngressServer:
         """Wait until there is no stream's connection, and no recording that is uploaded or decoded."""
         await self._empty.wait()
         await self._site.answered()
-
-    def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

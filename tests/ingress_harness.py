@@ -34,6 +34,7 @@ from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.request import Request
 from ingress.server import STREAM_PATHS
+from ingress.sockets.acceptor import Acceptor
 from ingress.sockets.gate import Gate
 from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
@@ -176,7 +177,6 @@ async def serving(
         begin_timeout_s=begin_timeout_s,
         refused_grace_s=refused_grace_s,
     )
-    loop = asyncio.get_running_loop()
     proxies = TrustedProxies(map(ip_network, trusted_proxies))
     gate = Gate(lambda: max_files, max_connections, max_connections_per_address, proxies)
     async with asyncio.TaskGroup() as tasks:
@@ -247,7 +247,7 @@ async def serving(
             shapes=shapes,
         )
         servers = [
-            await loop.create_server(factory, sock=listener, ssl=tls)
+            Acceptor(listener, factory, gate.turns, start, tls=tls)
             for factory in (
                 lambda: tracked(_Tcp(gate, route, max_line_bytes)),
                 lambda: tracked(Front(site)),
@@ -255,7 +255,7 @@ async def serving(
             )
             for listener in await listening_sockets(HOST, 0)
         ]
-        ports = [server.sockets[0].getsockname()[1] for server in servers]
+        ports = [server.port for server in servers]
         harness.tcp_port, harness.ws_port, harness.status_port = ports
         try:
             yield harness

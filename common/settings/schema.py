@@ -92,6 +92,7 @@ class IngressSettings(ClusterSettings):
     max_connections: int | None
     """None is as many as there are files for."""
     max_connections_per_address: int
+    turns_share: float
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
 
 

@@ -153,6 +153,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("max_connections_per_address", Whole(0, 1_000_000), "0",
          "open connections of one client address (IPv6: of one /64) to one ingress; 0 is no limit",
          "Limits", _INGRESS),
+    Flag("turns_share", Real(0.01, 1), "0.1",
+         "share of an ingress's time that new connections, plain HTTP and clients that send much at once may have of it "
+         "together, so that live streams do not wait for them", "Limits", _INGRESS),
     Flag("trusted_proxies", Networks(), "",
          "addresses and networks of proxies, separated by commas, whose X-Forwarded-For is believed",
          "Ports", _INGRESS, "ADDRESSES"),

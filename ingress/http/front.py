@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from http import HTTPStatus
+from time import monotonic
 from typing import Any, Final, NoReturn, cast
 from urllib.parse import unquote
 
@@ -22,13 +22,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from ingress.clients.limits import UNREAD_TIMEOUT_S
 from ingress.http import handshake
 from ingress.http.body import Body, has_body, head_of_body
-from ingress.http.refusal import Refusal, Refused
+from ingress.http.refusal import Refusal, Refused, refusing
 from ingress.http.site import TOO_MANY, Site
 from ingress.request import Request
 from ingress.sockets.deadlines import ProgressDeadline
 from ingress.sockets.gate import Full, Place
 from ingress.sockets.linger import Linger, acked_bytes
 from ingress.sockets.shell import BYTES_A_TURN
+from ingress.sockets.turns import OPENING_S, READ_S_PER_BYTE
 from ingress.sockets.websocket import WebSocketShell
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ FREE_PARTS: Final = 4096
 MIN_PART_BYTES: Final = 16
 """What the chunks of a body hold on average, once there are more than FREE_PARTS: else reading them is all
 that an ingress does."""
+TURN_S: Final = 0.0005
+"""How long one client is parsed before others have their turn."""
 MAX_PIPELINED: Final = 16
 """Most requests of one connection that wait for the answer to the one before them."""
 
@@ -48,6 +51,8 @@ MAX_PIPELINED: Final = 16
 _TURNED_AWAY_S: Final = 1.0
 # A client that has closed its sending side is asked so often whether it is there.
 _PROBE_EVERY_S: Final = 1.0
+# The clock is looked at between two of these: chunks of one byte are 700 parts in 4 KB.
+_PIECE_BYTES: Final = 4096
 _PROCESSING: Final = b"HTTP/1.1 102 Processing\r\n\r\n"
 _LINE_OVERHEAD_BYTES: Final = len("  HTTP/1.1\r\n")
 _HEADER_OVERHEAD_BYTES: Final = len(": \r\n")
@@ -95,7 +100,9 @@ class Front(HttpToolsProtocol):
         self._probe_timer: asyncio.TimerHandle | None = None
         self._unread = ProgressDeadline(UNREAD_TIMEOUT_S, lambda: acked_bytes(self.transport))
         self._over = False  # nothing more is read
-        self._resting = False  # until the next round of the event loop
+        self._has_left = False  # the socket is a stream's; that of a client that was refused is read on here
+        self._unheard = b""  # what came and was not parsed
+        self._resting = False  # until its next turn
         self._linger: Linger | None = None
         self._unanswered: deque[RequestResponseCycle] = deque()  # the first of them is being answered
 
@@ -134,30 +141,64 @@ class Front(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on."""
+        """Read on, at once where nobody waits for a turn."""
+        is_large = len(data) >= BYTES_A_TURN
+        if is_large:
+            self._site.gate.turns.charge(len(data) * READ_S_PER_BYTE)
         if self._over:
+            if is_large:
+                self._end_turn()
             return
         self._unset_keepalive_if_required()
+        self._unheard += data
+        if self._resting:
+            self.transport.pause_reading()  # uvicorn may have ended the pause
+        elif not self._site.gate.turns.at_once(self._hear) or is_large:
+            self._end_turn()
+
+    def _hear(self) -> None:
+        """Parse what came, for the time of a turn; the rest of it has another one."""
+        end_s = monotonic() + TURN_S
+        came, self._unheard, at = memoryview(self._unheard), b"", 0
+        while at < len(came) and not self._over:
+            piece = came[at : at + _PIECE_BYTES]
+            stopped_at = self._parse(piece)
+            if stopped_at is not None:
+                self._upgraded(bytes(came[at + stopped_at :]))
+                return
+            at += len(piece)
+            if monotonic() >= end_s:
+                break
+        if self._over:
+            return
+        self._unheard = bytes(came[at:])
+        self._hand_on_body()
+        if self._unheard:
+            self._end_turn()
+
+    def _parse(self, data: memoryview) -> int | None:
+        """Parse a part of what came; returns where the parser stopped behind a head that asks for another
+        protocol."""
         self._untold_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._upgraded(data[upgrade.args[0] :])
-            return
+            offset: int = upgrade.args[0]
+            return offset
         except httptools.HttpParserError as error:
             self._refuse(self._refusal_after(error))
-            return
-        self._hand_on_body()
-        if len(data) >= BYTES_A_TURN:
-            self._end_turn()
+            return None
         if self._untold_bytes > MAX_HEADER_BYTES:
             self._refuse(_HEADERS_TOO_LONG)  # of which the parser holds one that does not end
         elif not self._in_head and not self._answering and self.timeout_keep_alive_task is None:
             # Bytes between two requests put nothing off.
             self._wait_for_head(self._site.limits.head_timeout_s)
+        return None
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Return the client sends no more; an answer that it waits for still goes out."""
+        """Send the answer that the client waits for, though it sends no more itself."""
+        while self._unheard and not self._over:
+            self._hear()
         if self._over or not self._answering or self.cycle.more_body:
             return False
         self._over = True
@@ -225,6 +266,7 @@ class Front(HttpToolsProtocol):
             if self._answering:
                 self._stop_parsing(_BEHIND)
             return
+        self._site.gate.turns.charge(OPENING_S)
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop_parsing(_PIPELINED)
         self.app = self.config.loaded_app
@@ -234,7 +276,7 @@ class Front(HttpToolsProtocol):
                 raise Refused(TOO_MANY[full])
             request = self._site.identified(request)
         except Refused as refused:
-            self.app = _refusing(self._site.shaped(request.path, refused.refusal))
+            self.app = refusing(self._site.shaped(request.path, refused.refusal))
         self.scope["client"] = (request.address, self.client[1] if self.client else 0)
         self.scope["state"]["request"] = request
         self._site.update_date()
@@ -325,7 +367,7 @@ class Front(HttpToolsProtocol):
             return
         self.connections.discard(self)
         place, self._place = self._place, None
-        self._over = True
+        self._over = self._has_left = True
         self.parser = None  # type: ignore[assignment]  # it refers to this object
         shell = WebSocketShell(self._site.limits.max_frame_bytes, self._site.pinger)
         self.transport.set_protocol(shell)
@@ -337,7 +379,8 @@ class Front(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(
             Body(self.on_header, self.on_body, self.on_message_complete)
         )
-        self.data_received(head_of_body(self.headers) + rest)
+        self._unheard = head_of_body(self.headers) + rest
+        self._hear()
 
     def _refusal_after(self, error: httptools.HttpParserError) -> Refusal:
         """Return what to answer where the parser has stopped."""
@@ -390,15 +433,17 @@ class Front(HttpToolsProtocol):
             self._head_timer = None
 
     def _end_turn(self) -> None:
-        """Read nothing more in this round of the event loop, so that others have their turn."""
-        if not (self._resting or self.flow.read_paused):
+        """Read nothing more until the next turn of this client."""
+        if not (self._resting or self._has_left or self.transport.is_closing()):
             self._resting = True
             self.transport.pause_reading()
-            self.loop.call_soon(self._next_turn)
+            self._site.gate.turns.ask(self._next_turn)
 
     def _next_turn(self) -> None:
         self._resting = False
-        if not (self.flow.read_paused or self.transport.is_closing()):
+        if self._unheard and not self._over:
+            self._hear()
+        if not (self._resting or self._has_left or self.flow.read_paused or self.transport.is_closing()):
             self.transport.resume_reading()
 
     def _hand_on_body(self) -> None:
@@ -465,19 +510,3 @@ def _failed(error: BaseException) -> Refusal:
     """Log a defect of ours, and say so."""
     logger.error("a request failed", exc_info=error)
     return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the fault is logged.")
-
-
-def _refusing(refusal: Refusal) -> Callable[..., Awaitable[None]]:
-    """Return an ASGI application that refuses."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        body = refusal.content
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers]
-        headers += [
-            (b"content-type", refusal.content_type.encode()),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": refusal.status.value, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    return app

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 
@@ -61,3 +61,19 @@ class Refused(Exception):  # noqa: N818 - it says what happened to the request
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.sentence)
         self.refusal: Final = refusal
+
+
+def refusing(refusal: Refusal) -> Callable[..., Awaitable[None]]:
+    """Return an ASGI application that refuses every request so."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = refusal.content
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers]
+        headers += [
+            (b"content-type", refusal.content_type.encode()),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": refusal.status.value, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Final
 
 from ingress.auth.proxies import TrustedProxies, counted_as, plain_address
+from ingress.sockets.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,11 @@ class Place:
         full, self._of = self._gate.count(address)
         return full
 
+    @property
+    def turns(self) -> Turns:
+        """In which it is heard when it says much at once."""
+        return self._gate.turns
+
     def serve(self, address: str) -> Full | None:
         """Count one request for the client behind a trusted proxy, until `served`.
 
@@ -92,6 +98,7 @@ class Gate:
     max_connections: most sockets at once; None leaves it to the files.
     max_per_address: most sockets of one client's address, an IPv6 address with all of its /64; 0 is no bound.
     proxies: whose sockets count for the client that they name.
+    turns: of all that is no live stream.
     """
 
     def __init__(
@@ -100,7 +107,9 @@ class Gate:
         max_connections: int | None = None,
         max_per_address: int = 0,
         proxies: TrustedProxies | None = None,
+        turns: Turns | None = None,
     ) -> None:
+        self.turns: Final = turns or Turns()
         self._max_files = max_files
         self._max_connections = max_connections
         self._max_per_address = max_per_address

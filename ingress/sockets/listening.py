@@ -67,7 +67,8 @@ async def listening_sockets(host: str, port: int) -> list[socket.socket]:
 def _bound(
     family: int, address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 ) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol, by which asyncio knows that answers shall not wait for more (TCP_NODELAY).
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

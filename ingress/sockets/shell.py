@@ -15,12 +15,13 @@ from ingress.request import Request
 from ingress.sockets.gate import Place
 from ingress.sockets.linger import LINGER_S, Linger, acked_bytes
 from ingress.sockets.peer import Peer
+from ingress.sockets.turns import READ_S_PER_BYTE
 
 _WRITE_HIGH_BYTES: Final = 32 * 1024
 MESSAGES_A_TURN: Final = 64
-"""Messages that one client is heard in one round of the event loop: a read of 256 KB may hold 20,000."""
+"""Messages of one client before it has to wait for a turn: a read of 256 KB may hold 20,000."""
 BYTES_A_TURN: Final = 16 * 1024
-"""A read of as much is a turn, too: libuv reads 32 times before anybody else has one."""
+"""Behind a read of as much it waits for one, too: libuv reads 32 times before anybody else is heard."""
 
 OpenConnection = Callable[[Peer], Connection]
 """Makes the connection behind a socket."""
@@ -142,18 +143,26 @@ class SocketShell(asyncio.Protocol):
         return False
 
     def _end_turn(self) -> None:
-        """Hear nothing more of the client in this round."""
-        if self._transport is not None and not self._resting:
-            self._resting = True
-            self._transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._next_turn)
+        """Hear nothing more of the client until its turn comes (see `Turns`)."""
+        transport, place = self._transport, self._place
+        if transport is None or place is None or self._resting or transport.is_closing():
+            return
+        self._resting = True
+        transport.pause_reading()
+        place.turns.ask(self._next_turn)
+
+    def _have_read(self, num_bytes: int) -> None:
+        """Have the next read in another turn where this one was long, whoever wanted to hear it."""
+        if num_bytes >= BYTES_A_TURN and self._place is not None:
+            self._place.turns.charge(num_bytes * READ_S_PER_BYTE)
+            if self._reading:
+                self._end_turn()
 
     def _hear(self, data: bytes) -> None:
         """Hand on what a read has brought, which the reader holds by now."""
         self._num_heard = 0
         self._hand_on()
-        if len(data) >= BYTES_A_TURN and self._reading:
-            self._end_turn()
+        self._have_read(len(data))
 
     def _next_turn(self) -> None:
         self._resting = False

@@ -60,11 +60,13 @@ class TcpShell(SocketShell):
         self._heard_at = monotonic()
         connection = self._connection
         if connection is None or self._closing:
+            self._have_read(len(data))
             return
         if self._reading and not self._resting:
             line = self._reader.whole(data)
             if line is not None:
                 connection.received_text(line)
+                self._have_read(len(data))
                 return
             self._reader.feed(data)
             self._hear(data)

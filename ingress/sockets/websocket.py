@@ -94,6 +94,7 @@ class WebSocketShell(SocketShell):
     def data_received(self, data: bytes) -> None:
         """Hand whole messages to the connection."""
         if self._opening is not None and self._closing:
+            self._have_read(len(data))
             return  # the client was refused
         frames = self._frames
         connection = self._connection
@@ -102,6 +103,7 @@ class WebSocketShell(SocketShell):
             if text is not None:
                 self._heard_at = monotonic()
                 connection.received_text(text)
+                self._have_read(len(data))
                 return
         frames.feed(data)
         if self._reading and not self._resting:

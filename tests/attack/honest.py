@@ -7,6 +7,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 from common.options import StreamOptions
 from parakeet.client import ClientError, connect
@@ -14,6 +15,7 @@ from tests.chaos.client import TIMEOUTS, Clip
 
 RATE = 16_000
 _MESSAGE_MS = 80
+_CHUNK_S = 0.16
 
 
 @dataclass(slots=True)
@@ -36,17 +38,20 @@ class Heard:
 async def listen(
     urls: Sequence[str], key: str, clips: Sequence[Clip], num_streams: int, seconds: float
 ) -> Heard:
-    """Have so many streams at once, each one clip after the other, until the time is over."""
+    """Have so many streams at once, each one clip after the other, until the time is over.
+
+    Where in a chunk's time each clip begins is drawn, and the same in every run: so chunks of several streams
+    come together as often without an attack as beside one, however long it takes there to open a stream.
+    """
     heard, end = Heard(), time.monotonic() + seconds
 
     async def client(number: int) -> None:
         turn = number
-        # Not all in one moment: a chunk's length is between the first and the last.
-        await asyncio.sleep(0.16 * number / num_streams)
+        dice = Random(number)
         while time.monotonic() < end:
             clip = clips[turn % len(clips)]
             try:
-                await _stream(urls[number % len(urls)], key, clip, heard)
+                await _stream(urls[number % len(urls)], key, clip, dice.random() * _CHUNK_S, heard)
             except ClientError as error:
                 heard.failures.append(f"stream {number}: {error}")
                 await asyncio.sleep(0.5)
@@ -58,7 +63,8 @@ async def listen(
     return heard
 
 
-async def _stream(url: str, key: str, clip: Clip, heard: Heard) -> None:
+async def _stream(url: str, key: str, clip: Clip, phase_s: float, heard: Heard) -> None:
+    """Have one stream, whose audio begins `phase_s` behind a multiple of a chunk's time."""
     ends: list[int] = []  # samples sent with each message and before it
     times: list[float] = []
     size = 2 * RATE * _MESSAGE_MS // 1000
@@ -67,6 +73,7 @@ async def _stream(url: str, key: str, clip: Clip, heard: Heard) -> None:
 
         async def send() -> None:
             began = time.monotonic()
+            began += (phase_s - began) % _CHUNK_S
             for at in range(0, len(clip.pcm), size):
                 part = clip.pcm[at : at + size]
                 ends.append((at + len(part)) // 2)

@@ -70,15 +70,16 @@ _LIMITS = HttpLimits(max_frame_bytes=1000, head_timeout_s=60.0)
 
 async def _answer(parts: Sequence[bytes]) -> tuple[bytes, bool]:
     """Feed the parts of one request; return the first response without its date, and whether the end came."""
-    site = Site(
-        Gate(max_files), _LIMITS, {"/ws": _no_stream}, endpoints=(*PAGE, endpoint("/echo", _echo, "POST"))
-    )
+    gate = Gate(max_files)
+    site = Site(gate, _LIMITS, {"/ws": _no_stream}, endpoints=(*PAGE, endpoint("/echo", _echo, "POST")))
     front, transport = Front(site), _Transport()
     front.connection_made(transport)
     for part in parts:
         if not transport.ended:
             front.data_received(part)
     async with asyncio.timeout(10):
+        while gate.turns.num_waiting:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0)
         while site.state.tasks and not transport.ended and not _waits_for_more(front):  # noqa: ASYNC110 - no event
             await asyncio.sleep(0)
     ended, written = transport.ended, transport.written

@@ -162,6 +162,7 @@ async def test_trailers_without_end_are_refused_at_their_bound(trailer: bytes) -
             client.writer.write(trailer)
             with suppress(ConnectionError):
                 await client.writer.drain()
+        await wait_until(lambda: bool(harness.transports))
         (server,) = harness.transports
         await wait_until(lambda: isinstance(front := server.get_protocol(), Front) and front._over)
         await client.close()

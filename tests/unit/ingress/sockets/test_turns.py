@@ -20,6 +20,8 @@ from ingress.http.endpoints import endpoint
 from ingress.http.front import Front
 from ingress.sockets.shell import BYTES_A_TURN, MESSAGES_A_TURN
 from ingress.sockets.tcp import TcpShell
+from ingress.sockets.turns import Turn
+from ingress.sockets.turns import Turns as QueuedTurns
 from ingress.sockets.websocket import WebSocketShell
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HANDSHAKE, HOST, TcpClient, serving, wait_until
@@ -158,3 +160,71 @@ async def test_what_waits_for_its_turn_comes_before_the_end() -> None:
         received = await client.receive_all()
         assert received[-1]["text"] == "1000 samples"
         await client.close()
+
+
+@pytest.mark.parametrize("port", ["tcp", "websocket", "http"])
+async def test_what_a_refused_client_sends_is_read_in_turns(
+    port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read on, so that it has its answer, and nobody else waits for that."""
+    fault = {
+        "tcp": b"no JSON\n",
+        "websocket": Frame(Opcode.TEXT, b"no JSON").serialize(mask=True),
+        "http": b"no request\r\n\r\n",
+    }[port]
+    async with serving(ScriptedBackplane()) as harness:
+        refused = await (harness.tcp() if port == "tcp" else harness.raw_ws())
+        if port == "websocket":
+            await refused.send(HANDSHAKE)
+        if port != "http":
+            await refused.reader.readuntil(b'"hello"')
+        await refused.send(fault)
+        await wait_until(lambda: bool(harness.transports))
+        protocol: Any = harness.transports[0].get_protocol()
+        await wait_until(lambda: protocol._over if port == "http" else protocol._closing)
+        asked: list[Turn] = []
+        ask = QueuedTurns.ask
+
+        def note(turns: QueuedTurns, turn: Turn) -> None:
+            asked.append(turn)
+            ask(turns, turn)
+
+        monkeypatch.setattr(QueuedTurns, "ask", note)
+        with suppress(ConnectionError):
+            for _ in range(64):
+                await refused.send(bytes(BYTES_A_TURN))
+                await refused.writer.drain()
+                if asked:
+                    break
+                await asyncio.sleep(0.01)
+        assert asked == [protocol._next_turn]
+        refused.writer.transport.abort()
+
+
+async def test_a_body_in_tiny_parts_is_parsed_for_a_turn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read of 256 KB may hold 40,000 of them; those that came behind are heard later, and in order."""
+    monkeypatch.setattr("ingress.http.front.TURN_S", 0.0)
+    seen: list[int] = []
+    hear = Front._hear
+
+    def note(front: Front) -> None:
+        before = front._num_parts
+        hear(front)
+        seen.append(front._num_parts - before)
+
+    monkeypatch.setattr(Front, "_hear", note)
+
+    async def body(request: StarletteRequest) -> Response:
+        return PlainTextResponse(await request.body())
+
+    text = b"".join(b"%04d" % number for number in range(900))
+    head = b"POST /body HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(ScriptedBackplane(), endpoints=(endpoint("/body", body, "POST"),)) as harness:
+        client = await harness.raw_ws()
+        client.writer.write(head + b"".join(b"1\r\n%c\r\n" % byte for byte in text) + b"0\r\n\r\n")
+        async with asyncio.timeout(20):
+            answer = await client.reader.read()
+        await client.close()
+    assert answer.endswith(b"\r\n\r\n" + text)
+    assert len(seen) > 4
+    assert max(seen) < 1000

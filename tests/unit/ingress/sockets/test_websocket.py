@@ -250,6 +250,9 @@ class _StuckTransport(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._high = high or 0
 
+    def is_closing(self) -> bool:
+        return False
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         was, self.unread = self.unread, self.unread + len(data)
         self.written.append(bytes(data))

@@ -1,0 +1,180 @@
+"""Accepts the connections of one listening socket, and opens them when it is their turn.
+
+An event loop's own server opens one connection in each of its rounds. So whoever connects and leaves faster
+than that fills the kernel's queue, in which all others wait behind it, or are not let in at all. Here the
+queue is emptied at once: taking a connection out of it costs little, and most of those that are gone again
+are closed without having been anything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from ingress.clients.connection import StartTask
+from ingress.sockets.turns import HANDSHAKE_S, OPENING_S, Turns
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 256
+"""Accepted sockets that wait for their turn; more stay in the kernel's queue."""
+
+OPENED_A_TURN: Final = 4
+"""Connections that are opened before live streams are looked at again."""
+
+_BACKLOG: Final = 1024
+_ACCEPTED_A_TURN: Final = 64
+# The machine or this process has no more of something that each socket needs.
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_EXHAUSTED_PAUSE_S: Final = 1.0
+
+
+class Acceptor:
+    """The connections of one listening socket. Made on the event loop; begins at once.
+
+    listener: bound, and closed with this object.   open_protocol: makes the protocol of a connection.
+    turns: in which connections are opened.   start_task: starts a named task.
+    tls: for connections with TLS.   tls_timeout_s: how long its handshake may take.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        open_protocol: Callable[[], asyncio.Protocol],
+        turns: Turns,
+        start_task: StartTask,
+        *,
+        tls: ssl.SSLContext | None = None,
+        tls_timeout_s: float | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._open_protocol = open_protocol
+        self._turns = turns
+        self._start_task = start_task
+        self._tls = tls
+        self._tls_timeout_s = None if tls is None else tls_timeout_s
+        self._accepted: deque[socket.socket] = deque()
+        self._is_reading = False
+        self._is_closed = False
+        self._is_exhausted = False  # for a while
+        listener.setblocking(False)
+        listener.listen(_BACKLOG)
+        self._read()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    def stop(self) -> None:
+        """Accept nothing more, and open at once what was accepted: it is told that this server stops."""
+        self._stop_listening()
+        while self._accepted:
+            self._open(self._accepted.popleft())
+
+    def close(self) -> None:
+        """Accept nothing more, and open nothing more."""
+        self._stop_listening()
+        while self._accepted:
+            self._accepted.popleft().close()
+
+    def _stop_listening(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._stop_reading()
+            self._listener.close()
+
+    def _read(self) -> None:
+        if not (self._is_reading or self._is_closed):
+            self._is_reading = True
+            self._loop.add_reader(self._listener, self._readable)
+
+    def _stop_reading(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._loop.remove_reader(self._listener)
+
+    def _readable(self) -> None:
+        """Somebody has connected: each wake-up costs more than taking one more connection at the next one."""
+        if not self._turns.at_once(self._take_turn):
+            self._stop_reading()
+            self._turns.ask(self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Empty the kernel's queue, and open some of what was in it."""
+        if self._is_closed:
+            return
+        is_more = self._accept(min(_ACCEPTED_A_TURN, MAX_WAITING - len(self._accepted)))
+        num_opened = 0
+        while self._accepted and num_opened < OPENED_A_TURN:
+            client = self._accepted.popleft()
+            if _is_gone(client):
+                client.close()
+            else:
+                self._open(client)
+                num_opened += 1
+        if is_more or self._accepted:
+            self._stop_reading()
+            self._turns.ask(self._take_turn)
+        elif not self._is_exhausted:
+            self._read()
+
+    def _go_on(self) -> None:
+        self._is_exhausted = False
+        self._read()
+
+    def _accept(self, most: int) -> bool:
+        """Take so many connections out of the kernel's queue at most; returns whether there may be more."""
+        for _ in range(most):
+            try:
+                client, _address = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return False
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                logger.error("no connection can be accepted for now: %s", error)
+                self._stop_reading()
+                self._is_exhausted = True
+                self._loop.call_later(_EXHAUSTED_PAUSE_S, self._go_on)
+                return False
+            client.setblocking(False)
+            self._accepted.append(client)
+        return True
+
+    def _open(self, client: socket.socket) -> None:
+        self._turns.charge(OPENING_S if self._tls is None else OPENING_S + HANDSHAKE_S)
+        self._start_task(self._opened(client), "open-connection")
+
+    async def _opened(self, client: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                self._open_protocol, client, ssl=self._tls, ssl_handshake_timeout=self._tls_timeout_s
+            )
+        except OSError as error:  # of the client, or of its handshake
+            client.close()
+            logger.debug("a connection was not opened: %s", error)
+        except Exception:  # a defect: one connection is lost, and the others are not
+            client.close()
+            logger.exception("a connection was not opened")
+
+
+def _is_gone(client: socket.socket) -> bool:
+    """Whether the client has reset its connection; one that has only sent all that it had is there."""
+    try:
+        client.recv(1, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError:
+        return True
+    return False
