@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import replace
 from http import HTTPStatus
 from time import monotonic
-from typing import Any, Final, NoReturn, cast
+from typing import Final, NoReturn, cast
 from urllib.parse import unquote
 
 import httptools
@@ -42,8 +42,7 @@ FREE_PARTS: Final = 4096
 MIN_PART_BYTES: Final = 16
 """What the chunks of a body hold on average, once there are more than FREE_PARTS: else reading them is all
 that an ingress does."""
-TURN_S: Final = 0.0005
-"""How long one client is parsed before others have their turn."""
+TURN_S: Final = 0.0005  # for which one client is parsed before others have their turn
 MAX_PIPELINED: Final = 16
 """Most requests of one connection that wait for the answer to the one before them."""
 
@@ -177,14 +176,12 @@ class Front(HttpToolsProtocol):
             self._end_turn()
 
     def _parse(self, data: memoryview) -> int | None:
-        """Parse a part of what came; returns where the parser stopped behind a head that asks for another
-        protocol."""
+        """Parse a part of what came; returns where a head ended that asks for another protocol."""
         self._untold_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            offset: int = upgrade.args[0]
-            return offset
+            return int(upgrade.args[0])
         except httptools.HttpParserError as error:
             self._refuse(self._refusal_after(error))
             return None

@@ -178,10 +178,8 @@ async def test_a_playlist_opens_nothing(decoders: Decoders, tmp_path: Path) -> N
     assert sniff(b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\n") is None
 
 
-async def test_live_streams_come_before_decoding(decoders: Decoders, tmp_path: Path) -> None:
-    path = tmp_path / "a.wav"
-    path.write_bytes(RECORDING.read_bytes())
-    async with await decoders.start(MediaInput("wav", file=path)) as decoder:
+async def test_live_streams_come_before_decoding(decoders: Decoders) -> None:
+    async with await decoders.start(MediaInput("wav", file=RECORDING)) as decoder:
         await decoder.audio()
         niceness = os.getpriority(os.PRIO_PROCESS, decoder._process.pid)
     assert niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
