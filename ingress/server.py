@@ -107,9 +107,10 @@ class IngressServer:
         self._acceptors: list[Acceptor] = []
         self._ring = _ring_of(settings, self._revoked)
         proxies = TrustedProxies(settings.trusted_proxies)
-        self._turns = Turns(settings.turns_share)
         per_address = settings.max_connections_per_address
-        self._gate = Gate(max_files, settings.max_connections, per_address, proxies, self._turns)
+        self._gate = Gate(
+            max_files, settings.max_connections, per_address, proxies, Turns(settings.turns_share)
+        )
         self._tracer = make_tracer(settings, "ingress", settings.ingress_id)
         self._backplane = RedisBackplane(
             BackplaneSettings(
@@ -272,16 +273,11 @@ class IngressServer:
     async def _listen_on(
         self, host: str, port: int, factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None
     ) -> None:
+        timeout_s = self._settings.handshake_timeout_ms / 1000
+        turns, start_task = self._gate.turns, self._backplane.start_task
         for listener in await listening_sockets(host, port):
             self._acceptors.append(
-                Acceptor(
-                    listener,
-                    factory,
-                    self._turns,
-                    self._backplane.start_task,
-                    tls=tls,
-                    tls_timeout_s=self._settings.handshake_timeout_ms / 1000,
-                )
+                Acceptor(listener, factory, turns, start_task, tls=tls, tls_timeout_s=timeout_s)
             )
 
     # Serve

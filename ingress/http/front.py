@@ -8,7 +8,6 @@ the way out: an upgrade to WebSocket leaves this class for good, with its socket
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from dataclasses import replace
 from http import HTTPStatus
@@ -22,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from ingress.clients.limits import UNREAD_TIMEOUT_S
 from ingress.http import handshake
 from ingress.http.body import Body, has_body, head_of_body
-from ingress.http.refusal import Refusal, Refused, refusing
+from ingress.http.refusal import Refusal, Refused, failed, refusing
 from ingress.http.site import TOO_MANY, Site
 from ingress.request import Request
 from ingress.sockets.deadlines import ProgressDeadline
@@ -31,8 +30,6 @@ from ingress.sockets.linger import Linger, acked_bytes
 from ingress.sockets.shell import BYTES_A_TURN
 from ingress.sockets.turns import OPENING_S, READ_S_PER_BYTE
 from ingress.sockets.websocket import WebSocketShell
-
-logger = logging.getLogger(__name__)
 
 MAX_REQUEST_LINE_BYTES: Final = 64 * 1024
 """Longest request line, its line end included."""
@@ -360,7 +357,7 @@ class Front(HttpToolsProtocol):
             self._refuse(self._site.shaped(self._request.path, refused.refusal))
             return
         except Exception as error:
-            self._refuse(self._site.shaped(self._request.path, _failed(error)))
+            self._refuse(self._site.shaped(self._request.path, failed(error)))
             return
         self.connections.discard(self)
         place, self._place = self._place, None
@@ -383,7 +380,7 @@ class Front(HttpToolsProtocol):
         """Return what to answer where the parser has stopped."""
         if not isinstance(error, httptools.HttpParserCallbackError):
             return _GARBAGE
-        return self._refusal or _failed(error.__context__ or error)
+        return self._refusal or failed(error.__context__ or error)
 
     def _stop_parsing(self, refusal: Refusal) -> NoReturn:
         """Leave the parser, which calls this."""
@@ -501,9 +498,3 @@ class Front(HttpToolsProtocol):
         else:
             self._over = True
             self._close_in_order()
-
-
-def _failed(error: BaseException) -> Refusal:
-    """Log a defect of ours, and say so."""
-    logger.error("a request failed", exc_info=error)
-    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the fault is logged.")

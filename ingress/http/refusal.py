@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Final
+
+logger = logging.getLogger(__name__)
 
 PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 
@@ -77,3 +80,9 @@ def refusing(refusal: Refusal) -> Callable[..., Awaitable[None]]:
         await send({"type": "http.response.body", "body": body})
 
     return app
+
+
+def failed(error: BaseException) -> Refusal:
+    """Log a defect of ours, and return the answer that says so."""
+    logger.error("a request failed", exc_info=error)
+    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the fault is logged.")

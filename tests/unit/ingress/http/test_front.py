@@ -192,7 +192,7 @@ async def test_a_defect_of_ours_is_logged_and_told_as_one(caplog: pytest.LogCapt
         assert b"defect" not in body
         assert (await _answer(harness, HANDSHAKE))[0] == 500
         assert harness.backplane.links == []
-    records = [record for record in caplog.records if record.name == "ingress.http.front"]
+    records = [record for record in caplog.records if record.name == "ingress.http.refusal"]
     assert ["a defect" in str(record.exc_info) for record in records] == [True, True]
 
 
