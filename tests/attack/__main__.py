@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +27,8 @@ from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord, create_key
 from parakeet.check.local_stack import LocalStack, running
 from tests.attack.attackers import KINDS
-from tests.attack.honest import listen, short_clips
-from tests.attack.report import NUM_HONEST, SPARE_FILES, Outcome, figures_of, report
+from tests.attack.honest import Heard, listen, short_clips
+from tests.attack.report import NUM_HONEST, SPARE_FILES, Outcome, figures_of, report, unfinished
 from tests.attack.watch import Watch, keys_left
 from tests.chaos.client import make_clips
 from tests.servers import make_server, raw_client
@@ -42,13 +42,23 @@ _FLOOD_STREAMS: Final = 2
 _FLOOD_AUDIO_S: Final = 60
 _MAX_UNDECODED_S: Final = 20
 _GRACE_S: Final = 5
+_TELL_EVERY_S: Final = 10.0
 _ROOT: Final = Path(__file__).parents[2]
 
 
 async def run(
-    seconds: float, alone_s: float, each: int, kinds: Sequence[str], seed: int, folder: Path
+    seconds: float,
+    alone_s: float,
+    each: int,
+    kinds: Sequence[str],
+    seed: int,
+    folder: Path,
+    on_progress: Callable[[str, Sequence[Heard]], None],
 ) -> Outcome:
-    """Run both parts. Raises StackFailed."""
+    """Run both parts. Raise StackFailed.
+
+    on_progress: called with what is being done, and with what was heard so far.
+    """
     keys = folder / "keys.json"
     key = create_key(keys, KeyRecord(key_id=KeyId(""), digest="", name="honest"))[1]
     attackers_key = create_key(
@@ -94,6 +104,7 @@ async def run(
         clips = short_clips(make_clips(NUM_HONEST), _CLIP_S)
         await listen(urls, key, clips, NUM_HONEST, 1.0)  # all is warm
         core = max(os.sched_getaffinity(0))
+        on_progress("the streams are alone", [])
         with _busy(core):
             alone = await listen(urls, key, clips, NUM_HONEST, alone_s)
         await _settled(watch, {}, client)
@@ -113,13 +124,24 @@ async def run(
         }
         watching = asyncio.create_task(watch.run(), name="watch")
         attackers = asyncio.create_task(_attack(order), name="attack")
-        beside = await listen(urls, key, clips, NUM_HONEST, seconds)
+        beside = Heard()
+        telling = asyncio.create_task(_tell(on_progress, [alone, beside]), name="tell")
+        await listen(urls, key, clips, NUM_HONEST, seconds, beside)
+        telling.cancel()
+        on_progress("the attackers come to their end", [alone, beside])
         attack = await attackers
         left = await _settled(watch, before, client)
         watching.cancel()
         after = watch.look()
     files = {role: (before[role], after.get(role, -1)) for role in before}
     return Outcome(alone, beside, attack, watch, files, memory_before, left, faults)
+
+
+async def _tell(on_progress: Callable[[str, Sequence[Heard]], None], heard: Sequence[Heard]) -> None:
+    """Tell every few seconds how it goes, until cancelled."""
+    while True:
+        on_progress("the attack", heard)
+        await asyncio.sleep(_TELL_EVERY_S)
 
 
 @contextmanager
@@ -181,13 +203,30 @@ def main() -> int:
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
     alone_s = given.alone_s or max(20.0, given.seconds / 5)
-    with tempfile.TemporaryDirectory(prefix="attack-") as folder:
-        seen = asyncio.run(run(given.seconds, alone_s, given.each, kinds, given.seed, Path(folder)))
+    command = " ".join(["python -m tests.attack", *sys.argv[1:]])
+    doing, so_far = "the stack starts", list[Heard]()
+
+    def write(text: str) -> None:
+        if given.report is not None:
+            given.report.write_text(text)
+
+    def on_progress(part: str, heard: Sequence[Heard]) -> None:
+        nonlocal doing
+        doing, so_far[:] = part, heard
+        write(unfinished(command, doing, so_far))
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="attack-") as folder:
+            seen = asyncio.run(
+                run(given.seconds, alone_s, given.each, kinds, given.seed, Path(folder), on_progress)
+            )
+    except BaseException as error:  # whatever it was, the report says so
+        write(unfinished(command, doing, so_far, error))
+        raise
     figures = figures_of(seen)
-    text = report(seen, figures, " ".join(["python -m tests.attack", *sys.argv[1:]]))
+    text = report(seen, figures, command)
     sys.stdout.write(text)
-    if given.report is not None:
-        given.report.write_text(text)
+    write(text)
     return 0 if all(figure.passed for figure in figures) else 1
 
 

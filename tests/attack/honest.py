@@ -36,14 +36,21 @@ class Heard:
 
 
 async def listen(
-    urls: Sequence[str], key: str, clips: Sequence[Clip], num_streams: int, seconds: float
+    urls: Sequence[str],
+    key: str,
+    clips: Sequence[Clip],
+    num_streams: int,
+    seconds: float,
+    heard: Heard | None = None,
 ) -> Heard:
     """Have so many streams at once, each one clip after the other, until the time is over.
 
     Where in a chunk's time each clip begins is drawn, and the same in every run: so chunks of several streams
     come together as often without an attack as beside one, however long it takes there to open a stream.
+
+    heard: where to note what is heard, for somebody who looks on.
     """
-    heard, end = Heard(), time.monotonic() + seconds
+    heard, end = heard or Heard(), time.monotonic() + seconds
 
     async def client(number: int) -> None:
         turn = number

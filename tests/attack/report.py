@@ -65,7 +65,6 @@ def figures_of(seen: Outcome) -> list[Figure]:
 
 def report(seen: Outcome, figures: Sequence[Figure], command: str) -> str:
     """Return the table, in the form of benchmarks/results."""
-    passed = all(figure.passed for figure in figures)
     where, share = surroundings(), seen.attack["core_share"]
     lines = [
         f"# Ten honest streams beside an attack, {time.strftime('%Y-%m-%d')}",
@@ -73,8 +72,9 @@ def report(seen: Outcome, figures: Sequence[Figure], command: str) -> str:
         f"    {command}",
         "",
         f"{where['cores']} cores ({where['processor']}), Python {where['python']}, commit {commit()}; the",
-        "tiny model on CPU, one ingress, one worker. The attackers have one core, of which they used",
-        f"{share:.2f}.",
+        "tiny model on CPU, one ingress, one worker. The attackers are bound to the last core, of which",
+        f"they used {share:.2f}. Service and honest clients are bound to none, with and without the attack.",
+        "While the streams are alone, an innocent process uses all of the attackers' core.",
         "",
         "| | measured | bound | |",
         "|---|---|---|---|",
@@ -123,4 +123,20 @@ def report(seen: Outcome, figures: Sequence[Figure], command: str) -> str:
     ):
         if found:
             lines += [f"{title}:", "", *(f"    {one[:300]}" for one in found[:10]), ""]
-    return "\n".join([*lines, "PASS" if passed else "FAIL", ""])
+    failed = "; ".join(figure.name for figure in figures if not figure.passed)
+    return "\n".join([*lines, f"FAIL: {failed}" if failed else "PASS", ""])
+
+
+def unfinished(command: str, doing: str, heard: Sequence[Heard], error: BaseException | None = None) -> str:
+    """Return what is known of a run that is under way, or ended early by an error."""
+    lines = [f"    {command}", ""]
+    for name, one in zip(("alone", "beside the attack"), heard, strict=False):
+        told = sorted(1000 * seconds for seconds in list(one.latency_s))
+        p99 = f"{percentile(told, 99):.1f} ms" if told else "none yet"
+        ended = f"{one.num_streams} streams ended well, {len(one.failures)} failed"
+        lines.append(f"{name}: {ended}, p99 of results {p99}")
+    if error is None:
+        lines += ["", f"UNFINISHED: {doing}."]
+    else:
+        lines += ["", f"FAIL: ended early ({doing}): {type(error).__name__}: {error}"]
+    return "\n".join([*lines, ""])
