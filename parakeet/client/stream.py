@@ -29,11 +29,9 @@ from common.messages import (
     Encoding,
     ErrorMessage,
     Finalize,
-    Hello,
     Phrases,
     Ping,
     Result,
-    Resume,
     ServerMessage,
     WarningMessage,
 )
@@ -44,6 +42,7 @@ from parakeet.client.blocks import Blocks, as_async
 from parakeet.client.channel import Channel, ChannelLost, open_channel
 from parakeet.client.errors import ClientBug, ClientError, ConnectionLost, ServerError, ServerSilent
 from parakeet.client.handshake import Handshake
+from parakeet.client.identity import StreamIdentity
 from parakeet.client.marks import Mark, Marks
 from parakeet.client.result_buffer import ResultBuffer, WholeText
 from parakeet.client.sent_audio import SentAudio
@@ -112,9 +111,7 @@ class Stream:
         self._window_s = window_s
         self._timeouts = timeouts
         self._api_key = api_key
-        self._handshake = Handshake(self._open_channel, timeouts.connect_s)
-        self._hello = Hello(0, 0, "", ())
-        self._token_before = ""  # before the one in `_hello`, which a resumption has brought
+        self._identity = StreamIdentity(Handshake(self._open_channel, timeouts.connect_s))
         self._channel: Channel | None = None
         self._audio = SentAudio()
         self._last_seq = 0
@@ -139,12 +136,12 @@ class Stream:
     @property
     def stream_id(self) -> int:
         """Id that the server gave the stream."""
-        return self._hello.stream_id
+        return self._identity.hello.stream_id
 
     @property
     def sample_rate(self) -> int:
         """Rate of the audio that the server expects, Hz: that of the options, or else the server's."""
-        return self._options.sample_rate or self._hello.sample_rate
+        return self._options.sample_rate or self._identity.hello.sample_rate
 
     @property
     def warnings(self) -> tuple[WarningMessage, ...]:
@@ -154,23 +151,23 @@ class Stream:
     @property
     def capabilities(self) -> tuple[str, ...]:
         """Optional features of the server."""
-        return self._hello.capabilities
+        return self._identity.hello.capabilities
 
     async def open(self) -> None:
         """Connect and wait for `hello`; called by `connect`."""
         failure: ClientError = ConnectionLost("There is no address to connect to.")
         for url in self._urls:
             try:
-                self._channel, self._hello = await self._handshake.greet(url)
+                self._channel = await self._identity.begin(url)
                 break
             except ClientError as error:
                 failure = error
         if self._channel is None:
             raise failure
-        if self._want_resume and "resume" in self._hello.capabilities:
+        if self._want_resume and "resume" in self._identity.hello.capabilities:
             self._audio.keep = True
             self._options = replace(self._options, resume=True)
-        await self._handshake.configure(self._channel, self._hello, self._options)
+        await self._identity.configure(self._channel, self._options)
         loop = asyncio.get_running_loop()
         self._heard_at = self._progress_at = loop.time()
         name = f"stream-{self.stream_id}"
@@ -461,7 +458,7 @@ class Stream:
         while loop.time() < self._stuck_since + resume_s:
             for url in self._urls:
                 try:
-                    self._audio.written, channel = await self._go_on_at(url)
+                    channel, self._audio.written = await self._go_on_at(url)
                 except (ConnectionLost, ServerSilent) as error:
                     reason = str(error)
                     continue
@@ -475,45 +472,19 @@ class Stream:
             await asyncio.sleep(_RETRY_PAUSE_S)
         raise ConnectionLost(f"The connection was lost and not resumed within {resume_s:g} s: {reason}.")
 
-    async def _go_on_at(self, url: str) -> tuple[int, Channel]:
-        """Resume the stream at an address; return the sample to go on with.
+    async def _go_on_at(self, url: str) -> tuple[Channel, int]:
+        """Resume the stream at an address; return the connection and the sample to go on with.
 
         A server that dies right after its hello may never have begun the stream: as long as nothing of it
         has come back, another stream with all of the audio is the same to the caller.
         """
-        audio = self._audio
+        decoded = min(self._audio.decoded, self._audio.written)
         try:
-            return await self._resume_at(url)
+            return await self._identity.resume(url, self._last_seq, decoded)
         except ServerError:
-            if self._last_seq or audio.decoded:
+            if self._last_seq or self._audio.decoded:
                 raise
-            try:
-                channel, hello = await self._handshake.greet(url)
-            except ServerError as error:
-                raise ConnectionLost(str(error)) from error
-            if hello.sample_rate != self._hello.sample_rate:
-                await channel.close()
+            channel = await self._identity.begin_anew(url, self._options)
+            if channel is None:
                 raise
-            self._hello, self._token_before = hello, ""
-            await self._handshake.configure(channel, hello, self._options)
-            return 0, channel
-
-    async def _resume_at(self, url: str) -> tuple[int, Channel]:
-        """Resume the stream with its newest token, or with the one before.
-
-        A Redis that forgot its last moments may know no more than that one.
-        """
-        audio, token = self._audio, self._hello.resume_token
-        decoded = min(audio.decoded, audio.written)
-        try:
-            request = Resume(self.stream_id, token, self._last_seq, decoded)
-            channel, resumed = await self._handshake.resume(url, request)
-        except ServerError:
-            if not self._token_before:
-                raise
-            token = self._token_before
-            request = Resume(self.stream_id, token, self._last_seq, decoded)
-            channel, resumed = await self._handshake.resume(url, request)
-        self._token_before = token
-        self._hello = replace(self._hello, resume_token=resumed.resume_token)
-        return resumed.next_sample, channel
+            return channel, 0

@@ -114,7 +114,7 @@ async def test_resume_takes_the_right_secret_and_a_result_that_was_only(stack: S
     async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
         await stream.send(noise(1.0))
         await anext(stream.results())
-        token = stream._hello.resume_token
+        token = stream._identity.hello.resume_token
         for stream_id, secret, last_seq, says in (
             (stream.stream_id, "wrong", 0, "secret"),
             (stream.stream_id, "\ud800", 0, "secret"),
