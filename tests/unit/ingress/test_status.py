@@ -1,8 +1,9 @@
-"""The status port's look at Redis, shared by those who ask at once."""
+"""The status port, and its look at Redis, shared by those who ask at once."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from common.errors import RedisUnavailable
 from ingress.status import SHARED_FOR_S, SharedStatus
+from tests.fake_backplane import ScriptedBackplane
+from tests.ingress_harness import HOST, serving
 
 
 def _start(coroutine: Coroutine[Any, Any, None], name: str) -> object:
@@ -63,3 +66,21 @@ async def test_one_who_leaves_takes_the_answer_from_nobody() -> None:
         await leaving
     gate.set()
     assert await staying == b"line"
+
+
+async def test_the_status_port_says_one_line_and_closes() -> None:
+    async with serving(ScriptedBackplane(), status=lambda: b'{"type":"status"}') as harness:
+        reader, writer = await asyncio.open_connection(HOST, harness.status_port)
+        async with asyncio.timeout(5):
+            assert await reader.read() == b'{"type":"status"}\n'
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_the_status_port_without_redis_says_so() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        reader, writer = await asyncio.open_connection(HOST, harness.status_port)
+        async with asyncio.timeout(5):
+            assert json.loads(await reader.read())["code"] == "redis_unavailable"
+        writer.close()
+        await writer.wait_closed()

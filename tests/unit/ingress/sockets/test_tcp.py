@@ -14,7 +14,7 @@ import pytest
 from common.entries import LineKind
 from common.errors import ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
 from tests.fake_backplane import ScriptedBackplane, some_result
-from tests.ingress_harness import HOST, serving, wait_until
+from tests.ingress_harness import serving, wait_until
 
 
 def _audio(num_samples: int, **more: object) -> dict[str, object]:
@@ -481,21 +481,3 @@ async def test_an_error_in_one_connection_stays_there(caplog: pytest.LogCaptureF
         assert (await other.receive())["is_final"]
         await other.close()
     assert "A connection failed" in caplog.text
-
-
-async def test_the_status_port_says_one_line_and_closes() -> None:
-    async with serving(ScriptedBackplane(), status=lambda: b'{"type":"status"}') as harness:
-        reader, writer = await asyncio.open_connection(HOST, harness.status_port)
-        async with asyncio.timeout(5):
-            assert await reader.read() == b'{"type":"status"}\n'
-        writer.close()
-        await writer.wait_closed()
-
-
-async def test_the_status_port_without_redis_says_so() -> None:
-    async with serving(ScriptedBackplane()) as harness:
-        reader, writer = await asyncio.open_connection(HOST, harness.status_port)
-        async with asyncio.timeout(5):
-            assert json.loads(await reader.read())["code"] == "redis_unavailable"
-        writer.close()
-        await writer.wait_closed()
