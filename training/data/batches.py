@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,35 +122,38 @@ def make_batch(
         eou_window_frames: encoder frames after the one in which the speech ended, in which its `<EOU>` may
             come.
     """
+    # In NumPy: one number in a tensor takes fifty times as long, and there are thousands.
     width = max(1, *(len(sample.pieces) for sample in samples))
-    places = torch.zeros(3, len(samples), width, dtype=torch.int64)
+    places = np.zeros((3, len(samples), width), np.int64)
     max_tokens = max(1, *(len(sample.tokens) for sample in samples))
-    window = torch.zeros(2, len(samples), max_tokens, dtype=torch.int64)
+    window = np.zeros((2, len(samples), max_tokens), np.int64)
     window[1] = NO_LIMIT
     for row, sample in enumerate(samples):
         for column, piece in enumerate(sample.pieces):
-            first = int(utterances.first[piece.utterance]) + piece.skipped
-            length = int(utterances.length[piece.utterance]) - piece.skipped
-            places[:, row, column] = torch.tensor([first, length, piece.position])
+            places[0, row, column] = utterances.first[piece.utterance] + piece.skipped
+            places[1, row, column] = utterances.length[piece.utterance] - piece.skipped
+            places[2, row, column] = piece.position
         for end in sample.ends:
             frame = int(end.position / sample.speed / ENCODER_FRAME)
             window[0, row, end.target] = frame
             window[1, row, end.target] = frame + eou_window_frames
+    first, length, position = torch.from_numpy(places)
+    window_first, window_last = torch.from_numpy(window)
     lengths = [min(int(sample.num_samples / sample.speed), num_mels * HOP) for sample in samples]
     num_tokens = tuple(len(sample.tokens) for sample in samples)
     return Batch(
         num_mels=num_mels,
         longest=max(sample.num_samples for sample in samples),
-        first_BK=places[0],
-        length_BK=places[1],
-        position_BK=places[2],
+        first_BK=first,
+        length_BK=length,
+        position_BK=position,
         speed_B=torch.tensor([sample.speed for sample in samples]),
         num_samples_B=torch.tensor(lengths),
         tokens_BU=_padded([sample.tokens for sample in samples]),
         num_tokens_B=torch.tensor(num_tokens),
         phonemes_BP=_padded([sample.phonemes for sample in samples]),
-        window_first_BU=window[0],
-        window_last_BU=window[1],
+        window_first_BU=window_first,
+        window_last_BU=window_last,
         num_frames=tuple(encoder_frames(length // HOP) for length in lengths),
         num_tokens=num_tokens,
         num_phonemes=tuple(len(sample.phonemes) for sample in samples),
@@ -158,10 +162,10 @@ def make_batch(
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    out = torch.zeros(len(rows), max(1, *(len(row) for row in rows)), dtype=torch.int64)
+    out = np.zeros((len(rows), max(1, *(len(row) for row in rows))), np.int64)
     for index, row in enumerate(rows):
-        out[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
-    return out
+        out[index, : len(row)] = row
+    return torch.from_numpy(out)
 
 
 class BatchFeed:
