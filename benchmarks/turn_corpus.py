@@ -249,9 +249,15 @@ def _is_loud(samples: NDArray[np.float32]) -> NDArray[np.bool_]:
     return loud
 
 
-def _trim(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+def speech_span(samples: NDArray[np.float32]) -> tuple[int, int]:
+    """Samples [start, end) from the first loud frame of a clip to its last."""
     loud = np.flatnonzero(_is_loud(samples))
-    return samples[int(loud[0]) * FRAME : (int(loud[-1]) + 1) * FRAME]
+    return int(loud[0]) * FRAME, (int(loud[-1]) + 1) * FRAME
+
+
+def _trim(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    start, end = speech_span(samples)
+    return samples[start:end]
 
 
 def _gaps(samples: NDArray[np.float32]) -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """How soon the end of an utterance is reported, how often falsely, and how often not at all.
 
     python -m benchmarks.turns [--model-size tiny | --model PATH] [--asterisk FOLDER] [--out FILE.json]
+    python -m benchmarks.turns --sources streams --defaults     (the streams of benchmarks/turn_streams.py)
 
 Plays sessions with known ends (benchmarks/turn_corpus.py) through model and speech detector once
 (benchmarks/turn_trace.py) and through endpointing under many settings. Positions are of audio:
@@ -27,6 +28,8 @@ import numpy as np
 import torch
 
 from benchmarks.turn_corpus import RATE, build, load, save
+from benchmarks.turn_streams import SOURCE as STREAMS
+from benchmarks.turn_streams import stream_sessions
 from benchmarks.turn_trace import Trace, play, record
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.turn.outcome import Cause
@@ -115,13 +118,20 @@ def tokens(trace: Trace) -> Iterator[tuple[int, int]]:
             yield chunk.end_sample, sample
 
 
-def systems(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
-    """Every system with every setting of its sweep; first a server, with smart-turn and without."""
+def servers(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
+    """A server as it starts, with smart-turn and without."""
     everything = TurnSettings(signals=frozenset(Signal))
     default = endpointing(everything, model, THRESHOLD)
     yield "fused", "defaults", default
     without = replace(everything, signals=frozenset({Signal.VAD, Signal.EOU}))
     yield "vad+eou", "defaults", endpointing(without, model, THRESHOLD)
+
+
+def systems(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
+    """Every system with every setting of its sweep; the servers first."""
+    yield from servers(model)
+    everything = TurnSettings(signals=frozenset(Signal))
+    without = replace(everything, signals=frozenset({Signal.VAD, Signal.EOU}))
     for silence_ms in (160, 224, 288, 320, 384, 448, 512, 640, 768, 832, 864, 900):
         settings = replace(without, eou_silence_ms=silence_ms)
         yield "vad+eou", f"<EOU> and {silence_ms} ms, else 1000 ms", endpointing(settings, model, THRESHOLD)
@@ -179,6 +189,12 @@ def main() -> None:
     parser.add_argument("--model-size", default="tiny")
     parser.add_argument("--chunk-ms", type=int, nargs="+", default=[160, 80])
     parser.add_argument("--sources", nargs="+", default=["asterisk", "espeak", "recordings"])
+    parser.add_argument(
+        "--defaults", action="store_true", help="the server's defaults alone, without a sweep"
+    )
+    parser.add_argument(
+        "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed, for streams"
+    )
     parser.add_argument("--asterisk", type=Path, default=Path("/usr/share/asterisk/sounds"))
     parser.add_argument("--max-clips", type=int, default=160, help="utterances of a source")
     parser.add_argument("--save", type=Path, help="write the sessions to this .npz and stop")
@@ -192,17 +208,19 @@ def main() -> None:
         sessions = [one for one in load(arguments.sessions) if one.source in arguments.sources]
     else:
         sessions = build(
-            arguments.sources,
+            [source for source in arguments.sources if source != STREAMS],
             recordings=ROOT / "parakeet" / "recordings",
             asterisk=arguments.asterisk,
             max_clips=arguments.max_clips,
         )
+        if STREAMS in arguments.sources:
+            sessions += stream_sessions(arguments.usr)
     wanted = {"test": {1}, "dev": {0}, "all": {0, 1}}[arguments.part]
     sessions = [
         session
         for session in sessions
-        # The recordings are one session: counted, never tuned on.
-        if int(session.name.rpartition("-")[2]) % 2 in wanted or session.source == "recordings"
+        # Recordings and streams are counted, never tuned on.
+        if int(session.name.rpartition("-")[2]) % 2 in wanted or session.source in ("recordings", STREAMS)
     ]
     if arguments.save:
         save(sessions, arguments.save)
@@ -216,7 +234,8 @@ def main() -> None:
         traces = record(sessions, loaded, loaded.config.context_for_chunk(chunk_ms))
         for source in arguments.sources:
             mine = [trace for trace in traces if trace.session.source == source]
-            scores = [score(system, setting, source, mine, ends) for system, setting, ends in systems(model)]
+            chosen = servers(model) if arguments.defaults else systems(model)
+            scores = [score(system, setting, source, mine, ends) for system, setting, ends in chosen]
             block = table(f"{source}, chunks of {chunk_ms} ms", scores)
             lines += block
             results += [{"chunk_ms": chunk_ms, **asdict(one)} for one in scores]
@@ -255,7 +274,7 @@ def main() -> None:
 
 
 def table(title: str, scores: Sequence[Score]) -> list[str]:
-    """Markdown: what each system reaches, and the best settings under limits of false ends."""
+    """Markdown: what each system reaches, and of a sweep the best settings under limits of false ends."""
     head = [
         "",
         f"## {title}: {scores[0].utterances} utterances",
@@ -265,6 +284,8 @@ def table(title: str, scores: Sequence[Score]) -> list[str]:
     ]
     # The sweeps stand whole in the JSON; here what nothing else of its system beats.
     rows = [_row(one) for one in scores if one is scores[0] or not _is_beaten(one, scores)]
+    if not any(one.system == "silero-vad" for one in scores):
+        return [*head, *rows]
     tail = [
         "",
         "| no more false ends a minute than | silero-vad p50 | p95 | vad+eou p50 | p95 | fused p50 | p95 |",
