@@ -250,7 +250,7 @@ def _is_loud(samples: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def speech_span(samples: NDArray[np.float32]) -> tuple[int, int]:
-    """Samples [start, end) from the first loud frame of a clip to its last."""
+    """Return samples [start, end) from the first loud frame of a clip to its last."""
     loud = np.flatnonzero(_is_loud(samples))
     return int(loud[0]) * FRAME, (int(loud[-1]) + 1) * FRAME
 

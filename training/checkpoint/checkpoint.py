@@ -47,11 +47,13 @@ class Progress:
         num_steps: steps done, of all sessions.
         next_row: first line of the text that has not been spoken yet.
         num_sessions: sessions so far; seeds of the next follow from it.
+        share: of the whole of training that is done, 0 to 1.
     """
 
     num_steps: int = 0
     next_row: int = 0
     num_sessions: int = 0
+    share: float = 0.0
 
 
 def flat_weights(parameters: FlatParameters, weights: Mapping[str, Tensor]) -> Tensor:

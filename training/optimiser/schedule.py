@@ -14,38 +14,34 @@ _LAST_SHARE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The plan over `num_steps` of all sessions together.
+    """The plan over the whole of training. `progress` is the share of it that is done, 0 to 1.
 
     Args:
-        num_steps: steps from the first to the last.
-        warm_up: part of them in which rates rise to their peak.
-        short: part of them with single short sentences, the longest context and the heads in front; 0 where
+        warm_up: part of it in which rates rise to their peak.
+        short: part of it with single short sentences, the longest context and the heads in front; 0 where
             training goes on from a trained model.
     """
 
-    num_steps: int
     warm_up: float = 0.08
     short: float = 0.08
 
-    def rate_share(self, step: int) -> float:
-        """Share of the peak rates at a step: a linear rise, then half a cosine."""
-        progress = min(1.0, step / self.num_steps)
+    def rate_share(self, progress: float) -> float:
+        """Share of the peak rates: a linear rise, then half a cosine."""
         if progress < self.warm_up:
             return min(1.0, (progress + 2e-4) / self.warm_up)
-        fall = (progress - self.warm_up) / (1.0 - self.warm_up)
+        fall = (min(1.0, progress) - self.warm_up) / (1.0 - self.warm_up)
         return _LAST_SHARE + (1.0 - _LAST_SHARE) * 0.5 * (1.0 + math.cos(math.pi * fall))
 
-    def only_short(self, step: int) -> bool:
+    def only_short(self, progress: float) -> bool:
         """Whether samples are single short sentences under the longest context."""
-        return step < self.short * self.num_steps
+        return progress < self.short
 
-    def loss_weights(self, step: int) -> LossWeights:
+    def loss_weights(self, progress: float) -> LossWeights:
         """Weights of the three losses."""
-        return _FIRST_WEIGHTS if self.only_short(step) else _LATER_WEIGHTS
+        return _FIRST_WEIGHTS if self.only_short(progress) else _LATER_WEIGHTS
 
-    def augmentation(self, step: int) -> float:
+    def augmentation(self, progress: float) -> float:
         """Strength of the augmentation, 0 to 1."""
-        progress = step / self.num_steps
-        if self.only_short(step):
+        if self.only_short(progress):
             return min(1.0, 0.1 + 3.0 * progress)
         return min(1.0, 0.5 + 8.0 * (progress - self.short))

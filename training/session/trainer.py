@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from training.model.transducer import Encoded, TrainingModel
 from training.optimiser.optimiser import Optimiser, limit_gradients
 from training.optimiser.schedule import Schedule
 from training.session.graphs import EncoderCall
+from training.session.pace import Pace
 from training.session.processes import Processes
 
 # Between looks at the clock and at what the device has worked out: each halts the device.
@@ -47,7 +49,7 @@ class Settings:
     """All that a session does but its data; defaults are those of the next version, on from the last.
 
     Args:
-        schedule: rates and weights over all sessions.
+        schedule: rates and weights over the whole of training.
         composition, warping, masking: what samples are made of.
         buckets: fixed shapes.
         eou_window_frames: frames of 80 ms after the end of speech in which an `<EOU>` may come.
@@ -109,15 +111,20 @@ class Trainer:
         self._random = random.Random(settings.seed * 1_000_003 + session)
         torch.manual_seed(seed)
         self._encoders = encoders
+        self._progress = 0.0
         model.train()
 
-    def run(self, deadline: float, max_steps: int | None = None) -> None:
-        """Train until a time of `time.monotonic`, the end of the schedule, or so many steps more.
+    def run(self, pace: Pace, deadline: float, max_steps: int | None = None) -> float:
+        """Train until a time of `time.monotonic`, the end of the pace, or so many steps more.
+
+        The leader's pace and clock count, for all processes alike: what they read of them is at most
+        SYNC_STEPS old. Returns the share of training that is done.
 
         Raises CollapsedError when training from nothing has lost the audio.
         """
         settings, optimiser = self.settings, self.optimiser
-        last_step = settings.schedule.num_steps
+        self._progress = pace.progress(optimiser.num_steps)
+        last_step = math.inf if pace.last_step is None else pace.last_step
         if max_steps is not None:
             last_step = min(last_step, optimiser.num_steps + max_steps)
         from_nothing = optimiser.num_steps == 0 and settings.schedule.short > 0
@@ -132,37 +139,49 @@ class Trainer:
             first_step = optimiser.num_steps
             while optimiser.num_steps < last_step:
                 step = optimiser.num_steps
-                feed.only_short = settings.schedule.only_short(step)
+                feed.only_short = settings.schedule.only_short(self._progress)
                 batch = feed.next().to(self._processes.device)
                 if step == first_step or step % MEAN_INPUT_STEPS == 0:
                     self._refresh_mean_input(batch)
-                stop = time.monotonic() > deadline
-                log.add(self._step(batch, step, stop), batch.seconds * self._processes.world)
+                progress = pace.progress(optimiser.num_steps)
+                stop = progress >= 1.0 or time.monotonic() > deadline
+                log.add(self._step(batch, stop, progress), batch.seconds * self._processes.world)
                 if from_nothing and step in _CONTENT_STEPS:
                     self._check_content(batch, step)
-                if step % SYNC_STEPS == 0 and log.wants_to_stop(step, settings.schedule.rate_share(step)):
-                    break
-        self._report(f"step {optimiser.num_steps} of {settings.schedule.num_steps}")
+                if (step - first_step) % SYNC_STEPS == 0:
+                    stop, self._progress = log.read(step, settings.schedule.rate_share(self._progress))
+                    if stop:
+                        break
+            self._progress = self._agreed(pace.progress(optimiser.num_steps))
+        self._report(f"step {optimiser.num_steps}: {self._progress:.1%} done")
+        return self._progress
 
-    def _step(self, batch: Batch, step: int, stop: bool) -> Tensor:
-        """One step; returns losses, gradient norm and the leader's wish to stop, on the device."""
-        parts = self._losses(batch, step)
+    def _agreed(self, progress: float) -> float:
+        """Return the leader's progress."""
+        said = torch.tensor(progress, dtype=torch.float64, device=self._processes.device)
+        self._processes.share(said)
+        return float(said)
+
+    def _step(self, batch: Batch, stop: bool, progress: float) -> Tensor:
+        """One step; returns losses, gradient norm, the leader's wish to stop and progress, on the device."""
+        parts = self._losses(batch)
         parts.total.backward()  # type: ignore[no-untyped-call]
         gradients = self.optimiser.parameters.gradients_N
-        wish = torch.full((), float(stop and self._processes.leads), device=gradients.device)
-        tail = torch.stack([parts.transducer, parts.tokens, parts.phonemes, wish])
+        leads = float(self._processes.leads)
+        said = [torch.full((), value * leads, device=gradients.device) for value in (float(stop), progress)]
+        tail = torch.stack([parts.transducer, parts.tokens, parts.phonemes, *said])
         self._processes.sum(gradients)
         self._processes.sum(tail)
         gradients /= self._processes.world
         norm = limit_gradients(gradients, torch.isfinite(tail).all())
-        self.optimiser.step(self.settings.schedule.rate_share(step))
+        self.optimiser.step(self.settings.schedule.rate_share(self._progress))
         return torch.cat([tail[:3] / self._processes.world, norm[None], tail[3:]])
 
-    def _losses(self, batch: Batch, step: int) -> Losses:
-        settings = self.settings
-        mel, num_mels = self._features(batch, settings.schedule.augmentation(step))
+    def _losses(self, batch: Batch) -> Losses:
+        settings, progress = self.settings, self._progress
+        mel, num_mels = self._features(batch, settings.schedule.augmentation(progress))
         rights, shares = zip(*settings.contexts, strict=True)
-        right = 13 if settings.schedule.only_short(step) else self._random.choices(rights, shares)[0]
+        right = 13 if settings.schedule.only_short(progress) else self._random.choices(rights, shares)[0]
         device = mel.device
         with torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False
@@ -170,7 +189,7 @@ class Trainer:
             call = self._encoders[batch.num_mels]
             # Filled on the device: a copy from the host would halt it.
             encoded = Encoded(*call(mel, num_mels, torch.full((), right, device=device)))
-            weights = settings.schedule.loss_weights(step)
+            weights = settings.schedule.loss_weights(progress)
             return losses(
                 self.model, encoded, batch.targets(windowed=settings.eou_window_frames > 0), weights
             )
@@ -234,26 +253,28 @@ class _Log:
         self._count = 0
         self._seconds = 0.0
         self._since = time.monotonic()
-        self._tail = torch.zeros(5)
+        self._tail = torch.zeros(6)
 
     def add(self, tail: Tensor, seconds: float) -> None:
-        """Losses, gradient norm and wish to stop of one step, and its seconds of audio."""
+        """Add what a step returned, and its seconds of audio."""
         self._sum = self._sum.to(tail.device) + tail
         self._count += 1
         self._seconds += seconds
         self._tail = tail
 
-    def wants_to_stop(self, step: int, rate_share: float) -> bool:
-        """Whether the leader wants to stop; a line for the log when the last is old."""
-        stop = bool(self._tail[4] > 0)
+    def read(self, step: int, rate_share: float) -> tuple[bool, float]:
+        """Whether the leader wants to stop, and its progress; a line for the log when the last is old."""
+        wish, progress = self._tail[4:].tolist()
+        stop = wish > 0
         taken = time.monotonic() - self._since
         if stop or taken > (6 if step < 600 else 30):
-            transducer, tokens, phonemes, norm, _ = (self._sum / self._count).tolist()
+            transducer, tokens, phonemes, norm = (self._sum / self._count)[:4].tolist()
             self._report(
-                f"step {step} rate {rate_share:.3f} transducer {transducer:.3f} ctc {tokens:.3f} "
-                f"phonemes {phonemes:.3f} norm {norm:.2f} | {self._count / taken:.2f} steps/s "
+                f"step {step} done {progress:.1%} rate {rate_share:.3f} "
+                f"transducer {transducer:.3f} ctc {tokens:.3f} phonemes {phonemes:.3f} "
+                f"norm {norm:.2f} | {self._count / taken:.2f} steps/s "
                 f"{self._seconds / taken:.0f} x real time"
             )
             self._sum, self._count, self._seconds = torch.zeros(()), 0, 0.0
             self._since = time.monotonic()
-        return stop
+        return stop, progress

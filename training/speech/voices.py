@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.speech.kokoro.layers import STYLE_WIDTH
@@ -20,6 +21,8 @@ from training.speech.kokoro.layers import STYLE_WIDTH
 # Never trained on: they tell how well unknown speakers are understood.
 HELD_OUT: Final = ("af_nova", "am_eric", "bf_lily", "bm_lewis", "af_jessica", "am_liam")
 _LENGTHS: Final = 510
+# No phrase has more phonemes (text/phonemes.py), and half the numbers need not travel.
+_KEPT_LENGTHS: Final = 300
 _MEMBER: Final = "package/voices/"
 
 
@@ -63,20 +66,11 @@ class Voices:
         self._english = [index for index in self._known if names[index][0] in "ab"]
 
     @classmethod
-    def from_package(cls, path: Path, seed: int, device: torch.device) -> Voices:
-        """Read the package's archive (`npm pack kokoro-js`)."""
-        styles: dict[str, Tensor] = {}
-        with tarfile.open(path) as archive:
-            for member in archive.getmembers():
-                if member.name.startswith(_MEMBER) and member.isfile():
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    numbers = np.frombuffer(file.read(), np.float32).reshape(_LENGTHS, 2 * STYLE_WIDTH)
-                    styles[Path(member.name).stem] = torch.from_numpy(numbers.copy())
-        if not styles:
-            raise ValueError(f"{path} holds no voices")
+    def load(cls, path: Path, seed: int, device: torch.device) -> Voices:
+        """Read what `convert_voices` wrote."""
+        styles = load_file(path)
         names = sorted(styles)
-        return cls(torch.stack([styles[name] for name in names]).to(device), names, seed)
+        return cls(torch.stack([styles[name] for name in names]).float().to(device), names, seed)
 
     def held_out(self, num_phonemes: Sequence[int]) -> Tensor:
         """Styles [B, 256] of voices that are never trained on, one at random for each row."""
@@ -122,4 +116,21 @@ class Voices:
         weights[chosen] = self._random.dirichlet(np.full(count, 0.7))
 
     def _at(self, num_phonemes: Sequence[int]) -> Tensor:
-        return torch.tensor([min(count, _LENGTHS - 1) for count in num_phonemes])
+        return torch.tensor([min(count, self._styles.shape[1] - 1) for count in num_phonemes])
+
+
+def convert_voices(archive: Path, target: Path) -> int:
+    """Styles out of the package's archive (`npm pack kokoro-js`), as float16. Returns how many voices."""
+    styles: dict[str, Tensor] = {}
+    with tarfile.open(archive) as package:
+        for member in package.getmembers():
+            if member.name.startswith(_MEMBER) and member.isfile():
+                file = package.extractfile(member)
+                assert file is not None
+                numbers = np.frombuffer(file.read(), np.float32).reshape(_LENGTHS, 2 * STYLE_WIDTH)
+                kept = torch.from_numpy(numbers[:_KEPT_LENGTHS].copy())
+                styles[Path(member.name).stem] = kept.half()
+    if not styles:
+        raise ValueError(f"{archive} holds no voices")
+    save_file(styles, target)
+    return len(styles)

@@ -30,6 +30,7 @@ from training.optimiser.flat import FlatParameters
 from training.optimiser.optimiser import Optimiser, Rates
 from training.optimiser.schedule import Schedule
 from training.session.graphs import encoders
+from training.session.pace import StepPace
 from training.session.processes import Processes
 from training.session.trainer import Settings, Trainer
 
@@ -43,7 +44,7 @@ PLAN = Composition(
     silent=0.15, single=0.7, long=0.0, usual_s=5.0, max_skipped_s=0.0, slowest=0.95, fastest=1.05
 )
 SETTINGS = Settings(
-    Schedule(320, warm_up=0.05, short=0.25),
+    Schedule(warm_up=0.05, short=0.25),
     composition=PLAN,
     buckets=Buckets((200, 640), batch_s=16.0),
     warping=Warping(share=0.0),
@@ -51,6 +52,7 @@ SETTINGS = Settings(
     eou_window_frames=3,
     augmented=False,
 )
+PACE = StepPace(320)
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -133,16 +135,16 @@ def test_four_sentences_of_tones(tmp_path: Path, capsys: pytest.CaptureFixture[s
     started = time.monotonic()
     calls = encoders(model.encoder, SETTINGS.buckets, 128, graphs=False)
     trainer = Trainer(model, optimiser, utterances, eou, SETTINGS, ALONE, calls, print)
-    trainer.run(started + 600, max_steps=220)
-    save_checkpoint(tmp_path / "session", optimiser, Progress(220, 4, 1), base)
+    share = trainer.run(PACE, started + 600, max_steps=220)
+    save_checkpoint(tmp_path / "session", optimiser, Progress(220, 4, 1, share), base)
 
     model, optimiser = fresh()
     progress = load_checkpoint(tmp_path / "session", optimiser, base)
     assert progress.num_steps == 220
     calls = encoders(model.encoder, SETTINGS.buckets, 128, graphs=False)
     trainer = Trainer(model, optimiser, utterances, eou, SETTINGS, ALONE, calls, print, progress.num_sessions)
-    trainer.run(started + 600)
-    assert optimiser.num_steps == SETTINGS.schedule.num_steps
+    assert trainer.run(PACE, started + 600) == 1.0
+    assert optimiser.num_steps == PACE.num_steps
     taken = time.monotonic() - started
 
     optimiser.parameters.values_N.copy_(optimiser.average_N)

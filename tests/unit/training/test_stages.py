@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,10 @@ import torch
 from gpu_worker.model.loaded_model import read_folder
 from tests.oracle.models import ALL_RECORDINGS, speech, tiny
 from tests.oracle.offline import OfflineOracle
-from training.__main__ import main
-from training.checkpoint.checkpoint import MAX_BYTES, read_progress
+from training.__main__ import _parser, _plan, main
+from training.checkpoint.checkpoint import MAX_BYTES, Progress, read_progress
 from training.data.utterances import HELD_OUT, Spoken, write_shard
+from training.stages import _await_speech, _next_row, _pace
 from training.text.phonemes import Phrase, write_phrases
 from training.text.tokenizer import train_tokenizer
 
@@ -47,13 +51,13 @@ def test_train_resume_and_export(
     assert main(["train", *folders, "--steps", "2", *PLAN]) == 0
     assert "held-out voices, right context 13" in capsys.readouterr().out
     progress = read_progress(tmp_path / "checkpoint")
-    assert (progress.num_steps, progress.next_row, progress.num_sessions) == (2, 600, 1)
+    assert progress == Progress(2, 600, 1, 1.0)
     assert sum(path.stat().st_size for path in (tmp_path / "checkpoint").iterdir()) < MAX_BYTES
 
     (tmp_path / "speech" / "next-row-1").write_text("900\n")
     assert main(["train", *folders, "--steps", "3", *PLAN]) == 0
     progress = read_progress(tmp_path / "checkpoint")
-    assert (progress.num_steps, progress.next_row, progress.num_sessions) == (3, 900, 2)
+    assert progress == Progress(3, 900, 2, 1.0)
 
     target = tmp_path / "model"
     export = ["export", "--checkpoint", folders[3], "--card", str(card), "--out", str(target)]
@@ -74,6 +78,43 @@ def test_train_resume_and_export(
     )
     assert main(export) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "said"),
+    [
+        ("", 60.0, ""),
+        ("raise SystemExit(3)", 60.0, "`others` ended with status 3"),
+        ("import time; time.sleep(600)", 0.0, "`others` took too long"),
+    ],
+)
+def test_a_synthesiser_that_fails_costs_its_own_speech_alone(
+    code: str, seconds: float, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", code]) as child:
+        _await_speech("others", child, time.monotonic() + seconds)
+        assert child.returncode is not None
+    out = capsys.readouterr().out
+    assert said in out
+    assert bool(out) == bool(said)
+
+
+def test_where_the_text_goes_on(tmp_path: Path) -> None:
+    assert _next_row(tmp_path, 700) == 700
+    (tmp_path / "next-row-0").write_text("900\n")
+    (tmp_path / "next-row-1").write_text("800\n")
+    assert _next_row(tmp_path, 700) == 900
+
+
+def test_a_session_without_steps_ends_with_its_minutes() -> None:
+    rest = ("--speech", "x", "--checkpoint", "y", "--minutes", "3")
+    plan = _plan(_parser().parse_args(["train", *rest]))
+    pace = _pace(plan, Progress(num_steps=9, share=0.25), time.monotonic() + 1)
+    assert 0.25 <= pace.progress(9) < 0.75
+    assert plan.settings.schedule.only_short(0.0) is False
+    plan = _plan(_parser().parse_args(["train", *rest, "--steps", "12", "--from-nothing"]))
+    assert _pace(plan, Progress(), time.monotonic()).progress(9) == 0.75
+    assert plan.settings.schedule.only_short(0.0)
 
 
 def test_missing_inputs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

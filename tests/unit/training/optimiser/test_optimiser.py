@@ -154,16 +154,16 @@ def test_gradients_that_are_not_finite_are_cleared(bad: float) -> None:
 
 
 def test_schedule() -> None:
-    schedule = Schedule(1_000)
-    shares: Tensor = torch.tensor([schedule.rate_share(step) for step in range(1_001)])
+    schedule = Schedule()
+    shares: Tensor = torch.tensor([schedule.rate_share(step / 1_000) for step in range(1_001)])
     assert float(shares.argmax()) == 80
     assert (shares[1:81] > shares[:80]).all()
     assert (shares[81:] < shares[80:-1]).all()
     torch.testing.assert_close(shares[1_000], torch.tensor(0.005))
-    assert schedule.only_short(79)
-    assert not schedule.only_short(80)
+    assert schedule.only_short(0.079)
+    assert not schedule.only_short(0.08)
     assert schedule.loss_weights(0).phonemes == 1.0
-    assert schedule.loss_weights(500).transducer == 1.0
+    assert schedule.loss_weights(0.5).transducer == 1.0
     assert schedule.augmentation(0) == 0.1
-    assert schedule.augmentation(500) == 1.0
-    assert not Schedule(1_000, warm_up=0.03, short=0.0).only_short(0)
+    assert schedule.augmentation(0.5) == 1.0
+    assert not Schedule(warm_up=0.03, short=0.0).only_short(0)

@@ -17,7 +17,7 @@ from training.data.utterances import read_spoken
 from training.speech.kokoro.model import Manner
 from training.speech.resampling import ToSixteen
 from training.speech.synthesis import Manners, Row, Speaker, batches, plausible, synthesise, trimmed
-from training.speech.voices import HELD_OUT, Mixing, Voices
+from training.speech.voices import HELD_OUT, Mixing, Voices, convert_voices
 from training.text.phonemes import Phrase, read_phrases, write_phrases
 
 CPU = torch.device("cpu")
@@ -80,13 +80,26 @@ def test_voices_of_a_package(tmp_path: Path) -> None:
     path = tmp_path / "package.tgz"
     with tarfile.open(path, "w:gz") as archive:
         for number, name in enumerate(NAMES):
-            data = np.full((510, 256), number, np.float32).tobytes()
+            # A style for each length of text: its whole part is the voice, the rest the length.
+            styles = (
+                np.full((510, 256), number, np.float32) + np.arange(510, dtype=np.float32)[:, None] / 1_024
+            )
+            data = styles.tobytes()
             member = tarfile.TarInfo(f"package/voices/{name}.bin")
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    read = Voices.from_package(path, 0, CPU)
+    assert convert_voices(path, tmp_path / "voices.safetensors") == len(NAMES)
+    read = Voices.load(tmp_path / "voices.safetensors", 0, CPU)
     assert read.names == NAMES
-    torch.testing.assert_close(read.held_out([5]), torch.ones(1, 256))
+    held = read.held_out([5, 299, 450])
+    torch.testing.assert_close(held[:, 7], 1.0 + torch.tensor([5.0, 299.0, 299.0]) / 1_024)
+
+
+def test_an_archive_without_voices_is_told(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "package.tgz", "w:gz"):
+        pass
+    with pytest.raises(ValueError, match="holds no voices"):
+        convert_voices(tmp_path / "package.tgz", tmp_path / "voices.safetensors")
 
 
 def test_resampling_keeps_a_tone_and_drops_what_is_above() -> None:
