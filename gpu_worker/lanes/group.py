@@ -126,9 +126,10 @@ class Group:
         """Whether the device has been at one turn for longer than --step-timeout-ms."""
         return self._server.busy_s > self._settings.step_timeout_ms / 1000
 
-    def runs(self, lane: int) -> bool:
-        """Whether a lane has a process."""
-        return self._lanes[lane].process is not None
+    def pid_of(self, lane: int) -> int | None:
+        """Return the process of a lane; None while it has none."""
+        process = self._lanes[lane].process
+        return None if process is None else process.pid
 
     def read_metrics(self) -> GroupMetrics:
         """Its numbers of now."""

@@ -38,7 +38,8 @@ class GroupMonitor:
         self._group: Group | None = None
         self._server: MonitoringServer | None = None
         self._lanes: list[str] = []
-        self._served: set[int] = set()  # lanes that have answered well once
+        # Lanes that have answered well once, and the process of each that did so last.
+        self._served: dict[int, int | None] = {}
         if not settings.metrics_port:
             return
         host = settings.metrics_host
@@ -69,24 +70,30 @@ class GroupMonitor:
             return []
         if group.hangs:
             return ["device"]
-        # Lanes that have ended are started again by the group; one that runs has to make progress.
-        return self._ask("/livez", [lane for lane in self._served if group.runs(lane)])
+        # A lane that has ended is started again by the group, and has time for that; then it has to progress.
+        running = [
+            lane for lane, pid in self._served.items() if pid is not None and pid == group.pid_of(lane)
+        ]
+        return self._ask(group, "/livez", running)
 
     def _why_not_started(self) -> list[str]:
         if self._group is None:
             return ["model"]
-        return self._ask("/startupz", sorted(set(range(len(self._lanes))) - self._served))
+        return self._ask(self._group, "/startupz", sorted(set(range(len(self._lanes))) - set(self._served)))
 
     def _why_not_ready(self) -> list[str]:
         if self._group is None:
             return ["model"]
-        return ["device"] if self._group.hangs else self._ask("/readyz", range(len(self._lanes)))
+        if self._group.hangs:
+            return ["device"]
+        return self._ask(self._group, "/readyz", range(len(self._lanes)))
 
-    def _ask(self, path: str, lanes: Collection[int]) -> list[str]:
+    def _ask(self, group: Group, path: str, lanes: Collection[int]) -> list[str]:
         """Why lanes fail a check, each reason behind its lane's number."""
+        pids = {lane: group.pid_of(lane) for lane in lanes}
         answers = list(self._asking.map(lambda lane: _reasons(self._lanes[lane] + path), lanes))
         found = dict(zip(lanes, answers, strict=True))
-        self._served |= {lane for lane, reasons in found.items() if not reasons}
+        self._served |= {lane: pids[lane] for lane, reasons in found.items() if not reasons}
         return [f"lane {lane}: {reason}" for lane, reasons in found.items() for reason in reasons]
 
     def _read(self) -> GroupMetrics:

@@ -81,7 +81,7 @@ async def test_a_lane_that_dies_is_started_again_and_the_other_goes_on(
             assert stream.text == expected_text(pcm)
         assert {stream.epoch for stream in undisturbed} == {1}
         await until(lambda: group.lane_pids.get("g1-l0") not in (None, dead), what="another lane 0")
-        await until(lambda: group.log_text().count("worker ready") == 3, 20, "lane 0's service")
+        await until(lambda: group.log_text().count("worker ready") == 3, 120, "lane 0's service")
         await until(lambda: hold_leases(client, group), what="both leases")
         again = await halfway(ingress, pcm, count=MORE_THAN_A_LANE)
         assert owners(again) == {"g1-l0", "g1-l1"}
@@ -99,7 +99,7 @@ async def test_a_lane_that_is_frozen_holds_nobody_up_and_comes_back(
         await finish(ingress, streams, pcm)  # its streams go on in the other lane when its lease has lapsed
         assert owners(streams) == {"g1-l1"}
         os.kill(frozen, signal.SIGCONT)
-        await until(lambda: hold_leases(raw_client(redis_url), group), 20, "both leases")
+        await until(lambda: hold_leases(raw_client(redis_url), group), 60, "both leases")
         for stream in streams:
             assert_gapless(stream)
             assert stream.text == expected_text(pcm)
@@ -164,10 +164,10 @@ async def test_when_the_group_ends_nobody_is_a_suspect_whom_it_had_no_step_of(
                 group.send(signal.SIGKILL)
             elif how == "is frozen":  # its lanes see for themselves that it hangs
                 group.send(signal.SIGSTOP)
-                await until(lambda: not any(map(runs, lanes.values())), 40, "the end of both lanes")
+                await until(lambda: not any(map(runs, lanes.values())), 120, "the end of both lanes")
                 group.send(signal.SIGKILL)
             else:
-                assert await asyncio.to_thread(group.wait, 40) == 70
+                assert await asyncio.to_thread(group.wait, 120) == 70
             await finish(ingress, streams, pcm * 2)
             deaths = {stream.stream: client.hget(stream.keys.meta, "deaths") for stream in streams}
             # The device has one step; the rows of the other lane are in it, or wait for the next one.
@@ -194,7 +194,7 @@ async def test_a_device_that_hangs_ends_its_group(redis_url: str, tmp_path: Path
             streams = [await ingress.open() for _ in range(2)]
             for stream in streams:
                 stream.append(pcm[: len(pcm) // 2])
-            assert await asyncio.to_thread(group.wait) == 70
+            assert await asyncio.to_thread(group.wait, 120) == 70
             assert "the device has hung for" in group.log_text()
             await worker(stack, redis_url, tmp_path, "w2")
             await finish(ingress, streams, pcm)
@@ -209,7 +209,7 @@ async def test_a_group_that_is_told_to_stop_lets_its_streams_end(redis_url: str,
         await finish(ingress, streams, pcm)
         assert [stream.text for stream in streams] == [expected_text(pcm)] * 6
         assert {stream.epoch for stream in streams} == {1}
-        assert await asyncio.to_thread(group.wait) == 0
+        assert await asyncio.to_thread(group.wait, 120) == 0
         assert "group stopped" in group.log_text()
     assert raw_client(redis_url).zcard("px:{0}:workers") == 0
 
@@ -223,7 +223,7 @@ async def test_what_is_left_of_a_group_that_stops_is_handed_over(redis_url: str,
             await asyncio.to_thread(group.ready, raw_client(redis_url))
             streams = await halfway(ingress, pcm, count=6)
             group.send(signal.SIGTERM)
-            assert await asyncio.to_thread(group.wait) == 0
+            assert await asyncio.to_thread(group.wait, 120) == 0
             await worker(stack, redis_url, tmp_path, "w2")
             await finish(ingress, streams, pcm)
             for stream in streams:
@@ -295,19 +295,20 @@ def test_a_groups_port_tells_of_all_of_its_lanes(redis_url: str, tmp_path: Path)
     with GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags) as group:
         group.ready(client)
         for at in range(3):
-            wait_until(lambda at=at: probe(port + at, "/readyz") == (200, []), 30, "a port that is ready")  # type: ignore[misc]
-        assert probe(port, "/startupz") == probe(port, "/livez") == (200, [])
+            wait_until(lambda at=at: probe(port + at, "/readyz") == (200, []), 120, "a port that is ready")  # type: ignore[misc]
+        assert probe(port, "/startupz") == (200, [])
+        wait_until(lambda: probe(port, "/livez") == (200, []), 120, "a group that is alive")
         with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             assert b"\nparakeet_group_lanes 2.0\n" in answer.read()
         frozen = group.send_lane("g1-l1", signal.SIGSTOP)
-        wait_until(lambda: probe(port, "/livez") == (503, ["lane 1: no answer"]), 30, "a lane that is missed")
-        assert probe(port, "/readyz") == (503, ["lane 1: no answer"])
+        wait_until(lambda: "lane 1: no answer" in probe(port, "/livez")[1], 120, "a lane that is missed")
+        wait_until(lambda: "lane 1: no answer" in probe(port, "/readyz")[1], 120, "a lane that is missed")
         os.kill(frozen, signal.SIGCONT)
-        wait_until(lambda: probe(port, "/readyz") == (200, []), 30, "a lane that is back")
+        wait_until(lambda: probe(port, "/readyz") == (200, []), 120, "a lane that is back")
         group.send_lane("g1-l0", signal.SIGKILL)
-        wait_until(lambda: "lane 0 ended with status -9" in group.log_text(), 30, "a lane's end")
-        assert probe(port, "/livez")[0] == 200, "the group starts it again"
-        wait_until(lambda: probe(port, "/readyz") == (200, []), 30, "another lane 0")
+        wait_until(lambda: "lane 0 ended with status -9" in group.log_text(), 120, "a lane's end")
+        assert not any("lane 0" in why for why in probe(port, "/livez")[1]), "the group starts it again"
+        wait_until(lambda: probe(port, "/readyz") == (200, []), 120, "another lane 0")
         with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             assert b"\nparakeet_group_lane_restarts_total 1.0\n" in answer.read()
 
@@ -316,5 +317,5 @@ def test_a_lane_that_cannot_join_ends_the_group_with_its_sentence(redis_url: str
     with GroupProcess(redis_url, "g1", tmp_path / "g1.log", chunk_ms=160) as first:
         first.ready(raw_client(redis_url))
         with GroupProcess(redis_url, "g2", tmp_path / "g2.log", chunk_ms=320) as other:
-            assert other.wait(40) == 2
+            assert other.wait(120) == 2
             assert "chunk" in other.log_text()

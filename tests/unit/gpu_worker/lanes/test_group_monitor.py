@@ -24,14 +24,14 @@ class FakeGroup:
 
     def __init__(self) -> None:
         self.hangs = False
-        self.ended: set[int] = set()
+        self.pids: list[int | None] = [1, 2]
 
-    def runs(self, lane: int) -> bool:
-        return lane not in self.ended
+    def pid_of(self, lane: int) -> int | None:
+        return self.pids[lane]
 
     def read_metrics(self) -> GroupMetrics:
         metrics = GroupMetrics()
-        metrics.lanes = 2 - len(self.ended)
+        metrics.lanes = len([pid for pid in self.pids if pid is not None])
         return metrics
 
 
@@ -110,8 +110,9 @@ def test_a_lane_that_ended_is_no_reason_to_end_its_group(watched: Watched) -> No
     status, said = watched.probe("/livez")
     assert status == 503
     assert '["lane 0: no answer"]' in said
-    watched.group.ended = {0}
-    assert watched.probe("/livez")[0] == 200
+    for pid in (None, 3):  # another one is on its way
+        watched.group.pids[0] = pid
+        assert watched.probe("/livez")[0] == 200
     assert watched.probe("/readyz")[0] == 503
     assert watched.probe("/startupz")[0] == 200, "it had started"
 
