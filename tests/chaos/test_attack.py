@@ -16,7 +16,15 @@ _TOLD_ELSEWHERE = "latency of results, p99"
 
 
 async def test_honest_streams_have_the_same_texts_beside_an_attack(tmp_path: Path) -> None:
-    seen = await run(seconds=12.0, alone_s=3.0, each=1, kinds=(), seed=1, folder=tmp_path)
+    seen = await run(
+        seconds=12.0,
+        alone_s=3.0,
+        each=1,
+        kinds=(),
+        seed=1,
+        folder=tmp_path,
+        on_progress=lambda *_: None,
+    )
     missed = [figure for figure in figures_of(seen) if not figure.passed and figure.name != _TOLD_ELSEWHERE]
     assert missed == [], (seen.beside.failures, seen.log_faults, seen.attack["leaks"], seen.left)
     assert min(seen.attack["actions"].values()) > 0
