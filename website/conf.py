@@ -67,7 +67,7 @@ include_patterns = [
     "benchmarks/results/*.md",
     "benchmarks/baseline/README.md",
 ]
-exclude_patterns = [".*", "build", "dist", "**/node_modules"]
+exclude_patterns = [".*", "build/website", "dist", "**/node_modules"]
 smartquotes = False  # two dashes before a flag stay two
 extensions = ["myst_parser", "sphinxcontrib.mermaid"]
 myst_heading_anchors = 4
