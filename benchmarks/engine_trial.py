@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.clocks import Clock, RealClock
 from benchmarks.dropped_snapshots import DroppedSnapshots
 from benchmarks.phrase_load import NO_PHRASES, PhraseLists, PhraseLoad
+from benchmarks.simulated_steps import SimulatedSteps
 from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
@@ -51,8 +52,9 @@ REAL: Final = RealClock()
 class TrialResult:
     """What one trial gave; times in milliseconds.  `final_*_ms` are less a chunk's duration.
 
-    `host_us_a_chunk` is the processor time of the engine's thread over the chunks decoded; it includes their
-    feeding and the loop around it.
+    `host_us_a_chunk` is the processor time of the engine's thread over the chunks decoded; it includes the
+    trial's own work.  `engine_us_a_chunk` is that of the calls to the engine alone, what steps cost a thread
+    included, but for what the trial notes of them and what simulated steps make up.
 
     `longest_turn_*` tell of the longest turn of the loop that feeds and steps: how long it took, when it
     began (seconds from the trial's start), how much of it was a wait for the device, and how much the thread
@@ -76,13 +78,14 @@ class TrialResult:
     device_busy: float
     host_busy: float
     host_us_a_chunk: float
+    engine_us_a_chunk: float
     tokens_per_second: float
     finals: int
     longest_turn_ms: float
     longest_turn_at_s: float
     longest_turn_wait_ms: float
     longest_turn_cpu_ms: float
-    snapshots: int
+    snapshots_taken: int
     snapshot_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,6 +108,19 @@ class _Turn:
         if self.began_at:
             self.seconds = now - self.began_at
             self.cpu_s, self.waited_s = cpu_s - self.cpu_at, waited_s - self.waited_at
+
+
+class _Spent:
+    """Processor time of this thread, within `with` alone."""
+
+    def __init__(self) -> None:
+        self.seconds = self._began_s = 0.0
+
+    def __enter__(self) -> None:
+        self._began_s = time.thread_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.thread_time() - self._began_s
 
 
 class RecordingSteps:
@@ -136,6 +152,7 @@ class RecordingSteps:
         self.over: list[float] = []
         self.rows: list[NDArray[np.int64]] = []
         self.waited_s = 0.0
+        self.noting = _Spent()
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
         self.inner.reset(slots, prompts)
@@ -147,10 +164,11 @@ class RecordingSteps:
         self.inner.load(slot, kept, state)
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
-        slots = rows_FB[Field.SLOT, rows_FB[Field.FRAMES] == self._chunk_frames]
-        chunks = np.stack([self._stream_of[slots], self._chunks_S[slots]])
-        self._chunks_S[slots] += 1
-        self._under_way.append((self._now(), chunks))
+        with self.noting:
+            slots = rows_FB[Field.SLOT, rows_FB[Field.FRAMES] == self._chunk_frames]
+            chunks = np.stack([self._stream_of[slots], self._chunks_S[slots]])
+            self._chunks_S[slots] += 1
+            self._under_way.append((self._now(), chunks))
         return self.inner.launch(rows_FB, table_BM)
 
     def is_over(self, flight: Flight) -> bool:
@@ -159,14 +177,15 @@ class RecordingSteps:
     def wait(self, flight: Flight) -> StepFindings:
         asked_at = self._now()
         findings = self.inner.wait(flight)
-        launched_at, chunks = self._under_way.pop(0)
-        self.began.append(max(launched_at, self._over_at))
-        self._over_at = self._now()
-        # When a step of others' rows too began, only its group knows: its end is what counts.
-        self.started.append(self._over_at if self._shared else self.began[-1])
-        self.waited_s += self._over_at - asked_at
-        self.over.append(self._over_at)
-        self.rows.append(chunks)
+        with self.noting:
+            launched_at, chunks = self._under_way.pop(0)
+            self.began.append(max(launched_at, self._over_at))
+            self._over_at = self._now()
+            # When a step of others' rows too began, only its group knows: its end is what counts.
+            self.started.append(self._over_at if self._shared else self.began[-1])
+            self.waited_s += self._over_at - asked_at
+            self.over.append(self._over_at)
+            self.rows.append(chunks)
         return findings
 
 
@@ -213,7 +232,7 @@ def run_trial(
     max_backlog, look_at, opened, gave_up = 0.0, 0.0, 0, False
     tokens_before, idle_s = engine.stats.tokens, 0.0
     checkpoints, snapshots = CheckpointQueue(replay_s, time_of.now), DroppedSnapshots()
-    turn, longest = _Turn(), _Turn()
+    turn, longest, in_engine = _Turn(), _Turn(), _Spent()
     origin, thread_began_s = time_of.now(), time.thread_time()
     while not gave_up:
         now, cpu_s = time_of.now(), time.thread_time()
@@ -222,7 +241,9 @@ def run_trial(
         turn = _Turn(now, cpu_s, steps.waited_s)
         passed = now - origin - arrival
         while opened < num_streams and passed[opened] >= 0:
-            engine.open(names[opened], StreamOptions(phrases=lists.of(opened)))
+            options = StreamOptions(phrases=lists.of(opened))
+            with in_engine:
+                engine.open(names[opened], options)
             checkpoints.opened(names[opened], 0)
             state = engine._streams.get(names[opened])
             slot_of[opened], stream_of[state.slot] = state.slot, opened
@@ -232,16 +253,22 @@ def run_trial(
             if change is not None and np.isnan(final_at[change[0]]) and given[change[0]] < num_pieces:
                 replaced, others = change
                 heard_now = first + max(0, int(given[replaced]) - 1) * chunk
-                engine.replace_phrases(names[replaced], others, heard_now)
+                with in_engine:
+                    engine.replace_phrases(names[replaced], others, heard_now)
         due = np.clip((passed * SAMPLE_RATE - first) // chunk + 1, 0, num_pieces).astype(np.int64)
         newly = np.flatnonzero(due > given)
+        parts, over = [], []
         for index, was, until in zip(newly.tolist(), given[newly].tolist(), due[newly].tolist(), strict=True):
             name, at = names[index], offset[index]
             for piece in range(was, until):
-                count = chunk if piece else first
                 start = (at + piece * chunk) % lap
-                engine.feed(name, pool[start : start + count])
+                parts.append((name, pool[start : start + (chunk if piece else first)]))
             if until == num_pieces:
+                over.append(name)
+        with in_engine:
+            for name, samples in parts:
+                engine.feed(name, samples)
+            for name in over:
                 engine.finish(name)
         given[newly] = due[newly]
         if opened and now >= look_at:
@@ -252,8 +279,10 @@ def run_trial(
             behind = np.where(live, heard - clock.frame_samples * frames, 0.0).max() / SAMPLE_RATE
             max_backlog = max(max_backlog, float(behind))
             gave_up = behind > GIVE_UP_BACKLOG_S
-        if engine.has_work():
-            for output in engine.step():
+        with in_engine:
+            outputs = engine.step() if engine.has_work() else None
+        if outputs is not None:
+            for output in outputs:
                 gave_up = gave_up or output.failed is not None
                 if output.is_final:
                     final_at[output.stream - 1] = time_of.now()
@@ -264,7 +293,8 @@ def run_trial(
                 if not snapshots.has_room():
                     break
                 try:
-                    taken = engine.snapshot(name)
+                    with in_engine:
+                        taken = engine.snapshot(name)
                 except EngineError:
                     # Its end came with the step under way, as a worker may see it too.
                     checkpoints.drop(name)
@@ -277,6 +307,8 @@ def run_trial(
             idle_s += _IDLE_S
             time_of.sleep(_IDLE_S)
     wall, thread_s = time_of.now() - origin, time.thread_time() - thread_began_s
+    made_up_s = steps.inner.made_up_s if isinstance(steps.inner, SimulatedSteps) else 0.0
+    engine_s = in_engine.seconds - steps.noting.seconds - made_up_s
     gc.unfreeze()
     snapshots.stop()
     stats = engine.stats
@@ -316,12 +348,13 @@ def run_trial(
         device_busy=busy / wall,
         host_busy=1.0 - (idle_s + steps.waited_s) / wall,
         host_us_a_chunk=1e6 * thread_s / max(1, len(wait_s)),
+        engine_us_a_chunk=1e6 * engine_s / max(1, len(wait_s)),
         tokens_per_second=(stats.tokens - tokens_before) / (num_streams * length / SAMPLE_RATE),
         finals=int((~np.isnan(final_at)).sum()),
         longest_turn_ms=1000 * longest.seconds,
         longest_turn_at_s=longest.began_at - origin,
         longest_turn_wait_ms=1000 * longest.waited_s,
         longest_turn_cpu_ms=1000 * longest.cpu_s,
-        snapshots=snapshots.taken,
+        snapshots_taken=snapshots.taken,
         snapshot_bytes=snapshots.num_bytes,
     )

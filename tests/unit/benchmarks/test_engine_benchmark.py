@@ -43,11 +43,12 @@ def test_turns_and_snapshots_are_part_of_a_trial() -> None:
     built = build_simulated(row, 6, fixed_ms=1.0, row_us=0.0)
     result = run_trial(built.engine, 6, 5.0, arrival_s=0.2, replay_s=4.0)
     assert result.finals == 6
-    assert result.snapshots >= 6
+    assert result.snapshots_taken >= 6
     assert result.snapshot_bytes > 0
+    assert 0 < result.engine_us_a_chunk < result.host_us_a_chunk
     assert built.engine.stats.turn_detection.units > 0
     without = build_simulated(row, 6, fixed_ms=1.0, row_us=0.0, switches=Switches(turn_detection=False))
-    assert run_trial(without.engine, 6, 1.0, arrival_s=0.2).snapshots == 0
+    assert run_trial(without.engine, 6, 1.0, arrival_s=0.2).snapshots_taken == 0
     assert without.engine.stats.turn_detection.units == 0
 
 
