@@ -470,11 +470,12 @@ class SpeechEngine:
             speaks = np.where(warms_P, acknowledges(pieces) & alive[pieces.row_P], speaks)
         chosen = np.flatnonzero(speaks)
         turns, by_slot = self._turns, self._streams.by_slot
-        for piece, slot, is_final, is_steady, warms, begin, end in zip(
+        for piece, slot, is_final, is_steady, listens, warms, begin, end in zip(
             chosen.tolist(),
             slot_P[chosen].tolist(),
             pieces.is_final_P[chosen].tolist(),
             is_steady_P[chosen].tolist(),
+            listens_P[chosen].tolist(),
             warms_P[chosen].tolist(),
             pieces.begin_P[chosen].tolist(),
             pieces.end_P[chosen].tolist(),
@@ -484,17 +485,17 @@ class SpeechEngine:
             if is_steady:
                 turns.push_steady(slot, tokens, end)
                 continue
+            if listens:
+                samples = self._rings.copy(slot, begin, end) if turns.slot_needs_samples(slot) else None
+                turns.push_slot(slot, tokens, end, is_final, text.windows(piece), samples)
+                continue
             state = by_slot[slot]
             assert state is not None
-            stream = state.stream
             if warms:
-                outputs.append(chunk_output(stream, state.transcript, NO_TOKENS, end, is_final=False))
-            elif state.listens:
-                samples = self._rings.copy(slot, begin, end) if turns.needs_samples(stream) else None
-                turns.push(stream, tokens, end, is_final=is_final, probs=text.speech(piece), samples=samples)
+                outputs.append(chunk_output(state.stream, state.transcript, NO_TOKENS, end, is_final=False))
             else:
                 state.transcript.add(tokens, ends=is_final)
-                outputs.append(chunk_output(stream, state.transcript, tokens, end, is_final=is_final))
+                outputs.append(chunk_output(state.stream, state.transcript, tokens, end, is_final=is_final))
                 if is_final:
                     self._drop(state)
 

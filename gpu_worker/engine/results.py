@@ -53,8 +53,8 @@ class Pieces:
 class StepText:
     """Tokens and speech of a step's pieces: those of piece p are `ids[first[p] : first[p + 1]]`.
 
-    Numbers leave their arrays all at once, but for speech, of which little is looked at.  `frames` are
-    absolute.
+    Numbers leave their arrays all at once.  `frames` are absolute; `speech_V` are the probabilities as an
+    array, for those who compare them all, and `speech` the same as numbers.
     """
 
     first_token: list[int]
@@ -62,7 +62,8 @@ class StepText:
     frames: tuple[int, ...]
     confidences: tuple[float, ...]
     num_windows_P: NDArray[np.int64]
-    first_window_P: NDArray[np.int64]
+    first_window: list[int]
+    speech: list[float]
     speech_V: NDArray[np.float32]
 
     def tokens(self, piece: int) -> Tokens:
@@ -73,11 +74,9 @@ class StepText:
         at = slice(first, end)
         return Tokens(self.ids[at], self.frames[at], self.confidences[at])
 
-    def speech(self, piece: int) -> list[float]:
+    def windows(self, piece: int) -> list[float]:
         """Probabilities of speech of a piece's windows."""
-        first = self.first_window_P[piece]
-        probabilities: list[float] = self.speech_V[first : first + self.num_windows_P[piece]].tolist()
-        return probabilities
+        return self.speech[self.first_window[piece] : self.first_window[piece + 1]]
 
     def holds(self, token: int | None) -> NDArray[np.bool_]:
         """Which pieces hold a token."""
@@ -109,14 +108,16 @@ class StepText:
         windows_P = np.where(listens_B[pieces.row_P], windows_P, 0)
         windows_B = np.bincount(pieces.row_P, windows_P, len(count_B))
         is_window_BW = np.arange(found.speech_BW.shape[1]) < windows_B[:, None]
+        speech_V = found.speech_BW[is_window_BW]
         return cls(
             _starts(np.bincount(piece_T, minlength=num_pieces)),
             tuple(found.symbols_BK[row_T, column_T].tolist()),
             tuple((plan.start_B[row_T] + frame_T).tolist()),
             tuple(found.confidences_BK[row_T, column_T].tolist()),
             windows_P,
-            np.cumsum(windows_P) - windows_P,
-            found.speech_BW[is_window_BW],
+            _starts(windows_P),
+            speech_V.tolist(),
+            speech_V,
         )
 
 
@@ -136,7 +137,6 @@ def chunk_output(
     transcript: Transcript,
     tokens: Tokens,
     samples_decoded: int,
-    *,
     is_final: bool,
     last_state: LastState | None = None,
     turn_detection: TurnDetection = "running",

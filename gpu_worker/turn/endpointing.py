@@ -79,10 +79,12 @@ class Endpointer:
         "_eou_sample",
         "_events",
         "_is_speech",
+        "_never_waits",
         "_num_questions",
         "_question_sample",
         "_questions",
         "_read_sample",
+        "_silences",
         "_speech_end_sample",
         "_speech_run_samples",
         "_speech_start_sample",
@@ -108,6 +110,8 @@ class Endpointer:
         self._question_sample: int | None = None
         self._verdict: Verdict | None = None
         self._awaiting = False
+        self._silences = _silences(settings)
+        self._never_waits = Signal.SMART_TURN not in settings.signals
 
     @property
     def state(self) -> State:
@@ -142,15 +146,11 @@ class Endpointer:
 
         Whatever rule would end the utterance counts from a length of silence on.
         """
-        settings, signals = self.settings, self.settings.signals
-        lengths_ms = [settings.end_silence_ms, settings.max_pause_ms]
-        if Signal.EOU in signals:
-            lengths_ms.append(settings.eou_silence_ms)
-        if Signal.SMART_TURN in signals:
-            lengths_ms.append(settings.smart_silence_ms)
         first = self._speech_end_sample
-        positions = [first + SAMPLES_PER_MS * length_ms for length_ms in lengths_ms]
-        return min([position for position in positions if position > last_window], default=last_window)
+        for silence_samples in self._silences:
+            if first + silence_samples > last_window:
+                return first + silence_samples
+        return last_window
 
     def skip(self, num_windows: int, end_sample: int) -> None:
         """Take chunks of mere speech in speech, or of mere silence between utterances or in a pause, as one.
@@ -192,8 +192,7 @@ class Endpointer:
         num_windows = chunk.end_sample // WINDOW_SAMPLES - start_sample // WINDOW_SAMPLES
         if len(chunk.probs) != num_windows:
             raise ValueError(f"the chunk completes {num_windows} windows, got {len(chunk.probs)}")
-        if not chunk.eou_samples and Signal.SMART_TURN not in self.settings.signals:
-            # Nothing can make it wait.
+        if self._never_waits and not chunk.eou_samples:
             self._read_sample = chunk.end_sample
             self._read_windows(start_sample // WINDOW_SAMPLES * WINDOW_SAMPLES, chunk.probs)
             if chunk.final:
@@ -310,6 +309,8 @@ class Endpointer:
         if self._state not in (State.DIPPING, State.PAUSED):
             return True
         silence_samples = sample - self._speech_end_sample
+        if silence_samples < self._silences[0] and self._verdict is None:
+            return True
         self._awaiting = self._needs_verdict(silence_samples)
         cause = None if self._awaiting else self._cause(silence_samples)
         if cause is not None:
@@ -359,6 +360,8 @@ class Endpointer:
         if transition is None:
             raise IllegalTransitionError(f"{event.value!r} in state {self._state.value!r}")
         self._state = transition.to
+        if transition.action is None:
+            return
         match transition.action:
             case Action.OPEN:
                 self._forget()
@@ -454,6 +457,16 @@ _PLAIN_FIELDS: Final = (
     "_question_sample",
     "_awaiting",
 )
+
+
+def _silences(settings: TurnSettings) -> tuple[int, ...]:
+    """Samples of silence at which a rule may end an utterance or want a verdict, the shortest first."""
+    lengths_ms = {settings.end_silence_ms, settings.max_pause_ms}
+    if Signal.EOU in settings.signals:
+        lengths_ms.add(settings.eou_silence_ms)
+    if Signal.SMART_TURN in settings.signals:
+        lengths_ms.add(settings.smart_silence_ms)
+    return tuple(sorted(SAMPLES_PER_MS * length_ms for length_ms in lengths_ms))
 
 
 def _reaches(silence_samples: int, needed_ms: int) -> bool:

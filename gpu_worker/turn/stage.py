@@ -193,6 +193,11 @@ class TurnStage:
         """Return whether `push` needs the chunk's samples, for smart-turn."""
         return self._streams[stream].history is not None
 
+    def slot_needs_samples(self, slot: int) -> bool:
+        """`needs_samples` of the stream that has a slot."""
+        turns = self._by_slot[slot]
+        return turns is not None and turns.history is not None
+
     def push(
         self,
         stream: StreamId,
@@ -213,26 +218,50 @@ class TurnStage:
             probs: probability of speech of each window that the chunk completes; empty when disabled.
             samples: the chunk's audio, only when `needs_samples`.
         """
-        turns = self._streams[stream]
-        if turns.endpointer is None:
-            self._emit(stream, turns, tokens, end_sample, _OFF, is_final=is_final)
+        self._push(self._streams[stream], tokens, end_sample, is_final, probs, samples)
+
+    def push_slot(
+        self,
+        slot: int,
+        tokens: Tokens,
+        end_sample: int,
+        is_final: bool,
+        probs: Sequence[float],
+        samples: NDArray[np.float32] | None,
+    ) -> None:
+        """`push` for the stream that has a slot."""
+        turns = self._by_slot[slot]
+        assert turns is not None
+        self._push(turns, tokens, end_sample, is_final, probs, samples)
+
+    def _push(
+        self,
+        turns: StreamTurns,
+        tokens: Tokens,
+        end_sample: int,
+        is_final: bool,
+        probs: Sequence[float],
+        samples: NDArray[np.float32] | None,
+    ) -> None:
+        endpointer = turns.endpointer
+        if endpointer is None:
+            self._emit(turns, tokens, end_sample, _OFF, is_final=is_final)
             return
+        # By position: names cost half as much again.
         chunk = TurnChunk(
-            end_sample=end_sample,
-            probs=tuple(probs),
-            eou_samples=self._eou_samples(tokens),
-            final=is_final,
+            end_sample, tuple(probs), self._eou_samples(tokens) if tokens.ids else (), is_final
         )
-        self._settle(turns)
+        if turns.slot is not None:
+            self.steady.settle(turns.slot, endpointer)
         if turns.history is None and turns.waiting is None:
-            outcomes = turns.endpointer.read(chunk)
-            if outcomes is not None:
-                self._finish_chunk(stream, turns, tokens, chunk, outcomes)
-                return
-            raise AssertionError("a chunk waits for a verdict that nobody gives")
+            outcomes = endpointer.read(chunk)
+            if outcomes is None:
+                raise AssertionError("a chunk waits for a verdict that nobody gives")
+            self._finish_chunk(turns, tokens, chunk, outcomes)
+            return
         held = HeldChunk(tokens, chunk, None if samples is None else _to_int16(samples))
         if turns.waiting is None:
-            self._read(stream, turns, held)
+            self._read(turns.stream, turns, held)
         else:
             turns.held.append(held)
 
@@ -243,7 +272,7 @@ class TurnStage:
         if turns.utterances is not None:
             assert turns.endpointer is not None
             self._emit(
-                turns.stream, turns, tokens, end_sample, turns.endpointer.steady_outcome, is_final=False
+                turns, tokens, end_sample, turns.endpointer.steady_outcome, is_final=False
             )
             return
         transcript, (last_state, turn_detection) = turns.transcript, turns.reported
@@ -256,9 +285,9 @@ class TurnStage:
                 transcript,
                 tokens,
                 end_sample,
-                is_final=False,
-                last_state=last_state,
-                turn_detection=turn_detection,
+                False,
+                last_state,
+                turn_detection,
             )
         )
 
@@ -334,7 +363,7 @@ class TurnStage:
             turns.waiting = held
             self._wait(stream, turns)
         else:
-            self._finish_chunk(stream, turns, held.tokens, held.chunk, outcomes)
+            self._finish_chunk(turns, held.tokens, held.chunk, outcomes)
 
     def _wait(self, stream: StreamId, turns: StreamTurns) -> None:
         assert self._judge is not None
@@ -356,7 +385,7 @@ class TurnStage:
             return
         held, turns.waiting = turns.waiting, None
         self._waiting.pop(stream, None)
-        self._finish_chunk(stream, turns, held.tokens, held.chunk, outcomes)
+        self._finish_chunk(turns, held.tokens, held.chunk, outcomes)
         while turns.held and turns.waiting is None:
             self._read(stream, turns, turns.held.popleft())
 
@@ -378,7 +407,6 @@ class TurnStage:
 
     def _finish_chunk(
         self,
-        stream: StreamId,
         turns: StreamTurns,
         tokens: Tokens,
         chunk: TurnChunk,
@@ -386,21 +414,19 @@ class TurnStage:
     ) -> None:
         if turns.history is not None and len(turns.history) > HISTORY_SAMPLES:
             turns.history = turns.history[-HISTORY_SAMPLES:]
-        *earlier, last = outcomes
-        for outcome in earlier:
+        for outcome in outcomes[:-1]:
             assert outcome.decided_sample is not None
             decided_sample, count = outcome.decided_sample, 0
             while count < len(tokens.frames) and token_sample(tokens.frames[count]) <= decided_sample:
                 count += 1
-            self._emit(stream, turns, tokens.first(count), decided_sample, outcome, is_final=False)
+            self._emit(turns, tokens.first(count), decided_sample, outcome, is_final=False)
             tokens = tokens.after(count)
-        self._emit(stream, turns, tokens, chunk.end_sample, last, is_final=chunk.final)
+        self._emit(turns, tokens, chunk.end_sample, outcomes[-1], is_final=chunk.final)
         if turns.slot is not None and not chunk.final:
             self.steady.note(turns.slot, turns.endpointer if turns.is_steady else None)
 
     def _emit(
         self,
-        stream: StreamId,
         turns: StreamTurns,
         tokens: Tokens,
         end_sample: int,
@@ -414,7 +440,8 @@ class TurnStage:
         what ends a second of audio.
         """
         transcript, reports = turns.transcript, (outcome.last_state, outcome.turn_detection)
-        transcript.add(tokens, ends=is_final)
+        if tokens.ids or is_final:
+            transcript.add(tokens, ends=is_final)
         utterances: tuple[Utterance, ...] = ()
         if turns.utterances is not None:
             assert turns.endpointer is not None
@@ -435,21 +462,21 @@ class TurnStage:
         turns.second = second
         self._ready.append(
             chunk_output(
-                stream,
+                turns.stream,
                 transcript,
                 tokens,
                 end_sample,
-                is_final=is_final,
-                last_state=outcome.last_state,
-                turn_detection=outcome.turn_detection,
-                is_turn_event=is_turn_event,
-                changed=changed,
-                utterances=utterances,
+                is_final,
+                outcome.last_state,
+                outcome.turn_detection,
+                is_turn_event,
+                changed,
+                utterances,
             )
         )
         if is_final:
-            self._ended.append(stream)
-            self.close(stream)
+            self._ended.append(turns.stream)
+            self.close(turns.stream)
 
 
 def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
