@@ -2,9 +2,8 @@
 
 A round looks at all frames of a row that are left, under the row's present predictor output, skips its
 blanks, and emits the first token that is none; then the predictor moves on and the next round begins at
-that token's frame.  A chunk without speech so takes a single round, whatever its frames.  A round is
-plain tensor work of fixed shapes without a look at the host; only the loop around it asks whether
-anything was emitted.
+that token's frame.  A chunk without speech so takes a single look, whatever its frames, and costs the
+predictor nothing.
 
 Confidence of a token is NeMo's `max_prob` measure of the distribution that emitted it: the token's
 probability, scaled so that an even distribution gives 0.  NeMo's own default (Tsallis entropy, exponential
@@ -121,8 +120,8 @@ class GreedyDecoder:
             fusion,
         )
 
-    def round(self, work: DecodeWork) -> tuple[Tensor, Tensor, Tensor]:
-        """Emit at most one token a row and move the rows on.
+    def round(self, work: DecodeWork) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Emit at most one token a row and move the rows on; None when no row has one.
 
         Returns token_B (int64, -1 for none), frame_B (int64) and confidence_B (float32).
         """
@@ -136,6 +135,8 @@ class GreedyDecoder:
             & (frames < work.num_frames_B.unsqueeze(1))
         )
         emits_B, frame_B = speaks_BT.max(dim=1)
+        if not bool(emits_B.any()):
+            return None
         column = frame_B.unsqueeze(1)
         chosen_BV = logits.gather(1, column.unsqueeze(2).expand(-1, -1, logits.shape[2])).squeeze(1)
         confidence_B = token_confidence(chosen_BV.float().log_softmax(-1))
@@ -170,9 +171,10 @@ class GreedyDecoder:
         frames: list[Tensor] = []
         confidences: list[Tensor] = []
         for _ in range(work.encoder_BTJ.shape[1] * self.max_symbols + 1):
-            token_B, frame_B, confidence_B = self.round(work)
-            if not bool((token_B >= 0).any()):
+            emitted = self.round(work)
+            if emitted is None:
                 break
+            token_B, frame_B, confidence_B = emitted
             tokens.append(token_B)
             frames.append(frame_B)
             confidences.append(confidence_B)
