@@ -64,6 +64,8 @@ class Trial:
         self._speech = speech
         self._chunk = engine.clock.chunk_samples
         self._now_s = 0.0
+        self._step_began_s: float | None = None
+        engine._gaps.clock = self._clock
         self._figures = Figures()
         self._live = {StreamId(number + 1): number for number in range(live)}
         self._recordings = [StreamId(1000 + number) for number in range(recordings)]
@@ -81,12 +83,19 @@ class Trial:
             if self._engine.has_work():
                 self._step()
             else:
-                self._now_s = min(self._due_s(stream) for stream in self._live)
+                waits_s = self._engine.wait_s()
+                then_s = min(self._due_s(stream) for stream in self._live)
+                self._now_s = then_s if waits_s is None else min(then_s, self._now_s + waits_s)
         for stream in self._fed:
             self._engine.close(stream)
         self._figures.elapsed_s = self._now_s
         self._figures.recorded_s = sum(self._decoded[stream] for stream in self._recordings) / RATE
         return self._figures
+
+    def _clock(self) -> float:
+        """The clock, in the midst of a step too."""
+        began_s = self._step_began_s
+        return self._now_s + (0.0 if began_s is None else time.thread_time() - began_s)
 
     def _due_s(self, stream: StreamId) -> float:
         """When the next audio of a live stream is there."""
@@ -107,9 +116,9 @@ class Trial:
         self._fed[stream] += self._chunk
 
     def _step(self) -> None:
-        started = time.thread_time()
+        self._step_began_s = time.thread_time()
         outputs = self._engine.step()
-        self._now_s += time.thread_time() - started
+        self._now_s, self._step_began_s = self._clock(), None
         for output in outputs:
             phase = self._live.get(output.stream)
             self._decoded[output.stream] = output.samples_decoded

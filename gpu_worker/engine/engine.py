@@ -36,6 +36,7 @@ from gpu_worker.engine.phrases.changes import StreamPhrases
 from gpu_worker.engine.results import Pieces, StepText, acknowledges, chunk_output, failed_output
 from gpu_worker.engine.slot_snapshots import SlotSnapshots
 from gpu_worker.engine.slots.block_manager import BlockManager
+from gpu_worker.engine.slots.live_gaps import LiveGaps
 from gpu_worker.engine.slots.positions import FoldedFrames
 from gpu_worker.engine.slots.sample_rings import SampleRings
 from gpu_worker.engine.slots.samples import FLOAT32, PCM16, Samples, float_samples
@@ -55,10 +56,11 @@ _GAUGES_EVERY_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A step under way: its plan and who runs it."""
+    """A step under way: its plan, who runs it, and when it began where recordings have it by themselves."""
 
     plan: Plan
     flight: Flight
+    alone_at_s: float | None
 
 
 class SpeechEngine:
@@ -122,6 +124,7 @@ class SpeechEngine:
         self._listens = np.zeros(num_slots, dtype=np.bool_)
         self._launched: _Launched | None = None
         self._pace = pace or Pace(0.0)
+        self._gaps = LiveGaps(num_slots, shape.clock.chunk_samples / ENGINE_SAMPLE_RATE)
         # Outputs that were read before `step` could return them.
         self._unsent: list[StreamOutput] = []
         self._gauges_due = 0.0
@@ -259,6 +262,7 @@ class SpeechEngine:
         self._finishing.pop(state.stream, None)
         self._listens[slot] = False
         self._warm_ups.drop(slot)
+        self._gaps.drop(slot)
         if state.listens:
             self._turns.close(state.stream)
         self._table.close(slot)
@@ -282,18 +286,25 @@ class SpeechEngine:
         return not paced_s and self._could_launch()
 
     def _could_launch(self) -> bool:
-        return (
-            any(not self._must_wait(state.slot) for state in self._finishing.values())
-            or bool(self._table.ready().any())
-            or self._phrases.has_due()
-        )
+        if self._phrases.has_due() or any(
+            not self._must_wait(state.slot) for state in self._finishing.values()
+        ):
+            return True
+        ready = np.flatnonzero(self._table.ready())
+        return bool(len(ready)) and not (self._table.only_recordings(ready) and self._gaps.wait_s())
 
     def is_stepping(self) -> bool:
         return self._launched is not None
 
     def wait_s(self) -> float | None:
-        waits = [wait_s for wait_s in (self._turns.wait_s(), self._paced_wait_s()) if wait_s is not None]
-        return min(waits, default=None)
+        told = (self._turns.wait_s(), self._paced_wait_s(), self._gap_wait_s())
+        return min((wait_s for wait_s in told if wait_s is not None), default=None)
+
+    def _gap_wait_s(self) -> float | None:
+        """Until recordings that wait for live streams may go on."""
+        if not self._table.num_recordings:
+            return None
+        return self._gaps.wait_s() or None
 
     def _paced_wait_s(self) -> float | None:
         if self._launched is not None:
@@ -362,9 +373,14 @@ class SpeechEngine:
         rows[Field.TOTAL] = np.where(plan.ends_B, end, UNKNOWN_END)
         rows[Field.HEARD] = self._heard(plan)
         rows[Field.FLOAT] = self._rings.is_float[slots]
+        alone_at_s = None
+        if self._table.num_recordings:
+            live = ~self._table.recording[slots]
+            self._gaps.came(slots[live])
+            alone_at_s = None if live.any() else self._gaps.clock()
         self._stats.in_flight = len(slots)
         self._stats.late_chunks = self._table.num_late
-        return _Launched(plan, self.steps.launch(rows, self._blocks.table[slots]))
+        return _Launched(plan, self.steps.launch(rows, self._blocks.table[slots]), alone_at_s)
 
     def _heard(self, plan: Plan) -> NDArray[np.int64]:
         """Return new samples of each row for the speech detector; 0 where none listens."""
@@ -387,7 +403,12 @@ class SpeechEngine:
         """Plan a step whose rows all have their pages; sheds the newest streams when pages run out."""
         shape = self.steps.shape
         while True:
-            plan = self._table.plan(shape.max_rows, shape.max_chunks, shape.recording_rows)
+            plan = self._table.plan(
+                shape.max_rows,
+                shape.max_chunks,
+                shape.recording_rows,
+                in_gap=not (self._table.num_recordings and self._gaps.wait_s()),
+            )
             if plan is None or self._reserve(plan, outputs):
                 return plan
             self._table.unplan(plan)
@@ -417,6 +438,8 @@ class SpeechEngine:
         """Wait for a step and turn what it found into outputs; streams closed meanwhile have none."""
         plan, table, stats = launched.plan, self._table, self._stats
         found = self.steps.wait(launched.flight)
+        if launched.alone_at_s is not None:
+            self._gaps.took(self._gaps.clock() - launched.alone_at_s)
         slots, end = plan.slots_B, plan.start_B + plan.frames_B
         alive = table.order[slots] == plan.order_B
         table.decoded[slots[alive]] = end[alive]

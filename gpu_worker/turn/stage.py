@@ -248,9 +248,7 @@ class TurnStage:
             self._emit(turns, tokens, end_sample, _OFF, is_final=is_final)
             return
         # By position: names cost half as much again.
-        chunk = TurnChunk(
-            end_sample, tuple(probs), self._eou_samples(tokens) if tokens.ids else (), is_final
-        )
+        chunk = TurnChunk(end_sample, tuple(probs), self._eou_samples(tokens) if tokens.ids else (), is_final)
         if turns.slot is not None:
             self.steady.settle(turns.slot, endpointer)
         if turns.history is None and turns.waiting is None:
@@ -271,9 +269,7 @@ class TurnStage:
         assert turns is not None
         if turns.utterances is not None:
             assert turns.endpointer is not None
-            self._emit(
-                turns, tokens, end_sample, turns.endpointer.steady_outcome, is_final=False
-            )
+            self._emit(turns, tokens, end_sample, turns.endpointer.steady_outcome, is_final=False)
             return
         transcript, (last_state, turn_detection) = turns.transcript, turns.reported
         if tokens.ids:

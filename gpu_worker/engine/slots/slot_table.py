@@ -7,7 +7,8 @@ at a time, and one that is behind alone does whenever no other is ready.
 
 Recordings, which have always more audio than there is time for, get few rows of a step while live streams are
 open, and one chunk in each: what a live stream waits for is then hardly longer than without them. They have
-that much of every step, so that they go on however many live streams there are.
+that much of every step, so that they go on however many live streams there are.  They have steps by
+themselves in the gaps between live chunks (`live_gaps.py`).
 
 Shape suffixes: S slots, B rows of a plan.
 """
@@ -71,6 +72,7 @@ class SlotTable:
         self.limit = np.full(num_slots, _NEVER, dtype=np.int64)
         self.num_limited = 0
         self.recording = np.zeros(num_slots, dtype=np.bool_)
+        self.num_recordings = 0
         # Plan at which the slot was first seen to be ready: who waits longest goes first.
         self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
         self._num_plans = 0
@@ -86,10 +88,12 @@ class SlotTable:
         self.finished[slot] = self.ended[slot] = False
         self._ready_since[slot] = _NEVER
         self.recording[slot] = recording
+        self.num_recordings += recording
 
     def close(self, slot: int) -> None:
         """Make a slot free."""
         self.order[slot] = 0
+        self.num_recordings -= int(self.recording[slot])
         self.set_limit(slot, None)
         self.fed[slot] = self.planned[slot] = 0
         self.needed[slot] = _NEVER
@@ -115,6 +119,12 @@ class SlotTable:
             ready &= self.planned < self.limit
         return ready
 
+    def only_recordings(self, slots: NDArray[np.int64]) -> bool:
+        """Whether all of these slots have recordings, while live streams are open."""
+        if not self.num_recordings or not self.recording[slots].all():
+            return False
+        return bool((~self.recording & (self.order > 0)).any())
+
     def num_chunks_waiting(self) -> int:
         """Whole chunks that are in the rings and not planned, over all streams."""
         return int(self._chunks_waiting(np.flatnonzero(self.order)).sum())
@@ -132,13 +142,16 @@ class SlotTable:
         self.planned[slots_B] = frames_B
         self.needed[slots_B] = self.clock.samples_of_frame_array(frames_B + self.clock.chunk_frames)
 
-    def plan(self, max_rows: int, max_chunks: int = 1, recording_rows: int = 1) -> Plan | None:
+    def plan(
+        self, max_rows: int, max_chunks: int = 1, recording_rows: int = 1, *, in_gap: bool = True
+    ) -> Plan | None:
         """Choose the next step's rows and mark them as planned; None when nothing is ready.
 
-        recording_rows: rows for recordings, while a live stream is open.
+        recording_rows: rows for recordings, while a live stream is open.  in_gap: whether recordings may have
+        a step by themselves then.
         """
         slots = np.flatnonzero(self.ready())
-        if not len(slots):
+        if not len(slots) or (not in_gap and self.only_recordings(slots)):
             return None
         self._num_plans += 1
         self._ready_since[slots] = np.minimum(self._ready_since[slots], self._num_plans)

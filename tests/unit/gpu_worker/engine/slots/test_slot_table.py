@@ -73,6 +73,22 @@ def test_recordings_have_few_rows_beside_live_streams_and_take_turns_in_them() -
     assert sorted(plan.slots_B.tolist()) == [4, 5, 6]
 
 
+def test_recordings_have_no_step_by_themselves_out_of_a_gap() -> None:
+    table = with_recordings(1, 2)
+    plan = table.plan(8, in_gap=False)
+    assert plan is not None
+    assert plan.slots_B.tolist() == [0, 1]
+    assert table.plan(8, in_gap=False) is None
+    assert table.num_recordings == 2
+    table.close(0)
+    plan = table.plan(8, in_gap=False)
+    assert plan is not None
+    assert plan.slots_B.tolist() == [1, 2]
+    table.close(1)
+    table.close(2)
+    assert table.num_recordings == 0
+
+
 def test_recordings_alone_have_whole_steps() -> None:
     table = with_recordings(1, 3)
     table.close(0)

@@ -1,0 +1,66 @@
+"""When live streams' next chunks are due, so that recordings step by themselves in the gaps between them.
+
+A step cannot be left: what somebody says now would wait for the rest of a step that a recording has begun
+by itself a moment before, on a CPU for some 10 ms.  Live streams send a chunk's audio in a chunk's duration,
+so it is known whether the next one is near.  Recordings go along with every step of live streams, whatever
+this says, and by themselves once a chunk that was due has not come: nothing starves.
+
+Shape suffixes: S slots, B rows of a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A chunk is waited for so long past the time at which it was due.
+_GRACE_S: Final = 0.02
+# Weight of what was seen last: in a stream's rhythm, where it came late, and in a step's time.
+_NEW_RHYTHM: Final = 0.1
+_NEW_STEP: Final = 0.3
+
+
+class LiveGaps:
+    """Learns the rhythm of live streams from their rows.
+
+    Args:
+        num_slots: of the engine.
+        chunk_s: duration of a chunk.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, num_slots: int, chunk_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._chunk_s = chunk_s
+        self._due_S: NDArray[np.float64] = np.full(num_slots, -np.inf)
+        # What a step of recordings by themselves takes.
+        self._step_s = 0.0
+
+    def came(self, slots_B: NDArray[np.int64]) -> None:
+        """Chunks of these slots' live streams are there, and go into a step now.
+
+        One that is seen a little late came while another step ran: its stream's next one is due as before.
+        """
+        now = self.clock()
+        late_B = now - self._due_S[slots_B]
+        is_late_B = (late_B >= 0) & (late_B < self._chunk_s / 2)
+        began_B = np.where(is_late_B, now - (1 - _NEW_RHYTHM) * late_B, now)
+        self._due_S[slots_B] = began_B + self._chunk_s
+
+    def took(self, seconds: float) -> None:
+        """A step of recordings by themselves took so long."""
+        self._step_s += (_NEW_STEP if self._step_s else 1.0) * (seconds - self._step_s)
+
+    def drop(self, slot: int) -> None:
+        """The slot's stream is over."""
+        self._due_S[slot] = -np.inf
+
+    def wait_s(self) -> float:
+        """Seconds for which recordings begin no step by themselves; 0 for none."""
+        ahead_S = self._due_S - self.clock()
+        near_S = ahead_S[(ahead_S > -_GRACE_S) & (ahead_S < self._step_s)]
+        return float(near_S.min()) + _GRACE_S if len(near_S) else 0.0
