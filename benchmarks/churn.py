@@ -7,7 +7,6 @@ engine's integrity is checked every few seconds, and at the end with everything 
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ import numpy as np
 import psutil
 import torch
 
+from benchmarks.clocks import Clock, RealClock
 from benchmarks.engines import RowSizes, Switches, build, build_simulated
 from common.entries import StreamId
 from common.options import StreamOptions
@@ -23,6 +23,7 @@ from gpu_worker.engine.engine import SpeechEngine
 MEAN_CHUNKS: Final = 40
 DROPPED_SHARE: Final = 0.1
 CHECK_S: Final = 5.0
+REAL: Final = RealClock()
 
 
 def run_churn(row: RowSizes, given: Namespace) -> dict[str, Any]:
@@ -48,8 +49,10 @@ def run_churn(row: RowSizes, given: Namespace) -> dict[str, Any]:
     }
 
 
-def churn(engine: SpeechEngine, seconds: float, *, on_cuda: bool, seed: int = 0) -> dict[str, Any]:
-    """Load the engine for so many seconds of wall time, then let it run empty.
+def churn(
+    engine: SpeechEngine, seconds: float, *, on_cuda: bool, seed: int = 0, time_of: Clock = REAL
+) -> dict[str, Any]:
+    """Load the engine for so many seconds, then let it run empty.
 
     Raises AssertionError when a stream gets no final, or two, or the engine's books do not balance.
     """
@@ -61,9 +64,9 @@ def churn(engine: SpeechEngine, seconds: float, *, on_cuda: bool, seed: int = 0)
     opened = finals = dropped = checks = 0
     host: list[int] = []
     device: list[int] = []
-    begin = checked_at = time.monotonic()
+    begin = checked_at = time_of.now()
     while True:
-        now = time.monotonic()
+        now = time_of.now()
         if now - begin < seconds:
             while len(left) + len(awaited) < engine.capacity:
                 opened += 1

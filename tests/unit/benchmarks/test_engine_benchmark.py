@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import engine as command
 from benchmarks.churn import churn
+from benchmarks.clocks import ThreadClock
 from benchmarks.engine_trial import run_trial
 from benchmarks.engines import Switches, build_simulated
 from benchmarks.random_model import FRAMES_PER_SECOND, TOKENS_PER_SECOND, blank_bias
@@ -101,8 +102,9 @@ def test_table_shows_the_best_long_trial_alone(tmp_path: Path) -> None:
 
 
 def test_churn_counts_every_stream() -> None:
-    built = build_simulated(ROW, 12, fixed_ms=0.5, row_us=0.0)
-    told = churn(built.engine, 1.0, on_cuda=False)
+    time_of = ThreadClock()
+    built = build_simulated(ROW, 12, fixed_ms=0.5, row_us=0.0, time_of=time_of)
+    told = churn(built.engine, 2.0, on_cuda=False, time_of=time_of)
     assert told["finals"] + told["dropped"] == told["streams"] > 24
     assert told["dropped"] > 0
 
