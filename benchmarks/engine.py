@@ -79,8 +79,9 @@ def main() -> int:
         return 0
     row = ROWS[given.row]
     if given.one_trial:
-        print(json.dumps(one_trial(row, given)), flush=True)
-        return 0
+        told = one_trial(row, given)
+        print(json.dumps(told), flush=True)
+        return 0 if told["passed"] or not given.must_pass else 1
     if given.steps:
         from benchmarks.step_times import step_table
 
@@ -144,9 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--simulate", action="store_true", help="steps without a device")
     parser.add_argument("--simulated-ms", type=float, default=3.0)
     parser.add_argument("--simulated-row-us", type=float, default=2.0)
-    parser.add_argument("--one-trial", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--streams", type=int, default=64, help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, default=SEARCH_S, help=argparse.SUPPRESS)
+    parser.add_argument("--one-trial", action="store_true", help="one trial in this process, not recorded")
+    parser.add_argument("--must-pass", action="store_true", help="status 1 for a trial that did not")
+    parser.add_argument("--streams", type=int, default=64, help="of --one-trial and --churn")
+    parser.add_argument("--seconds", type=float, default=SEARCH_S, help="of --one-trial")
     return parser
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu_plan --list
     python -m benchmarks.gpu_plan --budget-s 560 --out results            # again and again, until all is done
+    python -m benchmarks.gpu_plan --budget-s 560 --out results --copy-to /kept   # and kept there, too
     python -m benchmarks.gpu_plan --budget-s 560 --out results --gpus 2   # stages side by side, one a GPU
     python -m benchmarks.gpu_plan --only churn --budget-s 560 --out results
     python -m benchmarks.gpu_plan --rehearse --budget-s 240 --out /tmp/rehearsal
@@ -14,7 +15,8 @@ last JSON line and the end of what it printed; `engine_trials.jsonl` and `servic
 of the searches; traces to open.  A stage whose outcome is "done" is not begun again, one that ran out of
 time goes on at the next call, one that failed or was stopped is left alone until `--only` names it.  Stages
 run in the order of the list, those of a GPU of its own first; those that need the whole host follow, one
-by one.
+by one.  What has been written so far is copied to `--copy-to` after each stage: a call that is cut off loses
+one stage at most.
 
 `--rehearse` runs the commands that need no CUDA with a tiny model and short trials on a CPU, beside one stage
 that fails and one that hangs.
@@ -25,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -41,6 +44,9 @@ PYTHON: Final = sys.executable
 # A stage that was stopped must still be recorded.
 _CLOSING_S: Final = 5
 _KEPT_CHARACTERS: Final = 12_000
+# Of a trial of two minutes: start-up with kernels to compile, streams that arrive, the trial itself.
+_PROOF_S: Final = 175
+_PROOF_LIMIT_S: Final = 260
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,15 @@ def stages(out: Path, *, churn_minutes: float) -> list[Stage]:
     tests: tuple[str, ...] = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark")
     tests += ("--timeout", "300", "tests/gpu")
     starts = {"large-160": 11_000, "small-160": 12_000, "large-80": 7_000, "large-1120": 11_000}
+    paths = (*tests[:-1], "-n", "0")
     made = [
+        Stage(
+            "tests:engine", (*paths, "tests/gpu/test_engine.py", "-k", "audio_brings or TestGraphs"), 90, 300
+        ),
+        Stage("tests:training", (*paths, "tests/gpu/test_training.py"), 60, 240),
+        *_proofs(engine),
+        *_files(out),
+        *_phrases(engine),
         Stage("gpu-tests", (*tests, "-n", "4", "-k", "not word_error"), 120, 420),
         Stage("accuracy", (*tests, "-n", "0", "-s", "-k", "word_error"), 45, 150),
     ]
@@ -92,11 +106,6 @@ def stages(out: Path, *, churn_minutes: float) -> list[Stage]:
         model, chunk_ms = row.split("-")
         nemo = (PYTHON, "-m", "benchmarks.nemo_step", "--model", model, "--chunk-ms", chunk_ms)
         made.append(Stage(f"nemo:{row}", nemo, 60, 180))
-    # What phrases cost a step, and what lists cost that come and go: none, a few streams, all of them.
-    trial = (*engine, "--one-trial", "--row", "small-160", "--streams", "4096", "--seconds", "20")
-    for boosted, lists in (("0", "0"), ("0.01", "100"), ("1", "0"), ("1", "100")):
-        phrases = ("--boosted", boosted, "--phrase-lists", lists)
-        made.append(Stage(f"phrases:{boosted}-{lists}", (*trial, *phrases), 60, 150))
     minutes = ("--churn", f"{churn_minutes}", "--row", "small-160", "--streams", "4096")
     churn_s = 60 * churn_minutes
     made.append(Stage("churn", (*engine, *minutes), churn_s + 45, churn_s + 90))
@@ -109,6 +118,53 @@ def stages(out: Path, *, churn_minutes: float) -> list[Stage]:
     command = (*service, *null, "--num-ingress", "6", "--final-s", "60", "--budget-s", "{left}")
     made.append(Stage("service:null-4000", command, 150, 300, alone=True))
     return made
+
+
+def _proofs(engine: tuple[str, ...]) -> list[Stage]:
+    """Loads that are to pass with the defaults, three times each; then other paces, loads and snapshots."""
+    made = []
+    for row, streams in (("large-160", "10000"), ("small-160", "14000")):
+        proof = (
+            *engine,
+            "--one-trial",
+            "--must-pass",
+            "--row",
+            row,
+            "--streams",
+            streams,
+            "--seconds",
+            "120",
+        )
+        name = f"proof:{row}-{streams}"
+        made.append(Stage(f"{name}:1", proof, _PROOF_S, _PROOF_LIMIT_S))
+        # One that fails once is not worth two minutes more.
+        made += [Stage(f"{name}:{n}", proof, _PROOF_S, _PROOF_LIMIT_S, (f"{name}:1",)) for n in (2, 3)]
+    for name, switches in (
+        ("small-160-14000-unpaced", ("--row", "small-160", "--streams", "14000", "--pace-ms", "0")),
+        ("large-160-12000", ("--row", "large-160", "--streams", "12000")),
+        ("large-160-10000-state", ("--row", "large-160", "--streams", "10000", "--snapshots", "state")),
+    ):
+        trial = (*engine, "--one-trial", *switches, "--seconds", "120")
+        made.append(Stage(f"trial:{name}", trial, _PROOF_S, _PROOF_LIMIT_S))
+    return made
+
+
+def _files(out: Path) -> list[Stage]:
+    """Recordings over HTTP."""
+    command = (PYTHON, "-m", "benchmarks.file_rate", "--models", str(out / "models"), "--minutes", "10")
+    return [
+        Stage(f"files:{model}-{chunk_ms}", (*command, "--model", model, "--chunk-ms", chunk_ms), 90, 240)
+        for model, chunk_ms in (("large", "160"), ("large", "1120"), ("small", "160"))
+    ]
+
+
+def _phrases(engine: tuple[str, ...]) -> list[Stage]:
+    """What phrases cost a step, and what lists cost that come and go: none, a few streams, all of them."""
+    trial = (*engine, "--one-trial", "--row", "small-160", "--streams", "4096", "--seconds", "20")
+    return [
+        Stage(f"phrases:{boosted}-{lists}", (*trial, "--boosted", boosted, "--phrase-lists", lists), 60, 150)
+        for boosted, lists in (("0", "0"), ("0.01", "100"), ("1", "0"), ("1", "100"))
+    ]
 
 
 def rehearsal(out: Path) -> list[Stage]:
@@ -125,12 +181,28 @@ def rehearsal(out: Path) -> list[Stage]:
     service += ("--results", str(out / "service_trials.jsonl"))
     service += ("--models", str(out / "models"), "--search-s", "4", "--final-s", "6", "--trials", "1")
     service += ("--num-ingress", "1", "--bench-processes", "1", "--redis-mb", "500", "--budget-s", "{left}")
+    files = (PYTHON, "-m", "benchmarks.file_rate", "--device", "cpu")
     short = ("--search-s", "2", "--final-s", "4", "--trials", "1", "--start", "4", "--budget-s", "{left}")
     return [
         Stage("gpu-tests", (PYTHON, "-c", "raise SystemExit('no GPU here: this stage fails')"), 5, 30),
         Stage("row:mini-160", (*engine, *short), 45, 200),
         Stage("share:mini-160", (*engine, "--at-share", "0.8", "--search-s", "2"), 30, 60, ("row:mini-160",)),
         Stage("churn", (*engine, "--churn", "0.1", "--streams", "8"), 20, 60),
+        *(
+            Stage(
+                f"{name}:mini-160",
+                (*engine, "--one-trial", "--streams", "4", "--seconds", "2", *more),
+                30,
+                90,
+            )
+            for name, more in (
+                ("proof", ("--must-pass",)),
+                ("unpaced", ("--pace-ms", "0")),
+                ("state", ("--snapshots", "state")),
+                ("phrases", ("--boosted", "1", "--phrase-lists", "2")),
+            )
+        ),
+        Stage("files:tiny-160", (*files, "--model", "tiny", "--minutes", "0.5", "--files", "1,2"), 60, 200),
         Stage("hangs", (PYTHON, "-c", "import time; time.sleep(3600)"), 3, 3),
         Stage(
             "service:mini-160",
@@ -144,10 +216,15 @@ def rehearsal(out: Path) -> list[Stage]:
 
 
 class Ledger:
-    """What has been done, in one file; safe to use from several threads."""
+    """What has been done, in one file; safe to use from several threads.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        path: of the file.
+        copy_to: gets a copy of the file, and of the trials beside it, whenever something was done.
+    """
+
+    def __init__(self, path: Path, copy_to: Path | None = None) -> None:
+        self._path, self._copy_to = path, copy_to
         self._lock = threading.Lock()
         self._outcomes = {told["stage"]: told["outcome"] for told in read_results(path)}
 
@@ -162,6 +239,10 @@ class Ledger:
             self._outcomes[told["stage"]] = told["outcome"]
             with self._path.open("a") as file:
                 file.write(json.dumps(told) + "\n")
+            if self._copy_to is not None:
+                self._copy_to.mkdir(parents=True, exist_ok=True)
+                for written in self._path.parent.glob("*.jsonl"):
+                    shutil.copy(written, self._copy_to)
         print(f"{told['stage']}: {told['outcome']} after {told['seconds']} s", flush=True)
         if told["outcome"] != "done":
             print(told["printed"][-1500:], flush=True)
@@ -207,13 +288,18 @@ def run_all(waiting: Sequence[Stage], ledger: Ledger, budget: Budget, gpus: int)
     queue = [stage for stage in waiting if not stage.alone]
     lock, names = threading.Lock(), {stage.name for stage in waiting}
 
+    def lacks(name: str) -> bool:
+        """Whether a stage that another one reads was begun, or waits, and is not done."""
+        outcome = ledger.outcome(name)
+        return outcome != "done" and (outcome is not None or name in names)
+
     def take() -> Stage | None:
         """Return the first stage that fits and has what it reads; None when there is none now."""
         with lock:
             for stage in queue:
                 if budget.left_s < stage.need_s + _CLOSING_S:
                     continue
-                if any(name in names and ledger.outcome(name) != "done" for name in stage.after):
+                if any(lacks(name) for name in stage.after):
                     continue
                 queue.remove(stage)
                 return stage
@@ -245,6 +331,7 @@ def main() -> int:
     """Command line.  0 when every stage is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--copy-to", type=Path, help="a folder that gets what was written, after each stage")
     parser.add_argument("--budget-s", type=float, default=540, help="time of this call")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs to run stages on side by side")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="these, done before or not")
@@ -255,7 +342,7 @@ def main() -> int:
     given = parser.parse_args()
     budget = Budget.of(given.budget_s)
     given.out.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(given.out / "stages.jsonl")
+    ledger = Ledger(given.out / "stages.jsonl", given.copy_to)
     known = rehearsal(given.out) if given.rehearse else stages(given.out, churn_minutes=given.churn_minutes)
     if given.list:
         for stage in known:

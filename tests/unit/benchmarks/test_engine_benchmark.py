@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -99,6 +100,19 @@ def test_table_shows_the_best_long_trial_alone(tmp_path: Path) -> None:
     table = command.table(rows)
     assert "1,234" in table
     assert not any(number in table for number in ("1,111", "9,999", "8,888"))
+
+
+def test_a_trial_is_found_again_by_its_switches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["engine", "--simulate", "--row", "large-160"])
+    given = command._parser().parse_args()
+    given.streams, given.seconds = 4, 1.0
+    told = command.one_trial(ROW, given)
+    assert told["snapshots"] == "audio"
+    assert command._is_of(told, given)
+    given.snapshots = "state"
+    assert not command._is_of(told, given)
 
 
 def test_churn_counts_every_stream() -> None:

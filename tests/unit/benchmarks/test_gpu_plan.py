@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,43 @@ def test_a_stage_waits_for_what_it_reads(tmp_path: Path) -> None:
     ]
     assert run_all(made, Ledger(path), Budget.of(60), gpus=1) == ["orphan"]
     assert list(outcomes(path)) == ["writes", "reads", "fails"]
+
+
+class UnderstoodError(Exception):
+    """A command line was understood."""
+
+
+def test_every_stage_says_what_its_command_understands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Namespace:
+        parse(parser, argv)
+        raise UnderstoodError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    understood = set()
+    for stage in [*stages(tmp_path, churn_minutes=8), *rehearsal(tmp_path)]:
+        _, dash_m, module, *argv = (part.replace("{left}", "60") for part in stage.command)
+        if dash_m == "-m" and module.startswith("benchmarks."):
+            monkeypatch.setattr(sys, "argv", [module, *argv])
+            with pytest.raises(UnderstoodError):
+                importlib.import_module(module).main()
+            understood.add(module.removeprefix("benchmarks."))
+    assert understood == {"engine", "file_rate", "nemo_step", "service_level"}
+
+
+def test_what_reads_a_stage_that_failed_is_left_alone(tmp_path: Path) -> None:
+    path, kept = tmp_path / "stages.jsonl", tmp_path / "kept"
+    made = [
+        Stage("first", python("raise SystemExit(1)"), 1, 30),
+        Stage("second", python("pass"), 1, 30, after=("first",)),
+    ]
+    assert run_all(made, Ledger(path, kept), Budget.of(60), gpus=1) == ["second"]
+    assert (kept / "stages.jsonl").read_text() == path.read_text()
+    # The next call has the first one behind it.
+    assert run_all(made[1:], Ledger(path), Budget.of(60), gpus=1) == ["second"]
 
 
 def test_every_stage_fits_into_one_command(tmp_path: Path) -> None:

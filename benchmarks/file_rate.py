@@ -1,0 +1,139 @@
+"""How many times faster than real time recordings are transcribed: uploads to a server of its own.
+
+    python -m benchmarks.file_rate --model large --chunk-ms 160          # one file, then four at once
+    python -m benchmarks.file_rate --model tiny --device cpu --minutes 1 --files 1
+
+A model is `tiny`, which is bundled, or one of random weights at real dimensions, written to `--models` once.
+A file is the bundled recordings over and over, sent as a WAV to `/v1/audio/transcriptions`; the clock runs
+from the request to the end of its answer, decoding and Redis included.  A line of JSON for each number of
+files, and one with all of them at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import secrets
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engine import commit
+from benchmarks.random_model import CONFIGS
+from benchmarks.speech import speech
+from parakeet.bench.plan import Target
+from parakeet.bench.server.fresh_server import fresh_server
+
+RATE = 16_000
+_TINY = "tiny"
+_EXPORT_TIMEOUT_S = 300.0
+_START_TIMEOUT_S = 180.0
+
+
+def recording(seconds: float) -> bytes:
+    """A WAV of speech."""
+    samples = np.round(32_767 * speech(0, round(seconds * RATE))).astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setnchannels(1)
+        written.setsampwidth(2)
+        written.setframerate(RATE)
+        written.writeframes(samples.tobytes())
+    return file.getvalue()
+
+
+def upload(port: int, wav: bytes, timeout_s: float) -> tuple[float, int]:
+    """Seconds until the answer is there, and characters of its text.  Raises RuntimeError on a refusal."""
+    boundary = secrets.token_hex(16)
+    part = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    body = f'{part}"model"\r\n\r\nparakeet\r\n{part}"file"; filename="speech.wav"\r\n\r\n'.encode()
+    body += wav + f"\r\n--{boundary}--\r\n".encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        started = time.monotonic()
+        connection.request("POST", "/v1/audio/transcriptions", body, headers)
+        response = connection.getresponse()
+        answer = response.read()
+        took_s = time.monotonic() - started
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        raise RuntimeError(f"the upload was refused with {response.status}: {answer[:500]!r}")
+    return took_s, len(json.loads(answer)["text"])
+
+
+def rates(port: int, files: int, seconds: float, timeout_s: float) -> dict[str, Any]:
+    """Upload so many files at once."""
+    wav = recording(seconds)
+    started = time.monotonic()
+    with ThreadPoolExecutor(files) as pool:
+        found = list(pool.map(lambda _: upload(port, wav, timeout_s), range(files)))
+    took_s = time.monotonic() - started
+    return {
+        "files": files,
+        "seconds_each": seconds,
+        "times_real_time_each": round(seconds / max(took for took, _ in found), 1),
+        "times_real_time_together": round(files * seconds / took_s, 1),
+        "characters": min(characters for _, characters in found),
+    }
+
+
+def _model(given: argparse.Namespace) -> list[str]:
+    """Flags of `serve` for the model, which is written when it is not there."""
+    if given.model == _TINY:
+        return ["--model-size", _TINY]
+    folder: Path = given.models / f"{given.model}-{given.chunk_ms}"
+    if not folder.is_dir():
+        command = [sys.executable, "-m", "benchmarks.export_random", "--model", given.model]
+        command += ["--chunk-ms", str(given.chunk_ms), "--to", str(folder)]
+        if given.device != "auto":
+            command += ["--device", given.device]
+        subprocess.run(command, check=True, timeout=_EXPORT_TIMEOUT_S)
+    return ["--model", str(folder), "--eou-reset", "on"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", choices=(_TINY, *sorted(CONFIGS)), default="large")
+    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "random-models")
+    parser.add_argument("--chunk-ms", type=int, default=160)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of a file")
+    parser.add_argument("--files", default="1,4", help="numbers of files at once, one after the other")
+    parser.add_argument("--port", type=int, default=9_850)
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="of an upload")
+    given = parser.parse_args(argv)
+    counts = [int(part) for part in given.files.split(",")]
+    serve = [
+        *(sys.executable, "-m", "parakeet.cli", "serve", "--port", "0", "--ws-port", str(given.port)),
+        *("--status-port", "0", "--device", given.device, "--chunk-ms", str(given.chunk_ms)),
+        *("--num-workers", "1", "--max-num-streams", str(2 * max(counts)), "--log-level", "warning"),
+        *_model(given),
+    ]
+    told: list[dict[str, Any]] = []
+    target = Target.parse(f"ws://127.0.0.1:{given.port}")
+    with fresh_server(shlex.join(serve), (target,), _START_TIMEOUT_S):
+        upload(given.port, recording(5.0), given.timeout_s)  # the first warms up
+        for files in counts:
+            told.append(rates(given.port, files, 60 * given.minutes, given.timeout_s))
+            print(json.dumps(told[-1]), flush=True)
+    row = {"row": f"files-{given.model}-{given.chunk_ms}", "device": given.device, "commit": commit()}
+    print(json.dumps({**row, "files": told}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
