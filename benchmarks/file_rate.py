@@ -42,7 +42,7 @@ _START_TIMEOUT_S = 180.0
 
 
 def recording(seconds: float) -> bytes:
-    """A WAV of speech."""
+    """Return a WAV of speech."""
     samples = np.round(32_767 * speech(0, round(seconds * RATE))).astype("<i2")
     file = io.BytesIO()
     with wave.open(file, "wb") as written:
@@ -54,7 +54,10 @@ def recording(seconds: float) -> bytes:
 
 
 def upload(port: int, wav: bytes, timeout_s: float) -> tuple[float, int]:
-    """Seconds until the answer is there, and characters of its text.  Raises RuntimeError on a refusal."""
+    """Upload a WAV; return the seconds until the answer is there, and how many characters its text has.
+
+    Raises RuntimeError on a refusal.
+    """
     boundary = secrets.token_hex(16)
     part = f"--{boundary}\r\nContent-Disposition: form-data; name="
     body = f'{part}"model"\r\n\r\nparakeet\r\n{part}"file"; filename="speech.wav"\r\n\r\n'.encode()
@@ -91,7 +94,7 @@ def rates(port: int, files: int, seconds: float, timeout_s: float) -> dict[str, 
 
 
 def _model(given: argparse.Namespace) -> list[str]:
-    """Flags of `serve` for the model, which is written when it is not there."""
+    """Return the flags of `serve` for the model, which is written when it is not there."""
     if given.model == _TINY:
         return ["--model-size", _TINY]
     folder: Path = given.models / f"{given.model}-{given.chunk_ms}"

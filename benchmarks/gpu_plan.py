@@ -121,7 +121,7 @@ def stages(out: Path, *, churn_minutes: float) -> list[Stage]:
 
 
 def _proofs(engine: tuple[str, ...]) -> list[Stage]:
-    """Loads that are to pass with the defaults, three times each; then other paces, loads and snapshots."""
+    """List loads that are to pass with the defaults, thrice each; then other paces, loads and snapshots."""
     made = []
     for row, streams in (("large-160", "10000"), ("small-160", "14000")):
         proof = (
@@ -150,7 +150,7 @@ def _proofs(engine: tuple[str, ...]) -> list[Stage]:
 
 
 def _files(out: Path) -> list[Stage]:
-    """Recordings over HTTP."""
+    """List uploads of recordings."""
     command = (PYTHON, "-m", "benchmarks.file_rate", "--models", str(out / "models"), "--minutes", "10")
     return [
         Stage(f"files:{model}-{chunk_ms}", (*command, "--model", model, "--chunk-ms", chunk_ms), 90, 240)
@@ -159,7 +159,7 @@ def _files(out: Path) -> list[Stage]:
 
 
 def _phrases(engine: tuple[str, ...]) -> list[Stage]:
-    """What phrases cost a step, and what lists cost that come and go: none, a few streams, all of them."""
+    """List what phrases cost a step, and lists that come and go: none, a few streams, all of them."""
     trial = (*engine, "--one-trial", "--row", "small-160", "--streams", "4096", "--seconds", "20")
     return [
         Stage(f"phrases:{boosted}-{lists}", (*trial, "--boosted", boosted, "--phrase-lists", lists), 60, 150)
@@ -289,7 +289,7 @@ def run_all(waiting: Sequence[Stage], ledger: Ledger, budget: Budget, gpus: int)
     lock, names = threading.Lock(), {stage.name for stage in waiting}
 
     def lacks(name: str) -> bool:
-        """Whether a stage that another one reads was begun, or waits, and is not done."""
+        """Return whether a stage that another one reads was begun, or waits, and is not done."""
         outcome = ledger.outcome(name)
         return outcome != "done" and (outcome is not None or name in names)
 

@@ -93,7 +93,7 @@ class Trial:
         return self._figures
 
     def _clock(self) -> float:
-        """The clock, in the midst of a step too."""
+        """Return the clock's time, in the midst of a step too."""
         began_s = self._step_began_s
         return self._now_s + (0.0 if began_s is None else time.thread_time() - began_s)
 

@@ -301,7 +301,7 @@ class SpeechEngine:
         return min((wait_s for wait_s in told if wait_s is not None), default=None)
 
     def _gap_wait_s(self) -> float | None:
-        """Until recordings that wait for live streams may go on."""
+        """Return the seconds until recordings that wait for live streams may go on."""
         if not self._table.num_recordings:
             return None
         return self._gaps.wait_s() or None

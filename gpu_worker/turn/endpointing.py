@@ -460,7 +460,7 @@ _PLAIN_FIELDS: Final = (
 
 
 def _silences(settings: TurnSettings) -> tuple[int, ...]:
-    """Samples of silence at which a rule may end an utterance or want a verdict, the shortest first."""
+    """Return the samples of silence at which a rule may end an utterance or ask, the shortest first."""
     lengths_ms = {settings.end_silence_ms, settings.max_pause_ms}
     if Signal.EOU in settings.signals:
         lengths_ms.add(settings.eou_silence_ms)

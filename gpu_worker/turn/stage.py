@@ -194,7 +194,7 @@ class TurnStage:
         return self._streams[stream].history is not None
 
     def slot_needs_samples(self, slot: int) -> bool:
-        """`needs_samples` of the stream that has a slot."""
+        """Return `needs_samples` of the stream that has a slot."""
         turns = self._by_slot[slot]
         return turns is not None and turns.history is not None
 
@@ -229,7 +229,7 @@ class TurnStage:
         probs: Sequence[float],
         samples: NDArray[np.float32] | None,
     ) -> None:
-        """`push` for the stream that has a slot."""
+        """Do what `push` does, for the stream that has a slot."""
         turns = self._by_slot[slot]
         assert turns is not None
         self._push(turns, tokens, end_sample, is_final, probs, samples)

@@ -41,7 +41,7 @@ class LiveGaps:
         self._step_s = 0.0
 
     def came(self, slots_B: NDArray[np.int64]) -> None:
-        """Chunks of these slots' live streams are there, and go into a step now.
+        """Note that chunks of these slots' live streams are there, and go into a step now.
 
         One that is seen a little late came while another step ran: its stream's next one is due as before.
         """
@@ -52,15 +52,15 @@ class LiveGaps:
         self._due_S[slots_B] = began_B + self._chunk_s
 
     def took(self, seconds: float) -> None:
-        """A step of recordings by themselves took so long."""
+        """Note how long a step of recordings by themselves took."""
         self._step_s += (_NEW_STEP if self._step_s else 1.0) * (seconds - self._step_s)
 
     def drop(self, slot: int) -> None:
-        """The slot's stream is over."""
+        """Forget the slot's stream, which is over."""
         self._due_S[slot] = -np.inf
 
     def wait_s(self) -> float:
-        """Seconds for which recordings begin no step by themselves; 0 for none."""
+        """Return the seconds for which recordings begin no step by themselves; 0 for none."""
         ahead_S = self._due_S - self.clock()
         near_S = ahead_S[(ahead_S > -_GRACE_S) & (ahead_S < self._step_s)]
         return float(near_S.min()) + _GRACE_S if len(near_S) else 0.0

@@ -120,7 +120,7 @@ class SlotTable:
         return ready
 
     def only_recordings(self, slots: NDArray[np.int64]) -> bool:
-        """Whether all of these slots have recordings, while live streams are open."""
+        """Return whether all of these slots have recordings, while live streams are open."""
         if not self.num_recordings or not self.recording[slots].all():
             return False
         return bool((~self.recording & (self.order > 0)).any())
