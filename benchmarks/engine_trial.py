@@ -85,7 +85,7 @@ class TrialResult:
     longest_turn_at_s: float
     longest_turn_wait_ms: float
     longest_turn_cpu_ms: float
-    snapshots_taken: int
+    snapshots: int
     snapshot_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -355,6 +355,6 @@ def run_trial(
         longest_turn_at_s=longest.began_at - origin,
         longest_turn_wait_ms=1000 * longest.waited_s,
         longest_turn_cpu_ms=1000 * longest.cpu_s,
-        snapshots_taken=snapshots.taken,
+        snapshots=snapshots.taken,
         snapshot_bytes=snapshots.num_bytes,
     )

@@ -45,12 +45,12 @@ def test_turns_and_snapshots_are_part_of_a_trial() -> None:
     built = build_simulated(row, 6, fixed_ms=1.0, row_us=0.0)
     result = run_trial(built.engine, 6, 5.0, arrival_s=0.2, replay_s=4.0)
     assert result.finals == 6
-    assert result.snapshots_taken >= 6
+    assert result.snapshots >= 6
     assert result.snapshot_bytes > 0
     assert 0 < result.engine_us_a_chunk < result.host_us_a_chunk
     assert built.engine.stats.turn_detection.units > 0
     without = build_simulated(row, 6, fixed_ms=1.0, row_us=0.0, switches=Switches(turn_detection=False))
-    assert run_trial(without.engine, 6, 1.0, arrival_s=0.2).snapshots_taken == 0
+    assert run_trial(without.engine, 6, 1.0, arrival_s=0.2).snapshots == 0
     assert without.engine.stats.turn_detection.units == 0
 
 
@@ -109,7 +109,7 @@ def test_a_trial_is_found_again_by_its_switches(
     given = command._parser().parse_args()
     given.streams, given.seconds = 4, 1.0
     told = command.one_trial(ROW, given)
-    assert told["snapshots"] == "audio"
+    assert told["snapshot_of"] == "audio"
     assert command._is_of(told, given)
     given.snapshots = "state"
     assert not command._is_of(told, given)
