@@ -60,6 +60,8 @@ def export_model(
         stored = {name: _stored(name, weights[name]) for name in names}
         metadata = {"format": "pt", "dtype": "fp16", "model": "EncDecRNNTBPEModel"}
         save_file(stored, folder / WEIGHTS_NAME, metadata=metadata)
+        # Written for its owner alone; a service is another user.
+        (folder / WEIGHTS_NAME).chmod(0o644)
         (folder / CONFIG_NAME).write_text(config_text, encoding="utf-8")
         (folder / TOKENIZER_NAME).write_bytes(tokenizer)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")

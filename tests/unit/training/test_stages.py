@@ -65,6 +65,8 @@ def test_train_resume_and_export(
     assert sorted(path.name for path in target.iterdir()) == [
         "MODEL_CARD.md", "model_config.yaml", "tiny.safetensors", "tokenizer.model"
     ]  # fmt: skip
+    # A service is another user.
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in target.iterdir())
     shipped = read_folder(target)
     # Three steps at a tiny rate: nearly the model that training went on from, but not the same.
     change = max(
