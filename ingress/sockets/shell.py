@@ -21,7 +21,7 @@ _WRITE_HIGH_BYTES: Final = 32 * 1024
 MESSAGES_A_TURN: Final = 64
 """Messages of one client before it has to wait for a turn: a read of 256 KB may hold 20,000."""
 BYTES_A_TURN: Final = 16 * 1024
-"""Behind a read of as much it waits for one, too: libuv reads 32 times before anybody else is heard."""
+"""A read of as much waits for one, too, as does the next: libuv reads 32 times before others are heard."""
 
 OpenConnection = Callable[[Peer], Connection]
 """Makes the connection behind a socket."""
@@ -161,7 +161,10 @@ class SocketShell(asyncio.Protocol):
     def _hear(self, data: bytes) -> None:
         """Hand on what a read has brought, which the reader holds by now."""
         self._num_heard = 0
-        self._hand_on()
+        if len(data) < BYTES_A_TURN or self._place is None:
+            self._hand_on()
+            return
+        self._place.turns.at_once(self._hand_on)  # else with the next turn
         self._have_read(len(data))
 
     def _next_turn(self) -> None:

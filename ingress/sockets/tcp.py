@@ -14,7 +14,7 @@ from ingress.http.refusal import Refusal
 from ingress.request import Request
 from ingress.sockets.framing import LineReader
 from ingress.sockets.gate import SENTENCES, Gate, Place
-from ingress.sockets.shell import SocketShell, StreamRoute
+from ingress.sockets.shell import BYTES_A_TURN, SocketShell, StreamRoute
 
 _TOO_MANY: Final = {
     full: Unavailable(ErrorCode.TOO_MANY_CONNECTIONS, sentence) for full, sentence in SENTENCES.items()
@@ -63,10 +63,9 @@ class TcpShell(SocketShell):
             self._have_read(len(data))
             return
         if self._reading and not self._resting:
-            line = self._reader.whole(data)
+            line = self._reader.whole(data) if len(data) < BYTES_A_TURN else None
             if line is not None:
                 connection.received_text(line)
-                self._have_read(len(data))
                 return
             self._reader.feed(data)
             self._hear(data)

@@ -26,7 +26,7 @@ from ingress.sockets.frames import FrameReader, Other, text_frame
 from ingress.sockets.gate import Place
 from ingress.sockets.linger import LINGER_S, Linger
 from ingress.sockets.pinger import MAX_UNANSWERED, Pinger
-from ingress.sockets.shell import OpenConnection, SocketShell
+from ingress.sockets.shell import BYTES_A_TURN, OpenConnection, SocketShell
 
 # The first byte of a pong, as websockets writes it.
 _PONG: Final = 0x80 | Opcode.PONG
@@ -99,11 +99,10 @@ class WebSocketShell(SocketShell):
         frames = self._frames
         connection = self._connection
         if connection is not None and self._reading and not self._resting and not self._closing:
-            text = frames.whole_text(data)
+            text = frames.whole_text(data) if len(data) < BYTES_A_TURN else None
             if text is not None:
                 self._heard_at = monotonic()
                 connection.received_text(text)
-                self._have_read(len(data))
                 return
         frames.feed(data)
         if self._reading and not self._resting:

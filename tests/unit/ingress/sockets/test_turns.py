@@ -162,6 +162,36 @@ async def test_what_waits_for_its_turn_comes_before_the_end() -> None:
         await client.close()
 
 
+@pytest.mark.parametrize("websocket", [False, True])
+async def test_a_large_message_is_heard_in_a_turn(websocket: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it takes to read it counts, and others come first where they wait."""
+    line = json.dumps({"type": "ping", "fill": "x" * 2 * BYTES_A_TURN}).encode()
+    async with serving(ScriptedBackplane(), max_line_bytes=100_000, max_frame_bytes=100_000) as harness:
+        client = await (harness.raw_ws() if websocket else harness.tcp())
+        if websocket:
+            await client.send(HANDSHAKE)
+        await client.reader.readuntil(b'"hello"')
+        await wait_until(lambda: not harness.shells[-1]._resting)
+        waiting: list[Turn] = []
+        monkeypatch.setattr(QueuedTurns, "at_once", lambda turns, turn: False)
+        monkeypatch.setattr(QueuedTurns, "ask", lambda turns, turn: waiting.append(turn))
+        heard: list[bytes] = []
+        monkeypatch.setattr(Connection, "received_text", lambda connection, data: heard.append(bytes(data)))
+        await client.send(Frame(Opcode.TEXT, line).serialize(mask=True) if websocket else line + b"\n")
+
+        def is_heard() -> bool:
+            assert len(waiting) <= 1
+            while waiting:
+                assert not heard
+                waiting.pop()()
+            return bool(heard)
+
+        await wait_until(lambda: bool(waiting))
+        await wait_until(is_heard)
+        assert heard == [line]
+        client.writer.transport.abort()
+
+
 @pytest.mark.parametrize("port", ["tcp", "websocket", "http"])
 async def test_what_a_refused_client_sends_is_read_in_turns(
     port: str, monkeypatch: pytest.MonkeyPatch
