@@ -1,6 +1,6 @@
 """The client protocol: one frozen dataclass per message; field names and meanings as in docs/protocol.md.
 
-common/client_codec.py and common/server_codec.py write and read them as JSON.
+common/client_codec.py, common/server_codec.py and ingress/dialects/native.py write and read them as JSON.
 """
 
 from __future__ import annotations

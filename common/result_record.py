@@ -62,7 +62,9 @@ def encode_record(what: Recognized, text_from: int) -> bytes:
             None
             if words is None
             else [(word.word, word.start_s, word.end_s, word.confidence) for word in words],
-            [(one.number, one.text, one.start_s, one.end_s) for one in what.utterances],
+            [(one.number, one.text, one.start_s, one.end_s) for one in what.utterances]
+            if what.utterances
+            else (),
         )
     )
 
@@ -90,7 +92,7 @@ def decode_record(line: Line, text: str) -> Result:
             seq=line.seq,
             audio_ack_samples=line.acked,
             words=None if words is None else tuple([Word(*word) for word in words]),
-            utterances=tuple([Utterance(*one) for one in utterances]),
+            utterances=tuple([Utterance(*one) for one in utterances]) if utterances else (),
             text_from=text_from,
             from_finalize=line.kind is LineKind.FINALIZED,
         )

@@ -1,8 +1,8 @@
-"""Messages of the server as JSON: what a server writes and a client reads."""
+"""Messages of the server as JSON, as a client reads them; ingress/dialects/native.py writes them."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
@@ -19,80 +19,6 @@ from common.messages import (
     WarningMessage,
     Word,
 )
-
-_PONG: Final = b'{"type":"pong"}'
-
-
-def encode_server_message(message: ServerMessage) -> bytes:
-    """Encode a message as the server sends it, without the newline of the TCP framing."""
-    match message:
-        case Result():
-            return encode_result(message)
-        case Pong():
-            return _PONG
-        case Ack(audio_ack_samples):
-            fields: dict[str, Any] = {"type": "ack", "audio_ack_samples": audio_ack_samples}
-        case Hello():
-            fields = {
-                "type": "hello",
-                "stream_id": message.stream_id,
-                "sample_rate": message.sample_rate,
-                "resume_token": message.resume_token,
-                "capabilities": message.capabilities,
-            }
-        case Resumed():
-            fields = {
-                "type": "resumed",
-                "stream_id": message.stream_id,
-                "resume_token": message.resume_token,
-                "next_sample": message.next_sample,
-            }
-        case ErrorMessage():
-            fields = {"type": "error", "code": message.code, "message": message.message}
-            if message.stream_id is not None:
-                fields["stream_id"] = message.stream_id
-        case WarningMessage(code, sentence):
-            fields = {"type": "warning", "code": code, "message": sentence}
-    return orjson.dumps(fields)
-
-
-def encode_result(result: Result, *, new_text: bool = False) -> bytes:
-    """Encode a `result` message.
-
-    new_text: with the part of the text that is new, and where it goes, instead of the whole.
-    """
-    fields: dict[str, Any] = {
-        "type": "result",
-        "text": result.text[result.text_from :] if new_text else result.text,
-    }
-    if new_text:
-        fields["text_from"] = result.text_from
-    fields |= {
-        "token_ids": result.token_ids,
-        "confidence_scores": result.confidence_scores,
-        "is_final": result.is_final,
-        "last_state": result.last_state,
-        "turn_detection": result.turn_detection,
-        "seq": result.seq,
-        "audio_ack_samples": result.audio_ack_samples,
-    }
-    if result.words is not None:
-        fields["words"] = [
-            {
-                "word": word.word,
-                "start_s": word.start_s,
-                "end_s": word.end_s,
-                "confidence": word.confidence,
-            }
-            for word in result.words
-        ]
-    if result.utterances:
-        fields["utterances"] = result.utterances
-    if result.seq_first is not None:
-        fields["seq_first"] = result.seq_first
-    if result.from_finalize:
-        fields["from_finalize"] = True
-    return orjson.dumps(fields)
 
 
 def decode_server_message(data: bytes | bytearray | memoryview | str) -> ServerMessage | None:

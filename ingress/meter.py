@@ -75,9 +75,9 @@ class Meter:
         """Count a stream with which its client goes on after its connection was lost."""
         self._metrics.resumes["resumed"] += 1
 
-    def audio(self, num_samples: int, end: int, sample_rate: int) -> None:
-        """Audio came; `end` samples of the stream have come by now."""
-        self._metrics.audio_seconds += num_samples / sample_rate
+    def audio(self, audio_s: float, end: int) -> None:
+        """Audio came, so many seconds; `end` samples of the stream have come by now."""
+        self._metrics.audio_seconds += audio_s
         if self._began_s is None:
             self._began_s = time.monotonic()
         if self._arrivals is not None:

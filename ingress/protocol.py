@@ -301,6 +301,10 @@ YOUNG: Final = frozenset((_S.STRANGER, _S.ADMITTING, _S.REFUSED, _S.READY, _S.PA
 """The states in which no stream has begun."""
 
 
+FORWARDING: Final = frozenset(state for state in TABLE if Event.RESULT in TABLE[state])
+"""Where the client is told what becomes of its audio."""
+
+
 def _doing_only(event: Event, action: Action) -> frozenset[State]:
     return frozenset(state for state in TABLE if TABLE[state].get(event) == Transition(state, (action,)))
 
@@ -366,11 +370,6 @@ class ConnectionProtocol:
     def takes_audio(self) -> bool:
         """Whether the audio of the stream, begun or not, goes on."""
         return self.state in _ACCEPTING
-
-    @property
-    def forwards(self) -> bool:
-        """Whether the client is told what becomes of its audio."""
-        return Event.RESULT in TABLE[self.state]
 
     def receive(self, message: ClientMessage) -> Outcome:
         """Take one message of the client."""

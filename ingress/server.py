@@ -54,6 +54,7 @@ from ingress.http.site import HttpLimits, Site
 from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.monitor import IngressMonitor
+from ingress.protocol import YOUNG
 from ingress.request import Request
 from ingress.sockets.acceptor import Acceptor
 from ingress.sockets.gate import Gate, allow_many_sockets, max_files
@@ -349,7 +350,7 @@ class IngressServer:
         metrics.ping_timeouts = self._site.pinger.num_lost
         metrics.pace_waits = self._paces.num_waits
         metrics.slow_bodies = self._site.num_slow_bodies
-        metrics.paused_connections = sum(one.is_paused for one in connections)
+        metrics.paused_connections = sum(one.reading.is_paused for one in connections)
         metrics.certificate_expiry_timestamp_seconds = 0 if self._tls is None else self._tls.expires_s
         metrics.send_buffer_bytes = sum(one.waiting_bytes for one in connections)
         self._backplane.refresh(metrics)
@@ -376,7 +377,7 @@ class IngressServer:
         self._site.drain()
         logger.info("draining %d connections", len(self._connections))
         for connection in list(self._connections):
-            if connection.stream_is_young:
+            if connection.state in YOUNG:
                 connection.drain()
         sending_away = asyncio.create_task(self._send_away(), name="send-away")
         await self._wait_until_empty(stop_now, self._settings.drain_timeout_s)

@@ -8,8 +8,8 @@ from typing import Final, cast
 
 from common.errors import RedisUnavailable
 from common.messages import ErrorMessage
-from common.server_codec import encode_server_message
 from ingress.clients.connection import StartTask
+from ingress.dialects.native import encode_server_message
 from ingress.sockets.gate import Gate
 
 # A client that does not read its line is not waited for.

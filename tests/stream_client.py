@@ -23,13 +23,13 @@ from common.presence.status import process_started_ms, read_status
 from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys, StreamKeys
 from common.result_record import decode_error, decode_record
-from common.server_codec import encode_server_message
 from common.streams.admission import Admission
 from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.audio_log import AudioLog
 from common.streams.result_reader import Position, Published, ResultSubscription, catch_up
 from gpu_worker.steps.null import NullEngine
+from ingress.dialects.native import encode_server_message
 from tests.waiting import until
 
 RESULTS = (LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from common.entries import LineKind, StreamId
 from common.errors import ClientFault, ErrorCode, StreamError
-from common.messages import Audio, Phrases, Result
+from common.messages import Audio, Hello, Phrases, Result, Resumed
+from common.options import StreamOptions
 from ingress.backplane import CLIENT_GONE, FINAL
+from ingress.capabilities import CAPABILITIES
+from ingress.protocol import Event
 
 if TYPE_CHECKING:
-    from ingress.backplane import StreamLink
+    from ingress.backplane import Resumption, StreamLink
     from ingress.clients.connection import Connection
 
 MAX_WAITING_PHRASES: Final = 100
@@ -98,6 +101,29 @@ class ClientStream:
             "send audio more slowly, or wait for results.",
         )
 
+    def hello(self) -> Hello:
+        """What its client is told first."""
+        link = self.linked()
+        return Hello(link.stream, self.sample_rate, link.resume_token, CAPABILITIES)
+
+    def welcome(self) -> Resumed:
+        """What its client is told once the stream goes on here."""
+        link = self.linked()
+        return Resumed(link.stream, link.resume_token, self.next_sample)
+
+    def begin(self, options: StreamOptions) -> None:
+        """Create the stream."""
+        self.begun = True
+        if options.sample_rate is not None:
+            self.set_rate(options.sample_rate)
+        self.linked().begin(options)
+
+    def resumed(self, resumption: Resumption) -> None:
+        """Go on with what another connection began."""
+        self.begun = True
+        self.set_rate(resumption.sample_rate)
+        self.next_sample, self.acked_samples = resumption.next_sample, resumption.acked_samples
+
     def append(self, audio: Audio) -> bool:
         """Append audio to the stream; False asks to stop reading until `on_room`."""
         self.next_sample += audio.num_samples
@@ -179,30 +205,17 @@ class ClientStream:
     def on_error(self, error: StreamError) -> None:
         """Take the error with which the worker ended the stream."""
         self.ended = True
-        self._connection.on_error(error)
+        self._connection.notify(Event.STREAM_FAILED, error)
 
     def on_failure(self, error: StreamError) -> None:
         """End the stream: the service cannot go on with it."""
-        self._connection.on_failure(error)
+        self._connection.notify(Event.FAILED, error)
 
     def on_taken(self) -> None:
         """Another connection has resumed the stream."""
         self.link = None
-        self._connection.on_taken()
+        self._connection.notify(Event.TAKEN)
 
     def on_room(self) -> None:
         """There is room again for audio."""
-        self._connection.on_room()
-
-
-def split_channels(audio: Audio, num_channels: int) -> list[Audio]:
-    """Return the audio of each channel, of samples that are interleaved."""
-    payload, size = audio.payload, audio.encoding.sample_bytes
-    step = size * num_channels
-    channels = []
-    for channel in range(num_channels):
-        part = bytearray(len(payload) // num_channels)
-        for at in range(size):
-            part[at::size] = payload[channel * size + at :: step]
-        channels.append(Audio(bytes(part), audio.encoding, audio.final))
-    return channels
+        self._connection.reading.resume()

@@ -9,53 +9,53 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any, Final
 
 from common.errors import ClientFault, ErrorCode, StreamError, Unavailable
 from common.messages import (
     Ack,
     Audio,
-    Auth,
     ClientMessage,
     Config,
-    Hello,
     Phrases,
     Pong,
     Result,
     Resume,
-    Resumed,
     ServerMessage,
 )
 from common.options import StreamOptions
 from ingress.auth.client import ANYBODY, Client
 from ingress.auth.guard import NO_GUARD, Guard
 from ingress.backplane import CLIENT_GONE, FINAL, Backplane, Resumption
-from ingress.capabilities import CAPABILITIES
-from ingress.clients.client_stream import ClientStream, split_channels
+from ingress.clients.admission import Admission
+from ingress.clients.client_stream import ClientStream
+from ingress.clients.ending import Ending
 from ingress.clients.limits import ConnectionLimits
+from ingress.clients.media import ClientMedia
 from ingress.clients.outgoing import Outgoing
-from ingress.clients.pace import UNPACED, Pacer, Paces
-from ingress.clients.slots import Slots
+from ingress.clients.pace import UNPACED, Paces
+from ingress.clients.reading import Reading
+from ingress.clients.streams import ClientStreams
 from ingress.dialects.dialect import Dialect, Heard
 from ingress.media.decoder import Decoders
-from ingress.media.inlet import MediaInlet
 from ingress.media.wanted import Media
 from ingress.meter import Meter
-from ingress.protocol import ONLY_APPENDING, YOUNG, Action, ConnectionProtocol, Event, Outcome, State
+from ingress.protocol import (
+    FORWARDING,
+    ONLY_APPENDING,
+    Action,
+    ConnectionProtocol,
+    Event,
+    Outcome,
+    State,
+)
 from ingress.sockets.deadlines import Deadlines
 from ingress.sockets.peer import Peer
 
 logger = logging.getLogger(__name__)
 
-# Without a new stream a client may still go on with one that it has.
-_MAY_RESUME: Final = frozenset((ErrorCode.NO_FREE_STREAM, ErrorCode.OVER_LIMIT))
-# Audio that was compressed may come faster than it can be recognised: it waits in front of its decoder.
-_MAX_DECODED_AHEAD_S: Final = 20.0
-
 _PONG: Final = Pong()
 _NO_AUDIO: Final = Audio(b"", final=True)
-
 
 StartTask = Callable[[Coroutine[Any, Any, None], str], object]
 
@@ -72,29 +72,27 @@ class Connection:
     counted_first: a WebSocket opens only once the client's key may have its streams.
     traceparent: the trace that the client's request is a part of; empty for none.
     paces, address: how fast the audio of a client at this address is taken.
+    reading: whether the client is read.
     """
 
     __slots__ = (
-        "_behind",
+        "_admission",
         "_deadlines",
-        "_decoders",
         "_dialect",
+        "_ending",
         "_guard",
-        "_inlet",
         "_limits",
-        "_lost",
+        "_media",
         "_meter",
         "_on_closed",
         "_options",
         "_outgoing",
-        "_pacer",
-        "_paused",
         "_peer",
         "_protocol",
-        "_slots",
         "_start_task",
         "_streams",
         "_unconfirmed",
+        "reading",
     )
 
     def __init__(
@@ -122,30 +120,30 @@ class Connection:
         self._on_closed = on_closed
         self._meter = meter
         self._guard = guard
-        self._decoders = decoders
-        self._inlet: MediaInlet | None = None
         self._protocol = ConnectionProtocol(stranger=client is None)
         self._deadlines = Deadlines(
             peer,
-            lambda: self._streams[0].received_s,
+            lambda: self._streams.first.received_s,
             begin_s=limits.begin_timeout_s,
             unread_s=limits.unread_timeout_s,
             refused_s=limits.refused_grace_s,
             silent_s=limits.idle_timeout_s,
             audio_s=limits.audio_timeout_s,
         )
-        self._streams = tuple(
+        streams = [
             ClientStream(self, number, limits.max_undecoded_s, limits.sample_rate, limits.max_finalizes)
             for number in range(dialect.num_streams)
+        ]
+        self._streams = ClientStreams(streams, backplane, guard, client, traceparent)
+        self._outgoing = Outgoing(peer, dialect, meter, limits.send_buffer_bytes)
+        self._ending = Ending(peer, dialect, self._outgoing, meter, self._deadlines.stop)
+        self._media = ClientMedia(self, dialect, decoders, limits.max_undecoded_s)
+        self.reading = Reading(peer, self._protocol, self._media, paces, address)
+        self._admission = Admission(
+            self, self._streams, self._media, self._outgoing, self.reading, dialect, self._deadlines, meter
         )
-        self._slots = Slots(self._streams, backplane, guard, client, traceparent)
-        self._outgoing = Outgoing(peer, dialect, meter, limits.send_buffer_bytes, self._deadlines.stop)
-        self._pacer = Pacer(paces, address, self._peer.pause_reading, self._read_on)
         self._options = StreamOptions()  # of the streams that have begun
-        self._lost = False
-        self._paused = False
         self._unconfirmed = False  # `resumed` was sent, and nothing of the client has come behind it
-        self._behind: list[ClientMessage] = []  # messages that came along with one that waits for a slot
         if not (dialect.admitted_first or counted_first):
             self._outgoing.open()
 
@@ -157,11 +155,7 @@ class Connection:
         if self.client is None:
             self._deadlines.begin.start(self._begun_too_late)
         else:
-            self._ask_for_slots()
-
-    def _ask_for_slots(self) -> None:
-        self._pause_reading()
-        self._start_task(self._enter(None), "admit")
+            self._wait_for_slots(None)
 
     def received_text(self, data: bytes) -> None:
         """Take one line or text frame."""
@@ -182,52 +176,43 @@ class Connection:
             self._carry_out(self._protocol.fail(error))
             return
         except Exception:
-            self._failed()
+            self.failed()
             return
         if self._unconfirmed and message is not None:
             self._unconfirmed = False
-            self._streams[0].confirm()
+            self._streams.first.confirm()
         if message is None:
             pass
-        elif self._inlet is not None:
-            self._wait_for_media(self._inlet, message, len(data))
+        elif self._media.inlet is not None:
+            self._media.take(self._media.inlet, message, len(data))
+            if self._media.is_full:
+                self._peer.pause_reading()
         elif isinstance(message, list):
-            self._received_all(message)
+            self.received_all(message)
         elif isinstance(message, Media):
             raise AssertionError("compressed audio of a dialect that has none")
         else:
-            self._received(message)
+            self.received(message)
         if self._dialect.replies:
-            self._reply()
+            try:
+                self._outgoing.reply()
+            except ClientFault as error:  # the send buffer is full
+                self._drop(error)
 
-    def _wait_for_media(self, inlet: MediaInlet, heard: Heard, num_bytes: int) -> None:
-        """Put what was said, in so many bytes, behind the audio that is not decoded yet."""
-        for item in heard if isinstance(heard, list) else (heard,):
-            if item is not None:
-                inlet.take(item, num_bytes)
-        if inlet.is_full:
-            self._peer.pause_reading()
-
-    def _received_all(self, messages: list[ClientMessage]) -> None:
+    def received_all(self, messages: list[ClientMessage]) -> None:
         """Take messages in order; those behind one that waits for its slot wait, too."""
         for number, message in enumerate(messages):
             if self._protocol.state is State.READMITTING:
-                self._behind = messages[number:]
+                self._admission.behind = messages[number:]
                 return
-            self._received(message)
+            self.received(message)
 
-    def _reply(self) -> None:
-        """Send what the dialect has to say by itself."""
-        try:
-            self._outgoing.reply()
-        except ClientFault as error:  # the send buffer is full
-            self._drop(error)
-
-    def _received(self, message: ClientMessage) -> None:
+    def received(self, message: ClientMessage) -> None:
+        """Take one message: decoded from a frame, or by the decoder of its audio."""
         protocol = self._protocol
         if type(message) is Audio:
-            stream = self._streams[0]  # as good as any: all channels are equally long
-            end = stream.next_sample + message.num_samples // len(self._streams)
+            stream = self._streams.first  # as good as any: all channels are equally long
+            end = stream.next_sample + message.num_samples // self._streams.num_streams
             if end - stream.acked_samples > stream.max_undecoded_samples and protocol.takes_audio:
                 self._carry_out(protocol.fail(stream.too_much_audio()))
                 return
@@ -235,7 +220,7 @@ class Connection:
                 try:
                     self._append(message)
                 except Exception:
-                    self._failed()
+                    self.failed()
                 return
         self._carry_out(protocol.receive(message))
 
@@ -244,7 +229,7 @@ class Connection:
         if isinstance(error, ClientFault):
             self._carry_out(self._protocol.fail(error))
         else:
-            self._carry_out(self._protocol.notify(Event.FAILED, error))
+            self.notify(Event.FAILED, error)
 
     def ended(self) -> None:
         """Note that the client closed its sending side."""
@@ -253,40 +238,40 @@ class Connection:
             self.lost()
             self._peer.close(self._dialect.farewell(None))
         else:
-            self._carry_out(self._protocol.notify(Event.END))
+            self.notify(Event.END)
 
     def lost(self) -> None:
         """Note that the socket is gone."""
-        if self._lost:
+        if self._outgoing.lost:
             return
-        self._lost = True
-        self._outgoing.lost()
-        self._carry_out(self._protocol.notify(Event.LOST))
+        self._outgoing.lost = True
+        self.notify(Event.LOST)
         self._deadlines.stop()
-        self._close_inlet()
-        self._pacer.close()
-        begun = sum(stream.begun for stream in self._streams)
-        self._meter.closed(begun, self._streams[0].received_s, self._outgoing.num_merged)
-        self._slots.leave()
+        self._media.close()
+        self.reading.end()
+        streams = self._streams
+        self._meter.closed(streams.num_begun, streams.first.received_s, self._outgoing.num_merged)
+        streams.leave()
         self._on_closed(self)
 
     def pause_writing(self) -> None:
         """Note that the transport's buffer is full."""
         self._outgoing.pause()
-        if not self._outgoing.hung_up:
+        if not self._ending.hung_up:
             self._deadlines.unread.start(self._unread_too_long)
 
     def resume_writing(self) -> None:
         """Note that the transport's buffer has drained."""
         self._deadlines.unread.stop()
         self._outgoing.resume()
+        self._ending.drained()
 
     # What the server says
 
     @property
     def client(self) -> Client | None:
         """Who it is; None as long as that is not known."""
-        return self._slots.client
+        return self._streams.client
 
     @property
     def transport(self) -> str:
@@ -294,19 +279,14 @@ class Connection:
         return self._meter.transport
 
     @property
-    def is_paused(self) -> bool:
-        """Whether it is not read for now."""
-        return self._paused or self._pacer.is_waiting
-
-    @property
     def waiting_bytes(self) -> int:
         """Bytes that wait for the client to read."""
         return self._outgoing.waiting_bytes
 
     @property
-    def stream_is_young(self) -> bool:
-        """Whether no stream has begun on this connection."""
-        return self._protocol.state in YOUNG
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._protocol.state
 
     @property
     def can_resume(self) -> bool:
@@ -315,48 +295,26 @@ class Connection:
 
     def expel(self) -> None:
         """Note that the client's key opens nothing any more."""
-        error = StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired.")
-        self._carry_out(self._protocol.notify(Event.FAILED, error))
+        self.notify(Event.FAILED, StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired."))
 
     def drain(self) -> None:
         """Note that this ingress stops."""
-        self._carry_out(self._protocol.notify(Event.DRAIN))
-
-    # What decoded media says (MediaSink)
+        self.notify(Event.DRAIN)
 
     @property
-    def takes_audio(self) -> bool:
-        """Whether decoded audio may come now."""
-        most_s = min(_MAX_DECODED_AHEAD_S, self._limits.max_undecoded_s / 2)
-        return not self.is_paused and self._streams[0].undecoded_s < most_s
-
-    def decodes_at(self, sample_rate: int) -> None:
-        """Note that decoded audio of this rate will come."""
-        self._dialect.options = replace(self._dialect.options, sample_rate=sample_rate)
-
-    def received_decoded(self, message: ClientMessage) -> None:
-        """Take decoded audio, or what the client said behind it."""
-        self._received(message)
-
-    def on_media_room(self) -> None:
-        """Read again."""
-        if not self.is_paused and self._protocol.state is not State.CLOSED:
-            self._peer.resume_reading()
-
-    def _close_inlet(self) -> None:
-        if self._inlet is not None:
-            self._inlet.close()
+    def undecoded_s(self) -> float:
+        """Audio accepted from the client and not recognised yet, in seconds."""
+        return self._streams.first.undecoded_s
 
     # What a stream says (ClientStream)
 
     def on_result(self, stream: ClientStream, result: Result, *, mergeable: bool) -> None:
         """Send a result to the client; behind the last one of the last stream, close."""
-        if self._inlet is not None:
-            self._inlet.room()
-        if stream.ended and all(other.ended for other in self._streams):
+        self._media.room()
+        if stream.ended and self._streams.ended:
             self._meter.result(result)
             self._carry_out(self._protocol.notify(Event.LAST_RESULT), result, stream)
-        elif self._protocol.forwards:
+        elif self._protocol.state in FORWARDING:
             self._meter.result(result)
             self._tell(result, stream, mergeable=mergeable)
             if stream.ended and stream.link is not None:
@@ -364,29 +322,15 @@ class Connection:
 
     def on_ack(self, stream: ClientStream, samples: int) -> None:
         """Tell the client of progress without a result."""
-        if self._inlet is not None:
-            self._inlet.room()
-        if self._protocol.forwards:
+        self._media.room()
+        if self._protocol.state in FORWARDING:
             self._tell(Ack(samples), stream, mergeable=True)
 
-    def on_error(self, error: StreamError) -> None:
-        """End the connection: a worker has ended one of its streams."""
-        self._carry_out(self._protocol.notify(Event.STREAM_FAILED, error))
-
-    def on_failure(self, error: StreamError) -> None:
-        """End the connection: the service cannot go on with one of its streams."""
-        self._carry_out(self._protocol.notify(Event.FAILED, error))
-
-    def on_taken(self) -> None:
-        """End this connection: the stream goes on at another."""
-        self._carry_out(self._protocol.notify(Event.TAKEN))
-
-    def on_room(self) -> None:
-        """Read again."""
-        if self._protocol.state is not State.CLOSED:
-            self._resume_reading()
-
     # Actions
+
+    def notify(self, event: Event, error: StreamError | None = None) -> None:
+        """Do what an event comes to; `error` says why, where the service failed."""
+        self._carry_out(self._protocol.notify(event, error))
 
     def _carry_out(
         self, outcome: Outcome, result: Result | None = None, stream: ClientStream | None = None
@@ -401,7 +345,7 @@ class Connection:
         except ClientFault as error:  # the send buffer is full, or too many finalizes wait
             self._drop(error)
         except Exception:
-            self._failed()
+            self.failed()
 
     def _tell(self, message: ServerMessage, stream: ClientStream, *, mergeable: bool) -> None:
         """Send what needs no action beside."""
@@ -410,14 +354,14 @@ class Connection:
         except ClientFault as error:  # the send buffer is full
             self._drop(error)
         except Exception:
-            self._failed()
+            self.failed()
 
-    def _failed(self) -> None:
+    def failed(self) -> None:
         """End this connection after a defect of ours, and no other.
 
         Called where the defect was caught, whatever it was; logs it.
         """
-        logger.exception("A connection failed", extra={"stream_id": self._streams[0].stream_id})
+        logger.exception("A connection failed", extra={"stream_id": self._streams.first.stream_id})
         self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 
     def _do(self, action: Action, outcome: Outcome) -> None:
@@ -427,216 +371,97 @@ class Connection:
                     raise AssertionError("APPEND without audio")
                 self._append(outcome.message)
             case Action.IDENTIFY:
-                self._identify(outcome.message)
+                self._admission.identify(outcome.message)
             case Action.ENTER:
-                self._ask_for_slots()
+                self._wait_for_slots(None)
             case Action.HELLO:
-                self._send_hello()
+                self._outgoing.open()
+                self._deadlines.begin.start(self._begun_too_late)
+                for stream in self._streams:
+                    self._outgoing.send(stream.hello(), stream.number)
             case Action.PONG:
                 self._outgoing.send(_PONG)
             case Action.BEGIN:
                 self._begin(outcome.message)
             case Action.READMIT:
-                self._pause_reading()
-                self._start_task(self._enter(outcome.message), "readmit")
+                self._wait_for_slots(outcome.message)
             case Action.FINALIZE:
-                for stream in self._streams:
-                    if not stream.finalize():
-                        self._pause_reading()
+                if not self._streams.finalize():
+                    self.reading.pause()
             case Action.PHRASES:
                 if not isinstance(outcome.message, Phrases):
                     raise AssertionError("PHRASES without phrases")
-                for stream in self._streams:
-                    if not stream.replace_phrases(outcome.message):
-                        self._pause_reading()
+                if not self._streams.replace_phrases(outcome.message):
+                    self.reading.pause()
             case Action.FINISH:
                 self._append(_NO_AUDIO)
             case Action.TAKE_OVER:
                 if not isinstance(outcome.message, Resume):
                     raise AssertionError("TAKE_OVER without a resume message")
-                self._start_task(self._take_over(outcome.message), "resume")
+                self._start_task(self._admission.take_over(outcome.message), "resume")
             case Action.WELCOME_BACK:
-                (stream,) = self._streams
-                link = stream.linked()
-                self._outgoing.send(Resumed(link.stream, link.resume_token, stream.next_sample))
+                self._outgoing.send(self._streams.first.welcome())
             case Action.ERROR:
                 if outcome.error is not None:
-                    self._outgoing.send_error(outcome.error, self._streams[0].stream_id)
+                    self._ending.tell(outcome.error, self._streams.first.stream_id)
             case Action.GIVE_BACK | Action.ABANDON:
                 self._abandon(outcome.error)
             case Action.RELEASE:
-                code = FINAL if outcome.error is None else outcome.error.code.value
-                for stream in self._streams:
-                    if stream.ended and stream.link is not None:
-                        stream.release(code=code)
-                    else:
-                        stream.abandon(keep=False, code=code)
+                self._streams.release(FINAL if outcome.error is None else outcome.error.code.value)
             case Action.HANG_UP:
-                self._close_inlet()
-                self._outgoing.hang_up(outcome.error)
+                self._media.close()
+                self._ending.hang_up(outcome.error)
             case _:
                 raise AssertionError(f"no such action: {action}")
 
-    def _identify(self, message: ClientMessage | None) -> None:
-        if not isinstance(message, Auth):
-            raise AssertionError("IDENTIFY without a key")
-        try:
-            self._slots.client = self._guard.identify(message.token)
-        except StreamError as error:
-            self._carry_out(self._protocol.notify(Event.FAILED, error))
-            return
-        self._deadlines.begin.stop()
-        self._carry_out(self._protocol.notify(Event.IDENTIFIED))
+    def _wait_for_slots(self, first: ClientMessage | None) -> None:
+        self.reading.pause()
+        self._start_task(self._admission.enter(first), "admit")
 
     def _begin(self, first: ClientMessage | None) -> None:
-        options = first.options if isinstance(first, Config) else self._dialect.options
-        self._options = options
+        self._options = first.options if isinstance(first, Config) else self._dialect.options
         self._deadlines.begin.stop()
-        for stream in self._streams:
-            stream.begun = True
-            if options.sample_rate is not None:
-                stream.set_rate(options.sample_rate)
-            stream.linked().begin(options)
+        self._streams.begin(self._options)
         self._watch_audio()
 
     def _watch_audio(self) -> None:
         """See that a stream that has begun, or goes on here, has audio, and not too much."""
         self._deadlines.audio.start(self._audio_too_long_ago)
         if not self._options.recording:
-            self._pacer.begin(self.client, len(self._streams))
+            self.reading.begin(self.client, self._streams.num_streams)
 
     def _append(self, audio: Audio) -> None:
         streams = self._streams
-        if len(streams) == 1:
-            if not streams[0].append(audio):
-                self._pause_reading()
-        else:
-            for stream, part in zip(streams, split_channels(audio, len(streams)), strict=True):
-                if not stream.append(part):
-                    self._pause_reading()
-        first = streams[0]
-        num_samples = audio.num_samples // len(streams)
-        self._meter.audio(num_samples, first.next_sample, first.sample_rate)
-        audio_s = audio.num_samples / first.sample_rate
-        self._guard.heard(self.client, audio_s)
-        self._pacer.heard(audio_s)
+        first = streams.first
+        before = first.next_sample
+        if not streams.append(audio):
+            self.reading.pause()
+        audio_s = (first.next_sample - before) / first.sample_rate
+        self._meter.audio(audio_s, first.next_sample)
+        self._guard.heard(streams.client, audio_s * streams.num_streams)
+        self.reading.heard(audio_s * streams.num_streams)
         if audio.final:
             self._meter.finished()
-
-    def _pause_reading(self) -> None:
-        self._paused = True
-        self._peer.pause_reading()
-
-    def _resume_reading(self) -> None:
-        self._paused = False
-        self._read_on()
-
-    def _read_on(self) -> None:
-        """Read, unless there is a reason left not to."""
-        if self.is_paused or self._protocol.state is State.CLOSED:
-            return
-        if self._inlet is not None:
-            self._inlet.room()
-            if self._inlet.is_full:
-                return
-        self._peer.resume_reading()
-
-    def _send_hello(self) -> None:
-        self._outgoing.open()
-        self._deadlines.begin.start(self._begun_too_late)
-        for stream in self._streams:
-            link = stream.linked()
-            hello = Hello(link.stream, self._limits.sample_rate, link.resume_token, CAPABILITIES)
-            self._outgoing.send(hello, stream.number)
 
     def _abandon(self, error: StreamError | None) -> None:
         # A stream is kept for its client where the client asked for that, unless the client's
         # own fault ended it: sending the same again would fail again.
         fault = isinstance(error, ClientFault) and error.code is not ErrorCode.SLOW_READER
         code = CLIENT_GONE if error is None else error.code.value
-        for stream in self._streams:
-            stream.abandon(keep=self._options.resume and not fault, code=code)
+        self._streams.abandon(keep=self._options.resume and not fault, code=code)
 
-    # Admission and resumption
-
-    async def _enter(self, first: ClientMessage | None) -> None:
-        """Wait for slots, during which the client is not heard.
-
-        first: the message that is to begin the stream; only where the slot of `hello` was given back before.
-        """
-        try:
-            await self._take_slots()
-        except StreamError as error:
-            self._meter.refused(error)
-            if error.code in _MAY_RESUME and self._dialect.resumes and self._outgoing.is_open:
-                self._refused(error)
-            else:
-                self._carry_out(self._protocol.notify(Event.FAILED, error))
-        except Exception:
-            self._failed()
-        else:
-            self._meter.admitted(len(self._streams))
-            if self._protocol.state is State.CLOSED:  # the client left meanwhile
-                self._slots.release()
-                self._close_inlet()
-                return
-            self._carry_out(self._protocol.notify(Event.ADMITTED))
-            if first is not None:
-                behind, self._behind = self._behind, []
-                self._received_all([first, *behind])
-        if self._protocol.state is State.CLOSED:
-            self._close_inlet()
-        else:
-            self._resume_reading()
-
-    async def _take_slots(self) -> None:
-        """Take what the streams need of others: a decoder, places among those of the client's key, slots."""
-        if self._dialect.media is not None and self._inlet is None:
-            if self._decoders is None:
-                raise AssertionError("compressed audio without decoders")
-            self._inlet = MediaInlet(self._decoders, self._dialect.media, self)
-        await self._slots.count()
-        if not self._dialect.admitted_first:
-            self._outgoing.open()
-        await self._slots.admit()
-
-    def _refused(self, error: StreamError) -> None:
-        self._carry_out(self._protocol.notify(Event.FULL, error))
-        if self._protocol.state is State.REFUSED:
-            self._deadlines.refused.start(
-                lambda: self._carry_out(self._protocol.notify(Event.EXPIRED, error))
-            )
-
-    async def _take_over(self, request: Resume) -> None:
-        self._deadlines.refused.stop()
-        self._deadlines.begin.stop()
-        self._deadlines.silent.stop()  # it is the client that waits
-        (stream,) = self._streams
-        try:
-            resumption = await self._slots.resume(request)
-        except StreamError as error:
-            self._carry_out(self._protocol.notify(Event.FAILED, error))
-            return
-        except Exception:
-            self._failed()
-            return
+    def resumed(self, resumption: Resumption) -> None:
+        """The stream of another connection goes on here, as its client asked."""
         self._options = resumption.options
         if self._protocol.state is not State.RESUMING:  # the client left meanwhile
             self._abandon(None)
             return
-        self._slots.resumed()
-        self._resumed(stream, resumption)
-
-    def _resumed(self, stream: ClientStream, resumption: Resumption) -> None:
+        self._streams.resumed(resumption)
         self._deadlines.silent.start(self._silent_too_long)
-        stream.set_rate(resumption.sample_rate)
-        stream.next_sample, stream.acked_samples = resumption.next_sample, resumption.acked_samples
-        stream.begun = True
         self._meter.resumed()
         self._watch_audio()
         self._dialect.resumed(resumption.options, resumption.sample_rate)
-        event = Event.RESUMED_FINISHED if resumption.finished else Event.RESUMED
-        self._carry_out(self._protocol.notify(event))
+        self.notify(Event.RESUMED_FINISHED if resumption.finished else Event.RESUMED)
         self._unconfirmed = True
 
     # Ends
@@ -645,16 +470,15 @@ class Connection:
         """End a connection that cannot go on by the table: give up what waits, say why, close."""
         was_closed = self._protocol.state is State.CLOSED
         self._protocol.notify(Event.LOST)
-        self._close_inlet()
+        self._media.close()
         self._abandon(error)
-        self._outgoing.cut_off(error, self._streams[0].stream_id, is_over=was_closed)
+        self._ending.cut_off(error, self._streams.first.stream_id, is_over=was_closed)
 
     # Deadlines that have passed
 
     def _begun_too_late(self) -> None:
-        if self._inlet is not None:
-            self._inlet.park()
-        self._carry_out(self._protocol.notify(Event.UNBEGUN))
+        self._media.park()
+        self.notify(Event.UNBEGUN)
 
     def _unread_too_long(self) -> None:
         seconds = self._limits.unread_timeout_s
@@ -671,7 +495,7 @@ class Connection:
     def _audio_too_long_ago(self) -> None:
         if self._protocol.state in (State.FINISHING, State.FAILING):
             return  # there is no more
-        if self.is_paused:
+        if self.reading.is_paused:
             self._deadlines.audio.start(self._audio_too_long_ago)
             return
         seconds = self._limits.audio_timeout_s

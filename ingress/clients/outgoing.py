@@ -1,75 +1,77 @@
-"""What goes to one client: messages in its dialect, the error that ends its connection, and the close."""
+"""What goes to one client, and what of it waits while the client does not read as fast as results come.
+
+While the socket takes data, messages pass straight through. Otherwise they wait here: neighbours become one
+where the dialect says so, as partial results do, and everything else keeps its place. So a reader that is
+merely slow loses nothing but intermediate texts, and one that does not read at all costs bounded memory
+until it is dropped.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
-from common.entries import StreamId
-from common.errors import ErrorCode, StreamError
-from common.messages import ErrorMessage, ServerMessage
-from ingress.auth.guard import OverLimit
-from ingress.dialects.dialect import Dialect
+from common.errors import ClientFault, ErrorCode
+from common.messages import ServerMessage
+from ingress.dialects.dialect import Dialect, Frame
 from ingress.meter import Meter
 from ingress.sockets.peer import Peer
-from ingress.sockets.send_buffer import SendBuffer
-
-logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """The connection closes once the buffer is empty, because of an error or in good order (None)."""
+@dataclass(slots=True)
+class _Waiting:
+    """A frame for the client; where it can be merged, what it says, and about which stream."""
 
-    error: StreamError | None
+    data: bytes
+    says: object
+    stream: int
+
+
+# A message costs more than its bytes; counting this bounds the number of small ones too.
+_OVERHEAD_BYTES: Final = 128
+# Each result carries the whole transcript, and after hours one is longer than the bound: a partial, a turn, a
+# partial and the final result may wait all the same, up to a bound that only a flood of text reaches.
+_FEW: Final = 4
+_FEW_TIMES_MAX: Final = 16
 
 
 class Outgoing:
-    """One connection's way to its client.
+    """Order and bound of the messages to one client.
 
-    max_bytes: that may wait for a client that does not read.
-    on_hung_up: called once, when the connection is closed from here.
+    dialect: writes messages, and merges neighbours.
+    max_bytes: bound of what waits here, after merging; the transport's own buffer comes on top. Four messages
+        may be longer than that, up to 16 times.
     is_open: whether the client may be told anything: a WebSocket may be waiting for its opening.
-    hung_up: whether the close is under way.
+    lost: the socket is gone, and nothing is sent any more.
+    num_merged: messages that went into a later one.
     """
 
     __slots__ = (
-        "_buffer",
+        "_bytes",
         "_dialect",
-        "_ending",
-        "_logged",
-        "_lost",
+        "_max_bytes",
         "_meter",
-        "_on_hung_up",
         "_peer",
-        "hung_up",
+        "_room",
+        "_waiting",
         "is_open",
+        "lost",
+        "num_merged",
     )
 
-    def __init__(
-        self, peer: Peer, dialect: Dialect, meter: Meter, max_bytes: int, on_hung_up: Callable[[], None]
-    ) -> None:
+    def __init__(self, peer: Peer, dialect: Dialect, meter: Meter, max_bytes: int) -> None:
         self._peer = peer
         self._dialect = dialect
         self._meter = meter
-        self._on_hung_up = on_hung_up
-        self._buffer = SendBuffer(self._write, dialect, max_bytes)
-        self._logged: set[ErrorCode] = set()
-        self._ending: _Ending | None = None
-        self._lost = False
+        self._max_bytes = max_bytes
+        self._waiting: deque[_Waiting] = deque()
+        self._bytes = 0
+        self._room = True  # the transport takes data
+        self.lost = False
         self.is_open = False
-        self.hung_up = False
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes that wait for the client to read."""
-        return self._buffer.waiting_bytes
-
-    @property
-    def num_merged(self) -> int:
-        """Messages that went into a later one."""
-        return self._buffer.num_merged
+        self.num_merged = 0
 
     def open(self) -> None:
         """Open the WebSocket, where it is not open."""
@@ -77,81 +79,78 @@ class Outgoing:
             self.is_open = True
             self._peer.accept(self._dialect.headers)
 
-    def lost(self) -> None:
-        """Note that the socket is gone: nothing is sent any more."""
-        self._lost = True
-
     def send(self, message: ServerMessage, stream: int = 0, *, mergeable: bool = False) -> None:
-        """Send a message about one of the streams, as `SendBuffer.send` does. Raises ClientFault."""
-        if not self._lost and self.is_open:
-            self._buffer.send(message, stream, mergeable=mergeable)
+        """Send one message, now or when the client has read what came before.
+
+        stream: the number of the stream that it is about.
+        mergeable: it may be merged with a neighbour about the same stream.
+        Raises ClientFault `slow_reader` when more waits than allowed; nothing of it is lost by then,
+        and nothing more can be kept.
+        """
+        if not self.lost and self.is_open:
+            self._send_frames(self._dialect.encode(message, stream), stream, mergeable=mergeable)
 
     def reply(self) -> None:
-        """Send what the dialect has to say by itself. Raises ClientFault."""
+        """Send what the dialect has to say by itself. Raises as `send` does."""
         replies, self._dialect.replies = self._dialect.replies, []
-        if not self._lost:
-            self._buffer.send_frames(replies)
+        if not self.lost:
+            self._send_frames(replies, 0, mergeable=False)
 
-    def send_error(self, error: StreamError, stream_id: StreamId | None) -> None:
-        """Log an error, and tell the client. Raises ClientFault."""
-        self.send(self._logged_error(error, stream_id))
+    def _send_frames(self, frames: Iterable[Frame], stream: int, *, mergeable: bool) -> None:
+        for data, says in frames:
+            if self._room and not self._waiting:
+                self._meter.sent(len(data))
+                self._peer.send(data)  # which may have `pause` called
+            elif not (mergeable and says is not None and self._merged_with_last(says, stream)):
+                self._waiting.append(_Waiting(data, says if mergeable else None, stream))
+                self._bytes += len(data) + _OVERHEAD_BYTES
+        if self._bytes > self._max_bytes and self._too_much():
+            raise ClientFault(
+                ErrorCode.SLOW_READER,
+                f"More than {self._max_bytes} bytes of results wait to be read.",
+            )
 
-    def hang_up(self, error: StreamError | None) -> None:
-        """Close once all is sent, because of an error or in good order."""
-        self._ending = _Ending(error)
-        if self._buffer.empty:
-            self._close_if_asked()
+    def _merged_with_last(self, says: object, stream: int) -> bool:
+        if not self._waiting:
+            return False
+        last = self._waiting[-1]
+        if last.says is None or last.stream != stream:
+            return False
+        merged = self._dialect.merge(last.says, says)
+        if merged is None:
+            return False
+        self._bytes += len(merged.data) - len(last.data)
+        last.data, last.says = merged
+        self.num_merged += 1
+        return True
 
-    def cut_off(self, error: StreamError, stream_id: StreamId | None, *, is_over: bool) -> None:
-        """Give up what waits, say why, and close.
-
-        is_over: the last word was said before, and not read.
-        """
-        self._buffer.clear()
-        message = self._logged_error(error, stream_id)
-        if is_over:
-            self._peer.abort()
-            return
-        # Past the buffer: whatever the transport still takes is this message, then the end.
-        if self.is_open:
-            for frame in self._dialect.encode(message, 0):
-                self._peer.send(frame.data)
-        self._ending = _Ending(error)
-        self._close_if_asked()
+    def _too_much(self) -> bool:
+        return len(self._waiting) > _FEW or self._bytes > self._max_bytes * _FEW_TIMES_MAX
 
     def pause(self) -> None:
-        """Note that the transport's buffer is full."""
-        self._buffer.pause()
+        """Keep messages here: the transport's buffer is full."""
+        self._room = False
 
     def resume(self) -> None:
-        """Note that the transport's buffer has drained."""
-        self._buffer.resume()
-        if self._buffer.empty:
-            self._close_if_asked()
+        """The transport takes data again; it may have `pause` called while this writes."""
+        self._room = True
+        while self._room and self._waiting:
+            data = self._waiting.popleft().data
+            self._bytes -= len(data) + _OVERHEAD_BYTES
+            self._meter.sent(len(data))
+            self._peer.send(data)
 
-    def _close_if_asked(self) -> None:
-        if self._ending is None or self.hung_up:
-            return
-        self.hung_up = True
-        self._on_hung_up()
-        error = self._ending.error
-        if self.is_open or error is None:
-            self._peer.close(self._dialect.farewell(error))
-        else:
-            retry_after_s = error.retry_after_s if isinstance(error, OverLimit) else None
-            self._peer.refuse(self._dialect.refusal(error).after(retry_after_s))
+    def clear(self) -> None:
+        """Forget what waits."""
+        self._waiting.clear()
+        self._bytes = 0
 
-    def _logged_error(self, error: StreamError, stream_id: StreamId | None) -> ErrorMessage:
-        # A client may repeat at will what leaves its connection open: each code is worth one line.
-        level = logging.DEBUG if error.code in self._logged else logging.INFO
-        self._logged.add(error.code)
-        self._meter.error(error)
-        about: dict[str, object] = {"code": error.code.value}
-        if stream_id is not None:
-            about["stream_id"] = stream_id
-        logger.log(level, "%s: %s", error.code.value, error.message, extra=about)
-        return ErrorMessage(error.code.value, error.message, stream_id)
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits here."""
+        return not self._waiting
 
-    def _write(self, data: bytes) -> None:
-        self._meter.sent(len(data))
-        self._peer.send(data)
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of what waits here, each message's overhead included."""
+        return self._bytes

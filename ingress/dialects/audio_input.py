@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from common.client_codec import checked_audio, odd_byte_count
 from common.errors import ClientFault
 from common.messages import Audio, Encoding, WarningMessage
 from ingress.dialects.audio_check import AudioHead, LevelMeter
+
+_F32: Final = Encoding.F32
 
 
 class AudioInput:
@@ -36,7 +40,9 @@ class AudioInput:
         if cut:
             self._rest = payload[-cut:]
             payload = payload[:-cut]
-        return checked_audio(payload, self.encoding)
+        if self.encoding is _F32:
+            return checked_audio(payload, _F32)
+        return Audio(payload, self.encoding)  # whatever its whole samples are, they are good
 
     def check(self, audio: Audio) -> WarningMessage | None:
         """Look at the next audio; what its client is to be told about it, if anything.
@@ -49,7 +55,7 @@ class AudioInput:
                 raise fault
             if self._head.known:
                 self._head = None
-        if audio.encoding is not Encoding.F32:
+        if audio.encoding is not _F32:
             return None
         if self._level is None:
             self._level = LevelMeter(self.sample_rate)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
+
+import orjson
 
 from common.client_codec import decode_client_message
 from common.errors import ErrorCode, StreamError
@@ -15,14 +17,18 @@ from common.messages import (
     Close,
     Config,
     Encoding,
+    ErrorMessage,
     Finalize,
+    Hello,
     Phrases,
+    Pong,
     Result,
     Resume,
+    Resumed,
     ServerMessage,
+    WarningMessage,
 )
 from common.options import StreamOptions
-from common.server_codec import encode_result, encode_server_message
 from ingress.dialects.audio_check import message_in_binary
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.audio_shape import AudioShape
@@ -31,6 +37,7 @@ from ingress.dialects.dialect import Farewell, Frame, Heard
 from ingress.http.refusal import Refusal
 from ingress.media.wanted import MediaWanted
 
+_PONG: Final = b'{"type":"pong"}'
 _JSON_BEGINS: Final = b"{ \t\r\n"
 # A client whose messages have a time or a number in front of their base64 has a new shape in each: to learn
 # it costs more than the parser that it spares.
@@ -148,8 +155,8 @@ class NativeDialect:
         return Refusal(status, error.message)
 
     def _frame(self, message: ServerMessage) -> Frame:
-        if self._new_text and isinstance(message, Result):
-            return Frame(encode_result(message, new_text=True), message)
+        if type(message) is Result:
+            return Frame(encode_result(message, new_text=self._new_text), message)
         return Frame(encode_server_message(message), message)
 
     def _checked(self, audio: Audio) -> Audio:
@@ -179,3 +186,71 @@ def merge_results(earlier: Result, later: Result) -> Result:
         text_from=min(earlier.text_from, later.text_from),
         seq_first=earlier.seq if earlier.seq_first is None else earlier.seq_first,
     )
+
+
+def encode_server_message(message: ServerMessage) -> bytes:
+    """Write a message as JSON, without the newline of the TCP framing."""
+    match message:
+        case Result():
+            return encode_result(message)
+        case Pong():
+            return _PONG
+        case Ack(audio_ack_samples):
+            fields: dict[str, Any] = {"type": "ack", "audio_ack_samples": audio_ack_samples}
+        case Hello():
+            fields = {
+                "type": "hello",
+                "stream_id": message.stream_id,
+                "sample_rate": message.sample_rate,
+                "resume_token": message.resume_token,
+                "capabilities": message.capabilities,
+            }
+        case Resumed():
+            fields = {
+                "type": "resumed",
+                "stream_id": message.stream_id,
+                "resume_token": message.resume_token,
+                "next_sample": message.next_sample,
+            }
+        case ErrorMessage():
+            fields = {"type": "error", "code": message.code, "message": message.message}
+            if message.stream_id is not None:
+                fields["stream_id"] = message.stream_id
+        case WarningMessage(code, sentence):
+            fields = {"type": "warning", "code": code, "message": sentence}
+    return orjson.dumps(fields)
+
+
+def encode_result(result: Result, *, new_text: bool = False) -> bytes:
+    """Write a `result` message as JSON.
+
+    new_text: with the part of the text that is new, and where it goes, instead of the whole.
+    """
+    fields: dict[str, Any] = {"type": "result", "text": result.text}
+    if new_text:
+        fields["text"] = result.text[result.text_from :]
+        fields["text_from"] = result.text_from
+    fields["token_ids"] = result.token_ids
+    fields["confidence_scores"] = result.confidence_scores
+    fields["is_final"] = result.is_final
+    fields["last_state"] = result.last_state
+    fields["turn_detection"] = result.turn_detection
+    fields["seq"] = result.seq
+    fields["audio_ack_samples"] = result.audio_ack_samples
+    if result.words is not None:
+        fields["words"] = [
+            {
+                "word": word.word,
+                "start_s": word.start_s,
+                "end_s": word.end_s,
+                "confidence": word.confidence,
+            }
+            for word in result.words
+        ]
+    if result.utterances:
+        fields["utterances"] = result.utterances
+    if result.seq_first is not None:
+        fields["seq_first"] = result.seq_first
+    if result.from_finalize:
+        fields["from_finalize"] = True
+    return orjson.dumps(fields)

@@ -41,6 +41,11 @@ def text_frame(payload: bytes) -> bytes:
     return b"\x81\x7f" + size.to_bytes(8) + payload
 
 
+def is_text(data: bytes) -> bool:
+    """Whether what `FrameReader.whole` takes is a text frame."""
+    return data[0] == _TEXT
+
+
 class Message(NamedTuple):
     """The payload of one whole message."""
 
@@ -73,12 +78,10 @@ class FrameReader:
         self._fragmented = False
         self._refused = False
 
-    def whole_text(self, data: bytes) -> bytes | None:
-        """Return the payload where `data` is one text frame of some length, as nearly every read is.
-
-        Returns None for anything else, which `feed` takes.
-        """
-        if len(data) < _LONG_HEADER or data[0] != _TEXT or data[1] != _MASKED_LONG or self._held:
+    def whole(self, data: bytes) -> bytes | None:
+        """The payload where `data` is one text or binary frame of some length, no more and no less, as nearly
+        every read is; None for anything else, which `feed` takes. `is_text` tells which of the two."""
+        if len(data) < _LONG_HEADER or data[0] not in _WHOLE or data[1] != _MASKED_LONG or self._held:
             return None
         length = (data[2] << 8) | data[3]
         if len(data) != length + _LONG_HEADER or length > self._max or self._fragmented or self._refused:

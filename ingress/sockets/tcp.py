@@ -8,8 +8,8 @@ from typing import Final, cast
 
 from common.errors import ClientFault, ErrorCode, Unavailable
 from common.messages import ErrorMessage
-from common.server_codec import encode_server_message
 from ingress.dialects.dialect import Farewell
+from ingress.dialects.native import encode_server_message
 from ingress.http.refusal import Refusal
 from ingress.request import Request
 from ingress.sockets.framing import LineReader

@@ -22,7 +22,7 @@ from common.errors import ClientFault, ErrorCode
 from ingress.clients.connection import Connection
 from ingress.dialects.dialect import Farewell
 from ingress.http.refusal import Refusal
-from ingress.sockets.frames import FrameReader, Other, text_frame
+from ingress.sockets.frames import FrameReader, Other, is_text, text_frame
 from ingress.sockets.gate import Place
 from ingress.sockets.linger import LINGER_S, Linger
 from ingress.sockets.pinger import MAX_UNANSWERED, Pinger
@@ -99,10 +99,13 @@ class WebSocketShell(SocketShell):
         frames = self._frames
         connection = self._connection
         if connection is not None and self._reading and not self._resting and not self._closing:
-            text = frames.whole_text(data) if len(data) < BYTES_A_TURN else None
-            if text is not None:
+            message = frames.whole(data) if len(data) < BYTES_A_TURN else None
+            if message is not None:
                 self._heard_at = monotonic()
-                connection.received_text(text)
+                if is_text(data):
+                    connection.received_text(message)
+                else:
+                    connection.received_binary(message)
                 return
         frames.feed(data)
         if self._reading and not self._resting:

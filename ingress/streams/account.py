@@ -19,7 +19,7 @@ class StreamAccount:
     stream, unless its ingress dies. No text is in it.
 
     num_samples: of the client's audio so far.   sample_rate: its Hz.
-    has_text: whether a result with text has come.
+    has_audio: whether audio has come here.   has_text: whether a result with text has come.
     """
 
     __slots__ = (
@@ -31,6 +31,7 @@ class StreamAccount:
         "_span",
         "_stream",
         "_told",
+        "has_audio",
         "has_text",
         "num_samples",
         "sample_rate",
@@ -47,6 +48,7 @@ class StreamAccount:
         self._told = False
         self.num_samples = 0
         self.sample_rate = 0
+        self.has_audio = False
         self.has_text = False
 
     @property
@@ -71,11 +73,10 @@ class StreamAccount:
         self._told = True
         self._span.end(code="handed_on")
 
-    def audio(self, num_samples: int, now: float) -> None:
-        """Audio came."""
-        if self._first_audio_at is None:
-            self._first_audio_at = now
-        self.num_samples += num_samples
+    def audio_began(self, now: float) -> None:
+        """The first audio came here."""
+        self.has_audio = True
+        self._first_audio_at = now
 
     def audio_ended(self, now: float) -> None:
         """Note that the client has sent all of its audio."""

@@ -63,6 +63,12 @@ class StreamAudio:
             self.finished = True
         elif not audio.payload:
             return True  # nothing, which would wait in any number and weigh nothing
+        appender = self._appender
+        if appender is not None and appender.failed is None:
+            appender.append(audio)
+            if appender.pending_bytes <= MAX_PENDING_BYTES:
+                return True
+            return self._is_full()
         return self._put(audio, len(audio.payload))
 
     def finalize(self) -> bool:
@@ -86,8 +92,10 @@ class StreamAudio:
         else:
             _append(appender, item)
             pending = appender.pending_bytes
-        if pending <= MAX_PENDING_BYTES:
-            return True
+        return pending <= MAX_PENDING_BYTES or self._is_full()
+
+    def _is_full(self) -> bool:
+        """Tell of room once there is some; False, for it was asked for too much."""
         if self._on_room is not None:
             on_room, self._on_room = self._on_room, None
             self._start_task(self._wait_for_room(on_room), "room")

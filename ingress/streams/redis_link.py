@@ -157,10 +157,13 @@ class RedisLink:
 
     def append(self, audio: Audio) -> bool:
         """Append audio; False asks to stop reading until `on_room`."""
+        account = self.account
         if audio.payload:
-            self.account.audio(audio.num_samples, self._loop.time())
+            account.num_samples += audio.num_samples
+            if not account.has_audio:
+                account.audio_began(self._loop.time())
         if audio.final:
-            self.account.audio_ended(self._loop.time())
+            account.audio_ended(self._loop.time())
         return self.audio.append(audio)
 
     def finalize(self) -> bool:

@@ -31,7 +31,8 @@ from common.messages import (
 )
 from common.options import StreamOptions
 from common.phrases import Phrase
-from common.server_codec import decode_server_message, encode_server_message
+from common.server_codec import decode_server_message
+from ingress.dialects.native import encode_server_message
 
 
 def _audio(**fields: object) -> str:

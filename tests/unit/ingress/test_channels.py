@@ -14,7 +14,7 @@ from common.errors import NoFreeStream, NoWorker
 from common.messages import Audio, Encoding, Hello, Result, ServerMessage
 from common.options import StreamOptions
 from ingress.backplane import NOBODY, Caller, StreamListener
-from ingress.clients.client_stream import split_channels
+from ingress.clients.streams import split_channels
 from ingress.dialects.audio_input import AudioInput
 from ingress.dialects.dialect import Frame
 from ingress.dialects.native import NativeDialect

@@ -104,7 +104,7 @@ def test_latency_is_from_the_arrival_of_the_last_sample_that_a_result_covers(
     (meter,) = (one for one in meters if one._arrivals is not None)
     for end in (1600, 3200, 4800):
         clock[0] += 0.1
-        meter.audio(1600, end, 16_000)
+        meter.audio(0.1, end)
     clock[0] = 0.5
     meter.result(result(3200))  # came at 0.2
     assert metrics.result_latency_seconds.sum == pytest.approx(0.3)

@@ -5,8 +5,9 @@ import orjson
 from common.entries import Line, LineKind, StreamId
 from common.messages import Result, Utterance
 from common.result_record import decode_record, encode_record
-from common.server_codec import decode_server_message, encode_server_message
+from common.server_codec import decode_server_message
 from gpu_worker.engine import interface
+from ingress.dialects.native import encode_server_message
 
 
 def output(*utterances: Utterance) -> interface.StreamOutput:

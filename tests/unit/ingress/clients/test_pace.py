@@ -112,7 +112,7 @@ async def test_a_flood_is_not_read_for_a_while_and_everything_arrives_in_the_end
     ):
         sending = asyncio.create_task(_send(client, 60))
         (connection,) = harness.connections
-        await wait_until(lambda: connection.is_paused, 20)
+        await wait_until(lambda: connection.reading.is_paused, 20)
         taken = backplane.link.samples
         assert taken >= 10 * 16_000
         await sending
@@ -149,9 +149,9 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind() -> No
             await client.send(audio)
         await wait_until(lambda: paces.num_waits > 0)
         (connection,) = harness.connections
-        assert connection.is_paused
+        assert connection.reading.is_paused
         backplane.link.listener.on_room()  # Redis has room, and the client waits all the same
-        assert connection.is_paused
+        assert connection.reading.is_paused
         client.writer.transport.abort()
         harness.transports[-1].abort()
         await wait_until(lambda: backplane.link.log[-1] == "abandon")

@@ -25,9 +25,9 @@ from common.messages import (
     Word,
 )
 from common.options import StreamOptions
-from common.server_codec import decode_server_message, encode_server_message
+from common.server_codec import decode_server_message
 from ingress.dialects.dialect import Frame
-from ingress.dialects.native import NativeDialect, merge_results
+from ingress.dialects.native import NativeDialect, encode_server_message, merge_results
 from tests.fake_backplane import some_result
 
 

@@ -12,6 +12,7 @@ from common.errors import NoFreeStream, NoWorker, RedisUnavailable, StreamError
 from common.messages import Audio, Finalize
 from ingress.dialects.dialect import Heard
 from ingress.dialects.native import NativeDialect
+from ingress.protocol import YOUNG
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import Harness, TcpClient, serving, wait_until
 
@@ -137,7 +138,7 @@ async def test_a_parked_client_that_leaves_leaves_nothing_behind(readmitting: bo
             backplane.gate.clear()
             await client.send(_AUDIO)
             (connection,) = harness.connections
-            await wait_until(lambda: connection.stream_is_young and backplane.num_waiting == 1)
+            await wait_until(lambda: connection.state in YOUNG and backplane.num_waiting == 1)
             client.writer.transport.abort()
             (server,) = harness.transports
             server.abort()  # it does not read, so nothing else tells it
@@ -154,7 +155,7 @@ async def test_a_parked_client_is_sent_elsewhere_by_a_drain() -> None:
     async with serving(ScriptedBackplane(), begin_timeout_s=0.05) as harness:
         client = await _parked(harness)
         (connection,) = harness.connections
-        assert connection.stream_is_young
+        assert connection.state in YOUNG
         connection.drain()
         (message,) = await client.receive_all()
         assert message["code"] == "draining"

@@ -14,7 +14,7 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 from websockets.utils import apply_mask
 
-from ingress.sockets.frames import FrameReader, Message, Other, text_frame
+from ingress.sockets.frames import FrameReader, Message, Other, is_text, text_frame
 
 LIMIT = 70_000
 
@@ -55,9 +55,9 @@ def by_reader(pieces: list[bytes]) -> list[tuple[int, bool, bytes]]:
     found: list[tuple[int, bool, bytes]] = []
     protocol = ServerProtocol(max_size=LIMIT, state=State.OPEN)
     for piece in pieces:
-        text = reader.whole_text(piece)  # as the shell asks first
-        if text is not None:
-            found.append((int(Opcode.TEXT), True, text))
+        payload = reader.whole(piece)  # as the shell asks first
+        if payload is not None:
+            found.append((int(Opcode.TEXT if is_text(piece) else Opcode.BINARY), True, payload))
             continue
         for item in taken(reader, piece):
             if isinstance(item, Message):
@@ -106,21 +106,22 @@ def test_the_same_frames_where_each_comes_by_itself(frames: list[bytes]) -> None
 def test_the_short_cut_leaves_everything_else_to_the_reader() -> None:
     reader = FrameReader(1000)
     whole = frame(b"a" * 500)
-    assert reader.whole_text(whole) == b"a" * 500
+    assert reader.whole(whole) == b"a" * 500
+    assert reader.whole(frame(b"a" * 500, 2)) == b"a" * 500
     for data in (
         whole + b"\x81",
         whole[:-1],
         frame(b"a" * 100),
         frame(b"a" * 1001),
-        frame(b"a" * 500, 2),
+        frame(b"a" * 500, 9),
         b"",
     ):
-        assert reader.whole_text(data) is None
+        assert reader.whole(data) is None
     reader.feed(whole[:10])
-    assert reader.whole_text(whole) is None  # it would be in the middle of a frame
+    assert reader.whole(whole) is None  # it would be in the middle of a frame
     reader = FrameReader(1000)
     taken(reader, frame(b"a", fin=False))
-    assert reader.whole_text(whole) is None  # a fault, in the middle of a message
+    assert reader.whole(whole) is None  # a fault, in the middle of a message
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, LIMIT])

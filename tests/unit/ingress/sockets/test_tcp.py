@@ -13,6 +13,7 @@ import pytest
 
 from common.entries import LineKind
 from common.errors import ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
+from ingress.protocol import YOUNG
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import serving, wait_until
 
@@ -457,7 +458,7 @@ async def test_draining_sends_clients_elsewhere() -> None:
         client = await harness.tcp()
         await client.receive()
         for connection in list(harness.connections):
-            assert connection.stream_is_young
+            assert connection.state in YOUNG
             connection.drain()
         (message,) = await client.receive_all()
         await client.close()

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 
 from common.errors import ClientFault, ErrorCode
 from common.messages import Ack, Pong, Result
+from common.monitoring.metrics import IngressMetrics
+from ingress.clients.outgoing import Outgoing
 from ingress.dialects.native import NativeDialect
-from ingress.sockets.send_buffer import SendBuffer
+from ingress.meter import Meter
+from ingress.sockets.peer import Peer
 from tests.fake_backplane import some_result
+
+
+class _Peer:
+    """A client's socket, as far as messages are written to it."""
+
+    def __init__(self, send: Callable[[bytes], object]) -> None:
+        self.send = send
+
+    def accept(self, headers: tuple[tuple[str, str], ...]) -> None:
+        """Nothing to do, as on the TCP port."""
+
+
+def _outgoing(send: Callable[[bytes], object], max_bytes: int) -> Outgoing:
+    meter = Meter(IngressMetrics(), "tcp")
+    outgoing = Outgoing(cast("Peer", _Peer(send)), NativeDialect(16000), meter, max_bytes)
+    outgoing.open()
+    return outgoing
 
 
 def _partial(seq: int, *tokens: int) -> Result:
@@ -19,7 +41,7 @@ def _partial(seq: int, *tokens: int) -> Result:
 
 def test_messages_pass_straight_through_while_the_client_reads() -> None:
     written: list[bytes] = []
-    buffer = SendBuffer(written.append, NativeDialect(16000), 1000)
+    buffer = _outgoing(written.append, 1000)
     buffer.send(Pong())
     buffer.send(_partial(1), mergeable=True)
     assert len(written) == 2
@@ -28,7 +50,7 @@ def test_messages_pass_straight_through_while_the_client_reads() -> None:
 
 def test_a_slow_reader_gets_neighbouring_partials_as_one_and_all_else_as_it_was() -> None:
     written: list[bytes] = []
-    buffer = SendBuffer(written.append, NativeDialect(16000), 100_000)
+    buffer = _outgoing(written.append, 100_000)
     buffer.pause()
     for seq in (1, 2, 3):
         buffer.send(_partial(seq, seq), mergeable=True)
@@ -48,7 +70,7 @@ def test_a_slow_reader_gets_neighbouring_partials_as_one_and_all_else_as_it_was(
 
 
 def test_merged_partials_do_not_grow_the_buffer() -> None:
-    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 1000)
+    buffer = _outgoing(lambda message: None, 1000)
     buffer.pause()
     for seq in range(1, 500):
         buffer.send(_partial(seq), mergeable=True)
@@ -56,7 +78,7 @@ def test_merged_partials_do_not_grow_the_buffer() -> None:
 
 
 def test_what_cannot_be_merged_is_bounded() -> None:
-    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 2000)
+    buffer = _outgoing(lambda message: None, 2000)
     buffer.pause()
     for seq in range(1, 7):
         buffer.send(some_result(seq, turn=True))
@@ -66,7 +88,7 @@ def test_what_cannot_be_merged_is_bounded() -> None:
 
 
 def test_small_messages_are_bounded_too() -> None:
-    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 2000)
+    buffer = _outgoing(lambda message: None, 2000)
     buffer.pause()
     for _ in range(13):
         buffer.send(Pong())
@@ -82,7 +104,7 @@ def test_a_long_transcript_is_no_slow_reader() -> None:
     """Each result carries the whole text: what is longer than the buffer may still wait, in small number."""
     text = "word " * 60_000  # 300 KB
     written: list[bytes] = []
-    buffer = SendBuffer(written.append, NativeDialect(16000), 256 * 1024)
+    buffer = _outgoing(written.append, 256 * 1024)
     buffer.pause()
     for seq in range(1, 50):
         buffer.send(some_result(seq, text), mergeable=True)
@@ -95,7 +117,7 @@ def test_a_long_transcript_is_no_slow_reader() -> None:
 
 
 def test_many_long_results_are_a_slow_reader() -> None:
-    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 2000)
+    buffer = _outgoing(lambda message: None, 2000)
     buffer.pause()
     for seq in range(1, 5):
         buffer.send(_turn(seq, "x" * 3000))
@@ -105,7 +127,7 @@ def test_many_long_results_are_a_slow_reader() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_few_results_are_bounded_too(count: int) -> None:
-    buffer = SendBuffer(lambda message: None, NativeDialect(16000), 2000)
+    buffer = _outgoing(lambda message: None, 2000)
     buffer.pause()
     for seq in range(1, count):
         buffer.send(_turn(seq, "x" * 1000))
@@ -120,7 +142,7 @@ def test_writing_stops_when_the_transport_is_full_again() -> None:
         written.append(message)
         buffer.pause()
 
-    buffer = SendBuffer(write, NativeDialect(16000), 2000)
+    buffer = _outgoing(write, 2000)
     buffer.pause()
     buffer.send(Pong())
     buffer.send(Ack(2))
@@ -134,7 +156,7 @@ def test_writing_stops_when_the_transport_is_full_again() -> None:
 
 def test_results_of_two_streams_are_not_merged() -> None:
     written: list[bytes] = []
-    buffer = SendBuffer(written.append, NativeDialect(16000), 2000)
+    buffer = _outgoing(written.append, 2000)
     buffer.pause()
     for stream in (0, 1, 1, 0):
         buffer.send(_partial(1 + len(written)), stream, mergeable=True)
