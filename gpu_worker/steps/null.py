@@ -1,6 +1,6 @@
 """Steps without a model (`--backend null`), to load the path around it: one token a chunk.
 
-Everything is a function of the audio: a token is a checksum of its chunk's samples, so a sample that
+Everything is a function of the audio: a token is a checksum of its chunk's samples as pcm16, so a sample that
 was lost, repeated or moved changes the text.  All of it counts as speech.  Never a default; what it says is
 no transcript.
 """
@@ -21,10 +21,8 @@ from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineStats
 from gpu_worker.engine.phrases.tree_memory import NO_TREES
 from gpu_worker.engine.slots.clock import ChunkClock
-from gpu_worker.engine.slots.samples import Samples, float_samples
 from gpu_worker.engine.steps import (
     NO_PAGES,
-    UNKNOWN_END,
     AllocateRings,
     Export,
     Field,
@@ -151,6 +149,9 @@ class NullSteps:
         ring_samples = (self.shape.max_chunks + _SPARE_CHUNKS) * clock.chunk_samples
         self.trees = NO_TREES
         self.rings = (rings or RingMemory.allocate)(num_slots, ring_samples)
+        self._ring_samples = ring_samples
+        # All rings as one line; a slot's pcm16 is the first half of its part.
+        self._bytes = memoryview(self.rings.float32_SC).cast("B")  # type: ignore[arg-type]
         self._step_s = step_ms / 1000
         # Tokens that each stream has had, as far as they count for where words begin.
         self._tokens_S = np.zeros(num_slots, dtype=np.int64)
@@ -168,28 +169,48 @@ class NullSteps:
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
         began_at = time.perf_counter()
-        clock, num_rows = self.shape.clock, rows_FB.shape[1]
-        most = -(-int(rows_FB[Field.FRAMES].max()) // clock.chunk_frames)
-        counts = -(-rows_FB[Field.FRAMES] // clock.chunk_frames)
-        symbols = np.zeros((num_rows, most), dtype=np.int32)
+        clock, num_rows, checksum = self.shape.clock, rows_FB.shape[1], self._checksum
+        chunk_frames, chunk_samples, frame_samples = (
+            clock.chunk_frames,
+            clock.chunk_samples,
+            clock.frame_samples,
+        )
+        counts_B = -(-rows_FB[Field.FRAMES] // chunk_frames)
+        most = int(counts_B.max())
+        symbols_BK = np.zeros((num_rows, most), dtype=np.int32)
         for row, (slot, start, frames, total, _, is_float) in enumerate(rows_FB.T.tolist()):
-            ring = self.rings.of(slot, is_float=bool(is_float))
-            tokens = int(self._tokens_S[slot])
-            for number in range(-(-frames // clock.chunk_frames)):
-                begin = clock.frame_samples * (start + number * clock.chunk_frames)
-                end = begin + clock.chunk_samples
-                symbol = _checksum(ring, begin, end if total == UNKNOWN_END else min(end, total)) % _SYMBOLS
-                symbols[row, number] = symbol if tokens % _TOKENS_PER_WORD else _SYMBOLS + symbol
-                tokens += 1
-            self._tokens_S[slot] = tokens % _TOKENS_PER_WORD
+            begin = frame_samples * start
+            for number in range(-(-frames // chunk_frames)):
+                end = begin + chunk_samples
+                symbols_BK[row, number] = checksum(slot, begin, min(end, total), is_float) % _SYMBOLS
+                begin = end
+        slots_B, number_K = rows_FB[Field.SLOT], np.arange(most, dtype=np.int32)
+        starts_word_BK = (self._tokens_S[slots_B, None] + number_K) % _TOKENS_PER_WORD == 0
+        symbols_BK += _SYMBOLS * starts_word_BK
+        self._tokens_S[slots_B] = (self._tokens_S[slots_B] + counts_B) % _TOKENS_PER_WORD
         findings = StepFindings(
-            num_symbols_B=counts.astype(np.int32),
-            symbols_BK=symbols,
-            frames_BK=np.tile(np.arange(most, dtype=np.int32) * clock.chunk_frames, (num_rows, 1)),
+            num_symbols_B=counts_B.astype(np.int32),
+            symbols_BK=symbols_BK,
+            frames_BK=np.broadcast_to(number_K * chunk_frames, (num_rows, most)),
             confidences_BK=np.ones((num_rows, most), dtype=np.float32),
-            speech_BW=np.ones((num_rows, max_windows(most * clock.chunk_samples)), dtype=np.float32),
+            speech_BW=np.ones((num_rows, max_windows(most * chunk_samples)), dtype=np.float32),
         )
         return Flight(num_rows, _Slept(began_at + self._step_s, began_at, findings))
+
+    def _checksum(self, slot: int, begin: int, end: int, is_float: bool) -> int:
+        """Of samples as pcm16, in whatever type and parts they came."""
+        length = self._ring_samples
+        at, size = begin % length, end - begin
+        if is_float:
+            ring = np.clip(np.rint(self.rings.float32_SC[slot] * 32768), -32768, 32767).astype(np.int16)
+            data, first = memoryview(ring).cast("B"), 0
+        else:
+            data, first = self._bytes, 4 * slot * length
+        stop = at + size
+        if stop <= length:
+            return zlib.adler32(data[first + 2 * at : first + 2 * stop])
+        checksum = zlib.adler32(data[first + 2 * at : first + 2 * length])
+        return zlib.adler32(data[first : first + 2 * (stop - length)], checksum)
 
     def is_over(self, flight: Flight) -> bool:
         slept = flight.token
@@ -208,15 +229,6 @@ class NullSteps:
             stage.calls += 1
             stage.busy_s += busy_s
         return slept.findings
-
-
-def _checksum(ring: Samples, begin: int, end: int) -> int:
-    """Of the samples at full scale 1.0, in whatever type and parts they came."""
-    at, size = begin % len(ring), end - begin
-    checksum = zlib.crc32(float_samples(ring[at : at + size]).data)
-    if at + size > len(ring):
-        checksum = zlib.crc32(float_samples(ring[: at + size - len(ring)]).data, checksum)
-    return checksum
 
 
 class NullEngine(SpeechEngine):
