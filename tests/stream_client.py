@@ -14,20 +14,28 @@ from typing import Any
 import numpy as np
 import orjson
 
-from common.entries import IngressId, Line, LineKind, StreamId, WorkerId
+from common.entries import (
+    IngressId,
+    Line,
+    LineKind,
+    StreamId,
+    WorkerId,
+    decode_error,
+    decode_lines,
+    decode_record,
+)
 from common.errors import NoWorker, Unavailable
 from common.messages import Audio, Encoding, ErrorMessage, ServerMessage
 from common.options import StreamOptions
 from common.presence.leases import IngressPresence, IngressReport
 from common.presence.status import process_started_ms, read_status
-from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
+from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers, subscription
 from common.redis.keys import Keys, StreamKeys
-from common.result_record import decode_error, decode_record
 from common.streams.admission import Admission
 from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.audio_log import AudioLog
-from common.streams.result_reader import Position, Published, ResultSubscription, catch_up
+from common.streams.result_reader import Position, catch_up
 from gpu_worker.steps.null import NullEngine
 from ingress.dialects.native import encode_server_message
 from tests.waiting import until
@@ -202,13 +210,13 @@ class IngressSide:
         await self.presence.beat(IngressReport(process_started_ms(), len(self.streams)))
 
     async def _receive(self, server: int) -> None:
-        subscription = ResultSubscription(self.redis.servers, self.keys, server, self.ingress)
-        async for event in subscription.events():
-            if not isinstance(event, Published):
+        published = subscription(self.redis.servers, server, self.keys.channel(self.ingress))
+        async for payload in published.payloads():
+            if payload is None:
                 self.subscriptions += 1
                 await self.catch_up()
                 continue
-            for line in event.lines:
+            for line in decode_lines(payload):
                 stream = self.streams.get(line.stream)
                 if stream is None:
                     continue

@@ -20,7 +20,7 @@ from common.redis.address import RedisAddress, TlsOptions, parse_address
 from common.redis.connect import Argument
 from common.redis.pipelined import PipelinedConnection
 from common.redis.pipelined_sync import SyncClient, SyncPipelinedConnection
-from common.redis.subscriber import Subscriber
+from common.redis.subscriber import Subscriber, Subscription
 from common.settings.schema import RedisSettings
 
 _MAX_PASSWORD_LENGTH: Final = 4096
@@ -265,8 +265,7 @@ def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> Sy
     return SyncPipelinedConnection(address, timeout_s)
 
 
-def subscriber_connection(servers: RedisServers, server: int) -> Subscriber:
-    """Return a connection for one subscriber, which brings its own loop of reconnects."""
+def subscription(servers: RedisServers, server: int, channel: bytes) -> Subscription:
+    """Return one channel of one server, with connections of its own."""
     address = servers.addresses[server]
-    timeout_s = servers.timeout_ms / 1000
-    return Subscriber(address, timeout_s)
+    return Subscription(lambda: Subscriber(address, servers.timeout_ms / 1000), server, channel)

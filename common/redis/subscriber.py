@@ -1,4 +1,4 @@
-"""A pub/sub connection whose messages are parsed in C and handed over in whole batches.
+"""Pub/sub: connections whose messages are parsed in C and handed over in whole batches, and one for ever.
 
 redis-py sets a time-out and wakes its reader for every single message; an ingress gets one or more
 from every step of every worker. Made by common/redis/clients.py alone.
@@ -7,6 +7,8 @@ from every step of every worker. Made by common/redis/clients.py alone.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, cast
 
 import hiredis
@@ -24,8 +26,13 @@ from common.redis.connect import (
     refusal,
 )
 
+logger = logging.getLogger(__name__)
+
 # Messages that wait for their reader before the socket is left alone.
 _MAX_WAITING: Final = 4096
+_SUBSCRIBE_PAUSE_S: Final = 0.2
+_RECEIVE_TIMEOUT_S: Final = 1.0
+_PING_AFTER: Final = 5  # silent receives before the connection is probed
 
 
 class Subscriber(asyncio.Protocol):
@@ -118,3 +125,51 @@ class Subscriber(asyncio.Protocol):
             self._error = error
         self._news.set()
         self.close()
+
+
+class Subscription:
+    """One channel of one server, for ever: it is subscribed to again after each loss.
+
+    connect: makes a connection that is not open yet.   server: index of the server, for the log.
+    """
+
+    def __init__(self, connect: Callable[[], Subscriber], server: int, channel: bytes) -> None:
+        self._connect = connect
+        self._server = server
+        self._channel = channel
+
+    async def payloads(self) -> AsyncIterator[bytes | None]:
+        """What is published, and None before the first of every connection: anything may have been missed.
+
+        A connection that is silent is probed, so that a dead one is noticed in bounded time.
+        """
+        while True:
+            subscriber = self._connect()
+            try:
+                await subscriber.open()
+                subscriber.send(b"SUBSCRIBE", self._channel)
+                silent = 0
+                while True:
+                    messages = await subscriber.receive(_RECEIVE_TIMEOUT_S)
+                    if not messages:
+                        silent += 1
+                        if silent > 2 * _PING_AFTER:
+                            raise TimeoutError("the subscription does not answer")
+                        if silent == _PING_AFTER:
+                            subscriber.send(b"PING")
+                        continue
+                    silent = 0
+                    for message in messages:
+                        if isinstance(message, Exception):
+                            raise message
+                        if message[0] == b"message":
+                            yield message[2]
+                        elif message[0] == b"subscribe":
+                            yield None
+            except (OSError, TimeoutError, redis.exceptions.RedisError) as error:
+                logger.warning(
+                    "subscription lost, trying again", extra={"server": self._server, "reason": str(error)}
+                )
+            finally:
+                subscriber.close()
+            await asyncio.sleep(_SUBSCRIBE_PAUSE_S)

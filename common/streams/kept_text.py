@@ -1,6 +1,6 @@
 """The text of a stream, kept once beside the log of its results.
 
-A result carries only the text that is new with it (common/result_record.py), and the log has only the last
+A result carries only the text that is new with it (common/entries.py), and the log has only the last
 results. So the worker puts the text behind what is kept of it from time to time, long before the log lets go
 of the results that have it. Whoever comes to a stream anew (an ingress for a client that resumes, a worker
 that cannot go on from a snapshot) takes the kept text and the results behind it.

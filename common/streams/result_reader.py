@@ -1,4 +1,4 @@
-"""Results of streams, received and caught up by ingresses.
+"""Results of streams that an ingress has missed.
 
 Pub/sub is the fast path, the stream `px:{k}:<sid>:r` the truth (common/streams/result_writer.py). An ingress
 keeps (epoch, seq) of each stream; at a gap, after every (re)subscription, and when it heard nothing for a
@@ -7,96 +7,23 @@ while, it reads what it missed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.entries import IngressId, Line, StreamId, decode_lines, decode_result_entry
+from common.entries import Line, StreamId, decode_result_entry
 from common.errors import EntryError, RedisUnavailable
 from common.redis.clients import (
-    CONNECTION_ERRORS,
     REDIS_ERROR,
     AsyncRedis,
-    RedisServers,
     error_of_stream,
-    subscriber_connection,
 )
 from common.redis.connect import pack
-from common.redis.keys import Keys, StreamKeys, result_entry_id
+from common.redis.keys import StreamKeys, result_entry_id
 from common.redis.scripts import streams as scripts
 
 logger = logging.getLogger(__name__)
-
-_SUBSCRIBE_PAUSE_S: Final = 0.2
-_RECEIVE_TIMEOUT_S: Final = 1.0
-_PING_AFTER: Final = 5  # silent receives before the connection is probed
-
-
-@dataclass(frozen=True, slots=True)
-class Subscribed:
-    """The subscription on a server was made, or made again: anything may have been missed before.
-
-    server: index of the server. Only streams of its shards need a catch-up.
-    """
-
-    server: int
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One pub/sub message, decoded."""
-
-    lines: list[Line]
-
-
-class ResultSubscription:
-    """The channel of one ingress on one server, with a reconnecting loop of its own."""
-
-    def __init__(self, servers: RedisServers, keys: Keys, server: int, ingress: IngressId) -> None:
-        self._servers = servers
-        self._server = server
-        self._channel = keys.channel(ingress)
-
-    async def events(self) -> AsyncIterator[Subscribed | Published]:
-        """Messages for ever; `Subscribed` before the first one of every connection.
-
-        A connection that is silent is probed, so that a dead one is noticed in bounded time.
-        """
-        while True:
-            subscriber = subscriber_connection(self._servers, self._server)
-            try:
-                await subscriber.open()
-                subscriber.send(b"SUBSCRIBE", self._channel)
-                silent = 0
-                while True:
-                    messages = await subscriber.receive(_RECEIVE_TIMEOUT_S)
-                    if not messages:
-                        silent += 1
-                        if silent > 2 * _PING_AFTER:
-                            raise TimeoutError("the subscription does not answer")
-                        if silent == _PING_AFTER:
-                            subscriber.send(b"PING")
-                        continue
-                    silent = 0
-                    for message in messages:
-                        if isinstance(message, Exception):
-                            raise message
-                        if message[0] == b"message":
-                            try:
-                                yield Published(decode_lines(message[2]))
-                            except EntryError as error:
-                                logger.error("unreadable results", extra={"reason": str(error)})
-                        elif message[0] == b"subscribe":
-                            yield Subscribed(self._server)
-            except (*CONNECTION_ERRORS, REDIS_ERROR) as error:
-                logger.warning(
-                    "subscription lost, trying again", extra={"server": self._server, "reason": str(error)}
-                )
-            finally:
-                subscriber.close()
-            await asyncio.sleep(_SUBSCRIBE_PAUSE_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from common.entries import LineKind, StreamId, WorkerId
+from common.entries import LineKind, StreamId, WorkerId, encode_error, encode_record
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
 from common.redis.keys import Keys
 from common.redis.scripts.ownership import keep_dead_letter, note_cold
-from common.result_record import encode_error, encode_record
 from common.streams.assignments import Base, Checkpoint
 from common.streams.audio_reader import ready_command
 from common.streams.claims import Claims, OwnedStream

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, cast
 
-from common.entries import Line, LineKind, StreamId, WorkerId
+from common.entries import Line, LineKind, StreamId, WorkerId, decode_error, decode_record
 from common.errors import StreamError, StreamLost, Unavailable
 from common.messages import Audio, Phrases, Result
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import StreamKeys
-from common.result_record import decode_error, decode_record
 from common.streams.appender import Appender
 from common.streams.result_reader import Position
 from common.tracing.tracer import NO_TRACER, Tracer

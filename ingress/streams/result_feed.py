@@ -11,11 +11,11 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from common.entries import IngressId, Line, StreamId
-from common.errors import InternalFault, RedisUnavailable, StreamLost
-from common.redis.clients import AsyncRedis, RedisServers
+from common.entries import IngressId, Line, StreamId, decode_lines
+from common.errors import EntryError, InternalFault, RedisUnavailable, StreamLost
+from common.redis.clients import AsyncRedis, RedisServers, subscription
 from common.redis.keys import Keys
-from common.streams.result_reader import Published, ResultSubscription, catch_up
+from common.streams.result_reader import catch_up
 from ingress.streams.redis_link import RedisLink
 
 logger = logging.getLogger(__name__)
@@ -84,15 +84,20 @@ class ResultFeed:
         self._gone.discard(link)
 
     async def _listen(self, server: int) -> None:
-        subscription = ResultSubscription(self._servers, self._keys, server, self._ingress)
-        async for event in subscription.events():
-            if isinstance(event, Published):
-                for line in event.lines:
-                    self._take(line)
-            else:
+        published = subscription(self._servers, server, self._keys.channel(self._ingress))
+        async for payload in published.payloads():
+            if payload is None:
                 for link in self._links.values():
                     if link.begun and self._servers.server_of_shard(link.keys.shard) == server:
                         self.repair(link)
+                continue
+            try:
+                lines = decode_lines(payload)
+            except EntryError as error:
+                logger.error("unreadable results", extra={"reason": str(error)})
+                continue
+            for line in lines:
+                self._take(line)
 
     def _take(self, line: Line) -> None:
         link = self._links.get(line.stream)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 import redis.exceptions
 
-from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, subscriber_connection
+from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.connect import pack
+from common.redis.subscriber import Subscriber
 from parakeet.serve.embedded_redis import EmbeddedRedis
 
 
@@ -164,7 +165,7 @@ def test_the_thread_s_connection_does_not_wait_for_ever() -> None:
 
 async def test_a_subscriber_gets_every_message_and_hears_of_a_loss(servers: RedisServers) -> None:
     client = AsyncRedis(servers)
-    subscriber = subscriber_connection(servers, 0)
+    subscriber = Subscriber(servers.addresses[0], servers.timeout_ms / 1000)
     try:
         await subscriber.open()
         subscriber.send(b"SUBSCRIBE", b"channel")

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from common.entries import IngressId, LineKind, StreamId, WorkerId
+from common.entries import IngressId, LineKind, StreamId, WorkerId, decode_record, encode_record
 from common.messages import Result
 from common.options import StreamOptions
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.connect import pack
 from common.redis.keys import RESULTS_MAX_LENGTH, Keys
-from common.result_record import decode_record, encode_record
 from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.claims import OwnedStream
 from common.streams.kept_text import KeptText, ResultLog, read_kept_text

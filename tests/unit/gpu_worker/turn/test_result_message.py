@@ -2,9 +2,8 @@
 
 import orjson
 
-from common.entries import Line, LineKind, StreamId
+from common.entries import Line, LineKind, StreamId, decode_record, encode_record
 from common.messages import Result, Utterance
-from common.result_record import decode_record, encode_record
 from common.server_codec import decode_server_message
 from gpu_worker.engine import interface
 from ingress.dialects.native import encode_server_message

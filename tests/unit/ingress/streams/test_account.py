@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from common.entries import Line, LineKind, StreamId
+from common.entries import Line, LineKind, StreamId, encode_error, encode_record
 from common.errors import ErrorCode, StreamError
 from common.messages import Audio
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import Keys
-from common.result_record import encode_error, encode_record
 from ingress.backplane import Caller
 from ingress.streams.redis_link import LinkContext, Place, RedisLink
 from tests.fake_backplane import some_result

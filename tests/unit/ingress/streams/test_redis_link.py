@@ -8,13 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from common.entries import Line, LineKind, StreamId
+from common.entries import Line, LineKind, StreamId, encode_record
 from common.errors import EntryError, ErrorCode, NoWorker, StreamError
 from common.messages import Audio, Result
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import Keys
-from common.result_record import encode_record
 from common.streams.appender import Appender
 from common.streams.result_reader import Position
 from ingress.streams.audio import MAX_PENDING_BYTES
