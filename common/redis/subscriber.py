@@ -139,7 +139,7 @@ class Subscription:
         self._channel = channel
 
     async def payloads(self) -> AsyncIterator[bytes | None]:
-        """What is published, and None before the first of every connection: anything may have been missed.
+        """Yield what is published, and None first of every connection: anything may have been missed.
 
         A connection that is silent is probed, so that a dead one is noticed in bounded time.
         """

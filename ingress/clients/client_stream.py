@@ -102,12 +102,12 @@ class ClientStream:
         )
 
     def hello(self) -> Hello:
-        """What its client is told first."""
+        """Return what its client is told first."""
         link = self.linked()
         return Hello(link.stream, self.sample_rate, link.resume_token, CAPABILITIES)
 
     def welcome(self) -> Resumed:
-        """What its client is told once the stream goes on here."""
+        """Return what its client is told once the stream goes on here."""
         link = self.linked()
         return Resumed(link.stream, link.resume_token, self.next_sample)
 

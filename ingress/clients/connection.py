@@ -451,7 +451,7 @@ class Connection:
         self._streams.abandon(keep=self._options.resume and not fault, code=code)
 
     def resumed(self, resumption: Resumption) -> None:
-        """The stream of another connection goes on here, as its client asked."""
+        """Go on with the stream of another connection, as its client asked."""
         self._options = resumption.options
         if self._protocol.state is not State.RESUMING:  # the client left meanwhile
             self._abandon(None)

@@ -55,7 +55,7 @@ class ClientMedia:
         return self.inlet is not None and self.inlet.is_full
 
     def room(self) -> None:
-        """The streams may take audio again."""
+        """Tell the decoder that the streams may take audio again."""
         if self.inlet is not None:
             self.inlet.room()
 

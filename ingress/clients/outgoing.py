@@ -132,7 +132,7 @@ class Outgoing:
         self._room = False
 
     def resume(self) -> None:
-        """The transport takes data again; it may have `pause` called while this writes."""
+        """Send what was kept: the transport takes data again. It may have `pause` called meanwhile."""
         self._room = True
         while self._room and self._waiting:
             data = self._waiting.popleft().data

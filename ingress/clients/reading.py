@@ -58,7 +58,7 @@ class Reading:
             self._peer.resume_reading()
 
     def on_media_room(self) -> None:
-        """The decoder takes more."""
+        """Read again: the decoder takes more."""
         if not self.is_paused and self._protocol.state is not State.CLOSED:
             self._peer.resume_reading()
 

@@ -171,7 +171,7 @@ class ClientStreams:
             stream.abandon(keep=keep, code=code)
 
     def release(self, code: str = FINAL) -> None:
-        """The end has been sent; those that have not come to theirs are given up."""
+        """Note that the end has been sent; give up those that have not come to theirs."""
         for stream in self._streams:
             if not stream.ended:
                 stream.abandon(keep=False, code=code)

@@ -79,8 +79,10 @@ class FrameReader:
         self._refused = False
 
     def whole(self, data: bytes) -> bytes | None:
-        """The payload where `data` is one text or binary frame of some length, no more and no less, as nearly
-        every read is; None for anything else, which `feed` takes. `is_text` tells which of the two."""
+        """Return the payload where `data` is one text or binary frame of some length, as nearly every read is.
+
+        Returns None for anything else, which `feed` takes. `is_text` tells which of the two it is.
+        """
         if len(data) < _LONG_HEADER or data[0] not in _WHOLE or data[1] != _MASKED_LONG or self._held:
             return None
         length = (data[2] << 8) | data[3]

@@ -74,7 +74,7 @@ class StreamAccount:
         self._span.end(code="handed_on")
 
     def audio_began(self, now: float) -> None:
-        """The first audio came here."""
+        """Note that the first audio came here."""
         self.has_audio = True
         self._first_audio_at = now
 
