@@ -357,10 +357,7 @@ class Connection:
             self.failed()
 
     def failed(self) -> None:
-        """End this connection after a defect of ours, and no other.
-
-        Called where the defect was caught, whatever it was; logs it.
-        """
+        """End this connection, and no other, after a defect of ours, where it was caught; log it."""
         logger.exception("A connection failed", extra={"stream_id": self._streams.first.stream_id})
         self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 

@@ -79,7 +79,7 @@ class FrameReader:
         self._refused = False
 
     def whole(self, data: bytes) -> bytes | None:
-        """Return the payload where `data` is one text or binary frame of some length, as nearly every read is.
+        """Return the payload where `data` is one text or binary frame of some length, as nearly each read is.
 
         Returns None for anything else, which `feed` takes. `is_text` tells which of the two it is.
         """
