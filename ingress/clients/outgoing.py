@@ -107,7 +107,7 @@ class Outgoing:
         if self._bytes > self._max_bytes and self._too_much():
             raise ClientFault(
                 ErrorCode.SLOW_READER,
-                f"More than {self._max_bytes} bytes of results wait to be read.",
+                f"More than {self._max_bytes} bytes of results wait to be read: read while you send.",
             )
 
     def _merged_with_last(self, says: object, stream: int) -> bool:
