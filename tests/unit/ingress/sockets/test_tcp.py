@@ -13,6 +13,7 @@ import pytest
 
 from common.entries import LineKind
 from common.errors import ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
+from ingress.capabilities import CAPABILITIES
 from ingress.protocol import YOUNG
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import serving, wait_until
@@ -37,16 +38,7 @@ async def test_a_stream_from_hello_to_final() -> None:
             "stream_id": 1,
             "sample_rate": 16000,
             "resume_token": "secret",
-            "capabilities": [
-                "config",
-                "resume",
-                "finalize",
-                "phrases",
-                "openai_realtime",
-                "openai_transcriptions",
-                "deepgram_live",
-                "deepgram_recordings",
-            ],
+            "capabilities": list(CAPABILITIES),
         }
         await client.send({"type": "ping"})
         assert await client.receive() == {"type": "pong"}
