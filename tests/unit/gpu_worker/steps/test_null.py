@@ -83,6 +83,28 @@ def test_each_sample_counts() -> None:
     assert alone(samples)[-1].text != text
 
 
+def test_samples_say_the_same_in_either_type_and_in_any_slot() -> None:
+    pcm16 = np.random.default_rng(3).integers(-32_768, 32_768, 4 * CHUNK + 77).astype(np.int16)
+    engine = NullEngine(1)
+    texts = []
+    # Small negative ones are bits that are no numbers to a stream of float32, which has the slot next.
+    for samples in (np.full(20 * CHUNK, -1, np.int16), pcm16, pcm16.astype(np.float32) / np.float32(32_768)):
+        engine.open(A, StreamOptions())
+        engine.feed(A, samples)
+        engine.finish(A)
+        texts.append(run(engine)[-1].text)
+    assert texts[0] != texts[1] == texts[2]
+
+
+def test_samples_louder_than_full_scale_are_told_apart() -> None:
+    texts = set()
+    for height in (1.5, 2.0, 2.5):
+        samples = np.zeros(CHUNK, np.float32)
+        samples[100] = height
+        texts.add(alone(samples)[-1].text)
+    assert len(texts) == 3
+
+
 def test_a_snapshot_goes_on_exactly() -> None:
     samples = noise(CHUNK * 7 + 99)
     engine = NullEngine(2)
