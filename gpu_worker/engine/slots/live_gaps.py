@@ -22,6 +22,9 @@ _GRACE_S: Final = 0.02
 # Weight of what was seen last: in a stream's rhythm, where it came late, and in a step's time.
 _NEW_RHYTHM: Final = 0.1
 _NEW_STEP: Final = 0.3
+# Of a step's time this much is forgotten with each step of live streams: one step that was held up by chance
+# would otherwise close all gaps for good, for then no other one is timed.
+_FADES: Final = 0.02
 
 
 class LiveGaps:
@@ -50,6 +53,8 @@ class LiveGaps:
         is_late_B = (late_B >= 0) & (late_B < self._chunk_s / 2)
         began_B = np.where(is_late_B, now - (1 - _NEW_RHYTHM) * late_B, now)
         self._due_S[slots_B] = began_B + self._chunk_s
+        if len(slots_B):
+            self._step_s *= 1 - _FADES
 
     def took(self, seconds: float) -> None:
         """Note how long a step of recordings by themselves took."""

@@ -69,6 +69,18 @@ def test_a_chunk_that_another_step_kept_back_does_not_move_its_rhythm() -> None:
     assert gaps.wait_s() == pytest.approx(0.025), "who begins anew has a new rhythm"
 
 
+def test_one_step_that_was_held_up_does_not_close_all_gaps_for_good() -> None:
+    time = Time()
+    gaps = gaps_at(time)
+    gaps.took(3.0)
+    came(gaps, 1)
+    assert gaps.wait_s() > 0
+    for _ in range(100):  # 16 seconds
+        time.now_s += 0.16
+        came(gaps, 1)
+    assert gaps.wait_s() == 0
+
+
 def test_a_stream_that_is_over_is_not_waited_for() -> None:
     time = Time()
     gaps = gaps_at(time)
