@@ -86,6 +86,7 @@ class EngineThread:
         self._stopping = False
         self._busy_since: float | None = None
         self._between_turns = False
+        self._at_rest = False
         self._flows: dict[StreamId, StreamFlow] = {}
         # Of streams without their snapshot: samples that come and lie before the checkpoint.
         self._skipped: dict[StreamId, int] = {}
@@ -131,7 +132,7 @@ class EngineThread:
     def idle(self) -> bool:
         """Whether all that was put has been applied, and the engine has nothing to do with it."""
         with self._wake:
-            return not self._inbox and self._busy_since is None
+            return not self._inbox and self._at_rest
 
     @property
     def alive(self) -> bool:
@@ -153,12 +154,15 @@ class EngineThread:
             while not self._inbox and not self._engine.has_work():
                 if self._stopping:
                     return False
-                if not self._engine.is_stepping():
+                is_stepping, wait_s = self._engine.is_stepping(), self._engine.wait_s()
+                if not is_stepping:
                     self._busy_since = None
-                wait_s = self._engine.wait_s()
+                # What waits for a while, as recordings do for live chunks, is to be done yet.
+                self._at_rest = wait_s is None and not is_stepping
                 self._between_turns = True
                 self._wake.wait(_WAIT_S if wait_s is None else min(_WAIT_S, wait_s))
                 self._between_turns = False
+            self._at_rest = False
             commands = list(self._inbox)
             self._inbox.clear()
         self._busy_since = time.monotonic()

@@ -133,6 +133,25 @@ def test_what_it_says_of_a_stream_is_in_order(start: Callable[..., Running]) -> 
     assert decoded[-1] == 16_000
 
 
+def test_a_thread_whose_recordings_wait_for_live_chunks_is_not_idle(start: Callable[..., Running]) -> None:
+    engine = NullEngine(2)
+    waits = threading.Event()
+    waits.set()
+    engine._gaps.wait_s = lambda: 0.01 if waits.is_set() else 0.0  # type: ignore[method-assign]
+    live, recording = flow(1), flow(2)
+    record = replace(recording.owned.record, options=StreamOptions(recording=True))
+    recording = StreamFlow(replace(recording.owned, record=record))
+    running = start(engine)
+    running.thread.put(Open(live, None), Open(recording, None), feed(recording, audio(0.32)))
+    running.said(Opened, 2)
+    wait_until(lambda: running.thread.between_turns)
+    assert not running.thread.idle
+    assert not running.sink.count(Decoded)
+    waits.clear()
+    running.said(Decoded)
+    wait_until(lambda: running.thread.idle)
+
+
 def test_a_stream_that_the_engine_refuses_fails_alone(start: Callable[..., Running]) -> None:
     running = start(NullEngine(1))
     one, two = flow(1), flow(2)
