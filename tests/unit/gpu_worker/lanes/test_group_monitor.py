@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from http.client import HTTPConnection
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -115,6 +116,20 @@ def test_a_lane_that_ended_is_no_reason_to_end_its_group(watched: Watched) -> No
         assert watched.probe("/livez")[0] == 200
     assert watched.probe("/readyz")[0] == 503
     assert watched.probe("/startupz")[0] == 200, "it had started"
+
+
+def test_lanes_are_asked_past_proxies(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    # The library reads the environment once a process.
+    monkeypatch.setattr("urllib.request._opener", None)
+    watched.watch()
+    connection = HTTPConnection("127.0.0.1", watched.port, timeout=30)
+    connection.request("GET", "/readyz")
+    assert connection.getresponse().read() == b'{"status":"ready"}'
+    connection.close()
 
 
 def test_a_device_that_hangs_is_told_whatever_lanes_say(watched: Watched) -> None:
