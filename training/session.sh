@@ -45,7 +45,8 @@ start() {
   if [[ ! -f $folder/kokoro.safetensors ]]; then
     python3 -m training synthesiser "$folder"/kokoro-[1-9].bin --out "$folder/kokoro.safetensors"
   fi
-  newest=$(find "$folder" -path '*/checkpoint-*/checkpoint.json' -printf '%h\n' | sed 's,.*/,& &,' | sort | tail -n 1)
+  newest=$(find "$folder" -path '*/checkpoint-*/checkpoint.json' -printf '%h\n' |
+    sed 's,^.*/checkpoint-\([0-9]*\)$,\1 &,' | sort -n | tail -n 1)
   if [[ ! -d $folder/checkpoint && -n $newest ]]; then
     cp -r "${newest#* }" "$folder/checkpoint"
   fi

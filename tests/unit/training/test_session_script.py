@@ -145,7 +145,10 @@ def test_what_is_kept_is_whole_when_the_command_is_killed(folder: Path) -> None:
     there = folder.parent / "there"
     there.mkdir()
     (there / "kokoro.safetensors").write_bytes(b"weights")
+    (there / "later").mkdir()
     (copy / "checkpoint-0000030").rename(there / "checkpoint-0000030")
+    (there / "later" / "checkpoint-0000009").mkdir()  # of an earlier machine, wherever it was put
+    (there / "later" / "checkpoint-0000009" / "checkpoint.json").write_text("old")
     assert run(folder, "start", str(there), "1").returncode == 0
     assert "state-0000030.0" in (there / "checkpoint" / "checkpoint.json").read_text()
     (folder / "go").write_text("0")
