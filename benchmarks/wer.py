@@ -63,7 +63,7 @@ class Score:
 
 
 def score(system: str, source: str, per_stream: int, audio: Sequence[Audio], heard: Sequence[str]) -> Score:
-    """Return counts what a system heard against what was said."""
+    """Count what a system heard against what was said."""
     errors = words = 0
     for (_, said), text in zip(audio, heard, strict=True):
         found, expected = word_errors(said, normalised(text))

@@ -82,7 +82,7 @@ class StatusShell(asyncio.Protocol):
             self._timer.cancel()
 
     def eof_received(self) -> bool:
-        """Return a client may have nothing to say and still want its answer."""
+        """Keep the connection: a client may have nothing to say and still want its answer."""
         return True
 
     async def _answer(self) -> None:

@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> str:
 
 
 def _inputs(arguments: argparse.Namespace) -> stages.SpeechInputs:
-    """Return a stage that has not all of the flags needs not all of the inputs."""
+    """Return what the flags name; a stage without some of the flags needs none of their inputs."""
     given = vars(arguments)
     others: list[Synthesiser] = [Pico()] if given.get("pico") else []
     if given.get("flite"):

@@ -253,7 +253,7 @@ class Appender:
         self.first_sample += entry.num_samples
 
     def committed(self) -> bool:
-        """Return the entry is in Redis; True where more waits."""
+        """Note that the entry is in Redis; return whether more waits."""
         if self._keep_s:
             self._keep()
         self._under_way = ()

@@ -21,7 +21,7 @@ class LaneTrees:
         self._steps = steps
 
     def prepare(self, tree: PhraseTree) -> object:
-        """Return a tree travels as it is."""
+        """Return the tree: it travels as it is."""
         return tree
 
     def put(self, at: int, prepared: object) -> None:

@@ -138,7 +138,7 @@ class Subsampling:
         return out, SubsamplingCache(next_mel, tuple(next_levels))
 
     def _first(self, mel_BMF: Tensor) -> Tensor:
-        """Return the only full convolution, from one channel: patches of 3x3, then a matrix product."""
+        """Run the only full convolution, from one channel: patches of 3x3, then a matrix product."""
         padded = torch.nn.functional.pad(mel_BMF, (2, 1))
         patches = padded.unfold(1, 3, 2).unfold(2, 3, 2)
         num_rows, num_frames, num_bins, _, _ = patches.shape

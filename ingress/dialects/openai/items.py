@@ -151,7 +151,7 @@ class Items:
         return frames
 
     def fail(self, kind: str, code: str, message: str) -> list[Frame]:
-        """Return the stream has failed: so have the items whose transcripts were to come."""
+        """Return what says that the items failed whose transcripts were to come: the stream has."""
         items = (*(ended.item for ended in self._ended), *self._committed)
         failed = [item for item in items if item is not None]
         self._ended.clear()
