@@ -423,6 +423,7 @@ class Connection:
 
     def _watch_audio(self) -> None:
         """See that a stream that has begun, or goes on here, has audio, and not too much."""
+        self._peer.began()
         self._deadlines.audio.start(self._audio_too_long_ago)
         if not self._options.recording:
             self.reading.begin(self.client, self._streams.num_streams)
@@ -478,8 +479,7 @@ class Connection:
         self.notify(Event.UNBEGUN)
 
     def _unread_too_long(self) -> None:
-        seconds = self._limits.unread_timeout_s
-        sentence = f"No result was read for {seconds:g} s: read while you send."
+        sentence = f"No result was read for {self._limits.unread_timeout_s:g} s: read while you send."
         self._drop(ClientFault(ErrorCode.SLOW_READER, sentence))
 
     def _silent_too_long(self) -> None:

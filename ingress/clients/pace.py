@@ -45,9 +45,10 @@ class Pace:
 
     rate: seconds of audio that a stream may bring in a second.
     lead_s: how many seconds of audio it may be ahead of that, for each stream.
+    is_leaving: whether it is looked at again once it is ahead no more.
     """
 
-    __slots__ = ("_lead", "_lead_s", "_rate", "num_streams", "who")
+    __slots__ = ("_lead", "_lead_s", "_rate", "is_leaving", "num_streams", "who")
 
     def __init__(self, who: str, rate: float, lead_s: float, now_s: float) -> None:
         self._rate: Final = rate
@@ -55,6 +56,7 @@ class Pace:
         self._lead = Lead(now_s)
         self.who: Final = who
         self.num_streams = 0
+        self.is_leaving = False
 
     def change_streams(self, change: int, now_s: float) -> None:
         """Count streams more or less."""
@@ -114,13 +116,16 @@ class Paces:
     def leave(self, pace: Pace, num_streams: int) -> None:
         """Count streams that are over."""
         pace.change_streams(-num_streams, self.now_s())
-        self._forget(pace)
+        if not pace.is_leaving:  # one timer is enough, however often it comes and goes
+            self._forget(pace)
 
     def _forget(self, pace: Pace) -> None:
-        if pace.num_streams or self._paces.get(pace.who) is not pace:
+        pace.is_leaving = False
+        if pace.num_streams:
             return
         left_s = pace.settled_in_s(self.now_s())
         if left_s > 0:
+            pace.is_leaving = True
             asyncio.get_running_loop().call_later(left_s, self._forget, pace)
         else:
             del self._paces[pace.who]

@@ -460,7 +460,7 @@ class Front(HttpToolsProtocol):
         if self._over:
             return
         limits = self._site.limits
-        if self._body_bytes >= limits.min_body_bytes or self.flow.read_paused:
+        if self._body_bytes >= limits.min_body_bytes or self.flow.read_paused or self._resting:
             self._watch_body()
             return
         self._body_timer = None
@@ -468,8 +468,7 @@ class Front(HttpToolsProtocol):
             raise AssertionError("a body without a request")
         self._site.num_slow_bodies += 1
         sentence = f"Less than {limits.min_body_bytes} bytes of the body came in {limits.body_window_s:g} s."
-        too_slow = Refusal(HTTPStatus.REQUEST_TIMEOUT, sentence)
-        self._refuse(self._site.shaped(self._request.path, too_slow))
+        self._refuse(self._site.shaped(self._request.path, Refusal(HTTPStatus.REQUEST_TIMEOUT, sentence)))
 
     def _hang_up(self) -> None:
         """Close without an answer: it is the endpoint's to give, which learns that its client is gone."""
@@ -479,8 +478,7 @@ class Front(HttpToolsProtocol):
     def _probe(self) -> None:
         """Find out whether a client that sends no more still reads.
 
-        The system of one that is gone resets the connection. An interim response changes nothing for one that
-        waits (RFC 9110, section 15.2).
+        The system of one that is gone resets the connection; one that waits skips an interim response.
         """
         if not self._answering or self.cycle.response_started or self.scope["http_version"] != "1.1":
             return
@@ -493,6 +491,8 @@ class Front(HttpToolsProtocol):
             return
         if self._turned_away is not None:
             self._refuse(self._turned_away)
+        elif self._resting:
+            self._wait_for_head(seconds)  # it is the client that waits
         elif self._in_head or self._request is None:
             self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, f"No whole request within {seconds:g} s."))
         else:

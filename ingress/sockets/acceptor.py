@@ -133,7 +133,7 @@ class Acceptor:
 
     def _accept(self, most: int) -> bool:
         """Take so many connections out of the kernel's queue at most; returns whether there may be more."""
-        for _ in range(most):
+        for _ in range(0 if self._is_exhausted else most):
             try:
                 client, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError):
@@ -150,7 +150,7 @@ class Acceptor:
                 return False
             client.setblocking(False)
             self._accepted.append(client)
-        return True
+        return not self._is_exhausted
 
     def _open(self, client: socket.socket) -> None:
         self._turns.charge(OPENING_S if self._tls is None else OPENING_S + HANDSHAKE_S)

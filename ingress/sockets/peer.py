@@ -19,6 +19,9 @@ class Peer(Protocol):
     def acked_bytes(self) -> int:
         """How much of what was sent the client has acknowledged; it grows as the client reads."""
 
+    def began(self) -> None:
+        """Note that a live stream has begun behind the socket, or goes on there."""
+
     def accept(self, headers: tuple[tuple[str, str], ...]) -> None:
         """Open the WebSocket; headers: further ones of the response. Nothing to do on the TCP port."""
 

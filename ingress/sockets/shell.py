@@ -105,6 +105,12 @@ class SocketShell(asyncio.Protocol):
         """How much of what was sent the client has acknowledged; it grows as the client reads."""
         return acked_bytes(self._transport) if self._transport is not None else 0
 
+    def began(self) -> None:
+        """Give back what the connection was charged among those that have turns: a stream lives on it."""
+        if self._transport is not None and self._place is not None:
+            tls = self._transport.get_extra_info("ssl_object") is not None
+            self._place.turns.began(tls=tls)
+
     def abort(self) -> None:
         """Close now."""
         if self._transport is not None:

@@ -3,6 +3,13 @@
 A live stream says little at a time, and is heard at once. New connections, plain HTTP and clients that send
 much in one moment have turns instead: one after the other, few in a round of the event loop, and for a share
 of its thread's time that does not grow with their number. So any crowd of them costs live streams the same.
+
+The share bounds what comes to nothing. A connection on which a stream begins gets back what it was charged:
+the clients that another ingress has lost come in as fast as they can be served, and who never begins a stream
+does not.
+
+The constants are estimates by sampling, on one core of 2.5 GHz. Where they are too low, a crowd has somewhat
+more than its share.
 """
 
 from __future__ import annotations
@@ -20,12 +27,14 @@ BURST_S: Final = 0.25
 another ingress has lost."""
 OPENING_S: Final = 0.0004
 """What a connection or a request costs behind the turn in which it was opened, about: tasks, its answer, its
-end. Measured with connections that were refused, on one core of 2.5 GHz."""
+end."""
 HANDSHAKE_S: Final = 0.001
 """What TLS adds to the opening of a connection, about."""
 READ_S_PER_BYTE: Final = 0.4e-9
 """What reading costs before anybody sees what came, about."""
 
+# What the turns of an opening cost themselves, about: it is accepted, and its request is parsed.
+_OPENING_TURNS_S: Final = 0.0002
 # Turns that follow each other before live streams are looked at again.
 _ROUND_S: Final = 0.001
 # Between two rounds, whatever was charged.
@@ -40,7 +49,16 @@ class Turns:
     share: of the thread's time, 1 for all of it.   now_s, cpu_s: the time, and that of this thread.
     """
 
-    __slots__ = ("_asked", "_balance_s", "_cpu_s", "_looked_at_s", "_now_s", "_share", "_waiting")
+    __slots__ = (
+        "_asked",
+        "_balance_s",
+        "_cpu_s",
+        "_looked_at_s",
+        "_now_s",
+        "_pause",
+        "_share",
+        "_waiting",
+    )
 
     def __init__(
         self,
@@ -54,6 +72,7 @@ class Turns:
         self._cpu_s = cpu_s
         self._waiting: deque[Turn] = deque()
         self._asked = False  # a round is on its way
+        self._pause: asyncio.TimerHandle | None = None  # before that round
         self._balance_s = BURST_S  # that may be used before the next pause; negative where too much was
         self._looked_at_s = now_s()
 
@@ -82,6 +101,14 @@ class Turns:
         """Count time that is used behind a turn, because of it."""
         self._balance_s -= cpu_s
 
+    def began(self, *, tls: bool) -> None:
+        """Give back what a connection was charged: a live stream has begun on it, or goes on there."""
+        self._balance_s += OPENING_S + _OPENING_TURNS_S + (HANDSHAKE_S if tls else 0.0)
+        if self._pause is not None and self._look() > 0:
+            self._pause.cancel()
+            self._pause = None
+            asyncio.get_running_loop().call_soon(self._round)
+
     def _look(self) -> float:
         """Bring the balance up to now."""
         now_s = self._now_s()
@@ -99,9 +126,10 @@ class Turns:
             loop.call_soon(self._round)
         else:
             self._balance_s = max(balance_s, -_MAX_PAUSE_S * self._share)
-            loop.call_later(-self._balance_s / self._share, self._round)
+            self._pause = loop.call_later(-self._balance_s / self._share, self._round)
 
     def _round(self) -> None:
+        self._pause = None
         end_s, began_s = self._now_s() + _ROUND_S, self._cpu_s()
         try:
             for _ in range(len(self._waiting)):  # who asks again in this round waits for the next

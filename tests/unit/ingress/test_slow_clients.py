@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from ingress.api.openai_errors import openai_refusal
 from ingress.dialects.deepgram import refusals
 from ingress.http.endpoints import endpoint
 from ingress.http.refusal import RefusalShape
+from ingress.sockets.turns import Turn, Turns
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HANDSHAKE, TcpClient, serving, wait_until
 
@@ -112,6 +114,41 @@ async def test_a_slow_body_comes_whole_where_slow_ones_are_let_in() -> None:
         await client.send(b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 50\r\n\r\n")
         async with dripping(client, _LONG[:50]), asyncio.timeout(10):
             assert (await client.reader.readline()).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+async def test_a_client_that_waits_for_its_turn_is_not_slow(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the ingress has not read yet was sent in time."""
+    endpoints = (endpoint("/read", _read, "POST"),)
+    head = b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n"
+    async with serving(ScriptedBackplane(), endpoints=endpoints) as harness:
+        client = await harness.raw_ws()
+        site = harness.site
+        assert site is not None
+        if part == "body":
+            await client.send(head)
+            await wait_until(lambda: bool(site.state.tasks))
+        waiting: list[Turn] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Turns, "at_once", lambda turns, turn: False)
+            patch.setattr(Turns, "ask", lambda turns, turn: waiting.append(turn))
+            await client.send((head if part == "head" else b"") + bytes(100_000))
+            await wait_until(lambda: bool(waiting))
+            front: Any = harness.transports[-1].get_protocol()
+            if part == "head":
+                front._stop_waiting()
+                front._too_slow(5.0)
+            else:
+                front._stop_watching_body()
+                front._look_at_body()
+        (turn,) = waiting
+        turn()
+        async with asyncio.timeout(5):
+            assert (await client.reader.readline()).startswith(b"HTTP/1.1 200")
+        assert site.num_slow_bodies == 0
+        client.writer.transport.abort()
 
 
 async def test_a_line_that_drips_holds_no_slot() -> None:

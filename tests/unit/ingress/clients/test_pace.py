@@ -97,6 +97,21 @@ async def test_a_client_is_forgotten_once_it_is_ahead_no_more() -> None:
     await wait_until(lambda: len(paces) == 0)
 
 
+async def test_a_client_that_comes_and_goes_is_looked_at_by_one_timer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timers: list[float] = []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda delay_s, call, *args: timers.append(delay_s))
+    paces = Paces(2.0, 60.0)
+    for _ in range(100):
+        pace = paces.enter("key", 1)
+        assert pace is not None
+        pace.heard(10.0, paces.now_s(), Lead(paces.now_s()))
+        paces.leave(pace, 1)
+    assert len(timers) == 1
+
+
 async def test_nobody_is_counted_where_no_rate_is_set() -> None:
     paces = Paces(0.0, 60.0)
     assert paces.enter("key", 1) is None

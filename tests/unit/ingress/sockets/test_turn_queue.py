@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ingress.sockets.turns import BURST_S, Turns
+from ingress.sockets.turns import BURST_S, OPENING_S, Turns
 from tests.ingress_harness import wait_until
 
 
@@ -31,8 +31,13 @@ class _Loop:
     def call_soon(self, call: Callable[[], None]) -> None:
         self.calls.append((0.0, call))
 
-    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> _Loop:
         self.calls.append((delay_s, call))
+        return self
+
+    def cancel(self) -> None:
+        """Cancel what is to be called, as the handle of its timer does."""
+        self.calls.clear()
 
     def run(self, clock: _Clock) -> float:
         """Run the one call that there is, in its time; returns how long that took to come."""
@@ -117,6 +122,61 @@ def test_crowds_have_their_share_however_many_they_are(loop: _Loop, share: float
     while clock.now_s < 100:
         loop.run(clock)
     assert used_s - BURST_S == pytest.approx(share * 100, rel=0.1)
+
+
+def _seconds_to_open(loop: _Loop, num_connections: int, *, begins_after_s: float | None) -> float:
+    """Return how long a crowd waits that comes at once, each of which costs a millisecond in all.
+
+    begins_after_s: from its turn until a stream begins on it, which most is waiting; None where none begins.
+    """
+    clock = _Clock()
+    turns = _turns(clock, 0.1)
+    begins: list[float] = []
+    num_opened = 0
+
+    def open_one() -> None:
+        nonlocal num_opened
+        num_opened += 1
+        clock.work(0.0002)
+        turns.charge(OPENING_S)
+        if begins_after_s is not None:
+            begins.append(clock.now_s + begins_after_s)
+
+    for _ in range(num_connections):
+        turns.ask(open_one)
+    while num_opened < num_connections:
+        ((delay_s, _),) = loop.calls
+        if begins and begins[0] <= clock.now_s + delay_s:
+            clock.now_s = max(clock.now_s, begins.pop(0))
+            clock.work(0.0008)
+            turns.began(tls=False)
+        else:
+            loop.run(clock)
+    return clock.now_s
+
+
+def test_clients_whose_streams_begin_do_not_wait_for_a_share(loop: _Loop) -> None:
+    """A crowd of clients comes in as fast as it is served; who begins no stream has the share."""
+    served_s = 5000 * 0.001
+    assert _seconds_to_open(loop, 5000, begins_after_s=0.05) == pytest.approx(served_s, rel=0.2)
+    loop.calls.clear()
+    share_s = (5000 * (0.0002 + OPENING_S) - BURST_S) / 0.1
+    assert _seconds_to_open(loop, 5000, begins_after_s=None) == pytest.approx(share_s, rel=0.1)
+
+
+def test_what_is_given_back_is_no_more_than_a_burst(loop: _Loop) -> None:
+    clock = _Clock()
+    turns = _turns(clock, 0.1)
+    for _ in range(10_000):
+        turns.began(tls=True)
+    assert turns.at_once(lambda: clock.work(1.2 * BURST_S))
+    assert not turns.at_once(lambda: None)
+    turns.ask(lambda: None)
+    ((delay_s, _),) = loop.calls
+    for _ in range(20):
+        turns.began(tls=True)  # and its pause ends
+    ((after_s, _),) = loop.calls
+    assert delay_s > after_s == 0.0
 
 
 def test_a_pause_is_bounded_whatever_was_charged(loop: _Loop) -> None:
