@@ -41,8 +41,6 @@ _FRAME_MS: Final = 80
 _LETTERS: Final = 26
 _SYMBOLS: Final = _LETTERS * _LETTERS
 _TOKENS_PER_WORD: Final = 3
-# Adler-32 is three times as fast as CRC-32, but its bits say little by themselves: a product mixes them.
-_MIXER: Final = 0x9E3779B1
 # Audio of one stream that a step takes, so that a stream that is behind catches up in larger steps.
 _STEP_MS: Final = 1_280
 _SPARE_CHUNKS: Final = 2
@@ -184,8 +182,7 @@ class NullSteps:
             begin = frame_samples * start
             for number in range(-(-frames // chunk_frames)):
                 end = begin + chunk_samples
-                mixed = checksum(slot, begin, min(end, total), is_float) * _MIXER >> 32
-                symbols_BK[row, number] = mixed % _SYMBOLS
+                symbols_BK[row, number] = checksum(slot, begin, min(end, total), is_float) % _SYMBOLS
                 begin = end
         slots_B, number_K = rows_FB[Field.SLOT], np.arange(most, dtype=np.int32)
         starts_word_BK = (self._tokens_S[slots_B, None] + number_K) % _TOKENS_PER_WORD == 0
@@ -209,12 +206,12 @@ class NullSteps:
             # No more of the ring: the rest may be another stream's pcm16, whose bits are no numbers.
             ring = self.rings.float32_SC[slot]
             parts = (_pcm16(ring[at : min(stop, length)]), _pcm16(ring[: max(0, stop - length)]))
-            return zlib.adler32(parts[1], zlib.adler32(parts[0]))
+            return zlib.crc32(parts[1], zlib.crc32(parts[0]))
         data, first = self._bytes, 4 * slot * length
         if stop <= length:
-            return zlib.adler32(data[first + 2 * at : first + 2 * stop])
-        checksum = zlib.adler32(data[first + 2 * at : first + 2 * length])
-        return zlib.adler32(data[first : first + 2 * (stop - length)], checksum)
+            return zlib.crc32(data[first + 2 * at : first + 2 * stop])
+        checksum = zlib.crc32(data[first + 2 * at : first + 2 * length])
+        return zlib.crc32(data[first : first + 2 * (stop - length)], checksum)
 
     def is_over(self, flight: Flight) -> bool:
         slept = flight.token
