@@ -32,7 +32,7 @@ def test_ps_shows_each_child_by_its_own_command_line_in_the_session_of_serve() -
             f"websocket 127.0.0.1:{serve.ws_port}",
             f"status 127.0.0.1:{serve.status_port}",
             "model null on cpu, 1 worker, 2 ingress processes",
-            f"redis {serve.redis_url.replace('unix://', 'unix:')}",
+            f"redis {serve.redis_url}",
         ):
             assert words in ready
         assert len(serve.all_children("ingress")) == 2

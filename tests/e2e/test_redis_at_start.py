@@ -65,7 +65,7 @@ def test_a_redis_that_is_not_what_is_needed_is_one_sentence_and_an_exit_status(
     assert process.returncode == 2
     assert "Traceback" not in said
     (line,) = (line for line in said.splitlines() if "Redis at" in line)
-    assert f"Redis at unix:{evicting.socket_path} has maxmemory-policy allkeys-lru" in line
+    assert f"Redis at {evicting.url} has maxmemory-policy allkeys-lru" in line
     assert "noeviction is needed" in line
 
 
