@@ -34,6 +34,11 @@ def key_id_of(key: str) -> KeyId | None:
     return KeyId(match[1]) if match else None
 
 
+def fits_a_header(key: str) -> bool:
+    """Return whether a key or a token is visible ASCII without spaces, as a header of HTTP asks for."""
+    return all("!" <= character <= "~" for character in key)
+
+
 def digest_of(key: str) -> str:
     """Return what is stored of a key: SHA-256, as hexadecimal digits."""
     return hashlib.sha256(key.encode()).hexdigest()

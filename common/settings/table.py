@@ -345,7 +345,7 @@ FLAGS: tuple[Flag, ...] = (
          "Clients", ("transcribe",), "on|off", "on"),
     Flag("real_time", OnOff(), "off", "send a file as fast as it was spoken, not as fast as possible",
          "Clients", ("transcribe",), "on|off", "on"),
-    Flag("api_key", Text("a key without spaces", r"\S*"), "",
+    Flag("api_key", Text("a key of visible ASCII characters", r"[!-~]*"), "",
          "API key; prefer its environment variable, since ps shows command lines",
          "Clients", ("transcribe",), "KEY"),
     Flag("output", Text("the path of a file"), "", "file to write the transcript to, instead of stdout",

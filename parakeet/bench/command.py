@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from common.auth.api_key import fits_a_header
 from common.process.standard_streams import complain
 from common.process.version import package_version
 from common.settings import PROGRAM
@@ -152,6 +153,8 @@ def _plan(given: argparse.Namespace) -> tuple[Plan, list[int]]:
         raise ValueError("--ramp-s and --stream-s must not be negative")
     if not recordings:
         raise ValueError("no recording to play: name some with --recordings")
+    if not fits_a_header(given.api_key):
+        raise ValueError("--api-key must be visible ASCII without spaces")
     targets = tuple(Target.parse(url) for url in given.url)
     if given.binary and not all(target.websocket for target in targets):
         raise ValueError("--binary needs ws:// targets")

@@ -31,5 +31,15 @@ class ServerSilent(ClientError):  # noqa: N818 - the name says it
     """The server did not answer within a time-out."""
 
 
+class UnusableKey(ParakeetError, ValueError):  # noqa: N818 - the name says it
+    """An API key that no header can carry: nothing is sent, and no attempt with it could succeed."""
+
+    def __init__(self) -> None:
+        # Without the key: it may be most of a real one.
+        super().__init__(
+            "The API key has a character that no key has: all of them are visible ASCII, without spaces."
+        )
+
+
 class ClientBug(ClientError):  # noqa: N818 - the name says it
     """The client itself failed, on something that it did not expect; `__cause__` has it."""

@@ -20,6 +20,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
 
+from common.auth.api_key import fits_a_header
 from common.client_codec import encode_client_message
 from common.errors import ErrorCode
 from common.messages import (
@@ -40,7 +41,14 @@ from common.phrases import Phrase
 from common.server_codec import decode_server_message
 from parakeet.client.blocks import Blocks, as_async
 from parakeet.client.channel import Channel, ChannelLost, open_channel
-from parakeet.client.errors import ClientBug, ClientError, ConnectionLost, ServerError, ServerSilent
+from parakeet.client.errors import (
+    ClientBug,
+    ClientError,
+    ConnectionLost,
+    ServerError,
+    ServerSilent,
+    UnusableKey,
+)
 from parakeet.client.handshake import Handshake
 from parakeet.client.identity import StreamIdentity
 from parakeet.client.marks import Mark, Marks
@@ -75,8 +83,10 @@ async def connect(
     api_key: a key, or a temporary token, of a server that asks for one.
 
     Raises ServerError (code `no_free_stream` for a full cluster, `unauthorized` for a key that is missing
-    or wrong), ConnectionLost, ServerSilent.
+    or wrong), ConnectionLost, ServerSilent, and UnusableKey, a ValueError, for a key that cannot be one.
     """
+    if api_key and not fits_a_header(api_key):
+        raise UnusableKey
     stream = Stream(
         (url,) if isinstance(url, str) else tuple(url),
         options or StreamOptions(),

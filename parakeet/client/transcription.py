@@ -39,7 +39,8 @@ async def transcribe(
     stop: once it is set, no more audio is sent and the stream is finished.
     api_key: of a server that asks for one.
 
-    Raises ClientError; BadAudio where the audio cannot be read, or, after all results, where it was damaged.
+    Raises ClientError; UnusableKey, a ValueError; BadAudio where the audio cannot be read, or, after all
+    results, where it was damaged.
     """
     options = options or StreamOptions()
     source: Source | None = None

@@ -21,7 +21,9 @@ class Example:
     def aimed_at(self, *, key: str, ws_port: int, tcp_port: int = 0, tls_port: int = 0) -> str:
         """Return the program with another address and key, nothing else."""
         ports = {"127.0.0.1:8000": ws_port, "speech.example": tls_port}
-        program = self.program.replace('"127.0.0.1", 8765', f'"127.0.0.1", {tcp_port}').replace("pk_…", key)
+        program = self.program.replace('"127.0.0.1", 8765', f'"127.0.0.1", {tcp_port}').replace(
+            "pk_YOUR_KEY", key
+        )
         for address, port in ports.items():
             program = program.replace(address, f"127.0.0.1:{port}")
         return program

@@ -112,6 +112,7 @@ def test_serve_takes_every_documented_flag() -> None:
         ("serve", ["--redis-tls-server-name", "redis"], "no address of --redis-url begins with rediss"),
         ("serve", ["--redis-password-file", "f"], "without --redis-url there is no password"),
         ("transcribe", [], "takes either one FILE (or -) or --mic"),
+        ("transcribe", ["a.wav", "--api-key", "pk_…"], "takes a key of visible ASCII characters"),
         ("transcribe", ["a.wav", "--mic"], "takes either one FILE (or -) or --mic"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from common.errors import RedisUnavailable
 from ingress.auth.client import Client
 from ingress.auth.guard import OverLimit
-from parakeet.client import ClientTimeouts, ConnectionLost, ServerError, connect
+from parakeet.client import ClientTimeouts, ConnectionLost, ServerError, UnusableKey, connect, transcribe
 from parakeet.client.handshake import coming_back
 from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
@@ -71,3 +71,17 @@ async def test_a_redis_that_is_away_is_a_lost_connection() -> None:
 )
 def test_who_comes_back_says_so_in_the_query(url: str, back: str) -> None:
     assert coming_back(url) == back
+
+
+@pytest.mark.parametrize("key", ["pk_…", "pk_two words", "pk_line\n", "pk_tab\t", "pk_\x7f"])
+@pytest.mark.parametrize("kind", ["tcp", "ws"])
+async def test_a_key_that_no_header_can_carry_is_the_callers_mistake(kind: str, key: str) -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        url = harness.tcp_url if kind == "tcp" else harness.ws_url
+        with pytest.raises(UnusableKey, match="visible ASCII") as raised:
+            await connect(url, api_key=key)
+        assert isinstance(raised.value, ValueError)
+        assert key not in str(raised.value)
+        with pytest.raises(UnusableKey):
+            await transcribe(url, b"\0\0", api_key=key)
+        assert not harness.transports, "nothing was sent"
