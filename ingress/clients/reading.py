@@ -13,9 +13,10 @@ class Reading:
     """Reads one client, unless it waits for slots or room, is ahead of its pace, or its decoder is full.
 
     paces, address: how fast the audio of a client at this address is taken.
+    heard_s: seconds of audio that came here, each stream's by itself.
     """
 
-    __slots__ = ("_media", "_pacer", "_paused", "_peer", "_protocol")
+    __slots__ = ("_media", "_pacer", "_paused", "_peer", "_protocol", "heard_s")
 
     def __init__(
         self, peer: Peer, protocol: ConnectionProtocol, media: ClientMedia, paces: Paces, address: str
@@ -25,6 +26,7 @@ class Reading:
         self._media = media
         self._pacer = Pacer(paces, address, peer.pause_reading, self.go_on)
         self._paused = False
+        self.heard_s = 0.0
 
     @property
     def is_paused(self) -> bool:
@@ -37,6 +39,7 @@ class Reading:
 
     def heard(self, audio_s: float) -> None:
         """Count audio, each stream's by itself."""
+        self.heard_s += audio_s
         self._pacer.heard(audio_s)
 
     def pause(self) -> None:

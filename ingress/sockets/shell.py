@@ -129,7 +129,7 @@ class SocketShell(asyncio.Protocol):
         self._reading = True
         self._heard_at = monotonic()
         if not self._resting:
-            self._take_turn()
+            self._take_turn(self._hand_on)
 
     # For subclasses
 
@@ -170,17 +170,25 @@ class SocketShell(asyncio.Protocol):
         if len(data) < BYTES_A_TURN or self._place is None:
             self._hand_on()
             return
-        self._place.turns.at_once(self._hand_on)  # else with the next turn
+        self._place.turns.at_once(self._hand_on_for_audio)  # else with the next turn
         self._have_read(len(data))
 
     def _next_turn(self) -> None:
         self._resting = False
         if self._transport is not None and self._reading:
-            self._take_turn()
+            self._take_turn(self._hand_on_for_audio)
 
-    def _take_turn(self) -> None:
-        self._num_heard = 0
+    def _hand_on_for_audio(self) -> None:
+        """Hand on in a turn, for which the audio pays that came of it."""
+        connection, place = self._connection, self._place
+        before_s = 0.0 if connection is None else connection.reading.heard_s
         self._hand_on()
+        if connection is not None and place is not None:
+            place.turns.earn(connection.reading.heard_s - before_s)
+
+    def _take_turn(self, hand_on: Callable[[], None]) -> None:
+        self._num_heard = 0
+        hand_on()
         if self._reading and not self._resting and self._transport is not None:
             self._transport.resume_reading()
 

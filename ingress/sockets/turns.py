@@ -6,7 +6,8 @@ of its thread's time that does not grow with their number. So any crowd of them 
 
 The share bounds what comes to nothing. A connection on which a stream begins gets back what it was charged:
 the clients that another ingress has lost come in as fast as they can be served, and who never begins a stream
-does not.
+does not. Audio that a stream takes pays for the turn in which it came, so that recordings come in as fast as
+workers take them.
 
 The constants are estimates by sampling, on one core of 2.5 GHz. Where they are too low, a crowd has somewhat
 more than its share.
@@ -32,6 +33,8 @@ HANDSHAKE_S: Final = 0.001
 """What TLS adds to the opening of a connection, about."""
 READ_S_PER_BYTE: Final = 0.4e-9
 """What reading costs before anybody sees what came, about."""
+AUDIO_S: Final = 0.0002
+"""What a second of audio may cost in a turn: about what it does in messages of 100 ms."""
 
 # What the turns of an opening cost themselves, about: it is accepted, and its request is parsed.
 _OPENING_TURNS_S: Final = 0.0002
@@ -53,6 +56,7 @@ class Turns:
         "_asked",
         "_balance_s",
         "_cpu_s",
+        "_earned_s",
         "_looked_at_s",
         "_now_s",
         "_pause",
@@ -75,6 +79,7 @@ class Turns:
         self._pause: asyncio.TimerHandle | None = None  # before that round
         self._balance_s = BURST_S  # that may be used before the next pause; negative where too much was
         self._looked_at_s = now_s()
+        self._earned_s = 0.0  # in the turns that run
 
     @property
     def num_waiting(self) -> int:
@@ -89,7 +94,7 @@ class Turns:
         try:
             turn()
         finally:
-            self.charge(self._cpu_s() - began_s)
+            self._charge_since(began_s)
         return True
 
     def ask(self, turn: Turn) -> None:
@@ -100,6 +105,14 @@ class Turns:
     def charge(self, cpu_s: float) -> None:
         """Count time that is used behind a turn, because of it."""
         self._balance_s -= cpu_s
+
+    def earn(self, audio_s: float) -> None:
+        """Have the turn that runs cost less: streams took so much audio in it."""
+        self._earned_s += audio_s * AUDIO_S
+
+    def _charge_since(self, began_s: float) -> None:
+        used_s, earned_s, self._earned_s = self._cpu_s() - began_s, self._earned_s, 0.0
+        self.charge(max(0.0, used_s - earned_s))
 
     def began(self, *, tls: bool) -> None:
         """Give back what a connection was charged: a live stream has begun on it, or goes on there."""
@@ -137,6 +150,6 @@ class Turns:
                 if self._now_s() >= end_s:
                     break
         finally:
-            self.charge(self._cpu_s() - began_s)
+            self._charge_since(began_s)
             self._asked = False
             self._next_round()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ingress.sockets.turns import BURST_S, OPENING_S, Turns
+from ingress.sockets.turns import AUDIO_S, BURST_S, OPENING_S, Turns
 from tests.ingress_harness import wait_until
 
 
@@ -162,6 +162,29 @@ def test_clients_whose_streams_begin_do_not_wait_for_a_share(loop: _Loop) -> Non
     loop.calls.clear()
     share_s = (5000 * (0.0002 + OPENING_S) - BURST_S) / 0.1
     assert _seconds_to_open(loop, 5000, begins_after_s=None) == pytest.approx(share_s, rel=0.1)
+
+
+def test_audio_that_streams_take_pays_for_its_turn_and_for_nothing_else(loop: _Loop) -> None:
+    """Recordings come in as fast as they are taken."""
+    clock = _Clock()
+    turns = _turns(clock, 0.1)
+    audio_s = 0.0
+
+    def recording() -> None:
+        nonlocal audio_s
+        audio_s += 8.0
+        clock.work(8.0 * AUDIO_S)
+        turns.earn(8.0)
+        turns.ask(recording)
+
+    turns.ask(recording)
+    while clock.now_s < 10:
+        loop.run(clock)
+    assert audio_s == pytest.approx(10 / AUDIO_S, rel=0.1)
+    other = _turns(clock, 0.1)
+    assert other.at_once(lambda: other.earn(1_000_000))
+    assert other.at_once(lambda: clock.work(1.2 * BURST_S))
+    assert not other.at_once(lambda: None)
 
 
 def test_what_is_given_back_is_no_more_than_a_burst(loop: _Loop) -> None:

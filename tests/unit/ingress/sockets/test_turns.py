@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 from collections import Counter
@@ -190,6 +191,27 @@ async def test_a_large_message_is_heard_in_a_turn(websocket: bool, monkeypatch: 
         await wait_until(is_heard)
         assert heard == [line]
         client.writer.transport.abort()
+
+
+@pytest.mark.parametrize("is_at_once", [True, False])
+async def test_audio_in_a_large_read_pays_for_its_turn(
+    is_at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        shell = harness.shells[-1]
+        await wait_until(lambda: not shell._resting)
+        if not is_at_once:
+            monkeypatch.setattr(QueuedTurns, "at_once", lambda turns, turn: False)
+        earned: list[float] = []
+        monkeypatch.setattr(QueuedTurns, "earn", lambda turns, audio_s: earned.append(audio_s))
+        message = json.dumps({"type": "audio", "data": base64.b64encode(bytes(3200)).decode()})
+        # Handed over as one read, however the system would cut it.
+        shell.data_received(f"{message}\n".encode() * 10)
+        await wait_until(lambda: sum(earned) > 0)
+        assert earned == [pytest.approx(1.0)]
+        await client.close()
 
 
 @pytest.mark.parametrize("port", ["tcp", "websocket", "http"])
