@@ -109,9 +109,8 @@ class IngressServer:
         self._ring = _ring_of(settings, self._revoked)
         proxies = TrustedProxies(settings.trusted_proxies)
         per_address = settings.max_connections_per_address
-        self._gate = Gate(
-            max_files, settings.max_connections, per_address, proxies, Turns(settings.turns_share)
-        )
+        turns = Turns(settings.turns_share)
+        self._gate = Gate(max_files, settings.max_connections, per_address, proxies, turns)
         self._tracer = make_tracer(settings, "ingress", settings.ingress_id)
         self._backplane = RedisBackplane(
             BackplaneSettings(
@@ -275,10 +274,12 @@ class IngressServer:
         self, host: str, port: int, factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None
     ) -> None:
         timeout_s = self._settings.handshake_timeout_ms / 1000
-        turns, start_task = self._gate.turns, self._backplane.start_task
+        gate, start_task = self._gate, self._backplane.start_task
         for listener in await listening_sockets(host, port):
             self._acceptors.append(
-                Acceptor(listener, factory, turns, start_task, tls=tls, tls_timeout_s=timeout_s)
+                Acceptor(
+                    listener, factory, gate.turns, start_task, gate.has_file, tls=tls, tls_timeout_s=timeout_s
+                )
             )
 
     # Serve

@@ -40,6 +40,7 @@ class Acceptor:
 
     listener: bound, and closed with this object.   open_protocol: makes the protocol of a connection.
     turns: in which connections are opened.   start_task: starts a named task.
+    has_file: whether a connection may keep its file, of this number; else it is closed, and does not wait.
     tls: for connections with TLS.   tls_timeout_s: how long its handshake may take.
     """
 
@@ -49,6 +50,7 @@ class Acceptor:
         open_protocol: Callable[[], asyncio.Protocol],
         turns: Turns,
         start_task: StartTask,
+        has_file: Callable[[int], bool] = lambda number: True,
         *,
         tls: ssl.SSLContext | None = None,
         tls_timeout_s: float | None = None,
@@ -58,6 +60,7 @@ class Acceptor:
         self._open_protocol = open_protocol
         self._turns = turns
         self._start_task = start_task
+        self._has_file = has_file
         self._tls = tls
         self._tls_timeout_s = None if tls is None else tls_timeout_s
         self._accepted: deque[socket.socket] = deque()
@@ -148,6 +151,9 @@ class Acceptor:
                 self._is_exhausted = True
                 self._loop.call_later(_EXHAUSTED_PAUSE_S, self._go_on)
                 return False
+            if not self._has_file(client.fileno()):
+                client.close()
+                continue
             client.setblocking(False)
             self._accepted.append(client)
         return not self._is_exhausted

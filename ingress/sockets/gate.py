@@ -149,9 +149,13 @@ class Gate:
     def has_file_for(self, transport: asyncio.BaseTransport) -> bool:
         """Whether enough files are left beside this socket, which was just accepted."""
         accepted = transport.get_extra_info("socket")
+        return accepted is None or self.has_file(accepted.fileno())
+
+    def has_file(self, number: int) -> bool:
+        """Whether enough files are left beside the one of this number, which was just opened."""
         max_files = self._max_files()
         # The kernel always takes the lowest number that is free.
-        if accepted is None or accepted.fileno() < max_files - min(_SPARE_FILES, max_files // 4):
+        if number < max_files - min(_SPARE_FILES, max_files // 4):
             return True
         self._said(Full.NO_FILES, f"; the limit of open files is {max_files}")
         return False

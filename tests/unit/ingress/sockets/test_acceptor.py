@@ -188,6 +188,30 @@ async def test_out_of_files_is_a_pause(
             acceptor.close()
 
 
+async def test_those_that_wait_leave_files_for_everything_else() -> None:
+    opened: list[_Server] = []
+    turns, numbers = _Held(), set[int]()
+
+    def has_file(number: int) -> bool:
+        numbers.add(number)
+        return len(numbers) <= 5
+
+    async with asyncio.TaskGroup() as tasks:
+        (listener,) = await listening_sockets(HOST, 0)
+        server = type("Server", (_Server,), {"opened": opened})
+        acceptor = Acceptor(
+            listener, server, turns, lambda coroutine, name: tasks.create_task(coroutine, name=name), has_file
+        )
+        with _clients(acceptor, 20):
+            await wait_until(lambda: bool(turns.asked))
+            turns.give_one()
+            await wait_until(lambda: len(opened) == OPENED_A_TURN)
+            assert len(acceptor._accepted) + OPENED_A_TURN == 5
+        acceptor.close()
+        for one in opened:
+            one.transport.abort()  # type: ignore[attr-defined]
+
+
 async def test_a_handshake_that_fails_is_no_other_connections() -> None:
     import ssl
 
