@@ -123,7 +123,7 @@ class Trainer:
         Raises CollapsedError when training from nothing has lost the audio.
         """
         settings, optimiser = self.settings, self.optimiser
-        self._progress = pace.progress(optimiser.num_steps)
+        self._progress = self._agreed(pace.progress(optimiser.num_steps))
         last_step = math.inf if pace.last_step is None else pace.last_step
         if max_steps is not None:
             last_step = min(last_step, optimiser.num_steps + max_steps)

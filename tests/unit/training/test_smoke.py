@@ -124,6 +124,33 @@ def heard(loaded: LoadedModel, utterances: Utterances, right: int) -> list[list[
     return out
 
 
+class Follower(Processes):
+    """One of several processes, whose leader says that a quarter is done."""
+
+    def share(self, x: torch.Tensor) -> None:
+        x.fill_(0.25)
+
+
+def test_rates_follow_the_leader_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimiser = fresh()
+    settings = replace(SETTINGS, schedule=Schedule(warm_up=0.03, short=0.0))
+    calls = encoders(model.encoder, settings.buckets, 128, graphs=False)
+    follower = Follower(1, 1, torch.device("cpu"))
+    eou = tiny().tokenizer.eou_id
+    assert eou is not None
+    trainer = Trainer(model, optimiser, corpus(), eou, settings, follower, calls, print)
+    rates: list[float] = []
+    step = optimiser.step
+
+    def noting(rate_share: float) -> None:
+        rates.append(rate_share)
+        step(rate_share)
+
+    monkeypatch.setattr(optimiser, "step", noting)
+    trainer.run(PACE, time.monotonic() + 600, max_steps=1)
+    assert rates == [settings.schedule.rate_share(0.25)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(700)
 def test_four_sentences_of_tones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
