@@ -12,8 +12,8 @@ T = TypeVar("T")
 _POLL_S = 0.01
 
 
-def wait_until(condition: Callable[[], T], timeout_s: float = 30.0, what: str = "the condition") -> T:
-    """Give the condition's first true value; fail when there is none in time."""
+def wait_until(condition: Callable[[], T | None], timeout_s: float = 30.0, what: str = "the condition") -> T:
+    """Return the first true value of the condition; fail when there is none in time."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what} did not come about within {timeout_s} s"

@@ -14,6 +14,7 @@ import psutil
 
 from tests.ports import HOST, free_ports
 from tests.service_process import ROOT
+from tests.waiting import wait_until
 
 READY_TIMEOUT_S = 90.0
 
@@ -100,8 +101,14 @@ class ServeProcess:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def child(self, word: str) -> psutil.Process:
-        """Return the one child whose command line has a word."""
-        (found,) = self.all_children(word)
+        """Return the one child whose command line has a word, once there is one alone.
+
+        A moment after a fork a process still shows its parent's command line.
+        """
+        (found,) = wait_until(
+            lambda: found if len(found := self.all_children(word)) == 1 else None,
+            what=f"one child with {word}",
+        )
         return found
 
     def all_children(self, word: str) -> list[psutil.Process]:
