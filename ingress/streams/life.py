@@ -35,7 +35,7 @@ class Event(Enum):
     CLIENT_LOST = "its connection is lost, and the client may come back"
     CLIENT_LEFT = "nobody listens any more"
     GRACE_OVER = "the client has not come back in time"
-    EXPIRED = "its end has not come in the time that its keys live"
+    EXPIRED = "its end has not come in the time that its keys live, or Redis has forgotten it"
     FAILURE = "it cannot go on"
     LAST_RESULT = "its last result has come"
     SENT = "its end has been sent to the client"

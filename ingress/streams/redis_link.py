@@ -214,6 +214,11 @@ class RedisLink:
         return self.state in (State.FAILED, State.GIVEN_UP)
 
     @property
+    def given_up(self) -> bool:
+        """Whether it could not go on, and only its end in Redis is waited for."""
+        return self.state is State.GIVEN_UP
+
+    @property
     def ended(self) -> bool:
         """Whether the last result has come."""
         return self.state in (State.ENDED, State.OVER)
@@ -275,7 +280,7 @@ class RedisLink:
         self._notify(Event.GRACE_OVER)
 
     def expire(self) -> None:
-        """Let what the stream has in Redis expire: its end, without a client, has not come."""
+        """Keep a stream no longer that nobody waits for: its end has not come, or Redis has forgotten it."""
         self._ended(CLIENT_GONE)
         self._notify(Event.EXPIRED)
 

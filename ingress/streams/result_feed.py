@@ -162,7 +162,9 @@ class ResultFeed:
                 self.repair(link)
             elif link in gone:
                 self._gone.discard(link)
-                if not link.audio.begin_again():
+                if link.given_up:
+                    link.expire()
+                elif not link.audio.begin_again():
                     link.fail(StreamLost())
 
     def _is_open(self, link: RedisLink) -> bool:

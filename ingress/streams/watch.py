@@ -74,7 +74,9 @@ class StreamWatch:
                 if not link.begun or self._links.get(link.stream) is not link:
                     continue
                 self._watch_link(link, now)
-                if not link.created or self._links.get(link.stream) is not link:
+                # Also those that were given up: nothing else tells that Redis has forgotten them meanwhile.
+                in_redis = link.created or link.given_up
+                if not in_redis or self._links.get(link.stream) is not link:
                     continue
                 quiet = now - link.heard_at > QUIET_S
                 if quiet and not self._feed.is_repairing(link):

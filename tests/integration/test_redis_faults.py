@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -18,12 +19,13 @@ from common.redis.keys import Keys
 from common.streams.audio_log import decoded_samples
 from common.streams.audio_reader import AudioReader
 from common.streams.claims import Claims
-from parakeet.client import connect
+from parakeet.client import ServerError, connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy
 from tests.ingress_process import IngressProcess
+from tests.ports import free_ports
 from tests.servers import make_server, raw_client
-from tests.stack import Stack, transcribe
+from tests.stack import TIMEOUTS, Stack, collect, transcribe
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
@@ -307,6 +309,39 @@ async def test_a_redis_that_forgot_everything_ends_streams_and_serves_new_ones(
             await ingress.ended(stream)
             assert stream.text == expected_text(pcm)
         assert worker.running
+
+
+@pytest.mark.parametrize("begun_before", [True, False], ids=["live", "being created"])
+async def test_a_stream_that_ended_while_redis_was_away_has_no_slot_of_the_one_that_comes_back_empty(
+    own_stack: Stack, own_server: EmbeddedRedis, begun_before: bool
+) -> None:
+    own_stack.worker()
+    (metrics_port,) = free_ports(1)
+    ingress = own_stack.ingress(
+        max_num_streams=1, redis_outage_s=1, redis_loss_ms=0, metrics_port=metrics_port
+    )
+    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
+        if begun_before:
+            await stream.send(noise(0.5))
+            await anext(stream.results())
+        own_server.send_signal(signal.SIGKILL)
+        await until(lambda: own_server.exited() is not None, what="the end of Redis")
+        await stream.send(noise(0.5))
+        with pytest.raises(ServerError) as told:
+            await collect(stream)
+        assert told.value.code == "redis_unavailable"
+    own_server.start()
+    await until(lambda: own_stack.client.zcard("px:{0}:workers") == 1, what="the worker's lease")
+    await until(lambda: _num_served(metrics_port) == 0, timeout_s=60, what="the end of the stream")
+    await until(lambda: own_stack.client.zcard("px:{0}:adm") == 0, what="the slot")
+    assert (await transcribe(ingress.tcp_url, noise(0.5)))[-1].is_final
+
+
+def _num_served(metrics_port: int) -> float:
+    """Streams that an ingress keeps, in whatever state."""
+    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("parakeet_ingress_streams{"))
 
 
 async def test_a_stream_claimed_and_not_opened_is_opened_by_the_sweep(redis_url: str, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def _link(number: int) -> SimpleNamespace:
         stream=StreamId(number),
         begun=True,
         created=True,
+        given_up=False,
         created_at=_LONG_AGO,
         worker="w-1",
         keys=Keys(1).stream(StreamId(number)),
