@@ -167,11 +167,11 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def overview() -> str:
-    """Return the text of `parakeet-server --help`: commands, then all flags, grouped."""
+def commands() -> str:
+    """Return what `parakeet-server` alone says: usage, and a line a command."""
     width = shutil.get_terminal_size().columns - 2
     name_width = max(map(len, SUMMARIES))
-    commands = "\n".join(
+    lines = "\n".join(
         textwrap.fill(
             f"{name:<{name_width}}  {summary}",
             max(width, name_width + 20),
@@ -180,16 +180,21 @@ def overview() -> str:
         )
         for name, summary in SUMMARIES.items()
     )
-    by_group = sorted(FLAGS, key=lambda flag: [other.group for other in FLAGS].index(flag.group))
-    flags = build_parser("", by_group).format_help()
-    flags = flags[flags.index("\n\n") + 2 :]
     return (
         f"usage: {PROGRAM} COMMAND [FLAG ...]\n"
         f"       {PROGRAM} --version\n\n"
         "Real-time speech-to-text server.\n\n"
-        f"commands:\n{commands}\n\n"
-        f"Flags of all commands. Those of one:\n  {PROGRAM} COMMAND --help\n\n{flags}"
+        f"commands:\n{lines}\n\n"
+        f"Flags of a command:\n  {PROGRAM} COMMAND --help\nFlags of all commands:\n  {PROGRAM} --help\n"
     )
+
+
+def overview() -> str:
+    """Return the text of `parakeet-server --help`: commands, then all flags, grouped."""
+    by_group = sorted(FLAGS, key=lambda flag: [other.group for other in FLAGS].index(flag.group))
+    flags = build_parser("", by_group).format_help()
+    flags = flags[flags.index("\n\n") + 2 :]
+    return f"{commands()}\n{flags}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,7 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    command = arguments[0] if arguments else "--help"
+    if not arguments:
+        sys.stdout.write(commands())
+        return 0
+    command = arguments[0]
     if command in {"-V", "--version", "version"}:
         sys.stdout.write(f"{PROGRAM} {package_version()}\n")
         return 0

@@ -341,7 +341,7 @@ FLAGS: tuple[Flag, ...] = (
     # -- clients
     Flag("url", Text("a ws://, wss://, tcp:// or tcps:// address", r"((wss?|tcps?)://\S+)?"), "",
          "address of a server, to use instead of --host and --ws-port", "Clients", ("transcribe",), "URL"),
-    Flag("mic", OnOff(), "off", "transcribe the microphone (needs the sounddevice package)",
+    Flag("mic", OnOff(), "off", "transcribe the microphone (needs PortAudio and the sounddevice package)",
          "Clients", ("transcribe",), "on|off", "on"),
     Flag("real_time", OnOff(), "off", "send a file as fast as it was spoken, not as fast as possible",
          "Clients", ("transcribe",), "on|off", "on"),
@@ -351,7 +351,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("output", Text("the path of a file"), "", "file to write the transcript to, instead of stdout",
          "Clients", ("transcribe",), "FILE"),
     Flag("format", Choice(("auto", "txt", "srt", "vtt", "json")), "auto",
-         "format of the transcript; auto goes by the file name of --output, and is txt without one",
+         "format of the transcript; auto goes by the ending of --output, and is txt without one",
          "Clients", ("transcribe",), "FORMAT"),
     Flag("words", OnOff(), "off", "with txt, print one word a line: start and end in seconds, confidence, word",
          "Clients", ("transcribe",), "on|off", "on"),

@@ -102,8 +102,8 @@ class MicrophoneSource:
             import sounddevice
         except (ImportError, OSError) as error:  # OSError: the PortAudio library is missing
             raise BadAudio(
-                "The microphone needs the sounddevice package and PortAudio (pip install sounddevice):"
-                f" {error}."
+                "The microphone needs PortAudio and the sounddevice package (on Debian, apt-get install"
+                f" libportaudio2 && pip install sounddevice): {error}."
             ) from error
         self.rate: Final = rate
         self._frames = int(rate * _MICROPHONE_BLOCK_S)

@@ -17,12 +17,14 @@ class LiveText:
         self._partials = partials
         self._prefix = prefix
         self._shown = ""
+        self._kept = 0  # code points of the text that stand in lines of their own
 
     def show(self, text: str, before: str = "") -> None:
-        """Show the text so far; its end, where the terminal is too narrow for all of it.
+        """Show the text since what was kept; its end, where the terminal is too narrow for all of it.
 
         before: what stands before it in the line, such as a progress bar.
         """
+        text = text[self._kept :].lstrip()
         shown = before + text
         if not self._partials or shown == self._shown:
             return
@@ -35,6 +37,17 @@ class LiveText:
             tail = text if len(text) <= room else "…" + text[-(room - 1) :]
             self._output.write(f"{_CLEAR_LINE}{prefix}{tail}")
         self._output.flush()
+
+    def keep(self, text: str) -> None:
+        """On a terminal, leave the text so far in a line of its own; what comes then begins below it."""
+        if not (self._in_place and self._partials):
+            return
+        line = text[self._kept :].strip()
+        self._kept = len(text)
+        if line:
+            self._output.write(f"{_CLEAR_LINE}{self._prefix}{line}\n")
+            self._output.flush()
+            self._shown = ""
 
     def clear(self) -> None:
         """Take away what is shown in place."""

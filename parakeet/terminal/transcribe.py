@@ -27,13 +27,15 @@ from parakeet.terminal.transcript import Transcript, check_output, format_of, wr
 def run_transcribe(settings: TranscribeSettings) -> int:
     """Print the text of the audio; partial results and progress change in place on a terminal's stderr.
 
-    Raises ClientError, BadAudio or NoOutput, after what was recognized until then has been written.
+    Raises ClientError, BadAudio or NoOutput, after what was recognized until then has been written, and
+    SettingsError before anything is.
     """
+    format_name = settings.format if settings.format != "auto" else format_of(settings.output)
     if settings.output:
         check_output(settings.output)
     # Before a connection is made: a wrong path takes no stream.
     source: Source = MicrophoneSource() if settings.mic else open_source(settings.source, settings.input_rate)
-    return _Run(settings, source).run()
+    return _Run(settings, source, format_name).run()
 
 
 def _phrases(settings: TranscribeSettings) -> tuple[Phrase, ...]:
@@ -49,13 +51,15 @@ def _phrases(settings: TranscribeSettings) -> tuple[Phrase, ...]:
 class _Run:
     """One transcription: what is shown while it goes on, and what is written at its end."""
 
-    def __init__(self, settings: TranscribeSettings, source: Source) -> None:
+    def __init__(self, settings: TranscribeSettings, source: Source, format_name: str) -> None:
         self._settings = settings
         self._source = source
-        self._format = settings.format if settings.format != "auto" else format_of(settings.output)
+        self._format = format_name
         self._transcript = Transcript(source.rate)
         self._on_terminal = sys.stderr.isatty() and not settings.json
         self._live = LiveText(sys.stderr, partials=self._on_terminal)
+        # Somebody may speak just now, for as long as he likes: his ended utterances stay readable.
+        self._endless = settings.mic or (settings.source == "-" and source.seconds is None)
         self._stop = asyncio.Event()
         # What is spoken just now is as fast as it is.
         timed = not (settings.mic or settings.real_time)
@@ -110,6 +114,8 @@ class _Run:
             sys.stdout.flush()
         elif self._on_terminal:
             bar = "" if self._progress is None else self._progress.bar(self._transcript.seconds)
+            if self._endless and result.turn_detection == "end_of_utterance":
+                self._live.keep(result.text)
             self._live.show(result.text, bar)
         elif self._progress is not None and (line := self._progress.line(self._transcript.seconds)):
             sys.stderr.write(f"{line}\n")

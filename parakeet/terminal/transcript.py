@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from common.captions.subtitles import cues, srt, vtt
-from common.errors import ServiceError
+from common.errors import ServiceError, SettingsError
 from common.messages import Result, Utterance, Word
 
 FORMATS: Final = ("txt", "srt", "vtt", "json")
@@ -19,9 +19,19 @@ class NoOutput(ServiceError):  # noqa: N818 - the name says it
 
 
 def format_of(path: str) -> str:
-    """Return the format that a file's name asks for; txt where it asks for none."""
-    suffix = Path(path).suffix.lower().removeprefix(".")
-    return suffix if suffix in FORMATS else "txt"
+    """Return the format that a file's name asks for; txt where it has no ending.
+
+    Raises SettingsError for an ending that is no format's.
+    """
+    suffix = Path(path).suffix.lower()
+    if not suffix:
+        return "txt"
+    if suffix[1:] not in FORMATS:
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        raise SettingsError(
+            f"--output got {path!r}, whose ending says no format: it takes {endings}, or any with --format."
+        )
+    return suffix[1:]
 
 
 class Transcript:

@@ -25,6 +25,16 @@ def test_help_shows_every_flag_with_its_variable(capsys: pytest.CaptureFixture[s
         assert f"{group}:" in text
 
 
+def test_alone_it_shows_a_line_a_command_and_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    for command, summary in cli.SUMMARIES.items():
+        assert f"  {command} " in shown
+        assert " ".join(summary.split()) in " ".join(shown.split())
+    assert not any(f"\n  {flag.option} " in shown for flag in FLAGS)
+    assert len(shown.splitlines()) < 30
+
+
 @pytest.mark.parametrize("columns", [80, 110])
 @pytest.mark.parametrize("argv", [["--help"], *([command, "--help"] for command in (*COMMANDS, "bench"))])
 def test_help_is_as_wide_as_the_terminal(

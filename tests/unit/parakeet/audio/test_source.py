@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from parakeet.audio.errors import BadAudio
-from parakeet.audio.source import Recording, open_source, read_recording, stream_blocks
+from parakeet.audio.source import MicrophoneSource, Recording, open_source, read_recording, stream_blocks
 
 RECORDINGS = Path(__file__).parents[4] / "parakeet" / "recordings"
 
@@ -60,6 +61,12 @@ async def test_a_source_that_fails_fails_its_reader() -> None:
     assert await anext(blocks) == bytes(320)
     with pytest.raises(BadAudio, match="It broke"):
         await anext(blocks)
+
+
+def test_a_microphone_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(BadAudio, match="apt-get install libportaudio2 && pip install sounddevice"):
+        MicrophoneSource()
 
 
 def test_a_recording_is_read_whole(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ RECORDING = ROOT / "parakeet" / "recordings" / "goforward.wav"
 NUM_SAMPLES = (RECORDING.stat().st_size - 44) // 2
 
 
-async def _start(harness: Harness, *arguments: str, stderr: int = PIPE) -> Process:
+async def _start(harness: Harness, *arguments: str, stdin: int = DEVNULL, stderr: int = PIPE) -> Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "parakeet.cli", "transcribe", "--ws-port", str(harness.ws_port), *arguments),
         cwd=ROOT,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
-        stdin=DEVNULL,
+        stdin=stdin,
         stdout=PIPE,
         stderr=stderr,
     )
@@ -104,6 +104,45 @@ async def test_a_terminal_shows_progress_in_place_and_stdout_the_text_alone() ->
     assert lines[-1] == "", "nothing is left on the line"
     assert any(line.startswith("[####################] 100% ") for line in lines)
     assert all(len(line) < 80 for line in lines)
+
+
+async def test_on_a_terminal_utterances_of_a_live_source_stand_in_lines_of_their_own() -> None:
+    ours, theirs = pty.openpty()
+    async with serving(ScriptedBackplane()) as harness:
+        process = await _start(harness, "-", stdin=PIPE, stderr=theirs)
+        os.close(theirs)
+        assert process.stdin is not None
+        process.stdin.write(bytes(32_000))
+        await process.stdin.drain()
+        await wait_until(lambda: bool(harness.backplane.links) and harness.backplane.link.samples > 0, 20.0)
+        tell = harness.backplane.link.listener.on_result
+        tell(LineKind.PARTIAL, some_result(1, "go forward", acked=4000))
+        tell(LineKind.PARTIAL, some_result(2, "go forward", acked=8000, turn=True))
+        tell(LineKind.PARTIAL, some_result(3, "go forward ten", acked=12_000))
+        process.stdin.close()
+        await wait_until(lambda: harness.backplane.link.finals == 1, 20.0)
+        tell(LineKind.FINAL, some_result(4, "go forward ten", acked=16_000, final=True))
+        async with asyncio.timeout(20):
+            assert process.stdout is not None
+            out = (await process.stdout.read()).decode()
+            assert await process.wait() == 0
+    lines = os.read(ours, 1 << 20).decode().split("\r\x1b[K")
+    os.close(ours)
+    assert out == "go forward ten\n"
+    assert "go forward\r\n" in lines, "the utterance that has ended"
+    assert lines[-2].endswith("x ten"), "what is spoken after it"
+    assert lines[-1] == ""
+
+
+async def test_an_ending_that_says_no_format_is_said_before_a_stream_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "talk.xyz"
+    async with serving(ScriptedBackplane()) as harness:
+        process = await _start(harness, "--output", str(path), str(RECORDING))
+        _, err = await process.communicate()
+        assert process.returncode == 2
+        assert "it takes .txt, .srt, .vtt, .json, or any with --format" in err.decode()
+        assert harness.backplane.links == []
+    assert not path.exists()
 
 
 async def test_options_of_the_command_line_reach_the_server() -> None:

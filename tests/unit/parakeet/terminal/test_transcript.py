@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import SettingsError
 from common.messages import Result, Utterance, Word
 from parakeet.terminal.transcript import NoOutput, Transcript, check_output, format_of, write_output
 
@@ -53,10 +54,16 @@ def test_each_format(transcript: Transcript) -> None:
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("", "txt"), ("a", "txt"), ("a.SRT", "srt"), ("b/a.vtt", "vtt"), ("a.json", "json"), ("a.doc", "txt")],
+    [("", "txt"), ("a", "txt"), ("a.SRT", "srt"), ("b/a.vtt", "vtt"), ("a.json", "json")],
 )
 def test_a_file_name_says_its_format(path: str, expected: str) -> None:
     assert format_of(path) == expected
+
+
+@pytest.mark.parametrize("path", ["talk.xyz", "a.b/talk.doc", "talk.srt.gz"])
+def test_a_file_name_whose_ending_says_no_format_is_a_wrong_command_line(path: str) -> None:
+    with pytest.raises(SettingsError, match=r"it takes \.txt, \.srt, \.vtt, \.json, or any with --format"):
+        format_of(path)
 
 
 def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
