@@ -145,6 +145,7 @@ function onEnd() {
   stream = undefined;
   busy(false);
   showLevel(FLOOR_DB);
+  find("turn").textContent = "–";
   if (!failed) say("idle", "Done");
 }
 

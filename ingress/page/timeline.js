@@ -3,6 +3,7 @@
 const SPAN_S = 30;
 const MAX_LEVELS = 2000;
 const MAX_TURNS = 500;
+const AXIS_PX = 14; // below the sound, which covers no label
 
 export class Timeline {
   #canvas;
@@ -51,9 +52,9 @@ export class Timeline {
     const canvas = this.#canvas;
     const scale = devicePixelRatio || 1;
     const width = canvas.clientWidth;
-    const height = canvas.clientHeight;
+    const height = canvas.clientHeight - AXIS_PX;
     canvas.width = width * scale;
-    canvas.height = height * scale;
+    canvas.height = canvas.clientHeight * scale;
     const pen = canvas.getContext("2d");
     pen.scale(scale, scale);
     const style = getComputedStyle(document.documentElement);
@@ -89,7 +90,7 @@ export class Timeline {
     pen.fillStyle = colour("--soft");
     pen.font = "11px system-ui, sans-serif";
     for (let second = Math.ceil(from / 5) * 5; second <= from + SPAN_S; second += 5) {
-      pen.fillText(`${second} s`, x(second) + 2, height - 2);
+      pen.fillText(`${second} s`, x(second) + 2, height + AXIS_PX - 3);
     }
   }
 }

@@ -54,6 +54,17 @@ def test_a_recording_is_transcribed_and_saved(browser: Chromium) -> None:
     assert browser.text(".partial") == "not final"
     assert "end of utterance" in str(browser.evaluate("document.querySelector('#events').textContent"))
     assert browser.text("#latency").endswith(" ms")
+    assert browser.text("#turn") == "–", "nobody speaks any more"
+    # Rows of pixels: sound and turns above the axis, nothing between them and its labels.
+    drawn = browser.evaluate(
+        "(() => { const canvas = document.querySelector('#timeline');"
+        " const scale = canvas.height / canvas.clientHeight;"
+        " const pen = canvas.getContext('2d');"
+        " const { width, data } = pen.getImageData(0, canvas.height - 20 * scale, canvas.width, 20 * scale);"
+        " const row = (down) => data.slice(down * scale * width * 4, (down * scale + 1) * width * 4);"
+        " return [row(0), row(7)].map((pixels) => pixels.some((part) => part > 0)); })()"
+    )
+    assert drawn == [True, False]
     srt = browser.evaluate(
         "new Promise((resolve) => {"
         " URL.createObjectURL = (blob) => { blob.text().then(resolve); return '#'; };"
