@@ -7,6 +7,7 @@ stack stopped cleanly. The second recording is shown for comparison, without a p
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from common.errors import ParakeetError
@@ -42,6 +43,12 @@ async def _stream(url: str, clip: Clip) -> float:
     return errors / words
 
 
+def next_step() -> str:
+    """Return the line that says how to go on from here."""
+    enter = f"source {os.path.relpath(sys.prefix)}/bin/activate && " if sys.prefix != sys.base_prefix else ""
+    return f"next: {enter}parakeet-server serve --model-size tiny, then open http://127.0.0.1:8000/"
+
+
 def run() -> int:
     """Run the demo; 0 where the pass mark was reached."""
     stack = LocalStack(FLAGS)
@@ -59,7 +66,7 @@ def run() -> int:
         asyncio.run(_stream(url, clip("jfk.wav")))
         sys.stdout.write("  no pass mark: the tiny model is trained on synthetic speech only\n\nstopping\n")
         sys.stdout.flush()
-    sys.stdout.write(f"demo {'passed' if passed else 'FAILED'}\n")
+    sys.stdout.write(f"demo passed\n{next_step()}\n" if passed else "demo FAILED\n")
     return 0 if passed else 1
 
 

@@ -41,7 +41,19 @@ def test_only_the_first_recordings_error_rate_decides(
     monkeypatch.setattr(demo, "_stream", stream)
     assert demo.main() == status
     assert streamed == ["goforward.wav", "jfk.wav"]
-    assert capsys.readouterr().out.splitlines()[-1] == word
+    assert word in capsys.readouterr().out.splitlines()[-2:]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "enter"), [("/clone/.venv", "source .venv/bin/activate && "), ("/usr", "")]
+)
+def test_what_to_do_next_can_be_typed(prefix: str, enter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.prefix", prefix)
+    monkeypatch.setattr("sys.base_prefix", "/usr")
+    monkeypatch.setattr("os.getcwd", lambda: "/clone")
+    assert demo.next_step() == (
+        f"next: {enter}parakeet-server serve --model-size tiny, then open http://127.0.0.1:8000/"
+    )
 
 
 def test_a_stack_that_does_not_start_is_a_failure(
