@@ -69,7 +69,7 @@ def _parsed(address: str) -> IPv4Address | IPv6Address | None:
 
 
 def _without_port(member: str) -> str:
-    """Return some proxies write the port too: `192.0.2.1:1234`, `[2001:db8::1]:1234`."""
+    """Return a member without its port, which some proxies write: `192.0.2.1:1234`, `[2001:db8::1]:1234`."""
     if member.startswith("["):
         return member[1:].partition("]")[0]
     return member.partition(":")[0] if member.count(":") == 1 else member

@@ -54,7 +54,7 @@ class Message(NamedTuple):
 
 
 class Other(NamedTuple):
-    """Return the bytes of one frame for the general parser, or all bytes where it is bound to refuse them."""
+    """The bytes of one frame for the general parser, or all bytes from there on where it has to refuse."""
 
     data: bytes
     is_pong: bool = False  # as RFC 6455 allows it

@@ -175,7 +175,7 @@ class WebSocketShell(SocketShell):
             self._flush()
 
     def eof_received(self) -> bool:
-        """Return the client closed the socket without a closing handshake, or after it."""
+        """Note that the client closed the socket, without a closing handshake or after it."""
         if self._opening is None:
             self._protocol.receive_eof()
             self._flush()
