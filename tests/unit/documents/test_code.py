@@ -80,6 +80,11 @@ def test_command_lines_elsewhere_have_flags_that_exist(document: Path) -> None:
             parse(line, whole=False)
 
 
+def test_the_readme_installs_a_torch_that_the_project_takes() -> None:
+    (installed,) = re.findall(r'pip install "(torch[^"]+)"', (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert f'"{installed}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
 def test_a_wrong_command_line_is_found() -> None:
     for line in (
         ["parakeet-server", "serve", "--colour", "red"],
