@@ -268,4 +268,4 @@ def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> Sy
 def subscription(servers: RedisServers, server: int, channel: bytes) -> Subscription:
     """Return one channel of one server, with connections of its own."""
     address = servers.addresses[server]
-    return Subscription(lambda: Subscriber(address, servers.timeout_ms / 1000), server, channel)
+    return Subscription(lambda: Subscriber(address, servers.timeout_ms / 1000), channel)

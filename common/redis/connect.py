@@ -21,6 +21,7 @@ import hiredis
 import redis.exceptions
 
 from common.redis.address import RedisAddress
+from common.redis.outages import OUTAGES
 
 Argument = bytes | bytearray | memoryview | str | int | float
 
@@ -192,7 +193,9 @@ async def open_transport(
                 opened.close()
                 raise
     except Exception as error:  # whatever the resolver, TLS or the loop raise: nobody else would hear of it
-        raise lost(address, error) from error
+        failure = lost(address, error)
+        OUTAGES.failed(address, failure)
+        raise failure from error
     return transport
 
 

@@ -31,6 +31,7 @@ from common.redis.connect import (
     pack,
     refusal,
 )
+from common.redis.outages import OUTAGES
 
 Part = bytes | bytearray | memoryview
 
@@ -190,6 +191,8 @@ class PipelinedConnection:
                     check_greeting(self._address, reply)
                 elif not call.future.done():
                     call.future.set_result(replies)
+            if OUTAGES.any:
+                OUTAGES.answered(self._address)
         except (hiredis.ProtocolError, redis.exceptions.ConnectionError) as error:
             self._drop(lost(self._address, error))
 
@@ -206,7 +209,9 @@ class PipelinedConnection:
         if not self._waiting:
             return
         if asyncio.get_running_loop().time() - self._waiting[0].since > self._timeout_s:
-            self._drop(lost(self._address, TimeoutError()))
+            failure = lost(self._address, TimeoutError())
+            OUTAGES.failed(self._address, failure)
+            self._drop(failure)
         else:
             self._watch_again()
 

@@ -29,6 +29,7 @@ from common.redis.connect import (
     pack,
     refusal,
 )
+from common.redis.outages import OUTAGES
 
 
 class SyncPipelinedConnection:
@@ -67,13 +68,20 @@ class SyncPipelinedConnection:
         self._reader = new_reader()
 
     def _exchange(self, commands: Sequence[bytes], deadline: float) -> list[Any]:
+        opened = self._socket is not None
         try:
-            if self._socket is None:
+            if not opened:
                 self._open(deadline)
-            return self._run(commands, deadline)
+            replies = self._run(commands, deadline)
         except (OSError, UnicodeError, hiredis.ProtocolError, redis.exceptions.ConnectionError) as error:
             self.close()
-            raise lost(self._address, error) from error
+            failure = lost(self._address, error)
+            if not opened or isinstance(error, TimeoutError):  # else it is opened anew
+                OUTAGES.failed(self._address, failure)
+            raise failure from error
+        if OUTAGES.any:
+            OUTAGES.answered(self._address)
+        return replies
 
     def _open(self, deadline: float) -> None:
         self._socket = open_socket(self._address, deadline)

@@ -25,6 +25,7 @@ from common.redis.connect import (
     pack,
     refusal,
 )
+from common.redis.outages import OUTAGES
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,12 @@ _PING_AFTER: Final = 5  # silent receives before the connection is probed
 class Subscriber(asyncio.Protocol):
     """One connection, opened once; it is not opened again after a loss.
 
+    address: of its server.
     timeout_s: bound of the opening.
     """
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
-        self._address = address
+        self.address: Final = address
         self._timeout_s = timeout_s
         self._reader = new_reader()
         self._transport: asyncio.Transport | None = None
@@ -53,13 +55,13 @@ class Subscriber(asyncio.Protocol):
 
     async def open(self) -> None:
         """Connect. Raises redis.exceptions.ConnectionError or TimeoutError."""
-        await open_transport(self._address, lambda: self, self._timeout_s)
-        for command in greeting(self._address):
+        await open_transport(self.address, lambda: self, self._timeout_s)
+        for command in greeting(self.address):
             self._write(command)
             replies = await self.receive(self._timeout_s)
             if not replies:
-                raise lost(self._address, TimeoutError())
-            check_greeting(self._address, replies[0])
+                raise lost(self.address, TimeoutError())
+            check_greeting(self.address, replies[0])
 
     def send(self, *command: Argument) -> None:
         """Send a command; what Redis answers comes among the messages."""
@@ -105,12 +107,12 @@ class Subscriber(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:
-                refused = refusal(self._address, reply)
+                refused = refusal(self.address, reply)
                 if refused is not None:
                     raise refused
                 self._waiting.append(reply)
         except (hiredis.ProtocolError, redis.exceptions.ConnectionError) as error:
-            self._fail(lost(self._address, error))
+            self._fail(lost(self.address, error))
         if self._waiting:
             self._news.set()
         if len(self._waiting) > _MAX_WAITING and not self._paused and self._transport is not None:
@@ -118,7 +120,7 @@ class Subscriber(asyncio.Protocol):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(lost(self._address))
+        self._fail(lost(self.address))
 
     def _fail(self, error: Exception) -> None:
         if self._error is None:
@@ -130,12 +132,11 @@ class Subscriber(asyncio.Protocol):
 class Subscription:
     """One channel of one server, for ever: it is subscribed to again after each loss.
 
-    connect: makes a connection that is not open yet.   server: index of the server, for the log.
+    connect: makes a connection that is not open yet.
     """
 
-    def __init__(self, connect: Callable[[], Subscriber], server: int, channel: bytes) -> None:
+    def __init__(self, connect: Callable[[], Subscriber], channel: bytes) -> None:
         self._connect = connect
-        self._server = server
         self._channel = channel
 
     async def payloads(self) -> AsyncIterator[bytes | None]:
@@ -165,11 +166,10 @@ class Subscription:
                         if message[0] == b"message":
                             yield message[2]
                         elif message[0] == b"subscribe":
+                            OUTAGES.answered(subscriber.address)
                             yield None
             except (OSError, TimeoutError, redis.exceptions.RedisError) as error:
-                logger.warning(
-                    "subscription lost, trying again", extra={"server": self._server, "reason": str(error)}
-                )
+                OUTAGES.log_retry(logger, "subscription lost, trying again: %s", error)
             finally:
                 subscriber.close()
             await asyncio.sleep(_SUBSCRIBE_PAUSE_S)

@@ -48,6 +48,8 @@ _RETRY_PAUSE_S: Final = 0.05
 _COMMIT_EVERY_S: Final = 0.010
 # Streams that are given back together what Redis forgot: bounds what is sent in one go.
 _MAX_WRITTEN_AGAIN: Final = 64
+# Streams that a line of the log names.
+_MAX_NAMED: Final = 10
 
 
 class AudioLog:
@@ -246,9 +248,16 @@ class ServerLog:
                 if now - since >= self._give_up_s:
                     # Whoever hears of it may append anew at once: that waits for the next time.
                     failed, self._waiting = self._waiting, {}
+                    logger.error(
+                        "audio of %d streams could not be written for %.0f s, and they end (%s): %s",
+                        len(failed),
+                        self._give_up_s,
+                        ", ".join(str(appender.keys.stream) for appender in list(failed)[:_MAX_NAMED])
+                        + (", ..." if len(failed) > _MAX_NAMED else ""),
+                        refused,
+                    )
                     for appender in failed:
                         appender.fail(RedisUnavailable(refused))
-                    logger.error("appends given up", extra={"server": self.server, "reason": refused})
                     since = None
                 else:
                     await asyncio.sleep(_RETRY_PAUSE_S)

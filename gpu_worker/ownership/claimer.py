@@ -9,6 +9,7 @@ from typing import Final
 
 from common.entries import AssignmentEntry
 from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis, blocking_client
+from common.redis.outages import OUTAGES
 from common.streams.claims import Claims
 from gpu_worker.ownership.owner import Owner
 from gpu_worker.pipeline.flow import StreamTable
@@ -77,7 +78,7 @@ class Claimer:
         try:
             self._redis.clients[self._server].execute_command("CLIENT", "UNBLOCK", waiting)
         except (REDIS_ERROR, OSError) as error:
-            logger.warning("the wait for new streams goes on to its end: %s", error)
+            OUTAGES.log_retry(logger, "the wait for new streams goes on to its end: %s", error)
 
     @property
     def alive(self) -> bool:
@@ -91,7 +92,7 @@ class Claimer:
             try:
                 self._claim()
             except (REDIS_ERROR, OSError) as error:
-                logger.warning("claiming failed, trying again: %s", error)
+                OUTAGES.log_retry(logger, "claiming failed, trying again: %s", error)
                 self._stop.wait(_RETRY_S)
             except Exception:
                 logger.exception("claiming failed")

@@ -18,6 +18,7 @@ from common.monitoring.metrics import WorkerMetrics
 from common.presence.leases import Renewal, WorkerLease
 from common.presence.status import STAGES, StageReport, WorkerReport
 from common.redis.clients import REDIS_ERROR
+from common.redis.outages import OUTAGES
 from gpu_worker.engine.interface import EngineStats, StageStats
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ class Heartbeat:
             self._write()
             renewal = self._renew()
         except (REDIS_ERROR, OSError) as error:
-            logger.warning("heartbeat failed: %s", error)
+            OUTAGES.log_retry(logger, "heartbeat failed: %s", error)
             return
         if renewal is not Renewal.HELD:
             logger.warning("the lease had lapsed (%s)", renewal.name.lower())

@@ -17,6 +17,7 @@ from common.entries import AssignmentEntry, WorkerId
 from common.presence.leases import WorkerLease
 from common.redis.clients import REDIS_ERROR
 from common.redis.keys import Keys
+from common.redis.outages import OUTAGES
 from common.redis.pipelined_sync import SyncClient
 from common.streams.claims import Claims, OwnedStream
 from gpu_worker.ownership.owner import Owner
@@ -108,7 +109,7 @@ class SuspectRunner:
                     self._run_group(group, within)
                     idle_since = time.monotonic()
             except (REDIS_ERROR, OSError) as error:
-                logger.warning("suspects wait for Redis: %s", error)
+                OUTAGES.log_retry(logger, "suspects wait for Redis: %s", error)
                 self._stop.wait(_RETRY_S)
                 continue
             if not group:

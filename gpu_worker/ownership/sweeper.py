@@ -11,6 +11,7 @@ from typing import Final
 from common.entries import AssignmentEntry, IngressId, WorkerId
 from common.presence.leases import WorkerLease
 from common.redis.clients import REDIS_ERROR, SyncRedis
+from common.redis.outages import OUTAGES
 from common.streams.audio_reader import extend
 from common.streams.claims import Claims
 from gpu_worker.ownership.owner import Owner
@@ -90,7 +91,7 @@ class Sweeper:
             try:
                 self._round(time.monotonic())
             except (REDIS_ERROR, OSError) as error:
-                logger.warning("the sweep failed, trying again: %s", error)
+                OUTAGES.log_retry(logger, "the sweep failed, trying again: %s", error)
             except Exception:
                 logger.exception("the sweep failed")
 

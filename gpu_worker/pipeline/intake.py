@@ -19,6 +19,7 @@ from common.errors import StreamError
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, RedisServers, blocking_connection
 from common.redis.keys import Keys
+from common.redis.outages import OUTAGES
 from common.streams.assignments import Base
 from common.streams.audio_reader import AudioRead, AudioReader
 from gpu_worker.pipeline.audio import StreamAudio
@@ -143,7 +144,7 @@ class Intake:
             try:
                 self._round()
             except (REDIS_ERROR, OSError) as error:
-                logger.warning("reads failed, trying again: %s", error)
+                OUTAGES.log_retry(logger, "reads failed, trying again: %s", error)
                 self._stop.wait(_RETRY_S)
             except Exception:
                 # A defect in reading must not leave a worker that holds its lease and reads nothing.

@@ -21,6 +21,7 @@ from common.errors import ClientFault, ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
 from common.redis.keys import Keys
+from common.redis.outages import OUTAGES
 from common.redis.scripts.ownership import keep_dead_letter, note_cold
 from common.streams.assignments import Base, Checkpoint
 from common.streams.audio_reader import ready_command
@@ -392,7 +393,7 @@ class Outlet:
             except (REDIS_ERROR, OSError) as error:
                 if not is_passing(error):
                     raise
-                logger.warning("results wait for Redis: %s", error)
+                OUTAGES.log_retry(logger, "results wait for Redis: %s", error)
                 if self._abandon.wait(pause):
                     return False
                 pause = min(2 * pause, _MAX_RETRY_S)

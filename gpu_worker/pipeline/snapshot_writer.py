@@ -16,6 +16,7 @@ from typing import Any, Final
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
 from common.redis.connect import pack
+from common.redis.outages import OUTAGES
 from common.streams.assignments import Checkpoint
 from common.streams.claims import Claims
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
@@ -111,7 +112,7 @@ class SnapshotWriter:
             except (REDIS_ERROR, OSError) as error:
                 if not is_passing(error):
                     raise
-                logger.warning("a checkpoint waits for Redis: %s", error)
+                OUTAGES.log_retry(logger, "a checkpoint waits for Redis: %s", error)
                 self._stopping.wait(_RETRY_S)
             else:
                 if stored:

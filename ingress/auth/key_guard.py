@@ -10,6 +10,7 @@ from typing import Final
 
 from common.auth.api_key import KeyId
 from common.errors import ErrorCode, RedisUnavailable, StreamError
+from common.redis.outages import OUTAGES
 from common.streams.key_usage import Bound, KeyUsage
 from ingress.auth.client import NOT_FOR_STREAMS, Client
 from ingress.auth.door import Door
@@ -139,7 +140,7 @@ class KeyGuard:
             except RedisUnavailable as error:
                 use.audio_s += audio_s
                 use.changed = True
-                logger.warning("what keys use is reported later: %s", error)
+                OUTAGES.log_retry(logger, "what keys use is reported later: %s", error)
                 return
             if not use.streams and not use.changed:
                 del self._uses[key]

@@ -11,6 +11,7 @@ from typing import Final
 from common.entries import StreamId
 from common.errors import RedisUnavailable, SettingsMismatch
 from common.presence.leases import IngressPlace, IngressPresence, IngressReport
+from common.redis.outages import OUTAGES
 from common.streams.admission import Admission, SharedSettings
 from common.streams.assignments import StreamDirectory
 from ingress.streams.redis_link import RedisLink
@@ -112,7 +113,7 @@ class Keeper:
                 await self.agree()
                 self._answered = time.monotonic()
             except (RedisUnavailable, SettingsMismatch) as error:
-                logger.warning("heartbeat failed: %s", error)
+                OUTAGES.log_retry(logger, "heartbeat failed: %s", error)
             await asyncio.sleep(self._heartbeat_s)
 
     async def _renew_in_turns(self) -> None:
@@ -130,7 +131,7 @@ class Keeper:
                     [link for link in self._links.values() if link.stream % RENEWAL_TURNS == turn]
                 )
             except RedisUnavailable as error:
-                logger.warning("expiries could not be renewed: %s", error)
+                OUTAGES.log_retry(logger, "expiries could not be renewed: %s", error)
 
     async def _renew(self, links: Iterable[RedisLink]) -> None:
         links = [link for link in links if not link.ended]

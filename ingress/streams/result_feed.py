@@ -15,6 +15,7 @@ from common.entries import IngressId, Line, StreamId, decode_lines
 from common.errors import EntryError, InternalFault, RedisUnavailable, StreamLost
 from common.redis.clients import AsyncRedis, RedisServers, subscription
 from common.redis.keys import Keys
+from common.redis.outages import OUTAGES
 from common.streams.result_reader import catch_up
 from ingress.streams.redis_link import RedisLink
 
@@ -134,7 +135,7 @@ class ResultFeed:
                 away = False
             except RedisUnavailable as error:
                 if not away:
-                    logger.warning("results cannot be read, trying again: %s", error)
+                    OUTAGES.log_retry(logger, "results cannot be read, trying again: %s", error)
                 away = True
                 for link in links:
                     if link in self._repairing or link in self._gone:

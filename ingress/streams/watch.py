@@ -10,6 +10,7 @@ from typing import Final
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, NoWorker, RedisUnavailable
 from common.redis.keys import StreamKeys
+from common.redis.outages import OUTAGES
 from common.redis.scripts.ownership import SUSPICIOUS_DEATHS
 from common.streams.assignments import StreamDirectory
 from ingress.streams.redis_link import RedisLink
@@ -90,7 +91,7 @@ class StreamWatch:
                     link.looked_up_at = now
                     await self._look_up(link)
             except RedisUnavailable as error:
-                logger.warning("quiet streams cannot be looked up: %s", error)
+                OUTAGES.log_retry(logger, "quiet streams cannot be looked up: %s", error)
 
     async def follow(self, link: RedisLink) -> None:
         """Read the rest of a stream whose audio is complete, until its link ends.

@@ -315,7 +315,7 @@ async def test_a_redis_that_forgot_everything_ends_streams_and_serves_new_ones(
 async def test_a_stream_that_ended_while_redis_was_away_has_no_slot_of_the_one_that_comes_back_empty(
     own_stack: Stack, own_server: EmbeddedRedis, begun_before: bool
 ) -> None:
-    own_stack.worker()
+    worker = own_stack.worker()
     (metrics_port,) = free_ports(1)
     ingress = own_stack.ingress(
         max_num_streams=1, redis_outage_s=1, redis_loss_ms=0, metrics_port=metrics_port
@@ -335,6 +335,13 @@ async def test_a_stream_that_ended_while_redis_was_away_has_no_slot_of_the_one_t
     await until(lambda: _num_served(metrics_port) == 0, timeout_s=60, what="the end of the stream")
     await until(lambda: own_stack.client.zcard("px:{0}:adm") == 0, what="the slot")
     assert (await transcribe(ingress.tcp_url, noise(0.5)))[-1].is_final
+    for process in (worker, ingress):
+        lines = process.log_text().splitlines()
+        assert 1 <= sum("does not answer: " in line and "WARNING" in line for line in lines) <= 4, lines
+        assert any(" answers again after " in line for line in lines), lines
+        assert len([line for line in lines if "WARNING" in line]) < 16, lines
+    (given_up,) = [line for line in ingress.log_text().splitlines() if "could not be written" in line] or [""]
+    assert "does not answer" in given_up or not begun_before
 
 
 def _num_served(metrics_port: int) -> float:

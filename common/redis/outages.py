@@ -1,0 +1,58 @@
+"""What the log of a process says of a Redis that does not answer: one line at the start, one at the end.
+
+All connections of a process, of whatever kind, tell this module; dozens of threads and tasks find out about
+the same outage, several times a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Final
+
+from common.redis.address import RedisAddress
+
+logger = logging.getLogger(__name__)
+
+REPEAT_S: Final = 10.0
+"""An outage that goes on is told again so often."""
+
+
+class Outages:
+    """The servers that do not answer this process; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # By address: since when, and when that was said last; monotonic seconds.
+        self._away: dict[str, tuple[float, float]] = {}
+
+    @property
+    def any(self) -> bool:
+        """Whether a server is known not to answer."""
+        return bool(self._away)
+
+    def failed(self, address: RedisAddress, error: BaseException) -> None:
+        """Note that a connection could not be opened, or that a command had no answer in time."""
+        name, now = str(address), time.monotonic()
+        with self._lock:
+            since, said = self._away.get(name, (now, now - REPEAT_S))
+            due = now - said >= REPEAT_S
+            self._away[name] = (since, now if due else said)
+        if due:
+            logger.warning("%s It is asked again and again, for %.0f s by now.", error, now - since)
+
+    def answered(self, address: RedisAddress) -> None:
+        """Note a reply; where `any` is false, nothing has to be noted."""
+        with self._lock:
+            away = self._away.pop(str(address), None)
+        if away is not None:
+            logger.info("Redis at %s answers again after %.1f s", address, time.monotonic() - away[0])
+
+    def log_retry(self, log: logging.Logger, message: str, *arguments: object) -> None:
+        """Log that something failed and is tried again: at DEBUG where an outage is told already."""
+        log.log(logging.DEBUG if self.any else logging.WARNING, message, *arguments)
+
+
+OUTAGES: Final = Outages()
+"""Those of this process."""
