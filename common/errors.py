@@ -265,6 +265,7 @@ WARNING_MEANINGS: Final[dict[WarningCode, str]] = {
 """What each warning tells, one sentence for docs/protocol.md."""
 
 NO_FREE_STREAM_SENTENCE: Final = "No free streaming state available."
+NO_MEMORY_SENTENCE: Final = "Redis has too little memory left for another stream."
 
 
 _SHOWN_CHARACTERS: Final = 40
@@ -313,10 +314,10 @@ class Unavailable(StreamError):
 
 
 class NoFreeStream(Unavailable):
-    """`--max-num-streams` streams are connected to the cluster."""
+    """`--max-num-streams` streams are connected to the cluster, or Redis has no memory for another one."""
 
-    def __init__(self) -> None:
-        super().__init__(ErrorCode.NO_FREE_STREAM, NO_FREE_STREAM_SENTENCE)
+    def __init__(self, message: str = NO_FREE_STREAM_SENTENCE) -> None:
+        super().__init__(ErrorCode.NO_FREE_STREAM, message)
 
 
 class NoWorker(Unavailable):

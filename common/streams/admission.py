@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from common.entries import LAYOUT_VERSION, StreamId
-from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
+from common.errors import NO_MEMORY_SENTENCE, NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
 from common.redis.clients import REDIS_ERROR, PipelinedCommands
 from common.redis.keys import Keys
 from common.redis.pipelined_sync import SyncClient
@@ -74,6 +74,8 @@ class Admission:
             now = time.monotonic()
             deadline = now + _RENEWAL_S if deadline is None else deadline
             if not any(lapsed) or now > deadline:
+                if answer == b"memory":
+                    raise NoFreeStream(NO_MEMORY_SENTENCE)
                 raise NoFreeStream if answer == b"full" else NoWorker
             await asyncio.sleep(_ASK_AGAIN_S)
 

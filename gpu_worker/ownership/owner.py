@@ -11,6 +11,7 @@ from common.entries import AssignmentEntry
 from common.errors import ClientFault, ErrorCode, StreamLost
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, RedisServers, is_passing
+from common.redis.outages import OUTAGES
 from common.streams.claims import Claims, OwnedStream, Refused, Stored, Suspect
 from gpu_worker.ownership.quarantine import Quarantine
 from gpu_worker.pipeline.engine_events import Drop, EventSink, Fail, Failed
@@ -123,7 +124,7 @@ class Owner:
             # Where a whole stream has left Redis, this takes its assignment away too.
             self._claims.finish([flow.owned for flow, is_ours in zip(news, ours, strict=True) if not is_ours])
         except (REDIS_ERROR, OSError) as error:
-            logger.warning("%d lost streams are looked at again: %s", len(news), error)
+            OUTAGES.log_retry(logger, "%d lost streams are looked at again: %s", len(news), error)
             for flow in news:
                 flow.lost = False
             return
@@ -134,7 +135,7 @@ class Owner:
             else:
                 extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
                 # No warning: a stream is gone where its client left as soon as it had begun.
-                logger.info("stream lost to another worker, or gone", extra=extra)
+                logger.info("stream let go: another worker has it, or it has ended", extra=extra)
                 self._engine.put(Drop(flow))
 
 

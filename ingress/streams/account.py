@@ -19,6 +19,7 @@ class StreamAccount:
     stream, unless its ingress dies. No text is in it.
 
     num_samples: of the client's audio so far.   sample_rate: its Hz.
+    encoding: how its samples are written, where the audio does not say it.
     has_audio: whether audio has come here.   has_text: whether a result with text has come.
     """
 
@@ -31,6 +32,7 @@ class StreamAccount:
         "_span",
         "_stream",
         "_told",
+        "encoding",
         "has_audio",
         "has_text",
         "num_samples",
@@ -48,6 +50,7 @@ class StreamAccount:
         self._told = False
         self.num_samples = 0
         self.sample_rate = 0
+        self.encoding = ""
         self.has_audio = False
         self.has_text = False
 
@@ -56,12 +59,14 @@ class StreamAccount:
         """The context of the stream's trace, for its record; empty where it is not traced."""
         return self._span.traceparent
 
-    def begun(self, tracer: Tracer, sample_rate: int, traceparent: str) -> None:
+    def begun(self, tracer: Tracer, sample_rate: int, encoding: str, traceparent: str) -> None:
         """Note that the stream began, or goes on here.
 
+        encoding: of its audio, where that names none.
         traceparent: of what comes before it; empty for nothing.
         """
         self.sample_rate = sample_rate
+        self.encoding = encoding
         self._span = tracer.stream(traceparent, stream_id=self._stream, key_name=self._caller.key_name)
 
     def claimed(self, worker: str, epoch: int) -> None:
@@ -104,10 +109,12 @@ class StreamAccount:
         final_ms = _between_ms(self._last_audio_at, self._final_at)
         self._span.end(code=code, audio_s=round(seconds, 3))
         logger.info(
-            "stream ended: %s, key %s, %.2f s of audio, first text after %s, final after %s",
+            "stream ended: %s, key %s, %.2f s of audio at %d Hz in %s, first text after %s, final after %s",
             code,
             self._caller.key_name or "-",
             seconds,
+            self.sample_rate,
+            self.encoding,
             _spoken(first_ms),
             _spoken(final_ms),
             extra={
@@ -115,6 +122,8 @@ class StreamAccount:
                 "code": code,
                 "key_name": self._caller.key_name,
                 "audio_s": round(seconds, 3),
+                "sample_rate": self.sample_rate,
+                "encoding": self.encoding,
                 "first_text_ms": first_ms,
                 "final_ms": final_ms,
             },

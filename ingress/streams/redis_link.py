@@ -382,7 +382,8 @@ class RedisLink:
     def _have(self, options: StreamOptions, traceparent: str) -> None:
         self.options = options
         context = self._context
-        self.account.begun(context.tracer, options.sample_rate or context.sample_rate, traceparent)
+        sample_rate = options.sample_rate or context.sample_rate
+        self.account.begun(context.tracer, sample_rate, options.encoding, traceparent)
 
     def _ended(self, code: str) -> None:
         if self.begun:

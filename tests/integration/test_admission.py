@@ -230,7 +230,7 @@ async def test_no_stream_is_admitted_when_redis_has_little_memory_left(own_serve
         await admission.admit(10, 60_000)
         used = int(client.info("memory")["used_memory"])
         client.config_set("maxmemory", int(used * 1.05))
-        with pytest.raises(NoFreeStream):
+        with pytest.raises(NoFreeStream, match="too little memory"):
             await admission.admit(10, 60_000)
         client.config_set("maxmemory", used * 4)
         await admission.admit(10, 60_000)

@@ -167,7 +167,7 @@ async def test_a_frozen_worker_that_wakes_up_is_fenced_off(redis_url: str, tmp_p
             await ingress.ended(*streams[:2])
             # It wakes with two of its streams over and one still going on elsewhere.
             first.send(signal.SIGCONT)
-            await until(lambda: first.log_text().count("lost to another worker") == 3, what="its finding out")
+            await until(lambda: first.log_text().count("another worker has it") == 3, what="its finding out")
             await until(lambda: client.hget("px:{0}:w:w1", "owned") == b"0", what="its letting go")
             await finish(ingress, [streams[2]], pcm)
             for stream in streams:
@@ -203,7 +203,7 @@ async def test_what_a_stale_worker_publishes_does_not_reach_a_client(redis_url: 
             await until(lambda: stream.seq >= 49, what="the other's results")
             assert stream.epoch == 2
             first.send(signal.SIGCONT)
-            await until(lambda: "lost to another worker" in first.log_text(), what="its finding out")
+            await until(lambda: "another worker has it" in first.log_text(), what="its finding out")
             stream.append(b"", final=True)
             await ingress.ended(stream)
             assert_gapless(stream)

@@ -1,4 +1,4 @@
--- Admits one more stream: {1, stream id}, or {0, 'full' or 'no_worker', number of workers whose lease lapsed
+-- Admits one more stream: {1, stream id}, or {0, 'full', 'memory' or 'no_worker', number of workers whose lease lapsed
 -- just now}. A repeat with the same `once` gives the same stream. What workers can take together bounds the
 -- cluster as max_num_streams does; a worker that drains takes nothing new but keeps what it has. Memory is
 -- that of the server of shard 0, on which this runs; an ingress looks at those of its own streams.
@@ -35,7 +35,7 @@ if admitted >= limit then return {0, 'full', lapsed} end
 local memory = redis.call('INFO', 'memory')
 local most = tonumber(string.match(memory, '\nmaxmemory:(%d+)'))
 local used = tonumber(string.match(memory, '\nused_memory:(%d+)'))
-if most > 0 and used > most * memory_limit then return {0, 'full', 0} end
+if most > 0 and used > most * memory_limit then return {0, 'memory', 0} end
 local stream = tonumber(wanted)
 if stream == 0 then
   local run = server_run()

@@ -84,7 +84,10 @@ async def test_a_final_result_is_told_with_all_that_was_measured(ends: Ends) -> 
     assert told["first_text_ms"] is not None
     assert told["final_ms"] is not None
     assert "secret" not in told["text"]
-    assert told["text"].startswith("stream ended: final, key desk, 0.75 s of audio, first text after ")
+    assert told["text"].startswith(
+        "stream ended: final, key desk, 0.75 s of audio at 8000 Hz in pcm16, first"
+    )
+    assert (told["sample_rate"], told["encoding"]) == (8_000, "pcm16")
 
 
 async def test_the_code_is_that_of_whoever_ended_it_and_told_once(ends: Ends) -> None:
