@@ -136,6 +136,7 @@ class Worker:
             on_fenced=self._lost,
             on_failure=self.fail,
             dead_letters=settings.dead_letters,
+            redis_loss_ms=settings.redis_loss_ms,
         )
         self._engine = EngineThread(
             backend.engine, self._outlet, settings.replay_seconds, self.metrics, self.fail

@@ -32,6 +32,7 @@ class ClusterSettings(RedisSettings):
     log_config: str
     """Empty, a path to a JSON file, or JSON itself: a logging dictConfig that replaces the default."""
     max_num_streams: int
+    redis_loss_ms: int
     drain_timeout_s: float
     metrics_port: int
     metrics_host: str
@@ -74,7 +75,6 @@ class IngressSettings(ClusterSettings):
     max_finalizes: int
     send_buffer_bytes: int
     coalesce_ms: int
-    redis_loss_ms: int
     redis_outage_s: float
     handshake_timeout_ms: int
     begin_timeout_s: float

@@ -235,9 +235,9 @@ FLAGS: tuple[Flag, ...] = (
          "memory of the embedded server; at the limit clients are told to slow down", "Redis", ("serve",), "MB"),
     Flag("redis_loss_ms", Whole(0, 60_000), "3000",
          "how much of its last moments a Redis with an append-only file or replicas may lose when it dies: "
-         "an ingress keeps audio this long after Redis took it, to write it again; of no use with the "
-         "embedded server, which keeps nothing",
-         "Redis", _INGRESS, "MS"),
+         "an ingress keeps audio, and a worker results, this long after Redis took them, to write them again; of no "
+         "use with the embedded server, which keeps nothing",
+         "Redis", _SERVER, "MS"),
 
     Flag("redis_outage_s", Real(1, 600), "15",
          "time that Redis may be away, or full, before the streams that wait for it fail; with Sentinels, longer than they "

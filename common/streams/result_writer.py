@@ -21,6 +21,7 @@ from common.redis.keys import RESULTS_MAX_LENGTH, Keys, result_entry_id
 from common.redis.scripts.streams import last_result
 from common.streams.audio_reader import pack_ack
 from common.streams.claims import OwnedStream
+from common.streams.result_connection import ResultConnection
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class ResultBatch:
                     *(kind, len(samples), samples, len(body), body),
                 )
             )
-            part.of.append((owned, True))
+            part.of.append((owned, seq))
         part.published[ingress].append(pack_line(kind, owned.keys.stream, epoch, seq, acked, body))
 
     def keep_text(self, owned: OwnedStream, command: bytes) -> None:
@@ -84,25 +85,26 @@ class ResultBatch:
         part = self._of_shard[owned.keys.shard]
         part.texts[len(part.commands)] = owned
         part.commands.append(command)
-        part.of.append((owned, False))
+        part.of.append((owned, 0))
 
     def acknowledge(self, owned: OwnedStream, entry_ids: Sequence[bytes]) -> None:
         """Say of audio entries that they are decoded."""
         part = self._of_shard[owned.keys.shard]
         part.commands.append(pack_ack(owned.keys, owned.record.epoch, entry_ids))
-        part.of.append((owned, False))
+        part.of.append((owned, 0))
 
     def then(self, owned: OwnedStream, *commands: tuple[Any, ...]) -> None:
         """Run commands behind all that is said (checkpoint, end of the stream, wake-up)."""
         part = self._of_shard[owned.keys.shard]
         part.further += [pack(*command) for command in commands]
-        part.further_of += [(owned, False)] * len(commands)
+        part.further_of += [(owned, 0)] * len(commands)
 
 
 class _Part:
     """What one server gets.
 
-    of, further_of: for each of `commands` and `further` its stream, and whether it adds a result.
+    of, further_of: for each of `commands` and `further` its stream, and the number of the result that it
+        adds, 0 for none.
     texts: the streams of those of `commands` that keep text, by their place.
     """
 
@@ -110,11 +112,11 @@ class _Part:
 
     def __init__(self) -> None:
         self.commands: Final[list[bytes]] = []
-        self.of: Final[list[tuple[OwnedStream, bool]]] = []
+        self.of: Final[list[tuple[OwnedStream, int]]] = []
         self.texts: Final[dict[int, OwnedStream]] = {}
         self.published: Final[dict[IngressId, list[bytes]]] = defaultdict(list)
         self.further: list[bytes] = []
-        self.further_of: list[tuple[OwnedStream, bool]] = []
+        self.further_of: list[tuple[OwnedStream, int]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +133,19 @@ class Written:
 
 
 class ResultWriter:
-    """Writes the results of steps; for one thread."""
+    """Writes the results of steps; for one thread.
 
-    def __init__(self, redis: SyncRedis, keys: Keys) -> None:
+    keep_ms: how long results are kept after Redis took them, to be written again where it forgot them; 0 for
+        a Redis that forgets all or nothing.
+    """
+
+    def __init__(self, redis: SyncRedis, keys: Keys, *, keep_ms: int = 0) -> None:
         self._redis = redis
         self._keys = keys
-        self._connections = [redis.pipelined(server) for server in range(redis.servers.num_servers)]
+        self._connections = [
+            ResultConnection(redis.pipelined(server), keep_ms / 1000)
+            for server in range(redis.servers.num_servers)
+        ]
 
     def batch(self) -> ResultBatch:
         """Return a batch to fill."""
@@ -146,16 +155,25 @@ class ResultWriter:
         """Write, acknowledge and publish, in one pipeline a server.
 
         May be repeated with the same batch after it raised (CONNECTION_ERRORS, or a refusal that passes):
-        results that are in already are not written twice.
+        results that are in already are not written twice. To be called once a second at least, with an empty
+        batch where there is nothing to write: what Redis has forgotten is noticed here.
         """
         written = Written([], [])
         for server, part in enumerate(batch.parts):
+            connection = self._connections[server]
             commands = [*part.commands, *self._publications(part), *part.further]
-            replies = self._connections[server].call(commands) if commands else []
+            if not commands:
+                connection.look()
+                continue
+            replies = connection.call(commands)
             # Nearly always every command did what it should; else find out which did not.
             if not _REFUSALS.isdisjoint(map(type, replies)):
                 written.lost.extend(self._refused(server, part, replies))
                 written.text_gone.extend(owned for at, owned in part.texts.items() if replies[at] is None)
+            if part.commands:
+                # Not the texts: an older one would cut off what is behind it. Where one is missed, all are
+                # written anew (`text_gone`).
+                connection.keep(part.commands, part.of, part.texts)
         return written
 
     def _publications(self, part: _Part) -> Iterator[bytes]:
@@ -165,7 +183,7 @@ class ResultWriter:
     def _refused(self, server: int, part: _Part, replies: Sequence[Any]) -> list[OwnedStream]:
         lost: list[OwnedStream] = []
         num_published = len(part.published)
-        of_publications: list[tuple[OwnedStream, bool] | None] = [None] * num_published
+        of_publications: list[tuple[OwnedStream, int] | None] = [None] * num_published
         for of, reply in zip((*part.of, *of_publications, *part.further_of), replies, strict=True):
             refusal = reply if isinstance(reply, Exception) else None
             if refusal is not None and is_passing(refusal):
@@ -174,14 +192,14 @@ class ResultWriter:
                 if refusal is not None:  # the ingress reads the results when it misses them
                     logger.error("results cannot be published: %s", refusal)
                 continue
-            owned, is_result = of
+            owned, seq = of
             if owned in lost:
                 continue
             if refusal is None:
                 # An acknowledgement that finds no group or entry: the stream is another's, or this a repeat.
-                if reply is None and is_result:
+                if reply is None and seq:
                     lost.append(owned)
-            elif is_result and "equal or smaller" in str(refusal):
+            elif seq and "equal or smaller" in str(refusal):
                 if self._is_fenced(server, owned):
                     lost.append(owned)
             else:  # of a key that is no stream, say: one stream's fault, and no other's

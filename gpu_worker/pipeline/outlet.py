@@ -115,6 +115,7 @@ class Outlet:
     on_fenced: called with streams that newer owners have, or that left Redis.
     on_failure: called in this thread, last, when it cannot go on.
     dead_letters: whether the audio that ended its workers is kept for somebody to look at.
+    redis_loss_ms: of the last moments of Redis, what it may forget when it dies.
     """
 
     def __init__(
@@ -130,8 +131,9 @@ class Outlet:
         on_fenced: Callable[[Sequence[StreamFlow]], None],
         on_failure: Callable[[BaseException], None],
         dead_letters: bool = True,
+        redis_loss_ms: int = 0,
     ) -> None:
-        self._writer = ResultWriter(redis, keys)
+        self._writer = ResultWriter(redis, keys, keep_ms=redis_loss_ms)
         self._dead_letters = dead_letters
         self._keys = keys
         self._worker = worker

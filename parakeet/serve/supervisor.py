@@ -150,11 +150,12 @@ class Supervisor:
     def _start(self, signals: _Signals) -> None:
         redis_url = self._start_redis()
         ingress = replace(self._settings.ingress, redis_url=redis_url)
+        worker = replace(self._settings.worker, redis_url=redis_url)
         if self._embedded is not None:  # forgets all or nothing
-            ingress = replace(ingress, redis_loss_ms=0)
+            ingress, worker = replace(ingress, redis_loss_ms=0), replace(worker, redis_loss_ms=0)
         roster = self._roster = Roster(ingress)
         roster.check_servers(SERVE)
-        worker_settings = replace(self._settings, worker=replace(self._settings.worker, redis_url=redis_url))
+        worker_settings = replace(self._settings, worker=worker)
         machine = Machine.here()
         planned = plan_workers(worker_settings, self._num_gpus, machine)
         lanes = planned[0].lanes if planned else 1

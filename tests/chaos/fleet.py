@@ -163,7 +163,9 @@ class Fleet:
         # machine must be given its port.
         self._held = [_bound_port() for _ in range(3 * num_ingresses)]
         self._ports = [held.getsockname()[1] for held in self._held]
-        self._worker_flags = {**TINY, **worker_flags}
+        # As `serve` has it with a server that forgets everything.
+        self._loss_flags = {} if persistent else {"redis_loss_ms": 0}
+        self._worker_flags = {**TINY, **self._loss_flags, **worker_flags}
         self._max_num_streams = max_num_streams
         self._serial = 0
         self._keepers: list[asyncio.Task[None]] = []
@@ -264,8 +266,7 @@ class Fleet:
                 "ws_port": ws_port,
                 "status_port": status_port,
                 "heartbeat_ms": 250,
-                # As `serve` has it with a server that forgets everything.
-                **({} if self._persistent else {"redis_loss_ms": 0}),
+                **self._loss_flags,
                 "max_num_streams": self._max_num_streams,
                 "stream_ttl_s": STREAM_TTL_S,
                 "resume_grace_s": RESUME_GRACE_S,

@@ -114,11 +114,12 @@ def test_uploads_have_room() -> None:
     assert memory_mb >= (int(gigabytes) << 10) + decoders_mb + 512
 
 
-def test_no_audio_is_kept_for_a_redis_that_forgets_everything() -> None:
+def test_nothing_is_kept_for_a_redis_that_forgets_everything() -> None:
     command = SERVICES["redis"]["command"]
     assert command[command.index("--save") + 1] == ""
     assert command[command.index("--appendonly") + 1] == "no"
-    assert SERVICES["ingress"]["environment"]["PARAKEET_REDIS_LOSS_MS"] == "0"
+    for name in ("ingress", "gpu_worker", "cpu_worker"):
+        assert SERVICES[name]["environment"]["PARAKEET_REDIS_LOSS_MS"] == "0"
 
 
 def _program(command: list[str]) -> list[str]:

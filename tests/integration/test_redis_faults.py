@@ -141,6 +141,54 @@ async def test_audio_that_redis_took_and_forgot_is_appended_again(redis_url: str
             assert young.epoch > 2, "beyond the owners that Redis may have forgotten"
 
 
+async def test_results_that_redis_took_and_forgot_are_written_again(redis_url: str, tmp_path: Path) -> None:
+    """Their owner lives, and would go on behind a gap: whoever had not heard of them could not."""
+    client = raw_client(redis_url)
+    pcm = noise(3.2)
+    quarter = len(pcm) // 4
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", lease_ms=20_000) as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            going_on, silent = streams = [await ingress.open() for _ in range(2)]
+
+            def numbers(stream: ClientStream) -> list[int]:
+                entries = client.xrange(stream.keys.results, "1-1")
+                return [int(entry_id.split(b"-")[1]) for entry_id, _ in entries]
+
+            async def append(pcm: bytes, results: int) -> None:
+                for stream in streams:
+                    stream.append(pcm)
+                await until(lambda: all(stream.seq >= results for stream in streams), what="results")
+                await until(lambda: all(_num_unacked(client, one) <= 1 for one in streams), what="acks")
+
+            await append(pcm[:quarter], 5)
+            moment = {key: client.dump(key) for key in client.scan_iter("px:*")}
+            before = [numbers(stream) for stream in streams]
+            await append(pcm[quarter : 2 * quarter], 10)
+            had = [numbers(stream) for stream in streams]
+            unacked = [_num_unacked(client, stream) for stream in streams]
+            pipe = client.pipeline()
+            pipe.flushall()
+            for key, dump in moment.items():
+                pipe.restore(key, 60_000, dump)
+            pipe.execute()
+            assert [numbers(stream) for stream in streams] == before != had
+            client.client_kill_filter(_type="normal", skipme=True)
+            # Nobody says anything any more.
+            await until(lambda: [numbers(stream) for stream in streams] == had, what="the results")
+            # Were they not acknowledged, too, the next owner would count a death over this audio.
+            await until(lambda: [_num_unacked(client, one) for one in streams] == unacked, what="the acks")
+            assert "Redis forgot results, they are written again: 10" in worker.log_text()
+            going_on.append(pcm[2 * quarter :], final=True)
+            silent.append(b"", final=True)
+            await ingress.ended(*streams)
+            assert going_on.text == expected_text(pcm)
+            assert silent.text == expected_text(pcm[: 2 * quarter])
+            for stream in streams:
+                assert stream.epoch == 1
+                assert numbers(stream) == list(range(1, stream.seq + 1))
+
+
 async def test_a_stream_that_redis_forgot_is_made_anew_while_its_owner_lives(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -76,6 +76,11 @@ app.kubernetes.io/component: {{ .component }}
   value: {{ .Values.maxStreams | quote }}
 - name: PARAKEET_REDIS_SHARDS
   value: {{ .Values.redis.shards | quote }}
+{{- if .Values.redis.embedded.enabled }}
+# The release's own Valkey writes nothing down, so nothing of its last moments can be given back.
+- name: PARAKEET_REDIS_LOSS_MS
+  value: "0"
+{{- end }}
 - name: PARAKEET_LOG_FORMAT
   value: json
 - name: PARAKEET_METRICS_PORT

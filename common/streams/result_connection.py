@@ -1,0 +1,170 @@
+"""A worker's connection for results to one server, which may forget what it has taken.
+
+A Redis that dies can come back without its last moments: what its append-only file, or the replica that takes
+its place, did not have yet. An owner that lives would go on behind results that are in the log no more, and
+whoever has not heard of them (an ingress whose subscription was cut, one that a client resumes at) could not
+follow. So what was taken is kept for a while, and after each loss of the connection every stream is asked for
+its last result. Where some are missing, what is kept is written again, under the same ids, before anything
+else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import redis.exceptions
+
+from common.redis.clients import CONNECTION_ERRORS, is_passing
+from common.redis.connect import RefusedConnection, pack
+from common.redis.pipelined_sync import SyncPipelinedConnection
+from common.redis.scripts.streams import last_result
+from common.streams.claims import OwnedStream
+
+logger = logging.getLogger(__name__)
+
+# What is kept of one server, whatever its age: more than two thousand streams say in three seconds.
+_MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
+# Streams that are asked, and commands that are written again, in one round trip.
+_AT_ONCE: Final = 512
+# With nothing to say, the connection is tried this often as long as something is kept.
+_LOOK_S: Final = 1.0
+_PING: Final = pack(b"PING")
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What one call has said. at: when Redis had taken it, on the monotonic clock (s).
+
+    of: for each command its stream, and the number of the result that it adds, 0 for none.
+    once: places of commands that are not to be repeated.
+    """
+
+    at: float
+    commands: Sequence[bytes]
+    of: Sequence[tuple[OwnedStream, int]]
+    once: Collection[int]
+    num_bytes: int
+
+
+class ResultConnection:
+    """Sends what is said of results; for one thread.
+
+    keep_s: how long it is kept after Redis took it; 0 for a Redis that forgets all or nothing.
+    """
+
+    def __init__(self, connection: SyncPipelinedConnection, keep_s: float) -> None:
+        self._connection = connection
+        self._keep_s = keep_s
+        self._kept: deque[_Moment] = deque()
+        self._kept_bytes = 0
+        self._called_at = 0.0
+        self._forgetful = False  # the connection was lost, and Redis was not asked what it still has
+
+    def call(self, commands: Sequence[bytes]) -> list[Any]:
+        """Send packed commands and return their replies, as `SyncPipelinedConnection.call` does.
+
+        What Redis has forgotten is written before. Raises also a refusal of that which passes.
+        """
+        if not self._keep_s:
+            return self._connection.call(commands)
+        try:
+            return self._call(commands)
+        except redis.exceptions.ConnectionError as error:
+            if isinstance(error, RefusedConnection):
+                raise
+            return self._call(commands)
+
+    def keep(
+        self, commands: Sequence[bytes], of: Sequence[tuple[OwnedStream, int]], once: Collection[int]
+    ) -> None:
+        """Keep commands that Redis has just taken; see `_Moment` for what is what."""
+        if not self._keep_s:
+            return
+        kept = self._kept
+        size = sum(map(len, commands))
+        kept.append(_Moment(self._called_at, commands, of, once, size))
+        self._kept_bytes += size
+        while self._kept_bytes > _MAX_KEPT_BYTES:
+            self._kept_bytes -= kept.popleft().num_bytes
+
+    def look(self) -> None:
+        """Find out whether the connection was lost, where there is nothing to say and something to lose."""
+        if self._kept and time.monotonic() - self._called_at >= _LOOK_S:
+            with contextlib.suppress(*CONNECTION_ERRORS, redis.exceptions.ResponseError):
+                self.call((_PING,))
+
+    def _call(self, commands: Sequence[bytes]) -> list[Any]:
+        if self._forgetful:
+            self._restore()
+            self._forgetful = False
+        replies = self._send(commands)
+        # Only now: while Redis is away, what it may have forgotten grows no older.
+        self._called_at = now = time.monotonic()
+        kept = self._kept
+        while kept and kept[0].at < now - self._keep_s:
+            self._kept_bytes -= kept.popleft().num_bytes
+        return replies
+
+    def _send(self, commands: Sequence[bytes]) -> list[Any]:
+        try:
+            return self._connection.call(commands, repeat=False)
+        except CONNECTION_ERRORS:
+            self._forgetful = True
+            raise
+
+    def _restore(self) -> None:
+        """Write again what Redis has forgotten. Raises as `call` does."""
+        owners = self._forgetting()
+        kept = (
+            (command, seq)
+            for moment in (self._kept if owners else ())
+            for at, (command, (owned, seq)) in enumerate(zip(moment.commands, moment.of, strict=True))
+            if at not in moment.once and owners.get(owned.keys.results) == owned.epoch
+        )
+        num_results = 0
+        while some := list(islice(kept, _AT_ONCE)):
+            replies = self._taken([command for command, _ in some])
+            num_results += sum(
+                seq > 0 and isinstance(reply, bytes) for (_, seq), reply in zip(some, replies, strict=True)
+            )
+        if num_results:
+            logger.warning("Redis forgot results, they are written again: %d", num_results)
+
+    def _forgetting(self) -> dict[bytes, int]:
+        """Return the epoch of each stream's last owner, by the key of its results; {} where none lacks any.
+
+        Where that is another's, Redis has forgotten this owner or has a newer one, which goes on with what
+        there is. A stream that is gone is not among them.
+        """
+        said: dict[bytes, tuple[OwnedStream, int]] = {}
+        for moment in self._kept:
+            for owned, seq in moment.of:
+                key = owned.keys.results
+                if seq or key not in said:
+                    said[key] = owned, seq
+        owners: dict[bytes, int] = {}
+        forgot = False
+        streams = iter(said.items())
+        while some := list(islice(streams, _AT_ONCE)):
+            replies = self._taken([pack(*last_result(owned.keys)) for _, (owned, _) in some])
+            for (key, (owned, seq)), reply in zip(some, replies, strict=True):
+                if isinstance(reply, list) and reply:
+                    # Each owner begins with an entry of its own, number 0.
+                    owners[key], last = map(int, reply[0][0].split(b"-"))
+                    forgot |= owners[key] == owned.epoch and last < seq
+        return owners if forgot else {}
+
+    def _taken(self, commands: Sequence[bytes]) -> list[Any]:
+        """Return the replies; raise a refusal that passes: others are of what is in, or another's."""
+        replies = self._send(commands)
+        for reply in replies:
+            if isinstance(reply, Exception) and is_passing(reply):
+                raise reply
+        return replies
