@@ -35,6 +35,8 @@ const LONGEST_PAUSE_MS = 5_000;
 const FINAL_TIMEOUT_MS = 60_000;
 // Results that nobody has read yet; the oldest go first.
 const MAX_UNREAD = 4096;
+// A key travels as the name of a subprotocol, which is a token of HTTP.
+const OF_A_SUBPROTOCOL = /^[\w!#$%&'*+.^`|~-]*$/;
 
 /** One stream of audio and its results. `for await (const result of stream)` ends with the final result. */
 export class Stream implements AsyncIterable<Result> {
@@ -72,10 +74,13 @@ export class Stream implements AsyncIterable<Result> {
     channel.send({ type: "config", ...this.#config() });
   }
 
-  /** Connect to ws:// or wss://; throws ParakeetError. */
+  /** Connect to ws:// or wss://; throws ParakeetError, and TypeError for a key that the handshake cannot carry. */
   static async connect(url: string, options: StreamOptions = {}): Promise<Stream> {
     const make = options.WebSocket ?? globalThis.WebSocket;
     if (make === undefined) throw new TypeError("this environment has no WebSocket: give one as an option");
+    if (options.key !== undefined && !OF_A_SUBPROTOCOL.test(options.key)) {
+      throw new TypeError("the key has a character that no key has: all of them are visible ASCII, without spaces");
+    }
     const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     const { channel, hello } = await Channel.open(make, url, options.key, timeoutMs);
     return new Stream(make, url, options, channel, hello);

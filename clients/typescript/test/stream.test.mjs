@@ -91,6 +91,19 @@ test("a key goes into the subprotocols and never into the address", async () => 
   stream.close();
 });
 
+test("a key that the handshake cannot carry is the caller's mistake, and nothing is opened for it", async () => {
+  const Socket = fakeWebSocket((socket) => socket.say(HELLO));
+  for (const key of ["pk_…", "pk_two words", "pk_line\n"]) {
+    await assert.rejects(Stream.connect("ws://server/", { WebSocket: Socket, key }), (error) => {
+      assert.ok(error instanceof TypeError);
+      assert.match(error.message, /visible ASCII/);
+      assert.ok(!error.message.includes(key));
+      return true;
+    });
+  }
+  assert.equal(Socket.opened.length, 0);
+});
+
 test("after a lost connection the stream goes on where the server says, and no result comes twice", async () => {
   const Socket = fakeWebSocket((socket, number) => {
     socket.onSent = (message) => {
