@@ -28,8 +28,13 @@ def test_the_sentence_for_a_full_cluster_is_as_documented() -> None:
 
 @pytest.mark.parametrize("error", [NoFreeStream(), NoWorker(), RedisUnavailable(), StreamLost()])
 def test_full_cluster_missing_worker_and_dead_redis_have_codes_of_their_own(error: StreamError) -> None:
-    others = {NoFreeStream: "no_free_stream", NoWorker: "no_worker", RedisUnavailable: "redis_unavailable"}
-    assert error.code == others.get(type(error), "stream_lost")
+    codes: dict[type[StreamError], str] = {
+        NoFreeStream: "no_free_stream",
+        NoWorker: "no_worker",
+        RedisUnavailable: "redis_unavailable",
+        StreamLost: "stream_lost",
+    }
+    assert error.code == codes[type(error)]
     assert error.closes
     assert isinstance(error, ParakeetError)
 
