@@ -186,6 +186,7 @@ class IngressServer:
             authenticate=self._door.admit_request,
             proxies=proxies,
             shapes={LISTEN_PATH: refusals.shaped, **dict.fromkeys(_OPENAI_PATHS, openai_refusal)},
+            metrics=self.metrics,
         )
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
@@ -494,7 +495,6 @@ async def serve(settings: IngressSettings) -> None:
     def on_signal() -> None:
         (stop_now if stop.is_set() else stop).set()
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     await IngressServer(settings).run(stop, stop_now)

@@ -245,6 +245,7 @@ async def serving(
             authenticate=authenticate,
             proxies=proxies,
             shapes=shapes,
+            metrics=harness.metrics,
         )
         servers = [
             Acceptor(listener, factory, gate.turns, start, tls=tls)

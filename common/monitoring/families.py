@@ -81,6 +81,13 @@ def _histogram(attribute: str, text: str, buckets: tuple[float, ...]) -> Family:
     return Family(attribute, "", "histogram", text, buckets=buckets)
 
 
+OTHER_STATUS: Final = "other"
+REFUSED_STATUSES: Final = (
+    *("400", "401", "403", "404", "405", "408", "413", "414", "426", "429", "431", "500", "503", "505"),
+    OTHER_STATUS,
+)
+"""Labels of refused requests."""
+
 BUILD_INFO: Final = f"{PREFIX}_build_info"
 
 INGRESS: Final = _families(
@@ -107,7 +114,13 @@ INGRESS: Final = _families(
             "outcome",
             (*ENDED_WELL, RECORDING_FAILED, *CODES),
         ),
-        _counter("errors", "Error messages sent to clients.", "code", CODES),
+        _counter(
+            "errors",
+            "Errors by code: messages to clients, and handshakes and uploads that were refused with one."
+            " Other answers of HTTP are in `refused_requests` alone.",
+            "code",
+            CODES,
+        ),
         _counter("audio_seconds", "Audio that was received from clients."),
         _counter("received_bytes", "Bytes read from clients.", "transport", TRANSPORTS),
         _counter("sent_bytes", "Bytes written to clients.", "transport", STREAM_TRANSPORTS),
@@ -155,7 +168,8 @@ INGRESS: Final = _families(
         ),
         _counter(
             "recordings",
-            "Recordings that were uploaded, by how they ended.",
+            "Recordings that were uploaded, by how they ended. `busy`: no place, slot, worker or Redis;"
+            " `client_gone` includes those that ended with 408 (`slow_bodies`).",
             "outcome",
             (
                 *("transcribed", "invalid", "too_large", "busy", "over_limit", "unauthorized"),
@@ -167,9 +181,15 @@ INGRESS: Final = _families(
         _gauge("decoders", "Processes that decode media."),
         _counter(
             "auth_failures",
-            "Credentials that were refused.",
+            "Credentials that were refused; a key that was revoked is `expired`.",
             "reason",
-            ("missing", "malformed", "unknown", "expired", "origin", "throttled"),
+            ("missing", "malformed", "unknown", "expired", "scope", "origin", "throttled"),
+        ),
+        _counter(
+            "refused_requests",
+            "Requests of the WebSocket port that were refused, by status; uploads among them, streams not.",
+            "status",
+            REFUSED_STATUSES,
         ),
         _gauge(
             "certificate_expiry_timestamp_seconds", "End of validity of the certificate served, Unix time."

@@ -87,6 +87,7 @@ class IngressMetrics:
     uploads: int
     decoders: int
     auth_failures: dict[str, int]
+    refused_requests: dict[str, int]
     certificate_expiry_timestamp_seconds: float
 
     def __init__(self) -> None:

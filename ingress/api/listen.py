@@ -46,7 +46,9 @@ def listen_endpoints(recordings: Recordings) -> tuple[Route, ...]:
         try:
             return await _listen(recordings, request, request_id)
         except FAILURES as error:
-            return _refusal(refusal_of(error), request_id)
+            refused = refusal_of(error)
+            request.scope["state"]["refused"] = str(refused)
+            return _refusal(refused, request_id)
 
     return (endpoint("/v1/listen", listen, "POST"),)
 

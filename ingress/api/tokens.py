@@ -85,6 +85,7 @@ def _answering(answer: _Answer) -> _Answer:
         try:
             return await answer(request)
         except _NoToken as refused:
+            request.scope["state"]["refused"] = str(refused)
             error = error_fields(INVALID_REQUEST, None, str(refused), refused.param)
             return JSONResponse({"error": error}, refused.status)
 

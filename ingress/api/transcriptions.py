@@ -121,7 +121,9 @@ def transcription_endpoints(recordings: Recordings) -> tuple[Route, ...]:
         try:
             return await _transcribe(recordings, request)
         except FAILURES as error:
-            return refusal_of(error).response()
+            refused = refusal_of(error)
+            request.scope["state"]["refused"] = str(refused)
+            return refused.response()
 
     return (
         endpoint("/v1/audio/transcriptions", transcriptions, "POST"),

@@ -95,6 +95,10 @@ class Door:
             sentence = str(error) if self._failed(address, error) else _TOO_MANY
             raise StreamError(ErrorCode.UNAUTHORIZED, sentence) from None
 
+    def lacks_scope(self) -> None:
+        """Count a client whose key is not for what it asks."""
+        self._metrics.auth_failures["scope"] += 1
+
     def _find(self, ring: KeyRing, secret: str) -> Client:
         if secret.startswith("pk_"):
             record = ring.find(secret)

@@ -160,6 +160,7 @@ class AddressGuard:
         """Return who shows this key. Raises StreamError `unauthorized`."""
         client = self._door.admit_secret(secret, self._address)
         if not client.may("stream"):
+            self._door.lacks_scope()
             raise StreamError(ErrorCode.UNAUTHORIZED, NOT_FOR_STREAMS)
         return client
 

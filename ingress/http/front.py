@@ -270,7 +270,7 @@ class Front(HttpToolsProtocol):
                 raise Refused(TOO_MANY[full])
             request = self._site.identified(request)
         except Refused as refused:
-            self.app = refusing(self._site.shaped(request.path, refused.refusal))
+            self.app = refusing(self._site.refused(request, refused.refusal))
         self.scope["client"] = (request.address, self.client[1] if self.client else 0)
         self.scope["state"]["request"] = request
         self._site.update_date()
@@ -400,7 +400,8 @@ class Front(HttpToolsProtocol):
                 self.transport.close()
                 return
             self._tell_that_client_is_gone()
-        self.transport.write(refusal.answer())
+        request = None if self._in_head else self._request
+        self.transport.write(self._site.refusals.note(refusal, request).answer())
         self._close_in_order()
 
     def _tell_that_client_is_gone(self) -> None:

@@ -15,11 +15,13 @@ from starlette.routing import Route
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from common.monitoring.metrics import IngressMetrics
 from ingress.auth.client import NOT_FOR_STREAMS
 from ingress.auth.proxies import TrustedProxies
 from ingress.http.authentication import Authenticate, everyone
 from ingress.http.endpoints import application
 from ingress.http.refusal import Refusal, RefusalShape, Refused
+from ingress.http.refusals import Refusals
 from ingress.request import Request
 from ingress.sockets.gate import SENTENCES, Full, Gate, Place
 from ingress.sockets.pinger import Pinger
@@ -69,6 +71,7 @@ class Site:
     authenticate: judges every request first.
     proxies: who may say for whom a request comes.
     shapes: how a request for a path is refused, where not as plain text.
+    metrics: where refusals are counted.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Site:
         authenticate: Authenticate = everyone,
         proxies: TrustedProxies | None = None,
         shapes: Mapping[str, RefusalShape] | None = None,
+        metrics: IngressMetrics | None = None,
     ) -> None:
         self.gate: Final = gate
         self.limits: Final = limits
@@ -90,8 +94,9 @@ class Site:
         self.endpoints: Final = tuple(endpoints)
         self.streams: Final = streams
         self._shapes = shapes or {}
+        self.refusals: Final = Refusals(metrics or IngressMetrics())
         self.config: Final = Config(
-            application(self.endpoints, streams),
+            self.refusals.noting(application(self.endpoints, streams)),
             loop="none",
             http="httptools",
             ws="none",
@@ -124,6 +129,10 @@ class Site:
             paths = " and ".join(self.streams)
             raise Refused(Refusal(HTTPStatus.NOT_FOUND, f"There is no stream at this path, but at {paths}."))
         return route(request)
+
+    def refused(self, request: Request, refusal: Refusal) -> Refusal:
+        """Note a refusal, and return it in the way of the path's API."""
+        return self.shaped(request.path, self.refusals.note(refusal, request))
 
     def shaped(self, path: str, refusal: Refusal) -> Refusal:
         """Write a refusal in the way of the path's API, unless it is written so already."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from contextlib import suppress
 from http import HTTPStatus
@@ -16,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
+from common.auth.api_key import KeyId
+from common.auth.keys_file import KeyRecord
 from ingress.auth.client import Client
 from ingress.http.endpoints import endpoint
 from ingress.http.front import FREE_PARTS, MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, Front
@@ -91,6 +94,45 @@ async def test_what_is_refused_has_a_status_and_a_sentence(request_: bytes, stat
         assert body.endswith(b"\n")
         assert headers["date"].endswith("gmt")
         assert harness.backplane.links == []
+
+
+async def test_a_request_that_is_not_let_in_is_counted_and_logged_without_its_query(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "ingress.http.refusals")
+
+    def nobody(request: Request) -> Client:
+        raise Refused(Refusal(HTTPStatus.UNAUTHORIZED, "The key is not known."))
+
+    async with serving(ScriptedBackplane(), authenticate=nobody, endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"POST /echo?key=secret HTTP/1.1\r\nContent-Length: 2\r\n\r\nok")
+        assert (await _response(client))[0] == 401
+        await client.close()
+        assert harness.metrics.refused_requests["401"] == 1
+        assert harness.metrics.auth_failures["scope"] == 0
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == "refused: 401, POST /echo, key -: The key is not known."
+
+
+async def test_what_endpoints_and_streams_refuse_is_noted_with_the_name_of_the_key(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "ingress.http.refusals")
+    scopeless = Client(KeyRecord(key_id=KeyId("k1"), digest="", name="desk", scopes=()))
+
+    async with serving(ScriptedBackplane(), authenticate=lambda request: scopeless) as harness:
+        assert (await _answer(harness, b"GET /no\x01where HTTP/1.1\r\nHost: h\r\n\r\n"))[0] == 400
+        nowhere = b"GET /nowhere HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        assert (await _answer(harness, nowhere))[0] == 404
+        assert (await _answer(harness, HANDSHAKE))[0] == 403
+        counts = harness.metrics.refused_requests
+        assert {status: count for status, count in counts.items() if count} == {"400": 1, "403": 1, "404": 1}
+        assert harness.metrics.auth_failures["scope"] == 1
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert first == "refused: 400, no request, key -: This is no HTTP request."
+    assert second == "refused: 404, GET /nowhere, key desk: Not Found"
+    assert third.endswith("key desk: The key lacks the scope 'stream'.")
 
 
 @pytest.mark.parametrize(
