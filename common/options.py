@@ -76,6 +76,7 @@ class Option:
         """Return `value` in the option's type; raise ClientFault `bad_option` saying what it takes."""
         if self.kind is tuple:
             return parse_phrases(value)
+        given = value
         if self.kind is float and type(value) is int:
             value = float(value)
         if (
@@ -85,7 +86,7 @@ class Option:
         ):
             raise ClientFault(
                 ErrorCode.BAD_OPTION,
-                f"Option '{self.name}' takes {self.takes()}, not {shown(value)}.",
+                f"Option '{self.name}' takes {self.takes()}, not {shown(given)}.",
             )
         return value
 

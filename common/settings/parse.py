@@ -60,7 +60,10 @@ class _Parser(argparse.ArgumentParser):
     """argparse that raises instead of leaving the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}.")
+        unknown = re.match(r"unrecognized arguments: -(-[a-z][a-z-]*)", message)
+        longer = [flag for flag in self._option_string_actions if unknown and flag.endswith(unknown[1])]
+        hint = f" ({' or '.join(longer)} is meant?)" if longer else ""
+        raise SettingsError(f"{message}{hint}.")
 
 
 def flags_of(command: str) -> tuple[Flag, ...]:

@@ -136,7 +136,7 @@ class Connection:
         ]
         self._streams = ClientStreams(streams, backplane, guard, client, traceparent)
         self._outgoing = Outgoing(peer, dialect, meter, limits.send_buffer_bytes)
-        self._ending = Ending(peer, dialect, self._outgoing, meter, self._deadlines.stop)
+        self._ending = Ending(peer, dialect, self._streams, self._outgoing, meter, self._deadlines.stop)
         self._media = ClientMedia(self, dialect, decoders, limits.max_undecoded_s)
         self.reading = Reading(peer, self._protocol, self._media, paces, address)
         self._admission = Admission(

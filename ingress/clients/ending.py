@@ -10,6 +10,7 @@ from common.errors import ErrorCode, StreamError
 from common.messages import ErrorMessage
 from ingress.auth.guard import OverLimit
 from ingress.clients.outgoing import Outgoing
+from ingress.clients.streams import ClientStreams
 from ingress.dialects.dialect import Dialect
 from ingress.meter import Meter
 from ingress.sockets.peer import Peer
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 class Ending:
     """The errors and the end of one connection.
 
+    streams: know whose the connection is.
     outgoing: what waits there goes first.
     on_hung_up: called once, when the connection is closed from here.
     hung_up: whether the close is under way.
@@ -34,14 +36,22 @@ class Ending:
         "_on_hung_up",
         "_outgoing",
         "_peer",
+        "_streams",
         "hung_up",
     )
 
     def __init__(
-        self, peer: Peer, dialect: Dialect, outgoing: Outgoing, meter: Meter, on_hung_up: Callable[[], None]
+        self,
+        peer: Peer,
+        dialect: Dialect,
+        streams: ClientStreams,
+        outgoing: Outgoing,
+        meter: Meter,
+        on_hung_up: Callable[[], None],
     ) -> None:
         self._peer = peer
         self._dialect = dialect
+        self._streams = streams
         self._outgoing = outgoing
         self._meter = meter
         self._on_hung_up = on_hung_up
@@ -96,5 +106,15 @@ class Ending:
         about: dict[str, object] = {"code": error.code.value}
         if stream_id is not None:
             about["stream_id"] = stream_id
-        logger.log(level, "%s: %s", error.code.value, error.message, extra=about)
+        client = self._streams.client
+        if client is not None and client.name:
+            about["key_name"] = client.name
+        logger.log(
+            level,
+            "%s: %s (key %s)",
+            error.code.value,
+            error.message,
+            about.get("key_name", "-"),
+            extra=about,
+        )
         return ErrorMessage(error.code.value, error.message, stream_id)

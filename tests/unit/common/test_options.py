@@ -29,6 +29,7 @@ def test_an_unknown_option_names_those_there_are() -> None:
         (Option("n", int, "", minimum=1, maximum=5), 6, "an integer of 1 to 5, not 6"),
         (Option("n", int, "", minimum=1), True, "at least 1, not true"),
         (Option("x", float, "", maximum=2), 2.5, "at most 2, not 2.5"),
+        (Option("x", float, "", maximum=0.95), 2, "at most 0.95, not 2."),
         (Option("x", float, ""), float("inf"), "a number, not a number that is too large"),
         (Option("s", str, "", choices=("a", "b")), "c", "one of 'a', 'b', not \"c\""),
         (Option("s", str, "", maximum=3), "abcd", "at most 3 characters"),

@@ -103,6 +103,7 @@ def test_serve_takes_every_documented_flag() -> None:
             ["--max-stream-seconds", "19", "--chunk-ms", "10000"],
             "--max-stream-seconds got 19, but takes at least two chunks of --chunk-ms 10000",
         ),
+        ("status", ["--port", "1"], "unrecognized arguments: --port 1 (--status-port is meant?)."),
         ("serve", ["--por", "1"], "unrecognized arguments: --por 1"),
         ("serve", ["--port"], "expected one argument"),
         ("worker", ["--backend", "null", "--model", "x/y"], "--backend null takes none"),
