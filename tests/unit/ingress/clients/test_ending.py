@@ -27,8 +27,8 @@ def test_an_error_is_logged_with_the_name_of_the_key(
     caplog.set_level(logging.INFO)
     sent: list[Any] = []
     ending = Ending(
-        SimpleNamespace(),  # type: ignore[arg-type]
-        SimpleNamespace(),  # type: ignore[arg-type]
+        SimpleNamespace(),
+        SimpleNamespace(),
         SimpleNamespace(client=client),  # type: ignore[arg-type]
         SimpleNamespace(send=sent.append),  # type: ignore[arg-type]
         Meter(IngressMetrics(), "tcp"),
