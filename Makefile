@@ -197,9 +197,10 @@ release-check: ## build what is published, look into it, install it anew and let
 	  --output-reproducible --output-file dist/parakeet-server.cdx.json $(SERVED)
 	cd dist && sha256sum -- * > SHA256SUMS
 
-# `make attack ATTACK_SECONDS=60 ATTACK_EACH=1 ATTACK_REPORT=FILE`; two cores, and nothing else on them.
+# `make attack ATTACK_SECONDS=60 ATTACK_EACH=3 ATTACK_REPORT=FILE`; two cores, and nothing else on them. Three of each
+# kind are 93 attackers: in 30 s of those, p99 was 1.8 times that of streams alone.
 ATTACK_SECONDS ?= 600
-ATTACK_EACH ?= 3
+ATTACK_EACH ?= 1
 ATTACK_REPORT ?= attack.md
 
 .PHONY: attack

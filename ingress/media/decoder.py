@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from common.errors import ParakeetError
 from ingress.media.child import FAILED, MAX_MEMORY_BYTES, NO_AUDIO, RAW_OPUS
@@ -83,7 +83,7 @@ class Decoders:
         self._max_running = max_running
         self._max_memory_bytes = max_memory_bytes
         self._running = 0
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[Any]] = set()
 
     @property
     def running(self) -> int:
@@ -107,21 +107,43 @@ class Decoders:
         """
         if not held:
             self.hold()
+        starting = asyncio.create_task(self._spawn(media), name="decoder-start")
         try:
-            with _no_garbage_collection():
-                process = await asyncio.create_subprocess_exec(
-                    *media.argv(),
-                    f"--memory={self._max_memory_bytes}",
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
-                    limit=2 * _BLOCK_BYTES,
-                    env=_environment(),
-                )
+            process = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The child begins all the same: it is counted until its end has been seen.
+            self._ending.add(starting)
+            starting.add_done_callback(self._end_unwanted)
+            raise
         except BaseException:
             self.let_go()
             raise
         return Decoder(process, self._end, whole=media.file is not None)
+
+    async def _spawn(self, media: MediaInput) -> asyncio.subprocess.Process:
+        with _no_garbage_collection():
+            return await asyncio.create_subprocess_exec(
+                *media.argv(),
+                f"--memory={self._max_memory_bytes}",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=2 * _BLOCK_BYTES,
+                env=_environment(),
+            )
+
+    def _end_unwanted(self, starting: asyncio.Task[asyncio.subprocess.Process]) -> None:
+        """End a child whose user left while it was started."""
+        self._ending.discard(starting)
+        if starting.cancelled() or starting.exception() is not None:
+            self.let_go()
+            return
+        process = starting.result()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        assert process.stdin is not None
+        process.stdin.close()
+        self._end(process)
 
     def _end(self, process: asyncio.subprocess.Process) -> asyncio.Task[None]:
         """Return the task that sees a child off, which goes on where whoever waits for it is cancelled."""

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Sequence
 
 import hypothesis.strategies as st
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from ingress.api.page import PAGE
 from ingress.http.endpoints import endpoint
-from ingress.http.front import Front
+from ingress.http.front import MAX_HEADER_BYTES, Front
 from ingress.http.site import HttpLimits, Site
 from ingress.sockets.gate import Gate, max_files
 from ingress.sockets.shell import OpenConnection
@@ -131,9 +131,7 @@ def _requests(draw: st.DrawFn) -> bytes:
     method = draw(
         st.sampled_from((b"GET", b"GET", b"POST", b"POST", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"get", b""))
     )
-    target = draw(
-        st.sampled_from((b"/", b"/echo", b"/ws", b"/nothing", b"*", b"//", b"http://[", b"/" + b"x" * 66_000))
-    )
+    target = draw(st.sampled_from(_TARGETS))
     version = draw(st.sampled_from((*(b"HTTP/1.1",) * 9, b"HTTP/1.0", b"HTTP/2.0", b"HTTP", b"")))
     head = b"\r\n".join((b" ".join((method, target, version)), *draw(_HEADERS), b"", b""))
     return head + draw(st.sampled_from(_BODIES)) if method == b"POST" else head
@@ -147,10 +145,16 @@ def _cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
     return [part for part in (*parts, data[at:]) if part]
 
 
+@example(data=b"GET / HTTP/1.1\r\nX: " + b"y" * 70_000 + b"\r\n folded\r\n\r\n", sizes=[6])
 @given(data=_requests(), sizes=st.lists(st.integers(1, 300), max_size=40))
 @settings(max_examples=150)
 def test_http_whole_cut_and_byte_by_byte(data: bytes, sizes: list[int]) -> None:
     short = len(data) < 2000
     ways = ([data], _cut(data, sizes), [data[at : at + 1] for at in range(len(data))] if short else [data])
-    outcomes = [asyncio.run(_answer(way)) for way in ways]
-    assert outcomes[0] == outcomes[1] == outcomes[2]
+    outcomes = {asyncio.run(_answer(way)) for way in ways}
+    if len(outcomes) > 1:
+        # A head that is too long, and wrong behind that: how it is cut decides which is seen first.
+        assert len(data) > MAX_HEADER_BYTES
+        assert all(
+            was_closed and answer.split()[1] in (b"400", b"414", b"431") for answer, was_closed in outcomes
+        )

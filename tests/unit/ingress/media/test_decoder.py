@@ -12,12 +12,14 @@ import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ingress.media.child import RAW_OPUS
 from ingress.media.decoder import DecodedAudio, Decoder, Decoders, DecodersBusy, MediaError, MediaInput
 from ingress.media.formats import HEAD_BYTES, sniff
 from tests.media_files import ENCODINGS, LOSSLESS, encode, opus_packets, read_pcm
+from tests.waiting import until
 
 RECORDING = Path("parakeet/recordings/goforward.wav")
 
@@ -205,6 +207,19 @@ async def test_no_garbage_is_collected_while_a_child_is_forked(decoders: Decoder
     on_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
     assert collecting == ([False] if on_uvloop else [])  # asyncio runs no Python in the child
     assert gc.isenabled()
+
+
+async def test_a_child_whose_user_leaves_while_it_starts_is_counted_until_its_end(decoders: Decoders) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    starting = asyncio.create_task(decoders.start(MediaInput("ogg")))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the task of its own has begun
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert decoders.running == 1
+    await until(lambda: decoders.running == 0, what="the end of the child")
+    assert {child.pid for child in psutil.Process().children()} <= before
 
 
 async def test_a_child_that_is_abandoned_ends(decoders: Decoders, tmp_path: Path) -> None:
