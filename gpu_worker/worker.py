@@ -20,7 +20,7 @@ from common.entries import WorkerId
 from common.monitoring.metrics import WorkerMetrics
 from common.presence import served_model
 from common.presence.leases import WorkerLease
-from common.presence.status import WorkerReport, process_started_ms
+from common.presence.status import WorkerReport, unix_time_ms
 from common.process.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
 from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
 from common.redis.grants import WORKER
@@ -114,7 +114,7 @@ class Worker:
         self._draining = False
         # What runs and has not been told to end. `_begin` starts a part and puts it here: so each is watched.
         self._running: list[_Part] = []
-        self._started_ms = process_started_ms()
+        self._started_ms = unix_time_ms()
         self._window = StatsWindow(backend.engine.stats, time.monotonic())
         chunk_ms = int(backend.description["chunk_ms"])
         self._tracer = make_tracer(settings, "worker", settings.worker_id)

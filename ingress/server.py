@@ -20,7 +20,7 @@ from common.errors import RedisUnavailable
 from common.monitoring.families import STREAM_TRANSPORTS
 from common.monitoring.metrics import IngressMetrics
 from common.presence.leases import IngressReport
-from common.presence.status import process_started_ms
+from common.presence.status import unix_time_ms
 from common.process.certificates import RELOAD_EVERY_S, ServerTls, ServerTlsFiles
 from common.redis.clients import RedisServers
 from common.settings import IngressSettings, is_made_up
@@ -98,7 +98,7 @@ class IngressServer:
 
     def __init__(self, settings: IngressSettings) -> None:
         self._settings = settings
-        self._started_ms = process_started_ms()
+        self._started_ms = unix_time_ms()
         self._draining = False
         self._accepting = False
         self._connections: set[Connection] = set()

@@ -28,7 +28,7 @@ from common.errors import NoWorker, Unavailable
 from common.messages import Audio, Encoding, ErrorMessage, ServerMessage
 from common.options import StreamOptions
 from common.presence.leases import IngressPresence, IngressReport
-from common.presence.status import process_started_ms, read_status
+from common.presence.status import read_status, unix_time_ms
 from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers, subscription
 from common.redis.keys import Keys, StreamKeys
 from common.streams.admission import Admission
@@ -167,7 +167,7 @@ class IngressSide:
             options or StreamOptions(),
             sample_rate,
             "",
-            process_started_ms(),
+            unix_time_ms(),
             self.stream_ttl_ms,
             grace_ms,
         )
@@ -207,7 +207,7 @@ class IngressSide:
         return await read_status(self.redis, self.keys)
 
     async def beat(self) -> None:
-        await self.presence.beat(IngressReport(process_started_ms(), len(self.streams)))
+        await self.presence.beat(IngressReport(unix_time_ms(), len(self.streams)))
 
     async def _receive(self, server: int) -> None:
         published = subscription(self.redis.servers, server, self.keys.channel(self.ingress))

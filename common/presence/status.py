@@ -327,6 +327,6 @@ def _rate(reports: Sequence[WorkerReport], stage: str) -> float:
     )
 
 
-def process_started_ms() -> int:
-    """Unix time now, for the `started_ms` of a process that starts."""
+def unix_time_ms() -> int:
+    """Return the time now since 1970, in ms."""
     return time.time_ns() // 1_000_000
