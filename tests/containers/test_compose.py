@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,7 @@ def _takes(url: str, key: str) -> bool:
     except HTTPError as error:
         if error.code != 401:
             raise
+        time.sleep(2.0)  # each try counts as a wrong key, of which an address may send few
         return False
 
 
