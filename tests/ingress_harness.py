@@ -114,6 +114,16 @@ class TcpClient:
             data = await self.reader.read()
         return [json.loads(line) for line in data.splitlines()]
 
+    async def response(
+        self, *, body: bool = True, timeout_s: float = 20.0
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the next HTTP response; without `body`, of a response to HEAD."""
+        async with asyncio.timeout(timeout_s):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
+            headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+            length = int(headers.get("content-length", 0)) if body else 0
+            return int(head[0].split()[1]), headers, await self.reader.readexactly(length)
+
     async def close(self) -> None:
         self.writer.close()
         with suppress(OSError):
