@@ -251,3 +251,8 @@ async def ingress_side(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await redis.close()
+
+
+def num_unacked(client: Any, stream: ClientStream) -> int:
+    """Entries of audio that the first owner of a stream has read and not acknowledged."""
+    return int(client.xpending(stream.keys.audio, "asr-1")["pending"])

@@ -1,32 +1,27 @@
-"""Redis loses, refuses, forgets and goes away: what the audio path and the workers make of it."""
+"""Redis refuses, pauses, goes away and loses replies: what the audio path and the workers make of it."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.request import urlopen
 
 import pytest
 
 from common.entries import AudioEntry, StreamId, WorkerId
-from common.errors import RedisUnavailable, StreamLost
+from common.errors import RedisUnavailable
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_connection
 from common.redis.keys import Keys
 from common.streams.audio_log import decoded_samples
 from common.streams.audio_reader import AudioReader
 from common.streams.claims import Claims
-from parakeet.client import ServerError, connect
+from parakeet.client import connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy
 from tests.ingress_process import IngressProcess
-from tests.ports import free_ports
 from tests.servers import make_server, raw_client
-from tests.stack import TIMEOUTS, Stack, collect, transcribe
-from tests.stream_client import ClientStream, expected_text, ingress_side, noise
+from tests.stack import Stack, transcribe
+from tests.stream_client import expected_text, ingress_side, noise, num_unacked
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
 
@@ -84,137 +79,6 @@ async def test_one_missing_group_fails_its_stream_and_no_other(redis_url: str, t
             await ingress.ended(*streams)
             assert [streams[0].text, streams[2].text] == [expected_text(pcm)] * 2
             assert streams[1].sent[-1]["code"] == "stream_lost"
-
-
-async def test_audio_that_redis_took_and_forgot_is_appended_again(redis_url: str, tmp_path: Path) -> None:
-    client = raw_client(redis_url)
-    pcm = noise(3.2)
-    eighth = len(pcm) // 8
-    with ExitStack() as stack:
-        first = stack.enter_context(WorkerProcess(redis_url, "w1", tmp_path / "w1.log"))
-        first.ready(client)
-        async with ingress_side(redis_url) as ingress:
-            stream = await ingress.open()
-            silent = await ingress.open()
-            both = (stream, silent)
-
-            async def append(number: int) -> None:
-                final = number == 7
-                for one in both:
-                    one.append(pcm[number * eighth : (number + 1) * eighth], final=final and one is silent)
-                await until(lambda: all(one.appender.idle for one in both), what="the commit")
-
-            for number in range(5):
-                await append(number)
-            await until(lambda: all(one.seq >= 9 for one in both), what="results")
-            first.send(signal.SIGKILL)
-            # A server that dies may come back as it was a moment ago, however it had answered since.
-            moment = {key: client.dump(key) for key in client.scan_iter("px:*")}
-            for number in range(5, 8):
-                await append(number)
-            # Begun after that moment: nothing of it is left.
-            young = await ingress.open()
-            young.append(pcm[:eighth])
-            await until(lambda: young.appender.idle, what="the commit")
-            pipe = client.pipeline()
-            pipe.flushall()
-            for key, dump in moment.items():
-                pipe.restore(key, 60_000, dump)
-            pipe.execute()
-            # Five entries, or fewer where a snapshot had fallen due and the entries before it were trimmed.
-            kept = [client.xlen(one.keys.audio) for one in both]
-            assert max(kept) <= 5
-            client.client_kill_filter(_type="normal", skipme=True)
-            await until(
-                lambda: [client.xlen(one.keys.audio) for one in both] == [num + 3 for num in kept],
-                what="the audio",
-            )
-            # Three of each, and of the young one its creation and its audio.
-            await until(lambda: ingress.log.num_restored >= 8, what="the count")
-            assert ingress.redis.num_losses >= 1
-            stack.enter_context(WorkerProcess(redis_url, "w2", tmp_path / "w2.log"))
-            stream.append(b"", final=True)
-            young.append(pcm[eighth:], final=True)
-            await ingress.ended(*both, young)
-            assert [one.text for one in (*both, young)] == [expected_text(pcm)] * 3
-            assert [one.epoch for one in both] == [2, 2]
-            assert young.epoch > 2, "beyond the owners that Redis may have forgotten"
-
-
-async def test_results_that_redis_took_and_forgot_are_written_again(redis_url: str, tmp_path: Path) -> None:
-    """Their owner lives, and would go on behind a gap: whoever had not heard of them could not."""
-    client = raw_client(redis_url)
-    pcm = noise(3.2)
-    quarter = len(pcm) // 4
-    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", lease_ms=20_000) as worker:
-        worker.ready(client)
-        async with ingress_side(redis_url) as ingress:
-            going_on, silent = streams = [await ingress.open() for _ in range(2)]
-
-            def numbers(stream: ClientStream) -> list[int]:
-                entries = client.xrange(stream.keys.results, "1-1")
-                return [int(entry_id.split(b"-")[1]) for entry_id, _ in entries]
-
-            async def append(pcm: bytes, results: int) -> None:
-                for stream in streams:
-                    stream.append(pcm)
-                await until(lambda: all(stream.seq >= results for stream in streams), what="results")
-                await until(lambda: all(_num_unacked(client, one) <= 1 for one in streams), what="acks")
-
-            await append(pcm[:quarter], 5)
-            moment = {key: client.dump(key) for key in client.scan_iter("px:*")}
-            before = [numbers(stream) for stream in streams]
-            await append(pcm[quarter : 2 * quarter], 10)
-            had = [numbers(stream) for stream in streams]
-            unacked = [_num_unacked(client, stream) for stream in streams]
-            pipe = client.pipeline()
-            pipe.flushall()
-            for key, dump in moment.items():
-                pipe.restore(key, 60_000, dump)
-            pipe.execute()
-            assert [numbers(stream) for stream in streams] == before != had
-            client.client_kill_filter(_type="normal", skipme=True)
-            # Nobody says anything any more.
-            await until(lambda: [numbers(stream) for stream in streams] == had, what="the results")
-            # Were they not acknowledged, too, the next owner would count a death over this audio.
-            await until(lambda: [_num_unacked(client, one) for one in streams] == unacked, what="the acks")
-            assert "Redis forgot results, they are written again: 10" in worker.log_text()
-            going_on.append(pcm[2 * quarter :], final=True)
-            silent.append(b"", final=True)
-            await ingress.ended(*streams)
-            assert going_on.text == expected_text(pcm)
-            assert silent.text == expected_text(pcm[: 2 * quarter])
-            for stream in streams:
-                assert stream.epoch == 1
-                assert numbers(stream) == list(range(1, stream.seq + 1))
-
-
-async def test_a_stream_that_redis_forgot_is_made_anew_while_its_owner_lives(
-    redis_url: str, tmp_path: Path
-) -> None:
-    """The owner finds its audio gone, and says that the stream is over: of the one that it had."""
-    client = raw_client(redis_url)
-    pcm = noise(3.2)
-    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
-        worker.ready(client)
-        async with ingress_side(redis_url) as ingress:
-            moment = {key: client.dump(key) for key in client.scan_iter("px:*")}
-            streams = [await ingress.open() for _ in range(3)]
-            for stream in streams:
-                stream.append(pcm[: len(pcm) // 2])
-            await until(lambda: all(stream.seq >= 6 for stream in streams), what="results")
-            pipe = client.pipeline()
-            pipe.flushall()
-            for key, dump in moment.items():
-                pipe.restore(key, 60_000, dump)
-            pipe.execute()
-            client.client_kill_filter(_type="normal", skipme=True)
-            for stream in streams:
-                stream.append(pcm[len(pcm) // 2 :], final=True)
-            await ingress.ended(*streams)
-            assert [stream.text for stream in streams] == [expected_text(pcm)] * 3
-            assert all(stream.epoch > 1 for stream in streams)
-        assert worker.running
 
 
 def test_a_read_with_a_missing_group_still_gives_the_others(redis_url: str) -> None:
@@ -336,69 +200,6 @@ async def test_all_connections_cut_lose_nothing(own_server: EmbeddedRedis, tmp_p
             assert [sent["seq"] for sent in stream.sent] == list(range(1, len(stream.sent) + 1))
 
 
-async def test_a_redis_that_forgot_everything_ends_streams_and_serves_new_ones(
-    own_server: EmbeddedRedis, tmp_path: Path
-) -> None:
-    client = raw_client(own_server.url)
-    pcm = noise(1.0)
-    with WorkerProcess(own_server.url, "w1", tmp_path / "w1.log") as worker:
-        worker.ready(client)
-        async with ingress_side(own_server.url) as ingress:
-            lost = await ingress.open()
-            lost.append(pcm)
-            await until(lambda: lost.seq >= 5, what="results")
-            client.flushall()
-            lost.append(pcm, final=True)
-            await until(lambda: lost.failure, what="the failure")
-            assert isinstance(lost.failure, StreamLost)
-            await until(lambda: client.hget("px:{0}:w:w1", "owned") == b"0", what="its letting go")
-            stream = await ingress.open()
-            stream.append(pcm, final=True)
-            await ingress.ended(stream)
-            assert stream.text == expected_text(pcm)
-        assert worker.running
-
-
-@pytest.mark.parametrize("begun_before", [True, False], ids=["live", "being created"])
-async def test_a_stream_that_ended_while_redis_was_away_has_no_slot_of_the_one_that_comes_back_empty(
-    own_stack: Stack, own_server: EmbeddedRedis, begun_before: bool
-) -> None:
-    worker = own_stack.worker()
-    (metrics_port,) = free_ports(1)
-    ingress = own_stack.ingress(
-        max_num_streams=1, redis_outage_s=1, redis_loss_ms=0, metrics_port=metrics_port
-    )
-    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
-        if begun_before:
-            await stream.send(noise(0.5))
-            await anext(stream.results())
-        own_server.send_signal(signal.SIGKILL)
-        await until(lambda: own_server.exited() is not None, what="the end of Redis")
-        await stream.send(noise(0.5))
-        with pytest.raises(ServerError) as told:
-            await collect(stream)
-        assert told.value.code == "redis_unavailable"
-    own_server.start()
-    await until(lambda: own_stack.client.zcard("px:{0}:workers") == 1, what="the worker's lease")
-    await until(lambda: _num_served(metrics_port) == 0, timeout_s=60, what="the end of the stream")
-    await until(lambda: own_stack.client.zcard("px:{0}:adm") == 0, what="the slot")
-    assert (await transcribe(ingress.tcp_url, noise(0.5)))[-1].is_final
-    for process in (worker, ingress):
-        lines = process.log_text().splitlines()
-        assert 1 <= sum("does not answer: " in line and "WARNING" in line for line in lines) <= 4, lines
-        assert any(" answers again after " in line for line in lines), lines
-        assert len([line for line in lines if "WARNING" in line]) < 16, lines
-    (given_up,) = [line for line in ingress.log_text().splitlines() if "could not be written" in line] or [""]
-    assert "does not answer" in given_up or not begun_before
-
-
-def _num_served(metrics_port: int) -> float:
-    """Streams that an ingress keeps, in whatever state."""
-    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("parakeet_ingress_streams{"))
-
-
 async def test_a_stream_claimed_and_not_opened_is_opened_by_the_sweep(redis_url: str, tmp_path: Path) -> None:
     """As when the connection broke between the read of an assignment and the opening of its stream."""
     client = raw_client(redis_url)
@@ -439,10 +240,10 @@ async def test_entries_whose_reply_was_lost_are_read_again(tmp_path: Path) -> No
                 stream = await ingress.open()
                 stream.append(pcm[: len(pcm) // 3])
                 await until(lambda: stream.seq >= 10, what="results")
-                had = _num_unacked(client, stream)
+                had = num_unacked(client, stream)
                 proxy.lose_reply_to = b"asr-1"
                 stream.append(pcm[len(pcm) // 3 : 2 * len(pcm) // 3])
-                await until(lambda: _num_unacked(client, stream) > had, what="a delivery")
+                await until(lambda: num_unacked(client, stream) > had, what="a delivery")
                 proxy.lose_reply_to = b""
                 assert proxy.cut_deaf() > 0
                 stream.append(pcm[2 * len(pcm) // 3 :], final=True)
@@ -492,10 +293,6 @@ async def test_the_end_of_a_stream_is_read_though_replies_about_it_were_lost(
         await proxy.stop()
         client.close()
         server.stop()
-
-
-def _num_unacked(client: Any, stream: ClientStream) -> int:
-    return int(client.xpending(stream.keys.audio, "asr-1")["pending"])
 
 
 async def test_what_is_decoded_can_be_read_where_nobody_was_told(redis_url: str) -> None:
