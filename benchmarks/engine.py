@@ -39,6 +39,8 @@ FINAL_S: Final = 120
 TRIAL_TIMEOUT_S: Final = 240
 # From a process's start until its engine is ready, the first time kernels are compiled included.
 TRIAL_START_S: Final = 30
+# Memory for a list of 100 phrases for each of some thousand streams.
+_BOOSTED_MB: Final = 256
 # Exit status of a search that ran out of time; the same command goes on with it.
 UNFINISHED: Final = 3
 
@@ -149,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--must-pass", action="store_true", help="status 1 for a trial that did not")
     parser.add_argument("--streams", type=int, default=64, help="of --one-trial and --churn")
     parser.add_argument("--seconds", type=float, default=SEARCH_S, help="of --one-trial")
+    parser.add_argument(
+        "--arrival-s", type=float, default=ARRIVAL_S, help="of --one-trial: streams begin within so long"
+    )
     return parser
 
 
@@ -161,9 +166,8 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
 
     # What a simulated device leaves to measure is the thread's work: others on the machine must not count.
     clock: Clock = ThreadClock() if given.simulate else RealClock()
-    switches = Switches(
-        given.turn_detection, given.snapshots == "audio", given.pace_ms, boosts=given.boosted > 0
-    )
+    phrase_mb = _BOOSTED_MB if given.boosted else Switches().phrase_mb
+    switches = Switches(given.turn_detection, given.snapshots == "audio", given.pace_ms, phrase_mb)
     if given.lanes > 1:
         from benchmarks.engine_lanes import run_lanes
 
@@ -185,6 +189,7 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
         built.engine,
         given.streams,
         given.seconds,
+        arrival_s=given.arrival_s,
         replay_s=given.replay_seconds,
         time_of=clock,
         phrases=PhraseLoad(given.boosted, given.phrase_lists),

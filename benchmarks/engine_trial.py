@@ -32,6 +32,7 @@ from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineError
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import Export, Field, Flight, KeptFrames, StepFindings, Steps
+from gpu_worker.model.tokenizer import Tokenizer
 from gpu_worker.pipeline.checkpoints import CheckpointQueue
 
 SAMPLE_RATE = 16_000
@@ -59,6 +60,9 @@ class TrialResult:
     `longest_turn_*` tell of the longest turn of the loop that feeds and steps: how long it took, when it
     began (seconds from the trial's start), how much of it was a wait for the device, and how much the thread
     really ran.  A long turn in which it hardly ran was the machine's doing.
+
+    `lists_replaced` are lists of phrases that took another's place.  `failure` is why the first stream that
+    failed did; empty where none did.
     """
 
     streams: int
@@ -87,6 +91,8 @@ class TrialResult:
     longest_turn_cpu_ms: float
     snapshots: int
     snapshot_bytes: int
+    lists_replaced: int
+    failure: str
 
     def as_dict(self) -> dict[str, Any]:
         """For a line of JSON."""
@@ -121,6 +127,12 @@ class _Spent:
 
     def __exit__(self, *_: object) -> None:
         self.seconds += time.thread_time() - self._began_s
+
+
+def _phrase_lists(engine: SpeechEngine, load: PhraseLoad, num_streams: int, seed: int) -> PhraseLists:
+    vocabulary = engine._vocabulary
+    assert isinstance(vocabulary, Tokenizer), "phrases are made of a tokenizer's pieces"
+    return PhraseLists(load, num_streams, seed, vocabulary)
 
 
 class RecordingSteps:
@@ -225,12 +237,12 @@ def run_trial(
     given = np.zeros(num_streams, dtype=np.int64)
     slot_of = np.full(num_streams, -1, dtype=np.int64)
     final_at = np.full(num_streams, np.nan)
-    lists = PhraseLists(phrases, num_streams, seed)
+    lists = _phrase_lists(engine, phrases, num_streams, seed)
     table = engine._table
     gc.collect()
     gc.freeze()
-    max_backlog, look_at, opened, gave_up = 0.0, 0.0, 0, False
-    tokens_before, idle_s = engine.stats.tokens, 0.0
+    max_backlog, look_at, opened, gave_up, failure = 0.0, 0.0, 0, False, ""
+    tokens_before, idle_s, replaced_lists = engine.stats.tokens, 0.0, 0
     checkpoints, snapshots = CheckpointQueue(replay_s, time_of.now), DroppedSnapshots()
     turn, longest, in_engine = _Turn(), _Turn(), _Spent()
     origin, thread_began_s = time_of.now(), time.thread_time()
@@ -255,6 +267,7 @@ def run_trial(
                 heard_now = first + max(0, int(given[replaced]) - 1) * chunk
                 with in_engine:
                     engine.replace_phrases(names[replaced], others, heard_now)
+                replaced_lists += 1
         due = np.clip((passed * SAMPLE_RATE - first) // chunk + 1, 0, num_pieces).astype(np.int64)
         newly = np.flatnonzero(due > given)
         parts, over = [], []
@@ -283,7 +296,8 @@ def run_trial(
             outputs = engine.step() if engine.has_work() else None
         if outputs is not None:
             for output in outputs:
-                gave_up = gave_up or output.failed is not None
+                if output.failed is not None:
+                    gave_up, failure = True, failure or str(output.failed)
                 if output.is_final:
                     final_at[output.stream - 1] = time_of.now()
                     checkpoints.drop(output.stream)
@@ -342,9 +356,10 @@ def run_trial(
         final_p95_ms=final_p95,
         max_backlog_s=max_backlog,
         steps=len(step_ms),
-        rows_per_step=float(np.mean([rows.shape[1] for rows in steps.rows])),
-        step_p50_ms=float(np.percentile(step_ms, 50)),
-        step_p99_ms=float(np.percentile(step_ms, 99)),
+        rows_per_step=sum(rows.shape[1] for rows in steps.rows) / max(1, len(step_ms)),
+        # A trial whose streams all fail at once has no step.
+        step_p50_ms=float(np.percentile(step_ms, 50)) if len(step_ms) else np.inf,
+        step_p99_ms=float(np.percentile(step_ms, 99)) if len(step_ms) else np.inf,
         device_busy=busy / wall,
         host_busy=1.0 - (idle_s + steps.waited_s) / wall,
         host_us_a_chunk=1e6 * thread_s / max(1, len(wait_s)),
@@ -357,4 +372,6 @@ def run_trial(
         longest_turn_cpu_ms=1000 * longest.cpu_s,
         snapshots=snapshots.taken,
         snapshot_bytes=snapshots.num_bytes,
+        lists_replaced=replaced_lists,
+        failure=failure,
     )

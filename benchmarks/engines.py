@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
@@ -15,9 +16,11 @@ from benchmarks.random_model import TOKENIZERS
 from benchmarks.simulated_steps import SimulatedSteps
 from common.entries import StreamId
 from common.options import StreamOptions
+from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.pace import Pace
+from gpu_worker.engine.phrases.book import PhraseBook
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import AllocateRings, PageShape, RingMemory, StepShape
 from gpu_worker.steps.factory import make_model_engine
@@ -58,13 +61,13 @@ class Built:
 class Switches:
     """What an engine runs with besides its model; the defaults are a worker's on CUDA.
 
-    boosts: many streams have phrases of their own, and memory for them.
+    phrase_mb: memory for phrases, as --phrase-memory-mb of a worker.
     """
 
     turn_detection: bool = True
     audio_snapshots: bool = True
     pace_ms: float = 20.0
-    boosts: bool = False
+    phrase_mb: int = 64
 
 
 DEFAULTS: Final = Switches()
@@ -81,7 +84,7 @@ def engine_config(row: RowSizes, streams: int, switches: Switches = DEFAULTS) ->
         turn_detection=switches.turn_detection,
         audio_snapshots=switches.audio_snapshots,
         longest_pace_s=switches.pace_ms / 1000,
-        phrase_bytes=(256 if switches.boosts else 64) << 20,
+        phrase_bytes=switches.phrase_mb << 20,
         trees_beside=True,
     )
 
@@ -159,10 +162,13 @@ def build_simulated(
         fixed_ms=fixed_ms,
         row_us=row_us,
         clock=time_of,
+        phrase_words=config.phrase_bytes // 4,
         rings=rings,
     )
     pace = Pace(config.longest_pace_s, time_of.now, time.thread_time)
-    engine = SpeechEngine(steps, TOKENIZERS[row.model], pace=pace)
+    vocabulary = TOKENIZERS[row.model]
+    book = PhraseBook(steps.trees, partial(tree_of, vocabulary), beside=config.trees_beside)
+    engine = SpeechEngine(steps, vocabulary, pace=pace, book=book)
     return Built(engine, "simulated", "none", 0.0, 0.0, 0)
 
 

@@ -159,11 +159,18 @@ def _files(out: Path) -> list[Stage]:
 
 
 def _phrases(engine: tuple[str, ...]) -> list[Stage]:
-    """List what phrases cost a step, and lists that come and go: none, a few streams, all of them."""
-    trial = (*engine, "--one-trial", "--row", "small-160", "--streams", "4096", "--seconds", "20")
+    """List what phrases cost a step, and lists that come and go: with none, a few and all streams boosted."""
+    # So many lists are not made within the seconds that streams take to begin by default.
+    trial = (*engine, "--one-trial", "--must-pass", "--row", "small-160", "--streams", "4096")
+    trial += ("--seconds", "35", "--arrival-s", "20")
     return [
-        Stage(f"phrases:{boosted}-{lists}", (*trial, "--boosted", boosted, "--phrase-lists", lists), 60, 150)
-        for boosted, lists in (("0", "0"), ("0.01", "100"), ("1", "0"), ("1", "100"))
+        Stage("phrases:steps", (PYTHON, "-m", "benchmarks.phrase_steps", "--must-pass"), 75, 200),
+        *(
+            Stage(
+                f"phrases:{boosted}-{lists}", (*trial, "--boosted", boosted, "--phrase-lists", lists), 90, 180
+            )
+            for boosted, lists in (("0", "0"), ("0.01", "100"), ("1", "100"))
+        ),
     ]
 
 
@@ -201,6 +208,15 @@ def rehearsal(out: Path) -> list[Stage]:
                 ("state", ("--snapshots", "state")),
                 ("phrases", ("--boosted", "1", "--phrase-lists", "2")),
             )
+        ),
+        Stage(
+            "phrase-steps:mini-160",
+            (
+                *(PYTHON, "-m", "benchmarks.phrase_steps", "--device", "cpu", "--row", "mini-160"),
+                *("--streams", "8", "--steps", "4", "--rounds", "2"),
+            ),
+            30,
+            90,
         ),
         Stage("files:tiny-160", (*files, "--model", "tiny", "--minutes", "0.5", "--files", "1,2"), 60, 200),
         Stage("hangs", (PYTHON, "-c", "import time; time.sleep(3600)"), 3, 3),

@@ -8,25 +8,11 @@ from typing import Final
 import numpy as np
 
 from common.phrases import Phrase
+from gpu_worker.model.tokenizer import SPACE_MARK, Tokenizer
 
 NUM_PHRASES: Final = 100
-_SYLLABLES: Final = (
-    "ba",
-    "den",
-    "fo",
-    "gri",
-    "ha",
-    "lun",
-    "mer",
-    "no",
-    "pa",
-    "ris",
-    "sol",
-    "ti",
-    "ver",
-    "wal",
-    "ze",
-)
+# Behind the piece that begins a phrase's word: names and terms are as long.
+_MORE_PIECES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +27,26 @@ NO_PHRASES: Final = PhraseLoad()
 
 
 class PhraseLists:
-    """Lists of made-up names, no two the same, and when the next stream gets another."""
+    """Lists of made-up words, no two the same, and when the next stream gets another.
 
-    def __init__(self, load: PhraseLoad, num_streams: int, seed: int) -> None:
+    vocabulary: of the engine under test; words are made of its pieces, so that it can write them.
+    """
+
+    def __init__(self, load: PhraseLoad, num_streams: int, seed: int, vocabulary: Tokenizer) -> None:
         self._rng = np.random.default_rng(seed)
         self._load = load
         self.boosted = np.flatnonzero(self._rng.random(num_streams) < load.share)
-        self._is_boosted = np.zeros(num_streams, dtype=np.bool_)
-        self._is_boosted[self.boosted] = True
         self._num_changed = 0
+        tokens = [token for token in range(vocabulary.vocab_size) if not vocabulary.is_special(token)]
+        pieces = [vocabulary.piece(token) for token in tokens]
+        self._first = np.array([piece[1:] for piece in pieces if piece[:1] == SPACE_MARK and piece[1:]])
+        self._more = np.array([piece for piece in pieces if piece.isalnum()])
+        # Made before the trial: what a client sends costs its worker nothing to make up.
+        self._of = {stream: self.made() for stream in self.boosted.tolist()}
 
     def of(self, stream: int) -> tuple[Phrase, ...]:
         """Return the list with which a stream begins."""
-        return self._made() if self._is_boosted[stream] else ()
+        return self._of.get(stream, ())
 
     def changes(self, seconds: float) -> int:
         """Return how many changes are due since the start and have not been taken."""
@@ -65,8 +58,12 @@ class PhraseLists:
         open_ones = self.boosted[self.boosted < num_open]
         if not len(open_ones):
             return None
-        return int(self._rng.choice(open_ones)), self._made()
+        return int(self._rng.choice(open_ones)), self.made()
 
-    def _made(self) -> tuple[Phrase, ...]:
-        words = self._rng.integers(0, len(_SYLLABLES), (NUM_PHRASES, 4)).tolist()
-        return tuple(Phrase("".join(_SYLLABLES[one] for one in word)) for word in words)
+    def made(self) -> tuple[Phrase, ...]:
+        """Return a list that nobody has yet."""
+        first = self._rng.choice(self._first, NUM_PHRASES)
+        more = self._rng.choice(self._more, (NUM_PHRASES, _MORE_PIECES))
+        return tuple(
+            Phrase(word + "".join(rest)) for word, rest in zip(first.tolist(), more.tolist(), strict=True)
+        )

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.clocks import Clock
+from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.phrases.tree_memory import NO_TREES
+from gpu_worker.engine.phrases.tree_memory import NO_TREE
 from gpu_worker.engine.steps import (
     AllocateRings,
     Export,
@@ -53,6 +54,35 @@ class _Simulated:
     findings: StepFindings
 
 
+class SimulatedTrees:
+    """A `TreeMemory` that holds nothing: it knows what stands where, and that nothing else is used."""
+
+    def __init__(self, num_words: int) -> None:
+        self.num_words = num_words
+        self._nodes_at: dict[int, int] = {}
+
+    def prepare(self, tree: PhraseTree) -> object:
+        """Return what `put` needs."""
+        return tree.num_nodes
+
+    def put(self, at: int, prepared: object) -> None:
+        """See `TreeMemory`."""
+        assert isinstance(prepared, int)
+        self._nodes_at[at] = prepared
+
+    def drop(self, at: int) -> None:
+        """See `TreeMemory`."""
+        del self._nodes_at[at]
+
+    def use(self, slot: int, at: int, num_nodes: int, *, anew: bool) -> None:
+        """See `TreeMemory`."""
+        assert at == NO_TREE or self._nodes_at[at] == num_nodes, "another tree than was put there"
+
+    def use_for_all(self, at: int) -> None:
+        """See `TreeMemory`."""
+        assert at in self._nodes_at, "no tree stands there"
+
+
 class SimulatedSteps:
     """Every step takes `fixed_ms` and `row_us` for each of its rows, one step after the other."""
 
@@ -65,11 +95,12 @@ class SimulatedSteps:
         fixed_ms: float,
         row_us: float,
         clock: Clock,
+        phrase_words: int = 0,
         rings: AllocateRings = RingMemory.allocate,
     ) -> None:
         self.shape = shape
         self.stats = EngineStats()
-        self.trees = NO_TREES
+        self.trees = SimulatedTrees(phrase_words)
         self.rings = rings(shape.num_slots, ring_samples)
         self._vocab_size = vocab_size
         self._fixed_s, self._row_s = fixed_ms / 1e3, row_us / 1e6

@@ -15,7 +15,9 @@ from benchmarks.churn import churn
 from benchmarks.clocks import ThreadClock
 from benchmarks.engine_trial import run_trial
 from benchmarks.engines import Switches, build_simulated
-from benchmarks.random_model import FRAMES_PER_SECOND, TOKENS_PER_SECOND, blank_bias
+from benchmarks.phrase_load import PhraseLists, PhraseLoad
+from benchmarks.random_model import FRAMES_PER_SECOND, TOKENIZERS, TOKENS_PER_SECOND, blank_bias
+from gpu_worker.boosting.spelling import spellings
 
 ROW = command.ROWS["large-80"]
 
@@ -52,6 +54,35 @@ def test_turns_and_snapshots_are_part_of_a_trial() -> None:
     without = build_simulated(row, 6, fixed_ms=1.0, row_us=0.0, switches=Switches(turn_detection=False))
     assert run_trial(without.engine, 6, 1.0, arrival_s=0.2).snapshots == 0
     assert without.engine.stats.turn_detection.units == 0
+
+
+def test_phrases_of_a_trial_are_boosted_and_replaced() -> None:
+    load = PhraseLoad(share=1.0, lists_per_second=10.0)
+    # With chunks so long that no machine is busy enough to make one late, as above.
+    built = build_simulated(command.ROWS["large-1120"], 6, fixed_ms=1.0, row_us=0.0)
+    result = run_trial(built.engine, 6, 3.0, arrival_s=0.2, phrases=load)
+    assert result.failure == ""
+    assert result.finals == 6
+    assert result.lists_replaced > 0
+    assert built.engine.book.num_lists == 0
+    built.engine.check_integrity()
+
+
+def test_a_stream_that_fails_says_why() -> None:
+    # No room for any list.
+    built = build_simulated(ROW, 2, fixed_ms=1.0, row_us=0.0, switches=Switches(phrase_mb=0))
+    result = run_trial(built.engine, 2, 1.0, arrival_s=0.1, phrases=PhraseLoad(share=1.0))
+    assert not result.passed
+    assert "--phrase-memory-mb" in result.failure
+
+
+@pytest.mark.parametrize("row", ["small-160", "large-160", "mini-160"])
+def test_a_vocabulary_of_random_pieces_can_write_the_phrases(row: str) -> None:
+    vocabulary = TOKENIZERS[command.ROWS[row].model]
+    lists = PhraseLists(PhraseLoad(1.0), 2, 0, vocabulary)
+    assert lists.of(0) != lists.of(1)
+    for phrase in lists.of(0):
+        assert len(spellings(vocabulary, phrase.text)[0]) == 4
 
 
 def test_the_table_shows_what_has_been_recorded(tmp_path: Path) -> None:

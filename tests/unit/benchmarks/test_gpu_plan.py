@@ -104,7 +104,7 @@ def test_every_stage_says_what_its_command_understands(
             with pytest.raises(UnderstoodError):
                 importlib.import_module(module).main()
             understood.add(module.removeprefix("benchmarks."))
-    assert understood == {"engine", "file_rate", "nemo_step", "service_level"}
+    assert understood == {"engine", "file_rate", "nemo_step", "phrase_steps", "service_level"}
 
 
 def test_what_reads_a_stage_that_failed_is_left_alone(tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""What phrases cost a step: the time of full steps with none, a few and all of their streams boosted.
+
+    python -m benchmarks.phrase_steps                                   # on a GPU: small-160, 4,096 streams
+    python -m benchmarks.phrase_steps --device cpu --row mini-160 --streams 8 --steps 4 --rounds 2
+
+Every stream has a list of 100 phrases of its own, or none.  The kinds take turns, round by round, over the
+same streams in the same process, so that a device that warms up slows all of them.  The first kind is an
+engine that has no memory for phrases; the others are one that has.  A step's time is that of its stages on
+the device, by its events.
+
+It passes when phrases of 1 % of the streams cost at most 1 % of a step, and those of all at most 5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.engine import ROWS, commit
+from benchmarks.engines import LEFT_FRAMES, Switches, build
+from benchmarks.phrase_load import PhraseLists, PhraseLoad
+from benchmarks.speech import speech
+from gpu_worker.boosting.spelling import tree_of
+from gpu_worker.engine.engine import SpeechEngine
+from gpu_worker.engine.phrases.tree_memory import NO_TREE
+from gpu_worker.engine.slots.arena import Arena
+from gpu_worker.engine.steps import UNKNOWN_END, Field
+from gpu_worker.model.tokenizer import Tokenizer
+
+# What a step may take with phrases, over what it takes without, by the share of the streams that have some.
+BOUNDS: Final = {"1 %": 1.01, "all": 1.05}
+_SHARES: Final = {"none": 0.0, "1 %": 0.01, "all": 1.0}
+_NO_MEMORY: Final = "no memory for phrases"
+# Of a first round: kernels are chosen, caches filled.
+_WARM_UP_STEPS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    at: int
+    num_nodes: int
+
+
+class FullSteps:
+    """Steps of all streams of an engine at once, without the engine.
+
+    Args:
+        engine: fresh; it is not stepped.
+        seed: of the audio, which is the same for the same seed.
+    """
+
+    def __init__(self, engine: SpeechEngine, seed: int = 0) -> None:
+        self._steps, self._chunk_frames = engine.steps, engine.clock.chunk_frames
+        pages = self._steps.shape.pages
+        self._num_streams = engine.capacity
+        rng = np.random.default_rng(seed)
+        samples = self._steps.rings.num_samples
+        for ring in self._steps.rings.pcm16:
+            ring[:] = np.round(32_768 * speech(int(rng.integers(0, 1 << 20)), samples))
+        self._table = (
+            np.arange(pages.num_pages, dtype=np.int32)[: self._num_streams * pages.ring_pages]
+        ).reshape(self._num_streams, pages.ring_pages)
+        self._number = 0
+
+    def run(self) -> float:
+        """Run the next step; returns its milliseconds on the device."""
+        rows = np.zeros((len(Field), self._num_streams), dtype=np.int32)
+        rows[Field.SLOT], rows[Field.FRAMES] = np.arange(self._num_streams), self._chunk_frames
+        rows[Field.START], rows[Field.TOTAL] = self._number * self._chunk_frames, UNKNOWN_END
+        self._number += 1
+        stats = self._steps.stats
+        stages = (stats.pre_encode, stats.encode, stats.decode)
+        before_s = sum(stage.busy_s for stage in stages)
+        self._steps.wait(self._steps.launch(rows, self._table))
+        return 1000 * (sum(stage.busy_s for stage in stages) - before_s)
+
+    def fill_contexts(self) -> None:
+        """Step until every stream has all the context that a step looks at."""
+        for _ in range(-(-LEFT_FRAMES // self._chunk_frames) + _WARM_UP_STEPS):
+            self.run()
+
+    def boost(self, trees: dict[int, _Tree]) -> None:
+        """Decode these slots with trees from now on, from their roots, and all others with none."""
+        for slot in range(self._num_streams):
+            tree = trees.get(slot, _Tree(NO_TREE, 0))
+            self._steps.trees.use(slot, tree.at, tree.num_nodes, anew=True)
+
+
+def put_trees(engine: SpeechEngine, seed: int = 0) -> dict[int, _Tree]:
+    """Put a tree for every slot where the steps read it."""
+    vocabulary = engine._vocabulary
+    assert isinstance(vocabulary, Tokenizer)
+    trees, arena = engine.steps.trees, Arena(engine.steps.trees.num_words)
+    lists = PhraseLists(PhraseLoad(1.0), engine.capacity, seed, vocabulary)
+    found = {}
+    for slot in range(engine.capacity):
+        tree = tree_of(vocabulary, lists.of(slot))
+        at = arena.allocate(len(tree.words))
+        if at is None:
+            raise SystemExit("the memory for phrases does not hold a list of 100 for every stream")
+        trees.put(at, trees.prepare(tree))
+        found[slot] = _Tree(at, tree.num_nodes)
+    return found
+
+
+def measure(given: argparse.Namespace) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds of the steps of every kind."""
+    row = ROWS[given.row]
+    boosting, plain = (
+        build(row, given.streams, given.device, Switches(turn_detection=False, phrase_mb=megabytes)).engine
+        for megabytes in (256, 0)
+    )
+    trees = put_trees(boosting)
+    with_memory, without = FullSteps(boosting), FullSteps(plain)
+    boosted = {
+        kind: {slot: trees[slot] for slot in range(round(share * given.streams))}
+        for kind, share in _SHARES.items()
+    }
+    for steps in (with_memory, without):
+        steps.fill_contexts()
+    found: dict[str, list[float]] = {kind: [] for kind in (_NO_MEMORY, *_SHARES)}
+    for _ in range(given.rounds):
+        found[_NO_MEMORY] += [without.run() for _ in range(given.steps)]
+        for kind in _SHARES:
+            with_memory.boost(boosted[kind])
+            with_memory.run()
+            found[kind] += [with_memory.run() for _ in range(given.steps)]
+    return {kind: np.array(times) for kind, times in found.items()}
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--row", choices=sorted(ROWS), default="small-160")
+    parser.add_argument("--streams", type=int, default=4096)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--steps", type=int, default=40, help="of each kind in a round")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--must-pass", action="store_true", help="status 1 where it did not")
+    given = parser.parse_args()
+    if given.streams > ROWS[given.row].max_rows:
+        parser.error(f"a step of {given.row} has {ROWS[given.row].max_rows} rows at most")
+    times = measure(given)
+    medians = {kind: float(np.median(found)) for kind, found in times.items()}
+    ratios = {kind: median / medians["none"] for kind, median in medians.items()}
+    told = {
+        "row": given.row,
+        "streams": given.streams,
+        "steps_of_each": given.rounds * given.steps,
+        "step_p50_ms": {kind: round(median, 4) for kind, median in medians.items()},
+        "step_p99_ms": {kind: round(float(np.percentile(found, 99)), 4) for kind, found in times.items()},
+        "to_none": {kind: round(ratio, 4) for kind, ratio in ratios.items()},
+        "passed": all(ratios[kind] <= bound for kind, bound in BOUNDS.items()),
+        "device": given.device,
+        "commit": commit(),
+    }
+    print(json.dumps(told), flush=True)
+    return 0 if told["passed"] or not given.must_pass else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
