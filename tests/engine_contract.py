@@ -110,6 +110,7 @@ def grow_old(engine: SpeechEngine, stream: StreamId, frames: int) -> int:
     table.plan_from(np.array([slot]), table.planned[[slot]] + added)
     table.decoded[slot] += added
     table.fed[slot] += samples
+    table.was_fed()
     engine._rings.freed[slot] += samples
     return samples
 

@@ -205,7 +205,7 @@ class SpeechEngine:
             if self._must_wait(slot):
                 self._finishing[stream] = state
             else:
-                self._table.finished[slot] = True
+                self._table.finish(slot)
 
     def _must_wait(self, slot: int) -> bool:
         """Whether more samples than are in its ring belong to the slot's stream, or may not be taken yet."""
@@ -290,7 +290,7 @@ class SpeechEngine:
             not self._must_wait(state.slot) for state in self._finishing.values()
         ):
             return True
-        ready = np.flatnonzero(self._table.ready())
+        ready = self._table.ready()
         return bool(len(ready)) and not (self._table.only_recordings(ready) and self._gaps.wait_s())
 
     def is_stepping(self) -> bool:
@@ -331,7 +331,7 @@ class SpeechEngine:
             return
         self._gauges_due = now + _GAUGES_EVERY_S
         stats = self._stats
-        stats.ready_streams = int(np.count_nonzero(self._table.ready()))
+        stats.ready_streams = len(self._table.ready())
         stats.waiting_chunks = self._table.num_chunks_waiting()
         stats.turn_detection_depth = self._turns.num_held
         stats.turn_detection_streams = len(self._turns.waiting)
@@ -353,7 +353,7 @@ class SpeechEngine:
     def _launch(self, outputs: list[StreamOutput]) -> _Launched | None:
         for stream, state in list(self._finishing.items()):
             if not self._must_wait(state.slot):
-                self._table.finished[state.slot] = True
+                self._table.finish(state.slot)
                 del self._finishing[stream]
         for state, error in self._phrases.come_into_force():
             outputs.append(failed_output(state, self._decoded(state), error))
@@ -384,10 +384,13 @@ class SpeechEngine:
 
     def _heard(self, plan: Plan) -> NDArray[np.int64]:
         """Return new samples of each row for the speech detector; 0 where none listens."""
-        begin = self.clock.samples_of_frame_array(plan.start_B)
-        end = self.clock.samples_of_frame_array(plan.start_B + plan.frames_B)
-        end = np.where(plan.ends_B, self._table.fed[plan.slots_B], end)
-        return np.where(self._listens[plan.slots_B], end - begin, 0)
+        listens_B = self._listens[plan.slots_B]
+        if not listens_B.any():
+            return np.zeros(len(listens_B), dtype=np.int64)
+        begin_B = self.clock.samples_of_frame_array(plan.start_B)
+        end_B = self.clock.samples_of_frame_array(plan.start_B + plan.frames_B)
+        end_B = np.where(plan.ends_B, self._table.fed[plan.slots_B], end_B)
+        return (end_B - begin_B) * listens_B
 
     def _reset_fresh(self) -> None:
         """Give slots to their new streams, behind what runs on them now."""
@@ -477,21 +480,22 @@ class SpeechEngine:
         self._stats.turn_detection.units += len(text.speech_V)
         slot_P, listens_P = plan.slots_B[pieces.row_P], listens[pieces.row_P]
         is_steady_P = np.zeros(len(slot_P), dtype=np.bool_)
-        heard = np.flatnonzero(listens_P)
-        is_steady_P[heard] = self._turns.steady.take(
-            slot_P[heard],
-            pieces.end_P[heard],
-            text.num_windows_P[heard],
-            text.speech_V,
-            ~(pieces.is_final_P | text.holds(self._vocabulary.eou_id))[heard],
-        )
-        speaks = np.diff(text.first_token) > 0
-        speaks |= pieces.is_final_P | acknowledges(pieces) | (listens_P & ~is_steady_P)
-        speaks &= alive[pieces.row_P]
+        heard = listens_P.nonzero()[0]
+        if len(heard):
+            is_steady_P[heard] = self._turns.steady.take(
+                slot_P[heard],
+                pieces.end_P[heard],
+                text.num_windows_P[heard],
+                text.speech_V,
+                ~(pieces.is_final_P | text.holds(self._vocabulary.eou_id))[heard],
+            )
+        acknowledges_P = acknowledges(pieces)
+        speaks_P = (text.num_tokens_P > 0) | pieces.is_final_P | acknowledges_P | (listens_P & ~is_steady_P)
         warms_P = self._warm_ups.is_warming_S[slot_P]
         if self._warm_ups:
-            speaks = np.where(warms_P, acknowledges(pieces) & alive[pieces.row_P], speaks)
-        chosen = np.flatnonzero(speaks)
+            speaks_P = np.where(warms_P, acknowledges_P, speaks_P)
+        speaks_P &= alive[pieces.row_P]
+        chosen = speaks_P.nonzero()[0]
         turns, by_slot = self._turns, self._streams.by_slot
         for piece, slot, is_final, is_steady, listens, warms, begin, end in zip(
             chosen.tolist(),

@@ -9,6 +9,7 @@ Shape suffixes: B rows of a step, P pieces, K symbols and W windows of a row, T 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +23,20 @@ from gpu_worker.engine.steps import WINDOW_SAMPLES, StepFindings
 from gpu_worker.engine.stream import Stream
 from gpu_worker.engine.transcript import NO_TOKENS, Tokens, Transcript
 
+# Of streams whose turns nobody detects.
+_SILENCE: Final[NDArray[np.float32]] = np.zeros(0, dtype=np.float32)
+
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
     """The pieces of a plan's rows, those of one row behind each other.
 
-    `row_P` is each piece's row, `is_final_P` says which end their streams.  A piece covers the samples
-    `begin_P` .. `end_P` - 1.
+    `first_B` is the first piece of each row, and `last_B` the last one.  `row_P` is each piece's row,
+    `is_final_P` says which end their streams.  A piece covers the samples `begin_P` .. `end_P` - 1.
     """
 
+    first_B: NDArray[np.int64]
+    last_B: NDArray[np.int64]
     row_P: NDArray[np.int64]
     is_final_P: NDArray[np.bool_]
     begin_P: NDArray[np.int64]
@@ -40,13 +46,19 @@ class Pieces:
     def of(cls, plan: Plan, clock: ChunkClock, fed_B: NDArray[np.int64]) -> Pieces:
         """Cut a plan's rows.  `fed_B` are the samples of each row's stream so far."""
         count_B = plan.chunks_B + plan.ends_B
-        row_P = np.repeat(np.arange(len(count_B)), count_B)
-        number_P = np.arange(len(row_P)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
-        is_final_P = number_P == plan.chunks_B[row_P]
-        frame_P = plan.start_B[row_P] + number_P * clock.chunk_frames
+        last_B = count_B.cumsum() - 1
+        if last_B[-1] == len(count_B) - 1:  # nearly always every row is one piece
+            row_P = first_B = last_B
+            is_final_P, frame_P = plan.ends_B, plan.start_B
+        else:
+            first_B = last_B - count_B + 1
+            row_P = np.arange(len(count_B)).repeat(count_B)
+            number_P = np.arange(len(row_P)) - first_B[row_P]
+            is_final_P = number_P == plan.chunks_B[row_P]
+            frame_P = plan.start_B[row_P] + number_P * clock.chunk_frames
         begin_P = clock.samples_of_frame_array(frame_P)
         end_P = clock.samples_of_frame_array(frame_P + clock.chunk_frames)
-        return cls(row_P, is_final_P, begin_P, np.where(is_final_P, fed_B[row_P], end_P))
+        return cls(first_B, last_B, row_P, is_final_P, begin_P, np.where(is_final_P, fed_B[row_P], end_P))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +69,7 @@ class StepText:
     array, for those who compare them all, and `speech` the same as numbers.
     """
 
+    num_tokens_P: NDArray[np.int64]
     first_token: list[int]
     ids: tuple[int, ...]
     frames: tuple[int, ...]
@@ -82,7 +95,7 @@ class StepText:
         """Which pieces hold a token."""
         found = np.zeros(len(self.num_windows_P), dtype=np.bool_)
         if token is not None:
-            at = np.flatnonzero(np.array(self.ids, dtype=np.int64) == token)
+            at = (np.array(self.ids, dtype=np.int64) == token).nonzero()[0]
             found[np.searchsorted(self.first_token, at, side="right") - 1] = True
         return found
 
@@ -96,21 +109,22 @@ class StepText:
         listens_B: NDArray[np.bool_],
     ) -> StepText:
         """Sort a step's findings into its pieces."""
-        most = int(found.num_symbols_B.max(initial=0))
-        is_token_BK = np.arange(most) < found.num_symbols_B[:, None]
-        row_T, column_T = np.nonzero(is_token_BK)
+        most = int(found.num_symbols_B.max())
+        row_T, column_T = (np.arange(most) < found.num_symbols_B[:, None]).nonzero()
         frame_T = found.frames_BK[row_T, column_T].astype(np.int64)
-        count_B = plan.chunks_B + plan.ends_B
-        first_B = np.cumsum(count_B) - count_B
-        piece_T = first_B[row_T] + np.minimum(frame_T // chunk_frames, count_B[row_T] - 1)
-        num_pieces = len(pieces.row_P)
-        windows_P = pieces.end_P // WINDOW_SAMPLES - pieces.begin_P // WINDOW_SAMPLES
-        windows_P = np.where(listens_B[pieces.row_P], windows_P, 0)
-        windows_B = np.bincount(pieces.row_P, windows_P, len(count_B))
-        is_window_BW = np.arange(found.speech_BW.shape[1]) < windows_B[:, None]
-        speech_V = found.speech_BW[is_window_BW]
+        piece_T = np.minimum(pieces.first_B[row_T] + frame_T // chunk_frames, pieces.last_B[row_T])
+        num_pieces, num_rows = len(pieces.row_P), len(listens_B)
+        if listens_B.any():
+            windows_P = pieces.end_P // WINDOW_SAMPLES - pieces.begin_P // WINDOW_SAMPLES
+            windows_P *= listens_B[pieces.row_P]
+            windows_B = np.bincount(pieces.row_P, windows_P, num_rows)
+            speech_V = found.speech_BW[np.arange(found.speech_BW.shape[1]) < windows_B[:, None]]
+        else:
+            windows_P, speech_V = np.zeros(num_pieces, dtype=np.int64), _SILENCE
+        tokens_P = np.bincount(piece_T, minlength=num_pieces)
         return cls(
-            _starts(np.bincount(piece_T, minlength=num_pieces)),
+            tokens_P,
+            _starts(tokens_P),
             tuple(found.symbols_BK[row_T, column_T].tolist()),
             tuple((plan.start_B[row_T] + frame_T).tolist()),
             tuple(found.confidences_BK[row_T, column_T].tolist()),
@@ -122,7 +136,7 @@ class StepText:
 
 
 def _starts(counts: NDArray[np.int64]) -> list[int]:
-    starts: list[int] = [0, *np.cumsum(counts).tolist()]
+    starts: list[int] = [0, *counts.cumsum().tolist()]
     return starts
 
 

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Final
 
 import numpy as np
@@ -38,8 +39,9 @@ from gpu_worker.turn.settings import TurnSettings
 
 DEFAULT_CHUNK_MS: Final = 160
 _FRAME_MS: Final = 80
-_LETTERS: Final = 26
-_SYMBOLS: Final = _LETTERS * _LETTERS
+_PAIRS: Final = tuple(first + second for first in ascii_lowercase for second in ascii_lowercase)
+_SYMBOLS: Final = len(_PAIRS)
+_SPACED: Final = tuple(" " + pair for pair in _PAIRS)
 _TOKENS_PER_WORD: Final = 3
 # Audio of one stream that a step takes, so that a stream that is behind catches up in larger steps.
 _STEP_MS: Final = 1_280
@@ -63,9 +65,8 @@ class Letters:
 
     def append(self, state: TextState, token: int) -> None:
         """Append one token to a text."""
-        first, second = divmod(token % _SYMBOLS, _LETTERS)
-        space = " " if state.text and (state.at_word_start or self.starts_word(token)) else ""
-        state.text += space + chr(97 + first) + chr(97 + second)
+        is_spaced = (token >= _SYMBOLS or state.at_word_start) and state.text
+        state.text += (_SPACED if is_spaced else _PAIRS)[token % _SYMBOLS]
         state.at_word_start = False
 
     def start_utterance(self, state: TextState) -> None:
@@ -153,6 +154,11 @@ class NullSteps:
         # All rings as one line; a slot's pcm16 is the first half of its part.
         self._bytes = memoryview(self.rings.float32_SC).cast("B")  # type: ignore[arg-type]
         self._step_s = step_ms / 1000
+        # Every token is certain, and all is speech.
+        most = self.shape.max_chunks
+        self._confidences_BK = np.ones((num_slots, most), dtype=np.float32)
+        self._frames_BK = np.tile(np.arange(most, dtype=np.int32) * clock.chunk_frames, (num_slots, 1))
+        self._speech_BW = np.ones((num_slots, max_windows(most * clock.chunk_samples)), dtype=np.float32)
         # Tokens that each stream has had, as far as they count for where words begin.
         self._tokens_S = np.zeros(num_slots, dtype=np.int64)
 
@@ -189,11 +195,11 @@ class NullSteps:
         symbols_BK += _SYMBOLS * starts_word_BK
         self._tokens_S[slots_B] = (self._tokens_S[slots_B] + counts_B) % _TOKENS_PER_WORD
         findings = StepFindings(
-            num_symbols_B=counts_B.astype(np.int32),
+            num_symbols_B=counts_B,
             symbols_BK=symbols_BK,
-            frames_BK=np.broadcast_to(number_K * chunk_frames, (num_rows, most)),
-            confidences_BK=np.ones((num_rows, most), dtype=np.float32),
-            speech_BW=np.ones((num_rows, max_windows(most * chunk_samples)), dtype=np.float32),
+            frames_BK=self._frames_BK[:num_rows],
+            confidences_BK=self._confidences_BK[:num_rows],
+            speech_BW=self._speech_BW[:num_rows],
         )
         return Flight(num_rows, _Slept(began_at + self._step_s, began_at, findings))
 

@@ -105,21 +105,18 @@ class SteadyTurns:
         last_window_P = end_sample_P // WINDOW_SAMPLES * WINDOW_SAMPLES
         is_silence_P = (steadiness_P == Steadiness.SILENCE) & (loudest_P < self._silence_level_S[slot_P])
         is_silence_P &= last_window_P < self._until_S[slot_P]
-        is_steady_P: NDArray[np.bool_] = is_open_P & (is_speech_P | is_silence_P)
-        if not len(slot_P):
-            return is_steady_P
-        # What follows a chunk that is read is read, too: the state is another by then.
-        num_before_P = np.cumsum(~is_steady_P)
+        is_taken_P: NDArray[np.bool_] = is_open_P & (is_speech_P | is_silence_P)
         is_first_P = np.ones(len(slot_P), dtype=np.bool_)
-        is_first_P[1:] = slot_P[1:] != slot_P[:-1]
-        num_at_first_P: NDArray[np.int64] = (num_before_P - ~is_steady_P)[is_first_P][
-            np.cumsum(is_first_P) - 1
-        ]
-        is_taken_P: NDArray[np.bool_] = num_before_P == num_at_first_P
-        taken = np.flatnonzero(is_taken_P)
-        np.add.at(self._windows_S, slot_P[taken], num_windows_P[taken])
+        np.not_equal(slot_P[1:], slot_P[:-1], out=is_first_P[1:])
+        if is_first_P.all():  # nearly always it is one chunk a stream
+            slots = slot_P[is_taken_P]
+            self._windows_S[slots] += num_windows_P[is_taken_P]
+        else:
+            is_taken_P = _first_ones(is_taken_P, is_first_P)
+            slots = slot_P[is_taken_P]
+            np.add.at(self._windows_S, slots, num_windows_P[is_taken_P])
         # Of several of one slot the last is written last.
-        self._end_sample_S[slot_P[taken]] = end_sample_P[taken]
+        self._end_sample_S[slots] = end_sample_P[is_taken_P]
         return is_taken_P
 
     def settle(self, slot: int, endpointer: Endpointer) -> None:
@@ -131,14 +128,29 @@ class SteadyTurns:
             self._end_sample[slot] = -1
 
 
+def _first_ones(is_steady_P: NDArray[np.bool_], is_first_P: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of each stream the steady chunks up to one that is not: by what follows, the state is another.
+
+    is_first_P: the first chunk of a stream.
+    """
+    is_read_P = ~is_steady_P
+    num_read_P = is_read_P.cumsum()
+    before_stream_P = (num_read_P - is_read_P)[is_first_P][is_first_P.cumsum() - 1]
+    is_taken_P: NDArray[np.bool_] = num_read_P == before_stream_P
+    return is_taken_P
+
+
 def _extremes(
     num_windows_P: NDArray[np.int64], speech_V: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Least and largest probability of each chunk; without a window it is as quiet and as loud as may be."""
-    quietest, loudest = np.full(len(num_windows_P), np.inf), np.full(len(num_windows_P), -np.inf)
+    first = num_windows_P.cumsum() - num_windows_P
     has_windows = num_windows_P > 0
+    if has_windows.all() and len(first):
+        return np.minimum.reduceat(speech_V, first), np.maximum.reduceat(speech_V, first)
+    quietest, loudest = np.full(len(first), np.inf), np.full(len(first), -np.inf)
     if has_windows.any():
-        first = (np.cumsum(num_windows_P) - num_windows_P)[has_windows]
+        first = first[has_windows]
         quietest[has_windows] = np.minimum.reduceat(speech_V, first)
         loudest[has_windows] = np.maximum.reduceat(speech_V, first)
     return quietest, loudest

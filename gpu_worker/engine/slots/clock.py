@@ -7,7 +7,7 @@ alone would not complete: their number is that of the offline pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +19,19 @@ class ChunkClock:
 
     hop_samples: distance of mel frames; lookahead_samples: samples of a mel frame's window past its
     centre; factor: mel frames of an encoder frame; chunk_frames: encoder frames of a chunk.
+    frame_samples: samples of an encoder frame.
     """
 
     hop_samples: int
     lookahead_samples: int
     factor: int
     chunk_frames: int
+    frame_samples: int = field(init=False)
 
-    @property
-    def frame_samples(self) -> int:
-        """Samples of an encoder frame."""
-        return self.hop_samples * self.factor
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frame_samples", self.hop_samples * self.factor)
+        if self.lookahead_samples > self.frame_samples:
+            raise ValueError("a mel frame reaches further than an encoder frame")
 
     @property
     def chunk_samples(self) -> int:
@@ -42,8 +44,9 @@ class ChunkClock:
 
     def samples_of_frame_array(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
         """`samples_of_frames` of many."""
-        samples = self.frame_samples * (frames - 1) + self.lookahead_samples
-        return np.where(frames > 0, samples, 0)
+        samples = frames * self.frame_samples
+        samples -= self.frame_samples - self.lookahead_samples
+        return np.maximum(samples, 0, out=samples)
 
     def samples_of_chunks(self, chunks: int) -> int:
         """Return the samples that the first `chunks` whole chunks need."""

@@ -88,6 +88,7 @@ class SampleRings:
             self._pcm16[ring + at : ring + length] = data[:first]
             self._pcm16[ring : ring + count - first] = data[first:]
         self._fed[slot] = fed + count
+        self._table.was_fed()
 
     def append(self, slot: int, samples: Samples) -> None:
         """Queue samples of either type; keeps no reference to them."""
@@ -152,6 +153,7 @@ class SampleRings:
         ring[at : at + first] = part[:first]
         ring[: count - first] = part[first:]
         self._fed[slot] = fed + count
+        self._table.was_fed()
         return count
 
     def _become_float(self, slot: int) -> None:

@@ -76,11 +76,14 @@ class SlotTable:
         # Plan at which the slot was first seen to be ready: who waits longest goes first.
         self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
         self._num_plans = 0
+        # Slots that are ready, until something changes.
+        self._ready: NDArray[np.int64] | None = None
         # Chunks planned when the next one of their stream was whole already.
         self.num_late = 0
 
     def open(self, slot: int, order: int, frames: int, samples: int, *, recording: bool = False) -> None:
         """Give a free slot to a stream that has decoded `frames` and taken `samples` before."""
+        self._ready = None
         self.order[slot] = order
         self.fed[slot] = samples
         self.decoded[slot] = frames
@@ -92,6 +95,7 @@ class SlotTable:
 
     def close(self, slot: int) -> None:
         """Make a slot free."""
+        self._ready = None
         self.order[slot] = 0
         self.num_recordings -= int(self.recording[slot])
         self.set_limit(slot, None)
@@ -102,32 +106,52 @@ class SlotTable:
     def hold(self, slots: Sequence[int]) -> None:
         """Plan nothing for these slots, and no longer hold any other."""
         if slots or self.num_held:
+            self._ready = None
             self.held[:] = False
             self.held[slots] = True
             self.num_held = len(slots)
 
     def set_limit(self, slot: int, frames: int | None) -> None:
         """Plan nothing past so many frames of a slot; None for no such limit."""
+        self._ready = None
         self.num_limited += (frames is not None) - (int(self.limit[slot]) != _NEVER)
         self.limit[slot] = _NEVER if frames is None else frames
 
-    def ready(self) -> NDArray[np.bool_]:
-        """Slots that a plan could have a row for."""
-        ready: NDArray[np.bool_] = (self.fed >= self.needed) | self.finished
-        ready &= ~(self.ended | self.held)
-        if self.num_limited:
-            ready &= self.planned < self.limit
-        return ready
+    def finish(self, slot: int) -> None:
+        """Note that no sample follows."""
+        self._ready = None
+        self.finished[slot] = True
+
+    def was_fed(self) -> None:
+        """Note that `fed` has changed: whoever writes there says so."""
+        self._ready = None
+
+    def ready(self) -> NDArray[np.int64]:
+        """Slots that a plan could have a row for, in order."""
+        if self._ready is None:
+            is_ready_S = self.fed >= self.needed
+            is_ready_S |= self.finished
+            is_ready_S &= ~self.ended
+            if self.num_held:
+                is_ready_S &= ~self.held
+            if self.num_limited:
+                is_ready_S &= self.planned < self.limit
+            self._ready = is_ready_S.nonzero()[0]
+        return self._ready
 
     def only_recordings(self, slots: NDArray[np.int64]) -> bool:
         """Return whether all of these slots have recordings, while live streams are open."""
-        if not self.num_recordings or not self.recording[slots].all():
-            return False
+        return bool(self.num_recordings and self.recording[slots].all()) and self._any_live()
+
+    def _any_live(self) -> bool:
+        """Return whether a stream that is no recording is open."""
         return bool((~self.recording & (self.order > 0)).any())
 
     def num_chunks_waiting(self) -> int:
         """Whole chunks that are in the rings and not planned, over all streams."""
-        return int(self._chunks_waiting(np.flatnonzero(self.order)).sum())
+        if not (len(self.ready()) or self.num_held or self.num_limited):
+            return 0
+        return int(self._chunks_waiting(self.order.nonzero()[0]).sum())
 
     def _chunks_waiting(self, slots_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Whole chunks of slots that are in the ring and not planned."""
@@ -139,6 +163,7 @@ class SlotTable:
 
     def plan_from(self, slots_B: NDArray[np.int64], frames_B: NDArray[np.int64]) -> None:
         """Say that so many frames of slots are planned: the next chunk begins there."""
+        self._ready = None
         self.planned[slots_B] = frames_B
         self.needed[slots_B] = self.clock.samples_of_frame_array(frames_B + self.clock.chunk_frames)
 
@@ -150,13 +175,14 @@ class SlotTable:
         recording_rows: rows for recordings, while a live stream is open.  in_gap: whether recordings may have
         a step by themselves then.
         """
-        slots = np.flatnonzero(self.ready())
+        slots = self.ready()
         if not len(slots) or (not in_gap and self.only_recordings(slots)):
             return None
         self._num_plans += 1
-        self._ready_since[slots] = np.minimum(self._ready_since[slots], self._num_plans)
         recordings_B = self.recording[slots]
-        if max_rows > 1 and recordings_B.any() and (~self.recording & (self.order > 0)).any():
+        if self.num_recordings or len(slots) > max_rows:
+            self._ready_since[slots] = np.minimum(self._ready_since[slots], self._num_plans)
+        if max_rows > 1 and self.num_recordings and recordings_B.any() and self._any_live():
             max_chunks = 1
             recordings = self._longest_waiting(slots[recordings_B], min(recording_rows, max_rows // 2))
             live = self._longest_waiting(slots[~recordings_B], max_rows - len(recordings))
@@ -172,14 +198,16 @@ class SlotTable:
             waiting = np.minimum(waiting, (limit - start) // self.clock.chunk_frames)
             finished[ending[start[ending] + left > limit[ending]]] = False
             ending, left = self._ending(slots, start, finished)
-        most = self._chunks(waiting[~finished], left, max_chunks)
+        most = self._chunks(waiting[~finished] if len(ending) else waiting, left, max_chunks)
         chunks = np.minimum(waiting, most)
-        self.num_late += int(np.maximum(np.minimum(chunks, waiting - 1), 0).sum())
+        if waiting.max() > 1:
+            self.num_late += int(np.maximum(np.minimum(chunks, waiting - 1), 0).sum())
         frames = chunks * self.clock.chunk_frames
         ends = np.zeros(len(slots), dtype=np.bool_)
-        # The last whole chunk closes the stream too when no frame comes after it.
-        ends[ending] = left <= most * self.clock.chunk_frames
-        frames[ending] = np.where(ends[ending], left, frames[ending])
+        if len(ending):
+            # The last whole chunk closes the stream too when no frame comes after it.
+            ends[ending] = left <= most * self.clock.chunk_frames
+            frames[ending] = np.where(ends[ending], left, frames[ending])
         self.plan_from(slots, start + frames)
         self.ended[slots] = ends
         return Plan(slots, start, frames, ends, chunks, self.order[slots])
@@ -188,7 +216,9 @@ class SlotTable:
         self, slots: NDArray[np.int64], start: NDArray[np.int64], finished: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which of the rows are of finished streams, and the frames that those have left."""
-        ending = np.flatnonzero(finished)
+        ending = finished.nonzero()[0]
+        if not len(ending):
+            return ending, ending
         total = [self.clock.total_frames(fed) for fed in self.fed[slots[ending]].tolist()]
         return ending, np.array(total, dtype=np.int64) - start[ending]
 

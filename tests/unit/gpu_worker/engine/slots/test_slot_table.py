@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ def table_with(fed: list[int]) -> SlotTable:
     for slot, samples in enumerate(fed):
         table.open(slot, slot + 1, 0, 0)
         table.fed[slot] = samples
+    table.was_fed()
     return table
 
 
@@ -54,6 +57,7 @@ def with_recordings(num_live: int, num_recordings: int) -> SlotTable:
         is_recording = slot >= num_live
         table.open(slot, slot + 1, 0, 0, recording=is_recording)
         table.fed[slot] = 1_000_000 if is_recording else CLOCK.samples_of_chunks(1)
+    table.was_fed()
     return table
 
 
@@ -102,6 +106,7 @@ def test_recordings_alone_have_whole_steps() -> None:
 def test_no_stream_starves_where_a_step_has_no_row_for_all(max_rows: int) -> None:
     table = with_recordings(3, 3)
     table.fed[:] = 1_000_000
+    table.was_fed()
     planned = np.zeros(6, dtype=int)
     for _ in range(24):
         plan = table.plan(max_rows, 1, recording_rows=2)
@@ -149,7 +154,8 @@ def test_one_on_time_holds_the_step_to_its_chunk() -> None:
 
 def test_a_stream_at_its_end_holds_nobody_back() -> None:
     table = table_with([CLOCK.samples_of_chunks(4), CLOCK.samples_of_chunks(1) + 500, 0])
-    table.finished[1:] = True
+    table.finish(1)
+    table.finish(2)
     plan = table.plan(8, 8)
     assert plan is not None
     assert plan.chunks_B.tolist() == [4, 1, 0]
@@ -159,7 +165,8 @@ def test_a_stream_at_its_end_holds_nobody_back() -> None:
 
 def test_streams_at_their_ends_take_the_longest_step_together() -> None:
     table = table_with([CLOCK.samples_of_chunks(6) + 900, CLOCK.samples_of_chunks(1)])
-    table.finished[:] = True
+    table.finish(0)
+    table.finish(1)
     first = table.plan(8, 4)
     assert first is not None
     assert (first.chunks_B.tolist(), first.ends_B.tolist()) == ([4, 1], [False, True])
@@ -176,7 +183,8 @@ def test_a_finished_stream_ends_with_all_its_frames(samples: int, chunk_frames: 
     clock = ChunkClock(160, 200, 8, chunk_frames)
     table = SlotTable(1, clock)
     table.open(0, 1, 0, 0)
-    table.fed[0], table.finished[0] = samples, True
+    table.fed[0] = samples
+    table.finish(0)
     frames, whole, plans = 0, 0, []
     while (plan := table.plan(1, max_chunks)) is not None:
         assert 0 <= plan.frames_B[0] <= max_chunks * chunk_frames
@@ -187,6 +195,32 @@ def test_a_finished_stream_ends_with_all_its_frames(samples: int, chunk_frames: 
     assert frames == clock.total_frames(samples)
     assert whole == clock.whole_chunks(samples)
     assert [bool(plan.ends_B[0]) for plan in plans] == [False] * (len(plans) - 1) + [True]
+
+
+def test_who_is_ready_follows_every_change() -> None:
+    one, table = CLOCK.samples_of_chunks(1), table_with([0, 0, 0])
+    rings = SampleRings(RingMemory.allocate(3, 10_240), table)
+
+    def after(change: Callable[[], object]) -> list[int]:
+        assert table.ready() is table.ready(), "looked for once between two changes"
+        change()
+        return list(table.ready())
+
+    pcm16, floats = np.zeros(one, dtype=np.int16), np.zeros(one, dtype=np.float32)
+    assert after(lambda: rings.append_pcm16(0, pcm16)) == [0]
+    assert after(lambda: rings.append(1, floats)) == [0, 1]
+    assert after(lambda: table.finish(2)) == [0, 1, 2]
+    assert after(lambda: table.hold([0])) == [1, 2]
+    assert after(lambda: table.hold([])) == [0, 1, 2]
+    assert after(lambda: table.set_limit(1, 0)) == [0, 2]
+    assert after(lambda: table.set_limit(1, None)) == [0, 1, 2]
+    plan = table.plan(2)
+    assert plan is not None
+    assert table.ready().tolist() == [2]
+    assert after(lambda: table.unplan(plan)) == [0, 1, 2]
+    assert after(lambda: table.close(0)) == [1, 2]
+    assert after(lambda: table.open(0, 9, 0, one)) == [0, 1, 2]
+    assert after(lambda: table.plan(3)) == []
 
 
 def test_closed_slots_are_in_no_plan() -> None:
