@@ -3,6 +3,9 @@
 All streams are one worker's, or one group's of lanes; another stands by with room for all.  The victim gets
 SIGKILL, and for each of its streams the time is taken until its next result is published, which is the result
 of a replay from its checkpoint.  Null engine, default lease; clients are `parakeet-server bench`.
+
+Whoever takes over has `--live` streams of its own, and theirs are looked at meanwhile: how far apart the
+results of each were, at most and at the 99th percentile, which is a chunk's duration where nothing is late.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, Final
 from urllib.request import urlopen
@@ -59,34 +62,34 @@ class Cluster:
         self._stack.callback(_end, process)
         return process
 
-    def worker(self, name: str, lanes: int) -> subprocess.Popen[bytes]:
-        """Start a worker with room for all streams, or a group of lanes, and wait until it serves."""
+    def worker(self, name: str, lanes: int, room: int) -> subprocess.Popen[bytes]:
+        """Start a worker with room for so many streams, or a group of lanes, and wait until it serves."""
         given = self._given
         process = self._run(
             *(name, "-m", "gpu_worker", "--backend", "null", "--worker-id", name, "--lanes", str(lanes)),
-            *("--worker-max-streams", str(given.streams + given.streams // 4), "--measure-capacity-s", "0"),
+            *("--worker-max-streams", str(room), "--measure-capacity-s", "0"),
             *("--chunk-ms", str(given.chunk_ms), "--turn-detection", "off"),
         )
         for one in lane_ids(name, lanes):
             _until(lambda one=one: self.client.zscore(_KEYS.workers, one), f"{one} to serve")
         return process
 
-    def streams_run(self) -> bool:
-        """Whether all streams are decoded."""
+    def streams_run(self, streams: int) -> bool:
+        """Whether so many streams are decoded."""
         try:
             with urlopen(f"http://127.0.0.1:{self._given.port + 2}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
         except OSError:
             return False
         found = re.search(r'ingress_streams{state="decoding"} (\S+)', text)
-        return found is not None and float(found[1]) >= self._given.streams
+        return found is not None and float(found[1]) >= streams
 
-    def load(self) -> None:
-        """Clients that stream in real time until all is over."""
+    def load(self, streams: int) -> None:
+        """Let clients stream in real time until all is over."""
         given = self._given
         self._run(
             *("bench", "-m", "parakeet.cli", "bench", f"ws://127.0.0.1:{given.port}", "--backend", "null"),
-            *("--streams", str(given.streams), "--ramp-s", "10", "--duration-s", "400", "--binary"),
+            *("--streams", str(streams), "--ramp-s", "10", "--duration-s", "400", "--binary"),
             *("--message-ms", str(given.chunk_ms), "--chunk-ms", str(given.chunk_ms)),
         )
 
@@ -104,38 +107,57 @@ class Cluster:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Kill the victim; what became of its streams."""
+    """Kill the victim; what became of its streams, and of those of whoever takes over."""
     with contextlib.ExitStack() as stack:
         cluster = Cluster(given, stack)
         lanes = 1 if given.kill == "worker" else given.lanes
-        victim = cluster.worker("first", lanes)
-        cluster.load()
-        _until(cluster.streams_run, f"{given.streams} streams")
-        cluster.worker("second", lanes)
+        streams = given.streams
+        # A lane's streams go to its sister as well.
+        room = streams + streams // 4 if given.kill == "lane" else streams + 2 * lanes
+        victim = cluster.worker("first", lanes, room)
+        cluster.load(streams)
+        _until(lambda: cluster.streams_run(streams), f"{streams} streams")
+        cluster.worker("second", lanes, streams + streams // 4 + given.live)
+        if given.live:
+            cluster.load(given.live)
+            _until(lambda: cluster.streams_run(streams + given.live), f"{given.live} live streams")
         time.sleep(_SETTLED_S)
         owners = cluster.owners()
         pid = _child(victim.pid, "first-l0") if given.kill == "lane" else victim.pid
         theirs = {"first-l0"} if given.kill == "lane" else set(lane_ids("first", lanes))
         epochs = {stream: epoch for stream, (owner, epoch) in owners.items() if owner in theirs}
-        waited = _next_results(cluster.client, epochs, pid)
+        live = owners.keys() - epochs.keys()
+        waited, gaps = _next_results(cluster.client, epochs, live, pid)
     cuts = statistics.quantiles(waited, n=20)
     return {
         "kill": given.kill,
         "lanes": lanes,
         "streams": len(epochs),
+        "live": len(live),
         "chunk_ms": given.chunk_ms,
         "p50_s": round(statistics.median(waited), 2),
         "p95_s": round(cuts[-1], 2),
         "max_s": round(max(waited), 2),
         "first_s": round(min(waited), 2),
+        "live_gap_p50_ms": round(1000 * statistics.median(gaps)) if gaps else None,
+        "live_gap_p99_ms": round(1000 * statistics.quantiles(gaps, n=100)[-1]) if gaps else None,
+        "live_gap_max_ms": round(1000 * max(gaps)) if gaps else None,
     }
 
 
-def _next_results(client: Any, epochs: dict[int, int], pid: int) -> list[float]:
-    """Seconds from the SIGKILL of a process to the next result of each stream, under a later epoch."""
+def _next_results(
+    client: Any, epochs: dict[int, int], live: Set[int], pid: int
+) -> tuple[list[float], list[float]]:
+    """Kill a process.  Returns two lists of seconds.
+
+    Until the next result of each of its streams, under a later epoch; and between any two results of each
+    live stream until then.
+    """
     subscription = client.pubsub(ignore_subscribe_messages=True)
     subscription.subscribe(_KEYS.channel(_INGRESS))
     left, waited = dict(epochs), []
+    last: dict[int, float] = {}
+    gaps: list[float] = []
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
     while left:
@@ -144,11 +166,17 @@ def _next_results(client: Any, epochs: dict[int, int], pid: int) -> list[float]:
         if now - killed > _PATIENCE_S:
             raise TimeoutError(f"{len(left)} streams had no result for {_PATIENCE_S:.0f} s")
         for line in decode_lines(message["data"]) if message is not None else ():
-            if line.kind in _RESULTS and line.epoch > left.get(line.stream, line.epoch):
+            if line.kind not in _RESULTS:
+                continue
+            if line.epoch > left.get(line.stream, line.epoch):
                 del left[line.stream]
                 waited.append(now - killed)
+            elif line.stream in live:
+                if line.stream in last:
+                    gaps.append(now - last[line.stream])
+                last[line.stream] = now
     subscription.close()
-    return waited
+    return waited, gaps
 
 
 def _child(pid: int, worker_id: str) -> int:
@@ -181,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kill", choices=("worker", "lane", "group"), default="worker")
     parser.add_argument("--streams", type=int, default=1_000)
+    parser.add_argument("--live", type=int, default=100, help="streams of whoever takes over")
     parser.add_argument("--lanes", type=int, default=2)
     parser.add_argument("--chunk-ms", type=int, default=320)
     parser.add_argument("--port", type=int, default=9720, help="the first of three")

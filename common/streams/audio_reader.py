@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from common.entries import RawEntry, StreamId, WorkerId
 from common.redis.clients import RESPONSE_ERROR, SyncRedis, is_passing
-from common.redis.connect import Argument, pack
+from common.redis.connect import pack
 from common.redis.keys import Keys, StreamKeys, audio_group
 from common.redis.pipelined_sync import SyncPipelinedConnection
 
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 # the entries where the audio group is gone (the stream was taken over, or left Redis), or where Redis refuses
 # the key.
 AudioRead = tuple[bytes, Sequence[RawEntry] | None]
+
+_MULTI: Final = pack(b"MULTI")
+_EXEC: Final = pack(b"EXEC")
 
 
 class AudioReader:
@@ -39,23 +42,27 @@ class AudioReader:
         self._ready = [keys.ready(shard, worker) for shard in shards]
 
     def wait(
-        self, block_ms: int, max_streams: int, on_wait: Callable[[float], None] | None = None
+        self, block_ms: int | None, max_streams: int, on_wait: Callable[[float], None] | None = None
     ) -> list[StreamId]:
-        """Ids of up to `max_streams` streams with new audio, or of none after `block_ms`.
+        """Ids of up to `max_streams` streams with new audio, or of none after `block_ms`; None only looks.
 
         The shards take turns at being asked first. on_wait: called with the seconds since the oldest audio of
         the read was announced, by the clock of its ingress.
         """
-        reply = self._run(
-            b"BZMPOP", block_ms / 1000, len(self._ready), *self._ready, b"MIN", b"COUNT", max_streams
-        )
+        timeout_s = (block_ms or 0) / 1000
+        pop = pack(b"BZMPOP", timeout_s, len(self._ready), *self._ready, b"MIN", b"COUNT", max_streams)
+        # A time of 0 waits for ever; in a transaction nothing waits.
+        reply = self._call(pop) if block_ms else self._call(_MULTI, pop, _EXEC)
         if len(self._ready) > 1:
             self._ready.append(self._ready.pop(0))
+        if not block_ms:
+            (reply,) = reply
         if not reply:
             return []
-        if on_wait is not None:
-            # The first one has the smallest score: the time of its announcement in milliseconds.
-            on_wait(max(0.0, time.time() - float(reply[1][0][1]) / 1000))
+        # The first one has the smallest score: the time of its announcement in milliseconds, 0 for none.
+        announced_ms = float(reply[1][0][1])
+        if on_wait is not None and announced_ms:
+            on_wait(max(0.0, time.time() - announced_ms / 1000))
         # A call of StreamId would do nothing, for every chunk.
         return [int(member) for member, _ in reply[1]]  # type: ignore[misc]
 
@@ -78,11 +85,13 @@ class AudioReader:
         """Entries behind `after` that were delivered to this worker already, and are not acknowledged."""
         return self._read_after(after, epoch, [keys.audio], max_entries)
 
-    def _run(self, *command: Argument, repeat: bool = True) -> Any:
-        reply = self._connection.call((pack(*command),), repeat=repeat)[0]
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+    def _call(self, *commands: bytes, repeat: bool = True) -> Any:
+        """Send packed commands in one round trip; the reply of the last one."""
+        replies = self._connection.call(commands, repeat=repeat)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies[-1]
 
     def _read_group(self, epoch: int, group: list[bytes], max_entries: int) -> list[AudioRead]:
         read = self._read_after(b">", epoch, group, max_entries, repeat=False)
@@ -95,9 +104,11 @@ class AudioReader:
         self, after: bytes, epoch: int, keys: Sequence[bytes], max_entries: int, *, repeat: bool = True
     ) -> list[AudioRead]:
         try:
-            reply: list[AudioRead] | None = self._run(
-                *(b"XREADGROUP", b"GROUP", audio_group(epoch), self._worker, b"COUNT", max_entries),
-                *(b"STREAMS", *keys, *([after] * len(keys))),
+            reply: list[AudioRead] | None = self._call(
+                pack(
+                    *(b"XREADGROUP", b"GROUP", audio_group(epoch), self._worker, b"COUNT", max_entries),
+                    *(b"STREAMS", *keys, *([after] * len(keys))),
+                ),
                 repeat=repeat,
             )
         except RESPONSE_ERROR as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from common.entries import AssignmentEntry
@@ -21,8 +22,11 @@ from gpu_worker.pipeline.intake import Intake
 
 logger = logging.getLogger(__name__)
 
-# Streams that are opened by one round trip. Their snapshots, megabytes each, are in memory at once.
-_OPENED_AT_ONCE: Final = 8
+# Streams that are opened by one round trip.  Of many, the first few tell how large snapshots are, which are
+# in memory at once; the others are as many as so many bytes allow, over all servers.
+_FIRST_OPENED: Final = 8
+_MOST_OPENED: Final = 64
+_SNAPSHOT_BYTES: Final = 64 << 20
 
 
 class Owner:
@@ -49,31 +53,56 @@ class Owner:
         self._engine = engine
         self._sink = sink
         self._losing = threading.Lock()
+        self._counting = threading.Lock()
 
     def open(self, entries: Sequence[AssignmentEntry], reserved: int, together: int = 0) -> None:
         """Open these streams; their slots have been reserved, and more where `reserved` is larger.
 
-        A few at a time, in one round trip: of many, the first ones go on while the others are fetched.
-        What could not be opened stays pending for this worker, and the sweep offers it again.
+        A portion at a time, in one round trip: of many, the first ones go on while the others are fetched.
+        Servers of Redis are asked side by side. What could not be opened stays pending for this worker, and
+        the sweep offers it again.
 
         together: suspects that this process runs with each of them (`Claims.open`).
         Raises the client's errors.
         """
         self._table.unreserve(reserved - len(entries))
-        left = len(entries)
+        by_server: dict[int, list[AssignmentEntry]] = {}
+        for entry in entries:
+            server = self._servers.server_of_shard(entry.stream % self._servers.shards)
+            by_server.setdefault(server, []).append(entry)
+        groups = list(by_server.values())
+        most_bytes = _SNAPSHOT_BYTES // max(1, len(groups))
+        if len(groups) < 2:
+            for group in groups:
+                self._open(group, together, most_bytes)
+            return
+        with ThreadPoolExecutor(len(groups), "open") as pool:
+            opened = [pool.submit(self._open, group, together, most_bytes) for group in groups]
+        for future in opened:
+            future.result()
+
+    def _open(self, entries: Sequence[AssignmentEntry], together: int, most_bytes: int) -> None:
+        """Open streams of one server. Raises the client's errors."""
+        left, at, count = len(entries), 0, _FIRST_OPENED
         try:
-            for at in range(0, len(entries), _OPENED_AT_ONCE):
-                openings = self._claims.open(entries[at : at + _OPENED_AT_ONCE], together)
+            while at < len(entries):
+                openings = self._claims.open(entries[at : at + count], together)
+                at += count
                 owned = [opening for opening in openings if isinstance(opening, OwnedStream)]
-                for stream, stored in zip(owned, self._claims.snapshots(owned), strict=True):
+                found = self._claims.snapshots(owned)
+                for stream, stored in zip(owned, found, strict=True):
                     left -= 1
                     self._take_in(stream, stored)
                 for opening in openings:
                     if isinstance(opening, Suspect):
-                        self._metrics.suspects += 1
+                        with self._counting:
+                            self._metrics.suspects += 1
                         self._quarantine.isolate(opening.entry)
                     elif isinstance(opening, Refused):
                         self._not_opened(opening)
+                # Snapshots of streams of one model are about as large as each other.
+                largest = max((len(one.snapshot or b"") for one in found if one is not None), default=0)
+                count = max(1, min(_MOST_OPENED, most_bytes // (largest + 1)))
         finally:
             self._table.unreserve(left)
 
@@ -90,7 +119,8 @@ class Owner:
         extra = {"stream_id": owned.stream, "epoch": owned.epoch}
         if owned.poison:
             logger.error("poison: the stream is ended, see its dead letter", extra=extra)
-            self._metrics.poisoned += 1
+            with self._counting:
+                self._metrics.poisoned += 1
             self._table.add(flow)
             self._sink.put(Failed(flow, _poison()))
             return
@@ -101,7 +131,8 @@ class Owner:
             return
         new = owned.epoch == 1
         logger.info("stream claimed" if new else "stream taken over", extra=extra)
-        self._metrics.claims["new" if new else "takeover"] += 1
+        with self._counting:
+            self._metrics.claims["new" if new else "takeover"] += 1
         self.intake_of(owned).take_in(flow, stored.snapshot if stored is not None else None)
 
     def intake_of(self, owned: OwnedStream) -> Intake:

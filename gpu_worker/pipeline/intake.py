@@ -3,6 +3,9 @@
 The thread waits on the worker's ready sets, reads what the streams there have, converts it, and feeds
 it to the engine thread. Once a second it also reads the streams that it has not read since: that finds
 audio whose notice was lost, and streams that another worker has taken.
+
+Streams that are behind, as all are that were taken over, have more audio than a read brings. They take turns,
+a portion of them a round, behind those that keep up: a takeover of a thousand streams makes nobody late.
 """
 
 from __future__ import annotations
@@ -44,6 +47,10 @@ logger = logging.getLogger(__name__)
 MAX_STREAMS: Final = 256
 # Entries of one stream a read: some seconds of a client that sends small messages.
 MAX_ENTRIES: Final = 64
+# Streams and entries of a read of those that are behind: some megabytes, so that it takes milliseconds in
+# Redis, here, and in the engine's thread, which all have those that keep up to serve.
+MAX_BEHIND: Final = 32
+MAX_ENTRIES_BEHIND: Final = 16
 _BLOCK_MS: Final = 500
 _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
@@ -58,10 +65,11 @@ class _Reading:
     """The intake's own state of one stream.
 
     last_entry: id of the last audio entry that it has. missed: a read of the stream failed, and may
-    have delivered entries to nobody.
+    have delivered entries to nobody. behind: it has more audio than a read brings. queued: it has its place
+    among those of them that are read next.
     """
 
-    __slots__ = ("audio", "flow", "key", "last_entry", "last_read", "missed")
+    __slots__ = ("audio", "behind", "flow", "key", "last_entry", "last_read", "missed", "queued")
 
     def __init__(self, flow: StreamFlow) -> None:
         record = flow.owned.record
@@ -72,6 +80,8 @@ class _Reading:
         self.last_read = 0.0
         self.last_entry = record.checkpoint.entry_id or b"0"
         self.missed = False
+        self.behind = flow.owned.epoch > 1
+        self.queued = False
 
 
 class Intake:
@@ -100,6 +110,7 @@ class Intake:
         self._metrics = metrics
         self._on_lost = on_lost
         self._readings: dict[StreamId, _Reading] = {}
+        self._behind: deque[_Reading] = deque()
         # Held while a stream is taken in, so that a notice about it finds it.
         self._lock = threading.Lock()
         self._finishing: deque[StreamFlow] = deque()
@@ -157,10 +168,12 @@ class Intake:
         if early_s > 0:
             time.sleep(early_s)
         # Rounded up to whole blocks: a sweep may come one block late.
-        streams = self._reader.wait(_BLOCK_MS, MAX_STREAMS, self._metrics.audio_wait_seconds.observe)
+        block_ms = None if self._behind else _BLOCK_MS
+        streams = self._reader.wait(block_ms, MAX_STREAMS, self._metrics.audio_wait_seconds.observe)
         now = time.monotonic()
         self._next_round = max(self._next_round + self._round_every_s, now)
-        self._read(streams, now)
+        self._read(self._readable(streams, now), MAX_ENTRIES)
+        self._catch_up(now)
         while self._finishing:
             self._finish(self._finishing.popleft())
         if now >= self._next_sweep:
@@ -184,64 +197,88 @@ class Intake:
                 stream for stream, reading in self._readings.items() if now - reading.last_read >= _SWEEP_S
             ]
         for at in range(0, len(quiet), MAX_STREAMS):
-            self._read(quiet[at : at + MAX_STREAMS], now)
+            self._read(self._readable(quiet[at : at + MAX_STREAMS], now), MAX_ENTRIES)
 
-    def _read(self, streams: Sequence[StreamId], now: float) -> None:
-        """Read these streams until they have no more, or the engine has enough of them."""
-        while streams and not self._stop.is_set():
-            chosen = self._readable(streams, now)
-            if not chosen:
-                return
+    def _catch_up(self, now: float) -> None:
+        """Read a portion of the streams that are behind, those first that have waited longest."""
+        portion = [self._behind.popleft() for _ in range(min(MAX_BEHIND, len(self._behind)))]
+        for reading in portion:
+            reading.queued = False
+        with self._lock:
+            portion = [reading for reading in portion if self._readings.get(reading.flow.stream) is reading]
+        chosen = [reading for reading in portion if self._takes_more(reading, now)]
+        for reading in chosen:
+            reading.behind = False  # until the read says so again
+        self._read(chosen, MAX_ENTRIES_BEHIND)
+
+    def _read(self, chosen: Sequence[_Reading], max_entries: int) -> None:
+        """Read up to so many entries of each of these streams."""
+        if not chosen or self._stop.is_set():
+            return
+        for reading in chosen:
+            if reading.missed:
+                self._reread(reading)
+        try:
+            read = self._reader.read([reading.key for reading in chosen], max_entries)
+            self._handle(read, {reading.key[0].audio: reading for reading in chosen}, max_entries)
+        except BaseException:
+            # Nobody knows what of these streams was delivered.
             for reading in chosen:
-                if reading.missed:
-                    self._reread(reading)
-            try:
-                read = self._reader.read([reading.key for reading in chosen], MAX_ENTRIES)
-                streams = self._handle(read, {reading.key[0].audio: reading for reading in chosen})
-            except BaseException:
-                # Nobody knows what of these streams was delivered.
-                for reading in chosen:
-                    reading.missed = True
-                raise
+                reading.missed = True
+            raise
 
     def _reread(self, reading: _Reading) -> None:
         """Take what a failed read delivered to nobody; new entries are read behind it."""
-        while True:
+        more = True
+        while more:
             read = self._reader.reread(*reading.key, reading.last_entry, MAX_ENTRIES)
+            more = any(len(entries or ()) >= MAX_ENTRIES for _, entries in read)
             if any(entries for _, entries in read):
                 logger.info("audio read again", extra={"stream_id": reading.flow.stream})
-            if not self._handle(read, {reading.key[0].audio: reading}):
-                break
+            self._handle(read, {reading.key[0].audio: reading}, MAX_ENTRIES)
         reading.missed = False
 
     def _readable(self, streams: Iterable[StreamId], now: float) -> list[_Reading]:
+        """Return those of the streams that are read now; others that have audio get their turn."""
         chosen = []
-        most = self._table.max_backlog_samples
         with self._lock:
             for stream in streams:
                 reading = self._readings.get(stream)
-                if reading is None or reading.flow.lost:
+                if reading is None:
                     continue
-                flow = reading.flow
-                reading.last_read = now
-                if flow.ended:
-                    # Read on, so that a takeover is noticed; nothing can follow a final entry.
-                    if flow.backlog_samples > 0:
-                        chosen.append(reading)
-                elif flow.backlog_samples < most:
+                if reading.behind:
+                    self._queue(reading)
+                elif self._takes_more(reading, now):
                     chosen.append(reading)
-                else:
-                    flow.held = True
-                    # The outlet may have looked before `held` was set: then nobody would wake us.
-                    if flow.backlog_samples < most:
-                        flow.held = False
-                        chosen.append(reading)
         return chosen
 
-    def _handle(self, read: Iterable[AudioRead], readings: dict[bytes, _Reading]) -> list[StreamId]:
-        """Feed what was read, of streams by the key of their audio; return the streams that may have more."""
+    def _takes_more(self, reading: _Reading, now: float) -> bool:
+        """Whether a stream is read now; one of which the engine has enough is read when it has less."""
+        flow, most = reading.flow, self._table.max_backlog_samples
+        if flow.lost:
+            return False
+        reading.last_read = now
+        if flow.ended:
+            # Read on, so that a takeover is noticed; nothing can follow a final entry.
+            return flow.backlog_samples > 0
+        if flow.backlog_samples < most:
+            return True
+        reading.behind = True
+        flow.held = True
+        # The outlet may have looked before `held` was set: then nobody would wake us.
+        if flow.backlog_samples < most:
+            flow.held = False
+            return True
+        return False
+
+    def _queue(self, reading: _Reading) -> None:
+        if not reading.queued:
+            reading.queued = True
+            self._behind.append(reading)
+
+    def _handle(self, read: Iterable[AudioRead], readings: dict[bytes, _Reading], max_entries: int) -> None:
+        """Feed what was read, of streams by the key of their audio."""
         got = _Got()
-        more: list[StreamId] = []
         lost: list[StreamFlow] = []
         for key, entries in read:
             reading = readings[key]
@@ -249,12 +286,12 @@ class Intake:
                 lost.append(reading.flow)
                 continue
             got.take(reading, entries)
-            if len(entries) >= MAX_ENTRIES:
-                more.append(reading.flow.stream)
+            if len(entries) >= max_entries:
+                reading.behind = True
+                self._queue(reading)
         self._put(*got.commands())
         if lost:
             self._on_lost(lost)
-        return more
 
 
 class _Got:

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
-from common.entries import StreamId, WorkerId
+from common.entries import AudioEntry, IngressId, StreamId, WorkerId
 from common.monitoring.metrics import WorkerMetrics
+from common.options import StreamOptions
 from common.redis.clients import RedisServers
-from common.redis.keys import Keys
-from gpu_worker.pipeline.flow import StreamTable
-from gpu_worker.pipeline.intake import Intake
+from common.redis.keys import Keys, StreamKeys
+from common.streams.assignments import Checkpoint, StreamRecord
+from common.streams.audio_reader import AudioRead
+from common.streams.claims import OwnedStream
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable
+from gpu_worker.pipeline.intake import MAX_BEHIND, MAX_ENTRIES, MAX_ENTRIES_BEHIND, Intake
 
 
 class _Clock:
@@ -28,7 +32,7 @@ class _Clock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def wait(self, _block_ms: int, _max_streams: int, _on_wait: object = None) -> list[StreamId]:
+    def wait(self, _block_ms: int | None, _max_streams: int, _on_wait: object = None) -> list[StreamId]:
         self.now = max(self.now, self._news_at.pop(0))
         self.rounds_at.append(self.now)
         return []
@@ -63,3 +67,136 @@ def test_rounds_follow_the_commits_of_few_ingresses_and_are_held_back_for_many(
     for _ in news_at:
         intake._round()
     assert clock.rounds_at == pytest.approx(rounds_at)
+
+
+SAMPLES = 160
+
+
+class _Log:
+    """Stands for a reader of streams with so many entries each; all of them have been announced."""
+
+    def __init__(self, entries: dict[StreamId, int]) -> None:
+        self.left = dict(entries)
+        self.taken = dict.fromkeys(entries, 0)
+        self.announced = list(entries)
+        self.reads: list[dict[StreamId, int]] = []
+        self.waited: list[bool] = []
+
+    def wait(self, block_ms: int | None, max_streams: int, _on_wait: object) -> list[StreamId]:
+        self.waited.append(block_ms is not None)
+        streams, self.announced = self.announced[:max_streams], self.announced[max_streams:]
+        return streams
+
+    def read(self, streams: list[tuple[StreamKeys, int]], max_entries: int) -> list[AudioRead]:
+        read: dict[StreamId, int] = {}
+        told: list[AudioRead] = []
+        for keys, _ in streams:
+            count = min(max_entries, self.left[keys.stream])
+            if count:
+                read[keys.stream] = count
+                entries = range(self.taken[keys.stream], self.taken[keys.stream] + count)
+                told.append((keys.audio, [self._entry(number) for number in entries]))
+                self.left[keys.stream] -= count
+                self.taken[keys.stream] += count
+        self.reads.append(read)
+        return told
+
+    @staticmethod
+    def _entry(number: int) -> tuple[bytes, list[bytes]]:
+        entry = AudioEntry(b"1-%d" % (number + 1), number * SAMPLES, bytes(2 * SAMPLES))
+        fields = [part if isinstance(part, bytes) else str(part).encode() for part in entry.fields()]
+        return entry.entry_id, fields
+
+
+def test_streams_that_are_behind_take_turns_behind_those_that_keep_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = StreamTable(1000)
+    intake = Intake(
+        servers=RedisServers.parse(("unix:///nowhere/redis.sock",)),
+        server=0,
+        keys=Keys(),
+        worker=WorkerId("w"),
+        table=table,
+        put=lambda *_: None,
+        metrics=WorkerMetrics(),
+        on_lost=lambda _: None,
+    )
+    taken_over = [StreamId(number) for number in range(1, 2 * MAX_BEHIND + 1)]
+    live = StreamId(500)
+    flows = {}
+    for stream, epoch in (*((stream, 2) for stream in taken_over), (live, 1)):
+        record = StreamRecord(
+            *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, epoch),
+            Checkpoint(),
+            finished=False,
+        )
+        flows[stream] = StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
+        table.reserve(1)
+        intake.take_in(flows[stream], None)
+    log = _Log({**dict.fromkeys(taken_over, MAX_ENTRIES_BEHIND + 1), live: 2})
+    monkeypatch.setattr(intake, "_reader", log)
+
+    intake._round()
+    assert log.reads.pop(0) == {live: 2}, "it keeps up, and does not wait for the others"
+    assert log.reads.pop(0) == dict.fromkeys(taken_over[:MAX_BEHIND], MAX_ENTRIES_BEHIND)
+    log.left[live] = 1
+    log.announced = [live]
+    intake._round()
+    assert log.reads.pop(0) == {live: 1}
+    assert log.reads.pop(0) == dict.fromkeys(taken_over[MAX_BEHIND:], MAX_ENTRIES_BEHIND)
+    for _ in range(2):  # the rest of each, in the order in which they were read
+        intake._round()
+    assert [list(read) for read in log.reads] == [taken_over[:MAX_BEHIND], taken_over[MAX_BEHIND:]]
+    assert all(flow.fed_samples == SAMPLES * log.taken[stream] for stream, flow in flows.items())
+    assert log.waited == [True, False, False, False], "nobody waits for news while streams are behind"
+
+    # Now they keep up, and are read as soon as they have news.
+    log.reads.clear()
+    log.left = dict.fromkeys(log.left, 1)
+    log.announced = list(taken_over[:3])
+    intake._round()
+    assert log.reads == [dict.fromkeys(taken_over[:3], 1)]
+    # What falls behind while it is live gets in line, too.
+    log.left[live] = MAX_ENTRIES + 1
+    log.announced = [live]
+    log.reads.clear()
+    intake._round()
+    assert log.reads == [{live: MAX_ENTRIES}, {live: 1}]
+
+
+def test_a_stream_of_which_the_engine_has_enough_is_read_when_it_has_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = StreamTable(1)
+    intake = Intake(
+        servers=RedisServers.parse(("unix:///nowhere/redis.sock",)),
+        server=0,
+        keys=Keys(),
+        worker=WorkerId("w"),
+        table=table,
+        put=lambda *_: None,
+        metrics=WorkerMetrics(),
+        on_lost=lambda _: None,
+    )
+    stream = StreamId(1)
+    record = StreamRecord(
+        *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, 2),
+        Checkpoint(),
+        finished=False,
+    )
+    flow = StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
+    table.reserve(1)
+    intake.take_in(flow, None)
+    log = _Log({stream: 1000})
+    monkeypatch.setattr(intake, "_reader", log)
+    for _ in range(40):
+        intake._round()
+    assert flow.held
+    # At most one read more than the engine is to have.
+    assert 0 <= flow.backlog_samples - table.max_backlog_samples < MAX_ENTRIES_BEHIND * SAMPLES
+    flow.decoded_samples, flow.held = flow.fed_samples, False
+    log.announced = [stream]
+    log.reads.clear()
+    intake._round()
+    assert [read for read in log.reads if read] == [{stream: MAX_ENTRIES_BEHIND}]
