@@ -50,21 +50,21 @@ def measure(given: argparse.Namespace, servers: list[EmbeddedRedis]) -> str:
     """Run the load, and say what was counted meanwhile."""
     clients = [redis.Redis.from_url(server.url) for server in servers]
     metrics = [given.port + 10 + number for number in range(given.ingresses)]
-    python, environment = sys.executable, {**os.environ, "PYTHONPATH": str(given.tree.resolve())}
+    tree, python = given.tree.resolve(), sys.executable
     serve = [
         *(python, "-m", "parakeet.cli", "serve", "--backend", "null", "--num-ingress", str(given.ingresses)),
         *("--ws-port", str(given.port), "--port", "0", "--status-port", str(given.port + 1)),
         *("--redis-url", ",".join(server.url for server in servers), "--metrics-port", str(metrics[0])),
         *("--max-num-streams", str(given.streams + 8), "--log-level", "warning", "--turn-detection", "off"),
     ]
-    with tempfile.TemporaryFile() as log, _running(serve, environment, log):
+    with tempfile.TemporaryFile() as log, _running(serve, tree, log):
         _until_ready(metrics)
         bench = [
             *(python, "-m", "parakeet.cli", "bench", f"ws://127.0.0.1:{given.port}", "--backend", "null"),
             *("--streams", str(given.streams), "--ramp-s", str(_RAMP_S)),
             *("--duration-s", str(_RAMP_S + _SETTLED_S + given.seconds + 5)),
         ]
-        with _running(bench, environment, log):
+        with _running(bench, tree, log):
             _until_streaming(metrics, given.streams)
             time.sleep(_SETTLED_S)
             before, began = _counters(metrics, clients), time.monotonic()
@@ -85,8 +85,10 @@ def _said(values: list[float], digits: int) -> str:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], environment: dict[str, str], log: object):  # type: ignore[no-untyped-def]
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # type: ignore[call-overload]
+def _running(command: list[str], tree: Path, log: object):  # type: ignore[no-untyped-def]
+    # `python -m` looks into the folder in which it runs before all others, and its children inherit it.
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    process = subprocess.Popen(command, env=environment, cwd=tree, stdout=log, stderr=log)  # type: ignore[call-overload]
     try:
         yield process
     finally:

@@ -133,7 +133,7 @@ class Worker:
             table=self._table,
             snapshots=self._snapshots,
             metrics=self.metrics,
-            on_fenced=self._lost,
+            on_fenced=self._fenced,
             on_failure=self.fail,
             dead_letters=settings.dead_letters,
             redis_loss_ms=settings.redis_loss_ms,
@@ -359,6 +359,9 @@ class Worker:
 
     def _lost(self, flows: Sequence[StreamFlow]) -> None:
         self._owner.look_at_lost(flows)
+
+    def _fenced(self, flows: Sequence[StreamFlow]) -> None:
+        self._owner.look_at_lost(flows, fenced=True)
 
     def _hung(self, busy_s: float) -> None:
         """Give the streams to others and end: the engine does not come back, and nothing can be joined."""

@@ -48,6 +48,8 @@ class Appender:
         time.
     origin: returns the packed command that creates the stream, for a Redis that has forgotten all of it; None
         where that cannot be made good from here.
+    attachment: returns the packed command that attaches the stream to this ingress again; None for one that
+        began here, or whose attachment was kept by Redis for `keep_s`.
     owner, ready: the worker that is told of new audio, and the key of the set to tell it; None before.
     held_samples: queued, and held for more to join them, until there are `enough_samples` (AudioLog).
     failed: why the stream can take no more audio, or None.
@@ -66,6 +68,7 @@ class Appender:
         "_stem",
         "_under_way",
         "_under_way_bytes",
+        "attachment",
         "connection",
         "enough_samples",
         "failed",
@@ -89,6 +92,7 @@ class Appender:
         on_failure: Callable[[Unavailable], None],
         keep_s: float = 0.0,
         origin: Callable[[], bytes] | None = None,
+        attachment: Callable[[], bytes] | None = None,
     ) -> None:
         self._log = log
         self._on_failure = on_failure
@@ -101,6 +105,7 @@ class Appender:
         self._kept_bytes = 0
         # Given up with the first entry that is kept no longer.
         self._origin = origin if keep_s else None
+        self.attachment = attachment if keep_s else None
         self._room: asyncio.Event | None = None
         self._stem = _XADD % (len(keys.audio), keys.audio)
         self.keys: Final = keys
@@ -266,7 +271,7 @@ class Appender:
         """Nothing of the stream will be needed again."""
         self._kept.clear()
         self._kept_bytes = 0
-        self._origin = None
+        self._origin = self.attachment = None
 
     def _keep(self) -> None:
         now = time.monotonic()
@@ -275,12 +280,13 @@ class Appender:
         self._kept_bytes += self._under_way_bytes
         while kept[0][0] < now - self._keep_s or self._kept_bytes > MAX_KEPT_BYTES:
             self._kept_bytes -= kept.popleft()[3]
-            self._origin = None
+            self._origin = self.attachment = None
 
     @property
     def keeps(self) -> bool:
         """Whether there is anything that could be appended again."""
-        return (bool(self._kept) or self.can_begin_again) and self.failed is None
+        something = bool(self._kept) or self._origin is not None or self.attachment is not None
+        return something and self.failed is None
 
     @property
     def can_begin_again(self) -> bool:

@@ -265,6 +265,16 @@ class StreamDirectory:
         command = scripts.attach(self._keys.stream(stream), ingress=ingress, expected=expected, tokens=tokens)
         return int(await self._execute(stream, *command))
 
+    def attachment_anew(
+        self, stream: StreamId, ingress: IngressId, connection: int, tokens: tuple[str, str] | None
+    ) -> bytes:
+        """Return the packed command that attaches a stream where Redis has forgotten that.
+
+        connection, tokens: as of `attach`; the first token is "" once the second is confirmed.
+        """
+        keys = self._keys.stream(stream)
+        return pack(*scripts.attach_again(keys, ingress=ingress, connection=connection, tokens=tokens))
+
     async def confirm(self, stream: StreamId, token: str) -> None:
         """Note that the client has the secret with this hash: the one before it is good no more."""
         await self._execute(stream, *scripts.confirm(self._keys.stream(stream), token=token))

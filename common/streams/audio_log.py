@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from common.entries import AudioEntry, Bytes, WorkerId, decode_audio_entry
@@ -89,13 +89,17 @@ class AudioLog:
         first_sample: int = 0,
         sample_rate: int = 16000,
         origin: Callable[[], bytes] | None = None,
+        attachment: Callable[[], bytes] | None = None,
     ) -> Appender:
         """Begin to append to a stream that was created, of audio at `sample_rate` (Hz).
 
-        `on_failure` is called at most once.  `origin` returns the packed command that created the stream.
+        `on_failure` is called at most once.  `origin` returns the packed command that created the stream, and
+        `attachment` the one that attaches it again.
         """
         log = self._logs[self._servers.server_of_shard(keys.shard)]
-        appender = Appender(log, keys, connection, next_seq, first_sample, on_failure, log.keep_s, origin)
+        appender = Appender(
+            *(log, keys, connection, next_seq, first_sample, on_failure, log.keep_s, origin, attachment)
+        )
         # Two messages of just under the bound are enough of an entry.
         appender.enough_samples = 2 * self._coalesce_ms * sample_rate // 1000
         log.appenders.add(appender)
@@ -291,6 +295,9 @@ class ServerLog:
         for at in range(0, len(appenders), _MAX_WRITTEN_AGAIN):
             some = appenders[at : at + _MAX_WRITTEN_AGAIN]
             try:
+                refused = await self._attach_again(some)
+                if refused is not None:
+                    return refused
                 last = await self._connection.send(
                     [pack(*scripts.last_audio_id(appender.keys)) for appender in some]
                 )
@@ -321,6 +328,20 @@ class ServerLog:
                         self._refused(appender, reply)
             except CONNECTION_ERRORS as error:
                 return str(error)
+        return None
+
+    async def _attach_again(self, appenders: Iterable[Appender]) -> str | None:
+        """Attach streams again that Redis has for another ingress's. Raises CONNECTION_ERRORS."""
+        attached = [(one, one.attachment()) for one in appenders if one.attachment is not None]
+        replies = await self._connection.send([command for _, command in attached]) if attached else ()
+        for (appender, _), reply in zip(attached, replies, strict=True):
+            if isinstance(reply, Exception):
+                if is_passing(reply):
+                    return str(reply)
+                self._refused(appender, reply)
+            elif reply:
+                self.num_restored += 1
+                logger.warning("Redis forgot where a stream is", extra={"stream_id": appender.keys.stream})
         return None
 
     @staticmethod

@@ -139,10 +139,13 @@ class Owner:
         """Return the intake that reads a stream."""
         return self._intakes[self._servers.server_of_shard(owned.keys.shard)]
 
-    def look_at_lost(self, flows: Sequence[StreamFlow]) -> None:
+    def look_at_lost(self, flows: Sequence[StreamFlow], *, fenced: bool = False) -> None:
         """Find out about streams whose audio group or results are not ours any more, and act on it.
 
         Several threads come upon the same loss; the first one acts.
+
+        fenced: their results are a later owner's.  Where the record names this worker all the same, Redis has
+        forgotten that owner, who wrote its results again: the stream is opened anew, beyond both.
         """
         with self._losing:
             news = [flow for flow in flows if not flow.lost]
@@ -154,17 +157,23 @@ class Owner:
             ours = self._claims.still_owned([flow.owned for flow in news])
             # Where a whole stream has left Redis, this takes its assignment away too.
             self._claims.finish([flow.owned for flow, is_ours in zip(news, ours, strict=True) if not is_ours])
+            if fenced:  # nobody has died of them
+                again = [flow.owned for flow, is_ours in zip(news, ours, strict=True) if is_ours]
+                self._claims.let_go(again, cleared=False)
         except (REDIS_ERROR, OSError) as error:
             OUTAGES.log_retry(logger, "%d lost streams are looked at again: %s", len(news), error)
             for flow in news:
                 flow.lost = False
             return
         for flow, is_ours in zip(news, ours, strict=True):
-            if is_ours:
+            extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
+            if is_ours and fenced:
+                logger.warning("stream opened anew: its last owner was forgotten", extra=extra)
+                self._engine.put(Drop(flow))  # what is pending and not here, the sweep opens
+            elif is_ours:
                 # The record is there and the audio is not: nobody can go on with this stream.
                 self._engine.put(Fail(flow, StreamLost()))
             else:
-                extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
                 # No warning: a stream is gone where its client left as soon as it had begun.
                 logger.info("stream let go: another worker has it, or it has ended", extra=extra)
                 self._engine.put(Drop(flow))

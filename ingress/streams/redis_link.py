@@ -93,6 +93,7 @@ class RedisLink:
         "audio",
         "begun_at",
         "caller",
+        "confirmed",
         "created_at",
         "epoch",
         "grace_ends_at",
@@ -122,6 +123,7 @@ class RedisLink:
         self._listener = listener
         self.resume_token: Final = token
         self.caller: Final = caller
+        self.confirmed = False  # whether Redis knows that the client has its token
         self.keys: Final = keys
         self.state = State.ADMITTED
         self.account: Final = StreamAccount(keys.stream, caller)

@@ -103,7 +103,7 @@ class StreamTakeover:
         link = RedisLink(self._context, self._keys.stream(stream), listener, token, caller)
         try:
             next_sample, finished = await self._take_over(
-                link, record, connection, place, request.audio_ack_samples
+                link, record, connection, place, request.audio_ack_samples, tokens
             )
         except RedisUnavailable:
             # The stream is this ingress's by now, and no connection has it.
@@ -149,6 +149,7 @@ class StreamTakeover:
         while True:
             try:
                 await self._directory.confirm(link.stream, token)
+                link.confirmed = True
                 return
             except EntryError as error:
                 logger.error("%s", error, extra={"stream_id": link.stream})
@@ -213,10 +214,12 @@ class StreamTakeover:
         connection: int,
         place: Place,
         acked_samples: int,
+        tokens: tuple[str, str] | None = None,
     ) -> tuple[int, bool]:
         """Put a link in the place of the one that a stream had before.
 
-        connection: from `StreamDirectory.attach`, 0 for a stream that has ended. Returns the first sample
+        connection: from `StreamDirectory.attach`, 0 for a stream that has ended. tokens: as they were given
+        to it. Returns the first sample
         that is not in Redis, and whether the audio was finished. Raises EntryError where the audio is
         unreadable; the stream is then brought to its end.
         """
@@ -242,6 +245,7 @@ class StreamTakeover:
             next_seq=seq + 1,
             first_sample=next_sample,
             sample_rate=record.sample_rate,
+            attachment=lambda: self._attachment(link, connection, tokens),
         )
         if not finished:
             appender.attach(self._ingress)
@@ -252,6 +256,12 @@ class StreamTakeover:
         if finished:
             self._context.start_task(self._watch.follow(link), f"follow-{link.stream}")
         return next_sample, finished
+
+    def _attachment(self, link: RedisLink, connection: int, tokens: tuple[str, str] | None) -> bytes:
+        """Return the packed command that attaches a stream again, where Redis has forgotten that."""
+        if tokens is not None and link.confirmed:
+            tokens = "", tokens[1]
+        return self._directory.attachment_anew(link.stream, self._ingress, connection, tokens)
 
     def _end(self, link: RedisLink, record: StreamRecord, connection: int, place: Place) -> None:
         """Finalize for nobody a stream whose audio nobody can go on with, so that its slot is given back."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -15,7 +17,7 @@ from parakeet.client import ServerError, connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.ports import free_ports
 from tests.servers import raw_client
-from tests.stack import TIMEOUTS, Stack, collect, transcribe
+from tests.stack import TIMEOUTS, Stack, check_gapless, collect, transcribe
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise, num_unacked
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
@@ -128,6 +130,68 @@ async def test_results_that_redis_took_and_forgot_are_written_again(redis_url: s
             for stream in streams:
                 assert stream.epoch == 1
                 assert numbers(stream) == list(range(1, stream.seq + 1))
+
+
+async def test_a_resumption_that_redis_took_and_forgot_holds(stack: Stack) -> None:
+    """The record names the ingress before it, and only the secret before it is good."""
+    pcm, keep_ms = noise(6.0), 60_000
+    third = len(pcm) // 3
+    stack.worker(redis_loss_ms=keep_ms)
+    ingresses = [stack.ingress(f"i-{number}", redis_loss_ms=keep_ms) for number in range(1, 4)]
+    urls = tuple(ingress.tcp_url for ingress in ingresses)
+    async with await connect(urls, timeouts=TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
+        collecting = tasks.create_task(collect(stream))
+        await stream.send(pcm[:third])
+        await until(lambda: stream._last_seq > 5, what="results")
+        record, results = (f"px:{{0}}:{stream.stream_id}:{kind}" for kind in "mr")
+        moment = _moment_of(stack.client)
+        ingresses[0].send(signal.SIGKILL)
+        await until(lambda: stream.num_resumptions == 1, what="the resumption")
+        await stream.send(pcm[third : 2 * third])
+        await until(lambda: stream._last_seq == 25, what="results")
+        _restore(stack.client, moment)
+        assert stack.client.hget(record, "ingress") == b"i-1"
+        stack.client.client_kill_filter(_type="normal", skipme=True)
+        await until(lambda: stack.client.hget(record, "ingress") == b"i-2", what="the ingress")
+        written = partial(stack.client.xrevrange, results, count=1)
+        await until(lambda: written()[0][0] == b"1-25", what="results that are written again")
+        # The client comes back with the secret that Redis had forgotten.
+        ingresses[1].send(signal.SIGKILL)
+        await until(lambda: stream.num_resumptions == 2, what="the next resumption")
+        await stream.send(pcm[2 * third :])
+        await stream.finish()
+    check_gapless(collecting.result())
+    assert collecting.result()[-1].text == expected_text(pcm)
+    await stack.empty()
+
+
+async def test_an_owner_whose_successor_redis_forgot_opens_its_streams_anew(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """That one has written its results again, so that the owner can write none behind them."""
+    client, pcm = raw_client(redis_url), noise(3.2)
+    quarter = len(pcm) // 4
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log") as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            going_on, ending = streams = [await ingress.open() for _ in range(2)]
+            for stream in streams:
+                stream.append(pcm[: 2 * quarter])
+            for stream in streams:
+                await until(lambda of=stream: of.seq >= 9 and num_unacked(client, of) <= 1, what="results")  # type: ignore[misc]
+                # Redis runs anew since, and the log has what only the successor can have written.
+                client.hset(stream.keys.meta, "run", "before")
+                entry_id, fields = client.xrevrange(stream.keys.results, count=1)[0]
+                seq = int(entry_id.split(b"-")[1])
+                client.xadd(stream.keys.results, {"k": "o", "a": fields[b"a"], "d": "w2", "q": seq}, id="2-0")
+                stream.epoch = 2
+            going_on.append(pcm[2 * quarter : 3 * quarter])
+            ending.append(pcm[2 * quarter :], final=True)
+            await until(lambda: going_on.epoch > 2, what="a later owner")
+            going_on.append(pcm[3 * quarter :], final=True)
+            await ingress.ended(*streams)
+            assert [stream.text for stream in streams] == [expected_text(pcm)] * 2
+            assert "its last owner was forgotten" in worker.log_text()
 
 
 async def test_a_stream_that_redis_forgot_is_made_anew_while_its_owner_lives(

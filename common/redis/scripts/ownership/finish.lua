@@ -1,10 +1,13 @@
 -- Ends a stream. Returns 1, 0 where the epoch is another's, -1 where the stream had left Redis. A client
--- that was lost may come back for the end: so long it is kept.
+-- that was lost may come back for the end: so long it is kept. Results of a later owner fence this one off, also
+-- where the record has forgotten that owner: the last result was refused then.
 local assignments, meta, audio, results, snapshot, ready, text = unpack(KEYS)
 local group, entry, stream, owner_epoch, least_ttl_ms = unpack(ARGV)
 
 local epoch, grace = unpack(redis.call('HMGET', meta, 'epoch', 'grace_ms'))
 if epoch and epoch ~= owner_epoch then return 0 end
+local last = redis.pcall('XREVRANGE', results, '+', '-', 'COUNT', 1)
+if epoch and last[1] and tonumber(string.match(last[1][1], '^%d+')) > tonumber(owner_epoch) then return 0 end
 local ttl = math.max(least_ttl_ms, grace or 0)
 redis.pcall('XACK', assignments, group, entry)
 redis.call('XDEL', assignments, entry)

@@ -63,6 +63,21 @@ def attach(
     return run("streams/attach", (stream.meta,), ingress, before, connection, FORGOTTEN_NUMBERS, shown, new)
 
 
+def attach_again(
+    stream: StreamKeys, *, ingress: IngressId, connection: int, tokens: tuple[str, str] | None
+) -> Command:
+    """Put back what `attach` did, where Redis has forgotten it and nobody has attached the stream since.
+
+    connection: what `attach` returned.
+    tokens: hashes of the token that was good before, "" where it is no more, and of the client's; None where
+    the client's is another connection's.
+
+    1 comes back where it was forgotten.
+    """
+    before, token = ("", "") if tokens is None else tokens
+    return run("streams/attach_again", (stream.meta,), ingress, connection, token, before)
+
+
 def confirm(stream: StreamKeys, *, token: str) -> Command:
     """Have the stream's token before be good no more, unless its token is another by now than this hash."""
     return run("streams/confirm", (stream.meta,), token)

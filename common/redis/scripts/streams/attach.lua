@@ -19,4 +19,6 @@ end
 redis.call('HSET', meta, 'ingress', ingress)
 redis.call('HSETNX', meta, 'connection', 1)
 local step = redis.call('HGET', meta, 'run') == server_run() and 1 or tonumber(forgotten_numbers)
-return redis.call('HINCRBY', meta, 'connection', step)
+local number = redis.call('HINCRBY', meta, 'connection', step)
+redis.call('HSET', meta, 'attached', number)
+return number
