@@ -28,12 +28,14 @@ from benchmarks.simulated_steps import SimulatedSteps
 from benchmarks.speech import recordings, speech
 from common.entries import StreamId
 from common.options import StreamOptions
+from common.process.garbage import collect_rarely
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineError
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import Export, Field, Flight, KeptFrames, StepFindings, Steps
 from gpu_worker.model.tokenizer import Tokenizer
 from gpu_worker.pipeline.checkpoints import CheckpointQueue
+from gpu_worker.worker import COLLECT_AFTER
 
 SAMPLE_RATE = 16_000
 ARRIVAL_S = 10.0
@@ -239,8 +241,8 @@ def run_trial(
     final_at = np.full(num_streams, np.nan)
     lists = _phrase_lists(engine, phrases, num_streams, seed)
     table = engine._table
-    gc.collect()
-    gc.freeze()
+    thresholds = gc.get_threshold()
+    collect_rarely(*COLLECT_AFTER)
     max_backlog, look_at, opened, gave_up, failure = 0.0, 0.0, 0, False, ""
     tokens_before, idle_s, replaced_lists = engine.stats.tokens, 0.0, 0
     checkpoints, snapshots = CheckpointQueue(replay_s, time_of.now), DroppedSnapshots()
@@ -324,6 +326,7 @@ def run_trial(
     made_up_s = steps.inner.made_up_s if isinstance(steps.inner, SimulatedSteps) else 0.0
     engine_s = in_engine.seconds - steps.noting.seconds - made_up_s
     gc.unfreeze()
+    gc.set_threshold(*thresholds)
     snapshots.stop()
     stats = engine.stats
     busy = stats.pre_encode.busy_s + stats.encode.busy_s + stats.decode.busy_s

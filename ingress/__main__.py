@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 from collections.abc import Callable
 from typing import Final
 
 from common.errors import RedisUnavailable, SettingsError
+from common.process.garbage import collect_rarely
 from common.process.logging import configure_or_exit
 from common.process.standard_streams import run_command
 from common.settings import PROGRAM, parse_or_exit
@@ -33,22 +33,11 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def collect_rarely() -> None:
-    """Keep the cyclic collector from the hot path, where next to nothing makes cycles.
-
-    What is alive now stays alive, and need not be looked at again. A stream is some hundred objects, so
-    with Python's threshold of 700 new ones every few connections would set off a collection.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECT_AFTER)
-
-
 def main() -> int:
     """Run until stopped; the exit status is 2 for wrong settings, 1 for a failure."""
     settings = parse_or_exit("ingress", sys.argv[1:])
     configure_or_exit(settings, f"{PROGRAM} ingress", ingress_id=settings.ingress_id)
-    collect_rarely()
+    collect_rarely(*_COLLECT_AFTER)
     try:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(serve(settings))

@@ -21,6 +21,7 @@ from typing import Final
 from common.errors import SettingsError
 from common.monitoring.metrics import GroupMetrics
 from common.process.backoff import Backoff
+from common.process.garbage import collect_rarely
 from common.process.stop_times import STOP_MARGIN_S
 from common.settings import WorkerSettings, child_argv, child_environment, lane_ids
 from gpu_worker.backend import make_backend
@@ -32,6 +33,7 @@ from gpu_worker.lanes.port import LanePort, Share
 from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
 from gpu_worker.lanes.server import StepServer
 from gpu_worker.model.tokenizer import Tokenizer
+from gpu_worker.worker import COLLECT_AFTER
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +146,7 @@ class Group:
 
     def run(self) -> int:
         """Serve lanes until a signal or a failure."""
+        collect_rarely(*COLLECT_AFTER)
         self._steps_thread.start()
         deadline: float | None = None
         try:

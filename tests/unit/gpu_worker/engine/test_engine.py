@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -255,6 +256,27 @@ def test_snapshots_of_others_are_refused_and_leave_no_trace() -> None:
         with pytest.raises(SnapshotMismatch):
             engine.open(stream(2), StreamOptions(), broken)
     engine.check_integrity()
+
+
+def test_streams_that_end_leave_no_cycles() -> None:
+    """A worker looks for cycles rarely: what a stream holds must go without that."""
+    engine = make_engine(replace(CONFIG, turn_detection=True))
+    transcribe(engine, speech(GO_FORWARD), 1)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        transcribe(engine, speech(GO_FORWARD), 2)
+        engine.open(stream(3), StreamOptions())
+        engine.feed(stream(3), speech(GO_FORWARD))
+        engine.step()
+        engine.snapshot(stream(3)).to_bytes()
+        engine.close(stream(3))
+        gc.collect()
+        found = [type(one) for one in gc.garbage]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert [one for one in found if one.__module__.startswith(("gpu_worker", "common"))] == []
 
 
 def test_words_stand_once_and_spell_the_text() -> None:
