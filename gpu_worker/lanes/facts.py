@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from common.presence.served_model import ServedModel
@@ -72,7 +72,8 @@ class LaneFacts:
         values = dict(message)
         clock = _CLOCKS[values.pop("clock")]
         shape = dict(values["shape"])
-        shape |= {"clock": clock(**shape["clock"]), "pages": PageShape(**shape["pages"])}
+        given = {one.name: shape["clock"][one.name] for one in fields(clock) if one.init}
+        shape |= {"clock": clock(**given), "pages": PageShape(**shape["pages"])}
         values["shape"] = StepShape(**shape)
         if values["vocabulary"] is not None:
             values["vocabulary"] = b64decode(values["vocabulary"])
