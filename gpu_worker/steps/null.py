@@ -197,8 +197,8 @@ class NullSteps:
         findings = StepFindings(
             num_symbols_B=counts_B,
             symbols_BK=symbols_BK,
-            frames_BK=self._frames_BK[:num_rows],
-            confidences_BK=self._confidences_BK[:num_rows],
+            frames_BK=self._frames_BK[:num_rows, :most],
+            confidences_BK=self._confidences_BK[:num_rows, :most],
             speech_BW=self._speech_BW[:num_rows],
         )
         return Flight(num_rows, _Slept(began_at + self._step_s, began_at, findings))
