@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,7 +30,7 @@ from gpu_worker.kernels.gather_samples import gather_samples
 from gpu_worker.lanes.segment import SharedMemory
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps import device_rings
-from gpu_worker.steps.device_rings import DeviceRings, register
+from gpu_worker.steps.device_rings import DeviceRings
 from gpu_worker.steps.factory import make_model_engine
 from tests.engine_contract import step_until_idle
 from tests.lane_stack import lane_stack
@@ -46,6 +46,28 @@ import mmap, sys
 memory = mmap.mmap(int(sys.argv[1]), int(sys.argv[2]))
 memory[4 * 8 : 4 * 8 + 16] = b"".join(n.to_bytes(2, "little") for n in range(1, 9))
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_pinned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Memory that is unmapped while it is pinned leaves its addresses to CUDA, which pins no others there.
+
+    A group pins its lanes' memory once, and keeps it for as long as its process lives.
+    """
+    pinned: list[torch.Tensor] = []
+    real = device_rings.register
+
+    def noted(tensor: torch.Tensor, device: torch.device) -> int:
+        status = real(tensor, device)
+        if not status:
+            pinned.append(tensor)
+        return status
+
+    monkeypatch.setattr(device_rings, "register", noted)
+    yield
+    torch.cuda.synchronize()
+    for tensor in pinned:
+        assert int(torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())) == 0
 
 
 @cache
@@ -82,8 +104,8 @@ def test_a_kernel_reads_what_another_process_has_written() -> None:
 def test_an_error_of_the_registration_disturbs_nothing_behind_it() -> None:
     """Memory that is pinned already cannot be pinned again."""
     tensor = torch.from_numpy(SharedMemory.create("twice", mmap.PAGESIZE).array("float32", (8,)))
-    assert register(tensor, DEVICE) == 0
-    assert register(tensor, DEVICE) != 0
+    assert device_rings.register(tensor, DEVICE) == 0
+    assert device_rings.register(tensor, DEVICE) != 0
     assert torch.ones(4, device=DEVICE).sum().item() == 4
     torch.cuda.synchronize()
 
