@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import orjson
 import pytest
 
 from common.presence.served_model import ServedModel
 from gpu_worker.capacity import Capacity
 from gpu_worker.engine.slots.clock import ChunkClock
-from gpu_worker.engine.steps import PageShape, StepShape
 from gpu_worker.lanes.facts import LaneFacts
 from gpu_worker.model.config import PromptConfig
 from gpu_worker.steps.null import NullClock
+from tests.lane_recorder import SHAPE
 
 CLOCKS = (ChunkClock(160, 200, 8, 2), NullClock(1280, 1280, 1, 2))
 
@@ -19,17 +21,7 @@ CLOCKS = (ChunkClock(160, 200, 8, 2), NullClock(1280, 1280, 1, 2))
 @pytest.mark.parametrize("clock", CLOCKS, ids=lambda clock: type(clock).__name__)
 @pytest.mark.parametrize("full", [False, True])
 def test_facts_travel_as_json(clock: ChunkClock, full: bool) -> None:
-    shape = StepShape(
-        clock=clock,
-        num_slots=8,
-        max_rows=6,
-        max_chunks=2,
-        frame_symbols=3,
-        pages=PageShape(num_pages=20, page_frames=4, ring_pages=3, left_frames=8),
-        overlaps=True,
-        hears=True,
-        fingerprint="recorder",
-    )
+    shape = replace(SHAPE, clock=clock)
     facts = LaneFacts(
         shape,
         16,
