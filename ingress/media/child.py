@@ -2,8 +2,8 @@
 
 It reads media from its standard input or a file. It writes one line of JSON (`rate`, `channels`) and then
 16-bit samples, channels interleaved, to its standard output. It opens nothing else, and its limits are set
-before it looks at the first byte. A failure is one sentence on standard error and exit status FAILED; samples
-that were decoded before it have been written.
+before a library looks at the first byte. A failure is one sentence on standard error and exit status FAILED;
+samples that were decoded before it have been written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
+
+from ingress.media.plain_wav import HeadReader, PlainWav, plain_wav
 
 FAILED: Final = 3
 NO_AUDIO: Final = 4
@@ -38,6 +40,7 @@ _MAX_CPU_S: Final = 900
 _MAX_OPEN_FILES: Final = 32
 # Live streams on the same machine come first. By itself the start of a decoder takes a third of a second.
 _NICE: Final = 10
+_COPY_BYTES: Final = 32 << 10
 
 
 def limit_process(memory_bytes: int) -> None:
@@ -56,13 +59,22 @@ def limit_process(memory_bytes: int) -> None:
 
 
 class _Pipe:
-    """A stream that can only be read; the library then does not try to seek."""
+    """A stream that can only be read; the library then does not try to seek. head: read from it already."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, head: bytes) -> None:
         self._stream = stream
+        self._head = head
 
     def read(self, size: int) -> bytes:
-        return self._stream.read1(size) if hasattr(self._stream, "read1") else self._stream.read(size)
+        if self._head:
+            data, self._head = self._head[:size], self._head[size:]
+            return data
+        return _read_some(self._stream, size)
+
+
+def _read_some(stream: BinaryIO, size: int) -> bytes:
+    """Return up to `size` bytes, as soon as there are any."""
+    return stream.read1(size) if hasattr(stream, "read1") else stream.read(size)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,19 +88,29 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--memory", type=int, default=MAX_MEMORY_BYTES, help="most bytes that it may map")
     arguments = parser.parse_args(argv)
     os.nice(_NICE)
+    logging.disable()
+    source = open(arguments.file, "rb") if arguments.file else sys.stdin.buffer  # noqa: SIM115, PTH123
+    out = sys.stdout.buffer
+    reader = HeadReader(source)
+    if arguments.demuxer == "wav":
+        max_channels = 1 if arguments.mix else MAX_CHANNELS
+        wav = plain_wav(reader, max_channels=max_channels, rates=range(MIN_RATE, MAX_RATE + 1))
+        if wav is not None:
+            limit_process(arguments.memory)
+            return _copy(wav, source, out)
 
     import av  # needs threads and files that the limits forbid later
 
     av.logging.set_level(av.logging.PANIC)
-    logging.disable()
-    source = open(arguments.file, "rb") if arguments.file else sys.stdin.buffer  # noqa: SIM115, PTH123
     limit_process(arguments.memory)
-    out = sys.stdout.buffer
     try:
         if arguments.demuxer == RAW_OPUS:
             frames = _opus_frames(av, source, arguments.rate, arguments.channels)
+        elif arguments.file:
+            source.seek(0)
+            frames = _media_frames(av, source, arguments.demuxer, seeks=True)
         else:
-            frames = _media_frames(av, source, arguments.demuxer, seeks=bool(arguments.file))
+            frames = _media_frames(av, _Pipe(source, reader.head), arguments.demuxer, seeks=False)
         return _write(av, frames, out, mix=arguments.mix)
     except BrokenPipeError:
         return FAILED
@@ -102,13 +124,39 @@ def _reason(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def _media_frames(av: Any, source: BinaryIO, demuxer: str, *, seeks: bool) -> Iterator[Any]:
+def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO) -> int:
+    """Hand samples on as they come, in whole frames; return the exit status."""
+    frame_bytes, left = wav.format.frame_bytes, wav.size
+    rest, wrote = b"", False
+    try:
+        while left is None or left > 0:
+            data = _read_some(source, _COPY_BYTES if left is None else min(left, _COPY_BYTES))
+            if not data:
+                break
+            left = None if left is None else left - len(data)
+            rest += data
+            whole = len(rest) - len(rest) % frame_bytes
+            if whole and not wrote:
+                _write_header(out, wav.format.rate, wav.format.channels)
+                wrote = True
+            out.write(rest[:whole])
+            out.flush()
+            rest = rest[whole:]
+    except BrokenPipeError:
+        return FAILED
+    return 0 if wrote else NO_AUDIO
+
+
+def _write_header(out: BinaryIO, rate: int, channels: int) -> None:
+    out.write(json.dumps({"rate": rate, "channels": channels}).encode() + b"\n")
+
+
+def _media_frames(av: Any, stream: BinaryIO | _Pipe, demuxer: str, *, seeks: bool) -> Iterator[Any]:
     options = {"protocol_whitelist": "", "enable_drefs": "0"}
     if not seeks:
         # Somebody may wait for the first samples: look no further than the head. Of the samples of a WAV file
-        # 64 KiB are read all the same, in search of another codec.
+        # that is not plain, 64 KiB are read all the same, in search of another codec.
         options |= {"probesize": "32", "analyzeduration": "1", "max_probe_packets": "1"}
-    stream = source if seeks else _Pipe(source)
     # Tags that are no UTF-8 are none of our business. From version 19 on, PyAV always reads them.
     lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
     with av.open(stream, mode="r", format=demuxer, options=options, **lenient) as container:
@@ -154,7 +202,7 @@ def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool) -> int:
                     raise ValueError(f"The media has {channels} channels, but {MAX_CHANNELS} are the most.")
                 layout = "mono" if mix else frame.layout
                 resampler = av.AudioResampler(format="s16", layout=layout, rate=rate)
-                out.write(json.dumps({"rate": rate, "channels": channels}).encode() + b"\n")
+                _write_header(out, rate, channels)
             for part in resampler.resample(frame):
                 wrote = True
                 out.write(_samples(part))

@@ -9,9 +9,10 @@ import array
 import math
 import operator
 import sys
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
-SampleKind = Literal["integer", "float", "mulaw", "alaw"]
+from common.wav_head import SampleKind
+
 Samples: TypeAlias = "array.array[int]"
 
 MIN_RATE: Final = 8_000

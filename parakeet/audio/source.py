@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from common.wav_head import MARKS, UnknownWavFormat, is_wav
 from parakeet.audio.byte_input import ByteInput
 from parakeet.audio.container import HEAD_BYTES, ContainerSource, container_name
 from parakeet.audio.errors import BadAudio
-from parakeet.audio.wav import MARKS, UnknownWavFormat, WavSource, is_wav
+from parakeet.audio.wav import WavSource
 
 DEFAULT_RATE: Final = 16_000
 _QUEUED_BLOCKS: Final = 16

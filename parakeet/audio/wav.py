@@ -1,77 +1,19 @@
 """WAV files as they are written in the world; Python's `wave` takes others with every version.
 
-RIFF, RIFX and RF64/BW64; integers of 8 to 64 bits, floats, A-law, mu-law, plain or EXTENSIBLE; any number of
-channels. Programs that write to a pipe do not know the size of their data, and say 0, 0xFFFFFFFF or some
-number near two gigabytes: then it goes to the end. (Multimedia Programming Interface and Data Specifications
-1.0; EBU Tech 3306 for RF64.)
+Any number of channels, and every kind of sample that `common.wav_head` knows.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
+from common.wav_head import BadWav, UnknownWavFormat, read_wav_head
 from parakeet.audio.byte_input import ByteInput
 from parakeet.audio.errors import BadAudio
-from parakeet.audio.pcm import Mixer, RateFit, SampleKind, from_bytes, to_bytes
+from parakeet.audio.pcm import Mixer, RateFit, from_bytes, to_bytes
 
-_KINDS: Final[dict[int, SampleKind]] = {1: "integer", 3: "float", 6: "alaw", 7: "mulaw"}
-_EXTENSIBLE: Final = 0xFFFE
-# Behind the format's number in the identifier of an EXTENSIBLE format.
-_GUID_TAIL: Final = bytes.fromhex("000000001000800000aa00389b71")
-_MAX_FORMAT_BYTES: Final = 1 << 16
-# From here on, a size is what a program writes that does not know it.
-_UNKNOWN_SIZE: Final = 0x7FFFF000
 _BLOCK_S: Final = 0.25
-MARKS: Final = (b"RIFF", b"RIFX", b"RF64", b"BW64")
-
-
-class UnknownWavFormat(BadAudio):
-    """A WAV file whose samples are compressed in a way that only a codec reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class WavFormat:
-    """What stands in a `fmt ` chunk. sample_bytes: of one sample of one channel."""
-
-    kind: SampleKind
-    channels: int
-    rate: int
-    sample_bytes: int
-    big_endian: bool
-
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of one sample of every channel."""
-        return self.channels * self.sample_bytes
-
-
-def is_wav(head: bytes) -> bool:
-    """Whether bytes (12 of them) begin a WAV file."""
-    return head[:4] in MARKS and head[8:12] == b"WAVE"
-
-
-def parse_format(data: bytes, name: str, *, big_endian: bool) -> WavFormat:
-    """Read a `fmt ` chunk. Raises BadAudio, UnknownWavFormat."""
-    order = ">" if big_endian else "<"
-    if len(data) < 14:
-        raise BadAudio(f"{name} is a damaged WAV file: its format takes {len(data)} bytes.")
-    tag, channels, rate, _, frame_bytes = struct.unpack_from(f"{order}HHIIH", data)
-    if tag == _EXTENSIBLE and len(data) >= 40 and data[26:40] == _GUID_TAIL:
-        (tag,) = struct.unpack_from(f"{order}H", data, 24)
-    kind = _KINDS.get(tag)
-    if kind is None:
-        raise UnknownWavFormat(f"{name} is a WAV file in a compressed format (number {tag:#06x}).")
-    sample_bytes, rest = divmod(frame_bytes, channels) if channels else (0, 1)
-    widths = {"integer": range(1, 9), "float": (4, 8), "alaw": (1,), "mulaw": (1,)}[kind]
-    if rest or sample_bytes not in widths or not rate:
-        raise BadAudio(
-            f"{name} is a damaged WAV file: {channels} channels, {frame_bytes} bytes a sample of all of them,"
-            f" {rate} samples a second."
-        )
-    return WavFormat(kind, channels, rate, sample_bytes, big_endian)
 
 
 class WavSource:
@@ -85,7 +27,12 @@ class WavSource:
         """Read up to the samples. Raises BadAudio, and UnknownWavFormat with nothing but the head read."""
         self._input = data
         self.problem: str | None = None
-        self._format, self._size = self._read_head()
+        try:
+            self._format, self._size = read_wav_head(data, data.name)
+        except UnknownWavFormat:
+            raise
+        except BadWav as error:
+            raise BadAudio(str(error)) from None
         self._fit = RateFit(self._format.rate)
         self.rate: Final = self._fit.rate
 
@@ -126,30 +73,3 @@ class WavSource:
     def close(self) -> None:
         """Close the file."""
         self._input.close()
-
-    def _read_head(self) -> tuple[WavFormat, int | None]:
-        name = self._input.name
-        head = self._input.read_exactly(12)
-        big_endian = head[:4] == b"RIFX"
-        order = ">" if big_endian else "<"
-        format_: WavFormat | None = None
-        long_size: int | None = None
-        while len(chunk := self._input.read_exactly(8)) == 8:
-            mark, size = chunk[:4], struct.unpack(f"{order}I", chunk[4:])[0]
-            if mark == b"data":
-                if format_ is None:
-                    raise BadAudio(f"{name} is a damaged WAV file: its samples come before their format.")
-                if size == 0xFFFFFFFF and long_size:
-                    return format_, long_size
-                return format_, None if size == 0 or size >= _UNKNOWN_SIZE else size
-            padded = size + size % 2
-            if mark not in (b"fmt ", b"ds64"):
-                self._input.skip(padded)
-                continue
-            data = self._input.read_exactly(min(padded, _MAX_FORMAT_BYTES))
-            self._input.skip(padded - len(data))
-            if mark == b"fmt ":
-                format_ = parse_format(data[:size], name, big_endian=big_endian)
-            elif len(data) >= 16:
-                long_size = struct.unpack_from("<Q", data, 8)[0]
-        raise BadAudio(f"{name} is a damaged WAV file: it ends before its samples.")

@@ -102,6 +102,95 @@ async def test_channels_are_mixed_or_kept_apart(decoders: Decoders, tmp_path: Pa
     assert (apart.channels, len(both)) == (2, 2 * len(pcm))
 
 
+def wav(fmt: bytes, body: bytes, *, size: int | None = None, before: bytes = b"") -> bytes:
+    """A WAV file; size: what its head says of its samples. before: chunks in front of them."""
+    head = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + before
+    data = b"data" + struct.pack("<I", len(body) if size is None else size) + body
+    return b"RIFF" + struct.pack("<I", len(head + data)) + head + data
+
+
+MONO_16K = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)
+STEREO_16K = struct.pack("<HHIIHH", 1, 2, 16_000, 64_000, 4, 16)
+EXTENSIBLE = bytes.fromhex("1600 1000 04000000 0100 000000001000800000aa00389b71")
+TAG = b"LIST" + struct.pack("<I", 70_000) + bytes(70_000)
+
+
+@pytest.fixture
+def without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children cannot import PyAV."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "av.py").write_text("raise ImportError('hidden by a test')")
+    path = os.pathsep.join(filter(None, (str(hidden), str(Path.cwd()), os.environ.get("PYTHONPATH"))))
+    monkeypatch.setenv("PYTHONPATH", path)
+
+
+@pytest.mark.usefixtures("without_pyav")
+@pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.parametrize(
+    ("content", "samples"),
+    [
+        (wav(MONO_16K, b"abcdef"), b"abcdef"),
+        (wav(struct.pack("<H", 0xFFFE) + MONO_16K[2:] + EXTENSIBLE, b"abcdef"), b"abcdef"),
+        (wav(MONO_16K, b"abcdef", size=0), b"abcdef"),
+        (wav(MONO_16K, b"abcdef", size=0xFFFFFFFF), b"abcdef"),
+        (wav(MONO_16K, b"abcdef", size=1_000), b"abcdef"),
+        (wav(MONO_16K, b"abcdefLIST", size=6), b"abcdef"),
+        (wav(MONO_16K, b"abcde"), b"abcd"),
+        (wav(MONO_16K, b"abcdef", before=b"LIST\3\0\0\0tag\0"), b"abcdef"),
+    ],
+    ids=["plain", "extensible", "size 0", "size -1", "cut off", "chunk behind", "half a sample", "tag"],
+)
+async def test_plain_wav_needs_no_library(
+    decoders: Decoders, tmp_path: Path, content: bytes, samples: bytes, as_file: bool
+) -> None:
+    path = tmp_path / "plain.wav"
+    path.write_bytes(content)
+    audio, heard = await decode(
+        decoders, MediaInput("wav", file=path if as_file else None), b"" if as_file else content, piece=5
+    )
+    assert (audio, heard) == (DecodedAudio(16_000, 1), samples)
+
+
+@pytest.mark.usefixtures("without_pyav")
+async def test_channels_of_plain_wav_are_kept_apart_without_a_library(decoders: Decoders) -> None:
+    audio, heard = await decode(decoders, MediaInput("wav", mix=False), wav(STEREO_16K, b"LLRRllrrLL"))
+    assert (audio, heard) == (DecodedAudio(16_000, 2), b"LLRRllrr")
+
+
+@pytest.mark.usefixtures("without_pyav")
+async def test_plain_wav_without_samples_has_no_sound(decoders: Decoders) -> None:
+    with pytest.raises(MediaError, match="has no sound"):
+        await decode(decoders, MediaInput("wav"), wav(MONO_16K, b""))
+
+
+@pytest.mark.usefixtures("without_pyav")
+async def test_the_first_samples_of_a_live_wav_come_at_once(decoders: Decoders) -> None:
+    async with await decoders.start(MediaInput("wav")) as decoder, asyncio.timeout(60):
+        await decoder.feed(wav(MONO_16K, b"", size=0) + b"abcd")
+        assert await decoder.audio() == DecodedAudio(16_000, 1)
+        blocks = decoder.blocks()
+        assert await anext(blocks) == b"abcd"
+        await decoder.feed(b"ef")
+        assert await anext(blocks) == b"ef"
+        await blocks.aclose()
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+async def test_a_wav_that_is_not_plain_goes_to_the_library_from_its_first_byte(
+    decoders: Decoders, tmp_path: Path, as_file: bool
+) -> None:
+    tone = array.array("h", [8_000, -8_000] * 8_000).tobytes()
+    for content in (wav(STEREO_16K, tone), wav(MONO_16K, tone, before=TAG)):
+        path = tmp_path / "other.wav"
+        path.write_bytes(content)
+        audio, heard = await decode(
+            decoders, MediaInput("wav", file=path if as_file else None), b"" if as_file else content
+        )
+        assert audio == DecodedAudio(16_000, 1)
+        assert len(heard) == (len(tone) // 2 if content[22] == 2 else len(tone))
+
+
 async def test_packets_of_opus(decoders: Decoders) -> None:
     rate, pcm = read_pcm(RECORDING)
     packets = opus_packets(pcm, rate)
@@ -147,10 +236,12 @@ async def test_a_child_that_is_killed_has_reached_its_limits(decoders: Decoders)
             await decoder.audio()
 
 
-async def test_media_that_take_more_memory_than_a_child_may_are_refused() -> None:
+async def test_media_that_take_more_memory_than_a_child_may_are_refused(tmp_path: Path) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    path = encode(pcm, rate, "flac", tmp_path)
     decoders = Decoders(1, max_memory_bytes=16 << 20)
     with pytest.raises(MediaError):
-        await decode(decoders, MediaInput("wav", file=RECORDING))
+        await decode(decoders, MediaInput("flac", file=path))
     assert decoders.running == 0
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from common.wav_head import UnknownWavFormat
 from parakeet.audio.byte_input import ByteInput
 from parakeet.audio.errors import BadAudio
-from parakeet.audio.wav import UnknownWavFormat, WavSource
+from parakeet.audio.wav import WavSource
 
 GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 RAMP = [0, 1, -2, 256, -257, 12_345, -12_345, 32_767, -32_768]
