@@ -364,7 +364,7 @@ class ConnectionProtocol:
     @property
     def deaf(self) -> bool:
         """Whether nothing that the client sends matters any more."""
-        return self.state is State.FAILING or self.state is State.CLOSED
+        return self.state in _DEAF
 
     @property
     def takes_audio(self) -> bool:
@@ -411,6 +411,7 @@ class ConnectionProtocol:
 
 
 _ACCEPTING: Final = frozenset((State.READY, State.CONFIGURED, State.STREAMING))
+_DEAF: Final = frozenset((State.FAILING, State.CLOSED))
 
 
 def table_error(code: ErrorCode, event: Event) -> StreamError:

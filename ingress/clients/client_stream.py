@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from ingress.backplane import Resumption, StreamLink
     from ingress.clients.connection import Connection
 
+# A look into an enum is a call in Python 3.11.
+_PARTIAL: Final = LineKind.PARTIAL
+_FINAL: Final = LineKind.FINAL
+_FINALIZED: Final = LineKind.FINALIZED
+
 MAX_WAITING_PHRASES: Final = 100
 """`phrases` messages behind which no audio is decoded yet: they have no samples, and 16 KB each."""
 
@@ -190,11 +195,11 @@ class ClientStream:
         """Send a result to the client."""
         if result.audio_ack_samples > self.acked_samples:
             self.acked_samples = result.audio_ack_samples
-        if kind is LineKind.FINAL:
+        if kind is _FINAL:
             self.ended = True
-        elif kind is LineKind.FINALIZED and self._num_finalizes:  # else one of a connection before
+        elif kind is _FINALIZED and self._num_finalizes:  # else one of a connection before
             self._num_finalizes -= 1
-        self._connection.on_result(self, result, mergeable=kind is LineKind.PARTIAL)
+        self._connection.on_result(self, result, mergeable=kind is _PARTIAL)
 
     def on_ack(self, samples: int) -> None:
         """Note progress without a result."""

@@ -226,17 +226,20 @@ def encode_result(result: Result, *, new_text: bool = False) -> bytes:
 
     new_text: with the part of the text that is new, and where it goes, instead of the whole.
     """
-    fields: dict[str, Any] = {"type": "result", "text": result.text}
+    fields: dict[str, Any] = {
+        "type": "result",
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "confidence_scores": result.confidence_scores,
+        "is_final": result.is_final,
+        "last_state": result.last_state,
+        "turn_detection": result.turn_detection,
+        "seq": result.seq,
+        "audio_ack_samples": result.audio_ack_samples,
+    }
     if new_text:
         fields["text"] = result.text[result.text_from :]
         fields["text_from"] = result.text_from
-    fields["token_ids"] = result.token_ids
-    fields["confidence_scores"] = result.confidence_scores
-    fields["is_final"] = result.is_final
-    fields["last_state"] = result.last_state
-    fields["turn_detection"] = result.turn_detection
-    fields["seq"] = result.seq
-    fields["audio_ack_samples"] = result.audio_ack_samples
     if result.words is not None:
         fields["words"] = [
             {

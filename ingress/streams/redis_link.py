@@ -27,6 +27,10 @@ from ingress.streams.life import Action, Event, State, after
 
 # In these no line counts any more.
 _DEAF: Final = (State.ENDED, State.OVER, State.CLOSED)
+# A look into an enum is a call in Python 3.11.
+_OWNER: Final = LineKind.OWNER
+_ACK: Final = LineKind.ACK
+_LAST: Final = (LineKind.FINAL, LineKind.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,14 +337,14 @@ class RedisLink:
         if line.epoch < self.epoch or self.state in _DEAF:
             return True
         kind = line.kind
-        if kind is LineKind.OWNER:
+        if kind is _OWNER:
             return self._take_owner(line)
         if line.epoch > self.epoch:
             if not repair:
                 return False
             self.epoch = line.epoch
         self.progress_at = self.heard_at
-        if kind is LineKind.ACK:
+        if kind is _ACK:
             if line.seq > self.seq:
                 return False
             if self._listener is not None:
@@ -359,7 +363,7 @@ class RedisLink:
             if kind is not LineKind.ERROR:
                 self._text = decode_record(line, self._text).text
             return True
-        if kind is LineKind.FINAL or kind is LineKind.ERROR:
+        if kind in _LAST:
             last: Result | StreamError | None = None
             if kind is LineKind.ERROR:
                 last = decode_error(line)
