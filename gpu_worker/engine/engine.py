@@ -33,7 +33,7 @@ from gpu_worker.engine.interface import (
 from gpu_worker.engine.pace import POLL_S, Pace
 from gpu_worker.engine.phrases.book import PhraseBook, PhraseList, no_trees
 from gpu_worker.engine.phrases.changes import StreamPhrases
-from gpu_worker.engine.results import Pieces, StepText, acknowledges, chunk_output, failed_output
+from gpu_worker.engine.results import Outputs, failed_output
 from gpu_worker.engine.slot_snapshots import SlotSnapshots
 from gpu_worker.engine.slots.block_manager import BlockManager
 from gpu_worker.engine.slots.live_gaps import LiveGaps
@@ -41,9 +41,9 @@ from gpu_worker.engine.slots.positions import FoldedFrames
 from gpu_worker.engine.slots.sample_rings import SampleRings
 from gpu_worker.engine.slots.samples import FLOAT32, PCM16, Samples, float_samples
 from gpu_worker.engine.slots.slot_table import Plan, SlotTable
-from gpu_worker.engine.steps import UNKNOWN_END, WINDOW_SAMPLES, Field, Flight, StepFindings, Steps
+from gpu_worker.engine.steps import UNKNOWN_END, WINDOW_SAMPLES, Field, Flight, Steps
 from gpu_worker.engine.stream import OpenStreams, Stream
-from gpu_worker.engine.transcript import NO_TOKENS, Transcript, Vocabulary
+from gpu_worker.engine.transcript import Transcript, Vocabulary
 from gpu_worker.engine.warm_up import WarmUps
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnJudge, TurnStage
@@ -114,6 +114,9 @@ class SpeechEngine:
             steps, self._table, self._rings, self._blocks, self._turns, self._warm_ups
         )
         self._streams = OpenStreams(num_slots)
+        self._outputs = Outputs(
+            self._streams, self._table, self._rings, self._turns, self._warm_ups, self._stats
+        )
         self.book = book or PhraseBook(steps.trees, no_trees)
         self._phrases = StreamPhrases(steps.trees, self._table, self._warm_ups, self.book, common)
         # Slots of the streams that more samples may come for.
@@ -451,7 +454,8 @@ class SpeechEngine:
         stats.encode.units += frames
         stats.decode.units += frames
         stats.tokens += int(found.num_symbols_B.sum())
-        self._speak(plan, found, alive, outputs)
+        for state in self._outputs.add(plan, found, alive, self._listens[slots] & alive, outputs):
+            self._drop(state)
         # Only now: a row's audio may be wanted for its turn.  Streams that ended meanwhile are gone.
         goes_on = alive & ~plan.ends_B
         self._rings.free(slots[goes_on], self.clock.samples_of_frame_array(end[goes_on]))
@@ -468,63 +472,6 @@ class SpeechEngine:
                 self._drop(state)
             else:
                 self._listens[state.slot] = state.listens
-
-    def _speak(
-        self, plan: Plan, found: StepFindings, alive: NDArray[np.bool_], outputs: list[StreamOutput]
-    ) -> None:
-        """Make the outputs of a step's pieces that have something to say."""
-        listens = self._listens[plan.slots_B] & alive
-        pieces = Pieces.of(plan, self.clock, self._table.fed[plan.slots_B])
-        text = StepText.of(plan, found, pieces, self.clock.chunk_frames, listens)
-        self._stats.pre_encode.units += len(pieces.row_P)
-        self._stats.turn_detection.units += len(text.speech_V)
-        slot_P, listens_P = plan.slots_B[pieces.row_P], listens[pieces.row_P]
-        is_steady_P = np.zeros(len(slot_P), dtype=np.bool_)
-        heard = listens_P.nonzero()[0]
-        if len(heard):
-            is_steady_P[heard] = self._turns.steady.take(
-                slot_P[heard],
-                pieces.end_P[heard],
-                text.num_windows_P[heard],
-                text.speech_V,
-                ~(pieces.is_final_P | text.holds(self._vocabulary.eou_id))[heard],
-            )
-        acknowledges_P = acknowledges(pieces)
-        speaks_P = (text.num_tokens_P > 0) | pieces.is_final_P | acknowledges_P | (listens_P & ~is_steady_P)
-        warms_P = self._warm_ups.is_warming_S[slot_P]
-        if self._warm_ups:
-            speaks_P = np.where(warms_P, acknowledges_P, speaks_P)
-        speaks_P &= alive[pieces.row_P]
-        chosen = speaks_P.nonzero()[0]
-        turns, by_slot = self._turns, self._streams.by_slot
-        for piece, slot, is_final, is_steady, listens, warms, begin, end in zip(
-            chosen.tolist(),
-            slot_P[chosen].tolist(),
-            pieces.is_final_P[chosen].tolist(),
-            is_steady_P[chosen].tolist(),
-            listens_P[chosen].tolist(),
-            warms_P[chosen].tolist(),
-            pieces.begin_P[chosen].tolist(),
-            pieces.end_P[chosen].tolist(),
-            strict=True,
-        ):
-            tokens = text.tokens(piece)
-            if is_steady:
-                turns.push_steady(slot, tokens, end)
-                continue
-            if listens:
-                samples = self._rings.copy(slot, begin, end) if turns.slot_needs_samples(slot) else None
-                turns.push_slot(slot, tokens, end, is_final, text.windows(piece), samples)
-                continue
-            state = by_slot[slot]
-            assert state is not None
-            if warms:
-                outputs.append(chunk_output(state.stream, state.transcript, NO_TOKENS, end, is_final=False))
-            else:
-                state.transcript.add(tokens, ends=is_final)
-                outputs.append(chunk_output(state.stream, state.transcript, tokens, end, is_final=is_final))
-                if is_final:
-                    self._drop(state)
 
     def check_integrity(self) -> None:
         self._streams.check_integrity()

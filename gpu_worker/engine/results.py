@@ -14,14 +14,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common.entries import StreamId
-from common.messages import LastState, TurnDetection, Utterance
-from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineError, StreamOutput
+from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineError, EngineStats, StreamOutput
 from gpu_worker.engine.slots.clock import ChunkClock
-from gpu_worker.engine.slots.slot_table import Plan
+from gpu_worker.engine.slots.sample_rings import SampleRings
+from gpu_worker.engine.slots.slot_table import Plan, SlotTable
 from gpu_worker.engine.steps import WINDOW_SAMPLES, StepFindings
-from gpu_worker.engine.stream import Stream
-from gpu_worker.engine.transcript import NO_TOKENS, Tokens, Transcript
+from gpu_worker.engine.stream import OpenStreams, Stream
+from gpu_worker.engine.transcript import NO_TOKENS, Tokens, chunk_output
+from gpu_worker.engine.warm_up import WarmUps
+from gpu_worker.turn.stage import TurnStage
 
 # Of streams whose turns nobody detects.
 _SILENCE: Final[NDArray[np.float32]] = np.zeros(0, dtype=np.float32)
@@ -135,6 +136,110 @@ class StepText:
         )
 
 
+class Outputs:
+    """Makes outputs of the pieces of steps that have something to say.
+
+    Args:
+        streams: those that are open.
+        table, rings: their samples.
+        turns: detection of their turns.
+        warm_ups: slots whose rows say nothing yet.
+        stats: where pieces and windows are counted.
+    """
+
+    def __init__(
+        self,
+        streams: OpenStreams,
+        table: SlotTable,
+        rings: SampleRings,
+        turns: TurnStage,
+        warm_ups: WarmUps,
+        stats: EngineStats,
+    ) -> None:
+        self._by_slot = streams.by_slot
+        self._table = table
+        self._rings = rings
+        self._turns = turns
+        self._warm_ups = warm_ups
+        self._stats = stats
+
+    def add(
+        self,
+        plan: Plan,
+        found: StepFindings,
+        alive_B: NDArray[np.bool_],
+        listens_B: NDArray[np.bool_],
+        outputs: list[StreamOutput],
+    ) -> list[Stream]:
+        """Add the outputs of a step, but for those that turn detection keeps; return streams that it ended.
+
+        Args:
+            plan, found: the step.
+            alive_B: rows whose streams are still open.
+            listens_B: of those, rows whose turns are detected.
+            outputs: where they are added.
+        """
+        table, turns = self._table, self._turns
+        pieces = Pieces.of(plan, table.clock, table.fed[plan.slots_B])
+        text = StepText.of(plan, found, pieces, table.clock.chunk_frames, listens_B)
+        self._stats.pre_encode.units += len(pieces.row_P)
+        self._stats.turn_detection.units += len(text.speech_V)
+        slot_P, listens_P = plan.slots_B[pieces.row_P], listens_B[pieces.row_P]
+        is_steady_P = self._is_steady(slot_P, listens_P, pieces, text)
+        acknowledges_P = acknowledges(pieces)
+        speaks_P = (text.num_tokens_P > 0) | pieces.is_final_P | acknowledges_P | (listens_P & ~is_steady_P)
+        warms_P = self._warm_ups.is_warming_S[slot_P]
+        if self._warm_ups:
+            speaks_P = np.where(warms_P, acknowledges_P, speaks_P)
+        speaks_P &= alive_B[pieces.row_P]
+        chosen, ended = speaks_P.nonzero()[0], []
+        for piece, slot, is_final, is_steady, listens, warms, begin, end in zip(
+            chosen.tolist(),
+            slot_P[chosen].tolist(),
+            pieces.is_final_P[chosen].tolist(),
+            is_steady_P[chosen].tolist(),
+            listens_P[chosen].tolist(),
+            warms_P[chosen].tolist(),
+            pieces.begin_P[chosen].tolist(),
+            pieces.end_P[chosen].tolist(),
+            strict=True,
+        ):
+            tokens = text.tokens(piece)
+            if is_steady:
+                turns.push_steady(slot, tokens, end)
+                continue
+            if listens:
+                samples = self._rings.copy(slot, begin, end) if turns.slot_needs_samples(slot) else None
+                turns.push_slot(slot, tokens, end, is_final, text.windows(piece), samples)
+                continue
+            state = self._by_slot[slot]
+            assert state is not None
+            if warms:
+                outputs.append(chunk_output(state.stream, state.transcript, NO_TOKENS, end, is_final=False))
+                continue
+            state.transcript.add(tokens, ends=is_final)
+            outputs.append(chunk_output(state.stream, state.transcript, tokens, end, is_final=is_final))
+            if is_final:
+                ended.append(state)
+        return ended
+
+    def _is_steady(
+        self, slot_P: NDArray[np.int64], listens_P: NDArray[np.bool_], pieces: Pieces, text: StepText
+    ) -> NDArray[np.bool_]:
+        """Pieces at which no turn can change."""
+        is_steady_P = np.zeros(len(slot_P), dtype=np.bool_)
+        heard = listens_P.nonzero()[0]
+        if len(heard):
+            is_steady_P[heard] = self._turns.steady.take(
+                slot_P[heard],
+                pieces.end_P[heard],
+                text.num_windows_P[heard],
+                text.speech_V,
+                ~(pieces.is_final_P | text.holds(self._turns.eou_id))[heard],
+            )
+        return is_steady_P
+
+
 def _starts(counts: NDArray[np.int64]) -> list[int]:
     starts: list[int] = [0, *counts.cumsum().tolist()]
     return starts
@@ -144,42 +249,6 @@ def acknowledges(pieces: Pieces) -> NDArray[np.bool_]:
     """Pieces in which a second of audio ends."""
     found: NDArray[np.bool_] = pieces.begin_P // ENGINE_SAMPLE_RATE < pieces.end_P // ENGINE_SAMPLE_RATE
     return found
-
-
-def chunk_output(
-    stream: StreamId,
-    transcript: Transcript,
-    tokens: Tokens,
-    samples_decoded: int,
-    is_final: bool,
-    last_state: LastState | None = None,
-    turn_detection: TurnDetection = "running",
-    is_turn_event: bool = False,
-    changed: bool = False,
-    utterances: tuple[Utterance, ...] = (),
-) -> StreamOutput:
-    """Return what a piece of audio gave, once its tokens are in the transcript.
-
-    Without the fields of turns it is the output of a stream whose turns nobody detects. `changed` is for
-    what they changed.
-    """
-    # By position: names cost half as much again.
-    return StreamOutput(
-        stream,
-        samples_decoded,
-        tuple(tokens.ids),
-        tuple(tokens.confidences),
-        tuple(tokens.frames),
-        transcript.text,
-        last_state,
-        turn_detection,
-        is_final,
-        is_turn_event,
-        transcript.take_words(),
-        changed or bool(tokens.ids) or is_final,
-        None,
-        utterances,
-    )
 
 
 def failed_output(state: Stream, samples_decoded: int, error: EngineError) -> StreamOutput:

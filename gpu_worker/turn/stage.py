@@ -33,8 +33,7 @@ from numpy.typing import NDArray
 from common.entries import StreamId
 from common.messages import Utterance
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, StreamOutput
-from gpu_worker.engine.results import chunk_output
-from gpu_worker.engine.transcript import Tokens, Transcript
+from gpu_worker.engine.transcript import Tokens, Transcript, chunk_output
 from gpu_worker.turn.endpointing import Endpointer
 from gpu_worker.turn.outcome import TurnChunk, TurnOutcome, Verdict, token_sample
 from gpu_worker.turn.settings import Signal, TurnSettings
@@ -104,7 +103,7 @@ class TurnStage:
     ) -> None:
         self.steady = SteadyTurns(num_slots)
         self._judge = judge
-        self._eou_id = eou_id
+        self.eou_id = eou_id
         self._clock = clock
         self._streams: dict[StreamId, StreamTurns] = {}
         self._by_slot: list[StreamTurns | None] = [None] * num_slots
@@ -140,7 +139,7 @@ class TurnStage:
         """
         if stream in self._streams:
             raise ValueError(f"stream {stream} is open")
-        settings = settings.limited(has_eou=self._eou_id is not None, has_smart_turn=self._judge is not None)
+        settings = settings.limited(has_eou=self.eou_id is not None, has_smart_turn=self._judge is not None)
         if exported is not None:
             turns, ready = import_turns(exported, settings, stream, transcript)
             self._ready += ready
@@ -294,9 +293,9 @@ class TurnStage:
 
     def _eou_samples(self, tokens: Tokens) -> tuple[int, ...]:
         ids, frames = tokens.ids, tokens.frames
-        if self._eou_id not in ids:
+        if self.eou_id not in ids:
             return ()
-        return tuple([token_sample(frames[at]) for at, token in enumerate(ids) if token == self._eou_id])
+        return tuple([token_sample(frames[at]) for at, token in enumerate(ids) if token == self.eou_id])
 
     def drain(self) -> list[StreamOutput]:
         """Return outputs that are complete, those of one stream in order; never block."""
