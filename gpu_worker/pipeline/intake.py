@@ -64,12 +64,13 @@ _ROUND_EVERY_S: Final = 0.005
 class _Reading:
     """The intake's own state of one stream.
 
-    last_entry: id of the last audio entry that it has. missed: a read of the stream failed, and may
-    have delivered entries to nobody. behind: it has more audio than a read brings. queued: it has its place
-    among those of them that are read next.
+    last_entry: id of the last audio entry that it has. finalized: the last `finalize` that the engine was
+    asked for, or an owner before has answered. missed: a read of the stream failed, and may have delivered
+    entries to nobody. behind: it has more audio than a read brings. queued: it has its place among those of
+    them that are read next.
     """
 
-    __slots__ = ("audio", "behind", "flow", "key", "last_entry", "last_read", "missed", "queued")
+    __slots__ = ("audio", "behind", "finalized", "flow", "key", "last_entry", "last_read", "missed", "queued")
 
     def __init__(self, flow: StreamFlow) -> None:
         record = flow.owned.record
@@ -79,6 +80,7 @@ class _Reading:
         self.audio = StreamAudio(record.sample_rate, checkpoint.first_sample, checkpoint.base)
         self.last_read = 0.0
         self.last_entry = record.checkpoint.entry_id or b"0"
+        self.finalized = checkpoint.base.finalized
         self.missed = False
         self.behind = flow.owned.epoch > 1
         self.queued = False
@@ -347,8 +349,8 @@ class _Got:
 
     def _finalize(self, reading: _Reading, entry_id: bytes) -> None:
         flow = reading.flow
-        answered = flow.owned.record.checkpoint.base.finalized
-        if answered is None or entry_order(answered) < entry_order(entry_id):
+        if reading.finalized is None or entry_order(reading.finalized) < entry_order(entry_id):
+            reading.finalized = entry_id
             at = reading.audio.next_sample
             # The resampler has to give all that it has, and begins anew.
             self._feed(flow, reading.audio.finish())
@@ -358,7 +360,8 @@ class _Got:
             self._feed_parts()
             self._commands.append(Finalize(flow, entry_id))
         else:
-            # A replay that begins behind the answer; nothing will tell that the entry is done.
+            # A replay that begins behind the answer, or a Redis that has forgotten that it had delivered the
+            # entry; nothing will tell that it is done.
             flow.undecoded.append(Undecoded(entry_id, reading.audio.next_sample))
 
     def end(self, reading: _Reading) -> None:

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from common.entries import LineKind
 from common.errors import StreamLost
 from parakeet.client import ServerError, connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
@@ -130,6 +131,34 @@ async def test_results_that_redis_took_and_forgot_are_written_again(redis_url: s
             for stream in streams:
                 assert stream.epoch == 1
                 assert numbers(stream) == list(range(1, stream.seq + 1))
+
+
+async def test_a_finalize_that_redis_forgot_to_have_delivered_is_answered_once(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """Its owner, which lives, is given the audio and the finalize again."""
+    client, pcm = raw_client(redis_url), noise(1.6)
+    half = len(pcm) // 2
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", lease_ms=20_000) as worker:
+        worker.ready(client)
+        async with ingress_side(redis_url) as ingress:
+            stream = await ingress.open()
+
+            def answers() -> set[int]:
+                return {line.seq for line in stream.lines if line.kind is LineKind.FINALIZED}
+
+            await until(lambda: stream.epoch == 1, what="an owner")
+            moment = _moment_of(client)
+            stream.append(pcm[:half])
+            stream.appender.finalize()
+            await until(lambda: len(answers()) == 1 and num_unacked(client, stream) == 0, what="the answer")
+            _restore(client, moment)
+            client.client_kill_filter(_type="normal", skipme=True)
+            await until(lambda: client.xlen(stream.keys.audio) == 2, what="the audio")
+            stream.append(pcm[half:], final=True)
+            await ingress.ended(stream)
+            assert len(answers()) == 1
+            assert stream.epoch == 1
 
 
 async def test_a_resumption_that_redis_took_and_forgot_holds(stack: Stack) -> None:

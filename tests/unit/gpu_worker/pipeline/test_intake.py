@@ -14,6 +14,7 @@ from common.redis.keys import Keys, StreamKeys
 from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.audio_reader import AudioRead
 from common.streams.claims import OwnedStream
+from gpu_worker.pipeline.engine_events import Feed, Finalize, Open
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.intake import MAX_BEHIND, MAX_ENTRIES, MAX_ENTRIES_BEHIND, Intake
 
@@ -200,3 +201,66 @@ def test_a_stream_of_which_the_engine_has_enough_is_read_when_it_has_less(
     log.reads.clear()
     intake._round()
     assert [read for read in log.reads if read] == [{stream: MAX_ENTRIES_BEHIND}]
+
+
+class _Entries:
+    """Stands for a reader that is given these entries of a stream by each read."""
+
+    def __init__(self, stream: StreamId, *reads: list[AudioEntry]) -> None:
+        self._stream = stream
+        self._reads = list(reads)
+
+    def wait(self, _block_ms: int | None, _max_streams: int, _on_wait: object) -> list[StreamId]:
+        return [self._stream]
+
+    def read(self, streams: list[tuple[StreamKeys, int]], _max_entries: int) -> list[AudioRead]:
+        return [(keys.audio, [_raw(entry) for entry in self._reads.pop(0)]) for keys, _ in streams]
+
+
+def _raw(entry: AudioEntry) -> tuple[bytes, list[bytes]]:
+    fields = [part if isinstance(part, bytes) else str(part).encode() for part in entry.fields()]
+    return entry.entry_id, fields
+
+
+def test_a_finalize_that_is_delivered_again_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that has forgotten its last moments has forgotten, too, what it had delivered."""
+    commands: list[object] = []
+    table, stream = StreamTable(1), StreamId(1)
+    intake = Intake(
+        servers=RedisServers.parse(("unix:///nowhere/redis.sock",)),
+        server=0,
+        keys=Keys(),
+        worker=WorkerId("w"),
+        table=table,
+        put=lambda *some: commands.extend(some),
+        metrics=WorkerMetrics(),
+        on_lost=lambda _: None,
+    )
+    record = StreamRecord(
+        *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, 1),
+        Checkpoint(),
+        finished=False,
+    )
+    flow = StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
+    table.reserve(1)
+    intake.take_in(flow, None)
+    audio = [AudioEntry(b"1-%d" % (2 * at + 1), at * SAMPLES, bytes(2 * SAMPLES)) for at in range(4)]
+    ends = [AudioEntry(b"1-%d" % (2 * at + 2), (at + 1) * SAMPLES, b"", finalize=True) for at in range(3)]
+    log = _Entries(
+        stream,
+        [audio[0], ends[0], audio[1], ends[1]],
+        [ends[0], audio[1], ends[1], audio[2], ends[2]],
+        [ends[2], audio[3]],
+    )
+    monkeypatch.setattr(intake, "_reader", log)
+    for _ in range(3):
+        intake._round()
+    assert [command.entry_id for command in commands if isinstance(command, Finalize)] == [
+        end.entry_id for end in ends
+    ]
+    assert [type(command) for command in commands] == [Open, *[Feed, Finalize] * 3, Feed]
+    assert flow.fed_samples == 4 * SAMPLES
+    # All that was delivered is acknowledged in the end; only what came first is done with its own result.
+    delivered = ["1-1", "1-2", "1-3", "1-4", "1-2", "1-3", "1-4", "1-5", "1-6", "1-6", "1-7"]
+    assert [entry.entry_id.decode() for entry in flow.undecoded] == delivered
+    assert [at for at, entry in enumerate(flow.undecoded) if entry.finalizes] == [1, 3, 8]
