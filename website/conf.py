@@ -76,7 +76,8 @@ myst_fence_as_directive = ["mermaid"]
 html_theme = "furo"
 html_title = "parakeet-server"
 html_static_path = ["static", "../build/mermaid"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
+html_favicon = "../ingress/page/icon.svg"
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
@@ -85,6 +86,7 @@ pygments_dark_style = "monokai"
 # `make docs` puts it into build/mermaid; without the setting a browser would fetch it from another host.
 mermaid_use_local = "mermaid.esm.min.mjs"
 mermaid_fullscreen_button = "+"
+mermaid_height = "auto"
 
 
 def setup(app: Sphinx) -> None:
