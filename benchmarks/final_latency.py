@@ -28,7 +28,6 @@ from parakeet.audio.source import open_source
 from parakeet.bench.plan import Target
 from parakeet.bench.server.fresh_server import fresh_server
 
-PORT = 18_765
 BLOCK_S = 0.08
 _TIMEOUT_S = 20.0
 _RECORDING = Path(__file__).parent.parent / "parakeet" / "recordings" / "goforward.wav"
@@ -117,9 +116,9 @@ def blocks(rate: int) -> Iterator[bytes]:
         yield pcm[at : at + size]
 
 
-def final_after_s(way: Way) -> tuple[float, str]:
+def final_after_s(way: Way, port: int) -> tuple[float, str]:
     """Seconds from the last sample to the final, and its text."""
-    with connect(f"ws://127.0.0.1:{PORT}{way.path}", compression=None) as connection:
+    with connect(f"ws://127.0.0.1:{port}{way.path}", compression=None) as connection:
         for message in way.begin:
             connection.send(message)
         due = time.monotonic()
@@ -149,15 +148,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a row for each way."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args(argv).rounds
-    serve = shlex.join([sys.executable, "-m", "parakeet.cli", *_SERVE.split(), "--ws-port", str(PORT)])
+    parser.add_argument("--port", type=int, default=18_765)
+    given = parser.parse_args(argv)
+    serve = shlex.join([sys.executable, "-m", "parakeet.cli", *_SERVE.split(), "--ws-port", str(given.port)])
     ways = list(_ways())
     taken: dict[str, list[float]] = {way.name: [] for way in ways}
     texts: dict[str, set[str]] = {way.name: set() for way in ways}
-    with fresh_server(serve, (Target.parse(f"ws://127.0.0.1:{PORT}"),), 120.0):
-        for number in range(-1, rounds):  # the first warms up
+    with fresh_server(serve, (Target.parse(f"ws://127.0.0.1:{given.port}"),), 120.0):
+        for number in range(-1, given.rounds):  # the first warms up
             for way in ways:
-                seconds, text = final_after_s(way)
+                seconds, text = final_after_s(way, given.port)
                 texts[way.name].add(text)
                 if number >= 0:
                     taken[way.name].append(1e3 * seconds)

@@ -1,7 +1,6 @@
 """`POST /v1/listen`: a recording in the shapes of Deepgram's pre-recorded API.
 
-The recording is the body of the request. Options of the query that this service has nothing for are taken and
-ignored, except those whose absence a client would not notice: they are refused.
+The recording is the body of the request; its query is read as that of a live stream is.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, Final
-from urllib.parse import parse_qs
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from common.messages import Utterance, Word
+from common.messages import Encoding, Utterance, Word
 from common.tracing.tracer import checked_traceparent
 from ingress.api.transcriptions import FAILURES, RecordingRefused, admitted, refusal_of
-from ingress.dialects.deepgram.query import MAX_QUERY_FIELDS, REFUSED
+from ingress.dialects.deepgram.query import ListenQuery, parse_listen_query
 from ingress.dialects.deepgram.refusals import body_of, headers_of
 from ingress.dialects.deepgram.shapes import MODEL_INFO, MODEL_UUID, confidence_of, timestamp, word_shape
 from ingress.files.recording_stream import Transcript
@@ -32,23 +30,37 @@ from ingress.files.recordings import Recordings
 from ingress.files.upload import BadUpload
 from ingress.http.endpoints import endpoint
 from ingress.http.presence import unless_left
+from ingress.http.refusal import Refused
+from ingress.media.decoder import MediaInput
 from ingress.media.formats import HEAD_BYTES, NAMES, sniff
 
 # Parts of a body are put together to this before a thread writes them.
 _WRITE_BYTES: Final = 256 << 10
+_SAMPLES: Final = {
+    Encoding.PCM16: "s16le",
+    Encoding.F32: "f32le",
+    Encoding.MULAW: "mulaw",
+    Encoding.ALAW: "alaw",
+}
 
 
 def listen_endpoints(recordings: Recordings) -> tuple[Route, ...]:
     """Return the rows of the table of endpoints."""
 
     async def listen(request: Request) -> Response:
-        request_id = str(uuid.uuid4())
+        asked = request.scope["state"]["request"]
         try:
-            return await _listen(recordings, request, request_id)
+            query = parse_listen_query(asked.query)
+        except Refused as error:
+            request.scope["state"]["refused"] = str(error)
+            refusal = error.refusal
+            return Response(refusal.body, refusal.status, dict(refusal.headers), refusal.content_type)
+        try:
+            return await _listen(recordings, request, query)
         except FAILURES as error:
             refused = refusal_of(error)
             request.scope["state"]["refused"] = str(refused)
-            return _refusal(refused, request_id)
+            return _refusal(refused, query.request_id)
 
     return (endpoint("/v1/listen", listen, "POST"),)
 
@@ -59,13 +71,9 @@ def _refusal(refused: RecordingRefused, request_id: str) -> Response:
     return JSONResponse(body, refused.status, headers=headers)
 
 
-async def _listen(recordings: Recordings, request: Request, request_id: str) -> Response:
+async def _listen(recordings: Recordings, request: Request, query: ListenQuery) -> Response:
     asked = request.scope["state"]["request"]
     client = admitted(asked)
-    query = _query(asked.query)
-    for name in REFUSED:
-        if name in query:
-            raise RecordingRefused(HTTPStatus.BAD_REQUEST, f"This server has no '{name}'.", param=name)
     if "json" in request.headers.get("content-type", ""):
         raise RecordingRefused(
             HTTPStatus.BAD_REQUEST,
@@ -74,23 +82,28 @@ async def _listen(recordings: Recordings, request: Request, request_id: str) -> 
     async with recordings.taken(client, asked.address) as recording:
         with tempfile.TemporaryFile() as file:
             digest, head = await _spooled(request, file, recording.received)
-            media = sniff(head)
-            if media is None:
-                raise BadUpload(f"The body is none of {', '.join(NAMES)}.")
-            path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+            media = _media(head, query, Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"))
+            phrases = query.options.phrases
             trace = checked_traceparent(asked.header("traceparent"))
-            transcript = await unless_left(request, recording.transcribed(media, path, traceparent=trace))
-    fields = _shape(transcript, request_id, digest, utterances=query.get("utterances") == ["true"])
-    return JSONResponse(fields, headers={"dg-request-id": request_id})
+            if query.multichannel:
+                work = recording.transcribed_apart(media, phrases=phrases, traceparent=trace)
+                transcripts = await unless_left(request, work)
+            else:
+                mixed = recording.transcribed(media, phrases=phrases, traceparent=trace)
+                transcripts = [await unless_left(request, mixed)]
+    fields = _shape(transcripts, query.request_id, digest, utterances=query.utterances)
+    return JSONResponse(fields, headers={"dg-request-id": query.request_id})
 
 
-def _query(text: str) -> dict[str, list[str]]:
-    """Return the fields of a query. Raises RecordingRefused."""
-    try:
-        return parse_qs(text, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
-    except ValueError:
-        sentence = f"The query has more than {MAX_QUERY_FIELDS} fields."
-        raise RecordingRefused(HTTPStatus.BAD_REQUEST, sentence) from None
+def _media(head: bytes, query: ListenQuery, path: Path) -> MediaInput:
+    """Return how the file at a path is decoded. head: its first bytes. Raises BadUpload."""
+    media = sniff(head)
+    if media is not None:
+        return MediaInput(media.demuxer, file=path)
+    rate = query.options.sample_rate
+    if query.media is not None or rate is None:
+        raise BadUpload(f"The body is none of {', '.join(NAMES)}, and no 'encoding' of samples is named.")
+    return MediaInput(_SAMPLES[query.encoding], file=path, rate=rate, channels=query.channels)
 
 
 async def _spooled(request: Request, file: IO[bytes], on_bytes: Callable[[int], None]) -> tuple[str, bytes]:
@@ -116,31 +129,21 @@ async def _spooled(request: Request, file: IO[bytes], on_bytes: Callable[[int], 
     return digest.hexdigest(), head
 
 
-def _shape(transcript: Transcript, request_id: str, digest: str, *, utterances: bool) -> dict[str, Any]:
-    words = [word_shape(word) for word in transcript.words]
-    results: dict[str, Any] = {
-        "channels": [
-            {
-                "alternatives": [
-                    {
-                        "transcript": transcript.text,
-                        "confidence": confidence_of(transcript.words),
-                        "words": words,
-                    }
-                ]
-            }
-        ]
-    }
+def _shape(
+    transcripts: Sequence[Transcript], request_id: str, digest: str, *, utterances: bool
+) -> dict[str, Any]:
+    """Return the answer. transcripts: of each channel."""
+    results: dict[str, Any] = {"channels": [_channel(transcript) for transcript in transcripts]}
     if utterances:
-        results["utterances"] = [_utterance(*one) for one in transcript.words_of_utterances()]
+        results["utterances"] = _utterances(transcripts)
     return {
         "metadata": {
             "transaction_key": "deprecated",
             "request_id": request_id,
             "sha256": digest,
             "created": timestamp(),
-            "duration": round(transcript.duration_s, 4),
-            "channels": 1,
+            "duration": round(max(transcript.duration_s for transcript in transcripts), 4),
+            "channels": len(transcripts),
             "models": [MODEL_UUID],
             "model_info": {MODEL_UUID: MODEL_INFO},
         },
@@ -148,12 +151,34 @@ def _shape(transcript: Transcript, request_id: str, digest: str, *, utterances: 
     }
 
 
-def _utterance(utterance: Utterance, words: Sequence[Word]) -> dict[str, Any]:
+def _channel(transcript: Transcript) -> dict[str, Any]:
+    return {
+        "alternatives": [
+            {
+                "transcript": transcript.text,
+                "confidence": confidence_of(transcript.words),
+                "words": [word_shape(word) for word in transcript.words],
+            }
+        ]
+    }
+
+
+def _utterances(transcripts: Sequence[Transcript]) -> list[dict[str, Any]]:
+    """Return the utterances of all channels, in the order of their beginnings."""
+    told = [
+        _utterance(number, *one)
+        for number, transcript in enumerate(transcripts)
+        for one in transcript.words_of_utterances()
+    ]
+    return sorted(told, key=lambda utterance: utterance["start"])
+
+
+def _utterance(channel: int, utterance: Utterance, words: Sequence[Word]) -> dict[str, Any]:
     return {
         "start": utterance.start_s,
         "end": utterance.end_s,
         "confidence": confidence_of(words),
-        "channel": 0,
+        "channel": channel,
         "transcript": utterance.text,
         "words": [word_shape(word) for word in words],
         "id": str(uuid.uuid4()),

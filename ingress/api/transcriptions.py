@@ -150,7 +150,7 @@ async def _transcribe(recordings: Recordings, request: Request) -> Response:
             # The upload is held by the answer, which closes it.
             events = _Events(recording, upload, phrases, trace, stack.pop_all())
             return StreamingResponse(events.encoded(), media_type="text/event-stream")
-        work = recording.transcribed(upload.media, upload.path, phrases=phrases, traceparent=trace)
+        work = recording.transcribed(upload.media, phrases=phrases, traceparent=trace)
         transcript = await unless_left(request, work)
     if kind == "json":
         return JSONResponse(plain(transcript, logprobs=_wants_logprobs(upload)))
@@ -199,9 +199,7 @@ class _Events:
         self._deltas: asyncio.Queue[str | None] = asyncio.Queue()
         self._said = ""
         # Begun here, so that what is held is closed also where nobody asks for the first event.
-        work = recording.transcribed(
-            upload.media, upload.path, self._on_text, phrases=phrases, traceparent=trace
-        )
+        work = recording.transcribed(upload.media, self._on_text, phrases=phrases, traceparent=trace)
         self._running = asyncio.create_task(self._run(work, held), name="transcription")
         # A failure that nobody asks for, since the client has left, is counted, and no defect.
         self._running.add_done_callback(lambda task: task.cancelled() or task.exception())

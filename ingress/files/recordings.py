@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
 from starlette.requests import ClientDisconnect
@@ -23,8 +22,7 @@ from ingress.auth.guard import Guard
 from ingress.backplane import CLIENT_GONE, FINAL, Backplane, Caller
 from ingress.files.recording_stream import RecordingStream, Transcript
 from ingress.files.upload import BadUpload
-from ingress.media.decoder import Decoders, DecodersBusy, MediaError, MediaInput
-from ingress.media.formats import MediaFormat
+from ingress.media.decoder import DecodedAudio, Decoders, DecodersBusy, MediaError, MediaInput
 
 _ADMISSION: Final = {
     ErrorCode.NO_FREE_STREAM: "full",
@@ -158,8 +156,7 @@ class Recording:
 
     async def transcribed(
         self,
-        media: MediaFormat,
-        path: Path,
+        media: MediaInput,
         on_text: Callable[[str], None] = lambda _: None,
         *,
         phrases: tuple[Phrase, ...] = (),
@@ -167,31 +164,46 @@ class Recording:
     ) -> Transcript:
         """Decode and transcribe the file that was received.
 
-        on_text: called with the text as it grows. phrases: what the recording is likely to have.
-        traceparent: the trace that the request is a part of.
+        media: the file, and how it is decoded to one channel. on_text: called with the text as it grows.
+        phrases: what the recording is likely to have. traceparent: the trace that the request is a part of.
         Raises StreamError, MediaError, DecodersBusy, BadUpload or Stalled.
         """
+        with self._being_transcribed():
+            transcript, _ = await self._decoded(media, on_text, phrases, traceparent)
+            return transcript
+
+    async def transcribed_apart(
+        self, media: MediaInput, *, phrases: tuple[Phrase, ...] = (), traceparent: str = ""
+    ) -> list[Transcript]:
+        """Do the same for each channel, one after the other: they take one stream together."""
+        with self._being_transcribed():
+            transcripts: list[Transcript] = []
+            num_channels = 1
+            while len(transcripts) < num_channels:
+                channel = replace(media, mix=False, channel=len(transcripts))
+                transcript, audio = await self._decoded(channel, lambda _: None, phrases, traceparent)
+                transcripts.append(transcript)
+                num_channels = audio.channels
+            return transcripts
+
+    @contextmanager
+    def _being_transcribed(self) -> Iterator[None]:
+        """Note how it went, and how long it took."""
         began_s = time.monotonic()
         try:
             self._raise_if_ended()
-            transcript = await self._decoded(media, path, on_text, phrases, traceparent)
+            yield
         except BaseException as error:
             self.failed(error)
             raise
         self.outcome = "transcribed"
         self._metrics.recording_seconds.observe(time.monotonic() - began_s)
-        return transcript
 
     async def _decoded(
-        self,
-        media: MediaFormat,
-        path: Path,
-        on_text: Callable[[str], None],
-        phrases: tuple[Phrase, ...],
-        traceparent: str,
-    ) -> Transcript:
+        self, media: MediaInput, on_text: Callable[[str], None], phrases: tuple[Phrase, ...], traceparent: str
+    ) -> tuple[Transcript, DecodedAudio]:
         client = self.client
-        async with await self._recordings.decoders.start(MediaInput(media.demuxer, file=path)) as decoder:
+        async with await self._recordings.decoders.start(media) as decoder:
             audio = await decoder.audio()
             self._raise_if_ended()
             stream = self._stream = RecordingStream(audio.rate, on_text, self._heard)
@@ -212,7 +224,7 @@ class Recording:
                 raise
             finally:
                 self._count(stream, code)
-            return transcript
+            return transcript, audio
 
     def _heard(self, seconds: float, all_seconds: float) -> None:
         """Count audio on its way to the worker. Raises BadUpload or OverLimit where it is too much."""

@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
-from ingress.media.formats import HEAD_BYTES, NAMES, MediaFormat, sniff
+from ingress.media.decoder import MediaInput
+from ingress.media.formats import HEAD_BYTES, NAMES, sniff
 
 # Of a form beside its file. OpenAI's has a dozen names, of which lists repeat some; the longest is a prompt.
 _MAX_FIELDS: Final = 100
@@ -33,11 +34,10 @@ class BadUpload(Exception):  # noqa: N818 - the name says it
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The fields of a form, and its file. path: where the file can be opened while the form is held."""
+    """The fields of a form, and its file, which can be decoded while the form is held."""
 
     form: FormData
-    path: Path
-    media: MediaFormat
+    media: MediaInput
 
     def field(self, name: str) -> str | None:
         """Return the text of a field; None where it is missing."""
@@ -71,7 +71,8 @@ async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIt
             raise BadUpload(f"The file is none of {', '.join(NAMES)}.", "file")
         # A file of its own, also where the form kept it in memory: the decoder opens it by name.
         await asyncio.to_thread(file.file.rollover)  # type: ignore[attr-defined]
-        yield Upload(form, Path(f"/proc/{os.getpid()}/fd/{file.file.fileno()}"), media)
+        path = Path(f"/proc/{os.getpid()}/fd/{file.file.fileno()}")
+        yield Upload(form, MediaInput(media.demuxer, file=path))
     finally:
         await form.close()
 

@@ -26,6 +26,8 @@ FAILED: Final = 3
 NO_AUDIO: Final = 4
 RAW_OPUS: Final = "opus-packets"
 """Instead of a demuxer: packets of Opus, each behind its length (two bytes, big-endian)."""
+RAW_SAMPLES: Final = ("s16le", "f32le", "mulaw", "alaw")
+"""Demuxers of samples without a head, whose rate and channels have to be told."""
 
 MIN_RATE: Final = 8_000
 MAX_RATE: Final = 48_000
@@ -41,6 +43,15 @@ _MAX_OPEN_FILES: Final = 32
 # Live streams on the same machine come first. By itself the start of a decoder takes a third of a second.
 _NICE: Final = 10
 _COPY_BYTES: Final = 32 << 10
+_DEMUXER_OPTIONS: Final = {"protocol_whitelist": "", "enable_drefs": "0"}
+# Somebody may wait for the first samples: look no further than the head. Of the samples of a WAV file that is
+# not plain, 64 KiB are read all the same, in search of another codec.
+_LIVE_OPTIONS: Final = {
+    **_DEMUXER_OPTIONS,
+    "probesize": "32",
+    "analyzeduration": "1",
+    "max_probe_packets": "1",
+}
 
 
 def limit_process(memory_bytes: int) -> None:
@@ -83,8 +94,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--demuxer", required=True)
     parser.add_argument("--file", default="")
     parser.add_argument("--mix", action="store_true", help="one channel, the mean of all")
-    parser.add_argument("--rate", type=int, default=0, help="of Opus packets; else that of the media")
-    parser.add_argument("--channels", type=int, default=1, help="of Opus packets")
+    parser.add_argument("--channel", type=int, help="this one of all, from 0, and no other")
+    parser.add_argument("--rate", type=int, default=0, help="of what has no head; else that of the media")
+    parser.add_argument("--channels", type=int, default=1, help="of what has no head")
     parser.add_argument("--memory", type=int, default=MAX_MEMORY_BYTES, help="most bytes that it may map")
     arguments = parser.parse_args(argv)
     os.nice(_NICE)
@@ -97,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
         wav = plain_wav(reader, max_channels=max_channels, rates=range(MIN_RATE, MAX_RATE + 1))
         if wav is not None:
             limit_process(arguments.memory)
-            return _copy(wav, source, out)
+            return _copy(wav, source, out, arguments.channel)
 
     import av  # needs threads and files that the limits forbid later
 
@@ -108,10 +120,14 @@ def main(argv: Sequence[str]) -> int:
             frames = _opus_frames(av, source, arguments.rate, arguments.channels)
         elif arguments.file:
             source.seek(0)
-            frames = _media_frames(av, source, arguments.demuxer, seeks=True)
+            options = _DEMUXER_OPTIONS
+            if arguments.demuxer in RAW_SAMPLES:
+                raw = {"sample_rate": str(arguments.rate), "ch_layout": f"{arguments.channels}c"}
+                options = {**options, **raw}
+            frames = _media_frames(av, source, arguments.demuxer, options)
         else:
-            frames = _media_frames(av, _Pipe(source, reader.head), arguments.demuxer, seeks=False)
-        return _write(av, frames, out, mix=arguments.mix)
+            frames = _media_frames(av, _Pipe(source, reader.head), arguments.demuxer, _LIVE_OPTIONS)
+        return _write(av, frames, out, mix=arguments.mix, only=arguments.channel)
     except BrokenPipeError:
         return FAILED
     except (av.error.FFmpegError, ValueError, MemoryError, EOFError) as error:
@@ -124,8 +140,8 @@ def _reason(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO) -> int:
-    """Hand samples on as they come, in whole frames; return the exit status."""
+def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO, only: int | None) -> int:
+    """Hand samples on as they come, in whole frames; return the exit status. only: see `_picked`."""
     frame_bytes, left = wav.format.frame_bytes, wav.size
     rest, wrote = b"", False
     try:
@@ -139,7 +155,7 @@ def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO) -> int:
             if whole and not wrote:
                 _write_header(out, wav.format.rate, wav.format.channels)
                 wrote = True
-            out.write(rest[:whole])
+            out.write(_picked(rest[:whole], wav.format.channels, only))
             out.flush()
             rest = rest[whole:]
     except BrokenPipeError:
@@ -151,12 +167,12 @@ def _write_header(out: BinaryIO, rate: int, channels: int) -> None:
     out.write(json.dumps({"rate": rate, "channels": channels}).encode() + b"\n")
 
 
-def _media_frames(av: Any, stream: BinaryIO | _Pipe, demuxer: str, *, seeks: bool) -> Iterator[Any]:
-    options = {"protocol_whitelist": "", "enable_drefs": "0"}
-    if not seeks:
-        # Somebody may wait for the first samples: look no further than the head. Of the samples of a WAV file
-        # that is not plain, 64 KiB are read all the same, in search of another codec.
-        options |= {"probesize": "32", "analyzeduration": "1", "max_probe_packets": "1"}
+def _picked(samples: bytes | memoryview, channels: int, only: int | None) -> bytes | memoryview:
+    """Return 16-bit samples as they are, or those of one channel, `only`."""
+    return samples if only is None else memoryview(bytes(samples)).cast("h")[only::channels].tobytes()
+
+
+def _media_frames(av: Any, stream: BinaryIO | _Pipe, demuxer: str, options: dict[str, str]) -> Iterator[Any]:
     # Tags that are no UTF-8 are none of our business. From version 19 on, PyAV always reads them.
     lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
     with av.open(stream, mode="r", format=demuxer, options=options, **lenient) as container:
@@ -190,9 +206,10 @@ def _opus_frames(av: Any, source: BinaryIO, rate: int, channels: int) -> Iterato
             yield from codec.decode(av.Packet(data))
 
 
-def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool) -> int:
+def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool, only: int | None) -> int:
     resampler = None
     wrote = False
+    channels = 1
     try:
         for frame in frames:
             if resampler is None:
@@ -205,13 +222,13 @@ def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool) -> int:
                 _write_header(out, rate, channels)
             for part in resampler.resample(frame):
                 wrote = True
-                out.write(_samples(part))
+                out.write(_picked(_samples(part), channels, only))
             out.flush()
     finally:
         if resampler is not None:
             for part in resampler.resample(None):
                 wrote = True
-                out.write(_samples(part))
+                out.write(_picked(_samples(part), channels, only))
             out.flush()
     return 0 if wrote else NO_AUDIO
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from common.errors import ParakeetError
-from ingress.media.child import FAILED, MAX_MEMORY_BYTES, NO_AUDIO, RAW_OPUS
+from ingress.media.child import FAILED, MAX_MEMORY_BYTES, NO_AUDIO, RAW_OPUS, RAW_SAMPLES
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class DecodersBusy(ParakeetError):  # noqa: N818 - the name says it
 
 @dataclass(frozen=True, slots=True)
 class DecodedAudio:
-    """What comes out: 16-bit samples, little-endian, channels interleaved. rate: Hz."""
+    """What comes out: 16-bit samples, little-endian, channels interleaved, or one of them. rate: Hz."""
 
     rate: int
     channels: int
@@ -51,13 +51,15 @@ class DecodedAudio:
 class MediaInput:
     """What to decode.
 
-    demuxer: of `formats.MediaFormat`, or RAW_OPUS. file: where the media is; None for media that is fed.
-    mix: one channel, the mean of all. rate, channels: of Opus packets.
+    demuxer: of `formats.MediaFormat`, RAW_OPUS or one of RAW_SAMPLES. file: where the media is; None for
+    media that is fed. mix: one channel, the mean of all. channel: this one of all, where they are not mixed,
+    from 0; None for all of them. rate, channels: of what has no head.
     """
 
     demuxer: str
     file: Path | None = None
     mix: bool = True
+    channel: int | None = None
     rate: int = 48_000
     channels: int = 1
 
@@ -68,7 +70,9 @@ class MediaInput:
             argv.append(f"--file={self.file}")
         if self.mix:
             argv.append("--mix")
-        if self.demuxer == RAW_OPUS:
+        if self.channel is not None:
+            argv.append(f"--channel={self.channel}")
+        if self.demuxer == RAW_OPUS or self.demuxer in RAW_SAMPLES:
             argv += [f"--rate={self.rate}", f"--channels={self.channels}"]
         return argv
 

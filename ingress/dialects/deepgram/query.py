@@ -48,6 +48,7 @@ class ListenQuery:
     ends_speech: whether a final at the end of an utterance says `speech_final`.
     utterance_end_s: audio after the last word of a final until `UtteranceEnd`; None for none.
     vad_events: whether starts of speech are told.   options: of each stream.
+    utterances: of a recording, whether its utterances are told too.
     """
 
     request_id: str
@@ -59,6 +60,7 @@ class ListenQuery:
     ends_speech: bool = True
     utterance_end_s: float | None = None
     vad_events: bool = False
+    utterances: bool = False
     options: StreamOptions = field(default_factory=StreamOptions)
 
     @property
@@ -138,6 +140,7 @@ def _parse(fields: _Fields, request_id: str) -> ListenQuery:
         ends_speech=ends_speech,
         utterance_end_s=None if utterance_end_ms is None else utterance_end_ms / 1000,
         vad_events=fields.flag("vad_events"),
+        utterances=fields.flag("utterances"),
         options=StreamOptions(
             sample_rate=rate,
             words=True,

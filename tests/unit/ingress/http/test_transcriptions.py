@@ -24,8 +24,7 @@ from ingress.auth.guard import Guard
 from ingress.files.recording_stream import Transcript
 from ingress.files.recordings import RecordingLimits, Recordings
 from ingress.files.upload import Upload
-from ingress.media.decoder import Decoders, MediaError
-from ingress.media.formats import MediaFormat
+from ingress.media.decoder import Decoders, MediaError, MediaInput
 from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HOST, serving, wait_until
@@ -165,7 +164,7 @@ async def test_a_failure_that_nobody_waits_for_is_no_defect(caplog: pytest.LogCa
         async def transcribed(self, *_: object, **__: object) -> Transcript:
             raise MediaError("The media cannot be decoded.")
 
-    upload = Upload(FormData(), Path("a.wav"), MediaFormat("WAV", "wav"))
+    upload = Upload(FormData(), MediaInput("wav", file=Path("a.wav")))
     # A client that left before its answer began: no event of it is asked for.
     events = _Events(Failing(), upload, (), "", AsyncExitStack())  # type: ignore[arg-type]
     await wait_until(events._running.done)
