@@ -51,7 +51,8 @@ class SlotTable:
     fed: samples in the ring or taken from it, over the stream's life.
     planned: encoder frames that are decoded or in a step under way.
     decoded: encoder frames whose step is over.
-    needed: samples at which the next chunk is whole, so that who is ready costs a comparison.
+    needed: samples at which the next row can be planned, so that who is ready costs one comparison: where the
+        next chunk is whole, none where no sample follows, and never behind the last row.
     finished: no sample follows.  ended: the last row is planned.
     held: nothing is planned until turn detection has its verdict.
     limit: encoder frames, whole chunks, past which nothing is planned until the stream's phrases are others.
@@ -87,8 +88,8 @@ class SlotTable:
         self.order[slot] = order
         self.fed[slot] = samples
         self.decoded[slot] = frames
-        self.plan_from(np.array([slot]), np.array([frames]))
         self.finished[slot] = self.ended[slot] = False
+        self.plan_from(np.array([slot]), np.array([frames]))
         self._ready_since[slot] = _NEVER
         self.recording[slot] = recording
         self.num_recordings += recording
@@ -121,6 +122,8 @@ class SlotTable:
         """Note that no sample follows."""
         self._ready = None
         self.finished[slot] = True
+        if not self.ended[slot]:
+            self.needed[slot] = 0
 
     def was_fed(self) -> None:
         """Note that `fed` has changed: whoever writes there says so."""
@@ -130,8 +133,6 @@ class SlotTable:
         """Slots that a plan could have a row for, in order."""
         if self._ready is None:
             is_ready_S = self.fed >= self.needed
-            is_ready_S |= self.finished
-            is_ready_S &= ~self.ended
             if self.num_held:
                 is_ready_S &= ~self.held
             if self.num_limited:
@@ -165,7 +166,9 @@ class SlotTable:
         """Say that so many frames of slots are planned: the next chunk begins there."""
         self._ready = None
         self.planned[slots_B] = frames_B
-        self.needed[slots_B] = self.clock.samples_of_frame_array(frames_B + self.clock.chunk_frames)
+        needed_B = self.clock.samples_of_frame_array(frames_B + self.clock.chunk_frames)
+        needed_B[self.finished[slots_B]] = 0
+        self.needed[slots_B] = needed_B
 
     def plan(
         self, max_rows: int, max_chunks: int = 1, recording_rows: int = 1, *, in_gap: bool = True
@@ -209,7 +212,9 @@ class SlotTable:
             ends[ending] = left <= most * self.clock.chunk_frames
             frames[ending] = np.where(ends[ending], left, frames[ending])
         self.plan_from(slots, start + frames)
-        self.ended[slots] = ends
+        if len(ending):
+            self.ended[slots] = ends
+            self.needed[slots[ends]] = _NEVER
         return Plan(slots, start, frames, ends, chunks, self.order[slots])
 
     def _ending(
@@ -239,6 +244,6 @@ class SlotTable:
         """Undo the newest plan, whose rows have not been launched; its streams keep their turn."""
         alive = self.order[plan.slots_B] == plan.order_B
         slots = plan.slots_B[alive]
-        self.plan_from(slots, plan.start_B[alive])
         self.ended[slots] = False
+        self.plan_from(slots, plan.start_B[alive])
         self._ready_since[slots] = 0
