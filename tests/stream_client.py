@@ -210,8 +210,16 @@ class IngressSide:
         await self.presence.beat(IngressReport(unix_time_ms(), len(self.streams)))
 
     async def _receive(self, server: int) -> None:
-        published = subscription(self.redis.servers, server, self.keys.channel(self.ingress))
-        async for payload in published.payloads():
+        payloads: asyncio.Queue[bytes | None] = asyncio.Queue()
+        channel = self.keys.channel(self.ingress)
+        published = subscription(self.redis.servers, server, channel, payloads.put_nowait)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(published.run())
+            tasks.create_task(self._take_all(payloads))
+
+    async def _take_all(self, payloads: asyncio.Queue[bytes | None]) -> None:
+        while True:
+            payload = await payloads.get()
             if payload is None:
                 self.subscriptions += 1
                 await self.catch_up()

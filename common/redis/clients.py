@@ -7,7 +7,7 @@ returns the same replies, and every call of them ends within a time-out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from common.redis.address import RedisAddress, TlsOptions, parse_address
 from common.redis.connect import Argument
 from common.redis.pipelined import PipelinedConnection
 from common.redis.pipelined_sync import SyncClient, SyncPipelinedConnection
-from common.redis.subscriber import Subscriber, Subscription
+from common.redis.subscriber import Subscription
 from common.settings.schema import RedisSettings
 
 _MAX_PASSWORD_LENGTH: Final = 4096
@@ -265,7 +265,8 @@ def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> Sy
     return SyncPipelinedConnection(address, timeout_s)
 
 
-def subscription(servers: RedisServers, server: int, channel: bytes) -> Subscription:
-    """Return one channel of one server, with connections of its own."""
-    address = servers.addresses[server]
-    return Subscription(lambda: Subscriber(address, servers.timeout_ms / 1000), channel)
+def subscription(
+    servers: RedisServers, server: int, channel: bytes, take: Callable[[bytes | None], None]
+) -> Subscription:
+    """Return one channel of one server, with connections of its own; `take` gets what is published."""
+    return Subscription(servers.addresses[server], servers.timeout_ms / 1000, channel, take)

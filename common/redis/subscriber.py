@@ -1,14 +1,15 @@
-"""Pub/sub: connections whose messages are parsed in C and handed over in whole batches, and one for ever.
+"""Pub/sub: connections whose messages are parsed in C and handed over as they come, and one for ever.
 
-redis-py sets a time-out and wakes its reader for every single message; an ingress gets one or more
-from every step of every worker. Made by common/redis/clients.py alone.
+redis-py sets a time-out and wakes its reader for every single message; an ingress gets one or more from every
+step of every worker, and has them without a task or a timer. Made by common/redis/clients.py alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import hiredis
@@ -29,64 +30,55 @@ from common.redis.outages import OUTAGES
 
 logger = logging.getLogger(__name__)
 
-# Messages that wait for their reader before the socket is left alone.
-_MAX_WAITING: Final = 4096
 _SUBSCRIBE_PAUSE_S: Final = 0.2
-_RECEIVE_TIMEOUT_S: Final = 1.0
-_PING_AFTER: Final = 5  # silent receives before the connection is probed
+_LOOK_EVERY_S: Final = 1.0
+_PING_AFTER: Final = 5  # silent looks before the connection is probed
 
 
 class Subscriber(asyncio.Protocol):
     """One connection, opened once; it is not opened again after a loss.
 
-    address: of its server.
     timeout_s: bound of the opening.
+    take: called with every message, as Redis sends it, in the read that brought it. May raise
+        redis.exceptions.RedisError, for a message after which the connection is of no use.
+    num_reads: reads that brought something.
     """
 
-    def __init__(self, address: RedisAddress, timeout_s: float) -> None:
-        self.address: Final = address
+    def __init__(self, address: RedisAddress, timeout_s: float, take: Callable[[Any], None]) -> None:
+        self._address = address
         self._timeout_s = timeout_s
+        self._take = take
         self._reader = new_reader()
         self._transport: asyncio.Transport | None = None
-        self._waiting: list[Any] = []
-        self._news = asyncio.Event()
+        self._greeted: asyncio.Future[Any] | None = None  # what the opening waits for
+        self._gone = asyncio.Event()
         self._error: Exception | None = None
-        self._paused = False
+        self.num_reads = 0
 
     async def open(self) -> None:
         """Connect. Raises redis.exceptions.ConnectionError or TimeoutError."""
-        await open_transport(self.address, lambda: self, self._timeout_s)
-        for command in greeting(self.address):
+        await open_transport(self._address, lambda: self, self._timeout_s)
+        for command in greeting(self._address):
+            self._greeted = asyncio.get_running_loop().create_future()
             self._write(command)
-            replies = await self.receive(self._timeout_s)
-            if not replies:
-                raise lost(self.address, TimeoutError())
-            check_greeting(self.address, replies[0])
+            try:
+                reply = await asyncio.wait_for(self._greeted, self._timeout_s)
+            except TimeoutError as error:
+                raise lost(self._address, error) from error
+            self._greeted = None
+            check_greeting(self._address, reply)
 
     def send(self, *command: Argument) -> None:
         """Send a command; what Redis answers comes among the messages."""
         self._write(pack(*command))
 
-    async def receive(self, timeout_s: float) -> list[Any]:
-        """All that has come since the last call, as Redis sends it; empty after `timeout_s` of silence.
-
-        Raises redis.exceptions.ConnectionError when the connection is lost.
-        """
-        if not self._waiting and self._error is None:
-            self._news.clear()  # set again by the next whole message, or by a loss
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._news.wait()
-            except TimeoutError:
-                return []
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            if self._paused and self._transport is not None:
-                self._paused = False
-                self._transport.resume_reading()
-            return waiting
-        assert self._error is not None
-        raise self._error
+    async def stay(self, seconds: float) -> None:
+        """Wait so long. Raises redis.exceptions.ConnectionError as soon as the connection is lost."""
+        if self._error is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), seconds)
+        if self._error is not None:
+            raise self._error
 
     def _write(self, packed: bytes) -> None:
         if self._transport is not None:
@@ -104,72 +96,78 @@ class Subscriber(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
+        self.num_reads += 1
         self._reader.feed(data)
         try:
-            while (reply := self._reader.gets()) is not False:
-                refused = refusal(self.address, reply)
+            while self._error is None and (message := self._reader.gets()) is not False:
+                refused = refusal(self._address, message)
                 if refused is not None:
                     raise refused
-                self._waiting.append(reply)
-        except (hiredis.ProtocolError, redis.exceptions.ConnectionError) as error:
-            self._fail(lost(self.address, error))
-        if self._waiting:
-            self._news.set()
-        if len(self._waiting) > _MAX_WAITING and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+                if self._greeted is None:
+                    self._take(message)
+                elif not self._greeted.done():
+                    self._greeted.set_result(message)
+        except (hiredis.ProtocolError, redis.exceptions.RedisError) as error:
+            self._fail(lost(self._address, error))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(lost(self.address))
+        self._fail(lost(self._address))
 
     def _fail(self, error: Exception) -> None:
         if self._error is None:
             self._error = error
-        self._news.set()
+        self._gone.set()
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_exception(error)
         self.close()
 
 
 class Subscription:
     """One channel of one server, for ever: it is subscribed to again after each loss.
 
-    connect: makes a connection that is not open yet.
+    timeout_s: bound of each opening.
+    take: called with what is published, and with None first of every connection: anything may have been
+        missed.
     """
 
-    def __init__(self, connect: Callable[[], Subscriber], channel: bytes) -> None:
-        self._connect = connect
+    def __init__(
+        self, address: RedisAddress, timeout_s: float, channel: bytes, take: Callable[[bytes | None], None]
+    ) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
         self._channel = channel
+        self._take = take
 
-    async def payloads(self) -> AsyncIterator[bytes | None]:
-        """Yield what is published, and None first of every connection: anything may have been missed.
+    async def run(self) -> None:
+        """Listen until cancelled.
 
         A connection that is silent is probed, so that a dead one is noticed in bounded time.
         """
         while True:
-            subscriber = self._connect()
+            subscriber = Subscriber(self._address, self._timeout_s, self._received)
             try:
                 await subscriber.open()
                 subscriber.send(b"SUBSCRIBE", self._channel)
-                silent = 0
+                num_reads = silent = 0
                 while True:
-                    messages = await subscriber.receive(_RECEIVE_TIMEOUT_S)
-                    if not messages:
-                        silent += 1
-                        if silent > 2 * _PING_AFTER:
-                            raise TimeoutError("the subscription does not answer")
-                        if silent == _PING_AFTER:
-                            subscriber.send(b"PING")
-                        continue
-                    silent = 0
-                    for message in messages:
-                        if isinstance(message, Exception):
-                            raise message
-                        if message[0] == b"message":
-                            yield message[2]
-                        elif message[0] == b"subscribe":
-                            OUTAGES.answered(subscriber.address)
-                            yield None
+                    await subscriber.stay(_LOOK_EVERY_S)
+                    silent = silent + 1 if subscriber.num_reads == num_reads else 0
+                    num_reads = subscriber.num_reads
+                    if silent > 2 * _PING_AFTER:
+                        raise TimeoutError("the subscription does not answer")
+                    if silent == _PING_AFTER:
+                        subscriber.send(b"PING")
             except (OSError, TimeoutError, redis.exceptions.RedisError) as error:
                 OUTAGES.log_retry(logger, "subscription lost, trying again: %s", error)
             finally:
                 subscriber.close()
             await asyncio.sleep(_SUBSCRIBE_PAUSE_S)
+
+    def _received(self, message: Any) -> None:
+        if isinstance(message, Exception):
+            raise message
+        if message[0] == b"message":
+            self._take(message[2])
+        elif message[0] == b"subscribe":
+            OUTAGES.answered(self._address)
+            self._take(None)

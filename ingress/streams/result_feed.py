@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from common.entries import IngressId, Line, StreamId, decode_lines
@@ -57,7 +58,9 @@ class ResultFeed:
         """Listen and repair until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for server in range(self._servers.num_servers):
-                tasks.create_task(self._listen(server), name=f"results-{server}")
+                channel = self._keys.channel(self._ingress)
+                published = subscription(self._servers, server, channel, partial(self._hear, server))
+                tasks.create_task(published.run(), name=f"results-{server}")
             tasks.create_task(self._repair(), name="repair")
 
     def repair(self, link: RedisLink) -> None:
@@ -84,21 +87,20 @@ class ResultFeed:
         self._repairs.pop(link, None)
         self._gone.discard(link)
 
-    async def _listen(self, server: int) -> None:
-        published = subscription(self._servers, server, self._keys.channel(self._ingress))
-        async for payload in published.payloads():
-            if payload is None:
-                for link in self._links.values():
-                    if link.begun and self._servers.server_of_shard(link.keys.shard) == server:
-                        self.repair(link)
-                continue
-            try:
-                lines = decode_lines(payload)
-            except EntryError as error:
-                logger.error("unreadable results", extra={"reason": str(error)})
-                continue
-            for line in lines:
-                self._take(line)
+    def _hear(self, server: int, payload: bytes | None) -> None:
+        """Take what a server has published; None where anything may have been missed."""
+        if payload is None:
+            for link in self._links.values():
+                if link.begun and self._servers.server_of_shard(link.keys.shard) == server:
+                    self.repair(link)
+            return
+        try:
+            lines = decode_lines(payload)
+        except EntryError as error:
+            logger.error("unreadable results", extra={"reason": str(error)})
+            return
+        for line in lines:
+            self._take(line)
 
     def _take(self, line: Line) -> None:
         link = self._links.get(line.stream)

@@ -165,28 +165,28 @@ def test_the_thread_s_connection_does_not_wait_for_ever() -> None:
 
 async def test_a_subscriber_gets_every_message_and_hears_of_a_loss(servers: RedisServers) -> None:
     client = AsyncRedis(servers)
-    subscriber = Subscriber(servers.addresses[0], servers.timeout_ms / 1000)
+    messages: asyncio.Queue[list[bytes]] = asyncio.Queue()
+    subscriber = Subscriber(servers.addresses[0], servers.timeout_ms / 1000, messages.put_nowait)
     try:
         await subscriber.open()
         subscriber.send(b"SUBSCRIBE", b"channel")
-        assert (await subscriber.receive(2.0))[0][:2] == [b"subscribe", b"channel"]
+        assert (await messages.get())[:2] == [b"subscribe", b"channel"]
         publish = [pack(b"PUBLISH", b"channel", b"%d" % n) for n in range(20_000)]
         sync = SyncRedis(servers)
         sender = threading.Thread(target=lambda: sync.pipelined(0).call(publish))
         sender.start()
-        found: list[bytes] = []
-        while len(found) < 20_000 and (messages := await subscriber.receive(2.0)):
-            found += [message[2] for message in messages]
+        found = [(await messages.get())[2] for _ in range(20_000)]
         sender.join()
         sync.close()
         assert found == [b"%d" % n for n in range(20_000)]
-        assert await subscriber.receive(0.05) == []
+        assert messages.empty()
+        await subscriber.stay(0.01)
         big = b"b" * 3_000_000  # comes in many reads, most of which complete no message
         await client.cluster.execute_command("PUBLISH", "channel", big)
-        assert [message[2] for message in await subscriber.receive(2.0)] == [big]
+        assert (await messages.get())[2] == big
         await client.cluster.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         with pytest.raises(redis.exceptions.ConnectionError):
-            await subscriber.receive(2.0)
+            await subscriber.stay(10.0)
     finally:
         subscriber.close()
         await client.close()
