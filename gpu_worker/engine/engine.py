@@ -369,11 +369,13 @@ class SpeechEngine:
         slots = plan.slots_B
         rows = np.empty((len(Field), len(slots)), dtype=np.int32)
         start = self._folded.fold(plan.start_B)
-        end = self._table.fed[slots] - self.clock.frame_samples * (plan.start_B - start)
         rows[Field.SLOT] = slots
         rows[Field.START] = start
         rows[Field.FRAMES] = plan.frames_B
-        rows[Field.TOTAL] = np.where(plan.ends_B, end, UNKNOWN_END)
+        rows[Field.TOTAL] = UNKNOWN_END
+        if plan.has_ends:
+            end = self._table.fed[slots] - self.clock.frame_samples * (plan.start_B - start)
+            np.copyto(rows[Field.TOTAL], end, where=plan.ends_B, casting="same_kind")
         rows[Field.HEARD] = self._heard(plan)
         rows[Field.FLOAT] = self._rings.is_float[slots]
         alone_at_s = None
@@ -425,6 +427,8 @@ class SpeechEngine:
         Only who has pages, or wants one, makes room by going.
         """
         blocks, slots = self._blocks, plan.slots_B
+        if not blocks.ring_pages:
+            return True
         missing = blocks.missing(slots, plan.start_B + plan.frames_B)
         try:
             blocks.allocate(slots, missing)
@@ -453,11 +457,10 @@ class SpeechEngine:
         stats.steps += 1
         stats.encode.units += frames
         stats.decode.units += frames
-        stats.tokens += int(found.num_symbols_B.sum())
         for state in self._outputs.add(plan, found, alive, self._listens[slots] & alive, outputs):
             self._drop(state)
         # Only now: a row's audio may be wanted for its turn.  Streams that ended meanwhile are gone.
-        goes_on = alive & ~plan.ends_B
+        goes_on = alive & ~plan.ends_B if plan.has_ends else alive
         self._rings.free(slots[goes_on], self.clock.samples_of_frame_array(end[goes_on]))
         if self._warm_ups:
             self._complete_warm_ups(outputs)

@@ -9,7 +9,7 @@ Shape suffixes: B rows of a step, P pieces, K symbols and W windows of a row, T 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,21 @@ from gpu_worker.turn.stage import TurnStage
 
 # Of streams whose turns nobody detects.
 _SILENCE: Final[NDArray[np.float32]] = np.zeros(0, dtype=np.float32)
+_NO_WINDOWS: Final[list[int]] = []
+
+_Item = TypeVar("_Item", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
     """The pieces of a plan's rows, those of one row behind each other.
 
-    `first_B` is the first piece of each row, and `last_B` the last one.  `row_P` is each piece's row,
-    `is_final_P` says which end their streams.  A piece covers the samples `begin_P` .. `end_P` - 1.
+    `first_B` is the first piece of each row, and `last_B` the last one; `one_each`: every row is one piece,
+    as nearly always.  `row_P` is each piece's row, `is_final_P` says which end their streams.  A piece covers
+    the samples `begin_P` .. `end_P` - 1.
     """
 
+    one_each: bool
     first_B: NDArray[np.int64]
     last_B: NDArray[np.int64]
     row_P: NDArray[np.int64]
@@ -48,7 +53,8 @@ class Pieces:
         """Cut a plan's rows.  `fed_B` are the samples of each row's stream so far."""
         count_B = plan.chunks_B + plan.ends_B
         last_B = count_B.cumsum() - 1
-        if last_B[-1] == len(count_B) - 1:  # nearly always every row is one piece
+        one_each = bool(last_B[-1] == len(count_B) - 1)
+        if one_each:
             row_P = first_B = last_B
             is_final_P, frame_P = plan.ends_B, plan.start_B
         else:
@@ -59,7 +65,13 @@ class Pieces:
             frame_P = plan.start_B[row_P] + number_P * clock.chunk_frames
         begin_P = clock.samples_of_frame_array(frame_P)
         end_P = clock.samples_of_frame_array(frame_P + clock.chunk_frames)
-        return cls(first_B, last_B, row_P, is_final_P, begin_P, np.where(is_final_P, fed_B[row_P], end_P))
+        if plan.has_ends:
+            end_P = np.where(is_final_P, fed_B[row_P], end_P)
+        return cls(one_each, first_B, last_B, row_P, is_final_P, begin_P, end_P)
+
+    def of_rows(self, of_B: NDArray[_Item]) -> NDArray[_Item]:
+        """Return for each piece what there is for its row."""
+        return of_B if self.one_each else of_B[self.row_P]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,8 @@ class StepText:
     """Tokens and speech of a step's pieces: those of piece p are `ids[first[p] : first[p + 1]]`.
 
     Numbers leave their arrays all at once.  `frames` are absolute; `speech_V` are the probabilities as an
-    array, for those who compare them all, and `speech` the same as numbers.
+    array, for those who compare them all, and `speech` the same as numbers.  Windows are those of rows that
+    listen; where none does, there are no numbers of them.
     """
 
     num_tokens_P: NDArray[np.int64]
@@ -113,16 +126,17 @@ class StepText:
         most = int(found.num_symbols_B.max())
         row_T, column_T = (np.arange(most) < found.num_symbols_B[:, None]).nonzero()
         frame_T = found.frames_BK[row_T, column_T].astype(np.int64)
-        piece_T = np.minimum(pieces.first_B[row_T] + frame_T // chunk_frames, pieces.last_B[row_T])
-        num_pieces, num_rows = len(pieces.row_P), len(listens_B)
+        tokens_P = found.num_symbols_B.astype(np.int64)
+        if not pieces.one_each:
+            piece_T = np.minimum(pieces.first_B[row_T] + frame_T // chunk_frames, pieces.last_B[row_T])
+            tokens_P = np.bincount(piece_T, minlength=len(pieces.row_P))
+        windows_P, first_window, speech_V = np.zeros(len(tokens_P), dtype=np.int64), _NO_WINDOWS, _SILENCE
         if listens_B.any():
             windows_P = pieces.end_P // WINDOW_SAMPLES - pieces.begin_P // WINDOW_SAMPLES
-            windows_P *= listens_B[pieces.row_P]
-            windows_B = np.bincount(pieces.row_P, windows_P, num_rows)
+            windows_P *= pieces.of_rows(listens_B)
+            windows_B = np.bincount(pieces.row_P, windows_P, len(listens_B))
+            first_window = _starts(windows_P)
             speech_V = found.speech_BW[np.arange(found.speech_BW.shape[1]) < windows_B[:, None]]
-        else:
-            windows_P, speech_V = np.zeros(num_pieces, dtype=np.int64), _SILENCE
-        tokens_P = np.bincount(piece_T, minlength=num_pieces)
         return cls(
             tokens_P,
             _starts(tokens_P),
@@ -130,7 +144,7 @@ class StepText:
             tuple((plan.start_B[row_T] + frame_T).tolist()),
             tuple(found.confidences_BK[row_T, column_T].tolist()),
             windows_P,
-            _starts(windows_P),
+            first_window,
             speech_V.tolist(),
             speech_V,
         )
@@ -184,25 +198,23 @@ class Outputs:
         text = StepText.of(plan, found, pieces, table.clock.chunk_frames, listens_B)
         self._stats.pre_encode.units += len(pieces.row_P)
         self._stats.turn_detection.units += len(text.speech_V)
-        slot_P, listens_P = plan.slots_B[pieces.row_P], listens_B[pieces.row_P]
+        self._stats.tokens += len(text.ids)
+        slot_P, listens_P = pieces.of_rows(plan.slots_B), pieces.of_rows(listens_B)
         is_steady_P = self._is_steady(slot_P, listens_P, pieces, text)
         acknowledges_P = acknowledges(pieces)
-        speaks_P = (text.num_tokens_P > 0) | pieces.is_final_P | acknowledges_P | (listens_P & ~is_steady_P)
+        speaks_P = (text.num_tokens_P > 0) | acknowledges_P | (listens_P & ~is_steady_P)
+        if plan.has_ends:
+            speaks_P |= pieces.is_final_P
         warms_P = self._warm_ups.is_warming_S[slot_P]
         if self._warm_ups:
             speaks_P = np.where(warms_P, acknowledges_P, speaks_P)
-        speaks_P &= alive_B[pieces.row_P]
+        speaks_P &= pieces.of_rows(alive_B)
         chosen, ended = speaks_P.nonzero()[0], []
+        columns = [slot_P, pieces.is_final_P, is_steady_P, listens_P, warms_P, pieces.begin_P, pieces.end_P]
+        if len(chosen) < len(slot_P):
+            columns = [column[chosen] for column in columns]
         for piece, slot, is_final, is_steady, listens, warms, begin, end in zip(
-            chosen.tolist(),
-            slot_P[chosen].tolist(),
-            pieces.is_final_P[chosen].tolist(),
-            is_steady_P[chosen].tolist(),
-            listens_P[chosen].tolist(),
-            warms_P[chosen].tolist(),
-            pieces.begin_P[chosen].tolist(),
-            pieces.end_P[chosen].tolist(),
-            strict=True,
+            chosen.tolist(), *[column.tolist() for column in columns], strict=True
         ):
             tokens = text.tokens(piece)
             if is_steady:

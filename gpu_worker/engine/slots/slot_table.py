@@ -32,8 +32,9 @@ class Plan:
     """Rows of the next step, those that have waited longest first.
 
     `start_B` is each row's first encoder frame, `frames_B` its valid ones, `ends_B` says which rows are
-    their stream's last and `chunks_B` how many whole chunks they hold (a last row may have frames behind
-    them, or none); `order_B` names the stream that had the slot when the plan was made.
+    their stream's last (`has_ends`: whether any is) and `chunks_B` how many whole chunks they hold (a last
+    row may have frames behind them, or none); `order_B` names the stream that had the slot when the plan was
+    made.
     """
 
     slots_B: NDArray[np.int64]
@@ -42,6 +43,7 @@ class Plan:
     ends_B: NDArray[np.bool_]
     chunks_B: NDArray[np.int64]
     order_B: NDArray[np.int64]
+    has_ends: bool
 
 
 class SlotTable:
@@ -212,10 +214,11 @@ class SlotTable:
             ends[ending] = left <= most * self.clock.chunk_frames
             frames[ending] = np.where(ends[ending], left, frames[ending])
         self.plan_from(slots, start + frames)
-        if len(ending):
+        has_ends = bool(len(ending)) and bool(ends.any())
+        if has_ends:
             self.ended[slots] = ends
             self.needed[slots[ends]] = _NEVER
-        return Plan(slots, start, frames, ends, chunks, self.order[slots])
+        return Plan(slots, start, frames, ends, chunks, self.order[slots], has_ends)
 
     def _ending(
         self, slots: NDArray[np.int64], start: NDArray[np.int64], finished: NDArray[np.bool_]
