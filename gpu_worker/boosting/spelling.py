@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Final, Protocol
 
 from common.errors import shown
@@ -20,31 +21,39 @@ class Speller(Protocol):
     def vocab_size(self) -> int:
         """Tokens, without the blank."""
 
-    def encode(self, text: str) -> tuple[int, ...] | None:
-        """Tokens of a text; None where the vocabulary cannot write it."""
+    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...] | None]:
+        """Tokens of each text; None where the vocabulary cannot write it."""
 
 
-def spellings(speller: Speller, text: str) -> list[tuple[int, ...]]:
-    """Token sequences of a phrase, in whatever case the model writes it: another case is other tokens.
+def spellings(speller: Speller, texts: Sequence[str]) -> list[list[tuple[int, ...]]]:
+    """Token sequences of each phrase, in whatever case the model writes it: another case is other tokens.
 
-    Raises UnsupportedOption, which names the phrase, where the model's pieces can write it in no case.
+    Raises UnsupportedOption, which names the phrase, where the model's pieces can write one in no case.
     """
-    found = _encoded(speller, (text, text.lower(), text[:1].upper() + text[1:].lower(), _titled(text)))
-    found = found or _encoded(speller, (text.upper(),))
-    if not found:
-        raise UnsupportedOption(
-            f"Option 'phrases': this model cannot write {shown(text)}; its pieces lack a character of it."
-        )
+    found = _encoded(speller, [(text, text.lower(), _capital(text), _titled(text)) for text in texts])
+    for number, text in enumerate(texts):
+        if not found[number]:
+            (found[number],) = _encoded(speller, [(text.upper(),)])
+        if not found[number]:
+            raise UnsupportedOption(
+                f"Option 'phrases': this model cannot write {shown(text)}; its pieces lack a character of it."
+            )
     return found
 
 
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:].lower()
+
+
 def _titled(text: str) -> str:
-    return " ".join(word[:1].upper() + word[1:].lower() for word in text.split(" "))
+    return " ".join(map(_capital, text.split(" ")))
 
 
-def _encoded(speller: Speller, texts: Iterable[str]) -> list[tuple[int, ...]]:
-    encoded = (speller.encode(text) for text in dict.fromkeys(texts))
-    return list(dict.fromkeys(tokens for tokens in encoded if tokens))
+def _encoded(speller: Speller, cases: Sequence[tuple[str, ...]]) -> list[list[tuple[int, ...]]]:
+    """Return the different token sequences of the cases of each phrase, in their order."""
+    texts = list(dict.fromkeys(chain.from_iterable(cases)))
+    tokens_of = dict(zip(texts, speller.encode(texts), strict=True))
+    return [list(dict.fromkeys(filter(None, map(tokens_of.get, texts)))) for texts in cases]
 
 
 def tree_of(speller: Speller, phrases: Sequence[Phrase]) -> PhraseTree:
@@ -53,8 +62,9 @@ def tree_of(speller: Speller, phrases: Sequence[Phrase]) -> PhraseTree:
 
 
 def _scored(speller: Speller, phrases: Sequence[Phrase]) -> Iterator[tuple[tuple[int, ...], float]]:
-    for phrase in phrases:
-        for tokens in spellings(speller, phrase.text):
-            boost = DEFAULT_BOOST if phrase.boost is None else phrase.boost
-            if boost:
+    written = spellings(speller, [phrase.text for phrase in phrases])
+    for phrase, spelt in zip(phrases, written, strict=True):
+        boost = DEFAULT_BOOST if phrase.boost is None else phrase.boost
+        if boost:
+            for tokens in spelt:
                 yield tokens, boost

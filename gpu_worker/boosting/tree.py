@@ -58,25 +58,21 @@ class PhraseTree:
         nodes = _linked(_trie(phrases))
         num_arcs = len(nodes) - 1
         self._have(np.empty(NODE_WORDS * len(nodes) + ARC_WORDS * num_arcs, dtype=np.int32), num_tokens)
-        table_N4, arcs_A3 = self._table_N4, self._arcs_A3
-        backoff_N = np.zeros(self.num_nodes, dtype=np.float32)
-        score_A = np.zeros(num_arcs, dtype=np.float32)
-        at = 0
+        at = NODE_WORDS * len(nodes)
+        table: list[tuple[int, int, int]] = []
+        arcs: list[tuple[int, int]] = []
+        scores: list[float] = []
         for node in nodes:
-            table_N4[node.number, :3] = (
-                NODE_WORDS * len(nodes) + ARC_WORDS * at,
-                len(node.next),
-                node.fail.number,
-            )
-            # What ends a phrase was said whole, and gives nothing back.
-            backoff_N[node.number] = 0.0 if node.is_end else node.fail.sum - node.sum
-            for token in sorted(node.next):
-                following = node.next[token]
-                arcs_A3[at, 0], arcs_A3[at, 2] = token, following.number
-                score_A[at] = following.token_score
-                at += 1
-        table_N4[:, 3] = backoff_N.view(np.int32)
-        arcs_A3[:, 1] = score_A.view(np.int32)
+            table.append((at, len(node.next), node.fail.number))
+            at += ARC_WORDS * len(node.next)
+            for token, following in sorted(node.next.items()):
+                arcs.append((token, following.number))
+                scores.append(following.token_score)
+        self._table_N4[:, :3] = table
+        # What ends a phrase was said whole, and gives nothing back.
+        self._backoff_N[:] = [0.0 if node.is_end else node.fail.sum - node.sum for node in nodes]
+        self._arcs_A3[:, 0::2] = np.array(arcs, dtype=np.int32).reshape(-1, 2)
+        self._score_A[:] = scores
 
     @classmethod
     def from_words(cls, words: NDArray[np.int32], num_tokens: int) -> PhraseTree:

@@ -76,6 +76,11 @@ class Tokenizer:
         self._starts_word: Final = tuple(
             text.startswith(" ") or _SPACELESS.match(text) is not None for text in self._texts
         )
+        self._unwritable: Final = frozenset(
+            index
+            for index, surface in enumerate(self._surfaces)
+            if not surface or processor.is_unknown(index)
+        )
         self._is_closing: Final = tuple(_CLOSING.fullmatch(text) is not None for text in self._texts)
 
     @classmethod
@@ -90,12 +95,13 @@ class Tokenizer:
         """Return the piece of an id as it stands in the vocabulary.  Raises IndexError."""
         return self._pieces[token]
 
-    def encode(self, text: str) -> tuple[int, ...] | None:
-        """Tokens of a text; None where the vocabulary cannot write it.  For any thread."""
-        tokens: list[int] = self._processor.encode(text)
-        if any(self._processor.is_unknown(token) or self.is_special(token) for token in tokens):
-            return None
-        return tuple(tokens)
+    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...] | None]:
+        """Tokens of each text; None where the vocabulary cannot write it.  For any thread.
+
+        Many texts in a call cost a third of what they cost in as many calls.
+        """
+        encoded: list[list[int]] = self._processor.encode(list(texts), num_threads=1)
+        return [tuple(tokens) if self._unwritable.isdisjoint(tokens) else None for tokens in encoded]
 
     def is_special(self, token: int) -> bool:
         """Whether the id never appears in text."""

@@ -81,8 +81,8 @@ def test_a_vocabulary_of_random_pieces_can_write_the_phrases(row: str) -> None:
     vocabulary = TOKENIZERS[command.ROWS[row].model]
     lists = PhraseLists(PhraseLoad(1.0), 2, 0, vocabulary)
     assert lists.of(0) != lists.of(1)
-    for phrase in lists.of(0):
-        assert len(spellings(vocabulary, phrase.text)[0]) == 4
+    for spelt in spellings(vocabulary, [phrase.text for phrase in lists.of(0)]):
+        assert [len(tokens) for tokens in spelt] == [4]
 
 
 def test_the_table_shows_what_has_been_recorded(tmp_path: Path) -> None:

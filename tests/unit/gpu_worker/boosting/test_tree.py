@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log
 
 import numpy as np
@@ -75,27 +76,31 @@ def test_random_trees_equal_a_walk_by_the_definition() -> None:
 
 def test_phrases_are_written_in_the_case_that_the_model_has() -> None:
     tokenizer = tiny().tokenizer
-    assert spellings(tokenizer, "Hello World") == spellings(tokenizer, "hello world")
-    tokens = spellings(tokenizer, "HELLO")
-    assert [tokenizer.decode(one) for one in tokens] == ["hello"]
+    mixed, small, upper = spellings(tokenizer, ["Hello World", "hello world", "HELLO"])
+    assert mixed == small
+    assert [tokenizer.decode(one) for one in upper] == ["hello"]
 
 
 def test_a_model_with_capitals_gets_every_case() -> None:
     class Letters:
         vocab_size = 256
 
-        def encode(self, text: str) -> tuple[int, ...] | None:
-            return tuple(map(ord, text)) if text.isascii() and not text.isdigit() else None
+        def encode(self, texts: Sequence[str]) -> list[tuple[int, ...] | None]:
+            return [
+                tuple(map(ord, text)) if text.isascii() and not text.isdigit() else None for text in texts
+            ]
 
-    written = ["".join(map(chr, tokens)) for tokens in spellings(Letters(), "new yorK")]
+    one, other = spellings(Letters(), ["new yorK", "a"])
+    written = ["".join(map(chr, tokens)) for tokens in one]
     assert written == ["new yorK", "new york", "New york", "New York"]
+    assert other == [(ord("a"),), (ord("A"),)]
     with pytest.raises(UnsupportedOption, match='cannot write "42"'):
         tree_of(Letters(), (Phrase("a"), Phrase("42")))
 
 
 def test_marks_cannot_be_phrases() -> None:
     with pytest.raises(UnsupportedOption, match="<EOU>"):
-        spellings(tiny().tokenizer, "<EOU>")
+        spellings(tiny().tokenizer, ["<EOU>"])
 
 
 def test_a_boost_of_nought_is_no_phrase() -> None:
