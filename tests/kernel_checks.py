@@ -281,6 +281,9 @@ def random_trees(
         lengths = torch.randint(1, 6, (12,)).tolist()
         phrases = [(torch.randint(0, num_tokens, (length,)).tolist(), 4.0) for length in lengths]
         phrases += [(2 * tokens[:2] + tokens, 2.5) for tokens, _ in phrases[:4]]
+        # More ways to go on than the kernel looks at together.
+        begin = phrases[0][0][0]
+        phrases += [([begin, token], 3.0) for token in range(0, num_tokens, 3)]
         tree = PhraseTree(phrases, num_tokens)
         at = sum(map(len, words))
         words.append(torch.from_numpy(tree.words))

@@ -9,7 +9,10 @@ for leads to the root.
 Source: NeMo 3.0.0, `context_graph_universal.py` (trie, fail links, scores of shared nodes in the order of the
 list) and `boosting_graph_batched.py` (back-off weights); tests/golden compares.
 
-Shape suffixes: N nodes (0 is the root), A arcs, V tokens without the blank.
+Every way ends at the root, and most of what a state has arcs for is the root's.  So the root's arcs stand in
+a table by token, which is read as it is; only the few arcs of the nodes before it are looked for.
+
+Shape suffixes: N nodes (0 is the root), A arcs of the others, V tokens without the blank.
 """
 
 from __future__ import annotations
@@ -49,25 +52,31 @@ class _Node:
 class PhraseTree:
     """Immutable, for any thread but `scores`, which belongs to the decoder's.
 
-    words: the tree as the CUDA kernel reads it, int32: N nodes, then A arcs.  Places of arcs count from the
-    first word, floats are there by their bits.
+    words: the tree as the CUDA kernel reads it, int32, floats by their bits.  First the root's arcs by token,
+    for each of V tokens its score, then for each the node that it leads to (a score of 0 and the root where
+    none leads anywhere else); then N nodes, then the arcs of all nodes but the root.  Places of arcs count
+    from the first word.
     """
 
     def __init__(self, phrases: Iterable[tuple[Sequence[int], float]], num_tokens: int) -> None:
         """Token ids and boost of each phrase; `num_tokens` is V."""
-        nodes = _linked(_trie(phrases))
-        num_arcs = len(nodes) - 1
-        self._have(np.empty(NODE_WORDS * len(nodes) + ARC_WORDS * num_arcs, dtype=np.int32), num_tokens)
-        at = NODE_WORDS * len(nodes)
-        table: list[tuple[int, int, int]] = []
+        root, *others = nodes = _linked(_trie(phrases))
+        at = first = 2 * num_tokens + NODE_WORDS * len(nodes)
+        table: list[tuple[int, int, int]] = [(first, 0, 0)]
         arcs: list[tuple[int, int]] = []
         scores: list[float] = []
-        for node in nodes:
+        for node in others:
             table.append((at, len(node.next), node.fail.number))
             at += ARC_WORDS * len(node.next)
             for token, following in sorted(node.next.items()):
                 arcs.append((token, following.number))
                 scores.append(following.token_score)
+        words = np.zeros(at, dtype=np.int32)
+        words[2 * num_tokens] = first
+        self._have(words, num_tokens)
+        begins = list(root.next)
+        self._root_score_V[begins] = [node.token_score for node in root.next.values()]
+        self._root_next_V[begins] = [node.number for node in root.next.values()]
         self._table_N4[:, :3] = table
         # What ends a phrase was said whole, and gives nothing back.
         self._backoff_N[:] = [0.0 if node.is_end else node.fail.sum - node.sum for node in nodes]
@@ -81,32 +90,44 @@ class PhraseTree:
         tree._have(words, num_tokens)
         num_nodes, arcs_A3 = tree.num_nodes, tree._arcs_A3
         first_N, count_N, fail_N = (tree._table_N4[:, column].astype(np.int64) for column in range(3))
-        behind_nodes_N = first_N - NODE_WORDS * num_nodes
+        behind_nodes_N = first_N - tree._first_arc
+        following = np.concatenate([tree._root_next_V, arcs_A3[:, 2]])
         if not (
-            num_nodes > 0
-            and (behind_nodes_N >= 0).all()
+            (behind_nodes_N >= 0).all()
             and (behind_nodes_N % ARC_WORDS == 0).all()
             and (count_N >= 0).all()
             and (first_N + ARC_WORDS * count_N <= len(words)).all()
             # Nearer to the root, so that every way ends there.
             and (fail_N >= 0).all()
             and (fail_N[1:] < np.arange(1, num_nodes)).all()
-            and fail_N[0] == 0
+            and fail_N[0] == count_N[0] == 0
             and ((arcs_A3[:, 0] >= 0) & (arcs_A3[:, 0] < num_tokens)).all()
-            and ((arcs_A3[:, 2] >= 0) & (arcs_A3[:, 2] < num_nodes)).all()
+            and ((following >= 0) & (following < num_nodes)).all()
         ):
             raise ValueError("words that are no tree")
         return tree
 
     def _have(self, words: NDArray[np.int32], num_tokens: int) -> None:
-        num_nodes, rest = divmod(len(words) + ARC_WORDS, NODE_WORDS + ARC_WORDS)
-        if rest:
+        nodes = 2 * num_tokens
+        # The root is the first node, and would have the first arc.
+        first_arc = int(words[nodes]) if len(words) > nodes else 0
+        num_nodes = (first_arc - nodes) // NODE_WORDS
+        num_arcs = (len(words) - first_arc) // ARC_WORDS
+        if not (
+            num_nodes > 0
+            and first_arc == nodes + NODE_WORDS * num_nodes
+            and num_arcs >= 0
+            and len(words) == first_arc + ARC_WORDS * num_arcs
+        ):
             raise ValueError(f"{len(words)} words are no tree")
         self.words = words
         self.num_nodes = num_nodes
         self.num_tokens = num_tokens
-        self._table_N4 = words[: NODE_WORDS * num_nodes].reshape(-1, NODE_WORDS)
-        self._arcs_A3 = words[NODE_WORDS * num_nodes :].reshape(-1, ARC_WORDS)
+        self._first_arc = first_arc
+        self._root_score_V = words[:num_tokens].view(np.float32)
+        self._root_next_V = words[num_tokens:nodes]
+        self._table_N4 = words[nodes:first_arc].reshape(-1, NODE_WORDS)
+        self._arcs_A3 = words[first_arc:].reshape(-1, ARC_WORDS)
         self._rows: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
 
     @property
@@ -129,30 +150,31 @@ class PhraseTree:
         return row
 
     def _scores(self, node: int) -> NDArray[np.float32]:
-        way, given_back = [node], [np.float32(0)]
-        while way[-1]:
-            given_back.append(given_back[-1] + self._backoff_N[way[-1]])
-            way.append(int(self._table_N4[way[-1], 2]))
-        row = np.full(self.num_tokens, given_back[-1], dtype=np.float32)
-        for at, backoff in zip(reversed(way), reversed(given_back), strict=True):
+        way: list[tuple[int, np.float32]] = []
+        given_back = np.float32(0)
+        while node:
+            way.append((node, given_back))
+            given_back = given_back + self._backoff_N[node]
+            node = int(self._table_N4[node, 2])
+        row = self._root_score_V + given_back
+        for at, backoff in reversed(way):
             arcs = self._arcs_of(at)
             row[self._arcs_A3[arcs, 0]] = self._score_A[arcs] + backoff
         return row
 
     def following(self, node: int, token: int) -> int:
         """Return the state after a token."""
-        while True:
+        while node:
             arcs = self._arcs_of(node)
             found = np.flatnonzero(self._arcs_A3[arcs, 0] == token)
             if len(found):
                 return int(self._arcs_A3[arcs.start + found[0], 2])
-            if not node:
-                return 0
             node = int(self._table_N4[node, 2])
+        return int(self._root_next_V[token])
 
     def _arcs_of(self, node: int) -> slice:
         begin, count = self._table_N4[node, :2].tolist()
-        begin = (begin - NODE_WORDS * self.num_nodes) // ARC_WORDS
+        begin = (begin - self._first_arc) // ARC_WORDS
         return slice(begin, begin + count)
 
 

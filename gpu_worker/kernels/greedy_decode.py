@@ -46,11 +46,13 @@ def _matmul_tile(  # type: ignore[no-untyped-def]
     return acc
 
 
-@triton.jit(do_not_specialize=["num_streams", "num_rows", "num_slots"])
-def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _decode_rows(  # type: ignore[no-untyped-def]
+    row,
+    row_mask,
+    slot,
+    num_frames,
     encoded_ptr,
-    num_frames_ptr,
-    slots_ptr,
     hidden_ptr,
     cell_ptr,
     symbol_gates_ptr,
@@ -74,7 +76,6 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     base_ptr,
     node_ptr,
     scores_ptr,
-    num_streams,
     num_rows,
     num_slots,
     J: tl.constexpr,
@@ -85,7 +86,7 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     MAX_SYMBOLS: tl.constexpr,
     END_0: tl.constexpr,
     END_1: tl.constexpr,
-    BOOSTS: tl.constexpr,
+    BOOSTED: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -94,11 +95,8 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     BLOCK_ARCS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    row_mask = row < num_streams
+    # A block of rows, all of their frames.
     row64 = row.to(tl.int64)
-    slot = tl.load(slots_ptr + row, mask=row_mask, other=0).to(tl.int64)
-    num_frames = tl.load(num_frames_ptr + row, mask=row_mask, other=0)
     most = num_rows * MAX_SYMBOLS
     out_row = row64 * (1 + 3 * most)
     frame = tl.zeros((BLOCK_B,), dtype=tl.int32)
@@ -107,10 +105,8 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     copy = tl.arange(0, BLOCK_COPY)
     low = hidden_ptr.dtype.element_ty
 
-    any_boosted = False
-    if BOOSTS:
-        # Of a block without phrases this one value is all that there is of them, or registers run out.
-        any_boosted = begin_scores(
+    if BOOSTED:
+        begin_scores(
             words_ptr,
             floats_ptr,
             base_ptr,
@@ -141,9 +137,16 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
         best = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
         total = tl.zeros((BLOCK_B,), dtype=tl.float32)
         symbol = tl.zeros((BLOCK_B,), dtype=tl.int32)
+        best_sum = best
+        token = symbol
         for first_symbol in range(0, V, BLOCK_V):
             v = first_symbol + tl.arange(0, BLOCK_V)
             v_mask = v < V
+            if BOOSTED:
+                # Before the product, which takes longer than they are on their way.
+                scores = scores_of(
+                    floats_ptr, base_ptr, scores_ptr, slot, row64, active, first_symbol, V, BLOCK_V
+                )
             logits = _matmul_tile(
                 tl.zeros((BLOCK_B, BLOCK_V), dtype=tl.float32),
                 joint_ptr + row64 * J,
@@ -161,30 +164,16 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
             total = total * tl.exp(best - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
             symbol = tl.where(tile_best > best, first_symbol + tile_symbol, symbol)
             best = higher
+            if BOOSTED:
+                sums = tl.where((v < BLANK)[None, :], logits + scores, -1e30)
+                tile_best, tile_symbol = tl.max(sums, axis=1, return_indices=True)
+                token = tl.where(tile_best > best_sum, first_symbol + tile_symbol, token)
+                best_sum = tl.maximum(best_sum, tile_best)
 
-        if BOOSTS and any_boosted:
+        if BOOSTED:
             boosted = active & (symbol != BLANK) & is_boosted(base_ptr, slot, active)
+            symbol = tl.where(boosted, token, symbol)
             if tl.max(boosted.to(tl.int32), axis=0) > 0:
-                best_sum = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
-                for first_symbol in range(0, V, BLOCK_V):
-                    v = first_symbol + tl.arange(0, BLOCK_V)
-                    v_mask = v < V
-                    sums = _matmul_tile(
-                        tl.zeros((BLOCK_B, BLOCK_V), dtype=tl.float32),
-                        joint_ptr + row64 * J,
-                        boosted,
-                        out_weight_ptr + v * J,
-                        v_mask,
-                        J,
-                        BLOCK_K,
-                        PRECISION,
-                    )
-                    sums += tl.load(out_bias_ptr + v, mask=v_mask, other=0.0).to(tl.float32)[None, :]
-                    sums += scores_of(base_ptr, scores_ptr, slot, row64, boosted, v, v_mask, V)
-                    sums = tl.where((v_mask & (v != BLANK))[None, :], sums, -1e30)
-                    tile_best, tile_symbol = tl.max(sums, axis=1, return_indices=True)
-                    symbol = tl.where(boosted & (tile_best > best_sum), first_symbol + tile_symbol, symbol)
-                    best_sum = tl.maximum(best_sum, tile_best)
                 advance_scores(
                     words_ptr,
                     floats_ptr,
@@ -196,7 +185,6 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
                     symbol,
                     boosted,
                     V,
-                    BLOCK_COPY,
                     BLOCK_ARCS,
                 )
 
@@ -302,6 +290,114 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
                 )
             tl.debug_barrier()
     tl.store(out_ptr + out_row, count, mask=row_mask)
+
+
+@triton.jit(do_not_specialize=["num_streams", "num_rows", "num_slots"])
+def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
+    encoded_ptr,
+    num_frames_ptr,
+    slots_ptr,
+    hidden_ptr,
+    cell_ptr,
+    symbol_gates_ptr,
+    input_ptr,
+    hidden_weight_ptr,
+    bias_ptr,
+    pred_weight_ptr,
+    pred_bias_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    start_ptr,
+    start_cell_ptr,
+    start_output_ptr,
+    pred_ptr,
+    joint_ptr,
+    new_hidden_ptr,
+    out_ptr,
+    out_float_ptr,
+    words_ptr,
+    floats_ptr,
+    base_ptr,
+    node_ptr,
+    scores_ptr,
+    num_streams,
+    num_rows,
+    num_slots,
+    J: tl.constexpr,
+    H: tl.constexpr,
+    V: tl.constexpr,
+    LAYERS: tl.constexpr,
+    BLANK: tl.constexpr,
+    MAX_SYMBOLS: tl.constexpr,
+    END_0: tl.constexpr,
+    END_1: tl.constexpr,
+    BOOSTS: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_COPY: tl.constexpr,
+    BLOCK_ARCS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    row_mask = row < num_streams
+    slot = tl.load(slots_ptr + row, mask=row_mask, other=0).to(tl.int64)
+    num_frames = tl.load(num_frames_ptr + row, mask=row_mask, other=0)
+    any_boosted = 0
+    if BOOSTS:
+        any_boosted = tl.max(is_boosted(base_ptr, slot, num_frames > 0).to(tl.int32), axis=0)
+    # Blocks without phrases have code of their own: phrases take registers, which the others would lack.
+    for BOOSTED in tl.static_range(1 + BOOSTS):
+        if any_boosted == BOOSTED:
+            _decode_rows(
+                row,
+                row_mask,
+                slot,
+                num_frames,
+                encoded_ptr,
+                hidden_ptr,
+                cell_ptr,
+                symbol_gates_ptr,
+                input_ptr,
+                hidden_weight_ptr,
+                bias_ptr,
+                pred_weight_ptr,
+                pred_bias_ptr,
+                out_weight_ptr,
+                out_bias_ptr,
+                start_ptr,
+                start_cell_ptr,
+                start_output_ptr,
+                pred_ptr,
+                joint_ptr,
+                new_hidden_ptr,
+                out_ptr,
+                out_float_ptr,
+                words_ptr,
+                floats_ptr,
+                base_ptr,
+                node_ptr,
+                scores_ptr,
+                num_rows,
+                num_slots,
+                J,
+                H,
+                V,
+                LAYERS,
+                BLANK,
+                MAX_SYMBOLS,
+                END_0,
+                END_1,
+                BOOSTED,
+                BLOCK_B,
+                BLOCK_V,
+                BLOCK_H,
+                BLOCK_K,
+                BLOCK_COPY,
+                BLOCK_ARCS,
+                PRECISION,
+            )
 
 
 def greedy_decode(

@@ -1,6 +1,6 @@
 """Plain PyTorch of `boosting_tree.py`: what a boosting tree says in a state, read from its words.
 
-Shape suffixes: W words of all trees, S slots, M trees of a slot, V symbols with the blank.
+Shape suffixes: W words of all trees, S slots, M trees of a slot, V tokens without the blank.
 """
 
 from __future__ import annotations
@@ -24,37 +24,35 @@ class SlotTrees:
     node_SM: Tensor
 
 
-def _arcs(words_W: Tensor, base: int, node: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, scores and next nodes of a node's arcs."""
-    head = base + 4 * node
-    begin = base + int(words_W[head])
-    arcs = words_W[begin : begin + 3 * int(words_W[head + 1])].view(-1, 3)
-    return arcs[:, 0].long(), arcs[:, 1].contiguous().view(torch.float32), arcs[:, 2]
+def _node(words_W: Tensor, base: int, node: int, num_tokens: int) -> tuple[Tensor, int, Tensor]:
+    """Arcs of a node that is not the root (token, score, next node), its fail node, its back-off weight."""
+    head = base + 2 * num_tokens + 4 * node
+    first, count, fail = words_W[head : head + 3].tolist()
+    arcs_A3 = words_W[base + first : base + first + 3 * count].view(-1, 3)
+    return arcs_A3, fail, words_W[head + 3].view(torch.float32)
 
 
-def tree_scores(words_W: Tensor, base: int, node: int, num_symbols: int) -> Tensor:
-    """Return what each symbol scores in a state, float32 [V]; what it says of the blank means nothing."""
-    scores_V = torch.zeros(num_symbols, device=words_W.device)
-    is_set_V = torch.zeros(num_symbols, dtype=torch.bool, device=words_W.device)
-    backoff = torch.zeros(1, device=words_W.device)
-    while True:
-        tokens, scores, _ = _arcs(words_W, base, node)
-        new = ~is_set_V[tokens]
-        scores_V[tokens[new]] = backoff + scores[new]
+def tree_scores(words_W: Tensor, base: int, node: int, num_tokens: int) -> Tensor:
+    """Return what each token scores in a state, float32 [V]."""
+    scores_V = torch.zeros(num_tokens, device=words_W.device)
+    is_set_V = torch.zeros(num_tokens, dtype=torch.bool, device=words_W.device)
+    backoff = torch.zeros((), device=words_W.device)
+    while node:
+        arcs_A3, node, given_back = _node(words_W, base, node, num_tokens)
+        arcs_A3 = arcs_A3[~is_set_V[arcs_A3[:, 0].long()]]
+        tokens = arcs_A3[:, 0].long()
+        scores_V[tokens] = backoff + arcs_A3[:, 1].contiguous().view(torch.float32)
         is_set_V[tokens] = True
-        if not node:
-            return torch.where(is_set_V, scores_V, backoff)
-        backoff = backoff + words_W[base + 4 * node + 3].view(torch.float32)
-        node = int(words_W[base + 4 * node + 2])
+        backoff = backoff + given_back
+    root_score_V = words_W[base : base + num_tokens].view(torch.float32)
+    return torch.where(is_set_V, scores_V, backoff + root_score_V)
 
 
-def next_node(words_W: Tensor, base: int, node: int, symbol: int) -> int:
-    """Return the state after a symbol."""
-    while True:
-        tokens, _, following = _arcs(words_W, base, node)
-        found = (tokens == symbol).nonzero()
+def next_node(words_W: Tensor, base: int, node: int, token: int, num_tokens: int) -> int:
+    """Return the state after a token."""
+    while node:
+        arcs_A3, node, _ = _node(words_W, base, node, num_tokens)
+        found = (arcs_A3[:, 0] == token).nonzero()
         if len(found):
-            return int(following[found[0, 0]])
-        if not node:
-            return 0
-        node = int(words_W[base + 4 * node + 2])
+            return int(arcs_A3[found[0, 0], 2])
+    return int(words_W[base + num_tokens + token])

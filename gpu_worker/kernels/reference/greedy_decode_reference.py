@@ -33,7 +33,7 @@ class TransducerWeights:
     `input_LGH` is not read); bias_LG: the sum of both biases, float32.  pred_JH, pred_bias_J: the joint's
     projection of the prediction network.  out_VJ, out_bias_V: the joint's last layer.  start_LH,
     start_cell_LH (float32), start_output_J: hidden and cell state and projection after the start symbol.
-    end_ids: symbols after which a stream goes on from there.
+    blank_id: the last symbol.  end_ids: symbols after which a stream goes on from there.
     """
 
     symbol_gates_VG: Tensor
@@ -71,26 +71,26 @@ def token_confidence(log_probs_V: Tensor) -> Tensor:
     return (log_probs_V.max().exp() * num_classes - 1) / (num_classes - 1)
 
 
-def _scores(trees: SlotTrees | None, slot: int, num_symbols: int) -> Tensor | None:
-    """Return what the trees of a slot add to the logits; None where it has no tree."""
+def _scores(trees: SlotTrees | None, slot: int, num_tokens: int) -> Tensor | None:
+    """Return what the trees of a slot add to the logits of tokens; None where it has no tree."""
     if trees is None:
         return None
     scores = [
-        tree_scores(trees.words_W, base, node, num_symbols)
+        tree_scores(trees.words_W, base, node, num_tokens)
         for base, node in zip(trees.base_SM[slot].tolist(), trees.node_SM[slot].tolist(), strict=True)
         if base >= 0
     ]
     return torch.stack(scores).sum(0) if scores else None
 
 
-def _advance(trees: SlotTrees | None, slot: int, symbol: int) -> None:
+def _advance(trees: SlotTrees | None, slot: int, symbol: int, num_tokens: int) -> None:
     """Move a slot's states on by one symbol."""
     assert trees is not None
     for number, (base, node) in enumerate(
         zip(trees.base_SM[slot].tolist(), trees.node_SM[slot].tolist(), strict=True)
     ):
         if base >= 0:
-            trees.node_SM[slot, number] = next_node(trees.words_W, base, node, symbol)
+            trees.node_SM[slot, number] = next_node(trees.words_W, base, node, symbol, num_tokens)
 
 
 def greedy_decode(
@@ -117,7 +117,7 @@ def greedy_decode(
     for row in range(num_streams):
         slot = int(slots_B[row])
         count = 0
-        scores_V = _scores(trees, slot, len(weights.out_bias_V))
+        scores_V = _scores(trees, slot, weights.blank_id)
         for frame in range(int(num_frames_B[row])):
             for _ in range(weights.max_symbols):
                 joint_J = F.relu(encoded_BTJ[row, frame].float() + output_SJ[slot].float())
@@ -127,11 +127,9 @@ def greedy_decode(
                 if symbol == weights.blank_id:
                     break
                 if scores_V is not None:
-                    fused_V = logits_V + scores_V
-                    fused_V[weights.blank_id] = -torch.inf
-                    symbol = int(fused_V.argmax())
-                    _advance(trees, slot, symbol)
-                    scores_V = _scores(trees, slot, len(weights.out_bias_V))
+                    symbol = int((logits_V[: weights.blank_id] + scores_V).argmax())
+                    _advance(trees, slot, symbol, weights.blank_id)
+                    scores_V = _scores(trees, slot, weights.blank_id)
                 out[row, 1 + count] = symbol
                 out[row, 1 + most + count] = frame
                 confidence[row, 1 + 2 * most + count] = token_confidence(logits_V.log_softmax(0))

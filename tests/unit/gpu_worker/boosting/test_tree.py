@@ -54,7 +54,8 @@ def test_no_phrases_are_a_root_alone() -> None:
     tree = PhraseTree([], 4)
     assert tree.num_nodes == 1
     assert tree.scores(0).tolist() == [0] * 4
-    assert len(tree.words) == 4
+    assert [tree.following(0, token) for token in range(4)] == [0] * 4
+    assert len(tree.words) == 2 * 4 + 4, "the root's table, and one node"
 
 
 def test_random_trees_equal_a_walk_by_the_definition() -> None:

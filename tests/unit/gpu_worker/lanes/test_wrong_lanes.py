@@ -74,7 +74,12 @@ def test_a_lane_that_asks_for_what_is_not_its_own_ends(
 def wrong_words() -> list[NDArray[np.int32]]:
     """Words of a tree, each with one that leads out of it."""
     spoiled = []
-    for at, value in ((0, -3), (0, 5), (1, 99), (2, 2), (6, 1), (12, 10), (14, 3), (14, -1)):
+    # 10 tokens and 3 nodes: the root's table, with its arc at 11; the nodes from 20 on; the other arc at 32.
+    root_table = ((11, 3), (11, -1))
+    root = ((20, -3), (20, 31), (20, 28), (20, 99), (21, 1), (21, -1), (22, 1))
+    node = ((24, 31), (24, 33), (25, 2), (25, -1), (26, 1), (26, -1))
+    arc = ((32, 10), (32, -1), (34, 3), (34, -1))
+    for at, value in (*root_table, *root, *node, *arc):
         words = tree_of(1, 2).words.copy()
         words[at] = value
         spoiled.append(words)

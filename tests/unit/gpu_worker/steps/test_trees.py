@@ -23,7 +23,7 @@ def test_the_words_of_a_tree_say_what_the_tree_says() -> None:
         scores = tree_scores(slots.words_W, 13, node, NUM_TOKENS)
         assert scores.tolist() == TREE.scores(node).tolist()
         for token in range(NUM_TOKENS):
-            assert next_node(slots.words_W, 13, node, token) == TREE.following(node, token)
+            assert next_node(slots.words_W, 13, node, token, NUM_TOKENS) == TREE.following(node, token)
 
 
 def test_a_slot_has_its_tree_from_the_root_or_where_it_was() -> None:
