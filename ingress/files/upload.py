@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, BinaryIO, Final
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -69,12 +71,35 @@ async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIt
         media = sniff(head)
         if media is None:
             raise BadUpload(f"The file is none of {', '.join(NAMES)}.", "file")
-        # A file of its own, also where the form kept it in memory: the decoder opens it by name.
-        await asyncio.to_thread(file.file.rollover)  # type: ignore[attr-defined]
-        path = Path(f"/proc/{os.getpid()}/fd/{file.file.fileno()}")
-        yield Upload(form, MediaInput(media.demuxer, file=path))
+        async with _on_disk(file) as descriptor:
+            path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+            yield Upload(form, MediaInput(media.demuxer, file=path))
     finally:
-        await form.close()
+        # Not by `form.close()`: it waits for a thread, and whose client has left does not wait.
+        for _, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                value.file.close()
+
+
+@asynccontextmanager
+async def _on_disk(upload: UploadFile) -> AsyncIterator[int]:
+    """Hold a file on disk, for a decoder that opens it by its descriptor.
+
+    What the form keeps in memory is copied. Its own way to disk would be another thread's, which goes on, and
+    leaves its file behind, where this task is cancelled.
+    """
+    if upload.file.name is not None:
+        yield upload.file.fileno()
+        return
+    with tempfile.TemporaryFile() as copy:
+        await asyncio.to_thread(_copy, upload.file, copy)
+        yield copy.fileno()
+
+
+def _copy(source: BinaryIO, target: IO[bytes]) -> None:
+    source.seek(0)
+    shutil.copyfileobj(source, target)
+    target.flush()
 
 
 class _Counted:

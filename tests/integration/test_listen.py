@@ -133,9 +133,7 @@ async def test_finalizes_are_answered_in_order_and_the_stream_goes_on(stack: Sta
     await stack.empty()
 
 
-async def test_a_full_cluster_is_told_before_the_upgrade_and_clients_that_leave_leave_nothing(
-    stack: Stack,
-) -> None:
+async def test_a_full_cluster_is_told_before_the_upgrade(stack: Stack) -> None:
     stack.worker()
     ingress = stack.ingress(max_num_streams=2)
     url = f"{ingress.ws_url}{LISTEN_PATH}?encoding=linear16&sample_rate=16000"
@@ -146,16 +144,4 @@ async def test_a_full_cluster_is_told_before_the_upgrade_and_clients_that_leave_
         assert caught.value.response.status_code == 503
         assert caught.value.response.headers["Retry-After"] == "5"
         assert json.loads(caught.value.response.body)["err_code"] == "SERVICE_UNAVAILABLE"
-    await stack.empty()
-    for number in range(40):
-        try:
-            client = await connect(url)
-        except InvalidStatus:  # the slots of those before are on their way back
-            await stack.empty()
-            continue
-        if number % 4 > 0:
-            await client.send(bytes(3200))
-        if number % 4 > 1:
-            await client.send('{"type":"Finalize"}' if number % 4 == 2 else _CLOSE)
-        client.transport.abort()
     await stack.empty()

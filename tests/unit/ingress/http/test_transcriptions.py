@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.types import Message
 
 from common.monitoring.metrics import IngressMetrics
 from ingress.api.listen import listen_endpoints
@@ -23,7 +25,7 @@ from ingress.auth.client import Client
 from ingress.auth.guard import Guard
 from ingress.files.recording_stream import Transcript
 from ingress.files.recordings import RecordingLimits, Recordings
-from ingress.files.upload import Upload
+from ingress.files.upload import Upload, received
 from ingress.media.decoder import Decoders, MediaError, MediaInput
 from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
@@ -90,6 +92,34 @@ async def test_clients_that_leave_a_streamed_answer_leave_nothing_behind() -> No
             await wait_until(lambda: (decoders.running, guard.streams) == (0, 0))
             assert backplane.link.log[-1] == "abandon"
             assert guard.audio_s >= number
+
+
+async def test_a_file_is_closed_also_where_its_task_is_cancelled_again() -> None:
+    parts = streamed(silence(1)).partition(b"\r\n\r\n")[2]
+    headers = [(b"content-type", f"multipart/form-data; boundary={BOUNDARY}".encode())]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": parts, "more_body": False}
+
+    held: list[Upload] = []
+
+    async def hold() -> None:
+        async with received(
+            Request({"type": "http", "headers": headers}, receive), lambda size: None
+        ) as upload:
+            held.append(upload)
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(hold())
+    await wait_until(lambda: bool(held))
+    path = held[0].media.file
+    assert path is not None
+    assert await asyncio.to_thread(path.exists)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert not await asyncio.to_thread(path.exists)
 
 
 async def test_a_recording_is_counted_before_it_is_decoded() -> None:
