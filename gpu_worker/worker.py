@@ -138,6 +138,7 @@ class Worker:
             snapshots=self._snapshots,
             metrics=self.metrics,
             on_fenced=self._fenced,
+            on_refused=self._lost,
             on_failure=self.fail,
             dead_letters=settings.dead_letters,
             redis_loss_ms=settings.redis_loss_ms,

@@ -123,12 +123,14 @@ class _Part:
 class Written:
     """What came of writing a batch.
 
-    lost: streams that have a newer owner, or whose results have left Redis, or of which Redis refuses a key:
-        nothing that was said of them counts.
+    lost: streams that have a newer owner, or whose results have left Redis: nothing that was said of them
+        counts.
+    refused: streams of which Redis refuses a key for good: one that is no stream, say.
     text_gone: streams of whose kept text Redis has forgotten the end: all of it is to be kept again.
     """
 
     lost: list[OwnedStream]
+    refused: list[OwnedStream]
     text_gone: list[OwnedStream]
 
 
@@ -158,7 +160,7 @@ class ResultWriter:
         results that are in already are not written twice. To be called once a second at least, with an empty
         batch where there is nothing to write: what Redis has forgotten is noticed here.
         """
-        written = Written([], [])
+        written = Written([], [], [])
         for server, part in enumerate(batch.parts):
             connection = self._connections[server]
             commands = [*part.commands, *self._publications(part), *part.further]
@@ -168,7 +170,7 @@ class ResultWriter:
             replies = connection.call(commands)
             # Nearly always every command did what it should; else find out which did not.
             if not _REFUSALS.isdisjoint(map(type, replies)):
-                written.lost.extend(self._refused(server, part, replies))
+                self._look_at_refusals(server, part, replies, written)
                 written.text_gone.extend(owned for at, owned in part.texts.items() if replies[at] is None)
             if part.commands:
                 # Not the texts: an older one would cut off what is behind it. Where one is missed, all are
@@ -180,8 +182,7 @@ class ResultWriter:
         for ingress, lines in part.published.items():
             yield pack(b"PUBLISH", self._keys.channel(ingress), join_lines(lines))
 
-    def _refused(self, server: int, part: _Part, replies: Sequence[Any]) -> list[OwnedStream]:
-        lost: list[OwnedStream] = []
+    def _look_at_refusals(self, server: int, part: _Part, replies: Sequence[Any], written: Written) -> None:
         num_published = len(part.published)
         of_publications: list[tuple[OwnedStream, int] | None] = [None] * num_published
         for of, reply in zip((*part.of, *of_publications, *part.further_of), replies, strict=True):
@@ -193,19 +194,18 @@ class ResultWriter:
                     logger.error("results cannot be published: %s", refusal)
                 continue
             owned, seq = of
-            if owned in lost:
+            if owned in written.lost or owned in written.refused:
                 continue
             if refusal is None:
                 # An acknowledgement that finds no group or entry: the stream is another's, or this a repeat.
                 if reply is None and seq:
-                    lost.append(owned)
+                    written.lost.append(owned)
             elif seq and "equal or smaller" in str(refusal):
                 if self._is_fenced(server, owned):
-                    lost.append(owned)
-            else:  # of a key that is no stream, say: one stream's fault, and no other's
+                    written.lost.append(owned)
+            else:  # one stream's fault, and no other's
                 logger.error("Redis refuses a stream: %s", refusal, extra={"stream_id": owned.stream})
-                lost.append(owned)
-        return lost
+                written.refused.append(owned)
 
     def _is_fenced(self, server: int, owned: OwnedStream) -> bool:
         """Tell a result that is in already (this was a repeat) from one that a newer owner refused."""

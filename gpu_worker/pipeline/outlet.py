@@ -113,6 +113,7 @@ class Outlet:
 
     snapshots: takes those of streams that go on here.
     on_fenced: called with streams that newer owners have, or that left Redis.
+    on_refused: called with streams of which Redis refuses a key.
     on_failure: called in this thread, last, when it cannot go on.
     dead_letters: whether the audio that ended its workers is kept for somebody to look at.
     redis_loss_ms: of the last moments of Redis, what it may forget when it dies.
@@ -129,6 +130,7 @@ class Outlet:
         snapshots: SnapshotWriter,
         metrics: WorkerMetrics,
         on_fenced: Callable[[Sequence[StreamFlow]], None],
+        on_refused: Callable[[Sequence[StreamFlow]], None],
         on_failure: Callable[[BaseException], None],
         dead_letters: bool = True,
         redis_loss_ms: int = 0,
@@ -142,6 +144,7 @@ class Outlet:
         self._snapshots = snapshots
         self._metrics = metrics
         self._on_fenced = on_fenced
+        self._on_refused = on_refused
         self._on_failure = on_failure
         self._queue: queue.Queue[Event | None] = queue.Queue(MAX_QUEUED_EVENTS)
         self._writings: dict[StreamId, _Writing] = {}
@@ -407,6 +410,9 @@ class Outlet:
         if fenced:
             self._metrics.fenced_writes += len(fenced)
             self._on_fenced(fenced)
+        refused = [writing.flow for writing in self._those(written.refused)]
+        if refused:
+            self._on_refused(refused)
         return True
 
     def _those(self, streams: Iterable[OwnedStream]) -> list[_Writing]:

@@ -100,6 +100,7 @@ def outlet_of(redis: SyncRedis, owned: OwnedStream, *, dead_letters: bool = True
         snapshots=SnapshotWriter(redis, claims, table, metrics),
         metrics=metrics,
         on_fenced=lost.extend,
+        on_refused=lost.extend,
         on_failure=lost.append,
         dead_letters=dead_letters,
     )
@@ -108,9 +109,7 @@ def outlet_of(redis: SyncRedis, owned: OwnedStream, *, dead_letters: bool = True
     table.reserve(1)
     table.add(flow)
     outlet.put(Opened(flow))
-    ready = keys.ready(0, worker)
-    wait_until(lambda: client.execute_command("EXISTS", ready))
-    client.execute_command("PEXPIRE", ready, TTL_MS)
+    wait_until(lambda: client.execute_command("EXISTS", keys.ready(0, worker)))
     yield outlet
     assert outlet.stop(5.0)
     assert not lost

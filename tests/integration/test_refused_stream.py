@@ -75,6 +75,9 @@ async def test_a_key_that_is_refused_ends_its_stream_and_no_other(
         assert broken == ""
         assert isinstance(clients[1].error, ServerError)
         assert clients[1].error.code in ("internal", "stream_lost")
+        # Its worker has ended it, and does not open it again and again.
+        await until(lambda: stack.client.xlen("px:{0}:new") == 0, what="the end of all streams")
+        assert "cannot be opened" not in worker.log_text()
     assert worker.running
     assert ingress.running
     # And the next stream is served.
