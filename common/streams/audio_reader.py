@@ -14,7 +14,7 @@ from typing import Any, Final
 from common.entries import RawEntry, StreamId, WorkerId
 from common.redis.clients import RESPONSE_ERROR, SyncRedis, is_passing
 from common.redis.connect import pack
-from common.redis.keys import Keys, StreamKeys, audio_group
+from common.redis.keys import READY_TTL_MS, Keys, StreamKeys, audio_group
 from common.redis.pipelined_sync import SyncPipelinedConnection
 
 logger = logging.getLogger(__name__)
@@ -133,9 +133,11 @@ def pack_ack(keys: StreamKeys, epoch: int, entry_ids: Sequence[bytes]) -> bytes:
     return _XACK_ONE % (len(key), key, len(group), group, len(entry_id), entry_id)
 
 
-def ready_command(keys: Keys, stream: StreamKeys, worker: WorkerId) -> tuple[Any, ...]:
-    """Return the command with which a worker puts a stream into its own ready set."""
-    return ("ZADD", keys.ready(stream.shard, worker), "NX", 0, stream.stream)
+def ready_commands(keys: Keys, stream: StreamKeys, worker: WorkerId) -> tuple[tuple[Any, ...], ...]:
+    """Return the commands with which a worker puts a stream into its own ready set."""
+    ready = keys.ready(stream.shard, worker)
+    # A set that was emptied has lost its expiry.
+    return ("ZADD", ready, "NX", 0, stream.stream), ("PEXPIRE", ready, READY_TTL_MS)
 
 
 def extend(redis: SyncRedis, streams: Sequence[tuple[StreamKeys, int]]) -> list[StreamKeys]:

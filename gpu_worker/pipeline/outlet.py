@@ -24,7 +24,7 @@ from common.redis.keys import Keys
 from common.redis.outages import OUTAGES
 from common.redis.scripts.ownership import keep_dead_letter, note_cold
 from common.streams.assignments import Base, Checkpoint
-from common.streams.audio_reader import ready_command
+from common.streams.audio_reader import ready_commands
 from common.streams.claims import Claims, OwnedStream
 from common.streams.kept_text import ResultLog
 from common.streams.result_writer import ResultBatch, ResultWriter
@@ -251,7 +251,7 @@ class Outlet:
         if flow.cold:
             batch.results.then(owned, note_cold(owned.keys, epoch=owned.epoch))
         # Audio that came before the ingress knew of us was announced to nobody.
-        batch.results.then(owned, ready_command(self._keys, owned.keys, self._worker))
+        batch.results.then(owned, *ready_commands(self._keys, owned.keys, self._worker))
 
     def _output(self, batch: _Batch, writing: _Writing, output: StreamOutput) -> None:
         flow, results = writing.flow, batch.results
@@ -296,7 +296,7 @@ class Outlet:
             batch.ends(flow, self._claims.finish_command(flow.owned))
         elif flow.held and flow.backlog_samples < self._table.max_backlog_samples // 2:
             flow.held = False
-            results.then(flow.owned, ready_command(self._keys, flow.owned.keys, self._worker))
+            results.then(flow.owned, *ready_commands(self._keys, flow.owned.keys, self._worker))
 
     @staticmethod
     def _result(results: ResultBatch, writing: _Writing, output: StreamOutput, text_from: int) -> None:
