@@ -80,7 +80,8 @@ async def run_seeds(
         for seed in seeds:
             if time.monotonic() > deadline:
                 break
-            report = await chaos.run(make_plan(seed, NUM_CLIPS, len(fleet.urls)))
+            plan = make_plan(seed, NUM_CLIPS, len(fleet.urls), lanes=bool(fleet.lanes))
+            report = await chaos.run(plan)
             with path.open("ab") as file:
                 file.write(orjson.dumps(asdict(record_of(report))) + b"\n")
             print(f"{'FAILED' if report.violations else 'ok'} {report.describe()}", flush=True)

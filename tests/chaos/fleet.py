@@ -140,7 +140,10 @@ def _bound_port() -> socket.socket:
 
 
 class Fleet:
-    """A running cluster. `workers` and `ingresses` are the places; who fills them changes."""
+    """A running cluster. `workers` and `ingresses` are the places; who fills them changes.
+
+    groups, lanes: those of the workers that are groups of lanes, and lanes.
+    """
 
     def __init__(
         self,
@@ -158,6 +161,8 @@ class Fleet:
         self.folder = folder
         self.nursery = Nursery(folder)
         self.workers = [Member(f"w{number}") for number in range(num_workers)]
+        self.groups: list[Member] = []
+        self.lanes: list[Member] = []
         self.ingresses = [Member(f"i{number}") for number in range(num_ingresses)]
         # Held, without listening, as long as the fleet lives: while an ingress is down, nobody else on this
         # machine must be given its port.

@@ -28,6 +28,8 @@ class LaneFleet(Fleet):
             (Member(f"g{group}"), [Member(f"g{group}-l{lane}") for lane in range(num_lanes)])
             for group in range(num_groups)
         ]
+        self.groups = [group for group, _ in self._groups]
+        self.lanes = [lane for _, lanes in self._groups for lane in lanes]
         self.workers = [member for group, lanes in self._groups for member in (group, *lanes)]
 
     async def _start_workers(self) -> list[asyncio.Task[None]]:
@@ -35,7 +37,7 @@ class LaneFleet(Fleet):
 
     @property
     def _serving(self) -> set[str]:
-        return {lane.name for _, lanes in self._groups for lane in lanes}
+        return {lane.name for lane in self.lanes}
 
     def may_meet(self, member: Member) -> bool:
         """As for workers; but a group ends, or stands still, only while another one has its lanes.
@@ -43,8 +45,10 @@ class LaneFleet(Fleet):
         With both on their way back nobody serves, on a busy machine for longer than streams wait, and then
         they end with an error, as they should.
         """
-        others = [lanes for group, lanes in self._groups if group is not member]
-        spares = len(others) == len(self._groups) or any(all(lane.pid for lane in lanes) for lanes in others)
+        others = [(group, lanes) for group, lanes in self._groups if group is not member]
+        spares = len(others) == len(self._groups) or any(
+            not group.frozen and all(lane.pid for lane in lanes) for group, lanes in others
+        )
         return spares and super().may_meet(member)
 
     async def _keep_group(self, group: Member, lanes: list[Member]) -> None:
@@ -53,7 +57,8 @@ class LaneFleet(Fleet):
             for lane, name in zip(lanes, lane_ids(group.name, len(lanes)), strict=True):
                 lane.name = name
             command = [
-                *(sys.executable, "-m", "gpu_worker", f"--worker-id={group.name}", "--redis-timeout-ms=1500"),
+                *(sys.executable, "-m", "tests.chaos.misled_group", f"--worker-id={group.name}"),
+                "--redis-timeout-ms=1500",
                 *(f"--{name.replace('_', '-')}={value}" for name, value in self._worker_flags.items()),
             ]
             environment = {

@@ -158,6 +158,11 @@ class Chaos:
                 await fleet.restart_redis(signal.SIGTERM)
             case Fault.KILL_REDIS:
                 await fleet.restart_redis(signal.SIGKILL)
+            case Fault.HANG_GROUP:
+                group = self._victim(fleet.groups, planned)
+                group.frozen = group.send(signal.SIGUSR1)  # nothing more for it: it ends by itself
+            case Fault.MISLEAD_LANE:
+                self._victim(fleet.lanes, planned).send(signal.SIGUSR1)
 
     def _victim(self, members: Sequence[Member], planned: PlannedFault) -> Member:
         """The chosen process, or the next one that a fault may meet; nobody where there is none."""

@@ -25,6 +25,9 @@ class Fault(Enum):
     PAUSE_REDIS = "pause redis"
     RESTART_REDIS = "restart redis"  # with what it had written down
     KILL_REDIS = "kill redis"
+    # With lanes:
+    HANG_GROUP = "hang group"  # its lanes end, and then it
+    MISLEAD_LANE = "mislead lane"  # it launches what is not its own, and ends alone
 
 
 _WEIGHTS = {
@@ -79,8 +82,11 @@ class Plan:
     faults: tuple[PlannedFault, ...]
 
 
-def make_plan(seed: int, num_clips: int, num_urls: int) -> Plan:
-    """8 to 20 streams and 3 to 7 faults, within about six seconds."""
+def make_plan(seed: int, num_clips: int, num_urls: int, *, lanes: bool = False) -> Plan:
+    """8 to 20 streams and 3 to 7 faults, within about six seconds.
+
+    lanes: two of three plans have one fault more, of those that only lanes have.
+    """
     random = Random(seed)
     streams = tuple(
         PlannedStream(
@@ -93,11 +99,11 @@ def make_plan(seed: int, num_clips: int, num_urls: int) -> Plan:
         for _ in range(random.randint(8, 20))
     )
     kinds = random.choices(list(_WEIGHTS), list(_WEIGHTS.values()), k=random.randint(3, 7))
-    faults = sorted(
-        (
-            PlannedFault(random.uniform(0.3, 5.5), kind, random.randrange(64), random.uniform(0.1, 3.0))
-            for kind in kinds
-        ),
-        key=lambda fault: fault.at_s,
-    )
-    return Plan(seed, streams, tuple(faults))
+    faults = [_planned(kind, random) for kind in kinds]
+    if lanes and (further := random.choice((None, Fault.HANG_GROUP, Fault.MISLEAD_LANE))) is not None:
+        faults.append(_planned(further, random))
+    return Plan(seed, streams, tuple(sorted(faults, key=lambda fault: fault.at_s)))
+
+
+def _planned(kind: Fault, random: Random) -> PlannedFault:
+    return PlannedFault(random.uniform(0.3, 5.5), kind, random.randrange(64), random.uniform(0.1, 3.0))
