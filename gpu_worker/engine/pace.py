@@ -1,9 +1,9 @@
-"""How far apart steps begin, so that a busy host spends its time on rows and not on steps.
+"""How far apart steps begin, or reads, so that a busy host spends its time on rows and not on their number.
 
 A step costs the host some milliseconds whatever its rows.  With few streams, steps that begin as soon as a
 chunk is there tell results soonest.  With many, such steps are small, and their number eats the time that the
-rows want.  So the distance between two steps grows with the share of the processor that the process uses,
-from nothing to `longest_s`: steps get larger, a row gets cheaper, and the share falls until both balance.
+rows want.  So the distance between two steps grows with the share of the processor that the process uses:
+steps get larger, a row gets cheaper, and the share falls until both balance.
 
 What counts is the process and not the thread: its threads share one interpreter, and the engine's waits
 for the others.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 # Shares of one processor at which the distance begins to grow, and has grown.
-_AT_EASE: Final = 0.4
+_AT_EASE: Final = 0.55
 _BUSY: Final = 0.75
 _WINDOW_S: Final = 0.1
 # Weight of a window among those before it.
@@ -29,7 +29,8 @@ class Pace:
     """Says when the next step may begin.
 
     Args:
-        longest_s: most time between two steps' beginnings; 0 paces nothing.
+        longest_s: time between two steps' beginnings of a busy process; 0 paces nothing.
+        shortest_s: the same of a process at ease.
         clock: seconds, monotonic.
         used: seconds of processors that the process has used.
     """
@@ -39,11 +40,14 @@ class Pace:
         longest_s: float,
         clock: Callable[[], float] = time.monotonic,
         used: Callable[[], float] = time.process_time,
+        *,
+        shortest_s: float = 0.0,
     ) -> None:
-        self._longest_s, self._clock, self._used = longest_s, clock, used
+        self._longest_s, self._shortest_s = longest_s, shortest_s
+        self._clock, self._used = clock, used
         self._window_began, self._used_before = clock(), used()
         self._share = 0.0
-        self.interval_s = 0.0
+        self.interval_s = shortest_s
         self._next_at = 0.0
 
     def begun(self) -> None:
@@ -56,8 +60,8 @@ class Pace:
             used = self._used()
             self._share += _NEW * ((used - self._used_before) / passed - self._share)
             self._window_began, self._used_before = now, used
-            busy = (self._share - _AT_EASE) / (_BUSY - _AT_EASE)
-            self.interval_s = self._longest_s * min(1.0, max(0.0, busy))
+            busy = min(1.0, max(0.0, (self._share - _AT_EASE) / (_BUSY - _AT_EASE)))
+            self.interval_s = self._shortest_s + (self._longest_s - self._shortest_s) * busy
         self._next_at = now + self.interval_s
 
     def wait_s(self) -> float:

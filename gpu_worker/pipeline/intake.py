@@ -25,6 +25,7 @@ from common.redis.keys import Keys
 from common.redis.outages import OUTAGES
 from common.streams.assignments import Base
 from common.streams.audio_reader import AudioRead, AudioReader
+from gpu_worker.engine.pace import Pace
 from gpu_worker.pipeline.audio import StreamAudio
 from gpu_worker.pipeline.engine_events import (
     Command,
@@ -54,11 +55,12 @@ MAX_ENTRIES_BEHIND: Final = 16
 _BLOCK_MS: Final = 500
 _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
-# A worker's rounds, over all servers, begin so far apart on average, and one may come early: each wakes the
-# engine thread and the outlet and ends in one publication an ingress, whether it brings one stream or
-# fifty. An ingress keeps twice this distance between its commits (common/streams/audio_log.py), so with one
-# ingress, or two, hardly a round waits on one server or two.
-_ROUND_EVERY_S: Final = 0.005
+# Rounds of a worker that is at ease, and of a busy one, begin so far apart on average over all servers, and
+# one may come early. Each wakes the engine thread and the outlet and ends in one publication an ingress,
+# whether it brings one stream or fifty. An ingress keeps twice the longer distance between its commits
+# (common/streams/audio_log.py), so with one ingress, or two, hardly a round waits on one server or two.
+_ROUND_EVERY_S: Final = 0.0025
+_BUSY_ROUND_EVERY_S: Final = 0.005
 
 
 class _Reading:
@@ -119,7 +121,9 @@ class Intake:
         self._stop = threading.Event()
         self._next_sweep = time.monotonic() + _SWEEP_S
         self._next_round = 0.0
-        self._round_every_s = _ROUND_EVERY_S * servers.num_servers
+        self._pace = Pace(
+            _BUSY_ROUND_EVERY_S * servers.num_servers, shortest_s=_ROUND_EVERY_S * servers.num_servers
+        )
         self._thread = threading.Thread(target=self._run, name=f"intake-{server}", daemon=True)
 
     def start(self) -> None:
@@ -173,7 +177,8 @@ class Intake:
         block_ms = None if self._behind else _BLOCK_MS
         streams = self._reader.wait(block_ms, MAX_STREAMS, self._metrics.audio_wait_seconds.observe)
         now = time.monotonic()
-        self._next_round = max(self._next_round + self._round_every_s, now)
+        self._pace.begun()
+        self._next_round = max(self._next_round + self._pace.interval_s, now)
         self._read(self._readable(streams, now), MAX_ENTRIES)
         self._catch_up(now)
         while self._finishing:

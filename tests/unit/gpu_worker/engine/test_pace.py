@@ -84,6 +84,20 @@ def test_the_distance_has_a_bound() -> None:
     assert pace.wait_s() == 0
 
 
+def test_the_distance_of_a_host_at_ease_may_be_more_than_nothing() -> None:
+    host = Host()
+    pace = Pace(LONGEST_S, lambda: host.now_s, lambda: host.used_s, shortest_s=0.005)
+    assert pace.interval_s == 0.005
+    for _ in range(100):
+        pace.begun()
+        host.now_s += 0.05
+    assert pace.interval_s == 0.005
+    for _ in range(100):
+        pace.begun()
+        host.work(0.05)
+    assert pace.interval_s == LONGEST_S
+
+
 def test_a_paced_engine_reads_what_is_over_and_launches_when_it_is_time() -> None:
     host = Host()
     pace = host.pace()

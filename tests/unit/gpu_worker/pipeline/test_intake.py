@@ -14,6 +14,7 @@ from common.redis.keys import Keys, StreamKeys
 from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.audio_reader import AudioRead
 from common.streams.claims import OwnedStream
+from gpu_worker.engine.pace import Pace
 from gpu_worker.pipeline.engine_events import Feed, Finalize, Open
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.intake import MAX_BEHIND, MAX_ENTRIES, MAX_ENTRIES_BEHIND, Intake
@@ -23,7 +24,7 @@ class _Clock:
     """Stands for the module `time`, and for a reader that has news at the given times."""
 
     def __init__(self, *news_at: float) -> None:
-        self.now = 100.0
+        self.now = 0.0
         self._news_at = list(news_at)
         self.rounds_at: list[float] = []
 
@@ -39,21 +40,38 @@ class _Clock:
         return []
 
 
+def processor_used(monkeypatch: pytest.MonkeyPatch, clock: Any, share: float) -> None:
+    """Have the process use so much of a processor."""
+
+    class UsedPace(Pace):
+        def __init__(self, longest_s: float, *, shortest_s: float) -> None:
+            super().__init__(
+                longest_s, clock.monotonic, lambda: share * clock.monotonic(), shortest_s=shortest_s
+            )
+            for _ in range(20):
+                clock.now += 0.1
+                self.begun()
+
+    monkeypatch.setattr("gpu_worker.pipeline.intake.Pace", UsedPace)
+    monkeypatch.setattr("gpu_worker.pipeline.intake.time", clock)
+
+
 @pytest.mark.parametrize(
-    ("news_at", "rounds_at"),
+    ("share", "news_at", "rounds_at"),
     [
         # one ingress, whose commits are 10 ms apart; then two
-        ((100.010, 100.020, 100.030), [100.010, 100.020, 100.030]),
-        ((100.010, 100.013, 100.020, 100.023), [100.010, 100.013, 100.020, 100.023]),
-        # many: one may come early, then they keep their distance
-        ((100.010, 100.011, 100.012, 100.013), [100.010, 100.011, 100.015, 100.020]),
+        (1.0, (100.010, 100.020, 100.030), [100.010, 100.020, 100.030]),
+        (1.0, (100.010, 100.013, 100.020, 100.023), [100.010, 100.013, 100.020, 100.023]),
+        # many: one may come early, then they keep their distance, which is half of it for a worker at ease
+        (1.0, (100.010, 100.011, 100.012, 100.013), [100.010, 100.011, 100.015, 100.020]),
+        (0.0, (100.010, 100.011, 100.012, 100.013), [100.010, 100.011, 100.0125, 100.015]),
     ],
 )
 def test_rounds_follow_the_commits_of_few_ingresses_and_are_held_back_for_many(
-    monkeypatch: pytest.MonkeyPatch, news_at: tuple[float, ...], rounds_at: list[float]
+    monkeypatch: pytest.MonkeyPatch, share: float, news_at: tuple[float, ...], rounds_at: list[float]
 ) -> None:
     clock: Any = _Clock(*news_at)
-    monkeypatch.setattr("gpu_worker.pipeline.intake.time", clock)
+    processor_used(monkeypatch, clock, share)
     intake = Intake(
         servers=RedisServers.parse(("unix:///nowhere/redis.sock",)),
         server=0,
@@ -65,6 +83,7 @@ def test_rounds_follow_the_commits_of_few_ingresses_and_are_held_back_for_many(
         on_lost=lambda _: None,
     )
     monkeypatch.setattr(intake, "_reader", clock)
+    clock.now = 100.0
     for _ in news_at:
         intake._round()
     assert clock.rounds_at == pytest.approx(rounds_at)
