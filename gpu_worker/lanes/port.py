@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.phrases.tree_memory import NO_TREE
+from gpu_worker.engine.steps import SPARE_HOPS, UNKNOWN_END, Field, KeptFrames, StepFindings, StepShape
 from gpu_worker.engine.steps import Export as Exported
-from gpu_worker.engine.steps import Field, KeptFrames, StepFindings, StepShape
 from gpu_worker.lanes.bell import Bell
-from gpu_worker.lanes.segment import FlightBuffer, LaneArea
-from gpu_worker.lanes.wire import WireFault, receive, send
+from gpu_worker.lanes.segment import NUM_BUFFERS, FlightBuffer, LaneArea
+from gpu_worker.lanes.wire import MAX_BYTES, WireFault, receive, send
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,11 @@ logger = logging.getLogger(__name__)
 # one step runs; and some, for it asks for a snapshot only when the last ones are written.
 _REQUESTS_OF_A_SLOT: Final = 8
 _OTHER_REQUESTS: Final = 4096
+# Bytes that wait with them: a state, for a lane loads one after the other, and its trees some times over.
+_STATE_BYTES: Final = MAX_BYTES
+_TREES_AT_ONCE: Final = 4
+# Answers that wait for a lane to read them: twice the snapshots that it takes before it has written any.
+MAX_ANSWERS: Final = 512
 
 
 class LaneFault(Exception):  # noqa: N818 - it says what it is
@@ -138,12 +143,16 @@ class LanePort:
         self._link = link
         self._bell = bell
         self._wake = wake
-        self._requests: deque[tuple[int, Request]] = deque()
+        self._requests: deque[tuple[int, int, Request]] = deque()
         self._max_requests = _REQUESTS_OF_A_SLOT * share.shape.num_slots + _OTHER_REQUESTS
+        self._max_bytes = _STATE_BYTES + _TREES_AT_ONCE * 4 * share.num_words
+        # Bytes that came with requests, and of those whose turn it was; one thread writes each.
+        self._bytes_come = self._bytes_done = 0
         # Sizes and nodes of the lane's trees by their places, as its requests say in their order.
         self._trees: dict[int, PhraseTree] = {}
         self._answers: queue.SimpleQueue[tuple[dict[str, Any], Exported] | None] = queue.SimpleQueue()
         self._num_taken = 0
+        self._num_answered = 0
         self._num_asked = 0
         self.gone = False
         # Where its trees are in the arena, and slots that use one; for the thread that runs steps.
@@ -173,8 +182,10 @@ class LanePort:
     def next_request(self) -> Request | None:
         """Return the request whose turn it is: all that the lane had launched before was taken."""
         if self._requests and self._requests[0][0] <= self._num_taken:
+            _, num_bytes, request = self._requests.popleft()
             self._num_asked += 1
-            return self._requests.popleft()[1]
+            self._bytes_done += num_bytes
+            return request
         return None
 
     def next_flight(self) -> LaneFlight | None:
@@ -182,8 +193,11 @@ class LanePort:
 
         Raises LaneFault.
         """
-        if self._area.launched <= self._num_taken:
+        launched = self._area.launched
+        if launched <= self._num_taken:
             return None
+        if launched > self._num_answered + NUM_BUFFERS:
+            raise LaneFault(f"{launched - self._num_answered} flights at once")
         buffer = self._area.flight(self._num_taken)
         if buffer.num_requests > self._num_asked:
             return None
@@ -199,12 +213,13 @@ class LanePort:
     ) -> None:
         """Tell the lane what was found of its rows, which are these of the step."""
         flight.buffer.answer(found, rows, stages)
-        self._area.done += 1
+        self._num_answered += 1
+        self._area.done = self._num_answered
         self._bell.ring()
 
     def tell(self, message: dict[str, Any]) -> None:
         """Say something that the lane has not asked.  Neither this nor an answer waits for the lane."""
-        self._answers.put((message, dict))
+        self._put(message, dict)
 
     def say(self, number: int, fault: Exception | None = None) -> None:
         """Answer a request that has no state to send."""
@@ -216,33 +231,42 @@ class LanePort:
 
     def send_export(self, number: int, export: Exported) -> None:
         """Send a state once it is on the host; the step's thread does not wait for that."""
-        self._answers.put(({"number": number}, export))
+        self._put({"number": number}, export)
+
+    def _put(self, message: dict[str, Any], export: Exported) -> None:
+        if self._answers.qsize() >= MAX_ANSWERS and not self.gone:
+            logger.error("a lane is ended: it reads none of %d answers", MAX_ANSWERS)
+            self.close()
+        if not self.gone:
+            self._answers.put((message, export))
 
     def _checked(self, buffer: FlightBuffer) -> LaneFlight:
         share, shape = self.share, self.share.shape
-        num_rows, num_resets = buffer.num_rows, buffer.num_resets
-        if not 0 < num_rows <= shape.max_rows or not 0 <= num_resets <= shape.num_slots:
-            raise LaneFault(f"{num_rows} rows, {num_resets} slots that begin")
-        rows, table, resets = buffer.rows.copy(), buffer.table.copy(), buffer.resets.copy()
-        most_frames = shape.max_chunks * shape.clock.chunk_frames
-        slots, frames, pages = rows[Field.SLOT], rows[Field.FRAMES], shape.pages.num_pages
+        try:
+            rows, table, resets = buffer.read()
+        except ValueError as error:
+            raise LaneFault(str(error)) from error
+        clock, pages = shape.clock, shape.pages.num_pages
+        slots, frames = rows[Field.SLOT], rows[Field.FRAMES]
         if not (
             _within(slots, shape.num_slots)
-            and len(np.unique(slots)) == num_rows
-            and _within(frames, most_frames + 1)
-            and bool((rows[Field.START] >= 0).all())
-            and _within(
-                rows[Field.HEARD], most_frames * shape.clock.frame_samples + shape.clock.chunk_samples
-            )
+            and len(np.unique(slots)) == rows.shape[1]
+            and _within(frames, shape.max_chunks * clock.chunk_frames + 1)
+            and _within(rows[Field.START], UNKNOWN_END // clock.frame_samples)
+            and _within(rows[Field.TOTAL], UNKNOWN_END + 1)
+            and _within(rows[Field.FLOAT], 2)
             and _within(table, pages + 1)
             and _within(resets[:, 0], shape.num_slots)
             and _within(resets[:, 1], share.num_prompts)
         ):
             raise LaneFault("rows of slots, pages or frames that are not its own")
+        chunks = max(1, -(-int(frames.max()) // clock.chunk_frames))
+        most_heard = chunks * clock.chunk_samples + SPARE_HOPS * clock.hop_samples
+        if not _within(rows[Field.HEARD], most_heard + 1):
+            raise LaneFault(f"rows of {chunks} chunks, of which {rows[Field.HEARD].max()} samples are heard")
         rows[Field.SLOT] += share.first_slot
         table = np.where(table == pages, share.no_page, table + share.first_page).astype(np.int32)
         resets[:, 0] += share.first_slot
-        chunks = max(1, -(-int(frames.max()) // shape.clock.chunk_frames))
         return LaneFlight(self, buffer, rows, table, resets, chunks)
 
     # Threads
@@ -251,9 +275,12 @@ class LanePort:
         try:
             while (received := receive(self._link)) is not None:
                 message, buffers = received
-                self._requests.append((int(message["after"]), self._read(message, buffers)))
-                if len(self._requests) > self._max_requests:
-                    raise LaneFault(f"{len(self._requests)} requests at once")
+                num_bytes = sum(map(len, buffers.values()))
+                self._bytes_come += num_bytes
+                self._requests.append((int(message["after"]), num_bytes, self._read(message, buffers)))
+                waiting, waiting_bytes = len(self._requests), self._bytes_come - self._bytes_done
+                if waiting > self._max_requests or waiting_bytes > self._max_bytes:
+                    raise LaneFault(f"{waiting} requests of {waiting_bytes} bytes at once")
                 self._wake()
         except (WireFault, LaneFault, KeyError, TypeError, ValueError, OverflowError) as error:
             logger.error("a lane is ended: it asks for what cannot be: %s", error)
@@ -299,7 +326,8 @@ class LanePort:
         pages = self.share.shape.pages
         pages_N, offsets_N = (np.array(part, dtype=np.int64) for part in kept)
         if (
-            len(pages_N) != len(offsets_N)
+            pages_N.ndim != 1
+            or pages_N.shape != offsets_N.shape
             or not _within(pages_N, pages.num_pages)
             or not _within(offsets_N, pages.page_frames)
         ):

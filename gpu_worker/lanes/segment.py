@@ -173,38 +173,31 @@ class FlightBuffer:
         self._words[_Word.NUM_REQUESTS] = num_requests
 
     @property
-    def num_rows(self) -> int:
-        """B."""
-        return int(self._words[_Word.NUM_ROWS])
-
-    @property
-    def num_resets(self) -> int:
-        """Slots that begin anew."""
-        return int(self._words[_Word.NUM_RESETS])
-
-    @property
     def num_requests(self) -> int:
         """Requests that come before the flight."""
         return int(self._words[_Word.NUM_REQUESTS])
 
     @property
-    def rows(self) -> NDArray[np.int32]:
-        """Fields of each row, [F, B]; see `engine.steps.Field`."""
-        rows: NDArray[np.int32] = self._rows[: len(Field) * self.num_rows].reshape(len(Field), self.num_rows)
-        return rows
+    def slots(self) -> set[int]:
+        """Slots of its rows, for the lane itself."""
+        num_rows = int(self._words[_Word.NUM_ROWS])
+        return set(self._rows[Field.SLOT * num_rows : (Field.SLOT + 1) * num_rows].tolist())
 
-    @property
-    def table(self) -> NDArray[np.int32]:
-        """Pages of each row's stream, [B, M]."""
-        width = self._sizes.ring_pages
-        table: NDArray[np.int32] = self._table[: self.num_rows * width].reshape(self.num_rows, width)
-        return table
+    def read(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+        """Return copies of what `write` wrote: rows_FB, table_BM, resets_R2.
 
-    @property
-    def resets(self) -> NDArray[np.int64]:
-        """Slots that begin anew, and their prompts, [R, 2]."""
-        resets: NDArray[np.int64] = self._resets[: 2 * self.num_resets].reshape(self.num_resets, 2)
-        return resets
+        A lane may go on writing, so each number is read once.  Raises ValueError where they cannot be.
+        """
+        num_rows, num_resets = int(self._words[_Word.NUM_ROWS]), int(self._words[_Word.NUM_RESETS])
+        sizes = self._sizes
+        if not 0 < num_rows <= sizes.max_rows or not 0 <= num_resets <= sizes.num_slots:
+            raise ValueError(f"{num_rows} rows, {num_resets} slots that begin")
+        width = sizes.ring_pages
+        return (
+            self._rows[: len(Field) * num_rows].reshape(len(Field), num_rows).copy(),
+            self._table[: width * num_rows].reshape(num_rows, width).copy(),
+            self._resets[: 2 * num_resets].reshape(num_resets, 2).copy(),
+        )
 
     # What the group writes
 

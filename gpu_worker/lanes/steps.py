@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.phrases.tree_memory import TreeMemory
-from gpu_worker.engine.steps import Export, Field, Flight, KeptFrames, RingMemory, StepFindings, StepShape
+from gpu_worker.engine.steps import Export, Flight, KeptFrames, RingMemory, StepFindings, StepShape
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.link import GroupLink, GroupLost
 from gpu_worker.lanes.segment import NUM_BUFFERS, LaneArea
@@ -99,7 +99,7 @@ class LaneSteps:
         For any thread.
         """
         flights = map(self._area.flight, range(self._area.done, self._area.taken))
-        slots = {slot for flight in flights for slot in flight.rows[Field.SLOT].tolist()}
+        slots = set[int]().union(*(flight.slots for flight in flights))
         return slots if self._loading is None else slots | {self._loading}
 
     def export(self, slot: int, kept: KeptFrames | None) -> Export:

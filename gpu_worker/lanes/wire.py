@@ -43,7 +43,7 @@ def receive(link: socket.socket) -> tuple[dict[str, Any], dict[str, memoryview]]
         message, sizes = values["message"], values["sizes"]
         if sum(sizes.values()) != num_buffer_bytes:
             raise ValueError("sizes")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WireFault(f"a message that cannot be read: {error}") from error
     buffers, at, view = {}, 0, memoryview(data)
     for name, size in sizes.items():

@@ -271,6 +271,7 @@ class CudaModel:
             node_SM=zeros(rows, 2, dtype=torch.int32),
             start=PredictorStart(transducer.start_LH, transducer.start_cell_LH, transducer.start_output_J),
             default_prompt=config.prompt.index(default) if config.prompt and default else 0,
+            num_prompts=1 if config.prompt is None else config.prompt.num_prompts,
         )
         state.reset(torch.arange(rows, device=self.device))
         return state

@@ -124,6 +124,7 @@ class StreamingModel:
             node_SM=zeros(rows, 2, dtype=torch.int32),
             start=self.decoder.start,
             default_prompt=self._default_prompt(),
+            num_prompts=1 if config.prompt is None else config.prompt.num_prompts,
         )
         state.reset(torch.arange(rows, device=self.device))
         return state

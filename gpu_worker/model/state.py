@@ -76,6 +76,7 @@ class SlotState:
     """Slot-indexed state; `reset` gives a slot to a new stream, `rows` and `load` move one.
 
     node_SM: states in the boosting trees, of a stream's own phrases and of everybody's (M = 2), int32.
+    num_prompts: that the model knows, 1 for a model without any.
     """
 
     tail_SZ: Tensor
@@ -89,6 +90,7 @@ class SlotState:
     node_SM: Tensor
     start: PredictorStart
     default_prompt: int
+    num_prompts: int
 
     @property
     def spare_slot(self) -> int:
@@ -130,6 +132,9 @@ class SlotState:
         """Put copies of `rows` into a slot.  Raises ValueError when they do not fit."""
         rows = self.rows(slot, whole=whole)
         found = {name: from_buffer(name, state.get(name), row) for name, row in rows.items()}
+        # What a device looks up unseen: one number beyond its table ends the process.
+        if not 0 <= int(found["prompt"]) < self.num_prompts or bool((found["node"] < 0).any()):
+            raise ValueError("the state's 'prompt' or 'node' does not fit this model")
         for name, row in rows.items():
             row.copy_(found[name])
 

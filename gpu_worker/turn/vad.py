@@ -247,13 +247,15 @@ class SileroVad:
         """Set the slot to what `export_slot` returned; going on from there is exact.
 
         Raises:
-            ValueError: the vector has another length, so comes from another version.
+            ValueError: the vector has another length, or a count that cannot be: of another version.
         """
         if vector.shape != (EXPORT_FLOATS,):
             raise ValueError(f"a slot's state has {EXPORT_FLOATS} values, got {tuple(vector.shape)}")
         rest, tail, hidden, cell = torch.split(
             vector.to(self.device, torch.float32), [1, _TAIL_SAMPLES, HIDDEN, HIDDEN]
         )
+        if not 0 <= float(vector[0]) < WINDOW_SAMPLES:
+            raise ValueError(f"a slot's state counts {float(vector[0])} samples of a window")
         self._rest_S[slot] = rest[0].to(torch.int64)
         self._tail_ST[slot] = tail
         self._hidden_SH[slot] = hidden

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,25 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gpu_worker.engine.phrases.tree_memory import NO_TREE, TreeMemory
-from gpu_worker.engine.steps import Field, KeptFrames
+from gpu_worker.engine.steps import UNKNOWN_END, Field, KeptFrames
+from gpu_worker.lanes import wire
+from gpu_worker.lanes.bell import Bell
+from gpu_worker.lanes.group import share_of
 from gpu_worker.lanes.link import GroupLost
-from tests.lane_recorder import launch, recorded_lanes, recorder, rows_of, table_of, tree_of, turn_until
+from gpu_worker.lanes.port import MAX_ANSWERS, LanePort
+from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
+from tests.lane_recorder import (
+    Recorder,
+    launch,
+    recorded_lanes,
+    recorder,
+    rows_of,
+    table_of,
+    tree_of,
+    turn_until,
+)
 from tests.lane_stack import LaneStack
+from tests.waiting import wait_until
 
 WRONG_ROWS: list[tuple[str, Callable[[NDArray[np.int32], NDArray[np.int32]], object]]] = [
     ("another lane's slot", lambda rows, _: rows.__setitem__((Field.SLOT, 0), 4)),
@@ -26,7 +43,12 @@ WRONG_ROWS: list[tuple[str, Callable[[NDArray[np.int32], NDArray[np.int32]], obj
     ("too many frames", lambda rows, _: rows.__setitem__((Field.FRAMES, 0), 5)),
     ("frames below 0", lambda rows, _: rows.__setitem__((Field.FRAMES, 0), -1)),
     ("a start below 0", lambda rows, _: rows.__setitem__((Field.START, 0), -1)),
-    ("too much heard", lambda rows, _: rows.__setitem__((Field.HEARD, 0), 1 << 20)),
+    ("a start beyond all ends", lambda rows, _: rows.__setitem__((Field.START, 0), 1 << 30)),
+    ("an end below 0", lambda rows, _: rows.__setitem__((Field.TOTAL, 0), -1)),
+    ("an end beyond all ends", lambda rows, _: rows.__setitem__((Field.TOTAL, 0), UNKNOWN_END + 1)),
+    ("a third type of samples", lambda rows, _: rows.__setitem__((Field.FLOAT, 1), 2)),
+    ("more heard than a chunk has", lambda rows, _: rows.__setitem__((Field.HEARD, 0), 2_560 + 2 * 160 + 1)),
+    ("less heard than nothing", lambda rows, _: rows.__setitem__((Field.HEARD, 0), -1)),
     ("another lane's page", lambda _, table: table.__setitem__((0, 0), 11)),
     ("a page below 0", lambda _, table: table.__setitem__((1, 2), -1)),
 ]
@@ -58,10 +80,13 @@ def test_a_lane_that_resets_another_ones_slot_ends(stack: LaneStack) -> None:
 
 @pytest.mark.parametrize(
     ("slot", "pages", "offsets"),
-    [(4, [0], [0]), (-1, [0], [0]), (0, [10], [0]), (0, [-1], [0]), (0, [0], [4]), (0, [0, 1], [0])],
+    [
+        *((4, [0], [0]), (-1, [0], [0]), (0, [10], [0]), (0, [-1], [0]), (0, [0], [4]), (0, [0, 1], [0])),
+        (0, [[0]], [[0]]),
+    ],
 )
 def test_a_lane_that_asks_for_what_is_not_its_own_ends(
-    stack: LaneStack, slot: int, pages: list[int], offsets: list[int]
+    stack: LaneStack, slot: int, pages: list[Any], offsets: list[Any]
 ) -> None:
     export = stack.lanes[0].export(slot, KeptFrames(np.array(pages), np.array(offsets)))
     with pytest.raises(GroupLost):
@@ -69,6 +94,94 @@ def test_a_lane_that_asks_for_what_is_not_its_own_ends(
     assert stack.ports[0].gone
     stack.server.turn()
     assert recorder(stack).told == []
+
+
+@pytest.mark.parametrize("num_rows", [-1, 0, 5, 1 << 40])
+def test_a_lane_with_a_number_of_rows_that_cannot_be_ends(stack: LaneStack, num_rows: int) -> None:
+    launch(stack.lanes[0], [0])
+    stack.lanes[0]._area.flight(0)._words[0] = num_rows
+    stack.server.turn()
+    assert stack.ports[0].gone
+    assert recorder(stack).told == []
+
+
+def test_a_lane_that_counts_more_flights_than_there_are_buffers_ends(stack: LaneStack) -> None:
+    """It would have the device do the same rows again and again."""
+    launch(stack.lanes[0], [0])
+    stack.lanes[0]._area.launched = 3
+    stack.server.turn()
+    assert stack.ports[0].gone
+    assert recorder(stack).told == []
+
+
+@pytest.mark.parametrize("count", [-(1 << 62), (1 << 63) - 1])
+def test_a_lane_that_writes_the_counts_of_its_group_hurts_itself_alone(stack: LaneStack, count: int) -> None:
+    launch(stack.lanes[0], [0])
+    fine = launch(stack.lanes[1], [0])
+    stack.lanes[0]._area.done = stack.lanes[0]._area.taken = count
+    stack.server.turn()
+    stack.server.turn()
+    assert recorder(stack).steps_told() == [[0, 4]]
+    assert stack.lanes[0]._area.done == 1
+    assert stack.lanes[1].wait(fine).symbols_BK[0, 0] == 4
+
+
+def port_of_a_mute_lane() -> tuple[LanePort, socket.socket]:
+    """A port that listens, and the end of its lane, which nobody reads."""
+    ours, theirs = socket.socketpair()
+    share = share_of(Recorder(), 0, 2)
+    sizes = FlightSizes.of(share.shape)
+    memory = SharedMemory.create("lane", LaneArea.num_bytes(sizes))
+    port = LanePort(share, LaneArea(sizes, memory), ours, Bell.create(), lambda: None)
+    memory.close_fd()
+    port.start()
+    return port, theirs
+
+
+def test_a_lane_that_asks_and_never_reads_ends() -> None:
+    port, theirs = port_of_a_mute_lane()
+    state = memoryview(bytes(8 << 20))  # more than the socket holds
+    port.send_export(0, lambda: {"state": state})
+    assert select.select([theirs], [], [], 10)[0]  # it is on its way
+    for number in range(1, MAX_ANSWERS + 1):
+        port.say(number)
+    held = port._answers.qsize()
+    assert (held, port.gone) == (MAX_ANSWERS, False)
+    for number in range(10):
+        port.say(number)
+    assert (port._answers.qsize() - held <= 2, port.gone) == (True, True), "no more but the ends"
+    for thread in port._threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    theirs.close()
+
+
+def test_a_lane_that_asks_for_more_than_is_kept_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests come behind a flight that it never launches."""
+    monkeypatch.setattr("gpu_worker.lanes.port._STATE_BYTES", 1 << 20)
+    port, theirs = port_of_a_mute_lane()
+    state = memoryview(bytes(400_000))
+    request = {"what": "load", "number": 0, "after": 1, "slot": 0, "kept": None}
+    for number in range(2):
+        wire.send(theirs, request, {"state": state})
+        wait_until(lambda number=number: len(port._requests) == number + 1)  # type: ignore[misc]
+    assert not port.gone
+    assert port.next_request() is None
+    wire.send(theirs, request, {"state": state})
+    wait_until(lambda: port.gone)
+    theirs.close()
+
+
+def test_a_lane_whose_requests_are_served_may_ask_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu_worker.lanes.port._STATE_BYTES", 1 << 20)
+    port, theirs = port_of_a_mute_lane()
+    request = {"what": "load", "number": 0, "after": 0, "slot": 0, "kept": None}
+    for _ in range(8):
+        wire.send(theirs, request, {"state": memoryview(bytes(900_000))})
+        wait_until(lambda: port.next_request() is not None)
+    assert not port.gone
+    port.close()
+    theirs.close()
 
 
 def wrong_words() -> list[NDArray[np.int32]]:
@@ -124,6 +237,16 @@ def test_a_lane_that_is_gone_is_left_out_with_what_it_has_launched(stack: LaneSt
     stack.server.remove(stack.ports[0])
     turn_until(stack, lambda: recorder(stack).told[-1] == ("wait", [5]))
     assert recorder(stack).steps_told() == [[0], [5]]
+
+
+def test_sizes_that_are_no_mapping_are_a_fault_of_the_wire() -> None:
+    ours, theirs = socket.socketpair()
+    said = b'{"message":{},"sizes":[]}'
+    theirs.sendall(struct.pack("<II", len(said), 0) + said)
+    with pytest.raises(wire.WireFault):
+        wire.receive(ours)
+    ours.close()
+    theirs.close()
 
 
 @settings(max_examples=60, deadline=None)

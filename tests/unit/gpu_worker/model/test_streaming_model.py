@@ -153,7 +153,8 @@ def test_state_moves_to_another_slot_exactly() -> None:
     state = model.make_state(3)
     with torch.inference_mode():
         for name, row in state.rows(0).items():
-            row.copy_(torch.arange(row.numel()).view(row.shape) + len(name))
+            if name != "prompt":  # of which tiny has one
+                row.copy_(torch.arange(row.numel()).view(row.shape) + len(name))
     exported = HostCopy(state.rows(0)).buffers()
     state.load(2, exported)
     assert HostCopy(state.rows(2)).buffers() == exported
@@ -165,6 +166,17 @@ def test_state_of_another_model_is_refused() -> None:
     other = StreamingModel(random_model(), (70, 1)).make_state(1)
     with pytest.raises(ValueError, match="does not fit"):
         state.load(0, HostCopy(other.rows(0)).buffers())
+
+
+@pytest.mark.parametrize(("name", "value"), [("prompt", -1), ("prompt", 1), ("node", -1)])
+def test_state_that_points_beyond_a_table_is_refused(name: str, value: int) -> None:
+    state = StreamingModel(tiny(), (70, 1)).make_state(2)
+    before = HostCopy(state.rows(1)).buffers()
+    with torch.inference_mode():
+        state.rows(0)[name].fill_(value)
+    with pytest.raises(ValueError, match="does not fit"):
+        state.load(1, HostCopy(state.rows(0)).buffers())
+    assert HostCopy(state.rows(1)).buffers() == before
 
 
 def test_bfloat16_runs() -> None:

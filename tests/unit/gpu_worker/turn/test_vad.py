@@ -113,6 +113,11 @@ def test_goes_on_from_an_export_in_another_slot(
     assert torch.equal(got, expected)
     with pytest.raises(ValueError, match=str(EXPORT_FLOATS)):
         second.import_slot(0, torch.zeros(EXPORT_FLOATS - 1))
+    for count in (-1.0, float(WINDOW_SAMPLES), float("nan"), float("inf")):
+        wrong = first.export_slot(1)
+        wrong[0] = count
+        with pytest.raises(ValueError, match="samples of a window"):
+            second.import_slot(0, wrong)
 
 
 def test_a_row_without_samples_leaves_its_slot_alone() -> None:
