@@ -249,7 +249,8 @@ FLAGS: tuple[Flag, ...] = (
          "worker processes; auto is one a GPU; on CPU one for each two cores, at most 4, as memory allows", "Processes", ("serve",)),
     Flag("lanes", Whole(1, 16, auto=True), "auto",
          "processes of a worker that share its device, each a worker of the cluster; one process fills a core long "
-         "before a GPU is full; auto is one, until what more of them gain is measured", "Processes", _WORKER),
+         "before a GPU is full; auto is one, but `serve` on a GPU takes one for each 2,000 streams, as many as two fifths "
+         "of the cores allow, and 4 at most", "Processes", _WORKER),
     Flag("start_timeout_s", Real(1, 86_400), "1800",
          "longest wait for the workers to get ready, a model download included", "Processes", ("serve", "check"), "S"),
     Flag("ingress_id", PROCESS_ID, "", "name of this ingress, unique in the cluster; generated if not given",

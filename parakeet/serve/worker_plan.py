@@ -14,9 +14,9 @@ from typing import Final
 from common.errors import SettingsError
 from common.settings import ServeSettings, WorkerSettings, can_have_lanes
 
-# On a GPU: most lanes that `serve` chooses by itself. What they gain there was not measured yet, so it
-# chooses none; with 16, the most that --lanes takes, the rule of `_num_lanes` decides.
-MOST_CHOSEN_LANES: Final = 1
+# On a GPU: most lanes that `serve` chooses by itself. So many carried what 16 cores carry beside one H200
+# (benchmarks/results/service_h200_2026-11-30.md); --lanes takes more.
+MOST_CHOSEN_LANES: Final = 4
 # Streams that fill the core of one worker process beside a GPU, and the part of a machine's cores that its
 # workers take of all that a stream costs there (docs/scaling.md: 2,400, and 409 of 1,029 us).
 STREAMS_PER_LANE: Final = 2_000

@@ -61,12 +61,14 @@ def test_workers_by_devices_and_cores(
     ("argv", "num_gpus", "num_cores", "expected"),
     [
         (["--max-num-streams", "8000"], 1, 16, [4]),
-        (["--max-num-streams", "12000"], 1, 16, [5]),
+        (["--max-num-streams", "12000"], 1, 16, [4]),
         (["--max-num-streams", "100"], 1, 16, [1]),
+        (["--max-num-streams", "3000"], 1, 16, [2]),
         (["--max-num-streams", "8000"], 1, 4, [1]),
-        (["--max-num-streams", "12000"], 4, 64, [5] * 4),
+        (["--max-num-streams", "12000"], 1, 128, [4]),
+        (["--max-num-streams", "12000"], 4, 64, [4] * 4),
         (["--max-num-streams", "12000", "--num-workers", "2"], 1, 16, [2] * 2),
-        (["--max-num-streams", "12000", "--device", "cuda:1"], 2, 16, [5]),
+        (["--max-num-streams", "12000", "--device", "cuda:1"], 2, 16, [4]),
         (["--max-num-streams", "12000", "--lanes", "3"], 1, 16, [3]),
         (["--max-num-streams", "12000", "--lanes", "1"], 1, 16, [1]),
         (["--max-num-streams", "12000"], 0, 16, [1] * 4),
@@ -75,19 +77,14 @@ def test_workers_by_devices_and_cores(
     ],
 )
 def test_lanes_by_streams_and_cores(
-    argv: list[str], num_gpus: int, num_cores: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+    argv: list[str], num_gpus: int, num_cores: int, expected: list[int]
 ) -> None:
-    monkeypatch.setattr(worker_plan, "MOST_CHOSEN_LANES", 16)
     planned = plan_workers(parse("serve", argv, {}), num_gpus, Machine(num_cores, PLENTY))
     assert [worker.lanes for worker in planned] == expected
 
 
-def test_no_lanes_are_chosen_until_they_are_measured_nor_where_they_cannot_be(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_no_lanes_are_chosen_where_they_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, machine = parse("serve", ["--max-num-streams", "12000"], {}), Machine(16, PLENTY)
-    assert [worker.lanes for worker in plan_workers(settings, 1, machine)] == [1]
-    monkeypatch.setattr(worker_plan, "MOST_CHOSEN_LANES", 16)
     monkeypatch.setattr(worker_plan, "can_have_lanes", lambda: False)
     assert [worker.lanes for worker in plan_workers(settings, 1, machine)] == [1]
 
