@@ -232,6 +232,7 @@ WORKER: Final = _families(
             "claims", "Streams claimed: new ones, and those of other owners.", "kind", ("new", "takeover")
         ),
         _counter("fenced_writes", "Writes refused because the stream has another owner."),
+        _counter("results_restored", "Results written again after Redis had lost them."),
         _counter("lease_lapses", "Times that the lease was found lost."),
         _gauge("engine_busy_seconds", "Age of the engine call that runs now, 0 where none runs."),
         _counter("snapshots", "Snapshots of decoder state.", "outcome", ("written", "skipped", "failed")),

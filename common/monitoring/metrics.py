@@ -115,6 +115,7 @@ class WorkerMetrics:
     late_chunks: int
     claims: dict[str, int]
     fenced_writes: int
+    results_restored: int
     lease_lapses: int
     engine_busy_seconds: float
     snapshots: dict[str, int]

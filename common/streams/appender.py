@@ -288,11 +288,6 @@ class Appender:
         something = bool(self._kept) or self._origin is not None or self.attachment is not None
         return something and self.failed is None
 
-    @property
-    def can_begin_again(self) -> bool:
-        """Whether the stream could be made anew, with all of its audio."""
-        return self._origin is not None
-
     def begin_again(self) -> bool:
         """Have the stream, which Redis has forgotten, made anew; False where that cannot be done."""
         if self._origin is None or self.failed is not None:

@@ -66,6 +66,7 @@ class ResultConnection:
         self._kept_bytes = 0
         self._called_at = 0.0
         self._forgetful = False  # the connection was lost, and Redis was not asked what it still has
+        self.num_restored = 0  # results that were written again
 
     def call(self, commands: Sequence[bytes]) -> list[Any]:
         """Send packed commands and return their replies, as `SyncPipelinedConnection.call` does.
@@ -128,14 +129,14 @@ class ResultConnection:
             for at, (command, (owned, seq)) in enumerate(zip(moment.commands, moment.of, strict=True))
             if at not in moment.once and owners.get(owned.keys.results) == owned.epoch
         )
-        num_results = 0
+        before = self.num_restored
         while some := list(islice(kept, _AT_ONCE)):
             replies = self._taken([command for command, _ in some])
-            num_results += sum(
+            self.num_restored += sum(
                 seq > 0 and isinstance(reply, bytes) for (_, seq), reply in zip(some, replies, strict=True)
             )
-        if num_results:
-            logger.warning("Redis forgot results, they are written again: %d", num_results)
+        if self.num_restored > before:
+            logger.warning("Redis forgot results, they are written again: %d", self.num_restored - before)
 
     def _forgetting(self) -> dict[bytes, int]:
         """Return the epoch of each stream's last owner, by the key of its results; {} where none lacks any.

@@ -149,6 +149,11 @@ class ResultWriter:
             for server in range(redis.servers.num_servers)
         ]
 
+    @property
+    def num_restored(self) -> int:
+        """Results that were written again, since Redis had forgotten them."""
+        return sum(connection.num_restored for connection in self._connections)
+
     def batch(self) -> ResultBatch:
         """Return a batch to fill."""
         return ResultBatch(self._redis.servers)

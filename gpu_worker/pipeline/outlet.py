@@ -402,6 +402,7 @@ class Outlet:
                 if self._abandon.wait(pause):
                     return False
                 pause = min(2 * pause, _MAX_RETRY_S)
+        self._metrics.results_restored = self._writer.num_restored
         for flow in batch.ended:
             self._drop(flow)
         for writing in self._those(written.text_gone):

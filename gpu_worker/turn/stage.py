@@ -188,12 +188,8 @@ class TurnStage:
         if turns.history is not None and self._judge is not None:
             self._judge.drop(stream)
 
-    def needs_samples(self, stream: StreamId) -> bool:
-        """Return whether `push` needs the chunk's samples, for smart-turn."""
-        return self._streams[stream].history is not None
-
     def slot_needs_samples(self, slot: int) -> bool:
-        """Return `needs_samples` of the stream that has a slot."""
+        """Return whether `push` needs samples of the chunks of a slot's stream, for smart-turn."""
         turns = self._by_slot[slot]
         return turns is not None and turns.history is not None
 
@@ -215,7 +211,7 @@ class TurnStage:
             end_sample: end of the chunk, in 16 kHz samples of the stream.
             is_final: whether the stream ends with it.
             probs: probability of speech of each window that the chunk completes; empty when disabled.
-            samples: the chunk's audio, only when `needs_samples`.
+            samples: the chunk's audio, only when `slot_needs_samples`.
         """
         self._push(self._streams[stream], tokens, end_sample, is_final, probs, samples)
 

@@ -94,7 +94,9 @@ async def test_results_that_redis_took_and_forgot_are_written_again(redis_url: s
     client = raw_client(redis_url)
     pcm = noise(3.2)
     quarter = len(pcm) // 4
-    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", lease_ms=20_000) as worker:
+    (metrics_port,) = free_ports(1)
+    flags: dict[str, object] = {"lease_ms": 20_000, "metrics_port": metrics_port}
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", **flags) as worker:
         worker.ready(client)
         async with ingress_side(redis_url) as ingress:
             going_on, silent = streams = [await ingress.open() for _ in range(2)]
@@ -123,6 +125,8 @@ async def test_results_that_redis_took_and_forgot_are_written_again(redis_url: s
             # Were they not acknowledged, too, the next owner would count a death over this audio.
             await until(lambda: [num_unacked(client, one) for one in streams] == unacked, what="the acks")
             assert "Redis forgot results, they are written again: 10" in worker.log_text()
+            restored = "parakeet_worker_results_restored_total"
+            await until(lambda: _metric(metrics_port, restored) == 10, what="the count")
             going_on.append(pcm[2 * quarter :], final=True)
             silent.append(b"", final=True)
             await ingress.ended(*streams)
@@ -291,7 +295,11 @@ async def test_a_stream_that_ended_while_redis_was_away_has_no_slot_of_the_one_t
         assert told.value.code == "redis_unavailable"
     own_server.start()
     await until(lambda: own_stack.client.zcard("px:{0}:workers") == 1, what="the worker's lease")
-    await until(lambda: _num_served(metrics_port) == 0, timeout_s=60, what="the end of the stream")
+    await until(
+        lambda: _metric(metrics_port, "parakeet_ingress_streams{") == 0,
+        timeout_s=60,
+        what="the end of the stream",
+    )
     await until(lambda: own_stack.client.zcard("px:{0}:adm") == 0, what="the slot")
     assert (await transcribe(ingress.tcp_url, noise(0.5)))[-1].is_final
     for process in (worker, ingress):
@@ -303,8 +311,8 @@ async def test_a_stream_that_ended_while_redis_was_away_has_no_slot_of_the_one_t
     assert "does not answer" in given_up or not begun_before
 
 
-def _num_served(metrics_port: int) -> float:
-    """Streams that an ingress keeps, in whatever state."""
-    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
+def _metric(port: int, name: str) -> float:
+    """Return the sum of the samples of a process's metrics whose lines begin with `name`."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("parakeet_ingress_streams{"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))

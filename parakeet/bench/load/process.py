@@ -58,7 +58,7 @@ class LoadProcess:
         for number in numbers:
             jitter = self._random.random()
             at = start_s + plan.ramp_s * (number + jitter) / plan.streams
-            loop.call_at(at - time.monotonic() + loop.time(), self._start, number, at)
+            loop.call_at(at - time.monotonic() + loop.time(), self._start, number)
         reporter = asyncio.create_task(self._report_regularly(), name="reports")
         await self._turn_wheel()
         reporter.cancel()
@@ -78,7 +78,7 @@ class LoadProcess:
                 binary=self._plan.binary,
             )
 
-    def _start(self, number: int, birth_s: float) -> None:
+    def _start(self, number: int) -> None:
         plan = self._plan
         if plan.stream_s:
             length_s = plan.stream_s * (0.5 + self._random.random())
@@ -127,7 +127,7 @@ class LoadProcess:
             now = time.monotonic()
             if now < self._start_s + plan.ramp_s + plan.duration_s - plan.stream_s / 2:
                 self._to_start += 1
-                asyncio.get_running_loop().call_later(0.01, self._start, number, now)
+                asyncio.get_running_loop().call_later(0.01, self._start, number)
 
     # --- the wheel
 

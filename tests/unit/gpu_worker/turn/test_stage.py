@@ -83,7 +83,7 @@ def push(
             number * CHUNK,
             is_final=final and number == numbers[-1],
             probs=[prob] * 5,
-            samples=np.full(CHUNK, number / 1000, np.float32) if stage.needs_samples(stream) else None,
+            samples=np.full(CHUNK, number / 1000, np.float32),
         )
 
 
@@ -302,7 +302,6 @@ def test_an_export_carries_what_was_not_fetched() -> None:
 def test_signals_that_the_server_cannot_give_leave_it_to_silence() -> None:
     stage = TurnStage(judge=None, eou_id=None)
     stage.open(ONE, replace(VAD, signals=frozenset({Signal.EOU, Signal.SMART_TURN})), transcript())
-    assert not stage.needs_samples(ONE)
     push(stage, ONE, [1], 0.9)
     push(stage, ONE, range(2, 8), 0.0)
     assert [o.turn_detection for o in stage.drain()][-2:] == ["end_of_utterance", "pause"]
