@@ -21,7 +21,7 @@ from gpu_worker.model.layers.product import Product
 
 
 class PagedAttention(Protocol):
-    """The call that kernels/paged_attention_reference.py defines and other kernels share."""
+    """The call that kernels/reference/paged_attention_reference.py defines and other kernels share."""
 
     def __call__(
         self,
