@@ -11,10 +11,9 @@ from common.settings.table import COMMANDS, FLAGS, Flag
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "flags.md"
 _HEAD: Final = """# Flags
 
-Every flag of `parakeet-server COMMAND`, with its environment variable and its default. A flag goes before its
-variable, and a variable before the default; an empty variable counts as none. Wrong values are refused before
-anything starts.
-`keys`, `redis-users`, `model` and `bench` have flags of their own (`--help`).
+Every flag of `parakeet-server COMMAND`, with its environment variable and its default. A flag overrides its
+variable, and a variable overrides the default; an empty variable counts as none. Wrong values are refused
+before anything starts. `keys`, `redis-users`, `model` and `bench` have flags of their own (`--help`).
 
 This file is written from the code by `python -m common.settings.docs`.
 """

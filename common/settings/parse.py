@@ -99,7 +99,7 @@ def build_parser(
     parser = _Parser(
         prog=f"{PROGRAM} {command}".strip(),
         description=description,
-        epilog="Each flag can be set by its environment variable instead; a flag goes before the variable.",
+        epilog="Each flag can be set by its environment variable instead; a flag overrides its variable.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         # As wide as the terminal, which argparse asks for itself.

@@ -154,18 +154,19 @@ FLAGS: tuple[Flag, ...] = (
          "open connections of one client address (IPv6: of one /64) to one ingress; 0 is no limit",
          "Limits", _INGRESS),
     Flag("turns_share", Real(0.01, 1), "0.1",
-         "share of an ingress's time that new connections, plain HTTP and clients that send much at once may have of it "
-         "together, so that live streams do not wait for them", "Limits", _INGRESS),
+         "largest share of an ingress's time for new connections, plain HTTP and clients that send much at once; "
+         "live streams have the rest", "Limits", _INGRESS),
     Flag("trusted_proxies", Networks(), "",
          "addresses and networks of proxies, separated by commas, whose X-Forwarded-For is believed",
          "Ports", _INGRESS, "ADDRESSES"),
     Flag("max_stream_seconds", Whole(1, 86_400), "300",
          "audio of one stream that may wait to be decoded", "Limits", _INGRESS, "S"),
     Flag("max_live_rate", Real(0, 1000), "2",
-         "seconds of audio that are taken of a live stream in a second once its client is ahead of real time by "
-         "--max-live-lead-s; 0 is any number", "Limits", _INGRESS, "X"),
+         "seconds of audio that are read of a live stream in each second, once its client is ahead of real time by "
+         "--max-live-lead-s; 0 is no limit", "Limits", _INGRESS, "X"),
     Flag("max_live_lead_s", Real(0, 86_400), "300",
-         "audio that a client may be ahead of that, for each of its streams on an ingress; recordings that say so are not counted",
+         "seconds by which a client may be ahead of real time, for each of its streams on an ingress; recordings that say "
+         "so are not counted",
          "Limits", _INGRESS, "S"),
     Flag("worker_max_streams", Whole(1, 100_000, auto=True), "auto",
          "streams that one worker takes; auto is --max-num-streams", "Limits", _WORKER),
@@ -234,14 +235,14 @@ FLAGS: tuple[Flag, ...] = (
     Flag("redis_maxmemory_mb", Whole(16, 1 << 24), "1024",
          "memory of the embedded server; at the limit clients are told to slow down", "Redis", ("serve",), "MB"),
     Flag("redis_loss_ms", Whole(0, 60_000), "3000",
-         "how much of its last moments a Redis with an append-only file or replicas may lose when it dies: "
-         "an ingress keeps audio, and a worker results, this long after Redis took them, to write them again; of no "
-         "use with the embedded server, which keeps nothing",
+         "time before its death that a Redis with an append-only file or replicas may forget: ingresses keep audio, and "
+         "workers keep results, for this long after Redis took them, and write them again; of no use with the "
+         "embedded server, which keeps nothing",
          "Redis", _SERVER, "MS"),
 
     Flag("redis_outage_s", Real(1, 600), "15",
-         "time that Redis may be away, or full, before the streams that wait for it fail; with Sentinels, longer than they "
-         "take to name another master", "Redis", _INGRESS, "S"),
+         "time that Redis may be away, or full, before the streams that wait for it fail; with Sentinels, make it longer "
+         "than they take to name another master", "Redis", _INGRESS, "S"),
 
     # -- processes
     Flag("num_ingress", Whole(1, 64), "1", "ingress processes, which share the ports", "Processes", ("serve",)),
@@ -273,7 +274,7 @@ FLAGS: tuple[Flag, ...] = (
          "sends; 0 is never",
          "Timing", _INGRESS, "S"),
     Flag("keep_alive_s", Real(0, 3600), "15",
-         "an HTTP connection without a request is kept so long; behind a balancer that keeps its own longer, more than that",
+         "time that an HTTP connection without a request stays open; make it longer than that of a balancer in front",
          "Timing", _INGRESS, "S"),
     Flag("body_timeout_s", Real(0.1, 3600), "30",
          "window in which a request's body must arrive at --min-body-rate; otherwise its request ends",
@@ -281,7 +282,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("min_body_rate", Whole(1, 1 << 30), "8192",
          "bytes a second that a request's body must bring, on average over each --body-timeout-s", "Timing", _INGRESS, "BYTES"),
     Flag("ping_interval_s", Real(0, 3600), "20",
-         "time between two pings to a WebSocket client; one that answers none for two of these is "
+         "time between two pings to a WebSocket client; a client that answers none for twice this time is "
          "disconnected; 0 sends none",
          "Timing", _INGRESS, "S"),
     Flag("drain_delay_s", Real(0, 600), "0",
@@ -308,7 +309,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("snapshots", Choice(("auto", "state", "audio")), "auto",
          "what a takeover starts from: the whole state of a stream, or 1 to 3 minutes of its audio that "
          "rebuild it; auto is audio on CUDA",
-         "Timing", _WORKER),
+         "Timing", _WORKER, "KIND"),
     Flag("measure_capacity_s", Real(0, 60), "1",
          "longest time that a worker spends at its start on measuring how many real-time streams it carries; "
          "0 measures nothing",

@@ -32,9 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
         allow_abbrev=False,
-        description="Stream recordings in real time into a running server and measure it. "
-        "Latency is taken from the write of the last sample that a result covers to the "
-        "result's arrival.",
+        description="Stream recordings in real time to a running server and measure it. Latency is the time "
+        "from the write of the last sample that a result covers to the arrival of the result.",
     )
     add = parser.add_argument
     add("--version", action="version", version=f"{PROGRAM} {package_version()}")
@@ -42,30 +41,82 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--api-key",
         default=os.environ.get("PARAKEET_API_KEY", ""),
-        help="of a server that asks for one (default: PARAKEET_API_KEY)",
+        metavar="KEY",
+        help="API key, for a server that asks for one (default: PARAKEET_API_KEY)",
     )
-    add("--tls-ca", type=Path, help="an authority in PEM that signed the server's certificate")
-    add("--streams", default="100", help="number of streams, or several: 125,250,500 (default 100)")
-    add("--duration-s", type=float, default=20.0, help="audio a stream (default 20)")
-    add("--ramp-s", type=float, default=5.0, help="starts are spread over this (default 5)")
-    add("--message-ms", type=int, default=160, help="audio a message (default 160)")
-    add("--chunk-ms", type=int, default=160, help="the model's chunk; a result later is late (160)")
-    add("--binary", action="store_true", help="WebSocket binary frames in place of JSON and base64")
-    add("--stream-s", type=float, default=0.0, help="churn: mean length of a stream (0: no churn)")
-    add("--processes", type=int, default=1, help="load processes (default 1)")
-    add("--seed", type=int, default=0, help="of offsets and start times (default 0)")
+    add("--tls-ca", type=Path, metavar="FILE", help="CA that signed the server's certificate, PEM")
     add(
-        "--recordings", type=Path, nargs="*", help="recordings of one sample rate (default: the bundled ones)"
+        "--streams",
+        default="100",
+        metavar="N,...",
+        help="number of streams, or several: 125,250,500 (default 100)",
     )
-    add("--redis-url", action="append", default=[], help="read counters there (default: as ingress)")
-    add("--start", help="command of a server to start afresh for every trial and stop after it")
-    add("--start-timeout-s", type=float, default=120.0, help="for that server to be ready")
-    add("--backend", default="not stated", help="what decodes, for the report: null, tiny, ...")
-    add("--search", action="store_true", help="C120 at service level, starting from --streams")
-    add("--search-max", type=int, default=100_000, help="never more streams than this")
-    add("--json", type=Path, help="write every figure to this file")
-    add("--plot", type=Path, help="draw latency and CPU (extra 'bench': matplotlib)")
-    add("--title", default="", help="of the plot")
+    add("--duration-s", type=float, default=20.0, metavar="S", help="audio of each stream (default 20)")
+    add("--ramp-s", type=float, default=5.0, metavar="S", help="time over which streams start (default 5)")
+    add("--message-ms", type=int, default=160, metavar="MS", help="audio of each message (default 160)")
+    add(
+        "--chunk-ms",
+        type=int,
+        default=160,
+        metavar="MS",
+        help="the model's chunk; a result that takes longer than this counts as late (default 160)",
+    )
+    add("--binary", action="store_true", help="send binary frames over WebSocket instead of JSON and base64")
+    add(
+        "--stream-s",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="mean length of a stream, after which another takes its place (default 0: no churn)",
+    )
+    add("--processes", type=int, default=1, metavar="N", help="processes that make the load (default 1)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of offsets and start times (default 0)")
+    add(
+        "--recordings",
+        type=Path,
+        nargs="*",
+        metavar="FILE",
+        help="recordings to send, all of one sample rate (default: the bundled ones)",
+    )
+    add(
+        "--redis-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="Redis server whose counters are read (default: those that the ingress uses)",
+    )
+    add(
+        "--start",
+        metavar="COMMAND",
+        help="start a server by this command for each trial, and stop it afterwards",
+    )
+    add(
+        "--start-timeout-s",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="longest wait for that server to be ready (default 120)",
+    )
+    add(
+        "--backend",
+        default="not stated",
+        metavar="NAME",
+        help="name of the engine or model for the report, such as null or tiny",
+    )
+    add(
+        "--search",
+        action="store_true",
+        help="search the largest number of streams in real time (docs/scaling.md), beginning with --streams",
+    )
+    add("--search-max", type=int, default=100_000, metavar="N", help="most streams that --search tries")
+    add("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw latency and CPU into this file (needs the [bench] extra)",
+    )
+    add("--title", default="", metavar="TEXT", help="title of the plot")
     return parser
 
 

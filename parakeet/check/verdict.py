@@ -44,7 +44,7 @@ class Figure:
 
 
 def word_error_bound(model_size: str, model: str, chunk_ms: int, num_words: int) -> int:
-    """Return the most word errors that are good; `model` goes before `model_size`, as for a worker."""
+    """Return the most word errors that are good; `model` overrides `model_size`, as for a worker."""
     if model_size == "tiny" and not model and chunk_ms in _TINY_ERRORS:
         return _TINY_ERRORS[chunk_ms] + _SPARE_ERRORS
     return int(_PUBLISHED_RATE * num_words)
