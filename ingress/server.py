@@ -56,10 +56,9 @@ from ingress.meter import Meter
 from ingress.monitor import IngressMonitor
 from ingress.protocol import YOUNG
 from ingress.request import Request
-from ingress.sockets.acceptor import Acceptor
+from ingress.sockets.acceptor import Acceptor, listening_sockets
 from ingress.sockets.gate import Gate, allow_many_sockets, max_files
 from ingress.sockets.linger import LINGER_S
-from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
 from ingress.sockets.shell import StreamRoute
 from ingress.sockets.tcp import TcpShell

@@ -34,9 +34,8 @@ from ingress.media.decoder import Decoders
 from ingress.meter import Meter
 from ingress.request import Request
 from ingress.server import STREAM_PATHS
-from ingress.sockets.acceptor import Acceptor
+from ingress.sockets.acceptor import Acceptor, listening_sockets
 from ingress.sockets.gate import Gate
-from ingress.sockets.listening import listening_sockets
 from ingress.sockets.peer import Peer
 from ingress.sockets.shell import OpenConnection, SocketShell
 from ingress.sockets.tcp import TcpShell

@@ -15,7 +15,7 @@ from common.entries import IngressId, WorkerId
 from common.errors import RedisUnavailable
 from common.redis.clients import REDIS_ERROR, PipelinedCommands
 from common.redis.keys import INGRESS_HASH_TTL_MS, WORKER_HASH_TTL_MS, Keys
-from common.redis.pipelined_sync import SyncClient
+from common.redis.pipelined import SyncClient
 from common.redis.scripts import presence as scripts
 
 # An ingress counts as gone after so many heartbeats in a row that it missed, and no sooner than this.

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from common.entries import WorkerId
 from common.errors import SettingsMismatch
 from common.redis.keys import SERVED_MODEL_LEAST_TTL_MS, Keys
-from common.redis.pipelined_sync import SyncClient
+from common.redis.pipelined import SyncClient
 from common.redis.scripts import presence
 
 

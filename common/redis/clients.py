@@ -18,8 +18,7 @@ from common.entries import StreamId
 from common.errors import EntryError, RedisUnavailable, SettingsError
 from common.redis.address import RedisAddress, TlsOptions, parse_address
 from common.redis.connect import Argument
-from common.redis.pipelined import PipelinedConnection
-from common.redis.pipelined_sync import SyncClient, SyncPipelinedConnection
+from common.redis.pipelined import PipelinedConnection, SyncClient, SyncPipelinedConnection
 from common.redis.subscriber import Subscription
 from common.settings.schema import RedisSettings
 

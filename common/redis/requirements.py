@@ -19,7 +19,7 @@ from common.errors import UnfitRedis
 from common.redis.address import RedisAddress
 from common.redis.connect import Argument, RefusedConnection, first_sentence, lost, pack
 from common.redis.grants import Grants
-from common.redis.pipelined_sync import SyncPipelinedConnection
+from common.redis.pipelined import SyncPipelinedConnection
 from common.redis.scripts import status
 
 LEAST_VERSION: Final = (7, 0)

@@ -16,7 +16,7 @@ from common.entries import LAYOUT_VERSION, StreamId
 from common.errors import NO_MEMORY_SENTENCE, NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
 from common.redis.clients import REDIS_ERROR, PipelinedCommands
 from common.redis.keys import Keys
-from common.redis.pipelined_sync import SyncClient
+from common.redis.pipelined import SyncClient
 from common.redis.scripts import Command
 from common.redis.scripts import admission as scripts
 

@@ -15,7 +15,7 @@ from common.entries import RawEntry, StreamId, WorkerId
 from common.redis.clients import RESPONSE_ERROR, SyncRedis, is_passing
 from common.redis.connect import pack
 from common.redis.keys import READY_TTL_MS, Keys, StreamKeys, audio_group
-from common.redis.pipelined_sync import SyncPipelinedConnection
+from common.redis.pipelined import SyncPipelinedConnection
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from common.entries import (
 from common.errors import EntryError
 from common.redis.clients import RESPONSE_ERROR, SyncRedis
 from common.redis.keys import ASSIGNMENT_GROUP, REGISTER_TTL_MS, Keys, StreamKeys
-from common.redis.pipelined_sync import SyncClient
+from common.redis.pipelined import SyncClient
 from common.redis.scripts import Command
 from common.redis.scripts import ownership as scripts
 from common.streams.assignments import Checkpoint, StreamRecord, decode_record

@@ -23,7 +23,7 @@ import redis.exceptions
 
 from common.redis.clients import CONNECTION_ERRORS, is_passing
 from common.redis.connect import RefusedConnection, pack
-from common.redis.pipelined_sync import SyncPipelinedConnection
+from common.redis.pipelined import SyncPipelinedConnection
 from common.redis.scripts.streams import last_result
 from common.streams.claims import OwnedStream
 

@@ -20,7 +20,7 @@ from common.entries import AssignmentEntry, WorkerId
 from common.presence.leases import WorkerLease
 from common.redis.clients import REDIS_ERROR
 from common.redis.keys import Keys
-from common.redis.pipelined_sync import SyncClient
+from common.redis.pipelined import SyncClient
 from common.settings import WorkerSettings, child_argv, child_environment
 from common.streams.claims import MAX_SUSPECTS, Claims
 

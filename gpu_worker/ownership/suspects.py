@@ -18,7 +18,7 @@ from common.presence.leases import WorkerLease
 from common.redis.clients import REDIS_ERROR
 from common.redis.keys import Keys
 from common.redis.outages import OUTAGES
-from common.redis.pipelined_sync import SyncClient
+from common.redis.pipelined import SyncClient
 from common.streams.claims import Claims, OwnedStream
 from gpu_worker.ownership.owner import Owner
 from gpu_worker.pipeline.engine_events import HandOver

@@ -28,14 +28,13 @@ from ingress.auth.client import ANYBODY, Client
 from ingress.auth.guard import NO_GUARD, Guard
 from ingress.backplane import CLIENT_GONE, FINAL, Backplane, Resumption
 from ingress.clients.admission import Admission
-from ingress.clients.client_stream import ClientStream
 from ingress.clients.ending import Ending
 from ingress.clients.limits import ConnectionLimits
 from ingress.clients.media import ClientMedia
 from ingress.clients.outgoing import Outgoing
 from ingress.clients.pace import UNPACED, Paces
 from ingress.clients.reading import Reading
-from ingress.clients.streams import ClientStreams
+from ingress.clients.streams import ClientStream, ClientStreams
 from ingress.dialects.dialect import Dialect, Heard
 from ingress.media.decoder import Decoders
 from ingress.media.wanted import Media

@@ -61,10 +61,6 @@ _HEADERS_TOO_LONG: Final = Refusal(
 )
 _GARBAGE: Final = Refusal(HTTPStatus.BAD_REQUEST, "This is no HTTP request.")
 _VERSION: Final = Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "This port speaks HTTP/1.0 and HTTP/1.1.")
-_BODY: Final = Refusal(HTTPStatus.BAD_REQUEST, "A request that opens a WebSocket has no body.")
-_BEHIND: Final = Refusal(
-    HTTPStatus.BAD_REQUEST, "A WebSocket cannot be opened behind a request that is not answered yet."
-)
 _PIPELINED: Final = Refusal(
     HTTPStatus.TOO_MANY_REQUESTS, f"More than {MAX_PIPELINED} requests of this connection wait."
 )
@@ -256,9 +252,9 @@ class Front(HttpToolsProtocol):
         )
         if self._opens_websocket:
             if has_body(request):
-                self._stop_parsing(_BODY)
+                self._stop_parsing(handshake.HAS_BODY)
             if self._answering:
-                self._stop_parsing(_BEHIND)
+                self._stop_parsing(handshake.IS_BEHIND)
             return
         self._site.gate.turns.charge(OPENING_S)
         if len(self.pipeline) >= MAX_PIPELINED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Final
 
 from websockets.datastructures import Headers
 from websockets.http11 import Request as WebSocketRequest
@@ -14,6 +15,11 @@ from websockets.typing import Subprotocol
 from ingress.auth.credentials import answered_subprotocol
 from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
+
+HAS_BODY: Final = Refusal(HTTPStatus.BAD_REQUEST, "A request that opens a WebSocket has no body.")
+IS_BEHIND: Final = Refusal(
+    HTTPStatus.BAD_REQUEST, "A WebSocket cannot be opened behind a request that is not answered yet."
+)
 
 
 def accepted(request: Request) -> Response:

@@ -95,8 +95,9 @@ async def test_results_that_redis_took_and_forgot_are_written_again(redis_url: s
     pcm = noise(3.2)
     quarter = len(pcm) // 4
     (metrics_port,) = free_ports(1)
-    flags: dict[str, object] = {"lease_ms": 20_000, "metrics_port": metrics_port}
-    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", **flags) as worker:
+    with WorkerProcess(
+        redis_url, "w1", tmp_path / "w1.log", lease_ms=20_000, metrics_port=metrics_port
+    ) as worker:
         worker.ready(client)
         async with ingress_side(redis_url) as ingress:
             going_on, silent = streams = [await ingress.open() for _ in range(2)]

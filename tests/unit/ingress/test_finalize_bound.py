@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 
 from common.entries import LineKind
-from ingress.clients.client_stream import MAX_WAITING_PHRASES
 from ingress.clients.limits import MAX_FINALIZES
+from ingress.clients.streams import MAX_WAITING_PHRASES
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import serving, wait_until
 

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from ingress.sockets import acceptor as acceptor_module
-from ingress.sockets.acceptor import MAX_WAITING, OPENED_A_TURN, Acceptor
-from ingress.sockets.listening import listening_sockets
+from ingress.sockets.acceptor import MAX_WAITING, OPENED_A_TURN, Acceptor, listening_sockets
 from ingress.sockets.turns import Turns
 from tests.ingress_harness import HOST, wait_until
 

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from common.addresses import host_and_port
-from ingress.sockets.listening import listening_sockets
+from ingress.sockets.acceptor import listening_sockets
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
 from tests.ports import free_ports

@@ -370,7 +370,7 @@ async def test_finalize_goes_out_behind_the_audio_before_it() -> None:
 
 async def test_phrases_go_out_behind_the_audio_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ingress.clients.client_stream.CAPABILITIES", ("config", "resume", "finalize", "phrases")
+        "ingress.clients.streams.CAPABILITIES", ("config", "resume", "finalize", "phrases")
     )
     async with serving(ScriptedBackplane(echo=True)) as harness:
         options = StreamOptions(phrases=(Phrase("first"),))
@@ -388,7 +388,7 @@ async def test_phrases_go_out_behind_the_audio_before_them(monkeypatch: pytest.M
 
 
 async def test_a_server_that_takes_no_phrases_is_not_sent_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingress.clients.client_stream.CAPABILITIES", ("config", "resume"))
+    monkeypatch.setattr("ingress.clients.streams.CAPABILITIES", ("config", "resume"))
     async with (
         serving(ScriptedBackplane(echo=True)) as harness,
         await connect(harness.ws_url, timeouts=_TIMEOUTS) as stream,
