@@ -369,9 +369,7 @@ async def test_finalize_goes_out_behind_the_audio_before_it() -> None:
 
 
 async def test_phrases_go_out_behind_the_audio_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "ingress.clients.streams.CAPABILITIES", ("config", "resume", "finalize", "phrases")
-    )
+    monkeypatch.setattr("ingress.clients.streams.CAPABILITIES", ("config", "resume", "finalize", "phrases"))
     async with serving(ScriptedBackplane(echo=True)) as harness:
         options = StreamOptions(phrases=(Phrase("first"),))
         async with await connect(harness.ws_url, options=options, timeouts=_TIMEOUTS) as stream:
