@@ -17,10 +17,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import redis
 
+from common.redis.keys import Keys
 from parakeet.serve.embedded_redis import EmbeddedRedis
 
 _RAMP_S = 5
@@ -59,6 +61,7 @@ def measure(given: argparse.Namespace, servers: list[EmbeddedRedis]) -> str:
     ]
     with tempfile.TemporaryFile() as log, _running(serve, tree, log):
         _until_ready(metrics)
+        _until_divided(clients[0], given.ingresses)
         bench = [
             *(python, "-m", "parakeet.cli", "bench", f"ws://127.0.0.1:{given.port}", "--backend", "null"),
             *("--streams", str(given.streams), "--ramp-s", str(_RAMP_S)),
@@ -109,7 +112,20 @@ def _until_ready(ports: list[int]) -> None:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no ingress at port {port}")
             time.sleep(0.1)
-    time.sleep(2)  # each has learned of the others
+
+
+def _until_divided(client: redis.Redis, ingresses: int) -> None:
+    """Wait until each ingress has beaten twice beside all others: by then it knows its home servers."""
+    deadline = time.monotonic() + _PATIENCE_S
+    beats: list[dict[Any, float]] = []
+    while len(beats) < 3:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not all of {ingresses} ingresses beat")
+        scored: Any = client.zrange(Keys().ingresses, 0, -1, withscores=True)
+        alive = dict(scored)
+        if len(alive) == ingresses and all(alive[name] != beats[-1].get(name) for name in alive if beats):
+            beats.append(alive)
+        time.sleep(0.1)
 
 
 def _until_streaming(ports: list[int], streams: int) -> None:

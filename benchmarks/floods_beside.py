@@ -32,14 +32,18 @@ _RATE: Final = 16_000
 _FILE_S: Final = 20
 _CLIP_S: Final = 8.0
 _LEAD_S: Final = 10
+_LEAD_USED_UP: Final = "all streams have used up their lead"
+_PATIENCE_S: Final = 120.0
 
 
 async def flood(url: str, key: str, num_streams: int) -> None:
-    """Send files over live streams until the process ends."""
+    """Send files over live streams until the process ends. Tell when each stream has used up its lead."""
     clip = make_clips(1)[0]
     pcm = (clip.pcm * (1 + 2 * _RATE * _FILE_S // len(clip.pcm)))[: 2 * _RATE * _FILE_S]
 
-    async def one() -> None:
+    ahead: set[int] = set()
+
+    async def one(number: int) -> None:
         while True:
             with suppress(ClientError):
                 async with await connect(url, options=StreamOptions(), api_key=key, resume=False) as stream:
@@ -48,8 +52,13 @@ async def flood(url: str, key: str, num_streams: int) -> None:
                     await stream.finish()
                     async for _ in stream.results():
                         pass
+                # The file, longer than the lead, was read to its end.
+                if number not in ahead:
+                    ahead.add(number)
+                    if len(ahead) == num_streams:
+                        print(_LEAD_USED_UP, flush=True)
 
-    await asyncio.gather(*(one() for _ in range(num_streams)))
+    await asyncio.gather(*(one(number) for number in range(num_streams)))
 
 
 async def measure(rate: float, num_speakers: int, num_flooding: int, seconds: float) -> tuple[Heard, Heard]:
@@ -72,9 +81,14 @@ async def measure(rate: float, num_speakers: int, num_flooding: int, seconds: fl
             await listen([url], speaker, clips, num_speakers, 1.0)  # all is warm
             alone = await listen([url], speaker, clips, num_speakers, seconds)
             command = (sys.executable, "-m", "benchmarks.floods_beside", "--flood", url, flooder)
-            process = await asyncio.create_subprocess_exec(*command, "--flooding", str(num_flooding))
+            process = await asyncio.create_subprocess_exec(
+                *command, "--flooding", str(num_flooding), stdout=asyncio.subprocess.PIPE
+            )
             try:
-                await asyncio.sleep(5)  # the lead is used up
+                assert process.stdout is not None
+                told = await asyncio.wait_for(process.stdout.readline(), _PATIENCE_S)
+                if told.decode().strip() != _LEAD_USED_UP:
+                    raise RuntimeError("the flood ended before its streams had used up their lead")
                 beside = await listen([url], speaker, clips, num_speakers, seconds)
             finally:
                 process.kill()
