@@ -113,6 +113,11 @@ class StepText:
             found[np.searchsorted(self.first_token, at, side="right") - 1] = True
         return found
 
+    @property
+    def hears(self) -> bool:
+        """Whether any row listens."""
+        return bool(self.first_window)
+
     @classmethod
     def of(
         cls,
@@ -200,13 +205,16 @@ class Outputs:
         self._stats.turn_detection.units += len(text.speech_V)
         self._stats.tokens += len(text.ids)
         slot_P, listens_P = pieces.of_rows(plan.slots_B), pieces.of_rows(listens_B)
-        is_steady_P = self._is_steady(slot_P, listens_P, pieces, text)
+        is_steady_P = warms_P = np.zeros(len(slot_P), dtype=np.bool_)
         acknowledges_P = acknowledges(pieces)
-        speaks_P = (text.num_tokens_P > 0) | acknowledges_P | (listens_P & ~is_steady_P)
+        speaks_P = (text.num_tokens_P > 0) | acknowledges_P
+        if text.hears:
+            is_steady_P = self._is_steady(slot_P, listens_P, pieces, text)
+            speaks_P |= listens_P & ~is_steady_P
         if plan.has_ends:
             speaks_P |= pieces.is_final_P
-        warms_P = self._warm_ups.is_warming_S[slot_P]
         if self._warm_ups:
+            warms_P = self._warm_ups.is_warming_S[slot_P]
             speaks_P = np.where(warms_P, acknowledges_P, speaks_P)
         speaks_P &= pieces.of_rows(alive_B)
         chosen, ended = speaks_P.nonzero()[0], []
@@ -241,14 +249,13 @@ class Outputs:
         """Pieces at which no turn can change."""
         is_steady_P = np.zeros(len(slot_P), dtype=np.bool_)
         heard = listens_P.nonzero()[0]
-        if len(heard):
-            is_steady_P[heard] = self._turns.steady.take(
-                slot_P[heard],
-                pieces.end_P[heard],
-                text.num_windows_P[heard],
-                text.speech_V,
-                ~(pieces.is_final_P | text.holds(self._turns.eou_id))[heard],
-            )
+        is_steady_P[heard] = self._turns.steady.take(
+            slot_P[heard],
+            pieces.end_P[heard],
+            text.num_windows_P[heard],
+            text.speech_V,
+            ~(pieces.is_final_P | text.holds(self._turns.eou_id))[heard],
+        )
         return is_steady_P
 
 

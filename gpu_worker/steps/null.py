@@ -26,7 +26,6 @@ from gpu_worker.engine.steps import (
     NO_PAGES,
     AllocateRings,
     Export,
-    Field,
     Flight,
     KeptFrames,
     RingMemory,
@@ -160,43 +159,41 @@ class NullSteps:
         self._frames_BK = np.tile(np.arange(most, dtype=np.int32) * clock.chunk_frames, (num_slots, 1))
         self._speech_BW = np.ones((num_slots, max_windows(most * clock.chunk_samples)), dtype=np.float32)
         # Tokens that each stream has had, as far as they count for where words begin.
-        self._tokens_S = np.zeros(num_slots, dtype=np.int64)
+        self._tokens = [0] * num_slots
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
-        self._tokens_S[list(slots)] = 0
+        for slot in slots:
+            self._tokens[slot] = 0
 
     def export(self, slot: int, kept: KeptFrames | None) -> Export:
-        tokens = bytes([int(self._tokens_S[slot])])
+        tokens = bytes([self._tokens[slot]])
         return lambda: {"tokens": memoryview(tokens)}
 
     def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
         (tokens,) = state["tokens"]
-        self._tokens_S[slot] = tokens % _TOKENS_PER_WORD
+        self._tokens[slot] = tokens % _TOKENS_PER_WORD
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
         began_at = time.perf_counter()
-        clock, num_rows, checksum = self.shape.clock, rows_FB.shape[1], self._checksum
-        chunk_frames, chunk_samples, frame_samples = (
-            clock.chunk_frames,
-            clock.chunk_samples,
-            clock.frame_samples,
-        )
-        counts_B = -(-rows_FB[Field.FRAMES] // chunk_frames)
-        most = int(counts_B.max())
-        symbols_BK = np.zeros((num_rows, most), dtype=np.int32)
-        for row, (slot, start, frames, total, _, is_float) in enumerate(rows_FB.T.tolist()):
-            begin = frame_samples * start
-            for number in range(-(-frames // chunk_frames)):
+        clock, checksum, tokens = self.shape.clock, self._checksum, self._tokens
+        chunk_frames, chunk_samples = clock.chunk_frames, clock.chunk_samples
+        rows: list[list[int]] = []
+        for slot, start, frames, total, _, is_float in rows_FB.T.tolist():
+            begin, spoken, row = clock.frame_samples * start, tokens[slot], []
+            for _ in range(-(-frames // chunk_frames)):
                 end = begin + chunk_samples
-                symbols_BK[row, number] = checksum(slot, begin, min(end, total), is_float) % _SYMBOLS
-                begin = end
-        slots_B, number_K = rows_FB[Field.SLOT], np.arange(most, dtype=np.int32)
-        starts_word_BK = (self._tokens_S[slots_B, None] + number_K) % _TOKENS_PER_WORD == 0
-        symbols_BK += _SYMBOLS * starts_word_BK
-        self._tokens_S[slots_B] = (self._tokens_S[slots_B] + counts_B) % _TOKENS_PER_WORD
+                symbol = checksum(slot, begin, min(end, total), is_float) % _SYMBOLS
+                row.append(symbol if spoken % _TOKENS_PER_WORD else symbol + _SYMBOLS)
+                begin, spoken = end, spoken + 1
+            tokens[slot] = spoken % _TOKENS_PER_WORD
+            rows.append(row)
+        counts, num_rows = list(map(len, rows)), len(rows)
+        most = max(counts)
+        if min(counts) < most:
+            rows = [row + [0] * (most - len(row)) for row in rows]
         findings = StepFindings(
-            num_symbols_B=counts_B,
-            symbols_BK=symbols_BK,
+            num_symbols_B=np.array(counts, dtype=np.int32),
+            symbols_BK=np.array(rows, dtype=np.int32),
             frames_BK=self._frames_BK[:num_rows, :most],
             confidences_BK=self._confidences_BK[:num_rows, :most],
             speech_BW=self._speech_BW[:num_rows],
