@@ -280,6 +280,7 @@ class StreamTakeover:
         next_sample: int,
         finished: bool,
     ) -> None:
+        """Make it the stream's link here; nobody hears of the stream through another one."""
         link.adopt(
             appender,
             record.options,
@@ -290,6 +291,9 @@ class StreamTakeover:
         )
         if record.owner is not None:
             link.set_worker(record.owner)
+        before = self._links.get(link.stream)
+        if before is not None:  # another connection has resumed the stream at the same time
+            before.taken()
         self._links[link.stream] = link
         self._feed.repair(link)
 

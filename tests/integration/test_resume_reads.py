@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,12 +12,19 @@ import pytest
 
 from common.entries import IngressId, LineKind, StreamId
 from common.errors import EntryError
+from common.messages import Audio, Encoding, Resume
+from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
+from common.presence.leases import IngressReport
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys, StreamKeys
 from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.result_reader import KeptResults, Position, catch_up, kept_results
+from ingress.backplane import Resumption
+from ingress.streams.redis_backplane import BackplaneSettings, RedisBackplane
+from ingress.streams.takeover import token_hash
 from tests.servers import raw_client
+from tests.waiting import until
 
 STREAM = StreamId(7)
 KEYS: StreamKeys = Keys().stream(STREAM)
@@ -65,6 +74,60 @@ async def test_an_adoption_takes_nothing_from_one_that_has_resumed_meanwhile(red
         assert await directory.attach(STREAM, A) == 3
         assert await directory.attach(STREAM, A, expected=seen) == 0
         assert await directory.attach(STREAM, A, expected=(A, 3)) == 4
+
+
+@asynccontextmanager
+async def backplane_of(url: str, ingress: IngressId) -> AsyncIterator[RedisBackplane]:
+    settings = BackplaneSettings(
+        ingress=ingress,
+        max_num_streams=10,
+        sample_rate=16_000,
+        stream_ttl_s=60.0,
+        heartbeat_s=1.0,
+        claim_timeout_s=10.0,
+        resume_grace_s=5.0,
+        adopts=False,
+    )
+    servers = RedisServers.parse((url,))
+    backplane = RedisBackplane(settings, servers, lambda: IngressReport(0, 0), IngressMetrics())
+    running = asyncio.Event()
+    serving = asyncio.create_task(backplane.run(running))
+    await running.wait()
+    try:
+        yield backplane
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        await backplane.close()
+
+
+class Listener:
+    """A connection that has resumed the stream; it is only told that another one has."""
+
+    undecoded_s = 0.0
+
+    def __init__(self) -> None:
+        self.num_taken = 0
+
+    def on_taken(self) -> None:
+        self.num_taken += 1
+
+
+async def test_of_connections_that_resume_at_once_all_but_the_last_are_told(redis_url: str) -> None:
+    """All of them have shown a secret that is good: it is until one of them confirms the next."""
+    async with connected(redis_url) as (_, directory, client), backplane_of(redis_url, A) as backplane:
+        new = new_stream(STREAM, B)
+        await directory.create(dataclasses.replace(new, token_hash=token_hash("secret", "")))
+        listeners: list[Any] = [Listener() for _ in range(3)]
+        request = Resume(STREAM, "secret", 0, 0)
+        resumptions: list[Resumption] = await asyncio.gather(
+            *(backplane.resume(listener, request) for listener in listeners)
+        )
+        assert [listener.num_taken for listener in listeners] == [1, 1, 0]
+        for number, resumption in enumerate(resumptions, 1):
+            resumption.link.append(Audio(bytes(2 * number), Encoding.PCM16))
+        await until(lambda: client.xrevrange(KEYS.audio, count=1)[0][1].get(b"p"), what="the audio")
+        assert [len(fields[b"p"]) for _, fields in client.xrange(KEYS.audio) if b"p" in fields] == [6]
 
 
 async def test_the_streams_of_an_ingress_are_found_among_others(redis_url: str) -> None:
