@@ -5,8 +5,8 @@
 
 The listed words are chosen from transcripts alone, before anything is decoded: of each source, the words of
 at least `MIN_LETTERS` letters that stand in one of its clips only. Every stream of the source gets them all
-("right list"). "Wrong list" has up to `NUM_WRONG` such words of other texts of Asterisk, none of which is
-said in the source. An engine decodes every clip without a list, and with each list at each boost.
+("right list"). "Wrong list" has `NUM_WRONG` such words of other texts, of Asterisk and of the other sources,
+none of which is said in the source. An engine decodes every clip without a list, and with each list at each boost.
 
 Then sounds without speech, with a list of `NUM_SOUND_PHRASES` words: silence must give the same tokens as
 without, noise, keyboard and music no listed word and no more tokens than without.
@@ -123,6 +123,8 @@ def wrong_words(others: Sequence[str], said: Sequence[Clip]) -> list[str]:
         if len(word) >= MIN_LETTERS
         and not any(word in other or other in word for other in here if len(other) > 3)
     )
+    if len(found) < NUM_WRONG:
+        raise SystemExit(f"the other texts have {len(found)} words for a wrong list, and not {NUM_WRONG}")
     random.Random(SEED).shuffle(found)
     return found[:NUM_WRONG]
 
@@ -256,12 +258,16 @@ def counted(
 
 def on_recordings(arguments: argparse.Namespace, decoder: Decoder) -> tuple[list[Row], dict[str, list[str]]]:
     """All sources under all lists and boosts; and the lists."""
-    others = list(asterisk_texts(arguments.usr).values())
+    clips_of = {
+        source: read_clips([source], arguments.usr, arguments.max_asterisk) for source in arguments.sources
+    }
+    texts = [*asterisk_texts(arguments.usr).values()]
+    texts += [clip.text for clips in clips_of.values() for clip in clips]
     rows: list[Row] = []
     lists: dict[str, list[str]] = {}
-    for source in arguments.sources:
-        clips = read_clips([source], arguments.usr, arguments.max_asterisk)
-        right, wrong = listed_words(clips), wrong_words(others, clips)
+    for source, clips in clips_of.items():
+        # A source's own texts add nothing: all of their words are said in it.
+        right, wrong = listed_words(clips), wrong_words(texts, clips)
         lists |= {f"{source}, right": right, f"{source}, wrong": wrong}
         pairs = list(streams(clips, 1))
         audio, expected = [samples for samples, _ in pairs], [text for _, text in pairs]
@@ -273,8 +279,8 @@ def on_recordings(arguments: argparse.Namespace, decoder: Decoder) -> tuple[list
         lists_of_plan = [tuple(Phrase(word, boost) for word in words) for _, boost, words in plan]
         heard = decoder.run(audio, lists_of_plan)
         for (name, boost, words), found in zip(plan, heard, strict=True):
-            texts = [decoder.text(tokens) for tokens in found]
-            row = counted(source, name, boost, expected, texts, frozenset(right), frozenset(words))
+            said = [decoder.text(tokens) for tokens in found]
+            row = counted(source, name, boost, expected, said, frozenset(right), frozenset(words))
             rows.append(row)
             print(
                 f"{source:10} {name:6} {boost:4.1f}: recall {row.recall:5.1f} %, word errors of the rest "
@@ -396,7 +402,7 @@ def main() -> None:
         "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed"
     )
     parser.add_argument("--max-asterisk", type=int, default=120, help="clips of Asterisk (default: 120)")
-    parser.add_argument("--boosts", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0, 3.0, 5.0])
+    parser.add_argument("--boosts", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0, 2.0, 3.0])
     parser.add_argument("--silence-s", type=float, default=600.0)
     parser.add_argument("--sound-s", type=float, default=60.0)
     parser.add_argument("--out", type=Path, help="JSON; a table stands beside it as .md")
