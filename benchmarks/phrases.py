@@ -6,7 +6,8 @@
 The listed words are chosen from transcripts alone, before anything is decoded: of each source, the words of
 at least `MIN_LETTERS` letters that stand in one of its clips only. Every stream of the source gets them all
 ("right list"). "Wrong list" has `NUM_WRONG` such words of other texts, of Asterisk and of the other sources,
-none of which is said in the source. An engine decodes every clip without a list, and with each list at each boost.
+none of which is said in the source. An engine decodes every clip without a list, and with each list at each
+boost.
 
 Then sounds without speech, with a list of `NUM_SOUND_PHRASES` words: silence must give the same tokens as
 without, noise, keyboard and music no listed word and no more tokens than without.
@@ -33,8 +34,8 @@ from torch import Tensor
 from benchmarks.clips import SEED, Clip, asterisk_texts, normalised, read_clips, streams
 from common.entries import StreamId
 from common.options import StreamOptions
-from common.phrases import Phrase
-from gpu_worker.boosting.spelling import DEFAULT_BOOST, tree_of
+from common.phrases import DEFAULT_BOOST, Phrase
+from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.config import EngineConfig
 from gpu_worker.engine.engine import SpeechEngine

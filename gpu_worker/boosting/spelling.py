@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Final, Protocol
+from typing import Protocol
 
 from common.errors import shown
-from common.phrases import Phrase
+from common.phrases import DEFAULT_BOOST, Phrase
 from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.interface import UnsupportedOption
-
-DEFAULT_BOOST: Final = 0.5
 
 
 class Speller(Protocol):

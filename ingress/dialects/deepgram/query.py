@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from common.errors import ClientFault
 from common.messages import Encoding
 from common.options import StreamOptions
-from common.phrases import MAX_BOOST, Phrase, parse_phrases
+from common.phrases import DEFAULT_BOOST, MAX_BOOST, Phrase, parse_phrases
 from ingress.dialects.deepgram.refusals import bad_parameter
 from ingress.media.wanted import MediaWanted
 
@@ -189,18 +189,20 @@ def _endpointing(fields: _Fields) -> tuple[int | None, bool]:
 
 
 def phrases_of(keyterms: Sequence[str], keywords: Sequence[str] = ()) -> tuple[Phrase, ...]:
-    """Return phrases out of `keyterm`, and of `keywords` with a boost behind their colon.
+    """Return phrases out of `keyterm`, and of `keywords` with an intensifier behind their colon.
 
     Raises ClientFault `bad_option`.
     """
     made: list[object] = list(keyterms)
     for keyword in keywords:
-        text, colon, boost = keyword.rpartition(":")
-        number = _number_of(boost) if colon else None
-        if number is None:
+        text, colon, behind = keyword.rpartition(":")
+        intensifier = _number_of(behind) if colon else None
+        if intensifier is None:
             made.append(keyword)
         else:
-            made.append({"text": text, "boost": min(max(number, 0.0), MAX_BOOST)})
+            # Deepgram's own intensifier is 1.
+            boost = intensifier * DEFAULT_BOOST
+            made.append({"text": text, "boost": min(max(boost, 0.0), MAX_BOOST)})
     return parse_phrases(made)
 
 

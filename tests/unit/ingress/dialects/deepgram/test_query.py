@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from common.messages import Encoding
-from common.phrases import Phrase
+from common.phrases import DEFAULT_BOOST, MAX_BOOST, Phrase
 from ingress.dialects.deepgram.query import parse_listen_query
 from ingress.dialects.deepgram.refusals import shaped
 from ingress.http.refusal import Refusal, Refused
 from ingress.media.wanted import MediaWanted
 
+DOCS = Path(__file__).parents[5] / "docs"
 _RAW = "encoding=linear16&sample_rate=16000"
 
 
@@ -101,10 +104,27 @@ def test_key_terms_and_keywords_become_phrases() -> None:
     assert query.options.phrases == (
         Phrase("Parakeet server"),
         Phrase("Redis"),
-        Phrase("snafu", 2.0),
+        Phrase("snafu", 1.0),
         Phrase("bar", 0.0),
         Phrase("a:b"),
     )
+
+
+def test_intensifiers_are_mapped_as_the_table_of_the_documents_says() -> None:
+    text = (DOCS / "deepgram.md").read_text(encoding="utf-8")
+    table = text[text.index("### Keywords") : text.index("## Results")]
+    rows = re.findall(r"^\| (`word.*?) \| ([\d.]+)", table, re.MULTILINE)
+    assert len(rows) == 7
+    for keywords, boost in rows:
+        for keyword in re.findall(r"`(.*?)`", keywords):
+            (phrase,) = parse_listen_query(f"{_RAW}&keywords={keyword}").options.phrases
+            found = DEFAULT_BOOST if phrase.boost is None else phrase.boost
+            assert (phrase.text, found) == ("word", float(boost))
+    for beyond in ("word:1e9", "word:inf"):
+        (phrase,) = parse_listen_query(f"{_RAW}&keywords={beyond}").options.phrases
+        assert phrase.boost == MAX_BOOST
+    with pytest.raises(Refused):
+        parse_listen_query(f"{_RAW}&keywords=word:nan")
 
 
 @pytest.mark.parametrize(
