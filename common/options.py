@@ -178,8 +178,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "phrases",
         tuple,
         "Names and terms that the speaker is likely to say; `boost`, 0 to 10, is how much the decoder prefers"
-        " the pieces of one. A phrase that the model cannot write is a `bad_option` error"
-        " ([phrases.md](phrases.md)).",
+        " the pieces of one. A phrase that the model cannot write is a `bad_option` error, or left out where"
+        " it is `optional` ([phrases.md](phrases.md)).",
     ),
     Option(
         "turn_detection",

@@ -28,7 +28,7 @@ MAX_FILE_PHRASES: Final = 20_000
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 
 TAKES: Final = (
-    f"a list of at most {MAX_PHRASES} strings or objects with 'text' and 'boost', "
+    f"a list of at most {MAX_PHRASES} strings or objects with 'text', 'boost' and 'optional', "
     f"{MAX_PHRASES_BYTES} bytes in all"
 )
 
@@ -39,10 +39,12 @@ class Phrase:
 
     text: words with one space between them.
     boost: how much the decoder prefers each of its pieces; None for the server's own, 0 for not at all.
+    optional: left out, and no error, where the model cannot write it.
     """
 
     text: str
     boost: float | None = None
+    optional: bool = False
 
 
 def parse_phrases(value: object) -> tuple[Phrase, ...]:
@@ -60,12 +62,13 @@ def parse_phrases(value: object) -> tuple[Phrase, ...]:
 
 def _parse_phrase(value: object) -> Phrase:
     boost: object = None
+    optional: object = False
     text = value
     if isinstance(value, dict):
-        unknown = [name for name in value if name not in ("text", "boost")]
+        unknown = [name for name in value if name not in ("text", "boost", "optional")]
         if unknown:
-            raise _bad(f"has phrases of 'text' and 'boost'; {shown(unknown[0])} is neither")
-        text, boost = value.get("text"), value.get("boost")
+            raise _bad(f"has phrases of 'text', 'boost' and 'optional'; {shown(unknown[0])} is none of them")
+        text, boost, optional = value.get("text"), value.get("boost"), value.get("optional", False)
     if not isinstance(text, str):
         raise _bad(f"takes {TAKES}, not {shown(value)} in it")
     words = " ".join(text.split())
@@ -74,13 +77,15 @@ def _parse_phrase(value: object) -> Phrase:
         raise _bad(f"takes phrases that can be read, not {shown(text)}")
     if len(words) > MAX_PHRASE_CHARS:
         raise _bad(f"takes phrases of at most {MAX_PHRASE_CHARS} characters, not {shown(text)}")
+    if not isinstance(optional, bool):
+        raise _bad(f"takes true or false for 'optional' of {shown(words)}, not {shown(optional)}")
     if boost is None:
-        return Phrase(words)
+        return Phrase(words, optional=optional)
     if isinstance(boost, bool) or not isinstance(boost, (int, float)) or not isfinite(boost):
         raise _bad(f"takes a number as the boost of {shown(words)}, not {shown(boost)}")
     if not 0 <= boost <= MAX_BOOST:
         raise _bad(f"takes a boost of 0 to {MAX_BOOST:g} for {shown(words)}, not {shown(boost)}")
-    return Phrase(words, float(boost))
+    return Phrase(words, float(boost), optional)
 
 
 def _bad(what: str) -> ClientFault:
@@ -89,12 +94,18 @@ def _bad(what: str) -> ClientFault:
 
 def encode_phrases(phrases: Sequence[Phrase]) -> bytes:
     """Write checked phrases as JSON."""
-    return orjson.dumps(
-        [
-            phrase.text if phrase.boost is None else {"text": phrase.text, "boost": phrase.boost}
-            for phrase in phrases
-        ]
-    )
+    return orjson.dumps([_as_json(phrase) for phrase in phrases])
+
+
+def _as_json(phrase: Phrase) -> object:
+    if phrase.boost is None and not phrase.optional:
+        return phrase.text
+    fields: dict[str, object] = {"text": phrase.text}
+    if phrase.boost is not None:
+        fields["boost"] = phrase.boost
+    if phrase.optional:
+        fields["optional"] = True
+    return fields
 
 
 def decode_phrases(data: bytes) -> tuple[Phrase, ...]:

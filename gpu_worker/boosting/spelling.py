@@ -23,18 +23,21 @@ class Speller(Protocol):
         """Tokens of each text; None where the vocabulary cannot write it."""
 
 
-def spellings(speller: Speller, texts: Sequence[str]) -> list[list[tuple[int, ...]]]:
+def spellings(speller: Speller, phrases: Sequence[Phrase]) -> list[list[tuple[int, ...]]]:
     """Token sequences of each phrase, in whatever case the model writes it: another case is other tokens.
 
-    Raises UnsupportedOption, which names the phrase, where the model's pieces can write one in no case.
+    An optional phrase that the model's pieces cannot write has none.  Raises UnsupportedOption, which names
+    the phrase, for any other.
     """
+    texts = [phrase.text for phrase in phrases]
     found = _encoded(speller, [(text, text.lower(), _capital(text), _titled(text)) for text in texts])
-    for number, text in enumerate(texts):
+    for number, phrase in enumerate(phrases):
         if not found[number]:
-            (found[number],) = _encoded(speller, [(text.upper(),)])
-        if not found[number]:
+            (found[number],) = _encoded(speller, [(phrase.text.upper(),)])
+        if not found[number] and not phrase.optional:
             raise UnsupportedOption(
-                f"Option 'phrases': this model cannot write {shown(text)}; its pieces lack a character of it."
+                f"Option 'phrases': this model cannot write {shown(phrase.text)}; its pieces lack a character"
+                " of it."
             )
     return found
 
@@ -60,8 +63,7 @@ def tree_of(speller: Speller, phrases: Sequence[Phrase]) -> PhraseTree:
 
 
 def _scored(speller: Speller, phrases: Sequence[Phrase]) -> Iterator[tuple[tuple[int, ...], float]]:
-    written = spellings(speller, [phrase.text for phrase in phrases])
-    for phrase, spelt in zip(phrases, written, strict=True):
+    for phrase, spelt in zip(phrases, spellings(speller, phrases), strict=True):
         boost = DEFAULT_BOOST if phrase.boost is None else phrase.boost
         if boost:
             for tokens in spelt:

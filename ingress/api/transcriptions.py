@@ -24,6 +24,7 @@ from common.tracing.tracer import checked_traceparent
 from ingress.auth.client import NOT_FOR_STREAMS, Client
 from ingress.auth.guard import OverLimit
 from ingress.dialects.openai.faults import SERVER_ERROR, error_fields, kind_of
+from ingress.dialects.openai.prompt import phrases_of
 from ingress.files.recording_stream import Stalled, Transcript
 from ingress.files.recordings import Recording, Recordings, UploadsBusy
 from ingress.files.transcription_shapes import FORMATS, plain, subtitles, verbose
@@ -171,7 +172,7 @@ def admitted(asked: StreamRequest) -> Client:
 def _phrases(upload: Upload) -> tuple[Phrase, ...]:
     """Return what the recording is likely to have. Raises BadUpload."""
     try:
-        return parse_phrases(upload.fields("keywords"))
+        return phrases_of(upload.field("prompt"), parse_phrases(upload.fields("keywords")))
     except ClientFault as fault:
         sentence = fault.message.replace("Option 'phrases'", "'keywords'")
         raise BadUpload(sentence, "keywords") from None

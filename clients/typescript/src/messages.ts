@@ -77,7 +77,7 @@ export type ServerMessage =
   | { type: "pong" };
 
 /** A name or term that the speaker is likely to say, with how much it is preferred (0 to 10). */
-export type Phrase = string | { text: string; boost?: number };
+export type Phrase = string | { text: string; boost?: number; optional?: boolean };
 
 /** How samples are written: 16-bit, 32-bit floats from -1 to 1, or G.711. */
 export type Encoding = "pcm16" | "f32" | "mulaw" | "alaw";

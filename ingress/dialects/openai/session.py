@@ -14,6 +14,7 @@ from common.messages import Encoding
 from common.options import StreamOptions
 from common.phrases import Phrase, parse_phrases
 from ingress.dialects.openai.faults import EventFault, invalid
+from ingress.dialects.openai.prompt import phrases_of
 from ingress.dialects.openai.turns import ServerVad, Turns, read_turns
 
 LOGPROBS: Final = "item.input_audio_transcription.logprobs"
@@ -90,7 +91,8 @@ class Session:
     @property
     def phrases(self) -> tuple[Phrase, ...]:
         """What a stream of this session is likely to hear."""
-        return tuple(Phrase(" ".join(word.split())) for word in self.hints.keywords)
+        keywords = tuple(Phrase(" ".join(word.split())) for word in self.hints.keywords)
+        return phrases_of(self.hints.prompt, keywords)
 
     def named(self, model: str) -> Session:
         """Return the session with another name of its model; all name the same one here."""

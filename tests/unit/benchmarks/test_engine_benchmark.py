@@ -81,7 +81,7 @@ def test_a_vocabulary_of_random_pieces_can_write_the_phrases(row: str) -> None:
     vocabulary = TOKENIZERS[command.ROWS[row].model]
     lists = PhraseLists(PhraseLoad(1.0), 2, 0, vocabulary)
     assert lists.of(0) != lists.of(1)
-    for spelt in spellings(vocabulary, [phrase.text for phrase in lists.of(0)]):
+    for spelt in spellings(vocabulary, lists.of(0)):
         assert [len(tokens) for tokens in spelt] == [4]
 
 

@@ -21,11 +21,19 @@ from common.phrases import (
 
 def test_strings_and_objects_are_phrases() -> None:
     assert parse_phrases(
-        ["  Jane \t Doe ", {"text": "Zyrtec", "boost": 2}, {"text": "EKG", "boost": None}]
+        [
+            "  Jane \t Doe ",
+            {"text": "Zyrtec", "boost": 2},
+            {"text": "EKG", "boost": None},
+            {"text": "CT 3", "boost": 1, "optional": True},
+            {"text": "CT", "optional": False},
+        ]
     ) == (
         Phrase("Jane Doe"),
         Phrase("Zyrtec", 2.0),
         Phrase("EKG"),
+        Phrase("CT 3", 1.0, optional=True),
+        Phrase("CT"),
     )
 
 
@@ -46,7 +54,8 @@ def test_strings_and_objects_are_phrases() -> None:
         ([{"text": "Zyrtec", "boost": True}], 'a number as the boost of "Zyrtec", not true'),
         ([{"text": "Zyrtec", "boost": "2"}], "a number as the boost"),
         ([{"text": "Zyrtec", "boost": float("nan")}], "a number that is too large"),
-        ([{"text": "Zyrtec", "weight": 1}], '"weight" is neither'),
+        ([{"text": "Zyrtec", "weight": 1}], '"weight" is none of them'),
+        ([{"text": "Zyrtec", "optional": 1}], "true or false for 'optional' of \"Zyrtec\", not 1"),
         (["x"] * 501, "at most 500 phrases, not 501"),
         (["ü" * 100] * 100, "at most 16384 bytes of text, not 20000"),
     ],
@@ -64,7 +73,13 @@ def test_the_bounds_themselves_are_allowed() -> None:
 
 
 def test_phrases_survive_the_record_and_the_log() -> None:
-    phrases = (Phrase("Jane Doe"), Phrase("Zyrtec", 0.0), Phrase("naïve", 2.5))
+    phrases = (
+        Phrase("Jane Doe"),
+        Phrase("Zyrtec", 0.0),
+        Phrase("naïve", 2.5),
+        Phrase("CT 3", optional=True),
+        Phrase("CT 4", 1.5, optional=True),
+    )
     assert decode_options(encode_options(StreamOptions(phrases=phrases))).phrases == phrases
     assert b"phrases" not in encode_options(StreamOptions()), "an older worker would refuse it"
     assert decode_phrases(encode_phrases(phrases)) == phrases

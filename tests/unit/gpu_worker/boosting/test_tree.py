@@ -77,7 +77,9 @@ def test_random_trees_equal_a_walk_by_the_definition() -> None:
 
 def test_phrases_are_written_in_the_case_that_the_model_has() -> None:
     tokenizer = tiny().tokenizer
-    mixed, small, upper = spellings(tokenizer, ["Hello World", "hello world", "HELLO"])
+    mixed, small, upper = spellings(
+        tokenizer, [Phrase("Hello World"), Phrase("hello world"), Phrase("HELLO")]
+    )
     assert mixed == small
     assert [tokenizer.decode(one) for one in upper] == ["hello"]
 
@@ -91,17 +93,19 @@ def test_a_model_with_capitals_gets_every_case() -> None:
                 tuple(map(ord, text)) if text.isascii() and not text.isdigit() else None for text in texts
             ]
 
-    one, other = spellings(Letters(), ["new yorK", "a"])
+    one, other = spellings(Letters(), [Phrase("new yorK"), Phrase("a")])
     written = ["".join(map(chr, tokens)) for tokens in one]
     assert written == ["new yorK", "new york", "New york", "New York"]
     assert other == [(ord("a"),), (ord("A"),)]
     with pytest.raises(UnsupportedOption, match='cannot write "42"'):
         tree_of(Letters(), (Phrase("a"), Phrase("42")))
+    without = tree_of(Letters(), (Phrase("a"), Phrase("42", optional=True)))
+    assert without.words.tolist() == tree_of(Letters(), (Phrase("a"),)).words.tolist()
 
 
 def test_marks_cannot_be_phrases() -> None:
     with pytest.raises(UnsupportedOption, match="<EOU>"):
-        spellings(tiny().tokenizer, ["<EOU>"])
+        spellings(tiny().tokenizer, [Phrase("<EOU>")])
 
 
 def test_a_boost_of_nought_is_no_phrase() -> None:

@@ -224,8 +224,12 @@ def test_keywords_are_phrases_of_the_stream_at_any_time() -> None:
     talk.say(append(silence(100)))
     heard = talk.say(update(transcription={"keywords": ["Charles Babbage", "Ada"]}))
     assert heard == [Phrases((Phrase("Charles Babbage"), Phrase("Ada")))]
-    assert talk.say(update(transcription={"prompt": "two people"})) == []
+    assert talk.say(update(transcription={"prompt": "They speak of what they have built."})) == []
     assert talk.say(update(transcription={"keywords": []})) == [Phrases(())]
+    heard = talk.say(update(transcription={"prompt": "Analytical Engine, Bernoulli"}))
+    assert heard == [
+        Phrases((Phrase("Analytical Engine", optional=True), Phrase("Bernoulli", optional=True)))
+    ]
 
 
 def test_messages_that_this_protocol_has_no_words_for() -> None:

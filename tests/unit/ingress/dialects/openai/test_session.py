@@ -67,7 +67,7 @@ def test_formats_of_the_beta(name: str, encoding: str, rate: int) -> None:
 def test_only_what_is_named_changes_and_null_turns_off() -> None:
     first = Session().updated(
         _input(
-            transcription={"model": "m", "language": "en", "prompt": "hi", "delay": "low"},
+            transcription={"model": "m", "language": "en", "prompt": "engines", "delay": "low"},
             noise_reduction={"type": "near_field", "strength": 0.5},
             turn_detection={"type": "server_vad", "threshold": 0.6, "silence_duration_ms": 350},
         )
@@ -76,8 +76,9 @@ def test_only_what_is_named_changes_and_null_turns_off() -> None:
     second = first.updated(_input(transcription={"keywords": ["Ada  Lovelace"]}, noise_reduction=None))
     assert second.noise_reduction is None
     assert second.turns == first.turns
-    assert (second.model, second.hints.language, second.hints.prompt) == ("m", "en", "hi")
-    assert second.phrases == second.options.phrases == (Phrase("Ada Lovelace"),)
+    assert (second.model, second.hints.language, second.hints.prompt) == ("m", "en", "engines")
+    assert second.phrases == second.options.phrases
+    assert second.phrases == (Phrase("Ada Lovelace"), Phrase("engines", optional=True))
     third = second.updated(_input(turn_detection={"type": "server_vad", "threshold": 0.7}))
     assert third.turns == ServerVad(0.7, 300, 350)
     fourth = third.updated(_input(turn_detection=None, transcription=None))
