@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -56,6 +57,39 @@ def processor_used(monkeypatch: pytest.MonkeyPatch, clock: Any, share: float) ->
     monkeypatch.setattr("gpu_worker.pipeline.intake.time", clock)
 
 
+def _intake(table: StreamTable, put: Callable[..., None] = lambda *_: None) -> Intake:
+    """Return an intake without a server; a test gives it its reader. put: takes what goes to the engine."""
+    return Intake(
+        servers=RedisServers.parse(("unix:///nowhere/redis.sock",)),
+        server=0,
+        keys=Keys(),
+        worker=WorkerId("w"),
+        table=table,
+        put=put,
+        metrics=WorkerMetrics(),
+        on_lost=lambda _: None,
+    )
+
+
+def _owned(intake: Intake, table: StreamTable, stream: StreamId, *, epoch: int) -> StreamFlow:
+    """Return the flow of a stream that the intake has taken in under this epoch."""
+    record = StreamRecord(
+        *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, epoch),
+        Checkpoint(),
+        finished=False,
+    )
+    flow = StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
+    table.reserve(1)
+    intake.take_in(flow, None)
+    return flow
+
+
+def _raw(entry: AudioEntry) -> tuple[bytes, list[bytes]]:
+    """Return an entry as Redis returns it."""
+    fields = [part if isinstance(part, bytes) else str(part).encode() for part in entry.fields()]
+    return entry.entry_id, fields
+
+
 @pytest.mark.parametrize(
     ("share", "news_at", "rounds_at"),
     [
@@ -72,16 +106,7 @@ def test_rounds_follow_the_commits_of_few_ingresses_and_are_held_back_for_many(
 ) -> None:
     clock: Any = _Clock(*news_at)
     processor_used(monkeypatch, clock, share)
-    intake = Intake(
-        servers=RedisServers.parse(("unix:///nowhere/redis.sock",)),
-        server=0,
-        keys=Keys(),
-        worker=WorkerId("w"),
-        table=StreamTable(1),
-        put=lambda *_: None,
-        metrics=WorkerMetrics(),
-        on_lost=lambda _: None,
-    )
+    intake = _intake(StreamTable(1))
     monkeypatch.setattr(intake, "_reader", clock)
     clock.now = 100.0
     for _ in news_at:
@@ -124,36 +149,19 @@ class _Log:
     @staticmethod
     def _entry(number: int) -> tuple[bytes, list[bytes]]:
         entry = AudioEntry(b"1-%d" % (number + 1), number * SAMPLES, bytes(2 * SAMPLES))
-        fields = [part if isinstance(part, bytes) else str(part).encode() for part in entry.fields()]
-        return entry.entry_id, fields
+        return _raw(entry)
 
 
 def test_streams_that_are_behind_take_turns_behind_those_that_keep_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = StreamTable(1000)
-    intake = Intake(
-        servers=RedisServers.parse(("unix:///nowhere/redis.sock",)),
-        server=0,
-        keys=Keys(),
-        worker=WorkerId("w"),
-        table=table,
-        put=lambda *_: None,
-        metrics=WorkerMetrics(),
-        on_lost=lambda _: None,
-    )
+    intake = _intake(table)
     taken_over = [StreamId(number) for number in range(1, 2 * MAX_BEHIND + 1)]
     live = StreamId(500)
     flows = {}
     for stream, epoch in (*((stream, 2) for stream in taken_over), (live, 1)):
-        record = StreamRecord(
-            *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, epoch),
-            Checkpoint(),
-            finished=False,
-        )
-        flows[stream] = StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
-        table.reserve(1)
-        intake.take_in(flows[stream], None)
+        flows[stream] = _owned(intake, table, stream, epoch=epoch)
     log = _Log({**dict.fromkeys(taken_over, MAX_ENTRIES_BEHIND + 1), live: 2})
     monkeypatch.setattr(intake, "_reader", log)
 
@@ -189,25 +197,9 @@ def test_a_stream_of_which_the_engine_has_enough_is_read_when_it_has_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = StreamTable(1)
-    intake = Intake(
-        servers=RedisServers.parse(("unix:///nowhere/redis.sock",)),
-        server=0,
-        keys=Keys(),
-        worker=WorkerId("w"),
-        table=table,
-        put=lambda *_: None,
-        metrics=WorkerMetrics(),
-        on_lost=lambda _: None,
-    )
+    intake = _intake(table)
     stream = StreamId(1)
-    record = StreamRecord(
-        *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, 2),
-        Checkpoint(),
-        finished=False,
-    )
-    flow = StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
-    table.reserve(1)
-    intake.take_in(flow, None)
+    flow = _owned(intake, table, stream, epoch=2)
     log = _Log({stream: 1000})
     monkeypatch.setattr(intake, "_reader", log)
     for _ in range(40):
@@ -236,33 +228,12 @@ class _Entries:
         return [(keys.audio, [_raw(entry) for entry in self._reads.pop(0)]) for keys, _ in streams]
 
 
-def _raw(entry: AudioEntry) -> tuple[bytes, list[bytes]]:
-    fields = [part if isinstance(part, bytes) else str(part).encode() for part in entry.fields()]
-    return entry.entry_id, fields
-
-
 def test_a_finalize_that_is_delivered_again_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that has forgotten its last moments has forgotten, too, what it had delivered."""
     commands: list[object] = []
     table, stream = StreamTable(1), StreamId(1)
-    intake = Intake(
-        servers=RedisServers.parse(("unix:///nowhere/redis.sock",)),
-        server=0,
-        keys=Keys(),
-        worker=WorkerId("w"),
-        table=table,
-        put=lambda *some: commands.extend(some),
-        metrics=WorkerMetrics(),
-        on_lost=lambda _: None,
-    )
-    record = StreamRecord(
-        *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, 1),
-        Checkpoint(),
-        finished=False,
-    )
-    flow = StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
-    table.reserve(1)
-    intake.take_in(flow, None)
+    intake = _intake(table, lambda *some: commands.extend(some))
+    flow = _owned(intake, table, stream, epoch=1)
     audio = [AudioEntry(b"1-%d" % (2 * at + 1), at * SAMPLES, bytes(2 * SAMPLES)) for at in range(4)]
     ends = [AudioEntry(b"1-%d" % (2 * at + 2), (at + 1) * SAMPLES, b"", finalize=True) for at in range(3)]
     log = _Entries(

@@ -24,6 +24,21 @@ async def _echo(request: StarletteRequest) -> Response:
 _ENDPOINTS = (endpoint("/echo", _echo, "POST"),)
 
 
+class _Upload:
+    """An endpoint that reads a body, and counts the clients that were gone before its end."""
+
+    def __init__(self) -> None:
+        self.num_gone = 0
+        self.endpoints = (endpoint("/upload", self._read, "POST"),)
+
+    async def _read(self, request: StarletteRequest) -> Response:
+        try:
+            return PlainTextResponse(await request.body())
+        except ClientDisconnect:
+            self.num_gone += 1
+            raise
+
+
 @pytest.mark.parametrize("trailer", [b"x" * 9000, b"c: dddd\r\n" * 1000])
 async def test_trailers_without_end_are_refused_at_their_bound(trailer: bytes) -> None:
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
@@ -101,21 +116,12 @@ async def test_a_body_that_is_expected_to_be_asked_for_is_asked_for() -> None:
 
 
 async def test_a_body_that_stops_coming_ends_its_connection_and_frees_its_endpoint() -> None:
-    gone: list[bool] = []
-
-    async def upload(request: StarletteRequest) -> Response:
-        try:
-            return PlainTextResponse(await request.body())
-        except ClientDisconnect:
-            gone.append(True)
-            raise
-
-    endpoints = (endpoint("/upload", upload, "POST"),)
-    async with serving(ScriptedBackplane(), body_window_s=0.2, endpoints=endpoints) as harness:
+    upload = _Upload()
+    async with serving(ScriptedBackplane(), body_window_s=0.2, endpoints=upload.endpoints) as harness:
         client = await harness.raw_ws()
         await client.send(b"POST /upload HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n" + bytes(100))
         assert (await client.response())[0] == 408
-        await wait_until(lambda: gone == [True])
+        await wait_until(lambda: upload.num_gone == 1)
         await client.close()
 
 
@@ -124,21 +130,12 @@ _CHUNKED = b"POST /upload HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\
 
 @pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\nokay\r\n", b"2\r\nok\r\n0\r\n" + b"A: b\r\n" * 12_000])
 async def test_a_body_that_cannot_be_read_on_is_refused_and_frees_its_endpoint(broken: bytes) -> None:
-    gone: list[bool] = []
-
-    async def upload(request: StarletteRequest) -> Response:
-        try:
-            return PlainTextResponse(await request.body())
-        except ClientDisconnect:
-            gone.append(True)
-            raise
-
-    endpoints = (endpoint("/upload", upload, "POST"),)
-    async with serving(ScriptedBackplane(), body_window_s=0.2, endpoints=endpoints) as harness:
+    upload = _Upload()
+    async with serving(ScriptedBackplane(), body_window_s=0.2, endpoints=upload.endpoints) as harness:
         client = await harness.raw_ws()
         await client.send(_CHUNKED + broken)
         assert (await client.response())[0] in (400, 431)
-        await wait_until(lambda: gone == [True])
+        await wait_until(lambda: upload.num_gone == 1)
         site = harness.site
         assert site is not None
         await wait_until(lambda: not site.state.tasks)
