@@ -412,16 +412,18 @@ class RedisBackplane:
             logger.warning("A stream's keys were left to expire: %s", error, extra={"stream_id": link.stream})
 
     def _finish_failed(self, link: RedisLink) -> None:
-        """Append the final mark of a stream whose appends failed, or its worker would wait for ever."""
+        """Append the final mark of a stream that nobody appends to, or its worker would wait for ever.
+
+        Its appends failed, or its creation was not answered.
+        """
 
         def again(error: Unavailable) -> None:
             waited = self._loop.time() - (link.left_at or 0.0)
             if error.code is ErrorCode.REDIS_UNAVAILABLE and waited < self._settings.stream_ttl_s:
                 self._finish_failed(link)
 
-        appender = link.audio.successor(self._audio, again)
-        if appender is not None:
-            appender.append(Audio(b"", final=True))
+        appender = link.audio.successor(self._audio, again) or self._audio.open(link.keys, again)
+        appender.append(Audio(b"", final=True))
 
     async def _release(self, stream: StreamId) -> None:
         try:

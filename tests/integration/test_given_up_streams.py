@@ -1,0 +1,88 @@
+"""Streams that an ingress has given up are brought to their end in Redis, whatever is known of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from common.entries import IngressId, StreamId
+from common.errors import RedisUnavailable
+from common.monitoring.metrics import IngressMetrics
+from common.options import StreamOptions
+from common.presence.leases import IngressReport
+from common.redis.clients import RedisServers
+from common.redis.keys import Keys
+from common.streams.assignments import NewStream, StreamDirectory
+from ingress.streams.redis_backplane import BackplaneSettings, RedisBackplane
+from tests.servers import raw_client
+from tests.waiting import until
+
+
+class Listener:
+    """A connection that is told that its stream failed."""
+
+    undecoded_s = 0.0
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+
+    def on_failure(self, error: Exception) -> None:
+        self.failure = error
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+async def test_a_stream_whose_creation_was_not_answered_is_ended(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, claimed: bool
+) -> None:
+    """Redis has it all the same, and a worker may; without a final mark it would keep its slot for good."""
+    client = raw_client(redis_url)
+    settings = BackplaneSettings(
+        ingress=IngressId("i"),
+        max_num_streams=10,
+        sample_rate=16_000,
+        stream_ttl_s=60.0,
+        heartbeat_s=1.0,
+        claim_timeout_s=10.0,
+        resume_grace_s=5.0,
+        redis_outage_s=0.3,
+        adopts=False,
+    )
+    servers = RedisServers.parse((redis_url,))
+    backplane = RedisBackplane(settings, servers, lambda: IngressReport(0, 0), IngressMetrics())
+    create = StreamDirectory.create
+
+    async def create_without_answer(directory: StreamDirectory, new: NewStream) -> None:
+        await create(directory, new)
+        raise RedisUnavailable
+
+    monkeypatch.setattr(StreamDirectory, "create", create_without_answer)
+    client.zadd("px:{0}:workers", {"w": 1e15})
+    client.hset("px:{0}:w:w", mapping={"capacity": 1, "draining": 0, "owned": 0})
+    for key in ("px:{0}:workers", "px:{0}:w:w"):
+        client.pexpire(key, 60_000)
+    running = asyncio.Event()
+    serving = asyncio.create_task(backplane.run(running))
+    await running.wait()
+    try:
+        listener: Any = Listener()
+        link = await backplane.admit(listener)
+        keys = Keys().stream(StreamId(link.stream))
+        link.begin(StreamOptions())
+        await until(lambda: listener.failure is not None, what="the failure")
+        if claimed:
+            client.hset(keys.meta, "owner", "w")
+        link.abandon(keep=False)
+        if claimed:
+            await until(lambda: client.xlen(keys.audio) > 0, what="the final mark")
+            (_, fields), *more = client.xrange(keys.audio)
+            assert (fields[b"o"], fields[b"x"], more) == (b"0", b"1", [])
+        else:
+            await until(lambda: not client.exists(keys.meta, keys.audio), what="its removal")
+            await until(lambda: client.zcard("px:{0}:adm") == 0, what="the slot")
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        await backplane.close()
+        client.close()
