@@ -164,8 +164,9 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     """Build an engine in this process, load it, say what came of it."""
     from benchmarks.engines import Switches, build, build_simulated, memory_bytes
 
-    # What a simulated device leaves to measure is the thread's work: others on the machine must not count.
-    clock: Clock = ThreadClock() if given.simulate else RealClock()
+    # What a simulated device leaves to measure is the thread's work: others on the machine must not count,
+    # but for the thread that makes trees of phrases.
+    clock: Clock = ThreadClock() if given.simulate and not given.boosted else RealClock()
     phrase_mb = _BOOSTED_MB if given.boosted else Switches().phrase_mb
     switches = Switches(given.turn_detection, given.snapshots == "audio", given.pace_ms, phrase_mb)
     if given.lanes > 1:

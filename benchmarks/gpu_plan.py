@@ -162,7 +162,7 @@ def _phrases(engine: tuple[str, ...]) -> list[Stage]:
     """List what phrases cost a step, and lists that come and go: with none, a few and all streams boosted."""
     # So many lists are not made within the seconds that streams take to begin by default.
     trial = (*engine, "--one-trial", "--must-pass", "--row", "small-160", "--streams", "4096")
-    trial += ("--seconds", "30", "--arrival-s", "15")
+    trial += ("--seconds", "30", "--arrival-s", "20")
     return [
         Stage("phrases:steps", (PYTHON, "-m", "benchmarks.phrase_steps", "--must-pass"), 75, 200),
         *(

@@ -114,3 +114,23 @@ def test_greedy_decode(layers: int, width: int, joint: int, symbols: int, stream
         device="cuda",
     )
     assert 0 < emitted < 3 * sum(frames) or streams == 1
+
+
+@pytest.mark.parametrize("common", [False, True])
+@pytest.mark.parametrize(("streams", "every"), [(1, 1), (40, 40), (40, 1), (100, 3)])
+def test_greedy_decode_with_phrases(streams: int, every: int, common: bool) -> None:
+    """With blocks of which some rows, all, or none have a tree of their own."""
+    emitted = checks.check_greedy_decode(
+        [2 + stream % 3 for stream in range(streams)],
+        num_rows=4,
+        layers=1,
+        width=640,
+        joint=640,
+        symbols=1027,
+        blank_bias=2.2 * 640**0.5,
+        end_ids=(3, 5),
+        device="cuda",
+        own_trees=[stream % every == 0 for stream in range(streams)],
+        common_tree=common,
+    )
+    assert emitted > 0 or streams == 1
