@@ -98,7 +98,9 @@ class LaneSteps:
 
         For any thread.
         """
-        flights = map(self._area.flight, range(self._area.done, self._area.taken))
+        launched = self._num_launched
+        first, end = max(self._area.done, launched - NUM_BUFFERS), min(self._area.taken, launched)
+        flights = map(self._area.flight, range(first, end))
         slots = set[int]().union(*(flight.slots for flight in flights))
         return slots if self._loading is None else slots | {self._loading}
 

@@ -163,6 +163,8 @@ class Chaos:
                 group.frozen = group.send(signal.SIGUSR1)  # nothing more for it: it ends by itself
             case Fault.MISLEAD_LANE:
                 self._victim(fleet.lanes, planned).send(signal.SIGUSR1)
+            case Fault.LYING_LANE:
+                self._victim(fleet.lanes, planned).send(signal.SIGUSR2)
 
     def _victim(self, members: Sequence[Member], planned: PlannedFault) -> Member:
         """The chosen process, or the next one that a fault may meet; nobody where there is none."""

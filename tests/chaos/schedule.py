@@ -28,8 +28,10 @@ class Fault(Enum):
     # With lanes:
     HANG_GROUP = "hang group"  # its lanes end, and then it
     MISLEAD_LANE = "mislead lane"  # it launches what is not its own, and ends alone
+    LYING_LANE = "lying lane"  # it writes noise where its group reads, and ends alone
 
 
+_OF_LANES = (Fault.HANG_GROUP, Fault.MISLEAD_LANE, Fault.LYING_LANE)
 _WEIGHTS = {
     Fault.KILL_WORKER: 6,
     Fault.FREEZE_WORKER: 4,
@@ -85,7 +87,7 @@ class Plan:
 def make_plan(seed: int, num_clips: int, num_urls: int, *, lanes: bool = False) -> Plan:
     """8 to 20 streams and 3 to 7 faults, within about six seconds.
 
-    lanes: two of three plans have one fault more, of those that only lanes have.
+    lanes: three of four plans have one fault more, of those that only lanes have.
     """
     random = Random(seed)
     streams = tuple(
@@ -100,7 +102,7 @@ def make_plan(seed: int, num_clips: int, num_urls: int, *, lanes: bool = False) 
     )
     kinds = random.choices(list(_WEIGHTS), list(_WEIGHTS.values()), k=random.randint(3, 7))
     faults = [_planned(kind, random) for kind in kinds]
-    if lanes and (further := random.choice((None, Fault.HANG_GROUP, Fault.MISLEAD_LANE))) is not None:
+    if lanes and (further := random.choice((None, *_OF_LANES))) is not None:
         faults.append(_planned(further, random))
     return Plan(seed, streams, tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
