@@ -26,7 +26,7 @@ def engine_config(settings: WorkerSettings, *others: Any, **more: Any) -> Engine
 
 def make(settings: WorkerSettings) -> Group:
     """The group that the settings ask for."""
-    factory.engine_config = engine_config  # type: ignore[assignment]
+    factory.engine_config = engine_config
     return Group(settings)
 
 
