@@ -132,15 +132,17 @@ class Claims:
     ) -> list[AssignmentEntry]:
         """Wait for up to `count` new streams of shards that share a server, through a blocking client.
 
+        shards: where there are more of them than `count`, only the first ones are asked.
         block_ms: how long; None only looks.
 
         Makes the groups again when Redis has lost them.
         """
-        streams = [self._keys.assignments(shard) for shard in shards]
+        streams = [self._keys.assignments(shard) for shard in shards[:count]]
+        each = count // len(streams)  # Redis counts by the key
         block: Command = () if block_ms is None else ("BLOCK", block_ms)
         try:
             reply = client.execute_command(
-                *(b"XREADGROUP", b"GROUP", ASSIGNMENT_GROUP, self._worker, b"COUNT", count, *block),
+                *(b"XREADGROUP", b"GROUP", ASSIGNMENT_GROUP, self._worker, b"COUNT", each, *block),
                 *(b"STREAMS", *streams, *([b">"] * len(streams))),
             )
         except RESPONSE_ERROR as error:

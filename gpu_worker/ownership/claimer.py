@@ -16,7 +16,7 @@ from gpu_worker.pipeline.flow import StreamTable
 
 logger = logging.getLogger(__name__)
 
-# Streams of one read: a burst is shared among workers in portions of this size.
+# Streams of one read, or as many as there are shards: a burst is shared among workers in such portions.
 _MAX_CLAIMS: Final = 4
 _BLOCK_MS: Final = 500
 # A claimer sets slots aside while it waits. The last free ones it must not keep from the claimers of
@@ -44,7 +44,8 @@ class Claimer:
         self._redis = redis
         self._server = server
         self._shards = servers.shards_of_server(server)
-        self._plenty = (servers.num_servers + 1) * _MAX_CLAIMS
+        self._most = max(_MAX_CLAIMS, len(self._shards))
+        self._plenty = (servers.num_servers + 1) * self._most
         self._claims = claims
         self._table = table
         self._owner = owner
@@ -101,7 +102,10 @@ class Claimer:
 
     def _claim(self) -> None:
         scarce = self._table.num_free < self._plenty
-        reserved = self._table.reserve(_MAX_CLAIMS)
+        reserved = self._table.reserve(self._most)
+        if reserved < len(self._shards):  # not all are asked: the others are next
+            scarce = True
+            self._shards = (*self._shards[reserved:], *self._shards[:reserved])
         entries: list[AssignmentEntry] = []
         try:
             if reserved:

@@ -67,6 +67,27 @@ async def test_a_finished_stream_is_kept_for_the_grace_of_its_client(
     redis.close()
 
 
+@pytest.mark.parametrize("block_ms", [None, 100])
+def test_no_more_streams_are_claimed_than_there_are_slots_however_many_shards_have_some(
+    redis_url: str, block_ms: int | None
+) -> None:
+    servers, keys, client = RedisServers.parse((redis_url,), 3), Keys(3), raw_client(redis_url)
+    redis, blocking = SyncRedis(servers), blocking_client(servers, 0, 100)
+    claims = Claims(redis, keys, WorkerId("w1"))
+    claims.prepare()
+    for number in range(1, 8):
+        client.xadd(keys.assignments(number % 3), {b"sid": number, b"v": LAYOUT_VERSION})
+    claimed: list[StreamId] = []
+    for count, shards in ((1, [0]), (2, [0, 1]), (5, [1, 2]), (6, [1, 2]), (6, [])):
+        entries = claims.wait(blocking, [0, 1, 2], count, block_ms)
+        assert [entry.stream % 3 for entry in entries] == shards
+        claimed += [entry.stream for entry in entries]
+        assert claims.num_pending(WorkerId("w1")) == len(claimed)
+    assert sorted(claimed) == list(range(1, 8))
+    blocking.close()
+    redis.close()
+
+
 @contextmanager
 def counted_round_trips(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Lengths of what redis-py's connections send meanwhile, one for each time that they wait for answers."""
