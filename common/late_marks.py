@@ -1,4 +1,4 @@
-"""Marks of punctuation that come late: they belong to words that were given away already."""
+"""Marks of punctuation that come late: they belong to words that were sent already."""
 
 from __future__ import annotations
 

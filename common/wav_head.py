@@ -36,7 +36,7 @@ class UnknownWavFormat(BadWav):
 
 
 class HeadInput(Protocol):
-    """Where a head is read from."""
+    """The input that a head is read from."""
 
     def read_exactly(self, size: int) -> bytes:
         """Return so many bytes; fewer only at the end."""

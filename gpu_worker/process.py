@@ -85,7 +85,7 @@ def run(
 
 
 def _thread_failed(worker: Service, failed: threading.ExceptHookArgs) -> None:
-    """End the worker for a thread that ended with an error, whoever started it: some work is left undone."""
+    """End the worker because any of its threads ended with an error: some work is left undone."""
     name = failed.thread.name if failed.thread is not None else "?"
     error = failed.exc_value or failed.exc_type()
     logger.critical("the thread %s failed", name, exc_info=error)

@@ -35,7 +35,7 @@ class _Segment:
 
 @dataclass(slots=True)
 class _Closing:
-    """A part whose end the engine was told: who asked, its phrases, and what waits for the next part."""
+    """A part that the engine was asked to end: who asked, its phrases, and what waits for the next part."""
 
     entry_id: bytes
     phrases: tuple[Phrase, ...]
@@ -75,9 +75,9 @@ class Segments:
         return closing.waiting if closing is not None else None
 
     def close_part(self, stream: StreamId, entry_id: bytes, phrases: tuple[Phrase, ...] = ()) -> None:
-        """Note that the engine was told to end its part of a stream, which an audio entry asked for.
+        """Note that the engine was asked to end its part of a stream, because of an audio entry.
 
-        phrases: that the stream was told last.
+        phrases: the newest ones that the stream was given.
         """
         self._closing[stream] = _Closing(entry_id, phrases)
 

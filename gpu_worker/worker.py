@@ -280,7 +280,7 @@ class Worker:
         self._stop.set()
 
     def fail(self, error: BaseException) -> None:
-        """End the worker for an error in one of its threads; the first error is the one that is told."""
+        """End the worker for an error in one of its threads; only the first error is kept."""
         if self._failure is None:
             self._failure = error
         self._take_no_more()

@@ -302,7 +302,7 @@ YOUNG: Final = frozenset((_S.STRANGER, _S.ADMITTING, _S.REFUSED, _S.READY, _S.PA
 
 
 FORWARDING: Final = frozenset(state for state in TABLE if Event.RESULT in TABLE[state])
-"""Where the client is told what becomes of its audio."""
+"""States in which the client gets results and errors of its audio."""
 
 
 def _doing_only(event: Event, action: Action) -> frozenset[State]:

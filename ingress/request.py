@@ -1,4 +1,4 @@
-"""The head of a request, as it travels from the socket to whoever answers."""
+"""The head of a request, as it travels from the socket to the code that answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status port: one JSON line about the whole cluster for whoever connects, then the socket closes."""
+"""The status port: each connection gets one JSON line about the whole cluster and is closed."""
 
 from __future__ import annotations
 

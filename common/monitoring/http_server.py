@@ -95,7 +95,7 @@ class MonitoringServer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that the server listens on."""
         return self._server.server_port
 
     def start(self) -> None:

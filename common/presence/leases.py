@@ -70,7 +70,7 @@ class WorkerLease:
         return bool(self._client.execute_command(*scripts.remove_worker(self._keys, worker=worker)))
 
     def missing_ingresses(self, ingresses: Iterable[IngressId]) -> set[IngressId]:
-        """Those of the ingresses that count as gone."""
+        """Return the ingresses, of those given, that count as gone."""
         names = list(ingresses)
         if not names:
             return set()

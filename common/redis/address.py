@@ -69,7 +69,7 @@ class RedisAddress:
     master: str = ""
 
     def __str__(self) -> str:
-        """For logs: without the password."""
+        """Return the address for logs: without the password."""
         if self.path:
             return f"unix://{self.path}" + (f"?db={self.db}" if self.db else "")
         if self.sentinels:

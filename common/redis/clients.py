@@ -174,7 +174,7 @@ class AsyncRedis:
 
     @property
     def cluster(self) -> PipelinedCommands:
-        """Where commands about the cluster go: to shard 0."""
+        """The client for commands about the whole cluster, which go to shard 0."""
         return PipelinedCommands(self, 0)
 
     @property

@@ -46,7 +46,7 @@ _ARGUMENTS: Final = {
     "publish": "channel text",
     "subscribe": "channel",
 }
-# The call that needs just the right to a key that a rule gives.
+# For each rule about keys, a call that needs the right that the rule grants and no other.
 _KEY_CALLS: Final = {"~": "EVAL script 1 {}", "%R~": "GET {}", "%W~": "PEXPIRE {} 1"}
 
 _KEYS: Final = Keys()
@@ -182,10 +182,10 @@ READER: Final = Grants(
     ("ping", "hello", "select", "info", "xlen", "xpending", "xinfo|groups"),
     (f"%R~{_any_shard(_KEYS.assignments(0))}",),
 )
-"""For whoever counts: KEDA's scaler, and exporters that read INFO."""
+"""For programs that count: KEDA's scaler, and exporters that read INFO."""
 
 KEEPER: Final = Grants("parakeet-keeper", ("ping", "acl|load", "acl|log"), ())
-"""Has Redis read its ACL file again after an upgrade, and tells what was denied."""
+"""Has Redis read its ACL file again after an upgrade, and lists what was denied."""
 
 USERS: Final = {"ingress": INGRESS, "worker": WORKER, "serve": SERVE, "reader": READER, "keeper": KEEPER}
 

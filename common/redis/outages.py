@@ -16,7 +16,7 @@ from common.redis.address import RedisAddress
 logger = logging.getLogger(__name__)
 
 REPEAT_S: Final = 10.0
-"""An outage that goes on is told again so often."""
+"""Seconds between two lines of the log about one outage."""
 
 
 class Outages:
@@ -50,9 +50,9 @@ class Outages:
             logger.info("Redis at %s answers again after %.1f s", address, time.monotonic() - away[0])
 
     def log_retry(self, log: logging.Logger, message: str, *arguments: object) -> None:
-        """Log that something failed and is tried again: at DEBUG where an outage is told already."""
+        """Log that something failed and is tried again: at DEBUG while the log reports an outage anyway."""
         log.log(logging.DEBUG if self.any else logging.WARNING, message, *arguments)
 
 
 OUTAGES: Final = Outages()
-"""Those of this process."""
+"""The outages that this process sees."""

@@ -1,4 +1,4 @@
-"""What each command is told: one frozen dataclass a command, its fields named as the flags are.
+"""The settings of each command: one frozen dataclass a command, its fields named as the flags are.
 
 A field that is None stands for `auto`. Make them with `common.settings.parse`, which checks every value.
 """

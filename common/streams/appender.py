@@ -162,7 +162,7 @@ class Appender:
         self._log.queued(self, None)
 
     def set_owner(self, owner: WorkerId) -> None:
-        """Take the worker whose ready set is told of new audio, and tell it of what is there."""
+        """Set the worker whose ready set gets the stream when audio comes; add it now if there is audio."""
         if owner != self.owner:
             self.owner = owner
             self.ready = self._log.ready_key(self.keys.shard, owner)

@@ -391,7 +391,7 @@ class ServerLog:
 
     @staticmethod
     def _told(sent: Sequence[Appender], announced: Sequence[Appender]) -> dict[bytes, list[bytes]]:
-        """Score and member, flat, of what each ready set is to be told."""
+        """Return what is added to each ready set: score, member, score, member, ..."""
         now_ms = b"%d" % (time.time() * 1000)
         told: dict[bytes, list[bytes]] = {}
         for appenders in (sent, announced):

@@ -242,7 +242,7 @@ class Claims:
         )
 
     def within(self, entries: Sequence[AssignmentEntry]) -> list[int]:
-        """For each suspect how many may run together with it, it included. Raises the client's errors."""
+        """Return how many may run together with each suspect, it included. Raises the client's errors."""
         replies = self._redis.of_streams(
             [(entry.stream, ("HGET", self._keys.stream(entry.stream).meta, "within")) for entry in entries]
         )
@@ -305,9 +305,9 @@ class Claims:
         return found
 
     def still_owned(self, streams: Sequence[OwnedStream]) -> list[bool]:
-        """For each stream whether its record still names this worker and epoch.
+        """Return for each stream whether its record still names this worker and epoch.
 
-        Raises the client's errors.
+        Raises the Redis client's errors.
         """
         replies = self._redis.of_streams(
             [(owned.stream, ("HMGET", owned.keys.meta, "owner", "epoch")) for owned in streams]

@@ -27,7 +27,7 @@ class Span(Protocol):
 
     @property
     def traceparent(self) -> str:
-        """The context for whoever goes on with the trace; empty where nothing is traced."""
+        """The context with which another process continues the trace; empty where nothing is traced."""
 
     def event(self, name: str, **attributes: str | int | float) -> None:
         """Note that something happened now."""

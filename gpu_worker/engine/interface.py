@@ -206,7 +206,7 @@ class Engine(Protocol):
         ...
 
     def phrases(self, stream: StreamId) -> tuple[Phrase, ...]:
-        """Return the phrases that the stream was told last."""
+        """Return the newest phrases that the stream was given."""
         ...
 
     def finish(self, stream: StreamId) -> None:

@@ -46,7 +46,7 @@ class OpenStreams:
         return self._free_slots[-1]
 
     def add(self, state: Stream) -> None:
-        """Open a stream that has the slot that `vacant_slot` told."""
+        """Open a stream in the slot that `vacant_slot` returned."""
         slot = self._free_slots.pop()
         assert slot == state.slot, "a stream takes a slot that is not next"
         self._by_id[state.stream] = self.by_slot[slot] = state

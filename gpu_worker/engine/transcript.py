@@ -75,11 +75,11 @@ class Tokens:
     confidences: Sequence[float]
 
     def first(self, count: int) -> Tokens:
-        """Return the first so many."""
+        """Return the first `count` tokens."""
         return Tokens(self.ids[:count], self.frames[:count], self.confidences[:count])
 
     def after(self, count: int) -> Tokens:
-        """Those behind the first so many."""
+        """Return the tokens behind the first `count`."""
         return Tokens(self.ids[count:], self.frames[count:], self.confidences[count:])
 
 

@@ -59,7 +59,7 @@ class WarmUps:
             self.is_warming_S[slot] = False
 
     def reached(self, decoded_S: NDArray[np.int64]) -> Iterator[WarmUp]:
-        """Those whose slots have decoded as much as their snapshots cover."""
+        """Yield the warm-ups whose slots have decoded as much as their snapshots cover."""
         for slot, warm_up in list(self._by_slot.items()):
             if decoded_S[slot] >= warm_up.frames:
                 yield warm_up

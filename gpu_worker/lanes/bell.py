@@ -1,4 +1,4 @@
-"""A bell between two processes: whoever waits sleeps in the kernel until it is rung."""
+"""A bell between two processes: the one that waits sleeps in the kernel until the other rings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Bell:
         return cls(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
     def ring(self) -> None:
-        """Wake whoever waits, now or next."""
+        """Wake the process that waits now, or the next one that waits."""
         try:
             os.eventfd_write(self.fd, 1)
         except BlockingIOError:  # rung 2^64 times and never heard: it rings

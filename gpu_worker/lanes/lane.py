@@ -58,7 +58,7 @@ class _Group:
 
 
 def join_group(fds: tuple[int, ...]) -> tuple[LaneFacts, LaneSteps, GroupLink]:
-    """Return what a group has given a lane: what it is told, its steps, its end of the socket.
+    """Return what a group has given a lane: facts about the group, its steps, its end of the socket.
 
     Raises NoGroup.
 

@@ -152,7 +152,7 @@ class PagedModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where they stand."""
+        """The device of all these tensors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,12 +141,12 @@ class EventSink(Protocol):
 
 
 def worker_failed() -> Unavailable:
-    """Return what a client is told when its stream could not be decoded; the log says why."""
+    """Return the error for a client whose stream could not be decoded; the log says why."""
     return Unavailable(ErrorCode.WORKER_FAILED, "The worker could not decode the stream.")
 
 
 def failure_of(error: EngineError) -> StreamError:
-    """Return what a client is told whose stream the engine gave up."""
+    """Return the error for a client whose stream the engine gave up."""
     if isinstance(error, UnsupportedOption):
         return ClientFault(ErrorCode.BAD_OPTION, str(error))
     if isinstance(error, PhrasesFull):

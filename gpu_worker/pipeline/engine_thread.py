@@ -339,7 +339,7 @@ class EngineThread:
                     self._refused(flow)
 
     def _unskipped(self, stream: StreamId, samples: Samples) -> Samples:
-        """Those behind the checkpoint of a stream without its snapshot; the others are acknowledged."""
+        """Return the samples behind the checkpoint of a stream without a snapshot; acknowledge the others."""
         left = self._skipped.get(stream)
         if left is None:
             return samples

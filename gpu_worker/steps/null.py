@@ -201,7 +201,7 @@ class NullSteps:
         return Flight(num_rows, _Slept(began_at + self._step_s, began_at, findings))
 
     def _checksum(self, slot: int, begin: int, end: int, is_float: bool) -> int:
-        """Of samples as pcm16, in whatever type and parts they came."""
+        """Return the checksum of samples as pcm16, in whatever type and parts they came."""
         length = self._ring_samples
         at, size = begin % length, end - begin
         stop = at + size
@@ -236,7 +236,7 @@ class NullSteps:
 
 
 def _pcm16(samples: NDArray[np.float32]) -> bytes:
-    """Return samples as pcm16. What is louder than full scale wraps: it is to be told apart, too."""
+    """Return samples as pcm16. What is louder than full scale wraps, so that two such sounds still differ."""
     scaled = np.rint(samples * np.float64(32768))
     return np.mod(scaled, 65536).astype(np.uint16).tobytes()
 

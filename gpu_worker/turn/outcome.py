@@ -11,7 +11,7 @@ from common.hot_value import hot_value
 from common.messages import LastState, TurnDetection
 
 WINDOW_SAMPLES: Final = 512
-"""Of the speech detector."""
+"""Samples of one window of the speech detector."""
 
 
 class Verdict(Enum):

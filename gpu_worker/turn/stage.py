@@ -249,7 +249,7 @@ class TurnStage:
         if turns.history is None and turns.waiting is None:
             outcomes = endpointer.read(chunk)
             if outcomes is None:
-                raise AssertionError("a chunk waits for a verdict that nobody gives")
+                raise AssertionError("a chunk waits for a verdict, and there is no smart-turn")
             self._finish_chunk(turns, tokens, chunk, outcomes)
             return
         held = HeldChunk(tokens, chunk, None if samples is None else _to_int16(samples))

@@ -21,7 +21,7 @@ from gpu_worker.turn.transitions import State
 
 
 class Steadiness(IntEnum):
-    """Of a slot: which chunks change nothing."""
+    """Which chunks change nothing in a slot."""
 
     NONE = 0
     SPEECH = 1
@@ -129,7 +129,7 @@ class SteadyTurns:
 
 
 def _first_ones(is_steady_P: NDArray[np.bool_], is_first_P: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of each stream the steady chunks up to one that is not: by what follows, the state is another.
+    """Return each stream's steady chunks up to its first that is not: behind that one the state is another.
 
     is_first_P: the first chunk of a stream.
     """

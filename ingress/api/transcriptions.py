@@ -79,7 +79,7 @@ class RecordingRefused(Exception):  # noqa: N818 - the name says it
 
 
 def refusal_of(error: Exception) -> RecordingRefused:
-    """Return what a client is told of a failure."""
+    """Return the refusal that a client gets for a failure."""
     unavailable = HTTPStatus.SERVICE_UNAVAILABLE
     match error:
         case RecordingRefused():

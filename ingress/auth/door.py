@@ -121,7 +121,7 @@ class Door:
         return client
 
     def _failed(self, address: str, error: _Unknown) -> bool:
-        """Count a failure; return False where an address has had too many of them to be told more.
+        """Count a failure; return False if the address has had so many that it gets no more answers.
 
         A right key is let in nevertheless: nobody guesses 256 random bits, and clients that share an address
         (behind a proxy, or in one office) would be shut out by one of them.

@@ -284,7 +284,7 @@ class Connection:
 
     @property
     def state(self) -> State:
-        """Where it is in its life."""
+        """The state of the connection, of the table in ingress/protocol.py."""
         return self._protocol.state
 
     @property

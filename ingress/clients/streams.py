@@ -112,12 +112,12 @@ class ClientStream:
         )
 
     def hello(self) -> Hello:
-        """Return what its client is told first."""
+        """Return the first message to the client."""
         link = self.linked()
         return Hello(link.stream, self.sample_rate, link.resume_token, CAPABILITIES)
 
     def welcome(self) -> Resumed:
-        """Return what its client is told once the stream goes on here."""
+        """Return the message that tells the client that its stream goes on here."""
         link = self.linked()
         return Resumed(link.stream, link.resume_token, self.next_sample)
 

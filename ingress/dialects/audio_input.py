@@ -45,7 +45,7 @@ class AudioInput:
         return Audio(payload, self.encoding)  # whatever its whole samples are, they are good
 
     def check(self, audio: Audio) -> WarningMessage | None:
-        """Look at the next audio; what its client is to be told about it, if anything.
+        """Look at the next audio; return a warning for its client, or None.
 
         Raises ClientFault where the stream begins like a container.
         """

@@ -164,7 +164,7 @@ class RecordingStream:
         self._news.set()
 
     def on_taken(self) -> None:
-        """Nobody else can resume it: its secret is told to nobody."""
+        """Never called: nobody has the secret that would resume this stream."""
         raise AssertionError("a recording was resumed")
 
     def on_room(self) -> None:

@@ -231,7 +231,7 @@ class Front(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """See to whom a request goes whose head is read."""
+        """Hand a request, whose head is read now, to what answers it."""
         self._in_head = False
         self._untold_bytes = 0
         self._stop_waiting()

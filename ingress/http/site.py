@@ -59,7 +59,7 @@ class HttpLimits:
 
     @property
     def min_body_bytes(self) -> int:
-        """By what a body has to grow in a window."""
+        """Bytes by which a body has to grow in each window."""
         return math.ceil(self.body_window_s * self.min_body_rate)
 
 

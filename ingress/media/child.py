@@ -27,7 +27,7 @@ NO_AUDIO: Final = 4
 RAW_OPUS: Final = "opus-packets"
 """Instead of a demuxer: packets of Opus, each behind its length (two bytes, big-endian)."""
 RAW_SAMPLES: Final = ("s16le", "f32le", "mulaw", "alaw")
-"""Demuxers of samples without a head, whose rate and channels have to be told."""
+"""Demuxers of samples without a head; the parent names their rate and channels."""
 
 MIN_RATE: Final = 8_000
 MAX_RATE: Final = 48_000

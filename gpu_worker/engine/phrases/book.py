@@ -27,7 +27,7 @@ MakeTree = Callable[[PhraseList], PhraseTree]
 
 
 def no_trees(_: PhraseList) -> PhraseTree:
-    """Of an engine that boosts nothing.  Raises UnsupportedOption."""
+    """Make no tree, for an engine that boosts nothing.  Raises UnsupportedOption."""
     raise UnsupportedOption("Option 'phrases': this server's engine has no phrase boosting.")
 
 
@@ -76,7 +76,7 @@ class PhraseBook:
         self._wake = wake
 
     def hold(self, phrases: PhraseList) -> ListInUse:
-        """Return a list for one more user; whoever holds it gives it back with `release`."""
+        """Return a list for one more user, who calls `release` in the end."""
         entry = self._lists.get(phrases)
         if entry is None:
             entry = ListInUse(phrases, self._executor.submit(self._make, phrases))

@@ -16,7 +16,7 @@ from gpu_worker.engine.warm_up import WarmUps
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """From encoder frame `frame` on, the first of a chunk; `entry` is None for no phrases."""
+    """A list that holds from encoder frame `frame` on, the first of a chunk; `entry` None is no phrases."""
 
     frame: int
     entry: ListInUse | None
@@ -25,7 +25,7 @@ class _Change:
 
 @dataclass(slots=True)
 class _Phrases:
-    """Of one stream that has, or had, or will have phrases."""
+    """The phrases of one stream that has, or had, or will have some."""
 
     state: Stream
     now: ListInUse | None = None
@@ -33,7 +33,7 @@ class _Phrases:
 
 
 class StreamPhrases:
-    """For the engine's thread.  A stream that never had phrases costs nothing here.
+    """The phrases of all streams; for the engine's thread.  A stream that never had any costs nothing here.
 
     common: phrases of all streams, besides their own.
 
@@ -92,7 +92,7 @@ class StreamPhrases:
             self._table.set_limit(found.state.slot, None)
 
     def told(self, stream: StreamId) -> PhraseList:
-        """Return the phrases that a stream was told last."""
+        """Return the newest phrases that a stream was given."""
         found = self._streams.get(stream)
         if found is None:
             return ()

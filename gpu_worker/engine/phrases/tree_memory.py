@@ -15,7 +15,7 @@ NO_TREE: Final = -1
 
 
 class TreeMemory(Protocol):
-    """Of steps.  All calls but `prepare` come from the engine's thread, and wait for no step."""
+    """Memory of steps for trees.  All calls come from the engine's thread, except `prepare`; none waits."""
 
     num_words: int
     """Room, in int32 (`PhraseTree.words`); 0 where phrases are not boosted."""
@@ -45,7 +45,7 @@ class TreeMemory(Protocol):
 
 
 class _NoTrees:
-    """Of steps that boost no phrases; no tree ever comes."""
+    """Memory of steps that boost no phrases: no tree ever comes."""
 
     num_words = 0
 

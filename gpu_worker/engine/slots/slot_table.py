@@ -128,7 +128,7 @@ class SlotTable:
             self.needed[slot] = 0
 
     def was_fed(self) -> None:
-        """Note that `fed` has changed: whoever writes there says so."""
+        """Note that `fed` has changed; to be called after each write to it."""
         self._ready = None
 
     def ready(self) -> NDArray[np.int64]:

@@ -240,7 +240,7 @@ class DeepgramDialect:
 
     @property
     def _rate(self) -> int:
-        """Of the samples, Hz; of media that is decoded, known before its first result."""
+        """Sample rate in Hz; of media that is decoded, it is known before the first result."""
         return self.options.sample_rate or DEFAULT_RATE
 
     def merge(self, earlier: object, later: object) -> Frame | None:

@@ -175,7 +175,7 @@ def _audio(fields: _Fields, channels: int, *, mix: bool) -> tuple[Encoding, int 
 
 
 def _endpointing(fields: _Fields) -> tuple[int | None, bool]:
-    """Return the silence that ends an utterance, in ms, and whether its end is told as the end of speech.
+    """Return the silence that ends an utterance, in ms, and whether it is reported as the end of speech.
 
     None for the server's own way.
     """

@@ -15,7 +15,7 @@ from common.messages import Result, Utterance, Word
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment that is told: as it stands, or as it will stay (`is_final`). Times in seconds of the stream.
+    """A segment as it is sent: so far, or as it will stay (`is_final`). Times in seconds of the stream.
 
     words: complete ones; the last of an open segment is often missing.
     at_end: whether an utterance, or the audio, ends with it.

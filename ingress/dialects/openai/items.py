@@ -53,7 +53,7 @@ class _Item:
 
 
 class Items:
-    """What a session's client is told of its audio.
+    """The items of a session's audio, as its client gets them.
 
     cut_by_client: whether the client commits; else the turn detector does, and the client may.
     padding_ms: audio before an utterance's start that counts as its own.

@@ -137,7 +137,7 @@ class RealtimeDialect:
     # From the client
 
     def decode_text(self, data: bytes) -> Heard:
-        """Take one event. A fault of it is told by an `error` event."""
+        """Take one event. If it has a fault, answer with an `error` event."""
         shape = self._shape
         if shape is not None:
             audio = shape.read(data)
@@ -272,7 +272,7 @@ class RealtimeDialect:
         return [*heard, *self._settle()]
 
     def _changed_session(self, fields: dict[str, Any]) -> list[ClientMessage]:
-        """Set the session anew; what the stream is told of it, where it has begun. Raises EventFault."""
+        """Configure the session anew; return messages for its stream, if it has begun. Raises EventFault."""
         before, session = self._session, self._session.updated(fields.get("session"))
         if self._begun is not None:
             _check_change(self._begun, session)

@@ -20,7 +20,7 @@ def lapsed_workers(keys: Keys) -> Command:
 
 
 def missing_ingresses(keys: Keys, *, ingresses: Iterable[IngressId]) -> Command:
-    """Those of the ingresses that are unknown or count as gone."""
+    """Return the ingresses, of those given, that are unknown or count as gone."""
     return run("presence/missing", (keys.ingresses,), *ingresses)
 
 
