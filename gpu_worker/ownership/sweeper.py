@@ -55,7 +55,8 @@ class Sweeper:
         self._taking = True
         self._next_sweep = 0.0
         self._extended: dict[StreamFlow, float] = {}
-        self._missing_since: dict[IngressId, float] = {}
+        # Streams without an ingress: which one they had, and since when it is seen to be gone.
+        self._orphans: dict[StreamFlow, tuple[IngressId, float]] = {}
         self._strays: set[AssignmentEntry] = set()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -165,12 +166,19 @@ class Sweeper:
             self._extended[flow] = now + flow.owned.record.ttl_ms / 4000
 
     def _finish_orphans(self, flows: Sequence[StreamFlow], now: float) -> None:
-        """End streams whose ingress died and that nobody resumed within their grace."""
+        """End streams whose ingress died and that nobody resumed within their grace.
+
+        A stream's own time counts: one that was taken over may have an ingress that is long gone, until its
+        replay comes to where another one resumed it.
+        """
         by_ingress = self._table.ingresses(flow for flow in flows if not flow.ended)
         missing = self._lease.missing_ingresses(by_ingress)
-        self._missing_since = {ingress: self._missing_since.get(ingress, now) for ingress in missing}
-        for ingress, since in self._missing_since.items():
+        before, self._orphans = self._orphans, {}
+        for ingress in missing:
             for flow in by_ingress[ingress]:
+                had, since = before.get(flow, (ingress, now))
+                since = since if had == ingress else now
+                self._orphans[flow] = ingress, since
                 # Seen twice: after a pause of Redis everybody is late for a moment.
                 if now - since >= max(flow.owned.record.grace_ms / 1000, _SWEEP_S):
                     logger.info("stream ended, its ingress is gone", extra={"stream_id": flow.stream})
