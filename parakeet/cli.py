@@ -6,13 +6,14 @@ The logging of every process that this command starts is configured here: see `l
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from common.errors import ParakeetError
 from common.process.logging import configure, default_config
@@ -43,6 +44,8 @@ SUMMARIES = {
     "bench": "measure how many real-time streams a server carries (bench --help)",
     "model": "look at a model, or fetch it beforehand (model --help)",
 }
+
+_UNHEARD: Final = logging.NullHandler()
 
 
 def logging_config(level: str, format_name: str) -> dict[str, Any]:
@@ -109,6 +112,8 @@ def health(argv: Sequence[str]) -> int:
     """Say whether a worker of this host is well."""
     from parakeet.serve.readiness import show_health
 
+    # It asks once, and its own sentence names the cause: no line of a log says that it asks again.
+    logging.getLogger("common.redis").addHandler(_UNHEARD)
     return show_health(parse("health", argv))
 
 
