@@ -88,6 +88,8 @@ def test_the_shapes_of_a_transcript(server: ServeProcess) -> None:
     sure = answered(server, file, **{"include[]": "logprobs", "keywords[]": "ten meters"})["logprobs"]
     assert "".join(one["token"] for one in sure) == TEXT
     assert all(one["logprob"] <= 0 and bytes(one["bytes"]).decode() == one["token"] for one in sure)
+    prompt = "ten meters, VortiQore V8"
+    assert answered(server, file, prompt=prompt)["text"] == TEXT, "what the model cannot write is left out"
     response, body = post(server, file, response_format="text")
     assert (response.getheader("content-type"), body) == ("text/plain; charset=utf-8", TEXT.encode() + b"\n")
     whole = answered(server, file, response_format="verbose_json", **{"timestamp_granularities[]": "word"})
