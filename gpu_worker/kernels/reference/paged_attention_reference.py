@@ -140,9 +140,14 @@ def paged_attention(
 
 
 def _gather(pages_NPHD: Tensor, block_table_BM: Tensor) -> Tensor:
-    """Return the rings of all rows, [B * H, K, D], without a second copy of rings of one page."""
+    """Return the rings of all rows, [B * H, K, D], without a second copy of rings of one page.
+
+    The only ring of a step on CPU, if it is one page, is not copied at all.
+    """
     num_rows, num_pages = block_table_BM.shape
     _, page_frames, num_heads, width = pages_NPHD.shape
+    if num_rows == num_pages == 1 and block_table_BM.device.type == "cpu":
+        return pages_NPHD[int(block_table_BM)].transpose(0, 1)
     rings = pages_NPHD.transpose(1, 2).index_select(0, block_table_BM.reshape(-1))
     if num_pages > 1:
         rings = rings.view(num_rows, num_pages, num_heads, page_frames, width).transpose(1, 2)

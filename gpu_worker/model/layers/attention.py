@@ -108,14 +108,18 @@ class Attention:
             torch.cat([weights[f"{prefix}.{name}.weight"] for name in names]),
             torch.cat([weights[f"{prefix}.{name}.bias"] for name in names]) if config.use_bias else None,
         )
-        self._out_DD = weights[f"{prefix}.linear_out.weight"].t()
-        self._out_bias = weights[f"{prefix}.linear_out.bias"] if config.use_bias else None
+        self._out = Product(
+            weights[f"{prefix}.linear_out.weight"],
+            weights[f"{prefix}.linear_out.bias"] if config.use_bias else None,
+        )
         self._bias_u = weights[f"{prefix}.pos_bias_u"]
         self._bias_v = weights[f"{prefix}.pos_bias_v"]
         projection = weights[f"{prefix}.linear_pos.weight"]
         positions = relative_positions(config.d_model, self.left_frames, self.chunk_frames, projection.device)
         projected = positions.to(projection.dtype) @ projection.t()
-        self._positions_RHE = projected.view(-1, self.num_heads, self.head_dim)
+        # In memory as [H, E, R], as the product with queries wants them.
+        projected_HER = projected.view(-1, self.num_heads, self.head_dim).permute(1, 2, 0).contiguous()
+        self._positions_RHE = projected_HER.permute(2, 0, 1)
 
     def add_to(
         self, x_RowsD: Tensor, normed: Tensor, keys: Tensor, values: Tensor, step: AttentionStep
@@ -147,6 +151,4 @@ class Attention:
             left_frames=self.left_frames,
             geometry=step.geometry,
         )
-        x_RowsD.addmm_(attended.reshape(x_RowsD.shape), self._out_DD)
-        if self._out_bias is not None:
-            x_RowsD.add_(self._out_bias)
+        self._out.add_to(x_RowsD, attended.reshape(x_RowsD.shape))

@@ -41,15 +41,14 @@ class FeedForward:
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], name: str) -> None:
         bias = weights[f"{name}.linear1.bias"] if config.use_bias else None
         self._in = Product(weights[f"{name}.linear1.weight"], bias)
-        self._half_out = (weights[f"{name}.linear2.weight"] * 0.5).t()
-        self._half_out_bias = weights[f"{name}.linear2.bias"] * 0.5 if config.use_bias else None
+        self._half_out = Product(
+            weights[f"{name}.linear2.weight"] * 0.5,
+            weights[f"{name}.linear2.bias"] * 0.5 if config.use_bias else None,
+        )
 
     def add_to(self, x_RowsD: Tensor, normed: Tensor) -> None:
         """Add half the branch's output to the residual stream in place."""
-        hidden = F.silu(self._in(normed), inplace=True)
-        x_RowsD.addmm_(hidden, self._half_out)
-        if self._half_out_bias is not None:
-            x_RowsD.add_(self._half_out_bias)
+        self._half_out.add_to(x_RowsD, F.silu(self._in(normed), inplace=True))
 
 
 class Convolution:
@@ -63,8 +62,7 @@ class Convolution:
         self._taps_KD = weights[f"{name}.depthwise_conv.weight"].squeeze(1).t().contiguous()
         self._depthwise_bias = bias("depthwise_conv")
         self._norm = LayerNorm(weights, f"{name}.batch_norm")
-        self._out_DD = weights[f"{name}.pointwise_conv2.weight"].squeeze(2).t()
-        self._out_bias = bias("pointwise_conv2")
+        self._out = Product(weights[f"{name}.pointwise_conv2.weight"].squeeze(2), bias("pointwise_conv2"))
         self._num_taps = config.conv_kernel
 
     def add_to(self, x_RowsD: Tensor, normed: Tensor, cached_BKD: Tensor) -> None:
@@ -81,10 +79,7 @@ class Convolution:
         window = torch.cat([cached_BKD, gated], dim=1)
         cached_BKD.copy_(window[:, num_frames:])
         mixed = self._depthwise(window, num_frames).view(-1, width)
-        hidden = F.silu(self._norm(mixed), inplace=True)
-        x_RowsD.addmm_(hidden, self._out_DD)
-        if self._out_bias is not None:
-            x_RowsD.add_(self._out_bias)
+        self._out.add_to(x_RowsD, F.silu(self._norm(mixed), inplace=True))
 
     def _depthwise(self, window: Tensor, num_frames: int) -> Tensor:
         taps, count = self._taps_KD, self._num_taps
