@@ -10,13 +10,12 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from common.entries import IngressId, StreamId, WorkerId
+from common.entries import StreamId, WorkerId
 from common.errors import ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
-from common.options import StreamOptions
 from common.redis.clients import RedisServers, SyncRedis
 from common.redis.keys import Keys
-from common.streams.assignments import Checkpoint, StreamRecord
+from common.streams.assignments import Checkpoint
 from common.streams.claims import Claims, OwnedStream
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.pipeline.engine_events import Decoded, Failed, Opened
@@ -24,6 +23,7 @@ from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.outlet import Outlet
 from gpu_worker.pipeline.snapshot_writer import SnapshotWriter
 from tests.servers import raw_client
+from tests.stream_records import stream_record
 from tests.waiting import wait_until
 
 CHUNK_S = 0.16
@@ -32,20 +32,7 @@ TTL_MS = 60_000
 WORDS = ("to", "be", "or", "not", "to", "be", "that", "is", "the", "question")
 
 
-RECORD = StreamRecord(
-    stream=StreamId(1),
-    ingress=IngressId("i1"),
-    options=StreamOptions(),
-    sample_rate=16_000,
-    token_hash="",
-    created_ms=0,
-    ttl_ms=TTL_MS,
-    grace_ms=0,
-    owner=WorkerId("w1"),
-    epoch=1,
-    checkpoint=Checkpoint(),
-    finished=False,
-)
+RECORD = stream_record(ttl_ms=TTL_MS)
 
 
 @pytest.fixture

@@ -9,40 +9,25 @@ from typing import Any
 
 import pytest
 
-from common.entries import IngressId, LineKind, StreamId, WorkerId, decode_record, encode_record
+from common.entries import IngressId, LineKind, StreamId, decode_record, encode_record
 from common.messages import Result
-from common.options import StreamOptions
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.connect import pack
 from common.redis.keys import RESULTS_MAX_LENGTH, Keys
-from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.claims import OwnedStream
 from common.streams.kept_text import KeptText, ResultLog, read_kept_text
 from common.streams.result_reader import Position, catch_up
 from common.streams.result_writer import ResultWriter
 from tests.fake_backplane import some_result
 from tests.servers import raw_client
+from tests.stream_records import owned_stream
 
 _TTL_MS = 60_000
 _MAX_BYTES = 128 << 10
 
 
 def _owned(keys: Keys, epoch: int = 1) -> OwnedStream:
-    record = StreamRecord(
-        stream=StreamId(1),
-        ingress=IngressId("i1"),
-        options=StreamOptions(),
-        sample_rate=16_000,
-        token_hash="",
-        created_ms=0,
-        ttl_ms=_TTL_MS,
-        grace_ms=0,
-        owner=WorkerId("w1"),
-        epoch=epoch,
-        checkpoint=Checkpoint(None, 0, 0),
-        finished=False,
-    )
-    return OwnedStream(keys.stream(StreamId(1)), b"1-1", record, 0)
+    return owned_stream(keys=keys, ttl_ms=_TTL_MS, epoch=epoch)
 
 
 def _begin(client: Any, owned: OwnedStream, epoch: int = 1) -> None:

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from common.entries import AssignmentEntry, IngressId, StreamId
+from common.entries import AssignmentEntry, StreamId
 from common.monitoring.metrics import WorkerMetrics
-from common.options import StreamOptions
 from common.redis.clients import RedisServers
 from common.redis.keys import Keys
-from common.streams.assignments import Checkpoint, StreamRecord
+from common.streams.assignments import Checkpoint
 from common.streams.claims import OwnedStream, Stored
 from gpu_worker.ownership.owner import Owner
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
+from tests.stream_records import owned_stream
 
 NUM_SERVERS = 2
 
@@ -51,12 +51,7 @@ class _Intake:
 
 
 def _owned(stream: StreamId) -> OwnedStream:
-    record = StreamRecord(
-        *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, 2),
-        Checkpoint(samples_decoded=16_000),
-        finished=False,
-    )
-    return OwnedStream(Keys(NUM_SERVERS).stream(stream), b"1-0", record, 0)
+    return owned_stream(stream, Keys(NUM_SERVERS), epoch=2, checkpoint=Checkpoint(samples_decoded=16_000))
 
 
 def _owner(claims: _Claims, table: StreamTable) -> tuple[Owner, list[_Intake]]:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from common.entries import IngressId, StreamId
-from common.options import StreamOptions
-from common.redis.keys import Keys
-from common.streams.assignments import Checkpoint, StreamRecord
-from common.streams.claims import OwnedStream
+from common.streams.assignments import Checkpoint
 from gpu_worker.ownership.suspects import is_cleared
 from gpu_worker.pipeline.flow import StreamFlow, Undecoded
+from tests.stream_records import owned_stream
 
 
 def make_flow(died_to: bytes | None, checkpoint: Checkpoint | None = None) -> StreamFlow:
-    stream = StreamId(1)
-    record = StreamRecord(
-        *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, 3),
-        checkpoint or Checkpoint(),
-        finished=False,
-        died_to=died_to,
-        deaths=2,
-    )
-    return StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
+    checkpoint = checkpoint or Checkpoint()
+    return StreamFlow(owned_stream(epoch=3, checkpoint=checkpoint, died_to=died_to, deaths=2))
 
 
 def test_a_suspect_is_cleared_when_the_last_entry_in_question_is_decoded() -> None:

@@ -9,14 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.entries import IngressId, StreamId, WorkerId
+from common.entries import StreamId
 from common.errors import ErrorCode
 from common.monitoring.metrics import WorkerMetrics
 from common.options import StreamOptions
 from common.phrases import Phrase, encode_phrases
-from common.redis.keys import Keys
-from common.streams.assignments import Checkpoint, StreamRecord
-from common.streams.claims import OwnedStream
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import (
     OutOfPages,
@@ -49,26 +46,12 @@ from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow
 from gpu_worker.steps.null import Letters, NullEngine, NullSteps
 from tests.overlapping_steps import OverlappingSteps
+from tests.stream_records import owned_stream
 from tests.waiting import wait_until
 
 
 def flow(number: int, epoch: int = 1) -> StreamFlow:
-    stream = StreamId(number)
-    record = StreamRecord(
-        stream,
-        IngressId("i"),
-        StreamOptions(),
-        16_000,
-        "",
-        0,
-        60_000,
-        0,
-        WorkerId("w"),
-        epoch,
-        Checkpoint(),
-        False,
-    )
-    return StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
+    return StreamFlow(owned_stream(number, epoch=epoch))
 
 
 class Sink:

@@ -7,18 +7,16 @@ from typing import Any
 
 import pytest
 
-from common.entries import AudioEntry, IngressId, StreamId, WorkerId
+from common.entries import AudioEntry, StreamId, WorkerId
 from common.monitoring.metrics import WorkerMetrics
-from common.options import StreamOptions
 from common.redis.clients import RedisServers
 from common.redis.keys import Keys, StreamKeys
-from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.audio_reader import AudioRead
-from common.streams.claims import OwnedStream
 from gpu_worker.engine.pace import Pace
 from gpu_worker.pipeline.engine_events import Feed, Finalize, Open
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.intake import MAX_BEHIND, MAX_ENTRIES, MAX_ENTRIES_BEHIND, Intake
+from tests.stream_records import owned_stream
 
 
 class _Clock:
@@ -73,12 +71,7 @@ def _intake(table: StreamTable, put: Callable[..., None] = lambda *_: None) -> I
 
 def _owned(intake: Intake, table: StreamTable, stream: StreamId, *, epoch: int) -> StreamFlow:
     """Return the flow of a stream that the intake has taken in under this epoch."""
-    record = StreamRecord(
-        *(stream, IngressId("i"), StreamOptions(), 16_000, "", 0, 60_000, 0, None, epoch),
-        Checkpoint(),
-        finished=False,
-    )
-    flow = StreamFlow(OwnedStream(Keys().stream(stream), b"1-0", record, 0))
+    flow = StreamFlow(owned_stream(stream, epoch=epoch))
     table.reserve(1)
     intake.take_in(flow, None)
     return flow
