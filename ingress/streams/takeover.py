@@ -11,7 +11,9 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import TypeVar
 
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, Unavailable
@@ -30,6 +32,8 @@ from ingress.streams.result_feed import RETRY_PAUSE_S, ResultFeed
 from ingress.streams.watch import StreamWatch
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class StreamTakeover:
@@ -145,15 +149,18 @@ class StreamTakeover:
     async def confirm(self, link: RedisLink) -> None:
         """Note that the client has the secret of its resumption: the one before is good no more."""
         token = token_hash(link.resume_token, link.caller.key_id)
+        try:
+            await self._patiently(partial(self._directory.confirm, link.stream, token))
+            link.confirmed = True
+        except EntryError as error:
+            logger.error("%s", error, extra={"stream_id": link.stream})
+
+    async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Call again while Redis is away. Raises RedisUnavailable where that takes too long."""
         give_up = self._loop.time() + self._adopt_for_s
         while True:
             try:
-                await self._directory.confirm(link.stream, token)
-                link.confirmed = True
-                return
-            except EntryError as error:
-                logger.error("%s", error, extra={"stream_id": link.stream})
-                return
+                return await call()
             except RedisUnavailable:
                 if self._loop.time() > give_up:
                     raise
@@ -166,33 +173,29 @@ class StreamTakeover:
 
         Workers end the streams of an ingress that is gone, but this name is there again.
         """
-        for stream in await self._directory.streams_of(self._ingress):
+        for stream in await self._patiently(partial(self._directory.streams_of, self._ingress)):
             await self.adopt(stream)
 
     async def adopt(self, stream: StreamId) -> None:
         """Keep a stream of this ingress that has no connection, for its client's grace."""
-        give_up = self._loop.time() + self._adopt_for_s
-        while not self._is_here(stream):
-            try:
-                await self._adopt_now(stream)
-                return
-            except EntryError as error:
-                logger.error("%s", error, extra={"stream_id": stream})
-                return
-            except RedisUnavailable:
-                if self._loop.time() > give_up:
-                    raise
-                await asyncio.sleep(RETRY_PAUSE_S)
+        try:
+            await self._patiently(partial(self._adopt_now, stream))
+        except EntryError as error:
+            logger.error("%s", error, extra={"stream_id": stream})
 
     async def _adopt_now(self, stream: StreamId) -> None:
-        record = await self._directory.read(stream)
-        if record is None or record.finished or record.ingress != self._ingress:
-            return
-        # Its client may have resumed it meanwhile, elsewhere or here: then it is left alone.
-        connection = await self._directory.attach(
-            stream, self._ingress, expected=(record.ingress, record.connection)
-        )
-        if connection == 0 or self._is_here(stream):
+        while True:
+            record = None if self._is_here(stream) else await self._directory.read(stream)
+            if record is None or record.finished or record.ingress != self._ingress:
+                return
+            # 0 where its client has resumed it meanwhile, elsewhere or here: then it is left alone. Or the
+            # answer was lost, and what was asked again found the connection that it had made itself.
+            connection = await self._directory.attach(
+                stream, self._ingress, expected=(record.ingress, record.connection)
+            )
+            if connection:
+                break
+        if self._is_here(stream):
             return
         kept = await kept_results(self._redis, self._keys.stream(stream), None)
         link = RedisLink(self._context, self._keys.stream(stream), None, "")

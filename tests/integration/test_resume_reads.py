@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from common.entries import IngressId, LineKind, StreamId
-from common.errors import EntryError
+from common.errors import EntryError, RedisUnavailable
 from common.messages import Audio, Encoding, Resume
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.presence.leases import IngressReport
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys, StreamKeys
+from common.redis.scripts import text_of
 from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.result_reader import KeptResults, Position, catch_up, kept_results
 from ingress.backplane import Resumption
@@ -77,7 +78,9 @@ async def test_an_adoption_takes_nothing_from_one_that_has_resumed_meanwhile(red
 
 
 @asynccontextmanager
-async def backplane_of(url: str, ingress: IngressId) -> AsyncIterator[RedisBackplane]:
+async def backplane_of(
+    url: str, ingress: IngressId, *, adopts: bool = False
+) -> AsyncIterator[RedisBackplane]:
     settings = BackplaneSettings(
         ingress=ingress,
         max_num_streams=10,
@@ -86,7 +89,7 @@ async def backplane_of(url: str, ingress: IngressId) -> AsyncIterator[RedisBackp
         heartbeat_s=1.0,
         claim_timeout_s=10.0,
         resume_grace_s=5.0,
-        adopts=False,
+        adopts=adopts,
     )
     servers = RedisServers.parse((url,))
     backplane = RedisBackplane(settings, servers, lambda: IngressReport(0, 0), IngressMetrics())
@@ -128,6 +131,51 @@ async def test_of_connections_that_resume_at_once_all_but_the_last_are_told(redi
             resumption.link.append(Audio(bytes(2 * number), Encoding.PCM16))
         await until(lambda: client.xrevrange(KEYS.audio, count=1)[0][1].get(b"p"), what="the audio")
         assert [len(fields[b"p"]) for _, fields in client.xrange(KEYS.audio) if b"p" in fields] == [6]
+
+
+async def test_streams_are_adopted_though_redis_is_away_when_they_are_looked_for(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else ends them: to the workers their ingress lives."""
+    look, num_looks = StreamDirectory.streams_of, 0
+
+    async def look_in_vain_first(directory: StreamDirectory, ingress: IngressId) -> list[StreamId]:
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks < 3:
+            raise RedisUnavailable
+        return await look(directory, ingress)
+
+    monkeypatch.setattr(StreamDirectory, "streams_of", look_in_vain_first)
+    async with connected(redis_url) as (_, directory, client):
+        await directory.create(new_stream(STREAM, A))
+        async with backplane_of(redis_url, A, adopts=True) as backplane:
+            await until(lambda: client.hget(KEYS.meta, "connection") == b"2", what="the adoption")
+            await until(lambda: backplane.num_streams == 1, what="its link")
+
+
+async def test_a_stream_is_adopted_though_the_answer_to_that_was_lost(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command goes out once more, and finds that the stream is another connection's: its own."""
+    execute, repeated = AsyncRedis.execute, False
+
+    async def execute_twice(redis: AsyncRedis, server: int, *command: Any) -> Any:
+        nonlocal repeated
+        reply = await execute(redis, server, *command)
+        if not repeated and command[1] == attach_text:
+            repeated = True
+            reply = await execute(redis, server, *command)
+        return reply
+
+    attach_text = text_of("streams/attach")
+    monkeypatch.setattr(AsyncRedis, "execute", execute_twice)
+    async with connected(redis_url) as (_, directory, client):
+        await directory.create(new_stream(STREAM, A))
+        async with backplane_of(redis_url, A, adopts=True) as backplane:
+            await until(lambda: backplane.num_streams == 1, what="its link")
+            assert repeated
+            assert client.hget(KEYS.meta, "connection") == b"3"
 
 
 async def test_the_streams_of_an_ingress_are_found_among_others(redis_url: str) -> None:
