@@ -414,7 +414,7 @@ class SpeechEngine:
             plan = self._table.plan(
                 shape.max_rows,
                 shape.max_chunks,
-                shape.recording_rows,
+                self._gaps.recording_rows(self._table, shape),
                 in_gap=not (self._table.num_recordings and self._gaps.wait_s()),
             )
             if plan is None or self._reserve(plan, outputs):
@@ -448,6 +448,7 @@ class SpeechEngine:
         """Wait for a step and turn what it found into outputs; streams closed meanwhile have none."""
         plan, table, stats = launched.plan, self._table, self._stats
         found = self.steps.wait(launched.flight)
+        self._gaps.ended()
         if launched.alone_at_s is not None:
             self._gaps.took(self._gaps.clock() - launched.alone_at_s)
         slots, end = plan.slots_B, plan.start_B + plan.frames_B

@@ -9,8 +9,9 @@ export function microphoneAllowed() {
 
 // Opens the microphone; onBlock gets Float32Arrays. Returns { rate, stop }.
 export async function openMicrophone(onBlock) {
+  // A browser's noise suppression takes parts of speech away; recognisers are trained on noise.
   const media = await navigator.mediaDevices.getUserMedia({
-    audio: { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true },
+    audio: { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: true },
   });
   let context = new AudioContext();
   if (context.sampleRate > MAX_RATE) {
@@ -25,6 +26,7 @@ export async function openMicrophone(onBlock) {
   return {
     rate: context.sampleRate,
     async stop() {
+      node.port.onmessage = null; // blocks may still be on their way
       for (const track of media.getTracks()) track.stop();
       await context.close();
     },

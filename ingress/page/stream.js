@@ -11,6 +11,7 @@ export class Stream extends EventTarget {
   #ackedSamples = 0;
   #departures = []; // [samples sent so far, when], in order
   #room = [];
+  #finished = false;
   #ended = false;
 
   // address: ws:// or wss://. rate: of the samples, Hz. options: of the message `config`. key: empty for none.
@@ -36,9 +37,9 @@ export class Stream extends EventTarget {
     return this.#sentSamples / this.rate;
   }
 
-  // samples: Float32Array from -1 to 1.
+  // samples: Float32Array from -1 to 1. Behind `finish` they are dropped.
   push(samples) {
-    if (this.#socket.readyState !== WebSocket.OPEN || this.#ended) return;
+    if (this.#socket.readyState !== WebSocket.OPEN || this.#finished || this.#ended) return;
     const pcm = new DataView(new ArrayBuffer(samples.length * 2));
     for (let at = 0; at < samples.length; at++) {
       const value = Math.max(-1, Math.min(1, samples[at]));
@@ -74,6 +75,7 @@ export class Stream extends EventTarget {
 
   // No more audio comes; the final result follows, then `end`.
   finish() {
+    this.#finished = true;
     if (this.#socket.readyState === WebSocket.OPEN) this.#send({ type: "close" });
     else this.#socket.close();
     setTimeout(() => this.#socket.close(), CLOSE_AFTER_MS);

@@ -85,6 +85,23 @@ def test_the_microphone_is_heard_until_it_is_stopped(browser: Chromium) -> None:
     assert set(transcript(browser).split()) & set(TEXT.split())
 
 
+def test_sound_behind_the_end_is_dropped(browser: Chromium) -> None:
+    told = browser.evaluate(
+        "import('./assets/stream.js').then(async ({ Stream }) => {"
+        " const stream = new Stream(location.href.replace('http', 'ws'), 16000, {}, '');"
+        " const told = [];"
+        " const ended = new Promise((resolve) => stream.addEventListener('end', resolve));"
+        " stream.addEventListener('error', (event) => told.push(event.detail.message));"
+        " await stream.opened;"
+        " stream.push(new Float32Array(16000));"
+        " stream.finish();"
+        " stream.push(new Float32Array(16000));"
+        " await ended;"
+        " return [told, stream.secondsSent]; })"
+    )
+    assert told == [[], 1]
+
+
 def test_a_file_that_is_no_recording_is_told(browser: Chromium, tmp_path: Path) -> None:
     wrong = tmp_path / "notes.wav"
     wrong.write_text("this is no sound")

@@ -1,9 +1,10 @@
-"""When live streams' next chunks are due, so that recordings step by themselves in the gaps between them.
+"""When live streams' next chunks are due, so that recordings have what live streams leave of the engine.
 
 A step cannot be left: what somebody says now would wait for the rest of a step that a recording has begun
 by itself a moment before, on a CPU for some 10 ms.  Live streams send a chunk's audio in a chunk's duration,
-so it is known whether the next one is near.  Recordings go along with every step of live streams, whatever
-this says, and by themselves once a chunk that was due has not come: nothing starves.
+so it is known whether the next one is near, and whether one that is there has waited for a step to end.
+Recordings go along with steps of live streams for which no chunk has waited, and by themselves once a chunk
+that was due has not come.  They go along with one in a few of the others too: nothing starves.
 
 Shape suffixes: S slots, B rows of a step.
 """
@@ -17,6 +18,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_worker.engine.slots.slot_table import SlotTable
+from gpu_worker.engine.steps import StepShape
+
 # A chunk is waited for so long past the time at which it was due.
 _GRACE_S: Final = 0.02
 # Weight of what was seen last: in a stream's rhythm, where it came late, and in a step's time.
@@ -25,6 +29,8 @@ _NEW_STEP: Final = 0.3
 # Of a step's time this much is forgotten with each step of live streams: one step that was held up by chance
 # would otherwise close all gaps for good, for then no other one is timed.
 _FADES: Final = 0.02
+# After so many steps without recordings, since chunks had waited for them, one takes recordings along.
+_MOST_LEFT_OUT: Final = 8
 
 
 class LiveGaps:
@@ -42,6 +48,29 @@ class LiveGaps:
         self._due_S: NDArray[np.float64] = np.full(num_slots, -np.inf)
         # What a step of recordings by themselves takes.
         self._step_s = 0.0
+        # When the last step ended, and how many steps since one that took recordings along.
+        self._ended_at_s = -np.inf
+        self._left_out = 0
+
+    def ended(self) -> None:
+        """Note that a step has ended."""
+        self._ended_at_s = self.clock()
+
+    def recording_rows(self, table: SlotTable, shape: StepShape) -> int:
+        """Return the rows that recordings may have in the next step, beside live streams if there are any.
+
+        None where a live stream's chunk came while the last step ran. Steps that overlap do not wait for each
+        other, and are large: there recordings always have their share.
+        """
+        if not table.num_recordings or shape.overlaps:
+            return shape.recording_rows
+        ready = table.ready()
+        live = ready[~table.recording[ready]]
+        if not len(live):
+            return shape.recording_rows
+        waited = bool((self._due_S[live] < self._ended_at_s).any())
+        self._left_out = self._left_out + 1 if waited and self._left_out < _MOST_LEFT_OUT else 0
+        return 0 if self._left_out else shape.recording_rows
 
     def came(self, slots_B: NDArray[np.int64]) -> None:
         """Note that chunks of these slots' live streams are there, and go into a step now.

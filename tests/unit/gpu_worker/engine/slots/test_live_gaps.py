@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.engine import ROWS
 from benchmarks.engines import Switches, build_simulated
@@ -90,6 +92,51 @@ def test_a_stream_that_is_over_is_not_waited_for() -> None:
     assert gaps.wait_s() > 0
     gaps.drop(1)
     assert gaps.wait_s() == 0
+
+
+@dataclass
+class Table:
+    """Slots 0 and 1 are live and 2 is a recording. is_ready: those with a chunk."""
+
+    is_ready: list[int]
+    num_recordings: int = 1
+    recording: NDArray[np.bool_] = field(default_factory=lambda: np.array([False, False, True]))
+
+    def ready(self) -> NDArray[np.int64]:
+        return np.array(self.is_ready, dtype=np.int64)
+
+
+def rows(gaps: LiveGaps, table: Table, *, overlaps: bool = False) -> int:
+    shape = SimpleNamespace(recording_rows=2, overlaps=overlaps)
+    return gaps.recording_rows(table, shape)  # type: ignore[arg-type]
+
+
+def test_a_step_for_which_a_live_chunk_has_waited_goes_without_recordings() -> None:
+    time = Time()
+    gaps = gaps_at(time)
+    came(gaps, 0, 1)
+    time.now_s = 100.155
+    gaps.ended()
+    time.now_s = 100.16
+    assert rows(gaps, Table([0, 2])) == 2, "its chunk came behind the last step"
+    time.now_s = 100.165
+    gaps.ended()
+    assert rows(gaps, Table([0, 2])) == 0, "it came while that step ran"
+    assert rows(gaps, Table([0, 2]), overlaps=True) == 2
+    assert rows(gaps, Table([2])) == 2
+    assert rows(gaps, Table([0, 2], num_recordings=0)) == 2
+    came(gaps, 0)
+    assert rows(gaps, Table([0, 2])) == 2, "its next chunk is not due yet"
+
+
+def test_recordings_have_a_row_now_and_then_where_live_chunks_always_wait() -> None:
+    time = Time()
+    gaps = gaps_at(time)
+    came(gaps, 0)
+    time.now_s = 100.17
+    gaps.ended()
+    given = [rows(gaps, Table([0, 2])) for _ in range(27)]
+    assert given == ([0] * 8 + [2]) * 3
 
 
 def test_the_engine_keeps_recordings_back_where_a_live_chunk_is_near() -> None:
