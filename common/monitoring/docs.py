@@ -13,8 +13,8 @@ _HEAD: Final = """# Metrics
 
 `--metrics-port` opens a port for Prometheus and for health probes in every process (off by default).
 `serve` counts up from it: its ingresses first, then its workers. Each process has a port of its own, so
-counters never jump between processes. A group of lanes (`--lanes`) has the port of a worker, and tells in
-its probes of all of its lanes; each lane has a port of its own behind it. Ports are on 127.0.0.1 unless
+counters never jump between processes. A group of lanes (`--lanes`) has the port of a worker, and its
+probes cover all of its lanes; each lane has a port of its own behind it. Ports are on 127.0.0.1 unless
 `--metrics-host` says otherwise.
 
 Alert rules and a Grafana dashboard are in [deploy/monitoring](../deploy/monitoring). Beside the families
