@@ -1,21 +1,27 @@
-"""The audio of one stream that is on its way into Redis; common/streams/audio_log.py commits it."""
+"""The audio of one stream on its way into Redis: held until the stream is there, then queued for its log.
+
+common/streams/audio_log.py commits it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id
-from common.errors import Unavailable
+from common.errors import InternalFault, StreamError, Unavailable
 from common.messages import Audio, Encoding, Finalize, Phrases
 from common.redis.connect import pack
 from common.redis.keys import StreamKeys
 
 if TYPE_CHECKING:  # each belongs to the other: what is queued here is committed there
-    from common.streams.audio_log import ServerLog
+    from common.streams.audio_log import AudioLog, ServerLog
+
+logger = logging.getLogger(__name__)
 
 # Small messages that queue while a commit is under way become one entry, up to this size; a larger
 # message becomes several entries. 64 KiB are two seconds of pcm16 at 16 kHz.
@@ -29,14 +35,25 @@ _XADD: Final = b"*8\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n"
 _ID_AND_FIELDS: Final = b"%b$%d\r\n%b\r\n$1\r\no\r\n$%d\r\n%b\r\n$1\r\np\r\n$%d\r\n"
 _END: Final = b"\r\n"
 _PCM16: Final = Encoding.PCM16
-_FINALIZE: Final = Finalize()
-# What one that waits counts for: it has no audio, and its number is to be bounded too.
-FINALIZE_BYTES: Final = 1024
+# Audio that one stream may have on its way into Redis before its client is made to wait: eight
+# seconds of pcm16 at 16 kHz. It is read again when a quarter is left.
+MAX_PENDING_BYTES: Final = 256 * 1024
+RESUME_READING_BYTES: Final = MAX_PENDING_BYTES // 4
+_FINAL_MARK: Final = Audio(b"", final=True)
+# What a mark that waits counts for: it has no audio, and its number is to be bounded too.
+_MARK_BYTES: Final = 1024
+
+StartTask = Callable[[Coroutine[Any, Any, None], str], object]
+
+Mark = Finalize | Phrases
+"""What is said behind the audio so far, in an entry of its own."""
 
 
-def phrases_bytes(change: Phrases) -> int:
-    """Return what a change of phrases counts for while it waits."""
-    return FINALIZE_BYTES + sum(len(phrase.text) for phrase in change.phrases)
+def _mark_bytes(mark: Mark) -> int:
+    """Return what a mark counts for while it waits."""
+    return _MARK_BYTES + (
+        sum(len(phrase.text) for phrase in mark.phrases) if isinstance(mark, Phrases) else 0
+    )
 
 
 class Appender:
@@ -96,7 +113,7 @@ class Appender:
     ) -> None:
         self._log = log
         self._on_failure = on_failure
-        self._queue: deque[Audio | IngressId | Finalize | Phrases] = deque()
+        self._queue: deque[Audio | IngressId | Mark] = deque()
         self._under_way: tuple[Bytes, ...] = ()  # the packed command of the entry to commit next
         self._under_way_bytes = 0
         self._keep_s = keep_s
@@ -142,23 +159,12 @@ class Appender:
         self._queue.append(ingress)
         self._log.queued(self, None)
 
-    def finalize(self) -> None:
-        """Queue the entry that asks for a result of all audio before it. Raises as `append` does."""
+    def mark(self, mark: Mark) -> None:
+        """Queue the entry of a mark behind the audio so far. Raises as `append` does."""
         if self.failed is not None:
             raise self.failed
-        self._queue.append(_FINALIZE)
-        self.pending_bytes += FINALIZE_BYTES
-        self._log.queued(self, None)
-
-    def replace_phrases(self, change: Phrases) -> None:
-        """Queue the entry that replaces the stream's phrases behind the audio before it.
-
-        Raises as `append` does.
-        """
-        if self.failed is not None:
-            raise self.failed
-        self._queue.append(change)
-        self.pending_bytes += phrases_bytes(change)
+        self._queue.append(mark)
+        self.pending_bytes += _mark_bytes(mark)
         self._log.queued(self, None)
 
     def set_owner(self, owner: WorkerId) -> None:
@@ -202,11 +208,11 @@ class Appender:
         head = self._queue.popleft()
         if isinstance(head, Finalize):
             self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", finalize=True))
-            self._under_way_bytes = FINALIZE_BYTES
+            self._under_way_bytes = _mark_bytes(head)
             return
         if isinstance(head, Phrases):
             self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", phrases=head.phrases))
-            self._under_way_bytes = phrases_bytes(head)
+            self._under_way_bytes = _mark_bytes(head)
             return
         if not isinstance(head, Audio):
             self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", ingress=head))
@@ -331,3 +337,161 @@ class Appender:
         if self._room is not None:
             self._room.set()
         self._on_failure(error)
+
+
+class StreamAudio:
+    """Audio on its way into Redis.
+
+    on_room: called when there is room again, after `append` has said that there is none.
+    on_failure: called instead where there will be none, and nobody else tells of it.
+    finished: whether a final mark was queued.
+    """
+
+    __slots__ = (
+        "_appender",
+        "_held",
+        "_held_bytes",
+        "_on_failure",
+        "_on_room",
+        "_settled",
+        "_start_task",
+        "finished",
+    )
+
+    def __init__(
+        self, start_task: StartTask, on_room: Callable[[], None], on_failure: Callable[[StreamError], None]
+    ) -> None:
+        self._start_task = start_task
+        self._on_failure = on_failure
+        self._on_room: Callable[[], None] | None = on_room  # None while it is waited for
+        self._appender: Appender | None = None
+        self._held: list[Audio | Mark] = []
+        self._held_bytes = 0
+        self._settled = asyncio.Event()  # the stream was created, or could not be
+        self.finished = False
+
+    def append(self, audio: Audio) -> bool:
+        """Append audio; False asks to stop reading until there is room."""
+        if audio.final:
+            self.finished = True
+        elif not audio.payload:
+            return True  # nothing, which would wait in any number and weigh nothing
+        appender = self._appender
+        if appender is not None and appender.failed is None:
+            appender.append(audio)
+            if appender.pending_bytes <= MAX_PENDING_BYTES:
+                return True
+            return self._is_full()
+        return self._put(audio, len(audio.payload))
+
+    def mark(self, mark: Mark) -> bool:
+        """Append a mark, unless the audio has ended; False asks to stop reading until there is room."""
+        return self.finished or self._put(mark, _mark_bytes(mark))
+
+    def _put(self, item: Audio | Mark, size: int) -> bool:
+        appender = self._appender
+        if appender is None:
+            if self._settled.is_set():
+                return True  # it could not be created
+            self._held.append(item)
+            self._held_bytes += size
+            pending = self._held_bytes
+        elif appender.failed is not None:
+            return True  # the failure is on its way
+        else:
+            _append(appender, item)
+            pending = appender.pending_bytes
+        return pending <= MAX_PENDING_BYTES or self._is_full()
+
+    def _is_full(self) -> bool:
+        """Tell of room once there is some; False, for it was asked for too much."""
+        if self._on_room is not None:
+            on_room, self._on_room = self._on_room, None
+            self._start_task(self._wait_for_room(on_room), "room")
+        return False
+
+    def finish(self) -> None:
+        """Append a final mark, unless there is one."""
+        if not self.finished:
+            self.append(_FINAL_MARK)
+
+    def open(self, appender: Appender | None, *, finished: bool | None = None) -> None:
+        """Append to a stream that is in Redis, first what was held; None where nothing can be appended.
+
+        finished: whether its audio has ended, where another connection began it.
+        """
+        self._appender = appender
+        if finished is not None:
+            self.finished = finished
+        held, self._held, self._held_bytes = self._held, [], 0
+        for item in held:
+            if appender is not None and appender.failed is None:
+                _append(appender, item)
+        self._settled.set()
+
+    def set_owner(self, worker: WorkerId) -> None:
+        """Note the worker whose ready set gets the stream when audio comes."""
+        if self._appender is not None:
+            self._appender.set_owner(worker)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Audio that Redis has not confirmed yet; for any thread."""
+        appender = self._appender
+        return self._held_bytes if appender is None else appender.pending_bytes
+
+    @property
+    def can_append(self) -> bool:
+        """Whether audio, or a final mark, can be appended."""
+        return self._appender is not None and self._appender.failed is None
+
+    def begin_again(self) -> bool:
+        """Give Redis, which has forgotten the stream, all of it anew; False where it is not all kept."""
+        return self._appender is not None and self._appender.begin_again()
+
+    def drop_kept(self) -> None:
+        """Nothing of the stream will be needed again."""
+        if self._appender is not None:
+            self._appender.drop_kept()
+
+    def drop_origin(self) -> None:
+        """Note that the stream is not to be made anew from here."""
+        if self._appender is not None:
+            self._appender.drop_origin()
+
+    def successor(self, log: AudioLog, on_failure: Callable[[Unavailable], None]) -> Appender | None:
+        """Return a new appender behind the one that failed, for the final mark; None if there was none."""
+        failed = self._appender
+        if failed is None:
+            return None
+        return log.open(
+            failed.keys,
+            on_failure,
+            connection=failed.connection,
+            next_seq=failed.next_seq,
+            first_sample=failed.first_sample,
+        )
+
+    async def _wait_for_room(self, on_room: Callable[[], None]) -> None:
+        try:
+            await self._settled.wait()
+            if self._appender is None:
+                return
+            await self._appender.room(RESUME_READING_BYTES)
+        except StreamError:
+            return  # the failure is told
+        except Exception:
+            # The client would wait for ever: nobody else tells it to go on.
+            logger.exception("a stream cannot go on")
+            self._on_failure(InternalFault())
+            return
+        finally:
+            self._on_room = on_room
+        on_room()
+
+
+def _append(appender: Appender, item: Audio | Mark) -> None:
+    if isinstance(item, Audio):
+        appender.append(item)
+    else:
+        appender.mark(item)

@@ -13,18 +13,18 @@ from typing import Final, cast
 
 from common.entries import Line, LineKind, StreamId, WorkerId, decode_error, decode_record
 from common.errors import StreamError, StreamLost, Unavailable
-from common.messages import Audio, Phrases, Result
+from common.messages import Audio, Finalize, Phrases, Result
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import StreamKeys
-from common.streams.appender import Appender
+from common.streams.appender import Appender, StartTask, StreamAudio
 from common.streams.result_reader import Position
 from common.tracing.tracer import NO_TRACER, Tracer
 from ingress.backplane import CLIENT_GONE, FINAL, NOBODY, Caller, StreamListener
 from ingress.streams.account import StreamAccount
-from ingress.streams.audio import StartTask, StreamAudio
 from ingress.streams.life import Action, Event, State, after
 
+_FINALIZE: Final = Finalize()
 # In these no line counts any more.
 _DEAF: Final = (State.ENDED, State.OVER, State.CLOSED)
 # A look into an enum is a call in Python 3.11.
@@ -173,11 +173,11 @@ class RedisLink:
 
     def finalize(self) -> bool:
         """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
-        return self.audio.finalize()
+        return self.audio.mark(_FINALIZE)
 
     def replace_phrases(self, change: Phrases) -> bool:
         """Replace the stream's phrases behind its audio; False asks to stop reading until `on_room`."""
-        return self.audio.replace_phrases(change)
+        return self.audio.mark(change)
 
     def confirm(self) -> None:
         """Note that the client has this link's secret, and will not show the one before."""

@@ -14,6 +14,7 @@ import pytest
 
 from common.entries import LineKind
 from common.errors import StreamLost
+from common.messages import Finalize
 from parakeet.client import ServerError, connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.ports import free_ports
@@ -155,7 +156,7 @@ async def test_a_finalize_that_redis_forgot_to_have_delivered_is_answered_once(
             await until(lambda: stream.epoch == 1, what="an owner")
             moment = _moment_of(client)
             stream.append(pcm[:half])
-            stream.appender.finalize()
+            stream.appender.mark(Finalize())
             await until(lambda: len(answers()) == 1 and num_unacked(client, stream) == 0, what="the answer")
             _restore(client, moment)
             client.client_kill_filter(_type="normal", skipme=True)

@@ -246,7 +246,7 @@ def test_nothing_is_kept_unless_asked_for() -> None:
 def test_phrases_are_an_entry_of_their_own_in_their_place() -> None:
     appender, _ = _appender()
     appender.append(Audio(b"\x01\x00" * 10))
-    appender.replace_phrases(Phrases((Phrase("Jane Doe"), Phrase("Zyrtec", 2.0))))
+    appender.mark(Phrases((Phrase("Jane Doe"), Phrase("Zyrtec", 2.0))))
     appender.append(Audio(b"\x02\x00" * 10))
     weighs = appender.pending_bytes
     out: list[Bytes] = []

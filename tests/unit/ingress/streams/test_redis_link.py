@@ -14,9 +14,8 @@ from common.messages import Audio, Result
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import Keys
-from common.streams.appender import Appender
+from common.streams.appender import MAX_PENDING_BYTES, Appender
 from common.streams.result_reader import Position
-from ingress.streams.audio import MAX_PENDING_BYTES
 from ingress.streams.life import Action
 from ingress.streams.redis_link import LinkContext, Place, RedisLink
 from tests.fake_backplane import some_result
