@@ -15,6 +15,7 @@ from tests.waiting import until
 # Of a stream of the tiny model on CPU: 70 frames of context and 8 of a step, in pages of 16.
 PAGES_OF_A_STREAM = 5
 NUM_LANES = 2
+SLOTS_OF_A_LANE = 5
 
 
 async def test_lanes_out_of_pages_shed_their_newest_streams(redis_url: str, tmp_path: Path) -> None:
@@ -29,7 +30,8 @@ async def test_lanes_out_of_pages_shed_their_newest_streams(redis_url: str, tmp_
         tmp_path / "g1.log",
         lanes=NUM_LANES,
         module="tests.paged_group",
-        worker_max_streams=16,
+        worker_max_streams=NUM_LANES * SLOTS_OF_A_LANE,
+        lease_ms=20_000,  # a takeover would move streams to another lane
         paged_kv_page_size=16,
         paged_kv_max_pages=pages,
         **flags,
@@ -43,9 +45,9 @@ async def test_lanes_out_of_pages_shed_their_newest_streams(redis_url: str, tmp_
             await ingress.ended(alone, timeout_s=120.0)
             assert "do for your country" in alone.text
 
-            # More than there are lanes, and each holds all of its pages while it is open.
+            # Too many for one lane, and each would hold all of its pages while it is open.
             streams: list[ClientStream] = []
-            for _ in range(3 * NUM_LANES):
+            for _ in range(SLOTS_OF_A_LANE + 1):
                 streams.append(await ingress.open())
                 await until(lambda: bool(streams[-1].worker), what="an owner")
             for stream in streams:
@@ -60,7 +62,7 @@ async def test_lanes_out_of_pages_shed_their_newest_streams(redis_url: str, tmp_
             assert [stream.text for stream in kept] == [alone.text] * NUM_LANES
 
             # The pages are free again, and nobody has ended for it.
-            for _ in range(2 * NUM_LANES):
+            for _ in range(3):
                 again = await ingress.open()
                 again.append(pcm, final=True)
                 await ingress.ended(again, timeout_s=120.0)
