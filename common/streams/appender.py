@@ -340,7 +340,7 @@ class Appender:
 
 
 class StreamAudio:
-    """Audio on its way into Redis.
+    """The audio of a stream on its way to its `Appender`: held until the stream is in Redis.
 
     on_room: called when there is room again, after `append` has said that there is none.
     on_failure: called instead where there will be none, and nobody else tells of it.
