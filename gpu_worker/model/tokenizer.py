@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,17 +31,8 @@ _SPACELESS: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class WordSpan:
-    """One word and the half-open range of token positions that spell it."""
-
-    text: str
-    first: int
-    end: int
-
-
 class Tokenizer:
-    """Ids of one checkpoint's vocabulary to pieces, text and words.
+    """Ids of one checkpoint's vocabulary to pieces and text.
 
     `eou_id` and `eob_id`, together `marks`, mark the end of an utterance or of a backchannel; they, control
     pieces and tags of languages such as ``<de-DE>`` never appear in text.
@@ -153,30 +143,6 @@ class Tokenizer:
         self.finish(state)
         state.at_word_start = True
         state.spaces = ""
-
-    def words(self, tokens: Sequence[int]) -> list[WordSpan]:
-        """Words of a sequence, each with the positions of its tokens.
-
-        A special token ends a word and belongs to none.  A mark of punctuation belongs to the word
-        that it follows.
-        """
-        spans: list[WordSpan] = []
-        first: int | None = None
-        for position, token in enumerate(tokens):
-            special = self.is_special(token)
-            if first is not None and (special or self.starts_word(token)):
-                self._add_word(spans, tokens, first, position)
-                first = None
-            if first is None and not special:
-                first = position
-        if first is not None:
-            self._add_word(spans, tokens, first, len(tokens))
-        return spans
-
-    def _add_word(self, spans: list[WordSpan], tokens: Sequence[int], first: int, end: int) -> None:
-        text = self.decode(tokens[first:end]).strip()
-        if text:
-            spans.append(WordSpan(text, first, end))
 
     def _find(self, piece: str) -> int | None:
         return self._pieces.index(piece) if piece in self._pieces else None

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from gpu_worker.engine.interface import UnsupportedOption
+from gpu_worker.kernels.reference.greedy_decode_reference import token_confidence
 from gpu_worker.model.errors import CheckpointError, ModelConfigError, ModelError
-from gpu_worker.model.layers.decoding import token_confidence
 from gpu_worker.model.loading.fingerprint import weights_name
 from gpu_worker.model.tokenizer import Tokenizer
 

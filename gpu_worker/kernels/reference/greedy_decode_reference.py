@@ -65,10 +65,10 @@ def lstm_step(weights: TransducerWeights, symbol: int, hidden_LH: Tensor, cell_L
         hidden_LH[layer] = (torch.sigmoid(leave_H) * torch.tanh(new_H)).to(hidden_LH.dtype)
 
 
-def token_confidence(log_probs_V: Tensor) -> Tensor:
-    """NeMo's confidence measure `max_prob`: 1 for certainty, 0 for an even distribution."""
-    num_classes = log_probs_V.shape[0]
-    return (log_probs_V.max().exp() * num_classes - 1) / (num_classes - 1)
+def token_confidence(log_probs: Tensor) -> Tensor:
+    """Return NeMo's `max_prob` over the last axis: 1 for certainty, 0 for an even distribution."""
+    num_classes = log_probs.shape[-1]
+    return (log_probs.amax(-1).exp() * num_classes - 1) / (num_classes - 1)
 
 
 def _scores(trees: SlotTrees | None, slot: int, num_tokens: int) -> Tensor | None:

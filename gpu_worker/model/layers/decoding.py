@@ -30,6 +30,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gpu_worker.kernels.reference.greedy_decode_reference import token_confidence
 from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.layers.joint import Joint
 from gpu_worker.model.layers.predictor import Predictor
@@ -72,12 +73,6 @@ class Emissions:
     token_EB: Tensor
     frame_EB: Tensor
     confidence_EB: Tensor
-
-
-def token_confidence(log_probs: Tensor) -> Tensor:
-    """NeMo's `max_prob` over the last axis: 1 for certainty, 0 for an even distribution."""
-    num_classes = log_probs.shape[-1]
-    return (log_probs.amax(-1).exp() * num_classes - 1) / (num_classes - 1)
 
 
 class GreedyDecoder:

@@ -105,25 +105,6 @@ def test_a_new_utterance_begins_a_new_word_whatever_its_first_piece() -> None:
     assert state.text == "go ing ten"
 
 
-def test_words_and_their_tokens() -> None:
-    first, second = REFERENCE.encode("go forward"), REFERENCE.encode("it's ten")
-    tokens = [*first, EOU, *second]
-    spans = TINY.words(tokens)
-    assert [span.text for span in spans] == ["go", "forward", "it's", "ten"]
-    covered = [position for span in spans for position in range(span.first, span.end)]
-    assert covered == [position for position in range(len(tokens)) if tokens[position] != EOU]
-
-
-def test_punctuation_belongs_to_the_word_before_it() -> None:
-    spans = BYTES.words(BYTES_REFERENCE.encode("The dog, too!"))
-    assert [span.text for span in spans] == ["The", "dog,", "too!"]
-
-
-@given(tiny_ids)
-def test_words_join_to_the_text(tokens: list[int]) -> None:
-    assert " ".join(span.text for span in TINY.words(tokens)) == " ".join(TINY.decode(tokens).split())
-
-
 def test_a_file_that_is_no_model() -> None:
     with pytest.raises(TokenizerError, match="not a SentencePiece model"):
         Tokenizer(TINY_PATH.read_bytes()[:1000])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu_worker.model.layers.decoding import GreedyDecoder, token_confidence
+from gpu_worker.kernels.reference.greedy_decode_reference import token_confidence
+from gpu_worker.model.layers.decoding import GreedyDecoder
 from gpu_worker.model.layers.joint import Joint
 from gpu_worker.model.layers.predictor import Predictor
 from gpu_worker.model.loaded_model import LoadedModel
