@@ -15,6 +15,7 @@ from typing import Any, Final
 from common.entries import (
     LAYOUT_VERSION,
     AssignmentEntry,
+    IngressId,
     StreamId,
     WorkerId,
     decode_assignment,
@@ -318,6 +319,16 @@ class Claims:
             owner == ours and int(epoch or 0) == owned.epoch
             for owned, (owner, epoch) in zip(streams, replies, strict=True)
         ]
+
+    def ingresses(self, streams: Sequence[OwnedStream]) -> list[IngressId | None]:
+        """Return the ingress of each stream by its record; None where that cannot be read.
+
+        Raises the client's error where a server did not answer.
+        """
+        replies = self._redis.of_streams(
+            [(owned.stream, ("HGET", owned.keys.meta, "ingress")) for owned in streams]
+        )
+        return [IngressId(reply.decode()) if isinstance(reply, bytes) else None for reply in replies]
 
     def finish(self, streams: Sequence[OwnedStream]) -> None:
         """End streams without a word to their clients; one that another worker has is left to it.

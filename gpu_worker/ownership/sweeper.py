@@ -160,10 +160,19 @@ class Sweeper:
             ttls = [(flow.owned.keys, flow.owned.record.ttl_ms) for flow in due]
             gone = set(extend(self._redis, ttls))
             self._owner.look_at_lost([flow for flow in due if flow.owned.keys in gone])
+            self._follow(due)
         alive = set(flows)
         self._extended = {flow: at for flow, at in self._extended.items() if flow in alive}
         for flow in due:
             self._extended[flow] = now + flow.owned.record.ttl_ms / 4000
+
+    def _follow(self, flows: Sequence[StreamFlow]) -> None:
+        """Take the ingress of streams from their records: one that died right then has appended no entry."""
+        before = [flow.ingress for flow in flows]
+        ingresses = self._claims.ingresses([flow.owned for flow in flows])
+        for flow, had, ingress in zip(flows, before, ingresses, strict=True):
+            if ingress is not None and flow.ingress == had:  # no entry has come meanwhile
+                flow.ingress = ingress
 
     def _finish_orphans(self, flows: Sequence[StreamFlow], now: float) -> None:
         """End streams whose ingress died and that nobody resumed within their grace.

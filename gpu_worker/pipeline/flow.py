@@ -40,11 +40,12 @@ class StreamFlow:
     """One owned stream as its threads see it.
 
     Written by the intake: `undecoded` (appended), `fed_samples` (engine's rate), `ended` (no audio follows),
-    `ingress` (moves when another ingress attaches), `held` (set when the engine has enough of this stream for
-    now). Written by the outlet: `undecoded` (popped), `decoded_samples`, `decoded_entry` (last entry that is
-    decoded whole), `held` (cleared). `lost` is set by `Owner.look_at_lost`, when the stream is another
-    worker's by now, or gone. `base` and `cold` are set by the engine thread before it says that it has the
-    stream: where its engine began, and whether that is the checkpoint, without a snapshot.
+    `ingress` (moves when another ingress attaches; the sweeper writes it, too), `held` (set when the engine
+    has enough of this stream for now). Written by the outlet: `undecoded` (popped), `decoded_samples`,
+    `decoded_entry` (last entry that is decoded whole), `held` (cleared). `lost` is set by
+    `Owner.look_at_lost`, when the stream is another worker's by now, or gone. `base` and `cold` are set by
+    the engine thread before it says that it has the stream: where its engine began, and whether that is the
+    checkpoint, without a snapshot.
 
     text: what is kept of the stream's text; it goes as far as the checkpoint at least.
     """

@@ -261,6 +261,26 @@ async def test_a_stream_whose_ingress_died_is_ended_and_cleaned_up(redis_url: st
         assert 0 < client.pttl(stream.keys.meta) <= 30_000
 
 
+async def test_a_stream_is_ended_whose_next_ingress_died_before_it_appended(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """No entry of its audio names that ingress, the one before lives, and it has let the stream go."""
+    client = raw_client(redis_url)
+    with ExitStack() as stack:
+        await worker(stack, redis_url, tmp_path, "w1")
+        async with ingress_side(redis_url, stream_ttl_ms=4000) as ingress:
+            stream, kept = [await ingress.open() for _ in range(2)]
+            for one in (stream, kept):
+                one.append(noise(1.0))
+            await until(lambda: stream.seq >= 5 and kept.seq >= 5, what="results")
+            assert await ingress.directory.attach(stream.stream, IngressId("i-dead")) == 2
+            # A quarter of the time to live, and what the worker takes to see it twice.
+            await until(lambda: client.xlen("px:{0}:new") == 1, what="the end of the stream")
+            assert client.hget(stream.keys.meta, "finished") == b"1"
+            kept.append(b"", final=True)
+            await ingress.ended(kept)
+
+
 async def test_an_ingress_counts_as_gone_when_its_heartbeats_stay_out(redis_url: str) -> None:
     client = raw_client(redis_url)
     redis = AsyncRedis(RedisServers.parse((redis_url,)))
