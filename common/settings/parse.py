@@ -286,6 +286,8 @@ def _check(command: str, values: dict[str, Any]) -> None:
         _check_redis(values)
     if command in {"serve", "ingress", "worker"}:
         values["redis_shards"] = max(values["redis_shards"], len(values["redis_url"]))
+    if command == "transcribe" and re.match(r"(ws|tcp)s?://", values["source"]):
+        raise SettingsError(f"{values['source']} is the address of a server, for --url; FILE is missing.")
     if command == "transcribe" and bool(values["source"]) == values["mic"]:
         raise SettingsError("transcribe takes either one FILE (or -) or --mic.")
 

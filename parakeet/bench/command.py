@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -189,7 +190,9 @@ def _without_key(argv: Sequence[str]) -> list[str]:
 
 
 def _plan(given: argparse.Namespace) -> tuple[Plan, list[int]]:
-    counts = [int(count) for count in str(given.streams).split(",")]
+    if not re.fullmatch(r"\d+(,\d+)*", given.streams, re.ASCII):
+        raise ValueError(f"--streams takes a number, or several such as 125,250,500, not {given.streams!r}")
+    counts = [int(count) for count in given.streams.split(",")]
     recordings = tuple(given.recordings or sorted(RECORDINGS.glob("*.wav")))
     for name, value in (
         ("--streams", min(counts)),

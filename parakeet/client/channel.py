@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -88,8 +90,15 @@ async def open_channel(url: str, timeout_s: float, api_key: str | None = None) -
         ImportError,  # a proxy in the environment that needs another package
         websockets.exceptions.WebSocketException,
     ) as error:
-        raise ChannelLost(f"{url} cannot be reached: {error or type(error).__name__}") from error
+        raise ChannelLost(f"{url} cannot be reached: {_reason(error)}.") from error
     raise ValueError(f"The address of a server is ws://host:port or tcp://host:port, not '{url}'.")
+
+
+def _reason(error: Exception) -> str:
+    """Return the system's words for an error of a socket, or else the error's own."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, (socket.gaierror, ssl.SSLError)):
+        return os.strerror(error.errno)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class TcpChannel:

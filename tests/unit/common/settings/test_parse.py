@@ -114,6 +114,7 @@ def test_serve_takes_every_documented_flag() -> None:
         ("serve", ["--redis-password-file", "f"], "without --redis-url there is no password"),
         ("transcribe", [], "takes either one FILE (or -) or --mic"),
         ("transcribe", ["a.wav", "--api-key", "pk_…"], "takes a key of visible ASCII characters"),
+        ("transcribe", ["ws://host:8000"], "ws://host:8000 is the address of a server, for --url"),
         ("transcribe", ["a.wav", "--mic"], "takes either one FILE (or -) or --mic"),
     ],
 )

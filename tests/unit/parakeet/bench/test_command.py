@@ -7,8 +7,19 @@ import pytest
 from parakeet.bench.command import main
 
 
-def test_a_key_that_no_header_can_carry_is_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--api-key", "pk_…"), "--api-key must be visible ASCII without spaces"),
+        (("--streams", "many"), "--streams takes a number, or several such as 125,250,500, not 'many'"),
+        (("--streams", "125,"), "--streams takes a number, or several such as 125,250,500, not '125,'"),
+        (("--streams", "0"), "--streams must be above 0, got 0"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["ws://127.0.0.1:9", "--api-key", "pk_…"])
+        main(["ws://127.0.0.1:9", *arguments])
     assert ended.value.code == 2
-    assert "--api-key must be visible ASCII without spaces" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err

@@ -23,6 +23,7 @@ from parakeet.client import (
 from parakeet.client.channel import ChannelLost, open_channel
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import Harness, serving, wait_until
+from tests.ports import free_ports
 
 _TIMEOUTS = ClientTimeouts(connect_s=2.0, silence_s=2.0, final_s=5.0, resume_s=2.0, send_s=2.0)
 
@@ -306,6 +307,13 @@ async def test_a_host_name_that_cannot_be_one_is_a_typed_error() -> None:
     for url in ("tcp://a..b:1", "ws://a..b:1"):
         with pytest.raises(ConnectionLost, match="cannot be reached"):
             await connect(url, timeouts=_TIMEOUTS)
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "ws"])
+async def test_an_address_without_a_server_has_the_systems_words(scheme: str) -> None:
+    (port,) = free_ports(1)
+    with pytest.raises(ConnectionLost, match=r"cannot be reached: Connection refused\.$"):
+        await connect(f"{scheme}://127.0.0.1:{port}", timeouts=_TIMEOUTS)
 
 
 async def test_a_final_before_an_error_is_no_end_in_good_order() -> None:
