@@ -194,10 +194,10 @@ FLAGS: tuple[Flag, ...] = (
 
     # -- batches and cache
     Flag("pre_encode_batch_size", Whole(1, 65_536, auto=True), "auto",
-         "streams in one batch of feature pre-encoding; auto is 32 on CPU, and on CUDA the slots, at most 1024",
+         "streams in one batch of feature pre-encoding; auto is 16 on CPU, and on CUDA the slots, at most 1024",
          "Batching", _WORKER),
     Flag("encode_batch_size", Whole(1, 65_536, auto=True), "auto",
-         "streams in one batch of the encoder; auto is 32 on CPU, and on CUDA the slots, at most 4096 (1024 at chunks "
+         "streams in one batch of the encoder; auto is 48 on CPU, and on CUDA the slots, at most 4096 (1024 at chunks "
          "of 1120 ms)", "Batching", _WORKER),
     Flag("decode_batch_size", Whole(1, 65_536, auto=True), "auto",
          "streams in one batch of the decoder; auto as for the encoder", "Batching", _WORKER),

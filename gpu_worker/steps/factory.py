@@ -37,7 +37,10 @@ from gpu_worker.turn.vad import SileroVad
 
 logger = logging.getLogger(__name__)
 
-_CPU_BATCH_SIZE = 32
+# With 96 streams of `tiny` rows by 48 cost 6 % less than by 32, and larger steps no less.  What pre-encoding
+# of 32 rows works on is fresh memory each time, and takes a sixth longer than that of 16.
+_CPU_BATCH_SIZE = 48
+_CPU_PRE_ENCODE_BATCH_SIZE = 16
 # Recordings have one row of so many, where rows cost little time.
 _RECORDINGS_SHARE = 8
 # Larger steps only make streams wait longer for their results, and their graphs take memory.
@@ -267,7 +270,7 @@ def engine_config(
         )
     paged = on_cuda if settings.paged_kv_cache is None else settings.paged_kv_cache
     context = loaded.config.context_for_chunk(settings.chunk_ms)
-    automatic, pre_encode = _CPU_BATCH_SIZE, _CPU_BATCH_SIZE
+    automatic, pre_encode = _CPU_BATCH_SIZE, _CPU_PRE_ENCODE_BATCH_SIZE
     if on_cuda:
         # All slots, as far as more rows would still make a step cheaper for each of them.
         automatic = min(settings.worker_max_streams, _CUDA_STEP_FRAMES // (context[1] + 1), _CUDA_BATCH_SIZE)

@@ -49,7 +49,7 @@ def test_flags_become_sizes() -> None:
         tiny(),
     )  # fmt: skip
     assert config.context == (70, 6)
-    assert (config.batch_sizes.pre_encode, config.batch_sizes.encode, config.batch_sizes.decode) == (32, 5, 7)
+    assert (config.batch_sizes.pre_encode, config.batch_sizes.encode, config.batch_sizes.decode) == (16, 5, 7)
     assert (config.reset_at_end, config.turn_detection) == (False, False)
     assert config.page_frames == 0, "on CPU a stream has one page as long as its window"
 
