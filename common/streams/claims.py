@@ -22,7 +22,7 @@ from common.entries import (
     next_entry_id,
 )
 from common.errors import EntryError
-from common.redis.clients import RESPONSE_ERROR, SyncRedis
+from common.redis.clients import RESPONSE_ERROR, SyncRedis, is_passing
 from common.redis.keys import ASSIGNMENT_GROUP, REGISTER_TTL_MS, Keys, StreamKeys
 from common.redis.pipelined import SyncClient
 from common.redis.scripts import Command
@@ -306,24 +306,24 @@ class Claims:
         return found
 
     def still_owned(self, streams: Sequence[OwnedStream]) -> list[bool]:
-        """Return for each stream whether its record still names this worker and epoch.
+        """Return for each stream whether its record still names this worker and epoch, or cannot be read.
 
-        Raises the Redis client's errors.
+        Raises the Redis client's errors, but for the refusal of a record: it says nothing of other streams.
         """
         replies = self._redis.of_streams(
             [(owned.stream, ("HMGET", owned.keys.meta, "owner", "epoch")) for owned in streams]
         )
-        _raise_first(replies)
+        _raise_first(reply for reply in replies if isinstance(reply, Exception) and is_passing(reply))
         ours = self._worker.encode()
         return [
-            owner == ours and int(epoch or 0) == owned.epoch
-            for owned, (owner, epoch) in zip(streams, replies, strict=True)
+            isinstance(reply, Exception) or (reply[0] == ours and int(reply[1] or 0) == owned.epoch)
+            for owned, reply in zip(streams, replies, strict=True)
         ]
 
     def ingresses(self, streams: Sequence[OwnedStream]) -> list[IngressId | None]:
         """Return the ingress of each stream by its record; None where that cannot be read.
 
-        Raises the client's error where a server did not answer.
+        Raises the Redis client's error where a server did not answer.
         """
         replies = self._redis.of_streams(
             [(owned.stream, ("HGET", owned.keys.meta, "ingress")) for owned in streams]

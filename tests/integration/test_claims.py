@@ -145,5 +145,7 @@ async def test_what_is_asked_of_many_streams_is_few_round_trips(
     assert len(letting_go) <= 3
     gone = [number for number in range(1, 601) if client.hget(keys.stream(StreamId(number)).meta, "let_go")]
     assert gone == [number for number in range(1, 601) if number not in (5, 7, 9)]
+    client.set(keys.stream(StreamId(10)).meta, "no stream", px=60_000)
+    assert claims.still_owned(owned) == answers, "nobody else can have what Redis refuses; it says of others"
     redis.close()
     client.close()
