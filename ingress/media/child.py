@@ -9,6 +9,7 @@ samples that were decoded before it have been written.
 from __future__ import annotations
 
 import argparse
+import array
 import contextlib
 import json
 import logging
@@ -16,11 +17,14 @@ import os
 import resource
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from common.mixer import Mixer
 from ingress.media.plain_wav import HeadReader, PlainWav, plain_wav
+
+_Samples = bytes | memoryview
 
 FAILED: Final = 3
 NO_AUDIO: Final = 4
@@ -105,11 +109,10 @@ def main(argv: Sequence[str]) -> int:
     out = sys.stdout.buffer
     reader = HeadReader(source)
     if arguments.demuxer == "wav":
-        max_channels = 1 if arguments.mix else MAX_CHANNELS
-        wav = plain_wav(reader, max_channels=max_channels, rates=range(MIN_RATE, MAX_RATE + 1))
+        wav = plain_wav(reader, max_channels=MAX_CHANNELS, rates=range(MIN_RATE, MAX_RATE + 1))
         if wav is not None:
             limit_process(arguments.memory)
-            return _copy(wav, source, out, arguments.channel)
+            return _copy(wav, source, out, mix=arguments.mix, only=arguments.channel)
 
     import av  # needs threads and files that the limits forbid later
 
@@ -140,9 +143,10 @@ def _reason(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO, only: int | None) -> int:
-    """Hand samples on as they come, in whole frames; return the exit status. only: see `_picked`."""
+def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO, *, mix: bool, only: int | None) -> int:
+    """Hand samples on as they come, in whole frames; return the exit status. mix, only: see `_wanted`."""
     frame_bytes, left = wav.format.frame_bytes, wav.size
+    wanted = _wanted(wav.format.channels, mix=mix, only=only)
     rest, wrote = b"", False
     try:
         while left is None or left > 0:
@@ -153,9 +157,9 @@ def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO, only: int | None) -> i
             rest += data
             whole = len(rest) - len(rest) % frame_bytes
             if whole and not wrote:
-                _write_header(out, wav.format.rate, wav.format.channels)
+                _write_header(out, wav.format.rate, 1 if mix else wav.format.channels)
                 wrote = True
-            out.write(_picked(rest[:whole], wav.format.channels, only))
+            out.write(wanted(rest[:whole]))
             out.flush()
             rest = rest[whole:]
     except BrokenPipeError:
@@ -167,9 +171,17 @@ def _write_header(out: BinaryIO, rate: int, channels: int) -> None:
     out.write(json.dumps({"rate": rate, "channels": channels}).encode() + b"\n")
 
 
-def _picked(samples: bytes | memoryview, channels: int, only: int | None) -> bytes | memoryview:
-    """Return 16-bit samples as they are, or those of one channel, `only`."""
-    return samples if only is None else memoryview(bytes(samples)).cast("h")[only::channels].tobytes()
+def _wanted(channels: int, *, mix: bool, only: int | None) -> Callable[[_Samples], _Samples]:
+    """Return what makes of interleaved 16-bit samples those that are wanted.
+
+    mix: the mean of all channels; otherwise that of one, `only`, or all of them.
+    """
+    if mix and channels > 1:
+        mixer = Mixer(channels)
+        return lambda samples: mixer.mix(array.array("h", bytes(samples))).tobytes()
+    if only is not None:
+        return lambda samples: memoryview(bytes(samples)).cast("h")[only::channels].tobytes()
+    return lambda samples: samples
 
 
 def _media_frames(av: Any, stream: BinaryIO | _Pipe, demuxer: str, options: dict[str, str]) -> Iterator[Any]:
@@ -209,26 +221,28 @@ def _opus_frames(av: Any, source: BinaryIO, rate: int, channels: int) -> Iterato
 def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool, only: int | None) -> int:
     resampler = None
     wrote = False
-    channels = 1
+    wanted = _wanted(1, mix=mix, only=None)
     try:
         for frame in frames:
             if resampler is None:
                 rate = min(MAX_RATE, max(MIN_RATE, frame.sample_rate))
-                channels = 1 if mix else len(frame.layout.channels)
+                channels = len(frame.layout.channels)
                 if channels > MAX_CHANNELS:
                     raise ValueError(f"The media has {channels} channels, but {MAX_CHANNELS} are the most.")
-                layout = "mono" if mix else frame.layout
-                resampler = av.AudioResampler(format="s16", layout=layout, rate=rate)
-                _write_header(out, rate, channels)
+                # The library would mix channels by their places around a listener, and one that is another
+                # upside down would silence it.
+                resampler = av.AudioResampler(format="s16", layout=frame.layout, rate=rate)
+                wanted = _wanted(channels, mix=mix, only=only)
+                _write_header(out, rate, 1 if mix else channels)
             for part in resampler.resample(frame):
                 wrote = True
-                out.write(_picked(_samples(part), channels, only))
+                out.write(wanted(_samples(part)))
             out.flush()
     finally:
         if resampler is not None:
             for part in resampler.resample(None):
                 wrote = True
-                out.write(_picked(_samples(part), channels, only))
+                out.write(wanted(_samples(part)))
             out.flush()
     return 0 if wrote else NO_AUDIO
 

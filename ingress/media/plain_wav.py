@@ -1,4 +1,4 @@
-"""WAV files whose samples need nothing done to them: 16-bit, little-endian, their channels as they are.
+"""WAV files whose samples need no codec: 16-bit, little-endian.
 
 That is most of what people record. No library is loaded for them, which takes a third of a second; and from a
 pipe the first sample comes at once, where FFmpeg reads 64 KiB in search of another codec.
@@ -41,7 +41,7 @@ class HeadReader:
 
 @dataclass(frozen=True, slots=True)
 class PlainWav:
-    """Samples that can be handed on as they are. size: in bytes, None where they go to the end."""
+    """Samples that follow the head. size: in bytes, None where they go to the end."""
 
     format: WavFormat
     size: int | None
@@ -50,7 +50,7 @@ class PlainWav:
 def plain_wav(source: HeadReader, *, max_channels: int, rates: range) -> PlainWav | None:
     """Read the head of a WAV file; return None where it is not plain.
 
-    max_channels, rates: of samples that may be handed on; rates in Hz.
+    max_channels, rates: that are taken; rates in Hz.
     """
     try:
         format_, size = read_wav_head(source, "The media")

@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, Any, Final
 
+from common.mixer import Mixer
 from parakeet.audio.byte_input import ByteInput
 from parakeet.audio.errors import BadAudio
-from parakeet.audio.pcm import MAX_RATE, MIN_RATE, Mixer, to_bytes
+from parakeet.audio.pcm import MAX_RATE, MIN_RATE, to_bytes
 
 _MARKS: Final = (
     (0, b"fLaC", "FLAC"),

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import array
 import math
-import operator
 import sys
-from typing import Final, TypeAlias
+from typing import Final
 
+from common.mixer import Samples
 from common.wav_head import SampleKind
-
-Samples: TypeAlias = "array.array[int]"
 
 MIN_RATE: Final = 8_000
 MAX_RATE: Final = 48_000
@@ -77,57 +75,6 @@ def to_bytes(samples: Samples) -> bytes:
         samples = samples[:]
         samples.byteswap()
     return samples.tobytes()
-
-
-class Mixer:
-    """Mixes interleaved channels to one, each with the same weight.
-
-    A channel that is the first one upside down, as a microphone wired the wrong way makes it, would cancel
-    it. So the first loud passage decides for each channel whether it is turned over.
-    """
-
-    # Every so-many-eth frame is looked at: enough to tell a copy from another signal.
-    _STRIDE: Final = 7
-    _LOUD: Final = 16.0
-    """Mean square of a passage that is no silence."""
-    _MAX_LOOKS: Final = 200
-
-    def __init__(self, channels: int) -> None:
-        self._channels = channels
-        self._signs: list[int] = [0] * channels
-        """1 or -1, and 0 where it is not decided yet, which counts as 1."""
-        self._looks = 0
-
-    def mix(self, samples: Samples) -> Samples:
-        """Return one sample for each whole frame."""
-        if self._channels == 1:
-            return samples
-        planes = [samples[channel :: self._channels] for channel in range(self._channels)]
-        if self._looks < self._MAX_LOOKS and not all(self._signs[1:]):
-            self._look(planes)
-        if self._channels == 2:
-            add = operator.sub if self._signs[1] < 0 else operator.add
-            return array.array("h", (total >> 1 for total in map(add, *planes)))
-        signs = [sign or 1 for sign in self._signs]
-
-        def mixed(*frame: int) -> int:
-            mean: int = sum(map(operator.mul, signs, frame)) // self._channels
-            return min(_FULL_SCALE - 1, mean)  # the lowest value, turned over, is one too high
-
-        return array.array("h", map(mixed, *planes))
-
-    def _look(self, planes: list[Samples]) -> None:
-        first = planes[0][:: self._STRIDE]
-        energy = sum(map(operator.mul, first, first))
-        if energy <= self._LOUD * len(first):
-            return
-        self._looks += 1
-        for channel in range(1, self._channels):
-            other = planes[channel][:: self._STRIDE]
-            both = math.sqrt(energy * sum(map(operator.mul, other, other)))
-            likeness = sum(map(operator.mul, first, other)) / both if both else 0.0
-            if not self._signs[channel] and abs(likeness) > 0.9:
-                self._signs[channel] = 1 if likeness > 0 else -1
 
 
 class RateFit:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from common.mixer import Mixer
 from common.wav_head import BadWav, UnknownWavFormat, read_wav_head
 from parakeet.audio.byte_input import ByteInput
 from parakeet.audio.errors import BadAudio
-from parakeet.audio.pcm import Mixer, RateFit, from_bytes, to_bytes
+from parakeet.audio.pcm import RateFit, from_bytes, to_bytes
 
 _BLOCK_S: Final = 0.25
 

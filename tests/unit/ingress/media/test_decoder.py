@@ -5,13 +5,16 @@ from __future__ import annotations
 import array
 import asyncio
 import gc
+import io
 import math
 import os
 import signal
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import av
 import psutil
 import pytest
 
@@ -112,6 +115,7 @@ def wav(fmt: bytes, body: bytes, *, size: int | None = None, before: bytes = b""
 MONO_16K = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)
 STEREO_16K = struct.pack("<HHIIHH", 1, 2, 16_000, 64_000, 4, 16)
 EXTENSIBLE = bytes.fromhex("1600 1000 04000000 0100 000000001000800000aa00389b71")
+STEREO_24 = struct.pack("<HHIIHH", 1, 2, 16_000, 96_000, 6, 24)
 TAG = b"LIST" + struct.pack("<I", 70_000) + bytes(70_000)
 
 
@@ -181,14 +185,44 @@ async def test_a_wav_that_is_not_plain_goes_to_the_library_from_its_first_byte(
     decoders: Decoders, tmp_path: Path, as_file: bool
 ) -> None:
     tone = array.array("h", [8_000, -8_000] * 8_000).tobytes()
-    for content in (wav(STEREO_16K, tone), wav(MONO_16K, tone, before=TAG)):
+    for content in (wav(STEREO_24, tone), wav(MONO_16K, tone, before=TAG)):
         path = tmp_path / "other.wav"
         path.write_bytes(content)
         audio, heard = await decode(
             decoders, MediaInput("wav", file=path if as_file else None), b"" if as_file else content
         )
         assert audio == DecodedAudio(16_000, 1)
-        assert len(heard) == (len(tone) // 2 if content[22] == 2 else len(tone))
+        assert len(heard) == (len(tone) // 3 if content[22] == 2 else len(tone))
+
+
+@pytest.mark.parametrize("name", ["wav", "flac"])
+async def test_a_channel_upside_down_does_not_silence_the_other(
+    decoders: Decoders, tmp_path: Path, name: str
+) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    both = array.array("h", [sample for one in array.array("h", pcm) for sample in (one, -one)]).tobytes()
+    data = wav(STEREO_16K, both)
+    if name == "flac":
+        path = tmp_path / "both.wav"
+        path.write_bytes(data)
+        data = flac_of(path)
+    audio, samples = await decode(decoders, MediaInput(name), data)
+    assert (rate, audio) == (16_000, DecodedAudio(16_000, 1))
+    assert samples == pcm
+
+
+def flac_of(path: Path) -> bytes:
+    """Return a WAV file's samples, all channels of them, as FLAC."""
+    file = io.BytesIO()
+    with av.open(str(path)) as source, av.open(file, "w", format="flac") as target:
+        stream: Any = target.add_stream("flac", rate=source.streams.audio[0].rate)
+        stream.layout = source.streams.audio[0].layout
+        stream.format = "s16"
+        for frame in source.decode(audio=0):
+            frame.pts = None
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    return file.getvalue()
 
 
 async def test_packets_of_opus(decoders: Decoders) -> None:

@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from parakeet.audio.pcm import Mixer, RateFit
+from common.mixer import Mixer
+from parakeet.audio.pcm import RateFit
 
 
 def _tone(num: int, hertz: float = 300.0, rate: int = 16_000) -> list[int]:
