@@ -23,12 +23,13 @@ from gpu_worker.engine.steps import StepShape
 
 # A chunk is waited for so long past the time at which it was due.
 _GRACE_S: Final = 0.02
-# Weight of what was seen last: in a stream's rhythm, where it came late, and in a step's time.
+# Weight of what was seen last: in a stream's rhythm, where it came late, and in a step's time, where it was
+# shorter. A longer one counts at once: a gap that is too short for it makes somebody wait.
 _NEW_RHYTHM: Final = 0.1
 _NEW_STEP: Final = 0.3
 # Of a step's time this much is forgotten with each step of live streams: one step that was held up by chance
 # would otherwise close all gaps for good, for then no other one is timed.
-_FADES: Final = 0.02
+_FADES: Final = 0.002
 # After so many steps without recordings, since chunks had waited for them, one takes recordings along.
 _MOST_LEFT_OUT: Final = 8
 
@@ -87,7 +88,9 @@ class LiveGaps:
 
     def took(self, seconds: float) -> None:
         """Note how long a step of recordings by themselves took."""
-        self._step_s += (_NEW_STEP if self._step_s else 1.0) * (seconds - self._step_s)
+        # What takes longer was held up by something else.
+        seconds = min(seconds, self._chunk_s / 2)
+        self._step_s += (_NEW_STEP if seconds < self._step_s else 1.0) * (seconds - self._step_s)
 
     def drop(self, slot: int) -> None:
         """Forget the slot's stream, which is over."""

@@ -76,10 +76,28 @@ def test_one_step_that_was_held_up_does_not_close_all_gaps_for_good() -> None:
     gaps = gaps_at(time)
     gaps.took(3.0)
     came(gaps, 1)
+    time.now_s += 0.1
     assert gaps.wait_s() > 0
-    for _ in range(100):  # 16 seconds
+    for _ in range(200):
         time.now_s += 0.16
         came(gaps, 1)
+    time.now_s += 0.1
+    assert gaps.wait_s() == 0
+
+
+def test_a_gap_that_was_too_short_is_not_taken_again_soon() -> None:
+    time = Time()
+    gaps = gaps_at(time)
+    gaps.took(0.03)
+    gaps.took(0.004)
+    came(gaps, 1)
+    for _ in range(100):
+        time.now_s += 0.16
+        came(gaps, 1)
+    time.now_s += 0.16 - 0.015
+    assert gaps.wait_s() > 0
+    gaps.took(0.004)
+    gaps.took(0.004)
     assert gaps.wait_s() == 0
 
 
