@@ -17,15 +17,15 @@ from ingress.server import serve
 
 logger = logging.getLogger("ingress")
 
-# Objects that are made and not yet gone before cycles are looked for among them, and how often older ones
-# are looked at too: less often than Python does by itself, since each stream makes hundreds, and so often
-# that a collection takes no longer than 2 ms. Connections that ended are cycles: 20,000 objects of refused
-# ones kept all streams waiting for 8 ms.
+# Thresholds of the garbage collector: how many new objects start a collection, and how often a collection
+# includes the older generations. They are higher than Python's defaults, since each stream makes hundreds of
+# objects, and low enough that a collection takes no longer than 2 ms. Ended connections are reference cycles:
+# 20,000 objects of refused connections kept all streams waiting for 8 ms.
 _COLLECT_AFTER: Final = (4_000, 20, 10)
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Uvloop's loop where it is installed, else asyncio's."""
+    """Return uvloop's event loop where uvloop is installed, else asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -34,7 +34,7 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def main() -> int:
-    """Run until stopped; the exit status is 2 for wrong settings, 1 for a failure."""
+    """Run until stopped; return the exit status: 2 for wrong settings, 1 for a failure."""
     settings = parse_or_exit("ingress", sys.argv[1:])
     configure_or_exit(settings, f"{PROGRAM} ingress", ingress_id=settings.ingress_id)
     collect_rarely(*_COLLECT_AFTER)

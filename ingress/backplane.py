@@ -1,4 +1,4 @@
-"""What a connection needs from the service behind it, as interfaces.
+"""The interfaces between a connection and the service behind it.
 
 ingress/streams/redis_backplane.py implements them over Redis; the unit tests implement them in memory.
 """
@@ -16,11 +16,11 @@ from common.options import StreamOptions
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose a stream is.
+    """The client that asks for a stream.
 
-    key_id: of its API key, empty for none; a resume has to come with the same one.
-    key_name: what the log calls the key.
-    traceparent: the trace that its request is a part of (W3C Trace Context), empty for none.
+    key_id: id of its API key, empty for none; a resume has to come with the same key.
+    key_name: name of the key, for logs.
+    traceparent: the trace that the request is a part of (W3C Trace Context), empty for none.
     """
 
     key_id: str = ""
@@ -31,35 +31,35 @@ class Caller:
 NOBODY: Final = Caller()
 
 FINAL: Final = "final"
-"""Why a stream ended, for the log: its final result was sent."""
+"""Reason for the end of a stream, for the log: its final result was sent."""
 CLIENT_GONE: Final = "client_gone"
-"""Its client left it. Any other reason is the code of an error."""
+"""Reason for the end of a stream: its client left. Any other reason is the code of an error."""
 
 
 class StreamListener(Protocol):
-    """The connection's side: who is told what happens to a stream. All calls come on the event loop."""
+    """The connection's side: receives the events of one stream. All calls come on the event loop."""
 
     @property
     def undecoded_s(self) -> float:
         """Audio accepted from the client and not decoded yet, in seconds."""
 
     def on_result(self, kind: LineKind, result: Result) -> None:
-        """Take a result for the client, in order and once: PARTIAL, TURN or FINAL."""
+        """Receive a result for the client, in order and once; `kind` is PARTIAL, TURN or FINAL."""
 
     def on_error(self, error: StreamError) -> None:
-        """Take the error with which a worker has ended the stream."""
+        """Receive the error with which a worker has ended the stream."""
 
     def on_ack(self, samples: int) -> None:
-        """Note that the first `samples` samples are decoded, and that no result said so."""
+        """Receive progress that no result reports: the first `samples` samples are decoded."""
 
     def on_failure(self, error: StreamError) -> None:
-        """End the stream, which cannot go on."""
+        """Receive the error for which the stream cannot go on."""
 
     def on_taken(self) -> None:
         """Another connection has resumed the stream."""
 
     def on_room(self) -> None:
-        """`StreamLink.append` said that its buffer was full; it has drained."""
+        """Note that the buffer which `StreamLink.append` reported as full has drained."""
 
 
 class StreamLink(Protocol):
@@ -71,31 +71,31 @@ class StreamLink(Protocol):
 
     @property
     def resume_token(self) -> str:
-        """The secret that `hello` gives to the client."""
+        """The secret that `hello` carries to the client."""
 
     def begin(self, options: StreamOptions) -> None:
-        """Create the stream. Failures come as `on_failure`."""
+        """Create the stream. A failure is reported by `on_failure`."""
 
     def append(self, audio: Audio) -> bool:
-        """Append the stream's next audio; False asks to stop reading until `on_room`."""
+        """Append the stream's next audio; return False if the caller has to stop reading until `on_room`."""
 
     def finalize(self) -> bool:
-        """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
+        """Request a result of all audio so far; return False as `append` does."""
 
     def replace_phrases(self, change: Phrases) -> bool:
-        """Replace the stream's phrases behind its audio; False asks to stop reading until `on_room`."""
+        """Replace the stream's phrases from the end of its audio so far on; return False as `append` does."""
 
     def confirm(self) -> None:
-        """Note that the client has the secret of its resumption: the one before is good no more."""
+        """Note that the client has received its new resume token: the previous one becomes invalid."""
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
-        """End the stream, to which nobody listens any more: now, or after the grace if `keep`.
+        """End a stream that no client listens to any more: now, or after the grace period if `keep`.
 
-        Where no stream has begun, the admission is given back. `code`: why, for the log.
+        Where no stream has begun, the admission is returned. `code`: the reason, for the log.
         """
 
     def release(self, *, code: str = FINAL) -> None:
-        """Give the slot back: the end of the stream has been sent. `code`: why it ended, for the log."""
+        """Return the slot: the end of the stream has been sent. `code`: why it ended, for the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ class Resumption:
     """A stream taken over from another connection.
 
     next_sample: first sample that is not in Redis yet.   acked_samples: samples decoded so far.
-    finished: its audio had been finished already.
-    options, sample_rate (Hz): those it was begun with.
+    finished: whether all of its audio had been sent already.
+    options, sample_rate (Hz): the values with which it was begun.
     """
 
     link: StreamLink
@@ -127,9 +127,9 @@ class Backplane(Protocol):
     async def readmit(
         self, listener: StreamListener, stream: StreamId, resume_token: str, caller: Caller = NOBODY
     ) -> StreamLink:
-        """Ask the cluster for the slot of a stream anew: it was given back before the stream began.
+        """Ask the cluster again for the slot of a stream, which was returned before the stream began.
 
-        Raises as `admit` does, within a bounded time.
+        Raises NoFreeStream, NoWorker or RedisUnavailable, within a bounded time.
         """
 
     async def resume(self, listener: StreamListener, request: Resume, caller: Caller = NOBODY) -> Resumption:

@@ -1,4 +1,4 @@
-"""What clients may count on beyond a stream of audio: `hello.capabilities`, and `GET /v1/capabilities`."""
+"""The features of this server that clients can query: `hello.capabilities` and `GET /v1/capabilities`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one connection adds to the metrics of its ingress."""
+"""The metrics of one connection."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from common.errors import ERROR_SPECS, ErrorCode, StreamError
 from common.messages import Result
 from common.monitoring.metrics import IngressMetrics
 
-# The latency of results is measured on one stream in so many: it needs a note of every message's arrival.
+# The latency of results is measured on one stream in this many: it needs the arrival time of every message.
 _SAMPLED_EVERY: Final = 16
-# Why there is no slot, as `admissions` counts it.
+# Reasons for a refused slot, as labels of `admissions`.
 _REFUSALS: Final = {
     ErrorCode.NO_FREE_STREAM: "full",
     ErrorCode.NO_WORKER: "no_worker",
     ErrorCode.REDIS_UNAVAILABLE: "redis",
     ErrorCode.OVER_LIMIT: "over_limit",
 }
-# Messages whose arrival is remembered: more than any client has on its way that is not badly late.
+# Messages whose arrival time is kept: more than are under way unless results are badly late.
 _MAX_ARRIVALS: Final = 1024
 
 
 class Meter:
-    """Counts what happens on one connection. transport: `tcp` or `websocket`."""
+    """Counts the events of one connection. transport: `tcp` or `websocket`."""
 
     __slots__ = (
         "_arrivals",
@@ -42,11 +42,11 @@ class Meter:
         self._metrics = metrics
         self.transport = transport
         self._outcome = "client_gone"
-        self._began_s: float | None = None  # the first audio
-        self._ended_s: float | None = None  # the end of the audio
+        self._began_s: float | None = None  # time of the first audio
+        self._ended_s: float | None = None  # time of the end of the audio
         self._said_something = False
         Meter._num_made += 1
-        # Samples accepted so far, and when the last of them came.
+        # Samples accepted so far, and the arrival time of the last of them.
         self._arrivals: deque[tuple[int, float]] | None = (
             deque(maxlen=_MAX_ARRIVALS) if Meter._num_made % _SAMPLED_EVERY == 0 else None
         )
@@ -62,21 +62,21 @@ class Meter:
         self._metrics.sent_bytes[self.transport] += num_bytes
 
     def admitted(self, num_streams: int) -> None:
-        """Slots were had."""
+        """Count admitted streams."""
         self._metrics.admissions["admitted"] += num_streams
 
     def refused(self, error: StreamError) -> None:
-        """No slot was had."""
+        """Count a refused admission."""
         outcome = _REFUSALS.get(error.code)
         if outcome is not None:
             self._metrics.admissions[outcome] += 1
 
     def resumed(self) -> None:
-        """Count a stream with which its client goes on after its connection was lost."""
+        """Count a stream that its client resumed after a lost connection."""
         self._metrics.resumes["resumed"] += 1
 
     def audio(self, audio_s: float, end: int) -> None:
-        """Audio came, so many seconds; `end` samples of the stream have come by now."""
+        """Count seconds of audio; `end` samples of the stream have come by now."""
         self._metrics.audio_seconds += audio_s
         if self._began_s is None:
             self._began_s = time.monotonic()
@@ -109,7 +109,7 @@ class Meter:
         while arrivals and arrivals[0][0] <= acked:
             came = arrivals.popleft()[1]
         if arrivals and came is None:
-            came = arrivals[0][1]  # it covers a part of this message
+            came = arrivals[0][1]  # the result covers a part of this message
         if came is not None:
             self._metrics.result_latency_seconds.observe(time.monotonic() - came)
 
@@ -124,7 +124,7 @@ class Meter:
             self._outcome = error.code.value
 
     def closed(self, num_streams: int, audio_s: float, num_merged: int) -> None:
-        """Note that the connection is gone; `num_streams` had begun, and each had so much audio."""
+        """Count the end of the connection; `num_streams` had begun, each with `audio_s` seconds of audio."""
         self._metrics.results_merged += num_merged
         if num_streams:
             self._metrics.streams_ended[self._outcome] += num_streams

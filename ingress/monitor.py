@@ -1,4 +1,4 @@
-"""What an ingress shows an operator: its metrics and its health, on --metrics-port."""
+"""Metrics and health of an ingress, served on --metrics-port."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from common.monitoring.metrics import IngressMetrics
 
 _TICK_S: Final = 0.1
 _LAG_WINDOW_S: Final = 60.0
-# A loop that has not come round for so long is stuck.
+# An event loop that has not run for this long counts as stuck.
 _STUCK_S: Final = 10.0
 
 
 class IngressMonitor:
-    """Counts the lag of the event loop, and serves the metrics port; port 0 serves none.
+    """Measures the lag of the event loop, and serves the metrics port; port 0 serves none.
 
-    refresh: brings the gauges of `metrics` up to date. why_not_ready: see `HealthChecks`. Both are called in
-    the port's thread, which also tells of a loop that is stuck.
+    refresh: updates the gauges of `metrics`. why_not_ready: see `HealthChecks`. Both are called in the port's
+    thread, which also reports a stuck loop.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class IngressMonitor:
             self._server.start()
 
     def started(self) -> None:
-        """Say that the ingress listens."""
+        """Note that the ingress listens."""
         self._started = True
 
     async def run(self) -> None:
-        """Tick until cancelled."""
+        """Measure the lag until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _TICK_S
@@ -61,7 +61,7 @@ class IngressMonitor:
             self._note(time.monotonic(), max(0.0, loop.time() - due))
 
     def close(self) -> None:
-        """Give the port back."""
+        """Close the port."""
         if self._server is not None:
             self._server.close()
 

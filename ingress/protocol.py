@@ -1,11 +1,11 @@
-"""The life of a connection without any I/O, whatever its client speaks: one table of states and events.
+"""The life of a connection in any dialect, without I/O: one table of states and events.
 
-`ConnectionProtocol` turns what a client says, and what the service has to say, into transitions of
-`TABLE`. Each transition names the actions that ingress/clients/connection.py carries out. A message that the
-state does not allow is a transition with an error code, never an exception. The diagram in
-docs/protocol.md is drawn from the same table.
+`ConnectionProtocol` turns the client's messages and the service's events into transitions of `TABLE`. Each
+transition names the actions that ingress/clients/connection.py carries out. A message that the state does not
+allow is a transition with an error code, never an exception. The diagram in docs/protocol.md is drawn from
+the same table.
 
-The form follows h11's `_state.py`: the table is data, and whoever wants to know what is allowed reads it.
+The form follows h11's `_state.py`: the table is data, and can be read to learn what is allowed.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from common.messages import Audio, Auth, ClientMessage, Close, Config, Finalize,
 
 
 class State(Enum):
-    """Where a connection stands."""
+    """The state of a connection."""
 
     __hash__ = object.__hash__  # members are looked up for every message; Enum hashes in Python
 
-    STRANGER = auto()  # the server asks for a key, and none was shown
+    STRANGER = auto()  # the server requires a key, and the client has shown none
     ADMITTING = auto()  # the cluster is being asked for a stream; input waits
     REFUSED = auto()  # the cluster is full and the client knows; it may still resume a stream
     READY = auto()  # hello is sent, no stream has begun
-    PARKED = auto()  # the same, but for long: the slot was given back
-    READMITTING = auto()  # the first message came after all and waits, as what follows it, for a slot
+    PARKED = auto()  # as READY, but for so long that the slot was returned
+    READMITTING = auto()  # the first message came after all; it and those after it wait for a slot
     RESUMING = auto()  # the stream to resume is being taken over
     CONFIGURED = auto()  # the stream has begun, without audio
     STREAMING = auto()  # audio is accepted
     FINISHING = auto()  # no more audio; the final result is awaited
     FAILING = auto()  # the client's fault ended the audio; the error goes out behind the final result
-    CLOSED = auto()  # nothing more is said or heard
+    CLOSED = auto()  # nothing more is sent or read
 
 
 class Event(Enum):
-    """What can happen to a connection: first what its client does, then what the service does."""
+    """An event of a connection: first those of its client, then those of the service."""
 
     __hash__ = object.__hash__  # members are looked up for every message; Enum hashes in Python
 
@@ -50,11 +50,11 @@ class Event(Enum):
     RESUME = auto()
     PING = auto()
     AUTH = auto()
-    FAULT = auto()  # something malformed, or too much
+    FAULT = auto()  # the client sent something malformed, or too much
     END = auto()  # the client closed its sending side (TCP) and may still read
     LOST = auto()  # the socket is gone, or the connection cannot go on
 
-    IDENTIFIED = auto()  # the key is good
+    IDENTIFIED = auto()  # the key is valid
     ADMITTED = auto()
     FULL = auto()
     UNBEGUN = auto()  # no stream has begun in the time for which a slot is kept
@@ -65,37 +65,37 @@ class Event(Enum):
     STREAM_FAILED = auto()  # the worker's error, which ended the stream
     TAKEN = auto()  # another connection resumed the stream
     FAILED = auto()  # the service cannot go on with the stream
-    EXPIRED = auto()  # the time that a refused client has to resume is over
-    DRAIN = auto()  # this ingress stops
+    EXPIRED = auto()  # the time in which a refused client may resume is over
+    DRAIN = auto()  # this ingress drains
 
 
 class Action(Enum):
-    """What ingress/clients/connection.py does on a transition, in the order listed there."""
+    """An action of ingress/clients/connection.py; a transition lists its actions in order."""
 
     __hash__ = object.__hash__  # members are looked up for every message; Enum hashes in Python
 
-    IDENTIFY = auto()  # look at the key
+    IDENTIFY = auto()  # check the key
     ENTER = auto()  # ask the cluster for a stream
     HELLO = auto()  # send `hello`
     PONG = auto()  # send `pong`
-    READMIT = auto()  # ask for the slot that was given back, then take the message again
+    READMIT = auto()  # ask for the returned slot again, then take the message again
     BEGIN = auto()  # create the stream in Redis
     APPEND = auto()  # append the message's audio (and its final mark)
     FINALIZE = auto()  # append a mark that asks for a result of all audio before it
-    PHRASES = auto()  # append what replaces the stream's phrases behind all audio before it
+    PHRASES = auto()  # append phrases that replace the stream's from the end of its audio so far on
     FINISH = auto()  # append a final mark without audio
     TAKE_OVER = auto()  # claim the stream to resume
     WELCOME_BACK = auto()  # send `resumed`
     FORWARD = auto()  # send the result
     ERROR = auto()  # send `error`
     GIVE_BACK = auto()  # return an admission under which no stream began
-    ABANDON = auto()  # nobody listens any more: finalize the stream, after the grace if it has one
-    RELEASE = auto()  # the stream has ended and its end is sent: give its slot back
+    ABANDON = auto()  # no client listens any more: finalize the stream, after its grace period if it has one
+    RELEASE = auto()  # the stream has ended and its end is sent: return its slot
     HANG_UP = auto()  # close the socket once all is sent
 
 
 class Transition(NamedTuple):
-    """Where an event leads. `error` is the code to send where the table, not the event, knows it."""
+    """The next state and the actions of an event. `error`: the code to send, if the table sets it."""
 
     state: State
     actions: tuple[Action, ...] = ()
@@ -108,7 +108,7 @@ _E = Event
 
 _REFUSE_AUDIO: Final = Transition(_S.FINISHING, (_A.ERROR,), ErrorCode.AUDIO_AFTER_FINAL)
 _OUT_OF_PLACE: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP), ErrorCode.UNEXPECTED_MESSAGE)
-# The audio before a fault was taken, so its final result comes first and the error behind it.
+# The audio before a fault was accepted, so its final result comes first and the error after it.
 _OUT_OF_PLACE_LATE: Final = Transition(_S.FAILING, (_A.FINISH,), ErrorCode.UNEXPECTED_MESSAGE)
 _OUT_OF_PLACE_LAST: Final = Transition(_S.FAILING, (), ErrorCode.UNEXPECTED_MESSAGE)
 _FAIL_STREAM: Final = Transition(_S.CLOSED, (_A.ERROR, _A.ABANDON, _A.HANG_UP))
@@ -153,7 +153,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
     },
     _S.REFUSED: {
         _E.RESUME: Transition(_S.RESUMING, (_A.TAKE_OVER,)),
-        # What else the client had under way when it was refused gets no second error.
+        # Messages that were under way when the client was refused get no second error.
         _E.AUDIO: Transition(_S.REFUSED),
         _E.FINAL_AUDIO: Transition(_S.REFUSED),
         _E.CLOSE: Transition(_S.CLOSED, (_A.HANG_UP,)),
@@ -211,7 +211,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.RESUMED: Transition(_S.STREAMING, (_A.WELCOME_BACK,)),
         _E.RESUMED_FINISHED: Transition(_S.FINISHING, (_A.WELCOME_BACK,)),
         _E.PING: Transition(_S.RESUMING, (_A.PONG,)),
-        # Which sample comes next stands in `resumed`: until then nothing can be sent.
+        # `resumed` states the next sample: until then the client cannot send audio.
         _E.AUDIO: _OUT_OF_PLACE,
         _E.FINAL_AUDIO: _OUT_OF_PLACE,
         _E.CLOSE: _OUT_OF_PLACE,
@@ -265,7 +265,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.AUDIO: _REFUSE_AUDIO,
         _E.FINAL_AUDIO: _REFUSE_AUDIO,
         _E.CLOSE: Transition(_S.FINISHING),  # `final: true` and then `close` is what many clients do
-        _E.FINALIZE: Transition(_S.FINISHING),  # the final result is all that it asks for
+        _E.FINALIZE: Transition(_S.FINISHING),  # the final result answers it
         _E.PHRASES: Transition(_S.FINISHING),  # no chunk follows
         _E.CONFIG: _OUT_OF_PLACE_LAST,
         _E.RESUME: _OUT_OF_PLACE_LAST,
@@ -280,7 +280,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
         _E.FAILED: _FAIL_STREAM,
         _E.DRAIN: _DRAIN_STREAM,
     },
-    # Nothing more of the client is heard here (`ConnectionProtocol.deaf`), and the error is the fault's.
+    # The client's messages are ignored here (`ConnectionProtocol.deaf`), and the error is that of the fault.
     _S.FAILING: {
         _E.END: Transition(_S.FAILING),
         _E.LOST: Transition(_S.CLOSED, (_A.ABANDON,)),
@@ -294,7 +294,7 @@ TABLE: Final[dict[State, dict[Event, Transition]]] = {
     _S.CLOSED: {},
 }
 """Every state's transitions. An event that a state does not list is ignored: it came too late (a
-result after the end), or from a part of the service that could not know better."""
+result after the end), or from a part of the service that did not know the state."""
 
 
 YOUNG: Final = frozenset((_S.STRANGER, _S.ADMITTING, _S.REFUSED, _S.READY, _S.PARKED, _S.READMITTING))
@@ -302,7 +302,7 @@ YOUNG: Final = frozenset((_S.STRANGER, _S.ADMITTING, _S.REFUSED, _S.READY, _S.PA
 
 
 FORWARDING: Final = frozenset(state for state in TABLE if Event.RESULT in TABLE[state])
-"""States in which the client gets results and errors of its audio."""
+"""The states in which the client receives results and errors of its audio."""
 
 
 def _doing_only(event: Event, action: Action) -> frozenset[State]:
@@ -310,7 +310,7 @@ def _doing_only(event: Event, action: Action) -> frozenset[State]:
 
 
 ONLY_APPENDING: Final = _doing_only(Event.AUDIO, Action.APPEND)
-"""Where nearly everything happens: audio that is not the last changes no state, and goes to its stream."""
+"""The states in which audio, unless it is the last, is only appended and changes no state."""
 
 _SENTENCES: Final = {
     ErrorCode.AUDIO_AFTER_FINAL: "Audio after 'final: true' or 'close' is ignored.",
@@ -342,7 +342,7 @@ _EVENT_OF: Final[dict[type, Event]] = {
 
 
 class Outcome(NamedTuple):
-    """What to do now: the actions in order, with the message or the error that they are about."""
+    """The actions to carry out, in order, with the message or the error that they are about."""
 
     actions: tuple[Action, ...]
     message: ClientMessage | None = None
@@ -350,35 +350,35 @@ class Outcome(NamedTuple):
 
 
 class ConnectionProtocol:
-    """State of one connection, whatever the protocol that its client speaks.
+    """The state of one connection, in any dialect.
 
-    stranger: the client has to show a key first.
+    stranger: whether the client has to show a key first.
     """
 
     __slots__ = ("_fault", "state")
 
     def __init__(self, *, stranger: bool = False) -> None:
         self.state = State.STRANGER if stranger else State.ADMITTING
-        self._fault: StreamError | None = None  # in FAILING: what the client is told behind the final result
+        self._fault: StreamError | None = None  # in FAILING: the error to send after the final result
 
     @property
     def deaf(self) -> bool:
-        """Whether nothing that the client sends matters any more."""
+        """Whether the client's messages are ignored."""
         return self.state in _DEAF
 
     @property
     def takes_audio(self) -> bool:
-        """Whether the audio of the stream, begun or not, goes on."""
+        """Whether the stream, begun or not, accepts audio."""
         return self.state in _ACCEPTING
 
     def receive(self, message: ClientMessage) -> Outcome:
-        """Take one message of the client."""
+        """Return the outcome of one message of the client."""
         if isinstance(message, Audio):
             return self._apply(Event.FINAL_AUDIO if message.final else Event.AUDIO, message)
         return self._apply(_EVENT_OF[type(message)], message)
 
     def fail(self, error: StreamError) -> Outcome:
-        """Take something malformed from the client, or any other fault of its own."""
+        """Return the outcome of a malformed message, or of any other fault of the client."""
         if not error.closes:
             if self.deaf or self.state is State.REFUSED:
                 return Outcome(_IGNORED)
@@ -386,7 +386,7 @@ class ConnectionProtocol:
         return self._apply(Event.FAULT, None, error)
 
     def notify(self, event: Event, error: StreamError | None = None) -> Outcome:
-        """Take an event of the socket or of the service; `error` says why, where the service failed."""
+        """Return the outcome of an event of the socket or of the service; `error`: why the service failed."""
         return self._apply(event, None, error)
 
     def _apply(
@@ -415,7 +415,7 @@ _DEAF: Final = frozenset((State.FAILING, State.CLOSED))
 
 
 def table_error(code: ErrorCode, event: Event) -> StreamError:
-    """Make the error that a transition of the table names."""
+    """Return the error of a transition with an error code."""
     sentence = _SENTENCES[code]
     if event in _RULES and code is ErrorCode.UNEXPECTED_MESSAGE:
         message, rule = _RULES[event]

@@ -1,4 +1,4 @@
-"""The parts of docs/protocol.md that are drawn from the code: state diagram, codes, options.
+"""Generates parts of docs/protocol.md from the code: state diagram, codes, options.
 
 `python -m ingress.protocol_docs` writes them; a test fails when the file differs from the code.
 """
@@ -31,7 +31,7 @@ def state_diagram() -> str:
 
 
 def transition_table() -> str:
-    """Return the same as a table: what is done on each event in each state."""
+    """Return the same as a Markdown table: the actions of each event in each state."""
     states = [state for state in State if state is not State.CLOSED]
     lines = [
         "| event | " + " | ".join(state.name for state in states) + " |",
@@ -53,7 +53,7 @@ def transition_table() -> str:
 
 
 def error_table() -> str:
-    """Every error code with its promise."""
+    """Return the table of error codes, with what each promises."""
     lines = ["| code | fault of | closes the connection | meaning |", "|---|---|---|---|"]
     for spec in ERROR_SPECS.values():
         closes = "yes" if spec.closes else "no"
@@ -62,14 +62,14 @@ def error_table() -> str:
 
 
 def warning_table() -> str:
-    """Every warning code with what it tells."""
+    """Return the table of warning codes, with the meaning of each."""
     lines = ["| code | meaning |", "|---|---|"]
     lines += [f"| `{code.value}` | {meaning} |" for code, meaning in WARNING_MEANINGS.items()]
     return "\n".join(lines)
 
 
 def option_table() -> str:
-    """Every option of `config`."""
+    """Return the table of the options of `config`."""
     defaults = StreamOptions()
     lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
     for option in OPTIONS:
@@ -89,7 +89,7 @@ _PARTS: Final = {
 
 
 def filled(text: str) -> str:
-    """Return the document with its generated parts made anew."""
+    """Return the document with its generated parts replaced."""
     for name, make in _PARTS.items():
         pattern = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
         if not pattern.search(text):

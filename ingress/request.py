@@ -1,4 +1,4 @@
-"""The head of a request, as it travels from the socket to the code that answers."""
+"""The head of a request, for all code between the socket and the answer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ingress.auth.client import Client
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client said when it came.
+    """The head of one request.
 
-    method: in capitals; empty on the TCP port, where nothing is said before the messages.
-    path: with its percent escapes resolved.   query: what stands behind `?`, as it came.
-    headers: names in small letters, in the order in which they came.
-    address: of the client; behind a trusted proxy, the one that the proxy states.
-    client: who it is, once that is known; None before, and on the TCP port of a server with keys.
+    method: in capitals; empty on the TCP port, where no head precedes the messages.
+    path: with its percent escapes resolved.   query: the text after `?`, as it came.
+    headers: names in lower case, in the order in which they came.
+    address: the client's address; behind a trusted proxy, the address that the proxy states.
+    client: the client, once it is authenticated; None before, and on the TCP port of a server with keys.
     """
 
     method: str
@@ -27,23 +27,23 @@ class Request:
 
     @classmethod
     def without_head(cls, address: str) -> Request:
-        """Return a connection on the TCP port."""
+        """Return the request of a connection on the TCP port."""
         return cls("", "", "", (), address)
 
     @property
     def comes_back(self) -> bool:
-        """Whether the client says that it comes for a stream that it has: its key's limits do not count."""
+        """Whether the client announces that it resumes a stream, for which its key's limits do not count."""
         return any(field.partition("=")[0] == "resume" for field in self.query.split("&"))
 
     def header(self, name: str) -> str | None:
         """Return the value of a header, or None where it is missing.
 
-        Values of a repeated header are joined by commas (RFC 9110, section 5.3). `name` is in small letters.
+        Values of a repeated header are joined by commas (RFC 9110, section 5.3). `name` is in lower case.
         """
         values = [value for each, value in self.headers if each == name]
         return ", ".join(values) if values else None
 
     def tokens(self, name: str) -> list[str]:
-        """Return the members of a header that is a list, in small letters."""
+        """Return the members of a header that is a list, in lower case."""
         value = self.header(name)
         return [] if value is None else [token.strip().lower() for token in value.split(",")]

@@ -69,11 +69,11 @@ from ingress.streams.redis_backplane import BackplaneSettings, RedisBackplane
 logger = logging.getLogger(__name__)
 
 STREAM_PATHS: Final = ("/", "/ws")
-"""Where a WebSocket speaks the protocol of docs/protocol.md."""
+"""Paths of WebSockets in the native protocol (docs/protocol.md)."""
 LISTEN_PATH: Final = "/v1/listen"
-"""Where it speaks Deepgram's (docs/deepgram.md)."""
+"""Path of WebSockets in Deepgram's protocol (docs/deepgram.md)."""
 REALTIME_PATH: Final = "/v1/realtime"
-"""Where it speaks OpenAI's realtime transcription (docs/openai.md)."""
+"""Path of WebSockets in OpenAI's realtime transcription protocol (docs/openai.md)."""
 
 _OPENAI_PATHS: Final = (
     REALTIME_PATH,
@@ -83,12 +83,12 @@ _OPENAI_PATHS: Final = (
     "/v1/models",
 )
 _START_PAUSE_S: Final = 0.2
-# What --max-uploads is where it is auto: one is received while another is decoded.
+# Uploads for each decoder where --max-uploads is auto: one is received while another is decoded.
 _UPLOADS_PER_DECODER: Final = 2
 _STOP_TIMEOUT_S: Final = 5.0
-# Ingresses that are stopped together have all said so after this time.
+# Ingresses that are stopped together have all announced it after this time.
 _TELL_DRAINING_S: Final = 0.5
-# Longest time over which a draining ingress spreads its farewells.
+# Longest time over which a draining ingress spreads the closes of its connections.
 _SEND_AWAY_S: Final = 5.0
 
 
@@ -234,7 +234,7 @@ class IngressServer:
     # Start
 
     async def _agree(self) -> None:
-        """Agree with the cluster on what its processes share; Redis may still be starting."""
+        """Agree with the cluster on the shared settings; Redis may still be starting."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.redis_outage_s
         while True:
@@ -285,7 +285,7 @@ class IngressServer:
     # Serve
 
     def _speaking(self, dialect_of: DialectOf) -> StreamRoute:
-        """Return the route of streams in a dialect, which may refuse a request while it is made."""
+        """Return the route of streams in a dialect. Making the dialect may refuse the request."""
         return lambda request: partial(self._open, dialect_of(request), request)
 
     def _open(self, dialect: Dialect, request: Request, peer: Peer) -> Connection:
@@ -341,7 +341,7 @@ class IngressServer:
 
     def _refresh(self, metrics: IngressMetrics) -> None:
         metrics.draining = int(self._draining)
-        connections = list(self._connections)  # a copy: this is another thread's
+        connections = list(self._connections)  # a copy: this runs in another thread
         for transport in STREAM_TRANSPORTS:
             metrics.connections[transport] = sum(one.transport == transport for one in connections)
         metrics.connections["http"] = self._site.num_connections
@@ -365,11 +365,11 @@ class IngressServer:
     # Drain and stop
 
     async def _drain(self, stop_now: asyncio.Event) -> None:
-        """Say 'not ready', then stop accepting; let streams end; send those away that can go on elsewhere."""
+        """Report 'not ready', stop accepting, let streams end; send away those that can resume elsewhere."""
         self._draining = True
         delay_s = self._settings.drain_delay_s
         if delay_s:
-            # Balancers go on to send connections here until they have noticed.
+            # Load balancers send connections here until they notice.
             logger.info("not ready from now on; the listeners close in %g s", delay_s)
             await _wait(stop_now, delay_s)
         self._accepting = False
@@ -387,20 +387,20 @@ class IngressServer:
         for connection in list(self._connections):
             connection.drain()
         await self._backplane.stop(_STOP_TIMEOUT_S)
-        # Sockets that have been hung up on flush, and their clients close.
+        # Time for closing sockets to flush, and for their clients to close.
         await self._wait_until_empty(stop_now, LINGER_S)
         self._site.abort()
         logger.info("stopped")
 
     async def _send_away(self) -> None:
-        """Send away those that can go on elsewhere, once another ingress is known to serve.
+        """Send away clients that can resume elsewhere, once another ingress is known to serve.
 
-        Ingresses that are stopped together say so to each other first, and find that none is left: then these
-        streams end here, as others do.
+        Ingresses that are stopped together announce it to each other first, and find that no other serves:
+        then these streams end here like the others.
         """
         while True:
             try:
-                await self._backplane.others_serve()  # says that this one drains
+                await self._backplane.others_serve()  # announces that this ingress drains
                 await asyncio.sleep(_TELL_DRAINING_S)
                 others_serve = await self._backplane.others_serve()
             except RedisUnavailable as error:
@@ -411,7 +411,7 @@ class IngressServer:
                 await self._send_away_one_by_one()
 
     async def _send_away_one_by_one(self) -> None:
-        """Spread the farewells, so that the other ingresses do not get all clients in one moment."""
+        """Close the connections one by one, so that the other ingresses do not get all clients at once."""
         leaving = [connection for connection in self._connections if connection.can_resume]
         pause_s = min(_SEND_AWAY_S, self._settings.drain_timeout_s / 4) / max(1, len(leaving))
         for connection in leaving:
@@ -429,13 +429,13 @@ class IngressServer:
         await asyncio.gather(*waits, return_exceptions=True)
 
     async def _served(self) -> None:
-        """Wait until there is no stream's connection, and no recording that is uploaded or decoded."""
+        """Wait until no stream has a connection, and no recording is being uploaded or decoded."""
         await self._empty.wait()
         await self._site.answered()
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for an event, for a bounded time."""
+    """Wait for an event, for `timeout_s` at most."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await event.wait()
@@ -450,7 +450,7 @@ def _ring_of(settings: IngressSettings, on_revoked: Callable[[KeyId], None]) -> 
 
 
 def hosts_of(settings: IngressSettings) -> Hosts:
-    """Which names of this server pages may come from: any where there are keys, of which a page has none."""
+    """Return the host names of pages that may connect: any with keys, since a foreign page has no key."""
     if settings.auth_keys_file and not settings.allowed_hosts:
         return ANY_HOST
     return Hosts((*settings.allowed_hosts, settings.host.lower()))
@@ -465,14 +465,14 @@ def _tls_of(settings: IngressSettings) -> ServerTls | None:
 
 
 async def _follow(tls: ServerTls) -> None:
-    """Take a new certificate when there is one, until cancelled."""
+    """Load the certificate again when it changes, until cancelled."""
     while True:
         await asyncio.sleep(RELOAD_EVERY_S)
         await asyncio.to_thread(tls.reload)
 
 
 async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Do some work unless `stop` is set first; True where it was done. Raises what the work raises."""
+    """Do some work unless `stop` is set first; return whether it was done. Raises the work's exceptions."""
     working = asyncio.create_task(work, name="start")
     stopped = asyncio.create_task(stop.wait(), name="stop")
     try:

@@ -12,7 +12,7 @@ from ingress.clients.connection import StartTask
 from ingress.dialects.native import encode_server_message
 from ingress.sockets.gate import Gate
 
-# A client that does not read its line is not waited for.
+# How long a client may take to read its line.
 ABORT_AFTER_S: Final = 5.0
 
 SHARED_FOR_S: Final = 0.1
@@ -21,7 +21,7 @@ ReadStatus = Callable[[], Awaitable[bytes]]
 
 
 class SharedStatus:
-    """Lets the requests of one moment share one look at Redis.
+    """Answers the requests of one moment with one query to Redis.
 
     read: returns the status line; raises RedisUnavailable.
     """
@@ -45,7 +45,7 @@ class SharedStatus:
     async def _ask(self, answer: asyncio.Future[bytes]) -> None:
         try:
             answer.set_result(await self._read())
-        except Exception as error:  # raised where it is awaited; nobody may be left to do so
+        except Exception as error:  # raised in the requests that wait; there may be none left
             answer.set_exception(error)
             answer.exception()
 
@@ -53,7 +53,7 @@ class SharedStatus:
 class StatusShell(asyncio.Protocol):
     """One connection to the status port.
 
-    gate: lets the socket in, or does not.
+    gate: admits or refuses the socket.
     read_status: returns the status line without its newline; raises RedisUnavailable.
     """
 
@@ -67,7 +67,7 @@ class StatusShell(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Answer at once: nothing needs to be asked."""
+        """Answer at once: the client need not send anything."""
         self._transport = cast(asyncio.Transport, transport)
         if not self._gate.has_file_for(transport):
             self._transport.abort()
@@ -82,14 +82,14 @@ class StatusShell(asyncio.Protocol):
             self._timer.cancel()
 
     def eof_received(self) -> bool:
-        """Keep the connection: a client may have nothing to say and still want its answer."""
+        """Keep the connection: a client may close its sending side and still want its answer."""
         return True
 
     async def _answer(self) -> None:
         try:
             line = await self._read_status()
         except RedisUnavailable as error:
-            # Who asks here runs the service: the cause, with the address, is for them.
+            # The status port is for operators, so the answer may have the cause and the address.
             line = encode_server_message(ErrorMessage(error.code.value, str(error)))
         if self._transport is not None:
             self._transport.write(line + b"\n")

@@ -1,1 +1,1 @@
-"""What plain HTTP answers: recordings, tokens, capabilities, the page."""
+"""The endpoints of plain HTTP: recordings, tokens, capabilities, the page."""

@@ -1,6 +1,6 @@
 """`POST /v1/listen`: a recording in the shapes of Deepgram's pre-recorded API.
 
-The recording is the body of the request; its query is read as that of a live stream is.
+The recording is the body of the request. The query has the fields of a live stream's query.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ingress.http.refusal import Refused
 from ingress.media.decoder import MediaInput
 from ingress.media.formats import HEAD_BYTES, NAMES, sniff
 
-# Parts of a body are put together to this before a thread writes them.
+# Parts of a body are joined up to this size before a thread writes them.
 _WRITE_BYTES: Final = 256 << 10
 _SAMPLES: Final = {
     Encoding.PCM16: "s16le",
@@ -96,7 +96,7 @@ async def _listen(recordings: Recordings, request: Request, query: ListenQuery) 
 
 
 def _media(head: bytes, query: ListenQuery, path: Path) -> MediaInput:
-    """Return how the file at a path is decoded. head: its first bytes. Raises BadUpload."""
+    """Return how the file at `path` is to be decoded. head: the file's first bytes. Raises BadUpload."""
     media = sniff(head)
     if media is not None:
         return MediaInput(media.demuxer, file=path)
@@ -109,7 +109,7 @@ def _media(head: bytes, query: ListenQuery, path: Path) -> MediaInput:
 async def _spooled(request: Request, file: IO[bytes], on_bytes: Callable[[int], None]) -> tuple[str, bytes]:
     """Write the body to a file, off the event loop; return its SHA-256 and its first bytes.
 
-    on_bytes: called with the size of each part; what it raises ends the upload.
+    on_bytes: called with the size of each part in bytes; an exception from it ends the upload.
     """
     digest, head, waiting = hashlib.sha256(), b"", bytearray()
 
@@ -132,7 +132,7 @@ async def _spooled(request: Request, file: IO[bytes], on_bytes: Callable[[int], 
 def _shape(
     transcripts: Sequence[Transcript], request_id: str, digest: str, *, utterances: bool
 ) -> dict[str, Any]:
-    """Return the answer. transcripts: of each channel."""
+    """Return the body of the answer. transcripts: one for each channel."""
     results: dict[str, Any] = {"channels": [_channel(transcript) for transcript in transcripts]}
     if utterances:
         results["utterances"] = _utterances(transcripts)

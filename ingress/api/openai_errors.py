@@ -1,4 +1,4 @@
-"""Refusals in the way of OpenAI's API: a JSON object with the member `error`."""
+"""Refusals in the format of OpenAI's API: a JSON object with the member `error`."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 _HOST: Final = re.compile(r"[A-Za-z0-9.\-:\[\]]{1,255}")
-# Browsers of before 2022 do not take 'self' for WebSockets, so the host is named too.
+# Browsers from before 2022 do not apply 'self' to WebSockets, so the host is named too.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'{sockets};"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -76,16 +76,16 @@ async def page(request: Request) -> Response:
 
 
 async def asset(request: Request) -> Response:
-    """Return what the page is made of."""
+    """Return one of the files that the page loads."""
     return _answer(request, request.path_params["name"])
 
 
 PAGE: Final[tuple[Route, ...]] = (endpoint("/", page, "GET"), endpoint("/assets/{name}", asset, "GET"))
-"""Rows of the table of endpoints. A stranger gets these, and nothing else of a server with keys."""
+"""Rows of the table of endpoints. A client without a key gets these alone from a server with keys."""
 
 
 def is_open(request: StreamRequest) -> bool:
-    """Return whether a stranger may have the answer to a request: the page, and what it is made of."""
+    """Return whether a client without a key may make this request: the page and its files are open."""
     if request.method not in ("GET", "HEAD") or "websocket" in request.tokens("upgrade"):
         return False
     return request.path == "/" or request.path.removeprefix("/assets/") in _FILES

@@ -1,8 +1,8 @@
-"""Temporary tokens over HTTP: what a holder of a key asks for, to hand it to a browser.
+"""Temporary tokens over HTTP: the holder of a key requests one and hands it to a browser.
 
 `POST /v1/tokens` is our own, and `/v1/auth/grant` has the shape of Deepgram's.
-`/v1/realtime/client_secrets` and, of the beta, `/v1/realtime/transcription_sessions` are OpenAI's: their
-tokens hold what the session is set to.
+`/v1/realtime/client_secrets` and, in the beta, `/v1/realtime/transcription_sessions` are OpenAI's: their
+tokens hold the configuration of the session.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ingress.dialects.openai.faults import INVALID_REQUEST, EventFault, error_fi
 from ingress.dialects.openai.session import Session
 from ingress.http.endpoints import endpoint
 
-# A token holds the session that is asked for, and is no longer than this itself.
+# A token holds the requested session, and the token itself has a maximum length.
 _MAX_BODY_BYTES: Final = 4096
-_OPENAI_TTL_S: Final = 600  # where the request names none, as OpenAI's
+_OPENAI_TTL_S: Final = 600  # default where the request names none; OpenAI's default too
 
 
 class _NoToken(Exception):  # noqa: N818 - the name says it
-    """A request for a token that is refused, with a status and a sentence; `param` is the field at fault."""
+    """A refused request for a token, with a status and a sentence; `param` is the field at fault."""
 
     def __init__(self, status: HTTPStatus, sentence: str, param: str | None = None) -> None:
         super().__init__(sentence)
@@ -131,7 +131,7 @@ def _session(asked: object) -> Session:
 
 
 def _described(expires_s: int) -> dict[str, Any]:
-    """Return what is said of a session that nobody has opened yet."""
+    """Return the fields that describe a session which is not open yet."""
     return {"id": f"sess_{uuid4().hex}", "object": "realtime.transcription_session", "expires_at": expires_s}
 
 

@@ -1,7 +1,7 @@
 """`POST /v1/audio/transcriptions` and `GET /v1/models`, in the shapes of OpenAI's API.
 
-Model names are taken as they come: this cluster has one model. A file is decoded in a child process and goes
-through the service as a stream of its own.
+Every model name is accepted, since the cluster serves one model. A child process decodes the file, and the
+samples go through the service as a stream of their own.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _GRANULARITIES: Final = ("word", "segment")
 
 
 class RecordingRefused(Exception):  # noqa: N818 - the name says it
-    """A request that is refused, in the shape of OpenAI's errors."""
+    """A refused request, in the shape of OpenAI's errors."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class RecordingRefused(Exception):  # noqa: N818 - the name says it
 
 
 def refusal_of(error: Exception) -> RecordingRefused:
-    """Return the refusal that a client gets for a failure."""
+    """Return the refusal that the client receives for a failure."""
     unavailable = HTTPStatus.SERVICE_UNAVAILABLE
     match error:
         case RecordingRefused():
@@ -148,7 +148,7 @@ async def _transcribe(recordings: Recordings, request: Request) -> Response:
         phrases = _phrases(upload)
         trace = checked_traceparent(asked.header("traceparent"))
         if (upload.field("stream") or "").lower() in ("true", "1") and kind == "json":
-            # The upload is held by the answer, which closes it.
+            # The response holds the upload and closes it.
             events = _Events(recording, upload, phrases, trace, stack.pop_all())
             return StreamingResponse(events.encoded(), media_type="text/event-stream")
         work = recording.transcribed(upload.media, phrases=phrases, traceparent=trace)
@@ -163,14 +163,14 @@ async def _transcribe(recordings: Recordings, request: Request) -> Response:
 
 
 def admitted(asked: StreamRequest) -> Client:
-    """Return who sends a recording. Raises RecordingRefused where its key is not for that."""
+    """Return the client that sends a recording. Raises RecordingRefused where its key lacks the scope."""
     if asked.client is None or not asked.client.may("stream"):
         raise RecordingRefused(HTTPStatus.FORBIDDEN, NOT_FOR_STREAMS)
     return asked.client
 
 
 def _phrases(upload: Upload) -> tuple[Phrase, ...]:
-    """Return what the recording is likely to have. Raises BadUpload."""
+    """Return the phrases that the upload names as likely. Raises BadUpload."""
     try:
         return phrases_of(upload.field("prompt"), parse_phrases(upload.fields("keywords")))
     except ClientFault as fault:
@@ -183,9 +183,9 @@ def _wants_logprobs(upload: Upload) -> bool:
 
 
 class _Events:
-    """A transcript as server-sent events: what is added to the text as it is recognised, then all of it.
+    """A transcript as server-sent events: additions to the text as it is recognised, then the whole text.
 
-    held: closed when the recording is transcribed, or its client has left.
+    held: resources that are closed when the recording is transcribed or the client has left.
     """
 
     def __init__(
@@ -199,10 +199,10 @@ class _Events:
         self._logprobs = _wants_logprobs(upload)
         self._deltas: asyncio.Queue[str | None] = asyncio.Queue()
         self._said = ""
-        # Begun here, so that what is held is closed also where nobody asks for the first event.
+        # Begun here, so that `held` is closed even where the first event is never read.
         work = recording.transcribed(upload.media, self._on_text, phrases=phrases, traceparent=trace)
         self._running = asyncio.create_task(self._run(work, held), name="transcription")
-        # A failure that nobody asks for, since the client has left, is counted, and no defect.
+        # If the client has left, nobody reads the failure: it is counted, and is no defect of the server.
         self._running.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def encoded(self) -> AsyncIterator[bytes]:
@@ -220,7 +220,7 @@ class _Events:
                 done = plain(transcript, logprobs=self._logprobs)
                 yield _event({"type": "transcript.text.done", **done})
         finally:
-            # Where the client has left, all that is awaited here is cancelled at once: the task tidies up.
+            # If the client has left, every wait here is cancelled at once: the task closes the resources.
             self._running.cancel()
 
     async def _run(self, work: Coroutine[Any, Any, Transcript], held: AsyncExitStack) -> Transcript:

@@ -1,4 +1,4 @@
-"""Who speaks: the holder of a key, or anybody where the server has no keys."""
+"""An authenticated client: the holder of a key, or anybody where the server has no keys."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ NOT_FOR_STREAMS: Final = "The key lacks the scope 'stream'."
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client that was let in.
+    """An authenticated client.
 
-    key: whose it is; None where the server has no keys. by_token: it showed a temporary token.
-    session: what the token sets a realtime session to, as JSON; empty for nothing.
+    key: the record of its key; None where the server has no keys. by_token: it showed a temporary token.
+    session: the token's configuration of a realtime session, as JSON; empty for none.
     """
 
     key: KeyRecord | None = None
@@ -30,16 +30,16 @@ class Client:
 
     @property
     def name(self) -> str:
-        """What logs call it; empty for anybody."""
+        """The name of its key, for logs; empty where the server has no keys."""
         return "" if self.key is None else self.key.name
 
     @property
     def is_limited(self) -> bool:
-        """Whether its key has limits, so that it has to be asked about."""
+        """Whether its key has limits, so that Redis has to be asked before it gets a stream."""
         return self.key is not None and self.key.is_limited
 
     def may(self, scope: str) -> bool:
-        """Return whether it may do what the scope stands for. A temporary token opens streams alone."""
+        """Return whether it has this scope. A temporary token has only the scope that opens streams."""
         if self.key is None:
             return True
         return scope in self.key.scopes and (scope == "stream" or not self.by_token)

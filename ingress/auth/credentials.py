@@ -1,6 +1,6 @@
-"""What a request shows of a key: in `Authorization`, or among the subprotocols that a browser offers.
+"""Credentials of a request, read from `Authorization` or from the subprotocols that a browser offers.
 
-A key in the query is not looked at: addresses end up in logs.
+A key in the query is ignored: addresses end up in logs.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Credential:
 
 
 class Malformed(Exception):  # noqa: N818 - the name says it
-    """Credentials of a form that is none."""
+    """Credentials in a form that this server does not know."""
 
 
 def credential_of(request: Request) -> Credential | None:
-    """Return what a request shows; None where it shows nothing. Raises Malformed."""
+    """Return the credential of a request; None where it has none. Raises Malformed."""
     authorization = request.header("authorization")
     if authorization is not None:
         scheme, _, secret = authorization.strip().partition(" ")
@@ -61,7 +61,7 @@ def subprotocols_of(request: Request) -> list[str]:
 
 
 def answered_subprotocol(offered: list[str]) -> str | None:
-    """Return which of the offered subprotocols the answer names: never one that holds a secret."""
+    """Return the offered subprotocol that the answer names: never one that holds a secret."""
     for protocol in offered:
         if protocol in (_OWN_PROTOCOL, _OPENAI_PROTOCOL) or protocol.lower() in _SCHEMES:
             return protocol

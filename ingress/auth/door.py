@@ -1,4 +1,4 @@
-"""Decides who comes in: the page's origin, then the key. Nothing of the service is used before."""
+"""Admits clients by the page's origin, then by the key, before the service does any work for them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from ingress.auth.tokens import BadToken, read_token
 from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 
-# From one address. A key has 256 random bits, so this is no defence against guessing: it bounds what wrong
-# keys cost. Right keys are let in all the same, also where many clients share an address: it has no flag.
+# Failures from one address. A key has 256 random bits, so this is no defence against guessing: it bounds the
+# cost of wrong keys. Right keys are accepted all the same, also where many clients share an address, so it
+# has no flag.
 FAILURES_PER_MINUTE: Final = 10
 _TOO_MANY: Final = "Too many wrong keys came from this address."
 _FOREIGN: Final = "Pages of this origin may not connect (--allowed-origins, --allowed-hosts)."
@@ -28,7 +29,7 @@ _CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="parakeet"'),)
 
 
 class _Unknown(Exception):  # noqa: N818 - the name says it
-    """Credentials that open nothing; `reason` is a label of the metric."""
+    """Credentials that are not valid; `reason` is a label of the metric."""
 
     def __init__(self, reason: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -36,9 +37,9 @@ class _Unknown(Exception):  # noqa: N818 - the name says it
 
 
 class Door:
-    """Lets clients in.
+    """Authenticates clients.
 
-    ring: the keys; None lets everybody in. open_to_all: says of a request that strangers may have its answer.
+    ring: the keys; None admits everybody. open_to_all: returns whether a request needs no key.
     now: monotonic seconds. unix_s: Unix time.
     """
 
@@ -61,7 +62,7 @@ class Door:
         self._failures = Throttle()
 
     def admit_request(self, request: Request) -> Client:
-        """Judge a request by its head. Raises Refused."""
+        """Return the client of a request, by the request's head. Raises Refused."""
         if self._open_to_all(request):
             return ANYBODY
         if not self._origins.allow(request):
@@ -86,7 +87,7 @@ class Door:
             raise Refused(Refusal(HTTPStatus.TOO_MANY_REQUESTS, _TOO_MANY, headers)) from None
 
     def admit_secret(self, secret: str, address: str) -> Client:
-        """Judge the key of a client that has no request, as on the TCP port. Raises StreamError."""
+        """Return the client that holds a key, where no request exists (the TCP port). Raises StreamError."""
         if self._ring is None:
             return ANYBODY
         try:
@@ -96,7 +97,7 @@ class Door:
             raise StreamError(ErrorCode.UNAUTHORIZED, sentence) from None
 
     def lacks_scope(self) -> None:
-        """Count a client whose key is not for what it asks."""
+        """Count a client whose key lacks the scope for its request."""
         self._metrics.auth_failures["scope"] += 1
 
     def _find(self, ring: KeyRing, secret: str) -> Client:
@@ -123,8 +124,8 @@ class Door:
     def _failed(self, address: str, error: _Unknown) -> bool:
         """Count a failure; return False if the address has had so many that it gets no more answers.
 
-        A right key is let in nevertheless: nobody guesses 256 random bits, and clients that share an address
-        (behind a proxy, or in one office) would be shut out by one of them.
+        A right key is accepted nevertheless: nobody guesses 256 random bits, and one client would otherwise
+        shut out all clients that share its address (behind a proxy, or in one office).
         """
         told = self._failures.take(counted_as(address), FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, self._now())
         self._metrics.auth_failures[error.reason if told else "throttled"] += 1

@@ -1,4 +1,4 @@
-"""What a connection asks of access control: who a key is, and whether the key may have one stream more."""
+"""The interface of access control to a connection: who holds a key, and whether it may have more streams."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ingress.auth.client import ANYBODY, Client
 
 
 class OverLimit(StreamError):  # noqa: N818 - the name says it
-    """A key has all that it may have. retry_after_s: when it may have more, or when to look again."""
+    """A key has reached a limit. retry_after_s: seconds until it may have more, or may ask again."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(ErrorCode.OVER_LIMIT, message)
@@ -17,32 +17,32 @@ class OverLimit(StreamError):  # noqa: N818 - the name says it
 
 
 class Guard(Protocol):
-    """Watches over the streams of keys."""
+    """Counts the streams and the audio of keys, and refuses those over a limit."""
 
     def identify(self, secret: str) -> Client:
-        """Return who shows this key. Raises StreamError `unauthorized`."""
+        """Return the client that holds this key. Raises StreamError `unauthorized`."""
 
     async def enter(self, client: Client | None, num_streams: int) -> None:
         """Count new streams of a client. Raises OverLimit or RedisUnavailable, within a bounded time."""
 
     def resumed(self, client: Client | None, num_streams: int) -> None:
-        """Count streams that a client had before: no limit refuses them."""
+        """Count resumed streams of a client: no limit refuses them."""
 
     def leave(self, client: Client | None, num_streams: int) -> None:
-        """Count streams less."""
+        """Subtract ended streams of a client."""
 
     def heard(self, client: Client | None, audio_s: float) -> None:
-        """Count audio of a client."""
+        """Add seconds of audio of a client."""
 
     def check_audio(self, client: Client | None) -> None:
-        """Raise OverLimit where the client has had its audio of this day, as far as is known here."""
+        """Raise OverLimit where the client has used up its audio of this day, to this ingress's knowledge."""
 
 
 class NoGuard:
-    """The guard of a server without keys: everybody may have everything."""
+    """The guard of a server without keys: it limits nobody."""
 
     def identify(self, secret: str) -> Client:
-        """Return anybody: a key is not asked for, and does no harm."""
+        """Return the anonymous client: a key is not required, and is ignored."""
         return ANYBODY
 
     async def enter(self, client: Client | None, num_streams: int) -> None:

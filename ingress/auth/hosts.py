@@ -1,7 +1,8 @@
-"""Which names of this server a web page may come from.
+"""The host names of this server from which a web page may connect.
 
-A page's own host proves nothing where its owner has the name's DNS: the name can be given this server's
-address once the page is loaded (DNS rebinding), and the browser takes the server for the page's own.
+That a page comes from the requested host proves nothing by itself. Whoever controls the DNS of the name can
+point it to this server's address once the page is loaded (DNS rebinding), and the browser then treats the
+server as the page's own host.
 """
 
 from __future__ import annotations
@@ -10,26 +11,26 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Final
 
-# Names that no public DNS answers for (RFC 6761, 6762, 8375).
+# Names that public DNS never resolves (RFC 6761, 6762, 8375).
 _LOCAL_DOMAINS: Final = ("localhost", "local", "internal", "home.arpa")
 
 
 class Hosts:
-    """Judges hosts as `Host` and `Origin` write them.
+    """The accepted host names, as `Host` and `Origin` write them.
 
-    Addresses and local names always count: nobody can have them point elsewhere. allowed: further names, in
-    small letters; `*` is any.
+    IP addresses and local names are always accepted: nobody can point them elsewhere. allowed: further names,
+    in lower case; `*` accepts any.
     """
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._allowed = frozenset(allowed)
 
     def include(self, host: str) -> bool:
-        """Return whether this name, with or without a port, is this server's."""
+        """Return whether a host, with or without a port, is accepted."""
         name = _name_of(host)
         if "*" in self._allowed or name in self._allowed or _is_address(name):
             return True
-        # A name without a dot is no domain that anybody can register.
+        # Nobody can register a domain without a dot.
         return bool(name) and ("." not in name or name.endswith(tuple(f".{one}" for one in _LOCAL_DOMAINS)))
 
 

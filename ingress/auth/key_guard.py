@@ -1,4 +1,4 @@
-"""The guard of a server with keys: counts what each key uses here, and asks Redis about all ingresses."""
+"""The guard of a server with keys: counts each key's use here and, in Redis, over all ingresses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ingress.auth.guard import OverLimit
 logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S: Final = 1.0
-# Keys in use are told again so often, though nothing has changed: what Redis forgot is mended so.
+# Unchanged use of a key is reported again this often, in case Redis has lost it.
 _TELL_ANEW_EVERY: Final = 30
 
 _MINUTE_S: Final = 60
 _DAY_S: Final = 86_400
-# When one of a key's streams ends, nobody knows.
+# The time at which one of a key's streams will end is not known.
 _STREAMS_AGAIN_S: Final = 5
 
 _SENTENCES: Final = {
@@ -35,9 +35,9 @@ _SENTENCES: Final = {
 
 
 class _Use:
-    """What one key uses on this ingress.
+    """The use of one key on this ingress.
 
-    audio_s: seconds that were not reported yet. today_s: those of all ingresses that were, in this day.
+    audio_s: seconds of audio that are not reported yet. today_s: seconds reported by all ingresses this day.
     """
 
     __slots__ = ("audio_s", "changed", "streams", "today_s")
@@ -50,10 +50,10 @@ class _Use:
 
 
 class KeyGuard:
-    """Watches over the streams of keys (a `Guard`).
+    """Counts the streams and the audio of keys (a `Guard`).
 
-    secrets of the TCP port carry no address: `identify` is made for one by `for_address`.
-    unix_s: the time, of which minutes and days are counted.
+    A secret on the TCP port carries no address: `for_address` returns a guard that knows the address.
+    unix_s: returns Unix time, by which minutes and days are counted.
     """
 
     def __init__(self, door: Door, usage: KeyUsage, unix_s: Callable[[], float] = time.time) -> None:
@@ -63,7 +63,7 @@ class KeyGuard:
         self._uses: dict[KeyId, _Use] = {}
 
     def for_address(self, address: str) -> AddressGuard:
-        """Return the guard of a client at this address."""
+        """Return the guard of a connection from this address."""
         return AddressGuard(self, self._door, address)
 
     async def enter(self, client: Client | None, num_streams: int) -> None:
@@ -88,35 +88,35 @@ class KeyGuard:
             raise OverLimit(_SENTENCES[bound], self._retry_after_s(bound))
 
     def _retry_after_s(self, bound: Bound) -> int:
-        """Return in how many seconds the count of this bound begins anew."""
+        """Return the seconds until the count of this bound begins anew."""
         if bound is Bound.STREAMS:
             return _STREAMS_AGAIN_S
         period_s = _MINUTE_S if bound is Bound.NEW else _DAY_S
         return int(period_s - self._unix_s() % period_s) + 1
 
     def resumed(self, client: Client | None, num_streams: int) -> None:
-        """Count streams that a client had before: no limit refuses them."""
+        """Count resumed streams of a client: no limit refuses them."""
         if client is not None and client.key_id is not None:
             use = self._uses.setdefault(client.key_id, _Use())
             use.streams += num_streams
             use.changed = True
 
     def leave(self, client: Client | None, num_streams: int) -> None:
-        """Count streams less."""
+        """Subtract ended streams of a client."""
         if client is not None and client.key_id is not None:
             use = self._uses[client.key_id]
             use.streams -= num_streams
             use.changed = True
 
     def heard(self, client: Client | None, audio_s: float) -> None:
-        """Count audio of a client."""
+        """Add seconds of audio of a client."""
         if client is not None and client.key is not None:
             use = self._uses[client.key.key_id]
             use.audio_s += audio_s
             use.changed = True
 
     def check_audio(self, client: Client | None) -> None:
-        """Raise OverLimit where the client has had its audio of this day, by the last report."""
+        """Raise OverLimit where the client has used up its audio of this day, by the last report."""
         if client is not None and client.key is not None and client.key.audio_s_per_day:
             use = self._uses[client.key.key_id]
             if use.today_s + use.audio_s >= client.key.audio_s_per_day:
@@ -147,7 +147,7 @@ class KeyGuard:
 
 
 class AddressGuard:
-    """The guard of one connection, whose address counts for wrong keys (a `Guard`)."""
+    """The guard of one connection (a `Guard`); wrong keys count against the connection's address."""
 
     __slots__ = ("_address", "_door", "_guard")
 
@@ -157,7 +157,7 @@ class AddressGuard:
         self._address = address
 
     def identify(self, secret: str) -> Client:
-        """Return who shows this key. Raises StreamError `unauthorized`."""
+        """Return the client that holds this key. Raises StreamError `unauthorized`."""
         client = self._door.admit_secret(secret, self._address)
         if not client.may("stream"):
             self._door.lacks_scope()
@@ -169,17 +169,17 @@ class AddressGuard:
         await self._guard.enter(client, num_streams)
 
     def resumed(self, client: Client | None, num_streams: int) -> None:
-        """Count streams that a client had before: no limit refuses them."""
+        """Count resumed streams of a client: no limit refuses them."""
         self._guard.resumed(client, num_streams)
 
     def leave(self, client: Client | None, num_streams: int) -> None:
-        """Count streams less."""
+        """Subtract ended streams of a client."""
         self._guard.leave(client, num_streams)
 
     def heard(self, client: Client | None, audio_s: float) -> None:
-        """Count audio of a client."""
+        """Add seconds of audio of a client."""
         self._guard.heard(client, audio_s)
 
     def check_audio(self, client: Client | None) -> None:
-        """Raise OverLimit where the client has had its audio of this day."""
+        """Raise OverLimit where the client has used up its audio of this day."""
         self._guard.check_audio(client)

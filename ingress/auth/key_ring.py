@@ -1,4 +1,4 @@
-"""The keys that a running ingress accepts: the keys file, read again when it changes."""
+"""The keys that a running ingress accepts, from the keys file, which is read again when it changes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ logger = logging.getLogger(__name__)
 
 # Looking at the file's state costs one system call; a revoked key loses its streams within this time.
 RELOAD_EVERY_S: Final = 2.0
-# Compared with where the id is unknown, so that an answer takes the same time for every key.
+# A key with an unknown id is compared with this hash, so that an answer takes the same time for every key.
 _NO_DIGEST: Final = "0" * 64
 
 _FileState = tuple[int, int, int]
 
 
 class KeyRing:
-    """The keys of one file. Raises KeysFileError where it cannot be read at first.
+    """The keys of one file. The constructor raises KeysFileError where the file cannot be read.
 
-    on_revoked: called with a key's id when the key stops to open anything: revoked, expired or removed.
+    on_revoked: called with a key's id when the key becomes invalid: revoked, expired or removed.
     """
 
     def __init__(self, path: Path, on_revoked: Callable[[KeyId], None]) -> None:
@@ -38,11 +38,11 @@ class KeyRing:
 
     @property
     def token_secret(self) -> str:
-        """What signs temporary tokens."""
+        """The secret that signs temporary tokens."""
         return self._keys.token_secret
 
     def find(self, key: str) -> KeyRecord | None:
-        """Return the record of a key, valid or not; None for a key that is in no record."""
+        """Return the record of a key, valid or not; None for a key without a record."""
         key_id = key_id_of(key)
         record = self._keys.records.get(key_id) if key_id is not None else None
         if not is_key(key, record.digest if record is not None else _NO_DIGEST):
@@ -54,7 +54,7 @@ class KeyRing:
         return self._keys.records.get(key_id)
 
     async def run(self, now_s: Callable[[], float]) -> None:
-        """Follow the file until cancelled. now_s: Unix time."""
+        """Watch the file for changes until cancelled. now_s: returns Unix time."""
         valid = self._valid(now_s())
         while True:
             await asyncio.sleep(RELOAD_EVERY_S)
@@ -69,7 +69,7 @@ class KeyRing:
         return {key_id for key_id, record in self._keys.records.items() if record.is_valid(now_s)}
 
     def _reload(self) -> None:
-        """Read the file again where it has changed; a file that is wrong changes nothing."""
+        """Read the file again where it has changed; a file with errors changes nothing."""
         state = self._file_state()
         if state == self._state:
             return
@@ -82,7 +82,7 @@ class KeyRing:
             logger.info("read %d keys from %s", len(self._keys.records), self._path)
 
     def _file_state(self) -> _FileState | None:
-        """Return what changes with the file's content, also when it is swapped behind a symbolic link."""
+        """Return the file's state; it changes with the content, also when a symbolic link is redirected."""
         try:
             about = os.stat(self._path)  # noqa: PTH116 - follows the link, as opening it does
         except OSError:

@@ -1,7 +1,7 @@
-"""Which web pages may connect.
+"""The web pages that may connect, by their `Origin`.
 
-A browser sends requests of any page to whatever it can reach, also to servers of the visitor's own network,
-and names the page's origin. Programs name none.
+A browser sends a page's requests to every server that it can reach, also within the visitor's own network,
+and names the page's origin. Programs other than browsers name none.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ingress.request import Request
 
 
 class Origins:
-    """Judges the `Origin` of requests.
+    """The accepted origins.
 
-    allowed: origins besides the request's own host, in small letters; `*` is any.
-    hosts: what that own host may be.
+    allowed: origins besides the request's own host, in lower case; `*` accepts any.
+    hosts: the accepted names of the request's own host.
     """
 
     def __init__(self, allowed: Iterable[str], hosts: Hosts = ANY_HOST) -> None:
@@ -25,7 +25,7 @@ class Origins:
         self._hosts = hosts
 
     def allow(self, request: Request) -> bool:
-        """Return whether the page that sends the request may; a request of a program always may."""
+        """Return whether the request's page may connect; a request without an `Origin` always may."""
         origin = request.header("origin")
         if origin is None:
             return True

@@ -1,4 +1,4 @@
-"""Whose word about a client's address counts: that of the proxies which an operator has named."""
+"""Addresses of clients behind proxies: only proxies that the operator has named are believed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _IPV6_PREFIX: Final = 64
 class TrustedProxies:
     """Reads `X-Forwarded-For`, to which each proxy appends the address that it was reached from.
 
-    networks: those of the proxies; none means that the header never counts.
+    networks: networks of the trusted proxies; if there are none, the header is ignored.
     """
 
     __slots__ = ("_networks",)
@@ -22,17 +22,17 @@ class TrustedProxies:
         self._networks = tuple(networks)
 
     def includes(self, address: str) -> bool:
-        """Whether an address is that of a trusted proxy."""
+        """Return whether an address is a trusted proxy's."""
         if not self._networks:
             return False
         parsed = _parsed(address)
         return parsed is not None and any(parsed in network for network in self._networks)
 
     def client_of(self, peer: str, forwarded_for: list[str]) -> str:
-        """Return the client's address: the last that no trusted proxy has, seen from the socket.
+        """Return the client's address: the nearest to the socket that is no trusted proxy's.
 
         peer: address of the socket.   forwarded_for: members of the header, the nearest last.
-        A member that is no address ends the chain: what stands before it is hearsay.
+        A member that is no address ends the chain: the members before it cannot be trusted.
         """
         address = peer
         for member in reversed(forwarded_for):
@@ -46,14 +46,14 @@ class TrustedProxies:
 
 
 def plain_address(address: str) -> str:
-    """Return an address as it is written alone, also one of IPv4 that came over a socket of both families."""
+    """Return an address in its plain form: an IPv4 address mapped into IPv6 becomes plain IPv4."""
     return address[7:] if address.startswith("::ffff:") and "." in address else address
 
 
 def counted_as(address: str) -> str:
-    """Return under what an address counts where clients are counted.
+    """Return the name under which an address is counted.
 
-    One of IPv6 counts with all of its /64, of which a single host may have every address.
+    An IPv6 address counts as its /64 network, since a single host may have every address of it.
     """
     if ":" not in address:
         return address

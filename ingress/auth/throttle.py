@@ -1,4 +1,4 @@
-"""Bounds on how often something may happen, by address or by key."""
+"""Bounds on the rate of events, by address or by key."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final
 
-# Names that are remembered. The one that was idle longest is forgotten first, with its debt.
+# Names that are kept. The name that was idle longest is dropped first, with its debt.
 _MAX_NAMES: Final = 10_000
 
 
 class Throttle:
     """A token bucket for each name: `burst` at once, and `per_minute` on average.
 
-    Times are monotonic seconds, given by the caller.
+    Times are monotonic seconds, which the caller passes in.
     """
 
     def __init__(self, max_names: int = _MAX_NAMES) -> None:
         self._max_names = max_names
-        # By name: tokens left, and when that was so; in the order of last use.
+        # By name: tokens left, and the time of that count; in the order of last use.
         self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
 
     def left(self, name: Hashable, per_minute: float, burst: float, now_s: float) -> float:
-        """Return how many more of these the name may do now."""
+        """Return how many tokens the name has left now."""
         tokens, since_s = self._buckets.get(name, (burst, now_s))
         return min(burst, tokens + (now_s - since_s) * per_minute / 60)
 
     def take(self, name: Hashable, per_minute: float, burst: float, now_s: float) -> bool:
-        """Count one; return False, and count nothing, where the name has none left."""
+        """Take one token; return False, and take nothing, where the name has none left."""
         tokens = self.left(name, per_minute, burst, now_s)
         if tokens < 1:
             return False
@@ -38,5 +38,5 @@ class Throttle:
         return True
 
     def wait_s(self, name: Hashable, per_minute: float, burst: float, now_s: float) -> float:
-        """Return after how many seconds the name has one left."""
+        """Return the seconds until the name has a token again."""
         return max(0.0, (1 - self.left(name, per_minute, burst, now_s)) * 60 / per_minute)

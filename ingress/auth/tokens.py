@@ -1,8 +1,8 @@
-"""Temporary tokens: what a browser gets instead of a key.
+"""Temporary tokens, which a browser uses instead of a key.
 
-A holder of a key asks for one and hands it on. It is a JSON Web Token (RFC 7519, HS256), signed with the
-secret of the keys file, so every ingress that has the file accepts it. It opens streams and nothing else,
-counts as its key's for every limit, and ends with its key.
+The holder of a key requests a token and hands it on. The token is a JSON Web Token (RFC 7519, HS256), signed
+with the secret of the keys file, so every ingress that has the file accepts it. It opens streams and nothing
+else, counts towards every limit of its key, and becomes invalid with its key.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import jwt
 from common.auth.api_key import KEY_ID_PATTERN, KeyId
 
 AUDIENCE: Final = "parakeet"
-# A token opens streams, and need not last as long as they do: a minute is enough for most pages.
+# A token need only last until the stream is open: a minute is enough for most pages.
 MAX_TTL_S: Final = 3600
 DEFAULT_TTL_S: Final = 30
 _ALGORITHM: Final = "HS256"
-# With a session in it; `Authorization` may be as long (credentials.py).
+# Length with a session in the token; `Authorization` may be as long (credentials.py).
 _MAX_LENGTH: Final = 4096
 
 
 class BadToken(Exception):  # noqa: N818 - the name says it
-    """A token that opens nothing. expired: it once did."""
+    """A token that is not valid. expired: it was valid before."""
 
     def __init__(self, *, expired: bool) -> None:
         super().__init__("expired" if expired else "malformed")
@@ -34,9 +34,9 @@ class BadToken(Exception):  # noqa: N818 - the name says it
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a valid token says: whose it is, and until when (Unix time).
+    """The content of a valid token: the id of its key, and when it expires (Unix time).
 
-    session: what a realtime session opened with it is set to, as JSON; empty for nothing.
+    session: the configuration of a realtime session that is opened with it, as JSON; empty for none.
     """
 
     key_id: KeyId
@@ -47,9 +47,9 @@ class Token:
 def make_token(
     secret: str, key_id: KeyId, ttl_s: int, now_s: float | None = None, session: str = ""
 ) -> tuple[str, int]:
-    """Return a token of a key and the Unix time at which it ends; `ttl_s` is 1 to MAX_TTL_S.
+    """Return a token of a key and the Unix time at which it expires; `ttl_s` is 1 to MAX_TTL_S.
 
-    session: see `Token`. Raises ValueError for one that makes the token too long.
+    session: see `Token`. Raises ValueError where the session makes the token too long.
     """
     if not 1 <= ttl_s <= MAX_TTL_S:
         raise ValueError(f"a token lives 1 to {MAX_TTL_S} seconds")
@@ -64,7 +64,7 @@ def make_token(
 
 
 def read_token(secret: str, text: str) -> Token:
-    """Check a token. Raises BadToken."""
+    """Check a token and return its content. Raises BadToken."""
     if len(text) > _MAX_LENGTH:
         raise BadToken(expired=False)
     try:

@@ -1,1 +1,1 @@
-"""One client: its dialect on one side, its streams on the other."""
+"""The connection of one client: its dialect on one side, its streams on the other."""

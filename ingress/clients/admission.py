@@ -1,4 +1,4 @@
-"""How a connection comes by its streams: by slots of its own, or by the stream of a lost connection."""
+"""Admission of a connection: it takes new slots, or the stream of a lost connection."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ingress.sockets.deadlines import Deadlines
 if TYPE_CHECKING:
     from ingress.clients.connection import Connection
 
-# Without a new stream a client may still go on with one that it has.
+# A client that gets no new stream may still resume a stream that it has.
 _MAY_RESUME: Final = frozenset((ErrorCode.NO_FREE_STREAM, ErrorCode.OVER_LIMIT))
 
 
 class Admission:
-    """The waits of one connection for its streams. What comes of them it says to the connection, as events.
+    """The waits of one connection for its streams. It reports their outcomes to the connection as events.
 
-    behind: messages that came along with one that waits for a slot.
+    behind: messages that came with the message that waits for a slot.
     """
 
     __slots__ = (
@@ -62,7 +62,7 @@ class Admission:
         self.behind: list[ClientMessage] = []
 
     def identify(self, message: ClientMessage | None) -> None:
-        """Look at the key that a stranger shows."""
+        """Authenticate the client by the key in its first message."""
         if not isinstance(message, Auth):
             raise AssertionError("IDENTIFY without a key")
         try:
@@ -74,9 +74,9 @@ class Admission:
         self._connection.notify(Event.IDENTIFIED)
 
     async def enter(self, first: ClientMessage | None) -> None:
-        """Wait for slots, during which the client is not heard.
+        """Wait for slots; the client is not read meanwhile.
 
-        first: the message that is to begin the stream; only where the slot of `hello` was given back before.
+        first: the message that begins the stream; None unless the slot of `hello` was returned before.
         """
         connection = self._connection
         try:
@@ -105,7 +105,7 @@ class Admission:
             self._reading.resume()
 
     async def _take_slots(self) -> None:
-        """Take what the streams need of others: a decoder, places among those of the client's key, slots."""
+        """Take everything that the streams need: a decoder, the key's permission, slots in the cluster."""
         self._media.open()
         await self._streams.count()
         if not self._dialect.admitted_first:

@@ -1,8 +1,8 @@
 """One client's connection: its dialect on one side, its streams and their results on the other.
 
-The shells (tcp.py, websocket.py) hand in what the socket brings; the dialect says what that means;
-`ConnectionProtocol` decides; this class carries out the actions. It runs on the event loop, and an error
-in it ends this connection only.
+The shells (tcp.py, websocket.py) pass in the bytes of the socket; the dialect decodes them to messages;
+`ConnectionProtocol` decides on the actions; this class carries them out. It runs on the event loop, and an
+error in it ends this connection only.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ class Connection:
     dialect: the protocol that the client speaks.
     start_task: starts a named task in the server's task group.
     on_closed: called once, when the socket is gone.
-    client: who it is; None where a key has to be shown first, in a message.
-    guard: looks at that key, and counts what the client's key may have.
-    decoders: of compressed audio, for dialects that have it.
-    counted_first: a WebSocket opens only once the client's key may have its streams.
+    client: the authenticated client; None where its first message has to show a key.
+    guard: checks that key, and the limits of the client's key.
+    decoders: decode compressed audio, for dialects that have it.
+    counted_first: whether a WebSocket opens only after the guard has admitted the client's streams.
     traceparent: the trace that the client's request is a part of; empty for none.
-    paces, address: how fast the audio of a client at this address is taken.
-    reading: whether the client is read.
+    paces, address: bound how fast the audio of a client at this address is taken.
+    reading: says whether the client is read.
     """
 
     __slots__ = (
@@ -141,15 +141,15 @@ class Connection:
         self._admission = Admission(
             self, self._streams, self._media, self._outgoing, self.reading, dialect, self._deadlines, meter
         )
-        self._options = StreamOptions()  # of the streams that have begun
-        self._unconfirmed = False  # `resumed` was sent, and nothing of the client has come behind it
+        self._options = StreamOptions()  # those with which the streams have begun
+        self._unconfirmed = False  # `resumed` was sent, and the client has sent nothing since
         if not (dialect.admitted_first or counted_first):
             self._outgoing.open()
 
-    # What the shell says
+    # Calls of the shell
 
     def open(self) -> None:
-        """Begin: the socket is there, and a WebSocket's request is in order."""
+        """Begin: the socket is open, and a WebSocket's request is valid."""
         self._deadlines.silent.start(self._silent_too_long)
         if self.client is None:
             self._deadlines.begin.start(self._begun_too_late)
@@ -199,7 +199,7 @@ class Connection:
                 self._drop(error)
 
     def received_all(self, messages: list[ClientMessage]) -> None:
-        """Take messages in order; those behind one that waits for its slot wait, too."""
+        """Take messages in order; messages behind one that waits for its slot wait, too."""
         for number, message in enumerate(messages):
             if self._protocol.state is State.READMITTING:
                 self._admission.behind = messages[number:]
@@ -207,7 +207,7 @@ class Connection:
             self.received(message)
 
     def received(self, message: ClientMessage) -> None:
-        """Take one message: decoded from a frame, or by the decoder of its audio."""
+        """Take one message, from a frame or from the decoder of compressed audio."""
         protocol = self._protocol
         if type(message) is Audio:
             stream = self._streams.first  # as good as any: all channels are equally long
@@ -224,7 +224,7 @@ class Connection:
         self._carry_out(protocol.receive(message))
 
     def received_fault(self, error: StreamError) -> None:
-        """Take a fault after which nothing more is delivered: of the framing, or of compressed audio."""
+        """Take a fault of the framing or of compressed audio; no message follows it."""
         if isinstance(error, ClientFault):
             self._carry_out(self._protocol.fail(error))
         else:
@@ -233,7 +233,7 @@ class Connection:
     def ended(self) -> None:
         """Note that the client closed its sending side."""
         if self._options.resume and self._protocol.takes_audio:
-            # A lost connection often looks like this, and its client said that it will come back.
+            # A lost connection often looks like this, and this client has said that it will resume.
             self.lost()
             self._peer.close(self._dialect.farewell(None))
         else:
@@ -265,11 +265,11 @@ class Connection:
         self._outgoing.resume()
         self._ending.drained()
 
-    # What the server says
+    # Calls of the server
 
     @property
     def client(self) -> Client | None:
-        """Who it is; None as long as that is not known."""
+        """The authenticated client; None as long as it is unknown."""
         return self._streams.client
 
     @property
@@ -279,7 +279,7 @@ class Connection:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes that wait for the client to read."""
+        """Bytes that wait for the client to read them."""
         return self._outgoing.waiting_bytes
 
     @property
@@ -289,26 +289,26 @@ class Connection:
 
     @property
     def can_resume(self) -> bool:
-        """Whether the client said that it can go on elsewhere."""
+        """Whether the client has said that it can resume at another ingress."""
         return self._options.resume
 
     def expel(self) -> None:
-        """Note that the client's key opens nothing any more."""
+        """End the connection: the client's key has become invalid."""
         self.notify(Event.FAILED, StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired."))
 
     def drain(self) -> None:
-        """Note that this ingress stops."""
+        """Note that this ingress drains."""
         self.notify(Event.DRAIN)
 
     @property
     def undecoded_s(self) -> float:
-        """Audio accepted from the client and not recognised yet, in seconds."""
+        """Audio accepted from the client and not decoded yet, in seconds."""
         return self._streams.first.undecoded_s
 
-    # What a stream says (ClientStream)
+    # Calls of a stream (ClientStream)
 
     def on_result(self, stream: ClientStream, result: Result, *, mergeable: bool) -> None:
-        """Send a result to the client; behind the last one of the last stream, close."""
+        """Send a result to the client; close after the final result of the last stream."""
         self._media.room()
         if stream.ended and self._streams.ended:
             self._meter.result(result)
@@ -328,13 +328,13 @@ class Connection:
     # Actions
 
     def notify(self, event: Event, error: StreamError | None = None) -> None:
-        """Do what an event comes to; `error` says why, where the service failed."""
+        """Carry out the transition of an event; `error` is the reason, where the service failed."""
         self._carry_out(self._protocol.notify(event, error))
 
     def _carry_out(
         self, outcome: Outcome, result: Result | None = None, stream: ClientStream | None = None
     ) -> None:
-        """Do what the table says. `result`: what is to be forwarded, of which stream."""
+        """Carry out the actions of the table. `result`: the result to forward, and its stream."""
         try:
             for action in outcome.actions:
                 if action is not Action.FORWARD:
@@ -347,7 +347,7 @@ class Connection:
             self.failed()
 
     def _tell(self, message: ServerMessage, stream: ClientStream, *, mergeable: bool) -> None:
-        """Send what needs no action beside."""
+        """Send a message that needs no transition."""
         try:
             self._outgoing.send(message, stream.number, mergeable=mergeable)
         except ClientFault as error:  # the send buffer is full
@@ -356,7 +356,7 @@ class Connection:
             self.failed()
 
     def failed(self) -> None:
-        """End this connection, and no other, after a defect of ours, where it was caught; log it."""
+        """Log a defect of the server that was just caught; end this connection and no other."""
         logger.exception("A connection failed", extra={"stream_id": self._streams.first.stream_id})
         self._drop(Unavailable(ErrorCode.INTERNAL, "The server failed; the fault is logged."))
 
@@ -421,7 +421,7 @@ class Connection:
         self._watch_audio()
 
     def _watch_audio(self) -> None:
-        """See that a stream that has begun, or goes on here, has audio, and not too much."""
+        """Begin to watch that a stream, begun or resumed here, has audio, and not too much of it."""
         self._peer.began()
         self._deadlines.audio.start(self._audio_too_long_ago)
         if not self._options.recording:
@@ -448,7 +448,7 @@ class Connection:
         self._streams.abandon(keep=self._options.resume and not fault, code=code)
 
     def resumed(self, resumption: Resumption) -> None:
-        """Go on with the stream of another connection, as its client asked."""
+        """Go on with the stream of another connection, as the client requested."""
         self._options = resumption.options
         if self._protocol.state is not State.RESUMING:  # the client left meanwhile
             self._abandon(None)
@@ -464,7 +464,7 @@ class Connection:
     # Ends
 
     def _drop(self, error: StreamError) -> None:
-        """End a connection that cannot go on by the table: give up what waits, say why, close."""
+        """End a connection outside the table: drop the waiting messages, send the error, close."""
         was_closed = self._protocol.state is State.CLOSED
         self._protocol.notify(Event.LOST)
         self._media.close()

@@ -1,4 +1,4 @@
-"""How a connection ends for its client: the error that it is told, what still waits for it, and the close."""
+"""The end of a connection: the error for the client, the messages that still wait, and the close."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class Ending:
-    """The errors and the end of one connection.
+    """Sends the errors of one connection, and closes it.
 
-    streams: know whose the connection is.
-    outgoing: what waits there goes first.
-    on_hung_up: called once, when the connection is closed from here.
+    streams: the streams of the connection, which know its client.
+    outgoing: messages that wait there are sent first.
+    on_hung_up: called once, when this object closes the connection.
     hung_up: whether the close is under way.
     """
 
@@ -56,23 +56,23 @@ class Ending:
         self._meter = meter
         self._on_hung_up = on_hung_up
         self._logged: set[ErrorCode] = set()
-        self._asked = False  # it closes once nothing waits
-        self._error: StreamError | None = None  # because of which; None in good order
+        self._asked = False  # whether to close once no message waits
+        self._error: StreamError | None = None  # the reason for the close; None for a normal one
         self.hung_up = False
 
     def tell(self, error: StreamError, stream_id: StreamId | None) -> None:
-        """Log an error, and tell the client. Raises as `Outgoing.send` does."""
+        """Log an error, and send it to the client. Raises ClientFault `slow_reader`."""
         self._outgoing.send(self._noted(error, stream_id))
 
     def hang_up(self, error: StreamError | None) -> None:
-        """Close once all is sent, because of an error or in good order."""
+        """Close once all messages are sent. error: the reason; None for a normal close."""
         self._asked, self._error = True, error
         self.drained()
 
     def cut_off(self, error: StreamError, stream_id: StreamId | None, *, is_over: bool) -> None:
-        """Give up what waits, say why, and close.
+        """Drop the messages that wait, send the error, and close.
 
-        is_over: the last word was said before, and not read.
+        is_over: whether the last message was sent before, and not read.
         """
         self._outgoing.clear()
         message = self._noted(error, stream_id)
@@ -86,7 +86,7 @@ class Ending:
         self.hang_up(error)
 
     def drained(self) -> None:
-        """More was sent: close where that is asked for, and nothing waits any more."""
+        """Note that messages were sent: close if a close is pending and no message waits any more."""
         if not self._asked or self.hung_up or not self._outgoing.empty:
             return
         self.hung_up = True
@@ -99,7 +99,7 @@ class Ending:
             self._peer.refuse(self._dialect.refusal(error).after(retry_after_s))
 
     def _noted(self, error: StreamError, stream_id: StreamId | None) -> ErrorMessage:
-        # A client may repeat at will what leaves its connection open: each code is worth one line.
+        # A client may repeat faults that leave its connection open: each code is logged once.
         level = logging.DEBUG if error.code in self._logged else logging.INFO
         self._logged.add(error.code)
         self._meter.error(error)

@@ -1,4 +1,4 @@
-"""The compressed audio of one connection: in front of its decoder, and decoded."""
+"""The compressed audio of one connection, on its way through a decoder."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ingress.media.inlet import MediaInlet
 if TYPE_CHECKING:
     from ingress.clients.connection import Connection
 
-# Audio that was compressed may come faster than it can be recognised: it waits in front of its decoder.
+# Compressed audio may come faster than it can be recognised: it waits in front of its decoder.
 _MAX_DECODED_AHEAD_S: Final = 20.0
 
 
 class ClientMedia:
-    """The decoder of one connection's audio, as far as its dialect has compressed audio (a `MediaSink`).
+    """The decoder of one connection's audio, where its dialect has compressed audio (a `MediaSink`).
 
-    max_undecoded_s: audio that its streams may have, accepted and not recognised.
-    inlet: what the client says goes through it once it is there.
+    max_undecoded_s: most audio of its streams that is accepted and not recognised yet.
+    inlet: takes all messages of the client, once it exists.
     """
 
     __slots__ = ("_connection", "_decoders", "_dialect", "_max_ahead_s", "inlet")
@@ -37,14 +37,14 @@ class ClientMedia:
         self.inlet: MediaInlet | None = None
 
     def open(self) -> None:
-        """Have a decoder, where one is needed and not there. Raises Unavailable `no_free_stream`."""
+        """Take a decoder, if one is needed and not there. Raises Unavailable `no_free_stream`."""
         if self._dialect.media is not None and self.inlet is None:
             if self._decoders is None:
                 raise AssertionError("compressed audio without decoders")
             self.inlet = MediaInlet(self._decoders, self._dialect.media, self)
 
     def take(self, inlet: MediaInlet, heard: Heard, num_bytes: int) -> None:
-        """Put what was said, in so many bytes, behind the audio that is not decoded yet."""
+        """Queue a client's message of `num_bytes` bytes behind the audio that is not decoded yet."""
         for item in heard if isinstance(heard, list) else (heard,):
             if item is not None:
                 inlet.take(item, num_bytes)
@@ -60,12 +60,12 @@ class ClientMedia:
             self.inlet.room()
 
     def park(self) -> None:
-        """No stream has begun for long: do without a decoder until one does."""
+        """Return the decoder until a stream begins: none has begun for long."""
         if self.inlet is not None:
             self.inlet.park()
 
     def close(self) -> None:
-        """Nothing more is decoded."""
+        """Stop decoding."""
         if self.inlet is not None:
             self.inlet.close()
 
@@ -73,7 +73,7 @@ class ClientMedia:
 
     @property
     def takes_audio(self) -> bool:
-        """Whether decoded audio may come now."""
+        """Whether the connection accepts decoded audio now."""
         return not self._connection.reading.is_paused and self._connection.undecoded_s < self._max_ahead_s
 
     def decodes_at(self, sample_rate: int) -> None:
@@ -81,13 +81,13 @@ class ClientMedia:
         self._dialect.options = replace(self._dialect.options, sample_rate=sample_rate)
 
     def received_decoded(self, message: ClientMessage) -> None:
-        """Take decoded audio, or what the client said behind it."""
+        """Take decoded audio, or a message of the client that followed it."""
         self._connection.received(message)
 
     def received_fault(self, error: StreamError) -> None:
-        """Nothing more can be decoded."""
+        """Take the fault that ended the decoding."""
         self._connection.received_fault(error)
 
     def on_media_room(self) -> None:
-        """Read again."""
+        """Read the client again."""
         self._connection.reading.on_media_room()

@@ -1,9 +1,8 @@
-"""What goes to one client, and what of it waits while the client does not read as fast as results come.
+"""The messages to one client, with a bounded buffer for a client that reads more slowly than results come.
 
-While the socket takes data, messages pass straight through. Otherwise they wait here: neighbours become one
-where the dialect says so, as partial results do, and everything else keeps its place. So a reader that is
-merely slow loses nothing but intermediate texts, and one that does not read at all costs bounded memory
-until it is dropped.
+While the socket takes data, messages pass straight through. Otherwise they wait here: the dialect merges
+neighbours where it can, such as partial results, and every other message keeps its place. A slow reader loses
+nothing but intermediate texts. A client that does not read at all costs bounded memory until it is dropped.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from ingress.sockets.peer import Peer
 
 @dataclass(slots=True)
 class _Waiting:
-    """A frame for the client; where it can be merged, what it says, and about which stream."""
+    """A frame for the client; its content and its stream too, if it can be merged."""
 
     data: bytes
     says: object
     stream: int
 
 
-# A message costs more than its bytes; counting this bounds the number of small ones too.
+# Overhead of a message beside its bytes; counting it bounds the number of small messages too.
 _OVERHEAD_BYTES: Final = 128
-# Each result carries the whole transcript, and after hours one is longer than the bound: a partial, a turn, a
-# partial and the final result may wait all the same, up to a bound that only a flood of text reaches.
+# Each result carries the whole transcript, so after hours one result is longer than the bound. A partial, a
+# turn, a partial and the final result may wait all the same, up to a bound that only a flood of text reaches.
 _FEW: Final = 4
 _FEW_TIMES_MAX: Final = 16
 
@@ -40,12 +39,12 @@ _FEW_TIMES_MAX: Final = 16
 class Outgoing:
     """Order and bound of the messages to one client.
 
-    dialect: writes messages, and merges neighbours.
-    max_bytes: bound of what waits here, after merging; the transport's own buffer comes on top. Four messages
-        may be longer than that, up to 16 times.
-    is_open: whether the client may be told anything: a WebSocket may be waiting for its opening.
-    lost: the socket is gone, and nothing is sent any more.
-    num_merged: messages that went into a later one.
+    dialect: encodes messages, and merges neighbours.
+    max_bytes: most bytes that wait here, after merging; the transport's own buffer comes on top. Four
+        messages may exceed it, up to 16 times.
+    is_open: whether messages can be sent: a WebSocket may still be waiting for its opening.
+    lost: whether the socket is gone; nothing is sent any more.
+    num_merged: messages that were merged into a later one.
     """
 
     __slots__ = (
@@ -74,24 +73,24 @@ class Outgoing:
         self.num_merged = 0
 
     def open(self) -> None:
-        """Open the WebSocket, where it is not open."""
+        """Open the WebSocket, if it is not open."""
         if not self.is_open:
             self.is_open = True
             self._peer.accept(self._dialect.headers)
 
     def send(self, message: ServerMessage, stream: int = 0, *, mergeable: bool = False) -> None:
-        """Send one message, now or when the client has read what came before.
+        """Send one message, now or when the client has read the messages before it.
 
-        stream: the number of the stream that it is about.
-        mergeable: it may be merged with a neighbour about the same stream.
-        Raises ClientFault `slow_reader` when more waits than allowed; nothing of it is lost by then,
-        and nothing more can be kept.
+        stream: number of the stream that the message is about.
+        mergeable: whether it may be merged with a neighbour about the same stream.
+        Raises ClientFault `slow_reader` when more bytes wait than allowed; none of them is lost by then, and
+        no more can be kept.
         """
         if not self.lost and self.is_open:
             self._send_frames(self._dialect.encode(message, stream), stream, mergeable=mergeable)
 
     def reply(self) -> None:
-        """Send what the dialect has to say by itself. Raises as `send` does."""
+        """Send the dialect's own replies. Raises ClientFault `slow_reader`, as `send` does."""
         replies, self._dialect.replies = self._dialect.replies, []
         if not self.lost:
             self._send_frames(replies, 0, mergeable=False)
@@ -128,11 +127,11 @@ class Outgoing:
         return len(self._waiting) > _FEW or self._bytes > self._max_bytes * _FEW_TIMES_MAX
 
     def pause(self) -> None:
-        """Keep messages here: the transport's buffer is full."""
+        """Buffer messages: the transport's buffer is full."""
         self._room = False
 
     def resume(self) -> None:
-        """Send what was kept: the transport takes data again. It may have `pause` called meanwhile."""
+        """Send the buffered messages: the transport takes data again. It may call `pause` meanwhile."""
         self._room = True
         while self._room and self._waiting:
             data = self._waiting.popleft().data
@@ -141,16 +140,16 @@ class Outgoing:
             self._peer.send(data)
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Drop the messages that wait."""
         self._waiting.clear()
         self._bytes = 0
 
     @property
     def empty(self) -> bool:
-        """Whether nothing waits here."""
+        """Whether no message waits."""
         return not self._waiting
 
     @property
     def waiting_bytes(self) -> int:
-        """Size of what waits here, each message's overhead included."""
+        """Size of the waiting messages, the overhead of each included."""
         return self._bytes

@@ -1,10 +1,10 @@
-"""How fast a client's audio is taken: a client that sends faster than real time waits, and nobody else.
+"""Pacing of clients that send faster than real time: such a client waits, and no other client does.
 
-Audio that somebody speaks comes in real time. A program that sends a file over a live stream sends as fast as
-it can, over as many streams as it may have, and a worker would do as much for each of them as for a speaker.
-So what a client is ahead of real time is counted over all of its streams on this ingress, those that have
-ended among them; beyond a lead, those that are ahead are read no faster than a multiple of real time.
-Recordings that say what they are (`recording`) are not counted: a worker takes them behind the streams of
+Live speech comes in real time. A program that sends a file over a live stream sends as fast as it can, over
+as many streams as it may have, and a worker would serve each of them like a speaker's. So the lead of a
+client over real time is counted over all of its streams on this ingress, ended streams included. Beyond a
+permitted lead, the streams that are ahead are read no faster than a multiple of real time. Streams that
+declare themselves as recordings (`recording`) are not counted: a worker serves them after the streams of
 speakers.
 """
 
@@ -18,10 +18,10 @@ from typing import Final
 from ingress.auth.client import Client
 from ingress.auth.proxies import counted_as
 
-# A message may be as short as a millisecond: its pace is looked at once so much audio has come.
+# A message may be as short as a millisecond: the pace is checked each time this much audio has come.
 _LOOK_EVERY_S: Final = 1.0
-# What a stream may be ahead of real time also where its client is too far ahead: a network that stutters is
-# no flood, and a speaker does not wait for files that others send with the same key, or from one address.
+# Lead over real time that a stream may have even where its client is too far ahead: a stuttering network is
+# no flood, and a speaker does not wait for files that others send with the same key or from the same address.
 _STUTTER_S: Final = 5.0
 
 
@@ -35,17 +35,17 @@ class Lead:
         self.ahead_s = 0.0
 
     def pass_time(self, now_s: float, rate: float) -> None:
-        """Let time pass, a second of which makes so many seconds of audio good."""
+        """Let time pass; each second takes `rate` seconds of audio out of the bucket."""
         self.ahead_s = max(0.0, self.ahead_s - (now_s - self._at_s) * rate)
         self._at_s = now_s
 
 
 class Pace:
-    """What one client is ahead of real time, over all of its streams.
+    """The lead of one client over real time, over all of its streams.
 
     rate: seconds of audio that a stream may bring in a second.
-    lead_s: how many seconds of audio it may be ahead of that, for each stream.
-    is_leaving: whether it is looked at again once it is ahead no more.
+    lead_s: permitted lead over that rate, in seconds of audio for each stream.
+    is_leaving: whether a timer will check if the client can be forgotten.
     """
 
     __slots__ = ("_lead", "_lead_s", "_rate", "is_leaving", "num_streams", "who")
@@ -59,12 +59,12 @@ class Pace:
         self.is_leaving = False
 
     def change_streams(self, change: int, now_s: float) -> None:
-        """Count streams more or less."""
+        """Add `change` streams, or subtract them where it is negative."""
         self._lead.pass_time(now_s, self._drain)
         self.num_streams += change
 
     def heard(self, audio_s: float, now_s: float, stream: Lead) -> float:
-        """Count audio of one of the client's connections; return how long that one is to wait, in seconds."""
+        """Count audio of one of the client's connections; return the seconds for which it has to wait."""
         stream.pass_time(now_s, self._rate)
         stream.ahead_s += audio_s
         self._lead.pass_time(now_s, self._drain)
@@ -75,21 +75,21 @@ class Pace:
         return min(too_far_s / self._drain, (stream.ahead_s - _STUTTER_S) / self._rate)
 
     def settled_in_s(self, now_s: float) -> float:
-        """Return when the client will be ahead no more if nothing comes, in seconds."""
+        """Return the seconds until the client is not ahead any more, if it sends nothing."""
         self._lead.pass_time(now_s, self._drain)
         return self._lead.ahead_s / self._drain
 
     @property
     def _drain(self) -> float:
-        """Seconds of audio that a second makes good."""
+        """Seconds of audio that leave the bucket in a second."""
         return self._rate * max(1, self.num_streams)
 
 
 class Paces:
     """The paces of all clients of an ingress, by key, or by address where there are no keys.
 
-    rate, lead_s: as `Pace` has them; a rate of 0 lets everybody send as they like.
-    A client that has no stream left is forgotten once it is ahead no more.
+    rate, lead_s: see `Pace`; a rate of 0 turns pacing off.
+    A client without streams is forgotten once it is not ahead any more.
     """
 
     def __init__(self, rate: float, lead_s: float, now_s: Callable[[], float] = monotonic) -> None:
@@ -103,7 +103,7 @@ class Paces:
         return len(self._paces)
 
     def enter(self, who: str, num_streams: int) -> Pace | None:
-        """Count streams of a client that begin; None where nobody has to wait."""
+        """Count new streams of a client and return its pace; None where pacing is off."""
         if not self._rate:
             return None
         now_s = self.now_s()
@@ -114,7 +114,7 @@ class Paces:
         return pace
 
     def leave(self, pace: Pace, num_streams: int) -> None:
-        """Count streams that are over."""
+        """Subtract ended streams."""
         pace.change_streams(-num_streams, self.now_s())
         if not pace.is_leaving:  # one timer is enough, however often it comes and goes
             self._forget(pace)
@@ -135,9 +135,9 @@ UNPACED: Final = Paces(0.0, 0.0)
 
 
 class Pacer:
-    """Has one connection keep its client's pace.
+    """Keeps one connection to its client's pace.
 
-    pause: stops reading the client.   resume: reads it again.
+    pause: called to stop reading the client.   resume: called to read it again.
     """
 
     __slots__ = (
@@ -162,16 +162,16 @@ class Pacer:
         self._pace: Pace | None = None
         self._lead = Lead(0.0)
         self._num_streams = 0
-        self._heard_s = 0.0  # that is not counted yet
+        self._heard_s = 0.0  # audio that is not counted yet
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the client is not read, since it is too far ahead."""
+        """Whether the client is not read because it is too far ahead."""
         return self._timer is not None
 
     def begin(self, client: Client | None, num_streams: int) -> None:
-        """Count streams of speakers, which begin or go on here."""
+        """Count live streams, which begin or are resumed here."""
         who = counted_as(self._address) if client is None or client.key_id is None else client.key_id
         self._num_streams = num_streams
         self._pace = self._paces.enter(who, num_streams)

@@ -1,4 +1,4 @@
-"""Whether one client is read. There are several reasons not to, and none of them undoes another."""
+"""Reading of one client, with several independent reasons to pause it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ingress.sockets.peer import Peer
 class Reading:
     """Reads one client, unless it waits for slots or room, is ahead of its pace, or its decoder is full.
 
-    paces, address: how fast the audio of a client at this address is taken.
-    heard_s: seconds of audio that came here, each stream's by itself.
+    paces, address: bound how fast the audio of a client at this address is taken.
+    heard_s: seconds of audio received from the client, per stream.
     """
 
     __slots__ = ("_media", "_pacer", "_paused", "_peer", "_protocol", "heard_s")
@@ -30,11 +30,11 @@ class Reading:
 
     @property
     def is_paused(self) -> bool:
-        """Whether it is not read for now, whatever its decoder has."""
+        """Whether the client is not read for a reason other than a full decoder."""
         return self._paused or self._pacer.is_waiting
 
     def begin(self, client: Client | None, num_streams: int) -> None:
-        """Have streams of speakers keep their client's pace."""
+        """Begin to keep live streams to their client's pace."""
         self._pacer.begin(client, num_streams)
 
     def heard(self, audio_s: float) -> None:
@@ -43,17 +43,17 @@ class Reading:
         self._pacer.heard(audio_s)
 
     def pause(self) -> None:
-        """Hear nothing until `resume`."""
+        """Read nothing until `resume`."""
         self._paused = True
         self._peer.pause_reading()
 
     def resume(self) -> None:
-        """There are slots, or there is room."""
+        """Read again: there are slots, or there is room."""
         self._paused = False
         self.go_on()
 
     def go_on(self) -> None:
-        """Read, unless there is a reason left not to."""
+        """Read, unless another reason to pause is left."""
         if self.is_paused or self._protocol.state is State.CLOSED:
             return
         self._media.room()

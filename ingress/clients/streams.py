@@ -1,6 +1,6 @@
 """The streams of a connection, one for each channel of its audio: their slots, their audio and their ends.
 
-A slot is a place in the cluster, and one among those that the client's key may have.
+A slot is a place for a stream in the cluster; it counts towards the streams that the client's key may have.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from ingress.protocol import Event
 if TYPE_CHECKING:
     from ingress.clients.connection import Connection
 
-# A look into an enum is a call in Python 3.11.
+# Looking up a member of an enum costs a call in Python 3.11.
 _PARTIAL: Final = LineKind.PARTIAL
 _FINAL: Final = LineKind.FINAL
 _FINALIZED: Final = LineKind.FINALIZED
 
 MAX_WAITING_PHRASES: Final = 100
-"""`phrases` messages behind which no audio is decoded yet: they have no samples, and 16 KB each."""
+"""Most `phrases` messages that wait for the audio before them: each has no samples, and up to 16 KB."""
 
 
 class ClientStream:
     """One stream of a connection (a `StreamListener`).
 
-    number: among the streams of its connection, from 0.
-    max_undecoded_s, max_undecoded_samples: audio that it may have, accepted and not decoded.
-    sample_rate: of its audio, Hz.
-    max_finalizes: those that may wait for their answers: they have no samples, so `max_undecoded_s` does not
-        bound them, and each ends a part of the stream.
-    link: to the admitted stream; None before, and where it is given up.
-    stream_id, resume_token: of the last link, for logs, and for a slot that was given back.
+    number: its number among the streams of its connection, from 0.
+    max_undecoded_s, max_undecoded_samples: most audio that is accepted and not decoded.
+    sample_rate: rate of its audio, Hz.
+    max_finalizes: most `finalize` messages without an answer: they have no samples, so `max_undecoded_s` does
+        not bound them, and each ends a part of the stream.
+    link: the link to the admitted stream; None before admission, and after the stream is given up.
+    stream_id, resume_token: those of the last link, for logs, and for a slot that was returned.
     next_sample: samples accepted so far = position of the next audio's first sample.
-    acked_samples: samples decoded so far, as the worker says.
+    acked_samples: samples decoded so far, as the worker reports.
     """
 
     __slots__ = (
@@ -74,8 +74,8 @@ class ClientStream:
         self._connection: Final = connection
         self._max_finalizes: Final = max_finalizes
         self._max_undecoded_s: Final = max_undecoded_s
-        self._num_finalizes = 0  # that are not answered
-        self._phrases_at: deque[int] = deque()  # samples before each list that waits
+        self._num_finalizes = 0  # without an answer
+        self._phrases_at: deque[int] = deque()  # samples before each list of phrases that waits
         self.number: Final = number
         self.sample_rate = 0
         self.set_rate(sample_rate)
@@ -88,23 +88,23 @@ class ClientStream:
         self.ended = False  # its last result, or its error, has come
 
     def set_rate(self, sample_rate: int) -> None:
-        """Have audio of another rate than that of `hello`, before there is any."""
+        """Set a rate other than that of `hello`, before any audio has come."""
         self.sample_rate = sample_rate
         self.max_undecoded_samples = round(self._max_undecoded_s * sample_rate)
 
     def linked(self) -> StreamLink:
-        """Return the link, which is there."""
+        """Return the link, which has to be there."""
         if self.link is None:
             raise AssertionError("an action on a stream that is not there")
         return self.link
 
     def attach(self, link: StreamLink) -> None:
-        """Have a link from here on."""
+        """Set the link of an admitted stream."""
         self.link = link
         self.stream_id, self.resume_token = link.stream, link.resume_token
 
     def too_much_audio(self) -> ClientFault:
-        """Return the fault of audio for which there is no room."""
+        """Return the fault for more audio than may wait."""
         return ClientFault(
             ErrorCode.TOO_MUCH_AUDIO,
             f"More than {self.max_undecoded_samples} samples of audio wait to be decoded: "
@@ -135,14 +135,14 @@ class ClientStream:
         self.next_sample, self.acked_samples = resumption.next_sample, resumption.acked_samples
 
     def append(self, audio: Audio) -> bool:
-        """Append audio to the stream; False asks to stop reading until `on_room`."""
+        """Append audio to the stream; return False if the caller has to stop reading until `on_room`."""
         self.next_sample += audio.num_samples
         return self.linked().append(audio)
 
     def finalize(self) -> bool:
-        """Ask for a result of all audio so far; False asks to stop reading until `on_room`.
+        """Request a result of all audio so far; return False as `append` does.
 
-        Raises ClientFault `too_much_audio` where too many wait for their answers.
+        Raises ClientFault `too_much_audio` where too many requests wait for their answers.
         """
         if self._num_finalizes >= self._max_finalizes:
             raise ClientFault(
@@ -153,12 +153,12 @@ class ClientStream:
         return self.linked().finalize()
 
     def confirm(self) -> None:
-        """Note that the client has the secret that its resumption has brought."""
+        """Note that the client has received its new resume token."""
         if self.link is not None:
             self.link.confirm()
 
     def replace_phrases(self, change: Phrases) -> bool:
-        """Replace the stream's phrases behind its audio so far; False asks to stop reading until `on_room`.
+        """Replace the stream's phrases from the end of its audio so far on; return False as `append` does.
 
         Raises ClientFault `too_much_audio` where too many lists wait for audio behind them.
         """
@@ -174,7 +174,7 @@ class ClientStream:
         return self.linked().replace_phrases(change)
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
-        """Nobody listens any more; see `StreamLink.abandon`."""
+        """End streams that no client listens to any more; see `StreamLink.abandon`."""
         link, self.link = self.link, None
         if link is not None:
             link.abandon(keep=keep, code=code)
@@ -202,7 +202,7 @@ class ClientStream:
             self.acked_samples = result.audio_ack_samples
         if kind is _FINAL:
             self.ended = True
-        elif kind is _FINALIZED and self._num_finalizes:  # else one of a connection before
+        elif kind is _FINALIZED and self._num_finalizes:  # else it answers an earlier connection
             self._num_finalizes -= 1
         self._connection.on_result(self, result, mergeable=kind is _PARTIAL)
 
@@ -218,7 +218,7 @@ class ClientStream:
         self._connection.notify(Event.STREAM_FAILED, error)
 
     def on_failure(self, error: StreamError) -> None:
-        """End the stream: the service cannot go on with it."""
+        """Receive the error for which the service cannot go on with the stream."""
         self._connection.notify(Event.FAILED, error)
 
     def on_taken(self) -> None:
@@ -227,17 +227,17 @@ class ClientStream:
         self._connection.notify(Event.TAKEN)
 
     def on_room(self) -> None:
-        """There is room again for audio."""
+        """Note that there is room for audio again."""
         self._connection.reading.resume()
 
 
 class ClientStreams:
     """The streams of one connection.
 
-    streams: at least one.   num_streams: how many.
-    first: speaks for all of them where they are alike, as in the length of audio.
-    guard: counts what the client's key may have.
-    client: who it is; None as long as that is not known.
+    streams: at least one.   num_streams: their number.
+    first: stands for all of them in what they have in common, such as the length of audio.
+    guard: checks and counts the use of the client's key.
+    client: the authenticated client; None as long as it is unknown.
     traceparent: the trace that the client's request is a part of; empty for none.
     """
 
@@ -274,11 +274,11 @@ class ClientStreams:
     # Slots
 
     def identify(self, secret: str) -> None:
-        """Learn whose they are by a key. Raises StreamError `unauthorized`."""
+        """Authenticate the client by a key. Raises StreamError `unauthorized`."""
         self.client = self._guard.identify(secret)
 
     async def count(self) -> None:
-        """Count the streams for the client's key, once a connection: slots given back are counted on.
+        """Count the streams for the client's key, once a connection: returned slots stay counted.
 
         Raises StreamError.
         """
@@ -291,9 +291,9 @@ class ClientStreams:
             self._counted = self.num_streams
 
     async def admit(self) -> None:
-        """Take a slot for each stream: a new one, or that of `hello` again where it was given back.
+        """Take a slot for each stream: a new one, or the slot of `hello` again where it was returned.
 
-        Raises StreamError, after which there is none.
+        Raises StreamError; no slot is held then.
         """
         caller = self._caller
         try:
@@ -317,7 +317,7 @@ class ClientStreams:
         return resumption
 
     def resumed(self, resumption: Resumption) -> None:
-        """Note that another connection's stream goes on here; count it where a new one was refused."""
+        """Note that another connection's stream goes on here; count it if a new stream was refused before."""
         self.first.resumed(resumption)
         if not self._counted:
             self._counted = 1
@@ -331,7 +331,7 @@ class ClientStreams:
 
     @property
     def _caller(self) -> Caller:
-        """Whose the streams are."""
+        """Return the client that asks for the streams."""
         client = self.client
         if client is None:
             return NOBODY
@@ -344,21 +344,21 @@ class ClientStreams:
 
     @property
     def ended(self) -> bool:
-        """Whether the last result of each, or its error, has come."""
+        """Whether the last result or the error of each stream has come."""
         return all(stream.ended for stream in self._streams)
 
     @property
     def num_begun(self) -> int:
-        """How many have begun."""
+        """Number of streams that have begun."""
         return sum(stream.begun for stream in self._streams)
 
     def begin(self, options: StreamOptions) -> None:
-        """Create them."""
+        """Create the streams."""
         for stream in self._streams:
             stream.begin(options)
 
     def append(self, audio: Audio) -> bool:
-        """Append audio, of interleaved channels; False asks to stop reading until `on_room`."""
+        """Append audio with interleaved channels; return False as `ClientStream.append` does."""
         if self.num_streams == 1:
             return self.first.append(audio)
         has_room = True
@@ -367,7 +367,7 @@ class ClientStreams:
         return has_room
 
     def finalize(self) -> bool:
-        """Ask each for a result of all audio so far. Returns and raises as `ClientStream.finalize` does."""
+        """Request a result of each stream's audio so far; see `ClientStream.finalize`."""
         has_room = True
         for stream in self._streams:
             has_room &= stream.finalize()
@@ -381,12 +381,12 @@ class ClientStreams:
         return has_room
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
-        """Nobody listens any more; see `StreamLink.abandon`."""
+        """End streams that no client listens to any more; see `StreamLink.abandon`."""
         for stream in self._streams:
             stream.abandon(keep=keep, code=code)
 
     def release(self, code: str = FINAL) -> None:
-        """Note that the end has been sent; give up those that have not come to theirs."""
+        """Note that the end has been sent; give up the streams that have not ended."""
         for stream in self._streams:
             if not stream.ended:
                 stream.abandon(keep=False, code=code)
@@ -395,7 +395,7 @@ class ClientStreams:
 
 
 def split_channels(audio: Audio, num_channels: int) -> list[Audio]:
-    """Return the audio of each channel, of samples that are interleaved."""
+    """Return the audio of each channel. audio: interleaved samples of `num_channels` channels."""
     payload, size = audio.payload, audio.encoding.sample_bytes
     step = size * num_channels
     channels = []

@@ -1,1 +1,1 @@
-"""The protocols that clients speak: bytes in, messages out, and back. No I/O, and nothing of Redis."""
+"""The protocols that clients speak, as codecs between bytes and messages, without I/O or Redis."""

@@ -1,7 +1,7 @@
-"""Tells what is no raw audio by its first bytes, and float samples that are far too loud.
+"""Checks of raw audio: detects other data by its first bytes, and float samples that are far too loud.
 
-Neither needs numpy: a container begins with bytes that no recording begins with, and how large a float32
-is stands in its highest byte.
+Neither check needs numpy: a container begins with bytes that no raw audio begins with, and the highest byte
+of a float32 holds its magnitude.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from common.errors import ClientFault, ErrorCode, WarningCode
 from common.messages import WarningMessage
 
-# Ten random bytes, let alone quiet samples, are taken for one of these once in four thousand million streams.
+# Ten random bytes, let alone quiet samples, match one of these once in four thousand million streams.
 _CONTAINER: Final = re.compile(
     rb"(?P<WebM>\x1aE\xdf\xa3)|(?P<Ogg>OggS\0)|(?P<FLAC>fLaC)|(?P<MP3>ID3[\x02-\x04][^\xff])"
     rb"|(?P<WAV>(RIFF|RF64|RIFX).{4}WAVE)|(?P<MP4>\0\0..[fs]typ)|(?P<AIFF>FORM.{4}AIF[CF])"
@@ -25,7 +25,7 @@ _TYPE: Final = b'"type"'
 
 
 def message_in_binary(payload: bytes) -> ClientFault | None:
-    """Return the fault of a binary frame that holds a JSON message: some libraries send it so."""
+    """Return the fault of a binary frame that holds a JSON message, as some libraries send; else None."""
     if _MESSAGE.match(payload) is None or _TYPE not in payload:
         return None
     return ClientFault(
@@ -35,7 +35,7 @@ def message_in_binary(payload: bytes) -> ClientFault | None:
 
 
 class AudioHead:
-    """The first bytes of a stream, until it is known whether they are those of a container."""
+    """The first bytes of a stream, kept until they show whether the stream is a container."""
 
     __slots__ = ("_bytes", "known")
 
@@ -44,7 +44,7 @@ class AudioHead:
         self.known = False
 
     def push(self, payload: bytes) -> ClientFault | None:
-        """Take the next audio; the fault, where the stream begins like a container."""
+        """Take the next audio; return the fault if the stream begins like a container, else None."""
         self._bytes += payload[: _HEAD_BYTES - len(self._bytes)]
         self.known = len(self._bytes) == _HEAD_BYTES
         found = _CONTAINER.match(self._bytes)
@@ -56,19 +56,20 @@ class AudioHead:
         )
 
 
-# A float32's sign and the upper seven bits of its exponent. With the lowest bit of the exponent left out, the
-# bounds lie at powers of four: 2.0 and 512.0 are the first values that begin with 0x40 and 0x44.
+# The highest byte holds a float32's sign and the upper seven bits of its exponent. Without the lowest bit of
+# the exponent, the bounds lie at powers of four: 2.0 and 512.0 are the first values that begin with 0x40 and
+# 0x44.
 _UP_TO_2: Final = bytes(byte for byte in range(256) if byte & 0x7F < 0x40)
 _UP_TO_512: Final = bytes(byte for byte in range(256) if byte & 0x7F < 0x44)
-# Speech in the scale of integers has so many samples over 512 within its first syllable.
+# Speech on the scale of integers has this many samples over 512 within its first syllable.
 _INTEGER_SCALE_S: Final = 0.05
 _LOUD_SHARE: Final = 0.25
 
 
 class LevelMeter:
-    """Measures the float samples of one stream, and says once what is wrong with their level.
+    """Measures the level of one stream's float samples, and returns one warning if it is wrong.
 
-    sample_rate: of the audio, Hz.
+    sample_rate: rate of the audio, Hz.
     """
 
     __slots__ = ("_heard", "_loud", "_sample_rate", "_told", "_very_loud")
@@ -76,12 +77,12 @@ class LevelMeter:
     def __init__(self, sample_rate: int) -> None:
         self._sample_rate = sample_rate
         self._heard = 0  # samples of the second that is being measured
-        self._loud = 0  # of those, beyond 2.0
-        self._very_loud = 0  # of all samples, beyond 512.0
+        self._loud = 0  # samples of that second beyond 2.0
+        self._very_loud = 0  # samples of the stream beyond 512.0
         self._told = False
 
     def push(self, payload: bytes) -> WarningMessage | None:
-        """Take the next f32 samples; a warning, where they are the first to deserve one."""
+        """Take the next f32 samples; return a warning at the first samples that deserve one, else None."""
         if self._told:
             return None
         highest = payload[3::4]

@@ -1,4 +1,4 @@
-"""Raw audio as clients send it, on its way to `Audio`: cut anywhere, and checked for what is no audio."""
+"""Raw audio from clients' frames to `Audio`: joins samples that were cut, and rejects other data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _F32: Final = Encoding.F32
 class AudioInput:
     """The audio of one connection.
 
-    encoding: of binary frames.   sample_rate: Hz.   num_channels: whose samples are interleaved.
+    encoding: encoding of binary frames.   sample_rate: Hz.   num_channels: channels, interleaved.
     """
 
     __slots__ = ("_frame_bytes", "_head", "_level", "_rest", "encoding", "sample_rate")
@@ -26,10 +26,10 @@ class AudioInput:
         self._frame_bytes = encoding.sample_bytes * num_channels
         self._head: AudioHead | None = AudioHead()
         self._level: LevelMeter | None = None
-        self._rest = b""  # of a sample, or of the channels' samples of one time, that a frame has cut
+        self._rest = b""  # beginning of a sample, or of one sample of each channel, that a frame has cut
 
     def binary(self, payload: bytes) -> Audio:
-        """Take a binary frame: as many whole samples as there are by now, to be checked.
+        """Take a binary frame; return the whole samples that there are by now, not yet checked.
 
         Raises ClientFault `bad_samples`.
         """
@@ -42,10 +42,10 @@ class AudioInput:
             payload = payload[:-cut]
         if self.encoding is _F32:
             return checked_audio(payload, _F32)
-        return Audio(payload, self.encoding)  # whatever its whole samples are, they are good
+        return Audio(payload, self.encoding)  # samples of integers have no wrong values
 
     def check(self, audio: Audio) -> WarningMessage | None:
-        """Look at the next audio; return a warning for its client, or None.
+        """Check the next audio; return a warning for its client, or None.
 
         Raises ClientFault where the stream begins like a container.
         """
@@ -62,7 +62,7 @@ class AudioInput:
         return self._level.push(audio.payload)
 
     def end_of_frames(self) -> ClientFault | None:
-        """Return the fault of binary frames that end here, if they end within a sample."""
+        """Return the fault if the binary frames, which end here, end within a sample; else None."""
         rest, self._rest = self._rest, b""
         return odd_byte_count(len(rest), self.encoding) if rest else None
 

@@ -1,8 +1,8 @@
-"""How one client writes its audio messages, so that the next ones need no JSON parser.
+"""The constant part of one client's audio messages, by which the next ones need no JSON parser.
 
-A client's messages differ in their base64 only: what stands before and behind it is the same bytes. Base64
-holds neither a quote nor a backslash, so a message with a known beginning and end, and nothing but
-base64 between them, is the known message with other samples. Anything else is read as usual.
+A client's messages differ in their base64 only: the bytes before and after it stay the same. Base64 holds
+neither a quote nor a backslash, so a message with a known beginning and end, and nothing but base64 between
+them, is the known message with other samples. The JSON parser reads all other messages.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MIN_PAYLOAD_BYTES = 64
 
 
 class AudioShape:
-    """What is constant in the messages of a client: all before the base64, all behind it, and the encoding.
+    """The constant part of a client's messages: the bytes before and after the base64, and the encoding.
 
-    Not for floats, each of which has to be looked at.
+    Not for float samples, which have to be checked one by one.
     """
 
     __slots__ = ("_encoding", "_head", "_last_byte", "_tail")
@@ -34,14 +34,14 @@ class AudioShape:
 
     @staticmethod
     def of(data: bytes, audio: Audio, field: str = "data") -> AudioShape | None:
-        """Return the shape of a message that was decoded to `audio`; None where it has none to rely on.
+        """Return the shape of a message that was decoded to `audio`; None where no shape is certain.
 
-        field: of the message that holds the base64.
+        field: the member of the message that holds the base64.
         """
         if audio.final or audio.encoding is Encoding.F32 or len(audio.payload) < _MIN_PAYLOAD_BYTES:
             return None
         head, found, tail = data.partition(base64.b64encode(audio.payload))
-        # That nothing but the value of the field was cut out shows when the rest is parsed.
+        # Parsing the rest proves that nothing but the value of the field was cut out.
         if not found or not head.endswith(b'"'):
             return None
         try:

@@ -1,4 +1,4 @@
-"""How a WebSocket is closed after an error, in any dialect that has no codes of its own."""
+"""Close codes of a WebSocket after an error, for dialects that have no codes of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from common.errors import ERROR_SPECS, ErrorCode, Fault, StreamError
 from ingress.dialects.dialect import Farewell
 
-# Close codes of WebSocket (RFC 6455, section 7.4, and the registry behind it).
+# Close codes of WebSocket (RFC 6455, section 7.4, and IANA's registry).
 NORMAL_CLOSURE: Final = 1000
 POLICY_VIOLATION: Final = 1008
 MESSAGE_TOO_BIG: Final = 1009
@@ -22,7 +22,7 @@ _CLOSE_CODES: Final = {
 
 
 def farewell_of(error: StreamError | None) -> Farewell:
-    """Return how to close after an error, whose code is the reason; or in good order."""
+    """Return code and reason of the close after an error, whose code is the reason; None: a normal close."""
     if error is None:
         return Farewell(None, NORMAL_CLOSURE, "")
     code = _CLOSE_CODES.get(error.code)

@@ -1,4 +1,4 @@
-"""Several channels of samples to one, the mean of all. Without numpy: 1 ms for a second of two channels."""
+"""Mixes several channels to one, their mean. Without numpy: 1 ms for a second of two channels."""
 
 from __future__ import annotations
 

@@ -39,15 +39,15 @@ from ingress.media.wanted import MediaWanted
 
 _PONG: Final = b'{"type":"pong"}'
 _JSON_BEGINS: Final = b"{ \t\r\n"
-# A client whose messages have a time or a number in front of their base64 has a new shape in each: to learn
-# it costs more than the parser that it spares.
+# If a time or a number precedes the base64, each message has a new shape, and learning shapes costs more than
+# the JSON parser that they save.
 _MAX_SHAPES: Final = 8
 
 
 class NativeDialect:
     """One connection's side of the native protocol (a `Dialect`).
 
-    sample_rate: of a client that states no other, Hz.
+    sample_rate: rate of a client that states no other, Hz.
     """
 
     __slots__ = (
@@ -79,10 +79,10 @@ class NativeDialect:
         self._shape: AudioShape | None = None
         self._shapes_in_vain = 0
         self._finished = False
-        self._new_text = False  # results have the new part of the text, not the whole
+        self._new_text = False  # results carry the new part of the text, not the whole
 
     def decode_text(self, data: bytes) -> Heard:
-        """Take one line, or one text frame; None for one of white space alone. Raises ClientFault."""
+        """Decode one line, or one text frame; return None for white space. Raises ClientFault."""
         shape = self._shape
         if shape is not None:
             audio = shape.read(data)
@@ -113,29 +113,29 @@ class NativeDialect:
         return message
 
     def decode_binary(self, data: bytes) -> Audio:
-        """Take one binary frame of raw audio, cut anywhere. Raises ClientFault."""
+        """Decode one binary frame of raw audio, cut anywhere. Raises ClientFault."""
         if data and data[0] in _JSON_BEGINS:
             fault = message_in_binary(data)
             if fault is not None:
                 raise fault
-        self._shape = None  # a message behind it is to find out whether it ended within a sample
+        self._shape = None  # the next message has to check whether this frame ended within a sample
         return self._checked(self._input.binary(data))
 
     def resumed(self, options: StreamOptions, sample_rate: int) -> None:
-        """Go on with a stream that was begun with these options, at this rate in Hz."""
+        """Note that the connection has resumed a stream with these options, at this rate in Hz."""
         self._new_text = options.text == "new"
         self._input = AudioInput(Encoding(options.encoding), sample_rate)
         self._input.goes_on()
 
     def encode(self, message: ServerMessage, stream: int) -> Sequence[Frame]:
-        """Write a message, each in one frame; the protocol has one stream a connection."""
+        """Encode a message as one frame; a connection of this protocol has one stream."""
         return (self._frame(message),)
 
     def merge(self, earlier: object, later: object) -> Frame | None:
-        """Make one of two results, or of acknowledgements and what follows them.
+        """Merge two results, or an acknowledgement with the message after it.
 
-        The newest text, state and acknowledgement; `token_ids`, `confidence_scores`, `words` and `utterances`
-        of both; `seq_first`..`seq` for the range.
+        The merged result has the newest text, state and acknowledgement; the `token_ids`,
+        `confidence_scores`, `words` and `utterances` of both; and `seq_first`..`seq` for the range.
         """
         match earlier, later:
             case Result(), Result():
@@ -145,11 +145,11 @@ class NativeDialect:
         return None
 
     def farewell(self, error: StreamError | None) -> Farewell:
-        """How to close after an error, or after the final result."""
+        """Return code and reason of the close after an error, or after the final result."""
         return farewell_of(error)
 
     def refusal(self, error: StreamError) -> Refusal:
-        """How to answer where the WebSocket is not opened: before that a key's limits are looked at."""
+        """Return the answer where the WebSocket is not opened: a key's limits are checked before that."""
         over_limit = error.code is ErrorCode.OVER_LIMIT
         status = HTTPStatus.TOO_MANY_REQUESTS if over_limit else HTTPStatus.SERVICE_UNAVAILABLE
         return Refusal(status, error.message)
@@ -166,14 +166,17 @@ class NativeDialect:
         return audio
 
     def _end_of_frames(self) -> None:
-        """Binary frames end where other audio, or the end, comes; what follows the end is refused anyway."""
+        """Check that the binary frames end with a whole sample; after the end, messages are refused anyway.
+
+        Raises ClientFault.
+        """
         fault = self._input.end_of_frames()
         if fault is not None and not self._finished:
             raise fault
 
 
 def merge_results(earlier: Result, later: Result) -> Result:
-    """Make one result of two neighbours that says all that they say."""
+    """Merge two neighbouring results into one with the content of both."""
     words = later.words
     if earlier.words is not None:
         words = earlier.words + (words or ())
@@ -189,7 +192,7 @@ def merge_results(earlier: Result, later: Result) -> Result:
 
 
 def encode_server_message(message: ServerMessage) -> bytes:
-    """Write a message as JSON, without the newline of the TCP framing."""
+    """Encode a message as JSON, without the newline of the TCP framing."""
     match message:
         case Result():
             return encode_result(message)
@@ -222,9 +225,9 @@ def encode_server_message(message: ServerMessage) -> bytes:
 
 
 def encode_result(result: Result, *, new_text: bool = False) -> bytes:
-    """Write a `result` message as JSON.
+    """Encode a `result` message as JSON.
 
-    new_text: with the part of the text that is new, and where it goes, instead of the whole.
+    new_text: whether it carries the new part of the text and its position, instead of the whole text.
     """
     fields: dict[str, Any] = {
         "type": "result",

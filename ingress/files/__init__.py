@@ -1,1 +1,1 @@
-"""Recordings that are uploaded whole: decoded, streamed to a worker, and answered in one piece."""
+"""Recordings that are uploaded whole: decoded, streamed to a worker, and answered in one response."""

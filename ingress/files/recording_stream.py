@@ -1,4 +1,4 @@
-"""One recording on its way through the service, as a stream without a connection."""
+"""Transcription of one recording, as a stream without a connection."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from common.monitoring.families import RECORDING_FAILED
 from common.options import StreamOptions
 from ingress.backplane import CLIENT_GONE, NOBODY, Backplane, Caller, StreamLink
 
-# Audio of a recording that was appended and is not decoded; more waits in the decoder.
+# Most audio of a recording that is appended and not decoded; more waits in the decoder.
 _MAX_AHEAD_S: Final = 20.0
-# Without a word from the worker for so long, the recording has failed.
+# A recording fails if the worker sends nothing for this long.
 _STALL_S: Final = 60.0
 
 
 @dataclass(slots=True)
 class Transcript:
-    """What was recognised. words, utterances: with times in seconds. duration_s: of the audio."""
+    """A finished transcript. words, utterances: with times in seconds. duration_s: length of the audio."""
 
     text: str = ""
     words: list[Word] = field(default_factory=list)
@@ -33,20 +33,20 @@ class Transcript:
     def words_of_utterances(self) -> Iterator[tuple[Utterance, list[Word]]]:
         """Yield each utterance with its words."""
         texts = [utterance.text for utterance in self.utterances]
-        # Words beyond the last utterance, for which there was no speech, are in none.
+        # Words after the last utterance, where the detector found no speech, are in no utterance.
         return zip(self.utterances, words_of_texts(self.words, texts), strict=False)
 
 
 class Stalled(Exception):  # noqa: N818 - the name says it
-    """The worker has said nothing of the recording for too long."""
+    """The worker has sent nothing about the recording for too long."""
 
 
 class RecordingStream:
     """Feeds one recording to the service and collects its results (a `StreamListener`).
 
     sample_rate: Hz. on_text: called with the whole text whenever it has grown.
-    on_audio: called with the length of each block before it is sent, and that of all by then, in seconds;
-    what it raises ends the recording. begun: whether the service has taken the stream.
+    on_audio: called before each block is sent, with the length of the block and of all audio so far, in
+    seconds; an exception from it ends the recording. begun: whether the service has accepted the stream.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RecordingStream:
         blocks: AsyncIterator[bytes],
         caller: Caller = NOBODY,
     ) -> Transcript:
-        """Transcribe 16-bit mono samples. Raises StreamError, Stalled, and what `blocks` raises."""
+        """Transcribe 16-bit mono samples. Raises StreamError, Stalled, and the exceptions of `blocks`."""
         link: StreamLink | None = await backplane.admit(self, caller)
         assert link is not None
         code = CLIENT_GONE
@@ -96,7 +96,7 @@ class RecordingStream:
         except StreamError as error:
             code = error.code.value
             raise
-        except Exception:  # what `blocks` raises, or Stalled
+        except Exception:  # from `blocks`, or Stalled
             code = RECORDING_FAILED
             raise
         finally:
@@ -116,7 +116,7 @@ class RecordingStream:
         self._has_room = link.append(audio)
 
     async def _wait(self) -> None:
-        """Wait for anything that the service says. Raises what it says of a failure."""
+        """Wait for the next call of the service. Raises StreamError where it reports a failure."""
         self._raise_if_failed()
         self._news.clear()
         try:
@@ -154,7 +154,7 @@ class RecordingStream:
         self.on_failure(error)
 
     def on_ack(self, samples: int) -> None:
-        """Audio is decoded, without a result."""
+        """Note progress that no result reports."""
         self._acked_samples = max(self._acked_samples, samples)
         self._news.set()
 
@@ -164,10 +164,10 @@ class RecordingStream:
         self._news.set()
 
     def on_taken(self) -> None:
-        """Never called: nobody has the secret that would resume this stream."""
+        """Never called: no client has the token that would resume this stream."""
         raise AssertionError("a recording was resumed")
 
     def on_room(self) -> None:
-        """There is room again for audio."""
+        """Note that there is room for audio again."""
         self._has_room = True
         self._news.set()

@@ -1,4 +1,4 @@
-"""All recordings that are uploaded to an ingress: bounded, counted for their keys, and ended with them."""
+"""All recordings that are uploaded to an ingress: bounded, counted for their keys, ended with their keys."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _ADMISSION: Final = {
 
 
 class UploadsBusy(ParakeetError):  # noqa: N818 - the name says it
-    """As many uploads are held as may be at once."""
+    """The bound on uploads that are held at once is reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingLimits:
-    """What bounds recordings.
+    """Limits of recordings.
 
-    max_held: uploads that are there at once, received or decoded: the disk that they take.
-    max_bytes: size of one.   max_recording_s: audio of one.
+    max_held: most uploads at once that are being received or decoded, which bounds the disk space.
+    max_bytes: largest upload.   max_recording_s: longest audio of a recording.
     """
 
     max_held: int
@@ -52,7 +52,7 @@ class RecordingLimits:
 class Recordings:
     """The recordings of an ingress.
 
-    guard_of: returns what counts the streams of a client, by its address.
+    guard_of: returns the guard for a client's address.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Recordings:
 
     @property
     def num_held(self) -> int:
-        """Uploads that are there."""
+        """Number of uploads that are held."""
         return len(self._held)
 
     @asynccontextmanager
     async def taken(self, client: Client, address: str) -> AsyncIterator[Recording]:
-        """Hold a recording of a client, from before its first byte to its answer.
+        """Hold a recording of a client, from before its first byte until it is answered.
 
-        It is counted for the client's key by then. Raises UploadsBusy, OverLimit or RedisUnavailable.
+        It is counted for the client's key first. Raises UploadsBusy, OverLimit or RedisUnavailable.
         """
         if self.num_held >= self.limits.max_held:
             self.metrics.recordings["busy"] += 1
@@ -113,7 +113,7 @@ class Recordings:
             self.metrics.admissions[outcome] += 1
 
     def expel(self, key_id: KeyId) -> None:
-        """Note that the key opens nothing any more."""
+        """End the recordings of a key that has become invalid."""
         error = StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired.")
         for recording in list(self._held):
             if recording.client.key_id == key_id:
@@ -121,7 +121,7 @@ class Recordings:
 
 
 class Recording:
-    """One recording that is received, and then transcribed. outcome: how it ended, for the metric."""
+    """One recording, which is received and then transcribed. outcome: its end, for the metric."""
 
     def __init__(self, recordings: Recordings, client: Client, guard: Guard) -> None:
         self.client: Final = client
@@ -135,7 +135,7 @@ class Recording:
         self._num_bytes = 0
 
     def received(self, num_bytes: int) -> None:
-        """Count more of the upload. Raises BadUpload where it is too much, StreamError where it is over."""
+        """Count bytes of the upload. Raises BadUpload if it is too large, StreamError if it was ended."""
         self._metrics.received_bytes["http"] += num_bytes
         self._num_bytes += num_bytes
         if self._num_bytes > self.max_bytes:
@@ -144,13 +144,13 @@ class Recording:
         self._raise_if_ended()
 
     def end(self, error: StreamError) -> None:
-        """End it, wherever it is."""
+        """End the recording, whether it is being received or transcribed."""
         self._error = error
         if self._stream is not None:
             self._stream.on_failure(error)
 
     def failed(self, error: BaseException) -> None:
-        """Note why it was not transcribed."""
+        """Note the cause of a failure."""
         if self.outcome != "transcribed":
             self.outcome = _outcome_of(error)
 
@@ -162,10 +162,10 @@ class Recording:
         phrases: tuple[Phrase, ...] = (),
         traceparent: str = "",
     ) -> Transcript:
-        """Decode and transcribe the file that was received.
+        """Decode and transcribe the received file.
 
-        media: the file, and how it is decoded to one channel. on_text: called with the text as it grows.
-        phrases: what the recording is likely to have. traceparent: the trace that the request is a part of.
+        media: the file, and how to decode it to one channel. on_text: called with the text as it grows.
+        phrases: phrases that are likely. traceparent: the trace that the request is a part of.
         Raises StreamError, MediaError, DecodersBusy, BadUpload or Stalled.
         """
         with self._being_transcribed():
@@ -175,7 +175,7 @@ class Recording:
     async def transcribed_apart(
         self, media: MediaInput, *, phrases: tuple[Phrase, ...] = (), traceparent: str = ""
     ) -> list[Transcript]:
-        """Do the same for each channel, one after the other: they take one stream together."""
+        """Transcribe each channel by itself, one after the other, so that the recording takes one stream."""
         with self._being_transcribed():
             transcripts: list[Transcript] = []
             num_channels = 1
@@ -188,7 +188,7 @@ class Recording:
 
     @contextmanager
     def _being_transcribed(self) -> Iterator[None]:
-        """Note how it went, and how long it took."""
+        """Note outcome and duration of a transcription."""
         began_s = time.monotonic()
         try:
             self._raise_if_ended()
@@ -219,7 +219,7 @@ class Recording:
             except StreamError as error:
                 code = error.code.value
                 raise
-            except Exception:  # of the media, or a worker that fell silent
+            except Exception:  # a fault of the media, or a worker that fell silent
                 code = RECORDING_FAILED
                 raise
             finally:
@@ -227,7 +227,7 @@ class Recording:
             return transcript, audio
 
     def _heard(self, seconds: float, all_seconds: float) -> None:
-        """Count audio on its way to the worker. Raises BadUpload or OverLimit where it is too much."""
+        """Count audio on its way to the worker. Raises BadUpload or OverLimit where a limit is reached."""
         most_s = self._recordings.limits.max_recording_s
         if all_seconds > most_s:
             raise BadUpload(
@@ -238,7 +238,7 @@ class Recording:
         self._metrics.audio_seconds += seconds
 
     def _count(self, stream: RecordingStream, code: str) -> None:
-        """Count the stream that the recording was, or was refused."""
+        """Count the recording's stream in the metrics, begun or refused."""
         metrics = self._metrics
         if not stream.begun:
             if code in metrics.errors:

@@ -12,7 +12,7 @@ from ingress.dialects.openai.events import word_logprobs
 from ingress.files.recording_stream import Transcript
 
 FORMATS: Final = ("json", "text", "srt", "vtt", "verbose_json")
-# What a field holds that says nothing here.
+# Values of fields that have no meaning for this model.
 _NO_COMPRESSION: Final = 1.0
 
 
@@ -23,7 +23,7 @@ def subtitles(transcript: Transcript, kind: str) -> str:
 
 
 def plain(transcript: Transcript, *, logprobs: bool = False) -> dict[str, Any]:
-    """Return the shape `json`. logprobs: with how sure each word is."""
+    """Return the shape `json`. logprobs: whether to add the log probability of each word."""
     shape: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript)}
     if logprobs:
         shape["logprobs"] = word_logprobs(transcript.words)
@@ -31,7 +31,7 @@ def plain(transcript: Transcript, *, logprobs: bool = False) -> dict[str, Any]:
 
 
 def usage(transcript: Transcript) -> dict[str, Any]:
-    """Return what was transcribed, as OpenAI counts it."""
+    """Return the object `usage`: the length of the audio, as OpenAI counts it."""
     return {"type": "duration", "seconds": math.ceil(transcript.duration_s)}
 
 

@@ -20,13 +20,14 @@ from starlette.types import Message
 from ingress.media.decoder import MediaInput
 from ingress.media.formats import HEAD_BYTES, NAMES, sniff
 
-# Of a form beside its file. OpenAI's has a dozen names, of which lists repeat some; the longest is a prompt.
+# Bounds of a form beside its file. OpenAI's form has a dozen names, some repeated as lists; the longest field
+# is a prompt.
 _MAX_FIELDS: Final = 100
 _MAX_FIELD_BYTES: Final = 64 << 10
 
 
 class BadUpload(Exception):  # noqa: N818 - the name says it
-    """An upload that is none; `param` names the field, `too_large` one over the bound."""
+    """An upload that cannot be used; `param`: the field at fault, `too_large`: it is over a bound."""
 
     def __init__(self, message: str, param: str | None = None, *, too_large: bool = False) -> None:
         super().__init__(message)
@@ -36,7 +37,7 @@ class BadUpload(Exception):  # noqa: N818 - the name says it
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The fields of a form, and its file, which can be decoded while the form is held."""
+    """The fields of a form, and its file, which can be decoded as long as the form is open."""
 
     form: FormData
     media: MediaInput
@@ -47,7 +48,7 @@ class Upload:
         return value if isinstance(value, str) else None
 
     def fields(self, name: str) -> list[str]:
-        """Return the texts of a field that may be repeated, with or without brackets behind its name."""
+        """Return the texts of a field that may be repeated, with or without brackets after its name."""
         values = [*self.form.getlist(name), *self.form.getlist(f"{name}[]")]
         return [value for value in values if isinstance(value, str)]
 
@@ -56,12 +57,12 @@ class Upload:
 async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIterator[Upload]:
     """Receive the form of a request with one `file`. Raises BadUpload.
 
-    on_bytes: called with the size of each part of the body; what it raises ends the upload.
+    on_bytes: called with the size of each part of the body; an exception from it ends the upload.
     """
     counted = Request(request.scope, _Counted(request, on_bytes))
     try:
         form = await counted.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
-    except HTTPException as error:  # what Starlette makes of a form that is none
+    except HTTPException as error:  # Starlette's error for a malformed form
         raise BadUpload(error.detail) from None
     try:
         file = form.get("file")
@@ -75,7 +76,7 @@ async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIt
             path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
             yield Upload(form, MediaInput(media.demuxer, file=path))
     finally:
-        # Not by `form.close()`: it waits for a thread, and whose client has left does not wait.
+        # Not by `form.close()`: it waits for a thread, and a task whose client has left cannot wait.
         for _, value in form.multi_items():
             if isinstance(value, UploadFile):
                 value.file.close()
@@ -85,8 +86,8 @@ async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIt
 async def _on_disk(upload: UploadFile) -> AsyncIterator[int]:
     """Hold a file on disk, for a decoder that opens it by its descriptor.
 
-    What the form keeps in memory is copied. Its own way to disk would be another thread's, which goes on, and
-    leaves its file behind, where this task is cancelled.
+    A file that the form keeps in memory is copied. The form would write it in another thread, which goes on
+    and leaves its file behind if this task is cancelled.
     """
     if upload.file.name is not None:
         yield upload.file.fileno()
@@ -103,7 +104,7 @@ def _copy(source: BinaryIO, target: IO[bytes]) -> None:
 
 
 class _Counted:
-    """Receives a body, and counts it."""
+    """Receives a body, and counts its bytes."""
 
     def __init__(self, request: Request, on_bytes: Callable[[int], None]) -> None:
         self._request = request

@@ -1,1 +1,1 @@
-"""The WebSocket port: the head of each request is read here, and goes to a stream or to an endpoint."""
+"""The WebSocket port: reads the head of each request, and passes it to a stream or to an endpoint."""

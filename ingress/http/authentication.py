@@ -1,4 +1,4 @@
-"""Who may come in, decided by the head of a request before anything of the service is used for it."""
+"""Authentication of a request by its head, before the service does any work for it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ingress.auth.client import ANYBODY, Client
 from ingress.request import Request
 
 Authenticate = Callable[[Request], Client]
-"""Judges a request, and returns who sends it; raises Refused. Called on the event loop for streams, before
-their admission, and for all endpoints alike. Not for the TCP port, where the first message shows the key."""
+"""Authenticates a request, and returns its client; raises Refused. Called on the event loop, for streams
+before their admission and for all endpoints. Not for the TCP port, where the first message shows the key."""
 
 
 def everyone(request: Request) -> Client:
-    """Lets everyone in."""
+    """Return the anonymous client for every request."""
     return ANYBODY

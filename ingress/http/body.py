@@ -1,7 +1,7 @@
-"""Bodies of requests that ask for another protocol, and do not get it.
+"""Bodies of requests whose upgrade to another protocol is ignored.
 
-A server may ignore an upgrade and answer as ever (RFC 9110, section 7.8); curl and Java's client ask for h2c
-with their uploads. httptools stops behind such a head, so a second parser reads the body.
+A server may ignore an upgrade and answer in HTTP (RFC 9110, section 7.8); curl and Java's client request h2c
+with their uploads. httptools stops after such a head, so a second parser reads the body.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def head_of_body(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class Body:
-    """Hears the parser of one body, whose head is `head_of_body`, and hands on what is the body's.
+    """Receives the callbacks of the parser of one body, whose head is `head_of_body`, and forwards the body.
 
-    on_trailer, on_part: called with what is read.   on_end: called once; what comes behind is ignored.
+    on_trailer, on_part: called with each trailer and part.   on_end: called once; later bytes are ignored.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Body:
             self._on_part(part)
 
     def on_message_complete(self) -> None:
-        """Note that the body is over."""
+        """Note that the body has ended."""
         if self._in_body:
             self._in_body, self._is_over = False, True
             self._on_end()

@@ -1,4 +1,4 @@
-"""What the WebSocket port answers to plain HTTP: a Starlette application out of the table of endpoints."""
+"""Plain HTTP on the WebSocket port: a Starlette application made from the table of endpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UPGRADE: Final = "This path takes WebSocket connections only.\n"
 
 
 def endpoint(path: str, answer: Answer, *methods: str) -> Route:
-    """One row of the table: a path, who answers, and to which methods; HEAD comes with GET.
+    """Return one row of the table: a path, its handler, and its methods; GET includes HEAD.
 
     OPTIONS is answered here.
     """
@@ -35,7 +35,7 @@ def endpoint(path: str, answer: Answer, *methods: str) -> Route:
         try:
             return await answer(request)
         except ClientDisconnect:
-            return Response(status_code=HTTPStatus.BAD_REQUEST)  # which nobody reads
+            return Response(status_code=HTTPStatus.BAD_REQUEST)  # the client has left
 
     return Route(path, dispatch, methods=sorted(allowed))
 
@@ -43,7 +43,7 @@ def endpoint(path: str, answer: Answer, *methods: str) -> Route:
 def application(endpoints: Iterable[Route], streams: Collection[str]) -> Starlette:
     """Return the application.
 
-    streams: paths at which a WebSocket can be opened; those without an endpoint say so.
+    streams: paths at which a WebSocket can be opened; a path without an endpoint answers with a hint to that.
     """
     routes = list(endpoints)
     taken = {route.path for route in routes}

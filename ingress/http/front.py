@@ -1,8 +1,8 @@
-"""One accepted socket of the WebSocket port, until it is a stream's: reads the heads of its requests.
+"""The HTTP protocol of one socket of the WebSocket port, until the socket becomes a stream's.
 
 uvicorn's protocol class does the work, over httptools' parser: keep-alive, pipelining, bodies, and running
-the endpoints. Here are the bounds and deadlines that it lacks, what is refused before an endpoint has it, and
-the way out: an upgrade to WebSocket leaves this class for good, with its socket and its request.
+the endpoints. This class adds the bounds and deadlines that it lacks, refuses requests before an endpoint has
+them, and hands an upgrade to WebSocket over for good, with its socket and its request.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from ingress.sockets.turns import OPENING_S, READ_S_PER_BYTE
 from ingress.sockets.websocket import WebSocketShell
 
 MAX_REQUEST_LINE_BYTES: Final = 64 * 1024
-"""Longest request line, its line end included."""
+"""Longest request line in bytes, its line end included."""
 MAX_HEADER_BYTES: Final = 64 * 1024
-"""Longest block of headers, each counted with its separators."""
+"""Longest block of headers in bytes, each header counted with its separators."""
 FREE_PARTS: Final = 4096
 MIN_PART_BYTES: Final = 16
-"""What the chunks of a body hold on average, once there are more than FREE_PARTS: else reading them is all
-that an ingress does."""
-TURN_S: Final = 0.0005  # for which one client is parsed before others have their turn
+"""Least average size of a body's chunks, once there are more than FREE_PARTS: without this bound, reading
+tiny chunks could take all the time of an ingress."""
+TURN_S: Final = 0.0005  # time for which one client's bytes are parsed before others have their turn
 MAX_PIPELINED: Final = 16
-"""Most requests of one connection that wait for the answer to the one before them."""
+"""Most requests of one connection that wait for the answer to an earlier request."""
 
-# How long a client that is one too many may take to ask, so that it gets its answer after its question.
+# How long a client over the limit of connections may take to send its request, which the refusal answers.
 _TURNED_AWAY_S: Final = 1.0
-# A client that has closed its sending side is asked so often whether it is there.
+# A client that has closed its sending side is probed this often.
 _PROBE_EVERY_S: Final = 1.0
-# The clock is looked at between two of these: chunks of one byte are 700 parts in 4 KB.
+# The clock is read after this many bytes: chunks of one byte are 700 parts in 4 KB.
 _PIECE_BYTES: Final = 4096
 _PROCESSING: Final = b"HTTP/1.1 102 Processing\r\n\r\n"
 _LINE_OVERHEAD_BYTES: Final = len("  HTTP/1.1\r\n")
@@ -67,9 +67,9 @@ _PIPELINED: Final = Refusal(
 
 
 class Front(HttpToolsProtocol):
-    """One connection.
+    """The protocol of one connection.
 
-    site: what stands behind the port.
+    site: the routes, endpoints and limits of the port.
     """
 
     def __init__(self, site: Site) -> None:
@@ -77,26 +77,26 @@ class Front(HttpToolsProtocol):
         self._site = site
         self._place: Place | None = None
         self._request: Request | None = None
-        self._turned_away: Refusal | None = None  # there is no place for this socket
-        self._refusal: Refusal | None = None  # of the request whose head is being read
+        self._turned_away: Refusal | None = None  # why there is no place for this socket
+        self._refusal: Refusal | None = None  # the refusal of the request whose head is being read
         self._opens_websocket = False
-        self._body_follows = False  # a head whose upgrade is not taken, behind which httptools stops
+        self._body_follows = False  # after a head whose upgrade is ignored, where httptools stops
         self._in_head = False
-        self._header_bytes = 0  # of it, and of the trailers behind its body
-        self._untold_bytes = 0  # that the parser took since it last told something
+        self._header_bytes = 0  # of this request's head, and of the trailers after its body
+        self._untold_bytes = 0  # bytes that the parser took since its last callback
         self._head_timer: asyncio.TimerHandle | None = None
-        self._body = bytearray()  # of this read: each part of a body costs a copy of all that waits
-        self._num_parts = self._parts_bytes = 0  # of this request's body, and what they hold
-        self._body_bytes = 0  # that came in this window of time
+        self._body = bytearray()  # parts of this read, joined: each handed-on part copies all waiting bytes
+        self._num_parts = self._parts_bytes = 0  # parts of this request's body, and their bytes
+        self._body_bytes = 0  # bytes of the body that came in this window of time
         self._body_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
         self._unread = ProgressDeadline(UNREAD_TIMEOUT_S, lambda: acked_bytes(self.transport))
-        self._over = False  # nothing more is read
-        self._has_left = False  # the socket is a stream's; that of a client that was refused is read on here
-        self._unheard = b""  # what came and was not parsed
-        self._resting = False  # until its next turn
+        self._over = False  # whether nothing more is read
+        self._has_left = False  # whether the socket is a stream's; a refused client's socket is read on here
+        self._unheard = b""  # bytes that came and were not parsed
+        self._resting = False  # whether it waits for its next turn
         self._linger: Linger | None = None
-        self._unanswered: deque[RequestResponseCycle] = deque()  # the first of them is being answered
+        self._unanswered: deque[RequestResponseCycle] = deque()  # the first is being answered
 
     # asyncio.Protocol
 
@@ -133,7 +133,7 @@ class Front(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on, at once where nobody waits for a turn."""
+        """Take bytes, and parse them at once if no other client waits for a turn."""
         is_large = len(data) >= BYTES_A_TURN
         if is_large:
             self._site.gate.turns.charge(len(data) * READ_S_PER_BYTE)
@@ -149,7 +149,7 @@ class Front(HttpToolsProtocol):
             self._end_turn()
 
     def _hear(self) -> None:
-        """Parse what came, for the time of a turn; the rest of it has another one."""
+        """Parse the waiting bytes for the time of a turn; the rest waits for another turn."""
         end_s = monotonic() + TURN_S
         came, self._unheard, at = memoryview(self._unheard), b"", 0
         while at < len(came) and not self._over:
@@ -169,7 +169,7 @@ class Front(HttpToolsProtocol):
             self._end_turn()
 
     def _parse(self, data: memoryview) -> int | None:
-        """Parse a part of what came; returns where a head ended that asks for another protocol."""
+        """Parse a part of the waiting bytes; return where a head that requests an upgrade ended, or None."""
         self._untold_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -179,14 +179,14 @@ class Front(HttpToolsProtocol):
             self._refuse(self._refusal_after(error))
             return None
         if self._untold_bytes > MAX_HEADER_BYTES:
-            self._refuse(_HEADERS_TOO_LONG)  # of which the parser holds one that does not end
+            self._refuse(_HEADERS_TOO_LONG)  # the parser holds one header that does not end
         elif not self._in_head and not self._answering and self.timeout_keep_alive_task is None:
-            # Bytes between two requests put nothing off.
+            # Bytes between two requests do not extend the deadline.
             self._wait_for_head(self._site.limits.head_timeout_s)
         return None
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Send the answer that the client waits for, though it sends no more itself."""
+        """Keep the socket open for the answer, though the client sends nothing more."""
         while self._unheard and not self._over:
             self._hear()
         if self._over or not self._answering or self.cycle.more_body:
@@ -223,7 +223,7 @@ class Front(HttpToolsProtocol):
             self._stop_parsing(_LINE_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, or trailer, is read."""
+        """Take one header, or trailer."""
         self._untold_bytes = 0
         self._header_bytes += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
         if self._header_bytes > MAX_HEADER_BYTES:
@@ -231,7 +231,7 @@ class Front(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Hand a request, whose head is read now, to what answers it."""
+        """Pass a request, whose head is complete, to its endpoint or stream."""
         self._in_head = False
         self._untold_bytes = 0
         self._stop_waiting()
@@ -243,7 +243,7 @@ class Front(HttpToolsProtocol):
         if len(self.parser.get_method()) + len(self.url) + _LINE_OVERHEAD_BYTES > MAX_REQUEST_LINE_BYTES:
             self._stop_parsing(_LINE_TOO_LONG)
         request = self._request = self._read_request()
-        # HTTP/1.0 knows no upgrades (RFC 9110, section 7.8), and of WebSocket's only GET is one.
+        # HTTP/1.0 has no upgrades (RFC 9110, section 7.8), and an upgrade to WebSocket is a GET.
         self._opens_websocket = (
             self.parser.should_upgrade()
             and version == "1.1"
@@ -274,7 +274,7 @@ class Front(HttpToolsProtocol):
         self._unanswered.append(self.cycle)
         self._watch_body()
         if self.parser.should_upgrade():
-            # Another upgrade, which is not taken. The parser stops here, so this request is the last.
+            # Another upgrade, which is ignored. The parser stops here, so this request is the last.
             self.cycle.keep_alive = False
             self._body_follows = has_body(request)
 
@@ -289,7 +289,7 @@ class Front(HttpToolsProtocol):
             self._hang_up()
 
     def on_message_complete(self) -> None:
-        """Note that a request has come whole."""
+        """Note that a request is complete."""
         if self._body_follows:
             return
         self._num_parts = self._parts_bytes = 0
@@ -298,26 +298,26 @@ class Front(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Note that a request has its answer."""
+        """Note that a request is answered."""
         self._unanswered.popleft()
         if self._place is not None:
             self._place.served()
         super().on_response_complete()
 
-    # uvicorn asks this while a request is read
+    # Read by uvicorn while it reads a request
 
     def _should_upgrade(self) -> bool:
         return self._opens_websocket
 
-    # Inside
+    # Internal
 
     @property
     def _answering(self) -> bool:
-        """Whether a request waits for the end of its answer."""
+        """Whether a request is not answered completely."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _read_request(self) -> Request:
-        if self.url == b"*":  # of the server as a whole
+        if self.url == b"*":  # a request about the server as a whole
             self.url = b"/"
         try:
             target = httptools.parse_url(self.url)
@@ -337,7 +337,7 @@ class Front(HttpToolsProtocol):
         return request if address == request.address else replace(request, address=address)
 
     def _upgraded(self, rest: bytes) -> None:
-        """Take over a socket whose parser stopped behind a head that asks for another protocol."""
+        """Handle a socket whose parser has stopped after a head that requests another protocol."""
         if not self._opens_websocket:
             self._over = not self._body_follows
             if self._body_follows:
@@ -364,7 +364,7 @@ class Front(HttpToolsProtocol):
         shell.take_over(self.transport, place, open_connection, response, rest)
 
     def _read_body(self, rest: bytes) -> None:
-        """Read the body behind a head whose upgrade is not taken."""
+        """Read the body after a head whose upgrade is ignored."""
         self._body_follows = False
         self.parser = httptools.HttpRequestParser(
             Body(self.on_header, self.on_body, self.on_message_complete)
@@ -373,25 +373,25 @@ class Front(HttpToolsProtocol):
         self._hear()
 
     def _refusal_after(self, error: httptools.HttpParserError) -> Refusal:
-        """Return what to answer where the parser has stopped."""
+        """Return the refusal for an error of the parser."""
         if not isinstance(error, httptools.HttpParserCallbackError):
             return _GARBAGE
         return self._refusal or failed(error.__context__ or error)
 
     def _stop_parsing(self, refusal: Refusal) -> NoReturn:
-        """Leave the parser, which calls this."""
+        """Raise out of the parser, which calls this."""
         self._refusal = refusal
         raise Refused(refusal)
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer, and close. Behind a request that waits for its answer, which comes first, only close."""
+        """Answer with a refusal, and close. After an earlier request without an answer, only close."""
         self._over = True
         self._stop_waiting()
         if self._answering:
             self.cycle.keep_alive = False
             if not self.cycle.more_body:
                 return
-            # The fault is in a body, for the rest of which its endpoint would wait.
+            # The fault is in a body; its endpoint would wait for the rest of it.
             if len(self._unanswered) > 1 or self.cycle.response_started:
                 self.transport.close()
                 return
@@ -401,13 +401,13 @@ class Front(HttpToolsProtocol):
         self._close_in_order()
 
     def _tell_that_client_is_gone(self) -> None:
-        """End what waits for the client; uvicorn tells the endpoint of the last request alone."""
+        """Tell every waiting endpoint that the client has left; uvicorn tells only the last one."""
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
 
     def _close_in_order(self) -> None:
-        """Close the sending side, and let the client read what it was sent before the socket is gone."""
+        """Close the sending side, and let the client read all sent bytes before the socket is closed."""
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
@@ -438,13 +438,13 @@ class Front(HttpToolsProtocol):
             self.transport.resume_reading()
 
     def _hand_on_body(self) -> None:
-        """Hand on what this read brought of a body, as one part."""
+        """Hand on the body bytes of this read as one part."""
         if self._body:
             body, self._body = bytes(self._body), bytearray()
             super().on_body(body)
 
     def _watch_body(self) -> None:
-        """See that a body goes on coming, for as long as it is read."""
+        """Watch that a body keeps its least rate, as long as it is read."""
         self._body_bytes = 0
         self._body_timer = self.loop.call_later(self._site.limits.body_window_s, self._look_at_body)
 
@@ -468,14 +468,14 @@ class Front(HttpToolsProtocol):
         self._refuse(self._site.shaped(self._request.path, Refusal(HTTPStatus.REQUEST_TIMEOUT, sentence)))
 
     def _hang_up(self) -> None:
-        """Close without an answer: it is the endpoint's to give, which learns that its client is gone."""
+        """Close without an answer: the endpoint, which would answer, is told that its client has left."""
         self._over = True
         self.transport.close()
 
     def _probe(self) -> None:
-        """Find out whether a client that sends no more still reads.
+        """Send an interim response, to find out whether a client that sends no more still reads.
 
-        The system of one that is gone resets the connection; one that waits skips an interim response.
+        If the client has left, its system resets the connection; a waiting client skips the response.
         """
         if not self._answering or self.cycle.response_started or self.scope["http_version"] != "1.1":
             return

@@ -1,4 +1,4 @@
-"""The WebSocket handshake (RFC 6455, section 4.2) of a request that is read; websockets judges it."""
+"""The WebSocket handshake (RFC 6455, section 4.2) of a request; the websockets package checks it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ IS_BEHIND: Final = Refusal(
 
 
 def accepted(request: Request) -> Response:
-    """Return the response that opens the WebSocket. Raises Refused where the request is no handshake."""
+    """Return the response that opens the WebSocket. Raises Refused where the handshake is not valid."""
     headers = Headers()
     for name, value in request.headers:
-        headers[name] = value  # adds to those of the same name
+        headers[name] = value  # adds to the headers of the same name
     response = ServerProtocol(select_subprotocol=_answered).accept(WebSocketRequest(request.path, headers))
     if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
         return response
@@ -38,8 +38,8 @@ def accepted(request: Request) -> Response:
 def _answered(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     """Return the subprotocol of the answer.
 
-    None changes what is spoken here. But browsers, which pass secrets in this way, close a connection whose
-    server chooses none of those that they offered.
+    No subprotocol changes the protocol of the stream. But browsers, which pass secrets as subprotocols, close
+    a connection whose server chooses none of the offered ones.
     """
     chosen = answered_subprotocol(list(offered))
     return None if chosen is None else Subprotocol(chosen)

@@ -1,4 +1,4 @@
-"""Work for a client that waits for its answer: where the client leaves, nobody does the work on."""
+"""Work for a waiting client, which is cancelled when the client leaves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _T = TypeVar("_T")
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Do some work for a request that has come whole.
+    """Do some work for a complete request, and return the work's result.
 
-    Raises ClientDisconnect where its client leaves meanwhile; the work is cancelled then, and has ended.
+    Raises ClientDisconnect where the client leaves meanwhile; the work is cancelled, and has ended by then.
     """
     working = asyncio.create_task(work, name="answer")
     leaving = asyncio.create_task(_left(request), name="client-leaves")

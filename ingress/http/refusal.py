@@ -1,4 +1,4 @@
-"""An answer that refuses a request before any endpoint or stream has it."""
+"""The answer that refuses a request before any endpoint or stream has it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Status and sentence of the answer; the connection closes after it.
+    """Status and sentence of a refusing answer; the connection closes after it.
 
-    headers: further ones, such as `WWW-Authenticate`.
-    body: in place of the sentence, and of what type that is.
+    headers: further headers, such as `WWW-Authenticate`.
+    body: body in place of the sentence, and its content type.
     """
 
     status: HTTPStatus
@@ -29,7 +29,7 @@ class Refusal:
     content_type: str = PLAIN_TEXT
 
     def after(self, seconds: int | None) -> Refusal:
-        """Return the refusal with a word about when to come again, in place of a guess; the same for None."""
+        """Return the refusal with `Retry-After` set to so many seconds; unchanged for None."""
         if seconds is None:
             return self
         others = (header for header in self.headers if header[0].lower() != "retry-after")
@@ -41,7 +41,7 @@ class Refusal:
         return f"{self.sentence}\n".encode() if self.body is None else self.body
 
     def answer(self) -> bytes:
-        """Return the whole response (RFC 9112)."""
+        """Return the whole response as bytes (RFC 9112)."""
         body = self.content
         lines = [
             f"HTTP/1.1 {self.status.value} {self.status.phrase}",
@@ -55,11 +55,11 @@ class Refusal:
 
 
 RefusalShape = Callable[[Refusal], Refusal]
-"""Writes a refusal in the way of one API: what its clients look for in a body and in headers."""
+"""Returns a refusal in the format of one API: the body and headers that its clients read."""
 
 
 class Refused(Exception):  # noqa: N818 - it says what happened to the request
-    """Raised where a request is refused."""
+    """A request is refused, with this refusal."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.sentence)
@@ -67,7 +67,7 @@ class Refused(Exception):  # noqa: N818 - it says what happened to the request
 
 
 def refusing(refusal: Refusal) -> Callable[..., Awaitable[None]]:
-    """Return an ASGI application that refuses every request so."""
+    """Return an ASGI application that answers every request with this refusal."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = refusal.content
@@ -83,6 +83,6 @@ def refusing(refusal: Refusal) -> Callable[..., Awaitable[None]]:
 
 
 def failed(error: BaseException) -> Refusal:
-    """Log a defect of ours, and return the answer that says so."""
+    """Log a defect of the server, and return the refusal for it."""
     logger.error("a request failed", exc_info=error)
     return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the fault is logged.")

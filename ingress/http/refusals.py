@@ -1,4 +1,4 @@
-"""What the log and the metrics say of requests that are refused: a line each, as long as there are few."""
+"""Log lines and metrics of refused requests: one line for each, as long as they are few."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 LINES_PER_MINUTE: Final = 120
 LINES_AT_ONCE: Final = 20
-# Of a path, which the client chose; the log escapes what is in it.
+# Most characters of a path in the log; the client chose the path, and the log escapes it.
 _MAX_PATH: Final = 100
 _MAX_REASON: Final = 200
 
@@ -26,7 +26,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Refusals:
-    """Counts refusals of plain HTTP and of requests that ask for a WebSocket, and logs the first of them.
+    """Counts refusals of plain HTTP and of WebSocket requests, and logs the first of them.
 
     now: monotonic seconds.
     """
@@ -48,7 +48,7 @@ class Refusals:
         counts[name if name in counts else OTHER_STATUS] += 1
         client = None if request is None else request.client
         if status == HTTPStatus.FORBIDDEN and client is not None:
-            # A page of another origin is refused before anybody looks who it is.
+            # A page of another origin is refused before its client is authenticated.
             self._metrics.auth_failures["scope"] += 1
         if not self._lines.take(None, LINES_PER_MINUTE, LINES_AT_ONCE, self._now()):
             self._untold += 1
@@ -64,7 +64,7 @@ class Refusals:
         )
 
     def noting(self, app: App) -> App:
-        """Return the application with its refusals noted: `refused`, in the scope's state, is the reason."""
+        """Return the application with its refusals noted; the scope's state has the reason as `refused`."""
 
         async def noted(scope: Any, receive: Any, send: Any) -> None:
             async def sent(message: Any) -> None:

@@ -1,4 +1,4 @@
-"""What stands behind the WebSocket port: the table of streams, the endpoints, and who may come in."""
+"""The site behind the WebSocket port: the routes of streams, the endpoints, and authentication."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ingress.sockets.gate import SENTENCES, Full, Gate, Place
 from ingress.sockets.pinger import Pinger
 from ingress.sockets.shell import OpenConnection, StreamRoute
 
-# Between two requests of one connection.
+# Longest time between two requests of one connection.
 KEEP_ALIVE_S: Final = 15
 BODY_WINDOW_S: Final = 30.0
 MIN_BODY_RATE: Final = 8192
@@ -41,13 +41,13 @@ TOO_MANY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What bounds one connection of the WebSocket port.
+    """Limits of one connection of the WebSocket port.
 
-    max_frame_bytes: longest message of a stream.   head_timeout_s: how long the head of a request may take.
-    keep_alive_s: how long a connection may stay without a request.
-    body_window_s, min_body_rate: in each of these windows a body has to grow by as many bytes a second on
-        average, or to end.
-    ping_interval_s: between two pings to the client of a stream; 0 for none.
+    max_frame_bytes: longest message of a stream.   head_timeout_s: longest time for the head of a request.
+    keep_alive_s: longest time of a connection without a request.
+    body_window_s, min_body_rate: in each window of so many seconds a body has to end, or to grow by at least
+        `min_body_rate` bytes a second on average.
+    ping_interval_s: seconds between two pings to the client of a stream; 0 for no pings.
     """
 
     max_frame_bytes: int
@@ -64,14 +64,14 @@ class HttpLimits:
 
 
 class Site:
-    """Shared by all connections of the port.
+    """The objects that all connections of the port share.
 
     streams: routes by the path of the WebSocket.
-    endpoints: of plain HTTP.
-    authenticate: judges every request first.
-    proxies: who may say for whom a request comes.
-    shapes: how a request for a path is refused, where not as plain text.
-    metrics: where refusals are counted.
+    endpoints: endpoints of plain HTTP.
+    authenticate: authenticates every request first.
+    proxies: the proxies that may state a client's address.
+    shapes: formats of refusals by path, where they are not plain text.
+    metrics: count refusals.
     """
 
     def __init__(
@@ -110,15 +110,15 @@ class Site:
         )
         self.config.load()
         self.state: Final = ServerState()
-        self.num_slow_bodies = 0  # requests that ended since their bodies came too slowly
+        self.num_slow_bodies = 0  # requests that were ended because their bodies came too slowly
         self._dated = 0
 
     def identified(self, request: Request) -> Request:
-        """Return the request with who sends it. Raises Refused."""
+        """Return the request with its authenticated client. Raises Refused."""
         return replace(request, client=self.authenticate(request))
 
     def stream(self, request: Request, place: Place) -> OpenConnection:
-        """Let an upgrade to WebSocket of a client in that is known. Raises Refused."""
+        """Return what opens the connection for an authenticated upgrade to WebSocket. Raises Refused."""
         if request.client is None or not request.client.may("stream"):
             raise Refused(Refusal(HTTPStatus.FORBIDDEN, NOT_FOR_STREAMS))
         full = place.belongs_to(request.address)
@@ -131,11 +131,11 @@ class Site:
         return route(request)
 
     def refused(self, request: Request, refusal: Refusal) -> Refusal:
-        """Note a refusal, and return it in the way of the path's API."""
+        """Note a refusal, and return it in the format of the path's API."""
         return self.shaped(request.path, self.refusals.note(refusal, request))
 
     def shaped(self, path: str, refusal: Refusal) -> Refusal:
-        """Write a refusal in the way of the path's API, unless it is written so already."""
+        """Return a refusal in the format of the path's API, unless it has that format already."""
         shape = self._shapes.get(path)
         return refusal if shape is None or refusal.body is not None else shape(refusal)
 
@@ -145,19 +145,19 @@ class Site:
         return len(self.state.connections)
 
     def update_date(self) -> None:
-        """Have the next response carry the date of now (RFC 9110, section 6.6.1)."""
+        """Set the date of the next responses to the present (RFC 9110, section 6.6.1)."""
         now = int(time())
         if now != self._dated:
             self._dated = now
             self.state.default_headers = [(b"date", formatdate(now, usegmt=True).encode())]
 
     def drain(self) -> None:
-        """Let running requests end and take no more of their connections."""
+        """Let running requests end, and take no more requests of their connections."""
         for protocol in list(self.state.connections):
             protocol.shutdown()
 
     async def answered(self) -> None:
-        """Wait until no request is under way."""
+        """Wait until no request is running."""
         while self.state.tasks:
             await asyncio.wait(list(self.state.tasks))
 

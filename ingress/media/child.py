@@ -38,18 +38,18 @@ MAX_RATE: Final = 48_000
 MAX_CHANNELS: Final = 8
 
 MAX_MEMORY_BYTES: Final = 512 << 20
-"""What a child may map, where nothing else is said; its libraries and a WAV file are 124 MB."""
+"""Memory that a child may map, by default; its libraries and a WAV file take 124 MB."""
 
-# Far more than the longest recording takes: it ends one that is made to take for ever.
+# Far more CPU time than the longest recording takes: it ends media that are made to decode for ever.
 _MAX_CPU_S: Final = 900
-# Its input, its three pipes, and what libraries open.
+# Files for the input, the three pipes, and the libraries.
 _MAX_OPEN_FILES: Final = 32
-# Live streams on the same machine come first. By itself the start of a decoder takes a third of a second.
+# Live streams on the same machine have priority: the start of a decoder alone takes a third of a second.
 _NICE: Final = 10
 _COPY_BYTES: Final = 32 << 10
 _DEMUXER_OPTIONS: Final = {"protocol_whitelist": "", "enable_drefs": "0"}
-# Somebody may wait for the first samples: look no further than the head. Of the samples of a WAV file that is
-# not plain, 64 KiB are read all the same, in search of another codec.
+# A client may be waiting for the first samples, so the library probes no further than the head. It still
+# reads 64 KiB of the samples of a WAV file that is not plain, in search of another codec.
 _LIVE_OPTIONS: Final = {
     **_DEMUXER_OPTIONS,
     "probesize": "32",
@@ -59,9 +59,9 @@ _LIVE_OPTIONS: Final = {
 
 
 def limit_process(memory_bytes: int) -> None:
-    """Bound what a malicious input can take."""
-    # Where a machine or a container runs out of memory, this process is to go and not the ingress.
-    with contextlib.suppress(OSError):  # a sandbox may keep it from saying so, and no more
+    """Bound the memory, CPU time and files that a malicious input can take."""
+    # If a machine or a container runs out of memory, the kernel shall kill this process and not the ingress.
+    with contextlib.suppress(OSError):  # a sandbox may forbid it, which does no other harm
         Path("/proc/self/oom_score_adj").write_text("1000")
     for limit, value in (
         (resource.RLIMIT_AS, memory_bytes),
@@ -74,7 +74,7 @@ def limit_process(memory_bytes: int) -> None:
 
 
 class _Pipe:
-    """A stream that can only be read; the library then does not try to seek. head: read from it already."""
+    """A stream that can only be read, so that the library does not seek. head: bytes read from it before."""
 
     def __init__(self, stream: BinaryIO, head: bytes) -> None:
         self._stream = stream
@@ -88,7 +88,7 @@ class _Pipe:
 
 
 def _read_some(stream: BinaryIO, size: int) -> bytes:
-    """Return up to `size` bytes, as soon as there are any."""
+    """Return up to `size` bytes, as soon as some are available."""
     return stream.read1(size) if hasattr(stream, "read1") else stream.read(size)
 
 
@@ -144,7 +144,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO, *, mix: bool, only: int | None) -> int:
-    """Hand samples on as they come, in whole frames; return the exit status. mix, only: see `_wanted`."""
+    """Copy samples as they come, in whole frames; return the exit status. mix, only: see `_wanted`."""
     frame_bytes, left = wav.format.frame_bytes, wav.size
     wanted = _wanted(wav.format.channels, mix=mix, only=only)
     rest, wrote = b"", False
@@ -172,9 +172,9 @@ def _write_header(out: BinaryIO, rate: int, channels: int) -> None:
 
 
 def _wanted(channels: int, *, mix: bool, only: int | None) -> Callable[[_Samples], _Samples]:
-    """Return what makes of interleaved 16-bit samples those that are wanted.
+    """Return a function from interleaved 16-bit samples to the wanted samples.
 
-    mix: the mean of all channels; otherwise that of one, `only`, or all of them.
+    mix: return the mean of all channels; otherwise the one channel `only`, or all channels for None.
     """
     if mix and channels > 1:
         mixer = Mixer(channels)
@@ -185,7 +185,7 @@ def _wanted(channels: int, *, mix: bool, only: int | None) -> Callable[[_Samples
 
 
 def _media_frames(av: Any, stream: BinaryIO | _Pipe, demuxer: str, options: dict[str, str]) -> Iterator[Any]:
-    # Tags that are no UTF-8 are none of our business. From version 19 on, PyAV always reads them.
+    # Tags that are not UTF-8 do not matter here. From version 19 on, PyAV always reads tags.
     lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
     with av.open(stream, mode="r", format=demuxer, options=options, **lenient) as container:
         if not container.streams.audio:
@@ -197,7 +197,7 @@ def _media_frames(av: Any, stream: BinaryIO | _Pipe, demuxer: str, options: dict
             try:
                 yield from packet.decode()
             except av.error.InvalidDataError:
-                # A damaged packet costs itself; nothing but damage is no media.
+                # A damaged packet loses its own samples alone; an input of damaged packets alone is no media.
                 bad += 1
                 if bad > 100:
                     raise
@@ -248,7 +248,7 @@ def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool, only: in
 
 
 def _samples(frame: Any) -> memoryview:
-    """Return the samples of a packed 16-bit frame, without the padding behind them."""
+    """Return the samples of a packed 16-bit frame, without the padding after them."""
     return memoryview(frame.planes[0])[: 2 * frame.samples * len(frame.layout.channels)]
 
 

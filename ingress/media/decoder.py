@@ -20,28 +20,28 @@ from ingress.media.child import FAILED, MAX_MEMORY_BYTES, NO_AUDIO, RAW_OPUS, RA
 
 logger = logging.getLogger(__name__)
 
-# Samples handed on at once, and the bound of what waits in the pipe's buffer here.
+# Bytes of samples in a block, and the bound of the pipe's buffer here.
 _BLOCK_BYTES: Final = 32 << 10
 _MAX_HEADER_BYTES: Final = 256
 _MAX_REASON_BYTES: Final = 4096
-# Longest wait for a child that has all of its input, or has to take a block of it.
+# Longest wait for a child that has all of its input, or that has to read a block of it.
 _STALL_S: Final = 60.0
-# Longest wait for one whose input goes on: its client may send nothing for as long as it may be silent.
+# Longest wait for a child whose input goes on: its client may be silent, up to --idle-timeout-s.
 _OPEN_INPUT_S: Final = 3600.0
 _EXIT_S: Final = 5.0
 
 
 class MediaError(ParakeetError):
-    """Media that cannot be decoded; the sentence is for its client."""
+    """Media that cannot be decoded; the message is a sentence for the client."""
 
 
 class DecodersBusy(ParakeetError):  # noqa: N818 - the name says it
-    """As many inputs are being decoded as may be at once."""
+    """The bound on inputs that are decoded at once is reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedAudio:
-    """What comes out: 16-bit samples, little-endian, channels interleaved, or one of them. rate: Hz."""
+    """The format of decoded samples: 16-bit, little-endian, interleaved channels or one of them. rate: Hz."""
 
     rate: int
     channels: int
@@ -49,11 +49,11 @@ class DecodedAudio:
 
 @dataclass(frozen=True, slots=True)
 class MediaInput:
-    """What to decode.
+    """An input to decode, and the wanted channels.
 
-    demuxer: of `formats.MediaFormat`, RAW_OPUS or one of RAW_SAMPLES. file: where the media is; None for
-    media that is fed. mix: one channel, the mean of all. channel: this one of all, where they are not mixed,
-    from 0; None for all of them. rate, channels: of what has no head.
+    demuxer: name from `formats.MediaFormat`, RAW_OPUS or one of RAW_SAMPLES. file: path of the media; None
+    for media that is fed. mix: whether to mix all channels to their mean. channel: the one channel to return,
+    from 0, where they are not mixed; None for all. rate (Hz), channels: of input without a head.
     """
 
     demuxer: str
@@ -78,9 +78,9 @@ class MediaInput:
 
 
 class Decoders:
-    """All decoding of an ingress: at most `max_running` children at once.
+    """All decoders of an ingress: at most `max_running` children at once.
 
-    max_memory_bytes: of one child, its libraries (some 120 MB) included.
+    max_memory_bytes: memory of one child, its libraries (some 120 MB) included.
     """
 
     def __init__(self, max_running: int, max_memory_bytes: int = MAX_MEMORY_BYTES) -> None:
@@ -91,23 +91,23 @@ class Decoders:
 
     @property
     def running(self) -> int:
-        """Children that run."""
+        """Number of running children."""
         return self._running
 
     def hold(self) -> None:
-        """Count a child that will be started, until `start` or `let_go`. Raises DecodersBusy."""
+        """Reserve a child, until `start` or `let_go`. Raises DecodersBusy."""
         if self._running >= self._max_running:
             raise DecodersBusy(f"This server decodes {self._max_running} inputs at once; try again later.")
         self._running += 1
 
     def let_go(self) -> None:
-        """No child will be started under what is held."""
+        """Return a reservation of `hold` under which no child will be started."""
         self._running -= 1
 
     async def start(self, media: MediaInput, *, held: bool = False) -> Decoder:
-        """Start to decode; use the result in `async with`, or close it. Raises DecodersBusy.
+        """Start a decoder; use the result in `async with`, or close it. Raises DecodersBusy.
 
-        held: it is counted already, by `hold`.
+        held: whether `hold` has reserved the child.
         """
         if not held:
             self.hold()
@@ -115,7 +115,7 @@ class Decoders:
         try:
             process = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The child begins all the same: it is counted until its end has been seen.
+            # The child starts all the same: it is counted until it has ended.
             self._ending.add(starting)
             starting.add_done_callback(self._end_unwanted)
             raise
@@ -137,7 +137,7 @@ class Decoders:
             )
 
     def _end_unwanted(self, starting: asyncio.Task[asyncio.subprocess.Process]) -> None:
-        """End a child whose user left while it was started."""
+        """End a child whose caller was cancelled while it was started."""
         self._ending.discard(starting)
         if starting.cancelled() or starting.exception() is not None:
             self.let_go()
@@ -180,7 +180,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    """Return what a child needs of ours: where the packages are, and none of our settings or secrets."""
+    """Return the environment of a child: where the packages are, and no settings or secrets of the server."""
     return {
         name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH", "LANG", "HOME")
     }
@@ -189,7 +189,7 @@ def _environment() -> dict[str, str]:
 class Decoder:
     """One input that is being decoded.
 
-    whole: all of the input is there; otherwise it is fed.
+    whole: whether all of the input is there; else it is fed.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class Decoder:
         await self.close()
 
     async def feed(self, data: bytes) -> None:
-        """Hand on more of the media; waits while the child is behind. Raises MediaError."""
+        """Write more of the media to the child; wait while the child is behind. Raises MediaError."""
         self._stdin.write(data)
         try:
             async with asyncio.timeout(_STALL_S):
@@ -227,11 +227,11 @@ class Decoder:
         except TimeoutError:
             raise MediaError("The media takes too long to decode.") from None
         except (BrokenPipeError, ConnectionResetError):
-            # It has seen enough, or has failed; what it wrote tells.
+            # The child has read enough, or has failed; its output says which.
             return
 
     def end_input(self) -> None:
-        """Say that the media is complete."""
+        """Note that the media is complete."""
         self._whole = True
         self._stdin.close()
         if self._wait is not None:
@@ -239,7 +239,7 @@ class Decoder:
 
     @contextlib.asynccontextmanager
     async def _in_time(self) -> AsyncGenerator[None]:
-        """Bound the wait for what the child writes. Raises MediaError."""
+        """Bound the wait for the child's output. Raises MediaError."""
         try:
             async with asyncio.timeout(_STALL_S if self._whole else _OPEN_INPUT_S) as self._wait:
                 yield
@@ -249,7 +249,7 @@ class Decoder:
             self._wait = None
 
     async def audio(self) -> DecodedAudio:
-        """Wait for what the samples will be. Raises MediaError."""
+        """Wait for the format of the samples. Raises MediaError."""
         try:
             async with self._in_time():
                 header = await self._stdout.readuntil(b"\n")
@@ -261,7 +261,7 @@ class Decoder:
         return DecodedAudio(int(fields["rate"]), int(fields["channels"]))
 
     async def blocks(self) -> AsyncGenerator[bytes]:
-        """Yield samples, after `audio`. Raises MediaError where the media ends in a fault, at its end."""
+        """Yield the samples, after `audio`. Raises MediaError at the end where the media ends in a fault."""
         while True:
             async with self._in_time():
                 block = await self._stdout.read(_BLOCK_BYTES)
@@ -285,7 +285,7 @@ class Decoder:
                     return MediaError("The media has no sound in it.")
                 if status == FAILED and reason:
                     return MediaError(f"The media cannot be decoded: {reason.rstrip('.')}.")
-                if status >= 0:  # a defect of ours, whose last line says most
+                if status >= 0:  # a defect of the server; the last line says most
                     last = reason.rpartition("\n")[2]
                     logger.error("The decoding process ended with status %d: %s", status, last)
                     return MediaError("The media cannot be decoded.")
@@ -293,7 +293,7 @@ class Decoder:
         return MediaError("The media cannot be decoded within the limits of time and memory.")
 
     async def close(self) -> None:
-        """End the child, whatever it is doing; once."""
+        """End the child, whatever it is doing. Further calls do nothing."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()

@@ -1,7 +1,7 @@
-"""Which media this service decodes, told apart by their first bytes.
+"""The media formats that this service decodes, recognised by their first bytes.
 
-The demuxer is chosen here and nowhere else. A library that guesses could be led to playlists, whose entries
-name other files and addresses.
+The demuxer is chosen here and nowhere else. If the library guessed, an input could pose as a playlist, whose
+entries name other files and addresses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEAD_BYTES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class MediaFormat:
-    """A container. demuxer: its name in FFmpeg. seeks: it may end with its index, so it has to be a file."""
+    """A container. demuxer: FFmpeg's name. seeks: its index may be at the end, so it has to be a file."""
 
     name: str
     demuxer: str
@@ -38,9 +38,9 @@ _FORMATS: Final = {
 }
 NAMES: Final = tuple(media.name for media in _FORMATS.values())
 STREAMED_NAMES: Final = tuple(media.name for media in _FORMATS.values() if not media.seeks)
-"""Names of the formats that can be decoded while they come."""
+"""Names of the formats that can be decoded while they are received."""
 
-# In this order: an MP3 without a tag is known by the least.
+# The order matters: an MP3 without a tag has the weakest signature.
 _HEAD: Final = re.compile(
     rb"(?P<wav>(?:RIFF|RF64|RIFX).{4}WAVE)|(?P<w64>riff\x2e\x91\xcf\x11)|(?P<flac>fLaC)|(?P<ogg>OggS)"
     rb"|(?P<matroska>\x1aE\xdf\xa3)|(?P<mov>.{4}(?:ftyp|moov|mdat|wide|free|skip))|(?P<aiff>FORM.{4}AIF[FC])"
@@ -51,6 +51,6 @@ _HEAD: Final = re.compile(
 
 
 def sniff(head: bytes) -> MediaFormat | None:
-    """Return the format of media that begins with these bytes (HEAD_BYTES of them, or all there are)."""
+    """Return the format of media that begins with these bytes (HEAD_BYTES, or all there are), or None."""
     found = _HEAD.match(head)
     return None if found is None or found.lastgroup is None else _FORMATS[found.lastgroup]

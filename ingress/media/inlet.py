@@ -1,7 +1,7 @@
-"""Compressed audio of a live connection on its way to samples, and what its client says in between.
+"""Compressed audio of a live connection on its way to samples, in order with the client's messages.
 
-A child process decodes (decoder.py). What it writes has no marks, so a message that stands behind audio waits
-until the child has said nothing for a while: then the audio before the message is decoded.
+A child process decodes (decoder.py). Its output has no marks, so a message behind audio waits until the child
+has written nothing for a while: then the audio before the message is decoded.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from ingress.media.wanted import Media, MediaWanted
 
 logger = logging.getLogger(__name__)
 
-# What waits here in front of the child; more, and the client is not read.
+# Bytes that wait here for the child; beyond them the client is not read.
 _MAX_WAITING_BYTES: Final = 64 << 10
-# What a message costs beside its bytes, of which it may have none.
+# Overhead of a message beside its bytes, of which it may have none.
 _MESSAGE_BYTES: Final = 64
 _PIECE_BYTES: Final = 16 << 10
-# A child that has input and says nothing for so long has decoded it: a packet takes it a millisecond.
+# A child that has written nothing for this long has decoded its input: a packet takes a millisecond.
 _QUIET_S: Final = 0.1
-# It starts within half a second; but a container may need more of its audio before the first sample.
+# A child starts within half a second, but a container may need more of its audio before the first sample.
 _BEGIN_S: Final = 5.0
 
 
 class MediaSink(Protocol):
-    """Who gets the samples: the connection."""
+    """The receiver of the samples: the connection."""
 
     @property
     def takes_audio(self) -> bool:
-        """Whether audio may be handed on now; `MediaInlet.room` says when to ask again."""
+        """Whether it accepts audio now; after a False it calls `MediaInlet.room` when it does again."""
 
     def decodes_at(self, sample_rate: int) -> None:
         """Note that samples of this rate, in Hz, will come."""
 
     def received_decoded(self, message: ClientMessage) -> None:
-        """Take samples, or what the client said behind them."""
+        """Take samples, or a message of the client that followed them."""
 
     def received_fault(self, error: StreamError) -> None:
-        """Nothing more comes."""
+        """Take the fault after which nothing more comes."""
 
     def on_media_room(self) -> None:
-        """There is room again for what the client sends."""
+        """Note that the client may be read again."""
 
 
 class MediaInlet:
     """The compressed audio of one connection. Made on the event loop; `close` ends it.
 
-    From its making on it has one of the children that an ingress may run, unless it is parked. Raises
-    Unavailable `no_free_stream` where none is left.
+    It reserves one of the children that an ingress may run, until it is parked. The constructor raises
+    Unavailable `no_free_stream` where no child is left.
     """
 
     __slots__ = (
@@ -80,9 +80,9 @@ class MediaInlet:
         self._sink = sink
         self._holds_place = False
         self._hold_place()
-        self._items: deque[tuple[Media | ClientMessage, int]] = deque()  # each with what it counts for
+        self._items: deque[tuple[Media | ClientMessage, int]] = deque()  # each with the bytes that it counts
         self._waiting_bytes = 0
-        self._head = b""  # of a container that is not known yet
+        self._head = b""  # first bytes of a container that is not recognised yet
         self._decoder: Decoder | None = None
         self._reader: asyncio.Task[None] | None = None
         self._spoke_at: float | None = (
@@ -97,7 +97,7 @@ class MediaInlet:
         return self._waiting_bytes > _MAX_WAITING_BYTES
 
     def take(self, item: Media | ClientMessage, num_bytes: int) -> None:
-        """Take the next that the client said, in so many bytes."""
+        """Take the client's next item, which has `num_bytes` bytes."""
         if self._task is None:
             return
         cost = num_bytes + _MESSAGE_BYTES
@@ -110,7 +110,7 @@ class MediaInlet:
         self._news.set()
 
     def park(self) -> None:
-        """Nothing has come for long: let another connection have the child, as long as none was started."""
+        """Return the reserved child, if none was started: the client has sent nothing for long."""
         if self._holds_place:
             self._holds_place = False
             self._decoders.let_go()
@@ -125,7 +125,7 @@ class MediaInlet:
         self._holds_place = True
 
     def close(self) -> None:
-        """End it, whatever it is doing."""
+        """End the decoding, whatever it is doing."""
         self.park()  # here, since a task that is cancelled before its first step does nothing at all
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
@@ -152,12 +152,12 @@ class MediaInlet:
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)  # what it raised is told
+            await asyncio.gather(reader, return_exceptions=True)  # its exception has been reported
         if self._decoder is not None:
             await self._decoder.close()
 
     async def _serve(self) -> None:
-        while self._task is not None:  # what it hands on may have closed it
+        while self._task is not None:  # the sink may close this object when it receives an item
             while not self._items:
                 self._raise_if_failed()
                 await self._wait()
@@ -175,7 +175,7 @@ class MediaInlet:
             self._let_in(cost)
 
     def _let_in(self, num_bytes: int) -> None:
-        """So much waits no more: the client may be read again."""
+        """Subtract bytes that wait no more; the client may be read again."""
         was_full = self.is_full
         self._waiting_bytes -= num_bytes
         if was_full and not self.is_full:
@@ -199,7 +199,7 @@ class MediaInlet:
             await self._begin(media)
 
     async def _begin(self, media: MediaInput) -> None:
-        """Start the child, and feed it what came before it was known what it is to decode."""
+        """Start the child, and feed it the bytes that came before the format was known."""
         self._hold_place()
         self._holds_place = False  # it is the child's from here on
         decoder = self._decoder = await self._decoders.start(media, held=True)
@@ -216,7 +216,7 @@ class MediaInlet:
             self._spoke_at = asyncio.get_running_loop().time()
 
     def _input(self, *, at_end: bool = False) -> MediaInput | None:
-        """Return what to decode, as far as the first bytes tell. Raises ClientFault."""
+        """Return the input to decode; None until the first bytes show its format. Raises ClientFault."""
         wanted = self._wanted
         if wanted.packets:
             return MediaInput(RAW_OPUS, mix=wanted.mix, channels=wanted.channels)
@@ -257,7 +257,7 @@ class MediaInlet:
                 self._news.set()
 
     async def _settle(self) -> None:
-        """Wait until what was fed is decoded and handed on."""
+        """Wait until all fed bytes are decoded and handed on."""
         if self._decoder is None:
             return
         loop = asyncio.get_running_loop()
@@ -272,10 +272,10 @@ class MediaInlet:
                     left_s = self._spoke_at + _QUIET_S - loop.time()
                     if left_s <= 0:
                         return
-                    await asyncio.sleep(left_s)  # nothing tells that nothing comes
+                    await asyncio.sleep(left_s)  # no event says that no samples come
 
     async def _end(self) -> None:
-        """Wait until all is decoded and handed on."""
+        """End the input, and wait until all of it is decoded and handed on."""
         if self._head:
             media = self._input(at_end=True)
             assert media is not None

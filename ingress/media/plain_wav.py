@@ -1,7 +1,7 @@
 """WAV files whose samples need no codec: 16-bit, little-endian.
 
-That is most of what people record. No library is loaded for them, which takes a third of a second; and from a
-pipe the first sample comes at once, where FFmpeg reads 64 KiB in search of another codec.
+Most recordings are such files. They need no library, whose loading takes a third of a second, and from a pipe
+the first sample comes at once, where FFmpeg reads 64 KiB in search of another codec.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import BinaryIO, Final
 
 from common.wav_head import BadWav, WavFormat, read_wav_head
 
-# Tags and pictures may stand before the samples. Whatever has more of them is for the library.
+# Tags and pictures may precede the samples. The library reads files that have more bytes of them.
 _MAX_HEAD_BYTES: Final = 64 << 10
 
 
 class _HeadTooLong(Exception):  # noqa: N818 - the name says it
-    """The samples do not begin within what is remembered."""
+    """The samples do not begin within the bytes that are kept."""
 
 
 class HeadReader:
-    """Reads the beginning of an input and remembers it. head: what was read."""
+    """Reads the beginning of an input and keeps it. head: the bytes read."""
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
         self.head = b""
 
     def read_exactly(self, size: int) -> bytes:
-        """Return so many bytes; fewer only at the end. Raises _HeadTooLong."""
+        """Return `size` bytes; fewer only at the end. Raises _HeadTooLong."""
         if len(self.head) + size > _MAX_HEAD_BYTES:
             raise _HeadTooLong
         data = self._source.read(size)
@@ -35,13 +35,13 @@ class HeadReader:
         return data
 
     def skip(self, size: int) -> None:
-        """Read what is of no use. Raises _HeadTooLong."""
+        """Read `size` bytes that are not needed. Raises _HeadTooLong."""
         self.read_exactly(size)
 
 
 @dataclass(frozen=True, slots=True)
 class PlainWav:
-    """Samples that follow the head. size: in bytes, None where they go to the end."""
+    """Samples after the head. size: in bytes, None where they go to the end of the input."""
 
     format: WavFormat
     size: int | None
@@ -50,7 +50,7 @@ class PlainWav:
 def plain_wav(source: HeadReader, *, max_channels: int, rates: range) -> PlainWav | None:
     """Read the head of a WAV file; return None where it is not plain.
 
-    max_channels, rates: that are taken; rates in Hz.
+    max_channels, rates: bounds of accepted samples; rates in Hz.
     """
     try:
         format_, size = read_wav_head(source, "The media")

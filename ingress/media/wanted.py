@@ -1,4 +1,4 @@
-"""What a live stream brings in place of samples."""
+"""Compressed audio that a live stream sends in place of samples."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 
 class MediaWanted(NamedTuple):
-    """Compressed audio that is decoded while it comes.
+    """The format of compressed audio that is decoded while it comes.
 
-    demuxer: of FFmpeg; empty for a container that its first bytes tell.
-    packets: packets of Opus without a container, each behind its length (two bytes, big-endian).
-    mix: one channel, the mean of all; else there have to be as many as `channels`.
-    channels: of packets, and of what is not mixed.
+    demuxer: FFmpeg's name; empty for a container that is recognised by its first bytes.
+    packets: whether the audio is Opus packets without a container, each after its length (two bytes,
+        big-endian).
+    mix: whether to mix all channels to their mean; else there have to be exactly `channels` of them.
+    channels: number of channels of packets, and of audio that is not mixed.
     """
 
     demuxer: str = ""

@@ -1,1 +1,1 @@
-"""Sockets of clients: accepted, read, written and closed, on the TCP and the WebSocket port."""
+"""The sockets of clients on the TCP and the WebSocket port: accepting, reading, writing, closing."""

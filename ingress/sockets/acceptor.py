@@ -1,9 +1,9 @@
-"""Listening on all addresses of a host, of both families; accepting connections, and opening them in turn.
+"""Listens on all addresses of a host, of both families, accepts connections, and opens them in turn.
 
-An event loop's own server opens one connection in each of its rounds. So whoever connects and leaves faster
-than that fills the kernel's queue, in which all others wait behind it, or are not let in at all. Here the
-queue is emptied at once: taking a connection out of it costs little, and most of those that are gone again
-are closed without having been anything else.
+An event loop's own server opens one connection in each of its rounds. A client that connects and leaves
+faster than that fills the kernel's queue, where all other clients wait behind it or are refused. This module
+empties the queue at once: taking a connection out of it costs little, and most connections whose clients have
+left are closed without further work.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ MAX_WAITING: Final = 256
 """Accepted sockets that wait for their turn; more stay in the kernel's queue."""
 
 OPENED_A_TURN: Final = 4
-"""Connections that are opened before live streams are looked at again."""
+"""Connections that are opened before live streams are served again."""
 
 _BACKLOG: Final = 1024
 _ACCEPTED_A_TURN: Final = 64
-# The machine or this process has no more of something that each socket needs.
+# Errors for a resource that each socket needs, and that the machine or this process has run out of.
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EXHAUSTED_PAUSE_S: Final = 1.0
-# What every accepted socket inherits. The kernel finds out whether a client's machine is there: it probes
-# a silent connection after a minute, and gives up one that acknowledges nothing for two minutes. The last
-# option is for results on their way, which it would otherwise send again for a quarter of an hour. Silence
-# alone means nothing.
+# Options that every accepted socket inherits. By them the kernel detects that a client's machine is gone: it
+# probes a silent connection after a minute, and resets a connection that acknowledges nothing for two
+# minutes. The last option is for results under way, which the kernel would otherwise send again for a quarter
+# of an hour. Silence alone ends no connection.
 _KEEPALIVE: Final = (
     ("TCP_KEEPIDLE", 60),
     ("TCP_KEEPINTVL", 15),
@@ -48,7 +48,7 @@ _NOT_ON_THIS_MACHINE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 async def listening_sockets(host: str, port: int) -> list[socket.socket]:
-    """Sockets bound to every address of a host.
+    """Return sockets bound to every address of a host.
 
     `::` takes IPv4 too. Several processes may have the same port; the kernel spreads connections over them.
 
@@ -89,7 +89,7 @@ async def listening_sockets(host: str, port: int) -> list[socket.socket]:
 def _bound(
     family: int, address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 ) -> socket.socket:
-    # With its protocol, by which asyncio knows that answers shall not wait for more (TCP_NODELAY).
+    # The protocol is named so that asyncio sets TCP_NODELAY: answers shall not wait for more data.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -111,10 +111,10 @@ def _bound(
 class Acceptor:
     """The connections of one listening socket. Made on the event loop; begins at once.
 
-    listener: bound, and closed with this object.   open_protocol: makes the protocol of a connection.
-    turns: in which connections are opened.   start_task: starts a named task.
-    has_file: whether a connection may keep its file, of this number; else it is closed, and does not wait.
-    tls: for connections with TLS.   tls_timeout_s: how long its handshake may take.
+    listener: a bound socket, closed with this object.   open_protocol: makes the protocol of a connection.
+    turns: the turns in which connections are opened.   start_task: starts a named task.
+    has_file: returns whether a connection may keep its file, given the file's number; else it is closed.
+    tls: context for connections with TLS.   tls_timeout_s: longest time of its handshake.
     """
 
     def __init__(
@@ -139,19 +139,19 @@ class Acceptor:
         self._accepted: deque[socket.socket] = deque()
         self._is_reading = False
         self._is_closed = False
-        self._is_exhausted = False  # for a while
+        self._is_exhausted = False  # whether accepting pauses for lack of resources
         listener.setblocking(False)
         listener.listen(_BACKLOG)
         self._read()
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         port: int = self._listener.getsockname()[1]
         return port
 
     def stop(self) -> None:
-        """Accept nothing more, and open at once what was accepted: it is told that this server stops."""
+        """Accept nothing more, and open all accepted connections at once, so that they learn of the drain."""
         self._stop_listening()
         while self._accepted:
             self._open(self._accepted.popleft())
@@ -179,13 +179,13 @@ class Acceptor:
             self._loop.remove_reader(self._listener)
 
     def _readable(self) -> None:
-        """Somebody has connected: each wake-up costs more than taking one more connection at the next one."""
+        """Ask for a turn: a wake-up costs more than taking one more connection at the next one."""
         if not self._turns.at_once(self._take_turn):
             self._stop_reading()
             self._turns.ask(self._take_turn)
 
     def _take_turn(self) -> None:
-        """Empty the kernel's queue, and open some of what was in it."""
+        """Empty the kernel's queue, and open some of its connections."""
         if self._is_closed:
             return
         is_more = self._accept(min(_ACCEPTED_A_TURN, MAX_WAITING - len(self._accepted)))
@@ -208,7 +208,7 @@ class Acceptor:
         self._read()
 
     def _accept(self, most: int) -> bool:
-        """Take so many connections out of the kernel's queue at most; returns whether there may be more."""
+        """Take at most `most` connections out of the kernel's queue; return whether there may be more."""
         for _ in range(0 if self._is_exhausted else most):
             try:
                 client, _address = self._listener.accept()
@@ -240,16 +240,16 @@ class Acceptor:
             await self._loop.connect_accepted_socket(
                 self._open_protocol, client, ssl=self._tls, ssl_handshake_timeout=self._tls_timeout_s
             )
-        except OSError as error:  # of the client, or of its handshake
+        except OSError as error:  # a fault of the client, or of its handshake
             client.close()
             logger.debug("a connection was not opened: %s", error)
-        except Exception:  # a defect: one connection is lost, and the others are not
+        except Exception:  # a defect ends this connection only
             client.close()
             logger.exception("a connection was not opened")
 
 
 def _is_gone(client: socket.socket) -> bool:
-    """Whether the client has reset its connection; one that has only sent all that it had is there."""
+    """Return whether the client has reset its connection; a closed sending side does not count."""
     try:
         client.recv(1, socket.MSG_PEEK)
     except (BlockingIOError, InterruptedError):

@@ -1,7 +1,7 @@
 """The deadlines of one connection.
 
-They are for a stream that is not begun or has no audio, results left unread, a refused client's last chance,
-and a silent client. They only tell the time: `Connection` acts when one has passed.
+They are for a stream that is not begun or has no audio, for unread results, for a refused client that may
+resume, and for a silent client. A deadline only calls back: `Connection` acts when one has passed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Passed = Callable[[], None]
 class Deadline:
     """A time after which something is called, unless it is stopped before.
 
-    seconds: from `start` on.
+    seconds: time from `start` on.
     """
 
     __slots__ = ("_seconds", "_timer")
@@ -27,12 +27,12 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, passed: Passed) -> None:
-        """Run from now on, also where it was running."""
+        """Start, or start anew if it was running. passed: called when the deadline has passed."""
         self.stop()
         self._run(self._seconds, passed)
 
     def stop(self) -> None:
-        """Do not call anything."""
+        """Stop: nothing is called any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -46,12 +46,12 @@ class Deadline:
 
 
 class SilenceDeadline(Deadline):
-    """A deadline that what comes from the client puts off, as do pauses in which it is not read.
+    """A deadline for silence: data from the client postpones it, and so do pauses in which it is not read.
 
-    So that hearing a client costs no more than a note of the time, the timer is left to run, and looks
-    at its end for how long the client has been silent.
+    Receiving data only notes the time, to cost little. The timer goes on running, and at its end computes how
+    long the client has been silent.
 
-    seconds: from `start`, or the last that was heard, on; 0 is never.
+    seconds: time from `start`, or from the last data, on; 0 for never.
     """
 
     __slots__ = ("_peer",)
@@ -61,7 +61,7 @@ class SilenceDeadline(Deadline):
         self._peer = peer
 
     def start(self, passed: Passed) -> None:
-        """Run from now on, also where it was running."""
+        """Start, or start anew if it was running. passed: called when the deadline has passed."""
         if self._seconds > 0:
             super().start(passed)
 
@@ -74,9 +74,9 @@ class SilenceDeadline(Deadline):
 
 
 class ProgressDeadline(Deadline):
-    """A deadline that a client puts off by going on.
+    """A deadline that progress of the client postpones.
 
-    seconds: in which it went on by less than `least`; 0 is never.   progress: returns how far it is.
+    seconds: time in which progress has to grow by `least`; 0 for never.   progress: returns the progress.
     """
 
     __slots__ = ("_before", "_least", "_progress")
@@ -88,7 +88,7 @@ class ProgressDeadline(Deadline):
         self._before = 0.0
 
     def start(self, passed: Passed) -> None:
-        """Run from now on, also where it was running."""
+        """Start, or start anew if it was running. passed: called when the deadline has passed."""
         if self._seconds > 0:
             super().start(passed)
 
@@ -106,12 +106,12 @@ class ProgressDeadline(Deadline):
 class Deadlines:
     """All deadlines of one connection.
 
-    begin: since `hello`, until a stream begins.   silent: since the client was last heard.
-    audio: since the stream began, and a second of audio came.
-    unread: since the transport's buffer is full, and the client read some of it.
-    refused: since the client was told that the cluster is full.
+    begin: from `hello` until a stream begins.   silent: from the last data of the client.
+    audio: from the stream's begin, or the last second of audio.
+    unread: from the time at which the transport's buffer filled, or the client last read some of it.
+    refused: from the message to the client that the cluster is full.
 
-    heard_s: returns how much audio has come of the stream, in seconds.
+    heard_s: returns the audio received from the client, in seconds.
     """
 
     __slots__ = ("audio", "begin", "refused", "silent", "unread")
@@ -134,7 +134,7 @@ class Deadlines:
         self.silent = SilenceDeadline(silent_s, peer)
 
     def stop(self) -> None:
-        """Stop all: the connection is over."""
+        """Stop all deadlines: the connection has ended."""
         self.begin.stop()
         self.audio.stop()
         self.unread.stop()

@@ -1,9 +1,9 @@
-"""The WebSocket frames that carry nearly all traffic, without I/O: whole, masked text and binary ones.
+"""A fast parser, without I/O, of whole, masked data frames, the WebSocket frames of nearly all traffic.
 
-websockets' parser is a generator that builds several objects for every frame; that was a fifth of an
-ingress's work. Here a whole frame costs a header check and one unmasking, and every frame that is
-anything else (control, fragmented, unmasked, with reserved bits, too long) goes to that parser as it
-came, so RFC 6455 is judged in one place only.
+websockets' parser is a generator that builds several objects for every frame, which took a fifth of an
+ingress's time. Here a whole text or binary frame costs a header check and one unmasking. Every other frame
+(control, fragmented, unmasked, with reserved bits, too long) goes to that parser as it came, so RFC 6455 is
+enforced in one place only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEADER_16 = Struct(">BBH").pack
 
 
 def text_frame(payload: bytes) -> bytes:
-    """One whole text frame (RFC 6455, section 5.2), not masked, as servers send them."""
+    """Return one whole text frame (RFC 6455, section 5.2), not masked, as a server's frames have to be."""
     size = len(payload)
     if size < 126:
         return bytes((_TEXT, size)) + payload
@@ -42,7 +42,7 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def is_text(data: bytes) -> bool:
-    """Whether what `FrameReader.whole` takes is a text frame."""
+    """Return whether a frame that `FrameReader.whole` accepted is a text frame."""
     return data[0] == _TEXT
 
 
@@ -54,16 +54,16 @@ class Message(NamedTuple):
 
 
 class Other(NamedTuple):
-    """The bytes of one frame for the general parser, or all bytes from there on where it has to refuse."""
+    """The bytes of one frame for the general parser; all later bytes too, where that parser has to refuse."""
 
     data: bytes
-    is_pong: bool = False  # as RFC 6455 allows it
+    is_pong: bool = False  # whether it is a pong that RFC 6455 allows
 
 
 class FrameReader:
     """Holds received bytes and cuts them into messages and other frames, in order, one a call.
 
-    So whoever takes the frames may stop in the middle of what one read brought; the rest stays as it came.
+    The caller may stop in the middle of the bytes of one read; the rest stays as it came.
 
     max_payload_bytes: a longer frame is handed on as soon as its header is there. Apart from bytes that wait
         to be taken, at most such a frame and its header are held.
@@ -74,14 +74,14 @@ class FrameReader:
     def __init__(self, max_payload_bytes: int) -> None:
         self._max = max_payload_bytes
         self._held = bytearray()
-        self._needed = _SHORT_HEADER  # bytes, at least, up to the end of the frame that is held first
+        self._needed = _SHORT_HEADER  # least number of bytes up to the end of the first held frame
         self._fragmented = False
         self._refused = False
 
     def whole(self, data: bytes) -> bytes | None:
-        """Return the payload where `data` is one text or binary frame of some length, as nearly each read is.
+        """Return the payload if `data` is one text or binary frame of some length, as nearly each read is.
 
-        Returns None for anything else, which `feed` takes. `is_text` tells which of the two it is.
+        Returns None for other data, which `feed` takes. `is_text` says which of the two frames it is.
         """
         if len(data) < _LONG_HEADER or data[0] not in _WHOLE or data[1] != _MASKED_LONG or self._held:
             return None
@@ -96,11 +96,11 @@ class FrameReader:
 
     @property
     def waits_for_a_pong(self) -> bool:
-        """Whether nothing is held but the beginning of a pong, or nothing at all."""
+        """Whether it holds nothing, or only the beginning of a pong."""
         return not self._held or self._held[0] == _PONG
 
     def next(self) -> Message | Other | None:
-        """Return the next message or other frame, or None where there is no whole one yet."""
+        """Return the next message or other frame, or None if none is complete yet."""
         held = self._held
         if len(held) < self._needed:
             return None

@@ -9,11 +9,11 @@ from __future__ import annotations
 class LineReader:
     """Holds received bytes and cuts them into lines without their newline, one line a call.
 
-    So whoever takes the lines may stop in the middle of what one read brought; the rest stays as it came.
-    Blank lines are keep-alives and skipped.
+    The caller may stop in the middle of the bytes of one read; the rest stays as it came. Blank lines are
+    keep-alives, and are skipped.
 
-    max_line_bytes: longest line, its newline not counted. A longer one sets `too_long`, after which
-        nothing comes out any more: where the next line begins is no longer worth knowing.
+    max_line_bytes: longest line, its newline not counted. A longer line sets `too_long`, after which no lines
+        are returned any more: the reader does not look for the next one.
     """
 
     __slots__ = ("_held", "_max", "_searched", "too_long")
@@ -21,13 +21,13 @@ class LineReader:
     def __init__(self, max_line_bytes: int) -> None:
         self._max = max_line_bytes
         self._held = bytearray()
-        self._searched = 0  # there is no newline before
+        self._searched = 0  # no newline is before this index
         self.too_long = False
 
     def whole(self, data: bytes) -> bytes | None:
-        """Return the line where `data` is one line, no more and no less, as nearly every read is.
+        """Return the line if `data` is exactly one line, as nearly every read is.
 
-        Returns None for anything else, which `feed` takes.
+        Returns None for other data, which `feed` takes.
         """
         end = len(data) - 1
         if self._held or self.too_long or not 1 < end <= self._max or data.find(b"\n") != end:
@@ -40,7 +40,7 @@ class LineReader:
             self._held += data
 
     def next(self) -> bytes | None:
-        """Return the next whole line, or None where there is none yet."""
+        """Return the next whole line, or None if none is complete yet."""
         held = self._held
         while True:
             end = held.find(b"\n", self._searched)
@@ -58,7 +58,7 @@ class LineReader:
                 return line
 
     def rest(self) -> bytes | None:
-        """Return what stands after the last newline, as a line: the peer will send no more."""
+        """Return the bytes after the last newline as a line: the peer will send no more."""
         line = bytes(self._held)
         self._held.clear()
         self._searched = 0

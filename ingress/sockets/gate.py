@@ -1,4 +1,4 @@
-"""Which of those that connect are let in, before a word is said."""
+"""Bounds on open sockets, in all and per address, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ingress.sockets.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-# Open files that clients leave free, for connections to Redis and what else an ingress opens while it runs.
+# Open files that clients leave free, for connections to Redis and other files that an ingress opens.
 _SPARE_FILES: Final = 64
 _LOG_EVERY_S: Final = 10.0
 
 
 class Full(Enum):
-    """Why a socket is not let in. The value is what the log says."""
+    """The reason for refusing a socket. The value is the text for the log."""
 
     NO_FILES = "out of file descriptors"
     CONNECTIONS = "--max-connections is reached"
@@ -39,20 +39,20 @@ SENTENCES: Final = {
 
 
 class Place:
-    """The place of one socket that was let in, given back by `leave`."""
+    """The place of one accepted socket, returned by `leave`."""
 
     __slots__ = ("_gate", "_of", "_serving", "address")
 
     def __init__(self, gate: Gate, address: str, of: str | None) -> None:
         self._gate = gate
-        self._of = of  # under which address it counts; None for a proxy's
-        self._serving: deque[str | None] = deque()  # the same of each request that waits for its answer
+        self._of = of  # the address under which it counts; None for a proxy's socket
+        self._serving: deque[str | None] = deque()  # the same for each request without an answer
         self.address: Final = address
 
     def belongs_to(self, address: str) -> Full | None:
         """Count the socket for the client behind a trusted proxy, whose address the request names.
 
-        Returns why it has to go, or None.
+        Returns the reason for refusing the socket, or None.
         """
         if address == self.address or self._of is not None:
             return None
@@ -61,14 +61,14 @@ class Place:
 
     @property
     def turns(self) -> Turns:
-        """In which it is heard when it says much at once."""
+        """The turns in which its data are read when it sends much at once."""
         return self._gate.turns
 
     def serve(self, address: str) -> Full | None:
         """Count one request for the client behind a trusted proxy, until `served`.
 
-        The next request of the same socket may come from another client. Returns why the request has to be
-        refused, or None.
+        The next request of the same socket may come from another client. Returns the reason for refusing the
+        request, or None.
         """
         full, of = None, None
         if address != self.address and self._of is None:
@@ -77,28 +77,28 @@ class Place:
         return full
 
     def served(self) -> None:
-        """Note that the oldest request that was counted has its answer."""
+        """Note that the oldest counted request is answered."""
         if self._serving:
             self._gate.uncount(self._serving.popleft())
 
     def leave(self) -> None:
-        """Note once that the socket is closed."""
+        """Note that the socket is closed. Further calls do nothing."""
         while self._serving:
             self.served()
         self._gate.left(self._of)
 
 
 class Gate:
-    """Counts sockets, and says which are too many.
+    """Counts sockets, and refuses those over a bound.
 
-    Without a bound below that of open files uvloop closes what it cannot accept without a word, and a broken
-    connection to Redis cannot be opened again.
+    Without a bound below that of open files, uvloop silently closes sockets that it cannot accept, and a
+    broken connection to Redis cannot be opened again.
 
     max_files: returns how many files the process may have open.
-    max_connections: most sockets at once; None leaves it to the files.
-    max_per_address: most sockets of one client's address, an IPv6 address with all of its /64; 0 is no bound.
-    proxies: whose sockets count for the client that they name.
-    turns: of all that is no live stream.
+    max_connections: most sockets at once; None leaves the bound to `max_files`.
+    max_per_address: most sockets of a client's address, an IPv6 address with all of its /64; 0 for no bound.
+    proxies: proxies whose sockets count for the clients that they name.
+    turns: the turns for all work but that of live streams.
     """
 
     def __init__(
@@ -116,22 +116,22 @@ class Gate:
         self._proxies = proxies or TrustedProxies(())
         self._num_open = 0
         self._per_address: Counter[str] = Counter()
-        self._refused: Counter[Full] = Counter()  # since the log said so
+        self._refused: Counter[Full] = Counter()  # refusals since the last line in the log
         self._all_refused: Counter[Full] = Counter()
         self._said_at: dict[Full, float] = {}
 
     @property
     def num_open(self) -> int:
-        """Sockets that have a place."""
+        """Number of sockets with a place."""
         return self._num_open
 
     @property
     def num_refused(self) -> dict[str, int]:
-        """Sockets and requests that were refused so far, by reason."""
+        """Number of refused sockets and requests so far, by reason."""
         return {name: self._all_refused[full] for full, name in _REASONS.items()}
 
     def enter(self, transport: asyncio.BaseTransport) -> Place | Full:
-        """Take a socket that was just accepted; a `Place` where it may stay."""
+        """Take a socket that was just accepted; return its `Place`, or the reason for refusing it."""
         if not self.has_file_for(transport):
             return Full.NO_FILES
         if self._max_connections is not None and self._num_open >= self._max_connections:
@@ -147,21 +147,21 @@ class Gate:
         return Place(self, address, of)
 
     def has_file_for(self, transport: asyncio.BaseTransport) -> bool:
-        """Whether enough files are left beside this socket, which was just accepted."""
+        """Return whether enough files are left after this socket was accepted."""
         accepted = transport.get_extra_info("socket")
         return accepted is None or self.has_file(accepted.fileno())
 
     def has_file(self, number: int) -> bool:
-        """Whether enough files are left beside the one of this number, which was just opened."""
+        """Return whether enough files are left after a file with this number was opened."""
         max_files = self._max_files()
-        # The kernel always takes the lowest number that is free.
+        # The kernel always takes the lowest free number.
         if number < max_files - min(_SPARE_FILES, max_files // 4):
             return True
         self._said(Full.NO_FILES, f"; the limit of open files is {max_files}")
         return False
 
     def count(self, address: str) -> tuple[Full | None, str | None]:
-        """Count one more socket of an address: why it is too many, and under what it counts."""
+        """Count one more socket of an address; return the reason to refuse it, and the name for `uncount`."""
         if not self._max_per_address:
             return None, None
         of = counted_as(address)
@@ -176,7 +176,7 @@ class Gate:
         self.uncount(of)
 
     def uncount(self, of: str | None) -> None:
-        """Count one less under an address, as `count` named it."""
+        """Count one socket less under a name that `count` returned."""
         if of is not None:
             self._per_address[of] -= 1
             if not self._per_address[of]:
@@ -194,12 +194,12 @@ class Gate:
 
 
 def max_files() -> int:
-    """How many files this process may have open."""
+    """Return how many files this process may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def allow_many_sockets() -> None:
-    """Raise the limit of open files as far as the system lets: every client is one."""
+    """Raise the limit of open files as far as the system permits: every client is one file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:

@@ -1,4 +1,4 @@
-"""How a socket that is hung up on ends: all that was sent is read, or its client is not waited for."""
+"""The end of a socket that the server closes: it waits for the client to read all, for a bounded time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from struct import Struct
 from time import monotonic
 from typing import Final
 
-# How long a client that has been sent everything may take to close too. Closing with unread input makes the
-# kernel send a reset, which can destroy the last message on its way to the client.
+# How long a client may take to close too, once all is sent. If the server closed with unread input, the
+# kernel would send a reset, which can destroy the last message on its way to the client.
 LINGER_S: Final = 2.0
 
 # tcpi_bytes_acked of struct tcp_info (linux/tcp.h), since Linux 4.1.
@@ -20,12 +20,12 @@ _BYTES_ACKED: Final = Struct("=120xQ")
 
 
 class Linger:
-    """Aborts a transport whose sending side is closed, once its client has read all and not closed too.
+    """Aborts a transport whose sending side is closed, if its client has read all and does not close too.
 
-    Time runs for the client from the moment at which nothing is left to send, here or in the kernel: a slow
-    reader gets the whole of a long last result.
+    The client's time begins when nothing is left to send, here or in the kernel, so a slow reader receives
+    the whole of a long last result.
 
-    stuck_s: how long a client may read nothing of what is left.
+    stuck_s: how long a client may leave all of the rest unread.
     """
 
     __slots__ = ("_acked", "_flushed", "_progress_at", "_stuck_s", "_timer", "_transport")
@@ -55,7 +55,7 @@ class Linger:
 
 
 def is_flushed(transport: asyncio.Transport) -> bool:
-    """Whether the client has acknowledged all that was sent."""
+    """Return whether the client has acknowledged all sent bytes."""
     if transport.get_write_buffer_size():
         return False
     connection = transport.get_extra_info("socket")
@@ -69,9 +69,9 @@ def is_flushed(transport: asyncio.Transport) -> bool:
 
 
 def acked_bytes(transport: asyncio.Transport) -> int:
-    """How much the client has acknowledged so far, which grows as it reads; 0 where the system does not say.
+    """Return the bytes that the client has acknowledged so far; 0 where the system cannot say.
 
-    What waits in buffers would not tell: with TLS there is one more, which cannot be asked.
+    The fill of the buffers is no measure: TLS has another buffer, whose fill cannot be read.
     """
     connection = transport.get_extra_info("socket")
     if connection is None:

@@ -1,4 +1,4 @@
-"""The socket behind a connection, as an interface; ingress/sockets/shell.py implements it."""
+"""The interface of a socket to its connection; ingress/sockets/shell.py implements it."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ class Peer(Protocol):
 
     @property
     def silent_s(self) -> float:
-        """How long nothing has come from the client, in seconds; 0 while it is not read."""
+        """Return how long nothing has come from the client, in seconds; 0 while it is not read."""
 
     @property
     def acked_bytes(self) -> int:
-        """How much of what was sent the client has acknowledged; it grows as the client reads."""
+        """Return how many sent bytes the client has acknowledged; the number grows as it reads."""
 
     def began(self) -> None:
-        """Note that a live stream has begun behind the socket, or goes on there."""
+        """Note that a live stream has begun, or was resumed, on this socket."""
 
     def accept(self, headers: tuple[tuple[str, str], ...]) -> None:
-        """Open the WebSocket; headers: further ones of the response. Nothing to do on the TCP port."""
+        """Open the WebSocket; headers: further headers of the response. Does nothing on the TCP port."""
 
     def refuse(self, refusal: Refusal) -> None:
-        """Answer a request whose WebSocket is not open with this instead, and close."""
+        """Answer a request whose WebSocket is not open with a refusal, and close."""
 
     def send(self, message: bytes) -> None:
         """Write one message in the shell's framing."""
 
     def close(self, farewell: Farewell) -> None:
-        """Close once all that was sent is flushed, within a bounded time."""
+        """Close once all sent messages are flushed, within a bounded time."""
 
     def abort(self) -> None:
         """Close now."""
 
     def pause_reading(self) -> None:
-        """Hear nothing more until `resume_reading`: what has come by then waits as it came."""
+        """Deliver no messages until `resume_reading`: bytes that have come wait as they came."""
 
     def resume_reading(self) -> None:
-        """Hear the client again, first what waits."""
+        """Deliver messages again, the waiting ones first."""

@@ -6,9 +6,9 @@ import asyncio
 from typing import Final, Protocol
 
 MAX_UNANSWERED: Final = 2
-"""Pings in a row without a pong behind them after which, one interval later, a connection ends."""
+"""Unanswered pings in a row after which, one interval later, a connection ends."""
 
-# Parts of the interval: so the pings of many connections are spread over it, whenever the clients came.
+# Parts of the interval, over which the pings of many connections are spread, whenever the clients came.
 _SLOTS: Final = 20
 
 
@@ -16,13 +16,13 @@ class Pinged(Protocol):
     """A connection whose client is pinged."""
 
     def beat(self) -> None:
-        """One interval is over: ping, or end the connection."""
+        """Ping the client, or end the connection: one interval is over."""
 
 
 class Pinger:
-    """Calls `beat` of every connection once an interval, with one timer for all of them.
+    """Calls `beat` of every connection once an interval, with one timer for all connections.
 
-    interval_s: between two pings of a connection; 0 for none.
+    interval_s: seconds between two pings of a connection; 0 for no pings.
     num_lost: connections that ended because their clients did not answer.
     """
 
@@ -38,7 +38,7 @@ class Pinger:
 
     @property
     def num_joined(self) -> int:
-        """Connections whose clients are pinged."""
+        """Number of connections whose clients are pinged."""
         return len(self._slot_of)
 
     def join(self, connection: Pinged) -> None:
@@ -52,7 +52,7 @@ class Pinger:
             self._wait()
 
     def leave(self, connection: Pinged) -> None:
-        """Ping it no more; harmless for one that has not joined."""
+        """Stop pinging a connection; harmless for one that has not joined."""
         slot = self._slot_of.pop(connection, None)
         if slot is not None:
             slot.discard(connection)
@@ -63,7 +63,7 @@ class Pinger:
     def _tick(self) -> None:
         self._timer = None
         if not self._slot_of:
-            return  # the next to join starts the timer again
+            return  # the next connection to join starts the timer again
         self._turn = (self._turn + 1) % _SLOTS
         for connection in list(self._slots[self._turn]):
             connection.beat()

@@ -1,4 +1,4 @@
-"""What the sockets of both ports do alike: one accepted socket between its transport and its `Connection`."""
+"""The common part of the sockets of both ports: one socket between its transport and its `Connection`."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ _WRITE_HIGH_BYTES: Final = 32 * 1024
 MESSAGES_A_TURN: Final = 64
 """Messages of one client before it has to wait for a turn: a read of 256 KB may hold 20,000."""
 BYTES_A_TURN: Final = 16 * 1024
-"""A read of as much waits for one, too, as does the next: libuv reads 32 times before others are heard."""
+"""A read of this size waits for a turn too, and so does the next read: libuv reads 32 times in a row before
+it serves other sockets."""
 
 OpenConnection = Callable[[Peer], Connection]
 """Makes the connection behind a socket."""
 
 StreamRoute = Callable[[Request], OpenConnection]
-"""Looks at a request for a stream, and returns who opens its connection. Raises Refused (ingress/http) where
-the request is wrong: by then the client has no answer yet."""
+"""Checks a request for a stream, and returns what opens its connection. Raises Refused (ingress/http) where
+the request is wrong: the client has no answer yet at that time."""
 
 
 class SocketShell(asyncio.Protocol):
-    """One accepted socket without its framing (a `Peer`): its subclass cuts what comes into messages.
+    """One accepted socket without its framing (a `Peer`): a subclass cuts the received bytes into messages.
 
-    Between `pause_reading` and `resume_reading` its connection hears nothing. What has come by then stays as
-    raw bytes in the subclass's reader: the rest of one read. That is so on every event loop; uvloop begins to
-    read after `connection_made`, whatever was paused there.
+    Between `pause_reading` and `resume_reading` its connection receives nothing. Bytes that have come stay
+    raw in the subclass's reader: they are the rest of one read. This holds on every event loop, although
+    uvloop begins to read after `connection_made` even if reading was paused there.
 
-    A client that sends many small messages at once is heard in turns, as others are: see `_may_go_on`.
+    A client that sends many small messages at once is served in turns, as other clients are: see
+    `_may_go_on`.
 
-    A subclass notes in `_heard_at` when something came, whatever it was: a part of a message and a ping are
-    no silence either. A pong is: it says that the client's machine is there, not that the client is.
+    A subclass notes in `_heard_at` when any data came: a part of a message or a ping ends silence too. A pong
+    does not: it shows that the client's machine is there, not that the client is.
     """
 
     __slots__ = (
@@ -63,7 +65,7 @@ class SocketShell(asyncio.Protocol):
         self._closing = False
         self._reading = True
         self._num_heard = 0  # messages in this turn
-        self._resting = False  # until its next turn
+        self._resting = False  # whether it waits for its next turn
         self._heard_at = monotonic()
         self._linger: Linger | None = None
 
@@ -97,16 +99,16 @@ class SocketShell(asyncio.Protocol):
 
     @property
     def silent_s(self) -> float:
-        """How long nothing has come from the client, in seconds; 0 while it is not read."""
+        """Return how long nothing has come from the client, in seconds; 0 while it is not read."""
         return monotonic() - self._heard_at if self._reading else 0.0
 
     @property
     def acked_bytes(self) -> int:
-        """How much of what was sent the client has acknowledged; it grows as the client reads."""
+        """Return how many sent bytes the client has acknowledged; the number grows as it reads."""
         return acked_bytes(self._transport) if self._transport is not None else 0
 
     def began(self) -> None:
-        """Give back what the connection was charged among those that have turns: a stream lives on it."""
+        """Refund the turn time that was charged for the connection: a stream lives on it."""
         if self._transport is not None and self._place is not None:
             tls = self._transport.get_extra_info("ssl_object") is not None
             self._place.turns.began(tls=tls)
@@ -117,13 +119,13 @@ class SocketShell(asyncio.Protocol):
             self._transport.abort()
 
     def pause_reading(self) -> None:
-        """Hand nothing on, and take no more from the socket."""
+        """Deliver no messages, and stop reading from the socket."""
         if self._transport is not None and not self._closing:
             self._reading = False
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Hand on what has come and take from the socket again; the client's silence begins anew."""
+        """Deliver the waiting messages, and read from the socket again; the client's silence begins anew."""
         if self._transport is None or self._reading:
             return
         self._reading = True
@@ -135,12 +137,12 @@ class SocketShell(asyncio.Protocol):
 
     @abstractmethod
     def _hand_on(self) -> None:
-        """Hand messages that have come to the connection, as long as it reads."""
+        """Deliver received messages to the connection, as long as it reads."""
 
     def _may_go_on(self) -> bool:
-        """Whether another message is handed on in this turn; else the rest follows in the next one.
+        """Return whether another message may be delivered in this turn; else the rest waits for the next.
 
-        Until then nothing is taken from the socket, so what waits is the rest of one read.
+        Nothing is read from the socket until then, so the waiting bytes are the rest of one read.
         """
         if self._num_heard < MESSAGES_A_TURN:
             self._num_heard += 1
@@ -149,7 +151,7 @@ class SocketShell(asyncio.Protocol):
         return False
 
     def _end_turn(self) -> None:
-        """Hear nothing more of the client until its turn comes (see `Turns`)."""
+        """Deliver nothing more from the client until its turn comes (see `Turns`)."""
         transport, place = self._transport, self._place
         if transport is None or place is None or self._resting or transport.is_closing():
             return
@@ -165,7 +167,7 @@ class SocketShell(asyncio.Protocol):
                 self._end_turn()
 
     def _hear(self, data: bytes) -> None:
-        """Hand on what a read has brought, which the reader holds by now."""
+        """Deliver the messages of a read, whose bytes the reader holds by now."""
         self._num_heard = 0
         if len(data) < BYTES_A_TURN or self._place is None:
             self._hand_on()
@@ -179,7 +181,7 @@ class SocketShell(asyncio.Protocol):
             self._take_turn(self._hand_on_for_audio)
 
     def _hand_on_for_audio(self) -> None:
-        """Hand on in a turn, for which the audio pays that came of it."""
+        """Deliver messages in a turn; audio that comes of them pays for the turn."""
         connection, place = self._connection, self._place
         before_s = 0.0 if connection is None else connection.reading.heard_s
         self._hand_on()
@@ -201,7 +203,7 @@ class SocketShell(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _begin(self, transport: asyncio.Transport, place: Place, open_connection: OpenConnection) -> None:
-        """Take a socket that is ready for messages."""
+        """Set up a socket that is ready for messages."""
         self._transport = transport
         self._place = place
         transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
@@ -230,5 +232,5 @@ class SocketShell(asyncio.Protocol):
         self._reading = True
         self._transport.resume_reading()
         if self._linger is None:
-            slow = error is not None and error.code is ErrorCode.SLOW_READER  # and had its time
+            slow = error is not None and error.code is ErrorCode.SLOW_READER  # its time is used up
             self._linger = Linger(self._transport, LINGER_S if slow else UNREAD_TIMEOUT_S)

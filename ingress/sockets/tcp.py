@@ -24,9 +24,9 @@ _TOO_MANY: Final = {
 class TcpShell(SocketShell):
     """One accepted TCP connection (a `Peer`).
 
-    gate: lets the socket in, or does not.
-    route: says who opens the connections of this port.
-    max_line_bytes: longest line.
+    gate: admits or refuses the socket.
+    route: returns what opens the connections of this port.
+    max_line_bytes: longest line in bytes.
     """
 
     __slots__ = ("_at_end", "_gate", "_max_line_bytes", "_reader", "_route")
@@ -40,8 +40,8 @@ class TcpShell(SocketShell):
         self._at_end = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, or turn the client away."""
-        # uvloop's transports have the interface of asyncio's, but are no subclass of it.
+        """Begin, or refuse the client."""
+        # uvloop's transports have the interface of asyncio's, but are no subclasses.
         taken = cast(asyncio.Transport, transport)
         place = self._gate.enter(taken)
         if isinstance(place, Place):
@@ -113,10 +113,10 @@ class TcpShell(SocketShell):
     # Peer
 
     def accept(self, headers: tuple[tuple[str, str], ...]) -> None:
-        """Accept a TCP connection that is open as it is."""
+        """Do nothing: a TCP connection is open from the start."""
 
     def refuse(self, refusal: Refusal) -> None:
-        """Close: there is no request that could be answered."""
+        """Close: there is no request to answer."""
         self._end_sending()
 
     def send(self, message: bytes) -> None:

@@ -1,15 +1,15 @@
-"""Whose turn it is: what is not a live stream waits here, so that live streams never wait for it.
+"""Turns: all work but that of live streams waits here, so that live streams never wait for it.
 
-A live stream says little at a time, and is heard at once. New connections, plain HTTP and clients that send
+A live stream sends little at a time, and is served at once. New connections, plain HTTP and clients that send
 much in one moment have turns instead: one after the other, few in a round of the event loop, and for a share
-of its thread's time that does not grow with their number. So any crowd of them costs live streams the same.
+of its thread's time that does not grow with their number. So a crowd of any size costs live streams the same.
 
-The share bounds what comes to nothing. A connection on which a stream begins gets back what it was charged:
-the clients that another ingress has lost come in as fast as they can be served, and who never begins a stream
-does not. Audio that a stream takes pays for the turn in which it came, so that recordings come in as fast as
-workers take them.
+The share bounds the work that leads to no stream. A connection on which a stream begins has its charge
+refunded: clients that another ingress has lost come in as fast as they can be served, and clients that never
+begin a stream do not. Audio that a stream accepts pays for the turn in which it came, so that recordings come
+in as fast as workers take them.
 
-The constants are estimates by sampling, on one core of 2.5 GHz. Where they are too low, a crowd has somewhat
+The constants are estimates by sampling, on one core of 2.5 GHz. If they are too low, a crowd has somewhat
 more than its share.
 """
 
@@ -22,34 +22,34 @@ from time import monotonic, thread_time
 from typing import Final
 
 SHARE: Final = 0.1
-"""Share of the thread's time that turns have, if more is asked for."""
+"""Largest share of the thread's time for turns, while more turns are waiting."""
 BURST_S: Final = 0.25
-"""Seconds of the thread's time that turns have at once after a quiet while, as for the clients that another
-ingress has lost."""
+"""Seconds of the thread's time that turns may use at once after a quiet while, for example for the clients
+that another ingress has lost."""
 OPENING_S: Final = 0.0004
-"""What a connection or a request costs behind the turn in which it was opened, about: tasks, its answer, its
+"""Estimated cost in seconds of a connection or a request outside its opening turn: its tasks, its answer, its
 end."""
 HANDSHAKE_S: Final = 0.001
-"""What TLS adds to the opening of a connection, about."""
+"""Estimated seconds that TLS adds to the opening of a connection."""
 READ_S_PER_BYTE: Final = 0.4e-9
-"""What reading costs before anybody sees what came, about."""
+"""Estimated seconds to read a byte, before it is parsed."""
 AUDIO_S: Final = 0.0002
-"""What a second of audio may cost in a turn: about what it does in messages of 100 ms."""
+"""Seconds that a second of audio may cost in a turn: about its cost in messages of 100 ms."""
 
-# What the turns of an opening cost themselves, about: it is accepted, and its request is parsed.
+# Estimated cost of the opening's own turns: accepting it, and parsing its request.
 _OPENING_TURNS_S: Final = 0.0002
-# Turns that follow each other before live streams are looked at again.
+# Turns in a row before live streams are served again.
 _ROUND_S: Final = 0.001
-# Between two rounds, whatever was charged.
+# Longest pause between two rounds, whatever was charged.
 _MAX_PAUSE_S: Final = 0.25
 
 Turn = Callable[[], None]
 
 
 class Turns:
-    """Gives turns in the order in which they are asked for.
+    """Calls turns in the order in which they were asked for.
 
-    share: of the thread's time, 1 for all of it.   now_s, cpu_s: the time, and that of this thread.
+    share: share of the thread's time, 1 for all of it.   now_s, cpu_s: clocks of the time and of the thread.
     """
 
     __slots__ = (
@@ -75,19 +75,19 @@ class Turns:
         self._now_s = now_s
         self._cpu_s = cpu_s
         self._waiting: deque[Turn] = deque()
-        self._asked = False  # a round is on its way
-        self._pause: asyncio.TimerHandle | None = None  # before that round
-        self._balance_s = BURST_S  # that may be used before the next pause; negative where too much was
+        self._asked = False  # whether a round is scheduled
+        self._pause: asyncio.TimerHandle | None = None  # the pause before that round
+        self._balance_s = BURST_S  # time left before the next pause; negative if too much was used
         self._looked_at_s = now_s()
-        self._earned_s = 0.0  # in the turns that run
+        self._earned_s = 0.0  # time earned in the running turns
 
     @property
     def num_waiting(self) -> int:
-        """Turns that were asked for and have not come."""
+        """Number of turns that were asked for and not called yet."""
         return len(self._waiting)
 
     def at_once(self, turn: Turn) -> bool:
-        """Call `turn` now where nobody waits and the share is not used up; returns whether it was called."""
+        """Call `turn` now if no other waits and the share is not used up; return whether it was called."""
         if self._waiting or self._look() <= 0:
             return False
         began_s = self._cpu_s()
@@ -98,16 +98,16 @@ class Turns:
         return True
 
     def ask(self, turn: Turn) -> None:
-        """Have `turn` called in a later round of the event loop."""
+        """Schedule `turn` for a later round of the event loop."""
         self._waiting.append(turn)
         self._next_round()
 
     def charge(self, cpu_s: float) -> None:
-        """Count time that is used behind a turn, because of it."""
+        """Charge time that a turn causes after its end."""
         self._balance_s -= cpu_s
 
     def earn(self, audio_s: float) -> None:
-        """Have the turn that runs cost less: streams took so much audio in it."""
+        """Reduce the cost of the running turn: streams accepted so much audio in it."""
         self._earned_s += audio_s * AUDIO_S
 
     def _charge_since(self, began_s: float) -> None:
@@ -115,7 +115,7 @@ class Turns:
         self.charge(max(0.0, used_s - earned_s))
 
     def began(self, *, tls: bool) -> None:
-        """Give back what a connection was charged: a live stream has begun on it, or goes on there."""
+        """Refund the charge of a connection: a live stream has begun, or was resumed, on it."""
         self._balance_s += OPENING_S + _OPENING_TURNS_S + (HANDSHAKE_S if tls else 0.0)
         if self._pause is not None and self._look() > 0:
             self._pause.cancel()
@@ -123,7 +123,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._round)
 
     def _look(self) -> float:
-        """Bring the balance up to now."""
+        """Update the balance to the present, and return it."""
         now_s = self._now_s()
         self._balance_s = min(BURST_S, self._balance_s + (now_s - self._looked_at_s) * self._share)
         self._looked_at_s = now_s
@@ -145,7 +145,7 @@ class Turns:
         self._pause = None
         end_s, began_s = self._now_s() + _ROUND_S, self._cpu_s()
         try:
-            for _ in range(len(self._waiting)):  # who asks again in this round waits for the next
+            for _ in range(len(self._waiting)):  # turns asked for in this round wait for the next
                 self._waiting.popleft()()
                 if self._now_s() >= end_s:
                     break

@@ -1,8 +1,9 @@
 """The WebSocket port: one JSON message a text frame, raw audio in binary frames.
 
 A thin shell: websockets' sans-I/O `ServerProtocol` speaks RFC 6455, asyncio moves the bytes, and
-`Connection` does the rest. The request is read and judged by then (ingress/http); what opens the WebSocket is
-sent when `Connection` says so. Compression is off: base64 audio does not shrink enough to pay for it.
+`Connection` does the rest. ingress/http has read and checked the request; the response that opens the
+WebSocket is sent when `Connection` accepts. Compression is off: base64 audio does not shrink enough to pay
+for it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ingress.sockets.shell import BYTES_A_TURN, OpenConnection, SocketShell
 # The first byte of a pong, as websockets writes it.
 _PONG: Final = 0x80 | Opcode.PONG
 _PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
-# Of RFC 6455, section 7.4.1, as other servers close after pings without an answer.
+# Close code of RFC 6455, section 7.4.1, with which other servers too close after unanswered pings.
 _NO_PONG: Final = (1011, "no pong")
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 class WebSocketShell(SocketShell):
     """One connection on which a WebSocket is open, or will be (a `Peer`).
 
-    max_frame_bytes: longest message.   pinger: says when to ping the client.
+    max_frame_bytes: longest message in bytes.   pinger: calls `beat` when the client is to be pinged.
     """
 
     __slots__ = (
@@ -70,7 +71,7 @@ class WebSocketShell(SocketShell):
         self._writing_paused = False
         self._pong = b""
         self._close_frame: list[bytes] = []
-        self._opening: Response | None = None  # what opens the WebSocket, as long as it is not open
+        self._opening: Response | None = None  # the response that opens the WebSocket, until it is sent
 
     def take_over(
         self,
@@ -80,9 +81,9 @@ class WebSocketShell(SocketShell):
         opening: Response,
         rest: bytes,
     ) -> None:
-        """Take a socket whose client has asked for a WebSocket.
+        """Take over a socket whose client has requested a WebSocket.
 
-        opening: the response that opens it.   rest: what came along with the request.
+        opening: the response that opens it.   rest: bytes that came with the request.
         """
         self._opening = opening
         self._begin(transport, place, open_connection)
@@ -123,10 +124,10 @@ class WebSocketShell(SocketShell):
     # Pinged
 
     def beat(self) -> None:
-        """Ping the client; end the connection where the last pings have no answer.
+        """Ping the client; end the connection if the last pings have no answer.
 
-        A pong cannot be seen while the client is not read, and a ping cannot reach one that does not read, so
-        neither counts then.
+        While the client is not read, its pong cannot be seen, and while it does not read, a ping cannot reach
+        it, so neither counts then.
         """
         transport = self._transport
         connection = self._connection
@@ -139,7 +140,7 @@ class WebSocketShell(SocketShell):
             self._pinger.num_lost += 1
             self._connection = None
             connection.lost()
-            self._linger = Linger(transport, LINGER_S)  # it had its time
+            self._linger = Linger(transport, LINGER_S)  # the client's time is used up
             self.close(Farewell(None, *_NO_PONG))
             return
         else:
@@ -154,7 +155,7 @@ class WebSocketShell(SocketShell):
             if item is None:
                 return
             if isinstance(item, Other) and item.is_pong:
-                self._unanswered_pings = 0  # and it is no activity: its client may be a browser left alone
+                self._unanswered_pings = 0  # a pong is no activity: an idle browser sends it too
                 continue
             self._heard_at = monotonic()
             if isinstance(item, Other):
@@ -163,7 +164,7 @@ class WebSocketShell(SocketShell):
                 self._deliver(self._connection, item.payload, item.binary)
 
     def _received(self, data: bytes) -> None:
-        """Take the bytes of a frame that is not simple through websockets' own parser."""
+        """Pass the bytes of a frame other than a whole data frame to websockets' own parser."""
         protocol = self._protocol
         protocol.receive_data(data)
         for event in protocol.events_received():
@@ -183,7 +184,7 @@ class WebSocketShell(SocketShell):
         if connection is not None:
             connection.lost()
         self._closing = True
-        self._wait_for_the_client()  # for no longer than it takes to read what was sent
+        self._wait_for_the_client()  # only until it has read the sent bytes
         return False
 
     def pause_writing(self) -> None:
@@ -192,7 +193,7 @@ class WebSocketShell(SocketShell):
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """Answer the latest ping, then let results go on: the transport's buffer has drained."""
+        """Answer the latest ping, then send results again: the transport's buffer has drained."""
         self._writing_paused = False
         pong, self._pong = self._pong, b""
         if pong and self._transport is not None and not self._closing:
@@ -202,7 +203,7 @@ class WebSocketShell(SocketShell):
     # Peer
 
     def accept(self, headers: tuple[tuple[str, str], ...]) -> None:
-        """Send the response that opens the WebSocket, with these headers beside its own."""
+        """Send the response that opens the WebSocket, with these headers added."""
         opening = self._opening
         if self._transport is None or self._closing or opening is None:
             return
@@ -213,7 +214,7 @@ class WebSocketShell(SocketShell):
         self._pinger.join(self)
 
     def refuse(self, refusal: Refusal) -> None:
-        """Answer the request otherwise, and close the sending side."""
+        """Answer the request with a refusal, and close the sending side."""
         if self._transport is None or self._closing:
             return
         self._transport.write(refusal.answer())
@@ -258,7 +259,7 @@ class WebSocketShell(SocketShell):
                 self._fragments.clear()
                 self._deliver(connection, message, self._fragments_binary)
         elif opcode is Opcode.CLOSE:
-            # A client that has closed cannot be told anything more.
+            # Nothing more can be sent to a client that has closed.
             self._connection = None
             connection.lost()
 
@@ -274,8 +275,8 @@ class WebSocketShell(SocketShell):
         if connection is None or self._closing:
             return
         if isinstance(error, PayloadTooBig):
-            # The close frame is in the protocol's queue already; what the client is still told goes in
-            # front of it.
+            # The close frame is in the protocol's queue already; messages that are still to be sent go
+            # in front of it.
             self._close_frame += self._protocol.data_to_send()
             connection.received_fault(
                 ClientFault(

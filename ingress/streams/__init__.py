@@ -1,1 +1,1 @@
-"""The streams of this ingress over Redis: their life, their audio and results, and what looks after them."""
+"""The streams of this ingress over Redis: their life, audio and results, and the tasks that maintain them."""

@@ -1,4 +1,4 @@
-"""What an ingress tells of a stream: one line of the log at its end, and its span where it is traced."""
+"""The record of a stream at an ingress: one line of the log at its end, and a span where it is traced."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 class StreamAccount:
-    """Notes what line and span say. Times are those of the event loop, in seconds.
+    """Collects the content of line and span. Times are those of the event loop, in seconds.
 
-    A stream that goes on at another connection or another ingress has its line there: there is one line a
-    stream, unless its ingress dies. No text is in it.
+    A stream that goes on at another connection or another ingress is logged there: each stream has one line,
+    unless its ingress dies. The line has no text of the transcript.
 
-    num_samples: of the client's audio so far.   sample_rate: its Hz.
-    encoding: how its samples are written, where the audio does not say it.
+    num_samples: samples of the client's audio so far.   sample_rate: its rate, Hz.
+    encoding: encoding of its samples, where the audio does not state it.
     has_audio: whether audio has come here.   has_text: whether a result with text has come.
     """
 
@@ -60,10 +60,10 @@ class StreamAccount:
         return self._span.traceparent
 
     def begun(self, tracer: Tracer, sample_rate: int, encoding: str, traceparent: str) -> None:
-        """Note that the stream began, or goes on here.
+        """Note that the stream has begun, or was resumed here.
 
-        encoding: of its audio, where that names none.
-        traceparent: of what comes before it; empty for nothing.
+        encoding: encoding of its audio, where the audio states none.
+        traceparent: context of the parent span; empty for none.
         """
         self.sample_rate = sample_rate
         self.encoding = encoding
@@ -74,7 +74,7 @@ class StreamAccount:
         self._span.event("claimed", worker_id=worker, epoch=epoch)
 
     def handed_on(self) -> None:
-        """Another connection goes on with it, and tells its end."""
+        """Note that another connection has resumed the stream, and will log its end."""
         self._told = True
         self._span.end(code="handed_on")
 
@@ -100,7 +100,7 @@ class StreamAccount:
         self._span.event("final")
 
     def ended(self, code: str) -> None:
-        """Tell how it ended: `final`, `client_gone`, or the code of an error. Only the first call counts."""
+        """Log how it ended: `final`, `client_gone`, or the code of an error. Only the first call counts."""
         if self._told:
             return
         self._told = True

@@ -1,9 +1,10 @@
-"""Where an ingress creates its streams: on its home servers, its part of the cluster's Redis servers.
+"""The home servers of an ingress: its part of the cluster's Redis servers, where it creates its streams.
 
-An ingress commits to each server on which it has streams, every 10 ms.  With streams of every ingress on
-every server, commits are as many as ingresses times servers.  So the live ingresses, in the order of their
-names, divide the servers among them: of two ingresses and four servers each has two, of three ingresses and
-two servers the second has half of both.  It is a preference alone: any ingress serves any stream.
+An ingress commits to each server on which it has streams, every 10 ms. If every ingress had streams on every
+server, there would be as many commits as ingresses times servers. So the live ingresses, in the order of
+their names, divide the servers among them: with two ingresses and four servers each ingress has two servers;
+with three ingresses and two servers the second has half of both. This is only a preference: any ingress
+serves any stream.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from common.redis.scripts.admission import MEMORY_LIMIT
 
 logger = logging.getLogger(__name__)
 
-# Multiples of it, without their whole parts, fill the range from 0 to 1 evenly from the first one on.
+# The fractional parts of its multiples fill the range from 0 to 1 evenly from the first one on.
 _GOLDEN: Final = (5**0.5 - 1) / 2
-# A server that has not answered for so long gets no new stream from this ingress.
+# A server that has not answered for this long gets no new stream from this ingress.
 _PATIENCE_S: Final = 1.0
 
 
 class HomeServers:
-    """See the module.
+    """Chooses the Redis server of each new stream of an ingress.
 
-    period_s: between two looks at the servers.
+    period_s: seconds between two checks of the servers.
     """
 
     def __init__(self, redis: AsyncRedis, period_s: float) -> None:
@@ -41,7 +42,7 @@ class HomeServers:
         self._open: Sequence[int] = self._every
 
     async def run(self) -> None:
-        """Look again and again which servers answer and have room, until cancelled."""
+        """Check regularly which servers answer and have room, until cancelled."""
         while len(self._every) > 1:
             takes = await asyncio.gather(*map(self._takes, self._every))
             found = [server for server, good in zip(self._every, takes, strict=True) if good]
@@ -60,11 +61,11 @@ class HomeServers:
         return memory_share(info) <= MEMORY_LIMIT
 
     def move(self, place: IngressPlace) -> None:
-        """Take another place among the ingresses: some have come or gone."""
+        """Set the place among the live ingresses, which has changed since some have come or gone."""
         self._place = place
 
     def next_shard(self) -> int:
-        """Return the shard of the next stream: on a home server that answers, if any does."""
+        """Return the shard of the next stream: on a home server that answers, if one does."""
         count, self._count = self._count, self._count + 1
         servers = self._open or self._every
         at = (self._place.rank + count * _GOLDEN % 1.0) / self._place.count

@@ -1,4 +1,4 @@
-"""What an ingress repeats so that it and its streams stay in Redis: heartbeats, and expiries put forward."""
+"""Heartbeats of an ingress, and renewals of its streams, which keep both from expiring in Redis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ingress.streams.result_feed import ResultFeed
 
 logger = logging.getLogger(__name__)
 
-# Redis counts as away when it has not answered a heartbeat for so long.
+# Redis counts as away when it has not answered a heartbeat for this long.
 _SILENT_S: Final = 5.0
 
 RENEWALS_PER_TTL: Final = 4
@@ -29,10 +29,10 @@ RENEWAL_TURNS: Final = 32
 class Keeper:
     """Keeps an ingress signed on, and its streams from expiring.
 
-    shared: what all processes of the cluster have to agree on.
-    report: what this ingress says of itself with every heartbeat.
+    shared: the settings on which all processes of the cluster have to agree.
+    report: returns this ingress's own status, for every heartbeat.
     links: the open streams, kept by the backplane.
-    on_place: told with every heartbeat where this ingress stands among those that live.
+    on_place: called after every heartbeat with the place of this ingress among the live ones.
     ttl_ms, admission_ttl_ms: life of a stream's keys, and of its admission, without a renewal.
     """
 
@@ -80,7 +80,7 @@ class Keeper:
         await self._presence.leave()
 
     async def others_serve(self) -> bool:
-        """Say in Redis how this ingress is now, then look whether another one serves.
+        """Write this ingress's status to Redis, then return whether another ingress serves.
 
         Raises RedisUnavailable.
         """
@@ -94,7 +94,7 @@ class Keeper:
             tasks.create_task(self._renew_in_turns(), name="renew")
 
     async def renew(self, link: RedisLink) -> None:
-        """Renew one stream now, not when its turn comes."""
+        """Renew one stream now, before its turn comes."""
         try:
             await self._renew((link,))
         except RedisUnavailable as error:
@@ -102,12 +102,12 @@ class Keeper:
 
     @property
     def answered_lately(self) -> bool:
-        """Whether Redis has answered within the last few heartbeats; for any thread."""
+        """Return whether Redis has answered within the last few heartbeats; callable from any thread."""
         return time.monotonic() - self._answered < max(_SILENT_S, 3 * self._heartbeat_s)
 
     async def _beat(self) -> None:
         await self._announced.wait()
-        while not self._left:  # a beat behind the sign-off would sign on again
+        while not self._left:  # a heartbeat after the sign-off would sign on again
             try:
                 self._on_place(await self._presence.beat(self._report()))
                 await self.agree()
@@ -117,9 +117,9 @@ class Keeper:
             await asyncio.sleep(self._heartbeat_s)
 
     async def _renew_in_turns(self) -> None:
-        """Renew every stream some times within its time to live, each turn those whose turn it is.
+        """Renew every stream several times within its time to live, in turns of a part of the streams.
 
-        All at once would be thousands of commands, behind which the audio of that moment waits.
+        All at once would be thousands of commands, and audio would wait behind them.
         """
         period_s = min(self._ttl_ms, self._admission_ttl_ms) / 1000 / RENEWALS_PER_TTL
         turn = 0

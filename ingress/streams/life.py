@@ -1,8 +1,8 @@
 """The life of a stream at an ingress, as one table of states and events.
 
-A stream outlives its connection: one whose client has left is brought to its end, and one whose client may
-come back waits for it. Every event has a row in every state in which it can come; an event without one is a
-defect.
+A stream outlives its connection: if its client has left, it is brought to its end; if its client may come
+back, it waits for the client. Every event has a row in every state in which it can come; an event without a
+row is a defect.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 
 class State(Enum):
-    """Where a stream is."""
+    """The state of a stream."""
 
     ADMITTED = "it has a slot, and no audio yet"
     CREATING = "it is being created in Redis; its audio is held"
@@ -27,7 +27,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What happens to a stream."""
+    """An event of a stream."""
 
     BEGIN = "its first message has come"
     CREATED = "it is in Redis"
@@ -43,7 +43,7 @@ class Event(Enum):
 
 
 class Action(Enum):
-    """What is to be done about it."""
+    """An action that an event causes."""
 
     CREATE = "create the stream in Redis"
     APPEND_HELD = "append the audio that was held"
@@ -125,7 +125,7 @@ TABLE: Final[dict[State, dict[Event, Row]]] = {
         _E.SENT: (_S.OVER, _A.REMOVE),
         _E.TAKEN: (_S.CLOSED, _A.TELL_TAKEN),
     },
-    # What was under way when this ingress let the stream go.
+    # Events that were under way when this ingress gave the stream up.
     _S.OVER: {
         _E.CREATED: (_S.OVER, _A.DROP_HELD),
         _E.FAILURE: (_S.OVER, None),
@@ -144,7 +144,7 @@ class IllegalEvent(Exception):  # noqa: N818 - the name says it
 
 
 def after(state: State, event: Event) -> Row:
-    """Return the state behind an event, and what is to be done. Raises IllegalEvent."""
+    """Return the state after an event, and the actions that it causes. Raises IllegalEvent."""
     row = TABLE[state].get(event)
     if row is None:
         raise IllegalEvent(f"{event.name} in {state.name}")

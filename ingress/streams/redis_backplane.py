@@ -1,9 +1,9 @@
 """The service behind the connections of this ingress, over Redis.
 
-Everything that another ingress would need stands in Redis; here are only the open streams: begun, and
-brought to their end. Results come through result_feed.py; takeover.py puts streams that lost their
-connection among them; keeper.py renews what would expire; watch.py sees to what nobody tells; home.py chooses
-where new ones are.
+All state that another ingress would need is in Redis. This module keeps only the open streams: it begins them
+and brings them to their end. Results come through result_feed.py; takeover.py adds streams that lost their
+connection; keeper.py renews keys that would expire; watch.py detects streams that are quiet or stalled;
+home.py chooses the Redis server of new streams.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ ADMISSION_MARGIN_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class BackplaneSettings:
-    """Settings of the backplane; times in seconds, `claim_timeout_s` until a worker has a stream.
+    """Settings of the backplane; times in seconds. claim_timeout_s: longest time until a worker has a stream.
 
     redis_outage_s: how long Redis may be away before the streams that wait for it fail.
-    adopts: whether a process before may have had this ingress's name, and left streams.
+    adopts: whether an earlier process may have had this ingress's name, and left streams behind.
     """
 
     ingress: IngressId
@@ -70,9 +70,9 @@ class BackplaneSettings:
 
 
 class RedisBackplane:
-    """Streams of one ingress (a `Backplane`).
+    """The streams of one ingress (a `Backplane`).
 
-    report: what this ingress says of itself with every heartbeat.   metrics: those of this ingress.
+    report: returns this ingress's own status, for every heartbeat.   metrics: metrics of this ingress.
     tracer: makes the spans of streams.
     """
 
@@ -153,12 +153,12 @@ class RedisBackplane:
         self._loop = asyncio.get_running_loop()
         self._tasks: asyncio.TaskGroup | None = None
         self._clean_ups: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()  # a link was forgotten
+        self._changed = asyncio.Event()  # a link was dropped
 
     # Life
 
     async def start(self) -> None:
-        """Look whether the servers are what is needed, and agree with the cluster on the shared settings.
+        """Check that the servers meet the requirements, and agree with the cluster on the shared settings.
 
         Raises UnfitRedis, SettingsMismatch or RedisUnavailable.
         """
@@ -189,7 +189,7 @@ class RedisBackplane:
 
     @property
     def answered_lately(self) -> bool:
-        """Whether Redis has answered within the last few heartbeats; for any thread."""
+        """Return whether Redis has answered within the last few heartbeats; callable from any thread."""
         return self._keeper.answered_lately
 
     def announce(self) -> None:
@@ -197,11 +197,11 @@ class RedisBackplane:
         self._keeper.announce()
 
     async def others_serve(self) -> bool:
-        """Whether another ingress takes clients on. Raises RedisUnavailable."""
+        """Return whether another ingress accepts clients. Raises RedisUnavailable."""
         return await self._keeper.others_serve()
 
     async def stop(self, timeout_s: float) -> None:
-        """Bring what is queued into Redis, give admissions back, sign off; within a bounded time.
+        """Write all queued entries to Redis, return admissions, sign off; within a bounded time.
 
         Streams that wait for their client keep their admission: another ingress may resume them.
         """
@@ -229,16 +229,16 @@ class RedisBackplane:
         await self._redis.close()
 
     def _all(self) -> list[RedisLink]:
-        """Return the links of this moment."""
+        """Return a copy of the list of links."""
         return list(self._links.values())
 
     @property
     def num_streams(self) -> int:
-        """Streams that this ingress keeps, those of clients that left included."""
+        """Number of streams that this ingress keeps, those of clients that left included."""
         return len(self._links)
 
     def refresh(self, metrics: IngressMetrics) -> None:
-        """Bring the gauges about streams and Redis up to date; for any thread."""
+        """Update the gauges about streams and Redis; callable from any thread."""
         links = self._all()
         detached = sum(link.waits_for_client for link in links)
         waiting = sum(link.begun and link.worker is None and not link.waits_for_client for link in links)
@@ -257,7 +257,7 @@ class RedisBackplane:
     async def readmit(
         self, listener: StreamListener, stream: StreamId, resume_token: str, caller: Caller = NOBODY
     ) -> RedisLink:
-        """Ask the cluster for the slot of a stream anew: it was given back before the stream began.
+        """Ask the cluster again for the slot of a stream, which was returned before the stream began.
 
         Raises NoFreeStream, NoWorker or RedisUnavailable.
         """
@@ -285,23 +285,23 @@ class RedisBackplane:
         self.start_task(self._takeover.confirm(link), f"confirm-{link.stream}")
 
     def key_usage(self) -> KeyUsage:
-        """Return counts of what API keys use, over all ingresses."""
+        """Return the counters of the use of API keys, over all ingresses."""
         return KeyUsage(PipelinedCommands(self._redis, 0), self._keys, self._settings.ingress)
 
     async def read_status(self) -> bytes:
         """Return the status line of the cluster. Raises RedisUnavailable."""
         return await shared_status(self._redis, self._keys)
 
-    # What becomes of a stream
+    # The life of a stream
 
     def start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> object:
-        """Run a coroutine beside the loops."""
+        """Run a coroutine as a named task beside the loops."""
         if self._tasks is None:
             raise AssertionError("the backplane does not run")
         return self._tasks.create_task(_guarded(coroutine, name), name=name)
 
     def _act(self, link: RedisLink, action: Action) -> None:
-        """Do what the table of a stream's life asks for (ingress/streams/life.py)."""
+        """Carry out an action of the table of a stream's life (ingress/streams/life.py)."""
         stream = link.stream
         match action:
             case Action.CREATE:
@@ -365,7 +365,7 @@ class RedisBackplane:
                 )
 
     def _drop(self, link: RedisLink) -> None:
-        """Keep a stream no longer that goes on elsewhere, or is gone."""
+        """Drop the link of a stream that goes on elsewhere, or is gone."""
         if self._links.get(link.stream) is link:
             del self._links[link.stream]
         link.audio.drop_origin()
@@ -373,7 +373,7 @@ class RedisBackplane:
         self._changed.set()
 
     async def _give_up(self, link: RedisLink) -> None:
-        """Bring a stream that has failed, and that nobody listens to, to its end in Redis."""
+        """Bring a failed stream without a listener to its end in Redis."""
         try:
             withdrawn = await self._directory.withdraw(link.keys)
         except (RedisUnavailable, EntryError):
@@ -395,7 +395,7 @@ class RedisBackplane:
         task.add_done_callback(self._clean_ups.discard)
 
     async def _remove(self, link: RedisLink, *, sent: bool) -> None:
-        """Give the admission of a stream back, and its keys where no client can come back for them."""
+        """Return the admission of a stream; delete its keys too if no client can come back for them."""
         try:
             if not sent:
                 # The client may have resumed at another ingress, which then delivers the end.
@@ -403,16 +403,16 @@ class RedisBackplane:
                 if record is not None and record.ingress != self._settings.ingress:
                     return
             await self._admission.release(link.stream)
-            # That a client has the end which was sent to it, nobody here knows. One that may resume finds it
-            # until it expires.
+            # Whether a client has received the end that was sent to it is not known here. A client that may
+            # resume finds it until it expires.
             if link.ended and not link.resumable:
                 await self._directory.remove(link.keys)
         except (RedisUnavailable, EntryError) as error:
-            # What is left has an expiry.
+            # The remaining keys expire.
             logger.warning("A stream's keys were left to expire: %s", error, extra={"stream_id": link.stream})
 
     def _finish_failed(self, link: RedisLink) -> None:
-        """Append the final mark of a stream that nobody appends to, or its worker would wait for ever.
+        """Append the final mark of a stream without an appender: else its worker would wait for ever.
 
         Its appends failed, or its creation was not answered.
         """
@@ -433,7 +433,7 @@ class RedisBackplane:
 
 
 async def _guarded(coroutine: Coroutine[Any, Any, None], name: str) -> None:
-    """Run a task about one stream; a defect in it must not end the process, and all other streams."""
+    """Run a task about one stream; a defect in it must not end the process with all other streams."""
     try:
         await coroutine
     except Exception:

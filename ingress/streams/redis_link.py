@@ -1,7 +1,7 @@
 """One stream as this ingress sees it: its audio on the way into Redis, its results on the way out.
 
-A link outlives its connection: a stream whose client left is finalized through it, and gives its slot
-back once the last result has come.
+A link outlives its connection: it finalizes a stream whose client has left, and returns the stream's slot
+once the last result has come.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ingress.streams.account import StreamAccount
 from ingress.streams.life import Action, Event, State, after
 
 _FINALIZE: Final = Finalize()
-# In these no line counts any more.
+# States in which lines of results are ignored.
 _DEAF: Final = (State.ENDED, State.OVER, State.CLOSED)
-# A look into an enum is a call in Python 3.11.
+# Looking up a member of an enum costs a call in Python 3.11.
 _OWNER: Final = LineKind.OWNER
 _ACK: Final = LineKind.ACK
 _LAST: Final = (LineKind.FINAL, LineKind.ERROR)
@@ -35,13 +35,13 @@ _LAST: Final = (LineKind.FINAL, LineKind.ERROR)
 
 @dataclass(frozen=True, slots=True)
 class LinkContext:
-    """What all links of an ingress share.
+    """The objects that all links of an ingress share.
 
-    act: does what a row of the table asks of the backplane.   on_gone: Redis has no such stream.
-    confirm: makes the secret before a link's own good no more.
-    start_task: runs a coroutine beside the rest.   resume_grace_s: how long a stream waits for its client.
-    metrics: where claims and changes of owner are counted.
-    sample_rate: of streams that name none, Hz.   tracer: of this ingress.
+    act: carries out a backplane action of the table.   on_gone: called when Redis has no such stream.
+    confirm: makes the resume token before a link's own invalid.
+    start_task: runs a coroutine as a task.   resume_grace_s: how long a stream waits for its client.
+    metrics: count claims and changes of owner.
+    sample_rate: rate of streams that name none, Hz.   tracer: makes the spans of streams.
     """
 
     act: Callable[[RedisLink, Action], None]
@@ -56,11 +56,11 @@ class LinkContext:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a link goes on with the results of a stream that another connection began.
+    """The place from which a link continues the results of a stream that another connection began.
 
-    position: of the last line that need not be read; None before the first.
-    text: what is kept of the stream's text, which goes at least as far as that line.
-    told_seq: the last result that the client has.
+    position: position of the last line that need not be read; None before the first.
+    text: the kept text of the stream, which covers at least the lines up to that one.
+    told_seq: number of the last result that the client has.
     """
 
     position: Position | None
@@ -71,19 +71,20 @@ class Place:
 class RedisLink:
     """One admitted stream (a `StreamLink`): its life, and its results.
 
-    keys: its keys in Redis.   state: where it is in its life.   audio: its audio on the way into Redis.
-    options: what the client wants of it, once it has begun.
-    caller: whose it is; whoever resumes it has to have the same key.
-    account: what is told of it when it ends.
+    keys: its keys in Redis.   state: its state in the table of life.py.   audio: its audio on the way to
+    Redis.
+    options: the client's options, once it has begun.
+    caller: its client; a resume has to come with the same key.
+    account: its record for log and trace.
     worker, epoch: its owner, None before the first, and the epoch of the last line.
     seq: number of the last result.
 
     Times are those of the event loop:
 
     begun_at, created_at, left_at: of its begin here, its creation in Redis, its abandonment; None before.
-    heard_at, progress_at: of the last line about it, and of the last one that showed progress.
-    looked_up_at: of the last look at its record, which StreamWatch notes here.
-    suspected_at: since when it is with the suspects, or waits for them; None for a stream that never was.
+    heard_at, progress_at: of the last line about it, and of the last line that showed progress.
+    looked_up_at: of the last read of its record, which StreamWatch notes here.
+    suspected_at: since when it is with the suspects, or waits for them; None if it never was.
     grace_ends_at: until when its client may come back; it counts while the stream is WAITING.
     """
 
@@ -127,13 +128,13 @@ class RedisLink:
         self._listener = listener
         self.resume_token: Final = token
         self.caller: Final = caller
-        self.confirmed = False  # whether Redis knows that the client has its token
+        self.confirmed = False  # whether Redis has noted that the client has its token
         self.keys: Final = keys
         self.state = State.ADMITTED
         self.account: Final = StreamAccount(keys.stream, caller)
         self.audio: Final = StreamAudio(context.start_task, self._on_room, self.fail)
-        self._text = ""  # of the last result, as long as somebody listens
-        self._told_seq = 0  # results up to this one the client has
+        self._text = ""  # of the last result, as long as there is a listener
+        self._told_seq = 0  # number of the last result that the client has
         self.options: StreamOptions | None = None
         self.worker: WorkerId | None = None
         self.epoch = 0
@@ -155,13 +156,13 @@ class RedisLink:
         return self.keys.stream
 
     def begin(self, options: StreamOptions) -> None:
-        """Create the stream in Redis; audio is held until it is there."""
+        """Create the stream in Redis; audio is held until the stream exists."""
         self._have(options, self.caller.traceparent)
         self.heard_at = self.begun_at = self._loop.time()
         self._notify(Event.BEGIN)
 
     def append(self, audio: Audio) -> bool:
-        """Append audio; False asks to stop reading until `on_room`."""
+        """Append audio; return False if the caller has to stop reading until `on_room`."""
         account = self.account
         if audio.payload:
             account.num_samples += audio.num_samples
@@ -172,19 +173,19 @@ class RedisLink:
         return self.audio.append(audio)
 
     def finalize(self) -> bool:
-        """Ask for a result of all audio so far; False asks to stop reading until `on_room`."""
+        """Request a result of all audio so far; return False as `append` does."""
         return self.audio.mark(_FINALIZE)
 
     def replace_phrases(self, change: Phrases) -> bool:
-        """Replace the stream's phrases behind its audio; False asks to stop reading until `on_room`."""
+        """Replace the stream's phrases from the end of its audio so far on; return False as `append` does."""
         return self.audio.mark(change)
 
     def confirm(self) -> None:
-        """Note that the client has this link's secret, and will not show the one before."""
+        """Note that the client has this link's resume token, and will not show the previous one."""
         self._context.confirm(self)
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
-        """End the stream now, or after the grace; give the admission back where none has begun."""
+        """End the stream now, or after the grace period; return the admission if no stream has begun."""
         self._listener = None
         self.left_at = self._loop.time()
         if not keep or self.ended:
@@ -201,7 +202,7 @@ class RedisLink:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody listens any more."""
+        """Whether the stream has no listener any more."""
         return self._listener is None
 
     @property
@@ -211,7 +212,7 @@ class RedisLink:
 
     @property
     def created(self) -> bool:
-        """Whether the stream is in Redis, as far as it has not failed."""
+        """Whether the stream is in Redis and has not failed."""
         return self.created_at is not None and not self.failed
 
     @property
@@ -221,7 +222,7 @@ class RedisLink:
 
     @property
     def given_up(self) -> bool:
-        """Whether it could not go on, and only its end in Redis is waited for."""
+        """Whether it has failed, and only its end in Redis is awaited."""
         return self.state is State.GIVEN_UP
 
     @property
@@ -236,7 +237,7 @@ class RedisLink:
 
     @property
     def resumable(self) -> bool:
-        """Whether the client said that it comes back where its connection is lost."""
+        """Whether the client has said that it resumes after a lost connection."""
         return self.options is not None and self.options.resume
 
     @property
@@ -256,7 +257,7 @@ class RedisLink:
         finished: bool,
         trace: str = "",
     ) -> None:
-        """Become the link of a stream that another connection began. trace: what its record has of it."""
+        """Become the link of a stream that another connection began. trace: trace context of its record."""
         self._have(options, trace)
         self.account.num_samples = next_sample
         if finished:
@@ -269,14 +270,14 @@ class RedisLink:
         self._notify(Event.ADOPT)
 
     def is_created(self, appender: Appender) -> None:
-        """Append to the stream, which is in Redis."""
+        """Note that the stream is in Redis, and append to it from now on."""
         self.created_at = self.progress_at = self._loop.time()
         if self.worker is not None:
             appender.set_owner(self.worker)
         self._notify(Event.CREATED, appender)
 
     def is_not_created(self, error: StreamError) -> None:
-        """Note that the stream could not be brought into Redis."""
+        """Note that the stream could not be created in Redis."""
         self.audio.open(None)
         self.fail(error)
 
@@ -286,12 +287,12 @@ class RedisLink:
         self._notify(Event.GRACE_OVER)
 
     def expire(self) -> None:
-        """Keep a stream no longer that nobody waits for: its end has not come, or Redis has forgotten it."""
+        """Drop a stream that no client waits for: its end has not come, or Redis has lost it."""
         self._ended(CLIENT_GONE)
         self._notify(Event.EXPIRED)
 
     def waits_for_progress(self, least_s: float, now: float) -> float:
-        """Seconds without progress though there is something to do: `least_s` of audio, or the end."""
+        """Return seconds without progress although `least_s` of audio, or the end, is to be decoded."""
         listener = self._listener
         if listener is None or self.created_at is None:
             return 0.0
@@ -301,16 +302,16 @@ class RedisLink:
 
     @property
     def undecoded_s(self) -> float:
-        """Seconds of the stream's audio that are not decoded, by what its connection has heard."""
+        """Seconds of the stream's audio that are not decoded, as far as its connection knows."""
         return self._listener.undecoded_s if self._listener is not None else 0.0
 
     def decoded(self, samples: int) -> None:
-        """Tell the connection what is decoded, since it may not have been told."""
+        """Report the number of decoded samples to the connection, which may have missed the report."""
         if self._listener is not None and not self.ended:
             self._listener.on_ack(samples)
 
     def suspected(self, patience_s: float) -> None:
-        """Note that the stream is with the suspects, or waits for them: for so long that is no stall."""
+        """Note that the stream is with the suspects, or waits for them: for `patience_s` that is no stall."""
         now = self._loop.time()
         if self.suspected_at is None:
             self.suspected_at = now
@@ -318,20 +319,19 @@ class RedisLink:
             self.progress_at = now
 
     def taken(self) -> None:
-        """Another connection has resumed the stream: leave it alone."""
+        """Give the stream up: another connection has resumed it."""
         self.account.handed_on()
         self._notify(Event.TAKEN)
 
     def fail(self, error: StreamError) -> None:
-        """End the stream, which cannot go on."""
+        """End the stream for an error, after which it cannot go on."""
         self._ended(error.code.value)
         self._notify(Event.FAILURE, error)
 
     def receive(self, line: Line, *, repair: bool = False) -> bool:
-        """Take one line about this stream; False when lines before it are missing.
+        """Take one line about this stream; return False if lines before it are missing.
 
-        repair: the line was read from the results of the stream, where nothing is missing but what
-            was trimmed.
+        repair: whether the line was read from the stream of results, where only trimmed lines are missing.
         """
         self.heard_at = self._loop.time()
         if line.epoch < self.epoch or self.state in _DEAF:
@@ -355,7 +355,7 @@ class RedisLink:
         if line.seq != self.seq + 1:
             if not repair:
                 return False
-            if self._listener is not None:  # else nobody misses what was trimmed
+            if self._listener is not None:  # else nobody misses the trimmed lines
                 self.fail(StreamLost())
                 return False
         self.seq = line.seq
@@ -372,7 +372,7 @@ class RedisLink:
                 last = decode_record(line, self._text)
                 self.account.final(self.heard_at)
             else:
-                self._ended(FINAL)  # nobody is told
+                self._ended(FINAL)  # there is no listener to tell
             self.audio.drop_kept()
             self._notify(Event.LAST_RESULT, last)
         elif self._listener is not None:
@@ -383,7 +383,7 @@ class RedisLink:
             self._listener.on_result(kind, result)
         return True
 
-    # Inside
+    # Internal
 
     def _have(self, options: StreamOptions, traceparent: str) -> None:
         self.options = options
@@ -409,7 +409,7 @@ class RedisLink:
         return True
 
     def set_worker(self, worker: WorkerId) -> None:
-        """Note the owner, whose ready set gets the stream when audio comes."""
+        """Note the owner; the stream joins the owner's ready set when audio comes."""
         self.worker = worker
         self.audio.set_owner(worker)
 
@@ -425,9 +425,9 @@ class RedisLink:
             self._listener.on_room()
 
     def _notify(self, event: Event, said: StreamError | Result | Appender | None = None) -> None:
-        """Go on in the table, with what an event says.
+        """Carry out the transition of an event; `said` is its content.
 
-        What is done about it may bring the next event: the new state is there first.
+        An action may cause the next event, so the new state is set first.
         """
         self.state, action = after(self.state, event)
         listener = self._listener

@@ -1,7 +1,7 @@
-"""Results on their way from Redis to the links of this ingress.
+"""Delivers results from Redis to the links of this ingress.
 
-Pub/sub is the fast path. What it loses (a gap in the numbers, a subscription made anew, a stream that
-has been quiet) is read from the streams of results, which are the truth.
+Pub/sub is the fast path. After a possible loss (a gap in the numbers, a new subscription, a quiet stream) the
+results are read from the Redis streams of results, which hold all of them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ingress.streams.redis_link import RedisLink
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S: Final = 0.2
-# Streams that are read up on in one go: bounds the reply.
+# Streams whose results are read with one command: bounds the reply.
 _BATCH: Final = 256
 
 
 class ResultFeed:
-    """Hands lines to the links they are about.
+    """Delivers lines to the links that they are about.
 
     links: the open streams, kept by the backplane.
     """
@@ -47,8 +47,8 @@ class ResultFeed:
         self._ingress = ingress
         self._links = links
         self._loop = asyncio.get_running_loop()
-        # Links whose results are to be read, those being read included: whether lines about them were
-        # published meanwhile, and passed over.
+        # Links whose results are to be read, or are being read: whether lines about them were published
+        # meanwhile, and skipped.
         self._repairing: dict[RedisLink, bool] = {}
         self._repairs: dict[RedisLink, None] = {}  # those to be read next
         self._gone: set[RedisLink] = set()  # those whose streams Redis does not have
@@ -64,31 +64,31 @@ class ResultFeed:
             tasks.create_task(self._repair(), name="repair")
 
     def repair(self, link: RedisLink) -> None:
-        """Read what this link may have missed; what is published meanwhile waits for that."""
+        """Read the results that this link may have missed; results published meanwhile wait for that."""
         self._repairing[link] = False
         self._repairs[link] = None
         self._repair_due.set()
 
     def gone(self, link: RedisLink) -> None:
-        """Redis has no such stream: see how it ended, or else make it anew, or else give it up.
+        """Handle a stream that Redis does not have: find its end, or else create it anew, or else give it up.
 
-        Where replies were lost, a stream that has come to its end looks like one that is lost.
+        If replies were lost, a stream that has ended looks like a lost stream.
         """
         self._gone.add(link)
         self.repair(link)
 
     def is_repairing(self, link: RedisLink) -> bool:
-        """Whether what this link may have missed is being read."""
+        """Return whether the results that this link may have missed are being read."""
         return link in self._repairing
 
     def drop(self, link: RedisLink) -> None:
-        """Read no more for this link."""
+        """Stop reading for this link."""
         self._repairing.pop(link, None)
         self._repairs.pop(link, None)
         self._gone.discard(link)
 
     def _hear(self, server: int, payload: bytes | None) -> None:
-        """Take what a server has published; None where anything may have been missed."""
+        """Take a payload that a server has published; None where payloads may have been missed."""
         if payload is None:
             for link in self._links.values():
                 if link.begun and self._servers.server_of_shard(link.keys.shard) == server:
@@ -118,7 +118,7 @@ class ResultFeed:
             self.repair(link)
 
     def _failed(self, link: RedisLink) -> None:
-        """End one stream, and no other, for what its handling has just raised."""
+        """End one stream, and no other, for the exception that its handling has just raised."""
         logger.exception("A line could not be handled", extra={"stream_id": link.stream})
         link.fail(InternalFault())
 
@@ -145,7 +145,7 @@ class ResultFeed:
                 await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _read_up(self, links: list[RedisLink]) -> None:
-        gone = self._gone.intersection(links)  # not those that are found to be gone while this reads
+        gone = self._gone.intersection(links)  # without those that are found to be gone during this read
         found = await catch_up(self._redis, [link.position for link in links])
         for link, read in zip(links, found, strict=True):
             missed = self._repairing.pop(link, False)

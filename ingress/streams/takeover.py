@@ -1,7 +1,7 @@
-"""Streams that lost their connection: resumed by another one, or kept until their client comes back.
+"""Streams that lost their connection: another connection resumes them, or they wait for their client.
 
-The connection before may have been at this ingress, at another, or at a process of this name that died.
-Whoever attaches a stream in Redis is the one that sees to it from then on.
+The earlier connection may have been at this ingress, at another, or at a dead process of this name. The
+ingress that attaches a stream in Redis is responsible for it from then on.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _T = TypeVar("_T")
 class StreamTakeover:
     """Takes streams over for this ingress.
 
-    context: of the links that are made for them.
-    links: the open streams; a link that is made is put in the place of the one that was there.
+    context: context of the new links.
+    links: the open streams; a new link replaces the earlier one.
     adopt_for_s: how long Redis may be away before a stream without a connection is left to expire.
     """
 
@@ -71,9 +71,9 @@ class StreamTakeover:
         self._ingress = ingress
         self._adopt_for_s = adopt_for_s
         self._loop = asyncio.get_running_loop()
-        self._resuming: list[StreamId] = []  # by each resumption under way
+        self._resuming: list[StreamId] = []  # one entry for each resumption under way
 
-    # For a client
+    # Resumption by a client
 
     async def resume(self, listener: StreamListener, request: Resume, caller: Caller) -> Resumption:
         """Take a stream over for its client, from a connection that was lost.
@@ -97,7 +97,7 @@ class StreamTakeover:
         token = new_token()
         tokens = token_hash(request.resume_token, caller.key_id), token_hash(token, caller.key_id)
         connection = await self._directory.attach(stream, self._ingress, tokens=tokens)
-        if connection < 0:  # somebody came back with it just now, and has confirmed the next
+        if connection < 0:  # the client has resumed elsewhere just now, and has confirmed the next token
             raise _unknown(stream)
         if connection == 0 and not record.finished:  # it ended just now
             record, place = await self._resumable(stream, request, caller)
@@ -110,7 +110,7 @@ class StreamTakeover:
                 link, record, connection, place, request.audio_ack_samples, tokens
             )
         except RedisUnavailable:
-            # The stream is this ingress's by now, and no connection has it.
+            # This ingress owns the stream by now, and no connection has it.
             self._context.start_task(self.adopt(stream), f"adopt-{stream}")
             raise
         acked = min(request.audio_ack_samples, next_sample)
@@ -119,7 +119,7 @@ class StreamTakeover:
     async def _resumable(
         self, stream: StreamId, request: Resume, caller: Caller
     ) -> tuple[StreamRecord, Place]:
-        """Look whether a stream may be resumed; its record, and the place behind the client's last result."""
+        """Check that a stream may be resumed; return its record, and the place after `last_seq`."""
         refused = _unknown(stream)
         try:
             record = await self._directory.read(stream)
@@ -133,7 +133,7 @@ class StreamTakeover:
         last_seq = request.last_seq
         try:
             text = await read_kept_text(self._redis, self._keys.stream(stream))
-            # What the client has is read too, as far as its text is not kept: later results go behind it.
+            # Results that the client has are read too, if their text is not kept: later results add to it.
             kept = await kept_results(self._redis, self._keys.stream(stream), min(last_seq, text.seq))
         except EntryError as error:
             raise refused from error
@@ -147,7 +147,7 @@ class StreamTakeover:
         return record, Place(kept.position if kept is not None else None, text.text, last_seq)
 
     async def confirm(self, link: RedisLink) -> None:
-        """Note that the client has the secret of its resumption: the one before is good no more."""
+        """Note that the client has its new resume token: the previous one becomes invalid."""
         token = token_hash(link.resume_token, link.caller.key_id)
         try:
             await self._patiently(partial(self._directory.confirm, link.stream, token))
@@ -156,7 +156,7 @@ class StreamTakeover:
             logger.error("%s", error, extra={"stream_id": link.stream})
 
     async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Call again while Redis is away. Raises RedisUnavailable where that takes too long."""
+        """Repeat a call while Redis is away. Raises RedisUnavailable where that takes too long."""
         give_up = self._loop.time() + self._adopt_for_s
         while True:
             try:
@@ -166,18 +166,18 @@ class StreamTakeover:
                     raise
                 await asyncio.sleep(RETRY_PAUSE_S)
 
-    # For nobody yet
+    # Adoption without a client
 
     async def adopt_orphans(self) -> None:
-        """Take over the streams of a process of the same name that died, for their clients' grace.
+        """Take over the streams of a dead process of the same name, for their clients' grace period.
 
-        Workers end the streams of an ingress that is gone, but this name is there again.
+        Workers end the streams of an ingress that is gone, but this name is alive again.
         """
         for stream in await self._patiently(partial(self._directory.streams_of, self._ingress)):
             await self.adopt(stream)
 
     async def adopt(self, stream: StreamId) -> None:
-        """Keep a stream of this ingress that has no connection, for its client's grace."""
+        """Keep a stream of this ingress without a connection for its client's grace period."""
         try:
             await self._patiently(partial(self._adopt_now, stream))
         except EntryError as error:
@@ -189,7 +189,7 @@ class StreamTakeover:
             if record is None or record.finished or record.ingress != self._ingress:
                 return
             # 0 where its client has resumed it meanwhile, elsewhere or here: then it is left alone. Or the
-            # answer was lost, and what was asked again found the connection that it had made itself.
+            # answer was lost, and the repeated command found the connection that it had made itself.
             connection = await self._directory.attach(
                 stream, self._ingress, expected=(record.ingress, record.connection)
             )
@@ -205,10 +205,10 @@ class StreamTakeover:
             link.abandon(keep=True)
 
     def _is_here(self, stream: StreamId) -> bool:
-        """Whether the stream has a connection of this process, or is just getting one."""
+        """Return whether the stream has a connection of this process, or is just getting one."""
         return stream in self._links or stream in self._resuming
 
-    # For both
+    # Common to both
 
     async def _take_over(
         self,
@@ -219,12 +219,11 @@ class StreamTakeover:
         acked_samples: int,
         tokens: tuple[str, str] | None = None,
     ) -> tuple[int, bool]:
-        """Put a link in the place of the one that a stream had before.
+        """Replace the link that a stream had before by a new one.
 
-        connection: from `StreamDirectory.attach`, 0 for a stream that has ended. tokens: as they were given
-        to it. Returns the first sample
-        that is not in Redis, and whether the audio was finished. Raises EntryError where the audio is
-        unreadable; the stream is then brought to its end.
+        connection: from `StreamDirectory.attach`, 0 for a stream that has ended. tokens: those passed to
+        `attach`. Returns the first sample that is not in Redis, and whether the audio was finished. Raises
+        EntryError where the audio is unreadable; the stream is then brought to its end.
         """
         if connection == 0:
             self._put_in_place(link, record, None, place, next_sample=acked_samples, finished=True)
@@ -235,7 +234,7 @@ class StreamTakeover:
             self._end(link, record, connection, place)
             raise
         if link.abandoned and self._is_here(link.stream):
-            return acked_samples, record.finished  # its client was faster than its adoption
+            return acked_samples, record.finished  # its client was faster than the adoption
         next_sample, seq, finished = acked_samples, 0, False
         if last is not None:
             next_sample = last.first_sample + last.num_samples
@@ -252,7 +251,7 @@ class StreamTakeover:
         )
         if not finished:
             appender.attach(self._ingress)
-        # No wait from here to the caller's return: a line that came in between would reach a listener that
+        # No await from here to the caller's return: a line that came in between would reach a listener that
         # is not ready for it yet.
         self._put_in_place(link, record, appender, place, next_sample=next_sample, finished=finished)
         self._context.start_task(self._keeper.renew(link), f"renew-{link.stream}")
@@ -261,14 +260,14 @@ class StreamTakeover:
         return next_sample, finished
 
     def _attachment(self, link: RedisLink, connection: int, tokens: tuple[str, str] | None) -> bytes:
-        """Return the packed command that attaches a stream again, where Redis has forgotten that."""
+        """Return the packed command that attaches a stream again, in case Redis has lost the attachment."""
         if tokens is not None and link.confirmed:
             tokens = "", tokens[1]
         return self._directory.attachment_anew(link.stream, self._ingress, connection, tokens)
 
     def _end(self, link: RedisLink, record: StreamRecord, connection: int, place: Place) -> None:
-        """Finalize for nobody a stream whose audio nobody can go on with, so that its slot is given back."""
-        # The first entry of this connection is behind all that others have appended, readable or not.
+        """Finalize a stream without a client, whose audio cannot be continued, to return its slot."""
+        # The first entry of this connection comes after all entries of others, readable or not.
         appender = self._audio.open(link.keys, link.on_append_failed, connection=connection)
         self._put_in_place(link, record, appender, place, next_sample=0, finished=False)
         link.abandon(keep=False)
@@ -283,7 +282,7 @@ class StreamTakeover:
         next_sample: int,
         finished: bool,
     ) -> None:
-        """Make it the stream's link here; nobody hears of the stream through another one."""
+        """Make it the stream's only link at this ingress."""
         link.adopt(
             appender,
             record.options,
@@ -306,16 +305,16 @@ def _refusal(stream: StreamId, why: str) -> Unavailable:
 
 
 def _unknown(stream: StreamId) -> Unavailable:
-    """One sentence for a stream that is gone and for a wrong secret: nobody learns which there are."""
+    """Return one and the same error for a missing stream and a wrong token, so that none can be probed."""
     return _refusal(stream, "it is gone, or its secret differs")
 
 
 def new_token() -> str:
-    """Return a secret that a client has to show to resume its stream."""
+    """Return a new resume token: the secret that a client has to show to resume its stream."""
     return secrets.token_urlsafe(24)
 
 
 def token_hash(token: str, binding: str) -> str:
-    """Return what a stream's record has of the secret that a resume has to show, and of the key beside it."""
-    # A client's secret may hold half of a surrogate pair, which is no UTF-8, and no secret of ours.
+    """Return the hash in a stream's record of the resume token and of the client's key."""
+    # A client's token may hold half of a surrogate pair, which is no UTF-8 and in no token of this service.
     return hashlib.sha256(f"{token}:{binding}".encode(errors="surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""Looks after what nobody tells: streams that are quiet, that do not get on, or that went elsewhere."""
+"""Detects streams that are quiet, that make no progress, or that went to another ingress."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ingress.streams.result_feed import ResultFeed
 
 logger = logging.getLogger(__name__)
 
-# A stream without news for so long is looked up: pub/sub may have lost the news.
+# A stream without a line for this long is looked up: pub/sub may have lost lines.
 QUIET_S: Final = 2.0
 WATCH_S: Final = 0.5
-# Audio that waits (more than any model's chunk) without any progress for so long has no worker that
-# could decode it: a takeover, or a replay, tells of itself sooner.
+# If audio (more than any model's chunk) waits this long without progress, no worker can decode it: a takeover
+# or a replay reports itself sooner.
 STALLED_AUDIO_S: Final = 4.0
 STALL_S: Final = 30.0
-# Acknowledgements come more often than once in so much audio.
+# Acknowledgements come more often than once in this much audio.
 UNTOLD_AUDIO_S: Final = 1.0
 # A suspect waits for the process of suspects (gpu_worker/ownership/quarantine.py), which may have to load a
 # model anew.
 SUSPECT_PATIENCE_S: Final = 180.0
-# Streams without news or progress whose records are read in one round.
+# Streams without lines or progress whose records are read in one round.
 _LOOK_UPS: Final = 64
-# How often the results of a stream are read that nobody publishes to this ingress.
+# How often the results of a stream are read that are not published to this ingress.
 _FOLLOW_S: Final = 0.1
 
 
@@ -40,9 +40,9 @@ class StreamWatch:
     """Watches the open streams of an ingress.
 
     links: the open streams, kept by the backplane.
-    decoded: says how many samples of a stream are decoded.
-    claim_timeout_s: until a worker has a stream.
-    patience_s: after which a stream that nobody waits for is given up.
+    decoded: returns how many samples of a stream are decoded.
+    claim_timeout_s: longest time until a worker has a stream.
+    patience_s: time after which a stream without a client is given up.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StreamWatch:
                 if not link.begun or self._links.get(link.stream) is not link:
                     continue
                 self._watch_link(link, now)
-                # Also those that were given up: nothing else tells that Redis has forgotten them meanwhile.
+                # Also streams that were given up: nothing else shows that Redis has lost them meanwhile.
                 in_redis = link.created or link.given_up
                 if not in_redis or self._links.get(link.stream) is not link:
                     continue
@@ -84,7 +84,7 @@ class StreamWatch:
                     self._feed.repair(link)
                 if quiet or now - link.progress_at > QUIET_S:
                     stuck.append(link)
-            # Each in its turn: a repair makes a quiet stream one that was just heard of.
+            # One after the other: a repair ends the quiet of a stream.
             stuck.sort(key=lambda link: link.looked_up_at)
             try:
                 for link in stuck[:_LOOK_UPS]:
@@ -96,8 +96,8 @@ class StreamWatch:
     async def follow(self, link: RedisLink) -> None:
         """Read the rest of a stream whose audio is complete, until its link ends.
 
-        No entry can tell the stream's worker any more that the stream has moved here: the worker publishes to
-        the ingress before.
+        No further entry can tell the stream's worker that the stream has moved here, so the worker publishes
+        to the previous ingress.
         """
         while self._links.get(link.stream) is link and not (link.ended or link.failed):
             if not self._feed.is_repairing(link):
@@ -121,7 +121,7 @@ class StreamWatch:
             link.expire()
 
     async def _look_up(self, link: RedisLink) -> None:
-        """See whether a quiet stream has gone, or goes on at another ingress."""
+        """Check whether a quiet stream is gone, or goes on at another ingress."""
         try:
             await self._look_up_record(link)
         except EntryError as error:
@@ -139,6 +139,6 @@ class StreamWatch:
             if record.deaths >= SUSPICIOUS_DEATHS:
                 link.suspected(SUSPECT_PATIENCE_S)
             if link.undecoded_s >= UNTOLD_AUDIO_S:
-                # An acknowledgement is published and kept nowhere. The last one may be what the client, or
-                # the stall's clock above, waits for.
+                # An acknowledgement is published and not stored. The client, or the stall's clock above, may
+                # be waiting for the last one.
                 link.decoded(await self._decoded(link.keys))

@@ -36,10 +36,10 @@ DEFAULT_RATE: Final = 16_000
 _MAX_PACKET_BYTES: Final = 0xFFFF
 _MAX_SHOWN: Final = 200
 _MAX_REASON_BYTES: Final = 123  # of a close frame (RFC 6455, section 5.5)
-# A start is decided when there was so much speech (--turn-min-speech-ms); it began before.
+# The detector reports a start of speech after this much speech (--turn-min-speech-ms): the speech began then.
 _START_HEARD_S: Final = 0.1
 
-# Close code, and Deepgram's code where it has one.
+# Close code, and Deepgram's own code where it has one.
 _BAD_AUDIO: Final = (POLICY_VIOLATION, "DATA-0000")
 _CLOSES: Final = {
     ErrorCode.WRONG_ENCODING: _BAD_AUDIO,
@@ -50,7 +50,7 @@ _CLOSES: Final = {
 
 
 class _Interim(NamedTuple):
-    """What a later interim result of the same channel takes the place of."""
+    """An interim result that a later one of the same channel may replace."""
 
     data: bytes
 
@@ -58,7 +58,7 @@ class _Interim(NamedTuple):
 class DeepgramDialect:
     """One connection's side of Deepgram's protocol (a `Dialect`).
 
-    query: what its request asks for.
+    query: the parsed query of its request.
     """
 
     def __init__(self, query: ListenQuery) -> None:
@@ -82,7 +82,7 @@ class DeepgramDialect:
             "model_uuid": MODEL_UUID,
         }
 
-    # What the client says
+    # Messages from the client
 
     def decode_binary(self, data: bytes) -> ClientMessage | Media | None:
         """Take audio; an empty frame ends the stream. Raises ClientFault."""
@@ -94,7 +94,7 @@ class DeepgramDialect:
         if not self._begun:
             self._begun = True
             if data.startswith(b"RIFF"):
-                self._input.goes_on()  # a recording that is sent with its head, which is heard as a click
+                self._input.goes_on()  # a recording with its WAV head, which is decoded as samples: a click
         audio = self._input.binary(data)
         self._input.check(audio)
         if self.num_streams < self._query.channels:
@@ -108,7 +108,7 @@ class DeepgramDialect:
         return Media(len(data).to_bytes(2, "big") + data)
 
     def decode_text(self, data: bytes) -> ClientMessage | None:
-        """Take a control message. What is none is answered, and the stream goes on."""
+        """Take a control message. An invalid message gets an error as reply, and the stream goes on."""
         try:
             message = orjson.loads(data)
         except orjson.JSONDecodeError:
@@ -131,7 +131,7 @@ class DeepgramDialect:
         return None
 
     def _configure(self, keyterms: object) -> Phrases | None:
-        """Answer `Configure`; what it says of features changes nothing, as in the query."""
+        """Reply to `Configure`; the features that it names change nothing."""
         request_id = self._query.request_id
         if keyterms is None:
             self._reply(type="ConfigureSuccess", request_id=request_id)
@@ -152,12 +152,12 @@ class DeepgramDialect:
         self.replies.append(Frame(orjson.dumps(fields)))
 
     def resumed(self, options: StreamOptions, sample_rate: int) -> None:
-        """Nobody resumes a stream in this protocol."""
+        """Never called: no client resumes a stream in this protocol."""
 
-    # What the client is told
+    # Messages to the client
 
     def encode(self, message: ServerMessage, stream: int) -> Sequence[Frame]:
-        """Write a message about one channel."""
+        """Encode a message about one channel."""
         match message:
             case Result():
                 return self._result(message, stream)
@@ -209,7 +209,7 @@ class DeepgramDialect:
         )
 
     def _utterance_end(self, stream: int, heard_s: float) -> Sequence[Frame]:
-        """`UtteranceEnd`, where so much audio has passed after the last word of a final."""
+        """Return `UtteranceEnd`, if enough audio has passed after the last word of a final."""
         channel = self._channels[stream]
         ended_s, gap_s = channel.last_word_end_s, self._query.utterance_end_s
         if gap_s is None or ended_s is None or heard_s < ended_s + gap_s:
@@ -231,7 +231,7 @@ class DeepgramDialect:
     def _error(self, error: ErrorMessage) -> Sequence[Frame]:
         code = ErrorCode(error.code)
         if not ERROR_SPECS[code].closes:
-            return ()  # audio behind the end: nobody is told
+            return ()  # audio behind the end is not reported
         _, name = _close_of(StreamError(code, error.message))
         return (_frame(type="Error", variant=error.code, description=error.message, message="", code=name),)
 
@@ -240,17 +240,17 @@ class DeepgramDialect:
 
     @property
     def _rate(self) -> int:
-        """Sample rate in Hz; of media that is decoded, it is known before the first result."""
+        """Sample rate in Hz; the rate of compressed audio is known before the first result."""
         return self.options.sample_rate or DEFAULT_RATE
 
     def merge(self, earlier: object, later: object) -> Frame | None:
-        """Let the later of two interim results stand for both."""
+        """Replace two interim results by the later one; None where both have to be sent."""
         if isinstance(earlier, _Interim) and isinstance(later, _Interim):
             return Frame(later.data, later)
         return None
 
     def farewell(self, error: StreamError | None) -> Farewell:
-        """How to close; the reason begins with a code."""
+        """Return code and reason of the close; the reason begins with Deepgram's code."""
         if error is None:
             return farewell_of(None)
         code, name = _close_of(error)
@@ -258,7 +258,7 @@ class DeepgramDialect:
         return Farewell(error, code, reason)
 
     def refusal(self, error: StreamError) -> Refusal:
-        """How to answer a request for which there is no stream."""
+        """Return the answer to a request that gets no stream."""
         return refusal_of(error, self._query.request_id)
 
 
@@ -267,5 +267,5 @@ def _frame(**fields: Any) -> Frame:
 
 
 def _close_of(error: StreamError) -> tuple[int, str]:
-    """Return the close code, and the code in words."""
+    """Return the WebSocket close code, and Deepgram's code."""
     return _CLOSES.get(error.code) or (farewell_of(error).code, error.code.value.upper())

@@ -1,4 +1,4 @@
-"""The query of `GET /v1/listen`: what a client wants of its stream."""
+"""The query of `GET /v1/listen`, parsed: audio format, channels and options of a stream."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MIN_RATE: Final = 8_000
 MAX_RATE: Final = 48_000
 
 REFUSED: Final = ("redact", "callback", "callback_method")
-"""What a client asks for in trust, masked text or results that go elsewhere: it would not notice that this
-server has none of it."""
+"""Parameters that cannot be ignored: a client relies on masked text, or on results that go elsewhere, and
+would not notice that this server has neither."""
 
 _SAMPLES: Final = {
     "linear16": Encoding.PCM16,
@@ -31,7 +31,7 @@ _SAMPLES: Final = {
     "alaw": Encoding.ALAW,
 }
 _MEDIA: Final = {"opus": "", "ogg-opus": "ogg", "flac": "flac"}
-# The detector hears silence in windows of 32 ms; with more than ten minutes a segment has no end anyway.
+# The detector measures silence in windows of 32 ms; a wait of more than ten minutes is as good as no event.
 _MIN_SILENCE_MS: Final = 32
 _MAX_SILENCE_MS: Final = 60_000
 _MAX_UTTERANCE_END_MS: Final = 600_000
@@ -39,16 +39,18 @@ _MAX_UTTERANCE_END_MS: Final = 600_000
 
 @dataclass(frozen=True, slots=True)
 class ListenQuery:
-    """What the query asks for.
+    """A parsed query.
 
-    request_id: of this connection, told with everything.
-    encoding: of samples; PCM16 where `media` is decoded to them.   media: compressed audio; None for samples.
-    channels: interleaved in the audio.   multichannel: each is a stream of its own; else they are mixed.
-    interim: whether results that may change are sent.
+    request_id: id of this connection, part of every message.
+    encoding: encoding of the samples; PCM16 where `media` is decoded.
+    media: format of compressed audio; None for samples.
+    channels: number of interleaved channels.
+    multichannel: whether each channel is a stream of its own; else the channels are mixed.
+    interim: whether interim (partial) results are sent.
     ends_speech: whether a final at the end of an utterance says `speech_final`.
-    utterance_end_s: audio after the last word of a final until `UtteranceEnd`; None for none.
-    vad_events: whether starts of speech are told.   options: of each stream.
-    utterances: of a recording, whether its utterances are told too.
+    utterance_end_s: seconds of audio from the last word of a final to `UtteranceEnd`; None for no such event.
+    vad_events: whether starts of speech are reported.   options: options of each stream.
+    utterances: for a recording, whether its utterances are part of the answer.
     """
 
     request_id: str
@@ -65,12 +67,12 @@ class ListenQuery:
 
     @property
     def num_streams(self) -> int:
-        """Streams of the connection."""
+        """Number of streams of the connection."""
         return self.channels if self.multichannel else 1
 
 
 def parse_listen_query(text: str) -> ListenQuery:
-    """Read the query of a request, as it stands behind `?`. Raises Refused."""
+    """Parse the query of a request, given as the text after `?`. Raises Refused."""
     request_id = str(uuid.uuid4())
     try:
         return _parse(_Fields(text), request_id)
@@ -81,7 +83,7 @@ def parse_listen_query(text: str) -> ListenQuery:
 
 
 class _Fields:
-    """The fields of a query. All of its methods raise ValueError with a sentence."""
+    """The fields of a query. All methods raise ValueError, with a sentence for the client."""
 
     def __init__(self, text: str) -> None:
         try:
@@ -101,7 +103,7 @@ class _Fields:
         return self._fields.get(name, ())
 
     def flag(self, name: str) -> bool:
-        """Return whether a field is true; a missing one is not."""
+        """Return whether a field is true; a missing field is false."""
         value = (self.text(name) or "false").lower()
         if value not in ("true", "false"):
             raise ValueError(f"'{name}' is true or false.")
@@ -154,7 +156,7 @@ def _parse(fields: _Fields, request_id: str) -> ListenQuery:
 
 
 def _audio(fields: _Fields, channels: int, *, mix: bool) -> tuple[Encoding, int | None, MediaWanted | None]:
-    """Return how samples are written, at which rate, and what has to be decoded to them first."""
+    """Return encoding and rate (Hz) of the samples, and the format of compressed audio or None."""
     name = fields.text("encoding")
     if name is None:
         return Encoding.PCM16, None, MediaWanted(mix=mix, channels=channels)
@@ -177,7 +179,7 @@ def _audio(fields: _Fields, channels: int, *, mix: bool) -> tuple[Encoding, int 
 def _endpointing(fields: _Fields) -> tuple[int | None, bool]:
     """Return the silence that ends an utterance, in ms, and whether it is reported as the end of speech.
 
-    None for the server's own way.
+    A silence of None leaves the end of utterances to the server's default.
     """
     value = fields.text("endpointing")
     if value in (None, "true"):
@@ -189,7 +191,7 @@ def _endpointing(fields: _Fields) -> tuple[int | None, bool]:
 
 
 def phrases_of(keyterms: Sequence[str], keywords: Sequence[str] = ()) -> tuple[Phrase, ...]:
-    """Return phrases out of `keyterm`, and of `keywords` with an intensifier behind their colon.
+    """Return the phrases of `keyterm` and of `keywords`, which may have an intensifier after a colon.
 
     Raises ClientFault `bad_option`.
     """

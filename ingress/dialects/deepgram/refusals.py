@@ -1,4 +1,4 @@
-"""How Deepgram's clients are refused: a JSON body, and headers that some of them log."""
+"""Refusals in Deepgram's format: a JSON body, and headers that some clients log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CODES: Final[Mapping[int, str]] = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "PAYLOAD_TOO_LARGE",
     HTTPStatus.SERVICE_UNAVAILABLE: "SERVICE_UNAVAILABLE",
 }
-# A full cluster is no 429: to some clients that is the end, and 503 is tried again.
+# A full cluster answers 503 and not 429: some clients give up at a 429, and all try again after a 503.
 _STATUS_OF: Final = {
     ErrorCode.UNAUTHORIZED: HTTPStatus.UNAUTHORIZED,
     ErrorCode.OVER_LIMIT: HTTPStatus.TOO_MANY_REQUESTS,
@@ -52,7 +52,7 @@ def headers_of(sentence: str, request_id: str) -> dict[str, str]:
 
 
 def shaped(refusal: Refusal, *, request_id: str | None = None, code: str | None = None) -> Refusal:
-    """Write a refusal in Deepgram's way."""
+    """Return a refusal in Deepgram's format."""
     request_id = request_id or str(uuid.uuid4())
     body = body_of(refusal.status, refusal.sentence, request_id, code=code)
     return replace(
@@ -64,13 +64,13 @@ def shaped(refusal: Refusal, *, request_id: str | None = None, code: str | None 
 
 
 def bad_parameter(sentence: str, request_id: str) -> Refused:
-    """Refuse a request for its query."""
+    """Return the exception that refuses a request with a wrong query."""
     refusal = Refusal(HTTPStatus.BAD_REQUEST, sentence)
     return Refused(shaped(refusal, request_id=request_id, code="INVALID_QUERY_PARAMETER"))
 
 
 def refusal_of(error: StreamError, request_id: str) -> Refusal:
-    """Say before the upgrade why there is no stream."""
+    """Return the answer, before the upgrade, to a request that gets no stream."""
     status = _STATUS_OF.get(error.code, HTTPStatus.SERVICE_UNAVAILABLE)
     retry = status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
     return shaped(Refusal(status, error.message, (_RETRY_AFTER,) if retry else ()), request_id=request_id)

@@ -1,7 +1,7 @@
 """One channel of a stream, cut into segments: each ends with a final, and the finals join to the transcript.
 
-The service tells the whole text, and finals of utterances (`auto_finalize`). Deepgram's clients are told the
-open segment, which runs from the end of the last final to now, and each final once.
+The service's results have the whole text, and the finals of utterances (`auto_finalize`). Deepgram's clients
+receive the open segment, which runs from the end of the last final to now, and each final once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from common.messages import Result, Utterance, Word
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment as it is sent: so far, or as it will stay (`is_final`). Times in seconds of the stream.
+    """A segment as it is sent: open, or frozen (`is_final`). Times are seconds from the stream's start.
 
-    words: complete ones; the last of an open segment is often missing.
-    at_end: whether an utterance, or the audio, ends with it.
+    words: complete words; the last word of an open segment is often missing.
+    at_end: whether an utterance, or the audio, ends with this segment.
     """
 
     transcript: str
@@ -31,21 +31,21 @@ class Segment:
 
 
 class Segments:
-    """The segments of one channel. After each result, `heard_s` is how much audio it covered."""
+    """The segments of one channel. After each result, `heard_s` is the audio that it covered, in seconds."""
 
     __slots__ = ("_offset", "_shown", "_start_s", "_words", "heard_s", "last_word_end_s")
 
     def __init__(self) -> None:
         self._offset = 0  # code points of the text that are in finals
         self._start_s = 0.0  # of the open segment
-        self._words: list[Word] = []  # that are in no final
+        self._words: list[Word] = []  # words that are in no final
         self._shown = ""  # of the open segment
         self.heard_s = 0.0
         self.last_word_end_s: float | None = None
-        """End of the last word of a final; None while other words have been heard since, and at first."""
+        """End of the last word of a final, in seconds; None at first, and while there are newer words."""
 
     def add(self, result: Result, heard_s: float) -> Iterator[Segment]:
-        """Take the next result; yields what there is to tell.
+        """Take the next result; yield the segments to send.
 
         heard_s: audio that the result covers, in seconds.
         """
@@ -80,7 +80,7 @@ class Segments:
         return self._told(said, words, utterance.end_s)
 
     def _rest(self, text: str, *, from_finalize: bool) -> Segment:
-        """Return the final of all that is open, where the audio ends or a client asked for it."""
+        """Return the final of all open text, where the audio ends or a client has sent `Finalize`."""
         transcript = self._open(text)
         words, self._words = tuple(self._words), []
         self._offset = len(text)

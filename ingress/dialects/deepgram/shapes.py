@@ -1,4 +1,4 @@
-"""What Deepgram's clients read of words, of the model and of times, live and in recordings."""
+"""Deepgram's JSON shapes of words, the model and times, for live streams and recordings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL_UUID: Final = str(uuid.uuid5(uuid.NAMESPACE_URL, MODEL_NAME))
 
 
 def word_shape(word: Word) -> dict[str, Any]:
-    """Return a word, bare and as it was written; times in seconds."""
+    """Return the object of a word: bare, as it was written, and its times in seconds."""
     return {
         "word": bare(word.word),
         "start": word.start_s,
@@ -26,7 +26,7 @@ def word_shape(word: Word) -> dict[str, Any]:
 
 
 def bare(word: str) -> str:
-    """Return a word in small letters, without marks of punctuation around it."""
+    """Return a word in lower case, without punctuation marks around it."""
     return word.lower().strip('.,?!;:"“”„()') or word.lower()
 
 
@@ -36,5 +36,5 @@ def confidence_of(words: Sequence[Word]) -> float:
 
 
 def timestamp() -> str:
-    """Return the time of now, as `created` has it."""
+    """Return the present time in the format of `created`."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""Events of the server, as JSON."""
+"""The server's events of OpenAI's realtime protocol, as JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LEAST_CONFIDENCE: Final = 1e-6
 
 
 class Events:
-    """Writes the events of one connection, and numbers them and its items.
+    """Encodes the events of one connection, and numbers events and items.
 
-    stream_id: of `hello`; it stands in all ids, so that they are unique in the cluster, and 0 before.
+    stream_id: id in `hello`, 0 before; it is part of all ids, so that they are unique in the cluster.
     """
 
     __slots__ = ("_num_events", "_num_items", "stream_id")
@@ -28,7 +28,7 @@ class Events:
         self._num_items = 0
 
     def write(self, kind: str, **fields: Any) -> Frame:
-        """Write the next event."""
+        """Encode the next event."""
         self._num_events += 1
         event_id = f"event_{self.stream_id}_{self._num_events}"
         return Frame(orjson.dumps({"type": kind, "event_id": event_id, **fields}))
@@ -40,7 +40,7 @@ class Events:
 
 
 def item_fields(item_id: str) -> dict[str, Any]:
-    """Return an item of a conversation: audio that is committed, and whose transcript is to come."""
+    """Return the object of an item: audio that is committed, and whose transcript is to come."""
     return {
         "id": item_id,
         "object": "realtime.item",
@@ -52,7 +52,7 @@ def item_fields(item_id: str) -> dict[str, Any]:
 
 
 def word_logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """Return words as OpenAI's tokens, of which a transcript is made by putting them together."""
+    """Return words as OpenAI's tokens, which concatenate to the transcript."""
     made = []
     for number, word in enumerate(words):
         token = f" {word.word}" if number else word.word

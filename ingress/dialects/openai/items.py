@@ -1,9 +1,9 @@
 """The items of a realtime session: results of one stream, cut where the turn detector or the client says.
 
-The transcript of a stream only grows, so each item is a part of it. Which part shows late: the final of an
-utterance comes up to half a second behind the end of the speech, and words of the next one may stand in the
-transcript by then. So text goes out as deltas while it can belong to one item alone, and waits where an
-utterance has ended whose final is to come.
+The transcript of a stream only grows, and each item is a part of it. The end of that part is known late: the
+final of an utterance comes up to half a second after the end of the speech, and the transcript may hold words
+of the next utterance by then. So text is sent as deltas while it can belong to one item alone. It waits while
+an utterance has ended and its final is to come.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ingress.dialects.dialect import Frame
 from ingress.dialects.openai.events import Events, item_fields, word_logprobs
 from ingress.dialects.openai.faults import error_fields
 
-# The detector tells a start when so much speech has been heard (`--turn-min-speech-ms`, by default).
+# The detector reports a start after this much speech (the default of `--turn-min-speech-ms`).
 _MIN_SPEECH_MS: Final = 96
-# The final of an utterance comes within 2.5 s of audio behind its end. It never does where the worker of the
-# stream died and another one began without a snapshot.
+# The final of an utterance comes within 2.5 s of audio after its end. It never comes if the worker of the
+# stream died and another worker began without a snapshot.
 _LONGEST_WAIT_MS: Final = 10_000
 
 
@@ -30,7 +30,7 @@ _LONGEST_WAIT_MS: Final = 10_000
 class _Ended:
     """An utterance that has ended at `at_ms`, and whose final is to come.
 
-    item: None where the utterance is no item of its own, since the client has cut otherwise.
+    item: None where the utterance is no item of its own, because the client has committed elsewhere.
     """
 
     item: _Item | None
@@ -41,8 +41,9 @@ class _Ended:
 class _Item:
     """One item, until it is finished.
 
-    start_ms, end_ms: its audio, from the first sample of the session.   sent: of its transcript, in deltas.
-    in_speech: the client was told that speech has started, and not that it has stopped.
+    start_ms, end_ms: bounds of its audio, from the first sample of the session.
+    sent: the part of its transcript that was sent as deltas.
+    in_speech: whether `speech_started` was sent, and `speech_stopped` was not.
     """
 
     item_id: str
@@ -53,12 +54,12 @@ class _Item:
 
 
 class Items:
-    """The items of a session's audio, as its client gets them.
+    """The items of a session's audio, as its client receives them.
 
-    cut_by_client: whether the client commits; else the turn detector does, and the client may.
-    padding_ms: audio before an utterance's start that counts as its own.
-    wants_logprobs: completed items say how sure their words are.
-    beta: events have the names of the beta.
+    cut_by_client: whether the client alone ends items; else the turn detector does, and the client may too.
+    padding_ms: audio before an utterance's start that counts as part of it.
+    wants_logprobs: whether completed items have the log probabilities of their words.
+    beta: whether events have the names of the beta.
     """
 
     __slots__ = (
@@ -87,24 +88,24 @@ class Items:
         self.wants_logprobs = False
         self.beta = False
         self._text = ""  # the whole transcript so far
-        self._from = 0  # where the part of it begins that is in no finished item
+        self._from = 0  # start of the part that is in no finished item
         self._none_finished = True
         self._open: _Item | None = None  # the item whose audio goes on
         self._ended: deque[_Ended] = deque()
-        # What the client asked for and the worker has not answered: a commit's item, None for a clear.
+        # Requests that the worker has not answered: the item of a commit, None for a clear.
         self._committed: deque[_Item | None] = deque()
-        self._words: list[Word] = []  # those of no finished item
+        self._words: list[Word] = []  # words of no finished item
         self._end_ms = 0  # of all audio that is in an item, or cleared
         self._last_id: str | None = None
 
     def uncommitted_ms(self, audio_ms: int) -> int:
-        """Audio in no item, of as much as has come."""
+        """Return the audio in no item, in ms. audio_ms: all audio so far."""
         return audio_ms - self._end_ms
 
-    # What the client says
+    # Events of the client
 
     def commit(self, audio_ms: int) -> list[Frame]:
-        """Make an item of all audio so far; its transcript comes with the answer to a `Finalize`."""
+        """Make an item of all uncommitted audio; its transcript comes with the answer to a `Finalize`."""
         frames: list[Frame] = []
         item, self._open = self._open or self._new(self._end_ms), None
         self._stop(item, audio_ms, frames)
@@ -114,7 +115,7 @@ class Items:
         return frames
 
     def clear(self, audio_ms: int) -> list[Frame]:
-        """Forget all audio that is in no item, and what is said up to the answer of a `Finalize`."""
+        """Drop all audio that is in no item, and its text up to the answer to a `Finalize`."""
         frames: list[Frame] = []
         item, self._open = self._open, None
         if item is not None:
@@ -123,10 +124,10 @@ class Items:
         self._committed.append(None)
         return frames
 
-    # What the service says
+    # Results of the service
 
     def add(self, result: Result) -> list[Frame]:
-        """Tell what a result brings."""
+        """Take a result; return the events that it causes."""
         frames: list[Frame] = []
         self._text = result.text
         self._from = min(self._from, len(result.text))  # a worker without a snapshot may have less
@@ -151,7 +152,7 @@ class Items:
         return frames
 
     def fail(self, kind: str, code: str, message: str) -> list[Frame]:
-        """Return what says that the items failed whose transcripts were to come: the stream has."""
+        """Return the events that fail all items without a transcript: the stream has failed."""
         items = (*(ended.item for ended in self._ended), *self._committed)
         failed = [item for item in items if item is not None]
         self._ended.clear()
@@ -166,7 +167,7 @@ class Items:
             return
         item = self._open
         if item is not None and item.in_speech:
-            return  # told by a worker that began without a snapshot
+            return  # reported by a worker that began without a snapshot
         if item is None:
             start_ms = max(self._end_ms, now_ms - _MIN_SPEECH_MS - self.padding_ms)
             item = self._open = self._new(start_ms)
@@ -213,7 +214,7 @@ class Items:
     # Text
 
     def _tell_added(self, frames: list[Frame]) -> None:
-        """Send what is added to the item whose text goes on, where that is certain."""
+        """Send the new text as a delta of the item to which it belongs, if that is certain."""
         if any(ended.item is not None for ended in self._ended):
             return
         if self._committed:
@@ -226,13 +227,13 @@ class Items:
             self._tell_up_to(item, self._gained(), frames)
 
     def _gained(self) -> str:
-        """Return the text of no finished item, without late marks of the words before: finals have those."""
+        """Return the text of no finished item, without late marks of the words before, which finals have."""
         text = self._text[self._from :]
         return (text if self._none_finished else without_late_marks(text)).lstrip()
 
     def _tell_up_to(self, item: _Item, text: str, frames: list[Frame]) -> None:
         added = text.removeprefix(item.sent)
-        # A delta takes nothing back: text that another worker has replaced stands in `completed` alone.
+        # A delta cannot retract text: text that another worker has replaced is in `completed` alone.
         if added and text.startswith(item.sent):
             frames.append(self._transcription("delta", item, delta=added))
             item.sent = text
@@ -247,14 +248,14 @@ class Items:
             self._from = at + len(utterance.text)
 
     def _give_up(self, frames: list[Frame]) -> None:
-        """Complete an item without the final of its utterance: by all text of no other item."""
+        """Complete an item whose utterance got no final, with all text of no other item."""
         item = self._ended.popleft().item
         if item is not None:
             self._complete(item, self._gained(), (item.end_ms - item.start_ms) / 1000, frames)
             self._from = len(self._text)
 
     def _answered(self, frames: list[Frame]) -> None:
-        """Note that all audio before a commit or a clear is said, finals of utterances included."""
+        """Note that all text before a commit or a clear has come, finals of utterances included."""
         while self._ended:
             self._give_up(frames)
         item = self._committed.popleft()
@@ -276,7 +277,7 @@ class Items:
         self._none_finished = False
 
     def _take_words(self, transcript: str) -> list[Word]:
-        """Return the words that stand in a transcript."""
+        """Remove the words of a transcript from the waiting words, and return them."""
         taken, self._words = words_of_texts(self._words, [transcript])
         return taken
 

@@ -1,4 +1,4 @@
-"""What a prompt says of the words to come: clients send a sentence or a list; a list is phrases."""
+"""Phrases of a prompt: clients send a sentence or a list, and a list is taken as phrases."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Final
 
 from common.phrases import MAX_PHRASE_CHARS, MAX_PHRASES, MAX_PHRASES_BYTES, Phrase
 
-# A part of a list with more words is a part of a sentence.
+# A part with more words is taken for a part of a sentence.
 MAX_WORDS: Final = 4
 _BETWEEN: Final = re.compile(r"[,;\n]")
 _AROUND: Final = " \t\r.!?\"'“”"
 
 
 def phrases_of(prompt: str | None, keywords: Sequence[Phrase] = ()) -> tuple[Phrase, ...]:
-    """Return the keywords, and behind them those of a prompt that is a list.
+    """Return the keywords, followed by the phrases of a prompt that is a list.
 
     A list has commas, semicolons or line breaks between its parts, each of `MAX_WORDS` words at most, and
-    may have a heading with a colon.  Of any other prompt nothing is taken.  A prompt is never refused: its
-    phrases are optional, and what is beyond the bounds of a stream's phrases is left out.
+    may have a heading with a colon. Any other prompt is ignored. A prompt is never refused: its phrases are
+    optional, and phrases beyond the bounds of a stream are left out.
     """
     phrases = list(keywords)
     known = {phrase.text for phrase in phrases}

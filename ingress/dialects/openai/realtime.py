@@ -1,7 +1,7 @@
 """OpenAI's realtime transcription (docs/openai.md): audio as base64 in events, items out.
 
-A fault of the client's is an `error` event, and the session goes on. What else ends a session is told by the
-close frame alone where trying again may help: clients take an `error` event for the end of all trying.
+A fault of the client is answered by an `error` event, and the session goes on. If a session ends for a cause
+after which trying again may help, the close frame alone says so: clients give up after an `error` event.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from ingress.http.refusal import Refusal
 from ingress.media.wanted import MediaWanted
 from ingress.request import Request
 
-# Sessions have no end of their own; clients want a time: the first second of the year 2100.
+# Sessions have no end of their own, but clients want a time: the first second of the year 2100.
 _EXPIRES_AT: Final = 4_102_444_800
 _MIN_COMMIT_MS: Final = 100
-# As OpenAI has it; a longer one is not repeated.
+# OpenAI's bound; a longer id is not repeated.
 _MAX_EVENT_ID: Final = 512
-# Audio may come before its configuration (Pipecat's does). So much of it waits, a second of the usual format.
+# Audio may come before its configuration (Pipecat's does). A second of audio in the usual format may wait.
 _MAX_EARLY_BYTES: Final = 48_000
-# To learn the shape of a client's messages that all differ costs more than the parser that it spares.
+# Learning the shapes of messages that all differ costs more than the JSON parser that they save.
 _MAX_SHAPES: Final = 8
 _BETA_HEADER: Final = "openai-beta"
 _BETA_PROTOCOL: Final = "openai-beta.realtime-v1"
@@ -66,9 +66,9 @@ _FIXED: Final = "cannot change any more: the session has audio"
 class RealtimeDialect:
     """One connection's side of the protocol (a `Dialect`).
 
-    session: what the connection is set to from the start.
-    is_settled: audio need not wait for a `session.update`.
-    beta: the client speaks the beta's shapes.
+    session: the configuration from the start.
+    is_settled: whether audio need not wait for a `session.update`.
+    beta: whether the client speaks the beta's shapes.
     """
 
     __slots__ = (
@@ -103,18 +103,18 @@ class RealtimeDialect:
         self._items = Items(self._events)
         self._items.beta = beta
         self._is_settled = is_settled
-        self._begun: Session | None = None  # what the stream was begun with
+        self._begun: Session | None = None  # the configuration with which the stream was begun
         self._early = bytearray()
         self._num_samples = 0
         self._shape: AudioShape | None = None
         self._shapes_in_vain = 0
-        self._event_id: str | None = None  # of the event that is being read
+        self._event_id: str | None = None  # id of the event that is being read
         self.options = StreamOptions()
         self._set(session)
 
     @staticmethod
     def of(request: Request) -> RealtimeDialect:
-        """Return the dialect of a connection that a request asks for."""
+        """Return the dialect for the connection that a request opens."""
         held = "" if request.client is None else request.client.session
         session = Session().updated(orjson.loads(held)) if held else Session()
         model = parse_qs(request.query).get("model")
@@ -137,7 +137,7 @@ class RealtimeDialect:
     # From the client
 
     def decode_text(self, data: bytes) -> Heard:
-        """Take one event. If it has a fault, answer with an `error` event."""
+        """Decode one event. If it has a fault, reply with an `error` event."""
         shape = self._shape
         if shape is not None:
             audio = shape.read(data)
@@ -211,7 +211,7 @@ class RealtimeDialect:
         return audio
 
     def _settle(self) -> Iterator[Audio]:
-        """Take the audio that waits: the configuration is known, or nobody will say it."""
+        """Yield the audio that waited: the configuration is known, or will not come."""
         self._is_settled = True
         early, self._early = bytes(self._early), bytearray()
         try:
@@ -223,7 +223,7 @@ class RealtimeDialect:
                 yield audio
 
     def _taken(self, payload: bytes) -> Audio | None:
-        """Return the samples of a payload; None where it has none."""
+        """Return the samples of a payload; None if it has none."""
         try:
             audio = self._input.binary(payload)
             self._input.check(audio)
@@ -272,7 +272,7 @@ class RealtimeDialect:
         return [*heard, *self._settle()]
 
     def _changed_session(self, fields: dict[str, Any]) -> list[ClientMessage]:
-        """Configure the session anew; return messages for its stream, if it has begun. Raises EventFault."""
+        """Update the session; return messages for its stream, if it has begun. Raises EventFault."""
         before, session = self._session, self._session.updated(fields.get("session"))
         if self._begun is not None:
             _check_change(self._begun, session)
@@ -297,11 +297,11 @@ class RealtimeDialect:
     # To the client
 
     def resumed(self, options: StreamOptions, sample_rate: int) -> None:
-        """Clients of this protocol cannot go on with a stream."""
+        """Never called: no client resumes a stream in this protocol."""
         raise AssertionError("a realtime session was resumed")
 
     def encode(self, message: ServerMessage, stream: int) -> list[Frame]:
-        """Write what a message says; most say nothing here."""
+        """Encode a message; most messages have no event in this protocol."""
         match message:
             case Result():
                 return self._items.add(message)
@@ -314,7 +314,7 @@ class RealtimeDialect:
         return []
 
     def _encode_error(self, error: ErrorMessage) -> list[Frame]:
-        """Encode the items that will not be finished, and an `error` if the client would do wrong again."""
+        """Encode the failed items, and an `error` event if trying again would not help."""
         is_fault = ERROR_SPECS[ErrorCode(error.code)].fault is Fault.CLIENT
         kind, code = INVALID_REQUEST if is_fault else SERVER_ERROR, code_of(error.code)
         frames = self._items.fail(kind, code, error.message)
@@ -323,14 +323,14 @@ class RealtimeDialect:
         return frames
 
     def merge(self, earlier: object, later: object) -> None:
-        """Nothing is said twice, so there is nothing to merge."""
+        """Return None: no two events say the same, so none can be merged."""
 
     def farewell(self, error: StreamError | None) -> Farewell:
-        """How to close after an error, or in good order."""
+        """Return code and reason of the close after an error; None is a normal close."""
         return farewell_of(error)
 
     def refusal(self, error: StreamError) -> Refusal:
-        """How to answer where the WebSocket is not opened: before that a key's limits are looked at."""
+        """Return the answer where the WebSocket is not opened: a key's limits are checked before that."""
         over_limit = error.code is ErrorCode.OVER_LIMIT
         status = HTTPStatus.TOO_MANY_REQUESTS if over_limit else HTTPStatus.SERVICE_UNAVAILABLE
         return openai_refusal(Refusal(status, error.message))
@@ -353,7 +353,7 @@ def _check_change(begun: Session, session: Session) -> None:
         raise EventFault("invalid_value", f"'include' {_FIXED}.", "session.include")
     turns = session.turns
     if turns is None:
-        return  # the client may cut by itself at any time
+        return  # the client may begin to end items itself at any time
     if begun.turns is None or turns.applied(StreamOptions()) != begun.turns.applied(StreamOptions()):
         raise EventFault(
             "invalid_value", f"The turn detector {_FIXED}.", "session.audio.input.turn_detection"

@@ -1,6 +1,6 @@
-"""The configuration of a realtime session: today's shape and that of the beta, read and shown.
+"""The configuration of a realtime session, read and written in today's shape and in that of the beta.
 
-Only what an update names changes. Fields that are not known are ignored, as newer clients send them.
+An update changes only the fields that it names. Unknown fields are ignored, since newer clients send them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ingress.dialects.openai.prompt import phrases_of
 from ingress.dialects.openai.turns import ServerVad, Turns, read_turns
 
 LOGPROBS: Final = "item.input_audio_transcription.logprobs"
-# Who names one of these and no `turn_detection` cuts the items itself.
+# A client that names one of these and no `turn_detection` ends the items itself.
 _MANUAL_MODELS: Final = frozenset(("gpt-realtime-whisper", "gpt-live-transcribe"))
 _DEFAULT_MODEL: Final = "parakeet"
 _DELAYS: Final = ("minimal", "low", "medium", "high", "xhigh")
@@ -33,7 +33,7 @@ _MAX_LIST: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
-    """How audio comes: OpenAI's name of today, ours, and the samples of a second."""
+    """The format of audio: OpenAI's name of today, this service's encoding, and the rate in Hz."""
 
     name: str
     encoding: Encoding
@@ -56,7 +56,7 @@ _NAMES_IN_BETA: Final = {name: beta for beta, name in _BETA_NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What a client says of the words to come. Keywords are phrases; the rest is taken and shown."""
+    """The client's hints about the words to come. Keywords become phrases; the rest is only shown."""
 
     prompt: str | None = None
     keywords: tuple[str, ...] = ()
@@ -66,10 +66,10 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a session is set to.
+    """The configuration of a session.
 
-    stated_turns: what the client said of `turn_detection`, where `states_turns`.
-    delay, noise_reduction: taken and shown, without effect.
+    stated_turns: the client's `turn_detection`, where `states_turns`.
+    delay, noise_reduction: accepted and shown, without effect.
     """
 
     audio: AudioFormat = _PCM
@@ -83,19 +83,19 @@ class Session:
 
     @property
     def turns(self) -> Turns | None:
-        """Who ends items: the turn detector, or None, the client."""
+        """The turn detection that ends items; None where the client ends them."""
         if self.states_turns:
             return self.stated_turns
         return None if self.model in _MANUAL_MODELS else ServerVad()
 
     @property
     def phrases(self) -> tuple[Phrase, ...]:
-        """What a stream of this session is likely to hear."""
+        """The phrases of a stream of this session."""
         keywords = tuple(Phrase(" ".join(word.split())) for word in self.hints.keywords)
         return phrases_of(self.hints.prompt, keywords)
 
     def named(self, model: str) -> Session:
-        """Return the session with another name of its model; all name the same one here."""
+        """Return the session with another model name; all names stand for the cluster's one model."""
         return replace(self, model=model[:_MAX_NAME])
 
     @property
@@ -184,7 +184,7 @@ class Session:
         return replace(self, noise_reduction=kind)
 
     def shown(self) -> dict[str, Any]:
-        """Return what `session.updated` has of it."""
+        """Return the object of `session.updated`."""
         noise = None if self.noise_reduction is None else {"type": self.noise_reduction}
         return {
             "audio": {
@@ -199,7 +199,7 @@ class Session:
         }
 
     def shown_in_beta(self) -> dict[str, Any]:
-        """Return what `transcription_session.updated` has of it."""
+        """Return the object of `transcription_session.updated`."""
         noise = None if self.noise_reduction is None else {"type": self.noise_reduction}
         return {
             "input_audio_format": _NAMES_IN_BETA[self.audio.name],
@@ -222,7 +222,7 @@ class Session:
         return shown
 
 
-# What only today's shape has.
+# Fields that only today's shape has.
 _MODERN: Final = frozenset(("audio", "type"))
 
 

@@ -1,4 +1,4 @@
-"""`turn_detection` of a session: who decides where an item ends, and what that asks of our turn detector."""
+"""`turn_detection` of a session: who ends an item, and the options of the turn detector for it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Final
 from common.options import StreamOptions
 from ingress.dialects.openai.faults import invalid
 
-# The longest silence within an item, by eagerness, as OpenAI has it.
+# OpenAI's longest silence within an item, by eagerness.
 _LONGEST_WAIT_MS: Final = {"low": 8000, "medium": 4000, "high": 2000, "auto": 4000}
 _MAX_MS: Final = 60_000
 _MIN_SILENCE_MS: Final = 32
-# What the detector takes; beyond, the nearest that it takes is meant.
+# The detector's bounds; a value beyond them is replaced by the nearest bound.
 _MIN_THRESHOLD: Final = 0.05
 _MAX_THRESHOLD: Final = 0.95
 
@@ -50,9 +50,9 @@ class ServerVad:
 
 @dataclass(frozen=True, slots=True)
 class SemanticVad:
-    """The model's `<EOU>` and smart-turn end an item, where the worker has them; silence does in the end.
+    """The model's `<EOU>` and smart-turn end an item, where the worker has them, and else a long silence.
 
-    eagerness: how long that silence is.
+    eagerness: the length of that silence.
     """
 
     eagerness: str = "auto"
@@ -77,9 +77,9 @@ Turns = ServerVad | SemanticVad
 
 
 def read_turns(value: object, param: str, before: Turns | None) -> Turns | None:
-    """Read the member `turn_detection`; None, JSON's null, leaves the ends of items to the client.
+    """Parse the member `turn_detection`; None, JSON's null, leaves the ends of items to the client.
 
-    before: what was said earlier; fields that are missing keep its values. Raises EventFault.
+    before: the earlier value; missing fields keep its values. Raises EventFault.
     """
     if value is None:
         return None
