@@ -1,1 +1,1 @@
-"""The worker: claims streams, decodes their audio in batches on one device, and writes their results."""
+"""The worker: it claims streams, decodes their audio in batches on one device, and writes their results."""

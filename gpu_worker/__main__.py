@@ -1,4 +1,4 @@
-"""``python -m gpu_worker``: one worker: a process, or a group of lanes."""
+"""``python -m gpu_worker``: runs one worker, which is a process or a group of lanes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpu_worker.worker import Worker
 
 
 def main() -> int:
-    """Load the engine, then serve until a signal; returns the exit status."""
+    """Load the engine, then serve until a signal; return the exit status."""
     open_missing()
     if parse_or_exit("worker").lanes > 1:
         return run(Group, GroupMonitor)

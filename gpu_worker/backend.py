@@ -1,4 +1,4 @@
-"""From settings to an engine that is ready to step: the model is loaded, and every stage is warm."""
+"""Builds the engine that the settings name: loads the model, and warms every stage up."""
 
 from __future__ import annotations
 
@@ -30,38 +30,41 @@ _WARM_UP_S: Final = 2
 
 
 class Elsewhere(Protocol):
-    """A process that has the device.  For any thread."""
+    """Another process that owns the device, as its worker sees it. For any thread."""
 
     def in_hand(self) -> Collection[StreamId]:
-        """Return this worker's streams that it may have died, or hang, of."""
+        """Return this worker's streams that may have caused its death or hang."""
 
     def is_waited_for(self) -> bool:
-        """Whether the engine does nothing but wait for it."""
+        """Return whether the engine does nothing but wait for that process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """An engine, and the words that say what it runs, for the worker's hash and the log."""
+    """An engine, with its description for the worker's hash and the log."""
 
     engine: SpeechEngine
     description: dict[str, str]
     served: ServedModel
-    """What all workers of a cluster run alike."""
+    """The model and options that all workers of a cluster have in common."""
     wake_with: Callable[[Callable[[], None]], None]
-    """Takes what wakes the engine's thread when work that runs beside it is done."""
+    """Sets the callback that wakes the engine's thread when work beside it is done."""
     capacity: Capacity | None = None
-    """What it carries in real time; None where that was not measured."""
+    """The streams that it carries in real time; None where that was not measured."""
     elsewhere: Elsewhere | None = None
-    """What is known of the process with the device, where that is another one."""
+    """The process that owns the device, where that is another one; else None."""
     counts: Callable[[], Mapping[str, int | float]] = dict
-    """Counters of that work, for the worker's hash; called from any thread."""
+    """Returns the counters of work beside the engine, for the worker's hash; called from any thread."""
     vocabulary: bytes | None = None
     prompt: PromptConfig | None = None
     """See `gpu_worker.steps.factory.BuiltEngine`."""
 
 
 def make_backend(settings: WorkerSettings, *, rings: AllocateRings | None = None) -> Backend:
-    """Load what the settings name; `rings` makes the memory of audio. Raises SettingsError and ModelError."""
+    """Load the backend that the settings name. Raises SettingsError and ModelError.
+
+    rings: allocates the memory of audio; None for the default.
+    """
     if settings.phrases_file and settings.backend != "native":
         raise SettingsError(f"--phrases-file is given, but --backend {settings.backend} boosts no phrases.")
     if settings.backend == "null":
@@ -115,7 +118,7 @@ def make_backend(settings: WorkerSettings, *, rings: AllocateRings | None = None
 
 
 def _capacity(engine: SpeechEngine, settings: WorkerSettings) -> Capacity | None:
-    """Measure what the engine carries, for as long as the settings allow."""
+    """Measure the capacity of the engine, for as long as the settings allow."""
     seconds = settings.measure_capacity_s
     if not seconds:
         return None
@@ -128,7 +131,7 @@ def _capacity(engine: SpeechEngine, settings: WorkerSettings) -> Capacity | None
 
 
 def _warm_up(engine: Engine) -> None:
-    """Run every stage, so that no stream pays for what happens at a first call."""
+    """Run every stage once, so that no stream pays the cost of a first call."""
     started = time.monotonic()
     stream = StreamId(-1)
     noise = np.random.default_rng(0).standard_normal(_WARM_UP_S * ENGINE_SAMPLE_RATE, dtype=np.float32)

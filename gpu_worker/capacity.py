@@ -1,9 +1,9 @@
-"""How many streams an engine carries in real time, measured before it serves any.
+"""Measures how many streams an engine carries in real time, before it serves any.
 
-Streams of noise that are as old as the model's left context have a chunk each, again and again: one stream,
-then four, sixteen and so on. That is the time of a step as a function of its rows. Real time is what leaves a
-fifth of a chunk's duration to all that is no step. Beyond the rows that were measured, their last slope goes
-on.
+Streams of noise that are as old as the model's left context bring one chunk each, again and again: one
+stream, then four, sixteen and so on. This yields the time of a step as a function of its rows. An engine
+keeps up with real time if its steps leave a fifth of a chunk's duration to all other work. Beyond the
+measured rows, the last slope is extrapolated.
 """
 
 from __future__ import annotations
@@ -20,28 +20,30 @@ from common.options import StreamOptions
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, EngineError
 
-# Of a chunk's duration, what steps may take.
+# Share of a chunk's duration that steps may take.
 BUSY_SHARE: Final = 0.8
 # The longest left context of the published models is 70 frames of 80 ms.
 _AGE_S: Final = 5.6
-# Of the time that there is, what growing old may take.
+# Share of the measurement's time for reaching that age.
 _AGEING_SHARE: Final = 0.3
 _ROUNDS: Final = 3
 _GROWTH: Final = 4
-# An estimate goes so many times beyond the rows that were measured, and no further.
+# An estimate goes at most this many times beyond the measured rows.
 _MAX_BEYOND: Final = 8
 _LOUDNESS: Final = 0.1
-# No stream of a client has these.
+# Ids that no client's stream has.
 _FIRST_ID: Final = -2
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What was measured.
+    """The measured capacity of an engine.
 
-    num_streams: that are carried in real time.   num_measured: most that had a chunk at once; 0 of a lane,
-    which has its part of what its group measured.   step_s: duration of a round of so many.
-    is_least: the bound of the estimate was reached.
+    num_streams: streams that are carried in real time.
+    num_measured: most streams that had a chunk at once; 0 for a lane, which has a share of its group's
+        capacity.
+    step_s: duration of a round of `num_measured` streams, in seconds.
+    is_least: whether `num_streams` is a lower bound, since the bound of the estimate was reached.
     """
 
     num_streams: int
@@ -50,11 +52,11 @@ class Capacity:
     is_least: bool
 
     def shared_by(self, num_lanes: int) -> Capacity:
-        """Return what each of so many lanes carries."""
+        """Return the capacity of each of `num_lanes` lanes."""
         return Capacity(self.num_streams // num_lanes, 0, 0.0, self.is_least)
 
     def __str__(self) -> str:
-        """Return the words of the log."""
+        """Return the text for the log."""
         least = "at least " if self.is_least else ""
         if self.num_measured:
             how = f"{self.num_measured} at once took {self.step_s * 1000:.1f} ms"
@@ -64,10 +66,10 @@ class Capacity:
 
 
 def measure_capacity(engine: SpeechEngine, seconds: float) -> Capacity | None:
-    """Measure for about so many seconds, twice as many at most but for a step that runs.
+    """Measure the capacity for about `seconds`, and at most twice as long, apart from the running step.
 
-    None where the engine had no room for a stream. The engine has no stream before, and none after it; its
-    counters are as they were.
+    Returns None where the engine had no room for a stream. The engine must have no stream before; it has none
+    afterwards, and its counters are unchanged.
     """
     before = engine.stats.copied()
     rounds = _Rounds(engine)
@@ -100,7 +102,7 @@ def _measured(rounds: _Rounds, deadline: float, seconds: float) -> Capacity | No
 def _estimate(points: list[tuple[int, float]], limit_s: float) -> Capacity:
     rows, step_s = points[-1]
     fewer, less_s = points[-2] if len(points) > 1 else (0, 0.0)
-    # A larger batch is never faster; where it was, that is the clock's.
+    # A larger batch is never faster; where it was, the clock was inexact.
     slope_s = max((step_s - less_s) / (rows - fewer), step_s / rows / _MAX_BEYOND, 1e-9)
     estimate = int(rows + (limit_s - step_s) / slope_s)
     most = _MAX_BEYOND * rows
@@ -108,9 +110,9 @@ def _estimate(points: list[tuple[int, float]], limit_s: float) -> Capacity:
 
 
 class _Rounds:
-    """Streams of noise that have a chunk each in a round.
+    """Rounds of streams of noise: each stream has one chunk in a round.
 
-    is_full: the engine has had no room for one of them.
+    is_full: whether the engine had no room for one of the streams.
     """
 
     def __init__(self, engine: SpeechEngine) -> None:
@@ -126,10 +128,10 @@ class _Rounds:
         self._noise = (noise.clip(-1, 1) * 32_767).astype(np.int16)
 
     def grow_old(self, deadline: float) -> None:
-        """Have one stream that is some seconds old, or as old as there is time for."""
+        """Open one stream and age it by some seconds, or as far as time permits."""
         clock = self._engine.clock
         stream = self._open()
-        # A stream's first chunk is whole a little before a chunk's samples are there.
+        # A stream's first chunk is complete with slightly fewer samples than a chunk's.
         self._engine.feed(stream, self._noise[: clock.samples_of_chunks(1)])
         self._land()
         for _ in range(round(_AGE_S / self.chunk_s)):
@@ -141,7 +143,7 @@ class _Rounds:
             self._snapshot = self._engine.snapshot(stream, whole=True).to_bytes()
 
     def widen(self, num_streams: int) -> None:
-        """Have so many streams, all equally old."""
+        """Open more streams of the same age, up to `num_streams`."""
         while not self.is_full and len(self._streams) < num_streams:
             try:
                 self._open()
@@ -149,8 +151,8 @@ class _Rounds:
                 self.is_full = True
 
     def median_s(self) -> float:
-        """Duration of a round, in seconds."""
-        self._run()  # the first pays for what is new
+        """Return the median duration of a round, in seconds."""
+        self._run()  # the first round pays for new shapes
         times = []
         for _ in range(_ROUNDS):
             began = time.perf_counter()
@@ -176,7 +178,7 @@ class _Rounds:
     def _run(self) -> None:
         for stream in self._streams:
             self._engine.feed(stream, self._noise)
-        # Where a device works beside the host, the last step of a round is read in the next one.
+        # If a device works beside the host, the last step of a round is read in the next round.
         for _ in range(-(-len(self._streams) // self._engine.steps.shape.max_rows)):
             self._step()
 

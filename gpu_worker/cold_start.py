@@ -1,10 +1,11 @@
-"""Streams that an engine takes up without their snapshot: where it begins, and what it says of them.
+"""Cold start of a stream: an engine goes on from a checkpoint without its snapshot.
 
-A snapshot is of no use to an engine of another layout: another compute type (a worker on CPU beside one on
-CUDA), or another release. The audio before the checkpoint is gone by then. So the engine begins anew at the
-checkpoint, with what Redis still has of the stream: the audio since then, and the text before. It hears the
-next words without what came before them, so the first of them may differ from those that the stream's last
-owner heard.
+An engine of another layout cannot use a snapshot: one with another compute type (a worker on CPU beside one
+on CUDA), or of another release. The audio before the checkpoint is gone by then. So the engine begins anew at
+the
+checkpoint, with the data that Redis still has of the stream: the audio since then, and the text before. It
+decodes the next words without their left context, so the first of them may differ from the words that the
+stream's last owner recognised.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _FRAME_SAMPLES = ENGINE_SAMPLE_RATE * 80 // 1000
 
 
 def base_at(checkpoint: Checkpoint) -> Base:
-    """Where an engine begins that cannot go on from the snapshot of a checkpoint."""
+    """Return the base at which an engine begins that cannot use the snapshot of a checkpoint."""
     return replace(
         checkpoint.base,
         samples=checkpoint.samples_decoded,
@@ -29,7 +30,7 @@ def base_at(checkpoint: Checkpoint) -> Base:
 
 
 def acknowledgement(stream: StreamId, samples: int) -> StreamOutput:
-    """Return what is said of audio before the checkpoint, up to so many samples: it is needed no more."""
+    """Return the output that acknowledges audio before the checkpoint, up to `samples`."""
     return StreamOutput(
         stream=stream,
         samples_decoded=samples,

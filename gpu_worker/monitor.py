@@ -1,4 +1,4 @@
-"""What a worker shows an operator: its metrics and its health, from before its model is loaded."""
+"""Metrics and health of a worker, served from before its model is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FRAME_S = 0.08
 class WorkerMonitor:
     """The metrics port of a worker; without --metrics-port it does nothing.
 
-    Its answers come from a thread of its own, so they also tell of an engine that hangs.
+    A thread of its own answers, so that it also reports an engine that hangs.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -41,16 +41,16 @@ class WorkerMonitor:
             self._server.start()
 
     def watch(self, worker: Worker) -> None:
-        """Show this worker from now on; its model is loaded."""
+        """Report on this worker from now on; its model is loaded."""
         self._worker = worker
 
     def close(self) -> None:
-        """Give the port back."""
+        """Close the port."""
         if self._server is not None:
             self._server.close()
 
     def _why_not_live(self) -> list[str]:
-        # A model that loads may take its time; the start-up probe bounds that.
+        # Loading a model may take long; the start-up probe bounds it.
         worker = self._worker
         if worker is not None and worker.engine_busy_s > self._settings.step_timeout_ms / 1000:
             return ["engine"]
@@ -101,7 +101,7 @@ class WorkerMonitor:
 
 
 def cuda_memory() -> dict[str, int]:
-    """GPU memory of this process as torch counts it, for a process that has loaded torch."""
+    """Return the bytes of GPU memory that torch counts for this process, which has loaded torch already."""
     import torch
 
     if not torch.cuda.is_available():

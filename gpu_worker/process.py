@@ -1,4 +1,4 @@
-"""A worker process from its first line to its last: settings, log, signals, exit status."""
+"""The frame of a worker process: settings, log, signals, exit status."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 class Service(Protocol):
-    """What a process runs: a worker, or a group of lanes (gpu_worker/lanes)."""
+    """The service of a process: a worker, or a group of lanes (gpu_worker/lanes)."""
 
     def run(self) -> int:
-        """Serve until a signal or a failure; returns the exit status."""
+        """Serve until a signal or a failure; return the exit status."""
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
+        """Handle a signal to stop."""
 
     def fail(self, error: BaseException) -> None:
         """End for an error in a thread."""
@@ -40,21 +40,21 @@ _Watched = TypeVar("_Watched", bound=Service, contravariant=True)
 
 
 class Monitor(Protocol[_Watched]):
-    """What a process shows an operator, from before its model is loaded."""
+    """Metrics and health of a process, from before its model is loaded."""
 
     def watch(self, service: _Watched, /) -> None:
-        """Show this service from now on."""
+        """Report on this service from now on."""
 
     def close(self) -> None:
-        """Show nothing more."""
+        """Close the port."""
 
 
 def run(
     make: Callable[[WorkerSettings], _Service], make_monitor: Callable[[WorkerSettings], Monitor[_Service]]
 ) -> int:
-    """Make the worker that the flags ask for, and let it serve until a signal; returns the exit status.
+    """Make the worker that the flags ask for, and serve until a signal; return the exit status.
 
-    make_monitor: makes what shows it to an operator.
+    make_monitor: makes the monitor of the process.
     """
     open_missing()
     settings = parse_or_exit("worker")
@@ -85,7 +85,7 @@ def run(
 
 
 def _thread_failed(worker: Service, failed: threading.ExceptHookArgs) -> None:
-    """End the worker because any of its threads ended with an error: some work is left undone."""
+    """End the worker because one of its threads has ended with an error, and its work is undone."""
     name = failed.thread.name if failed.thread is not None else "?"
     error = failed.exc_value or failed.exc_type()
     logger.critical("the thread %s failed", name, exc_info=error)
@@ -93,8 +93,8 @@ def _thread_failed(worker: Service, failed: threading.ExceptHookArgs) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process: daemon threads may be inside torch or a blocking read, and are not waited for."""
+    """End the process at once: daemon threads may be inside torch or a blocking read, and are not joined."""
     logging.shutdown()
-    with contextlib.suppress(OSError):  # nobody reads the log any more
+    with contextlib.suppress(OSError):  # the reader of the log may have gone
         sys.stdout.flush()
     os._exit(status)

@@ -1,7 +1,7 @@
 """``python -m gpu_worker.quarantined``: a worker that runs suspects (see quarantine.py and suspects.py).
 
-Started by a worker, with its flags and a name under which the suspects' assignments are pending. A line on
-stdin says that there are more. It ends when stdin closes, or without suspects for a while.
+A worker starts it, with its flags and a name under which the suspects' assignments are pending. A line on
+stdin announces more suspects. It ends when stdin closes, or without suspects for a while.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _follow_stdin(worker: Worker) -> None:
     try:
         while os.read(0, 512):
             worker.look_for_suspects()
-    finally:  # the process never outlives the worker that started it, nor what it cannot hear from
+    finally:  # the process never outlives the worker that started it
         worker.request_stop(signal.SIGTERM, None)
 
 

@@ -1,8 +1,9 @@
-"""Streams that are finalized while they go on: each part is a stream of its own to the engine.
+"""The parts of streams between `finalize` requests: each part is a stream of its own to the engine.
 
-`finalize` asks for what the end of a stream would give. So the engine ends there what it has, and begins
-anew with the audio behind it, which waits here until the engine has said its last of the part before. What
-that was chosen over, and what it costs in words: benchmarks/finalize.py.
+`finalize` requests the result that the end of a stream would have. So the engine ends its part there, and
+begins a new part with the audio after it. That audio waits here until the engine has returned the last output
+of the part before. benchmarks/finalize.py compares this with the alternatives, and measures its cost in
+words.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Waiting = list["Samples | Finalize | ReplacePhrases | Finish"]
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """What the engine has of a stream from the middle on, and the text before."""
+    """A part that begins within a stream, and the text before it."""
 
     base: Base
     text_before: str
@@ -35,7 +36,7 @@ class _Segment:
 
 @dataclass(slots=True)
 class _Closing:
-    """A part that the engine was asked to end: who asked, its phrases, and what waits for the next part."""
+    """A part that the engine was told to end: the request, its phrases, and commands for the next part."""
 
     entry_id: bytes
     phrases: tuple[Phrase, ...]
@@ -43,15 +44,15 @@ class _Closing:
 
 
 class Segments:
-    """Parts of streams, for the thread of the engine."""
+    """The parts of all streams. For the engine's thread."""
 
     def __init__(self) -> None:
         self._segments: dict[StreamId, _Segment] = {}
         self._closing: dict[StreamId, _Closing] = {}
-        self._utterances: dict[StreamId, int] = {}  # finals so far, where there are any
+        self._utterances: dict[StreamId, int] = {}  # finals so far, of streams that have any
 
     def open(self, flow: StreamFlow) -> None:
-        """Note that the engine has a stream, from `flow.base` on."""
+        """Note that the engine has opened a stream, from `flow.base` on."""
         if flow.base is not BEGINNING:
             self._segments[flow.stream] = _Segment(flow.base, flow.text[: flow.base.text_chars])
         told = flow.owned.record.checkpoint.utterances
@@ -59,30 +60,30 @@ class Segments:
             self._utterances[flow.stream] = told
 
     def drop(self, stream: StreamId) -> None:
-        """Note that the engine has a stream no more."""
+        """Note that the engine has dropped a stream."""
         self._segments.pop(stream, None)
         self._closing.pop(stream, None)
         self._utterances.pop(stream, None)
 
     def first_sample(self, stream: StreamId) -> int:
-        """Where the part begins that the engine has, in samples of 16 kHz."""
+        """Return the beginning of the engine's part of a stream, in samples of 16 kHz."""
         segment = self._segments.get(stream)
         return segment.base.samples if segment is not None else 0
 
     def waiting(self, stream: StreamId) -> Waiting | None:
-        """Where to put what comes for a stream whose part has been closed; None for any other."""
+        """Return the queue for commands to a stream whose part is being closed; None for any other stream."""
         closing = self._closing.get(stream)
         return closing.waiting if closing is not None else None
 
     def close_part(self, stream: StreamId, entry_id: bytes, phrases: tuple[Phrase, ...] = ()) -> None:
-        """Note that the engine was asked to end its part of a stream, because of an audio entry.
+        """Note that the engine was told to end its part of a stream, because of an audio entry.
 
-        phrases: the newest ones that the stream was given.
+        phrases: the stream's newest phrases.
         """
         self._closing[stream] = _Closing(entry_id, phrases)
 
     def next_part(self, end: StreamOutput) -> tuple[tuple[Phrase, ...], Waiting]:
-        """Begin the next part behind the end of one; returns its phrases, and what waited for it."""
+        """Begin the next part after the end of one; return its phrases, and the commands that waited."""
         stream = end.stream
         closing = self._closing.pop(stream)
         base = Base(
@@ -92,7 +93,7 @@ class Segments:
         return closing.phrases, closing.waiting
 
     def told(self, outputs: Sequence[StreamOutput]) -> Sequence[StreamOutput]:
-        """Turn outputs of the engine into parts of their whole streams: the end of a part is no end."""
+        """Convert outputs about parts into outputs about whole streams: the end of a part is no end."""
         if self._segments or self._closing:
             outputs = [self._told(output) for output in outputs]
         for output in outputs:

@@ -1,7 +1,7 @@
-"""A worker process: starts its threads, claims and decodes streams, drains, and goes.
+"""A worker: starts its threads, claims and decodes streams, drains, and ends.
 
-Threads: the main one waits for signals; `engine` owns the engine; an `intake` and a `claimer` for each
-Redis server; `outlet` writes results; `heartbeat` keeps the lease; `sweeper` takes over and tidies up.
+Threads: the main thread waits for signals; `engine` owns the engine; each Redis server has an `intake` and a
+`claimer`; `outlet` writes results; `heartbeat` keeps the lease; `sweeper` takes streams over and cleans up.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from gpu_worker.pipeline.snapshot_writer import SnapshotWriter
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 1
-# The engine hangs: nothing can be joined any more.
+# Exit status where the engine hangs: no thread can be joined any more.
 EXIT_HUNG: Final = 70
 
 _WAIT_S: Final = 1.0
-# Of the time to stop, what is kept for the last words to Redis, after which nothing is held; and once more,
-# before whoever started the worker kills it.
+# Part of the time to stop that is kept for the last commands to Redis, after which nothing is held; and the
+# same again, before the process that started the worker kills it.
 _LEAVE_S: Final = 2.0
 _MIN_SWEEP_S: Final = 0.05
 _MAX_SWEEP_S: Final = 1.0
-# When cycles are looked for.  A stream is some dozen objects, and leaves no cycle when it ends: with Python's
-# own numbers all objects were looked through nine times while 14,000 streams opened, 80 ms each, in which no
-# step began.
+# Thresholds of the garbage collector. A stream has some dozen objects, and leaves no cycle when it ends. With
+# Python's defaults all objects were scanned nine times while 14,000 streams opened, for 80 ms each, in which
+# no step began.
 COLLECT_AFTER: Final = (4_000, 10, 100)
 
 
@@ -76,20 +76,20 @@ class _Part(Protocol):
 
 
 class _Stoppable(_Part, Protocol):
-    """One of several that end at once."""
+    """A part that is ended together with others of its kind."""
 
     def request_stop(self) -> None:
         """Begin to end."""
 
     def stop(self, timeout_s: float) -> bool:
-        """End, within a time."""
+        """End within `timeout_s`; return whether it has ended."""
 
 
 class Worker:
-    """Everything of one worker process. Made after the engine is warm, so that its lease means service.
+    """One worker with all its parts. Made after the engine is warm, so that a lease means service.
 
-    quarantined: run the suspects that are pending under this name, and take nothing else (suspects.py).
-    quarantine_module: what this worker starts for suspects (quarantine.py).
+    quarantined: whether to run only the suspects that are pending under this name (suspects.py).
+    quarantine_module: the module that this worker starts for suspects (quarantine.py).
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Worker:
         self._hurry = threading.Event()
         self._failure: BaseException | None = None
         self._draining = False
-        # What runs and has not been told to end. `_begin` starts a part and puts it here: so each is watched.
+        # The running parts. `_begin` starts a part and adds it here, so that each is watched.
         self._running: list[_Part] = []
         self._started_ms = unix_time_ms()
         self._window = StatsWindow(backend.engine.stats, time.monotonic())
@@ -222,23 +222,23 @@ class Worker:
 
     @property
     def capacity(self) -> int:
-        """Streams that it can own at once."""
+        """Number of streams that it can own at once."""
         return self._table.capacity
 
     @property
     def measured_streams(self) -> int:
-        """Streams that it carries in real time, as measured at its start; 0 where that was not measured."""
+        """Number of streams that it carries in real time, as measured at its start; 0 if not measured."""
         capacity = self._backend.capacity
         return 0 if capacity is None else capacity.num_streams
 
     @property
     def engine_stats(self) -> EngineStats:
-        """Counters and gauges of the engine."""
+        """Return counters and gauges of the engine."""
         return self._backend.engine.stats
 
     @property
     def engine_busy_s(self) -> float:
-        """Seconds since the engine's turn under way began; 0 while it waits."""
+        """Return seconds since the engine's present turn began; 0 while it waits."""
         return self._engine.busy_s
 
     @property
@@ -252,15 +252,15 @@ class Worker:
         return self._draining
 
     def counts(self) -> Mapping[str, int | float]:
-        """Counters of smart-turn, where it runs."""
+        """Return counters of work beside the engine, such as smart-turn."""
         return self._backend.counts()
 
     def holds_lease(self, now: float) -> bool:
-        """Whether the lease is known to hold at this time (monotonic seconds)."""
+        """Return whether the lease is known to hold at this time (monotonic seconds)."""
         return self._heartbeat.holds_lease(now)
 
     def run(self) -> int:
-        """Serve until a signal or a failure; returns the exit status. Raises SettingsMismatch."""
+        """Serve until a signal or a failure; return the exit status. Raises SettingsMismatch."""
         if self._join_cluster():
             self._start()
         elif self._failure is None:
@@ -273,7 +273,7 @@ class Worker:
         return self._drain()
 
     def request_stop(self, number: int, _frame: FrameType | None) -> None:
-        """Signal handler: the first asks to drain, the second to hand over at once."""
+        """Handle a signal: the first asks to drain, the second to hand over at once."""
         logger.info("%s", signal.Signals(number).name)
         if self._stop.is_set():
             self._hurry.set()
@@ -287,19 +287,19 @@ class Worker:
         self._stop.set()
 
     def _take_no_more(self) -> None:
-        """Claim nothing more: what others give up, who may fail of the same, would see one more owner die."""
+        """Claim nothing more: streams of other failing workers would see one more owner die here."""
         self._sweeper.stop_taking()
         for claimer in self._claimers:
             claimer.request_stop()
 
     def look_for_suspects(self) -> None:
-        """Say to a quarantined worker that it has been given something."""
+        """Tell a quarantined worker that suspects were assigned to it."""
         self._suspects.wake()
 
     def _join_cluster(self) -> bool:
         """Agree with the cluster once every server answers; a worker may be started before Redis is.
 
-        Returns False where the worker is to stop before that. Raises UnfitRedis or SettingsMismatch.
+        Returns False if the worker has to stop before that. Raises UnfitRedis or SettingsMismatch.
         """
         servers, told = self._redis.servers, False
         while not self._stop.is_set():
@@ -323,11 +323,11 @@ class Worker:
         collect_rarely(*COLLECT_AFTER)
         self._begin(self._outlet, self._snapshots, self._engine, *self._intakes)
         if self._quarantined:
-            self._draining = True  # as far as the cluster's capacity goes
+            self._draining = True  # so that it does not count towards the cluster's capacity
             self._sweeper.stop_taking()
         else:
-            # Streams that an earlier process with this id owned: before the lease is ours again, so that
-            # nobody else has taken it for alive in between.
+            # Take back the streams of an earlier process with this id before the lease is held again, so that
+            # no other process takes that owner for alive in between.
             self._sweeper.take_own()
         self._begin(self._heartbeat, self._sweeper, *self._claimers)
         logger.info(
@@ -367,7 +367,7 @@ class Worker:
         self._owner.look_at_lost(flows, fenced=True)
 
     def _hung(self, busy_s: float) -> None:
-        """Give the streams to others and end: the engine does not come back, and nothing can be joined."""
+        """Release the streams to other workers and end: the engine does not return, so no thread is joined."""
         logger.critical("the engine has hung for %.1f s, giving up", busy_s)
         self._take_no_more()
         elsewhere = self._backend.elsewhere
@@ -384,7 +384,7 @@ class Worker:
             logger.warning("the lease could not be given back, it will lapse: %s", error)
 
     def _give_up(self) -> int:
-        """End after a failure: the streams go to other workers at once."""
+        """End after a failure: other workers get the streams at once."""
         logger.critical("the worker has failed, giving up: %r", self._failure)
         if self._heartbeat.alive:
             self._heartbeat.stop(JOIN_S)
@@ -394,16 +394,16 @@ class Worker:
         return EXIT_FAILED
 
     def _spare_bystanders(self, elsewhere: Elsewhere) -> None:
-        """Let streams go that the process with the device had not in hand: it hangs or died of none of them.
+        """Release the streams that the process with the device was not working on: they cannot be the cause.
 
-        At once, for the lease lapses soon.  What a claim under way still brings has decoded nothing here.
+        Done at once, since the lease lapses soon. Streams of a claim under way have decoded nothing here.
         """
         in_hand = elsewhere.in_hand()
         self._let_go([flow for flow in self._table.flows() if flow.stream not in in_hand])
 
     def _drain(self) -> int:
         """Take nothing new, finish what ends in time, hand the rest over."""
-        # The clock bounds the waits of the drain. This bounds what is no wait of ours, as a call of Redis.
+        # The clock bounds the waits of the drain. This bounds other waits, such as a call of Redis.
         last = threading.Timer(self._settings.drain_timeout_s + STOP_MARGIN_S - _LEAVE_S, self._out_of_time)
         last.daemon = True
         last.start()
@@ -443,7 +443,7 @@ class Worker:
             logger.info("%d streams handed over%s", left, "" if handed_over else ", not all in time")
         self._engine.stop(clock.left_s(JOIN_S))
         self._outlet.stop(clock.left_s(JOIN_S))
-        # It has had all this time to hand over what it has.
+        # The thread has had all this time to hand its streams over.
         self._quarantine.stop(clock.left_s(JOIN_S))
         for part in (self._snapshots, self._sweeper, self._heartbeat):
             part.stop(clock.left_s(JOIN_S))
@@ -456,7 +456,7 @@ class Worker:
         return 0
 
     def _wait_handed_over(self, timeout_s: float) -> bool | None:
-        """Whether all was handed over in time; None where the worker fails meanwhile: nothing more comes."""
+        """Return whether all was handed over in time; None if the worker fails meanwhile."""
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
             if self._outlet.wait_handed_over(min(_WAIT_S / 4, left_s)):
@@ -466,7 +466,7 @@ class Worker:
         return False
 
     def _end(self, clock: StopClock, most_s: float, parts: Sequence[_Stoppable]) -> None:
-        """End parts of one kind, of all servers at once, within the time for one."""
+        """End the parts of one kind, of all servers in parallel, within the time for one part."""
         for part in parts:
             self._running.remove(part)
             part.request_stop()
@@ -475,14 +475,14 @@ class Worker:
             part.stop(group.left_s(most_s))
 
     def _let_go(self, flows: Sequence[StreamFlow]) -> None:
-        """Say of streams that they are handed over, so that nobody thinks that they have killed us."""
+        """Note in Redis that streams are handed over, so that they do not count as the cause of a death."""
         try:
             self._claims.let_go([flow.owned for flow in flows], cleared=False)
         except (REDIS_ERROR, OSError) as error:
             logger.warning("streams could not be let go in order: %s", error)
 
     def _leave(self) -> None:
-        """Let the lease go; without streams, leave nothing behind."""
+        """Release the lease; if no stream is left, leave nothing of this worker in Redis."""
         self._release_lease()
         try:
             if self._claims.remove_consumer(self._worker):

@@ -1,1 +1,1 @@
-"""Which streams are this worker's, and until when."""
+"""Ownership of streams by this worker: claims, leases, takeovers and suspects."""

@@ -1,4 +1,4 @@
-"""New streams: a thread for each server, which takes what fits into free slots."""
+"""Claims new streams into free slots, with one thread for each Redis server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gpu_worker.pipeline.flow import StreamTable
 
 logger = logging.getLogger(__name__)
 
-# Streams of one read, or as many as there are shards: a burst is shared among workers in such portions.
+# Streams of one read, or as many as there are shards: workers share a burst in such portions.
 _MAX_CLAIMS: Final = 4
 _BLOCK_MS: Final = 500
-# A claimer sets slots aside while it waits. The last free ones it must not keep from the claimers of
-# other servers and from takeovers: it then looks, without waiting, this often.
+# A claimer reserves slots while it waits. It must not keep the last free slots from the claimers of other
+# servers and from takeovers: if few are free, it reads without waiting, this often.
 _LOOK_EVERY_S: Final = 0.025
 _RETRY_S: Final = 0.2
 
@@ -39,7 +39,7 @@ class Claimer:
         owner: Owner,
     ) -> None:
         self._client = blocking_client(servers, server, _BLOCK_MS)
-        # The server's number of the connection that waits, while it waits.
+        # The server's id of the waiting connection, while it waits.
         self._waiting: int | None = None
         self._redis = redis
         self._server = server
@@ -57,11 +57,11 @@ class Claimer:
         self._thread.start()
 
     def request_stop(self) -> None:
-        """Claim no more, from now on; a claim under way is finished."""
+        """Claim no more from now on; a claim under way is finished."""
         self._stop.set()
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread. False when it did not end in time."""
+        """End the thread; return False if it did not end in time."""
         self.request_stop()
         deadline = time.monotonic() + timeout_s
         while self._thread.is_alive():
@@ -72,7 +72,7 @@ class Claimer:
         return not self._thread.is_alive()
 
     def _stop_waiting(self) -> None:
-        """End the wait: a worker that drains must not be given what comes in the meantime."""
+        """End the wait: a worker that drains must not be assigned the streams that come meanwhile."""
         waiting = self._waiting
         if waiting is None:
             return
@@ -103,14 +103,14 @@ class Claimer:
     def _claim(self) -> None:
         scarce = self._table.num_free < self._plenty
         reserved = self._table.reserve(self._most)
-        if reserved < len(self._shards):  # not all are asked: the others are next
+        if reserved < len(self._shards):  # not all shards are read: the others are next
             scarce = True
             self._shards = (*self._shards[reserved:], *self._shards[:reserved])
         entries: list[AssignmentEntry] = []
         try:
             if reserved:
                 block_ms = None if scarce else _BLOCK_MS
-                # Asked each time: a connection that was lost comes back under another number.
+                # Read each time: a connection that was lost comes back under another id.
                 self._waiting = None if scarce else int(self._client.execute_command("CLIENT", "ID"))
                 if not self._stop.is_set():
                     entries = self._claims.wait(self._client, self._shards, reserved, block_ms)

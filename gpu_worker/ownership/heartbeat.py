@@ -1,7 +1,7 @@
-"""The heartbeat of a worker: its lease, and the hash that the status line reads.
+"""The heartbeat of a worker: renews its lease, and writes the hash that the status line reads.
 
-A thread and a connection of its own, so that neither a busy engine nor a slow reply delays it. It
-renews the lease only while the engine is not hung: a worker that cannot decode must lose its streams.
+It has a thread and a connection of its own, so that neither a busy engine nor a slow reply delays it. It
+renews the lease only while the engine does not hang: a worker that cannot decode must lose its streams.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpu_worker.engine.interface import EngineStats, StageStats
 
 logger = logging.getLogger(__name__)
 
-# Timings and rates of the status line are those of the last WINDOW_S.
+# Timings and rates of the status line cover the last WINDOW_S.
 WINDOW_S: Final = 5.0
 _MAX_BEAT_S: Final = 1.0
 
@@ -62,7 +62,7 @@ class StatsWindow:
         newest = self._read(now)
         readings = self._readings
         readings.append(newest)
-        # Keep one reading at or before the window's start, so that the window is never shorter than it.
+        # One reading at or before the window's start is kept, so that the window is never too short.
         while len(readings) > 2 and readings[1].at <= now - WINDOW_S:
             readings.popleft()
         oldest = readings[0]
@@ -82,7 +82,7 @@ class StatsWindow:
             # An idle engine keeps the size of its last step.
             in_flight=stats.in_flight if any(stage.window_calls for stage in stages.values()) else 0,
             ready_encode=stats.ready_streams,
-            # Every engine of ours decodes a chunk in the step that encoded it: nothing waits between.
+            # All engines decode a chunk in the step that encodes it: no chunk waits in between.
             ready_decode=0,
             turn_detection_depth=stats.turn_detection_depth,
             turn_detection_streams=stats.turn_detection_streams,
@@ -92,16 +92,16 @@ class StatsWindow:
 class Heartbeat:
     """Renews the lease and writes the report, a few times in each lease.
 
-    busy_s: how long the engine has been at one turn. report: makes the report of now.
-    agree: called with every beat; raises SettingsMismatch where the cluster has gone on to another model, and
-    so ends the worker.
-    description: further fields of the hash, which say what the worker runs.
-    counts: further counters of the hash, asked for at every beat.
-    on_lapsed: called when a renewal found that the lease had run out. on_hung: called when the engine
-    has been at one turn for longer than `step_timeout_s`; the lease is then no longer renewed.
+    busy_s: returns how long the engine's turn has taken so far. report: makes the present report.
+    agree: called with every beat; raises SettingsMismatch, which ends the worker, where the cluster has moved
+        to another model.
+    description: further fields of the hash, which describe the backend.
+    counts: returns further counters of the hash, at every beat.
+    on_lapsed: called when a renewal found that the lease had run out. on_hung: called when a turn of the
+        engine has taken longer than `step_timeout_s`; the lease is then no longer renewed.
 
-    An error that is not Redis' ends the thread, and so the worker: without a lease it would go on to claim
-    streams that others take from it.
+    An error other than Redis's ends the thread, and so the worker: without a lease it would go on to claim
+    streams that other workers take from it.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Say that the worker is there, then start the thread. Raises the client's errors."""
+        """Write the first heartbeat, then start the thread. Raises the Redis client's errors."""
         self._write()
         self._renew()
         self._last_beat = time.monotonic()
@@ -154,7 +154,7 @@ class Heartbeat:
         return self._thread.is_alive()
 
     def holds_lease(self, now: float) -> bool:
-        """Whether the lease is known to hold at this time (monotonic seconds)."""
+        """Return whether the lease is known to hold at this time (monotonic seconds)."""
         return now < self._held_until
 
     def _renew(self) -> Renewal:
@@ -172,13 +172,13 @@ class Heartbeat:
         frozen_s = now - self._last_beat - self._period_s
         self._last_beat = now
         busy_s = self._busy_s()
-        # A process that was stopped as a whole finds an old turn too; that is no hang of the engine.
+        # A process that was suspended as a whole finds an old turn too; that is no hang of the engine.
         if busy_s > self._step_timeout_s and frozen_s < self._period_s:
             self._on_hung(busy_s)
             return
         try:
             self._agree()
-            # In this order, so that who has a lease has a report: without one it takes no stream.
+            # In this order, so that a worker with a lease has a report: without one it takes no stream.
             self._write()
             renewal = self._renew()
         except (REDIS_ERROR, OSError) as error:

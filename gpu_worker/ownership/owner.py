@@ -1,4 +1,4 @@
-"""Streams as this worker's own: opened from their assignments, and let go when they are lost."""
+"""Opens assigned streams as this worker's own, and drops streams that it has lost."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from gpu_worker.pipeline.intake import Intake
 
 logger = logging.getLogger(__name__)
 
-# Streams that are opened by one round trip.  Of many, the first few tell how large snapshots are, which are
-# in memory at once; the others are as many as so many bytes allow, over all servers.
+# Streams that are opened by one round trip. The first few show how large snapshots are, since those of a
+# round trip are in memory at once; later round trips have as many streams as this many bytes allow, over all
+# servers.
 _FIRST_OPENED: Final = 8
 _MOST_OPENED: Final = 64
 _SNAPSHOT_BYTES: Final = 64 << 20
 
 
 class Owner:
-    """Makes assignments into streams of this worker, and lets lost ones go. For any thread."""
+    """Turns assignments into streams of this worker, and drops lost streams. For any thread."""
 
     def __init__(
         self,
@@ -56,14 +57,14 @@ class Owner:
         self._counting = threading.Lock()
 
     def open(self, entries: Sequence[AssignmentEntry], reserved: int, together: int = 0) -> None:
-        """Open these streams; their slots have been reserved, and more where `reserved` is larger.
+        """Open these streams. reserved: the slots reserved for them; surplus slots are released.
 
-        A portion at a time, in one round trip: of many, the first ones go on while the others are fetched.
-        Servers of Redis are asked side by side. What could not be opened stays pending for this worker, and
-        the sweep offers it again.
+        It opens a portion with each round trip: of many streams, the first go on while the others are
+        fetched. Redis servers are queried in parallel. Streams that could not be opened stay pending for this
+        worker, and the sweep offers them again.
 
         together: suspects that this process runs with each of them (`Claims.open`).
-        Raises the client's errors.
+        Raises the Redis client's errors.
         """
         self._table.unreserve(reserved - len(entries))
         by_server: dict[int, list[AssignmentEntry]] = {}
@@ -82,7 +83,7 @@ class Owner:
             future.result()
 
     def _open(self, entries: Sequence[AssignmentEntry], together: int, most_bytes: int) -> None:
-        """Open streams of one server. Raises the client's errors."""
+        """Open streams of one server. Raises the Redis client's errors."""
         left, at, count = len(entries), 0, _FIRST_OPENED
         try:
             while at < len(entries):
@@ -100,7 +101,7 @@ class Owner:
                         self._quarantine.isolate(opening.entry)
                     elif isinstance(opening, Refused):
                         self._not_opened(opening)
-                # Snapshots of streams of one model are about as large as each other.
+                # Snapshots of streams of one model have about the same size.
                 largest = max((len(one.snapshot or b"") for one in found if one is not None), default=0)
                 count = max(1, min(_MOST_OPENED, most_bytes // (largest + 1)))
         finally:
@@ -108,7 +109,7 @@ class Owner:
 
     @staticmethod
     def _not_opened(refused: Refused) -> None:
-        """Say what is wrong with one stream. Raises what is wrong with Redis, and so with all of them."""
+        """Log the fault of one stream. Raises a fault of Redis, which concerns all streams."""
         if is_passing(refused.error):
             raise refused.error
         extra = {"stream_id": refused.entry.stream}
@@ -140,12 +141,13 @@ class Owner:
         return self._intakes[self._servers.server_of_shard(owned.keys.shard)]
 
     def look_at_lost(self, flows: Sequence[StreamFlow], *, fenced: bool = False) -> None:
-        """Find out about streams whose audio group or results are not ours any more, and act on it.
+        """Check streams whose audio group or results may not be this worker's any more, and drop lost ones.
 
-        Several threads come upon the same loss; the first one acts.
+        Several threads may notice the same loss; the first one acts.
 
-        fenced: their results are a later owner's.  Where the record names this worker all the same, Redis has
-        forgotten that owner, who wrote its results again: the stream is opened anew, beyond both.
+        fenced: whether their results belong to a later owner. If the record names this worker all the same,
+        Redis has lost that ownership, and the later owner wrote its results again: the stream is opened anew,
+        with an epoch beyond both.
         """
         with self._losing:
             news = [flow for flow in flows if not flow.lost]
@@ -155,9 +157,9 @@ class Owner:
             return
         try:
             ours = self._claims.still_owned([flow.owned for flow in news])
-            # Where a whole stream has left Redis, this takes its assignment away too.
+            # If a whole stream has left Redis, this removes its assignment too.
             self._claims.finish([flow.owned for flow, is_ours in zip(news, ours, strict=True) if not is_ours])
-            if fenced:  # nobody has died of them
+            if fenced:  # no worker has died of them
                 again = [flow.owned for flow, is_ours in zip(news, ours, strict=True) if is_ours]
                 self._claims.let_go(again, cleared=False)
         except (REDIS_ERROR, OSError) as error:
@@ -169,18 +171,18 @@ class Owner:
             extra = {"stream_id": flow.stream, "epoch": flow.owned.epoch}
             if is_ours and fenced:
                 logger.warning("stream opened anew: its last owner was forgotten", extra=extra)
-                self._engine.put(Drop(flow))  # what is pending and not here, the sweep opens
+                self._engine.put(Drop(flow))  # the sweep opens streams that are pending and not here
             elif is_ours:
-                # The record is there and the audio is not: nobody can go on with this stream.
+                # The record exists and the audio does not: no worker can go on with this stream.
                 self._engine.put(Fail(flow, StreamLost()))
             else:
-                # No warning: a stream is gone where its client left as soon as it had begun.
+                # No warning: a stream is gone if its client left as soon as it had begun.
                 logger.info("stream let go: another worker has it, or it has ended", extra=extra)
                 self._engine.put(Drop(flow))
 
 
 def _chars_needed(owned: OwnedStream) -> int:
-    """Code points of the kept text without which nobody can go on from the checkpoint."""
+    """Return the code points of the kept text that are needed to go on from the checkpoint."""
     checkpoint = owned.record.checkpoint
     return checkpoint.text_chars if owned.record.cold else checkpoint.base.text_chars
 

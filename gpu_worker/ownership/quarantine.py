@@ -1,9 +1,8 @@
-"""Suspects: streams whose owners died over the same audio, run in a worker process of their own.
+"""The quarantined process: it runs suspects, which are streams whose owners died over the same audio.
 
-The process is a worker like any other, but for what it takes: suspects that are given to it, a group at a
-time (suspects.py). It is kept for one suspect after another. If it dies, the next owners see it in the
-records, and run the group in smaller parts; a stream that ends POISONOUS_DEATHS of these processes alone
-is poison.
+The process is a worker that takes only the suspects that are assigned to it, a group at a time (suspects.py).
+It serves one suspect after another. If it dies, the next owners see this in the records, and run the group in
+smaller parts; a stream that alone ends POISONOUS_DEATHS of these processes is poison.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from common.streams.claims import MAX_SUSPECTS, Claims
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODULE: Final = "gpu_worker.quarantined"
-# The process has so long to load its model; then others may take its streams.
+# Time for the process to load its model; after it other workers may take its streams.
 _START_MS: Final = 120_000
 
 
@@ -52,9 +51,9 @@ class Quarantine:
         self._stopped = False
 
     def isolate(self, entry: AssignmentEntry) -> None:
-        """Give a suspect to the process; one that is not given is offered again by the sweep.
+        """Assign a suspect to the process; the sweep offers a suspect that is not assigned again.
 
-        Raises the client's errors.
+        Raises the Redis client's errors.
         """
         with self._lock:
             if self._stopped:
@@ -68,22 +67,22 @@ class Quarantine:
             self._poke(self._process)
 
     def look(self) -> None:
-        """Notice that the process has ended: whatever it still owns goes on at once.
+        """Check whether the process has ended: other workers then take its streams at once.
 
-        Raises the client's errors.
+        Raises the Redis client's errors.
         """
         with self._lock:
             self._notice_end()
 
     def request_stop(self) -> None:
-        """Take no more suspects; the process hands its streams over, and ends."""
+        """Assign no more suspects; the process hands its streams over, and ends."""
         with self._lock:
             self._stopped = True
             if self._process is not None and self._process.stdin is not None:
                 self._process.stdin.close()
 
     def stop(self, timeout_s: float) -> None:
-        """Wait for the end of the process, and kill it where it takes longer."""
+        """Wait for the end of the process, and kill it after a time."""
         self.request_stop()
         with self._lock:
             process = self._process
@@ -102,7 +101,8 @@ class Quarantine:
     def _start(self) -> None:
         self._count += 1
         self._name = WorkerId(f"{self._settings.worker_id}-q{self._count}")
-        # Its lease begins before it does: if this worker dies in between, others follow both.
+        # Its lease begins before the process does: if this worker dies in between, the streams of both are
+        # taken over.
         lease = self._lease()
         lease.renew()
         settings = replace(
@@ -114,7 +114,7 @@ class Quarantine:
             measure_capacity_s=0.0,
         )
         try:
-            # Ends with its stdin, so never later than this process.
+            # The process ends with its stdin, so never later than this process.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self._module, *child_argv(settings)],
                 stdin=subprocess.PIPE,
@@ -125,7 +125,7 @@ class Quarantine:
             lease.release()
 
     def _poke(self, process: subprocess.Popen[bytes]) -> None:
-        """Say that there is something to take."""
+        """Tell the process that there are suspects to take."""
         assert process.stdin is not None
         try:
             os.write(process.stdin.fileno(), b"\n")

@@ -1,8 +1,8 @@
-"""What a quarantined worker does: runs the suspects that it is given, a group at a time, and gives them back.
+"""The work of a quarantined worker: it runs assigned suspects, a group at a time, and returns them.
 
-A group is over when each of its streams is past the audio that its owners died over, or has been decoded
-as far as it goes without anything happening. It then goes back, with a snapshot, to whichever worker has
-room: no process is started or loaded between two groups.
+A group is done when each of its streams is past the audio over which its owners died, or has been decoded to
+the end of its audio without a failure. Its streams then go, with a snapshot, to the workers that have room.
+No process is started or loaded between two groups.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 
 logger = logging.getLogger(__name__)
 
-# Suspects looked at before a group is made of them.
+# Suspects that are read before a group is made of them.
 _MAX_LISTED: Final = 1024
 _LOOK_EVERY_S: Final = 0.02
-# The engine has nothing to do for so long: what was read just before has reached it by then.
+# An engine that is idle for this long has all the audio that was read just before.
 _SETTLED_S: Final = 0.1
-# A group that is not through by then makes room for others, and goes on later where it was.
+# A group that is not done by then makes room for others, and continues later.
 _TURN_S: Final = 10.0
 _HAND_OVER_S: Final = 10.0
-# Without suspects for so long, the process gives its memory back.
+# A process without suspects for this long ends, and frees its memory.
 _IDLE_S: Final = 30.0
 _RETRY_S: Final = 0.2
-# A stream on its way back belongs to a name without a process, for no longer than this.
+# A returned stream is assigned to a name without a process for this long at most.
 _GIVING_MS: Final = 5_000
 
 
 class SuspectRunner:
-    """Runs the streams that are pending for this worker, and takes nothing else. A thread.
+    """Runs the streams that are pending for this worker, and no other. A thread.
 
-    done: called when there has been nothing to run for a while.
+    done: called when there have been no suspects for a while.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class SuspectRunner:
         self._thread.start()
 
     def request_stop(self) -> None:
-        """Take no more, from now on."""
+        """Take no more suspects from now on."""
         self._stop.set()
         self._wake.set()
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread. False when it did not end in time."""
+        """End the thread; return False if it did not end in time."""
         self.request_stop()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -102,7 +102,7 @@ class SuspectRunner:
             self._wake.clear()
             try:
                 if len(self._table):
-                    # An error of Redis came between: opening the group again would count as deaths.
+                    # An error of Redis intervened: opening the group again would count as deaths.
                     self._finish_group()
                 group, within = self._next_group()
                 if group:
@@ -120,9 +120,9 @@ class SuspectRunner:
                 self._wake.wait(1.0)
 
     def _next_group(self) -> tuple[list[AssignmentEntry], int]:
-        """Suspects to run together, and how many they may be.
+        """Return the suspects to run together, and how many they may be.
 
-        Those first that have ended the largest groups, or none: most of them have done nothing.
+        Suspects that were in the largest groups, or in none, come first: most of them are innocent.
         """
         entries = self._claims.pending_of(self._worker, _MAX_LISTED)
         if not entries:
@@ -140,12 +140,12 @@ class SuspectRunner:
         self._finish_group()
 
     def _finish_group(self) -> None:
-        """Wait until the streams that run are cleared, or have had their turn, and give them back."""
+        """Wait until the running streams are cleared, or have had their time, and return them."""
         ends = time.monotonic() + _TURN_S
         idle_since: float | None = None
         while not self._stop.is_set() and len(self._table):
             now = time.monotonic()
-            # In this order: what is in the engine now is known by now.
+            # In this order: the progress of all audio in the engine is known by now.
             idle = self._engine.idle
             idle_since = (idle_since or now) if idle else None
             settled = idle_since is not None and now - idle_since >= _SETTLED_S
@@ -156,7 +156,7 @@ class SuspectRunner:
             self._stop.wait(_LOOK_EVERY_S)
 
     def _give_back(self, flows: Sequence[StreamFlow], cleared: Sequence[StreamFlow]) -> None:
-        """Hand the group over; what is not cleared stays ours, and is run again from there."""
+        """Hand the group over; streams that are not cleared stay pending here, and are run again."""
         self._claims.let_go([flow.owned for flow in flows if flow in cleared], cleared=True)
         self._claims.let_go([flow.owned for flow in flows if flow not in cleared], cleared=False)
         self._engine.put(HandOver())
@@ -164,7 +164,7 @@ class SuspectRunner:
             raise TimeoutError("suspects could not be handed over in time")
         if not cleared:
             return
-        # Given to a name whose lease then lapses: every worker with room takes a part of them.
+        # Assigned to a name whose lease then lapses: every worker with room takes a part of them.
         self._heir_lease.renew()
         self._claims.give([_assignment(flow.owned) for flow in cleared], self._heir)
         self._heir_lease.release()
@@ -172,9 +172,9 @@ class SuspectRunner:
 
 
 def is_cleared(flow: StreamFlow, *, settled: bool) -> bool:
-    """Whether a suspect is past what its owners died over.
+    """Return whether a suspect is past the audio over which its owners died.
 
-    settled: the engine has nothing more to do with what it was fed.
+    settled: whether the engine has decoded all fed audio as far as possible.
     """
     died_to = flow.owned.record.died_to
     if died_to is None:
@@ -182,7 +182,7 @@ def is_cleared(flow: StreamFlow, *, settled: bool) -> bool:
     decoded = flow.decoded_entry or flow.owned.record.checkpoint.entry_id
     if decoded is not None and _order(decoded) >= _order(died_to):
         return True
-    # The last entry may end within a chunk: then it is decoded as far as it goes.
+    # The last entry may end within a chunk: then it is decoded as far as whole chunks go.
     read = _last_read(flow)
     return settled and read is not None and _order(read) >= _order(died_to)
 
@@ -199,6 +199,6 @@ def _assignment(owned: OwnedStream) -> AssignmentEntry:
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:
-    """Return an audio entry's place among others."""
+    """Return the key that sorts audio entries by their ids."""
     connection, seq = entry_id.split(b"-")
     return int(connection), int(seq)

@@ -1,4 +1,4 @@
-"""What no event tells of: streams of dead workers are taken over, those of dead ingresses ended."""
+"""The sweep: takes over the streams of dead workers, and ends the streams of dead ingresses."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _SWEEP_S: Final = 1.0
 
 
 class Sweeper:
-    """Looks after what events do not tell: dead workers, lapsed leases, dead ingresses, expiries. A thread.
+    """Handles what no event reports: dead workers, lapsed leases, dead ingresses, expiries. A thread.
 
-    period_s: between two looks for dead workers.
+    period_s: seconds between two searches for dead workers.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Sweeper:
         self._taking = True
         self._next_sweep = 0.0
         self._extended: dict[StreamFlow, float] = {}
-        # Streams without an ingress: which one they had, and since when it is seen to be gone.
+        # Streams without an ingress: the ingress that they had, and since when it is gone.
         self._orphans: dict[StreamFlow, tuple[IngressId, float]] = {}
         self._strays: set[AssignmentEntry] = set()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
@@ -81,7 +81,7 @@ class Sweeper:
         return self._thread.is_alive()
 
     def revalidate(self) -> None:
-        """Look at once which streams are still ours: the lease had lapsed."""
+        """Check at once which streams this worker still owns: its lease had lapsed."""
         self._revalidate.set()
         self._wake.set()
 
@@ -125,7 +125,7 @@ class Sweeper:
                 logger.info("dead worker cleaned up: %s", dead)
 
     def take_own(self) -> None:
-        """Take back what a process with this worker's id owned before it died."""
+        """Take back the streams that a process with this worker's id owned before it died."""
         self._take(self._worker)
 
     def _take_strays(self) -> None:
@@ -135,7 +135,8 @@ class Sweeper:
             return
         entries = self._claims.pending_of(self._worker, self._table.capacity)
         found = {entry for entry in entries if self._table.get(entry.stream) is None}
-        # One that is being opened just now looks the same: only what was there a second ago is stray.
+        # A stream that is just being opened looks the same: only streams that were there a second ago are
+        # strays.
         strays = [entry for entry in entries if entry in found & self._strays]
         self._strays = found
         if strays:
@@ -154,7 +155,7 @@ class Sweeper:
         self._owner.open(entries, reserved)
 
     def _extend(self, flows: Sequence[StreamFlow], now: float) -> None:
-        """Put the expiry of our streams forward, at a quarter of their time to live."""
+        """Renew the expiry of this worker's streams, at a quarter of their time to live."""
         due = [flow for flow in flows if now >= self._extended.get(flow, 0.0)]
         if due:
             ttls = [(flow.owned.keys, flow.owned.record.ttl_ms) for flow in due]
@@ -167,7 +168,7 @@ class Sweeper:
             self._extended[flow] = now + flow.owned.record.ttl_ms / 4000
 
     def _follow(self, flows: Sequence[StreamFlow]) -> None:
-        """Take the ingress of streams from their records: one that died right then has appended no entry."""
+        """Read the ingress of streams from their records: one that died right then has appended no entry."""
         before = [flow.ingress for flow in flows]
         ingresses = self._claims.ingresses([flow.owned for flow in flows])
         for flow, had, ingress in zip(flows, before, ingresses, strict=True):
@@ -175,10 +176,10 @@ class Sweeper:
                 flow.ingress = ingress
 
     def _finish_orphans(self, flows: Sequence[StreamFlow], now: float) -> None:
-        """End streams whose ingress died and that nobody resumed within their grace.
+        """End streams whose ingress died and that no client resumed within their grace period.
 
-        A stream's own time counts: one that was taken over may have an ingress that is long gone, until its
-        replay comes to where another one resumed it.
+        The time counts for each stream: the ingress of a stream that was taken over may be long gone, until
+        its replay reaches the entry with which another ingress resumed it.
         """
         by_ingress = self._table.ingresses(flow for flow in flows if not flow.ended)
         missing = self._lease.missing_ingresses(by_ingress)
@@ -188,7 +189,7 @@ class Sweeper:
                 had, since = before.get(flow, (ingress, now))
                 since = since if had == ingress else now
                 self._orphans[flow] = ingress, since
-                # Seen twice: after a pause of Redis everybody is late for a moment.
+                # Seen twice: after a pause of Redis every process is late for a moment.
                 if now - since >= max(flow.owned.record.grace_ms / 1000, _SWEEP_S):
                     logger.info("stream ended, its ingress is gone", extra={"stream_id": flow.stream})
                     self._owner.intake_of(flow.owned).finish(flow)

@@ -1,1 +1,1 @@
-"""The way of a stream's audio through a worker, between Redis and the engine."""
+"""The pipeline of a stream's audio and results through a worker, between Redis and the engine."""

@@ -1,4 +1,4 @@
-"""From audio entries to samples for the engine, independent of how the audio was cut into entries."""
+"""Converts audio entries to samples for the engine, independent of how the audio was cut into entries."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _TABLES: Final = {Encoding.MULAW: MULAW, Encoding.ALAW: ALAW}
 
 
 def entry_samples(entry: AudioEntry) -> Samples:
-    """Return the samples of an entry as engines take them.
+    """Return the samples of an entry in the format of engines.
 
-    Raises ClientFault `bad_samples` for a sample that is not finite, `odd_byte_count` for half a one.
+    Raises ClientFault `bad_samples` for a sample that is not finite, `odd_byte_count` for half a sample.
     """
     payload, encoding = entry.payload, entry.encoding
     if len(payload) & (encoding.sample_bytes - 1):
@@ -45,10 +45,10 @@ def entry_samples(entry: AudioEntry) -> Samples:
 class StreamAudio:
     """The audio of one stream on its way into the engine; for one thread.
 
-    rate: of the client, Hz.
-    samples_decoded: where the engine goes on, at the engine's rate (0, or where its snapshot asks for);
-        `next_sample` is then the first sample of the client to be read.
-    base: from whose origin on the samples of both rates are counted: the beginning, or the last `finalize`.
+    rate: rate of the client, Hz.
+    samples_decoded: sample at which the engine goes on, at the engine's rate (0, or the position of its
+        snapshot); `next_sample` is then the first sample of the client to be read.
+    base: origin from which the samples of both rates are counted: the beginning, or the last `finalize`.
     """
 
     __slots__ = ("_base", "_next", "_resampler", "_skip", "rate")
@@ -72,15 +72,15 @@ class StreamAudio:
 
     @property
     def next_engine_sample(self) -> int:
-        """The engine's first sample that lies wholly behind the audio so far, resampled yet or not."""
+        """The engine's first sample that lies wholly after the audio so far, whether resampled yet or not."""
         behind = (self._next - self._base.client_origin) * ENGINE_SAMPLE_RATE
         return self._base.origin - (-behind // self.rate)
 
     def push(self, entry: AudioEntry) -> Sequence[Samples]:
         """Return the samples for the engine from the next entry.
 
-        What overlaps audio that was there already is left out. Raises ClientFault for bad samples
-        and StreamLost where audio before the entry is missing.
+        Samples that were there already are left out. Raises ClientFault for bad samples and StreamLost where
+        audio before the entry is missing.
         """
         samples = entry_samples(entry)
         if entry.first_sample > self._next:
@@ -100,7 +100,7 @@ class StreamAudio:
         return [] if self._resampler is None else self._unskipped(self._resampler.finish())
 
     def _unskipped(self, parts: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Leave out what the engine's snapshot covers."""
+        """Leave out the samples that the engine's snapshot covers."""
         while self._skip and parts:
             head = parts[0]
             if len(head) > self._skip:
@@ -113,12 +113,12 @@ class StreamAudio:
 
 
 def client_samples(rate: int, samples: int, base: Base = BEGINNING) -> int:
-    """Return the client's samples that lie wholly within `samples` of the engine, counted as `base` says."""
+    """Return the client's samples that lie wholly within `samples` of the engine, counted from `base`."""
     if rate == ENGINE_SAMPLE_RATE:
         return samples
     return base.client_origin + (samples - base.origin) * rate // ENGINE_SAMPLE_RATE
 
 
 def first_needed(rate: int, samples: int, base: Base) -> int:
-    """First sample of the client that a replay from `samples` of the engine needs."""
+    """Return the first sample of the client that a replay from `samples` of the engine needs."""
     return base.client_origin + replay_start(rate, samples - base.origin)

@@ -1,12 +1,12 @@
-"""When to take which stream's snapshot: one after half the replay's audio, few after any one step.
+"""The schedule of snapshots: one of each stream after half the replay's audio, few after any one step.
 
 A stream's first snapshot comes at a moment of its own within the spacing, so that streams that came
-together, or were taken over together, are spread evenly from then on.  What falls due together all the same
-waits in line: after a step at most `MAX_AFTER_STEP` are taken, and on the average no more than `SHARE` of
-the time goes into them, in which the engine's thread launches no step.  The spacing of a stream's snapshots
-grows so, from half the replay up to `LATEST` of it; one that is as late is taken whatever the share.  A
-stream that is in a step under way lets others go first: its snapshot would wait for the device.  Nothing is
-lost by a late one: the audio since the last is kept until there is a newer, and a takeover only decodes
+together, or were taken over together, are spread evenly from then on. Snapshots that fall due together all
+the same wait in line. After a step at most `MAX_AFTER_STEP` are taken, and on average they take no more than
+`SHARE` of the time, in which the engine's thread launches no step. So the spacing of a stream's snapshots may
+grow from half the replay up to `LATEST` of it; a snapshot that is as late is taken whatever the share. A
+stream in a running step lets others go first, since its snapshot would wait for the device. A late snapshot
+loses nothing: the audio since the last one is kept until there is a newer one, and a takeover only decodes
 more of it.
 """
 
@@ -25,11 +25,11 @@ MAX_AFTER_STEP: Final = 8
 # As shares of the audio that is kept for a replay.
 _DUE: Final = 0.5
 LATEST: Final = 0.9
-# Its multiples, less their whole parts, are spread evenly whatever their number.
+# The fractional parts of its multiples are spread evenly, whatever their number.
 _GOLDEN: Final = 0.6180339887498949
-# Time that was not used is saved up to this, enough for a few snapshots at once.
+# Unused time is saved up to this, which is enough for a few snapshots at once.
 _MOST_CREDIT_S: Final = 0.05
-# Streams in line that are looked at after a step.
+# Streams in line that are checked after a step.
 _MOST_LOOKED_AT: Final = 32
 
 
@@ -37,53 +37,53 @@ class CheckpointQueue:
     """Streams in the order in which their snapshots fell due.
 
     Args:
-        replay_s: audio that is kept for a replay.
-        clock: seconds, monotonic.
+        replay_s: audio that is kept for a replay, in seconds.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, replay_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         samples = replay_s * ENGINE_SAMPLE_RATE
         self._spacing, self._latest = int(_DUE * samples), int(LATEST * samples)
         self._clock = clock
-        # Samples covered by each open stream's last snapshot (see `opened`), and by what was decoded of
-        # those in line.
+        # Samples covered by each open stream's last snapshot (see `opened`), and samples decoded of the
+        # streams in line.
         self._taken: dict[StreamId, int] = {}
         self._due: dict[StreamId, int] = {}
         self._credit_s, self._credited_at = 0.0, clock()
 
     def __len__(self) -> int:
-        """Streams in line."""
+        """Return the number of streams in line."""
         return len(self._due)
 
     def opened(self, stream: StreamId, samples: int) -> None:
-        """Note that the stream goes on from a checkpoint at so many samples, 0 for a new one.
+        """Note that the stream goes on from a checkpoint at `samples`, 0 for a new stream.
 
-        Its first snapshot falls due up to a spacing early, so that streams that came together part.
+        Its first snapshot falls due up to a spacing early, so that streams that came together spread.
         """
         self._taken[stream] = samples - int(self._spacing * (stream * _GOLDEN % 1.0))
 
     def taken(self, stream: StreamId, samples: int) -> None:
-        """Note that the stream has a snapshot that covers so many samples."""
+        """Note that the stream has a snapshot that covers `samples`."""
         self._taken[stream] = samples
         self._due.pop(stream, None)
 
     def drop(self, stream: StreamId) -> None:
-        """Forget the stream, which is over."""
+        """Forget a stream that has ended."""
         self._taken.pop(stream, None)
         self._due.pop(stream, None)
 
     def decoded(self, stream: StreamId, samples: int) -> None:
-        """So much of the stream is decoded; queues it when it is due."""
-        taken = self._taken.get(stream)  # none for a stream whose end the engine knows already
+        """Note how many samples of the stream are decoded; queue the stream if it is due."""
+        taken = self._taken.get(stream)  # None for a stream whose end has reached the engine
         if taken is not None and samples - taken >= self._spacing:
             self._due[stream] = samples
 
     def next_ones(self, is_under_way: Callable[[StreamId], bool]) -> Iterator[StreamId]:
-        """Streams to take snapshots of now, one by one; the time until the next is asked for is counted.
+        """Yield the streams whose snapshots are to be taken now; the time until the next call is counted.
 
-        The caller says `taken`, or `drop`, of each before it asks for another.
+        The caller calls `taken` or `drop` for each stream before it goes on to the next.
 
-        is_under_way: whether a stream's snapshot would wait for the device.
+        is_under_way: returns whether a stream's snapshot would wait for the device.
         """
         now = self._clock()
         earned = self._credit_s + SHARE * (now - self._credited_at)

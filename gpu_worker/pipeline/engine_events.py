@@ -1,4 +1,4 @@
-"""What other threads ask of the engine thread, and what it says."""
+"""Commands of other threads to the engine thread, and the events that it emits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Take a stream in, with the snapshot to go on from."""
+    """Open a stream, with the snapshot from which to go on."""
 
     flow: StreamFlow
     snapshot: bytes | None
@@ -33,7 +33,7 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Finalize:
-    """Give a result of all audio so far; `entry_id` asks for it."""
+    """Produce a result of all audio so far; the audio entry `entry_id` requests it."""
 
     flow: StreamFlow
     entry_id: bytes
@@ -41,7 +41,7 @@ class Finalize:
 
 @dataclass(frozen=True, slots=True)
 class ReplacePhrases:
-    """Have other phrases from `sample` (16 kHz, of the whole stream) on."""
+    """Replace the phrases from `sample` (16 kHz, counted in the whole stream) on."""
 
     flow: StreamFlow
     phrases: tuple[Phrase, ...]
@@ -50,14 +50,14 @@ class ReplacePhrases:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """No more audio comes."""
+    """End the audio of a stream."""
 
     flow: StreamFlow
 
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """End a stream with an error to its client."""
+    """End a stream with an error for its client."""
 
     flow: StreamFlow
     error: StreamError
@@ -65,14 +65,14 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Forget a stream that is no longer ours, without a word to its client."""
+    """Drop a stream that this worker no longer owns, without a message to its client."""
 
     flow: StreamFlow
 
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Take a snapshot of every stream and forget it: another worker goes on from there."""
+    """Take a snapshot of every stream and drop it: other workers go on from the snapshots."""
 
 
 Command = Open | Feed | Finalize | ReplacePhrases | Finish | Fail | Drop | HandOver
@@ -95,9 +95,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTaken:
-    """The engine's state of a stream behind `samples_decoded`; `release` when the stream is handed over.
+    """The engine's state of a stream after `samples_decoded`; `release` if the stream is handed over.
 
-    first_sample: where a new owner begins to read.  Both count 16 kHz samples of the whole stream.
+    first_sample: where a new owner begins to read. Both count 16 kHz samples of the whole stream.
     to_bytes: serializes the state; may wait for the device.
     """
 
@@ -124,24 +124,24 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """Everything that the engine had was handed over."""
+    """All streams of the engine were handed over."""
 
 
 Event = Opened | Failed | SnapshotTaken | Decoded | Dropped | HandedOver
 
 
 class EventSink(Protocol):
-    """Takes what the engine thread says, in order; may make it wait when too much is queued."""
+    """Takes the events of the engine thread, in order; blocks it while too many are queued."""
 
     def put(self, event: Event) -> None:
         """Take one event."""
 
     def takes_snapshot(self) -> bool:
-        """Whether a snapshot that were taken now would be written soon."""
+        """Return whether a snapshot taken now would be written soon."""
 
 
 def worker_failed() -> Unavailable:
-    """Return the error for a client whose stream could not be decoded; the log says why."""
+    """Return the error for a client whose stream could not be decoded; the log has the cause."""
     return Unavailable(ErrorCode.WORKER_FAILED, "The worker could not decode the stream.")
 
 

@@ -1,8 +1,8 @@
-"""The thread that owns the engine: applies what other threads ask for, and steps while there is work.
+"""The thread that owns the engine: it applies the commands of other threads, and steps while there is work.
 
-It sleeps on a condition and is woken by events, and by the clock where the engine waits for more rows or a
-verdict. `busy_s` says for how long it has been at one turn: a hung device shows there, and the worker's lease
-is then not renewed.
+It sleeps on a condition. Commands wake it, and so does the clock where the engine waits for more rows or for
+a verdict. `busy_s` is the duration of its present turn: a hung device shows there, and the worker's lease is
+then not renewed.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ _WAIT_S: Final = 1.0
 class EngineThread:
     """Owns the engine.
 
-    replay_s: audio of a stream that is kept for a replay; its snapshots are half of it apart.
-    on_failure: called in this thread, last, with what the engine raised.
+    replay_s: audio of a stream that is kept for a replay, in seconds; its snapshots are half of it apart.
+    on_failure: called in this thread, last, with the engine's exception.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class EngineThread:
         self._between_turns = False
         self._at_rest = False
         self._flows: dict[StreamId, StreamFlow] = {}
-        # Of streams without their snapshot: samples that come and lie before the checkpoint.
+        # Streams without their snapshot: number of samples before the checkpoint that still come.
         self._skipped: dict[StreamId, int] = {}
         self._segments = Segments()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -105,12 +105,12 @@ class EngineThread:
                 self._wake.notify()
 
     def wake(self) -> None:
-        """Make the thread ask the engine again whether it has work (an answer from elsewhere came)."""
+        """Make the thread check again whether the engine has work (an answer from elsewhere came)."""
         with self._wake:
             self._wake.notify()
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread after what is queued; False when it did not end in time."""
+        """End the thread after the queued commands; return False if it did not end in time."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -119,7 +119,7 @@ class EngineThread:
 
     @property
     def busy_s(self) -> float:
-        """Seconds since the turn under way began; 0 while the thread waits for work."""
+        """Return seconds since the present turn began; 0 while the thread waits for work."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -130,7 +130,7 @@ class EngineThread:
 
     @property
     def idle(self) -> bool:
-        """Whether all that was put has been applied, and the engine has nothing to do with it."""
+        """Whether all queued commands have been applied, and the engine has no work left from them."""
         with self._wake:
             return not self._inbox and self._at_rest
 
@@ -144,12 +144,12 @@ class EngineThread:
             while self._turn():
                 pass
         except BaseException as error:
-            # Whatever it was, no stream of this worker goes on: better ended than silent.
+            # After any exception no stream of this worker goes on: better ended than silent.
             logger.exception("the engine failed")
             self._on_failure(error)
 
     def _turn(self) -> bool:
-        """Apply what is queued, step once; False when it is time to end."""
+        """Apply the queued commands, and step once; return False when it is time to end."""
         with self._wake:
             while not self._inbox and not self._engine.has_work():
                 if self._stopping:
@@ -157,7 +157,7 @@ class EngineThread:
                 is_stepping, wait_s = self._engine.is_stepping(), self._engine.wait_s()
                 if not is_stepping:
                     self._busy_since = None
-                # What waits for a while, as recordings do for live chunks, is to be done yet.
+                # Work that waits for a while, as recordings wait for live chunks, is still to be done.
                 self._at_rest = wait_s is None and not is_stepping
                 self._between_turns = True
                 self._wake.wait(_WAIT_S if wait_s is None else min(_WAIT_S, wait_s))
@@ -180,7 +180,7 @@ class EngineThread:
         if not outputs:
             return
         outputs = self._segments.told(outputs)
-        # The engine has done its part: waiting for Redis is not a hang of the engine.
+        # The engine's part is done: waiting for Redis is not a hang of the engine.
         self._busy_since = None
         self._sink.put(Decoded(outputs))
         self._busy_since = time.monotonic()
@@ -197,13 +197,13 @@ class EngineThread:
             self._snapshot(self._flows[stream], release=False)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
-        """Say where another worker can go on; a stream that is let go without it is replayed from before."""
+        """Emit a snapshot for the next owner; without it, a released stream is replayed from an earlier one."""
         snapshot: StreamSnapshot | None = None
         try:
             snapshot = self._engine.snapshot(flow.stream)
         except EngineError as error:
-            # A stream at its end has none. That may have come with the step under way, which the engine
-            # waits for before it takes a snapshot of a stream; the next step tells of it.
+            # A stream at its end has no snapshot. The end may have come with the running step, for which
+            # the engine waits before it takes a snapshot; the next step reports it.
             logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
         if snapshot is None or not snapshot.samples_decoded:
             self._checkpoints.drop(flow.stream)
@@ -214,7 +214,7 @@ class EngineThread:
         samples, to_bytes = part + snapshot.samples_decoded, snapshot.to_bytes
         self._checkpoints.taken(flow.stream, samples)
         if release:
-            # Now: the slot is somebody else's next, and all of these go before any other is taken in.
+            # Serialized now: the slot will be another stream's, and all of these go before any other opens.
             data = to_bytes()
             to_bytes = lambda: data  # noqa: E731
         self._sink.put(SnapshotTaken(flow, samples, part + snapshot.first_sample, to_bytes, release))
@@ -250,7 +250,7 @@ class EngineThread:
 
     def _open(self, flow: StreamFlow, snapshot: bytes | None) -> None:
         try:
-            # A stream may come back to a worker that has not yet noticed that it lost it.
+            # A stream may come back to a worker that has not noticed yet that it lost the stream.
             old = self._flows.get(flow.stream)
             if old is not None:
                 self._close(flow.stream)
@@ -274,9 +274,9 @@ class EngineThread:
     def _open_cold(
         self, flow: StreamFlow, mismatch: SnapshotMismatch, phrases: tuple[Phrase, ...] | None
     ) -> None:
-        """Begin anew at the checkpoint with a stream whose snapshot is of no use here, but for its phrases.
+        """Open a stream anew at the checkpoint: of its snapshot only the phrases can be used here.
 
-        Raises what `Engine.open` raises, and the mismatch where the text before it is not kept.
+        Raises the errors of `Engine.open`, and the mismatch where the text before it is not kept.
         """
         base = base_at(flow.owned.record.checkpoint)
         if len(flow.text) < base.text_chars:
@@ -293,7 +293,7 @@ class EngineThread:
             self._skipped[flow.stream] = flow.owned.record.checkpoint.reach_samples
 
     def _begin_next_part(self, end: StreamOutput) -> None:
-        """Go on with a stream whose part has ended for a `finalize`, with what came for it meanwhile."""
+        """Go on with a stream whose part has ended for a `finalize`, with the commands that waited."""
         flow = self._flows[end.stream]
         phrases, waiting = self._segments.next_part(end)
         try:
@@ -315,7 +315,7 @@ class EngineThread:
             self._refused(flow)
 
     def _waits(self, command: Finalize | ReplacePhrases | Finish) -> bool:
-        """Whether the engine has to end a part of the stream first; the command is kept until then."""
+        """Return whether the engine has to end a part of the stream first; the command is kept until then."""
         waiting = self._segments.waiting(command.flow.stream)
         if waiting is None:
             return False
@@ -339,7 +339,7 @@ class EngineThread:
                     self._refused(flow)
 
     def _unskipped(self, stream: StreamId, samples: Samples) -> Samples:
-        """Return the samples behind the checkpoint of a stream without a snapshot; acknowledge the others."""
+        """Return the samples after the checkpoint of a stream without a snapshot; acknowledge the others."""
         left = self._skipped.get(stream)
         if left is None:
             return samples
@@ -358,7 +358,7 @@ class EngineThread:
             self._refused(flow)
 
     def _refused(self, flow: StreamFlow) -> None:
-        """End a stream, and no other, for what the engine has just raised."""
+        """End a stream, and no other, for the exception that the engine has just raised."""
         logger.exception("a stream failed in the engine", extra={"stream_id": flow.stream})
         self._fail(flow, worker_failed())
 

@@ -1,8 +1,8 @@
-"""What the threads of a worker share about one stream, and the table of the streams it owns.
+"""The state of one stream that a worker's threads share, and the table of the streams that the worker owns.
 
-A stream's audio passes through three threads: the intake reads and converts it, the engine thread
-decodes it, the outlet writes its results. Each keeps its own state; what is here is written by one
-thread and read by others, one attribute at a time.
+A stream's audio passes through three threads: the intake reads and converts it, the engine thread decodes it,
+and the outlet writes its results. Each thread keeps its own state; each attribute here is written by one
+thread and read by others.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from common.streams.claims import OwnedStream
 from common.tracing.tracer import NO_SPAN, NO_TRACER, Span, Tracer
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 
-# Audio of one stream inside the engine and not decoded, beyond which it is read no further: what a
-# client uploads faster than real time waits in Redis, not in the worker's memory.
+# Most audio of one stream in the engine that is not decoded; beyond it the stream is read no further: audio
+# that comes faster than real time waits in Redis, not in the worker's memory.
 _MAX_BACKLOG_MS: Final = 4_000
 
 
 class Undecoded:
-    """An audio entry on its way through the engine: its id, and where it ends at the client's rate.
+    """An audio entry on its way through the engine: its id, and its end at the client's rate.
 
-    finalizes: it is done with its own result, not with its last sample.
+    finalizes: whether it is done with its own result, and not with its last sample.
     """
 
     __slots__ = ("end_sample", "entry_id", "finalizes")
@@ -40,14 +40,14 @@ class StreamFlow:
     """One owned stream as its threads see it.
 
     Written by the intake: `undecoded` (appended), `fed_samples` (engine's rate), `ended` (no audio follows),
-    `ingress` (moves when another ingress attaches; the sweeper writes it, too), `held` (set when the engine
+    `ingress` (changes when another ingress attaches; the sweeper writes it, too), `held` (set when the engine
     has enough of this stream for now). Written by the outlet: `undecoded` (popped), `decoded_samples`,
     `decoded_entry` (last entry that is decoded whole), `held` (cleared). `lost` is set by
-    `Owner.look_at_lost`, when the stream is another worker's by now, or gone. `base` and `cold` are set by
-    the engine thread before it says that it has the stream: where its engine began, and whether that is the
+    `Owner.look_at_lost`, when another worker owns the stream, or it is gone. `base` and `cold` are set by the
+    engine thread before it emits `Opened`: the base at which its engine began, and whether that is the
     checkpoint, without a snapshot.
 
-    text: what is kept of the stream's text; it goes as far as the checkpoint at least.
+    text: the kept text of the stream; it covers the stream at least up to the checkpoint.
     """
 
     __slots__ = (
@@ -84,16 +84,16 @@ class StreamFlow:
 
     @property
     def backlog_samples(self) -> int:
-        """Samples in the engine that are not decoded yet."""
+        """Number of samples in the engine that are not decoded yet."""
         return self.fed_samples - self.decoded_samples
 
 
 class StreamTable:
     """The streams that a worker owns, and the slots that it has for them. For any thread.
 
-    capacity: slots. chunk_ms: audio of one model call. max_backlog_samples: undecoded audio of one stream
-    at which it is read no further; always more than a chunk, or a stream would wait for ever.
-    tracer: makes a span of each ownership, from its begin here to its end.   worker: this one.
+    capacity: number of slots. chunk_ms: audio of one model call. max_backlog_samples: undecoded audio of one
+    stream at which it is read no further; always more than a chunk, or a stream would wait for ever.
+    tracer: makes a span of each ownership, from its begin here to its end.   worker: id of this worker.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class StreamTable:
         self._changed = threading.Condition()
 
     def reserve(self, wanted: int) -> int:
-        """Set up to `wanted` free slots aside for streams about to be claimed; return how many."""
+        """Reserve up to `wanted` free slots for streams about to be claimed; return how many."""
         with self._changed:
             granted = max(0, min(wanted, self.capacity - len(self._flows) - self._reserved))
             self._reserved += granted
@@ -117,11 +117,11 @@ class StreamTable:
 
     @property
     def num_free(self) -> int:
-        """Slots that are neither taken nor set aside, at this moment."""
+        """Number of slots that are neither taken nor reserved."""
         return self.capacity - len(self._flows) - self._reserved
 
     def unreserve(self, slots: int) -> None:
-        """Give reserved slots back."""
+        """Release reserved slots."""
         with self._changed:
             self._reserved -= slots
             self._changed.notify_all()
@@ -138,7 +138,7 @@ class StreamTable:
                 )
 
     def remove(self, flow: StreamFlow) -> None:
-        """Free the slot of a stream. Harmless when it is free already."""
+        """Free the slot of a stream. Harmless if it is free already."""
         with self._changed:
             if self._flows.get(flow.stream) is flow:
                 del self._flows[flow.stream]
@@ -156,11 +156,11 @@ class StreamTable:
             span.end(handed_over=1)
 
     def get(self, stream: StreamId) -> StreamFlow | None:
-        """Return the flow of an owned stream."""
+        """Return the flow of an owned stream; None for any other."""
         return self._flows.get(stream)
 
     def flows(self) -> list[StreamFlow]:
-        """All owned streams now."""
+        """Return all owned streams."""
         with self._changed:
             return list(self._flows.values())
 
@@ -168,19 +168,19 @@ class StreamTable:
         return len(self._flows)
 
     def wait_for_slot(self, timeout_s: float) -> bool:
-        """Wait until a slot is free."""
+        """Wait until a slot is free; return False after the time-out."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: len(self._flows) + self._reserved < self.capacity, timeout_s
             )
 
     def wait_until_empty(self, timeout_s: float) -> bool:
-        """Wait until no stream is owned or about to be."""
+        """Wait until no stream is owned or about to be; return False after the time-out."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._flows and not self._reserved, timeout_s)
 
     def ingresses(self, flows: Iterable[StreamFlow]) -> dict[IngressId, list[StreamFlow]]:
-        """Streams by their ingress."""
+        """Return streams grouped by their ingress."""
         found: dict[IngressId, list[StreamFlow]] = {}
         for flow in flows:
             found.setdefault(flow.ingress, []).append(flow)

@@ -1,4 +1,4 @@
-"""mu-law and A-law to linear samples, each by one table of 256 (ITU-T G.711)."""
+"""Conversion of mu-law and A-law to linear samples, by tables of 256 values (ITU-T G.711)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _mulaw() -> NDArray[np.int16]:
 
 
 def _alaw() -> NDArray[np.int16]:
-    code = np.arange(256, dtype=np.uint8) ^ 0x55  # every other bit is
+    code = np.arange(256, dtype=np.uint8) ^ 0x55  # every other bit is inverted on the line
     exponent = (code >> 4) & 7
     mantissa = ((code & 15).astype(np.int32) << 4) + 8
     magnitude = np.where(exponent == 0, mantissa, (mantissa + 256) << np.maximum(exponent, 1) - 1)

@@ -1,11 +1,12 @@
-"""Audio from Redis to the engine: one thread a Redis server, one read for all streams with news.
+"""The intake: reads audio from Redis for the engine, with one thread a Redis server.
 
-The thread waits on the worker's ready sets, reads what the streams there have, converts it, and feeds
-it to the engine thread. Once a second it also reads the streams that it has not read since: that finds
-audio whose notice was lost, and streams that another worker has taken.
+The thread waits on the worker's ready sets, reads the new audio of all streams there with one command,
+converts it, and feeds it to the engine thread. Once a second it also reads the streams that it has not read
+since: that finds audio whose notice was lost, and streams that another worker has taken.
 
-Streams that are behind, as all are that were taken over, have more audio than a read brings. They take turns,
-a portion of them a round, behind those that keep up: a takeover of a thousand streams makes nobody late.
+Streams that are behind, such as all streams after a takeover, have more audio than a read returns. They take
+turns, a portion of them a round, after the streams that keep up: a takeover of a thousand streams makes no
+other stream late.
 """
 
 from __future__ import annotations
@@ -44,21 +45,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# At most this many streams a read: larger replies make the tail of the latency.
+# Most streams a read: larger replies cause the tail of the latency.
 MAX_STREAMS: Final = 256
-# Entries of one stream a read: some seconds of a client that sends small messages.
+# Most entries of one stream a read: some seconds of a client that sends small messages.
 MAX_ENTRIES: Final = 64
-# Streams and entries of a read of those that are behind: some megabytes, so that it takes milliseconds in
-# Redis, here, and in the engine's thread, which all have those that keep up to serve.
+# Streams and entries of a read of streams that are behind: some megabytes, so that it takes milliseconds in
+# Redis, here, and in the engine's thread, which all have the other streams to serve.
 MAX_BEHIND: Final = 32
 MAX_ENTRIES_BEHIND: Final = 16
 _BLOCK_MS: Final = 500
 _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
-# Rounds of a worker that is at ease, and of a busy one, begin so far apart on average over all servers, and
-# one may come early. Each wakes the engine thread and the outlet and ends in one publication an ingress,
-# whether it brings one stream or fifty. An ingress keeps twice the longer distance between its commits
-# (common/streams/audio_log.py), so with one ingress, or two, hardly a round waits on one server or two.
+# Average time between the rounds of an idle worker, and of a busy one, over all servers; a round may come
+# early. Each round wakes the engine thread and the outlet and ends in one publication an ingress, whether it
+# reads one stream or fifty. An ingress keeps twice the longer time between its commits
+# (common/streams/audio_log.py), so with one or two ingresses hardly a round waits on one or two servers.
 _ROUND_EVERY_S: Final = 0.0025
 _BUSY_ROUND_EVERY_S: Final = 0.005
 
@@ -67,9 +68,9 @@ class _Reading:
     """The intake's own state of one stream.
 
     last_entry: id of the last audio entry that it has. finalized: the last `finalize` that the engine was
-    asked for, or an owner before has answered. missed: a read of the stream failed, and may have delivered
-    entries to nobody. behind: it has more audio than a read brings. queued: it has its place among those of
-    them that are read next.
+    sent, or that an earlier owner has answered. missed: whether a read of the stream failed, and may have
+    delivered entries that were lost. behind: whether it has more audio than a read returns. queued: whether
+    it is in the queue of streams that are behind.
     """
 
     __slots__ = ("audio", "behind", "finalized", "flow", "key", "last_entry", "last_read", "missed", "queued")
@@ -115,7 +116,7 @@ class Intake:
         self._on_lost = on_lost
         self._readings: dict[StreamId, _Reading] = {}
         self._behind: deque[_Reading] = deque()
-        # Held while a stream is taken in, so that a notice about it finds it.
+        # Held while a stream is added, so that a notice about it finds it.
         self._lock = threading.Lock()
         self._finishing: deque[StreamFlow] = deque()
         self._stop = threading.Event()
@@ -131,11 +132,11 @@ class Intake:
         self._thread.start()
 
     def request_stop(self) -> None:
-        """Read no more, from now on; the read under way is finished."""
+        """Read no more from now on; the read under way is finished."""
         self._stop.set()
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread; False when it did not end in time."""
+        """End the thread; return False if it did not end in time."""
         self.request_stop()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -146,14 +147,14 @@ class Intake:
         return self._thread.is_alive()
 
     def take_in(self, flow: StreamFlow, snapshot: bytes | None) -> None:
-        """Begin with a stream: the engine opens it, then its audio is read."""
+        """Add a stream: the engine opens it, then its audio is read."""
         with self._lock:
             self._table.add(flow)
             self._put(Open(flow, snapshot))
             self._readings[flow.stream] = _Reading(flow)
 
     def finish(self, flow: StreamFlow) -> None:
-        """End a stream where it is, without a final entry; done within a second, by the intake's thread."""
+        """End a stream at its present audio, without a final entry. The thread does so within a second."""
         self._finishing.append(flow)
 
     def _run(self) -> None:
@@ -164,7 +165,7 @@ class Intake:
                 OUTAGES.log_retry(logger, "reads failed, trying again: %s", error)
                 self._stop.wait(_RETRY_S)
             except Exception:
-                # A defect in reading must not leave a worker that holds its lease and reads nothing.
+                # After a defect in reading, the worker must not hold its lease and read nothing.
                 logger.exception("reading failed")
                 self._stop.wait(_RETRY_S)
         self._connection.close()
@@ -195,7 +196,7 @@ class Intake:
             self._put(*got.commands())
 
     def _sweep(self, now: float) -> None:
-        """Forget streams that have ended; read those that were not read for a while."""
+        """Drop streams that have ended; read those that were not read for a while."""
         with self._lock:
             for stream, reading in list(self._readings.items()):
                 if self._table.get(stream) is not reading.flow:
@@ -207,7 +208,7 @@ class Intake:
             self._read(self._readable(quiet[at : at + MAX_STREAMS], now), MAX_ENTRIES)
 
     def _catch_up(self, now: float) -> None:
-        """Read a portion of the streams that are behind, those first that have waited longest."""
+        """Read a portion of the streams that are behind; the longest waiting first."""
         portion = [self._behind.popleft() for _ in range(min(MAX_BEHIND, len(self._behind)))]
         for reading in portion:
             reading.queued = False
@@ -215,11 +216,11 @@ class Intake:
             portion = [reading for reading in portion if self._readings.get(reading.flow.stream) is reading]
         chosen = [reading for reading in portion if self._takes_more(reading, now)]
         for reading in chosen:
-            reading.behind = False  # until the read says so again
+            reading.behind = False  # until the read finds it behind again
         self._read(chosen, MAX_ENTRIES_BEHIND)
 
     def _read(self, chosen: Sequence[_Reading], max_entries: int) -> None:
-        """Read up to so many entries of each of these streams."""
+        """Read up to `max_entries` entries of each of these streams."""
         if not chosen or self._stop.is_set():
             return
         for reading in chosen:
@@ -229,13 +230,13 @@ class Intake:
             read = self._reader.read([reading.key for reading in chosen], max_entries)
             self._handle(read, {reading.key[0].audio: reading for reading in chosen}, max_entries)
         except BaseException:
-            # Nobody knows what of these streams was delivered.
+            # It is unknown which entries of these streams were delivered.
             for reading in chosen:
                 reading.missed = True
             raise
 
     def _reread(self, reading: _Reading) -> None:
-        """Take what a failed read delivered to nobody; new entries are read behind it."""
+        """Read the entries of a failed read again; new entries are read after them."""
         more = True
         while more:
             read = self._reader.reread(*reading.key, reading.last_entry, MAX_ENTRIES)
@@ -260,7 +261,7 @@ class Intake:
         return chosen
 
     def _takes_more(self, reading: _Reading, now: float) -> bool:
-        """Whether a stream is read now; one of which the engine has enough is read when it has less."""
+        """Return whether a stream is read now; if the engine has enough of it, it is read later."""
         flow, most = reading.flow, self._table.max_backlog_samples
         if flow.lost:
             return False
@@ -272,7 +273,7 @@ class Intake:
             return True
         reading.behind = True
         flow.held = True
-        # The outlet may have looked before `held` was set: then nobody would wake us.
+        # The outlet may have checked before `held` was set: then nothing would wake this thread.
         if flow.backlog_samples < most:
             flow.held = False
             return True
@@ -284,7 +285,7 @@ class Intake:
             self._behind.append(reading)
 
     def _handle(self, read: Iterable[AudioRead], readings: dict[bytes, _Reading], max_entries: int) -> None:
-        """Feed what was read, of streams by the key of their audio."""
+        """Feed the audio that was read. readings: streams by the key of their audio."""
         got = _Got()
         lost: list[StreamFlow] = []
         for key, entries in read:
@@ -302,7 +303,7 @@ class Intake:
 
 
 class _Got:
-    """What a read comes to, in order: audio of its streams, and what is asked of some of them behind it."""
+    """The commands of one read, in order: audio of its streams, and further commands after that audio."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[StreamFlow, Samples]] = []
@@ -320,7 +321,7 @@ class _Got:
             self._parts = []
 
     def take(self, reading: _Reading, entries: Sequence[RawEntry]) -> None:
-        """Take what was read of a stream. What is wrong with it ends that stream alone."""
+        """Take the entries of a stream. A fault in them ends that stream alone."""
         flow = reading.flow
         for entry_id, flat in entries:
             reading.last_entry = entry_id
@@ -348,7 +349,8 @@ class _Got:
                 logger.warning("audio refused: %s", error, extra={"stream_id": flow.stream})
                 self._fail(flow, error)
             except Exception:
-                # The other streams of this read have been delivered to us: they must get their audio.
+                # The other streams of this read have been delivered to this worker: they must get their
+                # audio.
                 logger.exception("audio could not be read", extra={"stream_id": flow.stream})
                 self._fail(flow, worker_failed())
 
@@ -357,7 +359,7 @@ class _Got:
         if reading.finalized is None or entry_order(reading.finalized) < entry_order(entry_id):
             reading.finalized = entry_id
             at = reading.audio.next_sample
-            # The resampler has to give all that it has, and begins anew.
+            # The resampler has to return all samples that it holds, and begins anew.
             self._feed(flow, reading.audio.finish())
             base = Base(origin=flow.fed_samples, client_origin=at)
             reading.audio = StreamAudio(reading.audio.rate, flow.fed_samples, base)
@@ -365,12 +367,12 @@ class _Got:
             self._feed_parts()
             self._commands.append(Finalize(flow, entry_id))
         else:
-            # A replay that begins behind the answer, or a Redis that has forgotten that it had delivered the
-            # entry; nothing will tell that it is done.
+            # A replay that begins after the answer, or a Redis that has lost that it had delivered the entry;
+            # no result will report that it is done.
             flow.undecoded.append(Undecoded(entry_id, reading.audio.next_sample))
 
     def end(self, reading: _Reading) -> None:
-        """End a stream: what its resampler still has, then the end."""
+        """End a stream: feed the rest of its resampler, then the end."""
         flow = reading.flow
         self._feed(flow, reading.audio.finish())
         flow.ended = True

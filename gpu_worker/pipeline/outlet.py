@@ -1,8 +1,8 @@
-"""Results from the engine to Redis: one thread, one pipeline for all that waits.
+"""The outlet: one thread that writes results to Redis, all waiting ones in one pipeline.
 
-What a step gave for a stream is written in the order result, acknowledgement of the audio, publication,
-so that a worker may die between any two of them: a replay repeats what was not acknowledged, and gives
-the same results with the same numbers, of which those that are in already are not sent again.
+The output of a step for a stream is written in the order result, acknowledgement of the audio, publication,
+so that a worker may die between any two of them. A replay decodes unacknowledged audio again, and produces
+the same results with the same numbers; results that Redis has already are not sent again.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from gpu_worker.pipeline.snapshot_writer import Snapshot, SnapshotWriter
 
 logger = logging.getLogger(__name__)
 
-# Events that may wait for Redis before the engine thread has to: several steps, so that one slow reply
-# does not hold the device up, and few enough to bound what a worker can have said in vain.
+# Events that may wait for Redis before the engine thread has to wait: several steps, so that one slow reply
+# does not hold the device up, and few enough to bound the work that a worker may have done in vain.
 MAX_QUEUED_EVENTS: Final = 256
-# Snapshots of streams that are handed over go with their results; so much of them goes in one write.
+# Snapshots of streams that are handed over go with their results; this many bytes of them go in one write.
 _MAX_RELEASED_BYTES: Final = 16 * 1024 * 1024
 _WAIT_S: Final = 1.0
 _FIRST_RETRY_S: Final = 0.05
@@ -58,13 +58,13 @@ _MAX_RETRY_S: Final = 1.0
 class _Writing:
     """The outlet's own state of one stream.
 
-    epoch, last_seq: of its ownership, as in `OwnedStream`. seq: of the last result, sent or not. acked:
-    client samples of the last acknowledgement that the client was told. kept: decoded entries that a
-    replay may still need, one a second. replay_entry: last entry that no replay needs.
-    base: where the part of the stream begins that the engine has.
-    log: of its results, and its text. utterances: finals of utterances so far.
-    told_to: client samples of which an earlier owner has told otherwise than this one would; 0 where this one
-    says the same.
+    epoch, last_seq: those of its ownership, as in `OwnedStream`. seq: number of the last result, sent or not.
+    acked: client samples of the last acknowledgement that was sent to the client. kept: decoded entries that
+    a replay may still need, one a second. replay_entry: last entry that no replay needs.
+    base: where the engine's part of the stream begins.
+    log: writes its results and its text. utterances: finals of utterances so far.
+    told_to: client samples for which an earlier owner sent results that may differ from this owner's; 0 where
+    they are the same.
     """
 
     __slots__ = (
@@ -90,8 +90,8 @@ class _Writing:
         self.epoch: Final = flow.owned.epoch
         self.last_seq: Final = flow.owned.last_seq
         owned, record = flow.owned, flow.owned.record
-        # Where somebody went on without the snapshot, the results of a replay are not those that were told:
-        # they go on behind those, and repeat of the text what both may have heard otherwise.
+        # After a start without the snapshot, the results of a replay are not those that were sent: they
+        # continue after those, and repeat the text in which the two may differ.
         cold = flow.cold or record.cold
         self.seq = owned.last_seq if cold else checkpoint.seq
         self.told_to = owned.last_acked if cold else 0
@@ -109,14 +109,14 @@ class _Writing:
 
 
 class Outlet:
-    """Writes what the engine thread says; the sink of `EngineThread`.
+    """Writes the events of the engine thread to Redis; the sink of `EngineThread`.
 
-    snapshots: takes those of streams that go on here.
+    snapshots: writes the snapshots of streams that go on here.
     on_fenced: called with streams that newer owners have, or that left Redis.
-    on_refused: called with streams of which Redis refuses a key.
+    on_refused: called with streams for which Redis refuses a key.
     on_failure: called in this thread, last, when it cannot go on.
-    dead_letters: whether the audio that ended its workers is kept for somebody to look at.
-    redis_loss_ms: of the last moments of Redis, what it may forget when it dies.
+    dead_letters: whether audio that ended its workers is kept for inspection.
+    redis_loss_ms: the last writes that Redis may lose when it dies, in milliseconds.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Outlet:
         self._thread.start()
 
     def put(self, event: Event) -> None:
-        """Take an event of the engine thread; waits while the queue is full."""
+        """Take an event of the engine thread; wait while the queue is full."""
         if isinstance(event, SnapshotTaken) and not event.release:
             self._snapshots.expect()
         while not self._abandon.is_set():
@@ -168,15 +168,15 @@ class Outlet:
             return
 
     def takes_snapshot(self) -> bool:
-        """Whether a snapshot that were taken now would be written soon."""
+        """Return whether a snapshot taken now would be written soon."""
         return self._snapshots.has_room()
 
     def wait_handed_over(self, timeout_s: float) -> bool:
-        """Wait until the hand-over that the engine thread was asked for is in Redis."""
+        """Wait until the requested hand-over is in Redis; return False after the time-out."""
         return self._handed_over.wait(timeout_s)
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread after what is queued, or leave it unwritten when there is no time for it."""
+        """End the thread after the queued events; they stay unwritten if there is no time for them."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout_s)
         self._thread.join(timeout_s)
@@ -210,7 +210,7 @@ class Outlet:
             try:
                 self._process(events)
             except Exception as error:
-                # A worker that decodes and says nothing would be worse than one that ends.
+                # A worker that decodes and writes nothing would be worse than a worker that ends.
                 logger.exception("results cannot be written")
                 self._abandon.set()
                 self._on_failure(error)
@@ -237,7 +237,7 @@ class Outlet:
                     handed_over = True
         if not self._commit(batch):
             return
-        # Only now: a checkpoint says that the results before it are written.
+        # Only now: a checkpoint states that the results before it are written.
         for checkpoint in batch.checkpoints:
             self._snapshots.put(checkpoint)
         if handed_over:
@@ -250,14 +250,14 @@ class Outlet:
         batch.results.say(owned, flow.ingress, LineKind.OWNER, owned.last_seq, owned.last_acked, notice)
         if flow.cold:
             batch.results.then(owned, note_cold(owned.keys, epoch=owned.epoch))
-        # Audio that came before the ingress knew of us was announced to nobody.
+        # Audio that came before the ingress knew this worker was announced to no worker.
         batch.results.then(owned, *ready_commands(self._keys, owned.keys, self._worker))
 
     def _output(self, batch: _Batch, writing: _Writing, output: StreamOutput) -> None:
         flow, results = writing.flow, batch.results
         if output.failed is not None:
             failure, place = failure_of(output.failed), {"stream_id": flow.stream}
-            if isinstance(failure, ClientFault):  # its sentence may have the client's own words
+            if isinstance(failure, ClientFault):  # its sentence may quote the client
                 logger.info("a stream failed: %s", failure.code, extra=place)
             else:
                 logger.error("the engine gave a stream up: %s", output.failed, extra=place)
@@ -266,7 +266,7 @@ class Outlet:
         flow.decoded_samples = output.samples_decoded
         done, decoded = self._decoded(writing, output)
         if done <= writing.told_to and not (output.is_final or output.from_finalize):
-            pass  # its client has heard of it
+            pass  # its client has received it
         elif (
             output.from_finalize
             or output.changed
@@ -279,8 +279,8 @@ class Outlet:
             writing.utterances += len(output.utterances)
             text_from = writing.log.text_from(output.text)
             if seq == writing.last_seq + 1:
-                # Another owner told the results before. It may have had a verdict of smart-turn that this one
-                # had not, and so other results. The text at the checkpoint is the same for both.
+                # Another owner sent the earlier results. It may have had a verdict of smart-turn that this
+                # worker had not, and so other results. The text at the checkpoint is the same for both.
                 text_from = min(text_from, flow.owned.record.checkpoint.text_chars)
             if output.from_finalize:
                 end = output.samples_decoded
@@ -300,7 +300,7 @@ class Outlet:
 
     @staticmethod
     def _result(results: ResultBatch, writing: _Writing, output: StreamOutput, text_from: int) -> None:
-        """Say a result, and keep the text now and then."""
+        """Write a result, and store the kept text now and then."""
         owned, log = writing.flow.owned, writing.log
         kind = LineKind.PARTIAL
         if output.is_final:
@@ -324,7 +324,7 @@ class Outlet:
 
     @staticmethod
     def _decoded(writing: _Writing, output: StreamOutput) -> tuple[int, list[bytes]]:
-        """Take the entries that are decoded by now; return the client's samples that are, and their ids."""
+        """Remove the entries that are decoded by now; return the decoded client samples, and the entries' ids."""
         flow, kept = writing.flow, writing.kept
         undecoded = flow.undecoded
         done = client_samples(writing.rate, output.samples_decoded, writing.base)
@@ -352,7 +352,7 @@ class Outlet:
                 self._snapshots.drop()
             return
         if writing.seq == writing.last_seq and writing.told_to:
-            # It repeats what was told, and has said nothing yet: the checkpoint before is as good.
+            # The engine repeats results, and has none of its own yet: the checkpoint before is as good.
             if snapshot.release:
                 batch.ends(flow)
             else:
@@ -361,7 +361,7 @@ class Outlet:
         needed = first_needed(writing.rate, snapshot.first_sample, writing.base)
         while writing.kept and writing.kept[0].end_sample <= needed:
             writing.replay_entry = writing.kept.popleft().entry_id
-        # A checkpoint goes no further than the kept text: one without its snapshot begins with that.
+        # A checkpoint goes no further than the kept text: a cold start begins with that text.
         _keep_text(batch.results, writing)
         checkpoint = Checkpoint(
             entry_id=writing.replay_entry,
@@ -387,7 +387,7 @@ class Outlet:
         batch.ends(flow, self._claims.finish_command(flow.owned))
 
     def _commit(self, batch: _Batch) -> bool:
-        """Write until it is written; then free the slots of what has ended. False where it was given up."""
+        """Write a batch, with retries, then free the slots of ended streams; return False if it is given up."""
         pause = _FIRST_RETRY_S
         while True:
             started = time.monotonic()
@@ -417,7 +417,7 @@ class Outlet:
         return True
 
     def _those(self, streams: Iterable[OwnedStream]) -> list[_Writing]:
-        """Return the outlet's own state of streams, as far as they are still written for this ownership."""
+        """Return the outlet's own state of those streams that are still written for this ownership."""
         return [
             writing
             for owned in streams
@@ -439,7 +439,7 @@ def _keep_text(results: ResultBatch, writing: _Writing) -> None:
 
 
 class _Batch:
-    """What one pipeline writes, and what is done once it is written."""
+    """The commands of one pipeline, and the actions once they are written."""
 
     def __init__(self, results: ResultBatch) -> None:
         self.results: Final = results
@@ -447,6 +447,6 @@ class _Batch:
         self.checkpoints: list[Snapshot] = []
 
     def ends(self, flow: StreamFlow, *commands: tuple[Any, ...]) -> None:
-        """End a stream, or let it go to another worker, behind all that is written about it."""
+        """End a stream, or release it to another worker, after everything that is written about it."""
         self.results.then(flow.owned, *commands)
         self.ended.add(flow)

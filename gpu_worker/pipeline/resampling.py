@@ -1,9 +1,10 @@
 """Streaming resampling to the engine's rate, as a pure function of the audio.
 
-Two things would make the samples depend on more than the audio. soxr's output varies with the sizes
-in which it is fed: so it is fed blocks of one size. And its state cannot be stored: so the audio is cut
-into segments of SEGMENT_S, each resampled by a fresh soxr that starts a little before its segment and
-ends a little behind. A replay then begins at any segment, and returns the samples of the first run.
+Two properties of soxr would make the samples depend on more than the audio. Its output varies with the sizes
+of
+its input: so it gets blocks of one size. And its state cannot be stored: so the audio is cut into segments of
+SEGMENT_S, each resampled by a fresh soxr that starts a little before its segment and ends a little after it.
+A replay then begins at any segment, and returns the samples of the first run.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SEGMENT_S: Final = 10
-# Room for soxr's filter to settle in front of a segment and to look ahead behind it; its longest
-# filter at quality HQ spans about 20 ms at the lowest rate.
+# Audio before a segment for soxr's filter to settle, and after it for its look-ahead; the longest filter at
+# quality HQ spans about 20 ms at the lowest rate.
 _MIN_MARGIN_MS: Final = 100
 _BLOCK_MS: Final = 10
 
 
 class _Segment:
-    """One segment under way.
+    """One segment that is being resampled.
 
     at: next output of this soxr; first, until: outputs of the segment; all counted from the start of
     the stream at the engine's rate. ready: outputs that wait for the segment before to be complete.
@@ -43,7 +44,7 @@ class _Segment:
         self.ready: list[NDArray[np.float32]] = []
 
     def push(self, block: NDArray[np.float32], *, last: bool) -> None:
-        """Feed a block; what comes out of it and lies in the segment is ready."""
+        """Feed a block; outputs that lie in the segment become ready."""
         out: NDArray[np.float32] = self.soxr.resample_chunk(block, last=last)
         start = self.at
         self.at = start + len(out)
@@ -55,9 +56,8 @@ class _Segment:
 class Resampler:
     """Resamples one stream.
 
-    rate: of the client, Hz. start: first sample that will be pushed, at the client's rate; as
-    `replay_start` returns it, 0 for a whole stream. first_output: position of the first sample that
-    will come out, at the engine's rate.
+    rate: rate of the client, Hz. start: first sample that will be pushed, at the client's rate: a value of
+    `replay_start`, 0 for a whole stream. first_output: position of the first output, at the engine's rate.
     """
 
     def __init__(self, rate: int, start: int = 0) -> None:
@@ -75,7 +75,7 @@ class Resampler:
         self.first_output: Final = self._segments[0].first
 
     def _index_at(self, start: int) -> int:
-        """Return the first segment whose outputs can all be made from here on."""
+        """Return the first segment whose outputs can all be made from this sample on."""
         return 0 if start == 0 else -(-(start + self._margin) // self._segment_samples)
 
     def _begin_segment(self, index: int) -> None:
@@ -86,7 +86,7 @@ class Resampler:
         self._next_begin = self._next_index * self._segment_samples - self._margin
 
     def push(self, samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Take samples of the client's rate; return samples of the engine's rate, as they come."""
+        """Take samples at the client's rate; return the finished samples at the engine's rate."""
         self._pending.append(samples)
         self._num_pending += len(samples)
         if self._num_pending < self._block:
@@ -102,7 +102,7 @@ class Resampler:
         return out
 
     def finish(self) -> list[NDArray[np.float32]]:
-        """No more samples come; return the rest."""
+        """End the input; return the rest of the samples."""
         whole = np.concatenate(self._pending) if self._pending else np.empty(0, np.float32)
         self._pending = []
         self._num_pending = 0
@@ -114,7 +114,7 @@ class Resampler:
         return out + self._push_block(whole[at:], last=True)
 
     def _next_block(self) -> int:
-        """Blocks end where a segment begins, so that every run cuts the audio in the same places."""
+        """Return the size of the next block, which ends where a segment begins: all runs cut alike."""
         return min(self._block, self._next_begin - self._pushed)
 
     def _push_block(self, block: NDArray[np.float32], *, last: bool) -> list[NDArray[np.float32]]:
@@ -135,13 +135,13 @@ class Resampler:
 
 
 def _margin_samples(rate: int) -> int:
-    """Return the samples before a segment at which its soxr begins: a whole output, at least the margin."""
+    """Return how many samples before a segment its soxr begins: whole outputs, at least the margin."""
     unit = rate // gcd(rate, ENGINE_SAMPLE_RATE)
     return -(-rate * _MIN_MARGIN_MS // 1000 // unit) * unit
 
 
 def replay_start(rate: int, samples_decoded: int) -> int:
-    """First sample of the client that a replay from `samples_decoded` (engine's rate) needs."""
+    """Return the first sample of the client that a replay from `samples_decoded` (engine's rate) needs."""
     if rate == ENGINE_SAMPLE_RATE:
         return samples_decoded
     index = samples_decoded // (SEGMENT_S * ENGINE_SAMPLE_RATE)

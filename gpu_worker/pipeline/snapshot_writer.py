@@ -1,7 +1,8 @@
-"""Snapshots on their way into Redis: a thread and connections of their own.
+"""Writes snapshots to Redis, with a thread and connections of its own.
 
-A snapshot is megabytes. On the outlet's connection the results of all streams would wait behind it, in the
-worker and in Redis; so it goes piece by piece over another one, and between two pieces Redis serves others.
+A snapshot has megabytes. On the outlet's connection the results of all streams would wait behind it, in the
+worker and in Redis. So it goes piece by piece over another connection, and Redis serves others between two
+pieces.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 
 logger = logging.getLogger(__name__)
 
-# Snapshots that were taken and are not written, beyond which no further ones are taken: bounds their memory.
-# So many at first and at the least, and more where they are small.
+# Most memory of snapshots that are taken and not written; beyond it no further ones are taken.
+# Their number at first and at least; more where they are small.
 MAX_UNDER_WAY: Final = 8
 _MAX_SMALL_ONES: Final = 256
 _MAX_BYTES: Final = 64 * 1024 * 1024
@@ -34,7 +35,7 @@ _RETRY_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The engine's state of a stream, and the checkpoint that it is for.
+    """The engine's state of a stream, and its checkpoint.
 
     to_bytes: serializes it; called in this module's thread.
     """
@@ -45,7 +46,7 @@ class Snapshot:
 
 
 class SnapshotWriter:
-    """Stores checkpoints, one after the other; that of a stream which has ended or moved on is let go."""
+    """Stores checkpoints, one after the other; those of streams that have ended or moved are dropped."""
 
     def __init__(self, redis: SyncRedis, claims: Claims, table: StreamTable, metrics: WorkerMetrics) -> None:
         self._redis = redis
@@ -64,25 +65,25 @@ class SnapshotWriter:
         self._thread.start()
 
     def has_room(self) -> bool:
-        """Whether a snapshot that were taken now would be one of few."""
+        """Return whether there is room for another snapshot."""
         return self._under_way < self._most
 
     def expect(self) -> None:
-        """Expect a snapshot that was taken: `put` or `drop` follows."""
+        """Count a snapshot that was taken: `put` or `drop` follows."""
         with self._lock:
             self._under_way += 1
 
     def put(self, snapshot: Snapshot) -> None:
-        """Take a snapshot whose stream's results are written up to its checkpoint; never waits."""
+        """Queue a snapshot whose stream's results are written up to its checkpoint; never waits."""
         self._queue.put(snapshot)
 
     def drop(self) -> None:
-        """Expect a snapshot no more: it is written, or will not come."""
+        """Subtract a counted snapshot: it is written, or will not come."""
         with self._lock:
             self._under_way -= 1
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread; what is queued is let go, for the streams have ended or are handed over."""
+        """End the thread; queued snapshots are dropped, since the streams have ended or are handed over."""
         self._stopping.set()
         self._queue.put(None)
         self._thread.join(timeout_s)
@@ -99,7 +100,7 @@ class SnapshotWriter:
                 self._store(snapshot)
             except Exception:
                 self._metrics.snapshots["failed"] += 1
-                # The stream keeps its last checkpoint, and its next one will do.
+                # The stream keeps its last checkpoint until its next one.
                 logger.exception("no checkpoint", extra={"stream_id": snapshot.flow.stream})
             self.drop()
 
@@ -141,8 +142,8 @@ class SnapshotWriter:
         commands = [
             pack(*command) for command in self._claims.checkpoint_commands(owned, snapshot.checkpoint, data)
         ]
-        # Each waits for the one before: what Redis has read of a connection it would do in one go. That is
-        # little where the snapshot is one piece.
+        # Each piece waits for the one before: Redis would execute all commands that it has read of a
+        # connection in one go. That is little where the snapshot is one piece.
         at_once = len(commands) if len(commands) == _COMMANDS_OF_ONE_PIECE else 1
         for at in range(0, len(commands), at_once):
             for reply in connection.call(commands[at : at + at_once], repeat=False):
