@@ -367,7 +367,7 @@ class Worker:
         self._owner.look_at_lost(flows, fenced=True)
 
     def _hung(self, busy_s: float) -> None:
-        """Release the streams to other workers and end: the engine does not return, so no thread is joined."""
+        """Release the streams to other workers and end: the engine hangs, so no thread can be joined."""
         logger.critical("the engine has hung for %.1f s, giving up", busy_s)
         self._take_no_more()
         elsewhere = self._backend.elsewhere

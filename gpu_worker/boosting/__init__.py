@@ -1,1 +1,1 @@
-"""Boosting trees: how phrases change the scores of tokens."""
+"""Boosting trees, by which phrases change the scores of tokens."""

@@ -1,4 +1,4 @@
-"""Phrases as the token sequences that a model may write them in."""
+"""Spells phrases as the token sequences with which a model may write them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from gpu_worker.engine.interface import UnsupportedOption
 
 
 class Speller(Protocol):
-    """What is asked of a tokenizer."""
+    """The part of a tokenizer that spelling needs."""
 
     @property
     def vocab_size(self) -> int:
-        """Tokens, without the blank."""
+        """Number of tokens, without the blank."""
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...] | None]:
-        """Tokens of each text; None where the vocabulary cannot write it."""
+        """Return the tokens of each text; None where the vocabulary cannot write it."""
 
 
 def spellings(speller: Speller, phrases: Sequence[Phrase]) -> list[list[tuple[int, ...]]]:
-    """Token sequences of each phrase, in whatever case the model writes it: another case is other tokens.
+    """Return the token sequences of each phrase, one for each case in which the model may write it.
 
-    An optional phrase that the model's pieces cannot write has none.  Raises UnsupportedOption, which names
-    the phrase, for any other.
+    An optional phrase that the model's pieces cannot write has none. Raises UnsupportedOption, which names
+    the phrase, for any other such phrase.
     """
     texts = [phrase.text for phrase in phrases]
     found = _encoded(speller, [(text, text.lower(), _capital(text), _titled(text)) for text in texts])
@@ -58,7 +58,7 @@ def _encoded(speller: Speller, cases: Sequence[tuple[str, ...]]) -> list[list[tu
 
 
 def tree_of(speller: Speller, phrases: Sequence[Phrase]) -> PhraseTree:
-    """Return the tree of a list.  Raises UnsupportedOption for a phrase that the model cannot write."""
+    """Return the tree of a list of phrases. Raises UnsupportedOption for one that the model cannot write."""
     return PhraseTree(_scored(speller, phrases), speller.vocab_size)
 
 

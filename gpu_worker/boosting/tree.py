@@ -1,16 +1,16 @@
-"""The boosting tree: phrases as a trie over tokens whose nodes say where to go on when a phrase breaks off.
+"""The boosting tree: phrases as a trie over tokens, with fail links for phrases that break off.
 
-A token that goes on with a phrase has a score, which the decoder adds to the token's logit; whoever leaves a
-phrase half said gives back what it was given.  What a token scores in a state:  the first node of the way
-state, its fail node, the fail node of that, and so on to the root, that has an arc for the token decides; the
-score is the arc's and the back-off weights of the nodes passed on the way.  A token that no node has an arc
-for leads to the root.
+A token that continues a phrase has a score, which the decoder adds to the token's logit. If the hypothesis
+leaves a phrase before its end, the score so far is taken back. To score a token in a state, the tree is
+searched from the state along its fail nodes to the root for the first node with an arc for the token. The
+score is that arc's score plus the back-off weights of the nodes that were passed. A token without an arc at
+any of these nodes leads to the root.
 
 Source: NeMo 3.0.0, `context_graph_universal.py` (trie, fail links, scores of shared nodes in the order of the
 list) and `boosting_graph_batched.py` (back-off weights); tests/golden compares.
 
-Every way ends at the root, and most of what a state has arcs for is the root's.  So the root's arcs stand in
-a table by token, which is read as it is; only the few arcs of the nodes before it are looked for.
+Every search ends at the root, and most arcs are the root's. So the root's arcs are a table indexed by token;
+only the few arcs of the other nodes are searched.
 
 Shape suffixes: N nodes (0 is the root), A arcs of the others, V tokens without the blank.
 """
@@ -25,18 +25,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# Score of a phrase's tokens behind its first, over that of the first: NeMo's `depth_scaling`.
+# Score of a phrase's later tokens relative to its first: NeMo's `depth_scaling`.
 DEPTH_SCALING: Final = 2.0
-# What `words` has of a node (first arc, number of arcs, fail node, back-off weight) and of an arc (token,
+# Numbers in `words` for a node (first arc, number of arcs, fail node, back-off weight) and for an arc (token,
 # score, next node), in int32.
 NODE_WORDS: Final = 4
 ARC_WORDS: Final = 3
-# Rows of scores that are kept for the plain decoder, 4 KB each for a vocabulary of 1,024.
+# Rows of scores that are cached for the plain decoder, 4 KB each for a vocabulary of 1,024.
 _MAX_ROWS: Final = 256
 
 
 class _Node:
-    """A node in the making."""
+    """A node while the tree is built."""
 
     __slots__ = ("fail", "is_end", "next", "number", "sum", "token_score")
 
@@ -50,16 +50,15 @@ class _Node:
 
 
 class PhraseTree:
-    """Immutable, for any thread but `scores`, which belongs to the decoder's.
+    """A boosting tree. Immutable and for any thread, except `scores`, which is for the decoder's thread.
 
-    words: the tree as the CUDA kernel reads it, int32, floats by their bits.  First the root's arcs by token,
-    for each of V tokens its score, then for each the node that it leads to (a score of 0 and the root where
-    none leads anywhere else); then N nodes, then the arcs of all nodes but the root.  Places of arcs count
-    from the first word.
+    words: the tree as the CUDA kernel reads it, int32, floats by their bits. First the root's arcs by token:
+    the scores of all V tokens, then the nodes to which they lead (a score of 0 and the root where there is no
+    arc). Then N nodes, then the arcs of all nodes but the root. Indices of arcs count from the first word.
     """
 
     def __init__(self, phrases: Iterable[tuple[Sequence[int], float]], num_tokens: int) -> None:
-        """Token ids and boost of each phrase; `num_tokens` is V."""
+        """Build the tree. phrases: token ids and boost of each phrase; num_tokens: V."""
         root, *others = nodes = _linked(_trie(phrases))
         at = first = 2 * num_tokens + NODE_WORDS * len(nodes)
         table: list[tuple[int, int, int]] = [(first, 0, 0)]
@@ -78,14 +77,14 @@ class PhraseTree:
         self._root_score_V[begins] = [node.token_score for node in root.next.values()]
         self._root_next_V[begins] = [node.number for node in root.next.values()]
         self._table_N4[:, :3] = table
-        # What ends a phrase was said whole, and gives nothing back.
+        # The score of a complete phrase is not taken back.
         self._backoff_N[:] = [0.0 if node.is_end else node.fail.sum - node.sum for node in nodes]
         self._arcs_A3[:, 0::2] = np.array(arcs, dtype=np.int32).reshape(-1, 2)
         self._score_A[:] = scores
 
     @classmethod
     def from_words(cls, words: NDArray[np.int32], num_tokens: int) -> PhraseTree:
-        """Return the tree of another's `words`.  Raises ValueError where they are none."""
+        """Return the tree with these `words`. Raises ValueError where they are no valid tree."""
         tree = cls.__new__(cls)
         tree._have(words, num_tokens)
         num_nodes, arcs_A3 = tree.num_nodes, tree._arcs_A3
@@ -97,7 +96,7 @@ class PhraseTree:
             and (behind_nodes_N % ARC_WORDS == 0).all()
             and (count_N >= 0).all()
             and (first_N + ARC_WORDS * count_N <= len(words)).all()
-            # Nearer to the root, so that every way ends there.
+            # A fail node is nearer to the root, so that every search ends there.
             and (fail_N >= 0).all()
             and (fail_N[1:] < np.arange(1, num_nodes)).all()
             and fail_N[0] == count_N[0] == 0
@@ -139,7 +138,7 @@ class PhraseTree:
         return self._arcs_A3[:, 1].view(np.float32)
 
     def scores(self, node: int) -> NDArray[np.float32]:
-        """Return what is added to the logits of all tokens in a state, [V]; not to be written to."""
+        """Return the scores to add to the logits of all tokens in a state, [V]; not to be written to."""
         row = self._rows.get(node)
         if row is None:
             row = self._rows[node] = self._scores(node)
@@ -179,7 +178,7 @@ class PhraseTree:
 
 
 def _trie(phrases: Iterable[tuple[Sequence[int], float]]) -> _Node:
-    """Nodes and scores; phrases that begin alike share nodes, which keep the higher score."""
+    """Return the trie; phrases with a common beginning share nodes, which keep the higher score."""
     root = _Node(0.0, 0.0)
     for tokens, boost in phrases:
         node = root
@@ -198,7 +197,7 @@ def _trie(phrases: Iterable[tuple[Sequence[int], float]]) -> _Node:
 
 
 def _linked(root: _Node) -> list[_Node]:
-    """All nodes, nearest to the root first, numbered, each with its fail node (Aho and Corasick 1975)."""
+    """Return all nodes, nearest to the root first, numbered, with fail nodes (Aho and Corasick 1975)."""
     nodes = [root]
     for node in nodes:
         for token, following in node.next.items():

@@ -12,7 +12,7 @@ from gpu_worker.turn.settings import TurnSettings
 
 @dataclass(frozen=True, slots=True)
 class BatchSizes:
-    """Most rows of one call of each stage."""
+    """Largest number of rows of one call of each stage."""
 
     pre_encode: int
     encode: int
@@ -23,22 +23,22 @@ class BatchSizes:
 class EngineConfig:
     """Sizes and switches of an engine.
 
-    num_slots: streams that can be open at once.
-    context: (left, right) attention context; None for the checkpoint's default.
-    batch_sizes: rows of a call of each stage; a step has as many rows as `encode`.
-    page_frames: encoder frames of a page; 0 for one page a stream as long as its ring.
+    num_slots: number of streams that can be open at once.
+    context: (left, right) attention context in encoder frames; None for the checkpoint's default.
+    batch_sizes: most rows of a call of each stage; a step has as many rows as `encode`.
+    page_frames: encoder frames of a page; 0 for one page a stream, as long as its ring.
     num_pages: pages of the cache; 0 for enough for every slot.
-    max_step_frames: encoder frames of one stream in a step on CPU, at least a chunk in any case.
+    max_step_frames: most encoder frames of one stream in a step on CPU; a chunk is always permitted.
     recording_rows: rows of a step for recordings, while live streams are open.
-    reset_at_end: whether `<EOU>` and `<EOB>` put the predictor back to its start.
+    reset_at_end: whether `<EOU>` and `<EOB>` reset the predictor.
     turn_detection: whether the speech detector runs at all.
-    audio_snapshots: whether snapshots leave out what the audio before them brings back.
-    phrase_bytes: memory for boosting trees; 0 for no phrase boosting.
-    common_phrases: of all streams.
-    trees_beside: whether trees are made in a thread of their own, so that whoever steps the engine has to be
+    audio_snapshots: whether snapshots leave out the state that can be computed again from audio.
+    phrase_bytes: bytes of memory for boosting trees; 0 for no phrase boosting.
+    common_phrases: phrases of all streams.
+    trees_beside: whether trees are built in a thread of their own, so that the engine's thread has to be
         woken (`PhraseBook.wake_with`).
-    longest_pace_s: most time between two steps of a busy host whose steps overlap.
-    turn_settings: what a stream's options make of turn detection.
+    longest_pace_s: longest time between two steps of a busy host whose steps overlap.
+    turn_settings: returns the turn detection settings of a stream's options.
     """
 
     num_slots: int

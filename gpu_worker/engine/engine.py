@@ -1,12 +1,12 @@
 """The engine: slots, pages and audio for streams, and `step` = schedule, launch, read.
 
-Central invariant: the outputs of a stream are a function of its samples and options alone.  How many chunks a
-step decodes, and with which other streams, changes nothing.
+Central invariant: the outputs of a stream are a function of its samples and options alone. They do not depend
+on the number of chunks in a step, nor on the other streams in it.
 
-There is one engine for every device and model: what it runs is behind `Steps`.  Slots are rows of arrays,
-samples go straight to where the steps fetch them, and only streams that have something to say cost Python.
-Where a device works beside the host, `step` launches the next step and then reads the one before it, so that
-the device never waits for the host; elsewhere it reads what it has just run.
+There is one engine for every device and model, which are behind `Steps`. Slots are rows of arrays, samples
+are written straight to the memory from which steps read them, and only streams with new output cost Python
+time. If a device works beside the host, `step` launches the next step and then reads the one before it, so
+that the device never waits for the host; otherwise it reads the step that it has just run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _GAUGES_EVERY_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A step under way: its plan, who runs it, and when it began where recordings have it by themselves."""
+    """A launched step: its plan, its flight, and its begin if it has only recordings."""
 
     plan: Plan
     flight: Flight
@@ -64,17 +64,17 @@ class _Launched:
 
 
 class SpeechEngine:
-    """See the module.
+    """The engine: streams of samples in, outputs out (see the module).
 
     Args:
-        steps: runs steps and keeps what the model remembers of slots.
-        vocabulary: of the model.
-        turns_of: what a stream's options make of turn detection; taken where the steps hear.
-        prompt_of: index of a stream's language prompt; raises UnsupportedOption.
-        book: makes boosting trees of phrases, where the engine has them.
+        steps: runs steps and keeps the model's state of slots.
+        vocabulary: vocabulary of the model.
+        turns_of: returns the turn detection settings of a stream's options; used where the steps hear.
+        prompt_of: returns the index of a stream's language prompt; raises UnsupportedOption.
+        book: builds boosting trees of phrases, where the engine has them.
         common: phrases of all streams.
         judge: smart-turn, where it runs.
-        pace: when steps begin; only where they overlap, for others gather rows while they run.
+        pace: says when steps begin; only where steps overlap, since others gather rows while they run.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class SpeechEngine:
         )
         self.book = book or PhraseBook(steps.trees, no_trees)
         self._phrases = StreamPhrases(steps.trees, self._table, self._warm_ups, self.book, common)
-        # Slots of the streams that more samples may come for.
+        # Slots of the streams for which more samples may come.
         self._fed_slots: dict[StreamId, int] = {}
         self._fresh: list[Stream] = []
         self._finishing: dict[StreamId, Stream] = {}
@@ -182,10 +182,10 @@ class SpeechEngine:
             self._streams.get(stream)
             raise StreamFinished(f"Stream {stream} was finished; no samples can follow.")
         if samples.dtype is PCM16 and samples.ndim == 1:
-            # It is finite and not too loud, whatever it holds.
+            # pcm16 is always finite and never too loud.
             self._rings.append_pcm16(slot, samples)  # type: ignore[arg-type]
             return
-        # One pass tells of both; vdot does not warn, as dot does.
+        # One pass checks both; vdot does not warn, unlike dot.
         wrong = samples.dtype != FLOAT32 or samples.ndim != 1
         if wrong or not np.vdot(samples, samples) < _MAX_SAMPLE:
             samples = np.clip(float_samples(samples), -_MAX_SAMPLE, _MAX_SAMPLE)
@@ -211,7 +211,7 @@ class SpeechEngine:
                 self._table.finish(slot)
 
     def _must_wait(self, slot: int) -> bool:
-        """Whether more samples than are in its ring belong to the slot's stream, or may not be taken yet."""
+        """Return whether samples of the slot's stream wait beside its ring, or may not be taken yet."""
         return bool(self._rings.beside(slot)) or slot in self._warm_ups
 
     def close(self, stream: StreamId) -> None:
@@ -219,12 +219,12 @@ class SpeechEngine:
         self._drop(self._streams.get(stream))
 
     def streams_in(self, slots: Collection[int]) -> set[StreamId]:
-        """Return the streams of slots.  For any thread, which may see one that has just come or gone."""
+        """Return the streams of slots. For any thread, which may see a stream that has just come or gone."""
         return {state.stream for state in map(self._streams.by_slot.__getitem__, slots) if state is not None}
 
     def samples_decoded(self, stream: StreamId) -> int:
         state = self._streams.get(stream)
-        # A snapshot taken next covers what is under way: say so from now on.
+        # A snapshot taken next covers the running step, so its samples count from now on.
         self._land_stream(state)
         if stream not in self._streams:
             return max(output.samples_decoded for output in self._unsent if output.stream == stream)
@@ -253,10 +253,10 @@ class SpeechEngine:
         return int(self._table.decoded[slot]) if warm_up is None else warm_up.frames
 
     def _drop(self, state: Stream) -> None:
-        """Give back all that a stream holds.
+        """Release all that a stream holds.
 
-        A step under way may still write to its slot and pages: whoever gets them next comes after it, on
-        the device as well.
+        A running step may still write to its slot and pages: their next owner comes after that step, on the
+        device as well.
         """
         slot = state.slot
         self._phrases.drop(state)
@@ -279,7 +279,7 @@ class SpeechEngine:
         if (
             self._unsent
             or self._turns.has_ready()
-            # A verdict that came may change no result, and its stream goes on all the same.
+            # A verdict may change no result, and its stream goes on all the same.
             or len(self._turns.waiting) != self._table.num_held
         ):
             return True
@@ -304,7 +304,7 @@ class SpeechEngine:
         return min((wait_s for wait_s in told if wait_s is not None), default=None)
 
     def _gap_wait_s(self) -> float | None:
-        """Return the seconds until recordings that wait for live streams may go on."""
+        """Return the seconds until recordings that wait for live streams may go on, or None."""
         if not self._table.num_recordings:
             return None
         return self._gaps.wait_s() or None
@@ -346,7 +346,7 @@ class SpeechEngine:
         self._table.hold([self._streams.get(stream).slot for stream in self._turns.waiting])
 
     def _land_stream(self, state: Stream) -> None:
-        """Read the step under way now when the stream is in it."""
+        """Read the running step now if the stream is in it."""
         slot = state.slot
         if self._launched is not None and self._table.planned[slot] != self._table.decoded[slot]:
             launched, self._launched = self._launched, None
@@ -388,7 +388,7 @@ class SpeechEngine:
         return _Launched(plan, self.steps.launch(rows, self._blocks.table[slots]), alone_at_s)
 
     def _heard(self, plan: Plan) -> NDArray[np.int64]:
-        """Return new samples of each row for the speech detector; 0 where none listens."""
+        """Return the new samples of each row for the speech detector; 0 for rows without turn detection."""
         listens_B = self._listens[plan.slots_B]
         if not listens_B.any():
             return np.zeros(len(listens_B), dtype=np.int64)
@@ -398,7 +398,7 @@ class SpeechEngine:
         return (end_B - begin_B) * listens_B
 
     def _reset_fresh(self) -> None:
-        """Give slots to their new streams, behind what runs on them now."""
+        """Reset slots for their new streams, after the steps that were launched before."""
         by_slot = self._streams.by_slot
         fresh = [state for state in self._fresh if by_slot[state.slot] is state]
         self._fresh.clear()
@@ -424,7 +424,7 @@ class SpeechEngine:
     def _reserve(self, plan: Plan, outputs: list[StreamOutput]) -> bool:
         """Give every row its pages; when they run out, shed the newest stream and return False.
 
-        Only who has pages, or wants one, makes room by going.
+        Only a stream that has pages, or wants one, is shed: no other would make room.
         """
         blocks, slots = self._blocks, plan.slots_B
         if not blocks.ring_pages:
@@ -445,7 +445,7 @@ class SpeechEngine:
     # ------------------------------------------------------------------ results
 
     def _read(self, launched: _Launched, outputs: list[StreamOutput]) -> None:
-        """Wait for a step and turn what it found into outputs; streams closed meanwhile have none."""
+        """Wait for a step and turn its findings into outputs; streams closed meanwhile have none."""
         plan, table, stats = launched.plan, self._table, self._stats
         found = self.steps.wait(launched.flight)
         self._gaps.ended()
@@ -460,7 +460,7 @@ class SpeechEngine:
         stats.decode.units += frames
         for state in self._outputs.add(plan, found, alive, self._listens[slots] & alive, outputs):
             self._drop(state)
-        # Only now: a row's audio may be wanted for its turn.  Streams that ended meanwhile are gone.
+        # Only now: turn detection may need a row's audio. Streams that ended meanwhile are gone.
         goes_on = alive & ~plan.ends_B if plan.has_ends else alive
         self._rings.free(slots[goes_on], self.clock.samples_of_frame_array(end[goes_on]))
         if self._warm_ups:

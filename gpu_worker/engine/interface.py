@@ -1,10 +1,10 @@
 # ruff: noqa: N818  (OutOfPages says more than OutOfPagesError)
-"""What the worker sees of an engine: streams of 16 kHz samples in, results out.
+"""The interface of an engine to the worker: streams of 16 kHz samples in, results out.
 
-All calls of an engine come from one thread.  The result sequence of a stream is a pure function of
-its samples and options, whatever the sizes in which the samples were fed, the other streams of the batch,
-or the number of chunks that a step decodes: each whole chunk of audio may have results, and so may the end.
-A chunk that says nothing new has an output only where a second of audio ends in it, as an acknowledgement.
+All calls of an engine come from one thread. The results of a stream are a pure function of its samples and
+options: they do not depend on the sizes in which samples are fed, on the other streams of the batch, or on
+the number of chunks in a step. Each whole chunk of audio may have results, and so may the end. A chunk
+without a new result has an output only if a second of audio ends in it, as an acknowledgement.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ENGINE_SAMPLE_RATE = 16_000
 
 
 class UnknownStream(EngineError):
-    """The stream is not open (never was, was closed, or has given its final output)."""
+    """The stream is not open (never was, was closed, or has had its final output)."""
 
 
 class StreamFinished(EngineError):
@@ -54,11 +54,11 @@ class StreamFinished(EngineError):
 
 
 class SnapshotMismatch(EngineError):
-    """A snapshot was taken by another model, context or layout and cannot be gone on from."""
+    """A snapshot of another model, context or layout, from which this engine cannot go on."""
 
 
 class UnsupportedOption(EngineError):
-    """A stream asks for what this engine's model does not have; the sentence is for its client."""
+    """A stream's options need a feature that the model lacks; the message is a sentence for the client."""
 
 
 class OutOfPages(EngineError):
@@ -71,7 +71,7 @@ class PhrasesFull(EngineError):
 
 @hot_value
 class StreamOutput:
-    """What one chunk of one stream gave, or the part of it up to a start or an end of an utterance.
+    """The output of one chunk of one stream, or of the part of it up to a start or an end of an utterance.
 
     `samples_decoded` counts 16 kHz samples covered so far, over the whole stream.  `token_ids` are
     the tokens that are new, `confidence_scores` and `token_frames` (absolute 80 ms encoder
@@ -198,19 +198,19 @@ class Engine(Protocol):
         ...
 
     def replace_phrases(self, stream: StreamId, phrases: tuple[Phrase, ...], sample: int) -> None:
-        """Have other phrases from the first chunk on that begins at `sample` (16 kHz) or later.
+        """Replace the phrases from the first chunk on that begins at `sample` (16 kHz) or later.
 
-        A chunk that is decoded already keeps those that it had. Phrases that the model cannot write, or for
-        which there is no memory, end the stream there, with an output that has `failed`.
+        A decoded chunk is not decoded again. Phrases that the model cannot write, or for which there is no
+        memory, end the stream there, with an output that has `failed`.
         """
         ...
 
     def phrases(self, stream: StreamId) -> tuple[Phrase, ...]:
-        """Return the newest phrases that the stream was given."""
+        """Return the newest phrases that were set for the stream."""
         ...
 
     def finish(self, stream: StreamId) -> None:
-        """Say that no more samples come: a later `step` yields the output with `is_final`."""
+        """Note that no more samples come: a later `step` returns the output with `is_final`."""
         ...
 
     def close(self, stream: StreamId) -> None:
@@ -218,22 +218,22 @@ class Engine(Protocol):
         ...
 
     def snapshot(self, stream: StreamId, *, whole: bool = False) -> StreamSnapshot:
-        """Return what `open` needs to go on with the stream, in this or another process.
+        """Return the state with which `open` can go on with the stream, in this or another process.
 
-        whole: with all of the state, also where audio brings it back.
+        whole: whether to include the state that can be computed again from audio.
 
-        Samples that were fed and not decoded are not part of it.  Take it before `finish` is called, or right
-        after `step`.  Where the stream is in a step under way, that is waited for.  Raises EngineError for a
-        stream that has ended or has not reached the snapshot that it was opened with.
+        Samples that were fed and not decoded are not part of it. Take it before `finish` is called, or right
+        after `step`. If the stream is in a running step, the call waits for the step. Raises EngineError for
+        a stream that has ended or has not reached the snapshot with which it was opened.
         """
         ...
 
     def is_under_way(self, stream: StreamId) -> bool:
-        """Whether a step with the stream runs, or it has not reached the snapshot that it was opened with."""
+        """Return whether a step with the stream runs, or the stream has not reached its opening snapshot."""
         ...
 
     def samples_decoded(self, stream: StreamId) -> int:
-        """16 kHz samples that the stream's outputs, or its snapshot, cover so far."""
+        """Return how many 16 kHz samples the stream's outputs, or its snapshot, cover so far."""
         ...
 
     def has_work(self) -> bool:
@@ -241,19 +241,19 @@ class Engine(Protocol):
         ...
 
     def is_stepping(self) -> bool:
-        """Whether a step was launched that is not read: a thread without work still waits for the device."""
+        """Return whether a launched step is not read yet: the thread still waits for the device."""
         ...
 
     def wait_s(self) -> float | None:
-        """Longest that a thread without work may sleep before it looks at `has_work` again.
+        """Return the longest time in seconds for which a thread without work may sleep before `has_work`.
 
-        None: nothing but a call of this engine makes work.  A number: an output waits for a verdict of
-        turn detection and is given without it after so many seconds.
+        None: only a call of this engine makes work. A number: an output waits for a verdict of turn
+        detection, and is returned without it after so many seconds.
         """
         ...
 
     def step(self) -> Sequence[StreamOutput]:
-        """Schedule, run, update once.
+        """Run one step: schedule, launch, read.
 
         Returns the outputs of every chunk decoded, those of one stream in order.  An output with
         `is_final` or `failed` has freed the stream's slot.

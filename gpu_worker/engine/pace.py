@@ -1,12 +1,12 @@
-"""How far apart steps begin, or reads, so that a busy host spends its time on rows and not on their number.
+"""The pace of steps, or of reads: a busy host takes fewer and larger steps.
 
-A step costs the host some milliseconds whatever its rows.  With few streams, steps that begin as soon as a
-chunk is there tell results soonest.  With many, such steps are small, and their number eats the time that the
-rows want.  So the distance between two steps grows with the share of the processor that the process uses:
+A step costs the host some milliseconds whatever its rows. With few streams, steps that begin as soon as a
+chunk is there return results soonest. With many streams such steps are small, and their number takes the time
+that the rows need. So the time between two steps grows with the share of a processor that the process uses:
 steps get larger, a row gets cheaper, and the share falls until both balance.
 
-What counts is the process and not the thread: its threads share one interpreter, and the engine's waits
-for the others.
+The use of the whole process counts and not that of the thread: its threads share one interpreter, and the
+engine's thread waits for the others.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-# Shares of one processor at which the distance begins to grow, and has grown.
+# Shares of one processor at which the time between steps begins to grow, and is longest.
 _AT_EASE: Final = 0.55
 _BUSY: Final = 0.75
 _WINDOW_S: Final = 0.1
-# Weight of a window among those before it.
+# Weight of a new window in the average.
 _NEW: Final = 0.3
-# Between two looks at a step that runs on the device.
+# Time between two checks of a step that runs on the device.
 POLL_S: Final = 0.001
 
 
@@ -29,10 +29,10 @@ class Pace:
     """Says when the next step may begin.
 
     Args:
-        longest_s: time between two steps' beginnings of a busy process; 0 paces nothing.
-        shortest_s: the same of a process at ease.
-        clock: seconds, monotonic.
-        used: seconds of processors that the process has used.
+        longest_s: time between the beginnings of two steps in a busy process; 0 turns pacing off.
+        shortest_s: the same in an idle process.
+        clock: returns monotonic seconds.
+        used: returns the processor seconds that the process has used.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Pace:
         self._next_at = now + self.interval_s
 
     def wait_s(self) -> float:
-        """Seconds until a step may begin; 0 for now."""
+        """Return the seconds until a step may begin; 0 for now."""
         if not self.interval_s:
             return 0.0
         return max(0.0, self._next_at - self._clock())

@@ -1,7 +1,7 @@
-"""Outputs of streams, made of what a step found.
+"""Makes the outputs of streams from the findings of a step.
 
-A row of a step is cut into pieces: one for each whole chunk, and one for the end of a stream.  Every piece
-may have an output; only those that have something to say cost Python.
+A row of a step is cut into pieces: one for each whole chunk, and one for the end of a stream. Every piece may
+have an output; only pieces with something new cost Python time.
 
 Shape suffixes: B rows of a step, P pieces, K symbols and W windows of a row, T tokens and V windows of all.
 """
@@ -24,7 +24,7 @@ from gpu_worker.engine.transcript import NO_TOKENS, Tokens, chunk_output
 from gpu_worker.engine.warm_up import WarmUps
 from gpu_worker.turn.stage import TurnStage
 
-# Of streams whose turns nobody detects.
+# Fields of outputs of streams without turn detection.
 _SILENCE: Final[NDArray[np.float32]] = np.zeros(0, dtype=np.float32)
 _NO_WINDOWS: Final[list[int]] = []
 
@@ -33,11 +33,11 @@ _Item = TypeVar("_Item", bound=np.generic)
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """The pieces of a plan's rows, those of one row behind each other.
+    """The pieces of a plan's rows; those of one row are consecutive.
 
-    `first_B` is the first piece of each row, and `last_B` the last one; `one_each`: every row is one piece,
-    as nearly always.  `row_P` is each piece's row, `is_final_P` says which end their streams.  A piece covers
-    the samples `begin_P` .. `end_P` - 1.
+    `first_B` is the first piece of each row, and `last_B` the last one; `one_each`: whether every row is one
+    piece, as nearly always. `row_P` is each piece's row, `is_final_P` says which pieces end their streams. A
+    piece covers the samples `begin_P` .. `end_P` - 1.
     """
 
     one_each: bool
@@ -50,7 +50,7 @@ class Pieces:
 
     @classmethod
     def of(cls, plan: Plan, clock: ChunkClock, fed_B: NDArray[np.int64]) -> Pieces:
-        """Cut a plan's rows.  `fed_B` are the samples of each row's stream so far."""
+        """Cut a plan's rows. `fed_B`: number of samples of each row's stream so far."""
         count_B = plan.chunks_B + plan.ends_B
         last_B = count_B.cumsum() - 1
         one_each = bool(last_B[-1] == len(count_B) - 1)
@@ -70,7 +70,7 @@ class Pieces:
         return cls(one_each, first_B, last_B, row_P, is_final_P, begin_P, end_P)
 
     def of_rows(self, of_B: NDArray[_Item]) -> NDArray[_Item]:
-        """Return for each piece what there is for its row."""
+        """Return the element of its row for each piece."""
         return of_B if self.one_each else of_B[self.row_P]
 
 
@@ -78,9 +78,9 @@ class Pieces:
 class StepText:
     """Tokens and speech of a step's pieces: those of piece p are `ids[first[p] : first[p + 1]]`.
 
-    Numbers leave their arrays all at once.  `frames` are absolute; `speech_V` are the probabilities as an
-    array, for those who compare them all, and `speech` the same as numbers.  Windows are those of rows that
-    listen; where none does, there are no numbers of them.
+    All arrays are converted to numbers at once. `frames` are absolute; `speech_V` are the probabilities as an
+    array, for comparisons of all, and `speech` the same as numbers. There are windows only of rows with turn
+    detection.
     """
 
     num_tokens_P: NDArray[np.int64]
@@ -102,11 +102,11 @@ class StepText:
         return Tokens(self.ids[at], self.frames[at], self.confidences[at])
 
     def windows(self, piece: int) -> list[float]:
-        """Probabilities of speech of a piece's windows."""
+        """Return the probabilities of speech of a piece's windows."""
         return self.speech[self.first_window[piece] : self.first_window[piece + 1]]
 
     def holds(self, token: int | None) -> NDArray[np.bool_]:
-        """Which pieces hold a token."""
+        """Return which pieces hold a token, [P]."""
         found = np.zeros(len(self.num_windows_P), dtype=np.bool_)
         if token is not None:
             at = (np.array(self.ids, dtype=np.int64) == token).nonzero()[0]
@@ -115,7 +115,7 @@ class StepText:
 
     @property
     def hears(self) -> bool:
-        """Whether any row listens."""
+        """Whether any row has turn detection."""
         return bool(self.first_window)
 
     @classmethod
@@ -156,14 +156,14 @@ class StepText:
 
 
 class Outputs:
-    """Makes outputs of the pieces of steps that have something to say.
+    """Makes the outputs of the pieces of steps.
 
     Args:
-        streams: those that are open.
+        streams: the open streams.
         table, rings: their samples.
-        turns: detection of their turns.
-        warm_ups: slots whose rows say nothing yet.
-        stats: where pieces and windows are counted.
+        turns: their turn detection.
+        warm_ups: slots whose rows have no outputs yet.
+        stats: counts pieces and windows.
     """
 
     def __init__(
@@ -190,13 +190,13 @@ class Outputs:
         listens_B: NDArray[np.bool_],
         outputs: list[StreamOutput],
     ) -> list[Stream]:
-        """Add the outputs of a step, but for those that turn detection keeps; return streams that it ended.
+        """Add the outputs of a step, except those that turn detection holds back; return the ended streams.
 
         Args:
-            plan, found: the step.
+            plan, found: the step and its findings.
             alive_B: rows whose streams are still open.
-            listens_B: of those, rows whose turns are detected.
-            outputs: where they are added.
+            listens_B: rows of those streams that have turn detection.
+            outputs: the list to which they are added.
         """
         table, turns = self._table, self._turns
         pieces = Pieces.of(plan, table.clock, table.fed[plan.slots_B])
@@ -246,7 +246,7 @@ class Outputs:
     def _is_steady(
         self, slot_P: NDArray[np.int64], listens_P: NDArray[np.bool_], pieces: Pieces, text: StepText
     ) -> NDArray[np.bool_]:
-        """Pieces at which no turn can change."""
+        """Return which pieces cannot change a turn, [P]."""
         is_steady_P = np.zeros(len(slot_P), dtype=np.bool_)
         heard = listens_P.nonzero()[0]
         is_steady_P[heard] = self._turns.steady.take(
@@ -265,13 +265,13 @@ def _starts(counts: NDArray[np.int64]) -> list[int]:
 
 
 def acknowledges(pieces: Pieces) -> NDArray[np.bool_]:
-    """Pieces in which a second of audio ends."""
+    """Return the pieces in which a second of audio ends, [P]."""
     found: NDArray[np.bool_] = pieces.begin_P // ENGINE_SAMPLE_RATE < pieces.end_P // ENGINE_SAMPLE_RATE
     return found
 
 
 def failed_output(state: Stream, samples_decoded: int, error: EngineError) -> StreamOutput:
-    """Return the last of a stream that the engine had to end."""
+    """Return the last output of a stream that the engine had to end."""
     return StreamOutput(
         stream=state.stream,
         samples_decoded=samples_decoded,

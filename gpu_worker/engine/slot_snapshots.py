@@ -1,8 +1,8 @@
-"""Snapshots of an engine's streams: what a slot holds, on the device and on the host.
+"""Snapshots of an engine's streams: the state of a slot on the device and on the host.
 
-A snapshot is taken between two steps, with no step of the stream under way.  Whole, it has all that the slot
-remembers; where `StepShape.reach_frames` says so, it leaves out what the audio before it brings back
-(`gpu_worker.engine.warm_up`).
+A snapshot is taken between two steps, while no step of the stream runs. A whole snapshot has all of the
+slot's state. If `StepShape.reach_frames` is set, it leaves out the state that can be computed again from the
+audio before it (`gpu_worker.engine.warm_up`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ANEW: Final = "phrases_anew"
 
 
 class SlotSnapshots:
-    """Takes and restores them."""
+    """Takes and restores snapshots."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class SlotSnapshots:
         return Snapshot.from_bytes(data, self._steps.shape.fingerprint)
 
     def restore(self, state: Stream, settings: TurnSettings, restored: Snapshot) -> list[StreamOutput]:
-        """Fill the stream's slot, or begin to warm it up; returns outputs that nobody has got yet.
+        """Fill the stream's slot, or begin to warm it up; return outputs that were not delivered yet.
 
         Raises SnapshotMismatch, OutOfPages.
         """
@@ -71,7 +71,7 @@ class SlotSnapshots:
                 self._rings.open(slot, begin)
                 return self._fill(state, settings, restored, self._kept_frames(slot, frames))
             self._rings.open(slot, begin, until=samples)
-            # So that a snapshot that does not fit is refused now.
+            # A snapshot that does not fit has to be refused now.
             self._load(slot, restored, None)
             self._warm_ups.add(WarmUp(state, settings, restored, frames, samples))
             return []
@@ -79,7 +79,7 @@ class SlotSnapshots:
             raise SnapshotMismatch(f"The snapshot does not fit this engine: {error}.") from error
 
     def complete(self, warm_up: WarmUp) -> list[StreamOutput]:
-        """End a warm-up: the stream goes on behind its snapshot; returns outputs that nobody has got yet.
+        """End a warm-up: the stream goes on after its snapshot; return outputs that were not delivered yet.
 
         Raises SnapshotMismatch.
         """
@@ -108,7 +108,7 @@ class SlotSnapshots:
 
     @staticmethod
     def phrases(restored: Snapshot) -> tuple[PhraseList, bool]:
-        """Return the phrases in force behind a snapshot, and whether they are so only from there on.
+        """Return the phrases in force after a snapshot, and whether they hold only from there on.
 
         Raises SnapshotMismatch.
         """
@@ -120,27 +120,27 @@ class SlotSnapshots:
     def take(
         self, state: Stream, unsent: Sequence[StreamOutput], phrases: PhraseList, anew: bool, *, whole: bool
     ) -> StreamSnapshot:
-        """Return the stream's state; `unsent` are its outputs that nobody has got yet.
+        """Return the stream's state. unsent: its outputs that were not delivered yet.
 
         phrases, anew: see `StreamPhrases.at_snapshot`.
-        What the device holds of it may still be on its way to the host; `to_bytes` waits for it.
+        The copy from the device to the host may still be running; `to_bytes` waits for it.
         """
         slot, shape, clock = state.slot, self._steps.shape, self._table.clock
         frames = int(self._table.decoded[slot])
-        # Of a stream that has decoded nothing the slot still holds what was there before.
+        # The slot of a stream that has decoded nothing still holds the state of an earlier stream.
         export: Export = dict
         first = frames
         if frames:
             if shape.reach_frames and not whole:
                 first = first_frame(frames, shape.reach_frames)
             export = self._steps.export(slot, self._kept_frames(slot, frames) if first == frames else None)
-        # They carry the stream's results that are ready, too: those of others stay for the next step.
+        # The snapshot takes the stream's ready results too; those of others stay for the next step.
         turns = {_TURNS: self._turns.export(state.stream)} if state.listens else {}
         host = {
             "frames_done": frames,
             "first_frame": first,
             "transcript": state.transcript.export(),
-            # What was read and not yet returned belongs to the stream's results, here or there.
+            # Outputs that were read and not returned belong to the stream's results, here or there.
             "unsent": [asdict(output) for output in unsent],
         }
         if phrases or anew:

@@ -1,6 +1,6 @@
 """The bytes of a stream's snapshot: a header of JSON, then the buffers that it names.
 
-What the buffers hold is known to whoever wrote them, see `Steps.export`.  Keys and values are stored frame by
+The steps that wrote the buffers know their content, see `Steps.export`. Keys and values are stored frame by
 frame, oldest first, so that a snapshot does not depend on the size or the order of pages.
 """
 
@@ -23,7 +23,7 @@ PHRASES: Final = "phrases"
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A stream between two steps.  `host` are JSON values, `buffers` what is not."""
+    """The state of a stream between two steps. `host`: JSON values; `buffers`: all other state."""
 
     model: str
     host: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Snapshot:
 
 
 def _header(data: bytes) -> tuple[Any, int]:
-    """Return the header's JSON, and where the buffers begin.  Raises ValueError, struct.error."""
+    """Return the header's JSON, and the offset of the buffers. Raises ValueError, struct.error."""
     if data[: len(_MAGIC)] != _MAGIC:
         raise ValueError("it begins with other bytes")
     at = len(_MAGIC) + _LENGTH.size
@@ -65,12 +65,12 @@ def _header(data: bytes) -> tuple[Any, int]:
 
 
 def phrases_of(host: Mapping[str, Any]) -> tuple[Phrase, ...]:
-    """Phrases that a stream had.  Raises EntryError."""
+    """Return the phrases in a snapshot's host state. Raises EntryError."""
     return decode_phrases(str(host.get(PHRASES, "[]")).encode())
 
 
 def phrases_in(snapshot: bytes) -> tuple[Phrase, ...] | None:
-    """Phrases in a snapshot of whatever model; None where it cannot be read at all."""
+    """Return the phrases in a snapshot of any model; None if it cannot be read."""
     try:
         return phrases_of(_header(snapshot)[0]["host"])
     except (struct.error, KeyError, ValueError, TypeError, AttributeError, EntryError):

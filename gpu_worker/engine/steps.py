@@ -1,8 +1,8 @@
-"""The seam between the engine and a model: rows of numbers go in, rows of symbols come out later.
+"""The interface between the engine and a model: rows of numbers go in, rows of symbols come out later.
 
-The engine keeps streams, slots, audio, pages and text; whoever implements `Steps` keeps the model and what
-it remembers of each slot.  Implementations: `eager` (the plain model, for CPU), `cuda_graphs` (captured
-graphs), `nemo` (NeMo's modules), `null` (no model).  Another family of models is another implementation.
+The engine keeps streams, slots, audio, pages and text; an implementation of `Steps` keeps the model and its
+state of each slot. Implementations: `eager` (the plain model, for CPU), `cuda_graphs` (captured graphs),
+`nemo` (NeMo's modules), `null` (no model). Another family of models is another implementation.
 
 Shape suffixes: F fields of a row, B rows of the step, M pages of a ring, N kept frames, K most symbols of a
 row, W windows of the speech detector, S slots, C samples of a ring.
@@ -24,7 +24,7 @@ from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.slots.samples import PCM16_SCALE, Samples
 from gpu_worker.turn.outcome import WINDOW_SAMPLES
 
-# Samples of a stream whose end is not known; more than a row's numbers reach, and sound in int32.
+# Value for the samples of a stream whose end is unknown; more than any row's numbers, and valid in int32.
 UNKNOWN_END: Final = 1 << 30
 # A stream's end may leave samples that complete no further frame: less than two mel hops.
 SPARE_HOPS: Final = 2
@@ -33,10 +33,10 @@ SPARE_HOPS: Final = 2
 class Field(IntEnum):
     """Rows of the integers that describe a step, int32 [F, B].
 
-    START is the first encoder frame, FRAMES the valid ones (0 for none), TOTAL the stream's samples or
-    UNKNOWN_END, HEARD how many of the row's samples the speech detector takes (0 for none), FLOAT 1 where
-    the slot's ring holds float32 and 0 where it holds pcm16.  Of an old stream START and TOTAL count from a
-    later origin (`engine.positions`).
+    START is the first encoder frame, FRAMES the number of valid frames, TOTAL the stream's samples or
+    UNKNOWN_END, HEARD how many of the row's samples the speech detector takes, FLOAT 1 where the slot's ring
+    holds float32 and 0 where it holds pcm16. For an old stream START and TOTAL count from a later origin
+    (`engine.positions`).
     """
 
     SLOT = 0
@@ -49,7 +49,7 @@ class Field(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RingMemory:
-    """Host memory of every slot's samples: sample n of a stream stands at n modulo C.
+    """Host memory of every slot's samples: sample n of a stream is at n modulo C.
 
     A slot has room for C samples of float32 and uses half of it for pcm16.  C is a multiple of a frame's
     samples and holds at least two steps' samples of a row (one where steps do not overlap).
@@ -59,12 +59,12 @@ class RingMemory:
 
     @classmethod
     def allocate(cls, num_slots: int, num_samples: int) -> RingMemory:
-        """Memory of this process, untouched until it is written; with a spare slot."""
+        """Allocate memory of this process, untouched until it is written, with a spare slot."""
         return cls(np.zeros((num_slots + 1, num_samples), dtype=np.float32))
 
     @property
     def num_samples(self) -> int:
-        """C."""
+        """Samples of a ring: C."""
         return int(self.float32_SC.shape[1])
 
     @property
@@ -80,7 +80,7 @@ class RingMemory:
     def gather(
         self, slots_B: NDArray[np.int32], is_float_B: NDArray[np.bool_], samples_BN: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Return the samples of these numbers of each row's stream, as float32 at full scale 1.0."""
+        """Return the samples with these numbers of each row's stream, as float32 at full scale 1.0."""
         at_BN, slots_B = samples_BN % self.num_samples, slots_B[:, None]
         audio = np.multiply(self.pcm16[slots_B, at_BN], PCM16_SCALE, dtype=np.float32)
         if is_float_B.any():
@@ -92,10 +92,10 @@ class RingMemory:
 class PageShape:
     """The paged key/value cache.
 
-    num_pages: pages that streams can take, at least one; a table names `num_pages` where it has none.
+    num_pages: pages that streams can take, at least one; `num_pages` in a table stands for no page.
     page_frames: encoder frames of a page.
-    ring_pages: most pages of one stream, which then writes over its own oldest frames.
-    left_frames: frames back from its next one that a stream can still see.
+    ring_pages: most pages of one stream, which then overwrites its own oldest frames.
+    left_frames: left context of a stream's next frame, in frames.
     """
 
     num_pages: int
@@ -109,25 +109,25 @@ class PageShape:
         return self.page_frames * self.ring_pages
 
 
-# Of a model that keeps all it remembers in its slots.
+# Pages of a model that keeps all of its state in its slots.
 NO_PAGES: Final = PageShape(num_pages=1, page_frames=1, ring_pages=0, left_frames=0)
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What an engine must know of its steps.
+    """The facts about steps that an engine needs.
 
     clock: samples, frames and chunks of the model.
-    num_slots: streams that can be open.
-    max_rows: rows of a step.
-    max_chunks: chunks of a row; all rows of a step but those that end have equally many.
+    num_slots: number of streams that can be open.
+    max_rows: most rows of a step.
+    max_chunks: most chunks of a row; all rows of a step but ending ones have equally many.
     frame_symbols: most symbols of a frame.
-    pages: of the key/value cache.
-    overlaps: a device works beside the host, so that a step is launched before the last one is read.
-    hears: whether windows of the speech detector can be had.
-    fingerprint: names the weights and the layout of a slot's state, for snapshots.
-    reach_frames: whole chunks of audio that bring back all of a slot's state but what `Steps.export` returns
-        without kept frames; 0 where snapshots hold the whole state.
+    pages: shape of the key/value cache.
+    overlaps: whether a device works beside the host, so that a step is launched before the last one is read.
+    hears: whether the steps can run the speech detector.
+    fingerprint: identifies the weights and the layout of a slot's state, for snapshots.
+    reach_frames: encoder frames, whole chunks, whose audio restores all of a slot's state except the state
+        that `Steps.export` returns without kept frames; 0 where snapshots hold the whole state.
     recording_rows: rows of a step for recordings, while live streams are open.
     """
 
@@ -146,11 +146,11 @@ class StepShape:
 
 @dataclass(frozen=True, slots=True)
 class StepFindings:
-    """What a step found, on the host.
+    """The findings of a step, on the host.
 
-    num_symbols_B; of each row the symbols, their frames (from the row's first on) and confidences
-    [B, K], valid up to its number; speech probabilities [B, W] of the windows that a row's heard samples
-    complete.  The arrays may be views that the launch after the next one overwrites.
+    num_symbols_B: symbols of each row. The symbols, their frames (from the row's first on) and confidences
+    are [B, K], valid up to that number. Speech probabilities are [B, W], for the windows that a row's HEARD
+    samples complete. The arrays may be views that the launch after the next one overwrites.
     """
 
     num_symbols_B: NDArray[np.int32]
@@ -177,32 +177,32 @@ class KeptFrames:
 
 
 AllocateRings = Callable[[int, int], RingMemory]
-"""Makes the rings of so many slots, with so many samples each: `RingMemory.allocate`, or shared memory."""
+"""Allocates the rings of so many slots, of so many samples each: `RingMemory.allocate`, or shared memory."""
 
 Export = Callable[[], Mapping[str, memoryview]]
-"""A state on its way to the host: the call waits for it, in any thread."""
+"""A state that is being copied to the host: the call waits for it and returns it, in any thread."""
 
 
 class Steps(Protocol):
-    """Runs steps and keeps the state of slots.  One thread calls it."""
+    """Runs steps and keeps the state of slots. One thread calls it."""
 
     shape: StepShape
     stats: EngineStats
-    """Where calls and seconds of the stages are counted; the rest of it is the engine's."""
+    """Counters; the steps count calls and seconds of the stages, the engine the rest."""
     rings: RingMemory
-    """Where the engine writes the samples that rows name."""
+    """The memory to which the engine writes the samples of rows."""
 
     @property
     def trees(self) -> TreeMemory:
-        """Boosting trees of phrases, and which slots are decoded with them."""
+        """The memory of boosting trees, with the slots that use each."""
         ...
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
-        """Give slots to new streams with these language prompts, behind the steps launched before."""
+        """Reset slots for new streams with these language prompts, after the steps launched before."""
         ...
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
-        """Start a step.  The samples that its rows name stand in the ring until it was waited for.
+        """Start a step. The samples of its rows stay in the ring until `wait` has returned.
 
         Args:
             rows_FB: see `Field`; no slot twice.
@@ -211,7 +211,7 @@ class Steps(Protocol):
         ...
 
     def is_over(self, flight: Flight) -> bool:
-        """Whether `wait` would return at once."""
+        """Return whether `wait` would return at once."""
         ...
 
     def wait(self, flight: Flight) -> StepFindings:
@@ -219,23 +219,24 @@ class Steps(Protocol):
         ...
 
     def export(self, slot: int, kept: KeptFrames | None) -> Export:
-        """Copy a slot's state to the host, by name: as it is behind the steps launched before.
+        """Copy a slot's state to the host, by name: the state after the steps that were launched before.
 
-        kept: None for what no audio brings back (see `StepShape.reach_frames`), else the whole state.
+        kept: the frames for a whole state; None for only the state that no audio restores (see
+            `StepShape.reach_frames`).
         """
         ...
 
     def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
-        """Put an exported state into a slot, behind the steps launched before.
+        """Load an exported state into a slot, after the steps that were launched before.
 
-        kept: as it was for `export`, in the pages that the slot has now.  Raises KeyError or ValueError when
-        the state does not fit.
+        kept: as for `export`, in the slot's present pages. Raises KeyError or ValueError if the state does
+        not fit.
         """
         ...
 
 
 def max_windows(num_columns: int) -> int:
-    """Most speech windows that a row of so many samples can complete."""
+    """Return the most speech windows that a row of `num_columns` samples can complete."""
     return -(-num_columns // WINDOW_SAMPLES)
 
 

@@ -1,4 +1,4 @@
-"""An engine's output that waits inside a snapshot."""
+"""Engine outputs that are stored inside a snapshot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpu_worker.engine.interface import StreamOutput
 
 
 def decode_output(stream: StreamId, values: dict[str, Any]) -> StreamOutput:
-    """Make the output again of what `dataclasses.asdict` gave of it; the stream may have another id here."""
+    """Return the output of which `values` is the `asdict`, for a stream that may have a new id."""
     words = values["words"]
     return StreamOutput(
         **{

@@ -13,10 +13,10 @@ from gpu_worker.engine.transcript import Transcript
 
 @dataclass(slots=True)
 class Stream:
-    """What a stream has besides its row of arrays.
+    """The state of a stream besides its row of arrays.
 
-    `order` counts openings: a higher one is newer.  `prompt` is its language's.  `listens`: its turns are
-    detected.
+    `order` counts openings: a higher number is newer. `prompt`: index of its language's prompt. `listens`:
+    whether it has turn detection.
     """
 
     stream: StreamId
@@ -29,7 +29,7 @@ class Stream:
 
 
 class OpenStreams:
-    """Gives slots to streams and takes them back."""
+    """The assignment of slots to streams."""
 
     def __init__(self, num_slots: int) -> None:
         self.capacity = num_slots
@@ -38,7 +38,7 @@ class OpenStreams:
         self._free_slots = list(range(num_slots - 1, -1, -1))
 
     def vacant_slot(self, stream: StreamId) -> int:
-        """Return the slot that `add` would give.  Raises ValueError for an open stream, and EngineFull."""
+        """Return the slot that `add` will use. Raises ValueError for an open stream, and EngineFull."""
         if stream in self._by_id:
             raise ValueError(f"stream {stream} is open")
         if not self._free_slots:
@@ -59,7 +59,7 @@ class OpenStreams:
         return state
 
     def remove(self, state: Stream) -> None:
-        """Close a stream and take its slot back."""
+        """Close a stream and free its slot."""
         del self._by_id[state.stream]
         self.by_slot[state.slot] = None
         self._free_slots.append(state.slot)
@@ -75,7 +75,7 @@ class OpenStreams:
 
     @property
     def free_slots(self) -> tuple[int, ...]:
-        """Slots that no stream has."""
+        """Return the slots that no stream has."""
         return tuple(self._free_slots)
 
     def check_integrity(self) -> None:

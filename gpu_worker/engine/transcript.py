@@ -14,10 +14,11 @@ from gpu_worker.engine.interface import StreamOutput
 
 @dataclass(slots=True)
 class TextState:
-    """Transcript of one stream under way: the text so far and the bytes of an unfinished character.
+    """Text of an unfinished transcript: the text so far and the bytes of an unfinished character.
 
-    `at_word_start` forces the next token to begin a word (set at the start of an utterance). `spaces` have
-    come and wait for what follows them: a text never ends with one.
+    `at_word_start` forces the next token to begin a word (set at the start of an utterance). `spaces` are
+    held
+    back until text follows them: a text never ends with a space.
     """
 
     text: str = ""
@@ -27,9 +28,9 @@ class TextState:
 
 
 class Vocabulary(Protocol):
-    """What a transcript asks of a model's tokens.
+    """The interface of a model's tokens to a transcript.
 
-    `marks` end an utterance, and `eou_id` is the one among them that ends a turn of speech.
+    `marks` are tokens that end an utterance, and `eou_id` is the mark that ends a turn of speech.
     """
 
     @property
@@ -38,7 +39,7 @@ class Vocabulary(Protocol):
     def eou_id(self) -> int | None: ...
 
     def append(self, state: TextState, token: int) -> None:
-        """Append one token to the text, but for bytes of a character that it does not complete."""
+        """Append one token to the text; bytes of an unfinished character are held back."""
         ...
 
     def start_utterance(self, state: TextState) -> None:
@@ -46,29 +47,29 @@ class Vocabulary(Protocol):
         ...
 
     def finish(self, state: TextState) -> str:
-        """Close the text; bytes still pending turn into U+FFFD.  Returns it."""
+        """Close the text, with U+FFFD for bytes that are still held back, and return it."""
         ...
 
     def is_special(self, token: int) -> bool:
-        """Whether the token never appears in text."""
+        """Return whether the token never appears in text."""
         ...
 
     def starts_word(self, token: int) -> bool:
-        """Whether the token begins a new word by itself."""
+        """Return whether the token begins a new word by itself."""
         ...
 
     def is_closing(self, token: int) -> bool:
-        """Whether the token is punctuation that belongs to the word before it."""
+        """Return whether the token is punctuation that belongs to the word before it."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of a whole sequence."""
+        """Return the text of a whole sequence."""
         ...
 
 
 @hot_value
 class Tokens:
-    """Tokens in order: ids, absolute encoder frames and confidences, beside each other."""
+    """Tokens in order: parallel sequences of ids, absolute encoder frames and confidences."""
 
     ids: Sequence[int]
     frames: Sequence[int]
@@ -79,7 +80,7 @@ class Tokens:
         return Tokens(self.ids[:count], self.frames[:count], self.confidences[:count])
 
     def after(self, count: int) -> Tokens:
-        """Return the tokens behind the first `count`."""
+        """Return the tokens after the first `count`."""
         return Tokens(self.ids[count:], self.frames[count:], self.confidences[count:])
 
 
@@ -88,7 +89,7 @@ NO_TOKENS: Final = Tokens((), (), ())
 
 @hot_value
 class WordStart:
-    """Where a word begins: encoder frame of its first token, and length of the text before it."""
+    """The start of a word: encoder frame of its first token, and length of the text before it."""
 
     frame: int
     offset: int
@@ -98,10 +99,10 @@ class Transcript:
     """Text and words of a stream, across utterances.
 
     Args:
-        vocabulary: of the model.
-        frame_s: seconds of an encoder frame.
-        with_words: whether words are wanted; without, none are collected.
-        with_starts: whether the places are wanted at which words begin.
+        vocabulary: vocabulary of the model.
+        frame_s: duration of an encoder frame, in seconds.
+        with_words: whether words are collected.
+        with_starts: whether the starts of words are collected.
     """
 
     __slots__ = (
@@ -126,7 +127,7 @@ class Transcript:
         self._with_starts = with_starts
         self._marks = vocabulary.marks
         self._text = TextState()
-        # Tokens of the word under way: (token, frame, confidence).
+        # Tokens of the open word: (token, frame, confidence).
         self._open: list[tuple[int, int, float]] = []
         self._words: list[Word] = []
         self._starts: list[WordStart] = []
@@ -139,12 +140,12 @@ class Transcript:
 
     @property
     def open_frames(self) -> tuple[int, int] | None:
-        """Frames of the first and of the last token of the word that the next token may go on with."""
+        """Frames of the first and of the last token of the open word, which the next token may continue."""
         return (self._open[0][1], self._open[-1][1]) if self._open else None
 
     @property
     def mark_frame(self) -> int | None:
-        """Frame of the mark that the text so far ends with, if any; None where starts are not wanted."""
+        """Frame of the mark at the end of the text so far, if any; None where starts are not collected."""
         return self._mark_frame
 
     def add(self, tokens: Tokens, *, ends: bool) -> None:
@@ -182,28 +183,28 @@ class Transcript:
         self._open.append((token, frame, confidence))
 
     def close_word(self) -> None:
-        """End the open word: what follows begins another, whatever it looks like."""
+        """End the open word: the next token begins another word, whatever it is."""
         if self._open:
             self._vocabulary.start_utterance(self._text)
             self._end_word()
 
     def take_words(self) -> tuple[Word, ...] | None:
-        """Words that became complete since the last call, each once; None when words are not wanted."""
+        """Return the words that became complete since the last call; None where words are not collected."""
         if not self._with_words:
             return None
         words, self._words = self._words, []
         return tuple(words)
 
     def take_starts(self) -> Sequence[WordStart]:
-        """Words that began since the last call, each once; none unless they are wanted."""
+        """Return the starts of words since the last call; none unless they are collected."""
         starts, self._starts = self._starts, []
         return starts
 
     def _end_word(self) -> None:
         """End the open word.
 
-        It lasts from the start of its first token's frame to the end of its last one's; its confidence is
-        the least of its tokens', NeMo's default aggregation.
+        It lasts from the start of its first token's frame to the end of its last token's frame. Its
+        confidence is the least of its tokens', NeMo's default aggregation.
         """
         tokens, self._open = self._open, []
         if not (tokens and self._with_words):
@@ -251,12 +252,12 @@ def chunk_output(
     changed: bool = False,
     utterances: tuple[Utterance, ...] = (),
 ) -> StreamOutput:
-    """Return what a piece of audio gave, once its tokens are in the transcript.
+    """Return the output of a piece of audio whose tokens are in the transcript.
 
-    Without the fields of turns it is the output of a stream whose turns nobody detects. `changed` is for
-    what they changed.
+    Without the fields of turns it is the output of a stream without turn detection. changed: whether the turn
+    fields changed.
     """
-    # By position: names cost half as much again.
+    # By position: keyword arguments cost half as much time again.
     return StreamOutput(
         stream,
         samples_decoded,

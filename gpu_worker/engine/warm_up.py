@@ -1,11 +1,10 @@
-"""Slots that hear again the audio before their stream's snapshot.
+"""Warm-up of slots: they decode the audio before their stream's snapshot again.
 
 Keys, values and convolution caches of a stream are functions of its last seconds of audio alone: a layer
-reaches back no further than its left context, and all of them, one behind the other,
-`StepShape.reach_frames`.  So a snapshot needs none of them where that audio is kept.  A stream that is
-opened from such a snapshot begins that much earlier, in a slot that holds whatever it held, and what its
-rows say is not told.  At the snapshot all that it could see of its slot's past is out of reach; then it
-gets what audio does not bring back.
+reaches back no further than its left context, and all layers together `StepShape.reach_frames`. So a snapshot
+needs none of them if that audio is kept. A stream that is opened from such a snapshot begins that much
+earlier, in a slot with the state of an earlier stream, and its rows have no outputs. At the snapshot that
+earlier state is out of reach of every layer. Then the slot gets the state that audio does not restore.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from gpu_worker.turn.settings import TurnSettings
 
 
 def first_frame(frames: int, reach_frames: int) -> int:
-    """Where a stream begins so that its caches are right behind `frames` frames, the end of a chunk."""
+    """Return the frame at which to begin so that the caches are right after `frames`, the end of a chunk."""
     return max(0, frames - reach_frames)
 
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """A stream on its way to its snapshot, which covers `frames` frames and `samples` samples."""
+    """The warm-up of a stream to its snapshot, which covers `frames` frames and `samples` samples."""
 
     state: Stream
     settings: TurnSettings
@@ -38,19 +37,19 @@ class WarmUp:
 
 
 class WarmUps:
-    """The slots that are warmed up now."""
+    """The warm-ups of slots that are running."""
 
     def __init__(self, num_slots: int) -> None:
         self._by_slot: dict[int, WarmUp] = {}
         self.is_warming_S: NDArray[np.bool_] = np.zeros(num_slots, dtype=np.bool_)
 
     def add(self, warm_up: WarmUp) -> None:
-        """Begin with a slot."""
+        """Begin the warm-up of a slot."""
         self._by_slot[warm_up.state.slot] = warm_up
         self.is_warming_S[warm_up.state.slot] = True
 
     def get(self, slot: int) -> WarmUp | None:
-        """Return what a slot is warmed up for."""
+        """Return the warm-up of a slot, or None."""
         return self._by_slot.get(slot)
 
     def drop(self, slot: int) -> None:
@@ -59,7 +58,7 @@ class WarmUps:
             self.is_warming_S[slot] = False
 
     def reached(self, decoded_S: NDArray[np.int64]) -> Iterator[WarmUp]:
-        """Yield the warm-ups whose slots have decoded as much as their snapshots cover."""
+        """Yield the warm-ups whose slots have decoded all that their snapshots cover."""
         for slot, warm_up in list(self._by_slot.items()):
             if decoded_S[slot] >= warm_up.frames:
                 yield warm_up

@@ -197,7 +197,7 @@ class EngineThread:
             self._snapshot(self._flows[stream], release=False)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
-        """Emit a snapshot for the next owner; without it, a released stream is replayed from an earlier one."""
+        """Emit a snapshot for the next owner; without it, a stream is replayed from an earlier one."""
         snapshot: StreamSnapshot | None = None
         try:
             snapshot = self._engine.snapshot(flow.stream)

@@ -324,7 +324,7 @@ class Outlet:
 
     @staticmethod
     def _decoded(writing: _Writing, output: StreamOutput) -> tuple[int, list[bytes]]:
-        """Remove the entries that are decoded by now; return the decoded client samples, and the entries' ids."""
+        """Remove the entries that are decoded by now; return the decoded client samples, and their ids."""
         flow, kept = writing.flow, writing.kept
         undecoded = flow.undecoded
         done = client_samples(writing.rate, output.samples_decoded, writing.base)
@@ -387,7 +387,7 @@ class Outlet:
         batch.ends(flow, self._claims.finish_command(flow.owned))
 
     def _commit(self, batch: _Batch) -> bool:
-        """Write a batch, with retries, then free the slots of ended streams; return False if it is given up."""
+        """Write a batch, with retries, then free the slots of ended streams; False if it is given up."""
         pause = _FIRST_RETRY_S
         while True:
             started = time.monotonic()

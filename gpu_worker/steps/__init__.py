@@ -1,1 +1,1 @@
-"""Steps: how a batch of the engine is run on each kind of device and backend."""
+"""Implementations of steps: they run a batch of the engine on each kind of device and backend."""

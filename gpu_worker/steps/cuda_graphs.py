@@ -1,12 +1,12 @@
 """Steps on CUDA: one set of graphs for each batch size, captured at start-up, replayed while serving.
 
-The graphs of all sizes are captured largest first into one memory pool, so that smaller ones live in
-the blocks of larger ones.  A step is one copy of integers in (the device fetches the samples from pinned
-memory itself), three graphs and a fourth where speech is detected, one copy of results out.  Buffers on
+The graphs of all sizes are captured largest first into one memory pool, so that smaller graphs use the blocks
+of larger ones. A step is one copy of integers to the device (which reads the samples from pinned memory
+itself), three graphs and a fourth where speech is detected, and one copy of results to the host. Buffers on
 the host are double, because a step may be launched while the one before it runs.
 
-Shape suffixes as in `steps`; G rows of a graph, at least the step's B: the rest are padding rows, which
-have the spare slot and no frames and so touch no stream's state.
+Shape suffixes as in `steps`; G rows of a graph, at least the step's B. The rest are padding rows, which have
+the spare slot and no frames, and so touch no stream's state.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from gpu_worker.steps.device_rings import DeviceRings
 from gpu_worker.steps.slot_store import SlotStore
 from gpu_worker.turn.vad import SileroVad
 
-# A step may be in the making while another one runs.
+# One step may be prepared while another one runs.
 _BUFFERS = 2
-# Audio of a stream that stands ready for the device: two chunks under way, one waiting, one arriving.
+# Chunks of a stream in the ring: two in running steps, one waiting, one arriving.
 _RING_CHUNKS = 4
 
 
 def batch_ladder(max_rows: int) -> tuple[int, ...]:
-    """Rows of the graphs: powers of two and their halves between, so that a third at most is padding."""
+    """Return the sizes of the graphs: powers of two and the midpoints, so that at most a third is padding."""
     sizes = {max_rows}
     size = 1
     while size < max_rows:
@@ -62,7 +62,7 @@ def batch_ladder(max_rows: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Captured:
-    """The graphs of one size; `out_GE` is what the last of them writes."""
+    """The graphs of one size; `out_GE` is the output of the last graph."""
 
     stages: tuple[torch.cuda.CUDAGraph, ...]
     out_GE: Tensor
@@ -70,7 +70,7 @@ class _Captured:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """Where a flight's results will be, and the events around its stages."""
+    """The buffer of a flight's results, and the events around its stages."""
 
     buffer: int
     size: int
@@ -79,20 +79,20 @@ class _Token:
 
 
 def _event() -> torch.cuda.Event:
-    """Return an event whose waiter sleeps: one that spins keeps a core from the others."""
+    """Return an event whose waiter sleeps: a waiter that spins would occupy a core."""
     return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
 
 
 class GraphSteps:
-    """Captures the ladder when it is made, then only replays.
+    """Steps by CUDA graphs: the constructor captures all sizes, and steps only replay them.
 
     Args:
         model: the network.
-        shape: of the steps; a row is one chunk.
-        batch_sizes: rows of a call of each stage.
-        vad: the speech detector; None when no stream's turns are detected.
-        phrase_words: room for boosting trees, in int32.
-        rings: makes the rings, which the device reads by itself; None for memory of this process.
+        shape: shape of the steps; a row is one chunk.
+        batch_sizes: most rows of a call of each stage.
+        vad: the speech detector; None where no stream has turn detection.
+        phrase_words: memory for boosting trees, in int32.
+        rings: allocates the rings, which the device reads directly; None for memory of this process.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class GraphSteps:
             self._pad(0, size, 0)
             self._rows.copy_(self._rows_host[0])
             torch.cuda.synchronize()
-            # Compiles kernels and lets the matrix library choose its own, outside of the graph.
+            # Compiles kernels, and lets the matrix library choose its kernels, outside of the graph.
             with torch.cuda.stream(self._stream):
                 audio, x = self._pre_encode(size)
                 out = self._decode(size, audio, self._encode(size, x))
@@ -212,7 +212,7 @@ class GraphSteps:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _listen(self, size: int, audio_GN: Tensor, found_GE: Tensor, vad: SileroVad) -> Tensor:
-        """Return what was found with the speech detector's findings beside it."""
+        """Return the findings with those of the speech detector appended."""
         lead_B = (LEAD_SAMPLES - self._field(size, Field.START) * FRAME_SAMPLES).clamp(min=0)
         column = torch.arange(self._columns, device=audio_GN.device)
         index = (column + lead_B.unsqueeze(1)).clamp_(max=self._columns - 1)
@@ -223,7 +223,7 @@ class GraphSteps:
     # ------------------------------------------------------------------ serving
 
     def _pad(self, buffer: int, size: int, num_rows: int) -> NDArray[np.int32]:
-        """Make rows `num_rows` .. `size` - 1 of a host buffer padding rows; returns its fields [F, G]."""
+        """Fill rows `num_rows` .. `size` - 1 of a host buffer as padding rows; return its fields [F, G]."""
         rows: NDArray[np.int32] = self._rows_host[buffer].numpy()
         fields = rows[: len(Field) * size].reshape(len(Field), size)
         fields[:, num_rows:] = 0
@@ -234,7 +234,7 @@ class GraphSteps:
 
     @torch.inference_mode()
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
-        # The kernels take nothing from a slot's past where a stream begins; the speech detector would.
+        # At a stream's begin the kernels ignore the slot's old state; the speech detector would not.
         store = self._store
         for slot, prompt in zip(slots, prompts, strict=True):
             if store.vad is not None:
@@ -247,7 +247,7 @@ class GraphSteps:
 
     def load(self, slot: int, kept: KeptFrames | None, state: Mapping[str, memoryview]) -> None:
         self._store.load(slot, kept, state)
-        # Whatever it was; the next stream's is written in any case.
+        # Any earlier prompt is replaced: the next stream's is written in any case.
         self._prompts[slot] = -1
 
     @torch.inference_mode()
@@ -262,7 +262,7 @@ class GraphSteps:
         tables[:num_rows] = table_BM
         self.device_rings.bring(rows_FB[Field.SLOT])
         captured = self._captured[size]
-        # A thread's current device is the first one until it says otherwise; events follow it.
+        # A thread's current device is the first one unless it is set; events are made on it.
         with torch.cuda.device(self.model.device):
             events = tuple(_event() for _ in range(len(captured.stages) + 2))
             self._rows[:count].copy_(self._rows_host[buffer][:count], non_blocking=True)
@@ -288,7 +288,7 @@ class GraphSteps:
         stats, times = self.stats, token.events[:-1]
         stages = [(stats.pre_encode, 1), (stats.encode, 1), (stats.decode, 1)]
         if self._store.vad is not None:
-            # It runs in every step, and is called where a row listens.
+            # The detector runs in every step, but counts as called only where a row has turn detection.
             stages.append((stats.turn_detection, int(token.listens)))
         for (stage, calls), begin, end in zip(stages, times[:-1], times[1:], strict=True):
             stage.calls += calls

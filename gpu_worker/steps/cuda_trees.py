@@ -1,7 +1,7 @@
-"""Boosting trees on the device: one array for all, written piece by piece beside the steps that run.
+"""Boosting trees on the device: one array for all, written piece by piece beside running steps.
 
-Nothing here waits for the device, and graphs that were captured before a tree came read it: they hold the
-arrays, whose places never change.
+Nothing here waits for the device. Graphs that were captured before a tree came can read it: they refer to the
+arrays, whose addresses never change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gpu_worker.kernels.reference.boosting_tree_reference import SlotTrees
 class CudaTrees:
     """A `TreeMemory`.
 
-    num_words: room of all trees, in int32.
+    num_words: size of the memory of all trees, in int32.
     node_SM: states of slots in their trees, on the device.
     """
 
@@ -31,11 +31,11 @@ class CudaTrees:
 
     @property
     def of_slots(self) -> SlotTrees | None:
-        """What the decoding kernel reads; None where there is no room for any tree."""
+        """Return the arrays that the decoding kernel reads; None where there is no memory for trees."""
         return self._slots if self.num_words else None
 
     def prepare(self, tree: PhraseTree) -> object:
-        """Return the tree's words in memory that the device copies from by itself."""
+        """Return the tree's words in pinned memory, from which the device copies directly."""
         words_W = torch.from_numpy(tree.words)
         if self._device.type != "cuda":
             return words_W
@@ -45,12 +45,12 @@ class CudaTrees:
 
     @torch.inference_mode()
     def put(self, at: int, prepared: object) -> None:
-        """See `TreeMemory`.  The allocator keeps pinned memory until the copy is done."""
+        """See `TreeMemory`. The allocator keeps pinned memory until the copy is done."""
         assert isinstance(prepared, Tensor)
         self._slots.words_W[at : at + len(prepared)].copy_(prepared, non_blocking=True)
 
     def drop(self, at: int) -> None:
-        """Do nothing: what stands there does no harm."""
+        """Do nothing: an unused tree does no harm."""
 
     @torch.inference_mode()
     def use(self, slot: int, at: int, num_nodes: int, *, anew: bool) -> None:

@@ -1,7 +1,7 @@
-"""Rings of audio in memory of the host that a CUDA device reads by itself.
+"""Rings of audio in host memory that a CUDA device reads directly.
 
-Memory of this process is allocated pinned.  Memory that lanes write, too, is pinned where it is; where the
-driver refuses that, rows are copied to pinned memory before each step, and the log says so.
+Memory of this process is allocated pinned. Memory that lanes write, too, is pinned in place; if the driver
+refuses that, rows are copied to pinned memory before each step, and a line of the log reports it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _MAPPED: Final = 1 | 2
 
 
 class DeviceRings:
-    """See the module.
+    """The rings, readable by the device.
 
     Args:
-        num_slots: and a spare one.
-        num_samples: of a ring.
-        device: what reads them.
-        allocate: makes memory that others write, too; None for memory of this process.
+        num_slots: number of slots; a spare one is added.
+        num_samples: samples of a ring.
+        device: the device that reads them.
+        allocate: allocates memory that other processes write, too; None for memory of this process.
     """
 
     def __init__(
@@ -55,21 +55,22 @@ class DeviceRings:
 
     @property
     def copies(self) -> bool:
-        """Whether rows are copied, for the memory itself could not be pinned."""
+        """Whether rows are copied, since the memory itself could not be pinned."""
         return self._beside is not None
 
     def bring(self, slots_B: NDArray[np.int32]) -> None:
-        """Have the rings of these slots where the device reads them; before each launch of a step.
+        """Make the rings of these slots readable by the device; called before each launch of a step.
 
-        A step that still runs may read a ring meanwhile: of what it reads, the same is written.
+        A running step may read a ring meanwhile: the samples that it reads are overwritten by the same
+        values.
         """
         if self._beside is not None:
             self._beside[slots_B] = self.memory.float32_SC[slots_B]
 
 
 def register(tensor: Tensor, device: torch.device) -> int:
-    """Pin memory of the host where it is, for a device.  Returns 0, or CUDA's error."""
-    # A thread's current device is the first one until it says otherwise, and memory is mapped for that one.
+    """Pin host memory in place, for a device. Return 0, or CUDA's error."""
+    # A thread's current device is the first one unless it is set, and memory is mapped for that device.
     with torch.cuda.device(device):
         status = int(
             torch.cuda.cudart().cudaHostRegister(  # type: ignore[no-untyped-call]
@@ -82,6 +83,6 @@ def register(tensor: Tensor, device: torch.device) -> int:
 
 
 def _forget_last_error(device: torch.device) -> None:
-    """Take the error that the runtime keeps: PyTorch would raise it behind the next kernel's launch."""
+    """Clear the error that the runtime keeps: PyTorch would raise it after the next kernel's launch."""
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device=device).add_(1)

@@ -1,4 +1,4 @@
-"""Steps of the plain model, run when they are launched: for CPU.
+"""Steps of the plain model, which run when they are launched: for CPU.
 
 Shape suffixes as in `engine.steps`; T encoder frames of a row, N samples of a row.
 """
@@ -35,20 +35,20 @@ from gpu_worker.steps.hearing import first_samples, gather_rows, hear
 from gpu_worker.steps.slot_store import SlotStore
 from gpu_worker.turn.vad import SileroVad
 
-# Chunks of audio that stand ready besides those of a step.
+# Chunks of audio in the ring besides those of a step.
 _SPARE_CHUNKS = 3
 
 
 class EagerSteps:
-    """See the module.
+    """Steps of the plain model.
 
     Args:
         model: the network.
-        shape: of the steps; rows may have several chunks.
-        batch_sizes: rows of a call of each stage.
-        vad: the speech detector; None when no stream's turns are detected.
-        phrase_words: room for boosting trees, in int32.
-        rings: makes the rings; None for memory of this process.
+        shape: shape of the steps; rows may have several chunks.
+        batch_sizes: most rows of a call of each stage.
+        vad: the speech detector; None where no stream has turn detection.
+        phrase_words: memory for boosting trees, in int32.
+        rings: allocates the rings; None for memory of this process.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class EagerSteps:
 
 
 class _Findings:
-    """Gathers the symbols of a step's rows, round by round."""
+    """Collects the symbols of a step's rows, round by round."""
 
     def __init__(self, num_rows: int, most: int) -> None:
         self._count = np.zeros(num_rows, dtype=np.int32)

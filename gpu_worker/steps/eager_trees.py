@@ -1,6 +1,6 @@
-"""Phrase boosting of the plain model's decoder: the trees of slots, and the rows of a step that have some.
+"""Phrase boosting of the plain model's decoder: the trees of slots, and the boosted rows of a step.
 
-Shape suffixes: B rows, V tokens without the blank, M trees of a row (its own and everybody's).
+Shape suffixes: B rows, V tokens without the blank, M trees of a row (its own and that of all streams).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Trees = tuple[PhraseTree | None, PhraseTree | None]
 class EagerTrees:
     """A `TreeMemory` of tree objects.
 
-    num_words: that trees may have together.
+    num_words: most words of all trees together.
     node_SM: states of slots in their trees.
     """
 
@@ -55,7 +55,7 @@ class EagerTrees:
         self._for_all = self._trees[at]
 
     def rows(self, slots_B: Tensor) -> BoostedRows | None:
-        """Return the trees of a call's rows; None where there are none."""
+        """Return the trees of a call's rows; None if no row has one."""
         if not self._of_slot and self._for_all is None:
             return None
         trees_B = [(self._of_slot.get(slot), self._for_all) for slot in slots_B.tolist()]
@@ -64,17 +64,17 @@ class EagerTrees:
         return BoostedRows(trees_B, self._node_SM.index_select(0, slots_B))
 
     def moved(self, slots_B: Tensor, rows: BoostedRows | None) -> None:
-        """Keep where the rows of a call ended."""
+        """Store the states in which the rows of a call ended."""
         if rows is not None:
             self._node_SM.index_copy_(0, slots_B, rows.nodes_BM)
 
 
 class BoostedRows:
-    """The rows of one decoder call (a `Fusion` of its rounds).
+    """The boosted rows of one decoder call (a `Fusion` of its rounds).
 
     Args:
-        trees_B: of each row.
-        nodes_BM: their states, moved in place.
+        trees_B: trees of each row.
+        nodes_BM: their states, updated in place.
     """
 
     def __init__(self, trees_B: Sequence[Trees], nodes_BM: Tensor) -> None:
@@ -96,16 +96,16 @@ class BoostedRows:
             self._scores_BV[row] = torch.from_numpy(total)
 
     def choose(self, logits_BV: Tensor, token_B: Tensor) -> Tensor:
-        """Return the token to emit where one is emitted; `token_B` has the best without phrases.
+        """Return the token to emit in each row that emits one; `token_B`: the best without phrases.
 
-        logits_BV: with the blank, which is the last.
+        logits_BV: logits with the blank, which is the last.
         """
         scores_BV = self._scores_BV
         boosted_B = (logits_BV[:, : scores_BV.shape[1]] + scores_BV).argmax(-1)
         return torch.where(self._is_boosted_B, boosted_B, token_B)
 
     def advance(self, emits_B: Tensor, token_B: Tensor) -> None:
-        """Move the states of the rows that emitted a token."""
+        """Update the states of the rows that emitted a token."""
         for row in (emits_B & self._is_boosted_B).nonzero().flatten().tolist():
             token = int(token_B[row])
             for number, tree in enumerate(self._trees_B[row]):

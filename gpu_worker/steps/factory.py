@@ -1,4 +1,4 @@
-"""From a worker's settings to a running engine around a model: device, compute type, sizes, steps."""
+"""Builds the engine of a model from a worker's settings: device, compute type, sizes, steps."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from gpu_worker.turn.vad import SileroVad
 
 logger = logging.getLogger(__name__)
 
-# With 96 streams of `tiny` rows by 48 cost 6 % less than by 32, and larger steps no less.  What pre-encoding
-# of 32 rows works on is fresh memory each time, and takes a sixth longer than that of 16.
+# With 96 streams of `tiny`, rows by 48 cost 6 % less than rows by 32, and larger steps do not cost less. The
+# pre-encoding of 32 rows works on fresh memory each time, and takes a sixth longer than that of 16.
 _CPU_BATCH_SIZE = 48
 _CPU_PRE_ENCODE_BATCH_SIZE = 16
-# Recordings have one row of so many, where rows cost little time.
+# Recordings have one row in this many, where rows cost little time.
 _RECORDINGS_SHARE = 8
 # Larger steps only make streams wait longer for their results, and their graphs take memory.
 _CUDA_BATCH_SIZE = 4096
@@ -52,11 +52,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """An engine and what a worker says of it.
+    """An engine, and its description for the worker.
 
     `chunk_ms` is the audio of one result, `weights` a name for the model's weights, `context` its attention
-    context in encoder frames, `common_phrases` those of all streams.  `vocabulary` is its serialized
-    SentencePiece model, None where an engine keeps it to itself; `prompt` are the languages that it takes.
+    context in encoder frames, `common_phrases` the phrases of all streams. `vocabulary` is its serialized
+    SentencePiece model, None where the engine does not expose it; `prompt` are its languages.
     """
 
     engine: SpeechEngine
@@ -83,11 +83,10 @@ def make_engine(
 
     Args:
         judge: smart-turn, where it runs.
-        turn_settings: what a stream's options make of turn detection; the defaults for every stream
-            unless told.
+        turn_settings: returns the turn detection settings of a stream's options; None for the defaults.
 
-    Raises SettingsError for a device that is not there or settings that exclude each other, ModelError
-    for a model that cannot be found, read or used.
+    Raises SettingsError for a missing device or settings that exclude each other, ModelError for a model that
+    cannot be found, read or used.
     """
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
@@ -105,7 +104,7 @@ def make_engine(
     config = engine_config(settings, loaded, turn_settings)
     try:
         engine = make_model_engine(loaded, config, judge=judge, rings=rings)
-    except (UnsupportedOption, PhrasesFull) as error:  # of no stream: there is none yet
+    except (UnsupportedOption, PhrasesFull) as error:  # the phrases of all streams: none is open yet
         raise SettingsError(f"--phrases-file {settings.phrases_file}: {error}") from error
     chunk_ms = engine.clock.chunk_frames * loaded.config.frame_ms
     logger.info(
@@ -141,7 +140,7 @@ def _make_nemo_engine(
     judge: TurnJudge | None,
     turn_settings: Callable[[StreamOptions], TurnSettings],
 ) -> BuiltEngine:
-    """Return the reference engine.  Its modules, and NeMo, are imported only where it is asked for."""
+    """Return the reference engine. Its modules, and NeMo, are imported only for it."""
     from gpu_worker.steps.nemo import NemoSteps
     from gpu_worker.steps.nemo_model import NemoModel
 
@@ -183,15 +182,15 @@ def make_model_engine(
 ) -> SpeechEngine:
     """Return an engine around a loaded model: with graphs on CUDA, with the plain model elsewhere.
 
-    rings: makes the memory that audio is written to; None for memory of this process.
+    rings: allocates the memory of audio; None for memory of this process.
 
-    Raises EngineError when the device's memory does not hold the state of the slots, ValueError for a model
-    that the CUDA kernels do not know.
+    Raises EngineError if the device's memory does not hold the state of the slots, ValueError for a model
+    that the CUDA kernels do not support.
     """
     mel, on_cuda = loaded.config.mel, loaded.device.type == "cuda"
     context = config.context or loaded.config.default_context
     left_frames, chunk_frames = context[0], context[1] + 1
-    # A device takes single chunks, for which its graphs are captured.
+    # A device takes rows of one chunk, for which its graphs are captured.
     max_chunks = 1 if on_cuda else max(1, config.max_step_frames // chunk_frames)
     ring_frames = left_frames + max_chunks * chunk_frames
     page_frames = config.page_frames or ring_frames
@@ -215,7 +214,7 @@ def make_model_engine(
     vad = SileroVad(config.num_slots + 1, loaded.device) if config.turn_detection else None
     steps: Steps
     if on_cuda:
-        # Imported here: Triton is not there on every machine.
+        # Imported here: not every machine has Triton.
         from gpu_worker.model.cuda_model import CudaModel
         from gpu_worker.steps.cuda_graphs import GraphSteps
 
@@ -239,7 +238,7 @@ def make_model_engine(
 
 
 def _fingerprint(loaded: LoadedModel, context: tuple[int, int], config: EngineConfig) -> str:
-    """Names all that a slot's state depends on; it has a place in the tree of all streams' phrases."""
+    """Return an identifier of all that a slot's state depends on, the common phrases' tree included."""
     model = model_fingerprint(loaded, context, reset_at_end=config.reset_at_end)
     return f"{model}-{phrases_digest(config.common_phrases)}" if config.common_phrases else model
 
@@ -250,7 +249,7 @@ def _book(loaded: LoadedModel, steps: Steps, *, beside: bool) -> PhraseBook:
 
 
 def prompt_of(config: ModelConfig, options: StreamOptions) -> int:
-    """Index of a stream's language prompt.  Raises UnsupportedOption."""
+    """Return the index of a stream's language prompt. Raises UnsupportedOption."""
     try:
         return prompt_index(config.prompt, options.language)
     except ModelConfigError as error:
@@ -262,7 +261,7 @@ def engine_config(
     loaded: LoadedModel,
     turn_settings: Callable[[StreamOptions], TurnSettings] | None = None,
 ) -> EngineConfig:
-    """Sizes and switches for a loaded model.  Raises SettingsError, ModelConfigError."""
+    """Return the sizes and switches for a loaded model. Raises SettingsError, ModelConfigError."""
     on_cuda = loaded.device.type == "cuda"
     if settings.paged_kv_cache and not on_cuda:
         raise SettingsError(
@@ -272,7 +271,7 @@ def engine_config(
     context = loaded.config.context_for_chunk(settings.chunk_ms)
     automatic, pre_encode = _CPU_BATCH_SIZE, _CPU_PRE_ENCODE_BATCH_SIZE
     if on_cuda:
-        # All slots, as far as more rows would still make a step cheaper for each of them.
+        # All slots, as long as more rows make a step cheaper for each of them.
         automatic = min(settings.worker_max_streams, _CUDA_STEP_FRAMES // (context[1] + 1), _CUDA_BATCH_SIZE)
         pre_encode = min(automatic, _CUDA_PRE_ENCODE_BATCH_SIZE)
     return EngineConfig(
@@ -298,7 +297,7 @@ def engine_config(
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is a device.  Raises SettingsError for one that is not there."""
+    """Return the device; `auto` is CUDA if there is a device. Raises SettingsError for a missing one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -308,7 +307,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 on CPU."""
+    """Return the compute type; `auto` is bfloat16 on CUDA and float32 on CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[name]

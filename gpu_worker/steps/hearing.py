@@ -1,4 +1,4 @@
-"""The speech detector of steps that run on CPU, on rows as they lie in the rings of audio.
+"""The speech detector of steps on CPU, which reads rows from the rings of audio.
 
 Shape suffixes: B rows, N samples of a row, W windows.
 """
@@ -18,7 +18,7 @@ from gpu_worker.turn.vad import SileroVad
 
 
 def first_samples(rows_FB: NDArray[np.int32], clock: ChunkClock) -> NDArray[np.int64]:
-    """Return the sample at which each row's window begins; before a stream's first one where it begins."""
+    """Return the sample at which each row's window begins; negative at the start of a stream."""
     start_B: NDArray[np.int64] = rows_FB[Field.START].astype(np.int64)
     return clock.frame_samples * (start_B - 1) + clock.lookahead_samples
 
@@ -26,10 +26,10 @@ def first_samples(rows_FB: NDArray[np.int32], clock: ChunkClock) -> NDArray[np.i
 def gather_rows(
     rings: RingMemory, rows_FB: NDArray[np.int32], first_B: NDArray[np.int64], num_columns: int
 ) -> NDArray[np.float32]:
-    """Return samples `first_B` and on of each row's stream; zeros before its start and behind its end."""
+    """Return samples from `first_B` on of each row's stream; zeros before its start and after its end."""
     sample_BN = first_B[:, None] + np.arange(num_columns)
     audio = rings.gather(rows_FB[Field.SLOT], rows_FB[Field.FLOAT] != 0, sample_BN)
-    # Not by a product: bits of pcm16 that stand where float32 will may be no number.
+    # Not by a product: bits of pcm16 in a ring that is read as float32 may be no number.
     audio[(sample_BN < 0) | (sample_BN >= rows_FB[Field.TOTAL][:, None])] = 0.0
     return audio
 
@@ -41,13 +41,13 @@ def hear(
     audio_BN: torch.Tensor,
     stats: EngineStats,
 ) -> NDArray[np.float32]:
-    """Probabilities of speech [B, W] of the windows that the rows' heard samples complete."""
+    """Return the speech probabilities [B, W] of the windows that the rows' HEARD samples complete."""
     num_rows, num_columns = audio_BN.shape
     heard = rows_FB[Field.HEARD]
     if vad is None or not heard.any():
         return np.zeros((num_rows, max_windows(num_columns)), dtype=np.float32)
     started = time.perf_counter()
-    # A stream's own samples begin behind the silence in front of it.
+    # A stream's own samples begin after the silence in front of it.
     lead = torch.from_numpy(np.maximum(0, -first_B))
     index = torch.arange(num_columns) + lead.unsqueeze(1)
     audio = audio_BN.gather(1, index.clamp_(max=num_columns - 1))

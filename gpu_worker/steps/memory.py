@@ -12,18 +12,18 @@ from gpu_worker.model.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 
-# What is left of free device memory for the allocator's slack and for other processes.
+# Free device memory that is left for the allocator's slack and for other processes.
 _SPARE_BYTES = 1 << 30
 
 
 def page_bytes(loaded: LoadedModel, page_frames: int) -> int:
-    """Device memory of one page over all layers, keys and values."""
+    """Return the device memory of one page over all layers, keys and values, in bytes."""
     config = loaded.config
     return 2 * config.num_layers * page_frames * config.d_model * loaded.dtype.itemsize
 
 
 def step_bytes(loaded: LoadedModel, config: EngineConfig, chunk_frames: int) -> int:
-    """Device memory of what a step makes on its way, at most: an estimate that errs upwards."""
+    """Return an upper estimate of the device memory of a step's intermediate results, in bytes."""
     model, size = loaded.config, loaded.dtype.itemsize
     pre_encode = min(config.batch_sizes.pre_encode, config.num_slots)
     rows = min(config.batch_sizes.encode, config.num_slots)
@@ -39,7 +39,7 @@ def step_bytes(loaded: LoadedModel, config: EngineConfig, chunk_frames: int) -> 
 
 
 def slot_bytes(loaded: LoadedModel) -> int:
-    """Device memory of one slot's state besides its pages."""
+    """Return the device memory of one slot's state besides its pages, in bytes."""
     model, size = loaded.config, loaded.dtype.itemsize
     conv = model.num_layers * (model.conv_kernel - 1) * model.d_model * size
     predictor = model.pred_layers * model.pred_hidden * (size + 4) + model.joint_hidden * size
@@ -49,9 +49,9 @@ def slot_bytes(loaded: LoadedModel) -> int:
 def pages_that_fit(
     loaded: LoadedModel, config: EngineConfig, wanted: int, page_frames: int, chunk_frames: int
 ) -> int:
-    """As many pages as all slots could want, or as the device has memory for.
+    """Return the number of pages that all slots could need, or for which the device has memory.
 
-    Raises EngineError when that is none.
+    Raises EngineError if there is memory for none.
     """
     free, _ = torch.cuda.mem_get_info(loaded.device)
     other = (

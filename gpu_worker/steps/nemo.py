@@ -1,7 +1,8 @@
-"""Steps of NeMo's own modules (`--backend nemo`): the reference.
+"""Steps of NeMo's own modules (`--backend nemo`): the reference implementation.
 
-For comparison, and for checkpoints that the package's own model does not know.  Correct first: one chunk of a
-stream in a step, rows of the same kind of chunk together in a batch, decoding one after another.
+For comparison, and for checkpoints that the package's own model does not support. It favours correctness over
+speed: a step has one chunk of a stream, chunks of the same kind form a batch, and rows are decoded one by
+one.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _MODEL, _LANGUAGE, _VAD = "nemo", "language", "vad"
 
 @dataclass(slots=True)
 class _Slot:
-    """What is kept of a stream: NeMo's state, its last samples, as far back as a mel needs, its language."""
+    """The state of a stream: NeMo's state, the last samples that a mel frame needs, the language."""
 
     state: NemoState = field(default_factory=NemoState)
     tail: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -57,7 +58,7 @@ class _Slot:
 class _Work:
     """A row: mel frames `first_mel` .. `end_mel` - 1, `frames` encoder frames.
 
-    `samples` begin at sample `first_sample`, with those that were kept.
+    `samples` begin at sample `first_sample`, with the kept samples.
     """
 
     row: int
@@ -70,17 +71,17 @@ class _Work:
 
     @property
     def kind(self) -> tuple[int, int, str | None]:
-        """Rows of one kind go through the encoder together."""
+        """Kind of the row: rows of one kind go through the encoder together."""
         return self.end_mel - self.first_mel, self.slot.state.num_cached_mels, self.slot.language
 
 
 class NemoSteps:
-    """See the module.
+    """Steps of NeMo's own modules.
 
     Args:
-        model: NeMo's model under its context.
-        num_slots: streams that can be open at once.
-        batch_size: rows of a step.
+        model: NeMo's model with its attention context.
+        num_slots: number of streams that can be open at once.
+        batch_size: most rows of a step.
         turn_detection: whether the speech detector runs at all.
     """
 
@@ -192,7 +193,7 @@ class NemoSteps:
     def _run(self, group: list[_Work], tokens: list[list[tuple[int, int, float]]]) -> None:
         """Decode rows of one kind."""
         model, stats = self._model, self.stats
-        # A remainder may have mel frames and complete no encoder frame, or none of either.
+        # A remainder may have mel frames without a whole encoder frame, or no mel frames.
         encoded: Tensor | None = None
         started = time.perf_counter()
         if group[0].frames > 0 and group[0].end_mel > group[0].first_mel:

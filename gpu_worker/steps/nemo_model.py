@@ -1,9 +1,9 @@
-"""NeMo's own modules behind the few calls that the reference engine makes of a model.
+"""NeMo's own modules behind the few calls of the reference engine.
 
-A chunk of C encoder frames is 8 C mel frames; the first has 1 + 8 (C - 1) with nothing in front, later
-ones carry the last 9 mel frames, or the single one that a first chunk of one encoder frame has, and drop
-the encoder frames that these make.  Nothing is padded that the offline pass does not pad, so that the
-steps equal the offline pass under the same mask.
+A chunk of C encoder frames has 8 C mel frames. The first chunk has 1 + 8 (C - 1), with none in front. Later
+chunks also carry the last 9 mel frames, or the single one of a first chunk of one encoder frame, and drop the
+encoder frames that these produce. There is no padding that the offline pass does not have, so that the steps
+equal the offline pass under the same mask.
 
 Shape legend: B rows, F mel bins, M mel frames, D model width, L layers.
 
@@ -27,7 +27,7 @@ from gpu_worker.model.errors import CheckpointError, ModelConfigError, ModelErro
 from gpu_worker.model.loading.fingerprint import weights_name
 from gpu_worker.model.tokenizer import Tokenizer
 
-# Mel frames in front of the wanted ones whose window or preemphasis a cut signal would bend.
+# Mel frames before the wanted ones whose window or preemphasis a cut signal would distort.
 _LEAD_MELS: Final = 3
 
 
@@ -37,10 +37,10 @@ class NemoMissingError(ModelError):
 
 @dataclass(slots=True)
 class NemoState:
-    """What NeMo's modules remember of a stream.
+    """The state of NeMo's modules for a stream.
 
     caches are None before the first chunk: last channel [L, 1, left, D], last time [L, 1, D, K - 1] and
-    the number of cached frames [1].  `mels_FM` are the mel frames that go in front of the next chunk.
+    the number of cached frames [1]. `mels_FM` are the mel frames that precede the next chunk.
     """
 
     caches: tuple[Tensor, Tensor, Tensor] | None = None
@@ -50,11 +50,11 @@ class NemoState:
 
     @property
     def num_cached_mels(self) -> int:
-        """Mel frames that go in front of the next chunk; 0 before the first."""
+        """Number of mel frames that precede the next chunk; 0 before the first."""
         return 0 if self.mels_FM is None else self.mels_FM.shape[1]
 
     def export(self) -> dict[str, Tensor]:
-        """All tensors by name, on the host."""
+        """Return all tensors by name, on the host."""
         tensors: dict[str, Tensor] = {}
         if self.caches is not None and self.mels_FM is not None:
             named = zip(("last_channel", "last_time", "cached"), self.caches, strict=True)
@@ -67,7 +67,7 @@ class NemoState:
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], device: torch.device) -> NemoState:
-        """Go on from what `export` gave."""
+        """Return the state of which `tensors` is the export."""
         held = {name: tensor.to(device) for name, tensor in tensors.items()}
         state = cls(predicted=held.get("predicted"))
         if "last_channel" in held:
@@ -79,7 +79,7 @@ class NemoState:
 
 
 class NemoModel:
-    """A cache-aware transducer as NeMo computes it, under one attention context."""
+    """A cache-aware transducer, computed by NeMo, with one attention context."""
 
     def __init__(self, path: Path, device: torch.device, chunk_ms: int | None, *, reset_at_end: bool) -> None:
         """Restore a `.nemo` file with NeMo.
@@ -142,23 +142,23 @@ class NemoModel:
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights and the context, for snapshots: the joint's output layer stands for all."""
+        """Identifier of weights and context, for snapshots; the joint's output layer stands for all."""
         digest = hashlib.sha256(repr((self.context, sorted(self._ends))).encode())
         digest.update(self.model.joint.joint_net[-1].weight.detach().float().cpu().numpy().tobytes())
         return f"nemo-{digest.hexdigest()}"
 
     @property
     def weights_name(self) -> str:
-        """Names the weights as a native worker does."""
+        """Name of the weights, the same as a native worker's."""
         return weights_name(self.model.state_dict(), len(self.model.encoder.layers))
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers."""
+        """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def mels(self, samples: Tensor, first_sample: int, first: int, end: int) -> Tensor:
-        """Mel frames first .. end - 1 of a stream, [F, M].
+        """Return mel frames first .. end - 1 of a stream, [F, M].
 
         `samples` begin at `first_sample`, at `signal_start(first)` or before, and reach past the window of
         the last frame unless the stream ends there.
@@ -212,9 +212,9 @@ class NemoModel:
         return frames
 
     def decode(self, state: NemoState, encoded_TD: Tensor) -> list[tuple[int, int, float]]:
-        """Greedy search over one stream's frames with NeMo's decoder and joint.
+        """Decode one stream's frames greedily with NeMo's decoder and joint.
 
-        Returns tokens, each with its frame, from the first on, and its confidence.
+        Returns tokens, each with its frame, counted from the first, and its confidence.
         """
         decoder, joint = self.model.decoder, self.model.joint
         if state.predicted is None:
@@ -256,7 +256,7 @@ def _restore(path: Path, device: torch.device) -> Any:
     try:
         model = ASRModel.restore_from(str(path), map_location=device)
     except Exception as error:
-        # NeMo raises whatever its parts raise: tar, OmegaConf, Hydra and torch errors among them.
+        # NeMo raises the errors of its parts: tar, OmegaConf, Hydra and torch errors among them.
         raise CheckpointError(f"NeMo cannot restore {path}: {type(error).__name__}: {error}") from error
     model.eval()
     return model

@@ -1,8 +1,8 @@
-"""Steps without a model (`--backend null`), to load the path around it: one token a chunk.
+"""Steps without a model (`--backend null`), for load tests of everything around it: one token a chunk.
 
-Everything is a function of the audio: a token is a checksum of its chunk's samples as pcm16, so a sample that
-was lost, repeated or moved changes the text.  All of it counts as speech.  Never a default; what it says is
-no transcript.
+All results are functions of the audio: a token is a checksum of its chunk's samples as pcm16, so a sample
+that was lost, repeated or moved changes the text. All audio counts as speech. It is never a default, and its
+text is no transcript.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ _PAIRS: Final = tuple(first + second for first in ascii_lowercase for second in 
 _SYMBOLS: Final = len(_PAIRS)
 _SPACED: Final = tuple(" " + pair for pair in _PAIRS)
 _TOKENS_PER_WORD: Final = 3
-# Audio of one stream that a step takes, so that a stream that is behind catches up in larger steps.
+# Most audio of one stream in a step, so that a stream that is behind catches up in larger steps.
 _STEP_MS: Final = 1_280
 _SPARE_CHUNKS: Final = 2
-# Of 24 layers with 70 frames of left context.
+# Reach of 24 layers with 70 frames of left context.
 _REACH_FRAMES: Final = 1_876
 
 
 class NullClock(ChunkClock):
-    """Frames that need no samples beyond their own; what is left at the end makes one frame more."""
+    """A clock whose frames need no samples beyond their own; a remainder at the end makes one frame more."""
 
     def total_frames(self, samples: int) -> int:
         return -(-samples // self.frame_samples)
 
 
 class Letters:
-    """Two letters a token; from `_SYMBOLS` on the same, at the start of a word."""
+    """A vocabulary of two letters a token; tokens from `_SYMBOLS` on are the same at the start of a word."""
 
     marks: frozenset[int] = frozenset()
     eou_id: int | None = None
@@ -73,23 +73,23 @@ class Letters:
         state.at_word_start = True
 
     def finish(self, state: TextState) -> str:
-        """Return the text; it is always whole."""
+        """Return the text; no bytes are ever held back."""
         return state.text
 
     def is_special(self, token: int) -> bool:
-        """Every token is text."""
+        """Return False: every token is text."""
         return False
 
     def starts_word(self, token: int) -> bool:
-        """Whether the token begins a word."""
+        """Return whether the token begins a word."""
         return token >= _SYMBOLS
 
     def is_closing(self, token: int) -> bool:
-        """No token is punctuation."""
+        """Return False: no token is punctuation."""
         return False
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of a sequence."""
+        """Return the text of a sequence."""
         state = TextState()
         for token in tokens:
             self.append(state, token)
@@ -98,7 +98,7 @@ class Letters:
 
 @dataclass(frozen=True, slots=True)
 class _Slept:
-    """A step that is over at `ready_at`."""
+    """A step that ends at `ready_at`."""
 
     ready_at: float
     began_at: float
@@ -106,15 +106,15 @@ class _Slept:
 
 
 class NullSteps:
-    """See the module.
+    """Steps without a model.
 
     Args:
-        num_slots: streams open at once.
+        num_slots: number of streams that can be open at once.
         chunk_ms: audio of one token, a multiple of 80.
-        step_ms: time that each step takes.
+        step_ms: duration of each step.
         hears: whether turns are detected.
-        audio_snapshots: whether snapshots ask for the audio before them, as much as `large` needs.
-        rings: makes the rings; None for memory of this process.
+        audio_snapshots: whether snapshots need the audio before them, as much as the model `large` needs.
+        rings: allocates the rings; None for memory of this process.
     """
 
     def __init__(
@@ -150,15 +150,15 @@ class NullSteps:
         self.trees = NO_TREES
         self.rings = (rings or RingMemory.allocate)(num_slots, ring_samples)
         self._ring_samples = ring_samples
-        # All rings as one line; a slot's pcm16 is the first half of its part.
+        # All rings as one array; a slot's pcm16 is the first half of its part.
         self._bytes = memoryview(self.rings.float32_SC).cast("B")  # type: ignore[arg-type]
         self._step_s = step_ms / 1000
-        # Every token is certain, and all is speech.
+        # Every token has confidence 1, and all audio is speech.
         most = self.shape.max_chunks
         self._confidences_BK = np.ones((num_slots, most), dtype=np.float32)
         self._frames_BK = np.tile(np.arange(most, dtype=np.int32) * clock.chunk_frames, (num_slots, 1))
         self._speech_BW = np.ones((num_slots, max_windows(most * clock.chunk_samples)), dtype=np.float32)
-        # Tokens that each stream has had, as far as they count for where words begin.
+        # Tokens of each stream so far, as far as the starts of words depend on them.
         self._tokens = [0] * num_slots
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
@@ -201,12 +201,12 @@ class NullSteps:
         return Flight(num_rows, _Slept(began_at + self._step_s, began_at, findings))
 
     def _checksum(self, slot: int, begin: int, end: int, is_float: bool) -> int:
-        """Return the checksum of samples as pcm16, in whatever type and parts they came."""
+        """Return the checksum of samples as pcm16, whatever their type and parts."""
         length = self._ring_samples
         at, size = begin % length, end - begin
         stop = at + size
         if is_float:
-            # No more of the ring: the rest may be another stream's pcm16, whose bits are no numbers.
+            # No more of the ring: the rest may be another stream's pcm16, whose bits may be no numbers.
             ring = self.rings.float32_SC[slot]
             parts = (_pcm16(ring[at : min(stop, length)]), _pcm16(ring[: max(0, stop - length)]))
             return zlib.crc32(parts[1], zlib.crc32(parts[0]))
@@ -226,7 +226,7 @@ class NullSteps:
         assert isinstance(slept, _Slept)
         left_s = slept.ready_at - time.perf_counter()
         if left_s > 0:
-            time.sleep(left_s)  # stands for the device: the one sleep that is meant
+            time.sleep(left_s)  # stands for the device: the only intended sleep
         # The stages have equal parts of a step's time.
         stats, busy_s = self.stats, (time.perf_counter() - slept.began_at) / 4
         for stage in (stats.turn_detection, stats.pre_encode, stats.encode, stats.decode):
@@ -236,18 +236,18 @@ class NullSteps:
 
 
 def _pcm16(samples: NDArray[np.float32]) -> bytes:
-    """Return samples as pcm16. What is louder than full scale wraps, so that two such sounds still differ."""
+    """Return samples as pcm16. Samples beyond full scale wrap, so that two loud sounds still differ."""
     scaled = np.rint(samples * np.float64(32768))
     return np.mod(scaled, 65536).astype(np.uint16).tobytes()
 
 
 class NullEngine(SpeechEngine):
-    """The engine of the null back end.
+    """The engine of the null backend.
 
     Args:
         num_slots, chunk_ms, step_ms: see `NullSteps`.
         turn_detection: whether turns are detected.
-        turns_of: what a stream's options make of turn detection.
+        turns_of: returns the turn detection settings of a stream's options.
         audio_snapshots, rings: see `NullSteps`.
     """
 

@@ -1,4 +1,4 @@
-"""What the steps of this package's own model remember of slots, on its device, and how it travels."""
+"""The state of slots of this package's own model, on its device, with export and import."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Phrases of streams within the engine."""
+"""The phrases of streams, as the engine keeps them."""

@@ -1,7 +1,7 @@
-"""Lists of phrases as the steps have them: made beside the engine, once for equal lists, kept while in use.
+"""The book of phrase lists in use: each list has one boosting tree, which equal lists share.
 
-A list becomes a boosting tree in a thread of its own, and the tree a piece of the steps' arena when the first
-stream gets there. Streams with equal lists share it; the last one frees its place.
+A thread of its own builds the tree of a list. The tree gets a place in the steps' arena when the first stream
+reaches the chunk from which it holds. The last stream that uses the list frees the place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpu_worker.engine.slots.arena import Arena
 
 logger = logging.getLogger(__name__)
 
-# Whoever asks for a tree knows that it is made; but for that of all streams, when the engine starts.
+# Callers read a tree only once it is built, except for the tree of all streams when the engine starts.
 _MAKE_TIMEOUT_S: Final = 60.0
 
 PhraseList = tuple[Phrase, ...]
@@ -27,18 +27,18 @@ MakeTree = Callable[[PhraseList], PhraseTree]
 
 
 def no_trees(_: PhraseList) -> PhraseTree:
-    """Make no tree, for an engine that boosts nothing.  Raises UnsupportedOption."""
+    """Build no tree, for an engine that boosts nothing. Raises UnsupportedOption."""
     raise UnsupportedOption("Option 'phrases': this server's engine has no phrase boosting.")
 
 
 class _Inline(Executor):
-    """Does at once what it is given."""
+    """An executor that runs a call at once."""
 
     def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
         future: Future[object] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # whatever it is, it is the caller's: a future carries it there
+        except Exception as error:  # any exception is for the caller: the future carries it there
             future.set_exception(error)
         return future
 
@@ -57,10 +57,10 @@ class ListInUse:
 
 
 class PhraseBook:
-    """Lists in use.  For the engine's thread.
+    """The lists in use. For the engine's thread.
 
-    make_tree: from a list to its tree; runs in another thread, raises UnsupportedOption.
-    beside: whether trees are made in a thread of their own; else in the engine's.
+    make_tree: builds the tree of a list; runs in another thread, raises UnsupportedOption.
+    beside: whether trees are built in a thread of their own; else in the engine's.
     """
 
     def __init__(self, trees: TreeMemory, make_tree: MakeTree, *, beside: bool = False) -> None:
@@ -72,7 +72,7 @@ class PhraseBook:
         self._wake: Callable[[], None] = lambda: None
 
     def wake_with(self, wake: Callable[[], None]) -> None:
-        """Take what is called, from another thread, when a tree is made."""
+        """Set the callback that is called, from another thread, when a tree is built."""
         self._wake = wake
 
     def hold(self, phrases: PhraseList) -> ListInUse:
@@ -92,14 +92,14 @@ class PhraseBook:
         except EngineError:
             raise
         except Exception as error:
-            # A defect here is to end the streams with this list, and not the engine.
+            # A defect here ends the streams with this list, and not the engine.
             logger.exception("phrases could not be made into a tree")
             raise EngineError("The phrases could not be made into a tree.") from error
 
     def release(self, entry: ListInUse) -> None:
-        """One user less; the last one's place in the arena is free.
+        """Subtract one user; the last one frees the place in the arena.
 
-        A step under way may still read it: what is written there next comes behind it.
+        A running step may still read it: the next write there comes after that step.
         """
         entry.users -= 1
         if entry.users:
@@ -112,7 +112,7 @@ class PhraseBook:
             entry.at = NO_TREE
 
     def place(self, entry: ListInUse) -> None:
-        """Have the tree of a list, which is made, in the arena.
+        """Put the built tree of a list into the arena.
 
         Raises UnsupportedOption for a phrase that the model cannot write, PhrasesFull where there is no room.
         """
@@ -129,16 +129,16 @@ class PhraseBook:
 
     @property
     def end(self) -> int:
-        """The first word behind all trees in use."""
+        """Index of the first word after all trees in use."""
         return self._arena.end
 
     @property
     def num_lists(self) -> int:
-        """Lists in use."""
+        """Number of lists in use."""
         return len(self._lists)
 
     def check_integrity(self, num_users: int) -> None:
-        """Raise AssertionError unless so many streams and changes hold the lists there are."""
+        """Raise AssertionError unless `num_users` streams and changes hold the lists in use."""
         self._arena.check_integrity()
         entries = self._lists.values()
         assert sum(entry.users for entry in entries) == num_users, "a list is held by nobody, or unheld"

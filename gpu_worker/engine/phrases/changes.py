@@ -1,4 +1,4 @@
-"""Which phrases each stream has, and from which frame on it has others."""
+"""The phrases of each stream, and the frames from which other phrases hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Change:
 
 @dataclass(slots=True)
 class _Phrases:
-    """The phrases of one stream that has, or had, or will have some."""
+    """The phrases of one stream that has, had, or will have phrases."""
 
     state: Stream
     now: ListInUse | None = None
@@ -37,8 +37,8 @@ class StreamPhrases:
 
     common: phrases of all streams, besides their own.
 
-    A change comes into force between two chunks. The table plans nothing past it before; so what a stream
-    says does not depend on when its new tree is made, nor on the chunks that a step takes.
+    A change comes into force between two chunks, and the slot table plans nothing past it before. So a
+    stream's results do not depend on when its new tree is built, nor on the number of chunks in a step.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class StreamPhrases:
             trees.use_for_all(self._common.at)
 
     def begin(self, state: Stream, phrases: PhraseList, frame: int, *, anew: bool = True) -> None:
-        """Begin a stream, or let it go on from a snapshot, at a frame."""
+        """Begin a new or restored stream at a frame. anew: whether the phrases hold only from there on."""
         if phrases:
             self._put(state, phrases, frame, anew=anew)
 
     def replace(self, state: Stream, phrases: PhraseList, sample: int) -> None:
-        """Have other phrases from the first chunk on that begins at `sample` or later."""
+        """Replace the phrases from the first chunk on that begins at `sample` or later."""
         clock = self._table.clock
         frame = -(-sample // clock.chunk_samples) * clock.chunk_frames
         warm_up = self._warm_ups.get(state.slot)
-        # Others are of a replay: the snapshot that the stream goes on from has them.
+        # Earlier changes come from a replay: the stream's snapshot contains them.
         if frame >= (int(self._table.planned[state.slot]) if warm_up is None else warm_up.frames):
             self._put(state, phrases, frame, anew=True)
 
@@ -92,7 +92,7 @@ class StreamPhrases:
             self._table.set_limit(found.state.slot, None)
 
     def told(self, stream: StreamId) -> PhraseList:
-        """Return the newest phrases that a stream was given."""
+        """Return the newest phrases that were set for a stream."""
         found = self._streams.get(stream)
         if found is None:
             return ()
@@ -100,7 +100,7 @@ class StreamPhrases:
         return entry.phrases if entry is not None else ()
 
     def at_snapshot(self, stream: StreamId) -> tuple[PhraseList, bool]:
-        """Return what is in force for the next chunk, and whether that chunk is the first under it."""
+        """Return the phrases for the next chunk, and whether that chunk is the first with them."""
         found = self._streams.get(stream)
         if found is None:
             return (), False
@@ -111,14 +111,14 @@ class StreamPhrases:
         return (entry.phrases if entry is not None else ()), anew
 
     def has_due(self) -> bool:
-        """Whether `come_into_force` would change anything."""
+        """Return whether `come_into_force` would change anything."""
         return any(map(self._is_due, self._changing.values()))
 
     def _is_due(self, found: _Phrases) -> bool:
         if not found.changes:
             return False
         change, slot, table = found.changes[0], found.state.slot, self._table
-        # A change that cannot be made ends its stream, so all before it has to be told.
+        # A change that fails ends its stream, so all results before it have to be returned first.
         return (
             change.frame <= int(table.planned[slot]) == int(table.decoded[slot])
             and not table.held[slot]
@@ -127,9 +127,9 @@ class StreamPhrases:
         )
 
     def come_into_force(self) -> list[tuple[Stream, EngineError]]:
-        """Make the changes whose chunk is next and whose tree is made.
+        """Make the changes whose chunk is next and whose tree is built.
 
-        Returns the streams for which that cannot be done, and why.
+        Returns the streams whose change fails, with the errors.
         """
         failed: list[tuple[Stream, EngineError]] = []
         for found in list(self._changing.values()):
@@ -155,7 +155,7 @@ class StreamPhrases:
             self._trees.use(slot, entry.at, entry.num_nodes, anew=change.anew)
 
     def drop(self, state: Stream) -> None:
-        """Take back all that a stream holds."""
+        """Release all that a stream holds."""
         found = self._streams.pop(state.stream, None)
         self._changing.pop(state.stream, None)
         if found is None:

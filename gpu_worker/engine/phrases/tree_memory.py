@@ -1,7 +1,7 @@
-"""The part of the seam to a model that has to do with phrases: where boosting trees stand, and who uses them.
+"""The interface to the steps' memory of boosting trees.
 
-The engine says where in `num_words` integers a tree stands (`gpu_worker.engine.slots.arena`); the steps write
-it there and keep each slot's state in it.
+The engine assigns each tree a place in `num_words` integers (`gpu_worker.engine.slots.arena`). The steps
+write the tree there and keep each slot's state in it.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ NO_TREE: Final = -1
 
 
 class TreeMemory(Protocol):
-    """Memory of steps for trees.  All calls come from the engine's thread, except `prepare`; none waits."""
+    """The steps' memory of trees. All calls come from the engine's thread, except `prepare`; none blocks."""
 
     num_words: int
-    """Room, in int32 (`PhraseTree.words`); 0 where phrases are not boosted."""
+    """Size of the memory, in int32 (`PhraseTree.words`); 0 where phrases are not boosted."""
 
     def prepare(self, tree: PhraseTree) -> object:
-        """Make a tree ready for `put`.  For any thread."""
+        """Prepare a tree for `put`. For any thread."""
         ...
 
     def put(self, at: int, prepared: object) -> None:
-        """Write a tree, behind the steps launched before."""
+        """Write a tree, after the steps that were launched before."""
         ...
 
     def drop(self, at: int) -> None:
-        """No step launched from now on uses the tree there; earlier ones may."""
+        """Note that no step launched from now on uses the tree there; running steps may."""
         ...
 
     def use(self, slot: int, at: int, num_nodes: int, *, anew: bool) -> None:
         """Decode a slot with the tree at a place, or NO_TREE, in steps launched from now on.
 
-        anew: from its root; else from the state that `Steps.load` brought, if a tree of `num_nodes` has it.
+        anew: from its root; else from the state that `Steps.load` restored, if a tree of `num_nodes` has it.
         """
         ...
 
     def use_for_all(self, at: int) -> None:
-        """Decode all slots with a tree besides their own.  Once, before the first step."""
+        """Decode all slots with a tree besides their own. Called once, before the first step."""
         ...
 
 
 class _NoTrees:
-    """Memory of steps that boost no phrases: no tree ever comes."""
+    """The memory of steps that boost no phrases: it has no trees."""
 
     num_words = 0
 

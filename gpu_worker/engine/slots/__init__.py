@@ -1,1 +1,1 @@
-"""What a slot of the engine holds beside the model's state: samples, time, pages."""
+"""The state of a slot beside the model's: samples, times, pages."""

@@ -1,4 +1,4 @@
-"""Places in an array of fixed size: taken and given back in any order, never moved."""
+"""An allocator of pieces in an array of fixed size: allocated and freed in any order, never moved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bisect import bisect_left, insort
 class Arena:
     """First fit over a sorted list of holes; neighbours that are both free are one hole.
 
-    size: of the array, in whatever it is counted.
+    size: size of the array, in elements of the caller's unit.
     """
 
     def __init__(self, size: int) -> None:
@@ -17,7 +17,7 @@ class Arena:
         self._taken: dict[int, int] = {}
 
     def allocate(self, size: int) -> int | None:
-        """Return the place of a new piece of at least one; None where no hole is large enough."""
+        """Return the begin of a new piece of `size` elements, at least 1; None if no hole is large enough."""
         for index, (begin, end) in enumerate(self._holes):
             if end - begin >= size:
                 if end - begin == size:
@@ -29,7 +29,7 @@ class Arena:
         return None
 
     def free(self, begin: int) -> None:
-        """Free a piece that was taken.  Raises KeyError for any other place."""
+        """Free an allocated piece. Raises KeyError for any other place."""
         end = begin + self._taken.pop(begin)
         index = bisect_left(self._holes, (begin, end))
         if index < len(self._holes) and self._holes[index][0] == end:
@@ -40,12 +40,12 @@ class Arena:
 
     @property
     def end(self) -> int:
-        """Behind all pieces."""
+        """Index after all pieces."""
         return max((begin + size for begin, size in self._taken.items()), default=0)
 
     @property
     def num_taken(self) -> int:
-        """Pieces that are taken."""
+        """Number of allocated pieces."""
         return len(self._taken)
 
     def check_integrity(self) -> None:

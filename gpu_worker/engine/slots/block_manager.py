@@ -1,7 +1,7 @@
-"""Who has which page of the key/value cache.
+"""The allocation of the pages of the key/value cache to slots.
 
-A stream's frames fill its pages one after the other.  It takes a page when it reaches its first frame, up
-to a ring of `ring_pages`; from then on it writes over its own oldest frames.
+A stream's frames fill its pages one after the other. It takes a page when it reaches the page's first frame,
+up to a ring of `ring_pages`; from then on it overwrites its own oldest frames.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class BlockManager:
     """Free pages and the block table of every slot.
 
     Args:
-        num_pages: pages there are.
+        num_pages: number of pages.
         page_frames: encoder frames of a page.
-        ring_pages: most pages of one stream; 0 for a model that has none.
+        ring_pages: most pages of one stream; 0 for a model without pages.
         num_slots: rows of the block table.
     """
 
@@ -28,17 +28,17 @@ class BlockManager:
         self.num_pages = num_pages
         self.page_frames = page_frames
         self.ring_pages = ring_pages
-        # A stack: its first `num_free` are free.
+        # A stack: its first `num_free` pages are free.
         self._free: NDArray[np.int32] = np.arange(num_pages, dtype=np.int32)[::-1].copy()
         self._num_free = num_pages
-        # Pages that each slot has; they stand first in its row of the table.
+        # Number of pages of each slot; they come first in its row of the table.
         self.held: NDArray[np.int64] = np.zeros(num_slots, dtype=np.int64)
-        # Entries without a page name the spare one, so that a gather never leaves the cache.
+        # Entries without a page name the spare page, so that a gather never leaves the cache.
         self.table: NDArray[np.int32] = np.full((num_slots + 1, ring_pages), num_pages, dtype=np.int32)
 
     @property
     def num_free(self) -> int:
-        """Pages that no stream has."""
+        """Number of pages that no stream has."""
         return self._num_free
 
     def pages(self, slot: int) -> tuple[int, ...]:
@@ -46,13 +46,13 @@ class BlockManager:
         return tuple(self.table[slot, : self.held[slot]].tolist())
 
     def missing(self, slots_B: NDArray[np.int64], end_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Pages that slots still have to take before their frames up to `end_B` (exclusive) fit."""
+        """Return how many pages slots still need for their frames up to `end_B` (exclusive), [B]."""
         wanted_B = np.minimum(self.ring_pages, -(-end_B // self.page_frames))
         missing_B: NDArray[np.int64] = np.maximum(wanted_B - self.held[slots_B], 0)
         return missing_B
 
     def allocate(self, slots_B: NDArray[np.int64], count_B: NDArray[np.int64]) -> None:
-        """Give slots, none twice, so many pages each.  Raises OutOfPages, and then has given none."""
+        """Allocate `count_B` pages to different slots. Raises OutOfPages; no page is allocated then."""
         count = int(count_B.sum())
         if count > self._num_free:
             raise OutOfPages(
@@ -67,15 +67,15 @@ class BlockManager:
         self.held[slots_B] += count_B
 
     def grow(self, slot: int, end_frame: int) -> None:
-        """Give a slot the pages for its frames up to `end_frame` (exclusive).
+        """Allocate the pages for a slot's frames up to `end_frame` (exclusive).
 
-        Raises OutOfPages, and then has given none.
+        Raises OutOfPages; no page is allocated then.
         """
         slots = np.array([slot])
         self.allocate(slots, self.missing(slots, np.array([end_frame])))
 
     def release(self, slot: int) -> None:
-        """Take all pages of a slot back."""
+        """Free all pages of a slot."""
         count = int(self.held[slot])
         self._free[self._num_free : self._num_free + count] = self.table[slot, :count][::-1]
         self._num_free += count
@@ -83,7 +83,7 @@ class BlockManager:
         self.table[slot] = self.num_pages
 
     def locate(self, slot: int, frames: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Page and offset of a slot's frames."""
+        """Return page and offset of a slot's frames."""
         logical = (frames // self.page_frames) % self.ring_pages
         return self.table[slot, logical].astype(np.int64), frames % self.page_frames
 

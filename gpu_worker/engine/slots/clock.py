@@ -1,8 +1,8 @@
-"""Which samples belong to which encoder frame and chunk, and how many frames a recording has.
+"""Conversions between samples, encoder frames and chunks.
 
-Encoder frame t needs the mel frames up to 8 t, mel frame k the samples up to ``160 k + 200``.  So frame t
-is complete once ``1280 t + 200`` samples are there.  The end of a recording adds frames that its samples
-alone would not complete: their number is that of the offline pass.
+Encoder frame t needs the mel frames up to 8 t, mel frame k the samples up to ``160 k + 200``. So frame t is
+complete once ``1280 t + 200`` samples have come. The end of a recording adds frames that its samples alone
+would not complete: the total number is that of the offline pass.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ChunkClock:
 
     @property
     def chunk_samples(self) -> int:
-        """Samples of a chunk; the first one needs fewer."""
+        """Number of samples of a chunk; the first chunk needs fewer."""
         return self.frame_samples * self.chunk_frames
 
     def samples_of_frames(self, frames: int) -> int:
@@ -43,7 +43,7 @@ class ChunkClock:
         return max(0, self.frame_samples * (frames - 1) + self.lookahead_samples) if frames > 0 else 0
 
     def samples_of_frame_array(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
-        """`samples_of_frames` of many."""
+        """Return `samples_of_frames` for an array."""
         samples = frames * self.frame_samples
         samples -= self.frame_samples - self.lookahead_samples
         return np.maximum(samples, 0, out=samples)
@@ -53,7 +53,7 @@ class ChunkClock:
         return self.samples_of_frames(chunks * self.chunk_frames)
 
     def whole_chunks(self, samples: int) -> int:
-        """Chunks that `samples` samples complete, whatever follows."""
+        """Return how many chunks `samples` samples complete, whatever follows."""
         if samples < self.lookahead_samples:
             return 0
         return ((samples - self.lookahead_samples) // self.frame_samples + 1) // self.chunk_frames

@@ -1,10 +1,10 @@
-"""When live streams' next chunks are due, so that recordings have what live streams leave of the engine.
+"""Gaps between the chunks of live streams, in which recordings run.
 
-A step cannot be left: what somebody says now would wait for the rest of a step that a recording has begun
-by itself a moment before, on a CPU for some 10 ms.  Live streams send a chunk's audio in a chunk's duration,
-so it is known whether the next one is near, and whether one that is there has waited for a step to end.
-Recordings go along with steps of live streams for which no chunk has waited, and by themselves once a chunk
-that was due has not come.  They go along with one in a few of the others too: nothing starves.
+A step cannot be interrupted: live audio would wait for the rest of a step that a recording has just begun,
+which takes some 10 ms on a CPU. Live streams send a chunk's audio in a chunk's duration, so it can be
+predicted when the next chunk is due, and a chunk that has waited for a step to end can be recognised.
+Recordings join steps of live streams for which no chunk has waited, and run by themselves once a due chunk
+has not come. They also join one in a few of the other steps, so that they never starve.
 
 Shape suffixes: S slots, B rows of a step.
 """
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from gpu_worker.engine.slots.slot_table import SlotTable
 from gpu_worker.engine.steps import StepShape
 
-# A chunk is waited for so long past the time at which it was due.
+# How long after its due time a chunk is awaited.
 _GRACE_S: Final = 0.02
-# Weight of what was seen last: in a stream's rhythm, where it came late, and in a step's time, where it was
-# shorter. A longer one counts at once: a gap that is too short for it makes somebody wait.
+# Weight of the last observation: in a stream's rhythm, if a chunk came late, and in a step's time, if it was
+# shorter. A longer time counts at once: in a gap that is too short for a step, live audio waits.
 _NEW_RHYTHM: Final = 0.1
 _NEW_STEP: Final = 0.3
-# Of a step's time this much is forgotten with each step of live streams: one step that was held up by chance
-# would otherwise close all gaps for good, for then no other one is timed.
+# Share of a step's time that is forgotten with each step of live streams: one step that was delayed by chance
+# would otherwise close all gaps for good, since then no other step is timed.
 _FADES: Final = 0.002
-# After so many steps without recordings, since chunks had waited for them, one takes recordings along.
+# After this many steps without recordings, since chunks had waited for them, one step takes recordings.
 _MOST_LEFT_OUT: Final = 8
 
 
@@ -38,18 +38,18 @@ class LiveGaps:
     """Learns the rhythm of live streams from their rows.
 
     Args:
-        num_slots: of the engine.
-        chunk_s: duration of a chunk.
-        clock: seconds, monotonic.
+        num_slots: slots of the engine.
+        chunk_s: duration of a chunk, in seconds.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, num_slots: int, chunk_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._chunk_s = chunk_s
         self._due_S: NDArray[np.float64] = np.full(num_slots, -np.inf)
-        # What a step of recordings by themselves takes.
+        # Duration of a step of recordings by themselves.
         self._step_s = 0.0
-        # When the last step ended, and how many steps since one that took recordings along.
+        # End of the last step, and number of steps since one that took recordings.
         self._ended_at_s = -np.inf
         self._left_out = 0
 
@@ -60,8 +60,9 @@ class LiveGaps:
     def recording_rows(self, table: SlotTable, shape: StepShape) -> int:
         """Return the rows that recordings may have in the next step, beside live streams if there are any.
 
-        None where a live stream's chunk came while the last step ran. Steps that overlap do not wait for each
-        other, and are large: there recordings always have their share.
+        0 where a live stream's chunk came while the last step ran, except after several such steps in a row.
+        Steps that overlap do not wait for each other, and are large: with them recordings always have their
+        share.
         """
         if not table.num_recordings or shape.overlaps:
             return shape.recording_rows
@@ -74,9 +75,9 @@ class LiveGaps:
         return 0 if self._left_out else shape.recording_rows
 
     def came(self, slots_B: NDArray[np.int64]) -> None:
-        """Note that chunks of these slots' live streams are there, and go into a step now.
+        """Note that chunks of these slots' live streams have come, and go into a step now.
 
-        One that is seen a little late came while another step ran: its stream's next one is due as before.
+        A chunk that is seen a little late came while another step ran: the next one is due as before.
         """
         now = self.clock()
         late_B = now - self._due_S[slots_B]
@@ -88,16 +89,16 @@ class LiveGaps:
 
     def took(self, seconds: float) -> None:
         """Note how long a step of recordings by themselves took."""
-        # What takes longer was held up by something else.
+        # A step that takes longer was delayed by something else.
         seconds = min(seconds, self._chunk_s / 2)
         self._step_s += (_NEW_STEP if seconds < self._step_s else 1.0) * (seconds - self._step_s)
 
     def drop(self, slot: int) -> None:
-        """Forget the slot's stream, which is over."""
+        """Forget the slot's stream, which has ended."""
         self._due_S[slot] = -np.inf
 
     def wait_s(self) -> float:
-        """Return the seconds for which recordings begin no step by themselves; 0 for none."""
+        """Return the seconds for which recordings may begin no step by themselves; 0 for none."""
         ahead_S = self._due_S - self.clock()
         near_S = ahead_S[(ahead_S > -_GRACE_S) & (ahead_S < self._step_s)]
         return float(near_S.min()) + _GRACE_S if len(near_S) else 0.0

@@ -1,9 +1,9 @@
-"""Positions in a stream, as the host counts them for ever and as a step's small integers tell them.
+"""Folds the ever growing positions in a stream to small integers for a step.
 
-A step needs a row's first frame for four things only: whether the stream begins there, where its pages
-and its ring of audio go on, which frames share a chunk, and where a window of the speech detector ends.
-All but the first are periodic.  So a stream that is older than two periods is told to the device as one
-in its second period, for ever, and no number there grows with a stream's age.
+A step needs a row's first frame for four purposes only: whether the stream begins there, where its pages
+and its ring of audio continue, which frames share a chunk, and where a window of the speech detector ends.
+All but the first are periodic. So a stream that is older than two periods is presented to the device as one
+in its second period, and no number there grows with a stream's age.
 
 Shape suffixes: B rows of a step.
 """
@@ -22,14 +22,14 @@ _LEAST_PERIOD_FRAMES = 256
 
 
 class FoldedFrames:
-    """Frame numbers as steps get them.
+    """Folds frame numbers for steps.
 
     Args:
-        clock: of the model.
+        clock: clock of the model.
         ring_frames: frames of the key/value ring of a stream; 0 for none.
         ring_samples: samples of a ring of audio, a multiple of a frame's.
-        window_samples: of the speech detector.
-        limit_samples: every sample number of a step must stay below it.
+        window_samples: samples of a window of the speech detector.
+        limit_samples: bound below which every sample number of a step must stay.
 
     Raises ValueError for a ring that is no multiple of a frame, and where the limit cannot be kept.
     """
@@ -57,5 +57,5 @@ class FoldedFrames:
             )
 
     def fold(self, frames_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the same frames, less whole periods where they are two periods old or more."""
+        """Return the frames, reduced by whole periods where they are two periods old or more, [B]."""
         return np.where(frames_B < 2 * self.period, frames_B, self.period + frames_B % self.period)

@@ -1,10 +1,10 @@
-"""Audio of every slot between `feed` and the step that takes it.
+"""Rings of audio: the samples of every slot between `feed` and the step that takes them.
 
-Sample n of a slot's stream stands in the slot's ring at n modulo its length, in memory that the device
-reads by itself: as pcm16, as clients send it, or as float32.  What does not fit (a stream that is far behind)
-waits in a queue beside the ring and moves up as steps make room.
+Sample n of a slot's stream is in the slot's ring at n modulo its length, in memory that the device reads
+directly: as pcm16, as clients send it, or as float32. Samples that do not fit (of a stream that is far
+behind) wait in a queue beside the ring and move up as steps make room.
 
-Counters are read and written through memory views: an item of an array costs three times as much.
+Counters are read and written through memory views: an item of an array costs three times as much time.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from gpu_worker.engine.steps import RingMemory
 
 
 class SampleRings:
-    """Writes samples where the steps look for them.
+    """Writes samples to the rings from which steps read them.
 
     Args:
         memory: the rings.
-        table: whose `fed` counts what has been written; steps free what lies before their streams' own
-            first sample, see `free`.
+        table: its `fed` counts the written samples; steps free samples that are not needed any more, see
+            `free`.
     """
 
     def __init__(self, memory: RingMemory, table: SlotTable) -> None:
@@ -33,16 +33,16 @@ class SampleRings:
         self._length = memory.num_samples
         self._table = table
         num_slots = len(table.fed)
-        # Samples before these are no more needed; see `free`.
+        # Samples before these are not needed any more; see `free`.
         self.freed: NDArray[np.int64] = np.zeros(num_slots, dtype=np.int64)
         # Slots whose ring holds float32; a stream whose samples come as pcm16 has half as much to copy.
         self.is_float: NDArray[np.bool_] = np.zeros(num_slots, dtype=np.bool_)
         self._fed, self._freed = memoryview(table.fed), memoryview(self.freed)  # type: ignore[arg-type]
-        # All rings as one line of pcm16; a slot's is the first half of its part.
+        # All rings as one array of pcm16; a slot's ring is the first half of its part.
         self._pcm16 = memoryview(memory.float32_SC.reshape(-1).view(np.int16))  # type: ignore[arg-type]
-        # Slots whose samples are not simply written: float32, or what waits beside the ring or may have to.
+        # Slots whose samples are not simply written: float32, or samples that wait or may have to wait.
         self._odd = bytearray(num_slots)
-        # Samples that a slot takes for now; those behind wait beside its ring.
+        # Samples that a slot takes for now; later samples wait beside its ring.
         self._until: dict[int, int] = {}
         self._beside: dict[int, deque[Samples]] = {}
 
@@ -58,7 +58,7 @@ class SampleRings:
             self._until[slot] = until
 
     def lift(self, slot: int) -> None:
-        """Take samples wherever they end, those that wait first."""
+        """End the bound of `until`: take samples again, the waiting ones first."""
         del self._until[slot]
         self._odd[slot] = bool(self.is_float[slot])
         if slot in self._beside:
@@ -66,7 +66,7 @@ class SampleRings:
             self._move_up(slot)
 
     def close(self, slot: int) -> None:
-        """Forget what waits beside the ring."""
+        """Drop the samples that wait beside the ring."""
         self._beside.pop(slot, None)
         self._until.pop(slot, None)
 
@@ -101,7 +101,7 @@ class SampleRings:
             self._odd[slot] = True
 
     def free(self, slots: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-        """Say that samples before `ends` are no more needed; what waits beside those rings moves up."""
+        """Free the samples before `ends`; samples that wait beside those rings move up."""
         self.freed[slots] = ends
         if self._beside:
             for slot in slots.tolist():
@@ -132,10 +132,10 @@ class SampleRings:
         return np.concatenate([ring[at:], ring[: (end - first) - (self._length - at)]])
 
     def _write(self, slot: int, samples: Samples) -> int:
-        """Write what fits; returns how many that are."""
+        """Write the samples that fit; return how many they are."""
         if samples.dtype is not PCM16 and not self.is_float[slot]:
             if self._table.planned[slot] != self._table.decoded[slot]:
-                # A step under way reads the ring as it is.
+                # A running step reads the ring as it is.
                 return 0
             self._become_float(slot)
         is_float = bool(self.is_float[slot])
@@ -157,7 +157,7 @@ class SampleRings:
         return count
 
     def _become_float(self, slot: int) -> None:
-        """Keep a stream's samples as float32 from now on, those that wait in the ring too."""
+        """Keep a stream's samples as float32 from now on, including those in the ring."""
         first, end = self._freed[slot], self._fed[slot]
         waiting = self.copy(slot, first, end)
         self.is_float[slot] = True

@@ -1,6 +1,6 @@
-"""Samples as engines take them: float32 at full scale 1.0, or pcm16 as clients send it.
+"""The sample types of engines: float32 at full scale 1.0, or pcm16 as clients send it.
 
-pcm16 is scaled where it is stored, in one pass, and is finite whatever it holds.
+pcm16 is scaled where it is stored, in one pass, and is always finite.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PCM16_SCALE: Final = np.array(1 / 32768, np.float32)
 
 
 def float_samples(samples: Samples) -> NDArray[np.float32]:
-    """Return the same as float32.
+    """Return the same samples as float32.
 
     Raises ValueError for another type, for more than one dimension, and for samples that are not finite.
     """

@@ -1,14 +1,14 @@
-"""The scheduler: what it needs to know of every slot, as arrays, so that a plan costs nothing per stream.
+"""The scheduler: plans steps from arrays over slots, so that a plan costs no Python time per stream.
 
 Ready streams are served in the order in which they became ready, so that no stream waits for more than one
-turn of every other.  All rows of a step decode the same number of chunks, the largest power of two that
-every row can fill (the end of a stream fills any): streams that are behind together catch up several chunks
-at a time, and one that is behind alone does whenever no other is ready.
+turn of every other. All rows of a step decode the same number of chunks, the largest power of two that every
+row can fill (the end of a stream fills any): several streams that are behind catch up several chunks at a
+time, and a single stream that is behind does so whenever no other is ready.
 
-Recordings, which have always more audio than there is time for, get few rows of a step while live streams are
-open, and one chunk in each: what a live stream waits for is then hardly longer than without them. They have
-that much of every step, so that they go on however many live streams there are.  They have steps by
-themselves in the gaps between live chunks (`live_gaps.py`).
+Recordings always have more audio waiting. They get few rows of a step while live streams are open, and one
+chunk in each, so that a live stream waits hardly longer than without them. Every step has these rows, so that
+recordings go on however many live streams there are. They have steps by themselves in the gaps between live
+chunks (`live_gaps.py`).
 
 Shape suffixes: S slots, B rows of a plan.
 """
@@ -31,10 +31,10 @@ _NEVER: Final = np.iinfo(np.int64).max
 class Plan:
     """Rows of the next step, those that have waited longest first.
 
-    `start_B` is each row's first encoder frame, `frames_B` its valid ones, `ends_B` says which rows are
-    their stream's last (`has_ends`: whether any is) and `chunks_B` how many whole chunks they hold (a last
-    row may have frames behind them, or none); `order_B` names the stream that had the slot when the plan was
-    made.
+    `start_B` is each row's first encoder frame, `frames_B` the number of its valid frames, `ends_B` says
+    which rows are their stream's last (`has_ends`: whether any is) and `chunks_B` how many whole chunks they
+    hold (a last row may have frames after them, or no chunk); `order_B` identifies the stream that had the
+    slot when the plan was made.
     """
 
     slots_B: NDArray[np.int64]
@@ -49,16 +49,17 @@ class Plan:
 class SlotTable:
     """Arrays over slots.
 
-    order: number of the opening that has the slot, 0 for a free one; a higher one is newer.
+    order: number of the stream's opening, 0 for a free slot; a higher number is newer.
     fed: samples in the ring or taken from it, over the stream's life.
-    planned: encoder frames that are decoded or in a step under way.
-    decoded: encoder frames whose step is over.
-    needed: samples at which the next row can be planned, so that who is ready costs one comparison: where the
-        next chunk is whole, none where no sample follows, and never behind the last row.
-    finished: no sample follows.  ended: the last row is planned.
-    held: nothing is planned until turn detection has its verdict.
-    limit: encoder frames, whole chunks, past which nothing is planned until the stream's phrases are others.
-    recording: the stream is a recording, not somebody who speaks now.
+    planned: encoder frames that are decoded or in a running step.
+    decoded: encoder frames whose step is read.
+    needed: samples at which the next row can be planned, so that readiness is one comparison: the end of the
+        next chunk, 0 where no sample follows, and out of reach after the last row.
+    finished: whether no sample follows.  ended: whether the last row is planned.
+    held: whether the slot waits for a verdict of turn detection.
+    limit: encoder frames, whole chunks, past which nothing is planned until the stream's phrases are
+    replaced.
+    recording: whether the stream is a recording, and not live.
     """
 
     def __init__(self, num_slots: int, clock: ChunkClock) -> None:
@@ -76,12 +77,12 @@ class SlotTable:
         self.num_limited = 0
         self.recording = np.zeros(num_slots, dtype=np.bool_)
         self.num_recordings = 0
-        # Plan at which the slot was first seen to be ready: who waits longest goes first.
+        # Plan at which the slot was first seen to be ready: the longest waiting goes first.
         self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
         self._num_plans = 0
-        # Slots that are ready, until something changes.
+        # Slots that are ready; None after a change.
         self._ready: NDArray[np.int64] | None = None
-        # Chunks planned when the next one of their stream was whole already.
+        # Chunks that were planned when the next chunk of their stream was complete already.
         self.num_late = 0
 
     def open(self, slot: int, order: int, frames: int, samples: int, *, recording: bool = False) -> None:
@@ -97,7 +98,7 @@ class SlotTable:
         self.num_recordings += recording
 
     def close(self, slot: int) -> None:
-        """Make a slot free."""
+        """Free a slot."""
         self._ready = None
         self.order[slot] = 0
         self.num_recordings -= int(self.recording[slot])
@@ -107,7 +108,7 @@ class SlotTable:
         self.finished[slot] = self.ended[slot] = self.held[slot] = self.recording[slot] = False
 
     def hold(self, slots: Sequence[int]) -> None:
-        """Plan nothing for these slots, and no longer hold any other."""
+        """Plan nothing for these slots, and end the hold of all others."""
         if slots or self.num_held:
             self._ready = None
             self.held[:] = False
@@ -115,7 +116,7 @@ class SlotTable:
             self.num_held = len(slots)
 
     def set_limit(self, slot: int, frames: int | None) -> None:
-        """Plan nothing past so many frames of a slot; None for no such limit."""
+        """Plan nothing past `frames` of a slot; None for no such limit."""
         self._ready = None
         self.num_limited += (frames is not None) - (int(self.limit[slot]) != _NEVER)
         self.limit[slot] = _NEVER if frames is None else frames
@@ -132,7 +133,7 @@ class SlotTable:
         self._ready = None
 
     def ready(self) -> NDArray[np.int64]:
-        """Slots that a plan could have a row for, in order."""
+        """Return the slots for which a plan could have a row, in ascending order."""
         if self._ready is None:
             is_ready_S = self.fed >= self.needed
             if self.num_held:
@@ -151,13 +152,13 @@ class SlotTable:
         return bool((~self.recording & (self.order > 0)).any())
 
     def num_chunks_waiting(self) -> int:
-        """Whole chunks that are in the rings and not planned, over all streams."""
+        """Return the number of whole chunks that are in the rings and not planned, over all streams."""
         if not (len(self.ready()) or self.num_held or self.num_limited):
             return 0
         return int(self._chunks_waiting(self.order.nonzero()[0]).sum())
 
     def _chunks_waiting(self, slots_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Whole chunks of slots that are in the ring and not planned."""
+        """Return the number of whole chunks of each slot that are in the ring and not planned, [B]."""
         clock = self.clock
         frames_B = (self.fed[slots_B] - clock.lookahead_samples) // clock.frame_samples + 1
         waiting_B: NDArray[np.int64] = frames_B // clock.chunk_frames
@@ -165,7 +166,7 @@ class SlotTable:
         return np.maximum(waiting_B, 0)
 
     def plan_from(self, slots_B: NDArray[np.int64], frames_B: NDArray[np.int64]) -> None:
-        """Say that so many frames of slots are planned: the next chunk begins there."""
+        """Note that `frames_B` frames of slots are planned: the next chunk begins there."""
         self._ready = None
         self.planned[slots_B] = frames_B
         needed_B = self.clock.samples_of_frame_array(frames_B + self.clock.chunk_frames)
@@ -175,9 +176,9 @@ class SlotTable:
     def plan(
         self, max_rows: int, max_chunks: int = 1, recording_rows: int = 1, *, in_gap: bool = True
     ) -> Plan | None:
-        """Choose the next step's rows and mark them as planned; None when nothing is ready.
+        """Choose the next step's rows and mark them as planned; return None if no slot is ready.
 
-        recording_rows: rows for recordings, while a live stream is open.  in_gap: whether recordings may have
+        recording_rows: rows for recordings, while a live stream is open. in_gap: whether recordings may have
         a step by themselves then.
         """
         slots = self.ready()
@@ -198,7 +199,7 @@ class SlotTable:
         waiting, start, finished = self._chunks_waiting(slots), self.planned[slots], self.finished[slots]
         ending, left = self._ending(slots, start, finished)
         if self.num_limited:
-            # A row that stops at its limit is one that goes on, whether or not its end is known.
+            # A row that stops at its limit is not its stream's last, even if the end is known.
             limit = self.limit[slots]
             waiting = np.minimum(waiting, (limit - start) // self.clock.chunk_frames)
             finished[ending[start[ending] + left > limit[ending]]] = False
@@ -210,7 +211,7 @@ class SlotTable:
         frames = chunks * self.clock.chunk_frames
         ends = np.zeros(len(slots), dtype=np.bool_)
         if len(ending):
-            # The last whole chunk closes the stream too when no frame comes after it.
+            # The last whole chunk ends the stream too if no frame comes after it.
             ends[ending] = left <= most * self.clock.chunk_frames
             frames[ending] = np.where(ends[ending], left, frames[ending])
         self.plan_from(slots, start + frames)
@@ -223,7 +224,7 @@ class SlotTable:
     def _ending(
         self, slots: NDArray[np.int64], start: NDArray[np.int64], finished: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which of the rows are of finished streams, and the frames that those have left."""
+        """Return which rows are of finished streams, and the frames that these have left."""
         ending = finished.nonzero()[0]
         if not len(ending):
             return ending, ending
@@ -231,13 +232,13 @@ class SlotTable:
         return ending, np.array(total, dtype=np.int64) - start[ending]
 
     def _longest_waiting(self, slots_B: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-        """Return those of the slots that have their turn, at most so many."""
+        """Return the slots that have waited longest, at most `most`."""
         if len(slots_B) <= most:
             return slots_B
         return slots_B[np.argsort(self._ready_since[slots_B], kind="stable")[:most]]
 
     def _chunks(self, waiting: NDArray[np.int64], left: NDArray[np.int64], max_chunks: int) -> int:
-        """Chunks of every row, given whole ones of streams that go on and frames of those that end."""
+        """Return the chunks of every row. waiting: of streams that go on; left: frames of ending streams."""
         if max_chunks == 1:
             return 1
         most = int(waiting.min()) if len(waiting) else int(-(-left.max() // self.clock.chunk_frames))
