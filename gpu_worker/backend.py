@@ -108,6 +108,8 @@ def make_backend(settings: WorkerSettings, *, rings: AllocateRings | None = None
             "{}, {}".format(*built.context),
             "on" if settings.eou_reset else "off",
             phrases_digest(built.common_phrases),
+            ",".join(built.languages.names),
+            "on" if built.languages.prompted else "off",
         ),
         wake_with,
         _capacity(built.engine, settings),

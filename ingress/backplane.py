@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from common.entries import LineKind, StreamId
 from common.errors import StreamError
+from common.languages import Languages
 from common.messages import Audio, Phrases, Result, Resume
 from common.options import StreamOptions
 
@@ -117,6 +118,10 @@ class Resumption:
 
 class Backplane(Protocol):
     """The service behind a connection."""
+
+    @property
+    def languages(self) -> Languages:
+        """The languages of the served model, as far as they are known."""
 
     async def admit(self, listener: StreamListener, caller: Caller = NOBODY) -> StreamLink:
         """Ask the cluster for a stream.

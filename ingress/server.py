@@ -171,9 +171,13 @@ class IngressServer:
             {
                 **dict.fromkeys(STREAM_PATHS, self._native),
                 LISTEN_PATH: self._speaking(
-                    lambda request: DeepgramDialect(parse_listen_query(request.query))
+                    lambda request: DeepgramDialect(
+                        parse_listen_query(request.query, self._backplane.languages)
+                    )
                 ),
-                REALTIME_PATH: self._speaking(RealtimeDialect.of),
+                REALTIME_PATH: self._speaking(
+                    lambda request: RealtimeDialect.of(request, self._backplane.languages)
+                ),
             },
             endpoints=(
                 *PAGE,

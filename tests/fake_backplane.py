@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from common.entries import LineKind, StreamId
 from common.errors import ErrorCode, StreamError, Unavailable
+from common.languages import UNKNOWN, Languages
 from common.messages import Audio, Phrases, Result, Resume, Utterance, Word
 from common.options import StreamOptions
 from ingress.backplane import CLIENT_GONE, FINAL, NOBODY, Caller, Resumption, StreamListener
@@ -104,6 +105,7 @@ class ScriptedBackplane:
 
     def __init__(self, *, echo: bool = False) -> None:
         self.echo = echo
+        self.languages: Languages = UNKNOWN
         self.refusal: StreamError | None = None
         self.gate = asyncio.Event()
         self.gate.set()

@@ -9,12 +9,17 @@ last worker that leaves in good order.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Final
 
 from common.entries import WorkerId
-from common.errors import SettingsMismatch
+from common.errors import RedisUnavailable, SettingsMismatch
+from common.languages import Languages
+from common.redis.clients import REDIS_ERROR, PipelinedCommands
 from common.redis.keys import SERVED_MODEL_LEAST_TTL_MS, Keys
 from common.redis.pipelined import SyncClient
 from common.redis.scripts import presence
+
+_NOT_COMPARED: Final = ("model", "languages", "prompted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class ServedModel:
     context: attention context of the encoder, left and right, in encoder frames.
     eou_reset: whether the decoder is reset at an end of utterance.
     phrases: a name for the phrases of all streams (common/phrases.py).
+    languages: names of the model's languages between commas, for ingresses; not compared.
+    prompted: `on` where a stream chooses one of them; not compared.
     """
 
     model: str
@@ -35,15 +42,19 @@ class ServedModel:
     context: str
     eou_reset: str
     phrases: str = "none"
+    languages: str = ""
+    prompted: str = "off"
 
     def agree(self, client: SyncClient, keys: Keys, lease_ms: int) -> None:
         """State it for the cluster, or for some more time.
 
         Raises SettingsMismatch, and the client's errors.
         """
-        flat = [item for pair in asdict(self).items() for item in pair]
+        fields = asdict(self)
+        told = {name: fields.pop(name) for name in _NOT_COMPARED}
         ttl_ms = max(SERVED_MODEL_LEAST_TTL_MS, 2 * lease_ms)
-        differs = client.execute_command(*presence.agree_on_model(keys, ttl_ms=ttl_ms, model=flat))
+        command = presence.agree_on_model(keys, ttl_ms=ttl_ms, told=told, compared=fields)
+        differs = client.execute_command(*command)
         if differs:
             name, value, model = (item.decode() for item in differs)
             raise SettingsMismatch(self._mismatch(name, value, model))
@@ -62,6 +73,19 @@ class ServedModel:
             f"{said}, and the running cluster has {have}: all workers of a cluster run the same."
             " Start a second cluster for another model."
         )
+
+
+async def served_languages(client: PipelinedCommands, keys: Keys) -> Languages:
+    """Return the languages of the served model; none where no worker lives, or all are of an older release.
+
+    Raises RedisUnavailable.
+    """
+    try:
+        fields = await client.execute_command("HMGET", keys.served_model, "languages", "prompted")
+    except (REDIS_ERROR, OSError) as error:
+        raise RedisUnavailable from error
+    names, prompted = (field.decode() if field else "" for field in fields)
+    return Languages(tuple(filter(None, names.split(","))), prompted == "on")
 
 
 def leave(client: SyncClient, keys: Keys, worker: WorkerId) -> None:

@@ -133,7 +133,7 @@ INGRESS: Final = Grants(
         *(f"~{_any(key)}" for key in (_KEYS.key_streams("*"), _KEYS.key_minutes("*") + b"*")),
         *(f"~{_any(key)}" for key in (_KEYS.key_days("*") + b"*", _KEYS.status_line, _KEYS.status_turn)),
         f"~{_any(_KEYS.workers)}",
-        f"%R~{_any(_KEYS.worker(_ANYBODY))}",
+        *(f"%R~{_any(key)}" for key in (_KEYS.worker(_ANYBODY), _KEYS.served_model)),
         f"~{_any_shard(_KEYS.assignments(0))}",
         f"~{_any_shard(_KEYS.ready(0, _ANYBODY))}",
         *(f"~{_any(key)}" for key in (_ONE.meta, _ONE.audio, _ONE.results, _ONE.text)),

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from common.errors import SettingsError
+from common.languages import UNKNOWN, Languages
 from common.options import StreamOptions
 from common.phrases import Phrase, phrases_digest, read_phrases_file
 from common.settings import WorkerSettings
@@ -27,6 +28,7 @@ from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.model.loading.fingerprint import model_fingerprint, weights_name
 from gpu_worker.model.loading.inspection import locate
+from gpu_worker.model.loading.spoken import size_source, spoken_languages
 from gpu_worker.model.model import StreamingModel
 from gpu_worker.model.reach import reach_frames
 from gpu_worker.steps.eager import EagerSteps
@@ -56,7 +58,8 @@ class BuiltEngine:
 
     `chunk_ms` is the audio of one result, `weights` a name for the model's weights, `context` its attention
     context in encoder frames, `common_phrases` the phrases of all streams. `vocabulary` is its serialized
-    SentencePiece model, None where the engine does not expose it; `prompt` are its languages.
+    SentencePiece model, None where the engine does not expose it; `prompt` are its language prompts,
+    `languages` the languages that it recognises.
     """
 
     engine: SpeechEngine
@@ -70,6 +73,7 @@ class BuiltEngine:
     common_phrases: tuple[Phrase, ...] = ()
     vocabulary: bytes | None = None
     prompt: PromptConfig | None = None
+    languages: Languages = UNKNOWN
 
 
 def make_engine(
@@ -119,6 +123,7 @@ def make_engine(
             "threads": torch.get_num_threads(),
         },
     )
+    prompt = loaded.config.prompt
     return BuiltEngine(
         engine=engine,
         model=loaded.source,
@@ -130,7 +135,8 @@ def make_engine(
         context=loaded.config.context_for_chunk(settings.chunk_ms),
         common_phrases=config.common_phrases,
         vocabulary=loaded.tokenizer.model,
-        prompt=loaded.config.prompt,
+        prompt=prompt,
+        languages=spoken_languages(loaded.source, (name for name, _ in prompt.languages) if prompt else ()),
     )
 
 
@@ -170,6 +176,7 @@ def _make_nemo_engine(
         chunk_ms=chunk_ms,
         weights=model.weights_name,
         context=model.context,
+        languages=spoken_languages(settings.model or size_source(settings.model_size), model.languages),
     )
 
 

@@ -129,6 +129,11 @@ class NemoModel:
             f"--chunk-ms is {chunk_ms}, but this model was trained for chunks of {legal} ms only."
         )
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Names of the language prompts."""
+        return tuple(self._languages)
+
     def language(self, wanted: str | None) -> str | None:
         """Return the prompt for a stream: the wanted one, else the default.  Raises UnsupportedOption."""
         if wanted is None:

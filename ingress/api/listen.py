@@ -26,7 +26,7 @@ from ingress.dialects.deepgram.query import ListenQuery, parse_listen_query
 from ingress.dialects.deepgram.refusals import body_of, headers_of
 from ingress.dialects.deepgram.shapes import MODEL_INFO, MODEL_UUID, confidence_of, timestamp, word_shape
 from ingress.files.recording_stream import Transcript
-from ingress.files.recordings import Recordings
+from ingress.files.recordings import RecordingHints, Recordings
 from ingress.files.upload import BadUpload
 from ingress.http.endpoints import endpoint
 from ingress.http.presence import unless_left
@@ -50,7 +50,7 @@ def listen_endpoints(recordings: Recordings) -> tuple[Route, ...]:
     async def listen(request: Request) -> Response:
         asked = request.scope["state"]["request"]
         try:
-            query = parse_listen_query(asked.query)
+            query = parse_listen_query(asked.query, recordings.backplane.languages)
         except Refused as error:
             request.scope["state"]["refused"] = str(error)
             refusal = error.refusal
@@ -83,13 +83,13 @@ async def _listen(recordings: Recordings, request: Request, query: ListenQuery) 
         with tempfile.TemporaryFile() as file:
             digest, head = await _spooled(request, file, recording.received)
             media = _media(head, query, Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"))
-            phrases = query.options.phrases
+            hints = RecordingHints(query.options.phrases, query.options.language)
             trace = checked_traceparent(asked.header("traceparent"))
             if query.multichannel:
-                work = recording.transcribed_apart(media, phrases=phrases, traceparent=trace)
+                work = recording.transcribed_apart(media, hints, traceparent=trace)
                 transcripts = await unless_left(request, work)
             else:
-                mixed = recording.transcribed(media, phrases=phrases, traceparent=trace)
+                mixed = recording.transcribed(media, hints, traceparent=trace)
                 transcripts = [await unless_left(request, mixed)]
     fields = _shape(transcripts, query.request_id, digest, utterances=query.utterances)
     return JSONResponse(fields, headers={"dg-request-id": query.request_id})

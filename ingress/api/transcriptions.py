@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from common.errors import ClientFault, ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
+from common.languages import Languages
 from common.phrases import Phrase, parse_phrases
 from common.tracing.tracer import checked_traceparent
 from ingress.auth.client import NOT_FOR_STREAMS, Client
@@ -26,7 +27,7 @@ from ingress.auth.guard import OverLimit
 from ingress.dialects.openai.faults import SERVER_ERROR, error_fields, kind_of
 from ingress.dialects.openai.prompt import phrases_of
 from ingress.files.recording_stream import Stalled, Transcript
-from ingress.files.recordings import Recording, Recordings, UploadsBusy
+from ingress.files.recordings import Recording, RecordingHints, Recordings, UploadsBusy
 from ingress.files.transcription_shapes import FORMATS, plain, subtitles, verbose
 from ingress.files.upload import BadUpload, Upload, received
 from ingress.http.endpoints import endpoint
@@ -87,7 +88,7 @@ def refusal_of(error: Exception) -> RecordingRefused:
         case BadUpload():
             too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             status = too_large if error.too_large else HTTPStatus.BAD_REQUEST
-            return RecordingRefused(status, str(error), param=error.param)
+            return RecordingRefused(status, str(error), code=error.code, param=error.param)
         case MediaError():
             return RecordingRefused(HTTPStatus.BAD_REQUEST, str(error), param="file", code="invalid_media")
         case DecodersBusy() | UploadsBusy():
@@ -126,10 +127,23 @@ def transcription_endpoints(recordings: Recordings) -> tuple[Route, ...]:
             request.scope["state"]["refused"] = str(refused)
             return refused.response()
 
+    async def models(request: Request) -> Response:
+        languages = recordings.backplane.languages
+        return JSONResponse({"object": "list", "data": [_described(name, languages) for name in _MODELS]})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in _MODELS:
+            refused = RecordingRefused(
+                HTTPStatus.NOT_FOUND, "There is no such model.", code="model_not_found", param="model"
+            )
+            return refused.response()
+        return JSONResponse(_described(name, recordings.backplane.languages))
+
     return (
         endpoint("/v1/audio/transcriptions", transcriptions, "POST"),
-        endpoint("/v1/models", _models, "GET"),
-        endpoint("/v1/models/{name}", _model, "GET"),
+        endpoint("/v1/models", models, "GET"),
+        endpoint("/v1/models/{name}", model, "GET"),
     )
 
 
@@ -145,13 +159,13 @@ async def _transcribe(recordings: Recordings, request: Request) -> Response:
         granularities = upload.fields("timestamp_granularities") or ["segment"]
         if not set(granularities) <= set(_GRANULARITIES):
             raise BadUpload("'timestamp_granularities' are word and segment.", "timestamp_granularities")
-        phrases = _phrases(upload)
+        hints = RecordingHints(_phrases(upload), _language(upload, recordings.backplane.languages))
         trace = checked_traceparent(asked.header("traceparent"))
         if (upload.field("stream") or "").lower() in ("true", "1") and kind == "json":
             # The response holds the upload and closes it.
-            events = _Events(recording, upload, phrases, trace, stack.pop_all())
+            events = _Events(recording, upload, hints, trace, stack.pop_all())
             return StreamingResponse(events.encoded(), media_type="text/event-stream")
-        work = recording.transcribed(upload.media, phrases=phrases, traceparent=trace)
+        work = recording.transcribed(upload.media, hints, traceparent=trace)
         transcript = await unless_left(request, work)
     if kind == "json":
         return JSONResponse(plain(transcript, logprobs=_wants_logprobs(upload)))
@@ -178,6 +192,15 @@ def _phrases(upload: Upload) -> tuple[Phrase, ...]:
         raise BadUpload(sentence, "keywords") from None
 
 
+def _language(upload: Upload, languages: Languages) -> str | None:
+    """Return the model's name of the language that the upload names, if it takes one. Raises BadUpload."""
+    name = "language" if upload.field("language") else "languages"
+    try:
+        return languages.option_for_any(tag for tag in upload.fields(name) if tag)
+    except ClientFault as fault:
+        raise BadUpload(fault.message, name, code="invalid_value") from None
+
+
 def _wants_logprobs(upload: Upload) -> bool:
     return "logprobs" in upload.fields("include")
 
@@ -192,7 +215,7 @@ class _Events:
         self,
         recording: Recording,
         upload: Upload,
-        phrases: tuple[Phrase, ...],
+        hints: RecordingHints,
         trace: str,
         held: AsyncExitStack,
     ) -> None:
@@ -200,7 +223,7 @@ class _Events:
         self._deltas: asyncio.Queue[str | None] = asyncio.Queue()
         self._said = ""
         # Begun here, so that `held` is closed even where the first event is never read.
-        work = recording.transcribed(upload.media, self._on_text, phrases=phrases, traceparent=trace)
+        work = recording.transcribed(upload.media, hints, self._on_text, traceparent=trace)
         self._running = asyncio.create_task(self._run(work, held), name="transcription")
         # If the client has left, nobody reads the failure: it is counted, and is no defect of the server.
         self._running.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -240,19 +263,6 @@ def _event(fields: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(fields) + b"\n\n"
 
 
-def _described(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": _STARTED_S, "owned_by": "parakeet-server"}
-
-
-async def _models(request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [_described(name) for name in _MODELS]})
-
-
-async def _model(request: Request) -> Response:
-    name = request.path_params["name"]
-    if name not in _MODELS:
-        refused = RecordingRefused(
-            HTTPStatus.NOT_FOUND, "There is no such model.", code="model_not_found", param="model"
-        )
-        return refused.response()
-    return JSONResponse(_described(name))
+def _described(name: str, languages: Languages) -> dict[str, Any]:
+    fields = {"id": name, "object": "model", "created": _STARTED_S, "owned_by": "parakeet-server"}
+    return {**fields, "languages": languages.names} if languages.names else fields

@@ -49,6 +49,17 @@ class RecordingLimits:
     max_recording_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class RecordingHints:
+    """What a client says of a recording: phrases that are likely, and the model's name of the language."""
+
+    phrases: tuple[Phrase, ...] = ()
+    language: str | None = None
+
+
+_NO_HINTS: Final = RecordingHints()
+
+
 class Recordings:
     """The recordings of an ingress.
 
@@ -157,23 +168,23 @@ class Recording:
     async def transcribed(
         self,
         media: MediaInput,
+        hints: RecordingHints = _NO_HINTS,
         on_text: Callable[[str], None] = lambda _: None,
         *,
-        phrases: tuple[Phrase, ...] = (),
         traceparent: str = "",
     ) -> Transcript:
         """Decode and transcribe the received file.
 
         media: the file, and how to decode it to one channel. on_text: called with the text as it grows.
-        phrases: phrases that are likely. traceparent: the trace that the request is a part of.
+        traceparent: the trace that the request is a part of.
         Raises StreamError, MediaError, DecodersBusy, BadUpload or Stalled.
         """
         with self._being_transcribed():
-            transcript, _ = await self._decoded(media, on_text, phrases, traceparent)
+            transcript, _ = await self._decoded(media, hints, on_text, traceparent)
             return transcript
 
     async def transcribed_apart(
-        self, media: MediaInput, *, phrases: tuple[Phrase, ...] = (), traceparent: str = ""
+        self, media: MediaInput, hints: RecordingHints = _NO_HINTS, *, traceparent: str = ""
     ) -> list[Transcript]:
         """Transcribe each channel by itself, one after the other, so that the recording takes one stream."""
         with self._being_transcribed():
@@ -181,7 +192,7 @@ class Recording:
             num_channels = 1
             while len(transcripts) < num_channels:
                 channel = replace(media, mix=False, channel=len(transcripts))
-                transcript, audio = await self._decoded(channel, lambda _: None, phrases, traceparent)
+                transcript, audio = await self._decoded(channel, hints, lambda _: None, traceparent)
                 transcripts.append(transcript)
                 num_channels = audio.channels
             return transcripts
@@ -200,7 +211,7 @@ class Recording:
         self._metrics.recording_seconds.observe(time.monotonic() - began_s)
 
     async def _decoded(
-        self, media: MediaInput, on_text: Callable[[str], None], phrases: tuple[Phrase, ...], traceparent: str
+        self, media: MediaInput, hints: RecordingHints, on_text: Callable[[str], None], traceparent: str
     ) -> tuple[Transcript, DecodedAudio]:
         client = self.client
         async with await self._recordings.decoders.start(media) as decoder:
@@ -208,7 +219,12 @@ class Recording:
             self._raise_if_ended()
             stream = self._stream = RecordingStream(audio.rate, on_text, self._heard)
             options = StreamOptions(
-                sample_rate=audio.rate, words=True, auto_finalize=True, phrases=phrases, recording=True
+                sample_rate=audio.rate,
+                words=True,
+                auto_finalize=True,
+                phrases=hints.phrases,
+                language=hints.language,
+                recording=True,
             )
             caller = Caller(client.key_id or "", client.name, traceparent)
             code = CLIENT_GONE

@@ -27,10 +27,16 @@ _MAX_FIELD_BYTES: Final = 64 << 10
 
 
 class BadUpload(Exception):  # noqa: N818 - the name says it
-    """An upload that cannot be used; `param`: the field at fault, `too_large`: it is over a bound."""
+    """An upload that cannot be used.
 
-    def __init__(self, message: str, param: str | None = None, *, too_large: bool = False) -> None:
+    param: the field at fault.   code: OpenAI's code, if any.   too_large: whether it is over a bound.
+    """
+
+    def __init__(
+        self, message: str, param: str | None = None, *, code: str | None = None, too_large: bool = False
+    ) -> None:
         super().__init__(message)
+        self.code = code
         self.param = param
         self.too_large = too_large
 

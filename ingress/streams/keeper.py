@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 from common.entries import StreamId
 from common.errors import RedisUnavailable, SettingsMismatch
+from common.languages import UNKNOWN, Languages
 from common.presence.leases import IngressPlace, IngressPresence, IngressReport
 from common.redis.outages import OUTAGES
 from common.streams.admission import Admission, SharedSettings
@@ -32,6 +33,7 @@ class Keeper:
     shared: the settings on which all processes of the cluster have to agree.
     report: returns this ingress's own status, for every heartbeat.
     links: the open streams, kept by the backplane.
+    read_languages: reads the languages of the served model.
     on_place: called after every heartbeat with the place of this ingress among the live ones.
     ttl_ms, admission_ttl_ms: life of a stream's keys, and of its admission, without a renewal.
     """
@@ -46,6 +48,7 @@ class Keeper:
         *,
         shared: SharedSettings,
         report: Callable[[], IngressReport],
+        read_languages: Callable[[], Awaitable[Languages]],
         on_place: Callable[[IngressPlace], None],
         heartbeat_s: float,
         ttl_ms: int,
@@ -58,6 +61,9 @@ class Keeper:
         self._links = links
         self._shared = shared
         self._report = report
+        self._read_languages = read_languages
+        self.languages: Languages = UNKNOWN
+        """The languages of the served model, as they were at the last heartbeat."""
         self._on_place = on_place
         self._heartbeat_s = heartbeat_s
         self._answered = time.monotonic()
@@ -67,8 +73,12 @@ class Keeper:
         self._left = False
 
     async def agree(self) -> None:
-        """Agree with the cluster on the shared settings. Raises SettingsMismatch, RedisUnavailable."""
+        """Agree with the cluster on the shared settings, and learn the languages of its model.
+
+        Raises SettingsMismatch, RedisUnavailable.
+        """
         await self._admission.agree(self._shared, self._ttl_ms)
+        self.languages = await self._read_languages()
 
     def announce(self) -> None:
         """Begin to sign on with every heartbeat."""

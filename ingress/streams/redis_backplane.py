@@ -18,9 +18,11 @@ from typing import Any, Final
 
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, StreamError, Unavailable
+from common.languages import Languages
 from common.messages import Audio, Resume
 from common.monitoring.metrics import IngressMetrics
 from common.presence.leases import IngressPresence, IngressReport
+from common.presence.served_model import served_languages
 from common.presence.status import shared_status
 from common.redis.clients import CONNECTION_ERRORS, AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.connect import in_daemon_thread
@@ -122,6 +124,7 @@ class RedisBackplane:
             self._links,
             shared=SharedSettings(settings.max_num_streams, settings.sample_rate, servers.shards),
             report=report,
+            read_languages=partial(served_languages, PipelinedCommands(self._redis, 0), self._keys),
             on_place=self._home.move,
             heartbeat_s=settings.heartbeat_s,
             ttl_ms=self._ttl_ms,
@@ -249,6 +252,11 @@ class RedisBackplane:
         metrics.audio_restored_entries = self._audio.num_restored
 
     # Backplane
+
+    @property
+    def languages(self) -> Languages:
+        """The languages of the served model, as far as they are known."""
+        return self._keeper.languages
 
     async def admit(self, listener: StreamListener, caller: Caller = NOBODY) -> RedisLink:
         """Ask the cluster for a stream. Raises NoFreeStream, NoWorker or RedisUnavailable."""

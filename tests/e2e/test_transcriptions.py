@@ -157,7 +157,8 @@ def test_models_are_listed_and_found(server: ServeProcess) -> None:
     names = [model["id"] for model in listed["data"]]
     assert "whisper-1" in names
     http.request("GET", "/v1/models/whisper-1")
-    assert json.loads(http.getresponse().read())["id"] == "whisper-1"
+    one = json.loads(http.getresponse().read())
+    assert (one["id"], one["languages"]) == ("whisper-1", ["en"])
     http.request("GET", "/v1/models/none")
     response = http.getresponse()
     assert response.status == 404

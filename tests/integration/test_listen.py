@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from websockets.exceptions import InvalidStatus
 
 from ingress.server import LISTEN_PATH
 from tests.media_files import encode, opus_packets, read_pcm
+from tests.ports import HOST
 from tests.stack import Stack, transcribe
+from tests.waiting import until
 
 RECORDING = Path("parakeet/recordings/goforward.wav")
 _TINY: dict[str, Any] = {"backend": "native", "model_size": "tiny", "device": "cpu", "num_threads": 1}
@@ -130,6 +133,30 @@ async def test_finalizes_are_answered_in_order_and_the_stream_goes_on(stack: Sta
     assert (second["duration"], second["channel"]["alternatives"][0]["transcript"]) == (0.0, "")
     half = _text(await _listen(ingress.ws_url, f"encoding=linear16&sample_rate={rate}", _blocks(pcm)))
     assert _text(messages) == f"{half} {half}"
+    await stack.empty()
+
+
+async def test_a_language_that_the_model_does_not_have_is_refused(stack: Stack) -> None:
+    ingress = stack.ingress()  # before the worker, so it learns of the model by a heartbeat
+    stack.worker(**_TINY)
+    http = HTTPConnection(HOST, ingress.ws_port, timeout=30)
+
+    def languages() -> list[str] | None:
+        http.request("GET", "/v1/models/parakeet")
+        told: list[str] | None = json.loads(http.getresponse().read()).get("languages")
+        return told
+
+    await until(lambda: languages() == ["en"])
+    http.close()
+    url = f"{ingress.ws_url}{LISTEN_PATH}?encoding=linear16&sample_rate=16000&language="
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(f"{url}de"):
+            pass
+    assert refused.value.response.status_code == 400
+    assert json.loads(refused.value.response.body or b"")["err_code"] == "INVALID_QUERY_PARAMETER"
+    for tag in ("en-US", "multi"):
+        async with connect(f"{url}{tag}"):
+            pass
     await stack.empty()
 
 

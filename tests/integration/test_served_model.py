@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from common.entries import LAYOUT_VERSION, WorkerId
 from common.errors import SettingsMismatch
+from common.languages import ENGLISH, UNKNOWN, Languages
 from common.presence.leases import WorkerLease
-from common.presence.served_model import ServedModel, leave
-from common.redis.clients import RedisServers, SyncRedis
+from common.presence.served_model import ServedModel, leave, served_languages
+from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers, SyncRedis
 from common.redis.keys import Keys
 from parakeet.client import connect
 from tests.ports import free_ports
@@ -82,6 +84,26 @@ def test_it_holds_while_a_worker_lives(redis: SyncRedis) -> None:
     leases[second].release()
     leave(redis.cluster, keys, second)
     other.agree(redis.cluster, keys, 1000)
+
+
+@pytest.mark.parametrize("languages", [Languages(("en-US", "de-DE"), prompted=True), ENGLISH, UNKNOWN])
+async def test_ingresses_read_the_languages(redis: SyncRedis, redis_url: str, languages: Languages) -> None:
+    keys = Keys()
+    reader = AsyncRedis(RedisServers.parse((redis_url,)))
+    try:
+        client = PipelinedCommands(reader, 0)
+        assert await served_languages(client, keys) == UNKNOWN
+        TINY.agree(redis.cluster, keys, 1000)
+        redis.cluster.execute_command("HDEL", keys.served_model, "languages", "prompted")  # an older release
+        assert await served_languages(client, keys) == UNKNOWN
+        names, prompted = ",".join(languages.names), "on" if languages.prompted else "off"
+        replace(TINY, languages=names, prompted=prompted).agree(redis.cluster, keys, 1000)
+        assert await served_languages(client, keys) == languages
+        # Releases may differ in what they know of the same weights: the first one's word holds.
+        replace(TINY, languages="fr", prompted="off").agree(redis.cluster, keys, 1000)
+        assert await served_languages(client, keys) == languages
+    finally:
+        await reader.close()
 
 
 async def test_another_model_is_refused_until_the_first_is_gone(stack: Stack) -> None:

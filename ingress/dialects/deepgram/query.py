@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import parse_qs
 
 from common.errors import ClientFault
+from common.languages import UNKNOWN, Languages
 from common.messages import Encoding
 from common.options import StreamOptions
 from common.phrases import DEFAULT_BOOST, MAX_BOOST, Phrase, parse_phrases
@@ -71,11 +72,14 @@ class ListenQuery:
         return self.channels if self.multichannel else 1
 
 
-def parse_listen_query(text: str) -> ListenQuery:
-    """Parse the query of a request, given as the text after `?`. Raises Refused."""
+def parse_listen_query(text: str, languages: Languages = UNKNOWN) -> ListenQuery:
+    """Parse the query of a request, given as the text after `?`. Raises Refused.
+
+    languages: those of the served model.
+    """
     request_id = str(uuid.uuid4())
     try:
-        return _parse(_Fields(text), request_id)
+        return _parse(_Fields(text), request_id, languages)
     except ValueError as error:
         raise bad_parameter(str(error), request_id) from None
     except ClientFault as error:
@@ -119,7 +123,7 @@ class _Fields:
         return int(value)
 
 
-def _parse(fields: _Fields, request_id: str) -> ListenQuery:
+def _parse(fields: _Fields, request_id: str, languages: Languages) -> ListenQuery:
     for name in REFUSED:
         if name in fields:
             raise ValueError(f"This server has no '{name}'.")
@@ -150,6 +154,7 @@ def _parse(fields: _Fields, request_id: str) -> ListenQuery:
             turn_signals=None if silence_ms is None else "vad",
             turn_silence_ms=silence_ms,
             turn_max_pause_ms=silence_ms,
+            language=languages.option_for(fields.text("language")),
             phrases=phrases_of(fields.texts("keyterm"), fields.texts("keywords")),
         ),
     )

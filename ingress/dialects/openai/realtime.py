@@ -15,6 +15,7 @@ import orjson
 
 from common.client_codec import decode_base64
 from common.errors import ERROR_SPECS, ClientFault, ErrorCode, Fault, StreamError, shown
+from common.languages import UNKNOWN, Languages
 from common.messages import (
     Audio,
     ClientMessage,
@@ -36,7 +37,7 @@ from ingress.dialects.openai.events import Events
 from ingress.dialects.openai.faults import INVALID_REQUEST, SERVER_ERROR, EventFault, code_of, error_fields
 from ingress.dialects.openai.items import Items
 from ingress.dialects.openai.session import LOGPROBS, Session
-from ingress.http.refusal import Refusal
+from ingress.http.refusal import Refusal, Refused
 from ingress.media.wanted import MediaWanted
 from ingress.request import Request
 
@@ -69,6 +70,7 @@ class RealtimeDialect:
     session: the configuration from the start.
     is_settled: whether audio need not wait for a `session.update`.
     beta: whether the client speaks the beta's shapes.
+    languages: those of the served model.
     """
 
     __slots__ = (
@@ -79,6 +81,7 @@ class RealtimeDialect:
         "_input",
         "_is_settled",
         "_items",
+        "_languages",
         "_num_samples",
         "_session",
         "_shape",
@@ -92,7 +95,14 @@ class RealtimeDialect:
         "resumes",
     )
 
-    def __init__(self, session: Session, *, is_settled: bool = False, beta: bool = False) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        is_settled: bool = False,
+        beta: bool = False,
+        languages: Languages = UNKNOWN,
+    ) -> None:
         self.num_streams = 1
         self.resumes = False
         self.admitted_first = False
@@ -103,6 +113,7 @@ class RealtimeDialect:
         self._items = Items(self._events)
         self._items.beta = beta
         self._is_settled = is_settled
+        self._languages = languages
         self._begun: Session | None = None  # the configuration with which the stream was begun
         self._early = bytearray()
         self._num_samples = 0
@@ -113,15 +124,21 @@ class RealtimeDialect:
         self._set(session)
 
     @staticmethod
-    def of(request: Request) -> RealtimeDialect:
-        """Return the dialect for the connection that a request opens."""
+    def of(request: Request, languages: Languages = UNKNOWN) -> RealtimeDialect:
+        """Return the dialect for the connection that a request opens.
+
+        Raises Refused where its client secret holds a session that the served model cannot have.
+        """
         held = "" if request.client is None else request.client.session
-        session = Session().updated(orjson.loads(held)) if held else Session()
+        try:
+            session = Session().updated(orjson.loads(held), languages) if held else Session()
+        except EventFault as fault:
+            raise Refused(openai_refusal(Refusal(HTTPStatus.BAD_REQUEST, fault.message))) from None
         model = parse_qs(request.query).get("model")
         if model is not None and not held:
             session = session.named(model[0])
         beta = request.header(_BETA_HEADER) is not None or _BETA_PROTOCOL in subprotocols_of(request)
-        return RealtimeDialect(session, is_settled=bool(held), beta=beta)
+        return RealtimeDialect(session, is_settled=bool(held), beta=beta, languages=languages)
 
     def _set(self, session: Session) -> None:
         self._session = session
@@ -273,7 +290,7 @@ class RealtimeDialect:
 
     def _changed_session(self, fields: dict[str, Any]) -> list[ClientMessage]:
         """Update the session; return messages for its stream, if it has begun. Raises EventFault."""
-        before, session = self._session, self._session.updated(fields.get("session"))
+        before, session = self._session, self._session.updated(fields.get("session"), self._languages)
         if self._begun is not None:
             _check_change(self._begun, session)
         self._set(session)
@@ -351,6 +368,10 @@ def _check_change(begun: Session, session: Session) -> None:
         raise EventFault("invalid_value", f"The format {_FIXED}.", "session.audio.input.format")
     if LOGPROBS in session.include and LOGPROBS not in begun.include:
         raise EventFault("invalid_value", f"'include' {_FIXED}.", "session.include")
+    if session.hints.language_option != begun.hints.language_option:
+        raise EventFault(
+            "invalid_value", f"The language {_FIXED}.", "session.audio.input.transcription.language"
+        )
     turns = session.turns
     if turns is None:
         return  # the client may begin to end items itself at any time

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from common.errors import ClientFault
+from common.languages import UNKNOWN, Languages
 from common.messages import Encoding
 from common.options import StreamOptions
 from common.phrases import Phrase, parse_phrases
@@ -56,12 +57,16 @@ _NAMES_IN_BETA: Final = {name: beta for beta, name in _BETA_NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """The client's hints about the words to come. Keywords become phrases; the rest is only shown."""
+    """The client's hints about the words to come. Keywords become phrases.
+
+    language, languages: tags of BCP 47.   language_option: the option of a stream that they mean.
+    """
 
     prompt: str | None = None
     keywords: tuple[str, ...] = ()
     language: str | None = None
     languages: tuple[str, ...] = ()
+    language_option: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +112,15 @@ class Session:
             words=LOGPROBS in self.include,
             turn_detection=False,
             phrases=self.phrases,
+            language=self.hints.language_option,
         )
         return options if self.turns is None else self.turns.applied(options)
 
-    def updated(self, value: object) -> Session:
-        """Return the session after an update in either shape. Raises EventFault."""
+    def updated(self, value: object, known: Languages = UNKNOWN) -> Session:
+        """Return the session after an update in either shape. Raises EventFault.
+
+        known: the languages of the served model.
+        """
         if not isinstance(value, dict):
             raise EventFault("missing_required_parameter", "'session' is an object.", "session")
         kind = value.get("type")
@@ -123,19 +132,20 @@ class Session:
             )
         made = replace(self, include=_include(value, self.include))
         if kind is None and not _MODERN & value.keys():
-            return made._updated_beta(value)
-        return made._updated_input(_object(_object(value, "audio", "session"), "input", "session.audio"))
+            return made._updated_beta(value, known)
+        fields = _object(_object(value, "audio", "session"), "input", "session.audio")
+        return made._updated_input(fields, known)
 
-    def _updated_input(self, fields: Mapping[str, Any]) -> Session:
+    def _updated_input(self, fields: Mapping[str, Any], known: Languages) -> Session:
         at = "session.audio.input"
-        made = self._transcribing(fields, "transcription", at)._cutting(fields, at)
+        made = self._transcribing(fields, "transcription", at, known)._cutting(fields, at)
         if fields.get("format") is not None:
             made = replace(made, audio=_format(fields["format"], f"{at}.format"))
         return made._quieting(fields, "noise_reduction", at)
 
-    def _updated_beta(self, fields: Mapping[str, Any]) -> Session:
+    def _updated_beta(self, fields: Mapping[str, Any], known: Languages) -> Session:
         at = "session"
-        made = self._transcribing(fields, "input_audio_transcription", at)._cutting(fields, at)
+        made = self._transcribing(fields, "input_audio_transcription", at, known)._cutting(fields, at)
         name = fields.get("input_audio_format")
         if name is not None:
             if not isinstance(name, str) or name not in _BETA_NAMES:
@@ -143,7 +153,7 @@ class Session:
             made = replace(made, audio=_FORMATS[_BETA_NAMES[name]])
         return made._quieting(fields, "input_audio_noise_reduction", at)
 
-    def _transcribing(self, fields: Mapping[str, Any], name: str, at: str) -> Session:
+    def _transcribing(self, fields: Mapping[str, Any], name: str, at: str, known: Languages) -> Session:
         if name not in fields:
             return self
         value, at = fields[name], f"{at}.{name}"
@@ -155,6 +165,8 @@ class Session:
         if delay is not None and delay not in _DELAYS:
             raise invalid(f"{at}.delay", f"one of {', '.join(_DELAYS)}", delay)
         hints = self.hints
+        language = _string(value, "language", at, hints.language)
+        languages = _strings(value, "languages", at, hints.languages)
         return replace(
             self,
             model=_string(value, "model", at, self.model) or self.model,
@@ -162,8 +174,9 @@ class Session:
             hints=Hints(
                 _string(value, "prompt", at, hints.prompt, _MAX_PROMPT),
                 _keywords(value, at, hints.keywords),
-                _string(value, "language", at, hints.language),
-                _strings(value, "languages", at, hints.languages),
+                language,
+                languages,
+                _language_option(language, languages, at, known),
             ),
         )
 
@@ -241,6 +254,17 @@ def _format(value: object, at: str) -> AudioFormat:
     if type(rate) is not int or not _MIN_RATE <= rate <= _MAX_RATE:
         raise invalid(f"{at}.rate", f"an integer from {_MIN_RATE} to {_MAX_RATE}", rate)
     return replace(found, rate=rate)
+
+
+def _language_option(
+    language: str | None, languages: tuple[str, ...], at: str, known: Languages
+) -> str | None:
+    """Return the option `language` of a stream; `language` goes before `languages`. Raises EventFault."""
+    name = "language" if language else "languages"
+    try:
+        return known.option_for_any((language,) if language else languages)
+    except ClientFault as fault:
+        raise EventFault("invalid_value", fault.message, f"{at}.{name}") from None
 
 
 def _include(fields: Mapping[str, Any], before: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from common.entries import IngressId, WorkerId
 from common.redis.keys import REGISTER_TTL_MS, Keys
@@ -45,9 +45,16 @@ def others_serve(keys: Keys, *, ingress: IngressId) -> Command:
     return run("presence/others_serve", (keys.ingresses,), ingress, keys.ingress_hash_stem)
 
 
-def agree_on_model(keys: Keys, *, ttl_ms: int, model: Iterable[str | int]) -> Command:
-    """State what is served, names and values flat; {}, or {name, the cluster's value, its model}."""
-    return run("presence/agree_on_model", (keys.served_model,), ttl_ms, *model)
+def agree_on_model(
+    keys: Keys, *, ttl_ms: int, told: Mapping[str, str | int], compared: Mapping[str, str | int]
+) -> Command:
+    """State what is served; {}, or {name, the cluster's value, its model} where a compared field differs.
+
+    told: fields of which the cluster keeps the first value.
+    """
+    fields = (*told.items(), *compared.items())
+    flat = (item for pair in fields for item in pair)
+    return run("presence/agree_on_model", (keys.served_model,), ttl_ms, len(told), *flat)
 
 
 def leave_model(keys: Keys, *, worker: WorkerId) -> Command:

@@ -18,13 +18,14 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.types import Message
 
+from common.languages import ENGLISH, Languages
 from common.monitoring.metrics import IngressMetrics
 from ingress.api.listen import listen_endpoints
 from ingress.api.transcriptions import _Events, transcription_endpoints
 from ingress.auth.client import Client
 from ingress.auth.guard import Guard
 from ingress.files.recording_stream import Transcript
-from ingress.files.recordings import RecordingLimits, Recordings
+from ingress.files.recordings import RecordingHints, RecordingLimits, Recordings
 from ingress.files.upload import Upload, received
 from ingress.media.decoder import Decoders, MediaError, MediaInput
 from tests.counting_guard import CountingGuard
@@ -176,6 +177,67 @@ async def test_uploads_are_bounded_while_they_are_received(target: str) -> None:
         assert (await posted(harness.ws_port, "/v1/listen", silence(1)))[0] == 200
 
 
+MULTILINGUAL = Languages(("en-US", "de-DE"), prompted=True)
+
+
+def spoken(**fields: str) -> bytes:
+    """Return the body of an upload with a second of silence."""
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    return ("".join(parts) + head).encode() + silence(1) + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("languages", "field", "value", "option"),
+    [
+        (ENGLISH, "language", "en", None),
+        (MULTILINGUAL, "language", "de", "de-DE"),
+        (MULTILINGUAL, "languages[]", "de", "de-DE"),
+        (Languages(), "language", "fr", None),
+    ],
+)
+async def test_the_language_of_an_upload_is_the_streams(
+    languages: Languages, field: str, value: str, option: str | None
+) -> None:
+    backplane = ScriptedBackplane(echo=True)
+    backplane.languages = languages
+    recordings = recordings_of(backplane)
+    kind = f"multipart/form-data; boundary={BOUNDARY}"
+    endpoints = (*listen_endpoints(recordings), *transcription_endpoints(recordings))
+    async with serving(backplane, endpoints=endpoints) as harness:
+        port = harness.ws_port
+        assert (await posted(port, "/v1/audio/transcriptions", spoken(**{field: value}), kind))[0] == 200
+        uploaded = backplane.link.options
+        assert (await posted(port, f"/v1/listen?language={value}", silence(1)))[0] == 200
+        heard = backplane.link.options
+    assert uploaded is not None
+    assert heard is not None
+    assert (uploaded.language, heard.language) == (option, option)
+
+
+@pytest.mark.parametrize("languages", [ENGLISH, MULTILINGUAL])
+async def test_a_language_that_the_model_does_not_have_is_refused(languages: Languages) -> None:
+    backplane = ScriptedBackplane(echo=True)
+    backplane.languages = languages
+    recordings = recordings_of(backplane)
+    kind = f"multipart/form-data; boundary={BOUNDARY}"
+    endpoints = (*listen_endpoints(recordings), *transcription_endpoints(recordings))
+    sentence = f'The model does not have the language "fr"; it has {", ".join(languages.names)}.'
+    async with serving(backplane, endpoints=endpoints) as harness:
+        for field in ("language", "languages"):
+            body = spoken(**{field: "fr"})
+            status, answer = await posted(harness.ws_port, "/v1/audio/transcriptions", body, kind)
+            assert (status, answer["error"]["code"]) == (400, "invalid_value")
+            assert (answer["error"]["param"], answer["error"]["message"]) == (field, sentence)
+        status, answer = await posted(harness.ws_port, "/v1/listen?language=fr", silence(1))
+    assert (status, answer["err_code"]) == (400, "INVALID_QUERY_PARAMETER")
+    assert answer["err_msg"] == sentence
+    assert backplane.links == []
+
+
 async def posted(
     port: int, target: str, body: bytes, kind: str = "application/octet-stream"
 ) -> tuple[int, dict[str, Any]]:
@@ -196,7 +258,7 @@ async def test_a_failure_that_nobody_waits_for_is_no_defect(caplog: pytest.LogCa
 
     upload = Upload(FormData(), MediaInput("wav", file=Path("a.wav")))
     # A client that left before its answer began: no event of it is asked for.
-    events = _Events(Failing(), upload, (), "", AsyncExitStack())  # type: ignore[arg-type]
+    events = _Events(Failing(), upload, RecordingHints(), "", AsyncExitStack())  # type: ignore[arg-type]
     await wait_until(events._running.done)
     del events
     gc.collect()

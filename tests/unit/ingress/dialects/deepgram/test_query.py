@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common.languages import ENGLISH, UNKNOWN, Languages
 from common.messages import Encoding
 from common.phrases import DEFAULT_BOOST, MAX_BOOST, Phrase
 from ingress.dialects.deepgram.query import parse_listen_query
@@ -95,6 +96,31 @@ def test_what_the_clients_send_by_default_is_taken() -> None:
     assert parse_listen_query(pipecat).interim
     query = parse_listen_query(livekit)
     assert (query.interim, query.vad_events, query.options.language) == (True, True, None)
+
+
+@pytest.mark.parametrize(
+    ("languages", "tag", "option"),
+    [
+        (ENGLISH, "en-GB", None),
+        (ENGLISH, "multi", None),
+        (ENGLISH, "", None),
+        (UNKNOWN, "fr", None),
+        (Languages(("en-US", "de-DE"), prompted=True), "de-CH", "de-DE"),
+        (Languages(("en-US", "de-DE"), prompted=True), "multi", None),
+    ],
+)
+def test_a_language_is_the_models_option(languages: Languages, tag: str, option: str | None) -> None:
+    assert parse_listen_query(f"{_RAW}&language={tag}", languages).options.language == option
+
+
+def test_a_language_that_the_model_does_not_have_is_400() -> None:
+    with pytest.raises(Refused) as error:
+        parse_listen_query(f"{_RAW}&language=de", ENGLISH)
+    refusal = error.value.refusal
+    assert refusal.status == 400
+    body = json.loads(refusal.body or b"")
+    assert body["err_code"] == "INVALID_QUERY_PARAMETER"
+    assert body["err_msg"] == 'The model does not have the language "de"; it has en.'
 
 
 def test_key_terms_and_keywords_become_phrases() -> None:

@@ -7,11 +7,13 @@ import json
 import pytest
 
 from common.errors import ErrorCode, StreamError
+from common.languages import ENGLISH, Languages
 from common.messages import Ack, Audio, Encoding, Finalize, Phrases, Pong, WarningMessage
 from common.phrases import Phrase
 from ingress.auth.client import Client
 from ingress.dialects.openai.realtime import RealtimeDialect
 from ingress.dialects.openai.session import Session
+from ingress.http.refusal import Refused
 from ingress.request import Request
 from tests.realtime_talk import RATE, Talk, append, silence, update
 
@@ -62,6 +64,70 @@ def test_a_secret_brings_its_session_along() -> None:
     talk = Talk(RealtimeDialect.of(Request("GET", "/v1/realtime", "model=other", (), "::1", client)))
     assert talk.events[0]["session"]["audio"] == shown["audio"]
     assert talk.say(append(b"\1")) == [Audio(b"\1", Encoding.ALAW)]
+
+
+_MULTILINGUAL = Languages(("en-US", "de-DE"), prompted=True)
+
+
+def _talk(languages: Languages) -> Talk:
+    return Talk(RealtimeDialect(Session(), languages=languages))
+
+
+@pytest.mark.parametrize(
+    ("languages", "fields", "option"),
+    [
+        (_MULTILINGUAL, {"language": "de"}, "de-DE"),
+        (_MULTILINGUAL, {"languages": ["de"]}, "de-DE"),
+        (_MULTILINGUAL, {"languages": ["de", "en"]}, None),
+        (_MULTILINGUAL, {"language": "en", "languages": ["de", "en"]}, "en-US"),
+        (ENGLISH, {"language": "en"}, None),
+        (Languages(), {"language": "fr"}, None),
+    ],
+)
+def test_the_language_of_a_session_is_the_streams(
+    languages: Languages, fields: dict[str, object], option: str | None
+) -> None:
+    talk = _talk(languages)
+    talk.say(update(transcription=fields))
+    assert talk.kinds[-1] == "session.updated"
+    assert talk.dialect.options.language == option
+
+
+@pytest.mark.parametrize(("field", "value"), [("language", "fr"), ("languages", ["en", "fr"])])
+def test_a_language_that_the_model_does_not_have_is_an_error_and_changes_nothing(
+    field: str, value: object
+) -> None:
+    talk = _talk(ENGLISH)
+    talk.say(update(transcription={field: value, "model": "other"}))
+    error = talk.events[-1]["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+    assert error["param"] == f"session.audio.input.transcription.{field}"
+    assert error["message"] == 'The model does not have the language "fr"; it has en.'
+    talk.say(
+        {"type": "transcription_session.update", "session": {"input_audio_transcription": {field: value}}}
+    )
+    assert talk.events[-1]["error"]["param"] == f"session.input_audio_transcription.{field}"
+    talk.say(update())
+    assert talk.events[-1]["session"]["audio"]["input"]["transcription"]["model"] == "parakeet"
+
+
+def test_a_session_with_audio_keeps_its_language() -> None:
+    talk = _talk(_MULTILINGUAL)
+    talk.say(update(transcription={"language": "en"}), append(bytes(480)))
+    talk.say(update(transcription={"language": "en-GB"}))  # which the model has no other name for
+    assert talk.kinds[-1] == "session.updated"
+    talk.say(update(transcription={"language": "de"}))
+    assert talk.events[-1]["error"]["param"] == "session.audio.input.transcription.language"
+    assert talk.dialect.options.language == "en-US"
+
+
+def test_a_secret_with_a_language_that_the_model_does_not_have_opens_no_session() -> None:
+    session = {"type": "transcription", "audio": {"input": {"transcription": {"language": "fr"}}}}
+    client = Client(by_token=True, session=json.dumps(session))
+    with pytest.raises(Refused) as error:
+        RealtimeDialect.of(Request("GET", "/v1/realtime", "", (), "::1", client), ENGLISH)
+    assert error.value.refusal.status == 400
+    assert json.loads(error.value.refusal.content)["error"]["message"].startswith("The model does not have")
 
 
 def test_audio_waits_for_its_configuration() -> None:

@@ -1,0 +1,46 @@
+"""Which languages a model has. A checkpoint without language prompts does not say it: its origin does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from common.languages import ENGLISH, UNKNOWN, Languages
+from gpu_worker.model.loading.checkpoint import BUNDLED
+from gpu_worker.model.loading.export import ORIGIN_NAME
+from gpu_worker.model.loading.hub import HUB_IDS
+
+_TINY: Final = str(BUNDLED / "tiny")
+_ENGLISH_SOURCES: Final = frozenset((_TINY, *HUB_IDS.values()))
+# An export notes the name with which it was asked for.
+_ENGLISH_ORIGINS: Final = _ENGLISH_SOURCES | {"tiny", *HUB_IDS}
+
+
+def spoken_languages(source: str, prompts: Iterable[str]) -> Languages:
+    """Return the languages of a model.
+
+    source: the folder, file or hub id that it was loaded from.   prompts: names of its language prompts.
+    """
+    # What ingresses read has commas between the names.
+    names = tuple(name for name in prompts if "," not in name)
+    if names:
+        return Languages(names, prompted=True)
+    is_english = source in _ENGLISH_SOURCES or _origin(Path(source)) in _ENGLISH_ORIGINS
+    return ENGLISH if is_english else UNKNOWN
+
+
+def size_source(size: str) -> str:
+    """Return the source of `--model-size`."""
+    return HUB_IDS.get(size, _TINY)
+
+
+def _origin(folder: Path) -> str | None:
+    """Return what an exported folder was made of; None for any other source."""
+    try:
+        note = json.loads((folder / ORIGIN_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    origin = note.get("origin") if isinstance(note, dict) else None
+    return origin if isinstance(origin, str) else None
