@@ -175,4 +175,9 @@ class WebSocketChannel:
 
     async def close(self) -> None:
         """Close with the closing handshake."""
-        await self._connection.close()
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._connection.close()
+        except TimeoutError:
+            # The close frame waits behind audio that the peer does not read; a sender shall not wait either.
+            self._connection.transport.abort()

@@ -7,9 +7,10 @@ import struct
 from collections.abc import AsyncIterator
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from common.errors import ErrorCode, NoFreeStream, Unavailable
-from common.messages import Encoding
+from common.messages import Audio, Encoding
 from common.options import StreamOptions
 from common.phrases import Phrase
 from parakeet.client import (
@@ -301,6 +302,28 @@ async def test_a_socket_whose_peer_does_not_read_closes_all_the_same() -> None:
                 await channel.receive()
         for peer in peers:
             peer.transport.abort()
+
+
+async def test_a_websocket_whose_peer_does_not_read_closes_all_the_same() -> None:
+    over = asyncio.Event()
+
+    async def ignore(connection: ServerConnection) -> None:
+        connection.transport.pause_reading()
+        await over.wait()
+        connection.transport.abort()
+
+    async with serve(ignore, "127.0.0.1", 0) as server:
+        channel = await open_channel(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", 2.0)
+        sending = asyncio.create_task(channel.send_audio(Audio(bytes(16 << 20)), Encoding.PCM16))
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(20):
+                await channel.close()
+                await asyncio.gather(sending, return_exceptions=True)
+                with pytest.raises(ChannelLost):
+                    await channel.receive()
+        finally:
+            over.set()
 
 
 async def test_a_host_name_that_cannot_be_one_is_a_typed_error() -> None:
