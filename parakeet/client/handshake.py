@@ -13,7 +13,7 @@ from common.messages import Config, ErrorMessage, Hello, Resume, Resumed, Server
 from common.options import StreamOptions
 from common.server_codec import decode_server_message
 from parakeet.client.channel import Channel, ChannelLost
-from parakeet.client.errors import ClientError, ConnectionLost, ServerError, ServerSilent
+from parakeet.client.errors import ConnectionLost, ServerError, ServerSilent
 
 _NO_NEW_STREAM: Final = (ErrorCode.NO_FREE_STREAM, ErrorCode.OVER_LIMIT)
 
@@ -56,9 +56,11 @@ class Handshake:
             raise ServerError("unknown_option", "This server takes no options.")
         try:
             await channel.send(encode_client_message(Config(options)))
-        except ChannelLost as error:
+        except BaseException as error:  # also where the caller has given up: the socket is nobody's then
             await channel.close()
-            raise ConnectionLost(str(error)) from error
+            if isinstance(error, ChannelLost):
+                raise ConnectionLost(str(error)) from error
+            raise
 
     async def resume(self, url: str, request: Resume) -> tuple[Channel, Resumed]:
         """Connect to go on with a stream.
@@ -79,11 +81,10 @@ class Handshake:
         try:
             await channel.send(encode_client_message(request))
             answer = await self._expect(channel)
-        except ChannelLost as error:
+        except BaseException as error:  # also where the caller has given up
             await channel.close()
-            raise ConnectionLost(str(error)) from error
-        except ClientError:
-            await channel.close()
+            if isinstance(error, ChannelLost):
+                raise ConnectionLost(str(error)) from error
             raise
         if isinstance(answer, Resumed):
             return channel, answer

@@ -10,6 +10,8 @@ import pytest
 
 from common.entries import LineKind
 from common.errors import ErrorCode, Unavailable
+from common.messages import Resume
+from ingress.backplane import NOBODY, Caller, Resumption, StreamListener
 from parakeet.client import (
     ClientTimeouts,
     ConnectionLost,
@@ -99,6 +101,30 @@ async def test_a_stream_that_never_began_begins_anew_with_all_its_audio() -> Non
             )
             await stream.finish()
             await wait_until(lambda: harness.backplane.link.finals == 1)
+
+
+async def test_leaving_while_a_server_thinks_about_the_resumption_leaves_no_socket_open() -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Thoughtful(ScriptedBackplane):
+        async def resume(
+            self, listener: StreamListener, request: Resume, caller: Caller = NOBODY
+        ) -> Resumption:
+            asked.set()
+            await answer.wait()
+            return await super().resume(listener, request, caller)
+
+    async with serving(Thoughtful()) as harness:
+        harness.backplane.resumption = (10, 0, False)
+        stream = await connect(harness.ws_url, timeouts=_TIMEOUTS)
+        await stream.send(b"\0\0" * 10)
+        await wait_until(lambda: "append" in harness.backplane.link.log)
+        for connection in list(harness.connections):
+            connection._peer.abort()
+        await asked.wait()
+        await stream.close()
+        answer.set()
+        await wait_until(lambda: not harness.connections)
 
 
 async def test_resumptions_that_bring_nothing_end_within_the_time_for_one() -> None:
