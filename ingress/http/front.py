@@ -475,11 +475,14 @@ class Front(HttpToolsProtocol):
     def _probe(self) -> None:
         """Send an interim response, to find out whether a client that sends no more still reads.
 
-        If the client has left, its system resets the connection; a waiting client skips the response.
+        If the client has left, its system resets the connection; a waiting client skips the response. An
+        answer that has begun is not broken into, also where other requests wait behind it.
         """
-        if not self._answering or self.cycle.response_started or self.scope["http_version"] != "1.1":
+        if not self._unanswered:
             return
-        self.transport.write(_PROCESSING)
+        answered = self._unanswered[0]
+        if not answered.response_started and answered.scope["http_version"] == "1.1":
+            self.transport.write(_PROCESSING)
         self._probe_timer = self.loop.call_later(_PROBE_EVERY_S, self._probe)
 
     def _too_slow(self, seconds: float) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 import socket
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from http import HTTPStatus
 
 import pytest
 from starlette.requests import Request as StarletteRequest
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
@@ -19,7 +20,7 @@ from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord
 from ingress.auth.client import Client
 from ingress.http.endpoints import endpoint
-from ingress.http.front import MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES
+from ingress.http.front import MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, Front
 from ingress.http.refusal import Refusal, Refused
 from ingress.request import Request
 from tests.fake_backplane import ScriptedBackplane
@@ -289,6 +290,37 @@ async def test_a_half_closed_client_has_its_answer() -> None:
         client.writer.write_eof()
         assert (await client.response())[0] == 200
         assert await client.reader.read() == b""
+        await client.close()
+
+
+async def test_a_probe_of_a_half_closed_client_breaks_into_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed = asyncio.Event()
+    probe = Front._probe
+
+    def noted(front: Front) -> None:
+        probe(front)
+        probed.set()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"a"
+        await probed.wait()
+        yield b"b"
+
+    async def slow(request: StarletteRequest) -> Response:
+        return StreamingResponse(parts(), headers={"Content-Length": "2"})
+
+    monkeypatch.setattr(Front, "_probe", noted)
+    monkeypatch.setattr("ingress.http.front._PROBE_EVERY_S", 0.01)
+    endpoints = (endpoint("/slow", slow, "GET"),)
+    async with serving(ScriptedBackplane(), endpoints=endpoints) as harness:
+        client = await harness.raw_ws()
+        client.writer.write(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
+        await client.reader.readuntil(b"\r\n\r\na")
+        client.writer.write_eof()
+        async with asyncio.timeout(20):
+            data = await client.reader.read()
+        assert data.startswith(b"bHTTP/1.1 200")
+        assert data.endswith(b"\r\n\r\nab")
         await client.close()
 
 
