@@ -1,1 +1,1 @@
-"""What ingress and workers share: client messages, Redis layout, settings, logging."""
+"""The code that ingress and workers share: client messages, Redis layout, settings, logging."""

@@ -1,10 +1,10 @@
-"""Hosts and ports as one writes them: an IPv6 address stands in brackets where a port follows."""
+"""Hosts and ports in text form: an IPv6 address has brackets where a port follows."""
 
 from __future__ import annotations
 
 
 def bare_host(host: str) -> str:
-    """Return a host without the brackets of an IPv6 address, as sockets take it."""
+    """Return a host without the brackets of an IPv6 address, as sockets need it."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 

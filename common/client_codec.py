@@ -1,8 +1,7 @@
-"""Messages of clients as JSON: what a server reads and a client writes.
+"""JSON codec of the messages from clients: servers decode them, and clients encode them.
 
-Decoding is strict about what it uses and ignores fields that it does not know, so that a newer client
-can talk to an older server; options (common/options.py) are the exception. A field that is null is the
-same as one that is missing.
+Decoding is strict about the fields that it uses and ignores unknown fields, so that a newer client can talk
+to an older server; options (common/options.py) are the exception. A field that is null counts as missing.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from common.messages import (
 from common.options import StreamOptions, parse_options
 from common.phrases import encode_phrases, parse_phrases
 
-# With SIMD instructions the decoding of a message takes a fifteenth of binascii's time, which was the
-# largest single part of an ingress's work on a message.
+# With SIMD instructions, decoding takes a fifteenth of binascii's time, which was the largest single part of
+# an ingress's work on a message.
 _b64decode: Callable[..., bytes] | None
 try:
     from pybase64 import b64decode as _b64decode
@@ -48,10 +47,10 @@ _NAMES: Final = ", ".join(f"'{name}'" for name in _ENCODINGS)
 
 # Highest bytes of float32 values below 2**127, all of which are finite.
 _SURELY_FINITE: Final = bytes(byte for byte in range(256) if byte & 0x7F != 0x7F)
-# What a client shows that has taken the TCP port for another.
+# First bytes from a client that takes the TCP port for another protocol.
 _HTTP_REQUEST: Final = re.compile(r"[A-Z]+ \S+ HTTP/")
 _BYTE_ORDER_MARK: Final = "\ufeff"
-# An integer of more digits is taken for a float, as orjson does; Python refuses to read one of thousands.
+# An integer with more digits is read as a float, as orjson does; Python refuses to read thousands of digits.
 _INTEGER_DIGITS: Final = 19
 
 
@@ -60,8 +59,8 @@ def decode_client_message(
 ) -> ClientMessage:
     """Decode one line or text frame of a client.
 
-    encoding: of `data` in a message that names none.
-    Raises ClientFault, whose code and sentence say what is wrong with the message.
+    encoding: encoding of `data` in a message that names none.
+    Raises ClientFault, whose code and sentence describe the fault of the message.
     """
     try:
         fields = orjson.loads(data)
@@ -101,7 +100,7 @@ def _decode_audio(fields: dict[str, Any], encoding: Encoding) -> Audio:
             raise ClientFault(ErrorCode.BAD_FIELD, "'audio' carries either 'data' or 'samples', not both.")
         try:
             payload = decode_base64(data)
-        except ValueError as error:  # binascii.Error is one, as is a non-ASCII string
+        except ValueError as error:  # binascii.Error, or an error for a non-ASCII string
             raise ClientFault(
                 ErrorCode.BAD_BASE64, f"'data' is not base64: {str(error).rstrip('.')}."
             ) from None
@@ -118,10 +117,10 @@ def _decode_audio(fields: dict[str, Any], encoding: Encoding) -> Audio:
 
 
 def checked_audio(payload: bytes, encoding: Encoding, final: bool = False) -> Audio:
-    """Audio of a payload that comes from a client.
+    """Return the audio of a client's payload.
 
-    Raises ClientFault `odd_byte_count` where it ends within a sample, and `bad_samples` for a float that is
-    not finite.
+    Raises ClientFault `odd_byte_count` if it ends within a sample, and `bad_samples` for a float that is not
+    finite.
     """
     if len(payload) & (encoding.sample_bytes - 1):
         raise odd_byte_count(len(payload), encoding)
@@ -134,12 +133,12 @@ def checked_audio(payload: bytes, encoding: Encoding, final: bool = False) -> Au
 
 
 def decode_base64(data: str | bytes | memoryview) -> bytes:
-    """Decode strictly. Raises ValueError with a reason that can be shown."""
+    """Decode base64 strictly. Raises ValueError with a reason that can be shown to the client."""
     if _b64decode is not None:
         try:
             return _b64decode(data, validate=True)
         except ValueError:
-            pass  # its reason is always the same: let binascii, which judges alike, say more
+            pass  # its reason is always the same: binascii, which is as strict, says more
     return binascii.a2b_base64(data, strict_mode=True)
 
 
@@ -215,12 +214,12 @@ CLIENT_MESSAGE_TYPES: Final = frozenset(("audio", *_CLIENT_DECODERS))
 
 
 def _decode_leniently(data: bytes | bytearray | memoryview | str) -> Any:
-    """Decode what orjson refuses, as far as it does no harm.
+    """Decode JSON that orjson refuses, as far as it is harmless.
 
-    A lone surrogate or a number beyond float64 does none in a field that nobody reads; where it does, its own
-    sentence says so.
+    A lone surrogate or a number beyond float64 is harmless in an unused field; elsewhere the check of the
+    field refuses it.
 
-    Raises ClientFault for what is no JSON, with the cause.
+    Raises ClientFault with the cause for text that is no JSON.
     """
     constants: list[str] = []
 
@@ -238,8 +237,8 @@ def _decode_leniently(data: bytes | bytearray | memoryview | str) -> Any:
     except ValueError as error:
         raise _bad_json(_cause(text, error)) from None
     if constants:
-        # Python's and other encoders write what is not finite as bare words, which JSON does not have: that
-        # gets its own answer where the fault lies in the samples.
+        # Python's and other encoders write numbers that are not finite as bare words, which JSON does not
+        # have: samples with them get an error of their own.
         samples = fields.get("samples") if isinstance(fields, dict) else None
         if isinstance(samples, list) and any(
             isinstance(sample, float) and isnan(sample) for sample in samples
@@ -318,7 +317,7 @@ def encode_client_message(message: ClientMessage) -> bytes:
 
 
 def _options_fields(options: StreamOptions) -> dict[str, Any]:
-    """Write only what differs from the defaults: an older server knows fewer options."""
+    """Return only the options that differ from the defaults: an older server knows fewer options."""
     defaults = StreamOptions()
     return {
         name: getattr(options, name)

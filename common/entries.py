@@ -1,7 +1,7 @@
-"""What travels through Redis: ids, entries of streams, lines of the pub/sub channels, and records of results.
+"""The data formats in Redis: ids, entries of streams, lines of the pub/sub channels, and records of results.
 
-`LAYOUT_VERSION` names this layout and that of common/redis/keys.py; a cluster's settings carry it, and so
-does every assignment, so that processes of two versions never read each other's streams.
+`LAYOUT_VERSION` is the version of this layout and that of common/redis/keys.py. A cluster's settings carry
+it, and so does every assignment, so that processes of two versions never read each other's streams.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WorkerId = NewType("WorkerId", str)
 IngressId = NewType("IngressId", str)
 
 Bytes = bytes | bytearray | memoryview
-# An entry as XREADGROUP returns it: id, and field names and values flat; None for one that was deleted.
+# An entry as XREADGROUP returns it: id, and field names and values flat; None for a deleted entry.
 RawEntry = tuple[bytes, Sequence[bytes] | None]
 
 _PAYLOAD_FIELD: Final = {
@@ -42,15 +42,15 @@ class AudioEntry:
     """One entry of a stream's audio.
 
     entry_id: explicit, `<connection>-<seq>` (audio_entry_id). `connection` counts the connections that
-    fed the stream, from 1; `seq` goes on over them, from 1, so that a repeated append is refused by
-    Redis and a connection that was replaced can append nothing.
+    fed the stream, from 1; `seq` counts entries over all of them, from 1, so that Redis refuses a repeated
+    append, and a replaced connection can append nothing.
     first_sample: position of the first sample, counted from the start of the stream at the client's
-    rate; the position behind the last one if there is no payload.
-    payload: whole samples in `encoding`; empty where the entry only marks.
-    final: no audio follows.
-    finalize: the client wants a result of all audio up to here.
-    phrases: what replaces the stream's phrases from here on, None for no change.
-    ingress: set when the stream moved to another ingress, whose channel gets the results from here on.
+    rate; the position after the last sample if there is no payload.
+    payload: whole samples in `encoding`; empty if the entry is only a mark.
+    final: whether no audio follows.
+    finalize: whether the client requests a result of all audio up to here.
+    phrases: phrases that replace the stream's from here on, None for no change.
+    ingress: set when the stream has moved to another ingress, whose channel gets the results from here on.
     """
 
     entry_id: bytes
@@ -138,13 +138,13 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
 
 
 def entry_order(entry_id: bytes) -> tuple[int, int]:
-    """Return what orders the ids of a stream's audio."""
+    """Return the key that sorts the ids of a stream's audio."""
     connection, seq = entry_id.split(b"-")
     return int(connection), int(seq)
 
 
 def next_entry_id(entry_id: bytes) -> bytes:
-    """Return the smallest id behind `entry_id`, for XTRIM MINID."""
+    """Return the smallest id after `entry_id`, for XTRIM MINID."""
     connection, seq = entry_id.split(b"-")
     return b"%s-%d" % (connection, int(seq) + 1)
 
@@ -153,7 +153,7 @@ def next_entry_id(entry_id: bytes) -> bytes:
 class AssignmentEntry:
     """One stream that waits for, or has, a worker: an entry of a shard's assignments.
 
-    entry_id: given by Redis. version: layout of the stream's keys; a worker leaves others alone.
+    entry_id: set by Redis. version: layout of the stream's keys; a worker ignores other layouts.
     """
 
     stream: StreamId
@@ -171,7 +171,7 @@ def decode_assignment(entry_id: bytes, flat: Sequence[bytes]) -> AssignmentEntry
 
 
 class LineKind(bytes, Enum):
-    """What a published line, or an entry of a stream's results, is."""
+    """The kind of a published line, or of an entry of a stream's results."""
 
     PARTIAL = b"p"  # a result that may be merged with its neighbours for a slow reader
     TURN = b"t"  # a result with the start or end of an utterance: never merged away
@@ -186,7 +186,7 @@ class LineKind(bytes, Enum):
 
 
 _KINDS: Final = {kind.value: kind for kind in LineKind}
-# A look into an enum is a call in Python 3.11.
+# Looking up a member of an enum costs a call in Python 3.11.
 _FINAL: Final = LineKind.FINAL
 _FINALIZED: Final = LineKind.FINALIZED
 
@@ -196,10 +196,10 @@ class Line:
     """One line of a pub/sub payload, or one entry of a stream's results.
 
     epoch: counts the owners of the stream; a line of a lower epoch than one seen before is void.
-    seq: of the result, gapless from 1 over all epochs; OWNER and ACK repeat the last one.
+    seq: number of the result, gapless from 1 over all epochs; OWNER and ACK repeat the last one.
     acked: samples of the client, at the client's rate, that are decoded.
-    body: without line breaks. Of PARTIAL, TURN, FINALIZED and FINAL a result, and of ERROR an error, as
-        `encode_record` and `encode_error` write them; of OWNER the worker's id; of ACK nothing.
+    body: has no line breaks. It is a result for PARTIAL, TURN, FINALIZED and FINAL, and an error for ERROR,
+        as `encode_record` and `encode_error` write them; the worker's id for OWNER; empty for ACK.
     """
 
     kind: LineKind
@@ -211,12 +211,12 @@ class Line:
 
 
 def pack_line(kind: LineKind, stream: StreamId, epoch: int, seq: int, acked: int, body: bytes) -> bytes:
-    """Write one `Line`, readable in redis-cli."""
+    """Encode one `Line`, readable in redis-cli."""
     return b"%b %d %d %d %d %b" % (kind, stream, epoch, seq, acked, body)
 
 
 def join_lines(lines: Iterable[bytes]) -> bytes:
-    """Make a pub/sub payload of encoded lines."""
+    """Join encoded lines to a pub/sub payload."""
     return b"\n".join(lines)
 
 
@@ -238,8 +238,8 @@ def decode_lines(payload: bytes) -> list[Line]:
 def decode_result_entry(stream: StreamId, entry_id: bytes, flat: Sequence[bytes]) -> Line:
     """Read an entry of a stream's results, whose id is `<epoch>-<seq>`. Raises EntryError.
 
-    Its fields, always in this order: `k` (the kind), `a` (samples decoded), `d` (the body); and of an owner,
-    whose own number in the log is 0, `q` (the last result before it), which scripts read.
+    Its fields, always in this order: `k` (the kind), `a` (samples decoded), `d` (the body). The entry of an
+    owner, whose own number in the log is 0, also has `q` (the last result before it), which scripts read.
     """
     try:
         epoch, seq = entry_id.split(b"-")
@@ -248,18 +248,18 @@ def decode_result_entry(stream: StreamId, entry_id: bytes, flat: Sequence[bytes]
         raise EntryError(f"A result entry cannot be read: {error!r}") from error
 
 
-# Results as they travel: records whose size does not grow with the stream. A record has the part of the text
-# that is new and where it goes, never the text before. Whoever has the text of the result before it has the
-# text of this one: `text[:text_from] + new`. The whole text is kept once, beside the log of results
+# Results in Redis are records whose size does not grow with the stream. A record has the new part of the text
+# and its position, never the text before. With the text of the result before it, the text of this one is
+# `text[:text_from] + new`. The whole text is kept once, beside the log of results
 # (common/streams/kept_text.py).
 #
-# A record is a JSON array, so that redis-cli shows it and a line break never stands in it:
+# A record is a JSON array, so that redis-cli can show it and it never has a line break:
 # `[text_from, new text, token ids, confidences, last state, turn detection, words or null, utterances]`,
 # a word `[word, start_s, end_s, confidence]`, an utterance `[number, text, start_s, end_s]`.
 
 
 class Recognized(Protocol):
-    """What an engine says of a chunk, as far as a record has it. `text` is the whole transcript so far."""
+    """The part of an engine's output that a record has. `text` is the whole transcript so far."""
 
     @property
     def text(self) -> str: ...
@@ -284,7 +284,7 @@ class Recognized(Protocol):
 
 
 def encode_record(what: Recognized, text_from: int) -> bytes:
-    """Write a record. `text_from`: code points of the text that are those of the result before it."""
+    """Encode a record. `text_from`: number of code points that the text shares with the result before it."""
     words = what.words
     return orjson.dumps(
         (
@@ -307,8 +307,8 @@ def encode_record(what: Recognized, text_from: int) -> bytes:
 def decode_record(line: Line, text: str) -> Result:
     """Read the record of a PARTIAL, TURN, FINALIZED or FINAL line.
 
-    text: of the result before it; it may be of a later one, as long as its first code points are the same.
-    Raises EntryError, also for a record that goes behind the end of the text.
+    text: text of the result before it, or of a later one whose first code points are the same. Raises
+    EntryError, also for a record that begins after the end of the text.
     """
     try:
         text_from, new, token_ids, confidences, last_state, turn_detection, words, utterances = orjson.loads(
@@ -317,7 +317,7 @@ def decode_record(line: Line, text: str) -> Result:
         if not 0 <= text_from <= len(text):
             raise EntryError(f"The text of stream {line.stream} is missing before result {line.seq}.")
         kind = line.kind
-        # By position: names cost half as much again.
+        # By position: keyword arguments cost half as much time again.
         return Result(
             text[:text_from] + new,
             tuple(token_ids),
@@ -338,12 +338,12 @@ def decode_record(line: Line, text: str) -> Result:
 
 
 def encode_error(error: StreamError) -> bytes:
-    """Write the body of an ERROR line."""
+    """Encode the body of an ERROR line."""
     return orjson.dumps((error.code.value, error.message))
 
 
 def decode_error(line: Line) -> StreamError:
-    """Read an ERROR line; a code of a newer version is a failure of ours. Raises EntryError."""
+    """Read an ERROR line; a code of a newer version becomes an internal error. Raises EntryError."""
     try:
         code, message = orjson.loads(line.body)
         known = ErrorCode(code) if code in ERROR_SPECS else ErrorCode.INTERNAL

@@ -66,7 +66,7 @@ class WarningCode(StrEnum):
 
 
 class Fault(StrEnum):
-    """Whose doing an error is: what a client should do next depends on it."""
+    """The side that caused an error: the client's next step depends on it."""
 
     CLIENT = "client"  # sending the same again fails again
     SERVICE = "service"  # trying again, later or elsewhere, may work
@@ -74,10 +74,10 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
-    """What the protocol promises about one code.
+    """The protocol's promise about one code.
 
-    closes: the server closes the connection after this error. What becomes of the stream depends on the code:
-        it ends, or goes on at another connection (`draining`, `resumed_elsewhere`).
+    closes: whether the server closes the connection after this error. The code decides about the stream: it
+        ends, or goes on at another connection (`draining`, `resumed_elsewhere`).
     meaning: one sentence for docs/protocol.md.
     """
 
@@ -262,7 +262,7 @@ WARNING_MEANINGS: Final[dict[WarningCode, str]] = {
     WarningCode.OVER_FULL_SCALE: "A quarter of the float samples of a second, or more, are beyond twice the "
     "full scale of 1.0: the gain is too high, and the text will suffer.",
 }
-"""What each warning tells, one sentence for docs/protocol.md."""
+"""The meaning of each warning, one sentence for docs/protocol.md."""
 
 NO_FREE_STREAM_SENTENCE: Final = "No free streaming state available."
 NO_MEMORY_SENTENCE: Final = "Redis has too little memory left for another stream."
@@ -272,14 +272,14 @@ _SHOWN_CHARACTERS: Final = 40
 
 
 def shown(value: object) -> str:
-    """Write a value that a client gave as it stands in an error's sentence: as JSON, and short."""
+    """Return a client's value in the form for an error's sentence: JSON, and short."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
     if isinstance(value, float) and not isfinite(value):
         return "a number that is too large"
     try:
         text = orjson.dumps(value).decode()
-    except TypeError:  # a lone surrogate, which UTF-8 does not have
+    except TypeError:  # a lone surrogate, which UTF-8 cannot encode
         text = json.dumps(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
@@ -330,8 +330,8 @@ class NoWorker(Unavailable):
 class RedisUnavailable(Unavailable):
     """Redis did not answer within its time-out, or refused a write.
 
-    reason: the cause and the address, for logs (`str`); clients are told of neither. Without one it is that
-        of the error from which this one is raised.
+    reason: the cause and the address, for logs (`str`); clients receive neither. By default it is that of the
+        error from which this one is raised.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -350,7 +350,7 @@ class StreamLost(Unavailable):
 
 
 class InternalFault(Unavailable):
-    """A defect of ours ended the stream; the log has it."""
+    """A defect of the server ended the stream; the log has the details."""
 
     def __init__(self) -> None:
         super().__init__(ErrorCode.INTERNAL, "The server failed; the fault is logged.")
@@ -365,7 +365,7 @@ class SettingsError(ServiceError):
 
 
 class UnfitRedis(SettingsError):
-    """What answers at a Redis address is not a Redis that the service can use, and waiting does not help."""
+    """The server at a Redis address is not one that the service can use, and waiting does not help."""
 
 
 class SettingsMismatch(SettingsError):
@@ -377,7 +377,7 @@ class EntryError(ServiceError):
 
 
 class EngineError(ServiceError):
-    """The engine cannot do what it was asked to."""
+    """The engine cannot carry out a call."""
 
 
 class EngineFull(EngineError):

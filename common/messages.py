@@ -1,6 +1,6 @@
 """The client protocol: one frozen dataclass per message; field names and meanings as in docs/protocol.md.
 
-common/client_codec.py, common/server_codec.py and ingress/dialects/native.py write and read them as JSON.
+common/client_codec.py, common/server_codec.py and ingress/dialects/native.py encode and decode them as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LastState = Literal["speech", "silence"]
 
 
 class Encoding(StrEnum):
-    """How the samples of an audio payload are written; all are mono, and little-endian where it matters."""
+    """The encoding of an audio payload's samples; all are mono, and little-endian where it matters."""
 
     PCM16 = "pcm16"
     F32 = "f32"
@@ -30,7 +30,7 @@ class Encoding(StrEnum):
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample."""
+        """Number of bytes of one sample."""
         return 1 << _SAMPLE_BITS[self]
 
 
@@ -43,7 +43,7 @@ _SAMPLE_BITS: Final = {Encoding.PCM16: 1, Encoding.F32: 2, Encoding.MULAW: 0, En
 
 @hot_value
 class Audio:
-    """Samples at the stream's rate: that of its `config`, or else of `hello`.
+    """Samples at the stream's rate: the rate of its `config`, or else of `hello`.
 
     payload: whole samples in `encoding`, possibly none.
     final: no audio follows; the server answers with the final result.
@@ -87,19 +87,19 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Finalize:
-    """Asks for a result of all audio so far, as `Close` would have it; the stream goes on."""
+    """Request for a result of all audio so far, like that after `Close`; the stream goes on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phrases:
-    """Replaces the stream's phrases from the first chunk behind the audio so far; none takes them away."""
+    """Replaces a stream's phrases from the first chunk after the audio so far; an empty list: none."""
 
     phrases: tuple[Phrase, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Asks for a `Pong`; begins no stream."""
+    """Request for a `Pong`; begins no stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ ClientMessage = Auth | Audio | Config | Phrases | Resume | Close | Finalize | Pi
 class Hello:
     """First message of a connection.
 
-    stream_id: unique in the cluster.   sample_rate: of the audio where `config` states no other, Hz.
+    stream_id: unique in the cluster.   sample_rate: rate of the audio if `config` states no other, Hz.
     resume_token: secret that `resume` has to show.   capabilities: names of optional features.
     """
 
@@ -154,16 +154,16 @@ class Utterance:
 
 @hot_value
 class Result:
-    """What the decoder has to say of a piece of audio: a chunk, a part of one, or a merged range of them.
+    """The result of a piece of audio: of a chunk, a part of one, or a merged range of them.
 
     text: the whole transcript of the stream so far, across utterances.
-    token_ids, confidence_scores: of the tokens that are new in this result, aligned.
-    seq: gapless from 1; `seq_first`..`seq` where partial results were merged, None where not.
+    token_ids, confidence_scores: those of the new tokens in this result, aligned.
+    seq: gapless from 1. seq_first: first of the range `seq_first`..`seq` of merged results, else None.
     audio_ack_samples: samples of the client, at the client's rate, that this result covers.
     words: new words, only with the option `words`.
     utterances: finals of utterances, only with the option `auto_finalize` and where there are any.
-    from_finalize: the answer to `Finalize`.
-    text_from: code points of `text` that the result before this one had, too; what follows them is new.
+    from_finalize: whether it is the answer to `Finalize`.
+    text_from: number of code points that `text` shares with the result before; the rest is new.
     """
 
     text: str
@@ -183,7 +183,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Audio was decoded without a result."""
+    """Progress without a result: audio was decoded."""
 
     audio_ack_samples: int
 
@@ -207,7 +207,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class ErrorMessage:
-    """What went wrong. `code` is stable (common/errors.py), `message` is a sentence for people."""
+    """An error. `code` is stable (common/errors.py), `message` is a sentence for people."""
 
     code: str
     message: str
@@ -216,7 +216,7 @@ class ErrorMessage:
 
 @dataclass(frozen=True, slots=True)
 class WarningMessage:
-    """What is probably not as the client meant it; the stream goes on. `code` is a `WarningCode`."""
+    """A warning of a probable mistake of the client; the stream goes on. `code` is a `WarningCode`."""
 
     code: str
     message: str

@@ -1,7 +1,7 @@
 """Options of one stream: a frozen dataclass and the typed table that validates it.
 
-To add an option: a field in `StreamOptions`, an `Option` row in `OPTIONS`. Validation, the codec and
-the table of docs/protocol.md follow from the row; ARCHITECTURE.md says what else there is to do.
+To add an option, add a field to `StreamOptions` and an `Option` row to `OPTIONS`. Validation, the codec and
+the table of docs/protocol.md follow from the row; ARCHITECTURE.md lists the further steps.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ TURN_SIGNALS: Final[tuple[str, ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """What a client asked for in its ``config`` message; the defaults are those of no message.
+    """The options in a client's ``config`` message; the defaults hold without a message.
 
-    None stands for what the worker's flag of the same name says.
+    None stands for the worker's flag of the same name.
     """
 
     sample_rate: int | None = None
@@ -73,7 +73,7 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def check(self, value: object) -> bool | int | float | str | tuple[Phrase, ...]:
-        """Return `value` in the option's type; raise ClientFault `bad_option` saying what it takes."""
+        """Return `value` in the option's type. Raises ClientFault `bad_option` with the valid values."""
         if self.kind is tuple:
             return parse_phrases(value)
         given = value
@@ -94,7 +94,7 @@ class Option:
         if isinstance(value, bool):
             return True
         if isinstance(value, str):
-            # What cannot be printed cannot be encoded either, where it is half of a surrogate pair.
+            # Half of a surrogate pair cannot be encoded; it is among the characters that cannot be printed.
             if not value.isprintable() or (self.choices and value not in self.choices):
                 return False
             size: float = len(value)
@@ -107,7 +107,7 @@ class Option:
         )
 
     def takes(self) -> str:
-        """Say in words what the option takes, for error sentences and the docs."""
+        """Return the valid values of the option in words, for error sentences and the docs."""
         if self.kind is tuple:
             return PHRASES_TAKES
         if self.choices:
@@ -257,15 +257,15 @@ def parse_options(values: Mapping[str, object]) -> StreamOptions:
 
 
 def encode_options(options: StreamOptions) -> bytes:
-    """Write options as the JSON that a stream's hash carries; what is as it is by default is left out.
+    """Encode options as the JSON in a stream's hash; options with the default value are left out.
 
-    So a worker of an older release serves a stream whose client asks for nothing new.
+    So a worker of an older release serves a stream whose client uses no new option.
     """
     return orjson.dumps({name: value for name, value in asdict(options).items() if value != _DEFAULTS[name]})
 
 
 def decode_options(data: bytes | str) -> StreamOptions:
-    """Read what `encode_options` wrote.
+    """Decode the JSON of `encode_options`.
 
     An option that this version does not know is an error, so that a rolling upgrade never decodes a
     stream without an option that its client asked for. Raises EntryError.

@@ -1,7 +1,7 @@
-"""Phrases that a stream is likely to hear: what clients may say of them, and how they travel.
+"""Phrases that are likely in a stream: their validation and their encoding.
 
-The worker's decoder prefers them (gpu_worker/boosting, docs/phrases.md). Whether a model's pieces can write a
-phrase only a worker can tell.
+The worker's decoder prefers them (gpu_worker/boosting, docs/phrases.md). Only a worker can decide whether a
+model's pieces can write a phrase.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MAX_PHRASES: Final = 500
 MAX_PHRASES_BYTES: Final = 16 * 1024
 MAX_PHRASE_CHARS: Final = 200
 MAX_BOOST: Final = 10.0
-# Of a phrase without one; benchmarks/phrases.py has why.
+# Boost of a phrase that states none; benchmarks/phrases.py has the reason.
 DEFAULT_BOOST: Final = 0.5
-# Of the file that a server's operator writes, for all of its streams.
+# Bound of the operator's file, whose phrases hold for all streams.
 MAX_FILE_PHRASES: Final = 20_000
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 
@@ -38,8 +38,8 @@ class Phrase:
     """One phrase.
 
     text: words with one space between them.
-    boost: how much the decoder prefers each of its pieces; None for the server's own, 0 for not at all.
-    optional: left out, and no error, where the model cannot write it.
+    boost: how much the decoder prefers each of its pieces; None for the server's default, 0 for not at all.
+    optional: whether it is left out, without an error, if the model cannot write it.
     """
 
     text: str
@@ -48,7 +48,7 @@ class Phrase:
 
 
 def parse_phrases(value: object) -> tuple[Phrase, ...]:
-    """Check what a client sent as its phrases.  Raises ClientFault `bad_option`, which names the phrase."""
+    """Validate a client's phrases. Raises ClientFault `bad_option`, which names the phrase."""
     if not isinstance(value, (list, tuple)):
         raise _bad(f"takes {TAKES}, not {shown(value)}")
     if len(value) > MAX_PHRASES:
@@ -72,7 +72,7 @@ def _parse_phrase(value: object) -> Phrase:
     if not isinstance(text, str):
         raise _bad(f"takes {TAKES}, not {shown(value)} in it")
     words = " ".join(text.split())
-    # What cannot be printed cannot be encoded either, where it is half of a surrogate pair.
+    # Half of a surrogate pair cannot be encoded; it is among the characters that cannot be printed.
     if not words or not words.isprintable():
         raise _bad(f"takes phrases that can be read, not {shown(text)}")
     if len(words) > MAX_PHRASE_CHARS:
@@ -93,7 +93,7 @@ def _bad(what: str) -> ClientFault:
 
 
 def encode_phrases(phrases: Sequence[Phrase]) -> bytes:
-    """Write checked phrases as JSON."""
+    """Encode validated phrases as JSON."""
     return orjson.dumps([_as_json(phrase) for phrase in phrases])
 
 
@@ -109,7 +109,7 @@ def _as_json(phrase: Phrase) -> object:
 
 
 def decode_phrases(data: bytes) -> tuple[Phrase, ...]:
-    """Read what `encode_phrases` wrote.  Raises EntryError."""
+    """Decode the JSON of `encode_phrases`. Raises EntryError."""
     try:
         return parse_phrases(orjson.loads(data))
     except (orjson.JSONDecodeError, ClientFault) as error:
@@ -117,9 +117,9 @@ def decode_phrases(data: bytes) -> tuple[Phrase, ...]:
 
 
 def read_phrases_file(path: str) -> tuple[Phrase, ...]:
-    """Phrases of a text file: one a line, after a tab its boost; lines that begin with '#' are comments.
+    """Return the phrases of a text file: one a line, a tab and its boost; '#' begins a comment line.
 
-    No path is no phrase. Raises SettingsError, which names the line.
+    An empty path has no phrases. Raises SettingsError, which names the line.
     """
     if not path:
         return ()
@@ -152,5 +152,5 @@ def read_phrases_file(path: str) -> tuple[Phrase, ...]:
 
 
 def phrases_digest(phrases: Sequence[Phrase]) -> str:
-    """Return a name for a list: equal lists have the same, whatever files they stand in."""
+    """Return the digest of a list: equal lists have the same one, whatever files they come from."""
     return hashlib.sha256(encode_phrases(phrases)).hexdigest()[:16] if phrases else "none"

@@ -1,1 +1,1 @@
-"""Keys of clients: what a key is, and the file that lists them."""
+"""API keys of clients, and the file that lists them."""

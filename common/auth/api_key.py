@@ -29,18 +29,18 @@ def new_api_key() -> tuple[KeyId, str]:
 
 
 def key_id_of(key: str) -> KeyId | None:
-    """Return the id in a key; None where the text has not the form of a key."""
+    """Return the id in a key; None where the text does not have the form of a key."""
     match = _KEY.fullmatch(key)
     return KeyId(match[1]) if match else None
 
 
 def fits_a_header(key: str) -> bool:
-    """Return whether a key or a token is visible ASCII without spaces, as a header of HTTP asks for."""
+    """Return whether a key or a token is visible ASCII without spaces, as an HTTP header requires."""
     return all("!" <= character <= "~" for character in key)
 
 
 def digest_of(key: str) -> str:
-    """Return what is stored of a key: SHA-256, as hexadecimal digits."""
+    """Return the digest that is stored of a key: SHA-256, as hexadecimal digits."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -26,7 +26,7 @@ from common.errors import ServiceError, SettingsError
 
 FILE_VERSION: Final = 1
 SCOPES: Final = ("stream", "status", "mint")
-"""What a key may be for: to stream audio, to read the status, to make temporary tokens."""
+"""The scopes of keys: to stream audio, to read the status, to make temporary tokens."""
 
 _MAX_FILE_BYTES: Final = 16 << 20
 _MAX_NAME: Final = 64
@@ -36,7 +36,7 @@ _TOKEN_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{43,}")
 
 
 class KeysFileError(ServiceError):
-    """The keys file cannot be read or is none."""
+    """The keys file cannot be read, or is not valid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +60,16 @@ class KeyRecord:
     revoked: bool = False
 
     def is_valid(self, now_s: float) -> bool:
-        """Return whether the key opens anything at this time."""
+        """Return whether the key is valid at this time."""
         return not self.revoked and not (self.not_after_s and now_s >= self.not_after_s)
 
     @property
     def is_limited(self) -> bool:
-        """Return whether there is a bound on what the key may have."""
+        """Return whether the key has a limit."""
         return bool(self.max_streams or self.new_per_minute or self.audio_s_per_day)
 
     def fields(self) -> dict[str, Any]:
-        """Return the record as the file has it."""
+        """Return the record in the file's format."""
         return {
             "id": self.key_id,
             "sha256": self.digest,
@@ -114,7 +114,7 @@ def read_keys_file(path: Path) -> KeysFile:
 
 
 def decode_keys_file(data: bytes, name: str) -> KeysFile:
-    """Read the bytes of a keys file; `name` stands in the sentence of an error. Raises KeysFileError."""
+    """Read the bytes of a keys file; errors mention the file as `name`. Raises KeysFileError."""
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -169,7 +169,7 @@ def _record(row: object) -> KeyRecord:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError for a name that a key cannot have: it stands in logs and in tables."""
+    """Raise ValueError for a name that a key cannot have: names are shown in logs and in tables."""
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
         raise ValueError(f"a name has 1 to {_MAX_NAME} characters, and no control characters")
 
@@ -189,7 +189,7 @@ def _count(row: Mapping[str, object], field: str) -> int:
 
 
 def others_can_read(path: Path) -> bool:
-    """Return whether the file's mode lets users read it who are neither its owner nor root."""
+    """Return whether the file's mode lets users other than its owner and root read it."""
     return bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
 
 
@@ -199,7 +199,7 @@ def others_can_read(path: Path) -> bool:
 def create_key(path: Path, template: KeyRecord) -> tuple[KeyRecord, str]:
     """Add a key with the name, scopes and limits of `template`; return its record and the key.
 
-    Makes the file (mode 0600) where there is none. Raises KeysFileError.
+    Creates the file (mode 0600) if there is none. Raises KeysFileError.
     """
     with _changing(path) as (before, write):
         keys = before or KeysFile(secrets.token_urlsafe(32), {})
@@ -227,7 +227,7 @@ def revoke_key(path: Path, key_id: str) -> KeyRecord:
 
 
 class _Write:
-    """Replaces the file by another content."""
+    """Replaces the content of the file."""
 
     def __init__(self, path: Path, mode: int) -> None:
         self._path = path
@@ -250,7 +250,7 @@ class _Write:
 
 @contextmanager
 def _changing(path: Path) -> Iterator[tuple[KeysFile | None, _Write]]:
-    """Hold off other changes; yield the content (None where there is no file) and how to replace it."""
+    """Lock out other changes; yield the content (None without a file) and what replaces it."""
     try:
         lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Words of a transcript on a time line: which utterance has them, and cues of srt and vtt."""
+"""Captions: words of a transcript assigned to utterances, and cues of srt and vtt."""

@@ -1,7 +1,7 @@
-"""Words with times as subtitles: SubRip (srt) and WebVTT (vtt).
+"""Subtitles from words with times: SubRip (srt) and WebVTT (vtt).
 
-A cue ends where its utterance does, and has at most two lines of 42 characters and 7 s, as broadcasters ask
-for (BBC and Netflix guidelines).
+A cue ends with its utterance, and has at most two lines of 42 characters and 7 s, as the guidelines of
+broadcasters require (BBC, Netflix).
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def _lines(words: Sequence[Word]) -> list[str]:
 
 
 def _cues(words: Sequence[Word]) -> Iterator[Cue]:
-    """Yield one cue; several, one after the other, of one word that has more lines than a cue."""
+    """Yield one cue, or several in a row for a word that needs more lines than a cue has."""
     lines, start_s = _lines(words), words[0].start_s
     num_cues = -(-len(lines) // MAX_LINES)
-    # A word can be long, too, where the model was late to say it.
+    # A word can last long, too, if the model emitted it late.
     length_s = min(max((words[-1].end_s - start_s) / num_cues, _SHORTEST_CUE_S), MAX_CUE_S)
     for number in range(num_cues):
         shown = tuple(lines[number * MAX_LINES : (number + 1) * MAX_LINES])
@@ -62,7 +62,7 @@ def _cues(words: Sequence[Word]) -> Iterator[Cue]:
 
 
 def srt(all_cues: Iterable[Cue]) -> str:
-    """Write cues as a SubRip file."""
+    """Return cues as the text of a SubRip file."""
     return "".join(
         f"{number}\n{_time(cue.start_s, ',')} --> {_time(cue.end_s, ',')}\n" + "\n".join(cue.lines) + "\n\n"
         for number, cue in enumerate(all_cues, 1)
@@ -70,7 +70,7 @@ def srt(all_cues: Iterable[Cue]) -> str:
 
 
 def vtt(all_cues: Iterable[Cue]) -> str:
-    """Write cues as a WebVTT file."""
+    """Return cues as the text of a WebVTT file."""
     return "WEBVTT\n\n" + "".join(
         f"{_time(cue.start_s, '.')} --> {_time(cue.end_s, '.')}\n" + _escaped("\n".join(cue.lines)) + "\n\n"
         for cue in all_cues

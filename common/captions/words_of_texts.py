@@ -1,8 +1,9 @@
-"""Which words of a transcript stand in which of its parts.
+"""Assigns the words of a transcript to its parts.
 
-Finals of utterances join to the transcript, so words are told apart by how much of the text stands before
-them. Their times would not do: a model emits a word later than it was spoken, and the last one may begin
-behind the end of its utterance.
+Finals of utterances join to the transcript, so a word is assigned by the length of the text before it. Its
+times
+would not do: a model emits a word later than it was spoken, and the last word may begin after the end of its
+utterance.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import Final
 
 from common.messages import Word
 
-# What may stand in a text and in none of its words, or the other way round: spaces, and marks that come late.
+# Characters that may be in a text and in none of its words, or the other way round: spaces, and late marks.
 _UNCERTAIN: Final = re.compile(r"[\s.,?!;:…。，、？！；：]+")
 
 
 def words_of_texts(words: Iterable[Word], texts: Sequence[str]) -> list[list[Word]]:
-    """Return the words of each text, in one list for each, and behind them a list of those beyond all texts.
+    """Return one list of words for each text, followed by a list of the words after all texts.
 
-    words: in order, from the first of the first text.   texts: neighbours.
+    words: in order, from the first word of the first text.   texts: consecutive parts of the transcript.
     """
     found: list[list[Word]] = [[] for _ in range(len(texts) + 1)]
     at, before, end = 0, 0, _size(texts[0]) if texts else 0

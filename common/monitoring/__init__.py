@@ -1,1 +1,1 @@
-"""What an operator sees of a process: metrics for Prometheus, and health checks, on `--metrics-port`."""
+"""Monitoring of a process: metrics for Prometheus, and health checks, on `--metrics-port`."""

@@ -1,4 +1,4 @@
-"""Renders a process's metrics for Prometheus when it is scraped, and at no other time."""
+"""Renders a process's metrics for Prometheus, only when it is scraped."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class MetricsCollector(Collector):
         self._read = read
 
     def describe(self) -> list[Metric]:
-        """Return nothing: the registry then takes no reading when the collector is registered."""
+        """Return nothing: the registry then reads no metrics when the collector is registered."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family with its values of now."""
+        """Yield every family with its present values."""
         metrics = self._read()
         info = GaugeMetricFamily(BUILD_INFO, "1; its labels say what runs.", labels=("version", "role"))
         info.add_metric((package_version(), self._role), 1)
@@ -63,17 +63,17 @@ def _bound(bound: float) -> str:
 
 
 def ingress_registry(read: Callable[[], IngressMetrics]) -> CollectorRegistry:
-    """Return what an ingress shows: its own metrics, and the process's memory, CPU and files."""
+    """Return the metrics of an ingress: its own, and the process's memory, CPU and files."""
     return _registry(MetricsCollector("ingress", INGRESS, read))
 
 
 def worker_registry(read: Callable[[], WorkerMetrics]) -> CollectorRegistry:
-    """Return what a worker shows: its own metrics, and the process's memory, CPU and files."""
+    """Return the metrics of a worker: its own, and the process's memory, CPU and files."""
     return _registry(MetricsCollector("worker", WORKER, read))
 
 
 def group_registry(read: Callable[[], GroupMetrics]) -> CollectorRegistry:
-    """Return what a group of lanes shows: its own metrics, and the process's memory, CPU and files."""
+    """Return the metrics of a group of lanes: its own, and the process's memory, CPU and files."""
     return _registry(MetricsCollector("group", GROUP, read))
 
 

@@ -26,7 +26,7 @@ This file is written from the code by `python -m common.monitoring.docs`.
 
 
 def document() -> str:
-    """Return what the file has to hold."""
+    """Return the content of docs/metrics.md."""
     parts = (("an ingress", INGRESS), ("a worker, or a lane", WORKER), ("a group of lanes", GROUP))
     return "\n".join((_HEAD, "\n".join(f"## Of {who}\n\n{_table(families)}\n" for who, families in parts)))
 

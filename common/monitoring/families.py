@@ -1,8 +1,8 @@
 """Every metric family of the service, as data.
 
-The collector renders it, docs/metrics.md is generated from it, and a test holds the alert rules and the
-dashboard to it. Units are Prometheus' base units. A label has a few values that are known beforehand; no
-label holds a stream, a client, an address or a sentence.
+The collector renders the table, docs/metrics.md is generated from it, and a test compares the alert rules and
+the dashboard with it. Units are Prometheus's base units. A label has a few values that are known beforehand;
+no label holds a stream, a client, an address or a sentence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from common.errors import ErrorCode
 
 PREFIX: Final = "parakeet"
 
-# Upper bounds of histogram buckets, in seconds but for the last two.
+# Upper bounds of histogram buckets, in seconds except the last two.
 _LATENCY: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 _FIRST: Final = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 _COMMIT: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -28,9 +28,9 @@ STREAM_TRANSPORTS: Final = ("tcp", "websocket")
 TRANSPORTS: Final = (*STREAM_TRANSPORTS, "http")
 STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
 CODES: Final = tuple(code.value for code in ErrorCode)
-# How a stream ended that ended without an error.
+# Ends of a stream without an error.
 ENDED_WELL: Final = ("final", "client_gone")
-# Or by a fault of its media, or a worker that fell silent, which no error's code says.
+# A fault of the media, or a worker that fell silent, for which there are no error codes.
 RECORDING_FAILED: Final = "recording_failed"
 
 Kind = Literal["counter", "gauge", "histogram"]

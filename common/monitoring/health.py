@@ -1,7 +1,7 @@
-"""Whether a process is alive, ready and started, as answers to HTTP probes.
+"""Health checks: HTTP probes for whether a process is alive, ready and started.
 
-`/livez` tells whether the process still makes progress. A failed probe restarts the process, so it never asks
-Redis. `/readyz` tells whether new work should come here. `/startupz` tells whether start-up is over.
+`/livez` answers whether the process still makes progress. A failed probe restarts the process, so it never
+queries Redis. `/readyz` answers whether new work should come here, `/startupz` whether start-up is over.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class HealthAnswer:
 
 
 def answer_probe(checks: HealthChecks, path: str) -> HealthAnswer | None:
-    """Return the answer to a probe; None for a path that is none."""
+    """Return the answer to a probe; None for a path that is no probe's."""
     match path:
         case "/livez":
             return _answer(checks.live(), "live", "not_live")

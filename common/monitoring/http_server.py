@@ -1,7 +1,7 @@
 """The metrics port: `/metrics` and the health probes, over the standard library's HTTP server.
 
-It runs in threads of its own, so it still answers while an event loop or an engine is stuck: that is what
-`/livez` must be able to tell. It speaks to monitoring systems and not to clients.
+It runs in threads of its own, so it still answers while an event loop or an engine is stuck, which `/livez`
+must report. It serves monitoring systems and not clients.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from common.monitoring.health import HealthChecks, answer_probe
 
 logger = logging.getLogger(__name__)
 
-# A scraper or a probe is done within this; one that is not loses its connection.
+# A scraper or a probe that takes longer loses its connection.
 _REQUEST_TIMEOUT_S: Final = 5.0
-# Requests under way at once; more are closed unanswered.
+# Most requests at once; more are closed unanswered.
 _MAX_REQUESTS: Final = 16
 _POLL_S: Final = 0.5
 
@@ -37,13 +37,13 @@ class _Handler(WSGIRequestHandler):
         logger.debug("%s: %s", self.client_address[0], format % args)
 
     def address_string(self) -> str:
-        """Return the peer's address; the library would ask the name service."""
+        """Return the peer's address; the library would query the name service."""
         return str(self.client_address[0])
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    # A thread that waits for a slow peer must not hold up the end of the process.
+    # A thread that waits for a slow peer must not delay the end of the process.
     block_on_close = False
 
     def __init__(self, address: tuple[str, int], family: socket.AddressFamily) -> None:
@@ -52,7 +52,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        """Bind; the library would ask the name service for this host's name."""
+        """Bind the socket; the library would query the name service for this host's name."""
         TCPServer.server_bind(self)
         self.server_name = str(self.server_address[0])
         self.server_port = int(self.server_address[1])
@@ -71,7 +71,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             self._places.release()
 
     def handle_error(self, request: object, client_address: Any) -> None:
-        """Log what a peer's connection ran into; it concerns nobody else."""
+        """Log an error of one peer's connection, which concerns no other."""
         logger.debug("a request of %s failed", client_address[0], exc_info=True)
 
 
@@ -103,7 +103,7 @@ class MonitoringServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering and give the port back."""
+        """Stop answering and close the port."""
         self._server.shutdown()
         self._server.server_close()
 

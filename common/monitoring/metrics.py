@@ -1,4 +1,4 @@
-"""What a process counts: plain numbers, so that counting costs the hot path next to nothing.
+"""The metrics of a process: plain numbers, so that counting costs the hot path next to nothing.
 
 One thread or event loop writes a number; the thread that answers a scrape reads it. The dictionaries have
 all of their keys from the start, so a reader never sees one change its size.
@@ -15,8 +15,8 @@ from common.monitoring.families import GROUP, INGRESS, WORKER, Family
 class Histogram:
     """Counts of observations by bucket, and their sum.
 
-    bounds: upper bounds, ascending; a value that equals a bound belongs to its bucket. The last count is
-    that of the values above all bounds.
+    bounds: upper bounds, ascending; a value that equals a bound belongs to its bucket. The last count is that
+    of the values above all bounds.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -32,7 +32,7 @@ class Histogram:
         self.sum += value
 
     def cumulative(self) -> list[int]:
-        """Return, for each bound and at last for infinity, how many values are not above it."""
+        """Return how many values are not above each bound, and at last all values, for infinity."""
         total, sums = 0, []
         for count in self.counts:
             total += count
@@ -51,7 +51,7 @@ def _fill(metrics: object, families: Sequence[Family]) -> None:
 
 
 class IngressMetrics:
-    """The numbers of one ingress; `common.monitoring.families.INGRESS` says what each means."""
+    """The metrics of one ingress; `common.monitoring.families.INGRESS` has the meaning of each."""
 
     connections: dict[str, int]
     streams: dict[str, int]
@@ -95,7 +95,7 @@ class IngressMetrics:
 
 
 class WorkerMetrics:
-    """The numbers of one worker; `common.monitoring.families.WORKER` says what each means."""
+    """The metrics of one worker; `common.monitoring.families.WORKER` has the meaning of each."""
 
     slots: int
     measured_streams: int
@@ -131,7 +131,7 @@ class WorkerMetrics:
 
 
 class GroupMetrics:
-    """The numbers of a group of lanes; `common.monitoring.families.GROUP` says what each means."""
+    """The metrics of a group of lanes; `common.monitoring.families.GROUP` has the meaning of each."""
 
     lanes: int
     lane_restarts: int

@@ -1,1 +1,1 @@
-"""Processes as Redis knows them: leases, what all workers run, the status line."""
+"""The presence of processes in Redis: leases, the model that all workers serve, the status line."""

@@ -1,7 +1,7 @@
-"""Who is alive: the leases of workers and the presence of ingresses.
+"""The leases of workers and the presence of ingresses, which show which processes are alive.
 
 A worker has one lease, and owns its streams while the lease holds. Times are those of shard 0's
-server, so that nobody's clock matters.
+server, so that the clocks of the processes do not matter.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from common.redis.keys import INGRESS_HASH_TTL_MS, WORKER_HASH_TTL_MS, Keys
 from common.redis.pipelined import SyncClient
 from common.redis.scripts import presence as scripts
 
-# An ingress counts as gone after so many heartbeats in a row that it missed, and no sooner than this.
+# An ingress counts as gone after this many missed heartbeats in a row, and no sooner than this time.
 _MISSED_BEATS: Final = 4
 _LEAST_ALIVE_MS: Final = 2_000
 
 
 class Renewal(Enum):
-    """How a renewal found the lease."""
+    """The state in which a renewal found the lease."""
 
     HELD = 1
     LAPSED = 0  # it had run out: other workers may have taken streams
@@ -34,7 +34,7 @@ class Renewal(Enum):
 class WorkerLease:
     """The lease of one worker.
 
-    client: of shard 0, not shared with a thread that may be slow. Calls raise the client's errors.
+    client: client of shard 0, not shared with a thread that may be slow. Calls raise the client's errors.
     """
 
     def __init__(self, client: SyncClient, keys: Keys, worker: WorkerId, lease_ms: int) -> None:
@@ -49,28 +49,28 @@ class WorkerLease:
         return Renewal(int(self._client.execute_command(*command)))
 
     def report(self, fields: Mapping[str, str | int | float]) -> None:
-        """Write the worker's hash (common/presence/status.py says what is in it)."""
+        """Write the worker's hash (common/presence/status.py has its fields)."""
         key = self._keys.worker(self._worker)
         flat = [item for pair in fields.items() for item in pair]
         self._client.transaction(("HSET", key, *flat), ("PEXPIRE", key, WORKER_HASH_TTL_MS))
 
     def release(self) -> None:
-        """Let the lease lapse now: other workers take over at once what is still owned."""
+        """Let the lease lapse now: other workers take over the streams that it still owns at once."""
         self._client.transaction(
             ("ZADD", self._keys.workers, "XX", 0, self._worker), ("DEL", self._keys.worker(self._worker))
         )
 
     def lapsed_workers(self) -> list[WorkerId]:
-        """Workers other than this one whose lease has lapsed and that nobody has cleaned up after."""
+        """Return other workers whose lease has lapsed and that no worker has cleaned up after."""
         reply = self._client.execute_command(*scripts.lapsed_workers(self._keys))
         return [worker for member in reply if (worker := WorkerId(member.decode())) != self._worker]
 
     def remove(self, worker: WorkerId) -> bool:
-        """Remove what a worker without streams has left; False when its lease holds again."""
+        """Remove the keys of a worker without streams; return False if its lease holds again."""
         return bool(self._client.execute_command(*scripts.remove_worker(self._keys, worker=worker)))
 
     def missing_ingresses(self, ingresses: Iterable[IngressId]) -> set[IngressId]:
-        """Return the ingresses, of those given, that count as gone."""
+        """Return those of the ingresses that count as gone."""
         names = list(ingresses)
         if not names:
             return set()
@@ -80,7 +80,7 @@ class WorkerLease:
 
 @dataclass(frozen=True, slots=True)
 class IngressReport:
-    """What an ingress says of itself in its hash.
+    """The status of an ingress in its hash.
 
     started_ms: Unix time. connections: open sockets, with or without a stream.
     """
@@ -95,14 +95,14 @@ class IngressReport:
 
 @dataclass(frozen=True, slots=True)
 class IngressPlace:
-    """Where an ingress stands among all that live, by their names: `rank` of `count`, from 0 on."""
+    """The place of an ingress among all live ones, by their names: `rank` of `count`, from 0 on."""
 
     rank: int
     count: int
 
 
 class IngressPresence:
-    """The heartbeat of one ingress. client: of shard 0. Calls raise RedisUnavailable.
+    """The heartbeat of one ingress. client: client of shard 0. Calls raise RedisUnavailable.
 
     heartbeat_ms: time from one beat to the next.
     """
@@ -116,9 +116,9 @@ class IngressPresence:
         self._ingress = ingress
 
     async def beat(self, report: IngressReport) -> IngressPlace:
-        """Write the hash, and into the register until when the ingress counts as alive.
+        """Write the hash, and the time until which the ingress counts as alive into the register.
 
-        Returns its place among those that do.
+        Returns its place among the live ingresses.
         """
         fields: dict[str, str | int] = {
             "started_ms": report.started_ms,
@@ -143,7 +143,7 @@ class IngressPresence:
         return IngressPlace(int(rank), int(count))
 
     async def others_serve(self) -> bool:
-        """Whether another ingress is alive and does not drain."""
+        """Return whether another ingress is alive and does not drain."""
         try:
             reply = await self._client.execute_command(
                 *scripts.others_serve(self._keys, ingress=self._ingress)

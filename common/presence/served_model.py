@@ -1,9 +1,9 @@
-"""What all workers of a cluster run: one model, one context, one chunk.
+"""The model that all workers of a cluster serve, with its context and chunk.
 
-Results of a stream are the same whichever worker decodes it, and a snapshot means the same to each of them,
-only as long as they run the same. The first worker says what that is. It holds while a worker lives: the key
-is renewed by every heartbeat of every worker, lapses a little later than the last lease, and goes with the
-last worker that leaves in good order.
+Only if all workers serve the same model, a stream's results do not depend on the worker, and every worker can
+use its snapshots. The first worker decides. The choice holds while a worker lives: every heartbeat of every
+worker renews the key, which lapses a little later than the last lease, and is deleted by the last worker that
+leaves in good order.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _NOT_COMPARED: Final = ("model", "languages", "prompted")
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What a worker runs, as far as all workers of a cluster must run the same.
+    """The properties of a worker that must be the same in all workers of a cluster.
 
     model: its name for people; not compared.
-    weights: a name for its weights (gpu_worker/model.fingerprint.py).
+    weights: digest of its weights (gpu_worker/model/loading/fingerprint.py).
     chunk_ms: audio of a result.
     context: attention context of the encoder, left and right, in encoder frames.
     eou_reset: whether the decoder is reset at an end of utterance.
-    phrases: a name for the phrases of all streams (common/phrases.py).
-    languages: names of the model's languages between commas, for ingresses; not compared.
-    prompted: `on` where a stream chooses one of them; not compared.
+    phrases: digest of the phrases of all streams (common/phrases.py).
+    languages: names of the model's languages, separated by commas, for ingresses; not compared.
+    prompted: `on` if a stream chooses one of the languages; not compared.
     """
 
     model: str
@@ -46,7 +46,7 @@ class ServedModel:
     prompted: str = "off"
 
     def agree(self, client: SyncClient, keys: Keys, lease_ms: int) -> None:
-        """State it for the cluster, or for some more time.
+        """Agree on it with the cluster, and renew the key.
 
         Raises SettingsMismatch, and the client's errors.
         """
@@ -89,7 +89,7 @@ async def served_languages(client: PipelinedCommands, keys: Keys) -> Languages:
 
 
 def leave(client: SyncClient, keys: Keys, worker: WorkerId) -> None:
-    """Take what is served away where no other worker lives: the next one may serve something else.
+    """Delete the key if no other worker lives: the next worker may serve another model.
 
     Raises the client's errors.
     """

@@ -1,8 +1,8 @@
 """The status line, computed from Redis keys alone, so that any ingress answers for the whole cluster.
 
-docs/status.md defines every field. Depths of queues are read from the streams themselves, so they
-are true also while a worker hangs; timings, rates, counts and the engine's gauges come from the
-hashes of workers whose lease holds.
+docs/status.md defines every field. Depths of queues are read from the streams themselves, so they are right
+even while a worker hangs; timings, rates, counts and the engine's gauges come from the hashes of workers
+whose lease holds.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from common.redis.scripts import status as scripts
 
 STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
 
-# Streams whose groups one pipeline asks for: bounds the reply.
+# Streams whose groups one pipeline reads: bounds the reply.
 _BATCH: Final = 500
-# How old a status line may be. A look at 5,000 streams takes Redis some 75 ms, so that one look every two
-# seconds is 4 % of its core, whoever asks and however often.
+# How old a status line may be. Reading 5,000 streams takes Redis some 75 ms, so that one reading every two
+# seconds is 4 % of its core, however many requests come.
 SHARED_FOR_MS: Final = 2000
-# A look is over by then, or whoever made it has died.
+# A reading is done by then, or the ingress that made it has died.
 _LOOK_TIME_MS: Final = 5000
 _ASK_AGAIN_S: Final = 0.05
 
@@ -46,7 +46,7 @@ class StageReport:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What a worker says of itself in its hash.
+    """The status of a worker in its hash.
 
     capacity: streams it can own. owned: streams it owns. started_ms: Unix time.
     window_s: length of the window that the figures of the window cover.
@@ -93,9 +93,9 @@ class WorkerReport:
 
 
 def decode_worker_report(fields: Mapping[bytes, bytes]) -> WorkerReport | None:
-    """Read a worker's hash; None where it has run out (or is another version's)."""
+    """Read a worker's hash; return None if it has expired (or is another version's)."""
     try:
-        # Fields that are no numbers say what the worker runs; the status line has no place for them.
+        # Fields that are no numbers describe the backend; the status line does not have them.
         number = {name.decode(): _number(value) for name, value in fields.items()}
         stages = {
             name: StageReport(
@@ -146,8 +146,8 @@ class _Backlog:
 async def shared_status(redis: AsyncRedis, keys: Keys) -> bytes:
     """Return the status line of the cluster, as JSON, at most `SHARED_FOR_MS` old. Raises RedisUnavailable.
 
-    It costs a look at every stream, so the whole cluster shares each: it is made by the first that asks, and
-    kept in Redis for the others, at whichever ingress they ask.
+    It reads every stream, so the whole cluster shares each line: the first request computes it, and Redis
+    keeps it for the requests to all ingresses.
     """
     while True:
         line, left_ms = await _shared_line(redis, keys)
@@ -155,7 +155,7 @@ async def shared_status(redis: AsyncRedis, keys: Keys) -> bytes:
             return line
         if left_ms <= 0:
             break
-        # Another ingress is at it; where it dies, the next one begins when its time is over.
+        # Another ingress computes it; if that one dies, the next begins when its time is over.
         await asyncio.sleep(min(left_ms / 1000, _ASK_AGAIN_S))
     line = orjson.dumps(await read_status(redis, keys))
     await _execute(redis, "SET", keys.status_line, line, "PX", SHARED_FOR_MS)
@@ -163,7 +163,7 @@ async def shared_status(redis: AsyncRedis, keys: Keys) -> bytes:
 
 
 async def _shared_line(redis: AsyncRedis, keys: Keys) -> tuple[bytes | None, int]:
-    """Return the line that is kept; or none, and how long another one's turn lasts: 0 where it is ours."""
+    """Return the kept line; or None, and how long another ingress's turn lasts: 0 for this one's turn."""
     line, left_ms = await _execute(redis, *scripts.share(keys, look_ms=_LOOK_TIME_MS))
     return line, int(left_ms)
 
@@ -267,7 +267,7 @@ def assemble(
     ready_pre_encode: int,
     uptime_s: float,
 ) -> dict[str, Any]:
-    """Put the status line together, with exactly the keys that docs/status.md documents."""
+    """Return the status line, with exactly the keys that docs/status.md documents."""
     return {
         "type": "status",
         "connected_streams": connected_streams,
@@ -307,7 +307,7 @@ def assemble(
 
 
 def _mean_ms(reports: Sequence[WorkerReport], stage: str) -> float:
-    """Mean duration of a call in the windows of all workers, each weighted by its calls."""
+    """Return the mean duration of a call in the windows of all workers, each weighted by its calls."""
     calls = sum(report.stages[stage].window_calls for report in reports)
     busy_s = sum(report.stages[stage].window_busy_s for report in reports)
     return round(busy_s / calls * 1000, 3) if calls else 0.0
@@ -328,5 +328,5 @@ def _rate(reports: Sequence[WorkerReport], stage: str) -> float:
 
 
 def unix_time_ms() -> int:
-    """Return the time now since 1970, in ms."""
+    """Return the present Unix time, in ms."""
     return time.time_ns() // 1_000_000

@@ -1,1 +1,1 @@
-"""What each process of ours does beside its work: its log, its last words, its standard streams, its stop."""
+"""The common frame of all processes: log, last words, standard streams, restarts and stop."""

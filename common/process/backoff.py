@@ -1,11 +1,11 @@
-"""How long to wait before something that has ended is started again."""
+"""The wait before a process that has ended is started again."""
 
 from __future__ import annotations
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 STEADY_AFTER_S = 60.0
-"""What ran for so long before it ended is waited for as if it had never ended before."""
+"""A run of this length resets the wait."""
 
 
 class Backoff:

@@ -30,7 +30,7 @@ class ServerTlsFiles:
     client_authority: Path | None = None
 
     def contents(self) -> tuple[bytes, ...]:
-        """Return what the files hold. Raises OSError."""
+        """Return the contents of the files. Raises OSError."""
         files = (self.certificate, self.key, self.client_authority)
         return tuple(file.read_bytes() for file in files if file is not None)
 
@@ -38,8 +38,8 @@ class ServerTlsFiles:
 class ServerTls:
     """The TLS context of a listening port, which follows its files.
 
-    Connections that are open keep the certificate that they began with. Raises SettingsError where the files
-    are no certificate and its key.
+    Open connections keep the certificate with which they began. Raises SettingsError where the files are no
+    certificate and its key.
     """
 
     def __init__(self, files: ServerTlsFiles) -> None:
@@ -53,9 +53,9 @@ class ServerTls:
             raise SettingsError(f"TLS cannot be set up: {_reason(files, error)}.") from None
 
     def reload(self) -> bool:
-        """Take the files where they have changed and are right; return whether they were taken.
+        """Load the files if they have changed and are valid; return whether they were loaded.
 
-        They are tried in a context of their own first: a wrong pair would leave the live one unable to serve.
+        They are tried in a context of their own first: a wrong pair would break the live context.
         """
         try:
             contents = self._files.contents()

@@ -1,8 +1,8 @@
-"""When a process that holds many streams looks for garbage in cycles.
+"""Settings of the garbage collector for a process that holds many streams.
 
-Python looks through all objects that are older than a few seconds whenever a quarter as many have come since:
-with thousands of streams, which are some dozen objects each, every such look keeps all of them waiting for
-some 80 ms, and it comes again and again while streams open.
+Python scans all objects that are older than a few seconds whenever a quarter as many have come since. With
+thousands of streams of some dozen objects each, every such scan keeps all streams waiting for some 80 ms, and
+scans repeat while streams open.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import gc
 
 
 def collect_rarely(new_objects: int, young: int, middle: int) -> None:
-    """Keep the cyclic collector from the hot path, where next to nothing makes cycles.
+    """Make cyclic collections rare: hardly anything on the hot path makes cycles.
 
-    What is alive now stays alive, and is not looked at again.
+    Objects that are alive now are never scanned again.
 
     Args:
-        new_objects: made and not yet gone, after which cycles are looked for among them.
-        young: so many of these collections, after which what has outlived one is looked through too.
-        middle: so many of those, after which all objects are looked through.
+        new_objects: number of new objects, still alive, that starts a collection of the youngest generation.
+        young: number of these collections after which the middle generation is scanned too.
+        middle: number of those after which all objects are scanned.
     """
     gc.collect()
     gc.freeze()

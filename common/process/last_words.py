@@ -1,8 +1,8 @@
-"""Why a child process ended, for the parent that started it: its last ERROR of the log, in a file of memory.
+"""The last words of a child process: its last ERROR of the log, in a memory file that its parent reads.
 
-The parent makes `LastWords`, hands its descriptor down and reads it when the child has ended. The child's
-`common.process.logging.configure` finds the descriptor in the environment. Nothing waits for anything: a
-child that is killed leaves what it last said.
+The parent makes `LastWords`, passes its descriptor to the child and reads it when the child has ended. The
+child's `common.process.logging.configure` finds the descriptor in the environment. Neither side waits for the
+other: a child that is killed leaves its last record.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_BYTES: Final = 2000
 
 
 class LastWords:
-    """The parent's side; `descriptor` is to be inherited by the child."""
+    """The parent's side; the child has to inherit `descriptor`."""
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("last-words")
@@ -26,16 +26,16 @@ class LastWords:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the child's environment needs."""
+        """Return the variables for the child's environment."""
         return {VARIABLE: str(self.descriptor)}
 
     def read(self) -> str:
-        """Return what the child said last; empty where it said nothing."""
+        """Return the child's last record; empty where there is none."""
         return os.pread(self.descriptor, _MAX_BYTES, 0).decode(errors="ignore")
 
 
 class LastWordsHandler(logging.Handler):
-    """The child's side: keeps the last record from ERROR on, each in place of the one before."""
+    """The child's side: keeps the last record of level ERROR or above."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(logging.ERROR)
@@ -54,7 +54,7 @@ class LastWordsHandler(logging.Handler):
 
 
 def inherited_handler(environ: Mapping[str, str]) -> LastWordsHandler | None:
-    """Return the handler for the descriptor that a parent handed down, None where there is none."""
+    """Return the handler for the descriptor that a parent passed down, None where there is none."""
     text = environ.get(VARIABLE, "")
     if not text.isdecimal():
         return None

@@ -23,10 +23,10 @@ from common.process.standard_streams import complain
 from common.settings import ClusterSettings
 
 FIELDS = ("ingress_id", "worker_id", "stream_id", "epoch")
-"""Fields of `extra` that are printed, in this order; any other stands in JSON only."""
+"""Fields of `extra` that are printed, in this order; others are only in JSON."""
 
-# Control characters and the breaks of lines, as JSON writes them: nothing that a client, a file or a library
-# says begins a line of the log or moves a terminal's cursor.
+# Control characters and line breaks in JSON's notation: no text of a client, a file or a library can begin a
+# line of the log or move a terminal's cursor.
 _ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 _ESCAPED |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
 
@@ -46,7 +46,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _indented(trace: str) -> str:
-    """Set the lines of a traceback off from the lines of the log: its last may be of any text."""
+    """Indent the lines of a traceback, to set them off from lines of the log: the last may have any text."""
     return "".join(f"\n  {line.translate(_ESCAPED)}" for line in trace.split("\n"))
 
 
@@ -81,12 +81,12 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        # JSON escapes only the first of the control characters itself.
+        # JSON itself escapes only the control characters below 0x20.
         return json.dumps(entry, ensure_ascii=False, default=str).translate(_ESCAPED)
 
 
 class StdoutHandler(logging.StreamHandler[TextIO]):
-    """Writes to stdout; a log that cannot be written, since its reader has gone or its disk is full, is lost.
+    """Writes to stdout; records that cannot be written (the reader has gone, or the disk is full) are lost.
 
     A server does not stop for that, nor does it fill stderr with tracebacks.
     """
@@ -116,7 +116,7 @@ def default_config(level: str, format_name: str) -> dict[str, Any]:
         },
         "root": {"level": level.upper(), "handlers": ["stdout"]},
         "loggers": {
-            # It warns of every form that is none, which is its client's fault.
+            # The form parser warns of every malformed form, which is the client's fault.
             "python_multipart": {"level": "ERROR"},
         }
         | {
@@ -163,7 +163,7 @@ def configure(
     try:
         logging.config.dictConfig(wanted)
     except (ValueError, TypeError, AttributeError, LookupError, ImportError) as error:
-        # What a handler or formatter of the config's own raised is the cause of dictConfig's error.
+        # An error of the config's own handler or formatter is the cause of dictConfig's error.
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
         raise SettingsError(f"--log-config is no dictConfig: {error}{cause}.") from error
     _process_fields.clear()
@@ -177,7 +177,7 @@ def configure(
 
 
 def configure_or_exit(settings: ClusterSettings, program: str, **fields: object) -> None:
-    """`configure` for a `main`: a wrong `--log-config` is one sentence on stderr and exit status 2."""
+    """Run `configure` for a `main`: a wrong `--log-config` ends it with a sentence on stderr and status 2."""
     try:
         configure(settings.log_level, settings.log_format, settings.log_config, fields=fields)
     except SettingsError as error:

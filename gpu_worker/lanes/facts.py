@@ -1,4 +1,4 @@
-"""What a group tells a lane: all that an engine has to know of the model and of its share of the device."""
+"""The facts that a group sends to a lane: those of the model, and the lane's share of the device."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CLOCKS = {clock.__name__: clock for clock in (ChunkClock, NullClock)}
 
 @dataclass(frozen=True, slots=True)
 class LaneFacts:
-    """See the module.
+    """The facts that a lane's engine needs.
 
-    shape: of the lane's steps.   first_slot: its first slot among those of the device.
-    num_ring_slots, ring_samples: of the whole device's rings.
+    shape: shape of the lane's steps.   first_slot: its first slot among those of the device.
+    num_ring_slots, ring_samples: size of the whole device's rings.
     vocabulary: a serialized SentencePiece model; None for the null engine's letters.
-    capacity: what it carries in real time; None where that was not measured.
-    phrase_words: its part of the arena of boosting trees.
+    capacity: streams that it carries in real time; None where that was not measured.
+    phrase_words: its part of the arena of boosting trees, in int32.
     """
 
     shape: StepShape
@@ -44,7 +44,7 @@ class LaneFacts:
 
     @classmethod
     def of(cls, backend: Backend, share: Share, num_lanes: int) -> LaneFacts:
-        """Return what there is to tell of a backend's model, and of a share of its device."""
+        """Return the facts of a backend's model, and of a share of its device."""
         rings = backend.engine.steps.rings
         return cls(
             share.shape,
@@ -60,7 +60,7 @@ class LaneFacts:
         )
 
     def to_message(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the facts as JSON values."""
         message = asdict(self)
         message["clock"] = type(self.shape.clock).__name__
         message["vocabulary"] = None if self.vocabulary is None else b64encode(self.vocabulary).decode()
@@ -68,7 +68,7 @@ class LaneFacts:
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> LaneFacts:
-        """Read what `to_message` wrote.  Raises KeyError, TypeError, ValueError."""
+        """Return the facts in a message of `to_message`. Raises KeyError, TypeError, ValueError."""
         values = dict(message)
         clock = _CLOCKS[values.pop("clock")]
         shape = dict(values["shape"])
@@ -86,5 +86,5 @@ class LaneFacts:
         return cls(**values)
 
     def make_vocabulary(self) -> Letters | Tokenizer:
-        """Return the model's."""
+        """Return the vocabulary of the model."""
         return Letters() if self.vocabulary is None else Tokenizer(self.vocabulary)

@@ -1,8 +1,9 @@
-"""The process that has a device for several lanes: loads the model, starts lanes, runs their steps.
+"""The group: the process that owns a device for several lanes. It loads the model and runs the lanes' steps.
 
-Its main thread starts lanes, restarts those that end, and passes signals on; one thread runs steps; two for
-each lane hear its requests and send states.  When this process ends, every lane sees its socket end and ends
-too, so no lane outlives it.  It holds no stream: all that is known of one is in its lane and in Redis.
+Its main thread starts lanes, restarts lanes that end, and forwards signals; one thread runs steps; two
+threads for each lane receive its requests and send states. When this process ends, every lane sees its socket
+end and ends too, so no lane outlives it. It holds no stream: all state of a stream is in its lane and in
+Redis.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _LOOK_S: Final = 0.5
 
 @dataclass(slots=True)
 class _Lane:
-    """One lane over all of its processes."""
+    """One lane, over its successive processes."""
 
     number: int
     settings: WorkerSettings
@@ -64,7 +65,7 @@ class _Ended:
 
 
 class Group:
-    """See the module.  `run` returns the exit status; the rest may be called meanwhile."""
+    """The group of one device. `run` returns the exit status; the other methods may be called meanwhile."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         num_lanes = settings.lanes
@@ -106,17 +107,17 @@ class Group:
         ]
 
     def _share_rings(self, num_slots: int, num_samples: int) -> RingMemory:
-        """Rings that lanes can write."""
+        """Allocate rings that lanes can write."""
         shape = (num_slots + 1, num_samples)
         self._memory = SharedMemory.create("parakeet-rings", 4 * shape[0] * shape[1])
         return RingMemory(self._memory.array("float32", shape))
 
     def request_stop(self, number: int, _frame: FrameType | None) -> None:
-        """Signal handler: passes the signal on."""
+        """Handle a signal: forward it to the lanes."""
         self._events.put(number)
 
     def fail(self, error: BaseException) -> None:
-        """End the group for an error in one of its threads, and all of its lanes with it."""
+        """End the group, and all of its lanes with it, for an error in one of its threads."""
         if self._failure is None:
             self._failure = error
         self._events.put(0)
@@ -125,7 +126,7 @@ class Group:
 
     @property
     def hangs(self) -> bool:
-        """Whether the device has been at one turn for longer than --step-timeout-ms."""
+        """Return whether a turn of the device has taken longer than --step-timeout-ms."""
         return self._server.busy_s > self._settings.step_timeout_ms / 1000
 
     def pid_of(self, lane: int) -> int | None:
@@ -134,7 +135,7 @@ class Group:
         return None if process is None else process.pid
 
     def read_metrics(self) -> GroupMetrics:
-        """Its numbers of now."""
+        """Return the present metrics."""
         metrics = GroupMetrics()
         metrics.lanes = sum(lane.process is not None for lane in self._lanes)
         metrics.lane_restarts = self._num_restarts
@@ -145,7 +146,7 @@ class Group:
     # Life
 
     def run(self) -> int:
-        """Serve lanes until a signal or a failure."""
+        """Serve lanes until a signal or a failure; return the exit status."""
         collect_rarely(*COLLECT_AFTER)
         self._steps_thread.start()
         deadline: float | None = None
@@ -162,7 +163,7 @@ class Group:
             self._server.stop()
 
     def _look(self, deadline: float | None) -> int | None:
-        """Start what is due, and take in one event; the exit status where it is over."""
+        """Start due lanes, and handle one event; return the exit status at the end, else None."""
         now = time.monotonic()
         if self.hangs:
             logger.critical("the device has hung for %.1f s, giving up", self._server.busy_s)
@@ -229,13 +230,13 @@ class Group:
         self._events.put(_Ended(lane, process.wait()))
 
     def _ended(self, lane: _Lane, status: int) -> int | None:
-        """Take in that a lane has ended; its streams go on in other lanes, and it is started again."""
+        """Handle the end of a lane: its streams go on in other lanes, and it is started again."""
         if lane.port is not None:
             self._server.remove(lane.port)
         lane.process = lane.port = None
         if self._num_signals:
             return None
-        if status == EXIT_WRONG:  # it has said what is wrong, and would say it again
+        if status == EXIT_WRONG:  # it has logged the fault, and would fail again
             return EXIT_WRONG
         self._num_restarts += 1
         wait_s = lane.backoff.ended(time.monotonic())
@@ -253,9 +254,9 @@ def share_of(
     words_taken: int = 0,
     num_tokens: int = 0,
 ) -> Share:
-    """Return one of so many lanes' share of a device: slots, pages and words of the arena of boosting trees.
+    """Return one lane's share of a device: slots, pages and words of the arena of boosting trees.
 
-    words_taken: of the arena, which are no lane's.
+    words_taken: words of the arena that belong to no lane.
 
     Raises SettingsError where a lane would have no page.
     """

@@ -1,7 +1,7 @@
 """``python -m gpu_worker.lanes.lane FDS FLAGS``: one lane, a worker process whose device is its group's.
 
 The group starts it with the descriptors of the socket, of the group's bell, of the lane's bell, of the rings
-and of the memory that the two share, and says over the socket what the model is.
+and of the memory that the two share, and sends the facts of the model over the socket.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class _Group:
 
 
 def join_group(fds: tuple[int, ...]) -> tuple[LaneFacts, LaneSteps, GroupLink]:
-    """Return what a group has given a lane: facts about the group, its steps, its end of the socket.
+    """Return the facts that a group sends to a lane, the lane's steps, and its end of the socket.
 
     Raises NoGroup.
 
-    fds: of the socket, of the group's bell, of the lane's bell, of the rings, and of the memory of both.
+    fds: descriptors of the socket, the group's bell, the lane's bell, the rings, and the shared memory.
     """
     link_fd, group_bell, bell_fd, ring_fd, area_fd = fds
     for fd in fds:  # children of this process have no use for them
@@ -80,7 +80,7 @@ def join_group(fds: tuple[int, ...]) -> tuple[LaneFacts, LaneSteps, GroupLink]:
 
 
 def make_lane(settings: WorkerSettings, fds: tuple[int, ...]) -> Worker:
-    """Return a worker over what the group has given it; it fails when the group ends.  Raises NoGroup."""
+    """Return the worker of a lane; it fails when the group ends. Raises NoGroup."""
     facts, steps, group = join_group(fds)
     judge, vocabulary = make_smart_turn(settings), facts.make_vocabulary()
     make_tree = no_trees
@@ -133,7 +133,7 @@ def _prompt_of(prompt: PromptConfig | None) -> Callable[[StreamOptions], int]:
 
 
 def main() -> int:
-    """Serve until a signal, or until the group ends; returns the exit status."""
+    """Serve until a signal, or until the group ends; return the exit status."""
     fds = tuple(map(int, sys.argv.pop(1).split(",")))
     return run(lambda settings: make_lane(settings, fds), WorkerMonitor)
 

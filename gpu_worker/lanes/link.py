@@ -1,4 +1,4 @@
-"""The lane's end of the socket: requests to the group, and the answers that come back."""
+"""The lane's end of the socket: sends requests to the group, and receives the answers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class GroupLost(EngineError):  # noqa: N818 - it says what happened
 
 
 class GroupLink:
-    """Asks the group, and hears of its end.
+    """Sends requests to the group, and detects its end.
 
     link: the socket.
-    bell: of whoever waits for a flight; rung when the group is gone.
+    bell: the lane's bell, on which a thread waits for a flight; rung when the group is gone.
     """
 
     def __init__(self, link: socket.socket, bell: Bell) -> None:
@@ -35,7 +35,7 @@ class GroupLink:
         self.lost = False
 
     def start(self, on_lost: Callable[[GroupLost], None]) -> None:
-        """Begin to listen; `on_lost` is called once, in a thread of this object, when the group is gone."""
+        """Begin to receive; `on_lost` is called once, in a thread of this object, when the group is gone."""
         threading.Thread(target=self._listen, args=(on_lost,), name="group-link", daemon=True).start()
 
     def ask(

@@ -1,7 +1,7 @@
-"""What a group shows an operator: its metrics, and the health of itself and of all of its lanes.
+"""Metrics of a group, and the health of it and all of its lanes.
 
-The group has the port that a worker would have, so that a probe of a worker need not know of lanes; its lanes
-have the ones behind it.
+The group has the port that a worker would have, so that a probe of a worker need not know about lanes; its
+lanes have the port numbers after it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gpu_worker.monitor import cuda_memory
 if TYPE_CHECKING:
     from gpu_worker.lanes.group import Group
 
-# Kubernetes waits for 3 s for an answer about readiness, and lanes are asked at once.
+# Kubernetes waits 3 s for the answer of a readiness probe, and lanes are probed in parallel.
 _ASK_TIMEOUT_S: Final = 2.0
 _MOST_ANSWER_BYTES: Final = 4096
-# Lanes are on this machine, whatever proxies the environment names.
+# Lanes are on this machine: proxies of the environment are ignored.
 _OPENER: Final = build_opener(ProxyHandler({}))
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - it is compared
 
@@ -41,7 +41,7 @@ class GroupMonitor:
         self._group: Group | None = None
         self._server: MonitoringServer | None = None
         self._lanes: list[str] = []
-        # Lanes that have answered well once, and the process of each that did so last.
+        # Lanes that have passed the check once, and the process that did so last.
         self._served: dict[int, int | None] = {}
         if not settings.metrics_port:
             return
@@ -58,22 +58,23 @@ class GroupMonitor:
         self._server.start()
 
     def watch(self, group: Group) -> None:
-        """Show this group from now on; its model is loaded."""
+        """Report on this group from now on; its model is loaded."""
         self._group = group
 
     def close(self) -> None:
-        """Give the port back."""
+        """Close the port."""
         if self._server is not None:
             self._server.close()
             self._asking.shutdown(wait=False, cancel_futures=True)
 
     def _why_not_live(self) -> list[str]:
         group = self._group
-        if group is None:  # a model that loads may take its time; the start-up probe bounds that
+        if group is None:  # loading a model may take long; the start-up probe bounds it
             return []
         if group.hangs:
             return ["device"]
-        # A lane that has ended is started again by the group, and has time for that; then it has to progress.
+        # The group starts a lane that has ended again, and the lane has time for that; then it has to
+        # progress.
         served = list(self._served.items())  # other probes write to it meanwhile
         running = [lane for lane, pid in served if pid is not None and pid == group.pid_of(lane)]
         return self._ask(group, "/livez", running)
@@ -91,7 +92,7 @@ class GroupMonitor:
         return self._ask(self._group, "/readyz", range(len(self._lanes)))
 
     def _ask(self, group: Group, path: str, lanes: Collection[int]) -> list[str]:
-        """Why lanes fail a check, each reason behind its lane's number."""
+        """Return why lanes fail a check, each reason with its lane's number in front."""
         pids = {lane: group.pid_of(lane) for lane in lanes}
         answers = list(self._asking.map(lambda lane: _reasons(self._lanes[lane] + path), lanes))
         found = dict(zip(lanes, answers, strict=True))
@@ -113,7 +114,7 @@ def lane_port(settings: WorkerSettings, lane: int) -> int:
 
 
 def _reasons(url: str) -> list[str]:
-    """Why a lane fails a check, as it says; none where it passes."""
+    """Return the reasons for which a lane fails a check, by its own answer; none where it passes."""
     try:
         with _OPENER.open(url, timeout=_ASK_TIMEOUT_S) as answer:
             answer.read(_MOST_ANSWER_BYTES)

@@ -1,7 +1,7 @@
-"""The group's side of one lane: what it has launched and asked, in the order in which the lane did.
+"""The group's side of one lane: the lane's flights and requests, in the lane's order.
 
-A lane is another process and may be wrong, so all that it says is looked at: slots and pages are counted
-from the lane's first, and one that is not its own ends the lane, and no other.
+A lane is another process and may be faulty, so everything that it sends is checked: slots and pages are
+counted from the lane's first, and a number that is not its own ends this lane, and no other.
 """
 
 from __future__ import annotations
@@ -28,41 +28,42 @@ from gpu_worker.lanes.wire import MAX_BYTES, WireFault, receive, send
 
 logger = logging.getLogger(__name__)
 
-# Requests of a lane that may wait: a few of each slot, for all streams may end, or have other phrases, while
-# one step runs; and some, for it asks for a snapshot only when the last ones are written.
+# Most requests of a lane that may wait: a few for each slot, since all streams may end, or change their
+# phrases, while one step runs; and some for snapshots, which it requests only when the last ones are written.
 _REQUESTS_OF_A_SLOT: Final = 8
 _OTHER_REQUESTS: Final = 4096
-# Bytes that wait with them: a state, for a lane loads one after the other, and its trees some times over.
+# Most bytes that wait with them: one state, since a lane loads one after the other, and its trees several
+# times.
 _STATE_BYTES: Final = MAX_BYTES
 _TREES_AT_ONCE: Final = 4
-# Answers that wait for a lane to read them: twice the snapshots that it takes before it has written any.
+# Most answers that wait for a lane to read them: twice the snapshots that it takes before it has written any.
 MAX_ANSWERS: Final = 512
 
 
 class LaneFault(Exception):  # noqa: N818 - it says what it is
-    """A lane says what cannot be."""
+    """A lane has sent something invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A lane's part of the device: slots and pages from its first ones on, as `shape` counts them."""
+    """A lane's part of the device: slots and pages from its first ones on, as many as `shape` has."""
 
     shape: StepShape
     first_slot: int
     first_page: int
     no_page: int
-    """Names no page, of all pages of the device."""
+    """The number that stands for no page, among all pages of the device."""
     num_prompts: int
     first_word: int = 0
     num_words: int = 0
-    """Its part of the arena of boosting trees."""
+    """Size of its part of the arena of boosting trees, in int32."""
     num_tokens: int = 0
-    """Tokens that a tree may have."""
+    """Number of tokens of a tree's vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A slot's state is wanted; slots and pages are those of the device, here as in all requests."""
+    """Request for a slot's state; slots and pages are those of the device, as in all requests."""
 
     number: int
     slot: int
@@ -71,7 +72,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A slot gets a state."""
+    """Request to load a state into a slot."""
 
     number: int
     slot: int
@@ -81,7 +82,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class PutTree:
-    """A boosting tree gets a place."""
+    """Request to write a boosting tree to a place."""
 
     at: int
     tree: PhraseTree
@@ -89,14 +90,14 @@ class PutTree:
 
 @dataclass(frozen=True, slots=True)
 class DropTree:
-    """A place is free."""
+    """Request to free a place."""
 
     at: int
 
 
 @dataclass(frozen=True, slots=True)
 class UseTree:
-    """A slot is decoded with a tree, or NO_TREE."""
+    """Request to decode a slot with a tree, or NO_TREE."""
 
     slot: int
     at: int
@@ -109,7 +110,7 @@ Request = Export | Load | PutTree | DropTree | UseTree
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaneFlight:
-    """Rows that a lane has launched, with slots and pages of the device."""
+    """The rows of a lane's launched flight, with slots and pages of the device."""
 
     port: LanePort
     buffer: FlightBuffer
@@ -120,16 +121,16 @@ class LaneFlight:
 
     @property
     def num_rows(self) -> int:
-        """B."""
+        """Number of rows: B."""
         return int(self.rows_FB.shape[1])
 
 
 class LanePort:
-    """See the module.
+    """The group's side of one lane.
 
     Args:
-        share: what is the lane's.
-        area: what both share.
+        share: the lane's part of the device.
+        area: the memory that both share.
         link: the socket to the lane.
         bell: wakes the lane.
         wake: wakes the thread that runs steps.
@@ -146,16 +147,16 @@ class LanePort:
         self._requests: deque[tuple[int, int, Request]] = deque()
         self._max_requests = _REQUESTS_OF_A_SLOT * share.shape.num_slots + _OTHER_REQUESTS
         self._max_bytes = _STATE_BYTES + _TREES_AT_ONCE * 4 * share.num_words
-        # Bytes that came with requests, and of those whose turn it was; one thread writes each.
+        # Bytes of received requests, and of handled ones; each is written by one thread.
         self._bytes_come = self._bytes_done = 0
-        # Sizes and nodes of the lane's trees by their places, as its requests say in their order.
+        # Sizes and nodes of the lane's trees by their places, according to its requests so far.
         self._trees: dict[int, PhraseTree] = {}
         self._answers: queue.SimpleQueue[tuple[dict[str, Any], Exported] | None] = queue.SimpleQueue()
         self._num_taken = 0
         self._num_answered = 0
         self._num_asked = 0
         self.gone = False
-        # Where its trees are in the arena, and slots that use one; for the thread that runs steps.
+        # Places of its trees in the arena, and slots that use one; for the thread that runs steps.
         self.places: set[int] = set()
         self.boosted: set[int] = set()
         self._threads = [
@@ -180,7 +181,7 @@ class LanePort:
     # For the thread that runs steps
 
     def next_request(self) -> Request | None:
-        """Return the request whose turn it is: all that the lane had launched before was taken."""
+        """Return the next request, once all flights that were launched before it are taken; else None."""
         if self._requests and self._requests[0][0] <= self._num_taken:
             _, num_bytes, request = self._requests.popleft()
             self._num_asked += 1
@@ -189,7 +190,7 @@ class LanePort:
         return None
 
     def next_flight(self) -> LaneFlight | None:
-        """Return the flight whose turn it is; None where there is none yet, or a request comes before it.
+        """Return the next flight; None where there is none yet, or a request comes before it.
 
         Raises LaneFault.
         """
@@ -204,21 +205,21 @@ class LanePort:
         return self._checked(buffer)
 
     def take(self) -> None:
-        """Say, before it is launched, that the flight that `next_flight` returned is begun with."""
+        """Note, before the launch, that the group begins with the flight that `next_flight` returned."""
         self._num_taken += 1
         self._area.taken = self._num_taken
 
     def answer(
         self, flight: LaneFlight, found: StepFindings, rows: slice, stages: NDArray[np.float64]
     ) -> None:
-        """Tell the lane what was found of its rows, which are these of the step."""
+        """Write the findings of the lane's rows to the shared memory. rows: the lane's rows of the step."""
         flight.buffer.answer(found, rows, stages)
         self._num_answered += 1
         self._area.done = self._num_answered
         self._bell.ring()
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Say something that the lane has not asked.  Neither this nor an answer waits for the lane."""
+        """Send a message that answers no request. Neither this nor an answer waits for the lane."""
         self._put(message, dict)
 
     def say(self, number: int, fault: Exception | None = None) -> None:
@@ -335,12 +336,12 @@ class LanePort:
         return KeptFrames(pages_N + self.share.first_page, offsets_N)
 
     def _send(self) -> None:
-        # The only one that writes to the socket: a message never begins within another.
+        # The only thread that writes to the socket: messages never mix.
         while (answer := self._answers.get()) is not None:
             message, export = answer
             try:
                 send(self._link, message, export())
-            except OSError:  # the lane is gone, which its other thread hears
+            except OSError:  # the lane is gone, which the other thread notices
                 return
 
 

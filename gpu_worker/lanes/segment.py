@@ -1,10 +1,10 @@
-"""Memory that a lane shares with its group, and what stands where in it.
+"""The memory that a lane shares with its group, and its layout.
 
-Each word has one writer.  The lane writes a flight and then counts it in LAUNCHED; the group counts it in
-TAKEN before a step of the device begins with it, and in DONE when it has written what it found.  Whoever sees
-a count sees what it counts: no lock sees to that but the processor, x86-64 keeps the order of stores, and
-others are refused (`--lanes`).  Two flights can be under way, so that their buffers are used in turn; the
-third is launched after the first was read.
+Each word has one writer. The lane writes a flight and then counts it in LAUNCHED; the group counts it in
+TAKEN before a step of the device begins with it, and in DONE when it has written the findings. A process that
+sees a count sees the data that it counts. No lock ensures this, but the processor: x86-64 keeps the order of
+stores, and others are refused (`--lanes`). Two flights can be under way, so there are two buffers, used in
+turn; the third flight is launched after the first was read.
 
 Shape suffixes as in `engine.steps`: F fields, B rows, M pages of a ring, K most symbols of a row, W windows.
 """
@@ -28,7 +28,7 @@ _ALIGNMENT: Final = 64  # a cache line, so that two writers share none
 
 
 class SharedMemory:
-    """Memory without a name, which ends with the last process that has it: a memfd.
+    """Anonymous shared memory (a memfd), which ends with the last process that has it.
 
     A name in /dev/shm could be left behind, and containers have little room there.
     """
@@ -51,7 +51,7 @@ class SharedMemory:
         return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
 
     def close_fd(self) -> None:
-        """Give the descriptor back; the memory stays as long as views of it do."""
+        """Close the descriptor; the memory stays as long as views of it do."""
         os.close(self.fd)
 
 
@@ -113,7 +113,7 @@ class FlightSizes:
         )
 
     def offsets(self, first: int) -> list[int]:
-        """Where each part of a flight begins, and behind them where the flight ends."""
+        """Return the offset of each part of a flight, followed by the offset of its end."""
         offsets = [first]
         for dtype, count in self._parts():
             end = offsets[-1] + np.dtype(dtype).itemsize * count
@@ -150,7 +150,7 @@ class FlightBuffer:
             self._speech,
         ) = sizes.views(memory, first)
 
-    # What the lane writes
+    # Written by the lane
 
     def write(
         self,
@@ -161,8 +161,8 @@ class FlightBuffer:
     ) -> None:
         """Write a flight.
 
-        Its rows, the slots that begin anew before it with their prompts, and how many requests of the lane
-        come before it.
+        It has its rows, the slots that are reset before it with their prompts, and the number of the lane's
+        requests that come before it.
         """
         num_rows = rows_FB.shape[1]
         self._rows[: rows_FB.size].reshape(rows_FB.shape)[:] = rows_FB
@@ -174,19 +174,19 @@ class FlightBuffer:
 
     @property
     def num_requests(self) -> int:
-        """Requests that come before the flight."""
+        """Number of requests that come before the flight."""
         return int(self._words[_Word.NUM_REQUESTS])
 
     @property
     def slots(self) -> set[int]:
-        """Slots of its rows, for the lane itself."""
+        """Return the slots of its rows, for the lane itself."""
         num_rows = int(self._words[_Word.NUM_ROWS])
         return set(self._rows[Field.SLOT * num_rows : (Field.SLOT + 1) * num_rows].tolist())
 
     def read(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-        """Return copies of what `write` wrote: rows_FB, table_BM, resets_R2.
+        """Return copies of the written flight: rows_FB, table_BM, resets_R2.
 
-        A lane may go on writing, so each number is read once.  Raises ValueError where they cannot be.
+        The lane may go on writing, so each number is read once. Raises ValueError for impossible numbers.
         """
         num_rows, num_resets = int(self._words[_Word.NUM_ROWS]), int(self._words[_Word.NUM_RESETS])
         sizes = self._sizes
@@ -199,10 +199,10 @@ class FlightBuffer:
             self._resets[: 2 * num_resets].reshape(num_resets, 2).copy(),
         )
 
-    # What the group writes
+    # Written by the group
 
     def answer(self, found: StepFindings, rows: slice, stages: NDArray[np.float64]) -> None:
-        """Write what a step found of the flight, whose rows are these of the step."""
+        """Write the findings of the flight. rows: the flight's rows of the step."""
         num_rows, most = rows.stop - rows.start, found.symbols_BK.shape[1]
         windows = found.speech_BW.shape[1] if self._sizes.most_windows else 0
         self._words[_Word.MOST_SYMBOLS], self._words[_Word.NUM_WINDOWS] = most, windows
@@ -217,7 +217,7 @@ class FlightBuffer:
         self._speech[: num_rows * windows].reshape(num_rows, windows)[:] = found.speech_BW[rows, :windows]
 
     def findings(self, num_rows: int) -> StepFindings:
-        """Return what was found, as views that the launch after the next one overwrites."""
+        """Return the findings, as views that the launch after the next one overwrites."""
         most, windows = int(self._words[_Word.MOST_SYMBOLS]), int(self._words[_Word.NUM_WINDOWS])
         count = num_rows * most
         return StepFindings(
@@ -243,7 +243,7 @@ def stage_counts(stats: EngineStats) -> NDArray[np.float64]:
 
 
 class LaneArea:
-    """What a lane and its group share besides the rings."""
+    """The memory that a lane and its group share besides the rings."""
 
     def __init__(self, sizes: FlightSizes, memory: SharedMemory) -> None:
         self._counts = memory.array(np.int64, (len(_Count), _ALIGNMENT // 8))
@@ -254,7 +254,7 @@ class LaneArea:
 
     @staticmethod
     def num_bytes(sizes: FlightSizes) -> int:
-        """Bytes of an area."""
+        """Return the bytes of an area."""
         end = len(_Count) * _ALIGNMENT
         for _ in range(NUM_BUFFERS):
             end = sizes.offsets(end)[-1]
@@ -262,7 +262,7 @@ class LaneArea:
 
     @property
     def launched(self) -> int:
-        """Flights that the lane has written."""
+        """Number of flights that the lane has written."""
         return int(self._counts[_Count.LAUNCHED, 0])
 
     @launched.setter
@@ -271,7 +271,7 @@ class LaneArea:
 
     @property
     def taken(self) -> int:
-        """Flights that the group has begun with: what it does, or dies of, may be about these."""
+        """Number of flights that the group has begun with: one of these may be the cause of its death."""
         return int(self._counts[_Count.TAKEN, 0])
 
     @taken.setter
@@ -280,7 +280,7 @@ class LaneArea:
 
     @property
     def done(self) -> int:
-        """Flights that the group has answered."""
+        """Number of flights that the group has answered."""
         return int(self._counts[_Count.DONE, 0])
 
     @done.setter

@@ -1,8 +1,8 @@
-"""Runs the steps of a device for its lanes, in one thread: takes what they have launched, merges, answers.
+"""Runs the steps of a device for its lanes, in one thread: takes their flights, merges them, answers.
 
-A lane that is frozen, slow or dead is left out; nobody waits for it.  While a step runs, rows gather for the
-next one.  That one is launched before the first is read where it is worth it (`_MIN_SHARE`): too early, and
-it would take a few rows and keep the device from a fuller step.
+A lane that is frozen, slow or dead is left out; no other lane waits for it. While a step runs, rows gather
+for the next one. The next step is launched before the first is read if it is large enough (`_MIN_SHARE`): an
+earlier launch would have few rows and keep the device from a fuller step.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from gpu_worker.lanes.segment import stage_counts
 
 logger = logging.getLogger(__name__)
 
-# Rows that wait, as a share of those under way, from which the next step is launched ahead.
+# Waiting rows, as a share of the rows in the running step, from which the next step is launched ahead.
 _MIN_SHARE: Final = 0.5
 _IDLE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step under way: whose rows it has."""
+    """A running step, and the lanes whose rows it has."""
 
     flights: Sequence[LaneFlight]
     flight: Flight
 
 
 class StepServer:
-    """See the module.
+    """Runs the steps of a device for its lanes.
 
     Args:
-        steps: of the device.
-        bell: rung by lanes that have launched something.
+        steps: steps of the device.
+        bell: rung by lanes that have launched a flight or sent a request.
     """
 
     def __init__(self, steps: Steps, bell: Bell) -> None:
@@ -73,19 +73,19 @@ class StepServer:
 
     @property
     def busy_s(self) -> float:
-        """Seconds since the turn under way began; 0 while there is nothing to do."""
+        """Return seconds since the present turn began; 0 while there is nothing to do."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
     def add(self, port: LanePort) -> None:
-        """Serve one more lane.  For any thread."""
+        """Serve one more lane. For any thread."""
         with self._lock:
             self._ports = [*self._ports, port]
         port.start()
         self._bell.ring()
 
     def remove(self, port: LanePort) -> None:
-        """Serve a lane no longer.  For any thread."""
+        """Stop serving a lane. For any thread."""
         port.close()
         with self._lock:
             self._ports = [other for other in self._ports if other is not port]
@@ -93,7 +93,7 @@ class StepServer:
         self._bell.ring()
 
     def stop(self) -> None:
-        """Make `run` return.  For any thread."""
+        """Make `run` return. For any thread."""
         self._stopping = True
         self._bell.ring()
 
@@ -104,7 +104,7 @@ class StepServer:
             self.turn()
 
     def turn(self) -> None:
-        """Launch a step, or read one, or sleep until somebody rings."""
+        """Launch a step, or read one, or sleep until a lane rings."""
         self._collect()
         if self._waiting and self._may_launch():
             self._launch()
@@ -115,7 +115,7 @@ class StepServer:
             self._bell.wait(_IDLE_S)
 
     def _collect(self) -> None:
-        """Do what lanes ask and see what they have launched, each in its order."""
+        """Serve the lanes' requests and collect their flights, each lane's in its order."""
         self._waiting = [flight for flight in self._waiting if not flight.port.gone]
         while self._left:
             self._tidy(self._left.popleft())
@@ -151,7 +151,7 @@ class StepServer:
                 flights.append(flight)
                 room -= flight.num_rows
         self._waiting = [flight for flight in self._waiting if flight not in flights]
-        for flight in flights:  # first of all: lanes name their streams in it where this process ends
+        for flight in flights:  # first of all: if this process dies, lanes name the streams of these flights
             flight.port.take()
         resets = np.concatenate([flight.resets_R2 for flight in flights])
         if len(resets):
@@ -201,7 +201,7 @@ class StepServer:
                 (port.boosted.discard if at == NO_TREE else port.boosted.add)(slot)
 
     def _tidy(self, port: LanePort) -> None:
-        """Let go of the trees of a lane that is gone: its slots and places are the next one's."""
+        """Release the trees of a lane that is gone: its slots and places are for the next one."""
         for slot in port.boosted:
             self._steps.trees.use(slot, NO_TREE, 0, anew=True)
         for at in port.places:

@@ -1,8 +1,8 @@
 """The steps of a lane: rows go into memory that the group reads, symbols come back there.
 
-A lane has a share of the device's slots and pages and counts both from 0.  What it launches is merged with
-the rows of other lanes, so that a step of the device may be ten times a lane's; `wait` returns when the
-lane's own rows are done.
+A lane has a share of the device's slots and pages and counts both from 0. The group merges its flights with
+those of other lanes, so that a step of the device may have ten times the rows of a lane; `wait` returns when
+the lane's own rows are done.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _FAULTS = {"KeyError": KeyError, "ValueError": ValueError}
 
 
 class LaneSteps:
-    """See the module.
+    """The steps of a lane.
 
     Args:
-        shape: of this lane's steps.
-        rings: of this lane's slots.
-        area: what it shares with the group.
+        shape: shape of this lane's steps.
+        rings: rings of this lane's slots.
+        area: the memory that it shares with the group.
         group_bell, bell: wake the group, and this lane.
-        link: for what is rare.
-        phrase_words: the lane's part of the arena of boosting trees.
+        link: sends rare requests.
+        phrase_words: the lane's part of the arena of boosting trees, in int32.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LaneSteps:
         self.waits_for_group = False
 
     def reset(self, slots: Sequence[int], prompts: Sequence[int]) -> None:
-        # They travel with the next flight, which is the first that could name these slots.
+        # Resets are sent with the next flight, which is the first that could name these slots.
         self._resets += zip(slots, prompts, strict=True)
 
     def launch(self, rows_FB: NDArray[np.int32], table_BM: NDArray[np.int32]) -> Flight:
@@ -94,7 +94,7 @@ class LaneSteps:
         return buffer.findings(flight.num_rows)
 
     def slots_under_way(self) -> set[int]:
-        """Slots of flights that the group has begun with and not answered, and one that gets a state.
+        """Return the slots of flights that the group has begun with and not answered, and one that is loaded.
 
         For any thread.
         """
@@ -129,5 +129,5 @@ class LaneSteps:
         )
 
     def tell(self, message: Mapping[str, Any], buffers: Mapping[str, memoryview] | None = None) -> None:
-        """Say something that has no answer, behind all that was launched.  Raises GroupLost."""
+        """Send a request without an answer, in order after all launched flights. Raises GroupLost."""
         self._link.tell({"after": self._num_launched, **message}, buffers)

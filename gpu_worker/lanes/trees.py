@@ -1,4 +1,4 @@
-"""Boosting trees of a lane's streams: it makes them, and the group writes them to its part of the arena."""
+"""Boosting trees of a lane's streams: the lane builds them, and the group writes them to the lane's arena."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class LaneTrees:
-    """A `TreeMemory` over the socket: what is asked keeps its place between the lane's flights.
+    """A `TreeMemory` over the socket: requests keep their order among the lane's flights.
 
     num_words: the lane's part of the arena, in int32.
     """
@@ -21,7 +21,7 @@ class LaneTrees:
         self._steps = steps
 
     def prepare(self, tree: PhraseTree) -> object:
-        """Return the tree: it travels as it is."""
+        """Return the tree: it is sent unchanged."""
         return tree
 
     def put(self, at: int, prepared: object) -> None:
@@ -38,5 +38,5 @@ class LaneTrees:
         self._steps.tell({"what": "use", "slot": slot, "at": at, "nodes": num_nodes, "anew": anew})
 
     def use_for_all(self, at: int) -> None:
-        """Phrases of all streams are the group's."""
+        """Never called: the group handles the phrases of all streams."""
         raise AssertionError("a lane's phrases for all")

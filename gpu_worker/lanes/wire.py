@@ -1,4 +1,4 @@
-"""Requests of a lane and their answers: JSON and buffers over a socket, for what is rare."""
+"""The wire format of a lane's rare requests and their answers: JSON and buffers over a socket."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Final
 import orjson
 
 _HEAD: Final = struct.Struct("<II")
-# A whole state of a stream is up to 15 MB; a lane that claims more is wrong.
+# A whole state of a stream has up to 15 MB; a lane that announces more is faulty.
 MAX_BYTES: Final = 64 << 20
 
 
 class WireFault(Exception):  # noqa: N818 - it says what it is
-    """The other side sends what cannot be."""
+    """The other side has sent something invalid."""
 
 
 def send(link: socket.socket, message: Mapping[str, Any], buffers: Mapping[str, memoryview | bytes]) -> None:
-    """Send a message and the buffers that it speaks of.  Raises OSError where the other side is gone."""
+    """Send a message and its buffers. Raises OSError where the other side is gone."""
     sizes = {name: memoryview(buffer).nbytes for name, buffer in buffers.items()}
     head = orjson.dumps({"message": message, "sizes": sizes})
     link.sendall(_HEAD.pack(len(head), sum(sizes.values())) + head)

@@ -1,1 +1,1 @@
-"""Turn detection: voice activity, endpointing and smart turn."""
+"""Turn detection: voice activity, endpointing and smart-turn."""

@@ -1,4 +1,4 @@
-"""From flags and a stream's options to turn settings, and from flags to smart-turn."""
+"""Makes turn settings from flags and a stream's options, and smart-turn from flags."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -15,12 +15,12 @@ _T = TypeVar("_T")
 
 
 def turn_settings(settings: WorkerSettings) -> Callable[[StreamOptions], TurnSettings]:
-    """Return what a worker makes of a stream's options: the stream's word over the flag of the same name.
+    """Return the function from a stream's options to its settings: an option overrides the flag of its name.
 
-    Silences that contradict each other are brought in line, the shorter named ones first: a pause is no
-    longer than the silence that ends an utterance, and `turn_max_pause_ms` is the longest of all.
+    Contradictory silences are adjusted: a pause is no longer than the silence that ends an utterance, and
+    `turn_max_pause_ms` is the longest of all.
 
-    For a stream that wants finals of utterances where turns are not detected, it raises UnsupportedOption.
+    The function raises UnsupportedOption for a stream with `auto_finalize` and without turn detection.
     """
 
     def of_stream(options: StreamOptions) -> TurnSettings:
@@ -37,7 +37,7 @@ def turn_settings(settings: WorkerSettings) -> Callable[[StreamOptions], TurnSet
             enabled=enabled,
             signals=parse_signals(_either(options.turn_signals, settings.turn_signals)),
             vad_threshold=threshold,
-            # In proportion for low thresholds, so that there is a level below which it is silent.
+            # In proportion for low thresholds, so that some probability counts as silence.
             vad_margin=min(defaults.vad_margin, 0.3 * threshold),
             min_speech_ms=_either(options.turn_min_speech_ms, settings.turn_min_speech_ms),
             pause_ms=pause_ms,
@@ -51,7 +51,7 @@ def turn_settings(settings: WorkerSettings) -> Callable[[StreamOptions], TurnSet
 
 
 def make_smart_turn(settings: WorkerSettings) -> SmartTurnPool | None:
-    """smart-turn in its pool, or None when it is off.
+    """Return smart-turn in its pool, or None when it is off.
 
     Raises SettingsError when it is on and onnxruntime is not installed.
     """
@@ -73,14 +73,14 @@ def make_smart_turn(settings: WorkerSettings) -> SmartTurnPool | None:
 
 
 def verdict_counts(judge: SmartTurnPool | None) -> Callable[[], Mapping[str, int | float]]:
-    """Counters of smart-turn, for the worker's hash; none without it."""
+    """Return the counters of smart-turn, for the worker's hash; none without it."""
     if judge is None:
         return dict
     return lambda: {f"smart_turn_{name}": count for name, count in asdict(judge.stats).items()}
 
 
 def nobody_waits(_wake: Callable[[], None]) -> None:
-    """Take what wakes an engine all of whose work is done in its own thread."""
+    """Ignore the callback that would wake an engine: all work is done in its own thread."""
 
 
 def _either(first: _T | None, second: _T) -> _T:

@@ -1,13 +1,13 @@
-"""Where an utterance starts, pauses and ends: a state machine per stream, driven by one table.
+"""Endpointing: decides where an utterance starts, pauses and ends, with a state machine per stream.
 
-It fuses the speech detector's probabilities, the model's `<EOU>` tokens and smart-turn's verdicts into
-the two fields of a result: `turn_detection` and `last_state`. It does no I/O and knows no clock: time is
-the position in the audio, in 16 kHz samples. What it returns is a function of what it was given, in
-whatever order chunks and verdicts arrive: a verdict is read at a position that the audio defines, and
-a chunk whose outcome needs a verdict that is not there yet waits for it.
+It combines the speech detector's probabilities, the model's `<EOU>` tokens and smart-turn's verdicts into
+the two fields of a result: `turn_detection` and `last_state`. It does no I/O and reads no clock: time is the
+position in the audio, in 16 kHz samples. Its output is a function of its input, in whatever order chunks and
+verdicts arrive: a verdict is read at a position that the audio defines, and a chunk whose outcome needs a
+verdict that is not there yet waits for it.
 
-The engine does not call this class itself but `gpu_worker.turn.stage.TurnStage`, which holds one
-`Endpointer` a stream. The calls here are::
+The engine does not use this class directly: `gpu_worker.turn.stage.TurnStage` holds one `Endpointer` a
+stream. The calls here are::
 
     endpointer = Endpointer(settings)
     outcomes = endpointer.read(TurnChunk(end_sample, probs, eou_samples))  # every chunk, in order
@@ -44,7 +44,7 @@ from gpu_worker.turn.transitions import (
     State,
 )
 
-# A name of a module is found sooner than one of an enumeration.
+# A name of the module is looked up faster than a member of an enumeration.
 _IDLE, _SPEAKING, _PAUSED = State.IDLE, State.SPEAKING, State.PAUSED
 
 
@@ -59,7 +59,7 @@ class _TurnEvent:
 
 @dataclass(slots=True)
 class _Tape:
-    """The chunk being read: what is left of its marks, in order of position."""
+    """The chunk being read: the rest of its marks, in order of position."""
 
     end_sample: int
     final: bool
@@ -115,36 +115,36 @@ class Endpointer:
 
     @property
     def state(self) -> State:
-        """The state after all that has been read."""
+        """The state after all chunks that were read."""
         return self._state
 
     @property
     def read_sample(self) -> int:
-        """Where the audio ends that has been read, a chunk that waits included."""
+        """End of the audio that was read, a waiting chunk included."""
         return self._read_sample
 
     @property
     def has_heard(self) -> bool:
-        """Whether a window was read: until then results say nothing of speech."""
+        """Whether a window was read: until then results have no information about speech."""
         return self._is_speech is not None
 
     @property
     def steady_outcome(self) -> TurnOutcome:
-        """What a chunk without any event reports in this state."""
+        """Return the outcome of a chunk without any event in this state."""
         (outcome,) = _STEADY[self._state] if self.has_heard else _UNHEARD
         return outcome
 
     @property
     def silent_until(self) -> int | None:
-        """In a pause: the first position at which more silence may end the utterance; None in no pause."""
+        """First position at which more silence may end the utterance, in a pause; None outside of pauses."""
         if self._state is not State.PAUSED:
             return None
         return self._silent_until(self._read_sample // WINDOW_SAMPLES * WINDOW_SAMPLES)
 
     def _silent_until(self, last_window: int) -> int:
-        """In a pause, behind the window that ends at `last_window`: where more silence may change something.
+        """Return where more silence may change something, in a pause after the window up to `last_window`.
 
-        Whatever rule would end the utterance counts from a length of silence on.
+        Every rule that ends an utterance applies from some length of silence on.
         """
         first = self._speech_end_sample
         for silence_samples in self._silences:
@@ -153,11 +153,11 @@ class Endpointer:
         return last_window
 
     def skip(self, num_windows: int, end_sample: int) -> None:
-        """Take chunks of mere speech in speech, or of mere silence between utterances or in a pause, as one.
+        """Take chunks of nothing but speech in speech, or of nothing but silence outside of it, as one.
 
         Args:
-            num_windows: windows that they complete.
-            end_sample: where the last of them ends.
+            num_windows: number of windows that they complete.
+            end_sample: end of the last of them.
         """
         if num_windows and self._state is State.SPEAKING:
             self._speech_run_samples += num_windows * WINDOW_SAMPLES
@@ -169,18 +169,18 @@ class Endpointer:
 
     @property
     def awaited_question(self) -> int | None:
-        """Number of the question whose answer the chunk being read waits for; None: none waits."""
+        """Number of the question for whose answer the chunk being read waits; None if it does not wait."""
         return self._num_questions if self._awaiting else None
 
     @property
     def onset_sample(self) -> int | None:
-        """Where speech began that is still too short to start an utterance; None without any."""
+        """Start of speech that is still too short to start an utterance; None without any."""
         if self._state is not State.STARTING:
             return None
         return self._read_sample // WINDOW_SAMPLES * WINDOW_SAMPLES - self._speech_run_samples
 
     def read(self, chunk: TurnChunk) -> Sequence[TurnOutcome] | None:
-        """Read the next chunk; None when it waits for a verdict, and `resume` goes on with it.
+        """Read the next chunk; return None if it waits for a verdict: `resume` then goes on with it.
 
         Raises:
             ValueError: the number of probabilities is not that of the windows which the chunk completes,
@@ -203,7 +203,7 @@ class Endpointer:
             ((first + index) * WINDOW_SAMPLES, prob) for index, prob in enumerate(chunk.probs)
         ]
         if chunk.eou_samples:
-            # A token is known when its chunk is decoded: a position outside the chunk counts at its border.
+            # A token is known when its chunk is decoded: a position outside the chunk is moved to its border.
             marks += [
                 (min(max(sample, start_sample), chunk.end_sample), None) for sample in chunk.eou_samples
             ]
@@ -213,9 +213,9 @@ class Endpointer:
         return self.resume()
 
     def _read_windows(self, last_window: int, probs: Sequence[float]) -> None:
-        """Read the windows behind `last_window`.
+        """Read the windows after `last_window`.
 
-        Those that lead back to the state are taken as `skip` takes them: the same as one by one, and sooner.
+        Windows that do not change the state are skipped together, with the same result in less time.
         """
         settings, state, until = self.settings, self._state, 0
         speech_level, silence_level = settings.vad_threshold, settings.vad_threshold - settings.vad_margin
@@ -238,7 +238,7 @@ class Endpointer:
             state, until = self._state, 0
 
     def resume(self) -> Sequence[TurnOutcome] | None:
-        """Goes on with the chunk that waits; None when it still does.
+        """Go on with the waiting chunk; return None if it still waits.
 
         Raises:
             ValueError: no chunk waits.
@@ -258,7 +258,7 @@ class Endpointer:
         return self._outcomes()
 
     def take_questions(self) -> Sequence[TurnQuestion]:
-        """Questions asked since the last call. Only the last one's answer can still matter."""
+        """Return the questions since the last call. Only the answer to the last one can still matter."""
         if not self._questions:
             return ()
         questions = tuple(self._questions)
@@ -266,7 +266,7 @@ class Endpointer:
         return questions
 
     def answer(self, number: int, verdict: Verdict) -> None:
-        """Take smart-turn's verdict; an answer to a question that no longer stands is ignored."""
+        """Take smart-turn's verdict; an answer to an obsolete question is ignored."""
         if number == self._num_questions and self._question_sample is not None:
             self._verdict = verdict
 
@@ -277,7 +277,7 @@ class Endpointer:
         return self._decide(sample)
 
     def _read_window(self, sample: int, prob: float) -> bool:
-        """Read a window; return False when its outcome needs a verdict first: it is read again then."""
+        """Read a window; return False if its outcome needs a verdict first: it is read again then."""
         if not self._awaiting:
             settings = self.settings
             if prob >= settings.vad_threshold:
@@ -323,20 +323,20 @@ class Endpointer:
         verdict = self._verdict_at(silence_samples)
         incomplete = verdict is Verdict.INCOMPLETE
         has_eou = self._has_eou()
-        # A token alone is no evidence where a better one is about to come.
+        # A token alone is no evidence where better evidence is about to come.
         judged = verdict is not None or Signal.SMART_TURN not in settings.signals
         if has_eou and judged and not incomplete and _reaches(silence_samples, settings.eou_silence_ms):
             return Cause.EOU
         if verdict is Verdict.COMPLETE:
             return Cause.SMART_TURN
-        # Where token and verdict contradict each other, silence decides, as it does without either.
+        # If token and verdict contradict each other, silence decides, as it does without either.
         undecided = has_eou if incomplete else Signal.VAD in settings.signals or verdict is Verdict.ABSENT
         if undecided and _reaches(silence_samples, settings.end_silence_ms):
             return Cause.SILENCE
         return Cause.MAX_PAUSE if _reaches(silence_samples, settings.max_pause_ms) else None
 
     def _has_eou(self) -> bool:
-        """Whether an `<EOU>` stands that the model did not speak past."""
+        """Return whether there is an `<EOU>` after which the model has emitted no speech."""
         return (
             Signal.EOU in self.settings.signals
             and self._eou_sample is not None

@@ -1,4 +1,4 @@
-"""What an endpointer is given, asks and says: chunks, verdicts, questions and outcomes.
+"""The input and output of an endpointer: chunks, verdicts, questions and outcomes.
 
 Positions are 16 kHz samples of the stream.
 """
@@ -34,12 +34,12 @@ class Cause(StrEnum):
 
 @hot_value
 class TurnChunk:
-    """What one chunk of audio gave.
+    """The findings of one chunk of audio.
 
-    end_sample: 16 kHz samples of the stream that the chunk completes; never less than the last one's.
+    end_sample: 16 kHz samples of the stream up to the chunk's end; never less than the last chunk's.
     probs: probability of speech of every window of 512 samples that became complete.
-    eou_samples: where `<EOU>` tokens stand; `token_sample(frame)` makes it of a token's frame.
-    final: no more audio comes.
+    eou_samples: positions of `<EOU>` tokens; `token_sample(frame)` converts a token's frame.
+    final: whether no more audio comes.
     """
 
     end_sample: int
@@ -50,7 +50,7 @@ class TurnChunk:
 
 @dataclass(frozen=True, slots=True)
 class TurnQuestion:
-    """Asks whether the utterance that ends at `end_sample` is complete."""
+    """A question to smart-turn: whether the utterance that ends at `end_sample` is complete."""
 
     number: int
     end_sample: int
@@ -58,12 +58,12 @@ class TurnQuestion:
 
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
-    """What a result reports.
+    """The turn fields of a result.
 
     decided_sample: position in the audio at which the start or end was decided; None for no event.
-    speech_start_sample: where the speech of the utterance began.
-    speech_end_sample: where it ended, of an `end_of_utterance`.
-    cause: what closed it.
+    speech_start_sample: start of the utterance's speech.
+    speech_end_sample: end of it, for an `end_of_utterance`.
+    cause: the rule that ended it.
     """
 
     last_state: LastState | None

@@ -1,4 +1,4 @@
-"""What decides a turn: the thresholds and times of one stream's endpointing."""
+"""The settings of turn detection: thresholds and times of one stream's endpointing."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -14,7 +14,7 @@ class Signal(StrEnum):
     EOU = "eou"
     SMART_TURN = "smart_turn"
 
-    # That of Enum is a Python function, and these are looked up for every window.
+    # Enum's own hash is a Python function, and members are looked up for every window.
     __hash__ = str.__hash__
 
 
@@ -22,13 +22,13 @@ class Signal(StrEnum):
 class TurnSettings:
     """Settings of the endpointing of one stream. Times are of audio, in milliseconds.
 
-    enabled: False runs nothing: no window is computed, no state is kept.
+    enabled: whether turn detection runs at all; False computes no window and keeps no state.
     signals: the signals that may end an utterance before `max_pause_ms`.
     vad_threshold: a window whose probability reaches it is speech.
     vad_margin: a window is silence when its probability is below the threshold by more than this;
-        in between it is what the window before was.
+        in between it counts as the window before it did.
     min_speech_ms: speech without a gap that opens an utterance.
-    min_resume_ms: speech without a gap that goes on with an utterance after a pause.
+    min_resume_ms: speech without a gap that continues an utterance after a pause.
     pause_ms: silence that is reported as a pause, and about which smart-turn is asked.
     eou_silence_ms: silence that ends an utterance together with an `<EOU>` token.
     eou_hold_ms: an `<EOU>` token counts when no speech later than this came after it.

@@ -1,11 +1,11 @@
-"""smart-turn v3.2: whether the speech so far sounds like a finished turn.
+"""smart-turn v3.2: a network that predicts whether the speech so far is a finished turn.
 
 The network (BSD-2, `weights/`) takes Whisper's log-mel spectrogram of the last 8 s and returns a probability.
 It costs tens of milliseconds on one core and gains nothing from batching, so that
 `gpu_worker.turn.smart_turn_pool` runs it in threads of its own, at speech-to-silence edges only.
 Needs onnxruntime (the `smart-turn` extra).
 
-Source: pipecat-ai 1.14.0, `local_smart_turn_v3.py` (what the network is fed); Radford et al. 2022,
+Source: pipecat-ai 1.14.0, `local_smart_turn_v3.py` (the network's input); Radford et al. 2022,
 "Robust Speech Recognition via Large-Scale Weak Supervision", and OpenAI's `whisper/audio.py` (the features).
 """
 
@@ -50,20 +50,20 @@ class SmartTurn:
             ) from error
         options = onnxruntime.SessionOptions()
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        # The pool has as many threads as it may use; a session must not bring its own.
+        # The pool has all the threads that it may use; a session must not have its own.
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = 1
         self._session: Any = onnxruntime.InferenceSession(
             str(model_path), sess_options=options, providers=["CPUExecutionProvider"]
         )
-        # The first call allocates; no stream should pay for it.
+        # The first call allocates memory; no stream should pay for it.
         self.probability(np.zeros(INPUT_SAMPLES, np.int16))
 
     def probability(self, audio: NDArray[np.int16]) -> float:
-        """Probability that the turn is complete.
+        """Return the probability that the turn is complete.
 
         Args:
-            audio: the stream's last audio at 16 kHz; of more than 8 s the end counts.
+            audio: the stream's last audio at 16 kHz; only the last 8 s count.
         """
         features = log_mel(audio.astype(np.float32) / 32_768.0)
         (output,) = self._session.run(None, {"input_features": features[None]})
@@ -71,7 +71,7 @@ class SmartTurn:
 
 
 def log_mel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Whisper's log-mel spectrogram of the last 8 s, silence in front of what is shorter.
+    """Return Whisper's log-mel spectrogram of the last 8 s; shorter audio has silence in front.
 
     Args:
         samples: audio at 16 kHz, full scale 1.0.
@@ -96,13 +96,13 @@ def log_mel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @cache
 def _hann() -> NDArray[np.float64]:
-    """Return the periodic window: a symmetric one of one more sample, without its last."""
+    """Return the periodic Hann window: the symmetric window of one more sample, without its last."""
     return np.hanning(_FFT_SAMPLES + 1)[:-1]
 
 
 @cache
 def _mel_filters() -> NDArray[np.float64]:
-    """[80, 201] triangles of equal area, spaced evenly on Slaney's mel scale from 0 to 8 kHz.
+    """Return [80, 201] triangles of equal area, spaced evenly on Slaney's mel scale from 0 to 8 kHz.
 
     The scale is linear to 1 kHz (3 mels for 200 Hz), then logarithmic (27 mels for a factor of 6.4).
     Source: Slaney 1998, "Auditory Toolbox".

@@ -1,10 +1,11 @@
-"""smart-turn in a bounded pool of threads: questions in, answers out, and no thread waits for one.
+"""smart-turn in a bounded pool of threads: it takes questions and returns answers, and no caller blocks.
 
 The stage (`gpu_worker.turn.stage.TurnStage`) asks at the edge from speech to silence and reads the answer at
-a later position of the audio, so that in real time the network has had its time. What does not come is
-counted by its reason: `refused` (the queue was full), `late` (given up after the stage's time-out),
-`failed` (the network raised). Each of these is an absent verdict, and the only way in which a result
-may depend on anything but the stream's audio and options.
+a later position of the audio, so that in real time the network has had time for it. Missing answers are
+counted
+by reason: `refused` (the queue was full), `late` (given up after the time-out), `failed` (the network
+raised). Each of them is an absent verdict, and the only way in which a result may depend on anything but the
+stream's audio and options.
 """
 
 import logging
@@ -26,16 +27,16 @@ logger = logging.getLogger(__name__)
 
 
 class TurnModel(Protocol):
-    """What the pool runs: `gpu_worker.turn.smart_turn.SmartTurn`."""
+    """The model that the pool runs: `gpu_worker.turn.smart_turn.SmartTurn`."""
 
     def probability(self, audio: NDArray[np.int16]) -> float:
-        """Probability that the turn is complete; called from several threads."""
+        """Return the probability that the turn is complete; called from several threads."""
         ...
 
 
 @dataclass(slots=True)
 class SmartTurnStats:
-    """Counts since start; `depth` is the questions queued or being judged now."""
+    """Counts since the start; `depth` is the number of questions that are queued or being judged."""
 
     asked: int = 0
     complete: int = 0
@@ -93,12 +94,12 @@ class SmartTurnPool:
             thread.start()
 
     def wake_with(self, on_answer: Callable[[], None]) -> None:
-        """Take what is called after each answer, from a thread of the pool, to wake the engine's thread."""
+        """Set the callback that wakes the engine's thread; a pool thread calls it after each answer."""
         self._on_answer = on_answer
 
     @property
     def stats(self) -> SmartTurnStats:
-        """A copy of the counts of now."""
+        """Return a copy of the present counts."""
         with self._changed:
             stats = self._stats
             return SmartTurnStats(
@@ -113,7 +114,7 @@ class SmartTurnPool:
             )
 
     def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
-        """Queues a question; it takes the place of an older one of the stream. False when full."""
+        """Queue a question in place of an older one of the stream; return False when the queue is full."""
         with self._changed:
             self._stats.asked += 1
             if stream not in self._queue and len(self._queue) >= self._max_queued:
@@ -124,15 +125,15 @@ class SmartTurnPool:
             return True
 
     def answers(self) -> Sequence[TurnAnswer]:
-        """Answers since the last call; never blocks."""
-        if not self._answers:  # read without the lock: an answer that comes now is taken next time
+        """Return the answers since the last call; never blocks."""
+        if not self._answers:  # read without the lock: an answer that comes now is returned next time
             return ()
         with self._changed:
             answers, self._answers = self._answers, []
             return answers
 
     def count_late(self) -> None:
-        """Note that an answer was given up waiting for."""
+        """Count an answer that the stage has given up waiting for."""
         with self._changed:
             self._stats.late += 1
 
@@ -142,7 +143,7 @@ class SmartTurnPool:
             self._queue.pop(stream, None)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Stop the threads after the questions they are at; what is queued stays unanswered."""
+        """Stop the threads after their present questions; queued questions stay unanswered."""
         with self._changed:
             self._closing = True
             self._queue.clear()

@@ -1,4 +1,4 @@
-"""The engine's last stage: takes what each chunk decoded and returns results with turn detection.
+"""The engine's last stage: turns the tokens and windows of each chunk into results with turn detection.
 
 Calls that the engine makes, all from its own thread. `SileroVad` (gpu_worker.turn.vad) belongs to the
 step itself; this stage is host code that costs some microseconds a chunk::
@@ -12,14 +12,14 @@ step itself; this stage is host code that costs some microseconds a chunk::
     blob = stage.export(stream)                          # of the engine's snapshot, beside the transcript ...
     stage.open(stream, settings, transcript, exported=blob)  # ... and back
 
-A chunk brings one result, or one for each start and end of an utterance in it: each but the last covers the
-audio up to where its event was decided, with the tokens that stand there.
+A chunk has one result, or one for each start and end of an utterance in it: each but the last covers the
+audio up to the position where its event was decided, with the tokens before that position.
 
-Without smart-turn, or without a question open, results come back from the next `drain`. With one open
-they are held until the verdict is there or the judge's `timeout_s` has passed. `waiting` are the streams
-that wait so: the engine launches nothing more for them, and other streams never wait. `has_work()` of the
-engine is also true when `stage.has_ready()` is, and a thread that sleeps until there is work must be woken by
-the judge (`SmartTurnPool.wake_with`) and look again after `stage.wait_s()`.
+Without an open question to smart-turn, the next `drain` returns the results. With an open question they are
+held until the verdict is there or the judge's `timeout_s` has passed. `waiting` has the streams that wait so:
+the engine launches nothing more for them, and other streams never wait. `has_work()` of the engine is also
+true when `stage.has_ready()` is. The judge must wake a thread that sleeps until there is work
+(`SmartTurnPool.wake_with`), and the thread must check again after `stage.wait_s()`.
 """
 
 import time
@@ -44,7 +44,7 @@ from gpu_worker.turn.utterances import UtteranceLog
 HISTORY_SAMPLES: Final = 8 * 16_000
 
 _OFF: Final = TurnOutcome(None, "running")
-"""What results say of a stream without turn detection."""
+"""The turn fields of results of a stream without turn detection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +65,19 @@ class TurnJudge(Protocol):
     timeout_s: float
 
     def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
-        """Queues a question about at most 8 s of audio; False when the queue is full."""
+        """Queue a question about at most 8 s of audio; return False when the queue is full."""
         ...
 
     def answers(self) -> Sequence[TurnAnswer]:
-        """Answers that arrived since the last call; never blocks."""
+        """Return the answers since the last call; never blocks."""
         ...
 
     def count_late(self) -> None:
-        """Note that an answer was given up waiting for."""
+        """Count an answer that the stage has given up waiting for."""
         ...
 
     def drop(self, stream: StreamId) -> None:
-        """Drop what is queued of a stream that was closed."""
+        """Drop the queued question of a stream that was closed."""
         ...
 
 
@@ -85,10 +85,10 @@ class TurnStage:
     """Endpointing of all streams of an engine.
 
     Args:
-        judge: smart-turn; None leaves its verdicts out (streams that ask for it get none).
+        judge: smart-turn; None for none: streams that ask for it then have no verdicts.
         eou_id: the model's `<EOU>` token; None where it has none.
-        num_slots: of the engine.
-        clock: monotonic seconds.
+        num_slots: slots of the engine.
+        clock: returns monotonic seconds.
 
     `steady` takes the chunks of a step that change nothing; only the others are pushed.
     """
@@ -113,12 +113,12 @@ class TurnStage:
 
     @property
     def num_held(self) -> int:
-        """Chunks that wait for a verdict, over all streams."""
+        """Number of chunks that wait for a verdict, over all streams."""
         return sum(1 + len(turns.held) for turns in self._waiting.values())
 
     @property
     def waiting(self) -> Collection[StreamId]:
-        """Streams that wait for a verdict."""
+        """The streams that wait for a verdict."""
         return self._waiting.keys()
 
     def open(
@@ -130,7 +130,7 @@ class TurnStage:
         *,
         slot: int | None = None,
     ) -> None:
-        """Take a stream, at its start or where `export` left it; its results go into the transcript.
+        """Add a stream, at its start or at its export; its tokens go into the transcript.
 
         Chunks of a stream with a slot may be taken by `steady`.
 
@@ -177,7 +177,7 @@ class TurnStage:
         return export_turns(turns, [one for one in self._ready if one.stream == stream])
 
     def close(self, stream: StreamId) -> None:
-        """Drop the stream and what it holds; do nothing when it is not open."""
+        """Drop the stream and its state; do nothing if it is not open."""
         turns = self._streams.pop(stream, None)
         self._waiting.pop(stream, None)
         if turns is None:
@@ -203,10 +203,10 @@ class TurnStage:
         probs: Sequence[float] = (),
         samples: NDArray[np.float32] | None = None,
     ) -> None:
-        """Take what one chunk of a stream brought.
+        """Take the findings of one chunk of a stream.
 
         Args:
-            stream: open here.
+            stream: an open stream.
             tokens: the chunk's new tokens in order.
             end_sample: end of the chunk, in 16 kHz samples of the stream.
             is_final: whether the stream ends with it.
@@ -224,7 +224,7 @@ class TurnStage:
         probs: Sequence[float],
         samples: NDArray[np.float32] | None,
     ) -> None:
-        """Do what `push` does, for the stream that has a slot."""
+        """Do the same as `push`, for the stream that has a slot."""
         turns = self._by_slot[slot]
         assert turns is not None
         self._push(turns, tokens, end_sample, is_final, probs, samples)
@@ -242,7 +242,7 @@ class TurnStage:
         if endpointer is None:
             self._emit(turns, tokens, end_sample, _OFF, is_final=is_final)
             return
-        # By position: names cost half as much again.
+        # By position: keyword arguments cost half as much time again.
         chunk = TurnChunk(end_sample, tuple(probs), self._eou_samples(tokens) if tokens.ids else (), is_final)
         if turns.slot is not None:
             self.steady.settle(turns.slot, endpointer)
@@ -283,7 +283,7 @@ class TurnStage:
         )
 
     def _settle(self, turns: StreamTurns) -> None:
-        """Bring the endpointer to where `steady` is."""
+        """Update the endpointer with the chunks that `steady` has taken."""
         if turns.slot is not None and turns.endpointer is not None:
             self.steady.settle(turns.slot, turns.endpointer)
 
@@ -305,7 +305,7 @@ class TurnStage:
         return ready
 
     def take_ended(self) -> list[StreamId]:
-        """Streams whose final results `drain` has returned since the last call."""
+        """Return the streams whose final results `drain` has returned since the last call."""
         ended, self._ended = self._ended, []
         return ended
 
@@ -317,7 +317,7 @@ class TurnStage:
         )
 
     def wait_s(self) -> float | None:
-        """Seconds until a verdict is given up, None when none is waited for."""
+        """Return the seconds until a verdict is given up, None if no stream waits for one."""
         if not self._waiting:
             return None
         return max(0.0, min(turns.deadline_s for turns in self._waiting.values()) - self._clock())
@@ -349,7 +349,7 @@ class TurnStage:
         outcomes = turns.endpointer.read(held.chunk)
         self._ask(stream, turns)
         if outcomes is None:
-            outcomes = turns.endpointer.resume()  # a question that was refused is answered already
+            outcomes = turns.endpointer.resume()  # a refused question is answered already
         if outcomes is None:
             turns.waiting = held
             self._wait(stream, turns)
@@ -364,7 +364,7 @@ class TurnStage:
         self._waiting[stream] = turns
 
     def _go_on(self, stream: StreamId, turns: StreamTurns) -> None:
-        """Read on after an answer, as far as it goes."""
+        """Read the held chunks after an answer, until one waits again."""
         if turns.waiting is None:
             return
         assert turns.endpointer is not None
@@ -385,10 +385,10 @@ class TurnStage:
         questions = turns.endpointer.take_questions()
         if not questions:
             return
-        # An earlier question of the same chunk has been overtaken by speech.
+        # Speech has made an earlier question of the same chunk obsolete.
         question = questions[-1]
         if self._judge is None or turns.history is None:
-            # The stream comes from a worker with smart-turn to one without.
+            # The stream has come from a worker with smart-turn to one without.
             turns.endpointer.answer(question.number, Verdict.ABSENT)
             return
         # The history holds whole chunks; the question ends where the pause was noticed.
@@ -427,8 +427,8 @@ class TurnStage:
     ) -> None:
         """Make a result of the audio up to `end_sample`.
 
-        Of a stream with a slot, whose steady chunks say nothing, only what changes something has one, and
-        what ends a second of audio.
+        A stream with a slot, whose steady chunks have none, has a result only if something changes or a
+        second of audio ends.
         """
         transcript, reports = turns.transcript, (outcome.last_state, outcome.turn_detection)
         if tokens.ids or is_final:
@@ -471,6 +471,6 @@ class TurnStage:
 
 
 def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Half the size, and the precision of the telephone or microphone that it came from."""
+    """Return samples as int16: half the size, with the precision of a telephone or microphone."""
     scaled: NDArray[np.int16] = np.rint(np.clip(samples, -1.0, 1.0) * 32_767.0).astype(np.int16)
     return scaled

@@ -1,9 +1,9 @@
-"""Chunks in which nothing happens, for all streams of a step at once.
+"""Steady chunks, which change nothing, handled for all streams of a step at once.
 
-Most chunks are speech in the midst of speech, or silence between utterances or in a pause: every window of
-theirs leads back to the state that the stream is in, and its result says what the last one said.  Such a
-stream is steady.  Its chunks are compared with its thresholds as arrays; only what they add up to is kept,
-until something happens and the stream's `Endpointer` takes it over in one go.
+Most chunks are speech in the midst of speech, or silence between utterances or in a pause: no window changes
+the state of the stream, and the result has the same turn fields as the last one. Such a stream is steady. Its
+chunks are compared with its thresholds as arrays; only their sums are kept, until something changes and the
+stream's `Endpointer` takes them all at once.
 
 Shape suffixes: S slots, P pieces of a step (chunks, in order of their rows), V their windows.
 """
@@ -21,7 +21,7 @@ from gpu_worker.turn.transitions import State
 
 
 class Steadiness(IntEnum):
-    """Which chunks change nothing in a slot."""
+    """The kind of chunks that change nothing in a slot."""
 
     NONE = 0
     SPEECH = 1
@@ -37,34 +37,34 @@ _FOR_EVER: Final = np.iinfo(np.int64).max
 
 
 class SteadyTurns:
-    """What is known of every slot's stream.
+    """The turn state of every slot's stream, as arrays.
 
     Args:
-        num_slots: of the engine.
+        num_slots: slots of the engine.
     """
 
     def __init__(self, num_slots: int) -> None:
         self._steadiness_S = np.zeros(num_slots, dtype=np.int8)
         self._speech_level_S = np.zeros(num_slots)
         self._silence_level_S = np.zeros(num_slots)
-        # Where a window of silence is no longer a matter of course.
+        # Position from which a window of silence may change the state.
         self._until_S = np.zeros(num_slots, dtype=np.int64)
         self._windows_S = np.zeros(num_slots, dtype=np.int64)
         self._end_sample_S = np.full(num_slots, -1, dtype=np.int64)
-        # An item of an array costs three times as much.
+        # An item of an array costs three times as much time.
         self._steadiness = memoryview(self._steadiness_S)  # type: ignore[arg-type]
         self._until = memoryview(self._until_S)  # type: ignore[arg-type]
         self._windows = memoryview(self._windows_S)  # type: ignore[arg-type]
         self._end_sample = memoryview(self._end_sample_S)  # type: ignore[arg-type]
 
     def open(self, slot: int, settings: TurnSettings) -> None:
-        """Open a slot for a stream with these settings; all of its chunks are to be read."""
+        """Open a slot for a stream with these settings; all of its chunks have to be read at first."""
         self.drop(slot)
         self._speech_level_S[slot] = settings.vad_threshold
         self._silence_level_S[slot] = settings.vad_threshold - settings.vad_margin
 
     def note(self, slot: int, endpointer: Endpointer | None) -> None:
-        """Note that the slot's stream is as this endpointer has it; None: all chunks are to be read."""
+        """Update the slot with the state of its endpointer; None: all chunks have to be read."""
         steadiness = Steadiness.NONE
         if endpointer is not None and endpointer.has_heard:
             steadiness = _OF_STATE.get(endpointer.state, Steadiness.NONE)
@@ -74,7 +74,7 @@ class SteadyTurns:
         self._steadiness[slot] = steadiness
 
     def drop(self, slot: int) -> None:
-        """Forget the slot's stream: it has another, or none."""
+        """Forget the slot's stream."""
         self._steadiness[slot] = Steadiness.NONE
         self._windows[slot] = 0
         self._end_sample[slot] = -1
@@ -87,17 +87,17 @@ class SteadyTurns:
         speech_V: NDArray[np.float32],
         is_open_P: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
-        """Take the chunks that change nothing; the others are to be read, in order.
+        """Take the chunks that change nothing; the others have to be read, in order.
 
         Args:
-            slot_P: of each chunk; those of one stream follow each other.
-            end_sample_P: where it ends.
-            num_windows_P: windows that it completes.
-            speech_V: probabilities of their being speech.
-            is_open_P: neither an `<EOU>` nor the stream's end stands in it, and it may be taken.
+            slot_P: slot of each chunk; chunks of one stream are consecutive.
+            end_sample_P: end of each chunk.
+            num_windows_P: number of windows that it completes.
+            speech_V: speech probabilities of the windows.
+            is_open_P: whether the chunk has neither an `<EOU>` nor the stream's end, and may be taken.
 
         Returns:
-            Which were taken: of each stream the first ones, up to one that is not.
+            Which chunks were taken: the first ones of each stream, up to one that is not.
         """
         steadiness_P = self._steadiness_S[slot_P]
         quietest_P, loudest_P = _extremes(num_windows_P, speech_V)
@@ -108,19 +108,19 @@ class SteadyTurns:
         is_taken_P: NDArray[np.bool_] = is_open_P & (is_speech_P | is_silence_P)
         is_first_P = np.ones(len(slot_P), dtype=np.bool_)
         np.not_equal(slot_P[1:], slot_P[:-1], out=is_first_P[1:])
-        if is_first_P.all():  # nearly always it is one chunk a stream
+        if is_first_P.all():  # nearly always there is one chunk a stream
             slots = slot_P[is_taken_P]
             self._windows_S[slots] += num_windows_P[is_taken_P]
         else:
             is_taken_P = _first_ones(is_taken_P, is_first_P)
             slots = slot_P[is_taken_P]
             np.add.at(self._windows_S, slots, num_windows_P[is_taken_P])
-        # Of several of one slot the last is written last.
+        # Of several chunks of one slot the last is written last.
         self._end_sample_S[slots] = end_sample_P[is_taken_P]
         return is_taken_P
 
     def settle(self, slot: int, endpointer: Endpointer) -> None:
-        """Let the endpointer have what was taken."""
+        """Pass the taken chunks to the endpointer."""
         end_sample = self._end_sample[slot]
         if end_sample >= 0:
             endpointer.skip(self._windows[slot], end_sample)
@@ -129,7 +129,7 @@ class SteadyTurns:
 
 
 def _first_ones(is_steady_P: NDArray[np.bool_], is_first_P: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return each stream's steady chunks up to its first that is not: behind that one the state is another.
+    """Return each stream's steady chunks up to its first that is not, after which the state may change.
 
     is_first_P: the first chunk of a stream.
     """

@@ -1,4 +1,4 @@
-"""The turn state of one stream in the stage, and how it travels in a snapshot."""
+"""The turn state of one stream in the stage, and its serialization for a snapshot."""
 
 import json
 import struct
@@ -25,7 +25,7 @@ _VERSION: Final = 2
 
 @dataclass(slots=True)
 class HeldChunk:
-    """A chunk on its way: its tokens, what it says of turns, its audio where smart-turn wants it."""
+    """A chunk that is held back: its tokens, its turn findings, its audio where smart-turn needs it."""
 
     tokens: Tokens
     chunk: TurnChunk
@@ -41,13 +41,13 @@ class StreamTurns:
     endpointer: None when turn detection is off for the stream.
     history: the last 8 s of audio and the chunk being read, for smart-turn; None without it.
     history_end_sample: position of the history's end.
-    waiting: the chunk that is half read and waits for a verdict.
-    deadline_s: when the verdict is given up.
-    held: chunks behind it, those that were on the device by then.
-    reported: what the last result said, (last_state, turn_detection).
+    waiting: the chunk that is partly read and waits for a verdict.
+    deadline_s: time at which the verdict is given up.
+    held: later chunks, which were on the device already.
+    reported: (last_state, turn_detection) of the last result.
     utterances: finals of utterances; None without `auto_finalize`.
     slot: where its steady chunks are counted; None when all are read one by one.
-    second: of audio in which its last result ended.
+    second: second of audio in which its last result ended.
     """
 
     stream: StreamId
@@ -75,10 +75,10 @@ class StreamTurns:
 
 
 def export_turns(turns: StreamTurns, ready: Sequence[StreamOutput]) -> bytes:
-    """Return a header of JSON behind its length, then the audio as int16; the transcript is not in it.
+    """Return the length of a JSON header, the header, and the audio as int16; without the transcript.
 
     Args:
-        turns: of one stream.
+        turns: turns of one stream.
         ready: its results that are complete and were not fetched yet.
     """
     audio = [] if turns.history is None else [turns.history]
@@ -107,9 +107,9 @@ def export_turns(turns: StreamTurns, ready: Sequence[StreamOutput]) -> bytes:
 def import_turns(
     exported: bytes, settings: TurnSettings, stream: StreamId, transcript: Transcript
 ) -> tuple[StreamTurns, list[StreamOutput]]:
-    """Read what `export_turns` wrote: turns, and results that are ready; the stream may have another id here.
+    """Return the turns and the ready results of an export, for a stream that may have a new id.
 
-    `transcript` is as it was then.
+    transcript: the transcript at the time of the export.
 
     Raises:
         ValueError: it was written by another version.

@@ -1,4 +1,4 @@
-"""The table that endpointing runs on: states, events, transitions, and what each state reports.
+"""The table of endpointing: states, events, transitions, and the turn fields of each state.
 
 `python -m gpu_worker.turn.transitions` prints it as the Mermaid diagram of docs/turn-detection.md.
 """
@@ -11,7 +11,7 @@ from common.messages import LastState, TurnDetection
 
 
 class State(StrEnum):
-    """Where a stream stands. The last four have an utterance open."""
+    """The state of a stream. In the last four an utterance is open."""
 
     IDLE = "idle"
     STARTING = "starting"
@@ -21,12 +21,12 @@ class State(StrEnum):
     RESUMING = "resuming"
     CLOSED = "closed"
 
-    # That of Enum is a Python function, and these are looked up for every window.
+    # Enum's own hash is a Python function, and members are looked up for every window.
     __hash__ = str.__hash__
 
 
 class Event(StrEnum):
-    """What a window, a token or the end of the audio says. Windows come every 32 ms."""
+    """An event: of a window, a token or the end of the audio. Windows come every 32 ms."""
 
     SPEECH = "speech"
     SPEECH_HELD = "speech held"
@@ -40,7 +40,7 @@ class Event(StrEnum):
 
 
 class Action(StrEnum):
-    """What a transition does beside changing the state."""
+    """An action of a transition beside the change of state."""
 
     OPEN = "start_of_utterance"
     CLOSE = "end_of_utterance"
@@ -51,7 +51,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """The state after an event, and what happens on the way."""
+    """The state after an event, and the action."""
 
     to: State
     action: Action | None = None
@@ -105,11 +105,11 @@ REPORTED: Final[dict[State, tuple[LastState, TurnDetection]]] = {
     State.RESUMING: ("silence", "pause"),
     State.CLOSED: ("silence", "pause"),
 }
-"""What the one result of a chunk without a start or an end says in each state."""
+"""The turn fields of a chunk without a start or an end, for each state."""
 
 
 class IllegalTransitionError(Exception):
-    """An event came in a state whose row of the table has no place for it."""
+    """An event in a state whose row of the table does not have it."""
 
 
 def mermaid() -> str:

@@ -1,13 +1,13 @@
-"""Finals of utterances: what `auto_finalize` adds to results.
+"""Finals of utterances, which `auto_finalize` adds to results.
 
-An utterance's final holds the words of its time, whatever the chunks. The model emits a word later than it
-was spoken, so the final comes when the audio up to `finalize_lag_ms` after the speech has been decoded and
-its last word has ended, or with the model's own mark after the speech: `<EOU>` comes after the last word. At
-the latest it comes with the end of the stream. Words of the next utterance that were emitted by then are told
-from its own by where they stand.
+An utterance's final holds the words of its time, however the audio is cut into chunks. The model emits a word
+later than it was spoken. So the final comes when the audio up to `finalize_lag_ms` after the speech has been
+decoded and its last word has ended, or with the model's own mark after the speech: `<EOU>` comes after the
+last word. At the latest it comes with the end of the stream. Words of the next utterance that were emitted by
+then are recognised by their positions.
 
-Finals join to the transcript: a word that comes still later, or outside of every utterance, stands in the
-next one. What stands in one is never changed or repeated by a later one. A mark of punctuation that comes
+Finals join to the transcript: a word that comes later still, or outside of every utterance, is part of the
+next final. A later final never changes or repeats the text of an earlier one. A punctuation mark that comes
 later still belongs to the words before it, and so does not open the next utterance's text.
 """
 
@@ -22,9 +22,9 @@ from gpu_worker.turn.outcome import TurnOutcome, token_sample
 from gpu_worker.turn.settings import SAMPLES_PER_MS, TurnSettings
 
 _SAMPLES_PER_S = 1_000 * SAMPLES_PER_MS
-# A word's first token stands at most so long after the end of the speech that it belongs to, and that of an
-# utterance's first word at least so long after its start. Measured with tiny on 60 pairs of prompts, at
-# chunks of 80 to 1,120 ms: at most 352 ms and at least 288.
+# Longest time from the end of speech to the first token of its last word, and shortest time from the start of
+# an utterance to the first token of its first word. Measured with tiny on 60 pairs of prompts, at chunks of
+# 80 to 1,120 ms: at most 352 ms and at least 288.
 _LAST_WORD_SAMPLES: Final = 360 * SAMPLES_PER_MS
 _FIRST_WORD_SAMPLES: Final = 280 * SAMPLES_PER_MS
 # A word that never ends must not hold a final back for ever.
@@ -41,10 +41,10 @@ class _Ended:
 
 
 class UtteranceLog:
-    """Utterances of one stream that have ended and whose final is to come, and where words began since.
+    """Utterances of one stream that have ended and whose final is to come, and the starts of words since.
 
     Args:
-        settings: of the stream.
+        settings: settings of the stream.
     """
 
     def __init__(self, settings: TurnSettings) -> None:
@@ -72,10 +72,10 @@ class UtteranceLog:
         """Return the finals that a result carries: none, one, or at the end of the stream all that are left.
 
         Args:
-            outcome: what the result reports.
-            transcript: up to `end_sample`. A word that ends with a final is closed in it.
+            outcome: the turn fields of the result.
+            transcript: transcript up to `end_sample`. A word that ends with a final is closed in it.
             end_sample: end of the audio that the result covers.
-            onset_sample: where speech began that may still become an utterance.
+            onset_sample: start of speech that may still become an utterance.
             is_final: whether the stream ends with it.
         """
         for start in transcript.take_starts():
@@ -100,14 +100,14 @@ class UtteranceLog:
         return tuple(given)
 
     def _is_due(self, transcript: Transcript, end_sample: int) -> bool:
-        """Whether no more words of the oldest utterance are to be expected."""
+        """Return whether no more words of the oldest utterance are expected."""
         ended, mark_frame = self._ended[0], transcript.mark_frame
         if mark_frame is not None and token_sample(mark_frame) > ended.end_sample:
-            return True  # the model has said so itself
+            return True  # the model's own mark has come
         return ended.due_sample <= end_sample
 
     def _limit(self, onset_sample: int | None) -> int | None:
-        """Last position of a word of the oldest utterance; None when no speech has followed it."""
+        """Return the last position of a word of the oldest utterance; None if no speech has followed it."""
         if len(self._ended) > 1:
             next_sample: int | None = self._ended[1].start_sample
         else:
@@ -145,7 +145,7 @@ class UtteranceLog:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from an exported state."""
+        """Load an exported state."""
         self._ended.extend(_Ended(**ended) for ended in state["ended"])
         self._open_sample = state["open_sample"]
         self._starts.extend((sample, offset) for sample, offset in state["starts"])
@@ -154,6 +154,6 @@ class UtteranceLog:
 
 
 def _open_word(transcript: Transcript) -> tuple[int, int] | None:
-    """Positions of the first and of the last token of the word that is not complete."""
+    """Return the positions of the first and of the last token of the incomplete word, or None."""
     frames = transcript.open_frames
     return None if frames is None else (token_sample(frames[0]), token_sample(frames[1]))
