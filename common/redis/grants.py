@@ -128,7 +128,7 @@ INGRESS: Final = Grants(
     ),
     (
         *(f"~{_any(key)}" for key in (_KEYS.settings, _KEYS.stream_counter, _KEYS.counter_run)),
-        *(f"~{_any(key)}" for key in (_KEYS.admissions, _KEYS.admit_once("*"))),
+        *(f"~{_any(key)}" for key in (_KEYS.admissions, _KEYS.once("*"))),
         *(f"~{_any(key)}" for key in (_KEYS.ingresses, _KEYS.ingress(IngressId("*")))),
         *(f"~{_any(key)}" for key in (_KEYS.key_streams("*"), _KEYS.key_minutes("*") + b"*")),
         *(f"~{_any(key)}" for key in (_KEYS.key_days("*") + b"*", _KEYS.status_line, _KEYS.status_turn)),

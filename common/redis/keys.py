@@ -23,7 +23,7 @@ INGRESS_HASH_TTL_MS: Final = 10_000
 # The last results of a stream wait so long for an ingress that reads late, or for a client that comes back.
 FINISHED_STREAM_TTL_MS: Final = 30_000
 # An admission that is asked for again, since its answer was lost, is found within this time.
-ADMIT_ONCE_TTL_MS: Final = 30_000
+ONCE_TTL_MS: Final = 30_000
 # A stream that was poison is kept so long, for somebody to look at.
 DEAD_LETTER_TTL_MS: Final = 3600 * 1000
 # What the workers serve outlives the last of their leases, so that none comes back to another model.
@@ -115,8 +115,8 @@ class Keys:
         """ZSET, stream id -> when its admission lapses (ms of the server's clock)."""
         return self._cluster("adm")
 
-    def admit_once(self, nonce: str) -> bytes:
-        """Return the key of a STRING: the stream id that an admission request with this nonce got."""
+    def once(self, nonce: str) -> bytes:
+        """Return the key of a STRING: what a request with this nonce got, so that a repeat does nothing."""
         return self._cluster(f"once:{nonce}")
 
     @property
@@ -153,6 +153,10 @@ class Keys:
     def key_days(self, key: str) -> bytes:
         """Stem of counters: seconds of audio of an API key; the number of the day follows."""
         return self._cluster(f"key:{key}:day:")
+
+    def key_report(self, key: str, ingress: IngressId) -> bytes:
+        """Return the key of a STRING: names the last report of an ingress about the audio of an API key."""
+        return self.once(f"{key}:{ingress}")
 
     @property
     def status_line(self) -> bytes:

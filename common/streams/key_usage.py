@@ -7,6 +7,7 @@ do not count. Days are those of UTC by the server's clock.
 from __future__ import annotations
 
 from enum import Enum
+from uuid import uuid4
 
 from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord
@@ -45,18 +46,27 @@ class KeyUsage:
             max_streams=record.max_streams,
             new_per_minute=record.new_per_minute,
             audio_s_per_day=record.audio_s_per_day,
+            once=uuid4().hex,
         )
         reply = await self._execute(command)
         return Bound(int(reply)) if reply else None
 
-    async def report(self, key: KeyId, num_streams: int, audio_s: float) -> float:
+    async def report(self, key: KeyId, num_streams: int, audio_s: float, once: str) -> float:
         """Say how many streams of a key this ingress has, and how much audio came since the last report.
 
         Returns the seconds of audio that the key has had in this day.
+
+        once: names these seconds. Where the call raises, nobody knows whether they are counted: they are to
+        be reported again, no more and no less of them, under the same name.
         """
         return await self._execute(
             scripts.report(
-                self._keys, key=key, ingress=self._ingress, num_streams=num_streams, audio_s=audio_s
+                self._keys,
+                key=key,
+                ingress=self._ingress,
+                num_streams=num_streams,
+                audio_s=audio_s,
+                once=once,
             )
         )
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from typing import Final
+from uuid import uuid4
 
 from common.auth.api_key import KeyId
 from common.errors import ErrorCode, RedisUnavailable, StreamError
@@ -37,14 +38,18 @@ _SENTENCES: Final = {
 class _Use:
     """The use of one key on this ingress.
 
-    audio_s: seconds of audio that are not reported yet. today_s: seconds reported by all ingresses this day.
+    audio_s: seconds of audio that are in no report yet. told_s: those of the report that has no answer yet.
+    report: the name of that report; empty where each is answered. today_s: seconds reported by all ingresses
+    this day.
     """
 
-    __slots__ = ("audio_s", "changed", "streams", "today_s")
+    __slots__ = ("audio_s", "changed", "report", "streams", "today_s", "told_s")
 
     def __init__(self) -> None:
         self.streams = 0
         self.audio_s = 0.0
+        self.told_s = 0.0
+        self.report = ""
         self.today_s = 0.0
         self.changed = False
 
@@ -119,7 +124,7 @@ class KeyGuard:
         """Raise OverLimit where the client has used up its audio of this day, by the last report."""
         if client is not None and client.key is not None and client.key.audio_s_per_day:
             use = self._uses[client.key.key_id]
-            if use.today_s + use.audio_s >= client.key.audio_s_per_day:
+            if use.today_s + use.told_s + use.audio_s >= client.key.audio_s_per_day:
                 raise OverLimit(_SENTENCES[Bound.AUDIO], self._retry_after_s(Bound.AUDIO))
 
     async def run(self) -> None:
@@ -134,14 +139,17 @@ class KeyGuard:
         for key, use in list(self._uses.items()):
             if not (use.changed or (everything and use.streams)):
                 continue
-            audio_s, use.audio_s, use.changed = use.audio_s, 0.0, False
+            if not use.report:
+                use.report, use.told_s, use.audio_s = uuid4().hex, use.audio_s, 0.0
+            use.changed = use.audio_s > 0
             try:
-                use.today_s = await self._usage.report(key, use.streams, audio_s)
+                use.today_s = await self._usage.report(key, use.streams, use.told_s, use.report)
             except RedisUnavailable as error:
-                use.audio_s += audio_s
+                # Redis may have counted it: it is repeated as it is, and newer audio waits for the next one.
                 use.changed = True
                 OUTAGES.log_retry(logger, "what keys use is reported later: %s", error)
                 return
+            use.report, use.told_s = "", 0.0
             if not use.streams and not use.changed:
                 del self._uses[key]
 

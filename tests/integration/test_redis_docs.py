@@ -88,7 +88,7 @@ def test_every_key_is_documented() -> None:
     stream = keys.stream(7)  # type: ignore[arg-type]
     names = [
         *(keys.settings, keys.stream_counter, keys.admissions, keys.workers, keys.ingresses),
-        *(keys.admit_once("NONCE"), keys.worker("WID"), keys.ingress("IID"), keys.channel("IID")),  # type: ignore[arg-type]
+        *(keys.once("NONCE"), keys.worker("WID"), keys.ingress("IID"), keys.channel("IID")),  # type: ignore[arg-type]
     ]
     for name in names:
         assert f"`{name.decode()}`" in TEXT

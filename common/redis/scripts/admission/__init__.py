@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from common.entries import StreamId
-from common.redis.keys import ADMIT_ONCE_TTL_MS, COUNTER_TTL_MS, REGISTER_TTL_MS, Keys
+from common.redis.keys import COUNTER_TTL_MS, ONCE_TTL_MS, REGISTER_TTL_MS, Keys
 from common.redis.scripts import Command, run
 
 # Part of --redis-maxmemory-mb from which no new stream is admitted, so that those that run have room:
@@ -28,8 +28,8 @@ def admit(
     """
     return run(
         "admission/admit",
-        (keys.stream_counter, keys.admissions, keys.workers, keys.admit_once(once), keys.counter_run),
-        *(max_num_streams, ttl_ms, keys.worker_hash_stem, ADMIT_ONCE_TTL_MS, COUNTER_TTL_MS),
+        (keys.stream_counter, keys.admissions, keys.workers, keys.once(once), keys.counter_run),
+        *(max_num_streams, ttl_ms, keys.worker_hash_stem, ONCE_TTL_MS, COUNTER_TTL_MS),
         *(REGISTER_TTL_MS, stream or 0, MEMORY_LIMIT, _FORGOTTEN_STREAMS, _MAY_COME_BACK_MS),
         *(keys.shards, -1 if shard is None else shard),
     )

@@ -1,11 +1,13 @@
 -- Counts new streams of an API key on one ingress, unless that would pass a bound of the key.
 -- Returns 0, or the bound: 1 streams at once, 2 new ones in this minute, 3 audio of this day.
+-- A repeat with the same `once` counts nothing.
 -- The keys of the minute and of the day are made of their stems here: the time is the server's.
-local streams, ingresses, minutes, days = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local streams, ingresses, minutes, days, once = unpack(KEYS)
 local ingress, mine, new = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local most, per_minute, per_day = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local streams_ttl_ms, minute_ttl_ms = ARGV[7], ARGV[8]
+local streams_ttl_ms, minute_ttl_ms, once_ttl_ms = ARGV[7], ARGV[8], ARGV[9]
 
+if redis.call('EXISTS', once) == 1 then return 0 end
 local now = now_ms()
 local minute = minutes .. math.floor(now / 60000)
 local day = days .. math.floor(now / 86400000)
@@ -29,5 +31,6 @@ redis.call('PEXPIRE', streams, streams_ttl_ms)
 if per_minute > 0 then
   redis.call('INCRBY', minute, new)
   redis.call('PEXPIRE', minute, minute_ttl_ms)
+  redis.call('SET', once, 1, 'PX', once_ttl_ms)
 end
 return 0

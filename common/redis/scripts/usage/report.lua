@@ -1,8 +1,8 @@
 -- States how many streams of an API key an ingress has, and adds audio to the key's day. Returns the audio of
--- the day, in seconds.
-local streams, days = KEYS[1], KEYS[2]
-local ingress, mine, audio_s = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local streams_ttl_ms, day_ttl_ms = ARGV[4], ARGV[5]
+-- the day, in seconds. A repeat with the `once` of the last report adds nothing.
+local streams, days, reported = KEYS[1], KEYS[2], KEYS[3]
+local ingress, mine, audio_s, once = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local streams_ttl_ms, day_ttl_ms, report_ttl_ms = ARGV[5], ARGV[6], ARGV[7]
 
 if mine > 0 then
   redis.call('HSET', streams, ingress, mine)
@@ -11,8 +11,9 @@ else
   redis.call('HDEL', streams, ingress)
 end
 local day = days .. math.floor(now_ms() / 86400000)
-if tonumber(audio_s) > 0 then
+if tonumber(audio_s) > 0 and redis.call('GET', reported) ~= once then
   redis.call('INCRBYFLOAT', day, audio_s)
   redis.call('PEXPIRE', day, day_ttl_ms)
+  redis.call('SET', reported, once, 'PX', report_ttl_ms)
 end
 return redis.call('GET', day) or '0'

@@ -32,7 +32,7 @@ def test_what_the_cluster_has_once_is_on_shard_0() -> None:
     keys = Keys(shards=4)
     names = [
         *(keys.settings, keys.stream_counter, keys.admissions, keys.workers, keys.ingresses),
-        *(keys.worker(WorkerId("w")), keys.ingress(IngressId("i")), keys.admit_once("n")),
+        *(keys.worker(WorkerId("w")), keys.ingress(IngressId("i")), keys.once("n")),
     ]
     assert {tag(name) for name in names} == {b"0"}
     assert len(set(names)) == len(names)

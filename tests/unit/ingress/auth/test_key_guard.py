@@ -22,17 +22,23 @@ class Usage:
     def __init__(self) -> None:
         self.bound: Bound | None = None
         self.today_s = 0.0
+        self.last = ""
         self.reports: list[tuple[int, float]] = []
         self.away = False
+        self.deaf = False  # it counts, and its answers are lost
 
     async def enter(self, record: KeyRecord, num_before: int, num_new: int) -> Bound | None:
         return self.bound
 
-    async def report(self, key: KeyId, num_streams: int, audio_s: float) -> float:
+    async def report(self, key: KeyId, num_streams: int, audio_s: float, once: str) -> float:
         if self.away:
             raise RedisUnavailable
         self.reports.append((num_streams, audio_s))
-        self.today_s += audio_s
+        if once != self.last:
+            self.last = once
+            self.today_s += audio_s
+        if self.deaf:
+            raise RedisUnavailable
         return self.today_s
 
 
@@ -85,6 +91,27 @@ async def test_audio_that_could_not_be_reported_counts_all_the_same() -> None:
     at.guard.heard(CLIENT, 100.0)
     at.usage.away = True
     await at.guard._report(everything=False)
+    with pytest.raises(OverLimit):
+        at.guard.check_audio(CLIENT)
+
+
+async def test_audio_whose_report_was_not_answered_is_counted_once() -> None:
+    at = At(0.0)
+    await at.guard.enter(CLIENT, 1)
+    at.usage.deaf = True
+    for _ in range(3):
+        at.guard.heard(CLIENT, 10.0)
+        await at.guard._report(everything=False)
+    assert at.usage.reports == [(1, 10.0)] * 3
+    at.guard.heard(CLIENT, 69.0)
+    at.guard.check_audio(CLIENT)
+    at.usage.deaf = False
+    for _ in range(2):
+        await at.guard._report(everything=False)
+    assert at.usage.reports[3:] == [(1, 10.0), (1, 89.0)]
+    assert at.usage.today_s == 99.0
+    at.guard.check_audio(CLIENT)
+    at.guard.heard(CLIENT, 1.0)
     with pytest.raises(OverLimit):
         at.guard.check_audio(CLIENT)
 
