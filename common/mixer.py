@@ -1,4 +1,4 @@
-"""Several channels of 16-bit samples to one. Plain Python: neither an ingress nor a client has numpy."""
+"""Several channels of samples to one. Plain Python: neither an ingress nor a client has numpy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import array
 import math
 import operator
 from collections.abc import Iterable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 Samples: TypeAlias = "array.array[int]"
 """16-bit samples in this machine's byte order, `array("h")`."""
+AnySamples: TypeAlias = "array.array[Any]"
+"""The same, or samples from -1 to 1, `array("f")`."""
+
+_FLOAT: Final = "f"
+_FULL_SCALE: Final = 32768.0
 
 
 class Mixer:
@@ -31,23 +36,41 @@ class Mixer:
         """1 or -1, and 0 where it is not decided yet, which counts as 1."""
         self._looks = 0
 
-    def mix(self, samples: Samples) -> Samples:
-        """Return one sample for each whole frame."""
+    @property
+    def is_decided(self) -> bool:
+        """Whether no later passage changes how the channels are mixed."""
+        return self._looks >= self._MAX_LOOKS or all(self._signs[1:])
+
+    def mix(self, samples: AnySamples) -> AnySamples:
+        """Return one sample for each whole frame of a passage, of the same kind."""
         if self._channels == 1:
             return samples
-        planes = [samples[channel :: self._channels] for channel in range(self._channels)]
-        if self._looks < self._MAX_LOOKS and not all(self._signs[1:]):
+        planes = self._planes(samples)
+        if not self.is_decided:
             self._look(planes)
-        totals: Iterable[int] = planes[0]
+        return self._mixed(planes)
+
+    def mix_part(self, samples: AnySamples) -> AnySamples:
+        """Mix what is too short a passage to decide anything."""
+        return samples if self._channels == 1 else self._mixed(self._planes(samples))
+
+    def _planes(self, samples: AnySamples) -> list[AnySamples]:
+        return [samples[channel :: self._channels] for channel in range(self._channels)]
+
+    def _mixed(self, planes: list[AnySamples]) -> AnySamples:
+        totals: Iterable[Any] = planes[0]
         for plane, sign in zip(planes[1:], self._signs[1:], strict=True):
             totals = map(operator.sub if sign < 0 else operator.add, totals, plane)
+        if planes[0].typecode == _FLOAT:
+            return array.array(_FLOAT, (total / self._channels for total in totals))
         # The lowest value, turned over, is one too high; the first channel, never turned, makes up for that.
         return array.array("h", (total // self._channels for total in totals))
 
-    def _look(self, planes: list[Samples]) -> None:
+    def _look(self, planes: list[AnySamples]) -> None:
         first = planes[0][:: self._STRIDE]
         energy = sum(map(operator.mul, first, first))
-        if energy <= self._LOUD * len(first):
+        loud = self._LOUD / _FULL_SCALE**2 if first.typecode == _FLOAT else self._LOUD
+        if energy <= loud * len(first):
             return
         self._looks += 1
         for channel in range(1, self._channels):
@@ -56,3 +79,38 @@ class Mixer:
             likeness = sum(map(operator.mul, first, other)) / both if both else 0.0
             if not self._signs[channel] and abs(likeness) > 0.9:
                 self._signs[channel] = 1 if likeness > 0 else -1
+
+
+class PassageMixer:
+    """Mixes as a `Mixer` does whose passages have one length, however the samples come.
+
+    While the mixer has not decided, the beginning of a passage is kept until the passage is whole.
+    """
+
+    # 64 ms at 16 kHz: long enough to tell two voices apart, and hardly late.
+    PASSAGE_FRAMES: Final = 1024
+
+    def __init__(self, channels: int) -> None:
+        self._mixer = Mixer(channels)
+        self._passage_samples = self.PASSAGE_FRAMES * channels
+        self._kept: AnySamples | None = None
+
+    def mix(self, samples: AnySamples) -> AnySamples:
+        """Return one sample for each frame that is not kept. samples: whole frames, all of one kind."""
+        if self._kept:
+            samples = self._kept + samples
+            self._kept = None
+        made: AnySamples = array.array(samples.typecode)
+        at = 0
+        while not self._mixer.is_decided and len(samples) - at >= self._passage_samples:
+            made += self._mixer.mix(samples[at : at + self._passage_samples])
+            at += self._passage_samples
+        if self._mixer.is_decided:
+            return made + self._mixer.mix_part(samples[at:])
+        self._kept = samples[at:]
+        return made
+
+    def end_passage(self) -> AnySamples | None:
+        """Return one sample for each frame that was kept; None where there is none."""
+        kept, self._kept = self._kept, None
+        return self._mixer.mix_part(kept) if kept else None

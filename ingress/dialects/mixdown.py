@@ -1,4 +1,4 @@
-"""Mixes several channels to one, their mean. Without numpy: 1 ms for a second of two channels."""
+"""Mixes several channels of live samples to one, as channels of recordings are mixed (common/mixer.py)."""
 
 from __future__ import annotations
 
@@ -7,26 +7,34 @@ from array import array
 from typing import Final
 
 from common.messages import Audio, Encoding
+from common.mixer import PassageMixer
 
 
-def mixed(audio: Audio, num_channels: int) -> Audio:
-    """Return the mean of interleaved channels; G.711 becomes pcm16."""
-    payload, encoding = audio.payload, audio.encoding
-    if encoding is Encoding.F32:
-        floats = _samples("f", payload)
-        mean = array("f", [sum(frame) / num_channels for frame in _frames(floats, num_channels)])
-        return Audio(_bytes(mean), encoding, audio.final)
-    if encoding is Encoding.PCM16:
-        samples = _samples("h", payload)
-    else:
-        table = _MULAW if encoding is Encoding.MULAW else _ALAW
-        samples = array("h", [table[byte] for byte in payload])
-    means = array("h", [sum(frame) // num_channels for frame in _frames(samples, num_channels)])
-    return Audio(_bytes(means), Encoding.PCM16, audio.final)
+class Mixdown:
+    """Mixes the channels of one connection to one.
 
+    encoding: of the audio that comes.   num_channels: channels, interleaved.
+    """
 
-def _frames(samples: array, num_channels: int) -> zip:  # type: ignore[type-arg]
-    return zip(*(samples[channel::num_channels] for channel in range(num_channels)), strict=True)
+    def __init__(self, encoding: Encoding, num_channels: int) -> None:
+        self._mixer = PassageMixer(num_channels)
+        self._code = "f" if encoding is Encoding.F32 else "h"
+        self._encoding = Encoding.F32 if encoding is Encoding.F32 else Encoding.PCM16
+
+    def mixed(self, audio: Audio) -> Audio:
+        """Return what can be mixed of interleaved channels by now; G.711 becomes pcm16."""
+        payload, encoding = audio.payload, audio.encoding
+        if encoding is Encoding.MULAW or encoding is Encoding.ALAW:
+            table = _MULAW if encoding is Encoding.MULAW else _ALAW
+            samples = array("h", [table[byte] for byte in payload])
+        else:
+            samples = _samples(self._code, payload)
+        return Audio(_bytes(self._mixer.mix(samples)), self._encoding)
+
+    def rest(self) -> Audio | None:
+        """Return the mix of what was kept, before the audio ends or is finalized; None for nothing."""
+        samples = self._mixer.end_passage()
+        return None if samples is None else Audio(_bytes(samples), self._encoding)
 
 
 def _samples(code: str, payload: bytes) -> array:  # type: ignore[type-arg]

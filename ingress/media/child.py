@@ -17,11 +17,11 @@ import os
 import resource
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from common.mixer import Mixer
+from common.mixer import PassageMixer
 from ingress.media.plain_wav import HeadReader, PlainWav, plain_wav
 
 _Samples = bytes | memoryview
@@ -144,9 +144,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO, *, mix: bool, only: int | None) -> int:
-    """Copy samples as they come, in whole frames; return the exit status. mix, only: see `_wanted`."""
+    """Copy samples as they come, in whole frames; return the exit status. mix, only: see `_Wanted`."""
     frame_bytes, left = wav.format.frame_bytes, wav.size
-    wanted = _wanted(wav.format.channels, mix=mix, only=only)
+    wanted = _Wanted(wav.format.channels, mix=mix, only=only)
     rest, wrote = b"", False
     try:
         while left is None or left > 0:
@@ -159,9 +159,11 @@ def _copy(wav: PlainWav, source: BinaryIO, out: BinaryIO, *, mix: bool, only: in
             if whole and not wrote:
                 _write_header(out, wav.format.rate, 1 if mix else wav.format.channels)
                 wrote = True
-            out.write(wanted(rest[:whole]))
+            out.write(wanted.of(rest[:whole]))
             out.flush()
             rest = rest[whole:]
+        out.write(wanted.rest())
+        out.flush()
     except BrokenPipeError:
         return FAILED
     return 0 if wrote else NO_AUDIO
@@ -171,17 +173,29 @@ def _write_header(out: BinaryIO, rate: int, channels: int) -> None:
     out.write(json.dumps({"rate": rate, "channels": channels}).encode() + b"\n")
 
 
-def _wanted(channels: int, *, mix: bool, only: int | None) -> Callable[[_Samples], _Samples]:
-    """Return a function from interleaved 16-bit samples to the wanted samples.
+class _Wanted:
+    """From interleaved 16-bit samples to the wanted ones.
 
-    mix: return the mean of all channels; otherwise the one channel `only`, or all channels for None.
+    mix: all channels become one; otherwise the one channel `only`, or all channels for None.
     """
-    if mix and channels > 1:
-        mixer = Mixer(channels)
-        return lambda samples: mixer.mix(array.array("h", bytes(samples))).tobytes()
-    if only is not None:
-        return lambda samples: memoryview(bytes(samples)).cast("h")[only::channels].tobytes()
-    return lambda samples: samples
+
+    def __init__(self, channels: int, *, mix: bool, only: int | None) -> None:
+        self._channels = channels
+        self._only = only
+        self._mixer = PassageMixer(channels) if mix and channels > 1 else None
+
+    def of(self, samples: _Samples) -> _Samples:
+        """Return what is wanted of the next samples; a mix may keep some of them."""
+        if self._mixer is not None:
+            return self._mixer.mix(array.array("h", bytes(samples))).tobytes()
+        if self._only is not None:
+            return memoryview(bytes(samples)).cast("h")[self._only :: self._channels].tobytes()
+        return samples
+
+    def rest(self) -> bytes:
+        """Return what was kept, at the end of the samples."""
+        kept = None if self._mixer is None else self._mixer.end_passage()
+        return b"" if kept is None else kept.tobytes()
 
 
 def _media_frames(av: Any, stream: BinaryIO | _Pipe, demuxer: str, options: dict[str, str]) -> Iterator[Any]:
@@ -221,7 +235,7 @@ def _opus_frames(av: Any, source: BinaryIO, rate: int, channels: int) -> Iterato
 def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool, only: int | None) -> int:
     resampler = None
     wrote = False
-    wanted = _wanted(1, mix=mix, only=None)
+    wanted = _Wanted(1, mix=mix, only=None)
     try:
         for frame in frames:
             if resampler is None:
@@ -232,17 +246,18 @@ def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool, only: in
                 # The library would mix channels by their places around a listener, and one that is another
                 # upside down would silence it.
                 resampler = av.AudioResampler(format="s16", layout=frame.layout, rate=rate)
-                wanted = _wanted(channels, mix=mix, only=only)
+                wanted = _Wanted(channels, mix=mix, only=only)
                 _write_header(out, rate, 1 if mix else channels)
             for part in resampler.resample(frame):
                 wrote = True
-                out.write(wanted(_samples(part)))
+                out.write(wanted.of(_samples(part)))
             out.flush()
     finally:
         if resampler is not None:
             for part in resampler.resample(None):
                 wrote = True
-                out.write(wanted(_samples(part)))
+                out.write(wanted.of(_samples(part)))
+            out.write(wanted.rest())
             out.flush()
     return 0 if wrote else NO_AUDIO
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from array import array
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,8 @@ def _decoded(packets: list[bytes]) -> bytes:
     return samples
 
 
-def _blocks(data: bytes) -> list[bytes | str]:
-    return [data[at : at + _BLOCK_BYTES] for at in range(0, len(data), _BLOCK_BYTES)]
+def _blocks(data: bytes, num_bytes: int = _BLOCK_BYTES) -> list[bytes | str]:
+    return [data[at : at + num_bytes] for at in range(0, len(data), num_bytes)]
 
 
 @pytest.mark.slow
@@ -104,6 +105,11 @@ async def test_every_way_of_sending_a_recording_gets_the_text_of_our_own_protoco
     assert " ".join(word["punctuated_word"] for word in words) == text
 
     assert _text(await _listen(ingress.ws_url, f"{raw}&channels=2", _blocks(stereo))) == text
+    # A channel that is the other upside down silences nothing, however the audio is cut.
+    turned = array("h", [one for sample in array("h", pcm) for one in (sample, -max(sample, -32767))])
+    for num_bytes in (_BLOCK_BYTES, 1234):
+        blocks = _blocks(turned.tobytes(), num_bytes)
+        assert _text(await _listen(ingress.ws_url, f"{raw}&channels=2", blocks)) == text
     apart = await _listen(ingress.ws_url, f"{raw}&channels=2&multichannel=true", _blocks(stereo))
     assert (_text(apart, 0), _text(apart, 1), apart[-1]["channels"]) == (text, text, 2)
     assert _text(await _listen(ingress.ws_url, "", _blocks(_recording()))) == text

@@ -75,17 +75,17 @@ def test_any_frame_is_taken_or_told(
     query = f"encoding={encoding}&sample_rate=8000&channels={channels}&multichannel={str(apart).lower()}"
     dialect = DeepgramDialect(parse_listen_query(query))
     sent = heard = 0
-    for binary, data in frames:
+    for binary, data in (*frames, (True, b"")):  # a mix keeps samples until the end
         if not binary:
-            dialect.decode_text(data)
-            continue
-        sent += len(data)
-        try:
-            message = dialect.decode_binary(data)
-        except ClientFault:  # no number, or a container
-            return
-        if isinstance(message, Audio):
-            heard += message.num_samples
+            messages = dialect.decode_text(data)
+        else:
+            sent += len(data)
+            try:
+                messages = dialect.decode_binary(data)
+            except ClientFault:  # no number, or a container
+                return
+        for message in messages if isinstance(messages, list) else (messages,):
+            heard += message.num_samples if isinstance(message, Audio) else 0
     whole = sent // (_SAMPLE_BYTES[encoding] * channels)
     assert heard == (whole * channels if apart else whole)
     assert all(json.loads(reply.data)["type"] for reply in dialect.replies)

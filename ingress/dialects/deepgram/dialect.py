@@ -27,8 +27,8 @@ from ingress.dialects.deepgram.query import ListenQuery, phrases_of
 from ingress.dialects.deepgram.refusals import refusal_of
 from ingress.dialects.deepgram.segment import Segment, Segments
 from ingress.dialects.deepgram.shapes import MODEL_INFO, MODEL_UUID, confidence_of, timestamp, word_shape
-from ingress.dialects.dialect import Farewell, Frame
-from ingress.dialects.mixdown import mixed
+from ingress.dialects.dialect import Farewell, Frame, Heard
+from ingress.dialects.mixdown import Mixdown
 from ingress.http.refusal import Refusal
 from ingress.media.wanted import Media, MediaWanted
 
@@ -71,6 +71,8 @@ class DeepgramDialect:
         self.media: MediaWanted | None = query.media
         self._query = query
         self._input = AudioInput(query.encoding, query.options.sample_rate or DEFAULT_RATE, query.channels)
+        is_mixed = query.media is None and query.num_streams < query.channels
+        self._mixdown = Mixdown(query.encoding, query.channels) if is_mixed else None
         self._begun = False
         self._digest = hashlib.sha256()
         self._created = timestamp()
@@ -84,10 +86,10 @@ class DeepgramDialect:
 
     # Messages from the client
 
-    def decode_binary(self, data: bytes) -> ClientMessage | Media | None:
+    def decode_binary(self, data: bytes) -> Heard:
         """Take audio; an empty frame ends the stream. Raises ClientFault."""
         if not data:
-            return Close()
+            return self._behind_audio(Close())
         self._digest.update(data)
         if self.media is not None:
             return self._packet(data) if self.media.packets else Media(data)
@@ -97,9 +99,14 @@ class DeepgramDialect:
                 self._input.goes_on()  # a recording with its WAV head, which is decoded as samples: a click
         audio = self._input.binary(data)
         self._input.check(audio)
-        if self.num_streams < self._query.channels:
-            audio = mixed(audio, self._query.channels)
+        if self._mixdown is not None:
+            audio = self._mixdown.mixed(audio)
         return audio if audio.payload else None
+
+    def _behind_audio(self, message: ClientMessage) -> Heard:
+        """Return a message behind all audio that came before it."""
+        rest = None if self._mixdown is None else self._mixdown.rest()
+        return message if rest is None else [rest, message]
 
     @staticmethod
     def _packet(data: bytes) -> Media:
@@ -107,7 +114,7 @@ class DeepgramDialect:
             raise ClientFault(ErrorCode.WRONG_ENCODING, "A packet of Opus has at most 65535 bytes.")
         return Media(len(data).to_bytes(2, "big") + data)
 
-    def decode_text(self, data: bytes) -> ClientMessage | None:
+    def decode_text(self, data: bytes) -> Heard:
         """Take a control message. An invalid message gets an error as reply, and the stream goes on."""
         try:
             message = orjson.loads(data)
@@ -117,9 +124,9 @@ class DeepgramDialect:
             case {"type": "KeepAlive"}:
                 return None
             case {"type": "Finalize"}:
-                return Finalize()
+                return self._behind_audio(Finalize())
             case {"type": "CloseStream"}:
-                return Close()
+                return self._behind_audio(Close())
             case {"type": "Configure"}:
                 return self._configure(message.get("keyterms"))
         self._reply(

@@ -8,10 +8,12 @@ import pytest
 
 from common.messages import Audio, Encoding
 from gpu_worker.pipeline.g711 import ALAW, MULAW
-from ingress.dialects.mixdown import mixed
+from ingress.dialects.mixdown import Mixdown
 
 
 @pytest.mark.parametrize(("encoding", "table"), [(Encoding.MULAW, MULAW), (Encoding.ALAW, ALAW)])
 def test_g711_is_mixed_as_the_worker_decodes_it(encoding: Encoding, table: list[int]) -> None:
     doubled = bytes(byte for value in range(256) for byte in (value, value))
-    assert mixed(Audio(doubled, encoding), 2) == Audio(struct.pack("<256h", *(int(one) for one in table)))
+    mixdown = Mixdown(encoding, 2)
+    assert mixdown.mixed(Audio(doubled, encoding)) == Audio(b"")
+    assert mixdown.rest() == Audio(struct.pack("<256h", *(int(one) for one in table)))

@@ -81,8 +81,16 @@ def test_samples_are_cut_anywhere_and_channels_are_mixed() -> None:
     dialect = _dialect("channels=2")
     payload = struct.pack("<6h", 100, 300, -5, -7, 32767, 32767)
     got = [dialect.decode_binary(payload[at : at + 3]) for at in range(0, len(payload), 3)]
-    mixed = b"".join(one.payload for one in got if isinstance(one, Audio))
-    assert mixed == struct.pack("<3h", 200, -6, 32767)
+    assert got == [None] * 4  # a passage is kept until it is whole, or the audio ends
+    assert dialect.decode_text(b'{"type":"Finalize"}') == [
+        Audio(struct.pack("<3h", 200, -6, 32767)),
+        Finalize(),
+    ]
+    for end in (b"", b'{"type":"CloseStream"}'):
+        assert dialect.decode_binary(payload[:4]) is None
+        ended = dialect.decode_text(end) if end else dialect.decode_binary(end)
+        assert ended == [Audio(struct.pack("<h", 200)), Close()]
+    assert dialect.decode_text(b'{"type":"CloseStream"}') == Close()  # nothing is kept any more
     assert dialect.num_streams == 1
     separate = _dialect("channels=2&multichannel=true")
     assert separate.num_streams == 2
