@@ -184,7 +184,8 @@ async def test_the_first_samples_of_a_live_wav_come_at_once(decoders: Decoders) 
 async def test_a_wav_that_is_not_plain_goes_to_the_library_from_its_first_byte(
     decoders: Decoders, tmp_path: Path, as_file: bool
 ) -> None:
-    tone = array.array("h", [8_000, -8_000] * 8_000).tobytes()
+    # Whole frames of both: FFmpeg 7 loses the packet of a frame that is cut off.
+    tone = array.array("h", [8_000, -8_000] * 9_000).tobytes()
     for content in (wav(STEREO_24, tone), wav(MONO_16K, tone, before=TAG)):
         path = tmp_path / "other.wav"
         path.write_bytes(content)
