@@ -1,1 +1,1 @@
-"""Redis: where its servers are, how they are spoken to, and the names of all keys."""
+"""Redis: addresses of its servers, connections to them, and the names of all keys."""

@@ -1,14 +1,14 @@
-"""Addresses of Redis servers, as `--redis-url` takes them.
+"""Addresses of Redis servers, in the format of `--redis-url`.
 
 Addresses:
     redis://[[user]:password@]host[:port][/db]        rediss://... (TLS)
     unix://[[user]:password@]/path/to/socket[?db=n]
     redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master[/db]   (also rediss+sentinel)
 
-With TLS, what the certificate is checked against, and our own, follow a `?` and are joined by `&`:
+With TLS, the options for checking the server's certificate, and for our own, follow a `?`, joined by `&`:
     ca=FILE  cert=FILE  key=FILE  name=HOST
 
-Sentences about a wrong address show its scheme alone: whatever else stands there may be part of a password.
+Sentences about a wrong address show its scheme alone: any other part may be part of a password.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _BEGINS: Final = "A Redis address begins with redis://, rediss://, unix:// or re
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """What TLS needs beside the system's authorities; each may be empty.
+    """TLS options beside the system's authorities; each may be empty.
 
     ca: authority of the server's certificate. cert, key: our own. All three are PEM files.
-    name: for which the server's certificate is, where that is not the host of the address: a Sentinel tells
-        the master's IP address, and a proxy may choose the server by it (SNI).
+    name: host name of the server's certificate, if it is not the host of the address: a Sentinel returns the
+        master's IP address, and a proxy may choose the server by the name (SNI).
     """
 
     ca: str = ""

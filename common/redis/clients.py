@@ -24,7 +24,7 @@ from common.settings.schema import RedisSettings
 
 _MAX_PASSWORD_LENGTH: Final = 4096
 
-# What a call raises when the server is away, as opposed to when it refuses.
+# Errors of a call when the server is away, as opposed to a refusal.
 CONNECTION_ERRORS: Final = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
@@ -34,7 +34,7 @@ CONNECTION_ERRORS: Final = (
 RESPONSE_ERROR: Final = redis.exceptions.ResponseError
 REDIS_ERROR: Final = redis.exceptions.RedisError
 
-# How refusals begin that end by themselves: full, loading, a replica after a failover, and the like.
+# Beginnings of refusals that end by themselves: full, loading, a replica after a failover, and the like.
 _PASSING: Final = (
     "OOM",
     "LOADING",
@@ -47,24 +47,24 @@ _PASSING: Final = (
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether trying again may help: the server is away or full, and did not call the command wrong."""
+    """Return whether trying again may help: the server is away or full, and the command was not wrong."""
     return isinstance(error, CONNECTION_ERRORS) or str(error).startswith(_PASSING)
 
 
 def error_of_stream(error: BaseException) -> RedisUnavailable | EntryError:
-    """Return what to raise for a failed command about one stream: a fault of its own where no wait helps."""
+    """Return the error for a failed command about one stream: the stream's own where no wait helps."""
     if isinstance(error, RESPONSE_ERROR) and not is_passing(error):
         return EntryError(f"Redis refuses a key of the stream: {error}")
     return RedisUnavailable(str(error))
 
 
-# Commands of one round trip: bounds what waits in Redis for one client, and the time until its last reply.
+# Commands of one round trip: bounds the replies that wait in Redis for one client, and the time of the last.
 _PIPELINED: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class RedisServers:
-    """Where the shards of the cluster live: shard k on address k modulo their number.
+    """The servers of the cluster's shards: shard k is on address k modulo the number of addresses.
 
     shards: number of shards, at least that of the addresses.
     timeout_ms: bound of one call that does not block on purpose.
@@ -84,7 +84,7 @@ class RedisServers:
 
     @staticmethod
     def of(settings: RedisSettings) -> RedisServers:
-        """Return the servers that a process is told to use; flags say what an address does not.
+        """Return the servers of a process's settings; flags complete the addresses.
 
         Raises SettingsError, also where the file of the password cannot be read.
         """
@@ -112,11 +112,11 @@ class RedisServers:
         return len(self.addresses)
 
     def server_of_shard(self, shard: int) -> int:
-        """Index of the server that holds a shard."""
+        """Return the index of the server that holds a shard."""
         return shard % len(self.addresses)
 
     def shards_of_server(self, server: int) -> tuple[int, ...]:
-        """Shards that a server holds."""
+        """Return the shards that a server holds."""
         return tuple(range(server, self.shards, len(self.addresses)))
 
 
@@ -153,17 +153,17 @@ class AsyncRedis:
         self._pipelined: dict[int, PipelinedConnection] = {}
 
     def pipelined(self, server: int) -> PipelinedConnection:
-        """Return the connection of a server for what is called thousands of times a second."""
+        """Return the connection of a server for commands that are sent thousands of times a second."""
         if server not in self._pipelined:
             address, timeout_s = self.servers.addresses[server], self.servers.timeout_ms / 1000
             self._pipelined[server] = PipelinedConnection(address, timeout_s)
         return self._pipelined[server]
 
     async def execute(self, server: int, *command: Argument) -> Any:
-        """One command over the pipelined connection, which any number of callers share at once.
+        """Run one command over the pipelined connection, which any number of callers share at once.
 
-        Tried once more after a lost connection, so only for what may be repeated. The reply is as the
-        server sent it. Raises redis.exceptions.ConnectionError or TimeoutError, and an error that Redis
+        It is tried once more after a lost connection, so use it only for commands that may be repeated. The
+        reply is unchanged. Raises redis.exceptions.ConnectionError or TimeoutError, and errors that Redis
         replies.
         """
         connection = self.pipelined(server)
@@ -179,7 +179,7 @@ class AsyncRedis:
 
     @property
     def num_losses(self) -> int:
-        """How often an open connection was lost; for any thread."""
+        """Number of losses of an open connection; for any thread."""
         return sum(connection.num_losses for connection in list(self._pipelined.values()))
 
     async def close(self) -> None:
@@ -216,10 +216,10 @@ class SyncRedis:
         return self._clients[stream % self.servers.shards % len(self._clients)]
 
     def of_streams(self, commands: Sequence[tuple[StreamId, tuple[Any, ...]]]) -> list[Any]:
-        """Send a command about each of these streams; returns the replies in the same order.
+        """Send a command about each of these streams; return the replies in the same order.
 
-        One round trip for many commands to one server. A reply is an exception where Redis refused that
-        command; what raises is the client's error where a server did not answer.
+        One round trip has many commands to one server. A reply is an exception where Redis refused that
+        command. Raises the client's error where a server did not answer.
         """
         by_server: dict[int, list[int]] = {}
         for index, (stream, _) in enumerate(commands):
@@ -234,7 +234,7 @@ class SyncRedis:
         return replies
 
     def pipelined(self, server: int) -> SyncPipelinedConnection:
-        """Open a connection to a server for what is called hundreds of times a second; for one thread."""
+        """Open a connection for commands that are sent hundreds of times a second; for one thread."""
         address = self.servers.addresses[server]
         timeout_s = self.servers.timeout_ms / 1000
         connection = SyncPipelinedConnection(address, timeout_s)
@@ -267,5 +267,5 @@ def blocking_connection(servers: RedisServers, server: int, block_ms: int) -> Sy
 def subscription(
     servers: RedisServers, server: int, channel: bytes, take: Callable[[bytes | None], None]
 ) -> Subscription:
-    """Return one channel of one server, with connections of its own; `take` gets what is published."""
+    """Return one channel of one server, with connections of its own; `take` receives the messages."""
     return Subscription(servers.addresses[server], servers.timeout_ms / 1000, channel, take)

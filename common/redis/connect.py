@@ -1,9 +1,10 @@
-"""How a connection to Redis is opened: the one way, for event loops and for threads.
+"""Opens connections to Redis, in the same way for event loops and for threads.
 
-`dial` makes the socket: it asks the Sentinels where there are some, resolves the name and connects, all of
-which may block. A thread calls it as it is; an event loop has it done by a daemon thread, since a resolver
-can neither be interrupted nor given a time: whoever waits goes on in time, and a process ends whatever the
-resolver does. TLS and the greeting (AUTH, SELECT) come on top, where the bytes are read.
+`dial` makes the socket: it queries the Sentinels if there are any, resolves the name and connects, all of
+which may block. A thread calls it directly. An event loop runs it in a daemon thread, since a resolver can
+neither be
+interrupted nor bounded in time: the caller goes on in time, and the process can end whatever the resolver
+does. TLS and the greeting (AUTH, SELECT) follow where the bytes are read.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ Argument = bytes | bytearray | memoryview | str | int | float
 
 _T = TypeVar("_T")
 _READ_BYTES: Final = 64 * 1024
-# One of several Sentinels may be away: it is not waited for longer than this.
+# Longest wait for one of several Sentinels, which may be away.
 _SENTINEL_TIMEOUT_S: Final = 1.0
-# How refusals begin that are said of a connection and not of a command: it is of no use.
+# Beginnings of refusals that concern the connection and not a command: the connection cannot be used.
 _DENIED: Final = ("DENIED ", "NOAUTH ", "WRONGPASS ")
 _FULL: Final = "ERR max number of clients reached"
 _READ_ONLY: Final = "READONLY "
-# What a Sentinel without a password answers to one.
+# The answer of a Sentinel without a password to a password.
 _NEEDS_NO_PASSWORD: Final = "without any password configured"  # noqa: S105 - a sentence
 
 
 class RefusedConnection(redis.exceptions.ConnectionError):
-    """What answers is no Redis, or does not let us in: trying again hardly helps."""
+    """The server is no Redis, or refuses our credentials: trying again hardly helps."""
 
 
 def pack(*command: Argument) -> bytes:
@@ -52,11 +53,11 @@ def pack(*command: Argument) -> bytes:
 
 
 def new_reader() -> hiredis.Reader:
-    """Return a parser of replies; those that are errors come as redis.exceptions.ResponseError."""
+    """Return a parser of replies; error replies are returned as redis.exceptions.ResponseError."""
     return hiredis.Reader(replyError=redis.exceptions.ResponseError)
 
 
-# What is said of a server that cannot be used. Each has its address, and none a password.
+# Errors for a server that cannot be used. Each has its address, and none a password.
 
 
 def lost(address: RedisAddress, error: BaseException | str = "the connection was closed") -> Exception:
@@ -80,7 +81,7 @@ def lost(address: RedisAddress, error: BaseException | str = "the connection was
 
 
 def refusal(address: RedisAddress, reply: object) -> Exception | None:
-    """Return the error where a reply says that its connection is of no use; None for every other reply."""
+    """Return the error for a reply after which the connection cannot be used; None for every other reply."""
     if type(reply) is not redis.exceptions.ResponseError:
         return None
     text = str(reply)
@@ -92,12 +93,12 @@ def refusal(address: RedisAddress, reply: object) -> Exception | None:
 
 
 def first_sentence(text: str) -> str:
-    """Return what Redis says, without its advice, which can be a page long."""
+    """Return the first sentence of Redis's message, without its advice, which can be a page long."""
     return text.strip().split(". ")[0].rstrip(".") + "."
 
 
 def greeting(address: RedisAddress) -> list[bytes]:
-    """Return the packed commands before all others."""
+    """Return the packed commands that come before all others."""
     commands: list[bytes] = []
     if address.password is not None:
         user = () if address.username is None else (address.username,)
@@ -108,13 +109,13 @@ def greeting(address: RedisAddress) -> list[bytes]:
 
 
 def check_greeting(address: RedisAddress, reply: object) -> None:
-    """Look at the reply to a command of the greeting. Raises RefusedConnection."""
+    """Check the reply to a command of the greeting. Raises RefusedConnection."""
     if isinstance(reply, Exception):
         raise RefusedConnection(f"Redis at {address} does not let us in: {first_sentence(str(reply))}")
 
 
 def tls_context(address: RedisAddress) -> ssl.SSLContext | None:
-    """Return what TLS needs; None without it. Raises RefusedConnection where its files cannot be read."""
+    """Return the TLS context; None without TLS. Raises RefusedConnection where its files cannot be read."""
     if not address.tls:
         return None
     options = address.tls_options
@@ -122,7 +123,7 @@ def tls_context(address: RedisAddress) -> ssl.SSLContext | None:
         context = ssl.create_default_context(cafile=options.ca or None)
         if options.cert:
             context.load_cert_chain(options.cert, options.key)
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # ssl.SSLError is a subclass
         named = ", ".join(file for file in (options.ca, options.cert, options.key) if file)
         raise RefusedConnection(f"The files for TLS cannot be read ({named}): {error}.") from error
     return context
@@ -132,7 +133,7 @@ def tls_context(address: RedisAddress) -> ssl.SSLContext | None:
 
 
 def dial(address: RedisAddress, deadline: float) -> tuple[socket.socket, str]:
-    """Connect; the socket, and the name that TLS checks.
+    """Connect; return the socket, and the name that TLS checks.
 
     deadline: by time.monotonic(). Only the resolver may take longer.
 
@@ -152,7 +153,7 @@ def dial(address: RedisAddress, deadline: float) -> tuple[socket.socket, str]:
 
 
 def open_socket(address: RedisAddress, deadline: float) -> socket.socket:
-    """Connect for a thread, with TLS and before the greeting. Raises what `dial` does."""
+    """Connect for a thread, with TLS and before the greeting. Raises the errors of `dial`."""
     opened, host = dial(address, deadline)
     context = tls_context(address)
     if context is None:
@@ -192,7 +193,7 @@ async def open_transport(
             except BaseException:
                 opened.close()
                 raise
-    except Exception as error:  # whatever the resolver, TLS or the loop raise: nobody else would hear of it
+    except Exception as error:  # of the resolver, TLS or the loop: no other code would see it
         failure = lost(address, error)
         OUTAGES.failed(address, failure)
         raise failure from error
@@ -200,9 +201,9 @@ async def open_transport(
 
 
 async def in_daemon_thread(call: Callable[[], _T], on_late: Callable[[_T], None] | None = None) -> _T:
-    """Make a call that blocks, in a thread that no process waits for when it ends.
+    """Make a blocking call in a daemon thread, for which the process does not wait at its end.
 
-    on_late: takes the result where nobody waits for it any more.
+    on_late: takes the result if the caller does not wait for it any more.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_T] = loop.create_future()
@@ -240,7 +241,7 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
 
 
 def _master(address: RedisAddress, deadline: float) -> tuple[str, int]:
-    """Ask the Sentinels, in turn, where the master is."""
+    """Query the Sentinels, one after the other, for the master's address."""
     reasons = []
     for host, port in address.sentinels:
         try:
@@ -279,7 +280,7 @@ def _ask_sentinel(address: RedisAddress, host: str, port: int, deadline: float) 
 def exchange(
     opened: socket.socket, reader: hiredis.Reader, commands: Sequence[bytes], deadline: float
 ) -> list[Any]:
-    """Send packed commands over a socket and wait for their replies, in order; errors stand among them.
+    """Send packed commands over a socket and return their replies, in order, errors included.
 
     Raises OSError, TimeoutError or hiredis.ProtocolError.
     """

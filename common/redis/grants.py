@@ -1,8 +1,8 @@
-"""What the users of Redis may do: the least that each kind of process needs, and nothing beside it.
+"""The rights of the Redis users: the least that each kind of process needs.
 
-From here come the lines of an ACL file (`parakeet-server redis-users`), the look at what a user lacks when a
-process starts (`requirements.py`), and the list in docs/redis.md. The service runs under these users in
-`tests/integration/test_redis_users.py`, which fails for whatever they are denied.
+Three things are made from this table: the lines of an ACL file (`parakeet-server redis-users`), the check for
+missing rights when a process starts (`requirements.py`), and the list in docs/redis.md. The service runs
+under these users in `tests/integration/test_redis_users.py`, which fails for any denied command.
 """
 
 from __future__ import annotations

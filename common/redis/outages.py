@@ -1,7 +1,7 @@
-"""What the log of a process says of a Redis that does not answer: one line at the start, one at the end.
+"""Log lines about Redis outages: one line at the start, one at the end.
 
-All connections of a process, of whatever kind, tell this module; dozens of threads and tasks find out about
-the same outage, several times a second.
+All connections of a process report to this module, since dozens of threads and tasks notice the same outage,
+several times a second.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Outages:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # By address: since when, and when that was said last; monotonic seconds.
+        # By address: begin of the outage, and time of its last line; monotonic seconds.
         self._away: dict[str, tuple[float, float]] = {}
 
     @property
@@ -43,16 +43,16 @@ class Outages:
             logger.warning("%s It is asked again and again, for %.0f s by now.", error, now - since)
 
     def answered(self, address: RedisAddress) -> None:
-        """Note a reply; where `any` is false, nothing has to be noted."""
+        """Note a reply; not needed while `any` is false."""
         with self._lock:
             away = self._away.pop(str(address), None)
         if away is not None:
             logger.info("Redis at %s answers again after %.1f s", address, time.monotonic() - away[0])
 
     def log_retry(self, log: logging.Logger, message: str, *arguments: object) -> None:
-        """Log that something failed and is tried again: at DEBUG while the log reports an outage anyway."""
+        """Log a failure that is tried again: at DEBUG while the log reports an outage anyway."""
         log.log(logging.DEBUG if self.any else logging.WARNING, message, *arguments)
 
 
 OUTAGES: Final = Outages()
-"""The outages that this process sees."""
+"""The outages that this process has noticed."""

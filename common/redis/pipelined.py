@@ -1,10 +1,10 @@
-"""Redis connections on which commands leave together: those of a turn of the event loop, or of a call.
+"""Redis connections that write commands together: those of one turn of the event loop, or of one call.
 
-redis-py packs in Python, takes a connection from a pool, and awaits a write and a read for every
-call; at thousands of appends a second that is most of an ingress. Here a call only packs its commands
-and makes one future: everything that one turn of the loop produced goes out in one write (group
-commit), and replies, which Redis sends in the order of the commands, are handed out as they come. No
-task, no lock and no timer belong to a call.
+redis-py packs in Python, takes a connection from a pool, and awaits a write and a read for every call; at
+thousands of appends a second that takes most of an ingress's time. Here a call only packs its commands and
+makes one future. All commands of one turn of the loop go out in one write (group commit), and replies, which
+Redis sends in the order of the commands, are handed out as they come. A call needs no task, no lock and no
+timer.
 
 The counterparts for threads, which wait for their replies, need one write for all commands of a call, and as
 few reads as the socket allows: about a tenth of what redis-py's pipeline costs a command.
@@ -45,7 +45,7 @@ from common.redis.outages import OUTAGES
 
 Part = bytes | bytearray | memoryview
 
-# Bounds what waits while Redis is away: the appends of 1,000 streams over several seconds.
+# Most bytes that wait while Redis is away: the appends of 1,000 streams over several seconds.
 MAX_WAITING_BYTES: Final = 128 * 1024 * 1024
 _CHECKS_PER_TIMEOUT: Final = 4
 _CLOSED: Final = "the connection to Redis was closed"
@@ -63,14 +63,14 @@ class _Call:
 
 
 class PipelinedConnection:
-    """A connection that opens itself, and again after a loss; used on one event loop.
+    """A connection that opens itself, and opens again after a loss; used on one event loop.
 
-    timeout_s: bound between a command and its reply, opening included; when it passes, the connection
-        is dropped and everything that waits fails, since nothing says what Redis still did.
-    on_loss: called after a connection was dropped, whether anything waited on it or not.
+    timeout_s: bound between a command and its reply, opening included; when it passes, the connection is
+        dropped and all waiting calls fail, since it is unknown which commands Redis has executed.
+    on_loss: called after a connection was dropped, whether a call waited on it or not.
     num_losses: how often an open connection was dropped.
 
-    A failed command may have been done: callers repeat only what may be repeated.
+    A failed command may have been executed: callers repeat only commands that may be repeated.
     """
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
@@ -96,9 +96,9 @@ class PipelinedConnection:
         parts: the bytes of the commands, cut wherever the caller likes; kept until they are written.
         count: number of commands in them, for None one a part.
 
-        A reply that is an error stands in the list as redis.exceptions.ResponseError. The future
-        raises redis.exceptions.ConnectionError or TimeoutError when the connection was lost, or was
-        silent for too long, before the last reply.
+        An error reply is in the list as redis.exceptions.ResponseError. The future raises
+        redis.exceptions.ConnectionError or TimeoutError when the connection was lost, or was silent for too
+        long, before the last reply.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
@@ -114,14 +114,14 @@ class PipelinedConnection:
         return future
 
     async def execute(self, *command: Argument) -> Any:
-        """Run one command. Raises what `send` raises, and an error that Redis replies."""
+        """Run one command. Raises the errors of `send`, and errors that Redis replies."""
         reply = (await self.send((pack(*command),)))[0]
         if isinstance(reply, Exception):
             raise reply
         return reply
 
     async def close(self) -> None:
-        """Drop the connection; what still waits fails."""
+        """Drop the connection; waiting calls fail."""
         self._closed = True
         if self._opening is not None:
             self._opening.cancel()
@@ -226,7 +226,7 @@ class PipelinedConnection:
             self._watch_again()
 
     def _drop(self, error: Exception) -> None:
-        """Forget the connection and everything that was under way on it."""
+        """Drop the connection and all calls on it."""
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
@@ -247,7 +247,7 @@ class PipelinedConnection:
 
 
 class _Link(asyncio.Protocol):
-    """Ties one socket to the connection; a socket that was dropped can disturb nothing any more."""
+    """Ties one socket to the connection; a dropped socket has no effect any more."""
 
     __slots__ = ("_connection", "_transport")
 
@@ -268,7 +268,7 @@ class _Link(asyncio.Protocol):
 
 
 class SyncPipelinedConnection:
-    """A connection that opens itself, and again after a loss; for one thread.
+    """A connection that opens itself, and opens again after a loss; for one thread.
 
     timeout_s: bound of a call, opening included.
     """
@@ -338,8 +338,8 @@ class SyncPipelinedConnection:
 class SyncClient:
     """Commands to one server from any number of threads: as many connections as are in use at once.
 
-    Replies are as the server sends them (RESP2). A connection that broke is opened anew once, so this is for
-    what may be repeated. Calls raise redis.exceptions.ConnectionError or TimeoutError.
+    Replies are unchanged (RESP2). A broken connection is opened anew once, so use this for commands that may
+    be repeated. Calls raise redis.exceptions.ConnectionError or TimeoutError.
     """
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""What the service asks of a Redis server, looked at once, when a process starts.
+"""The requirements on a Redis server, which are checked once, when a process starts.
 
 A server that lacks something would not fail at the start by itself: one without a command that workers need,
 or one that drops keys, takes clients and leaves them without results.
@@ -23,12 +23,12 @@ from common.redis.pipelined import SyncPipelinedConnection
 from common.redis.scripts import status
 
 LEAST_VERSION: Final = (7, 0)
-# Beyond the time-out of the connection itself, which has the better sentence.
+# Longer than the time-out of the connection itself, whose error sentence is better.
 _MARGIN_S: Final = 0.5
 _LOOK_S: Final = 0.05
-# What a sentence lists; a user with other keys lacks them all.
+# Most missing rights in a sentence; a user with other keys lacks them all.
 _MOST_NAMED: Final = 8
-# How a refusal for want of rights reads: said of a command, or of one that a script calls.
+# Texts of a refusal for missing rights: of a command, or of one that a script calls.
 _NO_RIGHTS: Final = ("NOPERM", "permission", "can't run this command", "can't access")
 
 
@@ -38,9 +38,9 @@ def check_servers(
     grants: Grants,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Check that every server is what the service needs, and lets the user of this process do what it has to.
+    """Check that every server meets the requirements, and that this process's user has the needed rights.
 
-    timeout_s: bound of the look at one server.   stopped: asked meanwhile; what follows is then left out.
+    timeout_s: bound of the check of one server.   stopped: returns whether to leave out the remaining checks.
 
     Raises UnfitRedis where waiting does not help, redis.exceptions.ConnectionError or TimeoutError where it
     may; both with one sentence that has the address and the cause.
@@ -50,7 +50,7 @@ def check_servers(
 
 
 def _in_time(address: RedisAddress, timeout_s: float, grants: Grants, stopped: Callable[[], bool]) -> None:
-    """Have one server checked by a daemon thread: a resolver may take longer than anybody waits."""
+    """Check one server in a daemon thread: a resolver may take longer than the time-out."""
     failures: list[Exception] = []
 
     def run() -> None:
@@ -83,7 +83,7 @@ def check_server(address: RedisAddress, timeout_s: float, grants: Grants) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """A connection that is asked a few things, for a user who is to have some rights."""
+    """The connection of a check, for a user who needs some rights."""
 
     address: RedisAddress
     connection: SyncPipelinedConnection
@@ -104,7 +104,7 @@ class _Look:
         return reply
 
     def without_rights(self, lacking: str) -> UnfitRedis:
-        """Return what is said of a user who lacks something."""
+        """Return the error for a user who lacks rights."""
         return UnfitRedis(
             f"Redis at {self.address} does not allow its user what {self.grants.user} needs: {lacking}."
             " `parakeet-server redis-users` makes the rules."

@@ -1,7 +1,7 @@
-"""Pub/sub: connections whose messages are parsed in C and handed over as they come, and one for ever.
+"""Pub/sub: connections whose messages are parsed in C and delivered as they come, and endless subscriptions.
 
-redis-py sets a time-out and wakes its reader for every single message; an ingress gets one or more from every
-step of every worker, and has them without a task or a timer. Made by common/redis/clients.py alone.
+redis-py sets a time-out and wakes its reader for every message. An ingress gets one or more messages from
+every step of every worker, and here they need no task and no timer. Made by common/redis/clients.py alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _SUBSCRIBE_PAUSE_S: Final = 0.2
 _LOOK_EVERY_S: Final = 1.0
-_PING_AFTER: Final = 5  # silent looks before the connection is probed
+_PING_AFTER: Final = 5  # silent checks before the connection is probed
 
 
 class Subscriber(asyncio.Protocol):
@@ -69,11 +69,11 @@ class Subscriber(asyncio.Protocol):
             check_greeting(self._address, reply)
 
     def send(self, *command: Argument) -> None:
-        """Send a command; what Redis answers comes among the messages."""
+        """Send a command; the reply comes among the messages."""
         self._write(pack(*command))
 
     async def stay(self, seconds: float) -> None:
-        """Wait so long. Raises redis.exceptions.ConnectionError as soon as the connection is lost."""
+        """Wait so many seconds. Raises redis.exceptions.ConnectionError as soon as the connection is lost."""
         if self._error is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), seconds)
@@ -123,11 +123,10 @@ class Subscriber(asyncio.Protocol):
 
 
 class Subscription:
-    """One channel of one server, for ever: it is subscribed to again after each loss.
+    """An endless subscription to one channel of one server: it subscribes again after each loss.
 
     timeout_s: bound of each opening.
-    take: called with what is published, and with None first of every connection: anything may have been
-        missed.
+    take: called with each message, and first with None after each connection: messages may have been missed.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ This file is written from the code by `python -m common.settings.docs`.
 
 
 def document() -> str:
-    """Return what the file has to hold."""
+    """Return the content of docs/flags.md."""
     groups: dict[str, list[Flag]] = {}
     for flag in FLAGS:
         groups.setdefault(flag.group, []).append(flag)

@@ -1,4 +1,4 @@
-"""From a command line and an environment to settings: flag over environment over default."""
+"""Makes settings from a command line and an environment: flag over environment over default."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def flags_of(command: str) -> tuple[Flag, ...]:
 
 
 def host_stem(prefix: str) -> str:
-    """Return how the names of this host's processes of a kind begin."""
+    """Return the common prefix of the names of this host's processes of one kind."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:_MAX_HOST_LENGTH]
     return f"{prefix}-{host}-"
 
 
 def new_process_id(prefix: str) -> str:
-    """Return a name for a process that no other process of the cluster has."""
+    """Return a process name that is unique in the cluster."""
     return host_stem(prefix) + secrets.token_hex(4)
 
 
@@ -88,7 +88,7 @@ def lane_ids(worker_id: str, num_lanes: int) -> tuple[str, ...]:
 
 
 def is_made_up(process_id: str, prefix: str) -> bool:
-    """Return whether a name was made by `new_process_id` on this host: no process before had it."""
+    """Return whether `new_process_id` made the name on this host: no earlier process had it."""
     return re.fullmatch(re.escape(host_stem(prefix)) + "[0-9a-f]{8}", process_id) is not None
 
 
@@ -147,7 +147,7 @@ def _value(flag: Flag, text: str, said_by: str) -> object:
 
 
 def _with_explicit_switches(flags: Iterable[Flag], argv: Sequence[str]) -> list[str]:
-    """Write out the value of each switch that stands before something else, such as a FILE."""
+    """Add the value of each switch that precedes another argument, such as a FILE."""
     switches = {flag.option: flag for flag in flags if flag.bare is not None}
     explicit: list[str] = []
     for position, argument in enumerate(argv):
@@ -223,7 +223,7 @@ def _check_redis(values: Mapping[str, Any]) -> None:
 
 
 def _check_model(model: str) -> None:
-    """Refuse what is neither there nor can be a hub id, before a worker is started for it."""
+    """Refuse a model that is neither a path nor a possible hub id, before a worker is started for it."""
     is_hub_id = HUB_ID.fullmatch(model) and not model.endswith(".nemo")
     if model and not is_hub_id and not Path(model).exists():
         raise SettingsError(
@@ -240,7 +240,7 @@ def can_have_lanes() -> bool:
 
 
 def _check_lanes(values: dict[str, Any]) -> None:
-    """Refuse lanes that cannot be.
+    """Refuse lanes on machines that cannot have them.
 
     Their memory has no locks: what one side stores in order, the other sees in order. That holds on x86-64
     alone.
@@ -362,7 +362,7 @@ def parse_or_exit(command: Literal["ingress"], argv: Sequence[str] | None = None
 @overload
 def parse_or_exit(command: Literal["worker"], argv: Sequence[str] | None = None) -> WorkerSettings: ...
 def parse_or_exit(command: Any, argv: Sequence[str] | None = None) -> Settings:
-    """`parse` for a `main`: a wrong value is one sentence on stderr and exit status 2."""
+    """Run `parse` for a `main`: a wrong value ends it with one sentence on stderr and exit status 2."""
     try:
         parsed: Settings = parse(command, sys.argv[1:] if argv is None else argv)
     except SettingsError as error:
@@ -372,14 +372,14 @@ def parse_or_exit(command: Any, argv: Sequence[str] | None = None) -> Settings:
 
 
 def serve_argv(settings: CheckSettings) -> list[str]:
-    """Return the flags of a `serve` that runs what is to be checked."""
+    """Return the flags of the `serve` that `check` starts."""
     names = {flag.name for flag in flags_of("serve")}
     flags = (flag for flag in flags_of("check") if flag.name in names)
     return [f"{flag.option}={flag.kind.format(getattr(settings, flag.name))}" for flag in flags]
 
 
 def child_argv(settings: IngressSettings | WorkerSettings) -> list[str]:
-    """Return the flags of a child process: what differs from the defaults, save what `SECRET_FLAGS` lists."""
+    """Return the flags of a child process: those that differ from the defaults, except `SECRET_FLAGS`."""
     command = "ingress" if isinstance(settings, IngressSettings) else "worker"
     argv: list[str] = []
     for flag in flags_of(command):

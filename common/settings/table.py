@@ -1,4 +1,4 @@
-"""The table of flags: names, environment variables, defaults, bounds, help, and who takes them."""
+"""The table of flags: names, environment variables, defaults, bounds, help, and their commands."""
 
 from __future__ import annotations
 

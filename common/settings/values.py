@@ -1,4 +1,4 @@
-"""Kinds of flag values: how a text becomes a value, and the words that say what a flag takes."""
+"""Kinds of flag values: they parse texts, and describe the valid values in words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ValueKind(Protocol):
     """Turns the text of a flag or environment variable into a value and back."""
 
     def parse(self, text: str) -> object:
-        """Return the value; raise ValueError where the text is none."""
+        """Return the value of a text; raise ValueError for a text that is not valid."""
         ...
 
     def format(self, value: object) -> str:
@@ -28,7 +28,7 @@ class ValueKind(Protocol):
 
     @property
     def takes(self) -> str:
-        """What the flag takes, to stand after 'takes' in a sentence."""
+        """Return the valid values in words, for a sentence with 'takes'."""
         ...
 
 
@@ -233,7 +233,7 @@ class RedisUrls:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host name or an address; an IPv6 address may stand in brackets, as in a URL."""
+    """A host name or an address; an IPv6 address may have brackets, as in a URL."""
 
     def parse(self, text: str) -> str:
         if not re.fullmatch(r"[^\s/\[\]]+|\[[0-9A-Fa-f:.]+(%\S+)?\]", text):

@@ -1,1 +1,1 @@
-"""Streams and processes as Redis knows them: admission, ownership, audio in, results out, status."""
+"""Streams in Redis: admission, ownership, audio, results."""

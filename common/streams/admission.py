@@ -1,4 +1,4 @@
-"""Who may stream: the cluster's limit of streams, and the settings that all its processes share.
+"""Admission of streams by the cluster's limit, and the settings that all processes share.
 
 Scripts run on shard 0 by the clock of its server, so that ingresses need no common clock.
 """
@@ -20,7 +20,7 @@ from common.redis.pipelined import SyncClient
 from common.redis.scripts import Command
 from common.redis.scripts import admission as scripts
 
-# A worker that lives renews its lease within so long of a pause of Redis, in which all leases lapse.
+# A live worker renews its lease within this time after a pause of Redis, in which all leases lapse.
 _RENEWAL_S: Final = 2.0
 _ASK_AGAIN_S: Final = 0.1
 
@@ -44,9 +44,9 @@ class SharedSettings:
 
 
 class Admission:
-    """Admissions of streams, as an ingress uses them.
+    """The admissions of streams, for an ingress.
 
-    client: of shard 0. Calls raise RedisUnavailable when it does not answer in time or refuses.
+    client: client of shard 0. Calls raise RedisUnavailable when it does not answer in time or refuses.
     """
 
     def __init__(self, client: PipelinedCommands, keys: Keys) -> None:
@@ -95,20 +95,20 @@ class Admission:
         )
 
     async def renew(self, streams: Iterable[StreamId], ttl_ms: int) -> None:
-        """Put the expiry of these admissions forward to `ttl_ms` from now."""
+        """Renew the expiry of these admissions to `ttl_ms` from now."""
         ids = list(streams)
         for at in range(0, len(ids), _MAX_RENEWALS):
             await self._run(scripts.renew(self._keys, ttl_ms=ttl_ms, streams=ids[at : at + _MAX_RENEWALS]))
 
     async def release(self, stream: StreamId) -> None:
-        """Give an admission back. Harmless when it is gone."""
+        """Return an admission. Harmless when it is gone."""
         try:
             await self._client.execute_command("ZREM", self._keys.admissions, stream)
         except (REDIS_ERROR, OSError) as error:
             raise RedisUnavailable from error
 
     async def agree(self, settings: SharedSettings, ttl_ms: int) -> None:
-        """State the settings of this process; called at start and renewed with every heartbeat.
+        """Agree on the settings of this process; called at start and with every heartbeat.
 
         Raises SettingsMismatch when the cluster runs with another value.
         """

@@ -1,4 +1,4 @@
-"""The audio of one stream on its way into Redis: held until the stream is there, then queued for its log.
+"""The audio of one stream on its way to Redis: held until the stream exists, then queued for the audio log.
 
 common/streams/audio_log.py commits it.
 """
@@ -40,17 +40,17 @@ _PCM16: Final = Encoding.PCM16
 MAX_PENDING_BYTES: Final = 256 * 1024
 RESUME_READING_BYTES: Final = MAX_PENDING_BYTES // 4
 _FINAL_MARK: Final = Audio(b"", final=True)
-# What a mark that waits counts for: it has no audio, and its number is to be bounded too.
+# Bytes that a waiting mark counts: it has no audio, but the number of marks has to be bounded too.
 _MARK_BYTES: Final = 1024
 
 StartTask = Callable[[Coroutine[Any, Any, None], str], object]
 
 Mark = Finalize | Phrases
-"""What is said behind the audio so far, in an entry of its own."""
+"""A client's request after the audio so far, in an entry of its own."""
 
 
 def _mark_bytes(mark: Mark) -> int:
-    """Return what a mark counts for while it waits."""
+    """Return the bytes that a mark counts while it waits."""
     return _MARK_BYTES + (
         sum(len(phrase.text) for phrase in mark.phrases) if isinstance(mark, Phrases) else 0
     )
@@ -274,7 +274,7 @@ class Appender:
         return bool(self._queue)
 
     def drop_kept(self) -> None:
-        """Nothing of the stream will be needed again."""
+        """Drop the kept entries: none will be needed again."""
         self._kept.clear()
         self._kept_bytes = 0
         self._origin = self.attachment = None
@@ -290,23 +290,23 @@ class Appender:
 
     @property
     def keeps(self) -> bool:
-        """Whether there is anything that could be appended again."""
+        """Whether there are entries that could be appended again."""
         something = bool(self._kept) or self._origin is not None or self.attachment is not None
         return something and self.failed is None
 
     def begin_again(self) -> bool:
-        """Have the stream, which Redis has forgotten, made anew; False where that cannot be done."""
+        """Create the stream, which Redis has lost, anew; return False if that is not possible."""
         if self._origin is None or self.failed is not None:
             return False
         self._log.suspect_loss()
         return True
 
     def drop_origin(self) -> None:
-        """Keep the stream from being made anew: nobody here would see to its end."""
+        """Prevent that the stream is created anew: this process would not handle its end."""
         self._origin = None
 
     def write_forgotten(self, last: bytes | None, out: list[Bytes]) -> int:
-        """Put the commands of what Redis took and has no more behind `out`; return their number.
+        """Add the commands of entries that Redis took and has lost to `out`; return their number.
 
         last: id of the last entry that Redis has; None where the whole stream is gone.
         """
@@ -326,7 +326,7 @@ class Appender:
         return len(forgotten)
 
     def fail(self, error: Unavailable) -> None:
-        """Give up: nothing of what is queued will be in Redis."""
+        """Give up: no queued entry will be in Redis."""
         if self.failed is not None:
             return
         self.failed = error
@@ -450,7 +450,7 @@ class StreamAudio:
         return self._appender is not None and self._appender.begin_again()
 
     def drop_kept(self) -> None:
-        """Nothing of the stream will be needed again."""
+        """Drop the kept entries: none will be needed again."""
         if self._appender is not None:
             self._appender.drop_kept()
 

@@ -1,4 +1,4 @@
-"""A stream's record, and the streams of an ingress: created, kept, moved, removed.
+"""The records of streams, with which an ingress creates, keeps, moves and removes its streams.
 
 A stream that is created is offered to the workers by an assignment, one entry in `px:{k}:new`
 (common/streams/claims.py has its way from there). The record (`px:{k}:<sid>:m`) carries the epoch: it
@@ -23,7 +23,7 @@ from common.redis.scripts import streams as scripts
 
 @dataclass(frozen=True, slots=True)
 class NewStream:
-    """What an ingress knows of a stream that begins.
+    """The facts of a new stream.
 
     token_hash: of the secret that `resume` has to show, empty for none.
     ttl_ms: life of the stream's keys without a renewal.
@@ -180,7 +180,7 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
 
 
 class StreamDirectory:
-    """Streams as an ingress creates, keeps and removes them.
+    """The streams of an ingress: it creates, keeps and removes them here.
 
     Calls raise RedisUnavailable when a server does not answer in time or refuses everybody, EntryError when
     it refuses a key of the one stream, or what stands there cannot be read.
@@ -276,11 +276,11 @@ class StreamDirectory:
         return pack(*scripts.attach_again(keys, ingress=ingress, connection=connection, tokens=tokens))
 
     async def confirm(self, stream: StreamId, token: str) -> None:
-        """Note that the client has the secret with this hash: the one before it is good no more."""
+        """Note that the client has the token with this hash: the previous token becomes invalid."""
         await self._execute(stream, *scripts.confirm(self._keys.stream(stream), token=token))
 
     async def renew(self, streams: Iterable[StreamKeys], ttl_ms: int) -> list[StreamId]:
-        """Put the expiry of all keys of these streams forward; return those whose record is gone."""
+        """Renew the expiry of all keys of these streams; return the streams whose record is gone."""
         by_server: dict[int, list[StreamKeys]] = {}
         for keys in streams:
             by_server.setdefault(self._redis.servers.server_of_shard(keys.shard), []).append(keys)
@@ -303,11 +303,11 @@ class StreamDirectory:
         return gone
 
     async def withdraw(self, keys: StreamKeys) -> bool:
-        """Take a stream back that no worker has claimed; False when one has, and will end it."""
+        """Withdraw a stream that no worker has claimed; return False if a worker has, which will end it."""
         return bool(await self._execute(keys.stream, *scripts.withdraw(keys)))
 
     async def remove(self, keys: StreamKeys) -> None:
-        """Delete what a finished stream has left, where nobody will come for it."""
+        """Delete the keys of a finished stream for which no client will come back."""
         await self._execute(keys.stream, "DEL", keys.results, keys.meta, keys.text)
 
     async def _execute(self, stream: StreamId, *command: Argument) -> Any:

@@ -1,14 +1,14 @@
-"""The audio of streams on its way into Redis; common/streams/audio_reader.py has the other side.
+"""The audio log: writes the audio of streams to Redis; common/streams/audio_reader.py reads it.
 
 An ingress queues appends per stream, and commits those of all streams together, every few
 milliseconds, as one pipeline a server: XADD for each stream, then one ZADD for each ready set. This
 order loses no wake-up: a worker that is told finds the audio. Ids are explicit, so a repeat after a broken
 connection is refused as "equal or smaller", which means that the entry is in already.
 
-A Redis that dies can forget its last moments: what its append-only file, or the replica that takes its
-place, did not have yet. So what was taken is kept for a while, and after each loss of the connection every
-stream is asked for its last entry, and given what it lacks before anything else. One that is not there at all
-is made anew, where everything that it had is still kept.
+A Redis that dies can lose its last writes: those that its append-only file, or the replica that replaces it,
+did not have yet. So written entries are kept for a while. After each loss of the connection the last entry of
+every stream is read, and missing entries are written again before any others. A stream that is gone is
+created anew if all of its entries are still kept.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class AudioLog:
         origin: Callable[[], bytes] | None = None,
         attachment: Callable[[], bytes] | None = None,
     ) -> Appender:
-        """Begin to append to a stream that was created, of audio at `sample_rate` (Hz).
+        """Begin to append to a created stream with audio at `sample_rate` (Hz).
 
         `on_failure` is called at most once.  `origin` returns the packed command that created the stream, and
         `attachment` the one that attaches it again.
@@ -107,7 +107,7 @@ class AudioLog:
 
     @property
     def num_restored(self) -> int:
-        """Entries that were written again, since Redis had forgotten them; for any thread."""
+        """Number of entries that were written again, since Redis had lost them; for any thread."""
         return sum(log.num_restored for log in self._logs)
 
     async def run(self) -> None:
@@ -117,7 +117,7 @@ class AudioLog:
                 tasks.create_task(log.run(), name=f"audio-log-{log.server}")
 
     async def flush(self, timeout_s: float) -> bool:
-        """Wait until nothing is queued, for a shutdown; False when the time was too short."""
+        """Wait until nothing is queued, for a shutdown; return False after the time-out."""
         try:
             async with asyncio.timeout(timeout_s):
                 for log in self._logs:
@@ -129,7 +129,7 @@ class AudioLog:
 
 
 class ServerLog:
-    """What is to be committed on one server."""
+    """The commits to one server."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class ServerLog:
         self._work.set()
 
     def release_held(self) -> None:
-        """Commit what is held for company."""
+        """Commit the messages that are held for others to join."""
         for appender in list(self._held):
             self._add(appender)
 
@@ -218,7 +218,7 @@ class ServerLog:
         self._waiting[appender] = None
 
     def _commit_when_due(self) -> None:
-        """Have what waits committed: now, or when the last commit is long enough ago."""
+        """Schedule the next commit: now, or when the last commit is long enough ago."""
         if self._work.is_set() or self._commit_timer is not None:
             return
         if self._loop.time() >= self._next_commit:
@@ -273,15 +273,15 @@ class ServerLog:
                     self._commit_when_due()
 
     def suspect_loss(self) -> None:
-        """Redis may have forgotten its last moments: ask it what it has, before the next commit."""
+        """Note that Redis may have lost its last writes: check its entries before the next commit."""
         self._forgetful = True
         self._work.set()
 
     async def _restore(self) -> str | None:
-        """Write again what Redis has forgotten; return why that could not be done, or None.
+        """Write entries again that Redis has lost; return why that failed, or None.
 
-        No commit comes between a loss and this: what is sent on a connection that is lost before it is
-        written fails, and a loss in the meantime is seen here again.
+        No commit comes between a loss and this: commands that are sent on a lost connection fail, and a loss
+        in the meantime is noticed here again.
         """
         while self._forgetful:
             self._forgetful = False
@@ -351,7 +351,7 @@ class ServerLog:
         appender.fail(InternalFault())
 
     async def _commit(self, batch: list[Appender], announced: list[Appender]) -> str | None:
-        """Commit one entry of each stream; returns why the server took none of some, or None."""
+        """Commit one entry of each stream; return why the server refused some of them, or None."""
         parts: list[Bytes] = []
         sent = [appender for appender in batch if appender.write_next(parts)]
         told = self._told(sent, announced)
@@ -414,7 +414,7 @@ class ServerLog:
 
 
 def _first(waiting: dict[Appender, None]) -> tuple[list[Appender], dict[Appender, None]]:
-    """Return what one commit takes of what waits, and the rest, both in order."""
+    """Return the waiting appenders for one commit, and the rest, both in order."""
     if len(waiting) <= _MAX_COMMIT:
         return list(waiting), {}
     appenders = list(waiting)
@@ -435,9 +435,9 @@ async def last_audio(redis: AsyncRedis, keys: StreamKeys) -> AudioEntry | None:
 
 
 async def decoded_samples(redis: AsyncRedis, keys: StreamKeys) -> int:
-    """How many samples of a stream its worker has acknowledged, in whole entries; 0 where nothing says so.
+    """Return how many samples of a stream its worker has acknowledged, in whole entries; 0 if unknown.
 
-    What is published about them may be lost, and this is not. Raises RedisUnavailable, EntryError.
+    Published acknowledgements may be lost, and this number is not. Raises RedisUnavailable, EntryError.
     """
     server = redis.servers.server_of_shard(keys.shard)
     try:

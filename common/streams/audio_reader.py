@@ -1,7 +1,7 @@
-"""The audio of streams on its way out of Redis, to the worker that owns them.
+"""Reads the audio of streams from Redis, for the worker that owns them.
 
-A worker waits on its ready sets, reads all streams with news by one command an epoch, and acknowledges
-what is decoded; what it does not acknowledge, the next owner reads again.
+A worker waits on its ready sets, reads all streams with new audio by one command an epoch, and acknowledges
+decoded entries; the next owner reads entries that were not acknowledged again.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class AudioReader:
         return [int(member) for member, _ in reply[1]]  # type: ignore[misc]
 
     def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioRead]:
-        """Read what is new of these streams, given with their epochs; one command an epoch.
+        """Read the new entries of these streams, given with their epochs; one command an epoch.
 
         Streams without news are left out. Entries stay pending until `pack_ack`'s command. Never
         repeated by itself: when this raises, entries of any of the streams may have been delivered to
@@ -82,11 +82,11 @@ class AudioReader:
         return read
 
     def reread(self, keys: StreamKeys, epoch: int, after: bytes, max_entries: int) -> list[AudioRead]:
-        """Entries behind `after` that were delivered to this worker already, and are not acknowledged."""
+        """Return entries after `after` that were delivered to this worker before and are not acknowledged."""
         return self._read_after(after, epoch, [keys.audio], max_entries)
 
     def _call(self, *commands: bytes, repeat: bool = True) -> Any:
-        """Send packed commands in one round trip; the reply of the last one."""
+        """Send packed commands in one round trip; return the reply of the last one."""
         replies = self._connection.call(commands, repeat=repeat)
         for reply in replies:
             if isinstance(reply, Exception):
@@ -125,7 +125,7 @@ _XACK_ONE: Final = b"*4\r\n$4\r\nXACK\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n
 
 
 def pack_ack(keys: StreamKeys, epoch: int, entry_ids: Sequence[bytes]) -> bytes:
-    """Pack the command that says of entries that they are decoded; its reply counts those it took."""
+    """Pack the command that acknowledges decoded entries; its reply counts the acknowledged ones."""
     key, group = keys.audio, audio_group(epoch)
     if len(entry_ids) > 1:
         return pack(b"XACK", key, group, *entry_ids)
@@ -141,7 +141,7 @@ def ready_commands(keys: Keys, stream: StreamKeys, worker: WorkerId) -> tuple[tu
 
 
 def extend(redis: SyncRedis, streams: Sequence[tuple[StreamKeys, int]]) -> list[StreamKeys]:
-    """Put the expiry of streams forward, given with their time to live in ms; return those that are gone."""
+    """Renew the expiry of streams, given with their time to live in ms; return the streams that are gone."""
     by_server: dict[int, list[tuple[StreamKeys, int]]] = {}
     for keys, ttl_ms in streams:
         by_server.setdefault(redis.servers.server_of_shard(keys.shard), []).append((keys, ttl_ms))

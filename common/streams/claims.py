@@ -1,4 +1,4 @@
-"""Ownership of streams: a worker claims, takes over, opens and ends them.
+"""Claims: a worker claims, takes over, opens and ends streams.
 
 The worker whose consumer has an assignment pending owns the stream; the assignment leaves at the
 stream's end. Opening a stream raises its epoch, which fences the owner before.
@@ -74,10 +74,10 @@ class OwnedStream:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a new owner goes on from.
+    """The stored state from which a new owner goes on.
 
     snapshot: the engine's state at the checkpoint; None where it is gone.
-    text: what is kept of the stream's text; it goes as far as the checkpoint at least.
+    text: the kept text of the stream; it covers the stream at least up to the checkpoint.
     """
 
     snapshot: bytes | None
@@ -100,7 +100,7 @@ class Refused:
 
 
 Opening = OwnedStream | Suspect | Refused | None
-"""What became of an attempt to open a stream; None where it has ended or is another worker's by now."""
+"""The outcome of opening a stream; None where it has ended or another worker owns it by now."""
 
 
 class Claims:

@@ -1,8 +1,9 @@
-"""The Lua scripts of the service: typed functions, and beside each its file.
+"""The Lua scripts of the service: a typed function for each script file.
 
-A function of these packages returns the command that runs its script, for any client or pipeline; its
-arguments are what the script takes, by the same names, and its docstring says what comes back. The files
-begin with what they do and with names for KEYS and ARGV; what several of them use is in prelude.lua.
+A function of these packages returns the command that runs its script, for any client or pipeline. Its
+arguments are the script's arguments, with the same names, and its docstring says what the script replies.
+Each file begins with its purpose and with names for KEYS and ARGV; code that several files use is in
+prelude.lua.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FORGOTTEN_NUMBERS: Final = 1000
 
 @cache
 def text_of(name: str) -> str:
-    """Return what is sent for a script, named like its file: the prelude and the file without comments."""
+    """Return the text of a script by its file's name: the prelude and the file, without comments."""
     files = (FOLDER / "prelude.lua", FOLDER / f"{name}.lua")
     lines = (line for file in files for line in file.read_text().splitlines())
     return "\n".join(line for line in lines if line and not line.lstrip().startswith("--"))

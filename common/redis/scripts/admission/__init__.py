@@ -1,4 +1,4 @@
-"""Who may stream, and the settings that all processes share: on shard 0."""
+"""Scripts for admissions, and for the settings that all processes share: on shard 0."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MAY_COME_BACK_MS: Final = 30_000
 def admit(
     keys: Keys, *, max_num_streams: int, ttl_ms: int, once: str, stream: StreamId | None, shard: int | None
 ) -> Command:
-    """Admit one more stream; {1, stream id}, or {0, b"full" or b"no_worker", leases that lapsed just now}.
+    """Admit one more stream. Replies {1, stream id}, or {0, b"full" or b"no_worker", just lapsed leases}.
 
-    once: names the request, so that a repeat gets the same stream.
-    stream: the id to admit, None for a new one, of this shard where one is named.
+    once: id of the request, so that a repeat gets the same stream.
+    stream: the id to admit, None for a new one, which is on `shard` if one is named.
     """
     return run(
         "admission/admit",
@@ -36,10 +36,10 @@ def admit(
 
 
 def renew(keys: Keys, *, ttl_ms: int, streams: Iterable[StreamId]) -> Command:
-    """Put the expiry of admissions forward; some thousands at most, which is what a script's stack takes."""
+    """Renew the expiry of admissions; some thousands at most, the limit of a script's stack."""
     return run("admission/renew", (keys.admissions,), ttl_ms, REGISTER_TTL_MS, *streams)
 
 
 def agree(keys: Keys, *, ttl_ms: int, settings: Iterable[str | int]) -> Command:
-    """State settings, names and values flat; {} or the first that differs, as {name, the cluster's value}."""
+    """Set settings, names and values flat. Replies {}, or {name, the cluster's value} of a difference."""
     return run("admission/agree", (keys.settings,), ttl_ms, *settings)

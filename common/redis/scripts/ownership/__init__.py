@@ -1,4 +1,4 @@
-"""A stream as its workers claim, open, hand over and end it: on the stream's shard."""
+"""Scripts with which workers claim, open, hand over and end a stream: on the stream's shard."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from common.redis.scripts import FORGOTTEN_NUMBERS, Command, run
 SUSPICIOUS_DEATHS: Final = 2
 # ... and how many processes that ran it alone it may end before it is poison.
 POISONOUS_DEATHS: Final = 2
-# Where suspects that run together end their process, so much smaller a group runs next, and so on down to
-# one. A division by more would cost fewer deaths, each with the time that a model takes to load, and more
-# groups, each with the time of a replay.
+# If suspects that run together end their process, the next group is smaller by this factor, and so on down to
+# one. A larger factor would cost fewer deaths, each with the loading of a model, and more groups, each with a
+# replay.
 SUSPECTS_DIVISOR: Final = 8
-# Entries of audio that are kept of a poison stream, at most 64 KiB each: what the owners died of is in the
+# Entries of audio that are kept of a poison stream, at most 64 KiB each: the cause of the deaths is in the
 # first ones.
 _MAX_DEAD_ENTRIES: Final = 16
 
@@ -41,9 +41,9 @@ def open_stream(
     together: int,
     chunk_ms: int,
 ) -> Command:
-    """Make a worker the owner; {b"gone"}, {b"lost"}, {b"suspect"}, or what `OwnedStream` is made of.
+    """Make a worker the owner. Replies {b"gone"}, {b"lost"}, {b"suspect"}, or the parts of `OwnedStream`.
 
-    That is {b"owned", epoch, last seq, samples acknowledged by then, record, whether it is poison, bytes of
+    These are {b"owned", epoch, last seq, samples acknowledged so far, record, whether it is poison, bytes of
     kept text}.
 
     together: suspects that run in the worker's process, 0 for an ordinary one.
@@ -58,7 +58,7 @@ def open_stream(
 
 
 def finish(stream: StreamKeys, *, assignments: bytes, ready: bytes, entry_id: bytes, epoch: int) -> Command:
-    """End a stream; 1, or 0 where another worker owns it by now, or -1 where it had left Redis."""
+    """End a stream. Replies 1, or 0 if another worker owns it by now, or -1 if it had left Redis."""
     return run(
         "ownership/finish",
         (assignments, stream.meta, stream.audio, stream.results, stream.snapshot, ready, stream.text),
@@ -83,7 +83,7 @@ def checkpoint(
 ) -> Command:
     """Make a staged snapshot valid, with these fields of the record, and trim the audio before `first_kept`.
 
-    1, or 0 where the stream has ended, is another's by now, or has a later checkpoint.
+    Replies 1, or 0 if the stream has ended, has another owner by now, or has a later checkpoint.
     """
     return run(
         "ownership/checkpoint",
@@ -93,7 +93,7 @@ def checkpoint(
 
 
 def note_cold(stream: StreamKeys, *, epoch: int) -> Command:
-    """Note that a stream goes on from its checkpoint without the snapshot; 0 where the epoch is another's."""
+    """Note that a stream goes on from its checkpoint without the snapshot. Replies 0 for another epoch."""
     return run("ownership/note_cold", (stream.meta,), epoch)
 
 
@@ -107,32 +107,32 @@ def keep_text(stream: StreamKeys, *, epoch: int, at: int, text: bytes, seq: int,
 
 
 def take_over(assignments: bytes, *, of: WorkerId, to: WorkerId, count: int, first: bytes) -> Command:
-    """Make pending assignments of one worker another's; {last id looked at (empty at the end), entries}."""
+    """Move pending assignments to another worker. Replies {last id read (empty at the end), entries}."""
     return run("ownership/take_over", (assignments,), ASSIGNMENT_GROUP, of, to, count, first)
 
 
 def give(assignments: bytes, *, worker: WorkerId, heir: WorkerId, entry_id: bytes) -> Command:
-    """Make one pending assignment of a worker another's; 0 where it is not that worker's any more."""
+    """Move one pending assignment to another worker. Replies 0 if it is not `worker`'s any more."""
     return run("ownership/give", (assignments,), ASSIGNMENT_GROUP, worker, heir, entry_id)
 
 
 def let_go(stream: StreamKeys, *, epoch: int, cleared: bool) -> Command:
-    """Note that nobody has died of a stream that changes hands; see `Claims.let_go`."""
+    """Note that no owner has died of a stream that changes hands; see `Claims.let_go`."""
     return run("ownership/let_go", (stream.meta,), epoch, int(cleared))
 
 
 def num_pending(assignments: bytes, *, worker: WorkerId) -> Command:
-    """How many assignments of a shard are pending with a worker."""
+    """Reply how many assignments of a shard are pending with a worker."""
     return run("ownership/num_pending", (assignments,), ASSIGNMENT_GROUP, worker)
 
 
 def remove_consumer(assignments: bytes, *, ready: bytes, worker: WorkerId) -> Command:
-    """Remove a worker that owns nothing from a shard; 0 where it owns something after all."""
+    """Remove a worker without streams from a shard. Replies 0 if it owns one after all."""
     return run("ownership/remove_consumer", (assignments, ready), ASSIGNMENT_GROUP, worker)
 
 
 def keep_dead_letter(stream: StreamKeys, *, epoch: int) -> Command:
-    """Keep what is known of a poison stream; 0 where the epoch is another's."""
+    """Keep the record of a poison stream. Replies 0 for another epoch."""
     return run(
         "ownership/keep_dead_letter",
         (stream.meta, stream.audio, stream.dead, stream.dead_audio),

@@ -1,4 +1,4 @@
-"""Who is alive, and what the workers serve: on shard 0."""
+"""Scripts for leases and heartbeats, and for the model that the workers serve: on shard 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.redis.scripts import Command, run
 
 
 def renew_lease(keys: Keys, *, worker: WorkerId, ttl_ms: int) -> Command:
-    """Take or renew a worker's lease; 1 where it held, 0 where it had lapsed, -1 where it is new."""
+    """Take or renew a worker's lease. Replies 1 if it held, 0 if it had lapsed, -1 if it is new."""
     return run("presence/renew_lease", (keys.workers,), worker, ttl_ms, REGISTER_TTL_MS)
 
 
@@ -25,7 +25,7 @@ def missing_ingresses(keys: Keys, *, ingresses: Iterable[IngressId]) -> Command:
 
 
 def remove_worker(keys: Keys, *, worker: WorkerId) -> Command:
-    """Remove a worker whose lease has lapsed; 0 where it holds again."""
+    """Remove a worker whose lease has lapsed. Replies 0 if it holds again."""
     return run("presence/remove_worker", (keys.workers, keys.worker(worker)), worker)
 
 
@@ -41,7 +41,7 @@ def beat(
 
 
 def others_serve(keys: Keys, *, ingress: IngressId) -> Command:
-    """Whether another ingress is alive and does not drain."""
+    """Reply whether another ingress is alive and does not drain."""
     return run("presence/others_serve", (keys.ingresses,), ingress, keys.ingress_hash_stem)
 
 

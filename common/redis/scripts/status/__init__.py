@@ -1,4 +1,4 @@
-"""What the status line adds up, and what a process finds out about a server."""
+"""Scripts for the status line, and for the check of a server."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from common.redis.scripts import Command, run
 
 
 def share(keys: Keys, *, look_ms: int) -> Command:
-    """Take a turn at the status line.
+    """Read the kept status line, or take the turn to make it.
 
-    Replies {the line that is kept, 0}, or {None, ms that another one's turn lasts, 0 where it is ours}.
+    Replies {the kept line, 0}, or {None, ms that another ingress's turn lasts, 0 if it is this one's turn}.
     """
     return run("status/share", (keys.status_line, keys.status_turn), look_ms)
 
 
 def num_owned(assignments: bytes) -> Command:
-    """How many streams of a shard have an owner."""
+    """Reply how many streams of a shard have an owner."""
     return run("status/num_owned", (assignments,), ASSIGNMENT_GROUP)
 
 
 def backlog(audio: bytes) -> Command:
-    """{entries not delivered, entries delivered and not acknowledged} of a stream's audio."""
+    """Reply {entries not delivered, entries delivered and not acknowledged} of a stream's audio."""
     return run("status/backlog", (audio,))
 
 
 def refused(calls: Sequence[str]) -> Command:
-    """{numbers, from 1, of calls that are not allowed, numbers of those that the server does not know}."""
+    """Reply {numbers, from 1, of calls that are not allowed, numbers of calls unknown to the server}."""
     return run("status/refused", (), *calls)

@@ -1,4 +1,4 @@
-"""A stream as its ingress creates, reads, moves and takes back: on the stream's shard."""
+"""Scripts with which an ingress creates, reads, moves and withdraws a stream: on the stream's shard."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def create(
     epoch: int,
     fields: Iterable[Argument],
 ) -> Command:
-    """Create a stream with these fields of its record, names and values flat; 0 where it is there already.
+    """Create a stream with these record fields, names and values flat. Replies 0 if it exists already.
 
-    anew: Redis has forgotten it, and its owners may live. epoch: beyond theirs then, else 0.
+    anew: whether Redis has lost it, and its owners may live. epoch: beyond theirs then, else 0.
     """
     return run(
         "streams/create",
@@ -41,7 +41,7 @@ def read(stream: StreamKeys) -> Command:
 
 
 def withdraw(stream: StreamKeys) -> Command:
-    """Take a stream back that no worker has claimed; 0 where one has."""
+    """Withdraw a stream that no worker has claimed. Replies 0 if a worker has."""
     return run("streams/withdraw", (stream.meta, stream.audio, stream.results))
 
 
@@ -52,7 +52,7 @@ def attach(
     expected: tuple[IngressId, int] | None,
     tokens: tuple[str, str] | None,
 ) -> Command:
-    """Move a stream to another ingress; the number of the new connection, 0 where it stays as it is.
+    """Move a stream to another ingress. Replies the number of the new connection, 0 if it was not moved.
 
     expected: the ingress and the connection that it must have, None for any.
     tokens: hashes of the token that its client has shown, and of the one that the client gets; -1 comes back
@@ -66,7 +66,7 @@ def attach(
 def attach_again(
     stream: StreamKeys, *, ingress: IngressId, connection: int, tokens: tuple[str, str] | None
 ) -> Command:
-    """Put back what `attach` did, where Redis has forgotten it and nobody has attached the stream since.
+    """Repeat an `attach` that Redis has lost, unless the stream was attached again since.
 
     connection: what `attach` returned.
     tokens: hashes of the token that was good before, "" where it is no more, and of the client's; None where
@@ -79,7 +79,7 @@ def attach_again(
 
 
 def confirm(stream: StreamKeys, *, token: str) -> Command:
-    """Have the stream's token before be good no more, unless its token is another by now than this hash."""
+    """Make the stream's previous token invalid, unless its token is another by now than this hash."""
     return run("streams/confirm", (stream.meta,), token)
 
 

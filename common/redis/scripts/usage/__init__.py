@@ -1,4 +1,4 @@
-"""What API keys use: on shard 0."""
+"""Scripts for the use of API keys: on shard 0."""
 
 from __future__ import annotations
 
