@@ -1,1 +1,1 @@
-"""Composition root: command line, supervisor, embedded Redis server, clients and the demo."""
+"""The composition root: command line, supervisor, embedded Redis server, clients and the demo."""

@@ -102,17 +102,17 @@ def worker(argv: Sequence[str]) -> int:
 
 
 def status(argv: Sequence[str]) -> int:
-    """Print what the status port says."""
+    """Print the answer of the status port."""
     from parakeet.terminal.status import show_status
 
     return show_status(parse("status", argv))
 
 
 def health(argv: Sequence[str]) -> int:
-    """Say whether a worker of this host is well."""
+    """Print whether a worker of this host is healthy."""
     from parakeet.serve.readiness import show_health
 
-    # It asks once, and its own sentence names the cause: no line of a log says that it asks again.
+    # It queries once, and its own sentence names the cause: no log line about a retry is needed.
     logging.getLogger("common.redis").addHandler(_UNHEARD)
     return show_health(parse("health", argv))
 
@@ -125,7 +125,7 @@ def transcribe(argv: Sequence[str]) -> int:
 
 
 def check(argv: Sequence[str]) -> int:
-    """Say whether a model reads as it should here, and how fast."""
+    """Check that a model recognises speech correctly here, and how fast."""
     from parakeet.check.command import run_check
 
     return run_check(parse("check", argv))
@@ -139,7 +139,7 @@ def keys(argv: Sequence[str]) -> int:
 
 
 def redis_users(argv: Sequence[str]) -> int:
-    """Make the users of Redis."""
+    """Write the users of Redis."""
     from parakeet.redis_users import run_redis_users
 
     return run_redis_users(argv)
@@ -153,7 +153,7 @@ def bench(argv: Sequence[str]) -> int:
 
 
 def model(argv: Sequence[str]) -> int:
-    """Hand over to the worker's model tool, which needs what a worker needs."""
+    """Run the worker's model tool, which has the requirements of a worker."""
     os.execv(sys.executable, [sys.executable, "-m", "gpu_worker.model", *argv])  # noqa: S606
 
 
@@ -173,7 +173,7 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def commands() -> str:
-    """Return what `parakeet-server` alone says: usage, and a line a command."""
+    """Return the text of `parakeet-server` without a command: usage, and a line a command."""
     width = shutil.get_terminal_size().columns - 2
     name_width = max(map(len, SUMMARIES))
     lines = "\n".join(
@@ -203,9 +203,9 @@ def overview() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 2 for a wrong command line, 1 for a failure, else the command's own status.
+    """Run a command; return 2 for a wrong command line, 1 for a failure, else the command's own status.
 
-    Whatever its output and its input are, closed, full, or a pipe that nobody reads, there is no traceback.
+    Closed or full standard streams, or a pipe without a reader, cause no traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return run_command(PROGRAM, lambda: _run(arguments))

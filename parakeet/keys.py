@@ -29,7 +29,7 @@ def run_keys(argv: Sequence[str]) -> int:
     path = Path(arguments.auth_keys_file)
     if arguments.action == "create":
         record, key = create_key(path, _template(arguments))
-        # The key alone on stdout, so that a script can take it; what is known of it beside it.
+        # Only the key goes to stdout, so that a script can read it; its description goes to stderr.
         sys.stderr.write(f"made the key {record.key_id} ({record.name}) in {path}; it is shown only now\n")
         sys.stdout.write(f"{key}\n")
     elif arguments.action == "list":

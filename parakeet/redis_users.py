@@ -74,7 +74,7 @@ def create_users(folder: Path, users: Sequence[str] = tuple(USERS)) -> None:
 
 
 def _password(path: Path) -> str:
-    """Return the password in a file, made where there is none."""
+    """Return the password in a file, which is created if it is missing."""
     try:
         password = path.read_text(encoding="ascii", errors="replace").rstrip("\n")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Bytes of a file or of stdin, with a look at those ahead."""
+"""Bytes of a file or of stdin, with look-ahead."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ class ByteInput:
 
     @property
     def bytes_left(self) -> int | None:
-        """Bytes not read yet; None where nobody knows, as in a pipe."""
+        """Number of bytes not read yet; None where it is unknown, as in a pipe."""
         return None if self._size is None else max(0, self._size - self._read_bytes)
 
     def peek(self, size: int) -> bytes:
-        """Return the next bytes, which stay; fewer than `size` only at the end."""
+        """Return the next bytes without consuming them; fewer than `size` only at the end."""
         while len(self._ahead) < size and (more := self._read(size - len(self._ahead))):
             self._ahead += more
         return self._ahead[:size]
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, as soon as there are any; none at the end."""
+        """Return up to `size` bytes, as soon as some are available; none at the end."""
         data, self._ahead = self._ahead[:size], self._ahead[size:]
         data = data or self._read(size)
         self._read_bytes += len(data)
         return data
 
     def read_exactly(self, size: int) -> bytes:
-        """`size` bytes; fewer only at the end."""
+        """Return `size` bytes; fewer only at the end."""
         data = b""
         while len(data) < size and (more := self.read(size - len(data))):
             data += more
         return data
 
     def skip(self, size: int) -> None:
-        """Read and forget."""
+        """Read and discard bytes."""
         while size > 0 and (skipped := self.read(min(size, 1 << 16))):
             size -= len(skipped)
 

@@ -31,7 +31,7 @@ _MARKS: Final = (
     (0, b"wvpk", "WavPack"),
 )
 HEAD_BYTES: Final = 4096
-"""Bytes that `container_name` looks at: one frame of MPEG audio and the head of the next."""
+"""Bytes that `container_name` needs: one frame of MPEG audio and the head of the next."""
 _MPEG_KBITS: Final = {
     # (is MPEG 1, layer): kbit/s by index
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -42,7 +42,7 @@ _MPEG_KBITS: Final = {
 
 
 def container_name(head: bytes) -> str | None:
-    """Return what kind of recording bytes (`HEAD_BYTES` of them) begin, None for none of those here."""
+    """Return the container of a recording that begins with these `HEAD_BYTES`, None for an unknown one."""
     for offset, mark, name in _MARKS:
         if head.startswith(mark, offset):
             return name
@@ -56,7 +56,7 @@ def container_name(head: bytes) -> str | None:
 
 
 def _mpeg_frame_bytes(head: bytes) -> int:
-    """Size of the frame of MPEG audio that bytes begin (ISO 11172-3); 0 where they begin none."""
+    """Return the size of the MPEG audio frame at the begin of `head` (ISO 11172-3); 0 if there is none."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return 0
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -73,7 +73,7 @@ class ContainerSource:
     """The first audio stream of a recording as mono pcm16 blocks; fields as those of `WavSource`."""
 
     def __init__(self, data: ByteInput, kind: str) -> None:
-        """Open it. Raises BadAudio, also where PyAV is not installed."""
+        """Open the recording. Raises BadAudio, also where PyAV is not installed."""
         try:
             import av
         except ImportError:
@@ -99,7 +99,7 @@ class ContainerSource:
 
     @property
     def seconds(self) -> float | None:
-        """Length, where the container tells it."""
+        """Length in seconds, where the container states it."""
         return None if self._container.duration is None else self._container.duration / self._av.time_base
 
     def blocks(self) -> Iterator[bytes]:
@@ -135,7 +135,7 @@ class ContainerSource:
             return self._av.open(self._input.name)
         if self._kind != "MP4":
             return self._av.open(_Reader(self._input))
-        # The index of an MP4 file may stand at its end.
+        # The index of an MP4 file may be at its end.
         self._spooled = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the source
         shutil.copyfileobj(_Reader(self._input), self._spooled)
         self._spooled.seek(0)
@@ -143,7 +143,7 @@ class ContainerSource:
 
 
 class _Reader:
-    """The bytes of an input for a library that reads files."""
+    """A file object over an input, for a library that reads files."""
 
     def __init__(self, data: ByteInput) -> None:
         self._input = data

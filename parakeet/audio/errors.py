@@ -1,4 +1,4 @@
-"""What can be wrong with audio that a client is to send."""
+"""Errors of audio that a client is to send."""
 
 from __future__ import annotations
 

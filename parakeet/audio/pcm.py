@@ -1,4 +1,4 @@
-"""Samples of any width to mono 16-bit ones, at a rate that a server takes. Plain Python: no client has numpy.
+"""Converts samples of any width to mono 16-bit, at a rate that servers accept. Plain Python, without numpy.
 
 Samples are in this machine's byte order in an `array("h")`; only `to_bytes` makes them little-endian.
 """
@@ -19,14 +19,14 @@ _FULL_SCALE: Final = 32_768
 
 
 def _mulaw(code: int) -> int:
-    """One sample of ITU-T G.711 mu-law."""
+    """Decode one sample of ITU-T G.711 mu-law."""
     code ^= 0xFF
     magnitude = (((code & 15) << 3) + 132 << (code >> 4 & 7)) - 132
     return -magnitude if code & 0x80 else magnitude
 
 
 def _alaw(code: int) -> int:
-    """One sample of ITU-T G.711 A-law."""
+    """Decode one sample of ITU-T G.711 A-law."""
     code ^= 0x55
     exponent, mantissa = code >> 4 & 7, ((code & 15) << 4) + 8
     magnitude = mantissa if exponent == 0 else mantissa + 256 << exponent - 1
@@ -41,9 +41,9 @@ _OF_A_BYTE: Final[dict[SampleKind, tuple[int, ...]]] = {
 
 
 def from_bytes(data: bytes, kind: SampleKind, width: int, *, big_endian: bool = False) -> Samples:
-    """Return samples as 16-bit ones: of wider ones the upper 16 bits, of floats 1.0 as full scale.
+    """Return 16-bit samples: the upper 16 bits of wider integers, and floats with 1.0 as full scale.
 
-    data: whole samples of `width` bytes.   kind: integers of one byte have no sign, others do.
+    data: whole samples of `width` bytes.   kind: integers of one byte are unsigned, others are signed.
     """
     if kind == "float":
         return _from_floats(array.array("f" if width == 4 else "d", data), big_endian=big_endian)
@@ -78,10 +78,10 @@ def to_bytes(samples: Samples) -> bytes:
 
 
 class RateFit:
-    """Brings a rate that no server takes between 8 and 48 kHz, by a whole factor; others stay as they are.
+    """Converts a rate outside of 8 to 48 kHz into that range, by a whole factor; other rates stay unchanged.
 
-    The server resamples what it gets with a proper filter; here neighbours are averaged, or samples are put
-    on the line between two, which costs nothing of the band that speech is recognized from.
+    The server resamples its audio with a proper filter. Here neighbours are averaged, or interpolated
+    linearly, which loses nothing of the band that recognition uses.
     """
 
     def __init__(self, rate: int) -> None:
@@ -92,7 +92,7 @@ class RateFit:
         self.rate: Final = round(rate * self._up / self._down)
 
     def fit(self, samples: Samples) -> Samples:
-        """Return the samples at `rate`; what is less than a whole group waits for the next ones."""
+        """Return the samples at `rate`; an incomplete group waits for the next samples."""
         if self._down > 1:
             samples = self._rest + samples
             whole = len(samples) - len(samples) % self._down

@@ -1,4 +1,4 @@
-"""Sources of audio: what a client can send, whichever way it is written, opened by its first bytes."""
+"""Sources of audio for a client: recordings, stdin and the microphone; the first bytes select the reader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MICROPHONE_BLOCK_S: Final = 0.05
 
 
 class Source(Protocol):
-    """Audio in mono pcm16le blocks. Reading blocks; `stream_blocks` reads in a thread."""
+    """Audio in mono pcm16le blocks. Reading may block; `stream_blocks` reads in a thread."""
 
     @property
     def rate(self) -> int:
@@ -30,17 +30,17 @@ class Source(Protocol):
 
     @property
     def seconds(self) -> float | None:
-        """Length, where it is known beforehand."""
+        """Length in seconds, where it is known beforehand."""
 
     @property
     def problem(self) -> str | None:
-        """After the last block: a sentence about what was wrong all the same, None for nothing."""
+        """After the last block: a sentence about a fault of the recording, None for none."""
 
     def blocks(self) -> Iterator[bytes]:
         """Yield whole samples, in blocks of any size. Raises BadAudio."""
 
     def close(self) -> None:
-        """Let go of file or device."""
+        """Close the file or the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Recording:
         return (self.pcm[at : at + size] for at in range(0, len(self.pcm), size))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to close."""
 
 
 class RawSource:
@@ -92,13 +92,13 @@ class RawSource:
 
 
 class MicrophoneSource:
-    """The default microphone, until nobody reads it any more. Needs sounddevice and PortAudio."""
+    """The default microphone, as long as it is read. Needs sounddevice and PortAudio."""
 
     seconds = None
     problem = None
 
     def __init__(self, rate: int = DEFAULT_RATE) -> None:
-        """Open it. Raises BadAudio."""
+        """Open the microphone. Raises BadAudio."""
         try:
             import sounddevice
         except (ImportError, OSError) as error:  # OSError: the PortAudio library is missing
@@ -120,7 +120,7 @@ class MicrophoneSource:
     def blocks(self) -> Iterator[bytes]:
         while True:
             try:
-                # Where the network is slower than speech, PortAudio drops the oldest audio.
+                # If the network is slower than speech, PortAudio drops the oldest audio.
                 data, _ = self._stream.read(self._frames)
             except self._error as error:
                 raise BadAudio(f"The microphone cannot be read: {error}.") from error
@@ -131,9 +131,9 @@ class MicrophoneSource:
 
 
 def open_source(path: str | Path, input_rate: int = DEFAULT_RATE) -> Source:
-    """Open a recording, or stdin where the path is `-`, by its first bytes.
+    """Open a recording, or stdin for the path `-`, with the reader for its first bytes.
 
-    input_rate: of raw 16-bit audio on stdin, Hz. Raises BadAudio with a sentence for the user.
+    input_rate: rate of raw 16-bit audio on stdin, Hz. Raises BadAudio with a sentence for the user.
     """
     data = ByteInput(path)
     try:
@@ -166,7 +166,7 @@ def _wav(data: ByteInput) -> Source:
 
 
 def read_recording(path: str | Path) -> Recording:
-    """Return a whole recording. Raises BadAudio, also where it is not whole."""
+    """Return a whole recording. Raises BadAudio, also where it is incomplete."""
     source = open_source(path)
     try:
         pcm = b"".join(source.blocks())
@@ -178,7 +178,7 @@ def read_recording(path: str | Path) -> Recording:
 
 
 async def stream_blocks(source: Source, message_ms: int, *, real_time: bool = False) -> AsyncIterator[bytes]:
-    """Yield a source in messages of `message_ms`; in real time, each when its last sample is spoken.
+    """Yield a source in messages of `message_ms`; in real time, each at the time of its last sample.
 
     The source is read in a thread of its own, which may wait for a pipe or compute, and closed at its end.
     Raises BadAudio.
@@ -203,12 +203,12 @@ async def _read_in_thread(
     source: Source, loop: asyncio.AbstractEventLoop
 ) -> AsyncGenerator[bytes | None, None]:
     """Yield blocks, and None after the last."""
-    queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()  # bounded by the room
+    queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()  # `room` bounds it
     room = threading.Semaphore(_QUEUED_BLOCKS)
     abandoned = threading.Event()
 
     def put(item: bytes | BaseException | None) -> bool:
-        """Wait for room in the queue; False once nobody reads it."""
+        """Wait for room in the queue; return False once it has no reader."""
         room.acquire()
         if abandoned.is_set():
             return False
@@ -223,13 +223,13 @@ async def _read_in_thread(
             for block in source.blocks():
                 if not put(block):
                     return
-        except Exception as error:  # whatever it is, the loop's side waits for it
+        except Exception as error:  # any exception is for the loop's side, which waits for it
             failure = error
         finally:
             source.close()
         put(failure)
 
-    # A daemon: a read that waits for a silent pipe must not hold up the end of the program.
+    # A daemon: a read that waits for a silent pipe must not delay the end of the program.
     threading.Thread(target=read, name="audio", daemon=True).start()
     try:
         while (item := await queue.get()) is not None:

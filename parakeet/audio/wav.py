@@ -1,4 +1,4 @@
-"""WAV files as they are written in the world; Python's `wave` takes others with every version.
+"""Reads WAV files of all common kinds; Python's `wave` supports different ones in each version.
 
 Any number of channels, and every kind of sample that `common.wav_head` knows.
 """
@@ -20,8 +20,8 @@ _BLOCK_S: Final = 0.25
 class WavSource:
     """The samples of one WAV file as mono pcm16 blocks.
 
-    rate: of the blocks, Hz.   seconds: as the file says, None where it does not.
-    problem: after the last block, what was wrong with the file all the same; None for nothing.
+    rate: rate of the blocks, Hz.   seconds: length as the file states it, None where it does not.
+    problem: after the last block, a sentence about a fault of the file; None for none.
     """
 
     def __init__(self, data: ByteInput) -> None:
@@ -39,7 +39,7 @@ class WavSource:
 
     @property
     def seconds(self) -> float | None:
-        """Length, where the head or the size of the file tells it."""
+        """Length in seconds, where the head or the size of the file shows it."""
         size = self._size if self._size is not None else self._input.bytes_left
         return None if size is None else size / self._format.frame_bytes / self._format.rate
 

@@ -132,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     try:
         plan, counts = _plan(given)
-        load_track(plan.recordings)  # what cannot be read is said before processes are started for it
+        load_track(plan.recordings)  # an unreadable recording is reported before processes are started
     except (ValueError, OSError, BadAudio) as error:
         parser.error(str(error))
     table = LiveTable(sys.stdout)
@@ -179,7 +179,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _without_key(argv: Sequence[str]) -> list[str]:
-    """Return the arguments as a report may show them."""
+    """Return the arguments without secrets, for a report."""
     shown: list[str] = []
     for number, argument in enumerate(argv):
         if number and argv[number - 1] == "--api-key":
@@ -214,7 +214,7 @@ def _plan(given: argparse.Namespace) -> tuple[Plan, list[int]]:
         raise ValueError("--binary needs ws:// targets")
     access = Access(given.api_key, given.tls_ca)
     for target in targets:
-        access.tls(target)  # an authority that cannot be read is said before anything starts
+        access.tls(target)  # an unreadable authority is reported before anything starts
     plan = Plan(
         access=access,
         targets=targets,

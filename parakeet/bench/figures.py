@@ -1,4 +1,4 @@
-"""The figures of a trial: what was counted, and whether the service level held."""
+"""The figures of a trial, and the check of its service level."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Percentiles:
-        """Of times in seconds; all zero when there are none."""
+        """Return the percentiles of times in seconds; all zero when there are none."""
         ordered = sorted(seconds)
         count = len(ordered)
         if not count:
@@ -77,7 +77,7 @@ class RedisUsage:
 
 @dataclass(frozen=True, slots=True)
 class TrialFigures:
-    """What one trial found.
+    """The results of one trial.
 
     ``latency`` counts results between the end of the ramp and the first stream's end, when
     all streams are live; ``latency_all``, ``late_chunks`` and the verdict count every result.
@@ -123,7 +123,7 @@ def verdict(
     sent: int,
     lagging: int,
 ) -> tuple[str, ...]:
-    """Why a trial misses the service level; empty when it passes.
+    """Return why a trial misses the service level; empty when it passes.
 
     At most 0.1 % of timed chunks late (result later than one chunk after the last sample was
     sent), p95 of the final less a chunk at most 1 s, no result more than 3 s behind, every

@@ -1,4 +1,4 @@
-"""What a trial is asked to do, and what a load process reports while it does it."""
+"""The plan of a trial, and the reports of a load process."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How the server lets a load in. api_key: never in a report.   ca: an authority beside the system's."""
+    """The load's access to the server. api_key: never in a report.   ca: an authority beside the system's."""
 
     api_key: str = field(default="", repr=False)
     ca: Path | None = None
 
     def tls(self, target: Target) -> ssl.SSLContext | None:
-        """Return what a connection to a target is encrypted with.
+        """Return the TLS context of a connection to a target; None without TLS.
 
         Raises:
             OSError: the authority's file cannot be read.
@@ -66,7 +66,7 @@ class Access:
 
 
 STRANGER: Final = Access()
-"""The access of somebody who has no key."""
+"""Access without a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Sample:
-    """What one load process saw since its last report; times in seconds.
+    """The figures of one load process since its last report; times in seconds.
 
     Attributes:
         at_s: since the trial's start.

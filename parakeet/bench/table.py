@@ -1,4 +1,4 @@
-"""What a person sees: one line a second while a trial runs, tables at the end."""
+"""The bench's output for people: one line a second while a trial runs, tables at the end."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""`parakeet-server check`: whether a model reads as it should on this machine, and how fast."""
+"""`parakeet-server check`: checks on this machine that a model recognises speech correctly, and how fast."""

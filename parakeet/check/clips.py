@@ -1,4 +1,4 @@
-"""The bundled recordings and what is said in them."""
+"""The bundled recordings and their reference texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command: a stack of its own, the recordings through it, a table, and an exit status."""
+"""The command `check`: starts a stack, streams the recordings, prints a table, returns an exit status."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _WORKER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What the worker said of itself when it was ready.
+    """The facts in the worker's ready line.
 
-    num_streams: what it carries in real time; None where it did not measure.
+    num_streams: streams that it carries in real time; None where it did not measure.
     """
 
     model: str
@@ -39,7 +39,7 @@ class WorkerFacts:
 
     @classmethod
     def read(cls, line: str) -> WorkerFacts:
-        """Read its line of the log. Raises ServiceError."""
+        """Parse the worker's line of the log. Raises ServiceError."""
         found = _WORKER.search(line)
         if found is None:
             raise ServiceError(f"The worker's line cannot be read: {line}")
@@ -54,9 +54,9 @@ class WorkerFacts:
 
 
 def run_check(settings: CheckSettings) -> int:
-    """Check the model; 0 where text and speed are within their bounds.
+    """Check the model; return 0 if text and speed are within their bounds.
 
-    Raises SettingsError for a back end that reads nothing, ServiceError where the stack does not run.
+    Raises SettingsError for a backend that recognises nothing, ServiceError where the stack does not run.
     """
     if settings.backend == "null":
         raise SettingsError("--backend null reads nothing, so there is nothing to check.")
@@ -96,7 +96,7 @@ async def _measured(url: str) -> tuple[list[Reading], float]:
 
 
 def as_json(worker: WorkerFacts, readings: Sequence[Reading], figures: Sequence[Figure]) -> dict[str, Any]:
-    """Return what was found, for programs."""
+    """Return the result as JSON, for programs."""
     return {
         "passed": all(figure.passed for figure in figures),
         **{name: value for name, value in asdict(worker).items() if name != "num_streams"},
@@ -116,7 +116,7 @@ def as_json(worker: WorkerFacts, readings: Sequence[Reading], figures: Sequence[
 
 
 def table(worker: WorkerFacts, readings: Sequence[Reading], figures: Sequence[Figure]) -> str:
-    """Return what was found, for people."""
+    """Return the result as a table, for people."""
     lines = [f"{worker.model} on {worker.device}, {worker.dtype}, chunks of {worker.chunk_ms} ms", ""]
     for one in readings:
         lines += [

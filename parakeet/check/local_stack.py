@@ -1,4 +1,4 @@
-"""The whole stack on this machine, as `parakeet-server serve` starts it, for a command that tries it."""
+"""The whole stack on this machine, started by `parakeet-server serve`, for commands that test it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StackFailed(ServiceError):  # noqa: N818 - the name says it
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
+    """Return free ports."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -45,9 +45,9 @@ def free_ports(count: int) -> list[int]:
 class LocalStack:
     """`serve` as a child of this process, on ports that were free.
 
-    flags: of `serve`, beside its ports.   start_timeout_s: how long it may take until it is ready.
-    on_line: hears each line of the log, in a thread.
-    worker_line: what a worker that is ready says of itself.
+    flags: flags of `serve`, beside its ports.   start_timeout_s: longest time until it is ready.
+    on_line: called with each line of the log, in a thread.
+    worker_line: the ready line of a worker.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class LocalStack:
                 self._on_line(line.rstrip("\n"))
                 if " worker ready: " in line:
                     self.worker_line = line.strip()
-                if " parakeet.ready ready: " in line:  # a worker says that it is ready, too
+                if " parakeet.ready ready: " in line:  # workers log a ready line, too
                     self._ready_line = line[line.index("ready: ") :].strip()
                     self._ready.set()
-        # The end of the log: nobody shall wait any longer.
+        # The end of the log: no caller shall wait any longer.
         self._ready.set()
 
     @property
@@ -116,7 +116,7 @@ class LocalStack:
 
 @contextmanager
 def running(stack: LocalStack) -> Iterator[LocalStack]:
-    """Have a stack, and stop it. Raises StackFailed, with its log where a client of it failed, too."""
+    """Run a stack, and stop it in the end. Raises StackFailed, with its log if a client of it failed, too."""
     try:
         try:
             yield stack

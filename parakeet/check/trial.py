@@ -1,4 +1,4 @@
-"""What is measured of a server: what it reads in the bundled recordings, how late, and how fast."""
+"""Measures a server with the bundled recordings: its text, its latency, and its speed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FAST_MESSAGE_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read in one recording, sent as fast as it was spoken.
+    """The results of one recording, sent in real time.
 
-    errors, words: word errors, and the words that were spoken.
-    latency_s: of each result, from the sending of the last sample that it covers.
-    final_s: from the end of the audio to the final result.
+    errors, words: number of word errors, and of spoken words.
+    latency_s: latency of each result, from the sending of the last sample that it covers.
+    final_s: time from the end of the audio to the final result.
     """
 
     clip: Clip
@@ -39,7 +39,7 @@ class Reading:
 
 
 async def read_all(url: str, clips: Sequence[Clip]) -> list[Reading]:
-    """Read recordings, all at once. Raises ClientError."""
+    """Transcribe recordings, all at once. Raises ClientError."""
     recordings = [read_recording(clip.path) for clip in clips]
     return await asyncio.gather(
         *(_read(url, clip, recording) for clip, recording in zip(clips, recordings, strict=True))

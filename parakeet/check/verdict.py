@@ -1,4 +1,4 @@
-"""What a model has to reach on the bundled recordings, and whether it did."""
+"""The bounds that a model has to meet on the bundled recordings, and the comparison with them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Final
 
 from parakeet.check.trial import Reading
 
-# Word errors of the bundled model in all recordings together, by the chunk's milliseconds, as they were
-# measured on a CPU. The arithmetic of another device may turn a few words more.
+# Word errors of the bundled model in all recordings together, by the chunk's milliseconds, measured on a CPU.
+# On another device the arithmetic may change a few more words.
 _TINY_ERRORS: Final = {80: 27, 160: 22, 560: 21, 1120: 22}
 _SPARE_ERRORS: Final = 3
-# Of published models, as a share of the words. Their cards have 7 to 10 % for much harder speech; "mister"
-# and "ten" may be written otherwise.
+# Bound of published models, as a share of the words. Their cards state 7 to 10 % for much harder speech;
+# "mister" and "ten" may be spelled otherwise.
 _PUBLISHED_RATE: Final = 0.15
-# Beyond what a chunk lasts, results and finals may come so much later.
+# How much later than a chunk's duration results and finals may come.
 _LATENCY_S: Final = 0.25
 _FINAL_S: Final = 1.0
-# What is left for other streams, and for audio that waits after a takeover.
+# Reserve for other streams, and for audio that waits after a takeover.
 _REAL_TIME_FACTOR: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured number beside its bound.
+    """One measured number with its bound.
 
-    decimals: to be shown.   at_most: whether the bound is the largest good value, else the smallest.
+    decimals: decimals to show.   at_most: whether the bound is the largest good value, else the smallest.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Figure:
 
     @property
     def passed(self) -> bool:
-        """Whether it is within its bound."""
+        """Whether the value is within its bound."""
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
 def word_error_bound(model_size: str, model: str, chunk_ms: int, num_words: int) -> int:
-    """Return the most word errors that are good; `model` overrides `model_size`, as for a worker."""
+    """Return the largest good number of word errors; `model` overrides `model_size`, as for a worker."""
     if model_size == "tiny" and not model and chunk_ms in _TINY_ERRORS:
         return _TINY_ERRORS[chunk_ms] + _SPARE_ERRORS
     return int(_PUBLISHED_RATE * num_words)
@@ -61,7 +61,7 @@ def judged(
     """Return the figures that decide.
 
     real_time_factor: seconds that a second of audio takes.
-    num_streams: what the worker carries; None where it did not measure.
+    num_streams: streams that the worker carries; None where it did not measure.
     """
     latencies = sorted(1000 * seconds for reading in readings for seconds in reading.latency_s)
     latest_ms = chunk_ms + 1000 * _LATENCY_S

@@ -1,4 +1,4 @@
-"""The Python client: `transcribe` for audio that is there, `connect` for a stream to send and to read."""
+"""The Python client: `transcribe` for complete audio, `connect` for a live stream."""
 
 from parakeet.client.errors import (
     ClientBug,

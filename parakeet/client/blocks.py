@@ -1,4 +1,4 @@
-"""Audio in whatever shape a caller has it, as an async iterator of blocks."""
+"""Converts a caller's audio of any type to an async iterator of blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Blocks = bytes | bytearray | memoryview | Iterable[bytes] | AsyncIterable[bytes]
 
 
 async def as_async(blocks: Blocks) -> AsyncIterator[bytes]:
-    """Yield the blocks. An iterable is asked in a thread, since its next block may be a read that waits."""
+    """Yield the blocks. An iterable is read in a thread, since its next block may be a blocking read."""
     if isinstance(blocks, bytes | bytearray | memoryview):
         yield bytes(blocks)
     elif isinstance(blocks, AsyncIterable):

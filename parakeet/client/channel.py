@@ -137,14 +137,14 @@ class TcpChannel:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await self._writer.wait_closed()
         except TimeoutError:
-            # The peer does not read what is still to be sent; a sender that waits shall not go on waiting.
+            # The peer does not read the rest of the data; a waiting sender shall not go on waiting.
             self._writer.transport.abort()
         except OSError:
             pass
 
 
 class WebSocketChannel:
-    """Text frames for JSON, binary frames for pcm16."""
+    """Text frames for JSON, binary frames for audio."""
 
     def __init__(self, connection: websockets.asyncio.client.ClientConnection) -> None:
         self._connection = connection
@@ -157,7 +157,7 @@ class WebSocketChannel:
             raise ChannelLost(str(error)) from error
 
     async def send_audio(self, audio: Audio, of_frames: Encoding) -> None:
-        """Send audio in the encoding of frames as it is, all else as base64."""
+        """Send audio in the encoding of frames unchanged, other audio as base64."""
         if audio.encoding is not of_frames or audio.final:
             await self.send(encode_client_message(audio))
             return

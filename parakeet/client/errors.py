@@ -1,4 +1,4 @@
-"""How a stream of a client can fail."""
+"""The errors of a client's stream."""
 
 from __future__ import annotations
 
@@ -42,4 +42,4 @@ class UnusableKey(ParakeetError, ValueError):  # noqa: N818 - the name says it
 
 
 class ClientBug(ClientError):  # noqa: N818 - the name says it
-    """The client itself failed, on something that it did not expect; `__cause__` has it."""
+    """The client itself failed with an unexpected error, which is `__cause__`."""

@@ -19,9 +19,9 @@ _NO_NEW_STREAM: Final = (ErrorCode.NO_FREE_STREAM, ErrorCode.OVER_LIMIT)
 
 
 def coming_back(url: str) -> str:
-    """Return the address for a connection that goes on with a stream: `resume` in the query says so.
+    """Return the address for a connection that resumes a stream: it has `resume` in the query.
 
-    A server then opens the WebSocket also where the client's key is at its limits.
+    A server then opens the WebSocket even if the client's key is at its limits.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("ws", "wss"):
@@ -31,7 +31,7 @@ def coming_back(url: str) -> str:
 
 
 class Handshake:
-    """Opens connections and says the first words. Each answer is waited for `timeout_s` at most."""
+    """Opens connections and exchanges the first messages. It waits `timeout_s` at most for each answer."""
 
     def __init__(self, open_channel: Callable[[str], Awaitable[Channel]], timeout_s: float) -> None:
         self._open_channel = open_channel
@@ -48,7 +48,7 @@ class Handshake:
         raise ConnectionLost(f"{url} does not say hello.")
 
     async def configure(self, channel: Channel, hello: Hello, options: StreamOptions) -> None:
-        """Tell the options of a new stream. Raises ServerError or ConnectionLost, the channel closed."""
+        """Send the options of a new stream. Raises ServerError or ConnectionLost, with the channel closed."""
         if options == StreamOptions():
             return
         if "config" not in hello.capabilities:
@@ -63,18 +63,18 @@ class Handshake:
             raise
 
     async def resume(self, url: str, request: Resume) -> tuple[Channel, Resumed]:
-        """Connect to go on with a stream.
+        """Connect to resume a stream.
 
-        Raises ServerError where the server knows it and will not, ConnectionLost or ServerSilent where
-        another server, or the same one later, may.
+        Raises ServerError where the server refuses for good, ConnectionLost or ServerSilent where another
+        server, or the same one later, may accept.
         """
         try:
             channel, first = await self._first_message(coming_back(url))
         except ServerError as error:
-            if error.code == ErrorCode.OVER_LIMIT:  # of connections: later there may be room
+            if error.code == ErrorCode.OVER_LIMIT:  # too many connections: later there may be room
                 raise ConnectionLost(str(error)) from error
             raise
-        # A full cluster, or a key at its limit, has no new stream, and still takes an old one back.
+        # A full cluster, or a key at its limit, admits no new stream, but still resumes an old one.
         if isinstance(first, ErrorMessage) and first.code not in _NO_NEW_STREAM:
             await channel.close()
             raise ConnectionLost(f"{first.code}: {first.message}")
@@ -100,7 +100,7 @@ class Handshake:
             raise ConnectionLost(str(error)) from error
         try:
             return channel, await self._expect(channel)
-        except BaseException:  # also where the caller has given up: the socket is nobody's then
+        except BaseException:  # also if the caller was cancelled: no code owns the socket then
             await channel.close()
             raise
 

@@ -1,4 +1,4 @@
-"""Who a stream is to the servers: its id, and the tokens that resume it on another connection."""
+"""The identity of a stream to the servers: its id, and the tokens that resume it on another connection."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from parakeet.client.handshake import Handshake
 class StreamIdentity:
     """The identity of one stream, from its first `hello` on.
 
-    hello: what the server said of the stream; its `resume_token` is that of the last resumption.
+    hello: the server's first message; its `resume_token` is replaced by each resumption.
     """
 
     def __init__(self, handshake: Handshake) -> None:
         self._handshake = handshake
         self.hello = Hello(0, 0, "", ())
-        self._token_before = ""  # before the one in `hello`, which a resumption has brought
+        self._token_before = ""  # the token before that in `hello`, after a resumption
 
     async def begin(self, url: str) -> Channel:
         """Connect for a new stream. Raises ServerError, ConnectionLost, ServerSilent."""

@@ -10,10 +10,10 @@ Mark = Finalize | Phrases
 
 
 class Marks:
-    """Those that are to be sent, and those that were sent and may have been lost with the connection.
+    """Marks to send, and marks that were sent and may have been lost with the connection.
 
-    Places are samples of the stream. A `finalize` may be lost until it is answered, `phrases` until audio
-    behind them is decoded.
+    Positions are samples of the stream. A `finalize` may be lost until it is answered, `phrases` until audio
+    after them is decoded.
     """
 
     def __init__(self) -> None:
@@ -25,28 +25,28 @@ class Marks:
         self._waiting.append((place, mark))
 
     def due(self, written: int) -> Mark | None:
-        """Return the message to be sent next, once as much audio is written."""
+        """Return the next message, once the audio before it is written; else None."""
         if self._waiting and self._waiting[0][0] <= written:
             return self._waiting[0][1]
         return None
 
     def sent(self) -> None:
-        """Note that the message that was due is written."""
+        """Note that the due message is written."""
         self._sent.append(self._waiting.popleft())
 
     def answered(self) -> None:
-        """Note the answer to a `finalize`: the first that has none."""
+        """Note an answer to the first unanswered `finalize`."""
         for number, (_, mark) in enumerate(self._sent):
             if isinstance(mark, Finalize):
                 del self._sent[number]
                 return
 
     def decoded(self, samples: int) -> None:
-        """Note what the server has decoded."""
+        """Note how many samples the server has decoded."""
         while self._sent and isinstance(self._sent[0][1], Phrases) and self._sent[0][0] < samples:
             self._sent.popleft()
 
     def repeat(self) -> None:
-        """Send again what the connection may have lost."""
+        """Queue the marks again that the connection may have lost."""
         self._waiting.extendleft(reversed(self._sent))
         self._sent.clear()

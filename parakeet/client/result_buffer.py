@@ -27,11 +27,10 @@ def merge_results(earlier: Result, later: Result) -> Result:
 
 
 class ResultBuffer:
-    """Results in order, then the end: the final result or a failure. Nothing here waits after the end.
+    """Results in order, then the end: the final result or a failure. No call waits after the end.
 
-    Putting never waits either: a caller that has not begun to read would otherwise stop the socket, and with
-    it the acknowledgements that let the caller send. Beyond `max_waiting` neighbouring partial results become
-    one.
+    Putting never waits: a caller that has not begun to read would otherwise stop the socket, and with it the
+    acknowledgements that let the caller send. Beyond `max_waiting`, neighbouring partial results are merged.
     """
 
     def __init__(self, max_waiting: int = MAX_WAITING_RESULTS) -> None:
@@ -74,12 +73,12 @@ class ResultBuffer:
 
 
 class WholeText:
-    """The transcript of a stream: whatever a server sends of it, a caller sees all of it in each result."""
+    """The transcript of a stream, with which each result for the caller has the whole text."""
 
     def __init__(self) -> None:
         self._text = ""
 
     def of(self, result: Result) -> Result:
-        """Return the result with the whole text, also where the server sends the new part alone."""
+        """Return the result with the whole text, also if the server sends only the new part."""
         self._text = self._text[: result.text_from] + result.text
         return replace(result, text=self._text)

@@ -1,4 +1,4 @@
-"""The audio of a client's stream, from the caller's hands until it is not needed again."""
+"""The audio of a client's stream, kept from `send` until it is not needed again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_UNWRITTEN_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Audio of one message. first_sample: its place in the stream."""
+    """The audio of one message. first_sample: its position in the stream."""
 
     first_sample: int
     audio: Audio
@@ -26,15 +26,15 @@ class Block:
         return self.first_sample + len(self.audio.payload) // self.audio.encoding.sample_bytes
 
     def from_sample(self, sample: int) -> Audio:
-        """Return what of it begins at a sample of the stream."""
+        """Return the part of it from a sample of the stream on."""
         skip = max(0, sample - self.first_sample) * self.audio.encoding.sample_bytes
         return Audio(self.audio.payload[skip:], self.audio.encoding)
 
 
 class SentAudio:
-    """Blocks in order, and how far they are: taken from the caller, written, decoded; in samples.
+    """Blocks in order, and their progress in samples: taken from the caller, written, decoded.
 
-    keep: audio stays until it is decoded, so that another connection can have it; else until it is written.
+    keep: whether audio stays until it is decoded, for another connection; else until it is written.
     """
 
     def __init__(self) -> None:
@@ -52,12 +52,12 @@ class SentAudio:
 
     @property
     def taken(self) -> int:
-        """Samples taken from the caller."""
+        """Number of samples taken from the caller."""
         return self._end
 
     @property
     def undecoded(self) -> int:
-        """Samples written to a server that has not said that it decoded them."""
+        """Number of samples that are written, and not decoded as far as the server has reported."""
         return self.written - self.decoded
 
     def cut(self, payload: bytes, encoding: Encoding) -> list[Block]:
@@ -93,18 +93,18 @@ class SentAudio:
         self._drop()
 
     def decoded_up_to(self, samples: int) -> None:
-        """Note what the server says."""
+        """Note how many samples the server has decoded."""
         self.decoded = max(self.decoded, samples)
         self._drop()
 
     def has_room(self, sample_rate: int, window_s: float) -> bool:
-        """Whether the caller may go on: bounded by what waits for the socket, and by the window kept."""
+        """Whether the caller may send more: audio that waits for the socket and kept audio are bounded."""
         if self._end - self.written > _MAX_UNWRITTEN_S * sample_rate:
             return False
         return not self.keep or self._end - self.decoded <= window_s * sample_rate
 
     def _drop(self) -> None:
-        """Forget what is not needed again."""
+        """Drop blocks that are not needed again."""
         needless = min(self.decoded, self.written) if self.keep else self.written
         while self._blocks and self._blocks[0].end <= needless:
             self._blocks.popleft()

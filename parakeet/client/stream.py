@@ -59,7 +59,7 @@ from parakeet.client.timeouts import ClientTimeouts
 logger = logging.getLogger("parakeet.client")
 
 _RETRY_PAUSE_S: Final = 0.2
-# Audio that a server may keep without a word about it: its longest chunk and a second of acknowledgements.
+# Audio that a server may have without reporting it: its longest chunk and a second of acknowledgements.
 _UNANSWERED_S: Final = 15.0
 
 
@@ -76,9 +76,9 @@ async def connect(
 
     url: `ws://host:port` or `tcp://host:port` (wss, tcps with TLS); of several, the first that takes
         the stream, and any for a resumption.
-    resume: go on after a lost connection, where the server can.
-    window_s: audio sent and not decoded yet, beyond which `send` waits (only with resume, where the
-        server says how far it is).
+    resume: whether to resume after a lost connection, where the server can.
+    window_s: audio sent and not decoded yet, in seconds, beyond which `send` waits (only with resume, where
+        the server reports its progress).
 
     api_key: a key, or a temporary token, of a server that asks for one.
 
@@ -145,7 +145,7 @@ class Stream:
 
     @property
     def stream_id(self) -> int:
-        """Id that the server gave the stream."""
+        """The server's id of the stream."""
         return self._identity.hello.stream_id
 
     @property
@@ -155,7 +155,7 @@ class Stream:
 
     @property
     def warnings(self) -> tuple[WarningMessage, ...]:
-        """What the server warned of, the last hundred; logged, too."""
+        """The last hundred warnings of the server, which are logged, too."""
         return tuple(self._warnings)
 
     @property
@@ -200,7 +200,7 @@ class Stream:
     async def close(self) -> None:
         """Leave the stream, finished or not. The server finalizes what was sent."""
         ended = self._results.ended
-        # Whoever waits for results or for room shall not wait for what nobody reads any more.
+        # Callers that wait for results or for room shall not wait any longer.
         self._fail(ConnectionLost("The stream was closed before its final result."))
         tasks, self._tasks = self._tasks, []
         for task in tasks:
@@ -264,7 +264,7 @@ class Stream:
         self._work.set()
 
     async def finish(self) -> None:
-        """Say that no audio follows; the final result comes through `results`."""
+        """End the audio; the final result comes through `results`."""
         if self._audio.ends_within_a_sample:
             raise ValueError("The audio ends within a sample.")
         self._final_asked = True
@@ -288,7 +288,7 @@ class Stream:
     # Results
 
     async def results(self) -> AsyncIterator[Result]:
-        """Results in order, each once; the last one has `is_final`. Raises ClientError.
+        """Yield the results in order, each once; the last one has `is_final`. Raises ClientError.
 
         Read again after the end, it ends at once or raises the same error.
         """
@@ -309,7 +309,7 @@ class Stream:
     # Tasks
 
     async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run one task; its failure is the stream's."""
+        """Run one task; its failure fails the stream."""
         try:
             await work()
         except ClientError as error:
@@ -317,7 +317,7 @@ class Stream:
         except ChannelLost as error:
             self._fail(ConnectionLost(str(error)))
         except Exception as error:
-            # Whatever it is, readers and senders wait for this task. The cause travels with the error.
+            # Readers and senders wait for this task, so any exception is passed to them, as the cause.
             failure = ClientBug(f"The client failed: {error!r}.")
             failure.__cause__ = error
             self._fail(failure)
@@ -437,7 +437,7 @@ class Stream:
                     await channel.close()
 
     def _owes_progress(self) -> bool:
-        """Whether the server has so much to do that it must say something within `final_s`."""
+        """Whether the server has so much to do that it must report progress within `final_s`."""
         if self._results.ended:
             return False
         return self._final_asked or self._audio.undecoded > _UNANSWERED_S * self.sample_rate
@@ -449,7 +449,7 @@ class Stream:
         return await open_channel(url, self._timeouts.connect_s, self._api_key)
 
     async def _recover(self, reason: str) -> None:
-        """Go on with the stream on a new connection. Raises ConnectionLost or ServerError."""
+        """Resume the stream on a new connection. Raises ConnectionLost or ServerError."""
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()

@@ -1,4 +1,4 @@
-"""How long a client waits."""
+"""The time-outs of a client."""
 
 from __future__ import annotations
 

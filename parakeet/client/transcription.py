@@ -1,4 +1,4 @@
-"""Audio of any kind to its final result in one call, over the client library."""
+"""Transcribes audio of any kind in one call, over the client library."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ async def transcribe(
 ) -> Result:
     """Stream audio and return the final result; each result goes to `on_result` first.
 
-    url: of the server, or several, as for `connect`.
+    url: url of the server, or several, as for `connect`.
     audio: a path of a recording (a str is one), an opened source, or samples: bytes, or an iterable or async
         iterable of them, in the options' encoding and at their rate.
     message_ms, real_time: for recordings and sources, the audio of a message, and whether each is sent when
         its last sample is spoken, and not as fast as the server takes it.
     stop: once it is set, no more audio is sent and the stream is finished.
-    api_key: of a server that asks for one.
+    api_key: key for a server that requires one.
 
     Raises ClientError; UnusableKey, a ValueError; BadAudio where the audio cannot be read, or, after all
     results, where it was damaged.
@@ -88,14 +88,14 @@ def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 class _Feeder:
-    """Sends blocks until they end, fail, or a stop is asked for, and finishes the stream."""
+    """Sends blocks until they end or fail, or until a stop is requested, and finishes the stream."""
 
     def __init__(self, stream: Stream, blocks: AsyncIterator[bytes], stop: asyncio.Event | None) -> None:
         self._stream = stream
         self._blocks = blocks
         self._stop = stop or asyncio.Event()
         self.failure: BadAudio | None = None
-        """Why the audio ended early; what came before it is recognized all the same."""
+        """The error that ended the audio early; the audio before it is recognised all the same."""
 
     async def run(self) -> None:
         stopped = asyncio.create_task(self._stop.wait(), name="stop")
@@ -109,7 +109,7 @@ class _Feeder:
         await self._stream.finish()
 
     async def _next(self, stopped: asyncio.Task[object]) -> bytes | None:
-        """Return the next block, None after the last or at a stop, for which a source may wait long."""
+        """Return the next block; None after the last block, or at a stop while the source is waiting."""
         if stopped.done():
             return None
         following = asyncio.ensure_future(anext(self._blocks, None))

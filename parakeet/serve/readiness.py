@@ -1,4 +1,4 @@
-"""What Redis and the sockets say about the processes that `serve` has started."""
+"""Checks by Redis and sockets whether the processes that `serve` has started are ready."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from common.streams.admission import SharedSettings, check_cluster_agrees
 
 
 class PortTaken(ServiceError):  # noqa: N818 - the name says it
-    """Another program listens on a port that was asked for."""
+    """Another program listens on a requested port."""
 
 
 class Roster:
-    """Reads who is alive in the cluster; one client, made when it is needed."""
+    """Reads which processes are alive in the cluster; its one client is made when it is needed."""
 
     def __init__(self, settings: RedisSettings) -> None:
         self._servers = RedisServers.of(settings)

@@ -1,4 +1,4 @@
-"""How many workers `serve` starts, on which devices, with how many threads."""
+"""The plan of `serve`: the number of workers, their devices and their threads."""
 
 from __future__ import annotations
 

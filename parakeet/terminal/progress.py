@@ -1,4 +1,4 @@
-"""How far a recording is: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a recording: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`parakeet-server status`: what the status port says, as a table on a terminal or as JSON."""
+"""`parakeet-server status`: the answer of the status port, as a table on a terminal or as JSON."""
 
 from __future__ import annotations
 

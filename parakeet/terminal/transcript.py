@@ -1,4 +1,4 @@
-"""What was recognized of a recording, collected from its results and written as text, subtitles or JSON."""
+"""The transcript of a recording, collected from its results and written as text, subtitles or JSON."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ class LoadProcess:
 
 
 def play(plan: Plan, share: Share, reports: Connection) -> None:
-    """Entry of the process: prepare, say so, wait for the common start, play, report."""
+    """Run the process: prepare, report ready, wait for the common start, play, report."""
     process = LoadProcess(plan, share, reports)
     process.prepare()
     reports.send("ready")

@@ -18,7 +18,7 @@ _monotonic = time.monotonic
 
 
 class LoadStream(asyncio.Protocol):
-    """Sends a looped track in real time and takes the time of every result.
+    """Sends a looped track in real time and times every result.
 
     The stream has no task and no timer of its own: ``send_due`` is called by the wheel once
     a message. A result that covers audio up to sample ``a`` is timed from the write of the

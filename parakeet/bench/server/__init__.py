@@ -1,1 +1,1 @@
-"""The server under load: started afresh, probed, and what its processes and its Redis take."""
+"""The server under load: a fresh start, a probe, and the use of CPU and memory."""

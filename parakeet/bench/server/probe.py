@@ -1,4 +1,4 @@
-"""Ask by one empty stream, from hello to final, whether the server is there as a whole."""
+"""Probes the whole server with one empty stream, from hello to final."""
 
 from __future__ import annotations
 
