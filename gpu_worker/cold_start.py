@@ -2,9 +2,8 @@
 
 An engine of another layout cannot use a snapshot: one with another compute type (a worker on CPU beside one
 on CUDA), or of another release. The audio before the checkpoint is gone by then. So the engine begins anew at
-the
-checkpoint, with the data that Redis still has of the stream: the audio since then, and the text before. It
-decodes the next words without their left context, so the first of them may differ from the words that the
+the checkpoint, with the data that Redis still has of the stream: the audio since then, and the text before.
+It decodes the next words without their left context, so the first of them may differ from the words that the
 stream's last owner recognised.
 """
 

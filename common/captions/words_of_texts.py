@@ -1,9 +1,8 @@
 """Assigns the words of a transcript to its parts.
 
 Finals of utterances join to the transcript, so a word is assigned by the length of the text before it. Its
-times
-would not do: a model emits a word later than it was spoken, and the last word may begin after the end of its
-utterance.
+times would not do: a model emits a word later than it was spoken, and the last word may begin after the end
+of its utterance.
 """
 
 from __future__ import annotations

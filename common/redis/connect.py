@@ -2,9 +2,8 @@
 
 `dial` makes the socket: it queries the Sentinels if there are any, resolves the name and connects, all of
 which may block. A thread calls it directly. An event loop runs it in a daemon thread, since a resolver can
-neither be
-interrupted nor bounded in time: the caller goes on in time, and the process can end whatever the resolver
-does. TLS and the greeting (AUTH, SELECT) follow where the bytes are read.
+neither be interrupted nor bounded in time: the caller goes on in time, and the process can end whatever the
+resolver does. TLS and the greeting (AUTH, SELECT) follow where the bytes are read.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ class TextState:
     """Text of an unfinished transcript: the text so far and the bytes of an unfinished character.
 
     `at_word_start` forces the next token to begin a word (set at the start of an utterance). `spaces` are
-    held
-    back until text follows them: a text never ends with a space.
+    held back until text follows them: a text never ends with a space.
     """
 
     text: str = ""

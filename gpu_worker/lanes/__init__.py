@@ -2,8 +2,7 @@
 
 A worker's Python work for each chunk fills a core long before a GPU is full. So one process, the group, owns
 the device and nothing else, and each of its lanes is an ordinary worker whose `Steps` launch in memory that
-both
-share: rows in, symbols out. The group merges the flights of lanes into steps of the device. A stream's
+both share: rows in, symbols out. The group merges the flights of lanes into steps of the device. A stream's
 results do not depend on the batch, so nothing else changes.
 
 segment.py  shared memory, and its layout                         bell.py    wakes the other side

@@ -1,10 +1,9 @@
 """Streaming resampling to the engine's rate, as a pure function of the audio.
 
 Two properties of soxr would make the samples depend on more than the audio. Its output varies with the sizes
-of
-its input: so it gets blocks of one size. And its state cannot be stored: so the audio is cut into segments of
-SEGMENT_S, each resampled by a fresh soxr that starts a little before its segment and ends a little after it.
-A replay then begins at any segment, and returns the samples of the first run.
+of its input: so it gets blocks of one size. And its state cannot be stored: so the audio is cut into segments
+of SEGMENT_S, each resampled by a fresh soxr that starts a little before its segment and ends a little after
+it. A replay then begins at any segment, and returns the samples of the first run.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 The stage (`gpu_worker.turn.stage.TurnStage`) asks at the edge from speech to silence and reads the answer at
 a later position of the audio, so that in real time the network has had time for it. Missing answers are
-counted
-by reason: `refused` (the queue was full), `late` (given up after the time-out), `failed` (the network
+counted by reason: `refused` (the queue was full), `late` (given up after the time-out), `failed` (the network
 raised). Each of them is an absent verdict, and the only way in which a result may depend on anything but the
 stream's audio and options.
 """
