@@ -68,12 +68,23 @@ class _Reading:
     """The intake's own state of one stream.
 
     last_entry: id of the last audio entry that it has. finalized: the last `finalize` that the engine was
-    sent, or that an earlier owner has answered. missed: whether a read of the stream failed, and may have
-    delivered entries that were lost. behind: whether it has more audio than a read returns. queued: whether
-    it is in the queue of streams that are behind.
+    sent, or that an earlier owner has answered. phrased: the last phrases that the engine was sent. missed:
+    whether a read of the stream failed, and may have delivered entries that were lost. behind: whether it has
+    more audio than a read returns. queued: whether it is in the queue of streams that are behind.
     """
 
-    __slots__ = ("audio", "behind", "finalized", "flow", "key", "last_entry", "last_read", "missed", "queued")
+    __slots__ = (
+        "audio",
+        "behind",
+        "finalized",
+        "flow",
+        "key",
+        "last_entry",
+        "last_read",
+        "missed",
+        "phrased",
+        "queued",
+    )
 
     def __init__(self, flow: StreamFlow) -> None:
         record = flow.owned.record
@@ -84,6 +95,7 @@ class _Reading:
         self.last_read = 0.0
         self.last_entry = record.checkpoint.entry_id or b"0"
         self.finalized = checkpoint.base.finalized
+        self.phrased: bytes | None = None
         self.missed = False
         self.behind = flow.owned.epoch > 1
         self.queued = False
@@ -337,8 +349,11 @@ class _Got:
                 audio = reading.audio
                 if entry.phrases is not None:
                     flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
-                    self._feed_parts()
-                    self._commands.append(ReplacePhrases(flow, entry.phrases, audio.next_engine_sample))
+                    if _is_behind(entry_id, reading.phrased):  # else delivered again: the engine has them
+                        reading.phrased = entry_id
+                        self._feed_parts()
+                        sample = audio.next_engine_sample
+                        self._commands.append(ReplacePhrases(flow, entry.phrases, sample))
                     continue
                 parts = audio.push(entry)
                 flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
@@ -356,7 +371,7 @@ class _Got:
 
     def _finalize(self, reading: _Reading, entry_id: bytes) -> None:
         flow = reading.flow
-        if reading.finalized is None or entry_order(reading.finalized) < entry_order(entry_id):
+        if _is_behind(entry_id, reading.finalized):
             reading.finalized = entry_id
             at = reading.audio.next_sample
             # The resampler has to return all samples that it holds, and begins anew.
@@ -387,3 +402,8 @@ class _Got:
         if not flow.ended:
             flow.ended = True
             self._ends.append(Fail(flow, error))
+
+
+def _is_behind(entry_id: bytes, last: bytes | None) -> bool:
+    """Return whether an entry comes after the last one of its kind; a Redis may forget what it delivered."""
+    return last is None or entry_order(last) < entry_order(entry_id)

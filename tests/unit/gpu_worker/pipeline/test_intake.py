@@ -9,11 +9,12 @@ import pytest
 
 from common.entries import AudioEntry, StreamId, WorkerId
 from common.monitoring.metrics import WorkerMetrics
+from common.phrases import Phrase
 from common.redis.clients import RedisServers
 from common.redis.keys import Keys, StreamKeys
 from common.streams.audio_reader import AudioRead
 from gpu_worker.engine.pace import Pace
-from gpu_worker.pipeline.engine_events import Feed, Finalize, Open
+from gpu_worker.pipeline.engine_events import Feed, Finalize, Open, ReplacePhrases
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.intake import MAX_BEHIND, MAX_ENTRIES, MAX_ENTRIES_BEHIND, Intake
 from tests.stream_records import owned_stream
@@ -247,3 +248,33 @@ def test_a_finalize_that_is_delivered_again_is_asked_for_once(monkeypatch: pytes
     delivered = ["1-1", "1-2", "1-3", "1-4", "1-2", "1-3", "1-4", "1-5", "1-6", "1-6", "1-7"]
     assert [entry.entry_id.decode() for entry in flow.undecoded] == delivered
     assert [at for at, entry in enumerate(flow.undecoded) if entry.finalizes] == [1, 3, 8]
+
+
+def test_phrases_that_are_delivered_again_replace_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would replace at the place that the stream has come to, and older ones those in force."""
+    commands: list[object] = []
+    table, stream = StreamTable(1), StreamId(1)
+    intake = _intake(table, lambda *some: commands.extend(some))
+    flow = _owned(intake, table, stream, epoch=1)
+    audio = [AudioEntry(b"1-%d" % (2 * at + 1), at * SAMPLES, bytes(2 * SAMPLES)) for at in range(4)]
+    lists = [(Phrase("one"),), (), (Phrase("three"),)]
+    changes = [
+        AudioEntry(b"1-%d" % (2 * at + 2), (at + 1) * SAMPLES, b"", phrases=phrases)
+        for at, phrases in enumerate(lists)
+    ]
+    log = _Entries(
+        stream,
+        [audio[0], changes[0], audio[1], changes[1]],
+        [changes[0], audio[1], changes[1], audio[2], changes[2]],
+        [changes[2], audio[3]],
+    )
+    monkeypatch.setattr(intake, "_reader", log)
+    for _ in range(3):
+        intake._round()
+    replaced = [
+        (command.phrases, command.sample) for command in commands if isinstance(command, ReplacePhrases)
+    ]
+    assert replaced == [(phrases, (at + 1) * SAMPLES) for at, phrases in enumerate(lists)]
+    assert flow.fed_samples == 4 * SAMPLES
+    delivered = ["1-1", "1-2", "1-3", "1-4", "1-2", "1-3", "1-4", "1-5", "1-6", "1-6", "1-7"]
+    assert [entry.entry_id.decode() for entry in flow.undecoded] == delivered
