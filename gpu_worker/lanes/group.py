@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Final
@@ -202,23 +203,40 @@ class Group:
     # Lanes
 
     def _start(self, lane: _Lane) -> None:
+        """Start a lane; where the system has no room for its process or files, it is tried again later."""
         lane.start_at = None
         lane.backoff.started(time.monotonic())
+        try:
+            self._launch(lane)
+        except OSError as error:
+            wait_s = lane.backoff.ended(time.monotonic())
+            lane.start_at = time.monotonic() + wait_s
+            logger.error(
+                "lane %d could not be started, trying again in %.1f s: %s", lane.number, wait_s, error
+            )
+
+    def _launch(self, lane: _Lane) -> None:
+        """Start a lane's process. Raises OSError."""
         assert self._memory is not None
         shape = lane.share.shape
         sizes = FlightSizes.of(shape)
-        memory = SharedMemory.create(f"parakeet-lane-{lane.number}", LaneArea.num_bytes(sizes))
-        ours, theirs = socket.socketpair()
-        bell = Bell.create()
-        fds = (theirs.fileno(), self._bell.fd, bell.fd, self._memory.fd, memory.fd)
-        lane.process = subprocess.Popen(
-            [sys.executable, "-m", LANE_MODULE, ",".join(map(str, fds)), *child_argv(lane.settings)],
-            stdin=subprocess.DEVNULL,
-            env=child_environment(lane.settings),
-            pass_fds=fds,
-        )
-        theirs.close()
-        memory.close_fd()
+        with ExitStack() as given:
+            memory = SharedMemory.create(f"parakeet-lane-{lane.number}", LaneArea.num_bytes(sizes))
+            given.callback(memory.close_fd)
+            ours, theirs = socket.socketpair()
+            given.callback(theirs.close)
+            bell = Bell.create()
+            fds = (theirs.fileno(), self._bell.fd, bell.fd, self._memory.fd, memory.fd)
+            try:
+                lane.process = subprocess.Popen(
+                    [sys.executable, "-m", LANE_MODULE, ",".join(map(str, fds)), *child_argv(lane.settings)],
+                    stdin=subprocess.DEVNULL,
+                    env=child_environment(lane.settings),
+                    pass_fds=fds,
+                )
+            except OSError:
+                ours.close()
+                raise
         facts = LaneFacts.of(self._backend, lane.share, len(self._lanes))
         lane.port = LanePort(lane.share, LaneArea(sizes, memory), ours, bell, self._bell.ring)
         lane.port.tell(facts.to_message())
