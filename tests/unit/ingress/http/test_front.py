@@ -319,7 +319,7 @@ async def test_a_probe_of_a_half_closed_client_breaks_into_no_answer(monkeypatch
         client.writer.write_eof()
         async with asyncio.timeout(20):
             data = await client.reader.read()
-        assert data.startswith(b"bHTTP/1.1 200")
+        assert data.startswith(b"bHTTP/1.1 ")  # an interim response may come before the second answer
         assert data.endswith(b"\r\n\r\nab")
         await client.close()
 
