@@ -300,6 +300,10 @@ export class Stream implements AsyncIterable<Result> {
         audio_ack_samples: this.#acked,
       });
     });
+    if (this.#error !== undefined) {
+      channel.close(); // the stream was closed, or has failed, meanwhile
+      return;
+    }
     this.#channel = channel;
     this.#attach(channel);
     this.#repeat(channel, nextSample);

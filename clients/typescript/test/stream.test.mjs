@@ -138,6 +138,26 @@ test("after a lost connection the stream goes on where the server says, and no r
   assert.deepEqual(seen, [1, 2]);
 });
 
+test("a stream that is closed while a server thinks about its resumption leaves no socket open", async () => {
+  let asked;
+  const resuming = new Promise((resolve) => (asked = resolve));
+  const Socket = fakeWebSocket((socket, number) => {
+    socket.onSent = (message) => {
+      if (number === 1 && Array.isArray(message)) socket.drop();
+      if (message.type === "resume") asked(socket);
+    };
+    socket.say(HELLO);
+  });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+  await stream.send(Int16Array.of(1, 2));
+  const socket = await resuming;
+  stream.close();
+  socket.say({ type: "resumed", stream_id: 7, resume_token: "second", next_sample: 0 });
+  await new Promise(setImmediate);
+  assert.equal(socket.readyState, 3);
+  assert.deepEqual(socket.sent.map(({ type }) => type), ["resume"]);
+});
+
 test("a key at its limit does not keep a client from the stream that it has", async () => {
   const Socket = fakeWebSocket((socket, number) => {
     socket.onSent = (message) => {
