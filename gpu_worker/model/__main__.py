@@ -1,4 +1,4 @@
-"""`python -m gpu_worker.model inspect|export|fetch MODEL`: what `parakeet-server model` starts."""
+"""The command `python -m gpu_worker.model inspect|export|fetch MODEL`, which `parakeet-server model` runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PROGRAM = f"{PROGRAM} model"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the three commands.  Returns the exit status: 2 for a model that cannot be used."""
+    """Run one of the three commands. Returns the exit status, which is 2 for a model that cannot be used."""
     parser = argparse.ArgumentParser(
         prog=_PROGRAM, description="Look into a model, export it, or fetch it beforehand."
     )

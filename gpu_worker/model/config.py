@@ -27,7 +27,7 @@ _HYBRID_CLASSES: Final = ("EncDecHybridRNNTCTCBPEModel", "EncDecHybridRNNTCTCBPE
 _HYBRID_PROMPT_CLASSES: Final = ("EncDecHybridRNNTCTCBPEModelWithPrompt",)
 SUPPORTED_CLASSES: Final = _PLAIN_CLASSES + _PROMPT_CLASSES + _HYBRID_CLASSES + _HYBRID_PROMPT_CLASSES
 
-# Settings that only training, the offline helpers of NeMo, or the already stored filter bank use.
+# Settings that only training, NeMo's offline helpers or the computation of the stored filter bank use.
 _PREPROCESSOR_IGNORED: Final = (
     "_target_", "dither", "pad_to", "pad_value", "lowfreq", "highfreq", "mel_norm", "rng", "use_torchaudio",
     "nb_augmentation_prob", "nb_max_freq", "stft_exact_pad", "stft_conv",
@@ -72,7 +72,7 @@ class PromptConfig:
     languages: tuple[tuple[str, int], ...]
 
     def index(self, language: str) -> int:
-        """Index of a language.  Raises ModelConfigError that lists the known ones."""
+        """Return the index of a language. Raises ModelConfigError, which lists the known languages."""
         for name, index in self.languages:
             if name == language:
                 return index
@@ -81,7 +81,7 @@ class PromptConfig:
 
     @property
     def default_language(self) -> str | None:
-        """``auto`` where the model has it, else its prompt of the lowest index."""
+        """Return ``auto`` if the model has it, else its prompt of the lowest index."""
         names = {name for name, _ in self.languages}
         if "auto" in names:
             return "auto"
@@ -90,7 +90,7 @@ class PromptConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Everything that the forward pass and the engine need to know of a checkpoint.
+    """The settings of a checkpoint that the forward pass and the engine use.
 
     `att_contexts` lists (left, right) attention contexts in encoder frames that the checkpoint was
     trained with; a chunk is right + 1 encoder frames.  `vocab_size` does not count the blank, whose
@@ -152,9 +152,9 @@ class ModelConfig:
         return tuple(sorted({(right + 1) * self.frame_ms for _, right in self.att_contexts}))
 
     def context_for_chunk(self, chunk_ms: int | None) -> tuple[int, int]:
-        """Return the (left, right) context whose chunk lasts `chunk_ms`; the default one for None.
+        """Return the (left, right) context whose chunk lasts `chunk_ms`; None stands for the default context.
 
-        Raises ModelConfigError that lists the legal lengths.
+        Raises ModelConfigError, which lists the legal lengths.
         """
         if chunk_ms is None:
             return self.default_context
@@ -168,9 +168,9 @@ class ModelConfig:
 
 
 def prompt_index(prompt: PromptConfig | None, language: str | None) -> int:
-    """Index of a model's prompt for a language; for None that of the default one, 0 without prompts.
+    """Return the index of the prompt for a language; None stands for the default language.
 
-    Raises ModelConfigError for a language that the model has no prompt for.
+    A model without prompts has index 0 only. Raises ModelConfigError for a language without a prompt.
     """
     if prompt is None:
         if language is None:
@@ -192,7 +192,7 @@ def read_model_config(path: Path) -> ModelConfig:
 def load_yaml(text: str, name: str) -> Mapping[str, Any]:
     """Parse the text of a `model_config.yaml`.  Raises ModelConfigError naming `name`."""
     try:
-        # The C loader reads the long vocabulary lists ten times faster; both are safe loaders.
+        # The C loader reads the long vocabulary lists ten times faster. Both loaders are safe.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         values = yaml.load(text, Loader=loader)  # noqa: S506
     except yaml.YAMLError as error:
@@ -364,7 +364,7 @@ def _contexts(section: Section) -> tuple[tuple[int, int], ...]:
 
 
 def _default_context(root: Section, contexts: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """Return the first context, as in NeMo, unless our own section of the file names another."""
+    """Return the first context, as NeMo does, unless this project's section of the file names another."""
     own = root.optional_section(OWN_SECTION)
     if own is None:
         return contexts[0]
@@ -416,7 +416,7 @@ def _vocabulary(joint: Section, vocab_size: int) -> dict[str, int]:
 
 
 def _max_symbols(root: Section) -> int:
-    """Symbols a frame of greedy decoding; NeMo's default is 10, and null there means no limit."""
+    """Return the most symbols of a frame in greedy decoding. NeMo's default is 10; null means no limit."""
     decoding = root.optional_section("decoding")
     greedy = decoding.optional_section("greedy") if decoding is not None else None
     if greedy is None:

@@ -1,10 +1,10 @@
-"""The streaming model on CUDA: the same three stages as `StreamingModel`, through fused kernels.
+"""The streaming model on CUDA: the three stages of `StreamingModel` in fused kernels.
 
-Shapes depend on (B, T) only and nothing asks the host, so that a whole step can be captured as one
-graph.  Unlike the plain model a row may have any number of valid frames; caches move by that number.
-A slot needs no reset: a row whose first frame is its stream's first takes nothing from the slot's past.
-Weights are laid out once for the kernels; positions are projected once; the residual branches end in
-matrix products that add to the residual stream.
+Shapes depend on (B, T) only and no operation waits for the host, so a whole step can be captured as one
+graph. A row may have any number of valid frames, unlike in the plain model; caches advance by that number. A
+slot needs no reset: a row that begins a stream reads no earlier state of its slot. Weights are laid out for
+the kernels and positions are projected once, at construction. Each residual branch ends in a matrix product
+that adds to the residual stream.
 
 Shape suffixes: B streams of the step, T encoder frames of a row, N = T * frame_samples samples, M rows
 (B T), D model width, J joint width, K most symbols of a row.
@@ -49,8 +49,8 @@ LAYER_NORM_EPS = 1e-5
 class CudaStep:
     """One step's rows, all on the device and contiguous; integers are int32.
 
-    `samples_BN` hold what follows each row's kept samples, zeros before a stream's first sample and
-    after its last.  `start_B` is the first encoder frame, `num_frames_B` the valid ones,
+    `samples_BN` holds the samples after each row's kept samples; they are zero before a stream's first sample
+    and after its last.  `start_B` is the first encoder frame, `num_frames_B` the number of valid frames,
     `total_samples_B` the stream's length or UNKNOWN_END.  Padding rows have the spare slot and no frames.
     """
 
@@ -71,7 +71,7 @@ class _Linear:
         return F.linear(x_MD, self.weight, self.bias)
 
     def add_to(self, residual_MD: Tensor, x_ME: Tensor) -> None:
-        """Add x W^T (+ bias) to `residual` in place; the addition costs no pass over memory of its own."""
+        """Add x W^T (+ bias) to `residual` in place, in the same pass over memory as the product."""
         residual_MD.addmm_(x_ME, self.weight.t())
         if self.bias is not None:
             residual_MD.add_(self.bias)
@@ -88,7 +88,7 @@ class _Norm:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Weights of one Conformer layer; the feed-forward branches' halves are folded in."""
+    """Weights of one Conformer layer; the factors 1/2 of the feed-forward branches are folded in."""
 
     norm_ff1: _Norm
     ff1_in: _Linear
@@ -117,9 +117,9 @@ class CudaModel:
     Args:
         loaded: checkpoint on its device, in its compute type.
         context: (left, right) attention context in encoder frames; a chunk is right + 1 frames.
-        reset_at_end: whether `<EOU>` and `<EOB>` put the predictor back to its start.
+        reset_at_end: whether `<EOU>` and `<EOB>` reset the predictor to its start.
 
-    Raises ValueError for a front end or subsampling that the kernels do not know.
+    Raises ValueError for a front end or subsampling that the kernels do not support.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class CudaModel:
             self._layers = tuple(self._load_layer(index) for index in range(config.num_layers))
             self.prompt = PromptKernel(config, loaded.weights) if config.prompt is not None else None
             self._load_transducer(Predictor(config, loaded.weights), reset_at_end)
-        # What is left are views of the checkpoint; the laid-out copies above are all that is used.
+        # The remaining tensors are views of the checkpoint; only the laid-out copies above are used.
         self._weights.clear()
 
     def _load_front_end(self) -> None:
@@ -165,7 +165,7 @@ class CudaModel:
 
         self._conv, self._depthwise1, self._depthwise2 = taps(0), taps(2), taps(5)
         self._pointwise1, self._pointwise2 = pointwise(3), pointwise(6)
-        # NeMo flattens [channels, bins]; here a frame stands as [bins, channels].
+        # NeMo flattens [channels, bins]; here the layout of a frame is [bins, channels].
         out = self._weights[f"{prefix}.out.weight"].view(config.d_model, channels, config.subsampled_mels)
         scale = config.d_model**0.5 if config.xscaling else 1.0
         self._subsampling_out = _Linear(
@@ -252,7 +252,7 @@ class CudaModel:
         )
 
     def make_state(self, num_slots: int) -> SlotState:
-        """State of `num_slots` slots and a spare one, every slot reset."""
+        """Return the state of `num_slots` slots and a spare slot, all of them reset."""
         config, rows, transducer = self.config, num_slots + 1, self.transducer
 
         def zeros(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
@@ -303,7 +303,7 @@ class CudaModel:
         return out_MD.view(num_streams, num_frames, -1)
 
     def encode(self, x_BTD: Tensor, step: CudaStep, state: SlotState, pages: KVPages) -> Tensor:
-        """Subsampled frames to encoder frames [B, T, D]; moves pages and convolution caches on."""
+        """Compute the encoder frames [B, T, D] of subsampled frames; update pages and convolution caches."""
         num_streams, num_frames, width = x_BTD.shape
         x_MD = x_BTD.view(-1, width)
         normed_MD = self._layers[0].norm_ff1(x_MD)
@@ -358,7 +358,7 @@ class CudaModel:
         layer.attention_out.add_to(x_MD, attended.view(x_MD.shape))
 
     def project_encoded(self, encoded_BTD: Tensor, step: CudaStep, state: SlotState) -> Tensor:
-        """Return the joint network's share of the encoder frames, [B, T, J]."""
+        """Return the joint network's projection of the encoder frames, [B, T, J]."""
         if self.prompt is not None:
             encoded_BTD = self.prompt.run(encoded_BTD, state.prompt_S.index_select(0, step.slots_B))
         return self._encoder_projection(encoded_BTD)
@@ -366,7 +366,7 @@ class CudaModel:
     def decode(
         self, encoded_BTD: Tensor, step: CudaStep, state: SlotState, trees: SlotTrees | None = None
     ) -> Tensor:
-        """Decode encoder frames to symbols, int32 [B, 1 + 3K] as `greedy_decode` packs them."""
+        """Decode encoder frames to symbols, int32 [B, 1 + 3K], in the layout of `greedy_decode`."""
         transducer = self.transducer
         begin_streams(
             state.hidden_PSU,

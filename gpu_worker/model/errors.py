@@ -8,11 +8,11 @@ __all__ = ["CheckpointError", "HubError", "ModelConfigError", "ModelError", "Tok
 
 
 class ModelConfigError(ModelError):
-    """A `model_config.yaml` asks for something that this implementation does not compute."""
+    """A `model_config.yaml` has a setting that this implementation does not compute."""
 
 
 class CheckpointError(ModelError):
-    """A checkpoint is truncated, of another class, or not the shape its config says."""
+    """A checkpoint is truncated, of an unsupported class, or of other shapes than its config states."""
 
 
 class TokenizerError(ModelError):

@@ -1,8 +1,8 @@
 """A checkpoint in memory: config, tensors under NeMo's names, tokenizer.
 
-Every source of a checkpoint ends here: `assemble` checks tensors and vocabulary against the config.
-A folder (`model_config.yaml`, `*.safetensors`, `tokenizer.model`) is read by this module, its tensors
-memory-mapped.
+Every source of a checkpoint calls `assemble`, which checks tensors and vocabulary against the config. This
+module reads a folder (`model_config.yaml`, `*.safetensors`, `tokenizer.model`) and maps its tensors into
+memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpu_worker.model.tokenizer import Tokenizer
 CONFIG_NAME: Final = "model_config.yaml"
 TOKENIZER_NAME: Final = "tokenizer.model"
 
-# The mel front end stays in float32 at any compute type: log-mel in bf16 loses quiet speech.
+# The mel front end is float32 in every compute type: log-mel in bf16 loses quiet speech.
 FLOAT32_PREFIX: Final = "preprocessor."
 
 
@@ -31,9 +31,9 @@ FLOAT32_PREFIX: Final = "preprocessor."
 class LoadedModel:
     """A checkpoint that is ready to build a model from.
 
-    `weights` has exactly the tensors that the config calls for, under NeMo's state-dict names, in
+    `weights` has exactly the tensors that the config requires, under NeMo's state-dict names, in
     `dtype` (the mel front end in float32) on `device`.  Tensors may be read-only memory maps: never
-    write to them.  `source` says where they came from, `revision` the hub commit, if any.
+    write to them.  `source` names where the checkpoint came from, `revision` its hub commit, if any.
     """
 
     config: ModelConfig
@@ -46,7 +46,7 @@ class LoadedModel:
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers, without the mel front end."""
+        """Return the number of trained parameters, without the mel front end."""
         return sum(t.numel() for name, t in self.weights.items() if not name.startswith(FLOAT32_PREFIX))
 
 
@@ -84,7 +84,7 @@ def assemble(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> LoadedModel:
-    """Check tensors and vocabulary against the config, and bring the tensors to type and device.
+    """Check tensors and vocabulary against the config, and convert the tensors to `dtype` on `device`.
 
     Raises CheckpointError for a missing tensor, a wrong shape, or a tokenizer of another size.
     """
@@ -131,7 +131,7 @@ def assemble(
 
 
 def _is_unused(name: str, config: ModelConfig) -> bool:
-    """Tensors of training, and of the CTC head that hybrid models carry beside the transducer."""
+    """Return whether a tensor is used by training or by the CTC head of a hybrid model only."""
     if name.startswith(("loss.", "wer.", "spec_augmentation.")):
         return True
     return "Hybrid" in config.model_class and name.startswith(("ctc_decoder.", "ctc_wer.", "ctc_loss."))
@@ -155,7 +155,7 @@ def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, source: str) ->
 
 
 def _map_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of one file as memory maps."""
+    """Return the tensors of one file as memory maps."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,9 +1,9 @@
 """The streaming model: three stages of pure device work over slot-indexed state.
 
 `pre_encode` turns samples into subsampled frames, `encode` runs the conformer layers over them with keys
-and values in pages, `decode` finds tokens.  Every stage reads and writes the rows of `StepInputs.slots_B`
-and nothing else, in shapes that depend on (B, T) only.  Rows take whole chunks, all the same number of
-frames; only the last step of a stream may have fewer, so that no cache needs to know a row's count.
+and values in pages, `decode` emits tokens. Every stage reads and writes only the rows of
+`StepInputs.slots_B`, in shapes that depend on (B, T) only. Rows take whole chunks, all of the same number of
+frames. Only the last step of a stream may have fewer frames, so no cache depends on a row's count.
 
 Shape legend: B rows, T encoder frames of a row, N = T * frame_samples samples, M pages of a ring,
 D model width, J joint width.
@@ -33,10 +33,11 @@ from gpu_worker.model.state import KVPages, SlotState
 class StepInputs:
     """One step's rows on the device.
 
-    `samples_BN` hold what follows each row's kept samples, zeros before a stream's first sample and after
-    its last.  `start_B` is the first encoder frame, `num_frames_B` the valid ones, `total_samples_B` the
-    stream's length or UNKNOWN_END.  `edges`: a row may hold a stream's first frame or its end; `full`:
-    every row has T valid frames.  Padding rows have the spare slot, the spare page and no frames.
+    `samples_BN` holds the samples after each row's kept samples; they are zero before a stream's first sample
+    and after its last.  `start_B` is the first encoder frame, `num_frames_B` the number of valid frames,
+    `total_samples_B` the stream's length or UNKNOWN_END.  `edges`: a row may hold a stream's first frame or
+    its end; `full`: every row has T valid frames.  Padding rows have the spare slot, the spare page and no
+    frames.
     """
 
     samples_BN: Tensor
@@ -49,7 +50,7 @@ class StepInputs:
     full: bool
 
     def rows(self, first: int, end: int) -> StepInputs:
-        """Return the part of the step that belongs to rows first .. end - 1."""
+        """Return the part of the step for rows first .. end - 1."""
         if first == 0 and end >= self.slots_B.shape[0]:
             return self
         part = slice(first, end)
@@ -71,8 +72,8 @@ class StreamingModel:
     Args:
         loaded: checkpoint on its device, in its compute type.
         context: (left, right) attention context in encoder frames; a chunk is right + 1 frames.
-        reset_at_end: whether `<EOU>` and `<EOB>` put the predictor back to its start.
-        attention: kernel; the plain PyTorch one unless told.
+        reset_at_end: whether `<EOU>` and `<EOB>` reset the predictor to its start.
+        attention: attention kernel; the default is the one in plain PyTorch.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class StreamingModel:
             self.decoder = GreedyDecoder(config, self.predictor, self.joint, reset_at_end=reset_at_end)
 
     def make_state(self, num_slots: int) -> SlotState:
-        """State of `num_slots` slots and a spare one, every slot reset."""
+        """Return the state of `num_slots` slots and a spare slot, all of them reset."""
         config, rows = self.config, num_slots + 1
 
         def zeros(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
@@ -157,7 +158,7 @@ class StreamingModel:
         return x
 
     def encode(self, x_BTD: Tensor, step: StepInputs, state: SlotState, pages: KVPages) -> Tensor:
-        """Subsampled frames to encoder frames [B, T, D]; moves pages and convolution caches on."""
+        """Compute the encoder frames [B, T, D] of subsampled frames; update pages and convolution caches."""
         num_frames = x_BTD.shape[1]
         table = step.block_table_BM
         page_BT, offset_BT = page_positions(
@@ -186,7 +187,7 @@ class StreamingModel:
     def decode(
         self, encoded_BTD: Tensor, step: StepInputs, state: SlotState, fusion: Fusion | None = None
     ) -> Emissions | None:
-        """Decode encoder frames to tokens; move the predictor state on. `fusion` has the step's rows."""
+        """Decode encoder frames to tokens and update the predictor state. `fusion` has the step's rows."""
         slots = step.slots_B
         if self.prompt is not None:
             encoded_BTD = self.prompt.run(encoded_BTD, state.prompt_S.index_select(0, slots))

@@ -1,4 +1,4 @@
-"""How far back the caches of a model reach, all layers behind each other."""
+"""The reach of a model's caches into the past, through all layers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _FRONT_END_FRAMES: Final = 3
 def reach_frames(config: ModelConfig, context: tuple[int, int]) -> int:
     """Return the encoder frames, whole chunks, on which keys, values and caches at the end of a chunk depend.
 
-    A frame of a layer's output depends on the frames of its input from `left` before the first frame of a
-    chunk on: of its own chunk, or of that of the earliest frame which its convolution sees.
+    A frame of a layer's output depends on the frames of its input from `left` frames before the start of a
+    chunk on. That chunk is its own, or the chunk of the earliest frame that its convolution reads.
 
     Args:
         context: (left, right) attention context in encoder frames; a chunk is right + 1 frames.

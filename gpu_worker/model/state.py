@@ -1,7 +1,7 @@
-"""All that the model remembers of a stream, in tensors whose rows are slots.
+"""The model's state of the streams, in tensors whose rows are slots.
 
-One spare slot past the last real one takes what padding rows of a batch write.  Keys and values are
-not here: they stand in pages (`KVPages`) that a stream takes as it grows.
+The padding rows of a batch write to one spare slot after the last real one. Keys and values are kept apart,
+in pages (`KVPages`) that a stream takes as it grows.
 
 Shape legend: S slots, L encoder layers, D model width, K - 1 cached frames of the depthwise
 convolution, Z kept samples, F mel bins, G bins and C channels of a subsampling level, P predictor
@@ -23,8 +23,8 @@ from gpu_worker.model.config import ModelConfig
 class HostCopy:
     """Copies of tensors of one device on their way to the host, side by side in one buffer.
 
-    From a GPU they go to pinned memory, behind what runs there by now, and nobody waits for them before
-    `buffers`: a copy to pageable memory would be staged and waited for.
+    Copies from a GPU go to pinned memory, after the work that is queued there, and only `buffers` waits for
+    them. A copy to pageable memory would be staged, and the caller would wait for it.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -33,7 +33,8 @@ class HostCopy:
         self._done: torch.cuda.Event | None = None
         self._bytes = torch.cat(list(parts.values()))
         if self._bytes.device.type == "cuda":
-            # A thread's current device is the first one until it says otherwise; events follow it.
+            # A thread's current device is the first one by default, and an event belongs to the current
+            # device.
             with torch.cuda.device(self._bytes.device):
                 pinned = torch.empty(self._bytes.shape, dtype=torch.uint8, pin_memory=True)
                 self._bytes = pinned.copy_(self._bytes, non_blocking=True)
@@ -41,7 +42,7 @@ class HostCopy:
                 self._done.record()
 
     def buffers(self) -> dict[str, memoryview]:
-        """Return the bytes of each tensor, on the host; waits for them, in any thread."""
+        """Wait for the copies and return the bytes of each tensor, on the host. For any thread."""
         if self._done is not None:
             self._done.synchronize()
         whole, at = self._bytes.numpy().data, 0
@@ -53,7 +54,7 @@ class HostCopy:
 
 
 def from_buffer(name: str, data: memoryview | None, like: Tensor) -> Tensor:
-    """Return a tensor on the host of the shape and type of `like`, out of the bytes that a `HostCopy` gave.
+    """Return a tensor on the host, of the shape and type of `like`, from the bytes of a `HostCopy`.
 
     Raises ValueError for another size.
     """
@@ -73,10 +74,11 @@ class PredictorStart:
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """Slot-indexed state; `reset` gives a slot to a new stream, `rows` and `load` move one.
+    """Slot-indexed state; `reset` prepares slots for new streams, `rows` and `load` move a stream's state.
 
-    node_SM: states in the boosting trees, of a stream's own phrases and of everybody's (M = 2), int32.
-    num_prompts: that the model knows, 1 for a model without any.
+    node_SM: states in the boosting trees of the stream's own phrases and of the shared phrases (M = 2),
+    int32.
+    num_prompts: number of the model's language prompts, 1 for a model without any.
     """
 
     tail_SZ: Tensor
@@ -94,13 +96,13 @@ class SlotState:
 
     @property
     def spare_slot(self) -> int:
-        """The slot that no stream has."""
+        """The slot that no stream uses."""
         return self.tail_SZ.shape[0] - 1
 
     def rows(self, slot: int, *, whole: bool = True) -> dict[str, Tensor]:
-        """Name and view of every tensor's part that belongs to one slot.
+        """Return a view of each tensor's part for one slot, by name.
 
-        whole: with those that are functions of the last seconds of audio; what is left without them is not.
+        whole: include the tensors that can be computed again from the last seconds of audio.
         """
         rows = {
             "hidden": self.hidden_PSU[:, slot],
@@ -115,7 +117,7 @@ class SlotState:
         return rows
 
     def reset(self, slots: Tensor) -> None:
-        """Bring slots to the state of a stream that has heard nothing."""
+        """Reset slots to the state of a stream without audio."""
         self.tail_SZ.index_fill_(0, slots, 0.0)
         self.mel_SF.index_fill_(0, slots, 0.0)
         for level in self.levels_SGC:
@@ -132,7 +134,7 @@ class SlotState:
         """Put copies of `rows` into a slot.  Raises ValueError when they do not fit."""
         rows = self.rows(slot, whole=whole)
         found = {name: from_buffer(name, state.get(name), row) for name, row in rows.items()}
-        # What a device looks up unseen: one number beyond its table ends the process.
+        # The device indexes tables by these numbers unchecked: one out of range ends the process.
         if not 0 <= int(found["prompt"]) < self.num_prompts or bool((found["node"] < 0).any()):
             raise ValueError("the state's 'prompt' or 'node' does not fit this model")
         for name, row in rows.items():
@@ -140,7 +142,7 @@ class SlotState:
 
 
 class PagedModel(Protocol):
-    """What the pages of a model depend on."""
+    """The properties of a model that its pages depend on."""
 
     @property
     def config(self) -> ModelConfig:
@@ -157,9 +159,9 @@ class PagedModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KVPages:
-    """Keys and values of all layers in pages; the last page takes what padding frames write.
+    """Keys and values of all layers in pages; padding frames write to the last page.
 
-    The pages of a layer are seen as [N, W, H, E] and stand in memory as [N, H, W, E], so that a page's
+    The pages of a layer have the shape [N, W, H, E] and the memory layout [N, H, W, E], so that a page's
     heads are contiguous.
     """
 
@@ -178,14 +180,14 @@ class KVPages:
         dtype: torch.dtype,
         device: torch.device,
     ) -> KVPages:
-        """Zeroed pages: what is masked out is multiplied by zero, so it must be finite."""
+        """Return zeroed pages: masked values are multiplied by zero, so they must be finite."""
         shape = (num_layers, num_pages + 1, num_heads, page_frames, head_dim)
         keys = torch.zeros(shape, dtype=dtype, device=device)
         return cls(keys.transpose(2, 3), torch.zeros_like(keys).transpose(2, 3))
 
     @classmethod
     def for_model(cls, model: PagedModel, num_pages: int, page_frames: int) -> KVPages:
-        """Pages for all layers of a model, and a spare one."""
+        """Return pages for all layers of a model, and a spare page."""
         return cls.allocate(
             num_layers=model.config.num_layers,
             num_pages=num_pages,
@@ -198,7 +200,7 @@ class KVPages:
 
     @property
     def num_pages(self) -> int:
-        """Pages that streams can take."""
+        """Number of pages that streams can take."""
         return self.keys_LNWHE.shape[1] - 1
 
     @property
@@ -208,7 +210,7 @@ class KVPages:
 
     @property
     def spare_page(self) -> int:
-        """The page that no stream has."""
+        """The page that no stream uses."""
         return self.num_pages
 
     def rows(self, pages: Tensor, offsets: Tensor) -> dict[str, Tensor]:

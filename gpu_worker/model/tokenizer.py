@@ -1,8 +1,8 @@
 """SentencePiece token ids to text, whole or token by token.
 
 The whole-sequence text equals SentencePiece's own `decode` with the special tokens and leading
-spaces left out.  The incremental decoder returns the same text whatever the cuts between calls, and
-holds an unfinished UTF-8 sequence of byte pieces back until its last byte has come.
+spaces left out.  The incremental decoder returns the same text however the tokens are split over calls. It
+holds back an unfinished UTF-8 sequence of byte pieces until its last byte arrives.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from gpu_worker.model.errors import TokenizerError
 SPACE_MARK: Final = "\u2581"
 END_OF_UTTERANCE: Final = "<EOU>"
 END_OF_BACKCHANNEL: Final = "<EOB>"
-# Multilingual models say the language of an utterance; NeMo's `strip_lang_tags` has the same pattern.
+# Multilingual models emit a tag of an utterance's language; NeMo's `strip_lang_tags` has the same pattern.
 _LANGUAGE_TAG: Final = re.compile(rf"{SPACE_MARK}?<[a-z]{{2}}-[A-Z]{{2}}>")
 _UNKNOWN_SURFACE: Final = " \u2047 "
-# Punctuation that closes the word before it, never one that it opens.
+# Punctuation that closes the word before it; marks that open a word are not included.
 _CLOSING: Final = re.compile(r"[.,?!;:…。，、？！；：]+")
 # Scripts without spaces between words (Thai, Lao, Myanmar, Khmer, kana, Han): any piece can begin a word.
 _SPACELESS: Final = re.compile(
@@ -32,10 +32,10 @@ _SPACELESS: Final = re.compile(
 
 
 class Tokenizer:
-    """Ids of one checkpoint's vocabulary to pieces and text.
+    """The tokenizer of one checkpoint: converts ids of its vocabulary to pieces and text.
 
-    `eou_id` and `eob_id`, together `marks`, mark the end of an utterance or of a backchannel; they, control
-    pieces and tags of languages such as ``<de-DE>`` never appear in text.
+    `eou_id` and `eob_id`, together `marks`, mark the end of an utterance or of a backchannel. Marks, control
+    pieces and language tags such as ``<de-DE>`` never appear in text.
     """
 
     def __init__(self, model: bytes, source: str = "tokenizer.model") -> None:
@@ -82,13 +82,13 @@ class Tokenizer:
             raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from error
 
     def piece(self, token: int) -> str:
-        """Return the piece of an id as it stands in the vocabulary.  Raises IndexError."""
+        """Return the vocabulary's piece of an id. Raises IndexError."""
         return self._pieces[token]
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...] | None]:
-        """Tokens of each text; None where the vocabulary cannot write it.  For any thread.
+        """Return the tokens of each text; None if the vocabulary cannot spell it. For any thread.
 
-        Many texts in a call cost a third of what they cost in as many calls.
+        Many texts in one call take a third of the time of one call for each text.
         """
         encoded: list[list[int]] = self._processor.encode(list(texts), num_threads=1)
         return [tuple(tokens) if self._unwritable.isdisjoint(tokens) else None for tokens in encoded]
@@ -98,7 +98,7 @@ class Tokenizer:
         return not self._surfaces[token]
 
     def starts_word(self, token: int) -> bool:
-        """Whether the id begins a new word by itself: after a space, or in a script that has none."""
+        """Whether the id begins a new word by itself: after a space, or in a script without spaces."""
         return self._starts_word[token]
 
     def is_closing(self, token: int) -> bool:
@@ -106,7 +106,7 @@ class Tokenizer:
         return self._is_closing[token]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of a whole sequence."""
+        """Return the text of a whole sequence."""
         state = TextState()
         self.extend(state, tokens)
         return self.finish(state)
@@ -114,8 +114,8 @@ class Tokenizer:
     def extend(self, state: TextState, tokens: Iterable[int]) -> None:
         """Append tokens to a transcript.
 
-        The bytes of an unfinished character stay pending; each that cannot become part of one turns into
-        U+FFFD, as in SentencePiece.
+        The bytes of an unfinished character stay pending. Each byte that cannot be part of a character
+        becomes U+FFFD, as in SentencePiece.
         """
         for token in tokens:
             self.append(state, token)
@@ -131,7 +131,7 @@ class Tokenizer:
         _append(state, self._texts[token])
 
     def finish(self, state: TextState) -> str:
-        """Close a transcript: bytes still pending turn into U+FFFD.  Returns the text."""
+        """Close a transcript and return its text; bytes that are still pending become U+FFFD."""
         if state.pending:
             text = "\ufffd" * len(state.pending)
             state.pending = b""
@@ -139,7 +139,7 @@ class Tokenizer:
         return state.text
 
     def start_utterance(self, state: TextState) -> None:
-        """Make the next token of a transcript begin a word, whether or not it carries the mark."""
+        """Make the next token of a transcript begin a word, whether or not it has the space mark."""
         self.finish(state)
         state.at_word_start = True
         state.spaces = ""
@@ -170,14 +170,14 @@ def _append(state: TextState, text: str) -> None:
     state.spaces = text[len(shown) :]
     if shown:
         state.text += shown
-        # A mark of punctuation belongs to what stands before it: the word is still to come.
+        # A punctuation mark belongs to the word before it, so the next word has not begun.
         state.at_word_start = closes
 
 
 def _characters(data: bytes) -> tuple[str, bytes]:
-    """Split bytes into the characters that they spell and the beginning of one that they do not yet.
+    """Split bytes into complete characters and the bytes of an unfinished one.
 
-    A byte that can belong to no character is U+FFFD by itself, as in SentencePiece.
+    Each byte that cannot be part of a character becomes U+FFFD, as in SentencePiece.
     """
     text = ""
     while data:

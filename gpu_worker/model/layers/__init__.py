@@ -1,1 +1,1 @@
-"""Layers of the model."""
+"""Layers of the model in plain PyTorch."""

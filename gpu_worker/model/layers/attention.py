@@ -1,4 +1,4 @@
-"""Self-attention of a conformer layer: projections, keys and values into pages, paged attention.
+"""Self-attention of a conformer layer: projections, writing of keys and values to pages, paged attention.
 
 Shape legend: B rows, T frames of a row, D model width, H heads, E head width, R relative positions.
 
@@ -45,10 +45,10 @@ class PagedAttention(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttentionStep:
-    """What all layers of a step share.
+    """The inputs that all layers of a step share.
 
-    `pages_BT` and `offsets_BT` say where each frame's keys and values go (the spare page for frames
-    past a row's count).
+    `pages_BT` and `offsets_BT` are the page and offset of each frame's keys and values (in the spare page for
+    frames past a row's count).
     """
 
     block_table_BM: Tensor
@@ -67,7 +67,7 @@ def page_positions(
     page_frames: int,
     spare_page: int,
 ) -> tuple[Tensor, Tensor]:
-    """Page and offset, int64 [B, T] each, of the next `num_frames` frames of every row."""
+    """Return page and offset, int64 [B, T] each, of the next `num_frames` frames of every row."""
     step = torch.arange(num_frames, device=start_B.device)
     frame_BT = start_B.to(torch.int64).unsqueeze(1) + step
     logical = torch.div(frame_BT, page_frames, rounding_mode="floor")
@@ -78,7 +78,7 @@ def page_positions(
 
 
 def relative_positions(d_model: int, left_frames: int, chunk_frames: int, device: torch.device) -> Tensor:
-    """Sinusoids [R, D] of the distances ``-(chunk - 1) .. left + chunk - 1``, in float32."""
+    """Return the sinusoids [R, D] of the distances ``-(chunk - 1) .. left + chunk - 1``, in float32."""
     distance = torch.arange(-(chunk_frames - 1), left_frames + chunk_frames, device=device)
     rates = torch.exp(
         torch.arange(0, d_model, 2, dtype=torch.float32, device=device) * -(math.log(10000.0) / d_model)
@@ -88,7 +88,7 @@ def relative_positions(d_model: int, left_frames: int, chunk_frames: int, device
 
 
 class Attention:
-    """One layer's attention, its relative positions projected once."""
+    """One layer's attention; its relative positions are projected once, at construction."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Attention:
         projection = weights[f"{prefix}.linear_pos.weight"]
         positions = relative_positions(config.d_model, self.left_frames, self.chunk_frames, projection.device)
         projected = positions.to(projection.dtype) @ projection.t()
-        # In memory as [H, E, R], as the product with queries wants them.
+        # The layout [H, E, R] is the one that the product with queries reads.
         projected_HER = projected.view(-1, self.num_heads, self.head_dim).permute(1, 2, 0).contiguous()
         self._positions_RHE = projected_HER.permute(2, 0, 1)
 
@@ -128,9 +128,9 @@ class Attention:
 
         Args:
             x_RowsD: residual stream, [B * T, D], changed.
-            normed: its layer norm.
+            normed: layer norm of `x_RowsD`.
             keys, values: the layer's pages, [N, W, H, E]; the step's frames are written first.
-            step: where, and under which mask.
+            step: positions in the pages, and the mask.
         """
         num_rows, num_frames = step.pages_BT.shape
         qkv = self._qkv(normed)

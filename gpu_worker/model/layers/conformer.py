@@ -1,6 +1,6 @@
 """Conformer layers with causal convolution, over rows of frames with cached left context.
 
-Every residual branch ends in a matrix product that is added to the residual stream in place; the halves
+Every residual branch ends in a matrix product that is added to the residual stream in place. The factors 1/2
 of the two feed-forward branches are folded into their weights.
 
 Shape legend: B rows, T frames of a row, D model width, K taps of the depthwise convolution, L layers.
@@ -20,7 +20,8 @@ from gpu_worker.model.config import ModelConfig
 from gpu_worker.model.layers.attention import Attention, AttentionStep, PagedAttention
 from gpu_worker.model.layers.product import Product
 
-# Up to so many frames a frame's taps are one product and one sum; beyond, each tap is one operation.
+# Up to this many frames, each frame is one product and one sum over its taps; with more, each tap is one
+# operation.
 _MAX_FRAMES_BY_FRAME = 3
 
 
@@ -36,7 +37,7 @@ class LayerNorm:
 
 
 class FeedForward:
-    """Half a step of linear, SiLU, linear."""
+    """A feed-forward branch at half weight: linear, SiLU, linear."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], name: str) -> None:
         bias = weights[f"{name}.linear1.bias"] if config.use_bias else None
@@ -66,12 +67,13 @@ class Convolution:
         self._num_taps = config.conv_kernel
 
     def add_to(self, x_RowsD: Tensor, normed: Tensor, cached_BKD: Tensor) -> None:
-        """Add the branch's output to the residual stream and move the cache on, both in place.
+        """Add the branch's output to the residual stream and update the cache, both in place.
 
         Args:
             x_RowsD: residual stream, [B * T, D], changed.
-            normed: its layer norm.
-            cached_BKD: the K - 1 frames before the step's first; afterwards those before the next.
+            normed: layer norm of `x_RowsD`.
+            cached_BKD: the K - 1 frames before the step's first frame; afterwards the K - 1 frames before the
+            next step.
         """
         num_rows, _, width = cached_BKD.shape
         gated = F.glu(self._in(normed), dim=-1).view(num_rows, -1, width)
@@ -117,7 +119,7 @@ class ConformerLayer:
     def run(
         self, x_RowsD: Tensor, keys: Tensor, values: Tensor, conv_BKD: Tensor, step: AttentionStep
     ) -> Tensor:
-        """One layer; `x_RowsD`, the pages and the convolution's cache are changed in place."""
+        """Run one layer; `x_RowsD`, the pages and the convolution's cache are changed in place."""
         self._feed_forward_in.add_to(x_RowsD, self._norm_in(x_RowsD))
         self._attention.add_to(x_RowsD, self._norm_attention(x_RowsD), keys, values, step)
         self._conv.add_to(x_RowsD, self._norm_conv(x_RowsD), conv_BKD)

@@ -1,19 +1,18 @@
 """Batched greedy transducer decoding with per-token confidence.
 
-A round looks at all frames of a row that are left, under the row's present predictor output, skips its
-blanks, and emits the first token that is none; then the predictor moves on and the next round begins at
-that token's frame.  A chunk without speech so takes a single look, whatever its frames, and costs the
-predictor nothing.
+A round computes the best symbol of all remaining frames of a row with the row's current predictor output. It
+skips the blanks and emits the first token. Then the predictor takes that token and the next round begins at
+the token's frame. A chunk without speech takes one round, however many frames it has, and no predictor call.
 
 Confidence of a token is NeMo's `max_prob` measure of the distribution that emitted it: the token's
 probability, scaled so that an even distribution gives 0.  NeMo's own default (Tsallis entropy, exponential
-normalization) spreads right words over ten orders of magnitude, which no client can set a threshold in.
+normalization) spreads right words over ten orders of magnitude, so no client could set a threshold.
 
-Phrases that are preferred (`Fusion`) only change which token is emitted: a blank stays one, and confidence is
-that of the distribution without them.
+Boosted phrases (`Fusion`) only change which token is emitted: a blank stays a blank, and confidence is that
+of the distribution without phrases.
 
-`<EOU>` and `<EOB>` are tokens like others; with `reset` given they also close their frame and put the
-predictor back to its start, so that the next utterance begins as a stream does.
+`<EOU>` and `<EOB>` are ordinary tokens. With `reset` they also close their frame and reset the predictor to
+its start, so that the next utterance begins like a stream.
 
 Shape legend: B rows, T frames, J joint width, P predictor layers, U predictor width, V vocabulary with
 blank, E rounds.
@@ -38,20 +37,20 @@ from gpu_worker.model.state import PredictorStart
 
 
 class Fusion(Protocol):
-    """What has a say in which token is emitted, beside the model."""
+    """A second score, beside the model's, that decides which token is emitted."""
 
     def choose(self, logits_BV: Tensor, token_B: Tensor) -> Tensor:
-        """Given the logits at the frame of each row, and the model's choice, the token to emit, int64."""
+        """Return the tokens to emit, int64, from the logits at each row's frame and the model's choice."""
         ...
 
     def advance(self, emits_B: Tensor, token_B: Tensor) -> None:
-        """Rows with `emits_B` have emitted their tokens."""
+        """Update the state of rows with `emits_B`, which have emitted their tokens."""
         ...
 
 
 @dataclass(slots=True)
 class DecodeWork:
-    """Rows under way.  `pointer_B` is the frame to go on from, `symbols_B` tokens emitted there so far."""
+    """Rows that are being decoded. `pointer_B` is the current frame, `symbols_B` the tokens emitted there."""
 
     encoder_BTJ: Tensor
     num_frames_B: Tensor
@@ -102,7 +101,7 @@ class GreedyDecoder:
         output_BJ: Tensor,
         fusion: Fusion | None = None,
     ) -> DecodeWork:
-        """Rows at their first frame, with the predictor state that their slots hold."""
+        """Return the rows at their first frame, with the predictor state of their slots."""
         pointer = torch.zeros_like(num_frames_B, dtype=torch.int64)
         return DecodeWork(
             encoder_BTJ,
@@ -116,9 +115,9 @@ class GreedyDecoder:
         )
 
     def round(self, work: DecodeWork) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Emit at most one token a row and move the rows on; None when no row has one.
+        """Emit at most one token for each row and advance the rows; None when no row emits one.
 
-        Returns token_B (int64, -1 for none), frame_B (int64) and confidence_B (float32).
+        Returns token_B (int64, -1 for no token), frame_B (int64) and confidence_B (float32).
         """
         num_frames = work.encoder_BTJ.shape[1]
         logits = self._joint.logits(work.encoder_BTJ, work.output_BJ.unsqueeze(1))
@@ -161,7 +160,7 @@ class GreedyDecoder:
         return torch.where(emits_B, token_B, -1), frame_B, confidence_B
 
     def run(self, work: DecodeWork) -> Emissions | None:
-        """Run rounds until no row emits. Returns None when none did at all."""
+        """Run rounds until no row emits a token. Returns None when no round emitted one."""
         tokens: list[Tensor] = []
         frames: list[Tensor] = []
         confidences: list[Tensor] = []

@@ -1,9 +1,9 @@
-"""Streaming log-mel spectrum: equal to the offline one at every frame, borders included.
+"""Streaming log-mel spectrum, equal to the offline spectrum at every frame, borders included.
 
-Mel frame k is centred on sample ``hop * k`` and depends on ``win_length`` samples around it and one
-more in front for the preemphasis.  An encoder frame t needs the mel frames up to 8 t, so a stream that
-has made t encoder frames has taken exactly ``frame_samples * (t - 1) + win_length / 2`` samples; of
-these the last ``win_length - hop + 1`` are kept, per slot, for the frames to come.
+Mel frame k is centred on sample ``hop * k`` and depends on ``win_length`` samples around it and one more in
+front for the preemphasis. An encoder frame t needs the mel frames up to 8 t, so a stream with t encoder
+frames has taken exactly ``frame_samples * (t - 1) + win_length / 2`` samples. The last ``win_length - hop +
+1`` of them are kept in the slot for the next frames.
 
 Shape legend: B rows of the step, T encoder frames of a row, N = T * frame_samples new samples,
 Z samples of the kept tail, M = 8 T mel frames, F mel bins.
@@ -24,7 +24,7 @@ from gpu_worker.model.config import ModelConfig
 
 
 class MelFrontEnd:
-    """Samples to log-mel frames for the next T encoder frames of each row, in float32 always."""
+    """The mel front end: computes the log-mel frames of a step's samples, always in float32."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], device: torch.device) -> None:
         mel = config.mel
@@ -56,7 +56,7 @@ class MelFrontEnd:
             start_B: int64 first encoder frame of the step.
             total_samples_B: int64 length of the stream in samples, or more than any stream has while
                 its end is unknown.
-            edges: whether a row may hold a stream's first frame or its end; without, no mask is applied.
+            edges: whether a row may hold a stream's first frame or its end; if not, no mask is applied.
 
         Returns:
             mel_BMF, zero outside the stream's frames, and the next tail_BZ.
@@ -64,16 +64,17 @@ class MelFrontEnd:
         num_samples = samples_BN.shape[1]
         audio = torch.cat([tail_BZ, samples_BN], dim=1)
         next_tail = audio[:, -self.tail_samples :]
-        # Two roundings as in the reference: a fused multiply-add moves quiet bins by 2e-4 of the logarithm.
+        # Two roundings, as in the reference: a fused multiply-add changes the logarithm of quiet bins by
+        # 2e-4.
         emphasized = audio[:, 1:] - self.preemphasis * audio[:, :-1]
         if edges:
-            # What the preemphasis would make of the silence after the last sample is no part of the stream.
+            # The preemphasis of the silence after the last sample does not belong to the stream.
             first = self.frame_samples * (start_B - 1) + (self.hop - self.win // 2)
             index = first.unsqueeze(1) + torch.arange(emphasized.shape[1], device=self._device)
             emphasized = emphasized * (index < total_samples_B.unsqueeze(1))
         frames = emphasized.unfold(1, self.win, self.hop) * self._window
-        # Centred in n_fft as in torch.stft: elsewhere the power is the same but for its rounding, which in
-        # quiet bins is 6e-4 of the logarithm.
+        # Centred in n_fft as in torch.stft: at another place only the rounding differs, by 6e-4 of the
+        # logarithm in quiet bins.
         margin = (self.n_fft - self.win) // 2
         frames = F.pad(frames, (margin, self.n_fft - self.win - margin))
         spectrum = torch.view_as_real(torch.fft.rfft(frames))

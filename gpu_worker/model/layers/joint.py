@@ -1,4 +1,4 @@
-"""Joint network: projections of encoder and predictor, added, ReLU, output layer.
+"""Joint network: the sum of the encoder's and predictor's projections, ReLU, output layer.
 
 Shape legend: D encoder width, U predictor width, J joint width, V vocabulary with blank.
 
@@ -16,7 +16,7 @@ from gpu_worker.model.layers.product import Product
 
 
 class Joint:
-    """Logits over tokens and blank."""
+    """The joint network: computes logits over tokens and blank."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         def product(name: str) -> Product:
@@ -26,13 +26,13 @@ class Joint:
         self._out = product("joint.joint_net.2")
 
     def project_encoder(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., J]."""
+        """Project encoder frames [..., D] to [..., J]."""
         return self._encoder.over_last(x)
 
     def project_predictor(self, hidden: Tensor) -> Tensor:
-        """[..., U] to [..., J]."""
+        """Project predictor output [..., U] to [..., J]."""
         return self._predictor.over_last(hidden)
 
     def logits(self, encoder: Tensor, predictor: Tensor) -> Tensor:
-        """Projected encoder and predictor, of shapes that broadcast, to logits [..., V]."""
+        """Compute logits [..., V] of projected encoder and predictor, whose shapes broadcast."""
         return self._out.over_last(torch.relu_(encoder + predictor))

@@ -1,6 +1,6 @@
-"""Prediction network: embedding and LSTM, one token a call for many rows.
+"""Prediction network: embedding and LSTM; a call takes one token for each of many rows.
 
-The first layer's share of the gates that comes from the token is a table, worked out once.
+The token's share of the first layer's gates is a table, computed once.
 
 Shape legend: B rows, P layers, U width, V vocabulary with blank.
 
@@ -39,7 +39,7 @@ class Predictor:
         self._bias = [bias(layer) for layer in range(1, self.num_layers)]
 
     def run(self, token_B: Tensor, hidden_PBU: Tensor, cell_PBU: Tensor) -> tuple[Tensor, Tensor]:
-        """Feed one token to every row.
+        """Run the LSTM on one token of every row.
 
         Returns the next hidden_PBU, whose last layer is the output, and the next cell_PBU.
         """
@@ -57,7 +57,7 @@ class Predictor:
         return torch.stack(hiddens), torch.stack(cells)
 
     def start(self) -> tuple[Tensor, Tensor]:
-        """Hidden and cell state, [P, 1, U], after the start symbol."""
+        """Return the hidden and cell state, [P, 1, U] each, after the start symbol."""
         zeros = torch.zeros(self.num_layers, 1, self.width, dtype=self.dtype, device=self.device)
         token = torch.full((1,), self._blank, dtype=torch.int64, device=self.device)
         return self.run(token, zeros, zeros)

@@ -1,9 +1,9 @@
-"""Matrix products with weights, as this machine does them soonest for the rows that there are.
+"""Matrix products with weights, by the method that is fastest on a CPU for the number of rows.
 
-One stream has two rows in a step: a chunk of 160 ms.  Such a product takes as long as its weights take to
-come from memory, and the library of matrix products reads them at a third to a half of the speed of a plain
-sum.  A weighted sum of the weights' rows (`embedding_bag`) is as good, and up to 1.7 times as fast where they
-are short.  It takes each row by itself, so that a row's sums do not depend on the others.
+One stream has two rows in a step: a chunk of 160 ms. The time of such a product is the time of reading its
+weights from memory, and the matrix library reads them at a third to a half of the speed of a plain sum. A
+weighted sum of the weights' rows (`embedding_bag`) has the same result, and is up to 1.7 times as fast where
+rows are short. It computes each row separately, so a row's sums do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-# Beyond, the library is as fast: more rows share what it reads.
+# With more rows the matrix library is as fast: the rows share the weights that it reads.
 _MAX_BAG_ROWS: Final = 3
-# With longer rows the library is as fast.
+# With longer rows of weights the matrix library is as fast.
 _MAX_BAG_OUTPUTS: Final = 576
 # Larger weights, read again for each row, do not fit into a core's cache.
 _MAX_BAG_NUMBERS: Final = 1 << 19
@@ -25,13 +25,13 @@ _MAX_BAG_NUMBERS: Final = 1 << 19
 class Product:
     """A linear layer.
 
-    Weights that are summed in bags, and those that widen their input, stand as [inputs, outputs].  As
-    [outputs, inputs], in which checkpoints have them, a product of two rows with 768 outputs of 192 inputs
-    takes twice as long on a CPU, and one of 64 a tenth more.
+    Weights that are summed in bags, and weights with more outputs than inputs, are laid out as [inputs,
+    outputs]. In the layout of checkpoints, [outputs, inputs], a product of two rows with 768 outputs of 192
+    inputs takes twice as long on a CPU, and a product of 64 rows takes a tenth more.
 
     Args:
-        weight_OutIn: as checkpoints have it.
-        bias_Out: added to each row; None for none.
+        weight_OutIn: weights in the layout of checkpoints.
+        bias_Out: bias that is added to each row, if any.
     """
 
     def __init__(self, weight_OutIn: Tensor, bias_Out: Tensor | None = None) -> None:
@@ -48,7 +48,7 @@ class Product:
         self._bias_Out = bias_Out
 
     def __call__(self, x_RowsIn: Tensor) -> Tensor:
-        """[rows, inputs] to [rows, outputs]."""
+        """Multiply [rows, inputs] to [rows, outputs]."""
         if self._bags and x_RowsIn.shape[0] <= _MAX_BAG_ROWS:
             out = self._sum_bags(x_RowsIn)
             return out if self._bias_Out is None else out.add_(self._bias_Out)
@@ -57,7 +57,7 @@ class Product:
         return torch.addmm(self._bias_Out, x_RowsIn, self._weight_InOut)
 
     def over_last(self, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., outputs]."""
+        """Multiply [..., inputs] to [..., outputs]."""
         return self(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
     def add_to(self, total_RowsOut: Tensor, x_RowsIn: Tensor) -> None:
@@ -79,6 +79,6 @@ class Product:
 
 @cache
 def _bags(num_rows: int, num_inputs: int) -> tuple[Tensor, Tensor]:
-    """Which rows of the weights each row's bag holds, all of them; and where each bag begins."""
+    """Return the weights' rows in each row's bag, which are all rows, and the start of each bag."""
     index = torch.arange(num_inputs, dtype=torch.int32).repeat(num_rows)
     return index, torch.arange(0, num_rows * num_inputs, num_inputs, dtype=torch.int32)

@@ -1,6 +1,6 @@
 """Language prompt of multilingual checkpoints: a one-hot prompt beside each encoder frame, two layers.
 
-The one-hot part of the first product is a row of its weights, added to the bias once per language.
+The one-hot part of the first product is a row of its weights; it is added to the bias once per language.
 
 Shape legend: B rows, T frames, D model width, Q prompts, S slots.
 
@@ -18,7 +18,7 @@ from gpu_worker.model.config import ModelConfig
 
 
 class PromptKernel:
-    """Encoder frames conditioned on each row's prompt."""
+    """The prompt kernel: conditions encoder frames on each row's prompt."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         first = weights["prompt_kernel.0.weight"]

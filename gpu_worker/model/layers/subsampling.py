@@ -1,12 +1,12 @@
 """Causal depthwise-striding subsampling by 8, streaming over cached activations.
 
-Three 3x3 convolutions of stride 2, each with two zeros in front and one behind on both axes.  Output
-frame j of one needs input frames 2 j - 2, 2 j - 1 and 2 j, so that a stream which has all frames up to
-2 j keeps a single input frame per convolution: of the mel, and of the two activations after it.  Frames
-before the stream's first and after its last are zeros at *every* level, as in the offline pass, never
-what the convolution would make of zeros below.
+Three 3x3 convolutions of stride 2, each with two zeros in front and one behind on both axes.  Output frame j
+of a convolution needs input frames 2 j - 2, 2 j - 1 and 2 j. So a stream with all frames up to 2 j keeps a
+single input frame per convolution: one of the mel, and one of each of the two activations after it. Frames
+before the stream's first and after its last are zeros at *every* level, as in the offline pass, and not the
+convolution's output for zeros below.
 
-Activations stand channels-last, [rows, frames, bins, channels]: a depthwise convolution is a sum of
+Activations are channels-last, [rows, frames, bins, channels]: a depthwise convolution is a sum of
 nine shifted products and a pointwise one a matrix product, without any padding or copying.
 
 Shape legend: B rows, T encoder frames, F mel bins, G bins of a level, C channels, D model width.
@@ -47,7 +47,7 @@ class _Level:
         self.pointwise_bias_C = weights[f"{prefix}.{index + 1}.bias"]
 
     def run(self, cached_BGC: Tensor, x_BTGC: Tensor) -> Tensor:
-        """[B, 2n, G, C] with one frame before it to [B, n, G // 2 + 1, C]."""
+        """Convolve [B, 2n, G, C], with one cached frame before it, to [B, n, G // 2 + 1, C]."""
         num_rows, num_frames, num_bins, channels = x_BTGC.shape
         outputs = num_frames // 2
         bins = num_bins // 2 + 1
@@ -67,7 +67,7 @@ class _Level:
 
 
 class Subsampling:
-    """Mel frames to encoder frames."""
+    """The subsampling: computes encoder frames of mel frames."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         prefix = "encoder.pre_encode"
@@ -81,7 +81,7 @@ class Subsampling:
         self._first_bias_C = weights[f"{prefix}.conv.0.bias"]
         num_levels = config.subsampling_factor.bit_length() - 2
         self._levels = tuple(_Level(weights, 3 * level + 2) for level in range(num_levels))
-        # NeMo flattens [channels, bins]; here a frame stands as [bins, channels].
+        # NeMo flattens [channels, bins]; here the layout of a frame is [bins, channels].
         out = weights[f"{prefix}.out.weight"]
         by_channel = out.view(config.d_model, self.channels, config.subsampled_mels)
         self._out_KD = by_channel.transpose(1, 2).reshape(config.d_model, -1).t()
@@ -109,9 +109,10 @@ class Subsampling:
 
         Args:
             mel_BMF: frames ``8 * start - 7 .. 8 * (start + T - 1)``, zero outside the stream.
-            cache: frames that precede them at each level.
+            cache: frames that precede the step at each level.
             start_B: int64 first encoder frame.
-            total_mels_B: int64 mel frames of the whole stream, or more than any has.
+            total_mels_B: int64 number of mel frames of the whole stream, or more than any stream has while
+            its end is unknown.
             edges: whether a row may hold a stream's first frame or its end.
 
         Returns:
@@ -138,7 +139,7 @@ class Subsampling:
         return out, SubsamplingCache(next_mel, tuple(next_levels))
 
     def _first(self, mel_BMF: Tensor) -> Tensor:
-        """Run the only full convolution, from one channel: patches of 3x3, then a matrix product."""
+        """Run the only full convolution, of one channel: 3x3 patches, then a matrix product."""
         padded = torch.nn.functional.pad(mel_BMF, (2, 1))
         patches = padded.unfold(1, 3, 2).unfold(2, 3, 2)
         num_rows, num_frames, num_bins, _, _ = patches.shape

@@ -1,1 +1,1 @@
-"""From a checkpoint, a folder or a hub to weights in memory."""
+"""Loading of a model from a `.nemo` file, a folder or the hub."""

@@ -1,4 +1,4 @@
-"""A model of the hub in a folder that can be carried to a host without network."""
+"""Copying of a hub model to a folder, for a host without network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gpu_worker.model.loading.hub import HUB_IDS, Hub
 
 
 def fetch(model: str, revision: str, output: Path | None) -> str:
-    """Fetch a model of the hub; returns what to start a worker with.
+    """Fetch a model of the hub and return a sentence on how to start a worker with it.
 
-    model: a hub id, `small` or `large`.   output: a folder to make with copies of the files; without it they
-    are in the hub's cache alone (`HF_HOME`), where a worker of this host finds them.
+    model: a hub id, `small` or `large`.   output: a folder to make with copies of the files; without it the
+    files are only in the hub's cache (`HF_HOME`), which workers of this host read.
 
     Raises HubError, ModelError and OSError.
     """
@@ -29,7 +29,7 @@ def fetch(model: str, revision: str, output: Path | None) -> str:
     if output is None:
         return f"{named} is in {hub.cache_dir}: --model {repo_id} --model-revision {found.commit}"
     output.mkdir(parents=True, exist_ok=True)
-    # The cache holds links; what is carried has to be the files.
+    # The cache holds links, but the folder must hold the files themselves.
     sources = [path] if path.suffix == ".nemo" else [path / name for name in found.files]
     for source in sources:
         shutil.copyfile(source, output / source.name)

@@ -1,8 +1,8 @@
 """Finding and reading a model: bundled, exported folder, `.nemo` file, or hub id.
 
-A `.nemo` file, local or of the hub, is read once and exported beside the hub's cache in the type
-that the worker computes in; later loads map that export, in milliseconds and with pages shared among
-the workers of a machine.
+A `.nemo` file, local or of the hub, is read once and exported beside the hub's cache in the worker's compute
+type. Later loads map that export; this takes milliseconds, and the workers of a machine share its memory
+pages.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def load_model(
     device: torch.device | str = "cpu",
     hub: Hub | None = None,
 ) -> LoadedModel:
-    """Load what `--model` names (folder, `.nemo` file, hub id), else what `--model-size` names.
+    """Load the model of `--model` (folder, `.nemo` file or hub id), or else of `--model-size`.
 
     `dtype` is torch.float32 or torch.bfloat16.  `revision` is a branch, tag or commit of the hub.
-    Raises ModelError with a sentence that says what is wrong and what to do.
+    Raises ModelError, whose message states the fault and what to do about it.
     """
     started = time.monotonic()
     hub = hub or Hub()
@@ -84,7 +84,7 @@ def load_model(
 def read_checkpoint(
     path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> LoadedModel:
-    """Read an exported folder or a `.nemo` file as it stands, without an export.
+    """Read an exported folder or a `.nemo` file directly, without an export.
 
     Raises ModelConfigError, TokenizerError, CheckpointError.
     """
@@ -99,7 +99,7 @@ def read_checkpoint(
 
 
 def exports_folder(hub: Hub | None = None) -> Path:
-    """Where exports are kept: beside the hub's cache."""
+    """Return the folder of exports, which is beside the hub's cache."""
     cache = hub.cache_dir if hub is not None else Path(constants.HF_HUB_CACHE)
     return cache.parent / "parakeet-exports"
 
@@ -125,9 +125,9 @@ def _through_export(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> LoadedModel:
-    """Export at the first load, map the export from then on.
+    """Export the checkpoint at its first load, and map the export at every load.
 
-    A cache that cannot be written to costs the export, not the start.
+    Without a writable cache the checkpoint is loaded without an export.
     """
     if not export.is_dir():
         try:
@@ -144,7 +144,7 @@ def _through_export(
 
 
 def _local_export(path: Path, dtype: torch.dtype, hub: Hub) -> Path:
-    """Folder for the export of a local file as it is now; exports of its former states are dropped."""
+    """Return the folder for the export of a local file; delete exports of its earlier versions."""
     path = path.resolve()
     stat = path.stat()
     identity = hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
@@ -153,7 +153,8 @@ def _local_export(path: Path, dtype: torch.dtype, hub: Hub) -> Path:
     if folder.is_dir():
         for former in folder.iterdir():
             if not former.name.startswith(".") and former.name.rpartition("-")[0] != state:
-                # A worker that has mapped it keeps its pages: the files live on until it ends.
+                # A worker that has mapped a deleted export keeps its pages: the files exist until the worker
+                # ends.
                 shutil.rmtree(former, ignore_errors=True)
     return folder / f"{state}-{_dtype_name(dtype)}"
 

@@ -1,4 +1,4 @@
-"""A section of a model config, read with checks that name the setting in every error."""
+"""A section of a model config, whose every error names the setting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OFF: Final = (None, False, 0)
 class Section:
     """Typed access to one mapping of a config.
 
-    Values that were asked for are remembered, so that `refuse_unknown` finds those that nobody reads.
+    The section records which settings were read, so that `refuse_unknown` can find the others.
     All methods raise ModelConfigError.
     """
 
@@ -25,7 +25,7 @@ class Section:
         self._read: Final[set[str]] = set()
 
     def raw(self, key: str, default: object = _MISSING) -> Any:
-        """Return the value as it stands."""
+        """Return the unchecked value."""
         self._read.add(key)
         value = self._values.get(key, _MISSING)
         if value is _MISSING:
@@ -49,7 +49,7 @@ class Section:
         return value
 
     def optional_integer(self, key: str) -> int | None:
-        """Return a whole number, or None where it is absent or null."""
+        """Return a whole number, or None if the setting is absent or null."""
         return None if self.raw(key, None) is None else self.integer(key)
 
     def number(self, key: str, default: object = _MISSING) -> float:
@@ -66,7 +66,7 @@ class Section:
         return float(value)
 
     def boolean(self, key: str, default: object = _MISSING) -> bool:
-        """Read true or false."""
+        """Return true or false."""
         value = self.raw(key, default)
         if type(value) is not bool:
             raise self.unsupported(key, value, "true or false")
@@ -87,13 +87,13 @@ class Section:
         return Section(self._path(key), value)
 
     def optional_section(self, key: str) -> Section | None:
-        """Return a mapping, or None where it is absent or null."""
+        """Return a mapping, or None if the setting is absent or null."""
         return None if self.raw(key, None) is None else self.section(key)
 
     def expect(
         self, key: str, supported: tuple[object, ...], default: object = _MISSING, *, last_part: bool = False
     ) -> None:
-        """Refuse any other value than those supported; `last_part` compares a dotted name's end."""
+        """Raise an error unless the value is a supported one; `last_part` compares a dotted name's end."""
         value = self.raw(key, default)
         compared = value.rpartition(".")[2] if last_part and isinstance(value, str) else value
         if last_part and compared == "":
@@ -106,7 +106,7 @@ class Section:
             raise self.unsupported(key, value, wanted)
 
     def refuse_unknown(self, ignored: Iterable[str]) -> None:
-        """Refuse settings that nobody has read, except those ignored and those switched off."""
+        """Raise an error for a setting that was not read, unless it is ignored or switched off."""
         for key in self._values:
             value = self._values[key]
             if key not in self._read and key not in ignored and not any(value is off for off in _OFF):

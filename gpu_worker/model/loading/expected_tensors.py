@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors that a config calls for, as NeMo's state dict has them."""
+"""Names and shapes of the tensors that a config requires, as in NeMo's state dict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def expected_tensors(config: ModelConfig) -> Shapes:
-    """Every tensor of the checkpoint that inference reads, with its shape."""
+    """Return the shapes of all tensors that inference reads, by name."""
     shapes: Shapes = {
         "preprocessor.featurizer.window": (config.mel.win_length,),
         "preprocessor.featurizer.fb": (1, config.mel.n_mels, config.mel.n_fft // 2 + 1),
@@ -65,7 +65,7 @@ def _layer(config: ModelConfig, prefix: str) -> Shapes:
     for name in ("q", "k", "v", "out"):
         shapes.update(_linear(f"{prefix}.self_attn.linear_{name}", d_model, d_model, bias=bias))
     shapes.update(_linear(f"{prefix}.self_attn.linear_pos", d_model, d_model, bias=False))
-    # Stands with every layer even when all layers share one pair (untie_biases false).
+    # Every layer has these biases, even when all layers share one pair (untie_biases false).
     for name in ("pos_bias_u", "pos_bias_v"):
         shapes[f"{prefix}.self_attn.{name}"] = (config.num_heads, config.head_dim)
     shapes.update(_norm(f"{prefix}.norm_conv", d_model))
@@ -78,7 +78,7 @@ def _layer(config: ModelConfig, prefix: str) -> Shapes:
         shapes[f"{prefix}.conv.{name}.weight"] = shape
         if bias:
             shapes[f"{prefix}.conv.{name}.bias"] = (shape[0],)
-    # Called batch_norm whatever its kind; here it is a layer norm.
+    # NeMo names every kind of norm batch_norm; here it is a layer norm.
     shapes.update(_norm(f"{prefix}.conv.batch_norm", d_model))
     shapes.update(_norm(f"{prefix}.norm_out", d_model))
     return shapes

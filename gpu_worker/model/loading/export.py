@@ -1,7 +1,7 @@
-"""Exported folders: safetensors in the type that is computed in, so that loading is mapping.
+"""Exported folders: safetensors in the compute type, which a worker maps into memory.
 
 An export holds `model.safetensors` (exactly the tensors that inference reads, under NeMo's names),
-`model_config.yaml` as it stood, `tokenizer.model`, and `export.json` with where it came from.
+`model_config.yaml` unchanged, `tokenizer.model`, and `export.json`, which names the source.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def export_checkpoint(
 ) -> None:
     """Write the checkpoint at `source` (`.nemo` file or folder) as the folder `target`.
 
-    The folder appears whole or not at all; one that is there already is left as it is.
-    Raises ModelError for a bad checkpoint, and OSError when the disk refuses.
+    The folder appears whole or not at all. A folder that exists already is left unchanged.
+    Raises ModelError for a bad checkpoint, and OSError when the folder cannot be written.
     """
     if target.exists():
         raise CheckpointError(f"{target} is there already; an export makes a new folder.")
@@ -51,7 +51,7 @@ def export_checkpoint(
 def write_export(
     model: LoadedModel, config_text: str, target: Path, *, origin: str, revision: str | None
 ) -> None:
-    """Write a loaded model as a folder, atomically; another writer's folder that came first stays."""
+    """Write a loaded model as a folder, atomically; a folder that another writer made first stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -78,6 +78,6 @@ def write_export(
 def read_export(
     folder: Path, *, dtype: torch.dtype, device: torch.device | str, source: str, revision: str | None
 ) -> LoadedModel:
-    """Map an export; `source` and `revision` replace the folder's name in what is reported."""
+    """Map an export; `source` and `revision` replace the folder's name in reports."""
     model = read_folder(folder, dtype=dtype, device=device)
     return replace(model, source=source, revision=revision)

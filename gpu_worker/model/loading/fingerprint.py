@@ -1,4 +1,4 @@
-"""Names for a model: of its weights, for a cluster that serves one; of all that a snapshot depends on."""
+"""Fingerprints of a model: of its weights, and of everything that a snapshot depends on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NUM_DIGITS: Final = 16
 
 
 def model_fingerprint(loaded: LoadedModel, context: tuple[int, int], *, reset_at_end: bool) -> str:
-    """Names a model's weights, compute type and context.
+    """Return a fingerprint of a model's weights, compute type and context.
 
-    A few tensors stand for all: two checkpoints that agree in the joint network's output layer and the
-    last layer's norm are the same.
+    A few tensors represent all: two checkpoints with equal tensors of the joint network's output layer and of
+    the last layer's norm count as the same.
     """
     digest = hashlib.sha256()
     digest.update(repr((loaded.config, context, str(loaded.dtype), reset_at_end)).encode())
@@ -31,10 +31,10 @@ def model_fingerprint(loaded: LoadedModel, context: tuple[int, int], *, reset_at
 
 
 def weights_name(weights: Mapping[str, Tensor], num_layers: int) -> str:
-    """16 hexadecimal digits for tensors under NeMo's names, in whatever compute type they were loaded.
+    """Return 16 hexadecimal digits for tensors under NeMo's names, in any compute type.
 
-    Two tensors stand for all: checkpoints that agree in the joint network's output layer and the last layer's
-    norm are the same model. They are compared as bfloat16, to which float32 weights round.
+    Two tensors represent all: checkpoints with equal weights of the joint network's output layer and of the
+    last layer's norm count as the same model. They are compared as bfloat16, to which float32 weights round.
     """
     digest = hashlib.sha256()
     for name in (_JOINT, _LAST_NORM.format(num_layers - 1)):

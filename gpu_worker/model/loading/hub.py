@@ -1,10 +1,9 @@
 """Models of the Hugging Face hub: resolve a revision to its commit, find the checkpoint, fetch it.
 
-`huggingface_hub` does the transfer (resumed downloads, progress bar, tokens, proxies; `HF_ENDPOINT`,
-`HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` as everywhere).  A branch is always resolved to a commit
-first and files are fetched by commit, so that what runs can be named exactly.  The last commit that
-each branch resolved to is noted beside the cache: with the hub out of reach, a model that was loaded
-once loads again.
+`huggingface_hub` does the transfer (resumed downloads, progress bar, tokens, proxies) with its usual
+variables `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE`. A branch is always resolved to a commit
+first and files are fetched by commit, so that the running model has an exact name. The last commit of each
+branch is noted beside the cache: a model that was loaded once loads again when the hub is out of reach.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ HUB_IDS: Final = {
 }
 LISTING_TIMEOUT_S: Final = 15.0
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-# Transport errors come as the HTTP client library's own class, which is a base of the hub's error.
+# Transport errors have the HTTP client library's own class, which is a base of the hub's error.
 _HUB_ERRORS: Final[tuple[type[Exception], ...]] = (
     OSError,
     *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
@@ -59,7 +58,7 @@ class HubFiles:
 class Hub:
     """The hub behind one endpoint, with one cache folder.
 
-    `endpoint` and `cache_dir` default to what `huggingface_hub` takes from the environment.
+    The defaults of `endpoint` and `cache_dir` are those of `huggingface_hub`, from the environment.
     """
 
     def __init__(self, *, endpoint: str | None = None, cache_dir: Path | None = None) -> None:
@@ -68,10 +67,10 @@ class Hub:
         self._api: Final = HfApi(endpoint=self.endpoint)
 
     def resolve(self, repo_id: str, revision: str) -> str:
-        """Commit of a branch, tag or commit.  Raises HubError.
+        """Return the commit of a branch, tag or commit. Raises HubError.
 
-        A full commit hash is taken as it is.  When the hub cannot be reached, the commit that this
-        name resolved to last is used, and a warning says so.
+        A full commit hash is returned unchanged. When the hub cannot be reached, the name's last known commit
+        is used and a warning is logged.
         """
         if _COMMIT.fullmatch(revision):
             return revision
@@ -96,7 +95,7 @@ class Hub:
         return info.sha
 
     def find(self, repo_id: str, commit: str) -> HubFiles:
-        """List a commit and pick its checkpoint.  Raises HubError when there is none, or several."""
+        """List a commit and pick its checkpoint. Raises HubError for no checkpoint or several."""
         try:
             info = self._api.model_info(repo_id, revision=commit, timeout=LISTING_TIMEOUT_S)
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
@@ -175,7 +174,7 @@ class Hub:
 
 
 class _ProgressBar(tqdm):
-    """The hub's progress bar, shown also where the standard error is no terminal, but more rarely.
+    """The hub's progress bar, which is also shown, less often, when standard error is not a terminal.
 
     `HF_HUB_DISABLE_PROGRESS_BARS` still turns it off.
     """
@@ -188,10 +187,10 @@ class _ProgressBar(tqdm):
 
 
 def pick_checkpoint(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Files to fetch: the one `.nemo`, or a folder's safetensors, config and tokenizer.
+    """Return the files to fetch: the one `.nemo`, or a folder's safetensors, config and tokenizer.
 
-    A repository may carry safetensors of another library beside its `.nemo`; those are only taken
-    with NeMo's config beside them.  Raises HubError.
+    A repository may have safetensors of another library beside its `.nemo`; safetensors are only taken
+    together with NeMo's config. Raises HubError.
     """
     archives = [name for name in names if name.endswith(".nemo")]
     if len(archives) == 1:

@@ -1,4 +1,4 @@
-"""What `parakeet-server model inspect` and `model export` do and say."""
+"""The commands `parakeet-server model inspect` and `model export`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def export(path: str, revision: str, output: Path, dtype: str) -> str:
 
 
 def locate(path: str, revision: str) -> tuple[Path, str | None]:
-    """Return the folder or `.nemo` file of a name, fetched when it is a hub id; and the hub's commit."""
+    """Return the folder or `.nemo` file of a name, and its hub commit; fetches the files of a hub id."""
     if path == "tiny":
         return BUNDLED / "tiny", None
     if Path(path).exists():
@@ -51,7 +51,7 @@ def locate(path: str, revision: str) -> tuple[Path, str | None]:
 
 
 def model_facts(model: LoadedModel, commit: str | None) -> dict[str, Any]:
-    """Plain facts of a loaded model, in the order in which they are shown."""
+    """Return the facts of a loaded model, in the order of display."""
     config = model.config
     return {
         "source": model.source,
@@ -77,9 +77,9 @@ def model_facts(model: LoadedModel, commit: str | None) -> dict[str, Any]:
 
 
 def stream_state_bytes(config: ModelConfig, left_frames: int, dtype: torch.dtype) -> int:
-    """Device memory that one stream's caches hold: keys, values and convolution tails of every layer.
+    """Return the device memory of one stream's keys, values and convolution caches, in all layers.
 
-    Predictor state and sample tail add some kilobytes, pages some rounding.
+    Predictor state and sample tail add some kilobytes, and pages are rounded up.
     """
     keys_values = 2 * left_frames * config.d_model
     convolution = (config.conv_kernel - 1) * config.d_model

@@ -1,9 +1,9 @@
-"""NeMo's `.nemo` archive, read without NeMo and without running anything that it holds.
+"""Reader of NeMo's `.nemo` archive that needs no NeMo and runs no code of the archive.
 
 The archive is a tar, in old files a gzipped one, of `model_config.yaml`, `model_weights.ckpt`
 (a torch zip of a state dict) and the tokenizer's files (NeMo `core/connectors/save_restore_connector`).
-Members are read in place and never unpacked to the disk, so their names cannot lead anywhere; the
-state dict is unpickled with `weights_only=True`, which builds tensors and nothing else.
+Members are read in place and never unpacked to the disk, so their names cannot point at other files. The
+state dict is unpickled with `weights_only=True`, which builds tensors only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_MEMBERS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class NemoArchive:
-    """Contents of a `.nemo` file.  `config_text` is its `model_config.yaml` as it stands."""
+    """Contents of a `.nemo` file. `config_text` is the unchanged text of its `model_config.yaml`."""
 
     config: ModelConfig
     config_text: str
@@ -71,7 +71,7 @@ def _read_members(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], 
 
 
 def _index(tar: tarfile.TarFile, path: Path, *, has_plain_offsets: bool) -> dict[str, tarfile.TarInfo]:
-    """Regular files by name.  Checks first that the data of each is there in full."""
+    """Return the regular files by name; first check that the data of each is complete."""
     size = path.stat().st_size
     members: dict[str, tarfile.TarInfo] = {}
     for count, member in enumerate(tar):

@@ -1,4 +1,4 @@
-"""Which languages a model has. A checkpoint without language prompts does not say it: its origin does."""
+"""Languages of a model. A checkpoint without language prompts does not name them, so its origin is used."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gpu_worker.model.loading.hub import HUB_IDS
 
 _TINY: Final = str(BUNDLED / "tiny")
 _ENGLISH_SOURCES: Final = frozenset((_TINY, *HUB_IDS.values()))
-# An export notes the name with which it was asked for.
+# An export notes the name by which its model was loaded.
 _ENGLISH_ORIGINS: Final = _ENGLISH_SOURCES | {"tiny", *HUB_IDS}
 
 
 def spoken_languages(source: str, prompts: Iterable[str]) -> Languages:
     """Return the languages of a model.
 
-    source: the folder, file or hub id that it was loaded from.   prompts: names of its language prompts.
+    source: folder, file or hub id of the model. prompts: names of the model's language prompts.
     """
-    # What ingresses read has commas between the names.
+    # Ingresses read the names from a list with commas between them.
     names = tuple(name for name in prompts if "," not in name)
     if names:
         return Languages(names, prompted=True)
@@ -37,7 +37,7 @@ def size_source(size: str) -> str:
 
 
 def _origin(folder: Path) -> str | None:
-    """Return what an exported folder was made of; None for any other source."""
+    """Return the source of an exported folder; None for any other folder."""
     try:
         note = json.loads((folder / ORIGIN_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
