@@ -67,18 +67,24 @@ class Mixer:
         return array.array("h", (total // self._channels for total in totals))
 
     def _look(self, planes: list[AnySamples]) -> None:
-        first = planes[0][:: self._STRIDE]
+        first = _about_zero(planes[0][:: self._STRIDE])
         energy = sum(map(operator.mul, first, first))
-        loud = self._LOUD / _FULL_SCALE**2 if first.typecode == _FLOAT else self._LOUD
+        loud = self._LOUD / _FULL_SCALE**2 if planes[0].typecode == _FLOAT else self._LOUD
         if energy <= loud * len(first):
             return
         self._looks += 1
         for channel in range(1, self._channels):
-            other = planes[channel][:: self._STRIDE]
+            other = _about_zero(planes[channel][:: self._STRIDE])
             both = math.sqrt(energy * sum(map(operator.mul, other, other)))
             likeness = sum(map(operator.mul, first, other)) / both if both else 0.0
             if not self._signs[channel] and abs(likeness) > 0.9:
                 self._signs[channel] = 1 if likeness > 0 else -1
+
+
+def _about_zero(samples: AnySamples) -> list[float]:
+    """Return the samples less their mean: offsets of two channels are no likeness."""
+    mean = sum(samples) / max(1, len(samples))
+    return [sample - mean for sample in samples]
 
 
 class PassageMixer:

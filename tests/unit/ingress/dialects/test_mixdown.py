@@ -111,3 +111,10 @@ def test_no_more_than_a_passage_is_kept() -> None:
     frame = _packed(Encoding.PCM16, *range(8))
     got = sum(len(mixdown.mixed(Audio(frame * 100)).payload) // 2 for _ in range(50))
     assert 5000 - 1024 < got <= 5000
+
+
+def test_offsets_of_two_channels_are_no_likeness() -> None:
+    made = random.Random(3)
+    frames = [(9000 + made.randrange(-900, 900), -9000 + made.randrange(-900, 900)) for _ in range(3000)]
+    payload = _packed(Encoding.PCM16, *itertools.chain.from_iterable(frames))
+    assert _mixed(Encoding.PCM16, payload, 2) == _packed(Encoding.PCM16, *(sum(one) >> 1 for one in frames))
