@@ -1,4 +1,4 @@
-"""Several channels of samples to one. Plain Python: neither an ingress nor a client has numpy."""
+"""Mixing of several channels to one, in plain Python: neither an ingress nor a client has numpy."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _FULL_SCALE: Final = 32768.0
 class Mixer:
     """Mixes interleaved channels to one, each with the same weight.
 
-    A channel that is the first one upside down, as a microphone wired the wrong way makes it, would cancel
-    it. So the first loud passage decides for each channel whether it is turned over.
+    A channel that is the first one with inverted sign, as from a microphone with swapped wires, would cancel
+    it. So the first loud passage decides for each channel whether it is inverted.
     """
 
-    # Every so-many-eth frame is looked at: enough to tell a copy from another signal.
+    # One frame in this many is compared: enough to tell a copy from another signal.
     _STRIDE: Final = 7
     _LOUD: Final = 16.0
-    """Mean square of a passage that is no silence."""
+    """Mean square from which a passage is not silence."""
     _MAX_LOOKS: Final = 200
 
     def __init__(self, channels: int) -> None:
         self._channels = channels
         self._signs: list[int] = [0] * channels
-        """1 or -1, and 0 where it is not decided yet, which counts as 1."""
+        """The sign of each channel, 1 or -1; 0 while it is not decided, which counts as 1."""
         self._looks = 0
 
     @property
@@ -51,7 +51,7 @@ class Mixer:
         return self._mixed(planes)
 
     def mix_part(self, samples: AnySamples) -> AnySamples:
-        """Mix what is too short a passage to decide anything."""
+        """Mix samples that are too few to decide about a channel."""
         return samples if self._channels == 1 else self._mixed(self._planes(samples))
 
     def _planes(self, samples: AnySamples) -> list[AnySamples]:
@@ -63,7 +63,8 @@ class Mixer:
             totals = map(operator.sub if sign < 0 else operator.add, totals, plane)
         if planes[0].typecode == _FLOAT:
             return array.array(_FLOAT, (total / self._channels for total in totals))
-        # The lowest value, turned over, is one too high; the first channel, never turned, makes up for that.
+        # The lowest value, inverted, is one too high; the first channel, which is never inverted, makes up
+        # for that.
         return array.array("h", (total // self._channels for total in totals))
 
     def _look(self, planes: list[AnySamples]) -> None:
@@ -88,12 +89,12 @@ def _about_zero(samples: AnySamples) -> list[float]:
 
 
 class PassageMixer:
-    """Mixes as a `Mixer` does whose passages have one length, however the samples come.
+    """A `Mixer` with passages of one length, however many samples each call has.
 
     While the mixer has not decided, the beginning of a passage is kept until the passage is whole.
     """
 
-    # 64 ms at 16 kHz: long enough to tell two voices apart, and hardly late.
+    # 64 ms at 16 kHz: long enough to tell two voices apart, with little delay.
     PASSAGE_FRAMES: Final = 1024
 
     def __init__(self, channels: int) -> None:
@@ -117,6 +118,6 @@ class PassageMixer:
         return made
 
     def end_passage(self) -> AnySamples | None:
-        """Return one sample for each frame that was kept; None where there is none."""
+        """Return one sample for each kept frame; None if no frame was kept."""
         kept, self._kept = self._kept, None
         return self._mixer.mix_part(kept) if kept else None

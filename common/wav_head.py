@@ -1,9 +1,9 @@
-"""What stands before the samples of a WAV file, as it is written in the world.
+"""Reader of the head of a WAV file, which precedes its samples, in the variants that programs write.
 
 RIFF, RIFX and RF64/BW64; integers of 8 to 64 bits, floats, A-law, mu-law, plain or EXTENSIBLE. Programs that
-write to a pipe do not know the size of their data, and say 0, 0xFFFFFFFF or some number near two gigabytes:
-then it goes to the end. (Multimedia Programming Interface and Data Specifications 1.0; EBU Tech 3306 for
-RF64.)
+write to a pipe do not know the size of their data, and write 0, 0xFFFFFFFF or a number near two gigabytes:
+then the data is taken to go to the end. (Multimedia Programming Interface and Data Specifications 1.0; EBU
+Tech 3306 for RF64.)
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MARKS: Final = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 _KINDS: Final[dict[int, SampleKind]] = {1: "integer", 3: "float", 6: "alaw", 7: "mulaw"}
 _WIDTHS: Final = {"integer": range(1, 9), "float": (4, 8), "alaw": (1,), "mulaw": (1,)}
 _EXTENSIBLE: Final = 0xFFFE
-# Behind the format's number in the identifier of an EXTENSIBLE format.
+# The bytes after the format's number in the identifier of an EXTENSIBLE format.
 _GUID_TAIL: Final = bytes.fromhex("000000001000800000aa00389b71")
 _MAX_FORMAT_BYTES: Final = 1 << 16
-# From here on, a size is what a program writes that does not know it.
+# A size from here on means that the program did not know the size.
 _UNKNOWN_SIZE: Final = 0x7FFFF000
 
 
@@ -39,15 +39,15 @@ class HeadInput(Protocol):
     """The input that a head is read from."""
 
     def read_exactly(self, size: int) -> bytes:
-        """Return so many bytes; fewer only at the end."""
+        """Return `size` bytes; fewer only at the end."""
 
     def skip(self, size: int) -> None:
-        """Read and forget."""
+        """Read `size` bytes and discard them."""
 
 
 @dataclass(frozen=True, slots=True)
 class WavFormat:
-    """What stands in a `fmt ` chunk. sample_bytes: of one sample of one channel."""
+    """The contents of a `fmt ` chunk. sample_bytes: bytes of one sample of one channel."""
 
     kind: SampleKind
     channels: int
@@ -62,12 +62,12 @@ class WavFormat:
 
 
 def is_wav(head: bytes) -> bool:
-    """Whether bytes (12 of them) begin a WAV file."""
+    """Whether these 12 bytes begin a WAV file."""
     return head[:4] in MARKS and head[8:12] == b"WAVE"
 
 
 def parse_format(data: bytes, name: str, *, big_endian: bool) -> WavFormat:
-    """Read a `fmt ` chunk. Raises BadWav, UnknownWavFormat."""
+    """Parse a `fmt ` chunk. Raises BadWav, UnknownWavFormat."""
     order = ">" if big_endian else "<"
     if len(data) < 14:
         raise BadWav(f"{name} is a damaged WAV file: its format takes {len(data)} bytes.")
@@ -87,9 +87,9 @@ def parse_format(data: bytes, name: str, *, big_endian: bool) -> WavFormat:
 
 
 def read_wav_head(data: HeadInput, name: str) -> tuple[WavFormat, int | None]:
-    """Read up to the samples; return their format and size in bytes, None where it goes to the end.
+    """Read up to the samples; return their format and size in bytes, None if they go to the end.
 
-    name: of the file, for sentences. Raises BadWav, UnknownWavFormat.
+    name: the file's name for error messages. Raises BadWav, UnknownWavFormat.
     """
     head = data.read_exactly(12)
     big_endian = head[:4] == b"RIFX"

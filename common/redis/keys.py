@@ -1,8 +1,8 @@
-"""Every key and channel in Redis, and how long each may live without its owner.
+"""All keys and channels in Redis, and how long each may live without its owner.
 
-A key's braces hold its shard: `{0}` for what the cluster has once, `{k}` with k = stream id modulo
-the number of shards for all that belongs to a stream. Keys of one shard live on one server, so one
-multi-key command or script serves a shard.
+A key's braces hold its shard: `{0}` for keys of the whole cluster, `{k}` with k = stream id modulo the number
+of shards for the keys of a stream. Keys of one shard live on one server, so one multi-key command or script
+serves a shard.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ DEFAULT_PREFIX: Final = "px"
 
 ASSIGNMENT_GROUP: Final = b"workers"
 
-# Heartbeats and renewals of leases write these anew.
+# Heartbeats and renewals of leases write worker hashes anew.
 WORKER_HASH_TTL_MS: Final = 10_000
 INGRESS_HASH_TTL_MS: Final = 10_000
-# The last results of a stream wait so long for an ingress that reads late, or for a client that comes back.
+# The last results of a stream are kept this long for an ingress that reads late, or a client that comes back.
 FINISHED_STREAM_TTL_MS: Final = 30_000
-# An admission that is asked for again, since its answer was lost, is found within this time.
+# A repeated request for an admission, whose first answer was lost, finds it within this time.
 ONCE_TTL_MS: Final = 30_000
-# A stream that was poison is kept so long, for somebody to look at.
+# A poison stream is kept this long for examination.
 DEAD_LETTER_TTL_MS: Final = 3600 * 1000
-# What the workers serve outlives the last of their leases, so that none comes back to another model.
+# The served model outlives the last worker's lease, so that no worker comes back to another model.
 SERVED_MODEL_LEAST_TTL_MS: Final = 10_000
-# Registers live as long as somebody renews them; a day covers any pause of the whole cluster.
+# Registers live as long as a process renews them; a day covers any pause of the whole cluster.
 REGISTER_TTL_MS: Final = 24 * 3600 * 1000
-# The counter of stream ids outlives a long pause, so that ids are not given twice.
+# The counter of stream ids outlives a long pause, so that no id is used twice.
 COUNTER_TTL_MS: Final = 30 * 24 * 3600 * 1000
-# A ready set belongs to its worker, which removes it; this bounds what a killed worker leaves.
+# A ready set belongs to its worker, which removes it; this bounds the life of a killed worker's set.
 READY_TTL_MS: Final = 60_000
 
-# A snapshot is written in less than a second; what a worker left of one when it died goes so soon.
+# A snapshot is written in less than a second; the part of one that a dead worker left expires this soon.
 STAGED_SNAPSHOT_TTL_MS: Final = 30_000
 
-# A stream's log of results: so many, or so many bytes of them where that is less. Redis trims whole nodes of
-# some KiB, and takes what its allocator has to give: the log takes up to 128 KiB of memory.
+# Bounds of a stream's log of results in results and in bytes; the first one that is reached counts. Redis
+# trims whole nodes of some KiB and its allocator rounds up: the log takes up to 128 KiB of memory.
 RESULTS_MAX_LENGTH: Final = 256
 RESULTS_MAX_BYTES: Final = 80 << 10
 
@@ -48,10 +48,10 @@ RESULTS_MAX_BYTES: Final = 80 << 10
 class StreamKeys:
     """The keys of one stream, built once and kept beside it.
 
-    meta: HASH of its record (common/streams/assignments.py).      audio: STREAM of AudioEntry.
+    meta: HASH of the record (common/streams/assignments.py).      audio: STREAM of AudioEntry.
     results: STREAM of results, id `<epoch>-<seq>`.         text: STRING, the kept text (kept_text.py).
     snapshot: LIST, pieces of the engine's state.
-    dead: HASH, what is known of a stream that was poison.   dead_audio: STREAM, the audio it died of.
+    dead: HASH, the facts of a poison stream. dead_audio: STREAM, the audio that ended its owners.
     """
 
     stream: StreamId
@@ -66,11 +66,11 @@ class StreamKeys:
 
     @property
     def renewed(self) -> tuple[bytes, ...]:
-        """The keys that live as long as the stream is renewed; the first one is there as long as it is."""
+        """The keys that live as long as the stream is renewed; the first one exists as long as the stream."""
         return (self.meta, self.audio, self.results, self.text, self.snapshot)
 
     def staged_snapshot(self, epoch: int, number: int) -> bytes:
-        """LIST, the pieces of a snapshot that the owner with this epoch is writing; it numbers them."""
+        """LIST, the pieces of a snapshot that the owner with this epoch is writing, by its number."""
         return b"%b:%d-%d" % (self.snapshot, epoch, number)
 
 
@@ -97,17 +97,17 @@ class Keys:
 
     @property
     def served_model(self) -> bytes:
-        """HASH of what all workers of the cluster run (common/presence/served_model.py)."""
+        """HASH of the model that all workers of the cluster run (common/presence/served_model.py)."""
         return self._cluster("model")
 
     @property
     def stream_counter(self) -> bytes:
-        """STRING, the last stream id given."""
+        """STRING, the last stream id."""
         return self._cluster("sid")
 
     @property
     def counter_run(self) -> bytes:
-        """STRING, the run of the server that gave the last stream id."""
+        """STRING, the server's run in which the last stream id was assigned."""
         return self._cluster("run")
 
     @property
@@ -116,7 +116,7 @@ class Keys:
         return self._cluster("adm")
 
     def once(self, nonce: str) -> bytes:
-        """Return the key of a STRING: what a request with this nonce got, so that a repeat does nothing."""
+        """Return the key of a STRING: the answer to the request with this nonce, for a repeat."""
         return self._cluster(f"once:{nonce}")
 
     @property
@@ -130,7 +130,7 @@ class Keys:
 
     @property
     def worker_hash_stem(self) -> bytes:
-        """What `worker` puts before the worker id, for scripts."""
+        """The part of a `worker` key before the worker id, for scripts."""
         return self._cluster("w:")
 
     @property
@@ -143,7 +143,7 @@ class Keys:
         return self._cluster(f"i:{ingress}")
 
     def key_streams(self, key: str) -> bytes:
-        """Hash: streams of an API key, by ingress."""
+        """HASH: number of streams of an API key, by ingress."""
         return self._cluster(f"key:{key}:streams")
 
     def key_minutes(self, key: str) -> bytes:
@@ -155,22 +155,22 @@ class Keys:
         return self._cluster(f"key:{key}:day:")
 
     def key_report(self, key: str, ingress: IngressId) -> bytes:
-        """Return the key of a STRING: names the last report of an ingress about the audio of an API key."""
+        """Return the key of a STRING: the name of an ingress's last report of an API key's audio."""
         return self.once(f"{key}:{ingress}")
 
     @property
     def status_line(self) -> bytes:
-        """STRING, the status line that was made last (common/presence/status.py)."""
+        """STRING, the latest status line (common/presence/status.py)."""
         return self._cluster("status")
 
     @property
     def status_turn(self) -> bytes:
-        """STRING, there while somebody makes the status line."""
+        """STRING that exists while a process makes the status line."""
         return self._cluster("status-turn")
 
     @property
     def ingress_hash_stem(self) -> bytes:
-        """What `ingress` puts before the ingress id, for scripts."""
+        """The part of an `ingress` key before the ingress id, for scripts."""
         return self._cluster("i:")
 
     def _cluster(self, name: str) -> bytes:
@@ -187,7 +187,7 @@ class Keys:
         return f"{self.prefix}:{{{shard}}}:new".encode()
 
     def ready(self, shard: int, worker: WorkerId) -> bytes:
-        """ZSET of a worker's streams that have audio which it has not read."""
+        """ZSET of a worker's streams with unread audio."""
         return f"{self.prefix}:{{{shard}}}:ready:{worker}".encode()
 
     def stream(self, stream: StreamId) -> StreamKeys:
@@ -209,13 +209,13 @@ class Keys:
     # Channels
 
     def channel(self, ingress: IngressId) -> bytes:
-        """Pub/sub channel of an ingress; every server of the cluster carries it for its own shards."""
+        """Return the pub/sub channel of an ingress; every server of the cluster has it for its own shards."""
         return f"{self.prefix}:in:{ingress}".encode()
 
 
 @lru_cache(maxsize=256)
 def audio_group(epoch: int) -> bytes:
-    """Consumer group of a stream's audio while its owner has this epoch.
+    """Return the consumer group of a stream's audio while its owner has this epoch.
 
     Each owner has a group of its own, and destroys its predecessor's: a worker that lost the stream
     without noticing gets NOGROUP, and can take no entry away from the new owner.
@@ -224,5 +224,5 @@ def audio_group(epoch: int) -> bytes:
 
 
 def result_entry_id(epoch: int, seq: int) -> bytes:
-    """Id of an entry of a stream's results."""
+    """Return the id of an entry of a stream's results."""
     return b"%d-%d" % (epoch, seq)

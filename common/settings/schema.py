@@ -1,6 +1,6 @@
-"""The settings of each command: one frozen dataclass a command, its fields named as the flags are.
+"""The settings of each command: one frozen dataclass for each command, with the flags' names as fields.
 
-A field that is None stands for `auto`. Make them with `common.settings.parse`, which checks every value.
+A field that is None means `auto`. `common.settings.parse` makes the settings and checks every value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisSettings:
-    """How a process reaches Redis."""
+    """Settings of a process's connections to Redis."""
 
     redis_url: tuple[str, ...]
     redis_shards: int
@@ -25,7 +25,7 @@ class RedisSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings(RedisSettings):
-    """What the processes of one cluster have in common."""
+    """Settings that ingresses and workers have in common."""
 
     log_level: str
     log_format: str
@@ -59,7 +59,7 @@ class IngressSettings(ClusterSettings):
     tls_key: str
     tls_client_ca: str
     ingress_id: str
-    """Never empty after parsing: made up where it was not given."""
+    """Never empty after parsing: generated if it was not set."""
     sample_rate: int
     max_stream_seconds: int
     max_line_bytes: int
@@ -68,7 +68,7 @@ class IngressSettings(ClusterSettings):
     max_decoders: int
     max_decoder_mb: int
     max_uploads: int | None
-    """None is twice `max_decoders`."""
+    """None means twice `max_decoders`."""
     max_recording_s: float
     max_live_rate: float
     max_live_lead_s: float
@@ -90,7 +90,7 @@ class IngressSettings(ClusterSettings):
     heartbeat_ms: int
     idle_timeout_s: float
     max_connections: int | None
-    """None is as many as there are files for."""
+    """None means as many as the limit of open files allows."""
     max_connections_per_address: int
     turns_share: float
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
@@ -101,7 +101,7 @@ class WorkerSettings(ClusterSettings):
     """Settings of one worker process."""
 
     worker_id: str
-    """Never empty after parsing: made up where it was not given."""
+    """Never empty after parsing: generated if it was not set."""
     model: str
     model_size: str
     model_revision: str
@@ -111,7 +111,7 @@ class WorkerSettings(ClusterSettings):
     chunk_ms: int | None
     lanes: int
     worker_max_streams: int
-    """Slots; the value of `max_num_streams` where it was not given."""
+    """Slots; the value of `max_num_streams` if it was not set."""
     pre_encode_batch_size: int | None
     encode_batch_size: int | None
     decode_batch_size: int | None
@@ -177,14 +177,14 @@ class TranscribeSettings:
     """Settings of the `transcribe` client; `source` is a path, `-` for stdin, or empty for the microphone."""
 
     api_key: str
-    """Empty for a server that asks for none."""
+    """Empty for a server without API keys."""
     output: str
     """Empty for stdout."""
     format: str
     words: bool
     language: str
     phrases: str
-    """With commas between them."""
+    """Phrases with commas between them."""
     phrases_file: str
 
     host: str
@@ -200,7 +200,7 @@ class TranscribeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSettings:
-    """Settings of `check`: those of the stack that it starts for itself, and how it answers."""
+    """Settings of `check`: of the stack that it starts for itself, and of its output."""
 
     model: str
     model_size: str

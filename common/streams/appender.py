@@ -18,7 +18,7 @@ from common.messages import Audio, Encoding, Finalize, Phrases
 from common.redis.connect import pack
 from common.redis.keys import StreamKeys
 
-if TYPE_CHECKING:  # each belongs to the other: what is queued here is committed there
+if TYPE_CHECKING:  # the two modules need each other: entries are queued here and committed there
     from common.streams.audio_log import AudioLog, ServerLog
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ MAX_ENTRY_BYTES: Final = 64 * 1024
 # Audio of a stream that is kept after Redis took it, whatever its age: eight seconds of pcm16 at 16 kHz.
 MAX_KEPT_BYTES: Final = 256 * 1024
 
-# XADD key NOMKSTREAM id o first p payload, in RESP and cut where the payload is: as good as every
-# command is this one, and its payload goes to the socket without being copied.
+# XADD key NOMKSTREAM id o first p payload, in RESP and split before the payload, which goes to the socket
+# without a copy. Nearly every command is this one.
 _XADD: Final = b"*8\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n"
 _ID_AND_FIELDS: Final = b"%b$%d\r\n%b\r\n$1\r\no\r\n$%d\r\n%b\r\n$1\r\np\r\n$%d\r\n"
 _END: Final = b"\r\n"
@@ -61,14 +61,13 @@ class Appender:
 
     connection: number of this connection of the stream (1 for its first).
     next_seq: seq of the next entry. first_sample: position of the next sample.
-    keep_s: how long an entry that Redis took is kept, to be appended again where Redis forgot it; 0 for no
-        time.
-    origin: returns the packed command that creates the stream, for a Redis that has forgotten all of it; None
-        where that cannot be made good from here.
-    attachment: returns the packed command that attaches the stream to this ingress again; None for one that
-        began here, or whose attachment was kept by Redis for `keep_s`.
-    owner, ready: the worker that is told of new audio, and the key of the set to tell it; None before.
-    held_samples: queued, and held for more to join them, until there are `enough_samples` (AudioLog).
+    keep_s: how long an entry that Redis took is kept, to be appended again if Redis loses it; 0 for no time.
+    origin: returns the packed command that creates the stream, for a Redis that has lost all of it; None if
+    this process cannot restore the stream.
+    attachment: returns the packed command that attaches the stream to this ingress again; None for a stream
+    that began here, or whose attachment Redis has had for `keep_s`.
+    owner, ready: the worker that is notified of new audio, and the key of its ready set; None before.
+    held_samples: queued samples that are held to be joined with more, up to `enough_samples` (AudioLog).
     failed: why the stream can take no more audio, or None.
     """
 
@@ -117,10 +116,10 @@ class Appender:
         self._under_way: tuple[Bytes, ...] = ()  # the packed command of the entry to commit next
         self._under_way_bytes = 0
         self._keep_s = keep_s
-        # What Redis took: when, the entry's seq, its command, its bytes.
+        # Entries that Redis took: the time, the entry's seq, its command, its bytes.
         self._kept: deque[tuple[float, int, tuple[Bytes, ...], int]] = deque()
         self._kept_bytes = 0
-        # Given up with the first entry that is kept no longer.
+        # Dropped together with the first kept entry.
         self._origin = origin if keep_s else None
         self.attachment = attachment if keep_s else None
         self._room: asyncio.Event | None = None
@@ -155,12 +154,12 @@ class Appender:
         self._log.queued(self, audio)
 
     def attach(self, ingress: IngressId) -> None:
-        """Queue the entry that tells the worker which ingress the stream has moved to."""
+        """Queue the entry that names the stream's new ingress for the worker."""
         self._queue.append(ingress)
         self._log.queued(self, None)
 
     def mark(self, mark: Mark) -> None:
-        """Queue the entry of a mark behind the audio so far. Raises as `append` does."""
+        """Queue the entry of a mark after the audio so far. Raises as `append` does."""
         if self.failed is not None:
             raise self.failed
         self._queue.append(mark)
@@ -176,7 +175,7 @@ class Appender:
 
     @property
     def idle(self) -> bool:
-        """True when everything that was queued is in Redis."""
+        """Whether every queued entry is in Redis."""
         return not self._under_way and not self._queue
 
     async def room(self, max_bytes: int) -> None:
@@ -192,9 +191,9 @@ class Appender:
     # The log's side
 
     def write_next(self, out: list[Bytes]) -> bool:
-        """Put the command of the next entry, in parts, behind `out`; False where there is none.
+        """Add the command of the next entry, in parts, to `out`; return False if there is none.
 
-        The same one until it is `committed`.
+        The command stays the same until it is `committed`.
         """
         if not self._under_way:
             if not self._queue:
@@ -204,7 +203,7 @@ class Appender:
         return True
 
     def _take_next(self) -> None:
-        """Make one entry of as much of the queue as fits."""
+        """Make one entry of as many queued items as fit."""
         head = self._queue.popleft()
         if isinstance(head, Finalize):
             self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", finalize=True))
@@ -236,7 +235,7 @@ class Appender:
         return audio_entry_id(self.connection, self.next_seq)
 
     def _join(self, payload: bytes, encoding: Encoding) -> tuple[bytes, bool]:
-        """Take what may share an entry with `payload`; the whole, and whether it is the last audio."""
+        """Take the items that may share an entry with `payload`; return them joined, and if it is final."""
         queue = self._queue
         parts = [payload]
         size = len(payload)
@@ -264,7 +263,7 @@ class Appender:
         self.first_sample += entry.num_samples
 
     def committed(self) -> bool:
-        """Note that the entry is in Redis; return whether more waits."""
+        """Note that the entry is in Redis; return whether more entries wait."""
         if self._keep_s:
             self._keep()
         self._under_way = ()
@@ -342,8 +341,8 @@ class Appender:
 class StreamAudio:
     """The audio of a stream on its way to its `Appender`: held until the stream is in Redis.
 
-    on_room: called when there is room again, after `append` has said that there is none.
-    on_failure: called instead where there will be none, and nobody else tells of it.
+    on_room: called when there is room again, after `append` returned False.
+    on_failure: called instead if there will be no room, and no other call reports that.
     finished: whether a final mark was queued.
     """
 
@@ -363,7 +362,7 @@ class StreamAudio:
     ) -> None:
         self._start_task = start_task
         self._on_failure = on_failure
-        self._on_room: Callable[[], None] | None = on_room  # None while it is waited for
+        self._on_room: Callable[[], None] | None = on_room  # None while a task waits for room
         self._appender: Appender | None = None
         self._held: list[Audio | Mark] = []
         self._held_bytes = 0
@@ -375,7 +374,7 @@ class StreamAudio:
         if audio.final:
             self.finished = True
         elif not audio.payload:
-            return True  # nothing, which would wait in any number and weigh nothing
+            return True  # empty audio is ignored: its number would have no bound
         appender = self._appender
         if appender is not None and appender.failed is None:
             appender.append(audio)
@@ -397,14 +396,14 @@ class StreamAudio:
             self._held_bytes += size
             pending = self._held_bytes
         elif appender.failed is not None:
-            return True  # the failure is on its way
+            return True  # the failure is being reported
         else:
             _append(appender, item)
             pending = appender.pending_bytes
         return pending <= MAX_PENDING_BYTES or self._is_full()
 
     def _is_full(self) -> bool:
-        """Tell of room once there is some; False, for it was asked for too much."""
+        """Call `on_room` once there is room; return False, since too much is queued now."""
         if self._on_room is not None:
             on_room, self._on_room = self._on_room, None
             self._start_task(self._wait_for_room(on_room), "room")
@@ -416,9 +415,9 @@ class StreamAudio:
             self.append(_FINAL_MARK)
 
     def open(self, appender: Appender | None, *, finished: bool | None = None) -> None:
-        """Append to a stream that is in Redis, first what was held; None where nothing can be appended.
+        """Append to a stream that is in Redis, held audio first; None if nothing can be appended.
 
-        finished: whether its audio has ended, where another connection began it.
+        finished: whether the audio of a stream that another connection began has ended.
         """
         self._appender = appender
         if finished is not None:
@@ -436,7 +435,7 @@ class StreamAudio:
 
     @property
     def pending_bytes(self) -> int:
-        """Audio that Redis has not confirmed yet; for any thread."""
+        """Bytes of audio that Redis has not confirmed yet; for any thread."""
         appender = self._appender
         return self._held_bytes if appender is None else appender.pending_bytes
 
@@ -446,7 +445,7 @@ class StreamAudio:
         return self._appender is not None and self._appender.failed is None
 
     def begin_again(self) -> bool:
-        """Give Redis, which has forgotten the stream, all of it anew; False where it is not all kept."""
+        """Write the whole stream anew for a Redis that has lost it; return False if not all of it is kept."""
         return self._appender is not None and self._appender.begin_again()
 
     def drop_kept(self) -> None:
@@ -455,12 +454,12 @@ class StreamAudio:
             self._appender.drop_kept()
 
     def drop_origin(self) -> None:
-        """Note that the stream is not to be made anew from here."""
+        """Prevent that this process creates the stream anew."""
         if self._appender is not None:
             self._appender.drop_origin()
 
     def successor(self, log: AudioLog, on_failure: Callable[[Unavailable], None]) -> Appender | None:
-        """Return a new appender behind the one that failed, for the final mark; None if there was none."""
+        """Return a new appender to follow the one that failed, for the final mark; None if there was none."""
         failed = self._appender
         if failed is None:
             return None
@@ -479,9 +478,9 @@ class StreamAudio:
                 return
             await self._appender.room(RESUME_READING_BYTES)
         except StreamError:
-            return  # the failure is told
+            return  # the failure is reported
         except Exception:
-            # The client would wait for ever: nobody else tells it to go on.
+            # The client would wait for ever: no other call lets it go on.
             logger.exception("a stream cannot go on")
             self._on_failure(InternalFault())
             return

@@ -1,8 +1,8 @@
 """The records of streams, with which an ingress creates, keeps, moves and removes its streams.
 
-A stream that is created is offered to the workers by an assignment, one entry in `px:{k}:new`
-(common/streams/claims.py has its way from there). The record (`px:{k}:<sid>:m`) carries the epoch: it
-counts the owners, and every write of an owner that must not outlive its ownership checks it.
+A new stream is offered to the workers by an assignment, one entry in `px:{k}:new`, which workers claim
+(common/streams/claims.py). The record (`px:{k}:<sid>:m`) has the epoch, which counts the owners. Every write
+of an owner that must not outlive its ownership checks the epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from common.redis.scripts import streams as scripts
 class NewStream:
     """The facts of a new stream.
 
-    token_hash: of the secret that `resume` has to show, empty for none.
+    token_hash: hash of the secret that `resume` has to show, empty for no secret.
     ttl_ms: life of the stream's keys without a renewal.
     grace_ms: how long the stream waits for a resume after its ingress died or its client left.
     trace: the context of its trace, empty for none (common/tracing).
@@ -44,12 +44,12 @@ class NewStream:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Where an engine began with a stream: the beginning, or where it could not go on from a snapshot.
+    """The point at which an engine began a stream: the beginning, or the last point without a snapshot.
 
     samples: 16 kHz samples before it.   text_chars: code points of the text before it.
     utterances: finals of utterances before it.
-    finalized: the audio entry of the last `finalize` that was answered, None for none.
-    origin, client_origin: the sample of 16 kHz behind it, and the client's, from which on both are counted.
+    finalized: the audio entry of the last `finalize` that was answered, if any.
+    origin, client_origin: the 16 kHz sample and the client's sample after it from which both are counted.
     """
 
     samples: int = 0
@@ -65,13 +65,13 @@ BEGINNING: Final = Base()
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a new owner begins.
+    """The point from which a new owner begins.
 
-    entry_id: last audio entry that a replay does not need; None from the beginning.
+    entry_id: last audio entry that a replay does not need; None for a replay from the beginning.
     samples_decoded: 16 kHz samples that the snapshot covers. seq: last result before it.
-    text_chars: code points of its text. utterances: finals of utterances that were told by then.
-    base: where the engine began, which knows nothing of what was before.
-    reach_samples: 16 kHz samples before `samples_decoded` that the engine has to hear again.
+    text_chars: code points of its text. utterances: finals of utterances that were sent by then.
+    base: the point at which the engine began; it has no state from before.
+    reach_samples: 16 kHz samples before `samples_decoded` that the engine has to process again.
     """
 
     entry_id: bytes | None = None
@@ -84,22 +84,22 @@ class Checkpoint:
 
     @property
     def first_sample(self) -> int:
-        """The 16 kHz sample that an owner begins to read at."""
+        """The 16 kHz sample at which an owner begins to read."""
         return self.samples_decoded - self.reach_samples
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRecord:
-    """The record of a stream as Redis has it; `owner` is None and `epoch` 0 before the first claim.
+    """The record of a stream in Redis; `owner` is None and `epoch` 0 before the first claim.
 
     connection: number of the connection that feeds the stream.
-    token_before: hash of the secret before `token_hash`, which is good until the client is known to have the
-    new one; empty for none.
-    died_to: last audio entry that an owner had read and not decoded when it died; deaths: owners that
-    died before the stream was past that.
-    cold: since the checkpoint an owner has begun there without its snapshot, so that the results that were
-    told are not those of a replay.
-    text_seq, text_chars: last result whose text is in the kept text, and code points of that.
+    token_before: hash of the previous secret, which is valid until the client has confirmed the new one;
+    empty for none.
+    died_to: last audio entry that an owner had read and not decoded when it died; deaths: number of owners
+    that died before the stream was past that entry.
+    cold: whether an owner has begun at the checkpoint without its snapshot, so that a replay differs from the
+    results that were sent.
+    text_seq, text_chars: last result whose text is in the kept text, and code points of the kept text.
     trace: the context of its trace, empty for none.
     """
 
@@ -180,10 +180,10 @@ def decode_record(stream: StreamId, flat: Sequence[bytes]) -> StreamRecord:
 
 
 class StreamDirectory:
-    """The streams of an ingress: it creates, keeps and removes them here.
+    """The streams of an ingress, which it creates, keeps and removes here.
 
-    Calls raise RedisUnavailable when a server does not answer in time or refuses everybody, EntryError when
-    it refuses a key of the one stream, or what stands there cannot be read.
+    Calls raise RedisUnavailable when a server does not answer in time or refuses all commands, EntryError
+    when it refuses a key of the one stream or its value cannot be read.
     """
 
     def __init__(self, redis: AsyncRedis, keys: Keys) -> None:
@@ -191,17 +191,17 @@ class StreamDirectory:
         self._keys = keys
 
     async def create(self, new: NewStream) -> StreamKeys:
-        """Write the record, make the stream's audio, and offer the stream to the workers.
+        """Write the record, create the stream's audio, and offer the stream to the workers.
 
-        One call; a repeat changes nothing.
+        This is one command, and a repeat changes nothing.
         """
         await self._execute(new.stream, *self._creation(new, 0, anew=False))
         return self._keys.stream(new.stream)
 
     def creation_anew(self, new: NewStream, epoch: int) -> bytes:
-        """Return the packed command that creates a stream which Redis has forgotten.
+        """Return the packed command that creates a stream which Redis has lost.
 
-        epoch: of its last owner that is known. That one may live, and say of the stream that it is over.
+        epoch: epoch of the last known owner, which may live and end the stream.
         """
         return pack(*self._creation(new, epoch + FORGOTTEN_NUMBERS, anew=True))
 
@@ -255,12 +255,13 @@ class StreamDirectory:
         """Move a stream to another ingress; returns the number of the new connection.
 
         The ingress then appends an audio entry with that connection number and its own id, which
-        tells the worker, and closes the log to the connection before. Returns 0 for a stream that is gone.
+        notifies the worker, and closes the log to the previous connection. Returns 0 for a stream that is
+        gone.
 
-        expected: the ingress, and the number of the connection, that the stream must still have; else it is
-            left as it is, and this returns 0. None where whoever asks has shown the stream's secret.
-        tokens: hashes of that secret, and of the one that takes its place once it is confirmed; where the
-            first is not the stream's any more, this returns -1.
+        expected: the ingress and the number of the connection that the stream must still have, or else the
+        stream is left unchanged and this returns 0. None if the caller has shown the stream's secret.
+        tokens: hashes of that secret, and of the new secret that replaces it once confirmed; returns -1 if
+        the first is not the stream's any more.
         """
         command = scripts.attach(self._keys.stream(stream), ingress=ingress, expected=expected, tokens=tokens)
         return int(await self._execute(stream, *command))
@@ -268,9 +269,9 @@ class StreamDirectory:
     def attachment_anew(
         self, stream: StreamId, ingress: IngressId, connection: int, tokens: tuple[str, str] | None
     ) -> bytes:
-        """Return the packed command that attaches a stream where Redis has forgotten that.
+        """Return the packed command that attaches a stream again if Redis has lost the attachment.
 
-        connection, tokens: as of `attach`; the first token is "" once the second is confirmed.
+        connection, tokens: those of `attach`; the first token is "" once the second is confirmed.
         """
         keys = self._keys.stream(stream)
         return pack(*scripts.attach_again(keys, ingress=ingress, connection=connection, tokens=tokens))
@@ -307,7 +308,7 @@ class StreamDirectory:
         return bool(await self._execute(keys.stream, *scripts.withdraw(keys)))
 
     async def remove(self, keys: StreamKeys) -> None:
-        """Delete the keys of a finished stream for which no client will come back."""
+        """Delete the keys of a finished stream that no client will resume."""
         await self._execute(keys.stream, "DEL", keys.results, keys.meta, keys.text)
 
     async def _execute(self, stream: StreamId, *command: Argument) -> Any:

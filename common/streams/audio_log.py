@@ -1,8 +1,8 @@
 """The audio log: writes the audio of streams to Redis; common/streams/audio_reader.py reads it.
 
 An ingress queues appends per stream, and commits those of all streams together, every few
-milliseconds, as one pipeline a server: XADD for each stream, then one ZADD for each ready set. This
-order loses no wake-up: a worker that is told finds the audio. Ids are explicit, so a repeat after a broken
+milliseconds, as one pipeline for each server: XADD for each stream, then one ZADD for each ready set. This
+order loses no wake-up: a worker that is woken finds the audio. Ids are explicit, so a repeat after a broken
 connection is refused as "equal or smaller", which means that the entry is in already.
 
 A Redis that dies can lose its last writes: those that its append-only file, or the replica that replaces it,
@@ -42,24 +42,24 @@ logger = logging.getLogger(__name__)
 _MAX_COMMIT: Final = 512
 _RETRY_PAUSE_S: Final = 0.05
 # Commits begin at least this far apart: a commit costs its writer, Redis and the worker that it wakes
-# many system calls and thread switches, whether it carries one entry or fifty. The first after a pause
-# waits for nothing, nor does the end of a stream where it is next in its stream's queue. The worker follows
-# each commit at once: see gpu_worker/pipeline/intake.py.
+# many system calls and thread switches, whether it carries one entry or fifty. The first commit after a pause
+# does not wait, nor does the end of a stream that is next in its stream's queue. The worker handles each
+# commit at once: see gpu_worker/pipeline/intake.py.
 _COMMIT_EVERY_S: Final = 0.010
-# Streams that are given back together what Redis forgot: bounds what is sent in one go.
+# Streams whose lost entries are written again together: bounds the bytes of one pipeline.
 _MAX_WRITTEN_AGAIN: Final = 64
-# Streams that a line of the log names.
+# Most streams that one log line names.
 _MAX_NAMED: Final = 10
 
 
 class AudioLog:
-    """Group commit of the appends of all streams of an ingress; one committing task a server.
+    """Group commit of the appends of all streams of an ingress, with one task for each server.
 
     give_up_ms: how long an append is tried again while Redis is away or full, before its stream fails.
-    coalesce_ms: a message shorter than this waits so long at most for the stream's next ones, which then
-        share its entry; 0 commits every message at once.
-    keep_ms: how long audio is kept after Redis took it; 0 for a Redis that forgets all or nothing.
-    on_commit: is told how long each commit took until Redis had answered, in seconds.
+    coalesce_ms: a message shorter than this waits at most this long for the stream's next messages, which
+    then share its entry; 0 commits every message at once.
+    keep_ms: how long audio is kept after Redis took it; 0 for a Redis that loses all or nothing.
+    on_commit: called with the duration of each commit until the reply of Redis, in seconds.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class AudioLog:
         appender = Appender(
             *(log, keys, connection, next_seq, first_sample, on_failure, log.keep_s, origin, attachment)
         )
-        # Two messages of just under the bound are enough of an entry.
+        # Two messages just below the bound are enough for an entry.
         appender.enough_samples = 2 * self._coalesce_ms * sample_rate // 1000
         log.appenders.add(appender)
         return appender
@@ -146,11 +146,11 @@ class ServerLog:
         self._on_commit = on_commit
         self.keep_s = keep_s
         self.appenders: weakref.WeakSet[Appender] = weakref.WeakSet()
-        self._forgetful = False  # the connection was lost, and Redis was not asked what it still has
+        self._forgetful = False  # the connection was lost, and Redis was not checked for lost writes
         self._loop = asyncio.get_running_loop()
         self._coalesce_s = coalesce_s
-        # Streams whose short messages wait for more, and until when; the wait is the same for all, so
-        # the order of insertion is that of the times, and one timer serves them all.
+        # Streams whose short messages wait for more, and the times at which the waits end. All waits are
+        # equally long, so the order of insertion is the order of times, and one timer serves them all.
         self._held: dict[Appender, float] = {}
         self._release: asyncio.TimerHandle | None = None
         self._connection = redis.pipelined(server)
@@ -161,7 +161,7 @@ class ServerLog:
         self._waiting: dict[Appender, None] = {}
         self._announced: dict[Appender, None] = {}
         self._work = asyncio.Event()  # it is time for a commit
-        self._urgent = False  # something waits that waits for no other
+        self._urgent = False  # an appender waits that must not be delayed
         self._next_commit = 0.0
         self._commit_timer: asyncio.TimerHandle | None = None
         self.drained = asyncio.Event()
@@ -186,7 +186,7 @@ class ServerLog:
         self._work.set()
 
     def release_held(self) -> None:
-        """Commit the messages that are held for others to join."""
+        """Commit the messages that are held to be joined with others."""
         for appender in list(self._held):
             self._add(appender)
 
@@ -218,7 +218,7 @@ class ServerLog:
         self._waiting[appender] = None
 
     def _commit_when_due(self) -> None:
-        """Schedule the next commit: now, or when the last commit is long enough ago."""
+        """Schedule the next commit: at once, or when the interval since the last commit is over."""
         if self._work.is_set() or self._commit_timer is not None:
             return
         if self._loop.time() >= self._next_commit:
@@ -228,7 +228,7 @@ class ServerLog:
 
     def _commit_due(self) -> None:
         self._commit_timer = None
-        if self._waiting:  # an urgent commit may have taken it all
+        if self._waiting:  # an urgent commit may have taken all of them
             self._work.set()
 
     async def run(self) -> None:
@@ -250,7 +250,7 @@ class ServerLog:
                 now = time.monotonic()
                 since = since if since is not None else now
                 if now - since >= self._give_up_s:
-                    # Whoever hears of it may append anew at once: that waits for the next time.
+                    # A caller that is notified may append again at once: that waits for the next round.
                     failed, self._waiting = self._waiting, {}
                     logger.error(
                         "audio of %d streams could not be written for %.0f s, and they end (%s): %s",
@@ -309,7 +309,7 @@ class ServerLog:
                             return str(last_id)
                         self._refused(appender, last_id)
                         continue
-                    # One that is gone for good is found out about by its next append.
+                    # The next append finds out that a stream is gone permanently.
                     lacking = appender.write_forgotten(last_id, parts)
                     if lacking:
                         self.announce(appender)
@@ -331,7 +331,7 @@ class ServerLog:
         return None
 
     async def _attach_again(self, appenders: Iterable[Appender]) -> str | None:
-        """Attach streams again that Redis has for another ingress's. Raises CONNECTION_ERRORS."""
+        """Attach streams again that Redis has under another ingress. Raises CONNECTION_ERRORS."""
         attached = [(one, one.attachment()) for one in appenders if one.attachment is not None]
         replies = await self._connection.send([command for _, command in attached]) if attached else ()
         for (appender, _), reply in zip(attached, replies, strict=True):
@@ -346,7 +346,7 @@ class ServerLog:
 
     @staticmethod
     def _refused(appender: Appender, reply: Exception) -> None:
-        """End one stream, and no other, for a refusal that no wait helps: of a key that is no stream, say."""
+        """End this stream alone for a permanent refusal, for example of a key of another type."""
         logger.error("Redis refuses a stream's audio: %s", reply, extra={"stream_id": appender.keys.stream})
         appender.fail(InternalFault())
 
@@ -357,7 +357,7 @@ class ServerLog:
         told = self._told(sent, announced)
         for key, members in told.items():
             parts.append(pack(b"ZADD", key, b"NX", *members))
-            parts.append(pack(b"PEXPIRE", key, READY_TTL_MS))  # a set that was emptied has lost it
+            parts.append(pack(b"PEXPIRE", key, READY_TTL_MS))  # a set that was emptied has lost its expiry
         if not parts:
             return None
         began_s = self._loop.time()
@@ -391,7 +391,7 @@ class ServerLog:
 
     @staticmethod
     def _told(sent: Sequence[Appender], announced: Sequence[Appender]) -> dict[bytes, list[bytes]]:
-        """Return what is added to each ready set: score, member, score, member, ..."""
+        """Return the words that are added to each ready set: score, member, score, member, ..."""
         now_ms = b"%d" % (time.time() * 1000)
         told: dict[bytes, list[bytes]] = {}
         for appenders in (sent, announced):
@@ -406,7 +406,7 @@ class ServerLog:
         return told
 
     def _again(self, appenders: Sequence[Appender], announced: Sequence[Appender]) -> None:
-        """Put streams that could not be committed back, before those that came since."""
+        """Queue streams again that could not be committed, before those that were queued since."""
         self._waiting = dict.fromkeys((*appenders, *self._waiting))
         self._announced = dict.fromkeys((*announced, *self._announced))
         self._work.set()
@@ -435,19 +435,18 @@ async def last_audio(redis: AsyncRedis, keys: StreamKeys) -> AudioEntry | None:
 
 
 async def decoded_samples(redis: AsyncRedis, keys: StreamKeys) -> int:
-    """Return how many samples of a stream its worker has acknowledged, in whole entries; 0 if unknown.
-
-    Published acknowledgements may be lost, and this number is not. Raises RedisUnavailable, EntryError.
+    """Return the number of samples that the stream's worker has acknowledged, in whole entries; 0 if unknown.
+    Published acknowledgements may be lost; this number is not. Raises RedisUnavailable, EntryError.
     """
     server = redis.servers.server_of_shard(keys.shard)
     try:
         groups = await redis.execute(server, "XINFO", "GROUPS", keys.audio)
         if not groups:
             return 0  # no worker has it yet
-        # Each owner destroys the group of the one before.
+        # Each owner destroys the group of the previous owner.
         group = dict(zip(groups[-1][::2], groups[-1][1::2], strict=True))
         pending = await redis.execute(server, "XPENDING", keys.audio, group[b"name"], "-", "+", 1)
-        # The first entry that is read and not acknowledged, or else the first that is not read.
+        # The first entry that is read and not acknowledged, or else the first unread entry.
         first = pending[0][0] if pending else b"(" + group[b"last-delivered-id"]
         undecoded = await redis.execute(server, "XRANGE", keys.audio, first, "+", "COUNT", 1)
     except RESPONSE_ERROR:

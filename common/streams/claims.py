@@ -33,24 +33,24 @@ logger = logging.getLogger(__name__)
 
 # Suspects that run together in quarantine at first.
 MAX_SUSPECTS: Final = 64
-# Assignments that one script takes over: Lua passes no more than some 8,000 arguments, and Redis serves
-# nobody else meanwhile.
+# Assignments that one script takes over: Lua passes at most some 8,000 arguments, and Redis serves no other
+# client meanwhile.
 _MAX_TAKEN: Final = 1000
 
 
-# A snapshot is megabytes. Redis serves nobody else while it takes one command in, and what it has of a value
-# that grows it may have to move: so pieces, each of a fraction of a millisecond.
+# A snapshot is megabytes. Redis serves no other client while it reads one command, and may have to move a
+# value that grows. So a snapshot is written in pieces, each of which takes a fraction of a millisecond.
 _PIECE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class OwnedStream:
-    """A stream that this worker owns, as it was when the worker opened it.
+    """A stream that this worker owns, with its state at the time of opening.
 
     entry_id: its assignment. last_seq: last result that an earlier owner may have published; results
     of a replay up to it are not sent again. last_acked: samples of the client that it acknowledged.
     text_bytes: size of the kept text.
-    poison: the stream has ended processes that had nothing else to do; it is opened to be ended.
+    poison: the stream has ended processes that ran no other stream; it is opened to be ended.
     """
 
     keys: StreamKeys
@@ -104,7 +104,7 @@ Opening = OwnedStream | Suspect | Refused | None
 
 
 class Claims:
-    """Assignments as a worker takes, opens and ends them. May be used by several threads.
+    """The assignments that a worker takes, opens and ends. May be used by several threads.
 
     chunk_ms: least audio that a step takes.
     """
@@ -117,7 +117,7 @@ class Claims:
         self._snapshots = itertools.count(1)
 
     def prepare(self) -> None:
-        """Make the group of every shard that has none (at start, and when Redis lost it)."""
+        """Create the group of every shard that has none (at start, and when Redis lost it)."""
         for shard in range(self._keys.shards):
             key = self._keys.assignments(shard)
             client = self._redis.shard(shard)
@@ -134,12 +134,12 @@ class Claims:
         """Wait for up to `count` new streams of shards that share a server, through a blocking client.
 
         shards: where there are more of them than `count`, only the first ones are asked.
-        block_ms: how long; None only looks.
+        block_ms: longest wait; None does not wait.
 
-        Makes the groups again when Redis has lost them.
+        Creates the groups again when Redis has lost them.
         """
         streams = [self._keys.assignments(shard) for shard in shards[:count]]
-        each = count // len(streams)  # Redis counts by the key
+        each = count // len(streams)  # Redis applies the count to each key
         block: Command = () if block_ms is None else ("BLOCK", block_ms)
         try:
             reply = client.execute_command(
@@ -173,7 +173,7 @@ class Claims:
         return taken
 
     def num_pending(self, worker: WorkerId) -> int:
-        """Streams that a worker owns, over all shards."""
+        """Return the number of streams that a worker owns, over all shards."""
         total = 0
         for shard in range(self._keys.shards):
             reply = self._redis.shard(shard).execute_command(
@@ -183,7 +183,7 @@ class Claims:
         return total
 
     def remove_consumer(self, worker: WorkerId) -> bool:
-        """Remove a worker that owns nothing from the groups; False when it owns something after all."""
+        """Remove a worker without streams from the groups; return False if it owns a stream after all."""
         gone = True
         for shard in range(self._keys.shards):
             gone &= bool(
@@ -196,12 +196,12 @@ class Claims:
         return gone
 
     def open(self, entries: Sequence[AssignmentEntry], together: int = 0) -> list[Opening]:
-        """Become the owner of each of these streams, with its next epoch; answers in the same order.
+        """Become the owner of each of these streams, with its next epoch; return outcomes in the same order.
 
         together: suspects that run in this process at once, these among them; 0 for an ordinary worker.
 
-        Raises the client's error where a server did not answer: then some may have been opened all the same,
-        which opening them again repeats without harm.
+        Raises the client's error if a server did not answer. Some streams may have been opened then; opening
+        them again does no harm.
         """
         replies = self._redis.of_streams(
             [(entry.stream, self._opening(entry, together)) for entry in entries]
@@ -243,7 +243,7 @@ class Claims:
         )
 
     def within(self, entries: Sequence[AssignmentEntry]) -> list[int]:
-        """Return how many may run together with each suspect, it included. Raises the client's errors."""
+        """Return how many suspects may run together, for each of these. Raises the client's errors."""
         replies = self._redis.of_streams(
             [(entry.stream, ("HGET", self._keys.stream(entry.stream).meta, "within")) for entry in entries]
         )
@@ -251,7 +251,7 @@ class Claims:
         return [MAX_SUSPECTS if most is None else int(most) for most in replies]
 
     def give(self, entries: Sequence[AssignmentEntry], heir: WorkerId) -> list[bool]:
-        """Make pending assignments of this worker another one's; False for one that is not ours any more.
+        """Transfer pending assignments to another worker; False for one that is not this worker's any more.
 
         Raises the client's errors.
         """
@@ -273,9 +273,9 @@ class Claims:
         return [bool(reply) for reply in replies]
 
     def let_go(self, streams: Sequence[OwnedStream], *, cleared: bool) -> None:
-        """Say that the next owner takes over from a worker that lives: nobody has died of these streams.
+        """Note that the next owner takes over from a live worker: these streams have ended no process.
 
-        cleared: the stream got past what it was suspected for. Raises the client's errors.
+        cleared: whether the stream got past the audio it was suspected for. Raises the client's errors.
         """
         replies = self._redis.of_streams(
             [
@@ -286,9 +286,9 @@ class Claims:
         _raise_first(replies)
 
     def snapshots(self, streams: Sequence[OwnedStream]) -> list[Stored | None]:
-        """Return what is stored at each stream's checkpoint; None for one that begins at the beginning.
+        """Return the stored state at each stream's checkpoint; None for a stream without a checkpoint.
 
-        All of them are in memory at once: the caller asks for a few at a time. Raises the client's errors.
+        All of them are in memory at once, so the caller reads a few at a time. Raises the client's errors.
         """
         found: list[Stored | None] = [None] * len(streams)
         stored = [index for index, owned in enumerate(streams) if owned.record.checkpoint.samples_decoded]
@@ -308,7 +308,7 @@ class Claims:
     def still_owned(self, streams: Sequence[OwnedStream]) -> list[bool]:
         """Return for each stream whether its record still names this worker and epoch, or cannot be read.
 
-        Raises the Redis client's errors, but for the refusal of a record: it says nothing of other streams.
+        Raises the Redis client's errors, except for a refused record, which concerns one stream only.
         """
         replies = self._redis.of_streams(
             [(owned.stream, ("HMGET", owned.keys.meta, "owner", "epoch")) for owned in streams]
@@ -321,9 +321,9 @@ class Claims:
         ]
 
     def ingresses(self, streams: Sequence[OwnedStream]) -> list[IngressId | None]:
-        """Return the ingress of each stream by its record; None where that cannot be read.
+        """Return the ingress of each stream by its record; None if the record cannot be read.
 
-        Raises the Redis client's error where a server did not answer.
+        Raises the Redis client's error if a server did not answer.
         """
         replies = self._redis.of_streams(
             [(owned.stream, ("HGET", owned.keys.meta, "ingress")) for owned in streams]
@@ -331,7 +331,7 @@ class Claims:
         return [IngressId(reply.decode()) if isinstance(reply, bytes) else None for reply in replies]
 
     def finish(self, streams: Sequence[OwnedStream]) -> None:
-        """End streams without a word to their clients; one that another worker has is left to it.
+        """End streams without notifying their clients; a stream of another worker is left alone.
 
         Raises the client's errors.
         """
@@ -340,9 +340,9 @@ class Claims:
         )
 
     def finish_command(self, owned: OwnedStream) -> Command:
-        """Return the command that ends a stream: put behind its last result, in the same pipeline.
+        """Return the command that ends a stream; it goes after the last result, in the same pipeline.
 
-        Its reply is 1, or 0 where another worker owns the stream by now, or -1 where it had left Redis.
+        Its reply is 1, or 0 if another worker owns the stream by now, or -1 if the stream is gone from Redis.
         """
         shard = owned.keys.shard
         return scripts.finish(
@@ -358,10 +358,10 @@ class Claims:
     ) -> Iterator[Command]:
         """Yield the commands that store a checkpoint and trim the audio before it, in order.
 
-        The last one makes it valid; its reply is 1, or 0 where the stream has ended or is another's by now.
-        All of them may be repeated from the first.
+        The last command makes the checkpoint valid. Its reply is 1, or 0 if the stream has ended or another
+        worker owns it by now. All commands may be repeated from the first.
         """
-        # Of one stream, one snapshot may be on its way while another is handed over.
+        # A stream may have one snapshot being written while another is handed over.
         staged = owned.keys.staged_snapshot(owned.epoch, next(self._snapshots))
         yield scripts.stage(staged, piece=snapshot[:_PIECE_BYTES])
         for at in range(_PIECE_BYTES, len(snapshot), _PIECE_BYTES):
@@ -393,7 +393,7 @@ def _raise_first(replies: Iterable[Any]) -> None:
 
 
 def _readable(entries: Iterable[Sequence[Any]]) -> list[AssignmentEntry]:
-    """Return assignments of our layout; log others and leave them to a worker of theirs."""
+    """Return assignments of this version's layout; log others and leave them to workers of their version."""
     found = []
     for entry_id, flat in entries:
         try:

@@ -1,6 +1,6 @@
-"""What each API key uses, over all ingresses: streams at once, new ones in this minute, audio of this day.
+"""The usage of each API key over all ingresses: streams at once, new ones in this minute, audio of this day.
 
-Each ingress has a field of a hash with the number of its streams of a key. Fields of ingresses that are gone
+Each ingress writes the number of its streams of a key to a field of a hash. Fields of ingresses that are gone
 do not count. Days are those of UTC by the server's clock.
 """
 
@@ -20,7 +20,7 @@ from common.redis.scripts import usage as scripts
 
 
 class Bound(Enum):
-    """Which limit of a key is reached."""
+    """The limit of a key that is reached."""
 
     STREAMS = 1
     NEW = 2
@@ -28,7 +28,7 @@ class Bound(Enum):
 
 
 class KeyUsage:
-    """Counts in Redis for one ingress. client: of shard 0. Calls raise RedisUnavailable."""
+    """Counts in Redis for one ingress. client: client of shard 0. Calls raise RedisUnavailable."""
 
     def __init__(self, client: PipelinedCommands, keys: Keys, ingress: IngressId) -> None:
         self._client = client
@@ -36,7 +36,7 @@ class KeyUsage:
         self._ingress = ingress
 
     async def enter(self, record: KeyRecord, num_before: int, num_new: int) -> Bound | None:
-        """Count new streams of a key beside those that this ingress has; the bound that they would pass."""
+        """Count new streams of a key on this ingress; return the bound that they would pass, or None."""
         command = scripts.enter(
             self._keys,
             key=record.key_id,
@@ -52,12 +52,13 @@ class KeyUsage:
         return Bound(int(reply)) if reply else None
 
     async def report(self, key: KeyId, num_streams: int, audio_s: float, once: str) -> float:
-        """Say how many streams of a key this ingress has, and how much audio came since the last report.
+        """Report the number of this ingress's streams of a key, and the seconds of audio since the last
+        report.
 
-        Returns the seconds of audio that the key has had in this day.
+        Returns the key's seconds of audio on this day.
 
-        once: names these seconds. Where the call raises, nobody knows whether they are counted: they are to
-        be reported again, no more and no less of them, under the same name.
+        once: name of these seconds. If the call raises, it is unknown whether they are counted: the caller
+        has to report the same seconds again under the same name.
         """
         return await self._execute(
             scripts.report(

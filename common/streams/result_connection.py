@@ -1,11 +1,10 @@
-"""A worker's connection for results to one server, which may forget what it has taken.
+"""A worker's connection for results to one server, which may lose writes that it has confirmed.
 
-A Redis that dies can come back without its last moments: what its append-only file, or the replica that takes
-its place, did not have yet. An owner that lives would go on behind results that are in the log no more, and
-whoever has not heard of them (an ingress whose subscription was cut, one that a client resumes at) could not
-follow. So what was taken is kept for a while, and after each loss of the connection every stream is asked for
-its last result. Where some are missing, what is kept is written again, under the same ids, before anything
-else.
+A Redis that dies can lose its last writes: those that its append-only file, or the replica that replaces it,
+did not have yet. A live owner would go on after results that the log has lost, and an ingress that did not
+receive them (its subscription was cut, or a client resumes at it) could not follow. So written commands are
+kept for a while. After each loss of the connection the last result of every stream is read, and missing
+results are written again, under the same ids, before any others.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ from common.streams.claims import OwnedStream
 
 logger = logging.getLogger(__name__)
 
-# What is kept of one server, whatever its age: more than two thousand streams say in three seconds.
+# Most bytes that are kept of one server, whatever their age: more than 2,000 streams write in three seconds.
 _MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
-# Streams that are asked, and commands that are written again, in one round trip.
+# Streams that are checked, and commands that are written again, in one round trip.
 _AT_ONCE: Final = 512
-# With nothing to say, the connection is tried this often as long as something is kept.
+# An idle connection is checked this often as long as commands are kept.
 _LOOK_S: Final = 1.0
 _PING: Final = pack(b"PING")
 
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """What one call has said. at: when Redis had taken it, on the monotonic clock (s).
+    """The commands of one call. at: when Redis had confirmed them, on the monotonic clock (s).
 
-    of: for each command its stream, and the number of the result that it adds, 0 for none.
-    once: places of commands that are not to be repeated.
+    of: for each command its stream, and the number of the result that it adds, 0 for no result.
+    once: indexes of commands that must not be repeated.
     """
 
     at: float
@@ -54,9 +53,9 @@ class _Moment:
 
 
 class ResultConnection:
-    """Sends what is said of results; for one thread.
+    """Sends the commands of results; for one thread.
 
-    keep_s: how long it is kept after Redis took it; 0 for a Redis that forgets all or nothing.
+    keep_s: how long commands are kept after Redis took them; 0 for a Redis that loses all or nothing.
     """
 
     def __init__(self, connection: SyncPipelinedConnection, keep_s: float) -> None:
@@ -65,13 +64,13 @@ class ResultConnection:
         self._kept: deque[_Moment] = deque()
         self._kept_bytes = 0
         self._called_at = 0.0
-        self._forgetful = False  # the connection was lost, and Redis was not asked what it still has
+        self._forgetful = False  # the connection was lost, and Redis was not checked for lost writes
         self.num_restored = 0  # results that were written again
 
     def call(self, commands: Sequence[bytes]) -> list[Any]:
         """Send packed commands and return their replies, as `SyncPipelinedConnection.call` does.
 
-        What Redis has forgotten is written before. Raises also a refusal of that which passes.
+        Results that Redis has lost are written first; a temporary refusal of these raises, too.
         """
         if not self._keep_s:
             return self._connection.call(commands)
@@ -85,7 +84,7 @@ class ResultConnection:
     def keep(
         self, commands: Sequence[bytes], of: Sequence[tuple[OwnedStream, int]], once: Collection[int]
     ) -> None:
-        """Keep commands that Redis has just taken; see `_Moment` for what is what."""
+        """Keep commands that Redis has just taken; `_Moment` explains the arguments."""
         if not self._keep_s:
             return
         kept = self._kept
@@ -96,7 +95,7 @@ class ResultConnection:
             self._kept_bytes -= kept.popleft().num_bytes
 
     def look(self) -> None:
-        """Find out whether the connection was lost, where there is nothing to say and something to lose."""
+        """Check whether an idle connection was lost, if commands are kept."""
         if self._kept and time.monotonic() - self._called_at >= _LOOK_S:
             with contextlib.suppress(*CONNECTION_ERRORS, redis.exceptions.ResponseError):
                 self.call((_PING,))
@@ -106,7 +105,7 @@ class ResultConnection:
             self._restore()
             self._forgetful = False
         replies = self._send(commands)
-        # Only now: while Redis is away, what it may have forgotten grows no older.
+        # Set only after a reply: while Redis is away, the kept commands do not age.
         self._called_at = now = time.monotonic()
         kept = self._kept
         while kept and kept[0].at < now - self._keep_s:
@@ -121,7 +120,7 @@ class ResultConnection:
             raise
 
     def _restore(self) -> None:
-        """Write again what Redis has forgotten. Raises as `call` does."""
+        """Write the results again that Redis has lost. Raises as `call` does."""
         owners = self._forgetting()
         kept = (
             (command, seq)
@@ -139,10 +138,11 @@ class ResultConnection:
             logger.warning("Redis forgot results, they are written again: %d", self.num_restored - before)
 
     def _forgetting(self) -> dict[bytes, int]:
-        """Return the epoch of each stream's last owner, by the key of its results; {} where none lacks any.
+        """Return the epoch of each stream's last owner, by the key of its results; {} if no result is
+        missing.
 
-        Where that is another's, Redis has forgotten this owner or has a newer one, which goes on with what
-        there is. A stream that is gone is not among them.
+        If the epoch is another owner's, Redis has lost this owner or has a newer one, which goes on with the
+        results that exist. A stream that is gone is left out.
         """
         said: dict[bytes, tuple[OwnedStream, int]] = {}
         for moment in self._kept:
@@ -163,7 +163,7 @@ class ResultConnection:
         return owners if forgot else {}
 
     def _taken(self, commands: Sequence[bytes]) -> list[Any]:
-        """Return the replies; raise a refusal that passes: others are of what is in, or another's."""
+        """Return the replies; raise a temporary refusal. Others mean a repeat, or another owner."""
         replies = self._send(commands)
         for reply in replies:
             if isinstance(reply, Exception) and is_passing(reply):

@@ -1,8 +1,8 @@
-"""Results of streams that an ingress has missed.
+"""Reader of the results of streams that an ingress has missed.
 
 Pub/sub is the fast path, the stream `px:{k}:<sid>:r` the truth (common/streams/result_writer.py). An ingress
-keeps (epoch, seq) of each stream; at a gap, after every (re)subscription, and when it heard nothing for a
-while, it reads what it missed.
+keeps (epoch, seq) of each stream. At a gap, after every (re)subscription, and after a while without a line,
+it reads the missed results.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class KeptResults:
-    """Which results of a stream are kept, by their numbers, and where to go on reading.
+    """The range of a stream's kept results, by their numbers, and the position to go on reading from.
 
-    first, last: the first one that is kept, and the last one there was; `first` is behind `last` where none
-        is kept.   position: where reading goes on.
+    first, last: numbers of the first kept result and of the last one that was written; `first` is above
+    `last` if none is kept.   position: where reading goes on.
     """
 
     first: int
@@ -49,10 +49,10 @@ class KeptResults:
 
 
 async def kept_results(redis: AsyncRedis, keys: StreamKeys, last_seq: int | None) -> KeptResults | None:
-    """Find the place in a stream's results behind number `last_seq`, or before the last one for None.
+    """Find the position in a stream's results after number `last_seq`; None: before the last result.
 
-    Returns None where there has been no result, nor an owner. Reads no more than a few entries, and these in
-    Redis alone: a log can be megabytes. Raises RedisUnavailable, EntryError.
+    Returns None if the stream never had a result or an owner. A script reads only a few entries inside Redis,
+    because a log can be megabytes. Raises RedisUnavailable, EntryError.
     """
     server = redis.servers.server_of_shard(keys.shard)
     try:
@@ -65,13 +65,13 @@ async def kept_results(redis: AsyncRedis, keys: StreamKeys, last_seq: int | None
     return KeptResults(first, last, Position(keys, epoch, max(0, last - 1) if last_seq is None else last_seq))
 
 
-# Results of one stream that are read in one go, of many streams at once: bounds the reply.
+# Results of each stream in one read of many streams: bounds the reply.
 _MOST_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """What was read of one stream: lines in order, whether there may be more, and why it cannot be read."""
+    """The missed lines of one stream, in order, whether there may be more, and the error, if any."""
 
     lines: Sequence[Line] = ()
     more: bool = False
@@ -103,7 +103,7 @@ async def catch_up(redis: AsyncRedis, positions: Sequence[Position]) -> list[Mis
 
 
 def _missed(stream: StreamId, entries: Any) -> Missed:
-    """Read what Redis has answered about one stream. Raises RedisUnavailable."""
+    """Parse the reply of Redis for one stream. Raises RedisUnavailable."""
     try:
         if isinstance(entries, Exception):
             raise error_of_stream(entries)

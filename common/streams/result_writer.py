@@ -1,9 +1,9 @@
 """Results of streams, written by workers.
 
-The stream `px:{k}:<sid>:r` is the truth, pub/sub the fast path. A worker sends what one step gave in
-one pipeline a server: XADD of every result, XACK of the audio that it covers, one PUBLISH for each
-ingress. How an ingress gets them: common/streams/result_reader.py. The text before a result is not in it, but
-kept beside the log (common/streams/kept_text.py).
+The stream `px:{k}:<sid>:r` is the truth, pub/sub the fast path. A worker sends the results of one step in one
+pipeline for each server: XADD of every result, XACK of the audio that it covers, one PUBLISH for each
+ingress. An ingress reads missed results with common/streams/result_reader.py. A result does not have the text
+before it, which is kept beside the log (common/streams/kept_text.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from common.streams.result_connection import ResultConnection
 logger = logging.getLogger(__name__)
 
 _LOGGED: Final = frozenset(LineKind) - {LineKind.OWNER, LineKind.ACK}
-# Replies that say that a command did not do what it should, to look into.
+# Types of replies to commands that may have failed and have to be examined.
 _REFUSALS: Final = frozenset((RESPONSE_ERROR, type(None)))
 
 # XADD key NOMKSTREAM MAXLEN ~ n id k kind a acked d body, in RESP: written for every result, at half the cost
@@ -41,10 +41,10 @@ _XADD_RESULT: Final = b"".join(
 
 
 class ResultBatch:
-    """What steps have to say of their streams, in one pipeline a server, packed as it is said.
+    """The lines of steps for their streams, in one pipeline for each server; each line is packed at once.
 
-    Results and acknowledgements are written in the order in which they are said, behind them what is
-    published, and last the further commands.
+    Results and acknowledgements are written in the order of the calls, then the publications, and the further
+    commands last.
     """
 
     def __init__(self, servers: RedisServers) -> None:
@@ -62,9 +62,9 @@ class ResultBatch:
         *,
         max_length: int = RESULTS_MAX_LENGTH,
     ) -> None:
-        """Say a line to the ingress of a stream, kept in the stream's results if it is one.
+        """Add a line for the ingress of a stream; a result is also added to the stream's results.
 
-        See `Line` for what is what. max_length: results that the log keeps, this one included.
+        `Line` explains the arguments. max_length: results that the log keeps, this one included.
         """
         part, epoch = self._of_shard[owned.keys.shard], owned.record.epoch
         if kind in _LOGGED:
@@ -81,31 +81,31 @@ class ResultBatch:
         part.published[ingress].append(pack_line(kind, owned.keys.stream, epoch, seq, acked, body))
 
     def keep_text(self, owned: OwnedStream, command: bytes) -> None:
-        """Keep the text up to the result that was said last, by `ResultLog.keep`'s command."""
+        """Keep the text up to the last result that was added, by the command of `ResultLog.keep`."""
         part = self._of_shard[owned.keys.shard]
         part.texts[len(part.commands)] = owned
         part.commands.append(command)
         part.of.append((owned, 0))
 
     def acknowledge(self, owned: OwnedStream, entry_ids: Sequence[bytes]) -> None:
-        """Say of audio entries that they are decoded."""
+        """Acknowledge audio entries that are decoded."""
         part = self._of_shard[owned.keys.shard]
         part.commands.append(pack_ack(owned.keys, owned.record.epoch, entry_ids))
         part.of.append((owned, 0))
 
     def then(self, owned: OwnedStream, *commands: tuple[Any, ...]) -> None:
-        """Run commands behind all that is said (checkpoint, end of the stream, wake-up)."""
+        """Add commands to run after all lines (checkpoint, end of the stream, wake-up)."""
         part = self._of_shard[owned.keys.shard]
         part.further += [pack(*command) for command in commands]
         part.further_of += [(owned, 0)] * len(commands)
 
 
 class _Part:
-    """What one server gets.
+    """The part of a batch for one server.
 
     of, further_of: for each of `commands` and `further` its stream, and the number of the result that it
-        adds, 0 for none.
-    texts: the streams of those of `commands` that keep text, by their place.
+    adds, 0 for no result.
+    texts: the streams of the commands that keep text, by the index in `commands`.
     """
 
     __slots__ = ("commands", "further", "further_of", "of", "published", "texts")
@@ -121,12 +121,11 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What came of writing a batch.
+    """The outcome of writing a batch.
 
-    lost: streams that have a newer owner, or whose results have left Redis: nothing that was said of them
-        counts.
-    refused: streams of which Redis refuses a key for good: one that is no stream, say.
-    text_gone: streams of whose kept text Redis has forgotten the end: all of it is to be kept again.
+    lost: streams that have a newer owner, or whose results are gone from Redis: their lines do not count.
+    refused: streams with a key that Redis refuses permanently, for example one of another type.
+    text_gone: streams whose kept text has lost its end: all of the text has to be kept again.
     """
 
     lost: list[OwnedStream]
@@ -137,8 +136,8 @@ class Written:
 class ResultWriter:
     """Writes the results of steps; for one thread.
 
-    keep_ms: how long results are kept after Redis took them, to be written again where it forgot them; 0 for
-        a Redis that forgets all or nothing.
+    keep_ms: how long results are kept after Redis took them, to be written again if it loses them; 0 for a
+    Redis that loses all or nothing.
     """
 
     def __init__(self, redis: SyncRedis, keys: Keys, *, keep_ms: int = 0) -> None:
@@ -151,19 +150,19 @@ class ResultWriter:
 
     @property
     def num_restored(self) -> int:
-        """Results that were written again, since Redis had forgotten them."""
+        """Number of results that were written again, since Redis had lost them."""
         return sum(connection.num_restored for connection in self._connections)
 
     def batch(self) -> ResultBatch:
-        """Return a batch to fill."""
+        """Return an empty batch."""
         return ResultBatch(self._redis.servers)
 
     def write(self, batch: ResultBatch) -> Written:
-        """Write, acknowledge and publish, in one pipeline a server.
+        """Write, acknowledge and publish, in one pipeline for each server.
 
-        May be repeated with the same batch after it raised (CONNECTION_ERRORS, or a refusal that passes):
-        results that are in already are not written twice. To be called once a second at least, with an empty
-        batch where there is nothing to write: what Redis has forgotten is noticed here.
+        May be repeated with the same batch after it raised (CONNECTION_ERRORS, or a temporary refusal):
+        results are not written twice. Must be called at least once a second, if need be with an empty batch:
+        losses of Redis are noticed here.
         """
         written = Written([], [], [])
         for server, part in enumerate(batch.parts):
@@ -173,13 +172,13 @@ class ResultWriter:
                 connection.look()
                 continue
             replies = connection.call(commands)
-            # Nearly always every command did what it should; else find out which did not.
+            # Nearly always every command succeeded; otherwise find those that did not.
             if not _REFUSALS.isdisjoint(map(type, replies)):
                 self._look_at_refusals(server, part, replies, written)
                 written.text_gone.extend(owned for at, owned in part.texts.items() if replies[at] is None)
             if part.commands:
-                # Not the texts: an older one would cut off what is behind it. Where one is missed, all are
-                # written anew (`text_gone`).
+                # Texts are not repeated: an older text would cut off the text after it. If one is missing,
+                # all are written anew (`text_gone`).
                 connection.keep(part.commands, part.of, part.texts)
         return written
 
@@ -195,24 +194,25 @@ class ResultWriter:
             if refusal is not None and is_passing(refusal):
                 raise refusal
             if of is None:
-                if refusal is not None:  # the ingress reads the results when it misses them
+                if refusal is not None:  # the ingress notices the gap and reads the results
                     logger.error("results cannot be published: %s", refusal)
                 continue
             owned, seq = of
             if owned in written.lost or owned in written.refused:
                 continue
             if refusal is None:
-                # An acknowledgement that finds no group or entry: the stream is another's, or this a repeat.
+                # An acknowledgement without a group or entry: the stream has another owner, or this is a
+                # repeat.
                 if reply is None and seq:
                     written.lost.append(owned)
             elif seq and "equal or smaller" in str(refusal):
                 if self._is_fenced(server, owned):
                     written.lost.append(owned)
-            else:  # one stream's fault, and no other's
+            else:  # a fault of this stream alone
                 logger.error("Redis refuses a stream: %s", refusal, extra={"stream_id": owned.stream})
                 written.refused.append(owned)
 
     def _is_fenced(self, server: int, owned: OwnedStream) -> bool:
-        """Tell a result that is in already (this was a repeat) from one that a newer owner refused."""
+        """Tell a repeated result, which Redis has already, from one that a newer epoch refused."""
         last = self._redis.clients[server].execute_command(*last_result(owned.keys))
         return bool(last) and int(last[0][0].split(b"-")[0]) > owned.epoch

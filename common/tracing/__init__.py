@@ -1,1 +1,1 @@
-"""One trace a stream, through its ingress, Redis and its workers; nothing at all where tracing is off."""
+"""Tracing: one trace for each stream, through its ingress, Redis and its workers."""

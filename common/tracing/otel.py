@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry. Imported only where tracing is on, since its packages are an extra."""
+"""Spans of OpenTelemetry. Imported only if tracing is on, since its packages are an extra."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from common.tracing.tracer import NO_SPAN, Span
 
-# A collector that does not answer costs spans and nothing else: streams wait for none of these.
+# Without an answer of the collector spans are lost, but streams do not wait for it.
 _EXPORT_TIMEOUT_S: Final = 5
 _MAX_QUEUED: Final = 2048
 _CLOSE_S: Final = 3.0
-# Ends of a stream that are nobody's fault.
+# Ends of a stream that are no error.
 _GOOD_ENDS: Final = ("final", "client_gone")
 
 _propagator: Final = TraceContextTextMapPropagator()
 
 
 def exporter(endpoint: str) -> SpanExporter:
-    """Return what sends spans by OTLP over HTTP; the standard variables hold (OTEL_EXPORTER_OTLP_HEADERS)."""
+    """Return an exporter of OTLP over HTTP; it reads the standard variables (OTEL_EXPORTER_OTLP_HEADERS)."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_TIMEOUT_S)
 
 
 class OtelTracer:
-    """A `Tracer`.
+    """A `Tracer` with OpenTelemetry.
 
-    exporter: where spans go, in batches, from a thread of the SDK's; with too many, the newest are dropped.
-    facts: of this process.   ratio: of traces that begin here; a client's own says itself whether it is one.
+    exporter: exporter of spans, which a thread of the SDK sends in batches; with too many, the newest are
+    dropped. facts: attributes of this process. ratio: share of traces that begin here; a client's own context
+    states whether it is sampled.
     """
 
     def __init__(self, exporter: SpanExporter, facts: Mapping[str, str], ratio: float) -> None:
@@ -47,11 +48,11 @@ class OtelTracer:
         self._tracer = self._provider.get_tracer("parakeet")
 
     def stream(self, traceparent: str, **attributes: str | int | float) -> Span:
-        """Return a stream at its ingress."""
+        """Return the span of a stream at its ingress."""
         return self._span("stream", SpanKind.SERVER, traceparent, attributes)
 
     def ownership(self, traceparent: str, **attributes: str | int | float) -> Span:
-        """Return a stream at its owner."""
+        """Return the span of a stream at its owner."""
         if not traceparent:
             return NO_SPAN
         return self._span("own", SpanKind.CONSUMER, traceparent, attributes)
@@ -60,19 +61,19 @@ class OtelTracer:
         self, name: str, kind: SpanKind, traceparent: str, attributes: Mapping[str, str | int | float]
     ) -> Span:
         parent = _propagator.extract({"traceparent": traceparent}) if traceparent else None
-        # Of a context of its own: nothing that this thread did before is its parent.
+        # The span has a context of its own: no earlier span of this thread is its parent.
         span = self._tracer.start_span(name, context=parent, kind=kind, attributes=dict(attributes))
         return OtelSpan(span) if span.is_recording() else NO_SPAN
 
     def close(self) -> None:
-        """Send what is left; a collector that does not answer is not waited for."""
+        """Send the remaining spans; do not wait for a collector that does not answer."""
         closing = threading.Thread(target=self._provider.shutdown, name="tracing", daemon=True)
         closing.start()
         closing.join(_CLOSE_S)
 
 
 class OtelSpan:
-    """A `Span`."""
+    """A `Span` of OpenTelemetry."""
 
     __slots__ = ("_span", "traceparent")
 
@@ -87,7 +88,7 @@ class OtelSpan:
         self._span.add_event(name, attributes)
 
     def end(self, **attributes: str | int | float) -> None:
-        """End it; with a `code` that is an error's, as an error."""
+        """End the span; with the `code` of an error, as an error."""
         if not self._span.is_recording():
             return
         self._span.set_attributes(attributes)

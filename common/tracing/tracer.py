@@ -1,7 +1,7 @@
-"""What ingress and worker need of tracing, and how it is had.
+"""The tracing interface of ingress and worker, and the choice of its implementation.
 
-A trace has one span for the stream at its ingress, and one for each worker that owns it. There is no span a
-chunk nor a message. The context travels in the stream's record, as W3C Trace Context writes it.
+A trace has one span for the stream at its ingress, and one for each worker that owns it. Chunks and messages
+have no spans. The context is passed on in the stream's record, in the format of W3C Trace Context.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f
 
 
 def checked_traceparent(header: str | None) -> str:
-    """Return a client's `traceparent`; empty where it is none, as if it had not been sent."""
+    """Return a client's `traceparent`; empty if it is invalid, as if it had not been sent."""
     return header if header is not None and _TRACEPARENT.fullmatch(header) else ""
 
 
@@ -27,13 +27,13 @@ class Span(Protocol):
 
     @property
     def traceparent(self) -> str:
-        """The context with which another process continues the trace; empty where nothing is traced."""
+        """The context with which another process continues the trace; empty if it is not traced."""
 
     def event(self, name: str, **attributes: str | int | float) -> None:
         """Note that something happened now."""
 
     def end(self, **attributes: str | int | float) -> None:
-        """End it, once; what follows changes nothing."""
+        """End the span once; later calls change nothing."""
 
 
 class Tracer(Protocol):
@@ -42,18 +42,18 @@ class Tracer(Protocol):
     def stream(self, traceparent: str, **attributes: str | int | float) -> Span:
         """Begin a stream's span at its ingress.
 
-        traceparent: of its client, or of its record; empty for a new trace.
+        traceparent: context of its client or of its record; empty for a new trace.
         """
 
     def ownership(self, traceparent: str, **attributes: str | int | float) -> Span:
-        """Return a stream at its owner; nothing for an empty `traceparent`."""
+        """Return the span of a stream at its owner; no span for an empty `traceparent`."""
 
     def close(self) -> None:
-        """Send what is left, within a bounded time."""
+        """Send the remaining spans, within a bounded time."""
 
 
 class _NoSpan:
-    """Not traced."""
+    """The span of a stream that is not traced."""
 
     traceparent = ""
 
@@ -65,7 +65,7 @@ class _NoSpan:
 
 
 class _NoTracer:
-    """Tracing is off."""
+    """The tracer when tracing is off."""
 
     def stream(self, traceparent: str, **attributes: str | int | float) -> Span:
         """Nothing."""
@@ -86,7 +86,7 @@ NO_TRACER: Final[Tracer] = _NoTracer()
 def make_tracer(settings: ClusterSettings, role: str, process_id: str) -> Tracer:
     """Return the tracer that the settings ask for.
 
-    role: `ingress` or `worker`. Raises SettingsError where the package for it is not installed.
+    role: `ingress` or `worker`. Raises SettingsError if the package for tracing is not installed.
     """
     if not settings.trace_endpoint:
         return NO_TRACER

@@ -1,4 +1,4 @@
-"""First state of the prediction network for rows that begin a stream (Triton).
+"""Reset of the prediction network's state for rows that begin a stream (Triton).
 
 Shape suffixes and semantics as in the reference, `begin_streams_reference`.
 """
@@ -55,7 +55,7 @@ def begin_streams(
     begin_cell_LH: Tensor,
     begin_output_J: Tensor,
 ) -> None:
-    """See the reference.  Integers are int32; everything is contiguous."""
+    """Compute the reference's function. Integers are int32; all tensors are contiguous."""
     layers, num_slots, width = hidden_LSH.shape
     _begin_streams_kernel[(slots_B.shape[0],)](
         hidden_LSH,

@@ -1,17 +1,17 @@
 """Boosting trees as a part of the decoding kernel (Triton functions, called from `greedy_decode`).
 
-What a token scores in a state is what the root has for it and what the state gives back; but for tokens that
-a node before the root has an arc for, which are few.  So the kernel reads the root's scores from the tree as
-they stand, and keeps beside them, for each row and tree, what differs: V floats, of which the last, in the
-place of the blank, is what the state gives back.  Only these few are written when a token is emitted.
+The score of a token in a state is the root's score plus the state's back-off weight, except for the few
+tokens with an arc at a node before the root. So the kernel reads the root's scores from the tree, and keeps
+the differences for each row and tree: V floats, of which the last, in the place of the blank, is the back-off
+weight. Only these few are written when a token is emitted.
 
-A block of rows walks its trees together: each row from its node over the fail nodes to the root, where it
-waits for the others.  Layout of a tree: `gpu_worker.boosting.tree`; what is computed: `tree_scores` and
-`next_node` of the reference, `boosting_tree_reference`.
+A block of rows walks its trees together: each row goes from its node over the fail nodes to the root, where
+it waits for the others. The layout of a tree is in `gpu_worker.boosting.tree`; the results are those of
+`tree_scores` and `next_node` in `boosting_tree_reference`.
 
-Arguments of all functions: `words` and `floats` are one array, that of all trees; `base` [S, 2] and `node`
-[S, 2] are the places of a slot's two trees, its own and everybody's, and its states in them; `scores`
-[B, 2, V] is what differs from the root.
+Arguments of all functions: `words` and `floats` are the same array, which holds all trees. `base` [S, 2] are
+the positions of a slot's two trees, its own and the shared one; `node` [S, 2] are its states in them.
+`scores` [B, 2, V] are the differences from the root.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -21,14 +21,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Below every score that a tree can give: a token that has the root's.
+# Marks a token that has the root's score; below every score of a tree.
 _UNSET = tl.constexpr(-1e30)
 _IS_SET = tl.constexpr(-1e29)
 
 
 @triton.jit
 def is_boosted(base_ptr, slot, mask):  # type: ignore[no-untyped-def]
-    # Which rows have a tree.
+    # The rows that have a tree.
     own = tl.load(base_ptr + 2 * slot, mask=mask, other=-1)
     everybodys = tl.load(base_ptr + 2 * slot + 1, mask=mask, other=-1)
     return (own >= 0) | (everybodys >= 0)
@@ -45,7 +45,7 @@ def _enter(  # type: ignore[no-untyped-def]
     V: tl.constexpr,
     BLOCK_ARCS: tl.constexpr,
 ):
-    # Write what differs from the root in the states of rows that are `entering`, where nothing does yet.
+    # Write the differences from the root for rows that are `entering` a state; none are written yet.
     backoff = tl.zeros_like(base).to(tl.float32)
     walking = entering & (node != 0)
     while tl.max(walking.to(tl.int32), axis=0) > 0:
@@ -62,7 +62,7 @@ def _enter(  # type: ignore[no-untyped-def]
             token = tl.load(words_ptr + arc, mask=mask, other=0)
             score = tl.load(floats_ptr + arc + 1, mask=mask, other=0.0)
             cell = row_ptrs[:, None] + token
-            # The first node of the way that has an arc for a token decides.
+            # The first node on the way with an arc for the token determines its score.
             known = tl.load(cell, mask=mask, other=0.0)
             tl.store(cell, backoff[:, None] + score, mask=mask & (known < _IS_SET))
         tl.debug_barrier()
@@ -83,7 +83,7 @@ def _leave(  # type: ignore[no-untyped-def]
     V: tl.constexpr,
     BLOCK_ARCS: tl.constexpr,
 ):
-    # The states after a symbol, of rows that are `leaving`; what differed from the root there does no more.
+    # Return the states after a symbol for rows that are `leaving`; clear their differences from the root.
     begun = tl.load(words_ptr + base + (V - 1) + symbol, mask=leaving, other=0)
     found = tl.zeros_like(node)
     walking = leaving & (node != 0)
@@ -100,7 +100,7 @@ def _leave(  # type: ignore[no-untyped-def]
             token = tl.load(words_ptr + arc, mask=mask, other=0)
             following = tl.load(words_ptr + arc + 2, mask=mask, other=0)
             tl.store(row_ptrs[:, None] + token, tl.full((1, 1), _UNSET, tl.float32), mask=mask)
-            # No arc leads to the root, so 0 is none.
+            # No arc leads to the root, so 0 means no arc.
             hit = tl.max(tl.where(mask & (token == symbol[:, None]), following, 0), axis=1)
             found = tl.where(found == 0, hit, found)
         node = tl.where(walking, fail, 0)
@@ -122,7 +122,7 @@ def begin_scores(  # type: ignore[no-untyped-def]
     BLOCK_V: tl.constexpr,
     BLOCK_ARCS: tl.constexpr,
 ):
-    # Of the states that slots were left in.
+    # Write the differences from the root for the present states of the slots.
     for which in range(2):
         base = tl.load(base_ptr + 2 * slot + which, mask=mask, other=-1)
         has_tree = base >= 0
@@ -150,10 +150,10 @@ def scores_of(  # type: ignore[no-untyped-def]
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    # What the trees of rows add to the logits of the symbols from `first` on, [B, BLOCK_V]; 0 to others'.
+    # Return the rows' scores of the symbols from `first` on, [B, BLOCK_V], 0 for rows without trees.
     v = first + tl.arange(0, BLOCK_V)
     total = tl.zeros((mask.shape[0], BLOCK_V), dtype=tl.float32)
-    # Offsets in 32 bits: pointers for every row take the registers that the product needs.
+    # Offsets in 32 bits: pointers for every row would take the registers that the product needs.
     row = (2 * V * row64).to(tl.int32)
     for which in range(2):
         base = tl.load(base_ptr + 2 * slot + which, mask=mask, other=-1)
@@ -180,7 +180,7 @@ def advance_scores(  # type: ignore[no-untyped-def]
     V: tl.constexpr,
     BLOCK_ARCS: tl.constexpr,
 ):
-    # Move rows on by a token each.  Threads that load are others than those that store, hence the barriers.
+    # Advance each row by a token. Other threads load than store, hence the barriers.
     tl.debug_barrier()
     for which in range(2):
         base = tl.load(base_ptr + 2 * slot + which, mask=mask, other=-1)

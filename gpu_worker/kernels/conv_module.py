@@ -1,4 +1,4 @@
-"""Middle of a Conformer's convolution module in one kernel, its cache updated in place (Triton).
+"""The middle of a Conformer's convolution module in one kernel with an in-place cache (Triton).
 
 GLU, causal depthwise convolution, layer norm and SiLU.  Shape suffixes as in the reference,
 `conv_module_reference`.
@@ -15,8 +15,8 @@ from torch import Tensor
 
 @triton.jit
 def _past_glu(cache_row, gates_rows, start, frame, cols, HISTORY: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
-    # GLU output of a frame counted from the step's first one: from the cache before it, else from the
-    # gates' first half.  A thread reads only what it wrote itself, so no barrier is needed.
+    # GLU output of a frame, counted from the step's first one: earlier frames come from the cache, others
+    # from the gates' first half.  A thread reads only what it wrote itself, so no barrier is needed.
     at = tl.zeros_like(cols) + frame
     goes_on = tl.zeros_like(cols) + start > 0
     cached = tl.load(cache_row + (frame + HISTORY) * D, mask=(cols < D) & (at < 0) & goes_on, other=0.0)
@@ -43,8 +43,8 @@ def _glu_depthwise_conv_kernel(  # type: ignore[no-untyped-def]
     HAS_CONV_BIAS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # One program a stream: the window slides over its frames in registers, all channels at once,
-    # because the norm runs over channels.
+    # One program for each stream: the window slides over its frames in registers, with all channels at once
+    # because the norm is over channels.
     stream = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + stream).to(tl.int64)
     start = tl.load(start_ptr + stream)
@@ -59,8 +59,8 @@ def _glu_depthwise_conv_kernel(  # type: ignore[no-untyped-def]
     for frame in range(num_frames):
         value = tl.load(gates_rows + frame * 2 * D, mask=mask, other=0.0).to(tl.float32)
         gate = tl.load(gates_rows + frame * 2 * D + D, mask=mask, other=0.0).to(tl.float32)
-        # Rounded as the cache rounds it, so that a frame weighs the same now and in a later step; kept
-        # where `value` was, for the taps of the frames that follow.
+        # Rounded like the cache, so that a frame has the same value in this and a later step; stored in the
+        # place of `value`, for the taps of the next frames.
         glu = (value * tl.sigmoid(gate)).to(gates_ptr.dtype.element_ty)
         tl.store(gates_rows + frame * 2 * D, glu, mask=mask)
         last_weight = tl.load(weight_ptr + history * D + cols, mask=mask, other=0.0).to(tl.float32)
@@ -78,7 +78,7 @@ def _glu_depthwise_conv_kernel(  # type: ignore[no-untyped-def]
         out = norm * tl.sigmoid(norm)
         tl.store(out_ptr + (stream * num_rows + frame) * D + cols, out, mask=mask)
     if num_frames > 0:
-        # Ascending, so that no row is overwritten before it was read.
+        # Ascending, so that every row is read before it is overwritten.
         for row in tl.static_range(history):
             past = _past_glu(cache_row, gates_rows, start, num_frames + row - history, cols, history, D)
             tl.store(cache_row + row * D, past, mask=mask)
@@ -99,9 +99,9 @@ def glu_depthwise_conv(
     norm_bias_D: Tensor,
     eps: float,
 ) -> Tensor:
-    """See the reference.  `gates_BTE` is overwritten; it has the type of `cache_SKD`.
+    """Compute the reference's function. `gates_BTE` is overwritten; it has the type of `cache_SKD`.
 
-    Everything is contiguous.  Rows with no valid frame leave their slot alone.
+    All tensors are contiguous. A row without a valid frame does not change its slot.
     """
     num_streams, num_rows, _ = gates_BTE.shape
     taps, width = weight_KD.shape

@@ -1,8 +1,8 @@
-"""Samples of a step out of the slots' rings, which may be pinned host memory (Triton).
+"""Gathers a step's samples from the slots' rings, which may be pinned host memory (Triton).
 
-The host writes what it receives into a stream's ring and says no more than numbers; the device fetches
-the rows over the bus itself, so that packing a step costs the host nothing per stream.  Shape suffixes
-and semantics as in the reference, `gather_samples_reference`.
+The host writes received audio into a stream's ring and passes only the sample numbers of each row. The device
+fetches the rows over the bus itself, so the host copies no samples for a step.  Shape suffixes and semantics
+as in the reference, `gather_samples_reference`.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -34,7 +34,7 @@ def _gather_samples_kernel(  # type: ignore[no-untyped-def]
     sample = tl.load(first_ptr + stream) + column
     inside = (sample >= 0) & (sample < tl.load(end_ptr + stream)) & (column < num_columns)
     at = slot * ring_samples
-    # Of the two loads one fetches nothing: a slot's bytes are of one type or the other.
+    # One of the two loads is masked out, because a slot's bytes are of one type.
     is_float = tl.zeros_like(column) + tl.load(is_float_ptr + stream) != 0
     float_value = tl.load(float_ring_ptr + at + sample % ring_samples, mask=inside & is_float, other=0.0)
     pcm16_value = tl.load(pcm16_ring_ptr + 2 * at + sample % ring_samples, mask=inside & ~is_float, other=0)
@@ -45,7 +45,7 @@ def _gather_samples_kernel(  # type: ignore[no-untyped-def]
 def gather_samples(
     ring_SC: Tensor, slots_B: Tensor, is_float_B: Tensor, first_B: Tensor, end_B: Tensor, num_columns: int
 ) -> Tensor:
-    """See the reference.  Integers are int32; `ring_SC` is contiguous, on the device or pinned."""
+    """Compute the reference's function. Integers are int32; `ring_SC` is contiguous or pinned."""
     num_streams = slots_B.shape[0]
     out_BN = torch.empty((num_streams, num_columns), dtype=ring_SC.dtype, device=slots_B.device)
     _gather_samples_kernel[(num_streams, triton.cdiv(num_columns, 1024))](

@@ -1,9 +1,9 @@
-"""Greedy transducer decoding in one kernel, with no word to the host (Triton).
+"""Greedy transducer decoding in one kernel, without synchronizing with the host (Triton).
 
-Each program takes a block of streams and loops until all of them are through their frames: joint
-network and its best symbol, then, where any stream emitted one, the LSTM and its projection.  The
-weights stay in the L2 cache; programs go their own ways, so a stream that talks much holds up its block
-and not the batch.  Shape suffixes and semantics as in the reference, `greedy_decode_reference`.
+Each program takes a block of streams and loops until all of their frames are done. An iteration computes the
+joint network and its best symbol; if any stream emitted a symbol, the LSTM and its projection follow. The
+weights stay in the L2 cache. Programs do not wait for each other, so a stream with many symbols delays its
+block and not the batch.  Shape suffixes and semantics as in the reference, `greedy_decode_reference`.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -36,7 +36,7 @@ def _matmul_tile(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # acc + A W^T for rows of pointers to A and W, both dense along K.
+    # Return acc + A W^T for rows of pointers to A and W, both dense along K.
     for first in range(0, K, BLOCK_K):
         inner = first + tl.arange(0, BLOCK_K)
         inner_mask = inner < K
@@ -95,7 +95,7 @@ def _decode_rows(  # type: ignore[no-untyped-def]
     BLOCK_ARCS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # A block of rows, all of their frames.
+    # Decode all frames of a block of rows.
     row64 = row.to(tl.int64)
     most = num_rows * MAX_SYMBOLS
     out_row = row64 * (1 + 3 * most)
@@ -122,7 +122,8 @@ def _decode_rows(  # type: ignore[no-untyped-def]
 
     while tl.max((frame < num_frames).to(tl.int32), axis=0) > 0:
         active = frame < num_frames
-        # Joint network's hidden layer, to scratch, so that the product below reads it as a matrix.
+        # The joint network's hidden layer goes to scratch memory, where the product below reads it as a
+        # matrix.
         for first in range(0, J, BLOCK_COPY):
             cols = first + copy
             mask = active[:, None] & (cols < J)[None, :]
@@ -143,7 +144,7 @@ def _decode_rows(  # type: ignore[no-untyped-def]
             v = first_symbol + tl.arange(0, BLOCK_V)
             v_mask = v < V
             if BOOSTED:
-                # Before the product, which takes longer than they are on their way.
+                # Loaded before the product, which takes longer than these loads.
                 scores = scores_of(
                     floats_ptr, base_ptr, scores_ptr, slot, row64, active, first_symbol, V, BLOCK_V
                 )
@@ -258,7 +259,7 @@ def _decode_rows(  # type: ignore[no-untyped-def]
                     cell = tl.where(ended[:, None], start_cell[None, :], cell)
                     hidden = tl.where(ended[:, None], start_hidden[None, :], hidden)
                     tl.store(cell_at, cell, mask=mask)
-                    # Other units of this layer still need the old state.
+                    # The old state is kept: other units of this layer still read it.
                     tl.store(new_hidden_ptr + row64[:, None] * H + unit[None, :], hidden.to(low), mask=mask)
                 tl.debug_barrier()
                 for first in range(0, H, BLOCK_COPY):
@@ -347,7 +348,7 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     any_boosted = 0
     if BOOSTS:
         any_boosted = tl.max(is_boosted(base_ptr, slot, num_frames > 0).to(tl.int32), axis=0)
-    # Blocks without phrases have code of their own: phrases take registers, which the others would lack.
+    # Blocks without phrases have code of their own, because the code for phrases takes more registers.
     for BOOSTED in tl.static_range(1 + BOOSTS):
         if any_boosted == BOOSTED:
             _decode_rows(
@@ -413,9 +414,10 @@ def greedy_decode(
     block_b: int | None = None,
     num_warps: int = 4,
 ) -> Tensor:
-    """See the reference.  Indices are int32, everything is contiguous; what is past the count is not set.
+    """Compute the reference's function. Indices are int32, all tensors contiguous; no row is set past its
+    count.
 
-    Two rows of one call never name one slot, unless they have no frames.
+    Two rows of one call have different slots, unless they have no frames.
     """
     num_streams, num_rows, joint_width = encoded_BTJ.shape
     layers, num_slots, width = hidden_LSH.shape
@@ -425,11 +427,11 @@ def greedy_decode(
     )
     full = encoded_BTJ.dtype == torch.float32
     if block_b is None:
-        # Enough programs to cover the chip, and no more reading of weights than that needs.
+        # Enough programs to cover the GPU, but no more, because each program reads the weights.
         block_b = 16 if num_streams <= 2048 else 32
     ends = (*weights.end_ids, -1, -1)
     if trees is None:
-        words, base, node, scores = slots_B, slots_B, slots_B, out  # none of which is read
+        words, base, node, scores = slots_B, slots_B, slots_B, out  # placeholders that are not read
     else:
         words, base, node = trees.words_W, trees.base_SM, trees.node_SM
         scores = torch.empty((num_streams, 2 * num_symbols), dtype=torch.float32, device=out.device)

@@ -1,4 +1,4 @@
-"""Layer norm, and the two norms between one Conformer layer and the next in one pass (Triton).
+"""Layer norm, and the two norms between Conformer layers in one pass (Triton).
 
 Shape suffixes: M rows (streams x frames), D width of the model.  Reference: `layer_norm_reference`.
 """
@@ -60,7 +60,7 @@ def _launch(
     num_rows, width = x_MD.shape
     out_MD = torch.empty_like(x_MD)
     block_d = triton.next_power_of_2(width)
-    # About 16 elements a thread: enough loads in flight, few enough registers for full occupancy.
+    # About 16 elements per thread: enough loads in flight, and few enough registers for full occupancy.
     block_m = max(1, 2048 // block_d)
     _layer_norm_kernel[(triton.cdiv(num_rows, block_m),)](
         x_MD,
@@ -79,13 +79,13 @@ def _launch(
 
 
 def layer_norm(x_MD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
-    """See the reference; `x_MD` is contiguous."""
+    """Compute the reference's function; `x_MD` is contiguous."""
     return _launch(x_MD, x_MD, (weight_D, bias_D, weight_D, bias_D), eps, two=False)
 
 
 def two_layer_norms(
     x_MD: Tensor, weight_D: Tensor, bias_D: Tensor, next_weight_D: Tensor, next_bias_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """See the reference; `x_MD` is contiguous and replaced in place by the layer's output."""
+    """Compute the reference's function; `x_MD` is contiguous and replaced in place by the layer's output."""
     out_MD = _launch(x_MD, x_MD, (weight_D, bias_D, next_weight_D, next_bias_D), eps, two=True)
     return x_MD, out_MD

@@ -1,8 +1,8 @@
 """Log-mel features on the device: framing, DFT as a float32 matrix product, mel filters (Triton).
 
-The window of NeMo's front end has 400 of the 512 samples of the transform; a shift of the frame inside
-the transform changes phases only, so the 400 samples are transformed as they are.  Shape suffixes and
-the arithmetic of windows as in the reference, `log_mel_reference`.
+The window of NeMo's front end has 400 of the 512 samples of the transform; a shift of the frame inside the
+transform changes phases only, so the 400 samples are transformed without padding.  Shape suffixes and the
+arithmetic of windows as in the reference, `log_mel_reference`.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -56,7 +56,7 @@ def _frames_kernel(  # type: ignore[no-untyped-def]
     sample_end = tl.load(sample_end_ptr + stream)
     index = tl.arange(0, BLOCK)
     inside = index < WIN
-    # Place in the line of samples "tail, then new ones", and in the stream.
+    # Position in the row's samples (the tail, then the new ones), and in the stream.
     place = HOP * mel + 1 + index
     absolute = FRAME * start - LEAD - TAIL + place
     new_row = samples_ptr + stream * stride_samples - TAIL
@@ -150,9 +150,9 @@ def _move_caches_kernel(  # type: ignore[no-untyped-def]
 
 
 def dft_matrix(window_I: Tensor, n_fft: int) -> Tensor:
-    """Real and imaginary parts of the transform of a frame, [I, 2X padded to a multiple of 8], float32.
+    """Return the DFT matrix, real and imaginary parts, [I, 2X padded to a multiple of 8], float32.
 
-    Built in float64 on the CPU, so that its error is one rounding.
+    It is computed in float64 on the CPU, so that its error is one rounding.
     """
     num_freqs = n_fft // 2 + 1
     index = torch.arange(window_I.shape[0], dtype=torch.float64)
@@ -178,7 +178,7 @@ def log_mel_window(
     preemphasis: float,
     log_zero_guard: float,
 ) -> Tensor:
-    """See the reference; `dft_IX` is `dft_matrix`'s, indices are int32, rows are contiguous."""
+    """Compute the reference's function; `dft_IX` is from `dft_matrix`, indices are int32, rows contiguous."""
     num_streams, num_samples = samples_BL.shape
     num_new = num_samples // HOP_SAMPLES
     num_freqs, num_mels = mel_filters_XN.shape

@@ -5,8 +5,8 @@ Follows Transformer-XL scores as NeMo's `RelPositionMultiHeadAttention` computes
 T query frames, H heads, D width of a head, N pages, P frames of a page, M pages of a stream's ring,
 R relative distances.  Reference: `paged_attention_reference`.
 
-The positional term is a matrix product with a constant, so it is taken for all distances at once by the
-matrix library ([H, B T, D] x [H, D, R]); the kernel picks the distances that it needs.
+The positional term is a matrix product with a constant, so the matrix library computes it for all distances
+at once ([H, B T, D] x [H, D, R]). The kernel picks the distances that it needs.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -91,8 +91,8 @@ def _paged_attention_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # One program a (stream, head).  Heads of a stream are neighbours, because a frame's keys of all
-    # heads are one run of memory.
+    # One program for each (stream, head). Heads of a stream are neighbours, because a frame's keys of all
+    # heads are contiguous in memory.
     stream = (tl.program_id(0) // H).to(tl.int64)
     head = tl.program_id(0) % H
     start = tl.load(start_ptr + stream)
@@ -121,7 +121,7 @@ def _paged_attention_kernel(  # type: ignore[no-untyped-def]
     last_row = tl.minimum(first_row + BLOCK_T, num_frames) - 1
     first_key = tl.maximum(first_chunk * CHUNK - LEFT, 0)
     last_key = tl.minimum(((start + last_row) // CHUNK + 1) * CHUNK, start + num_frames)
-    # A block of rows past the stream's frames looks at no key.
+    # A block of rows past the stream's frames reads no key.
     last_key = tl.where(first_row < num_frames, last_key, first_key)
     for key_0 in range(first_key, last_key, BLOCK_K):
         key = key_0 + tl.arange(0, BLOCK_K)
@@ -205,12 +205,12 @@ def attend(
     num_warps: int = 1,
     num_stages: int = 2,
 ) -> Tensor:
-    """`paged_attention` with what does not change over steps worked out before.
+    """Compute `paged_attention` with constants that were computed before.
 
     pos_HDR: projected positions, distances last; v_bias_HR: `bias_v_HD` times them, float32.
     """
     num_streams, num_rows, heads, width = q_BTHD.shape
-    # A view: streams and frames of a projection lie at one stride.
+    # A view: streams and frames of a projection have one stride.
     q_HMD = q_BTHD.as_strided((heads, num_streams * num_rows, width), (q_BTHD.stride(2), q_BTHD.stride(1), 1))
     bd_HMR = torch.bmm(q_HMD, pos_HDR)
     out_BTHD = q_BTHD.new_empty((num_streams, num_rows, heads, width))
@@ -272,10 +272,11 @@ def paged_attention(
     chunk_frames: int,
     left_frames: int,
 ) -> Tensor:
-    """Attention of the step's frames over their streams' pages, as `paged_attention_reference` has it.
+    """Compute the attention of the step's frames over their streams' pages, as in
+    `paged_attention_reference`.
 
-    Keys and values of the step's own frames have been written before (`write_kv`).  `q_BTHD` is dense
-    over its last two dimensions and its streams lie T rows apart.
+    Keys and values of the step's own frames must be written before (`write_kv`). `q_BTHD` is dense over its
+    last two dimensions, and its streams are T rows apart.
     """
     pos_HDR, v_bias_HR = position_bias(pos_RHD, bias_v_HD)
     return attend(

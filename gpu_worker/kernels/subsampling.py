@@ -135,7 +135,7 @@ def conv_and_depthwise(
     dw_weight_KC: Tensor,
     dw_bias_C: Tensor,
 ) -> Tensor:
-    """See the reference.  `start_B` and `mel_end_B` are int32; everything is contiguous."""
+    """Compute the reference's function. `start_B` and `mel_end_B` are int32; all tensors are contiguous."""
     num_streams, window, bins = mel_BWN.shape
     channels = conv_weight_KC.shape[1]
     bins1 = bins // 2 + 1
@@ -172,7 +172,7 @@ def conv_and_depthwise(
 def depthwise(
     hidden_BTFC: Tensor, start_B: Tensor, mel_end_B: Tensor, dw_weight_KC: Tensor, dw_bias_C: Tensor
 ) -> Tensor:
-    """See the reference.  Everything is contiguous."""
+    """Compute the reference's function. All tensors are contiguous."""
     num_streams, num_in, bins, channels = hidden_BTFC.shape
     num_out = (num_in - 1) // 2
     bins_out = bins // 2 + 1

@@ -277,7 +277,7 @@ class CudaModel:
         return state
 
     def pre_encode(self, step: CudaStep, state: SlotState) -> Tensor:
-        """Turn samples into subsampled frames x_BTD; move the tail and the cached mel frames on."""
+        """Compute the subsampled frames x_BTD of the samples; update the tail and the cached mel frames."""
         mel = self.config.mel
         mel_BWN = log_mel_window(
             step.samples_BN,

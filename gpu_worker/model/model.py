@@ -136,7 +136,7 @@ class StreamingModel:
         return prompt.index(language) if prompt is not None and language is not None else 0
 
     def pre_encode(self, step: StepInputs, state: SlotState) -> Tensor:
-        """Turn samples into subsampled frames x_BTD; move the tail and the subsampling caches on."""
+        """Compute the subsampled frames x_BTD of the samples; update the tail and the subsampling caches."""
         slots = step.slots_B
         mel, tail = self.front_end.run(
             state.tail_SZ.index_select(0, slots),

@@ -1,1 +1,1 @@
-"""Plain PyTorch references of the kernels, which tests compare them with."""
+"""References of the kernels in plain PyTorch; tests compare each kernel with its reference."""

@@ -1,4 +1,4 @@
-"""Plain PyTorch of `begin_streams.py`: what the kernel must compute.
+"""Reference of `begin_streams.py` in plain PyTorch.
 
 Shape suffixes: B streams of the step, L LSTM layers, S slots, H prediction width, J joint width.
 """
@@ -19,9 +19,9 @@ def begin_streams(
     begin_cell_LH: Tensor,
     begin_output_J: Tensor,
 ) -> None:
-    """Put every row that begins a stream (`start_B` 0) to the first state of the prediction network.
+    """Set each row that begins a stream (`start_B` 0) to the first state of the prediction network.
 
-    `node_SM`, the states in its two boosting trees, go to the root.
+    Its states in the two boosting trees, `node_SM`, are set to the root.
     """
     new = slots_B[start_B == 0].long()
     hidden_LSH[:, new] = begin_LH[:, None]

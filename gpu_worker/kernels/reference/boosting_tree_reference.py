@@ -1,4 +1,4 @@
-"""Plain PyTorch of `boosting_tree.py`: what a boosting tree says in a state, read from its words.
+"""Reference of `boosting_tree.py` in plain PyTorch: scores and next states, read from a tree's words.
 
 Shape suffixes: W words of all trees, S slots, M trees of a slot, V tokens without the blank.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 class SlotTrees:
     """Boosting trees of the slots (`gpu_worker.boosting.tree` has their layout).
 
-    words_W: of all trees, int32.  base_SM: where the tree of a slot begins, -1 for none, int32; a slot's own
-    and everybody's (M = 2).  node_SM: the slot's state in it, int32.
+    words_W: words of all trees, int32. base_SM: start of a slot's own and the shared tree (M = 2), -1 for no
+    tree, int32. node_SM: the slot's state in each tree, int32.
     """
 
     words_W: Tensor
@@ -25,7 +25,7 @@ class SlotTrees:
 
 
 def _node(words_W: Tensor, base: int, node: int, num_tokens: int) -> tuple[Tensor, int, Tensor]:
-    """Arcs of a node that is not the root (token, score, next node), its fail node, its back-off weight."""
+    """Return the arcs (token, score, next node), fail node and back-off weight of a node, not the root."""
     head = base + 2 * num_tokens + 4 * node
     first, count, fail = words_W[head : head + 3].tolist()
     arcs_A3 = words_W[base + first : base + first + 3 * count].view(-1, 3)
@@ -33,7 +33,7 @@ def _node(words_W: Tensor, base: int, node: int, num_tokens: int) -> tuple[Tenso
 
 
 def tree_scores(words_W: Tensor, base: int, node: int, num_tokens: int) -> Tensor:
-    """Return what each token scores in a state, float32 [V]."""
+    """Return the score of each token in a state, float32 [V]."""
     scores_V = torch.zeros(num_tokens, device=words_W.device)
     is_set_V = torch.zeros(num_tokens, dtype=torch.bool, device=words_W.device)
     backoff = torch.zeros((), device=words_W.device)

@@ -1,4 +1,4 @@
-"""Plain PyTorch of `conv_module.py`: what the kernel must compute.
+"""Reference of `conv_module.py` in plain PyTorch.
 
 Shape suffixes: B streams of the step, T frames of the step, D width of the model, S slots,
 K taps of the convolution.
@@ -23,12 +23,12 @@ def glu_depthwise_conv(
     norm_bias_D: Tensor,
     eps: float,
 ) -> Tensor:
-    """GLU, causal depthwise convolution, layer norm, SiLU of a Conformer's convolution module.
+    """Compute GLU, causal depthwise convolution, layer norm and SiLU of a convolution module.
 
     `gates_BTE` is the first pointwise convolution's output, E = 2 D.  `cache_SKD` holds the last K - 1
-    GLU outputs of every slot, oldest first, and is moved on in place by the stream's valid frames; where
-    `start_B` is 0 a stream begins, and what the slot holds of its last one counts as zeros.
-    Rows past `num_frames_B` come out as zeros.
+    GLU outputs of every slot, oldest first, and advances in place by the stream's valid frames. Where
+    `start_B` is 0 a stream begins, and the slot's cached frames count as zeros. Rows past `num_frames_B` are
+    zeros.
     """
     num_streams, num_rows, _ = gates_BTE.shape
     taps = weight_KD.shape[0]

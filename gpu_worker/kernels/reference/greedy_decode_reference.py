@@ -1,10 +1,10 @@
-"""Plain PyTorch of `greedy_decode.py`: what the kernel must compute.
+"""Reference of `greedy_decode.py` in plain PyTorch.
 
-Greedy transducer decoding as NeMo's `GreedyBatchedRNNTInfer` does it: at every encoder frame take the
-best symbol; a blank moves to the next frame, anything else is emitted and moves the prediction network,
-at most `max_symbols` times a frame.  An end-of-utterance symbol also closes its frame and puts the
-prediction network back to its start.  Where a stream has boosting trees, their scores and the logits decide
-together which symbol is emitted; a blank stays one, and confidence is that of the logits alone.
+Greedy transducer decoding as NeMo's `GreedyBatchedRNNTInfer` does it: it takes the best symbol at every
+encoder frame. A blank moves to the next frame; any other symbol is emitted and advances the prediction
+network, at most `max_symbols` times a frame. An end-of-utterance symbol also closes its frame and resets the
+prediction network to its start. If a stream has boosting trees, the sum of their scores and the logits
+decides which symbol is emitted. A blank stays a blank, and confidence is that of the logits alone.
 
 The prediction network's state of a stream is its state *after* the last emitted symbol, so a stream that
 emits nothing costs no LSTM step; a new stream starts with the state after the start symbol.
@@ -33,7 +33,7 @@ class TransducerWeights:
     `input_LGH` is not read); bias_LG: the sum of both biases, float32.  pred_JH, pred_bias_J: the joint's
     projection of the prediction network.  out_VJ, out_bias_V: the joint's last layer.  start_LH,
     start_cell_LH (float32), start_output_J: hidden and cell state and projection after the start symbol.
-    blank_id: the last symbol.  end_ids: symbols after which a stream goes on from there.
+    blank_id: the last symbol.  end_ids: symbols after which the prediction network is at its start again.
     """
 
     symbol_gates_VG: Tensor
@@ -53,7 +53,7 @@ class TransducerWeights:
 
 
 def lstm_step(weights: TransducerWeights, symbol: int, hidden_LH: Tensor, cell_LH: Tensor) -> None:
-    """Move one stream's prediction network on by one symbol, in place."""
+    """Advance one stream's prediction network by one symbol, in place."""
     gates_G = weights.symbol_gates_VG[symbol].float()
     for layer in range(hidden_LH.shape[0]):
         if layer:
@@ -72,7 +72,7 @@ def token_confidence(log_probs: Tensor) -> Tensor:
 
 
 def _scores(trees: SlotTrees | None, slot: int, num_tokens: int) -> Tensor | None:
-    """Return what the trees of a slot add to the logits of tokens; None where it has no tree."""
+    """Return the scores that a slot's trees add to the logits of tokens; None if it has no tree."""
     if trees is None:
         return None
     scores = [
@@ -84,7 +84,7 @@ def _scores(trees: SlotTrees | None, slot: int, num_tokens: int) -> Tensor | Non
 
 
 def _advance(trees: SlotTrees | None, slot: int, symbol: int, num_tokens: int) -> None:
-    """Move a slot's states on by one symbol."""
+    """Advance a slot's states by one symbol."""
     assert trees is not None
     for number, (base, node) in enumerate(
         zip(trees.base_SM[slot].tolist(), trees.node_SM[slot].tolist(), strict=True)
@@ -103,12 +103,12 @@ def greedy_decode(
     weights: TransducerWeights,
     trees: SlotTrees | None = None,
 ) -> Tensor:
-    """Decode the step's frames; the prediction network's state moves in place.
+    """Decode the step's frames; the prediction network's state is updated in place.
 
     `encoded_BTJ` is the joint's projection of the encoder, bias included; `output_SJ` that of the
     prediction network, a part of its state.  `cell_LSH` is float32.
-    Returns int32 [B, 1 + 3K]: the number of symbols, then their ids, their frames (from the row's first
-    on), and the bits of their float32 confidences.
+    Returns int32 [B, 1 + 3K]: the number of symbols, then their ids, their frames (counted from the row's
+    first), and the bits of their float32 confidences.
     """
     num_streams, num_rows, _ = encoded_BTJ.shape
     most = num_rows * weights.max_symbols

@@ -1,4 +1,4 @@
-"""Plain PyTorch of `layer_norm.py`: what the kernels must compute.
+"""Reference of `layer_norm.py` in plain PyTorch.
 
 Shape suffixes: M rows (streams x frames), D width of the model.
 """
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def layer_norm(x_MD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
-    """Layer norm over the last dimension, computed in float32."""
+    """Return the layer norm over the last dimension, computed in float32."""
     normed_MD = F.layer_norm(x_MD.float(), x_MD.shape[-1:], weight_D.float(), bias_D.float(), eps)
     return normed_MD.to(x_MD.dtype)
 
@@ -18,7 +18,7 @@ def layer_norm(x_MD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Te
 def two_layer_norms(
     x_MD: Tensor, weight_D: Tensor, bias_D: Tensor, next_weight_D: Tensor, next_bias_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """End of one Conformer layer and start of the next one.
+    """Compute the last norm of a Conformer layer and the first norm of the next one.
 
     Returns the layer's output, which is the next residual, and its norm by the next layer's weights.
     """

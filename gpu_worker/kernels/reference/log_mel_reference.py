@@ -1,10 +1,9 @@
-"""Plain PyTorch of `log_mel.py`: what the kernels must compute.
+"""Reference of `log_mel.py` in plain PyTorch.
 
 Mel frame k of a stream reads samples 160k - 201 .. 160k + 199.  A step of T encoder frames from `start`
 on adds mel frames 8 start - 7 .. 8 (start + T - 1), so it reads the 1,280 T new samples of its row after a
-tail of 241 kept samples, and every step of a stream has the same shape: a stream begins with
-`LEAD_SAMPLES` samples of silence in front of its first own sample, which no valid frame of it sees as
-sound.
+tail of 241 kept samples, and every step of a stream has the same shape. A stream begins with `LEAD_SAMPLES`
+samples of silence before its first sample; no valid frame takes them for audio of the stream.
 
 Shape suffixes: B streams of the step, L new samples, S slots, W mel frames of the window (8T + 7),
 N mel bins, X frequency bins, I samples of the analysis window.
@@ -39,12 +38,12 @@ def log_mel_window(
     preemphasis: float,
     log_zero_guard: float,
 ) -> Tensor:
-    """Log-mel frames that the step's encoder frames need, and the caches moved on in place.
+    """Compute the log-mel frames for the step's encoder frames, and update the caches in place.
 
-    `start_B` is the absolute encoder frame of the step's first one, `num_frames_B` how many of the row
-    are valid; the caches move by as many.  `sample_end_B` counts the stream's samples, any huge number
-    while that is not known; what lies behind the end is silence after preemphasis.
-    Returns [B, 8T + 7, N] in float32, from absolute mel frame 8 start - 14 on.
+    `start_B` is the absolute number of the step's first encoder frame, `num_frames_B` the number of the row's
+    valid frames, by which the caches advance. `sample_end_B` is the number of the stream's samples, any huge
+    number while it is not known; samples after the end are silence after preemphasis. Returns [B, 8T + 7, N]
+    in float32, from absolute mel frame 8 start - 14 on.
     """
     slots = slots_B.long()
     line_BL = torch.cat([tail_SX[slots], samples_BL.float()], dim=1)

@@ -1,8 +1,8 @@
 """Relative-position attention over a paged key/value cache, in plain PyTorch.
 
-The reference of the Triton kernel beside it, and what runs on CPU.  A stream's keys and values live in
-the pages of its block-table row, a ring of M pages of P frames: frame t stands in logical page
-``(t // P) % M`` at offset ``t % P``.
+It is the reference of the Triton kernel, and the implementation for CPU. A stream's keys and values are in
+the pages of its block-table row, a ring of M pages of P frames: frame t is in logical page ``(t // P) % M``
+at offset ``t % P``.
 
 Shape legend: B rows, T frames of a row, H heads, D head width, N pages, P frames of a page, M pages of
 a ring, K = M * P ring positions, R relative positions.
@@ -21,11 +21,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class AttentionGeometry:
-    """Which ring position a query sees, and at which distance; the same for all layers of a step.
+    """The mask and the distances of queries and ring positions, which all layers of a step share.
 
-    `distance_1BTK` are rows of the relative positions, `masked_BTK` is 0 where a key is seen and -inf
-    elsewhere (0 throughout for frames past a row's count), `valid_BT` says which frames count;
-    `all_valid` that every one does.
+    `distance_1BTK` are rows of the relative positions, `masked_BTK` is 0 where a key is visible and -inf
+    elsewhere (0 throughout for frames past a row's count), `valid_BT` marks the valid frames; `all_valid`
+    states that every frame is valid.
     """
 
     distance_1BTK: Tensor
@@ -45,20 +45,20 @@ def attention_geometry(
     all_valid: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> AttentionGeometry:
-    """Work out the mask and the distances of a step.
+    """Compute the mask and the distances of a step.
 
     Args:
         num_frames: T.
         ring_frames: K, ring positions of a row.
         start_B, num_frames_B: see `paged_attention`.
-        all_valid: promise that every row has T valid frames.
-        dtype: of the mask.
+        all_valid: whether every row has T valid frames, as the caller knows.
+        dtype: type of the mask.
     """
     device = start_B.device
     start = start_B.to(torch.int64).unsqueeze(1)
     end = start + num_frames_B.to(torch.int64).unsqueeze(1)
     ring = torch.arange(ring_frames, device=device)
-    # The newest frame that a ring position can hold; negative before the ring has gone round once.
+    # The newest frame that a ring position can hold; negative if the ring has not reached the position yet.
     key_BK = end - 1 - torch.remainder(end - 1 - ring, ring_frames)
     query_BT = start + torch.arange(num_frames, device=device)
     chunk_BT = torch.div(query_BT, chunk_frames, rounding_mode="floor") * chunk_frames
@@ -68,7 +68,7 @@ def attention_geometry(
     seen = (key >= first_BT.unsqueeze(2)) & (key <= last_BT.unsqueeze(2))
     valid_BT = query_BT < end
     if not all_valid:
-        # A row without any key has no softmax; what such a row gives is zeroed at the end.
+        # A row without any key has no softmax; the output of such a row is set to zero at the end.
         seen = seen | ~valid_BT.unsqueeze(2)
     masked = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
     num_positions = left_frames + 2 * chunk_frames - 1
@@ -93,20 +93,20 @@ def paged_attention(
     left_frames: int,
     geometry: AttentionGeometry | None = None,
 ) -> Tensor:
-    """Attend from each row's new frames to its cached ones; keys and values are in the pages already.
+    """Attend from each row's new frames to its cached frames; their keys and values are in the pages already.
 
     Args:
         q_BTHD: queries of frames ``start .. start + T - 1``.
         k_pages_NPHD, v_pages_NPHD: the pages of one layer, of any strides.
-        block_table_BM: integer pages of each row's ring, any valid page where none is taken yet.
+        block_table_BM: integer pages of each row's ring, any valid page in places that are not taken yet.
         start_B: integer absolute encoder frame of the row's first one, a multiple of `chunk_frames`.
         num_frames_B: integer count of valid frames, at most T; together with T at most
             ``M * P - left_frames``.
         pos_RHD: projected relative positions; row r is the distance query - key of
             ``r - (chunk_frames - 1)``, R = left_frames + 2 * chunk_frames - 1.
         bias_u_HD, bias_v_HD: content and position biases.
-        chunk_frames, left_frames: the mask.
-        geometry: what `attention_geometry` returns for these arguments, when a caller has it already.
+        chunk_frames, left_frames: chunk and left context of the mask, in encoder frames.
+        geometry: result of `attention_geometry` for these arguments, if the caller has it already.
 
     Returns:
         out_BTHD; frames past a row's count are zero.
@@ -142,7 +142,7 @@ def paged_attention(
 def _gather(pages_NPHD: Tensor, block_table_BM: Tensor) -> Tensor:
     """Return the rings of all rows, [B * H, K, D], without a second copy of rings of one page.
 
-    The only ring of a step on CPU, if it is one page, is not copied at all.
+    On CPU, a single ring of a single page is not copied at all.
     """
     num_rows, num_pages = block_table_BM.shape
     _, page_frames, num_heads, width = pages_NPHD.shape

@@ -21,7 +21,7 @@ from gpu_worker.model.layers.product import Product
 
 
 class PagedAttention(Protocol):
-    """The call that kernels/reference/paged_attention_reference.py defines and other kernels share."""
+    """The signature of attention kernels, as kernels/reference/paged_attention_reference.py defines it."""
 
     def __call__(
         self,

@@ -145,7 +145,7 @@ class Encoder:
     def run(
         self, x_BTD: Tensor, keys_LNWHE: Tensor, values_LNWHE: Tensor, conv_LBKD: Tensor, step: AttentionStep
     ) -> Tensor:
-        """Subsampled frames to encoder frames, [B, T, D]; pages and `conv_LBKD` change in place."""
+        """Compute the encoder frames [B, T, D]; pages and `conv_LBKD` are changed in place."""
         x = x_BTD.reshape(-1, x_BTD.shape[2]) * self._scale
         for index, layer in enumerate(self.layers):
             x = layer.run(x, keys_LNWHE[index], values_LNWHE[index], conv_LBKD[index], step)

@@ -37,7 +37,7 @@ from gpu_worker.model.state import PredictorStart
 
 
 class Fusion(Protocol):
-    """A second score, beside the model's, that decides which token is emitted."""
+    """A second influence, beside the model, on which token is emitted."""
 
     def choose(self, logits_BV: Tensor, token_B: Tensor) -> Tensor:
         """Return the tokens to emit, int64, from the logits at each row's frame and the model's choice."""

@@ -36,7 +36,7 @@ def _norm(name: str, width: int) -> Shapes:
 
 
 def _subsampling(config: ModelConfig) -> Shapes:
-    """`dw_striding`: one full convolution, then a depthwise and a pointwise one for each halving."""
+    """Return the shapes of `dw_striding`: a full convolution, then depthwise and pointwise ones."""
     channels = config.subsampling_channels
     shapes: Shapes = {}
     halvings = config.subsampling_factor.bit_length() - 1

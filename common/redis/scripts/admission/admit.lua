@@ -1,13 +1,13 @@
 -- Admits one more stream: {1, stream id}, or {0, 'full', 'memory' or 'no_worker', number of workers whose lease lapsed
--- just now}. A repeat with the same `once` gives the same stream. What workers can take together bounds the
--- cluster as max_num_streams does; a worker that drains takes nothing new but keeps what it has. Memory is
--- that of the server of shard 0, on which this runs; an ingress looks at those of its own streams.
+-- just now}. A repeat with the same `once` returns the same stream. The capacity of all workers bounds the
+-- cluster as max_num_streams does; a draining worker takes no new stream but keeps its own. Memory is that of
+-- the server of shard 0, on which this runs; an ingress checks the servers of its own streams.
 --
--- An id is of the shard that it leaves when it is divided by their number, so a stream that is to be of one takes up
--- to so many numbers. In each run of the server ids begin at its clock, in milliseconds, times the number of shards:
--- what an earlier run gave and this one has forgotten, its counter included, is less as long as fewer than a thousand
--- streams a second are admitted. A server whose clock is behind goes on from the counter, beyond what it may have
--- forgotten.
+-- The shard of an id is its remainder by the number of shards, so a stream for a given shard uses up to that
+-- many numbers. In each run of the server ids begin at its clock, in milliseconds, times the number of
+-- shards: ids of an earlier run, even with its counter lost, are less as long as fewer than a thousand
+-- streams a second are admitted. A server whose clock is behind goes on from the counter, beyond all ids that
+-- it may have lost.
 local counter, admissions, workers, once, counter_run = unpack(KEYS)
 local max_num_streams, ttl_ms, worker_stem, once_ttl_ms, counter_ttl_ms, register_ttl_ms, wanted,
   memory_limit, forgotten_streams, may_come_back_ms, shards, shard = unpack(ARGV)

@@ -1,5 +1,5 @@
 -- Writes names and values of settings, which follow the named argument. Returns the first that differs as
--- {name, value of the cluster}, or {}; then nothing is written.
+-- {name, value of the cluster}, and writes nothing then; otherwise {}.
 local settings, ttl_ms = KEYS[1], ARGV[1]
 
 for i = 2, #ARGV, 2 do

@@ -1,4 +1,4 @@
--- Puts the expiry of every stream forward; one that had lapsed is admitted again, since it streams. The
+-- Renews the expiry of every stream; a lapsed stream is admitted again, since it is active. The
 -- streams follow the two named arguments.
 local admissions = KEYS[1]
 local ttl_ms, register_ttl_ms = ARGV[1], ARGV[2]

@@ -1,6 +1,6 @@
 -- Makes a staged snapshot the stream's checkpoint; the checkpoint's other fields follow the named arguments.
--- Returns 1, or 0 where the epoch is another's, the stream has ended, pieces are missing, or there is a
--- later checkpoint: an owner that hands a stream over may have an older one on its way.
+-- Returns 1, or 0 if another owner has the epoch, the stream has ended, pieces are missing, or there is a
+-- later checkpoint: an owner that hands a stream over may still be writing an older one.
 local meta, audio, snapshot, staged = unpack(KEYS)
 local epoch, first_kept, num_pieces, samples = unpack(ARGV)
 

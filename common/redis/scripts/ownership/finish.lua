@@ -1,6 +1,6 @@
--- Ends a stream. Returns 1, 0 where the epoch is another's, -1 where the stream had left Redis. A client
--- that was lost may come back for the end: so long it is kept. Results of a later owner fence this one off, also
--- where the record has forgotten that owner: the last result was refused then.
+-- Ends a stream. Returns 1, or 0 if another owner has the epoch, or -1 if the stream is gone from Redis. The
+-- stream is kept for a while, because a lost client may come back for the end. Results of a later owner fence
+-- this owner, even if the record has lost that owner: the last result was refused then.
 local assignments, meta, audio, results, snapshot, ready, text = unpack(KEYS)
 local group, entry, stream, owner_epoch, least_ttl_ms = unpack(ARGV)
 

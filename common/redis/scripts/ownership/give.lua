@@ -1,4 +1,4 @@
--- Makes one pending assignment of a worker another's; returns 0 where it is not that worker's.
+-- Transfers one pending assignment to another worker; returns 0 if the first worker does not have it.
 local assignments = KEYS[1]
 local group, worker, heir, entry = unpack(ARGV)
 

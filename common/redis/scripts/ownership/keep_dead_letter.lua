@@ -1,4 +1,4 @@
--- Keeps what is known of a poison stream. Returns 1, or 0 where the epoch is another's.
+-- Keeps the facts of a poison stream. Returns 1, or 0 if another owner has the epoch.
 local meta, audio, dead, dead_audio = unpack(KEYS)
 local stream, epoch, ttl_ms, max_entries = unpack(ARGV)
 

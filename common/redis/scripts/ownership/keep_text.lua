@@ -1,6 +1,6 @@
--- Keeps the text of a stream up to result `seq`: `text` goes at byte `at`, and with it the kept text has so many
--- code points. Returns 1, 0 where the epoch is another's, nil where the text before it is gone: Redis may have
--- forgotten its last moments. A repeat changes nothing.
+-- Keeps the text of a stream up to result `seq`: writes `text` at byte `at`; `chars` is the number of code
+-- points of the kept text then. Returns 1, or 0 if another owner has the epoch, or nil if the text before it
+-- is gone: Redis may have lost its last writes. A repeat changes nothing.
 local meta, kept = unpack(KEYS)
 local epoch, at, text, seq, chars = unpack(ARGV)
 

@@ -1,5 +1,5 @@
--- Notes that nobody has died of a stream that changes hands; `cleared` is 1 where it got past what it was
--- suspected for.
+-- Notes that a stream that changes its owner has ended no process; `cleared` is 1 if it got past the audio
+-- that it was suspected for.
 local meta = KEYS[1]
 local epoch, cleared = unpack(ARGV)
 

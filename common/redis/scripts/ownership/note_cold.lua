@@ -1,5 +1,5 @@
--- Notes, until the next checkpoint, that a stream goes on from the last one without its snapshot. Returns 0 where
--- the epoch is another's.
+-- Notes, until the next checkpoint, that a stream goes on from the last one without its snapshot. Returns 0
+-- if another owner has the epoch.
 local meta = KEYS[1]
 local epoch = ARGV[1]
 

@@ -1,4 +1,4 @@
--- Returns how many assignments are pending with a worker.
+-- Returns the number of a worker's pending assignments.
 local assignments = KEYS[1]
 local group, worker = unpack(ARGV)
 

@@ -2,13 +2,14 @@
 -- seq, samples acknowledged by then, record, poison, bytes of kept text}. The audio group of the new epoch
 -- begins at the checkpoint. The entry with seq 0 fences: after it, an earlier owner can add no result.
 --
--- An owner that neither finished the stream nor let it go has died, maybe of it: where it had enough audio for a
--- step, that went from `died_at` to `died_to`. `deaths` counts how often that happened before the stream was past
--- it, `alone` how often of these in a process that had nothing else to die of. `together` is how many suspects the
--- present owner runs, 0 for an ordinary worker; `within` how many may run with this one from now on.
+-- An owner that neither finished the stream nor let it go has died, maybe of the stream. If it had enough
+-- audio for a step, that audio went from `died_at` to `died_to`. `deaths` counts the deaths before the stream
+-- was past that audio, `alone` the deaths among them of a process that ran no other stream. `together` is the
+-- number of suspects that the present owner runs, 0 for an ordinary worker; `within` is the number that may
+-- run with this one from now on.
 --
--- In another run of the server than that of the record, owners may have been forgotten who still write, and
--- ingresses that still append: the new epoch, and the next connection, are beyond theirs.
+-- If the record is of another run of the server, Redis may have lost owners that still write, and ingresses
+-- that still append. So the new epoch and the next connection get numbers beyond theirs.
 local assignments, meta, audio, results, ready, text = unpack(KEYS)
 local group, worker, entry, stream, ready_ttl_ms, running_together, chunk_ms, suspicious_deaths,
   poisonous_deaths, suspects_divisor, forgotten_numbers, max_results = unpack(ARGV)
@@ -29,7 +30,7 @@ local function reach(id)
     if name == 'p' then size = #value / 2 end
     if name == 'f' then size = #value / 4 end
     if name == 'u' or name == 'a' then size = #value end
-    -- A step for the end of the stream, or of the part that a finalize ends, needs no whole chunk.
+    -- A step at the end of the stream, or at a finalize, needs no whole chunk.
     if name == 'x' or name == 'z' then final = true end
   end
   return from, from + size, final

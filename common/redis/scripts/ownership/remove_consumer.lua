@@ -1,4 +1,5 @@
--- Removes a worker from the group of a shard. One with pending entries stays: deleting it would lose them.
+-- Removes a worker from the group of a shard. A worker with pending entries stays: deleting it would lose
+-- them.
 local assignments, ready = unpack(KEYS)
 local group, worker = unpack(ARGV)
 

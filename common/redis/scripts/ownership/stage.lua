@@ -1,5 +1,4 @@
--- Begins the list of a snapshot's pieces. Those after the first make no list of their own where this one is
--- gone.
+-- Begins the list of a snapshot's pieces. If this list is gone, later pieces do not create another one.
 local staged = KEYS[1]
 local piece, ttl_ms = unpack(ARGV)
 

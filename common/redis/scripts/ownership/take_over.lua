@@ -1,5 +1,5 @@
--- Makes pending assignments of one worker another's. Returns the last id looked at where there may be more,
--- and the entries.
+-- Transfers pending assignments of one worker to another. Returns the last id read, if there may be more, and
+-- the entries.
 local assignments = KEYS[1]
 local group, from, to, count, first = unpack(ARGV)
 

@@ -1,6 +1,7 @@
--- Writes what is served: names and values, which follow the named arguments. Returns the first that differs
--- as {name, value of the cluster, its model}, or {}; then nothing is written. The first num_told are not
--- compared, and the first value of each holds: a folder has another path on each machine.
+-- Writes the facts of the served model: names and values, which follow the named arguments. Returns the first
+-- fact that differs as {name, value of the cluster, its model}, and writes nothing then; otherwise {}. The
+-- first num_told facts are not compared, and the first value of each is kept: a folder has another path on
+-- each machine.
 local model, ttl_ms, num_told = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local first_compared = 3 + 2 * num_told
 

@@ -1,5 +1,5 @@
--- Signs an ingress on, and forgets those that went without a word. The fields of its hash follow the named
--- arguments. Returns its place among the live ones, by their names: {rank from 0 on, their number}.
+-- Registers an ingress, and removes ingresses whose time has passed. The fields of its hash follow the named
+-- arguments. Returns its rank among the live ingresses, ordered by name: {rank from 0 on, their number}.
 local register, hash = unpack(KEYS)
 local ingress, alive_ms, register_ttl_ms, hash_ttl_ms = unpack(ARGV)
 

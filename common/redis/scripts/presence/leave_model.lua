@@ -1,4 +1,4 @@
--- Takes what is served away where no other worker lives; the lease of whoever else lives keeps it.
+-- Removes the facts of the served model if no other worker lives; the lease of a live worker keeps them.
 local model, workers = unpack(KEYS)
 local leaving = ARGV[1]
 

@@ -1,4 +1,4 @@
--- Returns those of the members in ARGV that are unknown or whose time has passed.
+-- Returns the members in ARGV that are unknown or whose time has passed.
 local register = KEYS[1]
 
 local now = now_ms()

@@ -1,5 +1,5 @@
--- Whether another ingress is alive and does not drain. hash_stem: what stands before an ingress in the key
--- of its hash.
+-- Returns whether another ingress is alive and does not drain. hash_stem: part of an ingress's hash key
+-- before its id.
 local register = KEYS[1]
 local self, hash_stem = unpack(ARGV)
 

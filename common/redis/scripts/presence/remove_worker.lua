@@ -1,4 +1,4 @@
--- Removes a worker whose time has passed; one that came back stays.
+-- Removes a worker whose lease has lapsed; a worker that came back stays.
 local workers, hash = unpack(KEYS)
 local worker = ARGV[1]
 

@@ -1,5 +1,4 @@
--- Takes or renews a lease. Returns 1 where the member was alive, 0 where its time had passed, -1 where it
--- was unknown.
+-- Takes or renews a lease. Returns 1 if the member was alive, 0 if its time had passed, -1 if it was unknown.
 local register = KEYS[1]
 local member, ttl_ms, register_ttl_ms = unpack(ARGV)
 

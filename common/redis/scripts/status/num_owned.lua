@@ -1,4 +1,4 @@
--- Returns how many assignments of a shard are pending.
+-- Returns the number of a shard's pending assignments.
 local assignments = KEYS[1]
 local group = ARGV[1]
 

@@ -1,5 +1,5 @@
--- Asks of each call in ARGV, its words joined by spaces, whether the user may make it. Makes none of them.
--- Returns {numbers of the calls that it may not make, numbers of those that the server does not know}.
+-- Checks for each call in ARGV, its words joined by spaces, whether the user may make it. Makes none of them.
+-- Returns {numbers of the calls that are not permitted, numbers of calls that the server does not know}.
 local denied, unknown = {}, {}
 for number, call in ipairs(ARGV) do
   local words = {}

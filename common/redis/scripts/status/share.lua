@@ -1,5 +1,5 @@
--- Returns {the status line, 0}, or {false, how many ms another one's turn to make it still lasts, 0 where it
--- is the caller's}.
+-- Returns {the status line, 0}, or {false, remaining ms of another process's turn to make it, 0 for the
+-- caller's turn}.
 local kept, turn = unpack(KEYS)
 local look_ms = ARGV[1]
 

@@ -1,7 +1,8 @@
--- Moves a stream to another ingress; returns the number of the new connection, 0 for a stream that has ended, or
--- that has another ingress or connection than is expected ('' for any), and -1 where the token that was shown is
--- none of the stream's ('' for nobody's). A token that was shown stays good until the new one is confirmed
--- (confirm.lua): whoever loses the answer has it still. Tokens are hashes here.
+-- Moves a stream to another ingress; returns the number of the new connection. Returns 0 for a stream that
+-- has ended, or that has another ingress or connection than the expected one ('' for any), and -1 if the
+-- token that was shown is none of the stream's ('' if no token was shown). A token that was shown stays valid
+-- until the new one is confirmed (confirm.lua): a client that loses the answer still has it. Tokens are
+-- hashes here.
 local meta = KEYS[1]
 local ingress, expected_ingress, expected_connection, forgotten_numbers, shown, new = unpack(ARGV)
 

@@ -1,4 +1,4 @@
--- Makes the token before good no more, since the client has this one; where it is not the stream's token, the
+-- Makes the previous token invalid, since the client has this one. If this is not the stream's token, the
 -- client has come back again meanwhile, and nothing changes. Returns 1. Tokens are hashes here.
 local meta, token = KEYS[1], ARGV[1]
 

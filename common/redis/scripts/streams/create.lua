@@ -1,7 +1,7 @@
--- Writes a stream's record, makes its audio, and offers it to the workers. The record's other fields follow
--- the named arguments. A repeat does nothing. A stream that is made anew may have owners that Redis has
--- forgotten and that live: so its epoch is beyond theirs, and no run is named, which makes the next one go
--- further still.
+-- Writes a stream's record, creates its audio, and offers it to the workers. The record's other fields follow
+-- the named arguments. A repeat does nothing. A stream that is created anew may have live owners that Redis
+-- has lost. So its epoch is beyond theirs, and its run is left empty, which raises the next epoch further
+-- still.
 local meta, audio, assignments = unpack(KEYS)
 local ttl_ms, register_ttl_ms, stream, version, anew, epoch = unpack(ARGV)
 

@@ -1,9 +1,9 @@
--- Finds the place behind a result: ARGV has its number, or nothing for the one before the last. Returns the
--- number of the first result that is kept, that of the last there was, and the epoch in which the wanted
--- ones begin.
+-- Finds the position after a result: ARGV has its number, or is empty for the one before the last. Returns
+-- the number of the first kept result, the number of the last result, and the epoch in which the wanted
+-- results begin.
 local results = KEYS[1]
 
--- The number of the last result up to this entry; a notice of an owner says it.
+-- The number of the last result up to this entry; an owner notice states it.
 local function number(entry)
   return tonumber(entry[2][8] or string.match(entry[1], '%d+$'))
 end

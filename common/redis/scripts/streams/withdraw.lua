@@ -1,5 +1,5 @@
--- Takes a stream back that no worker has claimed. A worker that claims it later finds it gone, and removes
--- its assignment.
+-- Withdraws a stream that no worker has claimed. A worker that claims it later finds it gone, and removes its
+-- assignment.
 local meta, audio, results = unpack(KEYS)
 
 if redis.call('HGET', meta, 'owner') then return 0 end

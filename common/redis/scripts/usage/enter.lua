@@ -1,7 +1,7 @@
 -- Counts new streams of an API key on one ingress, unless that would pass a bound of the key.
 -- Returns 0, or the bound: 1 streams at once, 2 new ones in this minute, 3 audio of this day.
 -- A repeat with the same `once` counts nothing.
--- The keys of the minute and of the day are made of their stems here: the time is the server's.
+-- The keys of the minute and of the day are made from their stems here, by the server's clock.
 local streams, ingresses, minutes, days, once = unpack(KEYS)
 local ingress, mine, new = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local most, per_minute, per_day = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])

@@ -1,5 +1,5 @@
--- States how many streams of an API key an ingress has, and adds audio to the key's day. Returns the audio of
--- the day, in seconds. A repeat with the `once` of the last report adds nothing.
+-- Sets the number of an ingress's streams of an API key, and adds audio to the key's day. Returns the day's
+-- audio in seconds. A repeat with the `once` of the last report adds nothing.
 local streams, days, reported = KEYS[1], KEYS[2], KEYS[3]
 local ingress, mine, audio_s, once = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local streams_ttl_ms, day_ttl_ms, report_ttl_ms = ARGV[5], ARGV[6], ARGV[7]
