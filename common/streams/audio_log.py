@@ -435,7 +435,8 @@ async def last_audio(redis: AsyncRedis, keys: StreamKeys) -> AudioEntry | None:
 
 
 async def decoded_samples(redis: AsyncRedis, keys: StreamKeys) -> int:
-    """Return the number of samples that the stream's worker has acknowledged, in whole entries; 0 if unknown.
+    """Return the samples of a stream that its worker has acknowledged, in whole entries; 0 if unknown.
+
     Published acknowledgements may be lost; this number is not. Raises RedisUnavailable, EntryError.
     """
     server = redis.servers.server_of_shard(keys.shard)

@@ -52,8 +52,7 @@ class KeyUsage:
         return Bound(int(reply)) if reply else None
 
     async def report(self, key: KeyId, num_streams: int, audio_s: float, once: str) -> float:
-        """Report the number of this ingress's streams of a key, and the seconds of audio since the last
-        report.
+        """Report this ingress's number of streams of a key, and the audio since the last report.
 
         Returns the key's seconds of audio on this day.
 

@@ -138,8 +138,7 @@ class ResultConnection:
             logger.warning("Redis forgot results, they are written again: %d", self.num_restored - before)
 
     def _forgetting(self) -> dict[bytes, int]:
-        """Return the epoch of each stream's last owner, by the key of its results; {} if no result is
-        missing.
+        """Return the epoch of each stream's last owner, by its results' key; {} if no result is missing.
 
         If the epoch is another owner's, Redis has lost this owner or has a newer one, which goes on with the
         results that exist. A stream that is gone is left out.

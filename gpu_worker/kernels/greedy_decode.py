@@ -414,10 +414,10 @@ def greedy_decode(
     block_b: int | None = None,
     num_warps: int = 4,
 ) -> Tensor:
-    """Compute the reference's function. Indices are int32, all tensors contiguous; no row is set past its
-    count.
+    """Compute the reference's function. Indices are int32, tensors are contiguous.
 
-    Two rows of one call have different slots, unless they have no frames.
+    The output past a row's count is not set. Two rows of one call have different slots, unless they have
+    no frames.
     """
     num_streams, num_rows, joint_width = encoded_BTJ.shape
     layers, num_slots, width = hidden_LSH.shape

@@ -272,8 +272,7 @@ def paged_attention(
     chunk_frames: int,
     left_frames: int,
 ) -> Tensor:
-    """Compute the attention of the step's frames over their streams' pages, as in
-    `paged_attention_reference`.
+    """Compute the step's attention over its streams' pages, as in `paged_attention_reference`.
 
     Keys and values of the step's own frames must be written before (`write_kv`). `q_BTHD` is dense over its
     last two dimensions, and its streams are T rows apart.
