@@ -1,7 +1,8 @@
-"""`make demo`: the whole stack with the tiny model on CPU, a recording in real time, the text as it comes.
+"""The program of `make demo`: runs the stack with the tiny model on CPU and streams recordings in real time.
 
-Exit status 0 only when the first recording's final text is right to within PASS_WORD_ERROR_RATE and the
-stack stopped cleanly. The second recording is shown for comparison, without a pass mark.
+The exit status is 0 only if the word error rate of the first recording's final text is at most
+PASS_WORD_ERROR_RATE and the stack stopped cleanly. The second recording is shown for comparison, without a
+pass mark.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ async def _stream(url: str, clip: Clip) -> float:
 
 
 def next_step() -> str:
-    """Return the line that says how to go on from here."""
+    """Return a line with the next command to try."""
     enter = f"source {os.path.relpath(sys.prefix)}/bin/activate && " if sys.prefix != sys.base_prefix else ""
     return f"next: {enter}parakeet-server serve --model-size tiny, then open http://127.0.0.1:8000/"
 
 
 def run() -> int:
-    """Run the demo; 0 where the pass mark was reached."""
+    """Run the demo; return 0 if the pass mark was reached."""
     stack = LocalStack(FLAGS)
     sys.stdout.write(f"$ parakeet-server {' '.join(stack.command)}\n")
     sys.stdout.flush()
@@ -71,7 +72,7 @@ def run() -> int:
 
 
 def main() -> int:
-    """Run the demo; a failure is a sentence and status 1."""
+    """Run the demo; for a failure print a sentence and return 1."""
     try:
         return run()
     except StackFailed as error:

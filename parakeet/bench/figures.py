@@ -43,11 +43,11 @@ class PartUsage:
 
     Attributes:
         role: ``ingress``, ``worker``, ``redis``, ``serve`` or ``bench``.
-        processes: how many play it.
+        processes: number of processes in the role.
         cpu_cores: mean CPU in use, in cores.
         cpu_us_per_stream_second: user + system microseconds per second of audio of a stream.
-        resident_bytes: at the end of the window.
-        resident_growth_per_stream: bytes more than before the first stream, by stream.
+        resident_bytes: resident memory at the end of the window.
+        resident_growth_per_stream: growth in bytes since before the first stream, per stream.
     """
 
     role: str
@@ -63,8 +63,8 @@ class RedisUsage:
     """Redis over the measured window, all servers together.
 
     Attributes:
-        commands: by name, calls a second and microseconds a call (the server's own account).
-        used_memory_bytes: at the end of the window; ``..._growth_per_stream`` as above.
+        commands: calls a second and microseconds a call by command name, as the server counts them.
+        used_memory_bytes: memory in use at the end of the window; ``..._growth_per_stream``: see `PartUsage`.
     """
 
     commands_per_s: float
@@ -123,7 +123,7 @@ def verdict(
     sent: int,
     lagging: int,
 ) -> tuple[str, ...]:
-    """Return why a trial misses the service level; empty when it passes.
+    """Return the reasons why a trial misses the service level; empty if it passes.
 
     At most 0.1 % of timed chunks late (result later than one chunk after the last sample was
     sent), p95 of the final less a chunk at most 1 s, no result more than 3 s behind, every

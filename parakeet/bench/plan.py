@@ -27,7 +27,7 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """Read ``ws://host:port/path`` or ``tcp://host:port``; ``wss`` and ``tcps`` with TLS.
+        """Parse ``ws://host:port/path`` or ``tcp://host:port``; ``wss`` and ``tcps`` are with TLS.
 
         Raises:
             ValueError: another scheme, or no port.
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The load's access to the server. api_key: never in a report.   ca: an authority beside the system's."""
+    """The load's access to the server. api_key: is never reported. ca: a further certificate authority."""
 
     api_key: str = field(default="", repr=False)
     ca: Path | None = None
@@ -59,7 +59,7 @@ class Access:
         return ssl.create_default_context(cafile=self.ca) if target.tls else None
 
     def decoder(self, target: Target) -> Decoder:
-        """Return the client's side of a connection to a target; it shows the key."""
+        """Return the client's decoder of a connection to a target, which sends the API key."""
         if target.websocket:
             return WebSocketDecoder(target.host, target.port, target.path, self.api_key)
         return LineDecoder(self.api_key)
@@ -73,10 +73,10 @@ STRANGER: Final = Access()
 class Plan:
     """One trial.
 
-    Each stream lives ``duration_s`` of audio; starts are spread evenly over ``ramp_s``, so
-    that from ``ramp_s`` to ``duration_s`` all are live: the window that is measured. With
-    ``stream_s`` set, streams end after that much audio each (uniform between half and one
-    and a half times as much) and are followed by new ones until ``duration_s`` is over.
+    Each stream has ``duration_s`` of audio. Starts are spread evenly over ``ramp_s``, so all streams are live
+    from ``ramp_s`` to ``duration_s``: the measured window. With ``stream_s``, each stream ends after that
+    much audio (uniform between half and one and a half times as much), and a new one follows until
+    ``duration_s`` is over.
     """
 
     targets: tuple[Target, ...]
@@ -100,17 +100,17 @@ class Sample:
     """The figures of one load process since its last report; times in seconds.
 
     Attributes:
-        at_s: since the trial's start.
-        live: streams open now.
+        at_s: time since the trial's start.
+        live: number of streams that are open now.
         sent, results, finals, finished: counts since the last report.
         latency_s: last sample that a result covers written -> result received.
         final_s: last sample of a stream written -> its final result received.
         lag_s: largest delay of a write behind its due time; lagging: writes more than
             ``GENERATOR_LAG_ALLOWED_S`` behind it.
-        errors: count by code; codes of the server, and ``connect``, ``wire``, ``closed``,
-            ``no_final``, ``sequence`` of our own.
+        errors: count by code: the server's codes, and the bench's own ``connect``, ``wire``, ``closed``,
+        ``no_final``, ``sequence``.
         cpu_s: user + system time of the load process so far.
-        done: the process has nothing more to do.
+        done: whether the process has finished its share.
     """
 
     at_s: float

@@ -1,4 +1,4 @@
-"""The report of a bench: one JSON file, and one picture where matplotlib is installed."""
+"""The report of a bench: one JSON file, and one picture if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parakeet.bench.figures import TrialFigures
 
 
 def surroundings() -> dict[str, Any]:
-    """Return the machine and the commit that a figure belongs to."""
+    """Return the machine and the commit of a measurement."""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],
@@ -48,7 +48,7 @@ def _processor() -> str:
 
 
 def write_json(path: Path, command: str, trials: Sequence[TrialFigures], **more: Any) -> None:
-    """Write every figure of every trial, with where and how it was measured."""
+    """Write every figure of every trial, with the machine and the command of the measurement."""
     report = {
         "command": command,
         "surroundings": surroundings(),
@@ -62,7 +62,7 @@ def plot(path: Path, title: str, trials: Sequence[TrialFigures]) -> bool:
     """Draw latency and CPU over the number of streams.
 
     Returns:
-        False, and nothing written, when matplotlib (extra ``bench``) is not installed.
+        False, without a file, if matplotlib (extra ``bench``) is not installed.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The largest number of streams that the server carries: C120 at service level."""
+"""The search for C120, the largest number of streams that the server carries at service level."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROOF_TRIAL_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """``streams`` is 0 when not even the first trial passed."""
+    """The result of a search; ``streams`` is 0 if no trial passed."""
 
     streams: int
     trials: tuple[TrialFigures, ...]
@@ -26,13 +26,13 @@ def search(
     most: int,
     resolution: float = 0.05,
 ) -> SearchResult:
-    """Double, bisect, then prove by a long trial, going down while that fails.
+    """Double, bisect, then prove the load by a long trial; reduce it while that fails.
 
     Args:
         trial: runs ``(streams, duration in seconds)`` on a fresh server.
-        first: where to begin; halved while it fails.
-        most: never more than this.
-        resolution: stop when the borders are this close, as a share.
+        first: load of the first trial; halved while it fails.
+        most: largest load to try.
+        resolution: share of the load within which the borders are close enough.
     """
     trials: list[TrialFigures] = []
 

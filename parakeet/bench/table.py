@@ -20,7 +20,7 @@ _LEGEND = (
 
 
 class LiveTable:
-    """One line a second under a head that is repeated for every trial."""
+    """The live output: one line a second, with a head for each trial."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out

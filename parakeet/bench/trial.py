@@ -1,4 +1,4 @@
-"""Runs one trial: starts the load processes, watches the server, adds up the figures."""
+"""One trial: starts the load processes, watches the server and computes the figures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """One second of a trial, to be shown while it runs."""
+    """The figures of one second of a trial, to be shown while it runs."""
 
     at_s: float
     live: int
@@ -45,11 +45,11 @@ class Second:
 
 
 class TrialError(Exception):
-    """The load could not be applied at all."""
+    """The load could not be applied."""
 
 
 class _Load:
-    """The load processes and what they have reported."""
+    """The load processes and their reports."""
 
     def __init__(self, plan: Plan) -> None:
         self._context = multiprocessing.get_context("spawn")
@@ -71,7 +71,7 @@ class _Load:
             self.samples.append([])
 
     def begin(self) -> float:
-        """Wait until every process has prepared its audio, then start them all at one time."""
+        """Wait until every process has prepared its audio, then start all at one time."""
         for connection in self.connections:
             if not connection.poll(_READY_TIMEOUT_S) or connection.recv() != "ready":
                 raise TrialError("a load process did not get ready")
@@ -123,12 +123,12 @@ def run_trial(
 
     Args:
         plan: the load.
-        redis: URLs of the server's Redis; found on the ingress command line when empty.
-        backend: named in the report.
-        show: called once a second.
+        redis: URLs of the server's Redis; if empty, those of the ingress command line.
+        backend: name of the engine in the report.
+        show: called once a second with the figures of that second.
 
     Raises:
-        TrialError: a load process died or never got ready.
+        TrialError: a load process died or did not get ready.
     """
     processes = discover(plan.targets)
     urls = redis or tuple(sorted({url for process in processes for url in process.redis_urls}))

@@ -1,1 +1,1 @@
-"""`parakeet-server serve`: Redis, workers and ingresses as child processes, kept running."""
+"""The command `parakeet-server serve`, which runs Redis, workers and ingresses as child processes."""

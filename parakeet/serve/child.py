@@ -1,4 +1,4 @@
-"""A child process that is restarted when it dies, with bounded back-off, and that cannot be orphaned."""
+"""A child process that is restarted with bounded back-off when it dies, and ends with its parent."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def start_tied(
     output: int | None = None,
     inherited: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a command that the kernel kills when the calling thread ends, however it ends.
+    """Start a command that the kernel kills when the calling thread ends, for any reason.
 
     The child stays in this session but leads a process group of its own, so that Ctrl-C reaches the
     supervisor alone and children stop in its order. `output` is a file descriptor for stdout and stderr;
-    those of `inherited` stay open in the child under the same numbers.
+    the descriptors in `inherited` stay open in the child under the same numbers.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", _TIED_EXEC, str(os.getpid()), *command],
@@ -46,7 +46,7 @@ def start_tied(
 
 
 def describe_exit(returncode: int) -> str:
-    """Return in words how a process ended."""
+    """Return a phrase on how a process ended."""
     if returncode >= 0:
         return f"exit status {returncode}"
     with contextlib.suppress(ValueError):
@@ -56,7 +56,7 @@ def describe_exit(returncode: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One start of a child: the name that it has in Redis, its command line and environment."""
+    """One start of a child: its name in Redis, its command line and environment."""
 
     process_id: str
     command: tuple[str, ...]
@@ -64,13 +64,13 @@ class Launch:
 
 
 class Child:
-    """A supervised process. `make_launch` is called at every start: each has a name of its own."""
+    """A supervised process. `make_launch` is called at every start, since each start has its own name."""
 
     def __init__(self, name: str, make_launch: Callable[[], Launch]) -> None:
         self.name = name
         self.num_restarts = 0
         self.restart_at: float | None = None
-        """Monotonic time of the next start; None while it runs."""
+        """Monotonic time of the next start; None while the child runs."""
         self._make_launch = make_launch
         self._process: subprocess.Popen[bytes] | None = None
         self._launch: Launch | None = None
@@ -79,7 +79,7 @@ class Child:
 
     @property
     def process_id(self) -> str:
-        """Name of the running (or last) start in Redis."""
+        """The name in Redis of the running (or last) start."""
         return self._launch.process_id if self._launch else ""
 
     @property
@@ -113,7 +113,7 @@ class Child:
 
     @property
     def last_words(self) -> str:
-        """Return its last log record from ERROR on, as the end of a sentence: after a colon, or empty."""
+        """Return the last log record from ERROR on as the end of a sentence, after a colon, or ""."""
         said = self._last_words.read()
         return f": {said}" if said else "."
 

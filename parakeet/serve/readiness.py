@@ -23,7 +23,7 @@ class PortTaken(ServiceError):  # noqa: N818 - the name says it
 
 
 class Roster:
-    """Reads which processes are alive in the cluster; its one client is made when it is needed."""
+    """Reads which processes are alive in the cluster; its one Redis client is made on first use."""
 
     def __init__(self, settings: RedisSettings) -> None:
         self._servers = RedisServers.of(settings)
@@ -36,14 +36,14 @@ class Roster:
         return ", ".join(str(address) for address in self._servers.addresses)
 
     def check_servers(self, grants: Grants) -> None:
-        """Raise UnfitRedis where a server is not what the service needs, ServiceError where one is away."""
+        """Raise UnfitRedis for a server that does not fit the service, ServiceError for one that is away."""
         try:
             check_servers(self._servers.addresses, self._servers.timeout_ms / 1000, grants)
         except CONNECTION_ERRORS as error:
             raise ServiceError(str(error)) from error
 
     def check_agreement(self, settings: IngressSettings) -> None:
-        """Raise SettingsMismatch where a running cluster has other values; silent without Redis."""
+        """Raise SettingsMismatch if a running cluster has other values; do nothing without Redis."""
         shared = SharedSettings(settings.max_num_streams, settings.sample_rate, self._keys.shards)
         with contextlib.suppress(*CONNECTION_ERRORS):
             check_cluster_agrees(self._redis.cluster, self._keys, shared)
@@ -83,10 +83,10 @@ def _text(value: bytes | str) -> str:
 
 
 def check_port_free(host: str, port: int, flag: str) -> None:
-    """Raise PortTaken where another program listens there, SettingsError for a host that is none of ours.
+    """Raise PortTaken if another program listens there, SettingsError for a host of another machine.
 
-    Our ingress processes share their ports by SO_REUSEPORT, so a second server of the same user would
-    quietly take half of the connections; hence the look before they start.
+    Ingress processes share their ports by SO_REUSEPORT, so a second server of the same user would take half
+    of the connections without an error. Hence the check before they start.
     """
     if not port:
         return
@@ -95,7 +95,7 @@ def check_port_free(host: str, port: int, flag: str) -> None:
     except (OSError, UnicodeError) as error:
         raise _no_host_of_ours(host, error) from None
     with socket.socket(family, kind, protocol) as probe:
-        # Connections in TIME_WAIT from an earlier run are no hindrance to a listener, nor to this look.
+        # Connections in TIME_WAIT from an earlier run do not hinder a listener, nor this check.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
@@ -113,7 +113,7 @@ def _no_host_of_ours(host: str, error: Exception) -> SettingsError:
 
 
 def show_health(settings: HealthSettings) -> int:
-    """Print the workers of this host; 0 where one holds its lease, which a hung engine does not."""
+    """Print the workers of this host; return 0 if one holds its lease, which a hung engine loses."""
     roster = Roster(settings)
     try:
         roster.check_servers(WORKER)

@@ -1,8 +1,8 @@
 """`parakeet-server serve`: an embedded Redis server, workers and ingress processes, kept running.
 
-One thread, the main one, starts every child (they are killed by the kernel when it ends, see
-tied_exec.py), sleeps until a child dies or a signal comes, restarts what died with bounded back-off, and
-stops all in order: ingress first, which lets streams finish, then workers, then Redis.
+The main thread starts every child (the kernel kills them when it ends, see tied_exec.py) and sleeps until a
+child dies or a signal arrives. It restarts dead children with bounded back-off. At the end it stops all in
+order: ingresses first, which let streams finish, then workers, then Redis.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from parakeet.serve.readiness import Roster, check_port_free
 from parakeet.serve.worker_plan import Machine, check_device, count_gpus, plan_workers
 
 logger = logging.getLogger(__name__)
-# The line that scripts wait for: shown at every --log-level.
+# The logger of the line that scripts wait for; it is shown at every --log-level.
 ready_log = logging.getLogger("parakeet.ready")
 ready_log.setLevel(logging.INFO)
 
@@ -55,7 +55,7 @@ class _Stopped(Exception):  # noqa: N818
 
 @dataclass(slots=True)
 class _Signals:
-    """Signals turned into bytes on a pipe, so that the loop waits for them and for nothing else."""
+    """Signals as bytes on a pipe, so that the loop can wait for them."""
 
     wakeups: int = -1
     _writer: int = -1
@@ -67,7 +67,7 @@ class _Signals:
         for end in (self.wakeups, self._writer):
             os.set_blocking(end, False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # nohup has SIGHUP ignored, and so it stays.
+            # nohup ignores SIGHUP, and it stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_stop)
         self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -85,7 +85,7 @@ class _Signals:
         self.stop_requests += 1
 
     def wait(self, timeout_s: float | None) -> None:
-        """Return when a signal has come since the last call, or after the time."""
+        """Return when a signal has arrived since the last call, or after the time-out."""
         select.select([self.wakeups], [], [], timeout_s)
         with contextlib.suppress(BlockingIOError):
             while os.read(self.wakeups, 512):
@@ -106,10 +106,10 @@ class Supervisor:
         self._num_gpus = 0
 
     def run(self) -> int:
-        """Start everything, keep it running until a signal, stop it; 0 for a stop that was asked for.
+        """Start everything, keep it running until a signal, stop it; return 0 for a requested stop.
 
-        Raises ServiceError for what is wrong, after all that had started has stopped; SettingsError where a
-        flag is.
+        Raises ServiceError for a fault, SettingsError for a wrong flag, after all started processes have
+        stopped.
         """
         with _Signals() as signals:
             self._check()
@@ -125,7 +125,7 @@ class Supervisor:
     # -- start
 
     def _check(self) -> None:
-        """Look at ports, device and cluster, so that a wrong value is said before it costs a model's load."""
+        """Check ports, device and cluster, so that a wrong value is reported before a model is loaded."""
         ingress, worker = self._settings.ingress, self._settings.worker
         for flag, port in (
             ("--port", ingress.port),
@@ -140,7 +140,7 @@ class Supervisor:
                 roster.check_agreement(ingress)
             finally:
                 roster.close()
-        # Last, since it may take seconds. The null engine computes on no device.
+        # This check is last, since it may take seconds. The null engine uses no device.
         if worker.backend != "null" and self._settings.num_workers != 0:
             num_gpus = count_gpus(worker.device)
             if num_gpus is not None:
@@ -151,7 +151,7 @@ class Supervisor:
         redis_url = self._start_redis()
         ingress = replace(self._settings.ingress, redis_url=redis_url)
         worker = replace(self._settings.worker, redis_url=redis_url)
-        if self._embedded is not None:  # forgets all or nothing
+        if self._embedded is not None:  # it loses all or nothing
             ingress, worker = replace(ingress, redis_loss_ms=0), replace(worker, redis_loss_ms=0)
         roster = self._roster = Roster(ingress)
         roster.check_servers(SERVE)
@@ -159,7 +159,7 @@ class Supervisor:
         machine = Machine.here()
         planned = plan_workers(worker_settings, self._num_gpus, machine)
         lanes = planned[0].lanes if planned else 1
-        ports = 1 if lanes == 1 else 1 + lanes  # a group has one, and each of its lanes
+        ports = 1 if lanes == 1 else 1 + lanes  # one for the group and one for each of its lanes
         for index, worker in enumerate(planned):
             watched = replace(
                 worker, metrics_port=self._metrics_port(self._settings.num_ingress + index * ports)
@@ -179,7 +179,7 @@ class Supervisor:
         ready_log.info("%s", self._ready_line(roster))
 
     def _metrics_port(self, index: int) -> int:
-        """Return the metrics port of a child: it keeps its place in the row over its restarts."""
+        """Return the metrics port of a child by its index, which it keeps over its restarts."""
         first = self._settings.ingress.metrics_port
         return first + index if first else 0
 
@@ -253,7 +253,7 @@ class Supervisor:
             signals.wait(self._next_deadline_s())
 
     def _mend_redis(self, now: float) -> None:
-        """Start an embedded server that died again, empty and at the same address; clients reconnect."""
+        """Restart an embedded server that died, empty and at the same address; clients reconnect."""
         if self._embedded is None:
             return
         if self._redis_restart_at is None and (returncode := self._embedded.exited()) is not None:
@@ -271,7 +271,7 @@ class Supervisor:
             try:
                 self._embedded.start()
             except NoRedisServer as error:
-                failed_at = time.monotonic()  # a start may take its time to fail
+                failed_at = time.monotonic()  # a start may take long to fail
                 wait_s = self._redis_backoff.ended(failed_at)
                 self._redis_restart_at = failed_at + wait_s
                 logger.error("%s Trying again in %.1f s.", error, wait_s)
@@ -289,7 +289,7 @@ class Supervisor:
     # -- stop
 
     def _stop(self, signals: _Signals) -> None:
-        """Stop ingress, workers and Redis in this order; a second signal kills what is left at once."""
+        """Stop ingress, workers and Redis in this order; a second signal kills the rest at once."""
         patience = signals.stop_requests
         logger.info("stopping; a second signal stops at once")
         for children in (self._ingresses, self._workers):
@@ -317,7 +317,7 @@ class Supervisor:
 
 
 def _launcher(module: str, settings: IngressSettings | WorkerSettings) -> Callable[[], Launch]:
-    """Return what makes the command line of each start, with a new process id every time."""
+    """Return a function that makes the command line of each start, with a new process id every time."""
 
     def launch() -> Launch:
         if isinstance(settings, IngressSettings):

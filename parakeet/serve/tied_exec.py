@@ -1,11 +1,11 @@
 """Replace this process by a command that dies with the process that started it.
 
-``python -I -S tied_exec.py PARENT_PID COMMAND [ARGUMENT...]``, run as a file of its own: it imports nothing
-of ours, so it costs some 20 ms, and after the exec `ps` shows COMMAND alone.
+It runs as a file of its own, ``python -I -S tied_exec.py PARENT_PID COMMAND [ARGUMENT...]``. It imports no
+module of this project, so it takes some 20 ms, and after the exec `ps` shows COMMAND alone.
 
 PR_SET_PDEATHSIG (prctl(2)) survives the exec. It is sent when the *thread* that started this process ends,
-so start children from a thread that lives as long as they should, such as the main thread. Setting it here
-and not in a preexec_fn keeps the parent free to have threads. Other systems than Linux have no such
+so start children from a thread that lives as long as they should, such as the main thread. The signal is set
+here and not in a preexec_fn, so that the parent may have threads. Systems other than Linux have no such
 signal; there a child outlives a parent that was killed with SIGKILL.
 """
 

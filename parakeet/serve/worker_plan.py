@@ -14,22 +14,22 @@ from typing import Final
 from common.errors import SettingsError
 from common.settings import ServeSettings, WorkerSettings, can_have_lanes
 
-# On a GPU: most lanes that `serve` chooses by itself. So many carried what 16 cores carry beside one H200
+# Most lanes that `serve` chooses by itself on a GPU. This many used up the 16 cores beside one H200
 # (benchmarks/results/service_h200_2026-11-30.md); --lanes takes more.
 MOST_CHOSEN_LANES: Final = 4
 # Streams that fill the core of one worker process beside a GPU, and the part of a machine's cores that its
 # workers take of all that a stream costs there (docs/scaling.md: 2,400, and 409 of 1,029 us).
 STREAMS_PER_LANE: Final = 2_000
 _WORKERS_SHARE: Final = 0.4
-# On CPU: a worker for so many cores, and no more workers than this by themselves.
+# On CPU: one worker for this many cores, and at most MAX_CPU_WORKERS by default.
 CORES_PER_WORKER: Final = 2
 MAX_CPU_WORKERS: Final = 4
-# What a worker takes on CPU, in MB: PyTorch and its libraries; the weights in float32; a stream's state (keys
-# and values, convolutions) in float32. A worker of tiny with 100 slots was seen to take 524 MB.
+# Memory of a worker on CPU, in MB: PyTorch and its libraries; the weights in float32; a stream's state (keys
+# and values, convolutions) in float32. A worker of tiny with 100 slots was measured at 524 MB.
 _RUNTIME_MB: Final = 450
 _WEIGHTS_MB: Final[dict[str, float]] = {"tiny": 48, "small": 460, "large": 2500}
 _STREAM_MB: Final[dict[str, float]] = {"tiny": 1.5, "small": 6.0, "large": 16.0}
-# Of the memory that is free, what workers may take by themselves.
+# Share of the free memory that workers may take by default.
 _MEMORY_SHARE: Final = 0.7
 _MB: Final = 1 << 20
 _CGROUP: Final = Path("/sys/fs/cgroup")
@@ -37,14 +37,14 @@ _CGROUP: Final = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this process may use: cores, and bytes of memory that are free."""
+    """The resources that this process may use: cores, and bytes of free memory."""
 
     num_cores: int
     free_bytes: int
 
     @classmethod
     def here(cls) -> Machine:
-        """Look at this machine, and at the limits of the container that this is."""
+        """Return the resources of this machine, within the limits of its container."""
         cores: float = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
@@ -68,10 +68,10 @@ def _free_bytes() -> int:
 
 
 def count_gpus(device: str) -> int | None:
-    """Return the number of CUDA devices that PyTorch sees, 0 where `device` rules them out.
+    """Return the number of CUDA devices that PyTorch finds, 0 if `device` excludes them.
 
-    A process of its own asks PyTorch, since this one stays without it; for `auto`, machines without the
-    driver's control device are not asked. None where there is no answer.
+    A separate process imports PyTorch for that, since this one must not. For `auto`, that is skipped on
+    machines without the driver's control device. Returns None if the process does not answer.
     """
     if device == "cpu":
         return 0
@@ -87,7 +87,7 @@ def count_gpus(device: str) -> int | None:
 
 
 def check_device(device: str, num_gpus: int) -> None:
-    """Raise SettingsError for a CUDA device that is not there."""
+    """Raise SettingsError for a CUDA device that does not exist."""
     kind, _, index = device.partition(":")
     if kind == "cuda" and int(index or 0) >= num_gpus:
         there = {0: "no CUDA device is", 1: "only cuda:0 is"}.get(
@@ -99,7 +99,7 @@ def check_device(device: str, num_gpus: int) -> None:
 
 
 def plan_workers(settings: ServeSettings, num_gpus: int, machine: Machine) -> list[WorkerSettings]:
-    """Return the settings of each worker: one a GPU where there are any, else as cores and memory allow."""
+    """Return the settings of each worker: one for each GPU, or else as many as cores and memory allow."""
     base = settings.worker
     num_workers = settings.num_workers
     if num_gpus and base.device != "cpu" and settings.choose_lanes:
@@ -120,7 +120,7 @@ def plan_workers(settings: ServeSettings, num_gpus: int, machine: Machine) -> li
 
 
 def _num_lanes(worker: WorkerSettings, num_workers: int, machine: Machine) -> int:
-    """Lanes of each worker on a GPU: as many as its streams fill, and as there are cores for."""
+    """Return the lanes of each worker on a GPU: as many as its streams fill and the cores allow."""
     if worker.backend != "native" or not can_have_lanes():
         return 1
     by_streams = math.ceil(worker.worker_max_streams / STREAMS_PER_LANE)
@@ -129,10 +129,10 @@ def _num_lanes(worker: WorkerSettings, num_workers: int, machine: Machine) -> in
 
 
 def num_threads(num_cores: int, num_workers: int) -> int:
-    """Threads of PyTorch in each worker on CPU: its share of the cores but one, at least one.
+    """Return the PyTorch threads of each worker on CPU: its share of all cores but one, at least one.
 
-    That one core is for the worker's other threads, and for its part of ingress and Redis. PyTorch's threads
-    wait for each other at every operator: one of them that has to share its core holds all of them up.
+    The one core is for the worker's other threads, and for its part of ingress and Redis. PyTorch's threads
+    wait for each other at every operator: one thread that has to share its core delays all of them.
     """
     return max(1, num_cores // num_workers - 1)
 
@@ -145,11 +145,11 @@ def _num_cpu_workers(settings: WorkerSettings, machine: Machine) -> int:
 
 
 def _worker_mb(settings: WorkerSettings) -> float:
-    """Memory of one worker on CPU, in MB."""
+    """Return the memory of one worker on CPU, in MB."""
     size = settings.model_size
     weights_mb, stream_mb = _WEIGHTS_MB[size], _STREAM_MB[size]
     if settings.model:
-        # Of a model that is yet to be fetched nobody knows the size: the largest that has a name.
+        # The size of a model that is not fetched yet is unknown: assume the largest named size.
         path = Path(settings.model)
         files = [path] if path.is_file() else list(path.glob("*")) if path.is_dir() else []
         weights_mb = sum(file.stat().st_size for file in files) / _MB if files else max(_WEIGHTS_MB.values())

@@ -1,4 +1,4 @@
-"""Text that changes while it is spoken: one line in place on a terminal, a line a change elsewhere."""
+"""Text that changes during speech: on a terminal one line in place, elsewhere a line for each change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CLEAR_LINE = "\r\x1b[K"
 
 
 class LiveText:
-    """Shows partial results on an output, and nothing at all where `partials` is False."""
+    """Shows partial results on an output, or no output if `partials` is False."""
 
     def __init__(self, output: TextIO, *, partials: bool = True, prefix: str = "") -> None:
         self._output = output
@@ -17,12 +17,12 @@ class LiveText:
         self._partials = partials
         self._prefix = prefix
         self._shown = ""
-        self._kept = 0  # code points of the text that stand in lines of their own
+        self._kept = 0  # code points of the text that are kept in lines of their own
 
     def show(self, text: str, before: str = "") -> None:
-        """Show the text since what was kept; its end, where the terminal is too narrow for all of it.
+        """Show the text after the kept part; only its end if the terminal is too narrow for all of it.
 
-        before: what stands before it in the line, such as a progress bar.
+        before: text before it in the line, such as a progress bar.
         """
         text = text[self._kept :].lstrip()
         shown = before + text
@@ -39,7 +39,7 @@ class LiveText:
         self._output.flush()
 
     def keep(self, text: str) -> None:
-        """On a terminal, leave the text so far in a line of its own; what comes then begins below it."""
+        """On a terminal, keep the text so far in a line of its own; later text begins below it."""
         if not (self._in_place and self._partials):
             return
         line = text[self._kept :].strip()
@@ -50,7 +50,7 @@ class LiveText:
             self._shown = ""
 
     def clear(self) -> None:
-        """Take away what is shown in place."""
+        """Clear the text that is shown in place."""
         if self._in_place and self._shown:
             self._output.write(_CLEAR_LINE)
             self._output.flush()

@@ -1,4 +1,4 @@
-"""The progress of a recording: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a recording: a bar on a terminal, elsewhere a line from time to time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _LINE_EVERY_S: Final = 10.0
 
 
 class Progress:
-    """Counts audio against the clock.
+    """Compares the transcribed audio with the clock.
 
-    total_s: length of the audio, None where nobody knows.   clock: seconds, from any point on.
+    total_s: length of the audio, None if it is unknown. clock: returns seconds, from any point on.
     """
 
     def __init__(self, total_s: float | None, clock: Callable[[], float]) -> None:
@@ -29,7 +29,7 @@ class Progress:
         return f"[{'#' * full}{'-' * (_BAR_CELLS - full)}] {share:4.0%} {self._speed(done_s)} "
 
     def line(self, done_s: float) -> str | None:
-        """Return a line about it, None where the last one is not long ago."""
+        """Return a line about the progress, None soon after the last line."""
         now = self._clock()
         if now - self._line_at < _LINE_EVERY_S:
             return None

@@ -1,4 +1,4 @@
-"""`parakeet-server status`: the answer of the status port, as a table on a terminal or as JSON."""
+"""The command `parakeet-server status`: prints the status port's answer as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAX_ANSWER_BYTES = 1 << 20
 
 
 class NoStatus(ServiceError):  # noqa: N818 - the name says it
-    """The status port does not answer, or answers something else."""
+    """The status port does not answer, or its answer is not a status."""
 
 
 def read_status(host: str, port: int, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """Return the answer of a status port; raise NoStatus where there is none."""
+    """Return the answer of a status port; raise NoStatus if there is none."""
     host, address = bare_host(host), host_and_port(host, port)
     answer = b""
     try:
@@ -49,7 +49,7 @@ def read_status(host: str, port: int, timeout_s: float = TIMEOUT_S) -> dict[str,
 
 
 def table(status: Mapping[str, Any]) -> str:
-    """Return the status as text for people: one block a part of the answer, in the answer's order."""
+    """Return the status as readable text: one block for each part of the answer, in its order."""
     lines: list[str] = []
     width = max(
         (len(name) for part in status.values() if isinstance(part, Mapping) for name in part), default=0
@@ -77,7 +77,7 @@ def _number(value: object) -> str:
 
 
 def show_status(settings: StatusSettings) -> int:
-    """Print the status once, or again and again; 0 when the port answered."""
+    """Print the status once or repeatedly; return 0 if the port answered."""
     as_json = settings.json or not sys.stdout.isatty()
     while True:
         answer = read_status(settings.host, settings.status_port)

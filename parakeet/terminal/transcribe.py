@@ -1,4 +1,4 @@
-"""`parakeet-server transcribe`: a recording, stdin or the microphone as text, while it is spoken."""
+"""The command `parakeet-server transcribe`: transcribes a recording, stdin or the microphone."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from parakeet.terminal.transcript import Transcript, check_output, format_of, wr
 def run_transcribe(settings: TranscribeSettings) -> int:
     """Print the text of the audio; partial results and progress change in place on a terminal's stderr.
 
-    Raises ClientError, BadAudio or NoOutput, after what was recognized until then has been written, and
-    SettingsError before anything is.
+    Raises ClientError, BadAudio or NoOutput after the text so far has been written, and SettingsError before
+    any text is.
     """
     format_name = settings.format if settings.format != "auto" else format_of(settings.output)
     if settings.output:
         check_output(settings.output)
-    # Before a connection is made: a wrong path takes no stream.
+    # Opened before the connection, so that a wrong path takes no stream.
     source: Source = MicrophoneSource() if settings.mic else open_source(settings.source, settings.input_rate)
     return _Run(settings, source, format_name).run()
 
 
 def _phrases(settings: TranscribeSettings) -> tuple[Phrase, ...]:
-    """Those of the flag and of the file.  Raises SettingsError."""
+    """Return the phrases of the flag and of the file. Raises SettingsError."""
     named = [text for text in settings.phrases.split(",") if text.strip()]
     try:
         phrases = (*parse_phrases(named), *read_phrases_file(settings.phrases_file))
@@ -49,7 +49,7 @@ def _phrases(settings: TranscribeSettings) -> tuple[Phrase, ...]:
 
 
 class _Run:
-    """One transcription: what is shown while it goes on, and what is written at its end."""
+    """One transcription: its display while it runs, and the transcript at its end."""
 
     def __init__(self, settings: TranscribeSettings, source: Source, format_name: str) -> None:
         self._settings = settings
@@ -58,15 +58,15 @@ class _Run:
         self._transcript = Transcript(source.rate)
         self._on_terminal = sys.stderr.isatty() and not settings.json
         self._live = LiveText(sys.stderr, partials=self._on_terminal)
-        # Somebody may speak just now, for as long as he likes: his ended utterances stay readable.
+        # Live speech may have any length, so ended utterances stay readable.
         self._endless = settings.mic or (settings.source == "-" and source.seconds is None)
         self._stop = asyncio.Event()
-        # What is spoken just now is as fast as it is.
+        # Live audio has no speed to report.
         timed = not (settings.mic or settings.real_time)
         self._progress = Progress(source.seconds, time.monotonic) if timed else None
 
     def run(self) -> int:
-        """Stream the audio and write the transcript; the exit status."""
+        """Stream the audio and write the transcript; return the exit status."""
         failure: ClientError | BadAudio | None = None
         try:
             asyncio.run(self._transcribe())
@@ -104,7 +104,7 @@ class _Run:
                 stop=self._stop,
                 api_key=settings.api_key or None,
             )
-        except ValueError as error:  # an address that cannot be one
+        except ValueError as error:  # an invalid address
             raise SettingsError(f"--url got {settings.url!r}: {error}") from error
 
     def _show(self, result: Result) -> None:

@@ -19,9 +19,9 @@ class NoOutput(ServiceError):  # noqa: N818 - the name says it
 
 
 def format_of(path: str) -> str:
-    """Return the format that a file's name asks for; txt where it has no ending.
+    """Return the format of a file by its name; txt for a name without an ending.
 
-    Raises SettingsError for an ending that is no format's.
+    Raises SettingsError for an ending without a format.
     """
     suffix = Path(path).suffix.lower()
     if not suffix:
@@ -35,7 +35,7 @@ def format_of(path: str) -> str:
 
 
 class Transcript:
-    """Text, words and utterances so far.
+    """The text, words and utterances so far.
 
     rate: samples a second of the audio that results count.
     """
@@ -48,14 +48,14 @@ class Transcript:
         self._utterances: list[Utterance] = []
 
     def add(self, result: Result) -> None:
-        """Take the next result."""
+        """Add the next result."""
         self.text = result.text
         self.seconds = result.audio_ack_samples / self._rate
         self._words.extend(result.words or ())
         self._utterances.extend(result.utterances)
 
     def written(self, format_name: str, *, words: bool = False) -> str:
-        """Return it in one of FORMATS. words: as txt, a line a word with start, end and confidence."""
+        """Return the transcript in one of FORMATS. words: for txt, a line for each word with its times."""
         if format_name == "json":
             return self._json()
         if format_name in ("srt", "vtt"):
@@ -79,7 +79,7 @@ class Transcript:
 
 
 def check_output(path: str) -> None:
-    """Raise NoOutput where a file cannot be written, before the audio is sent for it."""
+    """Raise NoOutput if a file cannot be written, before any audio is sent."""
     folder = Path(path).parent
     if not folder.is_dir():
         raise NoOutput(f"--output {path} cannot be written: there is no folder {folder}.")

@@ -1,1 +1,1 @@
-"""The load itself: streams of a load process, their audio, and the bytes on the wire."""
+"""The load: the streams of a load process, their audio, and the bytes on the wire."""

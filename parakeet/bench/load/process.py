@@ -27,7 +27,7 @@ class Share:
 
 
 class LoadProcess:
-    """A timer wheel whose turn is one message long; each stream sits in one of its slots."""
+    """A timer wheel whose turn takes the time of one message; each stream is in one of its slots."""
 
     def __init__(self, plan: Plan, share: Share, reports: Connection) -> None:
         self._plan = plan
@@ -49,7 +49,7 @@ class LoadProcess:
         self._tls: dict[Target, ssl.SSLContext | None] = {}
 
     async def run(self, start_s: float) -> None:
-        """Play the share; ``start_s`` is on the monotonic clock, common to all processes."""
+        """Play the share; ``start_s`` is the start of all processes on the monotonic clock."""
         plan, share = self._plan, self._share
         self._start_s = start_s
         loop = asyncio.get_running_loop()
@@ -67,7 +67,7 @@ class LoadProcess:
     # --- starting
 
     def prepare(self) -> None:
-        """Encode the audio for each transport in use, before any time counts."""
+        """Encode the audio for each transport in use, before the trial's time begins."""
         self._tls = {target: self._plan.access.tls(target) for target in self._plan.targets}
         track = load_track(self._plan.recordings)
         for websocket in {target.websocket for target in self._plan.targets}:

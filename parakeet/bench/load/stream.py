@@ -20,9 +20,9 @@ _monotonic = time.monotonic
 class LoadStream(asyncio.Protocol):
     """Sends a looped track in real time and times every result.
 
-    The stream has no task and no timer of its own: ``send_due`` is called by the wheel once
-    a message. A result that covers audio up to sample ``a`` is timed from the write of the
-    message that held sample ``a - 1``.
+    The stream has no task and no timer of its own: the wheel calls ``send_due`` once for each message. A
+    result that covers audio up to sample ``a`` is timed from the write of the message that held sample ``a -
+    1``.
     """
 
     __slots__ = (
@@ -73,7 +73,8 @@ class LoadStream(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclass of asyncio.Transport, so only the checker is told.
+        # uvloop's transports are not subclasses of asyncio.Transport, so this is a cast for the type checker
+        # only.
         self._transport = cast("asyncio.Transport", transport)
         opening = self._decoder.opening()
         if opening:
@@ -100,7 +101,7 @@ class LoadStream(asyncio.Protocol):
     # --- the wheel's side
 
     def send_due(self, due_s: float) -> bool:
-        """Write the next message; False once there is nothing more to send."""
+        """Write the next message; return False once all messages are sent."""
         transport = self._transport
         if self.ended or transport is None:
             return False
@@ -125,7 +126,7 @@ class LoadStream(asyncio.Protocol):
         return False
 
     def fail(self, code: str) -> None:
-        """End the stream and count why."""
+        """End the stream and count its error code."""
         errors = self._sample().errors
         errors[code] = errors.get(code, 0) + 1
         self._end()

@@ -26,9 +26,9 @@ class Messages:
     """A track cut and encoded as the bytes that go on the socket.
 
     Attributes:
-        audio: one ready-made write a message, in order; the last is followed by the first.
-        final: the write that ends a stream.
-        samples: samples in each message.
+        audio: the bytes of each message, in order; the first message follows the last.
+        final: bytes of the message that ends a stream.
+        samples: number of samples in each message.
     """
 
     audio: tuple[bytes, ...]
@@ -37,7 +37,7 @@ class Messages:
 
 
 def load_track(paths: Sequence[Path]) -> Track:
-    """Join recordings to one track.
+    """Read recordings and join them to one track.
 
     Raises:
         ValueError: no recording, or differing sample rates.

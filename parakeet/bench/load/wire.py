@@ -1,7 +1,7 @@
 """Client side of the two transports, without I/O: bytes to write, bytes to messages.
 
-Frames are built once, when a load is prepared, and not when they are sent: what a stream
-costs the load generator must stay far below what it costs the server. RFC 6455.
+Frames are built once, when a load is prepared, and not when they are sent: the load generator must need far
+less CPU for a stream than the server. RFC 6455.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class WireError(Exception):
 
 
 def client_frame(opcode: int, payload: bytes, mask: bytes | None = None) -> bytes:
-    """One final, masked frame as a client must send it.
+    """Return one final, masked frame, as clients have to send it.
 
     Args:
         opcode: one of the ``OP_`` constants.
         payload: at most 2**63 - 1 bytes.
-        mask: four bytes; random unless given.
+        mask: four bytes; the default is random.
     """
     key = os.urandom(4) if mask is None else mask
     length = len(payload)
@@ -67,22 +67,22 @@ def new_key() -> bytes:
 
 
 def accept_value(key: bytes) -> bytes:
-    """Return what the server must answer to ``key``."""
+    """Return the ``Sec-WebSocket-Accept`` value that the server must answer to ``key``."""
     return base64.b64encode(hashlib.sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest())
 
 
 class Decoder(Protocol):
-    """Turns what a socket delivers into whole messages and into replies owed to the server."""
+    """Decodes the bytes of a socket into whole messages and into replies to the server."""
 
     def opening(self) -> bytes:
-        """Bytes to write as soon as the socket is open."""
+        """Return the bytes to write as soon as the socket is open."""
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         """Return the messages that ``data`` completed, and bytes to write back (pongs)."""
 
 
 class LineDecoder:
-    """Newline-delimited messages of the TCP port."""
+    """Decoder of the newline-delimited messages of the TCP port."""
 
     __slots__ = ("_api_key", "_rest")
 
@@ -100,7 +100,7 @@ class LineDecoder:
 
 
 class WebSocketDecoder:
-    """Handshake, then unmasked frames from the server; fragments are joined."""
+    """Decoder of the handshake and the server's unmasked frames; it joins fragments."""
 
     __slots__ = ("_api_key", "_fragments", "_key", "_open", "_rest", "_target")
 

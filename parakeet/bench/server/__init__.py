@@ -1,1 +1,1 @@
-"""The server under load: a fresh start, a probe, and the use of CPU and memory."""
+"""The server under load: its start, a probe, and its use of CPU and memory."""

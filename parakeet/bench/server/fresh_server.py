@@ -1,4 +1,4 @@
-"""A server started afresh for one trial and stopped after it."""
+"""A server that is started for one trial and stopped after it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ _STOP_TIMEOUT_S = 20.0
 
 
 class ServerStartError(Exception):
-    """The command ended, or no stream got through it in time."""
+    """The server's command ended, or the server completed no stream in time."""
 
 
 @contextlib.contextmanager
 def fresh_server(
     command: str | None, targets: tuple[Target, ...], timeout_s: float, access: Access = STRANGER
 ) -> Iterator[None]:
-    """Run ``command`` for the length of a ``with`` block; nothing when there is none.
+    """Run ``command``, if there is one, for the length of a ``with`` block.
 
     Raises:
-        ServerStartError: an empty stream did not get its final in time; with the end of
-            what the command printed.
+        ServerStartError: an empty stream did not get its final in time; has the end of the command's output.
     """
     if command is None:
         yield
@@ -73,4 +72,4 @@ def _await_ready(
                 tail = log.read()[-2000:].decode(errors="replace")
                 state = "ended" if process.poll() is not None else f"is not ready ({reason})"
                 raise ServerStartError(f"the server {state}:\n{tail}")
-            time.sleep(0.1)  # nothing to wait on: the port is not open yet
+            time.sleep(0.1)  # there is no event to wait for: the port is not open yet

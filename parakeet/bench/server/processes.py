@@ -1,4 +1,4 @@
-"""The server's processes on this host: which they are, what CPU and memory they take."""
+"""The server's processes on this host, and their use of CPU and memory."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Usage:
 
 
 def role_of(command: tuple[str, ...]) -> str | None:
-    """Return the part that a command line plays, or None for a process that is none of ours."""
+    """Return the role of a command line's process, or None if it is not the server's."""
     if not command:
         return None
     line = " ".join(command)
     for role, marks in _ROLES:
         if role == "redis":
-            # A server writes its address behind its name, into the same word.
+            # A Redis server writes its address after its name, into the same word.
             if command[0].split(" ", 1)[0].rsplit("/", 1)[-1] in marks:
                 return role
         elif any(mark in line for mark in marks):
@@ -54,11 +54,11 @@ def role_of(command: tuple[str, ...]) -> str | None:
 
 
 def discover(targets: tuple[Target, ...]) -> tuple[ServerProcess, ...]:
-    """Every local process of the server that answers at ``targets``.
+    """Return all local processes of the server that answers at ``targets``.
 
-    When a target's listener has a ``serve`` above it, only the processes below that are
-    taken, so that two servers on one host stay apart; otherwise every process whose command
-    line is one of ours. A server on another host yields nothing.
+    If a target's listener is a descendant of a ``serve``, only processes under that ``serve`` are taken, so
+    that two servers on one host stay apart. Otherwise every process with one of the server's command lines is
+    taken. A server on another host has no local processes.
     """
     ports = {target.port for target in targets}
     listeners: set[int] = set()
@@ -105,7 +105,7 @@ def _serve_above(pid: int, known: dict[int, ServerProcess]) -> int | None:
 
 
 def _same_redis(known: dict[int, ServerProcess], listeners: set[int]) -> list[ServerProcess]:
-    """Return processes started by hand: those that name the listeners' Redis, and that Redis."""
+    """Return processes that were started by hand: those with the listeners' Redis, and that Redis."""
     urls = {url for pid in listeners for url in known[pid].redis_urls}
     marks = {_mark(url) for url in urls}
     chosen = []
@@ -119,13 +119,13 @@ def _same_redis(known: dict[int, ServerProcess], listeners: set[int]) -> list[Se
 
 
 def _mark(url: str) -> str:
-    """Return what the command line of the Redis server behind an address shows: its socket, or its port."""
+    """Return the socket or port that the command line of the Redis server at an address shows."""
     parts = urlsplit(url)
     return parts.path if parts.scheme == "unix" else f":{parts.port or 6379}"
 
 
 def redis_urls(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the Redis addresses that a process was given, by flag or else by its environment."""
+    """Return the Redis addresses of a process, from its flag or else its environment."""
     given = [environ[_REDIS_VARIABLE]] if environ.get(_REDIS_VARIABLE) else []
     flags = []
     for position, word in enumerate(command):
@@ -137,7 +137,7 @@ def redis_urls(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str,
 
 
 def usage(processes: tuple[ServerProcess, ...]) -> dict[int, Usage]:
-    """Return what each process that is still there has used so far, its reaped children left out."""
+    """Return the usage so far of each process that still exists, without its reaped children."""
     found: dict[int, Usage] = {}
     for process in processes:
         try:

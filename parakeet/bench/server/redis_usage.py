@@ -1,4 +1,4 @@
-"""What Redis counts about itself, read before and after the measured window."""
+"""The counters of Redis, read before and after the measured window."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RedisWatch:
         self._servers = [(url, SyncRedis(RedisServers.parse((url,), timeout_ms=_TIMEOUT_MS))) for url in urls]
 
     def read(self) -> tuple[RedisCounters, ...]:
-        """``INFO`` of every server that answers."""
+        """Return the counters in ``INFO`` of every server that answers."""
         found = []
         for url, server in self._servers:
             try:
@@ -68,7 +68,7 @@ def redis_between(
     window_s: float,
     streams: int,
 ) -> RedisUsage | None:
-    """Difference of two readings, summed over the servers; None when there is nothing to read."""
+    """Return the difference of two readings, summed over the servers; None without readings."""
     if not before or len(before) != len(after) or window_s <= 0:
         return None
     calls: dict[str, tuple[int, int]] = {}
