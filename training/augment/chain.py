@@ -1,4 +1,4 @@
-"""All augmentation of a batch in its order: from utterances in the corpus to log-mel frames."""
+"""The whole augmentation of a batch in order, from utterances in the corpus to log-mel frames."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Masking:
 
 @dataclass(frozen=True, slots=True)
 class Warping:
-    """A stretched frequency axis stands for another vocal tract: the share of rows, and the range."""
+    """A stretched frequency axis, which imitates another vocal tract: the share of rows, and the range."""
 
     share: float = 0.5
     lowest: float = 0.84
@@ -37,13 +37,14 @@ class Warping:
 
 
 def augment(audio_BN: Tensor, num_samples_B: Tensor, draw: Draw, strength: float) -> Tensor:
-    """Room, noise, other voices, channel; zeros past each row's end.
+    """Add room, noise, other voices and channel; samples past each row's end are zeros.
 
     Args:
         audio_BN: clean speech, float32 at 16 kHz.
         num_samples_B: length of each row.
-        draw: of these rows.
-        strength: 0 to 1, a factor of how many rows are changed. At 0 faint noise, band and level still are.
+        draw: random numbers for these rows.
+        strength: 0 to 1, a factor of the share of rows that are changed. At 0, faint noise, band and level
+        still apply.
     """
     spectrum = Spectrum(audio_BN.shape[1], audio_BN.device)
     audio = add_room(audio_BN, spectrum, draw, strength)
@@ -55,7 +56,7 @@ def augment(audio_BN: Tensor, num_samples_B: Tensor, draw: Draw, strength: float
 
 
 def mask_features(mel_BMF: Tensor, num_mels_B: Tensor, draw: Draw, masking: Masking) -> Tensor:
-    """Bands and gaps of each row set to the row's mean; frames past its end stay zero."""
+    """Set bands and gaps of each row to the row's mean; frames past its end stay zero."""
     num_rows, num_frames, num_bins = mel_BMF.shape
     frames = num_mels_B[:, None].float()
     time = torch.arange(num_frames, device=mel_BMF.device)[None]
@@ -88,15 +89,15 @@ def features(
     warping: Warping,
     masking: Masking,
 ) -> tuple[Tensor, Tensor]:
-    """Log-mel [B, M, F] of a batch in its bucket's length, and the frames of each row.
+    """Return log-mel [B, M, F] of a batch in its bucket's length, and the number of frames of each row.
 
     Args:
         corpus: int16 samples of all utterances, on the device.
-        batch: on the device.
+        batch: a batch on the device.
         log_mel: the front end.
-        generator, host: what is drawn from them decides everything here; the first is on the device.
-        strength: of the augmentation, 0 to 1; masks of features come above one half.
-        warping, masking: what is done to the features.
+        generator, host: sources of all random numbers here; the first is on the device.
+        strength: strength of the augmentation, 0 to 1; features are masked above one half.
+        warping, masking: changes of the features.
     """
     draw = Draw(generator, batch.num_samples_B.shape[0], host)
     num_samples = batch.num_mels * HOP

@@ -1,4 +1,4 @@
-"""Rooms, noise and channels, each a function of a batch of audio [B, N] at 16 kHz."""
+"""Rooms, noise and channels, as functions of a batch of audio [B, N] at 16 kHz."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from training.augment.draw import Draw
 
 RATE = 16_000
 _ROOM_SAMPLES = 6_400
-# Lengths of transforms are multiples of this, which has small factors only.
+# Lengths of transforms are multiples of this number, which has small factors only.
 _TRANSFORM_STEP = 3_200
 
 
 def active_level(audio_BN: Tensor) -> Tensor:
-    """Root mean square of the samples that are not silent, [B, 1]."""
+    """Return the root mean square of the samples that are not silent, [B, 1]."""
     loud = (audio_BN.abs() > 1e-3).sum(1, keepdim=True)
     return (audio_BN.square().sum(1, keepdim=True) / (loud + 1)).sqrt().clamp(min=1e-4)
 
 
 class Spectrum:
-    """Filters a batch of one length in the frequency domain, without wrapping its end onto its begin."""
+    """Filters a batch of one length in the frequency domain, without wrapping its end to its start."""
 
     def __init__(self, num_samples: int, device: torch.device) -> None:
         self.num_samples = num_samples
@@ -33,18 +33,18 @@ class Spectrum:
         self.khz = torch.linspace(0, RATE / 2000, self.num_bins, device=device)[None]
 
     def of(self, audio_BN: Tensor) -> Tensor:
-        """Complex spectrum, [B, bins]."""
+        """Return the complex spectrum, [B, bins]."""
         spectrum: Tensor = torch.fft.rfft(audio_BN, n=self.size)
         return spectrum
 
     def back(self, spectrum: Tensor) -> Tensor:
-        """Audio of a spectrum, cut to the batch's length."""
+        """Return the audio of a spectrum, cut to the batch's length."""
         audio: Tensor = torch.fft.irfft(spectrum, n=self.size)
         return audio[:, : self.num_samples]
 
 
 def room_response(draw: Draw) -> Tensor:
-    """Impulse responses [B, 6400]: the direct sound, some early reflections, a tail that gets duller.
+    """Return impulse responses [B, 6400]: direct sound, some early reflections, a tail that gets duller.
 
     Reverberation times are 50 to 550 ms, some up to 880; direct to reverberant ratios -4 to 16 dB.
     """
@@ -65,7 +65,7 @@ def room_response(draw: Draw) -> Tensor:
 
 
 def add_room(audio_BN: Tensor, spectrum: Spectrum, draw: Draw, strength: float) -> Tensor:
-    """Reverberation for some rows, and a smooth colouring of source and microphone for others."""
+    """Add reverberation to some rows, and a smooth colouring of source and microphone to others."""
     heard = spectrum.of(audio_BN)
     heard = torch.where(draw.chance(0.45 * strength), heard * spectrum.of(room_response(draw)), heard)
     colour_db = draw.curve(spectrum.num_bins, 4.0) * draw.chance(0.6 * strength)
@@ -73,7 +73,7 @@ def add_room(audio_BN: Tensor, spectrum: Spectrum, draw: Draw, strength: float) 
 
 
 def add_noise(audio_BN: Tensor, level_B1: Tensor, spectrum: Spectrum, draw: Draw, strength: float) -> Tensor:
-    """Coloured noise that swells and fades: 2 to 30 dB below most rows, 30 to 60 below others."""
+    """Add coloured noise that swells and fades: 2 to 30 dB below most rows, 30 to 60 below others."""
     num_rows, num_samples = audio_BN.shape
     slope = (spectrum.khz + 0.03) ** (-draw.uniform(0, 2.2) / 2)
     colour = slope * 10 ** (draw.curve(spectrum.num_bins, 6.0) / 20)
@@ -87,7 +87,7 @@ def add_noise(audio_BN: Tensor, level_B1: Tensor, spectrum: Spectrum, draw: Draw
 
 
 def add_babble(audio_BN: Tensor, clean_BN: Tensor, level_B1: Tensor, draw: Draw, strength: float) -> Tensor:
-    """Four other samples of the batch at once, 6 to 25 dB below the speech, for some rows."""
+    """Add four other samples of the batch at once, 6 to 25 dB below the speech, to some rows."""
     num_rows, num_samples = audio_BN.shape
     if num_rows < 7:
         return audio_BN
@@ -100,7 +100,7 @@ def add_babble(audio_BN: Tensor, clean_BN: Tensor, level_B1: Tensor, draw: Draw,
 
 
 def pass_channel(audio_BN: Tensor, spectrum: Spectrum, draw: Draw, strength: float) -> Tensor:
-    """Band limits, a telephone's among them, colouring, level, clipping, and the steps of a codec."""
+    """Apply band limits (some of a telephone), colouring, level, clipping, and the steps of a codec."""
     kind = draw.shares(draw.num_rows, 1)
     upper = torch.where(
         kind < 0.08, 4.0, torch.where(kind < 0.16, 5.5, torch.where(kind < 0.26, 7.0, 9.0))

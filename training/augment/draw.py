@@ -1,4 +1,4 @@
-"""Random numbers of an augmentation: one for each row from the device, one for all rows from the host."""
+"""Random numbers of an augmentation, from the device for each row or from the host for all rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Draw:
-    """Draws for the rows of a batch; two of the same seeds, device and batch draw the same.
+    """Draws random numbers for the rows of a batch; equal seeds, device and batch draw equal numbers.
 
-    A number that decides a shape comes from `host`: read from the device, it would halt it.
+    A number that decides a shape comes from `host`: reading it from the device would halt the device.
     """
 
     def __init__(self, generator: torch.Generator, num_rows: int, host: random.Random) -> None:
@@ -20,11 +20,11 @@ class Draw:
         self.device = generator.device
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """[B, 1] between two numbers."""
+        """Draw numbers between two limits, [B, 1]."""
         return low + (high - low) * self.shares(self.num_rows, 1)
 
     def chance(self, share: float) -> Tensor:
-        """Bool [B, 1], true for about a share of the rows."""
+        """Draw bool [B, 1], true for about a share of the rows."""
         return self.shares(self.num_rows, 1) < share
 
     def normal(self, *shape: int) -> Tensor:
@@ -32,11 +32,11 @@ class Draw:
         return torch.randn(shape, generator=self._generator, device=self.device)
 
     def shares(self, *shape: int) -> Tensor:
-        """Uniform numbers from 0 to 1 of any shape."""
+        """Draw uniform numbers from 0 to 1 of any shape."""
         return torch.rand(shape, generator=self._generator, device=self.device)
 
     def integer(self, low: int, high: int) -> int:
-        """One number for the whole batch, from low to high - 1."""
+        """Draw one number for the whole batch, from low to high - 1."""
         return self._host.randrange(low, high)
 
     def curve(self, num_bins: int, spread_db: Tensor | float, knots: int = 10) -> Tensor:

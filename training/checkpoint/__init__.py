@@ -1,1 +1,1 @@
-"""What one session of training leaves for the next, in at most 20 MB."""
+"""The checkpoint that a session of training leaves for the next one, of at most 20 MB."""

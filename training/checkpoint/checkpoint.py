@@ -1,12 +1,11 @@
 """A checkpoint of training on disk: a manifest and parts of at most 15 MiB, together at most 20 MB.
 
 It holds the averaged weights, both optimisers, and the place in the text. The weights alone would be 24 MB
-in half precision, so they are stored as 8-bit differences from weights that the next session has anyway:
-those of the release that training went on from. Muon's momentum takes 4 bits, since only its direction
-counts; AdamW's second moment is stored as a logarithm, since a rounding to zero would be a division by
-zero.
+in half precision, so they are stored as 8-bit differences from weights that the next session has anyway: the
+weights of the release with which training began. Muon's momentum takes 4 bits, since only its direction
+counts; AdamW's second moment is stored as a logarithm, since a rounding to zero would be a division by zero.
 
-Training goes on from the average, not from the last step: it is the better point of the two.
+Training continues from the averaged weights, not from those of the last step, which are worse.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ MANIFEST_NAME: Final = "checkpoint.json"
 MAX_PART_BYTES: Final = 15 << 20
 MAX_BYTES: Final = 20_000_000
 _VARIANCE_FLOOR: Final = 1e-24
-# Bits and block of each tensor; a checkpoint says which it was written with.
+# Bits and block size of each tensor; a checkpoint states its own.
 _FORMATS: Final = {"weights": (8, 256), "muon": (4, 256), "momentum": (8, 256), "log_variance": (8, 256)}
 
 
@@ -41,13 +40,13 @@ class TrainingCheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where training stands.
+    """The progress of training.
 
     Args:
         num_steps: steps done, of all sessions.
         next_row: first line of the text that has not been spoken yet.
-        num_sessions: sessions so far; seeds of the next follow from it.
-        share: of the whole of training that is done, 0 to 1.
+        num_sessions: sessions so far; the seeds of the next session depend on it.
+        share: share of the whole training that is done, 0 to 1.
     """
 
     num_steps: int = 0
@@ -57,7 +56,7 @@ class Progress:
 
 
 def flat_weights(parameters: FlatParameters, weights: Mapping[str, Tensor]) -> Tensor:
-    """Named weights as one flat float32 tensor on the CPU; zeros where a name is not among them."""
+    """Return named weights as one flat float32 tensor on the CPU, with zeros for missing names."""
     out_N = torch.zeros(parameters.values_N.numel())
     for name, part in parameters.slices.items():
         if name in weights:
@@ -66,13 +65,13 @@ def flat_weights(parameters: FlatParameters, weights: Mapping[str, Tensor]) -> T
 
 
 def save_checkpoint(folder: Path, optimiser: Optimiser, progress: Progress, base_N: Tensor) -> int:
-    """Write a checkpoint; the one that is there stays whole until the new one is. Returns its bytes.
+    """Write a checkpoint and return its bytes; the previous one stays whole until the new one is.
 
     Args:
-        folder: made when it is not there.
-        optimiser: with the averaged weights.
-        progress: what the next session goes on from.
-        base_N: the weights that stored ones are differences from, as `flat_weights` makes them.
+        folder: the checkpoint's folder, which is created if it does not exist.
+        optimiser: optimiser with the averaged weights.
+        progress: progress from which the next session continues.
+        base_N: weights from which the stored differences are taken, as returned by `flat_weights`.
     """
     tensors: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
@@ -112,9 +111,9 @@ def save_checkpoint(folder: Path, optimiser: Optimiser, progress: Progress, base
 
 
 def load_checkpoint(folder: Path, optimiser: Optimiser, base_N: Tensor) -> Progress:
-    """Put a checkpoint's weights and moments into an optimiser and its parameters.
+    """Load a checkpoint's weights and moments into an optimiser and its parameters.
 
-    Raises TrainingCheckpointError when a part is missing or damaged, or when model or base are others.
+    Raises TrainingCheckpointError if a part is missing or damaged, or if the model or the base differs.
     """
     manifest = _manifest(folder)
     if manifest["layout"] != _layout(optimiser.parameters):
@@ -151,12 +150,12 @@ def load_checkpoint(folder: Path, optimiser: Optimiser, base_N: Tensor) -> Progr
 
 
 def read_progress(folder: Path) -> Progress:
-    """Where the checkpoint in a folder stands."""
+    """Return the progress of the checkpoint in a folder."""
     return Progress(**_manifest(folder)["progress"])
 
 
 def digest(base_N: Tensor) -> str:
-    """Names a base by its numbers."""
+    """Return a digest of a base's numbers."""
     return hashlib.sha256(base_N.contiguous().numpy().tobytes()).hexdigest()
 
 
@@ -175,7 +174,7 @@ def _muon_mask(parameters: FlatParameters) -> Tensor:
 
 
 def _compressed(data: bytes) -> bytes:
-    """Codes are noise with a distribution: a Huffman code gets all that there is, in a second."""
+    """Compress codes. They are noise with a distribution, so a Huffman code is enough, and fast."""
     packer = zlib.compressobj(level=6, strategy=zlib.Z_HUFFMAN_ONLY)
     return packer.compress(data) + packer.flush()
 

@@ -1,4 +1,4 @@
-"""Tensors in a few bits a number, each block of numbers over a range of its own."""
+"""Tensors with a few bits for each number; each block of numbers has its own range."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SMALLEST_STEP = 1e-30
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """Numbers as multiples of their block's step from its begin.
+    """Numbers as multiples of their block's step from the block's `begin`.
 
-    `codes` are uint8, two to a byte for 4 bits. `step` and `begin` are float32, one a block; without `begin`
-    the codes are centred on zero.
+    `codes` are uint8, two to a byte for 4 bits. `step` and `begin` are float32, one for each block; without
+    `begin` the codes are centred on zero.
     """
 
     codes: Tensor
@@ -28,13 +28,13 @@ class Quantised:
 
 
 def quantise(x_N: Tensor, bits: int, block: int, *, centred: bool) -> Quantised:
-    """Round a flat tensor to ``2**bits - 1`` levels a block.
+    """Round a flat tensor to ``2**bits - 1`` levels in each block.
 
     Args:
         x_N: finite float32 numbers.
         bits: 4 or 8.
-        block: numbers that share a range.
-        centred: let each range be centred on zero, so that a zero stays exactly zero.
+        block: count of numbers that share a range.
+        centred: whether each range is centred on zero, so that a zero stays exactly zero.
     """
     if bits not in (4, 8):
         raise ValueError(f"{bits} bits a number; 4 and 8 are supported")
@@ -53,7 +53,7 @@ def quantise(x_N: Tensor, bits: int, block: int, *, centred: bool) -> Quantised:
 
 
 def restore(quantised: Quantised) -> Tensor:
-    """Return the numbers, up to half a step of their block."""
+    """Return the numbers, to within half a step of their block."""
     codes = quantised.codes
     if quantised.bits == 4:
         codes = torch.stack([codes & 15, codes >> 4], 1).view(-1)

@@ -1,1 +1,1 @@
-"""From utterances to batches: shards of speech, samples made of several utterances, fixed shapes."""
+"""Training data: shards of speech, samples of several utterances, batches of fixed shapes."""

@@ -1,4 +1,4 @@
-"""Samples to batches of a few fixed shapes, made by a thread while the device works.
+"""Batches of samples in a few fixed shapes, which a thread makes while the device works.
 
 Fixed shapes let the encoder be compiled and captured as a graph, one for each bucket.
 
@@ -29,17 +29,17 @@ MAX_WAITING = 6
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Lengths in mel frames, ascending, and how many samples of each make a batch."""
+    """Lengths in mel frames, ascending, and the number of samples in a batch of each length."""
 
     num_mels: tuple[int, ...] = (224, 352, 544, 832, 1600, 3200)
     batch_s: float = 1_000.0
 
     def size(self, num_mels: int) -> int:
-        """Return the samples of a batch: about `batch_s` seconds of audio, at least four."""
+        """Return the number of samples in a batch: about `batch_s` seconds of audio, at least four."""
         return max(4, int(self.batch_s * 100 / num_mels))
 
     def of(self, sample: Sample) -> int | None:
-        """Return the bucket of a sample; None for one that is too long or too dense."""
+        """Return the bucket of a sample; None for a sample that is too long or too dense."""
         num_samples = int(sample.num_samples / sample.speed)
         if not fits(len(sample.tokens), num_samples):
             return None
@@ -48,10 +48,10 @@ class Buckets:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Where the audio of a batch stands and what it says; all on the host until `to`.
+    """The positions of a batch's audio in the corpus, and its targets; all on the host until `to`.
 
     `first_BK`, `length_BK` and `position_BK` place each utterance's samples; `longest` is the longest sample
-    before its change of speed. `num_samples_B` and `num_frames` are after it.
+    before its change of speed. `num_samples_B` and `num_frames` are those after it.
     """
 
     num_mels: int
@@ -81,7 +81,7 @@ class Batch:
         return replace(self, **moved)
 
     def pinned(self) -> Batch:
-        """Return the batch in page-locked memory, from where a copy need not be waited for."""
+        """Return the batch in page-locked memory, from which copies are asynchronous."""
         locked = {
             field.name: getattr(self, field.name).pin_memory()
             for field in fields(self)
@@ -90,7 +90,7 @@ class Batch:
         return replace(self, **locked)
 
     def targets(self, *, windowed: bool) -> Targets:
-        """Return what the losses need."""
+        """Return the targets of the losses."""
         window = EmissionWindow(self.window_first_BU, self.window_last_BU) if windowed else None
         return Targets(
             self.tokens_BU,
@@ -104,7 +104,7 @@ class Batch:
 
 
 def encoder_frames(num_mels: int) -> int:
-    """Return the encoder frames of so many mel frames."""
+    """Return the number of encoder frames of `num_mels` mel frames."""
     for _ in range(3):
         num_mels = num_mels // 2 + 1
     return num_mels
@@ -113,16 +113,15 @@ def encoder_frames(num_mels: int) -> int:
 def make_batch(
     samples: Sequence[Sample], utterances: Utterances, num_mels: int, eou_window_frames: int
 ) -> Batch:
-    """Put samples of one bucket into tensors.
+    """Make the tensors of a batch from samples of one bucket.
 
     Args:
-        samples: at least one.
-        utterances: what their pieces are of.
-        num_mels: the bucket.
-        eou_window_frames: encoder frames after the one in which the speech ended, in which its `<EOU>` may
-            come.
+        samples: at least one sample.
+        utterances: the utterances that their pieces refer to.
+        num_mels: length of the bucket in mel frames.
+        eou_window_frames: number of encoder frames after the end of speech in which its `<EOU>` may come.
     """
-    # In NumPy: one number in a tensor takes fifty times as long, and there are thousands.
+    # In NumPy: setting a number of a tensor takes fifty times as long, and there are thousands.
     width = max(1, *(len(sample.pieces) for sample in samples))
     places = np.zeros((3, len(samples), width), np.int64)
     max_tokens = max(1, *(len(sample.tokens) for sample in samples))
@@ -171,7 +170,7 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 class BatchFeed:
     """A thread that makes batches ahead. Use as a context manager; leaving it ends the thread.
 
-    `only_short` may be changed at any time; batches that wait already are as they were.
+    `only_short` may be changed at any time; it does not change batches that wait already.
     """
 
     def __init__(
@@ -197,13 +196,13 @@ class BatchFeed:
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         while self._thread.is_alive():
-            # The thread may stand at a full queue.
+            # The thread may be waiting at a full queue.
             while not self._waiting.empty():
                 self._waiting.get_nowait()
             self._thread.join(0.05)
 
     def next(self) -> Batch:
-        """Return the next batch. Raises what ended the thread, if anything did."""
+        """Return the next batch. Raises the exception that ended the thread, if any."""
         item = self._waiting.get(timeout=120)
         if isinstance(item, BaseException):
             raise item
@@ -213,7 +212,7 @@ class BatchFeed:
         try:
             for batch in self._batches():
                 self._put(batch.pinned() if self._pin else batch)
-        except BaseException as error:  # raised again where a batch is waited for
+        except BaseException as error:  # raised again in `next`
             self._put(error)
 
     def _put(self, item: Batch | BaseException) -> None:

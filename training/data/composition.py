@@ -1,6 +1,6 @@
-"""What a training sample consists of: one or more utterances, pauses, ends of utterances, a speed.
+"""The composition of a training sample: one or more utterances, pauses, ends of utterances, a speed.
 
-All of it is decided on the host, in plain Python, before a single sample of audio is touched.
+It is decided on the host, in plain Python, before any audio is processed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from training.data.utterances import RATE, Utterances
 
-# A transducer emits at most some tokens a frame of 80 ms; more than this many a frame cannot be learnt well.
+# A transducer emits few tokens in a frame of 80 ms; more than this many per frame cannot be learnt well.
 _MAX_TOKENS_PER_FRAME = 0.97
 _FRAMES_PER_SECOND = 12.5
 _LONGEST_GAP_S = 2.0
@@ -19,7 +19,7 @@ _LONGEST_GAP_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """An utterance inside a sample: which, where it stands, and how much of its begin is left out."""
+    """An utterance inside a sample: its index, its position, and how much of its start is left out."""
 
     utterance: int
     position: int
@@ -36,7 +36,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sample before its speed is changed; `num_samples` and positions are of that time."""
+    """A sample; `num_samples` and positions are those before the change of speed."""
 
     pieces: tuple[Piece, ...]
     num_samples: int
@@ -48,20 +48,20 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """How samples are made up; lengths in seconds, shares of 1.
+    """Settings of the composition of samples; lengths are in seconds, shares from 0 to 1.
 
     Args:
         silent: share of samples without speech.
-        single: share with one utterance.
-        long: share of up to `long_s` seconds, where others end at `usual_s`. A stream has no end, and the
-            receptive field through all layers is longer than a usual sample: without long ones a model is
-            worse late in a stream than at its begin.
+        single: share of samples with one utterance.
+        long: share of samples of up to `long_s` seconds; others end at `usual_s`. A stream has no end, and
+        the receptive field through all layers is longer than a usual sample: without long samples a model is
+        worse late in a stream than at its start.
         pause_inside: share of gaps that are short pauses without `<EOU>`.
         ended: share of last utterances that have an `<EOU>`.
         abrupt: share of samples whose first utterance begins at the very first sample.
-        max_skipped_s: of those, how much of the begin may be cut off, as by a client that opens late.
-        short_words: how much more often than the text has them utterances of one or two words are drawn.
-        slowest, fastest: range of the change of speed; a share of 0.4 is left as it is.
+        max_skipped_s: most seconds that are cut off the start of those, as by a client that opens late.
+        short_words: factor by which utterances of one or two words are drawn more often than in the text.
+        slowest, fastest: range of the change of speed; a share of 0.4 is left unchanged.
     """
 
     silent: float = 0.012
@@ -79,14 +79,14 @@ class Composition:
 
 
 class Composer:
-    """Draws samples from utterances; two composers of one seed draw the same.
+    """Draws samples from utterances; composers with equal seeds draw equal samples.
 
     Args:
-        utterances: what is spoken; those too dense to be aligned are left out.
-        composition: how samples are made up.
+        utterances: utterances to draw from; those that are too dense to be aligned are left out.
+        composition: settings of the samples.
         eou: the token of an end of utterance.
-        max_samples: the longest sample; faster speed makes longer ones fit.
-        seed: of everything drawn.
+        max_samples: length of the longest sample; a faster speed makes longer ones fit.
+        seed: seed of all random numbers.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Composer:
         return index
 
     def _next(self) -> int:
-        """Utterances in random order, each as often as its weight says in a pass over them."""
+        """Return the next utterance in random order; in a pass each occurs as often as its weight."""
         while (index := next(self._order, None)) is None:
             times = [int(weight + self._random.random()) for weight in self._weights]
             order = [one for one, count in zip(self._usable, times, strict=True) for _ in range(count)]
@@ -159,7 +159,7 @@ class Composer:
 
 
 def fits(num_tokens: int, num_samples: int) -> bool:
-    """Whether so many tokens can be learnt from so much audio."""
+    """Whether `num_tokens` tokens can be learnt from `num_samples` samples of audio."""
     return num_tokens <= _MAX_TOKENS_PER_FRAME * _FRAMES_PER_SECOND * num_samples / RATE + 1
 
 
@@ -176,7 +176,7 @@ class _Draft:
         self.end = 0
 
     def begin(self) -> None:
-        """Silence in front, or none."""
+        """Add silence in front, or none."""
         self._abrupt = self._random.random() < self._plan.abrupt
         self.end = 0 if self._abrupt else int(self._random.uniform(0, 0.8) * RATE)
 
@@ -191,7 +191,7 @@ class _Draft:
         self._phonemes += utterances.phonemes[index]
 
     def gap(self) -> None:
-        """Put between two utterances what stands there: a short pause, or an end and silence."""
+        """Add a gap between two utterances: a short pause, or an end of utterance and silence."""
         if self._random.random() < self._plan.pause_inside:
             self.end += int(self._random.uniform(0.03, 0.3) * RATE)
         else:
@@ -199,7 +199,7 @@ class _Draft:
             self.end += int(self._random.uniform(0.5, _LONGEST_GAP_S) * RATE)
 
     def close(self) -> None:
-        """Put the last end and silence behind it, or cut the sample off right behind its last word."""
+        """Add the last end of utterance and silence, or cut the sample off right after its last word."""
         if self._random.random() < self._plan.ended:
             self._utterance_ends()
             self.end += int(self._random.uniform(0.4, 1.2) * RATE)

@@ -1,7 +1,7 @@
-"""Spoken text: samples, tokens and phonemes of every utterance, in memory and as shards on disk.
+"""Spoken text: the samples, tokens and phonemes of utterances, in memory and as shards on disk.
 
 A shard is a pair of files: NAME.npy, int16 samples of all its utterances one after the other, and NAME.json,
-their lengths, texts and phoneme ids. The .npy appears last and whole: a shard that has one is complete.
+their lengths, texts and phoneme ids. The .npy appears last and whole, so a shard with a .npy is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HELD_OUT: Final = "held-out"
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One utterance: int16 samples at 16 kHz, what they say, and the phoneme ids that they were made from."""
+    """One utterance: int16 samples at 16 kHz, their text, and the phoneme ids that they were made from."""
 
     samples: NDArray[np.int16]
     text: str
@@ -41,12 +41,12 @@ class Utterances:
 
     @property
     def hours(self) -> float:
-        """Length of all of them together."""
+        """Total length in hours."""
         return float(self.length.sum()) / RATE / 3600
 
 
 def gathered(spoken: Sequence[Spoken], encode: Callable[[str], Sequence[int]]) -> Utterances:
-    """Utterances of one list, their texts through the tokenizer."""
+    """Return the utterances of a list, with tokens of their texts by `encode`."""
     length = np.array([len(one.samples) for one in spoken], np.int64)
     return Utterances(
         np.concatenate([one.samples for one in spoken]),
@@ -58,7 +58,7 @@ def gathered(spoken: Sequence[Spoken], encode: Callable[[str], Sequence[int]]) -
 
 
 def write_shard(folder: Path, name: str, spoken: Sequence[Spoken]) -> None:
-    """Write a shard; nothing for no utterances."""
+    """Write a shard, or nothing if there are no utterances."""
     if not spoken:
         return
     folder.mkdir(parents=True, exist_ok=True)

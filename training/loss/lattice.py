@@ -1,10 +1,10 @@
-"""Forward and backward scores of the transducer's lattice, all recordings of a batch at once.
+"""Forward and backward scores of the transducer's lattice, for all recordings of a batch at once.
 
 A path goes from (frame 0, target 0) to (last frame, last target): a blank moves it to the next frame, a label
 to the next target, and a last blank ends it. Along a frame, labels only add up: with S the running sum of a
-frame's label scores, alpha - S is a running log-sum over what came by blanks, so that a frame is one
-`logcumsumexp` instead of a loop over targets. The backward scores are forward scores of the lattice turned
-round.
+frame's label scores, alpha - S is a running log-sum over the paths that arrived by blanks, so that a frame is
+one `logcumsumexp` instead of a loop over targets. The backward scores are forward scores of the reversed
+lattice.
 
 Shape legend: B recordings, T frames, U target positions (targets + 1).
 
@@ -23,8 +23,8 @@ from torch import Tensor
 from training.loss.scan import scan_frames as scan_frames_reference
 
 _NEVER = -1e30
-# Labels that do not exist weigh so little. They are summed up along a frame, where minus infinity would make
-# NaN of differences; they come after all labels that do exist, whose sums stay exact.
+# The log-weight of labels that do not exist. They are summed up along a frame, where minus infinity would
+# make NaN of differences; they come after all labels that do exist, whose sums stay exact.
 _NO_LABEL = -1e4
 
 ScanFrames = Callable[[Tensor, Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""What training minimises: the transducer loss and two CTC losses, per target."""
+"""The objective of training: the transducer loss and two CTC losses, per target."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class LossWeights:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Targets of a batch on the model's device, and their lengths on the host too.
+    """Targets of a batch on the model's device; their lengths are on the host, too.
 
-    CTC takes lengths from the host: reading them from the device would halt it every step.
+    CTC takes lengths from the host: reading them from the device would halt the device every step.
     """
 
     tokens_BU: Tensor
@@ -50,7 +50,7 @@ class Losses:
 
 
 def losses(model: TrainingModel, encoded: Encoded, targets: Targets, weights: LossWeights) -> Losses:
-    """Return the weighted sum of the losses and its parts; a part of weight 0 is not worked out."""
+    """Return the weighted sum of the losses and its parts; a part of weight 0 is not computed."""
     max_frames = max(targets.host_num_frames)
     encoded_BTD, middle_BTD = encoded.encoded_BTD[:, :max_frames], encoded.middle_BTD[:, :max_frames]
     num_rows = len(targets.host_num_frames)

@@ -14,7 +14,7 @@ def scan_frames(first_NU: Tensor, into_TNU: Tensor) -> Tensor:
 
     Args:
         first_NU: log-weights at the first frame.
-        into_TNU: what is added on the way into each frame; `into[0]` is not read.
+        into_TNU: log-weights that are added on the way into each frame; `into[0]` is not read.
 
     Returns:
         Y_TNU in float32.

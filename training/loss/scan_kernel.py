@@ -1,7 +1,7 @@
-"""`scan_frames` as one Triton kernel: a program a row goes through all frames by itself.
+"""`scan_frames` as one Triton kernel: one program for each row goes through all its frames.
 
-In plain PyTorch each frame is two small launches, some hundred a batch, and the lattice takes longer than the
-encoder. Reference: `scan.py`.
+In plain PyTorch each frame is two small launches, some hundred for a batch, and the lattice takes longer than
+the encoder. Reference: `scan.py`.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -27,7 +27,7 @@ def _scan_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < width
-    # Columns past the width come after all others in the sum, so that they change none of them.
+    # Columns past the width come after all others in the sum, so they do not change the others.
     y = tl.load(first_ptr + row * width + column, mask=inside, other=-1e30)
     y = tl.associative_scan(y, 0, _log_add)
     at = row.to(tl.int64) * width + column
@@ -39,7 +39,7 @@ def _scan_kernel(  # type: ignore[no-untyped-def]
 
 
 def scan_frames(first_NU: Tensor, into_TNU: Tensor) -> Tensor:
-    """See the reference; both arguments are contiguous float32 on one device."""
+    """Compute the reference's function; both arguments are contiguous float32 on one device."""
     num_frames, num_rows, width = into_TNU.shape
     out_TNU = torch.empty_like(into_TNU)
     block = max(16, triton.next_power_of_2(width))

@@ -1,8 +1,8 @@
 """The transducer loss from joint logits, with FastEmit and with a time window for chosen targets.
 
-A transducer may emit a token anywhere before the next one, and learns to wait. An `<EOU>` should come at
-once: outside its window a label costs `WINDOW_NATS`. The penalty is finite, so that no recording is left
-without a path.
+A transducer may emit a token anywhere before the next one, and learns to wait. But an `<EOU>` should be
+emitted at once: outside its window a label costs `WINDOW_NATS`. The penalty is finite, so that every
+recording has a path.
 
 Shape legend: B recordings, T encoder frames, U targets, V tokens with blank.
 """
@@ -24,7 +24,7 @@ WINDOW_NATS = 12.0
 
 @dataclass(frozen=True, slots=True)
 class EmissionWindow:
-    """First and last frame in which each target may come, int64 [B, U] each.
+    """First and last frame in which each target may be emitted, int64 [B, U] each.
 
     A target without a limit has 0 and a number beyond any frame.
     """
@@ -33,7 +33,7 @@ class EmissionWindow:
     last_BU: Tensor
 
     def penalty(self, num_frames_B: Tensor, max_frames: int) -> Tensor:
-        """Nats [B, T, U] to take off each label; a window past a recording's end moves to its last frames."""
+        """Return nats [B, T, U] to subtract from labels; windows past the end move to the last frames."""
         last_frame_B1 = num_frames_B[:, None] - 1
         first = torch.minimum(self.first_BU, last_frame_B1 - 1).clamp(min=0)
         last = torch.minimum(torch.maximum(self.last_BU, first), last_frame_B1)
@@ -53,15 +53,15 @@ def transducer_loss(
     window: EmissionWindow | None = None,
     scan: ScanFrames | None = None,
 ) -> Tensor:
-    """Negative log-likelihood of each recording, [B], in float32.
+    """Return the negative log-likelihood of each recording, [B], in float32.
 
     Args:
-        logits_BTUV: joint output, [B, T, U + 1, V], before the softmax; half precision is fine.
-        targets_BU: int64, padded by anything below V.
+        logits_BTUV: joint output, [B, T, U + 1, V], before the softmax, in any precision.
+        targets_BU: int64 targets, padded by any number below V.
         num_frames_B, num_targets_B: int64 lengths.
-        blank: its index.
-        fastemit: by how much labels' gradients are raised (lambda of FastEmit); the value is without.
-        window: when targets may come.
+        blank: index of the blank.
+        fastemit: share by which labels' gradients are raised (lambda of FastEmit); the loss value is not.
+        window: frames in which targets may be emitted.
         scan: see `occupancy`.
     """
     blank_BTU, label_BTU = _EdgeLogProbs.apply(logits_BTUV, targets_BU, blank)  # type: ignore[no-untyped-call]
@@ -75,7 +75,7 @@ def transducer_loss(
 class _EdgeLogProbs(torch.autograd.Function):
     """Log-probabilities of blank and next target at each node, without a log-softmax of all logits.
 
-    That would be the largest tensor of training a second time, in float32.
+    The log-softmax would be a second tensor as large as the logits, the largest of training, in float32.
     """
 
     @staticmethod

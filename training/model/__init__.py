@@ -1,1 +1,1 @@
-"""The model as it is trained: plain PyTorch modules whose state dict has NeMo's names."""
+"""The model for training: plain PyTorch modules whose state dict has NeMo's names."""

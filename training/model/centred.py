@@ -1,9 +1,9 @@
-"""Linear maps whose weight gradient sees inputs minus their mean over the batch.
+"""Linear maps whose weight gradient is computed from inputs minus their mean over the batch.
 
 The inputs of a layer have a mean that is the same for every recording. Adam turns the smallest coherent
 gradient along it into a full step, each layer then adds a constant vector, and the norm after each layer
 shrinks what depends on the audio by the same factor again and again: the encoder collapses to a constant and
-the transducer to a language model. Where the mean's product has no gradient, no step can follow it. The
+the transducer to a language model. Without a gradient of the mean's product no step can go along it. The
 forward pass is unchanged.
 """
 
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 
 def batch_mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Return the mean over `dims`, kept as axes of length 1, without gradient and worked out in float32."""
+    """Return the mean over `dims`, kept as axes of length 1, without gradient and computed in float32."""
     return x.detach().float().mean(dims, keepdim=True).to(x.dtype)
 
 
 def centred_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` over the last axis; the gradient of `weight` comes from centred inputs alone."""
+    """Compute `F.linear` over the last axis; the gradient of `weight` is from centred inputs alone."""
     mean = batch_mean(x, tuple(range(x.dim() - 1)))
     return F.linear(x - mean, weight, bias) + F.linear(mean, weight).detach()
 
 
 class CentredLinear(nn.Linear):
-    """A linear layer; in training its weight gradient sees centred inputs."""
+    """A linear layer whose weight gradient is computed from centred inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -35,7 +35,7 @@ class CentredLinear(nn.Linear):
 
 
 class CentredPointwise1d(nn.Conv1d):
-    """A convolution of one tap over [B, T, D], kept as NeMo stores it, with a weight of [D', D, 1]."""
+    """A convolution of one tap over [B, T, D], with NeMo's weight shape [D', D, 1]."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__(width_in, width_out, 1, bias=False)
@@ -46,7 +46,7 @@ class CentredPointwise1d(nn.Conv1d):
 
 
 class CentredPointwise2d(nn.Conv2d):
-    """A 1 x 1 convolution of [B, C, T, F]; the mean is each channel's."""
+    """A 1 x 1 convolution of [B, C, T, F]; the mean is taken for each channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 1)
@@ -59,10 +59,10 @@ class CentredPointwise2d(nn.Conv2d):
 
 
 class CausalConv2d(nn.Conv2d):
-    """3 x 3, stride 2, depthwise, with two zeros in front and one behind on both axes.
+    """A depthwise 3 x 3 convolution of stride 2, with two zeros in front and one behind on both axes.
 
-    From one channel it is the first layer of all, over log-mel whose mean is about -9: its gradient is
-    centred too. The mean's own image is not constant, because of the zeros around it.
+    With one input channel it is the first layer, over log-mel with a mean of about -9, so its gradient is
+    centred, too. The convolution of the mean is not constant, because of the zeros around it.
     """
 
     _PADDING = (2, 1, 2, 1)
@@ -80,5 +80,5 @@ class CausalConv2d(nn.Conv2d):
 
 
 def sequence_mask(lengths_B: Tensor, size: int) -> Tensor:
-    """Bool [B, size]: which positions lie inside each row's length."""
+    """Return bool [B, size], true for positions inside each row's length."""
     return torch.arange(size, device=lengths_B.device)[None] < lengths_B[:, None]

@@ -18,7 +18,7 @@ from training.model.centred import CentredLinear, CentredPointwise1d, sequence_m
 from training.model.subsampling import Subsampling, dropout
 
 # Added to scores that the mask forbids. Rows past a recording's end are masked whole: minus infinity would
-# make NaN of them.
+# turn them to NaN.
 _FORBIDDEN = -1e4
 
 
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         return projected.view(*x.shape[:2], self.num_heads, self.head_dim)
 
     def forward(self, x_BTD: Tensor, positions_1PD: Tensor, mask_B1TT: Tensor) -> Tensor:
-        """`mask_B1TT` is added to the scores."""
+        """Attend under `mask_B1TT`, which is added to the scores."""
         num_rows, num_frames, width = x_BTD.shape
         q_BTHE = self._heads("q", x_BTD)
         k_BHET = self._heads("k", x_BTD).permute(0, 2, 3, 1)
@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
 
 def _shifted(position_BHTP: Tensor) -> Tensor:
-    """Scores by relative position to scores by key frame, [B, H, T, T]."""
+    """Convert scores by relative position to scores by key frame, [B, H, T, T]."""
     num_rows, num_heads, num_frames, num_positions = position_BHTP.shape
     padded = F.pad(position_BHTP, (1, 0)).view(num_rows, num_heads, num_positions + 1, num_frames)
     moved = padded[:, :, 1:].reshape(num_rows, num_heads, num_frames, num_positions)
@@ -87,7 +87,7 @@ class Convolution(nn.Module):
         width, self.taps = config.d_model, config.conv_kernel
         self.pointwise_conv1 = CentredPointwise1d(width, 2 * width)
         self.depthwise_conv = nn.Conv1d(width, width, self.taps, groups=width, bias=False)
-        # Called batch_norm in every checkpoint, whatever its kind.
+        # Checkpoints name every kind of norm batch_norm.
         self.batch_norm = nn.LayerNorm(width)
         self.pointwise_conv2 = CentredPointwise1d(width, width)
 
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
     """Subsampling and conformer layers.
 
     Args:
-        config: architecture; without biases and without scaled inputs, as all of the family are.
+        config: architecture; without biases and without scaled inputs, as in the whole family.
         drop: share of activations that training drops.
         middle: index of the layer whose output the phoneme head reads.
     """
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
     def forward(
         self, mel_BMF: Tensor, num_mels_B: Tensor, right_frames: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return encoded_BTD, the frames of each row, and the middle layer's output.
+        """Return encoded_BTD, the number of frames of each row, and the middle layer's output.
 
         `right_frames` is the right context of the mask, an int64 tensor without axes, so that one captured
         graph serves all contexts; a chunk is one frame longer.
@@ -167,7 +167,7 @@ class Encoder(nn.Module):
 
 
 def chunked_mask(num_frames: int, left_frames: int, right_frames: Tensor) -> Tensor:
-    """Bool [T, T]: a frame sees its own chunk and the whole chunks within the left context."""
+    """Return bool [T, T]: a frame sees its own chunk and the whole chunks within the left context."""
     frame = torch.arange(num_frames, device=right_frames.device)
     chunk = torch.div(frame, right_frames + 1, rounding_mode="floor")
     behind = chunk[:, None] - chunk[None]
@@ -175,7 +175,7 @@ def chunked_mask(num_frames: int, left_frames: int, right_frames: Tensor) -> Ten
 
 
 def sinusoids(num_frames: int, width: int, device: torch.device) -> Tensor:
-    """Sinusoids [1, 2 T - 1, D] of the distances T - 1 .. 1 - T."""
+    """Return the sinusoids [1, 2 T - 1, D] of the distances T - 1 .. 1 - T."""
     distance = torch.arange(num_frames - 1, -num_frames, -1.0, device=device)[:, None]
     rates = torch.exp(
         torch.arange(0, width, 2, dtype=torch.float32, device=device) * -(math.log(10000.0) / width)

@@ -1,4 +1,4 @@
-"""Log-mel features as NeMo's `AudioToMelSpectrogramPreprocessor` makes them (normalize NA, no dither).
+"""Log-mel features as in NeMo's `AudioToMelSpectrogramPreprocessor` (normalize NA, no dither).
 
 Shape legend: B rows, N samples, M mel frames, F mel bins, K frequencies of the transform.
 """
@@ -25,7 +25,7 @@ class Featurizer(nn.Module):
 
 
 class LogMel(nn.Module):
-    """Samples to log-mel frames, without gradient."""
+    """The mel front end: computes log-mel frames of samples, without gradient."""
 
     def __init__(self, config: MelConfig, filters_1FK: Tensor, window: Tensor) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class LogMel(nn.Module):
 
 
 def warp_frequencies(power_BKM: Tensor, warp_B: Tensor) -> Tensor:
-    """Read frequency k of each row at k * warp; beyond the last frequency stands the last."""
+    """Read frequency k of each row at k * warp; frequencies beyond the last one repeat it."""
     top = power_BKM.shape[1] - 1
     position_BK = torch.arange(top + 1, device=power_BKM.device)[None] * warp_B[:, None]
     position_BK = position_BK.clamp(max=top)

@@ -1,4 +1,4 @@
-"""Where training from nothing begins: output biases at unigram log-probabilities, subsampling from data."""
+"""Initial weights of training from nothing: unigram output biases, and subsampling scaled by data."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from training.model.transducer import PHONEMES_PER_FRAME, TrainingModel
 
 _BLANK_SHARE = 0.65
 _PHONEME_BLANK_SHARE = 0.6
-# Output weights begin this much smaller. At zero nothing below would learn at first; at one their noise is
-# larger than what the biases say.
+# Factor of the initial output weights. At zero no layer below would learn at first; at one their noise is
+# larger than the biases.
 _OUTPUT_SCALE = 0.3
-# A token or phoneme that the sample has not is rare, not impossible.
+# A token or phoneme that is missing in the sample is rare, not impossible.
 _UNSEEN_COUNT = 0.3
 
 
@@ -38,7 +38,7 @@ def set_output_biases(
 
 
 def _unigram(sequences: Sequence[Sequence[int]], size: int, blank_share: float) -> Tensor:
-    """Log-probabilities of labels 0 .. size - 1 and of the blank behind them."""
+    """Return the log-probabilities of labels 0 .. size - 1 and of the blank after them."""
     flat = torch.tensor([label for sequence in sequences for label in sequence], dtype=torch.int64)
     counts = torch.bincount(flat, minlength=size).float() + _UNSEEN_COUNT
     shares = counts / counts.sum() * (1.0 - blank_share)
@@ -88,7 +88,7 @@ def _output_of(layer: nn.Module, encoder: Encoder, mel_BMF: Tensor, num_mels_B: 
 
 @torch.no_grad()
 def mean_subsampling_input(encoder: Encoder, mel_BMF: Tensor, num_mels_B: Tensor) -> Tensor:
-    """Mean of what the subsampling's output layer takes, over valid frames."""
+    """Return the mean input of the subsampling's output layer over valid frames."""
     kept: list[Tensor] = []
     out = encoder.pre_encode.out
     handle = out.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0].float()))
@@ -99,7 +99,7 @@ def mean_subsampling_input(encoder: Encoder, mel_BMF: Tensor, num_mels_B: Tensor
 
 @torch.no_grad()
 def content_share(encoded_BTD: Tensor) -> float:
-    """Share of the encoder's output that depends on the audio, 0 (collapsed) to 1.
+    """Return the share of the encoder's output that depends on the audio, 0 (collapsed) to 1.
 
     `encoded_BTD` are the frames of different recordings, all of one length.
     """

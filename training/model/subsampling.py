@@ -11,12 +11,12 @@ from training.model.centred import CausalConv2d, CentredLinear, CentredPointwise
 
 
 def halved(length: Tensor) -> Tensor:
-    """Frames after one convolution of stride 2 with two zeros in front and one behind."""
+    """Return the number of frames after a convolution of stride 2 with two zeros in front and one behind."""
     return length // 2 + 1
 
 
 class Subsampling(nn.Module):
-    """Mel frames to encoder frames. Frames past a row's end are zeros at every level."""
+    """The subsampling of mel frames to encoder frames. Frames past a row's end are zeros at every level."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class Subsampling(nn.Module):
         self.out = CentredLinear(channels * config.subsampled_mels, config.d_model)
 
     def forward(self, mel_BMF: Tensor, num_mels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x_BTD and the encoder frames of each row."""
+        """Return x_BTD and the number of encoder frames of each row."""
         x, length_B = _masked(mel_BMF[:, None], num_mels_B), num_mels_B
         for layer in self.conv:
             x = layer(x)
             if isinstance(layer, CausalConv2d):
                 length_B = halved(length_B)
-                # Depthwise convolutions on CUDA are several times faster so.
+                # Depthwise convolutions on CUDA are several times faster in this layout.
                 x = x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
             elif isinstance(layer, nn.ReLU):
                 x = _masked(x, length_B)
@@ -47,5 +47,5 @@ def _masked(x_BCTF: Tensor, length_B: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, share: float, module: nn.Module) -> Tensor:
-    """Dropout while `module` is in training."""
+    """Apply dropout if `module` is in training mode."""
     return F.dropout(x, share, module.training)

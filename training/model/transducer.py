@@ -21,7 +21,7 @@ from training.model.conformer import Encoder
 from training.model.features import LogMel
 from training.model.subsampling import dropout
 
-# A phoneme is much shorter than a frame of 80 ms: the phoneme head emits so many labels a frame.
+# A phoneme is much shorter than a frame of 80 ms: the phoneme head emits this many labels in each frame.
 PHONEMES_PER_FRAME = 3
 
 
@@ -84,15 +84,15 @@ class Joint(nn.Module):
 
 
 class TrainingModel(nn.Module):
-    """A cache-aware FastConformer transducer with what training needs.
+    """A cache-aware FastConformer transducer for training.
 
     Its state dict holds every tensor of `expected_tensors(config)` under NeMo's name, and besides the heads
-    `ctc` (tokens, on the encoder's output) and `ph` (phonemes, on a middle layer). NeMo calls neither so.
+    `ctc` (tokens, on the encoder's output) and `ph` (phonemes, on a middle layer). NeMo uses neither name.
 
     Args:
         config: architecture.
-        filters_1FK, window: of the mel front end.
-        num_phonemes: labels of the phoneme head, without blank.
+        filters_1FK, window: filter bank and window of the mel front end.
+        num_phonemes: number of labels of the phoneme head, without blank.
         drop: share of activations that training drops.
     """
 
@@ -109,7 +109,7 @@ class TrainingModel(nn.Module):
         self.ph = CentredLinear(config.d_model, PHONEMES_PER_FRAME * (num_phonemes + 1))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over the tensors of a checkpoint, with or without those of the heads."""
+        """Load the tensors of a checkpoint, with or without those of the heads."""
         missing, unexpected = self.load_state_dict(
             {name: tensor.float() for name, tensor in weights.items()}, strict=False
         )
@@ -123,24 +123,24 @@ class TrainingModel(nn.Module):
         return {name: state[name] for name in expected_tensors(self.config)}
 
     def predict(self, targets_BU: Tensor) -> Tensor:
-        """Predictor outputs, projected for the joint: [B, U + 1, J]."""
+        """Return predictor outputs, projected for the joint, [B, U + 1, J]."""
         hidden = dropout(self.decoder.prediction(targets_BU), self.drop, self)
         out: Tensor = self.joint.pred(hidden)
         return out
 
     def logits(self, encoded_BTD: Tensor, targets_BU: Tensor) -> Tensor:
-        """Joint network over the whole lattice, [B, T, U + 1, V]."""
+        """Return the joint network's logits over the whole lattice, [B, T, U + 1, V]."""
         encoder = self.joint.enc(encoded_BTD)[:, :, None]
         out: Tensor = self.joint.joint_net(encoder + self.predict(targets_BU)[:, None])
         return out
 
     def token_log_probs(self, encoded_BTD: Tensor) -> Tensor:
-        """CTC head: [B, T, V] in float32."""
+        """Return the CTC head's log-probabilities, [B, T, V] in float32."""
         logits: Tensor = self.ctc(encoded_BTD.float())
         return logits.log_softmax(-1)
 
     def phoneme_log_probs(self, middle_BTD: Tensor) -> Tensor:
-        """Phoneme head: [B, 3 T, phonemes + 1] in float32, the blank last."""
+        """Return the phoneme head's log-probabilities, [B, 3 T, phonemes + 1] in float32, the blank last."""
         num_rows, num_frames, _ = middle_BTD.shape
         logits: Tensor = self.ph(middle_BTD.float())
         return logits.view(num_rows, PHONEMES_PER_FRAME * num_frames, self.num_phonemes + 1).log_softmax(-1)
@@ -155,7 +155,7 @@ class TrainingModel(nn.Module):
 
 @torch.no_grad()
 def greedy(model: TrainingModel, encoded: Encoded) -> list[list[tuple[int, int]]]:
-    """Greedy decoding of a batch: (token, encoder frame) pairs of each row.
+    """Decode a batch greedily; return the (token, encoder frame) pairs of each row.
 
     The predictor is not reset at `<EOU>`: training never resets it.
     """

@@ -1,7 +1,6 @@
 """All parameters of a model in one tensor and all gradients in another.
 
-An update is then a handful of launches whatever the number of tensors, and the exchange between GPUs one
-call.
+An update is then a few launches for any number of tensors, and the exchange between GPUs is one call.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 class FlatParameters:
     """Makes a model's parameters, and their gradients, views of two flat tensors of N numbers.
 
-    `values_N` and `gradients_N` are float32. `slices` says where each named parameter stands.
+    `values_N` and `gradients_N` are float32. `slices` has the position of each named parameter.
     """
 
     def __init__(self, model: nn.Module) -> None:

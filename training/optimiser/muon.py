@@ -1,4 +1,4 @@
-"""Muon: momentum made orthogonal, so that an update cannot pour everything into one direction.
+"""Muon: momentum is made orthogonal, so that an update cannot go into a single direction.
 
 Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
 """
@@ -17,7 +17,7 @@ _ROUNDS = 5
 
 
 def orthogonalised(matrices_KMN: Tensor) -> Tensor:
-    """Return the same singular vectors with singular values near 1, by Newton and Schulz's iteration."""
+    """Return matrices of equal singular vectors and singular values near 1, by Newton-Schulz iteration."""
     tall = matrices_KMN.shape[1] > matrices_KMN.shape[2]
     x = matrices_KMN.to(torch.bfloat16 if matrices_KMN.is_cuda else torch.float32)
     x = x.mT if tall else x
@@ -31,7 +31,7 @@ def orthogonalised(matrices_KMN: Tensor) -> Tensor:
 
 
 class Muon:
-    """Updates the named matrices; those of one shape in one batch."""
+    """Updates the named matrices, in one batch for each shape."""
 
     def __init__(self, parameters: FlatParameters, names: list[str], decay: float = 0.01) -> None:
         self._parameters, self._decay = parameters, decay
@@ -41,7 +41,7 @@ class Muon:
             self._by_shape.setdefault((shape[0], shape[1]), []).append(name)
 
     def step(self, momentum_N: Tensor, rate: float) -> None:
-        """Move the matrices against their momentum by Nesterov's look ahead."""
+        """Update the matrices against their momentum, with Nesterov's look-ahead."""
         flat = self._parameters
         ahead_N = torch.lerp(flat.gradients_N, momentum_N, INERTIA)
         for shape, names in self._by_shape.items():

@@ -1,4 +1,4 @@
-"""One step of training: which parameters learn how, and the average that is shipped."""
+"""The optimiser of training: the method and rate of each parameter, and the average that is shipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_AVERAGE = 0.9995
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Peak rates. Subsampling learns at a tenth of AdamW's, norms and biases of the encoder at a fifth."""
+    """Peak rates. Subsampling has a tenth of AdamW's rate, the encoder's norms and biases a fifth."""
 
     adam: float = 1e-3
     muon: float = 4e-3
@@ -26,7 +26,7 @@ class Rates:
     norms: float = 0.2
 
     def share(self, name: str, shape: torch.Size) -> float:
-        """Return a parameter's share of AdamW's rate; nothing of what Muon moves."""
+        """Return a parameter's share of AdamW's rate; 0 for Muon's parameters."""
         if by_muon(name, shape):
             return 0.0
         if "pre_encode" in name:
@@ -35,7 +35,7 @@ class Rates:
 
 
 def by_muon(name: str, shape: torch.Size) -> bool:
-    """Whether Muon moves a parameter: matrices of the encoder's layers, and the joint's of the encoder."""
+    """Whether Muon updates a parameter: matrices of encoder layers, and the joint's encoder projection."""
     if name == "joint.enc.weight":
         return True
     if not name.startswith("encoder.layers.") or len(shape) < 2:
@@ -71,14 +71,14 @@ class Optimiser:
     def keep_orthogonal_to(self, mean_input: Tensor) -> None:
         """Keep updates of the subsampling's output layer orthogonal to the mean of its inputs.
 
-        Its thousands of inputs are all positive. Along their mean AdamW would shift every output at once, by
-        several hundred times the rate, and drown the audio.
+        Its thousands of inputs are all positive. Along their mean, AdamW would shift every output at once by
+        several hundred times the rate, and the audio would be lost.
         """
         self._mean_input = mean_input / mean_input.norm()
 
     @torch.no_grad()
     def step(self, rate_share: float) -> None:
-        """Move the parameters by their gradients at a share of the peak rates, and clear the gradients."""
+        """Update the parameters by their gradients at a share of the peak rates, and clear the gradients."""
         self.num_steps += 1
         flat = self.parameters
         self.momentum_N.lerp_(flat.gradients_N, 1.0 - self._inertia_N)
@@ -103,18 +103,18 @@ class Optimiser:
 
 @torch.no_grad()
 def limit_gradients(gradients_N: Tensor, finite: Tensor, max_norm: float = 2.0) -> Tensor:
-    """Scale gradients down to a norm, or clear them where they or the losses are not finite.
+    """Scale gradients down to a norm, or clear them if they or the losses are not finite.
 
-    No value reaches the host. Returns the norm before.
+    No value is copied to the host. Returns the norm before scaling.
 
     Args:
         gradients_N: changed in place.
-        finite: bool without axes, whether the losses were.
+        finite: bool without axes, whether the losses were finite.
         max_norm: the largest norm.
     """
     norm: Tensor = torch.linalg.vector_norm(gradients_N)
     fine = torch.isfinite(norm) & finite
     scale = torch.where(fine, (max_norm / (norm + 1e-6)).clamp(max=1.0), 0.0)
-    # A product with zero would keep NaN.
+    # A product of NaN with zero would be NaN.
     gradients_N.copy_(torch.where(fine, gradients_N * scale, 0.0))
     return norm

@@ -1,4 +1,4 @@
-"""What changes in the course of training: rates, weights of the losses, length of samples, augmentation."""
+"""The schedule of training: rates, weights of the losses, length of samples, augmentation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Schedule:
     """The plan over the whole of training. `progress` is the share of it that is done, 0 to 1.
 
     Args:
-        warm_up: part of it in which rates rise to their peak.
-        short: part of it with single short sentences, the longest context and the heads in front; 0 where
-            training goes on from a trained model.
+        warm_up: share of training in which rates rise to their peak.
+        short: share of training with single short sentences, the longest context and high weights of the
+        heads; 0 if training continues from a trained model.
     """
 
     warm_up: float = 0.08
     short: float = 0.08
 
     def rate_share(self, progress: float) -> float:
-        """Share of the peak rates: a linear rise, then half a cosine."""
+        """Return the share of the peak rates: a linear rise, then half a cosine."""
         if progress < self.warm_up:
             return min(1.0, (progress + 2e-4) / self.warm_up)
         fall = (min(1.0, progress) - self.warm_up) / (1.0 - self.warm_up)
@@ -37,11 +37,11 @@ class Schedule:
         return progress < self.short
 
     def loss_weights(self, progress: float) -> LossWeights:
-        """Weights of the three losses."""
+        """Return the weights of the three losses."""
         return _FIRST_WEIGHTS if self.only_short(progress) else _LATER_WEIGHTS
 
     def augmentation(self, progress: float) -> float:
-        """Strength of the augmentation, 0 to 1."""
+        """Return the strength of the augmentation, 0 to 1."""
         if self.only_short(progress):
             return min(1.0, 0.1 + 3.0 * progress)
         return min(1.0, 0.5 + 8.0 * (progress - self.short))

@@ -21,7 +21,7 @@ EncoderCall = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class _Captured(nn.Module):
-    """Capturing replaces a module's `forward`; the encoder's own stays as it is for evaluation."""
+    """A module whose `forward` capturing replaces; the encoder's own `forward` stays for evaluation."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Captured(nn.Module):
 def encoders(
     encoder: Encoder, buckets: Buckets, num_mel_bins: int, *, graphs: bool
 ) -> dict[int, EncoderCall]:
-    """Return what to call for each bucket: captured graphs on CUDA if wanted, else the encoder itself."""
+    """Return the callable of each bucket: captured graphs on CUDA if wanted, else the encoder itself."""
     device = encoder.pre_encode.out.weight.device
     if device.type == "cuda" and graphs:
         return captured_encoders(encoder, buckets, num_mel_bins, device)

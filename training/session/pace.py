@@ -1,4 +1,4 @@
-"""How far training has come: by steps, or by the clock where a machine is lent for a time."""
+"""The progress of training: by steps, or by the clock if a machine is lent for a time."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Protocol
 
 
 class Pace(Protocol):
-    """Says which share of training is done, 0 to 1, and after which step it ends if that is known."""
+    """Computes the share of training that is done, 0 to 1, and its last step if that is known."""
 
     @property
     def last_step(self) -> int | None: ...
 
     def progress(self, num_steps: int) -> float:
-        """Return the share after so many steps of all sessions."""
+        """Return the share after `num_steps` steps of all sessions."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepPace:
-    """Training is done after so many steps of all sessions."""
+    """Training is done after a number of steps of all sessions."""
 
     num_steps: int
 
@@ -33,13 +33,13 @@ class StepPace:
 
 @dataclass(frozen=True, slots=True)
 class TimePace:
-    """Training is done at a time, however many steps a device takes until then.
+    """Training is done at a time, after any number of steps.
 
     A rate that falls by steps would still be high at the end of a lease whose device is slower than thought.
 
     Args:
-        first: the share that was done before, by earlier sessions.
-        started, ends: of this session, of `time.monotonic`.
+        first: share that earlier sessions have done.
+        started, ends: start and end of this session, of `time.monotonic`.
     """
 
     first: float

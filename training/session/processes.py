@@ -1,4 +1,4 @@
-"""The processes of a session, one a GPU; alone where `torchrun` did not start it."""
+"""The processes of a session, one for each GPU; a single process without `torchrun`."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Processes:
         return self.rank == 0
 
     def sum(self, x: Tensor) -> None:
-        """Add the tensors of all processes up, in place."""
+        """Sum the tensors of all processes, in place."""
         if self.world > 1:
             dist.all_reduce(x)
 
     def share(self, x: Tensor) -> None:
-        """Overwrite everybody's tensor with the leader's."""
+        """Overwrite the tensor of every process with the leader's."""
         if self.world > 1:
             dist.broadcast(x, 0)
 
     def agree(self, wish: bool) -> bool:
-        """Return what the leader wishes: clocks differ, and all must leave a loop together."""
+        """Return the leader's wish: clocks differ, and all processes must leave a loop together."""
         said = torch.tensor(float(wish), device=self.device)
         self.share(said)
         return bool(said)
@@ -51,9 +51,9 @@ class Processes:
 
 
 def join_processes(*, grouped: bool = True) -> Processes:
-    """Join the group that `torchrun` describes in the environment, or stand alone.
+    """Join the group that `torchrun` describes in the environment, or run alone.
 
-    Without `grouped` the process knows its number and its GPU, and talks to no other.
+    Without `grouped` the process has its number and its GPU, but does not communicate with others.
     """
     rank, world, local = (int(os.environ.get(name, default)) for name, default in _DESCRIPTION)
     cuda = torch.cuda.is_available()

@@ -30,11 +30,11 @@ from training.session.graphs import EncoderCall
 from training.session.pace import Pace
 from training.session.processes import Processes
 
-# Between looks at the clock and at what the device has worked out: each halts the device.
+# Steps between reads of the clock and of the device's results: each read halts the device.
 SYNC_STEPS: Final = 8
 # The mean of the subsampling's inputs moves slowly.
 MEAN_INPUT_STEPS: Final = 250
-# Under this share after COLLAPSE_STEPS from nothing the encoder says nothing of the audio and never will.
+# Below this share after COLLAPSE_STEPS from nothing, the encoder's output will never depend on the audio.
 COLLAPSED: Final = 0.05
 COLLAPSE_STEPS: Final = 200
 _CONTENT_STEPS: Final = (0, 50, 100, 200, 400, 800)
@@ -46,15 +46,15 @@ class CollapsedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that a session does but its data; defaults are those of the next version, on from the last.
+    """The settings of a session; the defaults are those to train the next version from the last one.
 
     Args:
         schedule: rates and weights over the whole of training.
-        composition, warping, masking: what samples are made of.
+        composition, warping, masking: settings of samples and their features.
         buckets: fixed shapes.
         eou_window_frames: frames of 80 ms after the end of speech in which an `<EOU>` may come.
         contexts: right contexts in encoder frames, each with its share of steps.
-        seed: of everything random; a session adds its own number.
+        seed: seed of all random numbers; a session adds its own number.
         graphs: whether to capture graphs on CUDA.
         augmented: whether speech is augmented at all.
     """
@@ -75,15 +75,15 @@ class Trainer:
     """Trains one model on one corpus in one process of a session.
 
     Args:
-        model: on the process's device; its parameters must already be flat.
-        optimiser: of those parameters.
-        utterances: what is spoken, on the host.
+        model: model on the process's device; its parameters must already be flat.
+        optimiser: optimiser of those parameters.
+        utterances: utterances to train on, on the host.
         eou: token of an end of utterance.
-        settings: see there.
-        processes: of the session.
-        encoders: what to call for each bucket, of `graphs.encoders`.
+        settings: settings of the session.
+        processes: processes of the session.
+        encoders: callable of each bucket, from `graphs.encoders`.
         report: takes one line for the log; called by the leader alone.
-        session: number of the session; what is random differs from one to the next.
+        session: number of the session; random numbers differ between sessions.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class Trainer:
     def run(self, pace: Pace, deadline: float, max_steps: int | None = None) -> float:
         """Train until a time of `time.monotonic`, the end of the pace, or so many steps more.
 
-        The leader's pace and clock count, for all processes alike: what they read of them is at most
-        SYNC_STEPS old. Returns the share of training that is done.
+        The leader's pace and clock count for all processes, which know them to within SYNC_STEPS steps.
+        Returns the share of training that is done.
 
         Raises CollapsedError when training from nothing has lost the audio.
         """
@@ -208,7 +208,7 @@ class Trainer:
         )
 
     def _initialise(self, feed: BatchFeed) -> None:
-        """Begin from data: unigram biases, and a subsampling that passes the audio on."""
+        """Initialise from data: unigram biases, and a subsampling that preserves the audio."""
         count = 20_000
         set_output_biases(self.model, self._utterances.tokens[:count], self._utterances.phonemes[:count])
         mel, num_mels = self._features(feed.next().to(self._processes.device), 0.3)
@@ -224,7 +224,7 @@ class Trainer:
 
     @torch.no_grad()
     def _check_content(self, batch: Batch, step: int) -> None:
-        """Report how much of the encoder's output depends on the audio; every process sees its own."""
+        """Report the share of the encoder's output that depends on the audio, in each process by itself."""
         mel, num_mels = self._features(batch, 0.0)
         shortest = int(num_mels.min())
         self.model.eval()
@@ -241,7 +241,7 @@ class Trainer:
 
 
 def _silent(_line: str) -> None:
-    """Write no log: that of all processes but the leader."""
+    """Write no log, in processes other than the leader."""
 
 
 class _Log:
@@ -256,14 +256,14 @@ class _Log:
         self._tail = torch.zeros(6)
 
     def add(self, tail: Tensor, seconds: float) -> None:
-        """Add what a step returned, and its seconds of audio."""
+        """Add the result of a step, and its seconds of audio."""
         self._sum = self._sum.to(tail.device) + tail
         self._count += 1
         self._seconds += seconds
         self._tail = tail
 
     def read(self, step: int, rate_share: float) -> tuple[bool, float]:
-        """Whether the leader wants to stop, and its progress; a line for the log when the last is old."""
+        """Return whether the leader wants to stop, and its progress; log a line if the last one is old."""
         wish, progress = self._tail[4:].tolist()
         stop = wish > 0
         taken = time.monotonic() - self._since

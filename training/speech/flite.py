@@ -17,7 +17,7 @@ _TIMEOUT_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Flite:
-    """Speaks by a process of the program at `path` for each phrase."""
+    """A synthesiser that runs the program at `path` for each phrase."""
 
     path: str
     voices: ClassVar[tuple[str, ...]] = ("awb", "rms", "slt", "kal16")

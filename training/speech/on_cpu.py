@@ -1,7 +1,7 @@
-"""Synthesisers other than Kokoro, on the CPU beside the GPU's work: other speakers, other vocoders.
+"""Synthesisers other than Kokoro on the CPU, beside the GPU's work, for other speakers and vocoders.
 
-They speak phrases that Kokoro speaks too: here the voices are new, not the text. Speaking slowly and reading
-the samples faster makes other vocal tracts of each voice; its pitch is moved apart from that.
+They speak phrases that Kokoro speaks, too: the voices are new, not the text. Slow speech that is resampled
+faster imitates other vocal tracts of each voice; pitch is changed separately.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from training.text.phonemes import Phrase
 
 Samples = NDArray[np.int16]
 SLOWEST, FASTEST = 0.8, 1.4
-# How much higher or lower pitch and formants of a voice may be together, and pitch alone.
+# Range of the factors of a voice's pitch and formants together, and of pitch alone.
 LOWEST, HIGHEST = 0.84, 1.19
 DEEPEST, SHRILLEST = 0.8, 1.25
 _MAX_LETTERS: Final = 400
-# A batch whose process died is left out; so many in a row are no accident.
+# A batch whose process died is left out; this many in a row are an error.
 _MAX_DEATHS: Final = 5
 
 
@@ -48,7 +48,7 @@ class Delivery:
 
     @property
     def slowness(self) -> float:
-        """What is read `height` times faster is spoken that much slower."""
+        """Factor by which speech is slower, since it is resampled `height` times faster afterwards."""
         return self.height / self.speed
 
 
@@ -59,14 +59,14 @@ class Synthesiser(Protocol):
     def voices(self) -> Sequence[str]: ...
 
     def __call__(self, text: str, delivery: Delivery) -> tuple[Samples, int]:
-        """Return samples and their rate, spoken `delivery.slowness` times slower than the voice's own speed.
+        """Return samples and their rate; the speech is `delivery.slowness` times slower than the voice's own.
 
-        Raises OSError where the synthesiser is missing, subprocess.SubprocessError where it fails.
+        Raises OSError if the synthesiser is missing, subprocess.SubprocessError if it fails.
         """
 
 
 def finished(spoken: Samples, rate: int, height: float) -> Samples:
-    """Return what a synthesiser spoke, read `height` times faster, at 16 kHz, trimmed, levelled."""
+    """Return a synthesiser's samples, resampled `height` times faster to 16 kHz, trimmed and levelled."""
     audio = soxr.resample(spoken.astype(np.float32) / 32_768, rate * height, RATE)
     first, end, peak = trimmed(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))
     levelled = audio[int(first) : int(end)] * (0.7 * 32_767 / float(peak))
@@ -75,7 +75,7 @@ def finished(spoken: Samples, rate: int, height: float) -> Samples:
 
 
 def speak(synthesiser: Synthesiser, text: str, delivery: Delivery) -> Samples | None:
-    """One utterance; None where the synthesiser fails at this text or says nothing."""
+    """Return one utterance; None if the synthesiser fails at this text or returns silence."""
     try:
         spoken, rate = synthesiser(text, delivery)
     except subprocess.SubprocessError:
@@ -96,13 +96,13 @@ def speak_many(
     """Speak phrases in random order into shards. Returns the hours of speech.
 
     Args:
-        synthesisers: at least one; each voice of each is drawn alike.
-        phrases: of the whole text.
-        folder: of shards.
+        synthesisers: at least one; all voices are equally likely.
+        phrases: phrases of the whole text.
+        folder: folder of shards.
         deadline: time of `time.monotonic`.
-        hours: of speech, at most.
-        jobs: processes.
-        seed: of everything drawn.
+        hours: most hours of speech.
+        jobs: number of processes.
+        seed: seed of all random numbers.
     """
     inventory, random_ = Inventory.of_kokoro(), random.Random(seed)
     voices = [(one, voice) for one in synthesisers for voice in one.voices]
@@ -130,7 +130,7 @@ def _spoken(
     jobs: int,
     deadline: float,
 ) -> Iterator[tuple[list[Phrase], list[Samples | None]]]:
-    """Batches of phrases and what was spoken; C code that crashes takes its processes and its batch along."""
+    """Yield batches of phrases and their samples; a crash of C code loses its processes and its batch."""
     order = [phrase for phrase in phrases if len(phrase.label) <= _MAX_LETTERS]
     random_.shuffle(order)
     size, deaths = 16 * jobs, 0
@@ -159,7 +159,7 @@ def _spoken(
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
-    # Forked, a process would inherit threads' locks.
+    # A forked process would inherit threads' locks.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,))
 

@@ -15,7 +15,7 @@ _RATE: Final = 16_000
 
 @dataclass(frozen=True, slots=True)
 class Pico:
-    """Speaks in this process."""
+    """A synthesiser that runs in this process."""
 
     voices: ClassVar[tuple[str, ...]] = ("en-US", "en-GB")
 

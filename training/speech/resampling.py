@@ -1,4 +1,4 @@
-"""24 kHz to 16 kHz on the device: a windowed sinc in two phases."""
+"""Resampling from 24 kHz to 16 kHz on the device, by a windowed sinc in two phases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _HALF_WIDTH = 36
-# Of the lower rate's band; the rest is the slope.
+# Share of the lower rate's band that passes; the rest is the slope.
 _PASS_BAND = 0.96
 
 

@@ -1,6 +1,6 @@
-"""Text to shards of speech: batches of like length, random speakers and manners, trimmed and checked.
+"""Synthesis of shards of speech from text: batches of similar length, random speakers and manners.
 
-The place in the text is a number of a row. A session speaks from there on and says where it stopped;
+The position in the text is the number of a row. A session speaks from there on and returns where it stopped;
 processes take rows in turn.
 """
 
@@ -40,11 +40,11 @@ class Manners:
 
     Args:
         slowest, fastest: speed.
-        hurry: scatter of durations, at most.
-        octaves: pitch, up and down.
+        hurry: largest scatter of durations.
+        octaves: range of pitch, up and down.
         flattest, liveliest: range of pitch around its mean.
         breathy: share of rows with breath, of at most `breath`.
-        flutter: stray of pitch, at most, for half of the rows.
+        flutter: largest stray of pitch, for half of the rows.
     """
 
     slowest: float = 0.8
@@ -58,7 +58,7 @@ class Manners:
     flutter: float = 0.02
 
     def draw(self, speeds: Sequence[float], random_: random.Random, device: torch.device) -> Manner:
-        """One for each row; speeds were drawn before, as batches are made by length."""
+        """Draw a manner for each row; speeds are drawn before, since batches are made by length."""
 
         def column(draw: Callable[[], float]) -> Tensor:
             return torch.tensor([draw() for _ in speeds], device=device)
@@ -85,7 +85,7 @@ class Row:
 
     @property
     def estimate_s(self) -> float:
-        """About how long it takes."""
+        """Estimated length of the speech in seconds."""
         return (len(self.symbols) * _SECONDS_PER_PHONEME + 0.6) / self.speed
 
 
@@ -95,7 +95,7 @@ class Speaker:
     Args:
         model: on the device.
         voices: on the device.
-        random_: of manners.
+        random_: random numbers of manners.
         half: type of the vocoder's convolutions, None for float32.
     """
 
@@ -113,13 +113,13 @@ class Speaker:
         self._resample = ToSixteen(device)
 
     def speak(self, rows: Sequence[Row], mixing: Mixing, manners: Manners) -> list[Spoken]:
-        """Utterances of training; rows that went wrong are left out."""
+        """Return utterances for training; rows that failed are left out."""
         counts = [len(row.symbols) for row in rows]
         manner = manners.draw([row.speed for row in rows], self._random, self._device)
         return self._spoken(rows, self._voices.mixed(counts, mixing), manner)
 
     def speak_held_out(self, rows: Sequence[Row]) -> list[Spoken]:
-        """Utterances of voices never trained on, in their own manner."""
+        """Return utterances of voices that are never trained on, in their own manner."""
         counts = [len(row.symbols) for row in rows]
         return self._spoken(rows, self._voices.held_out(counts), Manner.plain(len(rows), self._device))
 
@@ -144,7 +144,7 @@ class Speaker:
 
 
 def trimmed(audio_BN: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """First and last sample of each row's speech with 30 ms around it, and its peak."""
+    """Return the first and last sample of each row's speech with 30 ms around it, and its peak."""
     num_frames = audio_BN.shape[1] // FRAME
     frames = audio_BN[:, : num_frames * FRAME].view(len(audio_BN), num_frames, FRAME)
     level = frames.square().mean(-1).sqrt()
@@ -156,7 +156,7 @@ def trimmed(audio_BN: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def plausible(seconds: float, text: str) -> bool:
-    """Whether a length is one in which somebody may have said a text."""
+    """Whether a text can be spoken in this many seconds."""
     if not _SHORTEST_S <= seconds <= _LONGEST_S:
         return False
     return 0.022 * len(text) <= seconds <= 1.2 + 0.22 * len(text)
@@ -165,7 +165,7 @@ def plausible(seconds: float, text: str) -> bool:
 def rows_of(
     phrases: Sequence[Phrase], inventory: Inventory, manners: Manners, random_: random.Random
 ) -> list[Row]:
-    """Phrases with their phonemes as ids, each at a speed of its own."""
+    """Return the rows of phrases, with their phonemes as ids and a speed for each."""
     return [
         Row(
             phrase.label,
@@ -177,7 +177,7 @@ def rows_of(
 
 
 def batches(rows: Sequence[Row], seconds: float, random_: random.Random) -> Iterator[list[Row]]:
-    """Batches of about so many seconds, of rows of like length, in random order."""
+    """Yield batches of about `seconds` seconds, of rows of similar length, in random order."""
     batch: list[Row] = []
     made: list[list[Row]] = []
     for row in sorted(rows, key=lambda one: one.estimate_s):
@@ -207,8 +207,8 @@ def synthesise(
 ) -> int:
     """Speak phrases from a row on into shards, until a time of `time.monotonic` or the text's end.
 
-    Returns the row at which the next session goes on: a multiple of what is sorted together, so that all
-    processes of a session agree within one such block.
+    Returns the row at which the next session continues: a multiple of the rows that are sorted together, so
+    that all processes of a session agree within one such block.
     """
     mixing, manners = mixing or Mixing(), manners or Manners()
     random_ = random.Random(seed * 1_009 + first_row + rank)

@@ -1,4 +1,4 @@
-"""Styles of speakers: those of kokoro-js (npm, Apache-2.0), mixtures of them, and what lies around.
+"""Styles of speakers: those of kokoro-js (npm, Apache-2.0), their mixtures, and styles around these.
 
 A style is 256 numbers: timbre, then prosody. Each voice has one for every length of text.
 """
@@ -18,24 +18,24 @@ from torch import Tensor
 
 from training.speech.kokoro.layers import STYLE_WIDTH
 
-# Never trained on: they tell how well unknown speakers are understood.
+# Voices that are never trained on; they measure the recognition of unknown speakers.
 HELD_OUT: Final = ("af_nova", "am_eric", "bf_lily", "bm_lewis", "af_jessica", "am_liam")
 _LENGTHS: Final = 510
-# No phrase has more phonemes (text/phonemes.py), and half the numbers need not travel.
+# No phrase has more phonemes (text/phonemes.py), so half of the numbers are not needed.
 _KEPT_LENGTHS: Final = 300
 _MEMBER: Final = "package/voices/"
 
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
-    """How styles of training are drawn.
+    """Settings of the draws of training styles.
 
     Args:
-        single: share of rows with one English voice as it is.
-        max_timbre, max_prosody: voices in a mixture, at most; timbre may be any language's.
+        single: share of rows with one unchanged English voice.
+        max_timbre, max_prosody: most voices in a mixture; timbre may be of any language.
         farther: how far beyond a mixture, away from the mean of all voices, a timbre may lie.
         timbre_noise, prosody_noise: the largest noise, in standard deviations between the voices.
-        noisy: share of rows with such noise, drawn for timbre and prosody apart.
+        noisy: share of rows with such noise, drawn separately for timbre and prosody.
     """
 
     single: float = 0.2
@@ -67,18 +67,18 @@ class Voices:
 
     @classmethod
     def load(cls, path: Path, seed: int, device: torch.device) -> Voices:
-        """Read what `convert_voices` wrote."""
+        """Read the file of `convert_voices`."""
         styles = load_file(path)
         names = sorted(styles)
         return cls(torch.stack([styles[name] for name in names]).float().to(device), names, seed)
 
     def held_out(self, num_phonemes: Sequence[int]) -> Tensor:
-        """Styles [B, 256] of voices that are never trained on, one at random for each row."""
+        """Return styles [B, 256] of voices that are never trained on, one at random for each row."""
         choice = torch.from_numpy(self._random.choice(self._held, len(num_phonemes)))
         return self._styles[choice, self._at(num_phonemes)]
 
     def mixed(self, num_phonemes: Sequence[int], mixing: Mixing) -> Tensor:
-        """Styles [B, 256] for training, hardly ever the same twice."""
+        """Return styles [B, 256] for training, which hardly ever repeat."""
         num_rows, device = len(num_phonemes), self._styles.device
         timbre = np.zeros((num_rows, len(self.names)), np.float32)
         prosody = np.zeros_like(timbre)
@@ -120,7 +120,7 @@ class Voices:
 
 
 def convert_voices(archive: Path, target: Path) -> int:
-    """Styles out of the package's archive (`npm pack kokoro-js`), as float16. Returns how many voices."""
+    """Convert the styles of the package's archive (`npm pack kokoro-js`) to float16; return their number."""
     styles: dict[str, Tensor] = {}
     with tarfile.open(archive) as package:
         for member in package.getmembers():

@@ -1,1 +1,1 @@
-"""The text that is spoken: sentences of free sources and of templates, as labels and phonemes."""
+"""The text for speech: sentences of free sources and of templates, as labels and phonemes."""

@@ -1,8 +1,8 @@
-"""Test transcripts are kept out of the text: no line may share six words in a row with one, or be one.
+"""Exclusion of test transcripts from the text: no line may share six words in a row with one, or be one.
 
-The transcripts themselves are not here, some are under another licence. Their runs of words are, as hashes
-(`excluded.txt`), so that every machine drops the same lines. `python -m training exclude FILES` makes that
-file anew.
+The transcripts themselves are not in this repository, since some are under another licence. The hashes of
+their runs of words are (`excluded.txt`), so that every machine drops the same lines. `python -m training
+exclude FILES` writes that file anew.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from training.text.labels import label
 from training.text.spoken_numbers import cardinal, digits
 
 RUN_WORDS: Final = 6
-# A whole transcript shorter than this is anybody's phrase: "please try again".
+# A whole transcript that is shorter than this is a common phrase: "please try again".
 MIN_WHOLE_WORDS: Final = 4
 HASHES: Final = Path(__file__).parent / "excluded.txt"
 
 
 class Exclusion:
-    """Tells which labels overlap a test transcript."""
+    """Finds labels that overlap a test transcript."""
 
     def __init__(self, hashes: frozenset[str]) -> None:
         self._hashes = hashes
@@ -47,7 +47,7 @@ class Exclusion:
         return whole or any(_hash(run) in self._hashes for run in _runs(words))
 
     def write(self, path: Path) -> None:
-        """Write the hashes, sorted, one a line."""
+        """Write the hashes, sorted, one on each line."""
         path.write_text("".join(f"{one}\n" for one in sorted(self._hashes)), encoding="ascii")
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Exclusion:
 
 
 def read_transcripts(path: Path) -> Iterator[str]:
-    """Texts of a file of transcripts: JSON with `text`, PocketSphinx' or Asterisk's lists, or plain lines.
+    """Yield the texts of a file: JSON with `text`, PocketSphinx' or Asterisk's lists, or plain lines.
 
     PocketSphinx writes ``<s> words </s> (name)``, Asterisk ``name: words``; either may be compressed by gzip.
     """
@@ -72,7 +72,7 @@ def read_transcripts(path: Path) -> Iterator[str]:
 
 
 def _hashes_of(transcript: str) -> Iterator[str]:
-    """Hashes of each way to read a transcript's digits: as they stand, as numbers, one by one."""
+    """Yield hashes for each reading of a transcript's digits: unchanged, as numbers, one by one."""
     ways = {
         transcript,
         re.sub(r"\d+", lambda match: f" {cardinal(int(match[0]))} ", transcript),

@@ -1,4 +1,4 @@
-"""Written text to what is heard, and to the label that the model learns.
+"""Conversion of written text to its spoken form, and to the label that the model learns.
 
 A label has the letters a to z, apostrophes and spaces. A sentence whose reading is not certain, because of
 digits, abbreviations, symbols or another language's letters, is dropped rather than guessed.
@@ -22,9 +22,9 @@ _ABBREVIATIONS: Final = re.compile(
     re.IGNORECASE,
 )
 _CAPITALS_THAT_ARE_WORDS: Final = frozenset(("OK", "I'M", "I'D", "I'LL", "I'VE"))
-# Spelt as nobody says them.
+# Words whose spelling differs from their speech.
 _MISSPELT: Final = frozenset("ur ya lol lmao omg btw idk tbh haha hahaha hmm xd kk thx pls plz".split())
-# Swear words and slurs, as the first digits of their SHA-256: they need not stand here.
+# Swear words and slurs, as the first digits of their SHA-256, so that they are not written here.
 _UNWANTED: Final = frozenset(
     (
         "08a841e9 0be9b885 0f28c496 120f6e5b 2f5f6ce5 30a989af 31506a84 3b1e0d7c 517ae3f7 566f532d 5a9d9dce "

@@ -1,4 +1,4 @@
-"""Lines to phonemes of the synthesiser's alphabet, by hibari-tts' rules and lexicons."""
+"""Conversion of lines to phonemes of the synthesiser's alphabet, by hibari-tts' rules and lexicons."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Phrase:
 
 
 class Pronouncer:
-    """Reads lines aloud on paper.
+    """Converts lines to phonemes.
 
-    A word that neither lexicon nor list of names has drops its line: the net that guesses unknown words is
-    wrong often enough to teach wrong spellings.
+    A line with a word that is in neither lexicon nor list of names is dropped: the network that guesses
+    unknown words is wrong often enough to teach wrong spellings.
     """
 
     def __init__(self, seed: int) -> None:
@@ -73,7 +73,7 @@ class Pronouncer:
         return " ".join(parts)
 
     def _name(self, word: str) -> str:
-        """Return the phonemes of a word that the lexicon has not; the lexicon calls it."""
+        """Return the phonemes of a word that is not in the lexicon, which calls this."""
         known = self._names.get(word.lower())
         self._named |= known is not None
         self._unknown |= known is None
@@ -83,12 +83,12 @@ class Pronouncer:
         letters = {
             letter: str(self._readers[accent](f"{letter},")).strip(", ") for letter in string.ascii_uppercase
         }
-        # Alone they are read as words.
+        # Alone, these letters would be read as words.
         return {**letters, "A": "ˈA", "I": "ˈI", "Z": "zˈi" if accent == "us" else "zˈɛd"}
 
 
 def pronounced(lines: Iterable[Line], seed: int) -> Iterator[Phrase]:
-    """Yield the phrases of all lines that can be read."""
+    """Yield the phrases of all lines with known pronunciation."""
     pronouncer = Pronouncer(seed)
     for line in lines:
         phrase = pronouncer.phrase(line)
@@ -103,6 +103,6 @@ def write_phrases(phrases: Sequence[Phrase], path: Path) -> None:
 
 
 def read_phrases(path: Path) -> list[Phrase]:
-    """Read what `write_phrases` wrote."""
+    """Read the file of `write_phrases`."""
     lines = lzma.decompress(path.read_bytes()).decode().splitlines()
     return [Phrase(*line.split("\t")) for line in lines]

@@ -1,4 +1,4 @@
-"""Where the text comes from, each source under a licence that lets the weights be shipped.
+"""The sources of the text, all under licences that permit shipping the weights.
 
 - `chitchat-dataset` (PyPI, MIT): messages of people who get to know each other.
 - WordNet 3.0 (Debian's wordnet-base, WordNet licence): examples, glosses, and words in frames.
@@ -23,10 +23,10 @@ from training.text.labels import certain_label, label, repaired, sentences
 from training.text.templates import Templates
 
 _PARTS_OF_SPEECH: Final = ("noun", "verb", "adj", "adv")
-# Most glosses are definitions that nobody says; a fifth of them is left out.
+# Most glosses are definitions that are never spoken; a fifth of them is left out.
 _GLOSSES_DROPPED: Final = 0.2
 _MIN_GLOSS_WORDS: Final = 4
-# Templates draw the same short phrase often; more than this many are no use.
+# Templates draw the same short phrase often; more repeats than this are useless.
 _MAX_REPEATS: Final = 40
 # A word that has been seen less often gets sentences of its own.
 _RARE: Final = 3
@@ -44,7 +44,7 @@ _FRAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A sentence to be spoken: its source, how it is written, and its label."""
+    """A sentence to be spoken: its source, its written form, and its label."""
 
     source: str
     written: str
@@ -64,7 +64,7 @@ class Places:
 
 
 def collect(places: Places, num_templates: int, seed: int, exclusion: Exclusion) -> tuple[list[Line], int]:
-    """All lines in random order, and how many were dropped because they overlap a test transcript."""
+    """Return all lines in random order, and how many were dropped for overlapping a test transcript."""
     random_ = random.Random(seed)
     kept = _Kept(exclusion)
     for source, sentence in _written(places):
@@ -79,7 +79,7 @@ def collect(places: Places, num_templates: int, seed: int, exclusion: Exclusion)
 
 
 class _Kept:
-    """Lines so far, and how often each word has been seen."""
+    """The lines so far, and the count of each word in them."""
 
     def __init__(self, exclusion: Exclusion) -> None:
         self._exclusion = exclusion
@@ -143,7 +143,7 @@ def _add_templates(kept: _Kept, count: int, random_: random.Random) -> None:
 
 
 def _has_letters(sentence: str) -> bool:
-    """Whether a sentence spells: its capitals are said one by one."""
+    """Whether a sentence spells a word: its capitals are spoken one by one."""
     return re.search(r"\b[A-Z]\b", sentence) is not None
 
 
@@ -152,7 +152,7 @@ def _capital(sentence: str, random_: random.Random) -> str:
 
 
 def _rare_words(places: Places, counts: Counter[str], random_: random.Random) -> Iterator[tuple[str, str]]:
-    """WordNet's words in frames, then the lexicon's, as long as a word of theirs is rare so far."""
+    """Yield frames with WordNet's words, then with the lexicon's, for words that are rare so far."""
     known, common = _lexicon(places.hibari)
     groups: dict[str, list[str]] = {}
     for part, word in sorted(_lemmas(places.wordnet)):
@@ -184,7 +184,7 @@ def _lemmas(folder: Path) -> set[tuple[str, str]]:
 
 
 def _lexicon(folder: Path) -> tuple[set[str], set[str]]:
-    """Words with a known pronunciation, and the plain ones among the most trusted of them."""
+    """Return the words with a known pronunciation, and the plain ones among the most trusted."""
 
     def words(name: str) -> Iterable[str]:
         with gzip.open(folder / "assets" / f"{name}.json.gz", "rt", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Numbers as they are said, in the model's spelling: lower case, no hyphens, no digits."""
+"""Numbers in words, in the model's spelling: lower case, no hyphens, no digits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def year(number: int) -> str:
 
 
 def digits(text: str) -> str:
-    """Each digit of a string by itself; other characters are left out."""
+    """Return each digit of a string as a word; other characters are left out."""
     return " ".join(ONES[int(one)] for one in text if one.isdigit())
 
 

@@ -1,8 +1,8 @@
 """Sentences of everyday speech to machines and over telephones, from templates.
 
-`templates.txt` has a template a line. `[a|b|c]` takes one of its alternatives, which may be empty and may
-hold others; `{name}` takes a word of the list NAME in `words.yaml`, or what the method of that name here
-makes up. Lines under a heading `# name: weight` are drawn with that weight, all lines of a heading alike.
+`templates.txt` has a template on each line. `[a|b|c]` takes one of its alternatives, which may be empty and
+may hold others; `{name}` takes a word of the list NAME in `words.yaml`, or the text from the method of that
+name here. Lines under a heading `# name: weight` are drawn with that weight, all lines of a heading alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SLOT: Final = re.compile(r"\{(\w+)(?: (\d+) (\d+))?\}")
 
 
 class Templates:
-    """Draws sentences; two of one seed draw the same."""
+    """Draws sentences; equal seeds draw equal sentences."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -44,7 +44,7 @@ class Templates:
         }  # fmt: skip
 
     def sentence(self) -> str:
-        """One sentence, as it would be written, without digits."""
+        """Return one sentence in its written form, without digits."""
         template = self._random.choices(self._templates, self._weights)[0]
         return self._filled(template)
 
@@ -118,7 +118,7 @@ class Templates:
 
 
 def _groups(text: str) -> Iterator[tuple[float, list[str]]]:
-    """Weight and lines under each heading."""
+    """Yield the weight and the lines of each heading."""
     parts = _HEADING.split(text)
     for weight, block in zip(parts[1::2], parts[2::2], strict=True):
         yield float(weight), [line for line in block.splitlines() if line.strip()]
