@@ -1,1 +1,1 @@
-"""Benchmarks: programs to run by hand, and the results they gave."""
+"""Benchmarks: programs to run by hand, and their results."""

@@ -1,7 +1,7 @@
-"""The C120 rule's search: short trials until the best load is found, then a long one that proves it.
+"""The search of the C120 rule: short trials find the best load, then a long trial proves it.
 
-It knows nothing of what carries the load: a trial is a call that says whether it passed.  Trials that were
-recorded before count, so that a search that ran out of time goes on where it was.
+It is independent of the server: a trial is a call that returns whether it passed. Earlier recorded trials
+count, so that a search that ran out of time continues.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ _FEWEST = 32
 
 
 class OutOfTime(Exception):  # noqa: N818  (it is no error)
-    """The next trial does not fit into what is left of the time."""
+    """The next trial does not fit into the remaining time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Seconds until a moment; None for no end."""
+    """A budget of time, which ends at a moment or, for None, never."""
 
     until: float | None
 
     @classmethod
     def of(cls, seconds: float | None) -> Budget:
-        """So many seconds from now on."""
+        """Return a budget of this many seconds from now on."""
         return cls(None if seconds is None else time.monotonic() + seconds)
 
     @property
     def left_s(self) -> float:
-        """Seconds left, infinite without an end."""
+        """Return the seconds left, infinite without an end."""
         return float("inf") if self.until is None else self.until - time.monotonic()
 
     def take(self, seconds: float) -> None:
-        """Raise OutOfTime unless so many are left."""
+        """Raise OutOfTime unless this many seconds are left."""
         if self.left_s < seconds:
             raise OutOfTime
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a search remembers of a trial."""
+    """The record of a trial for a search."""
 
     streams: int
     seconds: float
@@ -67,8 +67,8 @@ def search(
     Args:
         run: runs (streams, seconds); may raise OutOfTime, which ends the search.
         done: trials recorded before.
-        least: load to begin at when nothing is known; `start` goes before it, and before what is known.
-        trials: most short trials, recorded ones included; with 0 and a `start`, that is to be proved at once.
+        least: first load without recorded trials; `start` takes precedence over it and over the record.
+        trials: most short trials, recorded ones included; with 0 and a `start`, that load is proved at once.
     """
     short = [trial for trial in done if trial.seconds < final_s]
     passed = max((trial.streams for trial in short if trial.passed), default=0)

@@ -1,7 +1,7 @@
-"""Streams of random length that come and go at full load, for minutes: memory stays flat, nothing is lost.
+"""Streams of random length that come and go at full load for minutes; checks memory and lost results.
 
 Time is the engine's own: every stream that is open gets audio as fast as steps take it.  One stream in
-ten is dropped in the middle, the others are finished and must give exactly one final output.  The
+ten is dropped in the middle, the others are finished and must have exactly one final output.  The
 engine's integrity is checked every few seconds, and at the end with everything closed.
 """
 
@@ -52,9 +52,9 @@ def run_churn(row: RowSizes, given: Namespace) -> dict[str, Any]:
 def churn(
     engine: SpeechEngine, seconds: float, *, on_cuda: bool, seed: int = 0, time_of: Clock = REAL
 ) -> dict[str, Any]:
-    """Load the engine for so many seconds, then let it run empty.
+    """Load the engine for a number of seconds, then let it run empty.
 
-    Raises AssertionError when a stream gets no final, or two, or the engine's books do not balance.
+    Raises AssertionError if a stream gets no final, or two, or the engine's integrity check fails.
     """
     rng, clock = np.random.default_rng(seed), engine.clock
     pool = (0.1 * rng.standard_normal(20 * clock.chunk_samples + 1)).astype(np.float32)
@@ -104,7 +104,7 @@ def churn(
     engine.check_integrity()
     assert engine.stats.open_streams == 0
     assert finals + dropped == opened
-    # Memory of the second half over that of the first, both at their highest.
+    # Peak memory of the second half over that of the first.
     half = len(host) // 2
     growth = max(host[half:]) - max(host[:half]) if half else 0
     return {
@@ -120,7 +120,7 @@ def churn(
 
 
 def _samples_waiting(engine: SpeechEngine, stream: StreamId) -> int:
-    """Return the samples fed and in no step yet, without waiting for the step under way as others must."""
+    """Return the samples fed and in no step yet, without waiting for the running step."""
     slot, table = engine._streams.get(stream).slot, engine._table
     planned = engine.clock.samples_of_frames(int(table.planned[slot]))
     return max(0, int(table.fed[slot]) - planned) + engine._rings.beside(slot)

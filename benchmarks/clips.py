@@ -1,4 +1,4 @@
-"""Real recordings with transcripts, for `benchmarks.wer`: of Debian's packages, none of them trained on.
+"""Real recordings with transcripts for `benchmarks.wer`, which are not in the training data.
 
 - `asterisk`: a studio voice, asterisk-core-sounds-en-g722 with the texts of asterisk-core-sounds-en
   (CC-BY-SA-3.0); a sample of the clips, the same for the same seed.
@@ -35,7 +35,7 @@ RECORDINGS: Final = Path(__file__).parents[1] / "parakeet" / "recordings"
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A recording, int16 at 16 kHz, and what is said in it."""
+    """A recording, int16 at 16 kHz, and its transcript."""
 
     name: str
     source: str
@@ -48,10 +48,10 @@ def read_clips(sources: Sequence[str], usr: Path, max_asterisk: int) -> list[Cli
 
     Args:
         sources: of "asterisk", "librivox", "recordings".
-        usr: where packages put their files, `/usr` or a folder into which they were unpacked.
-        max_asterisk: clips of Asterisk at most.
+        usr: folder of the packages' files, `/usr` or a folder into which they were unpacked.
+        max_asterisk: most clips of Asterisk.
 
-    Raises FileNotFoundError where a package is missing.
+    Raises FileNotFoundError if a package is missing.
     """
     clips: list[Clip] = []
     for source in sources:
@@ -68,7 +68,7 @@ def read_clips(sources: Sequence[str], usr: Path, max_asterisk: int) -> list[Cli
 
 
 def streams(clips: Sequence[Clip], per_stream: int) -> Iterator[tuple[NDArray[np.int16], str]]:
-    """Audio and text of streams of so many clips, each stream over a faint floor of noise.
+    """Yield audio and text of streams of `per_stream` clips, each stream with a faint floor of noise.
 
     One clip has 0.2 s in front and 1 s behind; several stand 1.6 s apart.
     """
@@ -89,13 +89,13 @@ def streams(clips: Sequence[Clip], per_stream: int) -> Iterator[tuple[NDArray[np
 
 
 def normalised(text: str) -> str:
-    """Return a transcript as it is counted: numbers as words, no hyphens, percent signs as words."""
+    """Return a transcript normalised for counting: numbers as words, no hyphens, percent signs as words."""
     text = text.lower().replace("’", "'").replace("-", " ").replace("%", " percent ")
     return re.sub(r"\d+", lambda match: f" {cardinal(int(match[0]))} ", text)
 
 
 def asterisk_texts(usr: Path) -> dict[str, str]:
-    """Return what is said in the clips of Asterisk, by name, whether or not they are used."""
+    """Return the transcripts of Asterisk's clips by name, used or not."""
     with gzip.open(usr / _ASTERISK_TEXTS, "rt", encoding="utf-8", errors="replace") as file:
         lines = [line.partition(":") for line in file if not line.startswith(";") and ":" in line]
     return {name.strip(): text.strip() for name, _, text in lines}
@@ -107,7 +107,7 @@ def _asterisk(usr: Path, count: int) -> list[Clip]:
     names = [
         name
         for name, text in sorted(texts.items())
-        # Texts in brackets describe sounds that are no speech.
+        # Texts in brackets describe sounds that are not speech.
         if (folder / f"{name}.g722").is_file() and len(text.split()) >= MIN_WORDS and "[" not in text
     ]
     if not names:

@@ -1,4 +1,4 @@
-"""What a trial takes for the time: the machine's clock, or what the thread has done and slept."""
+"""The clocks of a trial: the machine's clock, or the processor time and sleep of its thread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds from some moment on."""
+    """A clock in seconds from some moment on."""
 
     def now(self) -> float: ...
 
@@ -15,7 +15,7 @@ class Clock(Protocol):
 
 
 class RealClock:
-    """The machine's."""
+    """The machine's monotonic clock."""
 
     def now(self) -> float:
         return time.perf_counter()
@@ -25,9 +25,9 @@ class RealClock:
 
 
 class ThreadClock:
-    """Goes on while this thread runs and by what it sleeps, so that others on the machine do not count.
+    """The processor time and sleep of this thread, so that other work of the machine does not count.
 
-    It never really sleeps: a trial with much idle time is over sooner than its seconds.
+    It does not really sleep: a trial with much idle time takes less than its seconds.
     """
 
     def __init__(self) -> None:

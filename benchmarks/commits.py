@@ -1,4 +1,4 @@
-"""How often ingresses commit to each Redis server: ``python -m benchmarks.commits``.
+"""The rate of ingresses' commits to each Redis server: ``python -m benchmarks.commits``.
 
 Null streams in real time against `serve`; the figures are counters of the ingresses (`redis_commit_seconds`)
 and of the servers (`INFO stats`, `cpu`), read twice under load.  Another checkout is measured with
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace, servers: list[EmbeddedRedis]) -> str:
-    """Run the load, and say what was counted meanwhile."""
+    """Run the load, and return a report of the counters."""
     clients = [redis.Redis.from_url(server.url) for server in servers]
     metrics = [given.port + 10 + number for number in range(given.ingresses)]
     tree, python = given.tree.resolve(), sys.executable
@@ -115,7 +115,7 @@ def _until_ready(ports: list[int]) -> None:
 
 
 def _until_divided(client: redis.Redis, ingresses: int) -> None:
-    """Wait until each ingress has beaten twice beside all others: by then it knows its home servers."""
+    """Wait until each ingress has sent two heartbeats beside all others and so knows its home servers."""
     deadline = time.monotonic() + _PATIENCE_S
     beats: list[dict[Any, float]] = []
     while len(beats) < 3:
@@ -147,7 +147,7 @@ def _counters(ports: list[int], clients: list[redis.Redis]) -> list[float]:
 
 
 def _counter(port: int, name: str) -> float:
-    """Return a metric of an ingress; 0 where there is none."""
+    """Return a metric of an ingress; 0 if there is none."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
     return float(found[1]) if found else 0.0

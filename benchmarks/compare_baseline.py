@@ -1,9 +1,10 @@
-"""Measures the server and the plain redis-py implementation one after the other, in one run.
+"""Compares the server with the plain redis-py implementation, one after the other in one run.
 
     python -m benchmarks.compare_baseline --streams 125,250,500 --json out.json
 
-Each trial starts its processes afresh on a Redis server of the same binary. Beside the CPU a stream
-stands the CPU a result: a server that cannot keep up does less work, and so looks cheap by the stream.
+Each trial starts its processes afresh on a Redis server of the same binary. Beside the CPU for each stream it
+reports the CPU for each result: a server that cannot keep up does less work, and so looks cheap by the
+stream.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def server(url: str) -> contextlib.AbstractContextManager[None]:
 
 
 def cpu_us(trial: TrialFigures) -> float:
-    """CPU of the server's parts a stream and second of audio."""
+    """Return the CPU of the server's parts for a second of audio of a stream."""
     return sum(part.cpu_us_per_stream_second for part in trial.parts if part.role != "bench")
 
 

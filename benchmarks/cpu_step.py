@@ -1,12 +1,12 @@
-"""How long a step of a few streams of `tiny` takes on a CPU, from audio to results.
+"""The time of a step of a few streams of `tiny` on a CPU, from audio to results.
 
     python -m benchmarks.cpu_step [--streams 1] [--steps 150] [--threads 1] [--no-turn-detection]
     python -m benchmarks.cpu_step --pairs 5 --against DIR
 
-Streams are real speech past the model's left context, in chunks of 160 ms.  A step is all that the engine
-does with one: samples, speech detector, encoder, decoder, text, turns.  `--against` runs the same in turn
-with another checkout of this repository, each time in a fresh process: what a machine does beside it differs
-from minute to minute.
+Streams are real speech past the model's left context, in chunks of 160 ms.  A step is all work of the engine
+on a chunk: samples, speech detector, encoder, decoder, text, turns.  `--against` runs the same in turn
+with another checkout of this repository, each time in a fresh process: other work of a machine differs from
+minute to minute.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HERE: Final = Path(__file__).parents[1]
 
 
 def measure(num_streams: int, num_steps: int, *, turn_detection: bool) -> dict[str, float]:
-    """Milliseconds of a step, by the clock and of the processor."""
+    """Return the milliseconds of a step, by the clock and of the processor."""
     loaded = load_model(None, size="tiny", dtype=torch.float32, device=torch.device("cpu"))
     config = EngineConfig(
         num_slots=num_streams,
@@ -90,7 +90,7 @@ def in_process_of(tree: Path, given: argparse.Namespace) -> dict[str, float]:
 
 
 def compare(given: argparse.Namespace) -> dict[str, Any]:
-    """Medians of pairs, and of how much longer the other checkout takes."""
+    """Return the medians of pairs, and of their ratios of time."""
     pairs = [[in_process_of(tree, given) for tree in (_HERE, given.against)] for _ in range(given.pairs)]
     ours, others = ([pair[side]["median_ms"] for pair in pairs] for side in (0, 1))
     ratios = [other / own for own, other in zip(ours, others, strict=True)]

@@ -1,4 +1,4 @@
-"""Our worker's model beside NeMo's on the same CPU, in one run: streaming step, load time, memory.
+"""This worker's model beside NeMo's on the same CPU, in one run: streaming step, load time, memory.
 
 Runs in NeMo's environment, from the repository's root, on checkpoints that `make golden` made::
 
@@ -48,7 +48,7 @@ def speech(seconds: float) -> NDArray[np.float32]:
 
 
 def processor() -> str:
-    """Name of the CPU."""
+    """Return the name of the CPU."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -59,7 +59,7 @@ def processor() -> str:
 
 
 class OwnStep:
-    """Our engine with `batch` copies of one stream past its left context."""
+    """This project's engine with `batch` copies of one stream past its left context."""
 
     def __init__(self, model: Path, context: tuple[int, int], batch: int, audio: NDArray[np.float32]) -> None:
         from common.entries import StreamId
@@ -151,14 +151,14 @@ class NemoStep:
         self.caches, self.hypotheses = results[2:5], results[5]
 
     def _advance(self) -> None:
-        # Behind a first chunk of one mel frame, at chunks of 80 ms, there is no more than that.
+        # After a first chunk of one mel frame, at chunks of 80 ms, fewer mel frames exist.
         cached = min(CACHED_MELS, self.position)
         mels = self.mels[:, :, self.position - cached : self.position + self.chunk_mels]
         self._step(mels, 1 + (cached - 1) // 8)
         self.position += self.chunk_mels
 
     def encode(self) -> None:
-        """Run the encoder's part of a step, without keeping what it did to the caches."""
+        """Run the encoder's part of a step, without keeping its changes of the caches."""
         import torch
 
         mels = self.mels[:, :, self.position - CACHED_MELS : self.position + self.chunk_mels]
@@ -182,7 +182,7 @@ class NemoStep:
 
 
 def timed(run: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of the clock and of the processor that a call takes."""
+    """Return the seconds of a call, by the clock and of the processor."""
     started, used = time.perf_counter(), time.thread_time()
     run()
     return time.perf_counter() - started, time.thread_time() - used

@@ -1,4 +1,4 @@
-"""Snapshots serialized by a thread of their own, as a worker does, and dropped."""
+"""Snapshots that a thread serializes, as in a worker, and drops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 from gpu_worker.engine.interface import StreamSnapshot
 
-# As `gpu_worker.pipeline.snapshot_writer` bounds what is under way.
+# The bound of waiting snapshots, as in `gpu_worker.pipeline.snapshot_writer`.
 _MOST = 8
 
 
@@ -29,7 +29,7 @@ class DroppedSnapshots:
         self._under_way.put(snapshot)
 
     def stop(self) -> None:
-        """End the thread after what was put."""
+        """End the thread after all snapshots that were put."""
         self._under_way.put(None)
         self._thread.join()
 

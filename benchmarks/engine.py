@@ -1,4 +1,4 @@
-"""How many streams one GPU carries: the C120 rule at engine level, and what stands around it.
+"""The capacity of one GPU by the C120 rule at engine level, and related measurements.
 
     python -m benchmarks.engine --row small-160              # trials of 20 s, then one of 120 s
     python -m benchmarks.engine --row small-160 --start 12000 --trials 2 --budget-s 500
@@ -12,7 +12,8 @@
 A row may be run again: its trials are appended to `--results`, one JSON object a line, and the search
 goes on from what passed and failed there.  Every trial is a fresh process.  Weights are random, at the
 published models' dimensions, the joint network's blank biased to about three tokens a second a stream.
-That this rate stays over minutes was seen for `small` only (docs/performance.md); a trial says what it was.
+Only for `small` it was measured that this rate stays over minutes (docs/performance.md); a trial reports its
+rate.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ RESULTS: Final = Path(__file__).parent / "results" / "engine_trials.jsonl"
 SEARCH_S: Final = 20
 FINAL_S: Final = 120
 TRIAL_TIMEOUT_S: Final = 240
-# From a process's start until its engine is ready, the first time kernels are compiled included.
+# Seconds from a process's start until its engine is ready, with the first compilation of kernels.
 TRIAL_START_S: Final = 30
 # Memory for a list of 100 phrases for each of some thousand streams.
 _BOOSTED_MB: Final = 256
@@ -64,7 +65,7 @@ ROWS: Final = {
         Row("large-80", "large", 80, 8, 4096, 1_500),
         Row("large-160", "large", 160, 8, 4096, 3_000),
         Row("large-1120", "large", 1120, 4, 1024, 7_000),
-        # For trying the harness out where there is no GPU: `--device cpu`.
+        # To try the harness without a GPU: `--device cpu`.
         Row("mini-160", "mini", 160, 8, 32, 8),
     )
 }
@@ -161,11 +162,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
-    """Build an engine in this process, load it, say what came of it."""
+    """Build an engine in this process, load it, and return the result."""
     from benchmarks.engines import Switches, build, build_simulated, memory_bytes
 
-    # What a simulated device leaves to measure is the thread's work: others on the machine must not count,
-    # but for the thread that makes trees of phrases.
+    # With a simulated device only the thread's work is measured: other work of the machine must not count,
+    # except for the thread that makes trees of phrases.
     clock: Clock = ThreadClock() if given.simulate and not given.boosted else RealClock()
     phrase_mb = _BOOSTED_MB if given.boosted else Switches().phrase_mb
     switches = Switches(given.turn_detection, given.snapshots == "audio", given.pace_ms, phrase_mb)
@@ -199,7 +200,7 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     return {
         "row": row.name,
         **_switches(given),
-        # JSON has no infinity: what never came has no time.
+        # JSON has no infinity: an output that never came has no time.
         **{
             name: None if isinstance(value, float) and not isfinite(value) else value
             for name, value in result.as_dict().items()
@@ -217,7 +218,7 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _switches(given: argparse.Namespace) -> dict[str, Any]:
-    """Return what a trial runs with besides the recognizer; results before 2026-11-29 are without either."""
+    """Return a trial's parts besides the recognizer; results before 2026-11-29 have neither."""
     return {
         "turn_detection": given.turn_detection,
         "replay_seconds": given.replay_seconds,
@@ -236,7 +237,7 @@ def _is_of(told: dict[str, Any], given: argparse.Namespace) -> bool:
 
 
 def commit() -> str:
-    """Return the checkout's commit, or what stands for it where there is no git."""
+    """Return the checkout's commit, or a substitute without git."""
     told = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -281,7 +282,7 @@ def search_row(row: Row, given: argparse.Namespace) -> int:
 
 
 def trial_at_share(row: Row, given: argparse.Namespace) -> int:
-    """One short trial at a share of the best load that passed."""
+    """Run one short trial at a share of the best load that passed."""
     passed = [
         told
         for told in read_results(given.results)
@@ -300,7 +301,7 @@ def trial_at_share(row: Row, given: argparse.Namespace) -> int:
 def trial(
     row: Row, given: argparse.Namespace, streams: int, seconds: float, limit_s: float
 ) -> dict[str, Any]:
-    """One trial in a fresh process; its result is printed and appended to the results."""
+    """Run one trial in a fresh process; print its result and append it to the results."""
     command = [
         *(sys.executable, "-m", "benchmarks.engine", "--one-trial", "--row", row.name),
         *("--streams", str(streams), "--seconds", str(seconds), "--device", given.device),
@@ -339,13 +340,13 @@ def trial(
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
-    """Return the trials of `path`; of every file of engine trials beside it where it is the default one."""
+    """Return the trials of `path`; if it is the default, of every file of engine trials beside it."""
     paths = sorted(path.parent.glob("engine_*.jsonl")) if path == RESULTS else [path]
     return [told for one in paths for told in read_results(one)]
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """All recorded trials, oldest first."""
+    """Return all recorded trials, oldest first."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

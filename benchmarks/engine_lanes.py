@@ -1,9 +1,9 @@
 """One trial of lanes at engine level: processes with an engine each feed one device, without Redis.
 
 Each lane is a process that runs a trial of its part of the streams over the steps of a lane; this process has
-the device, and a thread that merges their rows, as a group has (gpu_worker/lanes).  A chunk is late when its
-step is over more than a chunk's duration after its last sample was there, for when it began a lane cannot
-know: the rule is harder than that of one engine.
+the device, and a thread that merges their rows, as a group has (gpu_worker/lanes).  A chunk is late if its
+step ends more than a chunk's duration after its last sample was there. This rule is stricter than that of one
+engine, because a lane does not know when the step began.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _AROUND_S: Final = 60.0
 
 @dataclass(slots=True)
 class _Thread:
-    """The thread that runs the device's steps, and what it cost."""
+    """The thread that runs the device's steps, and its processor time."""
 
     server: StepServer
     cpu_s: float = 0.0
@@ -58,7 +58,7 @@ class _Lane:
 
 
 def run_lanes(row: Any, given: Namespace, switches: Any) -> dict[str, Any]:
-    """Build the device's engine, start lanes, and say what came of them together."""
+    """Build the device's engine, start lanes, and return their joint result."""
     from benchmarks.engines import build, build_simulated, memory_bytes
     from benchmarks.random_model import TOKENIZERS
 
@@ -158,7 +158,7 @@ def run_lanes(row: Any, given: Namespace, switches: Any) -> dict[str, Any]:
 def _together(
     said: list[dict[str, Any]], thread: _Thread, device_busy: float, group_cores: float, wall_s: float
 ) -> dict[str, Any]:
-    """Return what all lanes found, and which part was the fullest."""
+    """Return the joint result of all lanes, and the busiest part."""
     chunks = sum(one["chunks"] for one in said)
     rows = thread.server.step_rows
     shares = {
@@ -218,7 +218,7 @@ def _start(
 
 
 def main() -> None:
-    """Run a lane's trial, and tell of it as one line of JSON."""
+    """Run a lane's trial, and print its result as one line of JSON."""
     fds, load = tuple(map(int, sys.argv[1].split(","))), json.loads(sys.argv[2])
     facts, steps, group = join_group(fds)
     group.start(lambda _: None)

@@ -47,7 +47,7 @@ class RowSizes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An engine and what is to be said of it."""
+    """An engine and the facts for its report."""
 
     engine: SpeechEngine
     device: str
@@ -59,7 +59,7 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What an engine runs with besides its model; the defaults are a worker's on CUDA.
+    """Settings of an engine besides its model; the defaults are a worker's on CUDA.
 
     phrase_mb: memory for phrases, as --phrase-memory-mb of a worker.
     """
@@ -74,7 +74,7 @@ DEFAULTS: Final = Switches()
 
 
 def engine_config(row: RowSizes, streams: int, switches: Switches = DEFAULTS) -> EngineConfig:
-    """Sizes for so many streams."""
+    """Return the engine's sizes for a number of streams."""
     rows = min(row.max_rows, streams)
     return EngineConfig(
         num_slots=streams,
@@ -98,7 +98,7 @@ def build(
 ) -> Built:
     """Return an engine that is ready to serve: in bfloat16 with graphs on a GPU, in float32 on a CPU.
 
-    rings: makes the memory of audio, as for lanes.
+    rings: function that makes the memory of audio, as for lanes.
     """
     where = torch.device(device)
     on_cuda = where.type == "cuda"
@@ -118,7 +118,7 @@ def build(
 
 
 def _warm_up(engine: SpeechEngine) -> None:
-    """Let all that happens at a first call happen before the first stream, as in a worker."""
+    """Run all first calls before the first stream, as a worker does."""
     name = StreamId(-1)
     engine.open(name, StreamOptions())
     engine.feed(name, 0.1 * np.random.default_rng(0).standard_normal(48_000, dtype=np.float32))
@@ -136,7 +136,7 @@ def build_simulated(
     time_of: Clock | None = None,
     rings: AllocateRings = RingMemory.allocate,
 ) -> Built:
-    """Return the same engine over steps that only take time."""
+    """Return the same engine with steps that only take time."""
     clock = ChunkClock(160, 200, 8, row.chunk_ms // 80)
     config = engine_config(row, streams, switches)
     time_of = time_of or RealClock()
@@ -173,7 +173,7 @@ def build_simulated(
 
 
 def memory_bytes(device: str) -> int:
-    """Device memory in use, by whoever."""
+    """Return the device memory in use by all processes."""
     if not device.startswith("cuda") or not torch.cuda.is_available():
         return 0
     free, total = torch.cuda.mem_get_info(torch.device(device))

@@ -1,4 +1,4 @@
-"""WebSocket ingress that awaits one XADD a message and forwards one publish a result."""
+"""WebSocket ingress that awaits one XADD for each message and forwards one publication for each result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.baseline import keys
 
 
 class Ingress:
-    """Takes WebSockets, appends their audio, sends their results."""
+    """Accepts WebSockets, appends their audio and sends their results."""
 
     def __init__(self, url: str) -> None:
         self._redis: Any = aioredis.Redis.from_url(url, protocol=2, max_connections=5000)

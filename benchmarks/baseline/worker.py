@@ -18,7 +18,7 @@ CONSUMER = "worker"
 
 @dataclass(slots=True)
 class Stream:
-    """What the worker knows of one stream."""
+    """The worker's state of one stream."""
 
     sid: int
     channel: str
