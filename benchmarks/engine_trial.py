@@ -42,7 +42,7 @@ ARRIVAL_S = 10.0
 MAX_LATE_SHARE = 0.001
 MAX_FINAL_MS = 1_000.0
 MAX_BACKLOG_S = 3.0
-# A trial that is so far behind has failed; it need not run to its end.
+# A trial that is this far behind has failed; it need not run to its end.
 GIVE_UP_BACKLOG_S = 6.0
 # How often the backlog is looked at, and what a loop without work sleeps: what they cost is the trial's, not
 # the engine's.
@@ -53,7 +53,7 @@ REAL: Final = RealClock()
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What one trial gave; times in milliseconds.  `final_*_ms` are less a chunk's duration.
+    """The result of one trial; times in milliseconds.  `final_*_ms` are less a chunk's duration.
 
     `host_us_a_chunk` is the processor time of the engine's thread over the chunks decoded; it includes the
     trial's own work.  `engine_us_a_chunk` is that of the calls to the engine alone, what steps cost a thread
@@ -97,13 +97,13 @@ class TrialResult:
     failure: str
 
     def as_dict(self) -> dict[str, Any]:
-        """For a line of JSON."""
+        """Return the result for a line of JSON."""
         return asdict(self)
 
 
 @dataclass(slots=True)
 class _Turn:
-    """One turn of the loop: the clocks at its start and, once it has ended, what passed on each."""
+    """One turn of the loop: the clocks at its start and, after its end, the time passed on each."""
 
     began_at: float = 0.0
     cpu_at: float = 0.0
@@ -119,7 +119,7 @@ class _Turn:
 
 
 class _Spent:
-    """Processor time of this thread, within `with` alone."""
+    """Processor time of this thread inside `with` blocks."""
 
     def __init__(self) -> None:
         self.seconds = self._began_s = 0.0
@@ -138,7 +138,7 @@ def _phrase_lists(engine: SpeechEngine, load: PhraseLoad, num_streams: int, seed
 
 
 class RecordingSteps:
-    """Steps that note when each chunk's step started; otherwise those it wraps."""
+    """Wraps steps and notes when each chunk's step started."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class RecordingSteps:
         self.shape, self.stats = steps.shape, steps.stats
         self.rings, self.trees = steps.rings, steps.trees
         self._chunk_frames = clock.chunk_frames
-        # Chunks that each stream's slot has had; a row does not say how old its stream is.
+        # Number of chunks of each slot's stream; a row does not have it.
         self._chunks_S = np.zeros(steps.shape.num_slots, dtype=np.int64)
         self._over_at = 0.0
         self._under_way: list[tuple[float, NDArray[np.int64]]] = []
@@ -230,9 +230,9 @@ def run_trial(
     first, chunk = clock.samples_of_chunks(1), clock.chunk_samples
     num_pieces = max(1, int((seconds * SAMPLE_RATE - first) // chunk) + 1)
     length = first + (num_pieces - 1) * chunk
-    # The recordings go round: whoever reaches their end goes on at their start.
+    # The recordings repeat: a stream that reaches their end continues at their start.
     lap = len(recordings())
-    # pcm16, as clients send it and a worker hands it on.
+    # pcm16, as from clients and workers.
     pool = np.round(32_768 * speech(0, lap + chunk)).astype(np.int16)
     offset = rng.integers(0, lap, num_streams).tolist()
     names = [StreamId(number + 1) for number in range(num_streams)]
@@ -312,7 +312,7 @@ def run_trial(
                     with in_engine:
                         taken = engine.snapshot(name)
                 except EngineError:
-                    # Its end came with the step under way, as a worker may see it too.
+                    # Its end came with the running step, which can happen in a worker, too.
                     checkpoints.drop(name)
                     continue
                 checkpoints.taken(name, taken.samples_decoded)

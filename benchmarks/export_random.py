@@ -30,12 +30,12 @@ from gpu_worker.steps.factory import make_model_engine
 
 PART_S = 20
 _LEFT_FRAMES = 70
-# A few dozen streams say as much, and a CPU must carry them.
+# A few streams are enough, and a CPU must carry them.
 _CPU_STREAMS = 3
 
 
 def make(name: str, chunk_ms: int, dtype: torch.dtype, device: torch.device) -> tuple[LoadedModel, float]:
-    """Return a calibrated model and the rate on what it was calibrated with."""
+    """Return a calibrated model and its token rate on the calibration audio."""
     loaded = make_model(name, dtype, device)
     context = (_LEFT_FRAMES, chunk_ms // 80 - 1)
     if device.type == "cuda":
@@ -61,7 +61,7 @@ def export(name: str, chunk_ms: int, dtype: torch.dtype, device: torch.device, f
 
 
 def rates(loaded: LoadedModel, chunk_ms: int, streams: int, seconds: int) -> list[float]:
-    """Tokens a second of each stream-second of audio, part by part of `PART_S`."""
+    """Return the tokens per second of audio of a stream, for each part of `PART_S`."""
     config = EngineConfig(
         num_slots=streams,
         context=(_LEFT_FRAMES, chunk_ms // 80 - 1),

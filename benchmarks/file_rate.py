@@ -1,4 +1,4 @@
-"""How many times faster than real time recordings are transcribed: uploads to a server of its own.
+"""The speed of transcribing recordings, in times real time: uploads to a server of its own.
 
     python -m benchmarks.file_rate --model large --chunk-ms 160,1120 --must-pass
     python -m benchmarks.file_rate --model mini --device cpu --minutes 0.5 --chunk-ms 160,1120
@@ -40,12 +40,12 @@ RATE = 16_000
 _TINY = "tiny"
 _EXPORT_TIMEOUT_S = 300.0
 _START_TIMEOUT_S = 180.0
-# Times real time that one file is to have on a GPU, by the length of a chunk.
+# Wanted speed of one file on a GPU, in times real time, by the chunk's length.
 _WANTED = {160: 35.0, 1120: 50.0}
 
 
 def recording(seconds: float) -> bytes:
-    """Return a WAV of speech."""
+    """Return a WAV of speech of this length."""
     samples = np.round(32_767 * speech(0, round(seconds * RATE))).astype("<i2")
     file = io.BytesIO()
     with wave.open(file, "wb") as written:
@@ -57,7 +57,7 @@ def recording(seconds: float) -> bytes:
 
 
 def upload(port: int, wav: bytes, timeout_s: float) -> tuple[float, int]:
-    """Upload a WAV; return the seconds until the answer is there, and how many characters its text has.
+    """Upload a WAV; return the seconds until the answer, and the number of characters of its text.
 
     Raises RuntimeError on a refusal.
     """
@@ -81,7 +81,7 @@ def upload(port: int, wav: bytes, timeout_s: float) -> tuple[float, int]:
 
 
 def rates(port: int, files: int, seconds: float, timeout_s: float) -> dict[str, Any]:
-    """Upload so many files at once."""
+    """Upload a number of files at once; return the row of their rates."""
     wav = recording(seconds)
     started = time.monotonic()
     with ThreadPoolExecutor(files) as pool:
@@ -97,10 +97,10 @@ def rates(port: int, files: int, seconds: float, timeout_s: float) -> dict[str, 
 
 
 def _model(given: argparse.Namespace) -> list[str]:
-    """Return the flags of `serve` for the model, which is written when it is not there."""
+    """Return the flags of `serve` for the model, which is written if it does not exist."""
     if given.model == _TINY:
         return ["--model-size", _TINY]
-    # One for all lengths of chunk: how often it emits hardly depends on them.
+    # One model for all lengths of chunk: its token rate hardly depends on them.
     chunk_ms = given.chunk_ms[0]
     folder: Path = given.models / f"{given.model}-{chunk_ms}"
     if not folder.is_dir():

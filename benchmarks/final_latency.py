@@ -2,9 +2,9 @@
 
     python -m benchmarks.final_latency --rounds 15
 
-Starts a server with the bundled model. In each round every way has its turn, on a connection of its own: it
-sends a recording in real time, in blocks of 80 ms, and asks for the text with the last block. The clock runs
-from there to the final of all that was sent. Ways: the protocol, and what it asks with.
+Starts a server with the bundled model. In each round every way is measured once, on a connection of its own:
+it sends a recording in real time, in blocks of 80 ms, and requests the text with the last block. The latency
+is the time from then to the final of all audio. A way is a protocol and its request.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def _json(**fields: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How to ask for the text.
+    """A way to request the text.
 
-    path: of the WebSocket.   rate: Hz.   begin, ask: messages before the audio, and behind it.
+    path: path of the WebSocket. rate: Hz. begin, ask: messages before and after the audio.
     pack: audio as a frame.   final_of: the text of a message that is final, None of any other.
     ends: whether a message is the last of the answer.
     """
@@ -117,7 +117,7 @@ def blocks(rate: int) -> Iterator[bytes]:
 
 
 def final_after_s(way: Way, port: int) -> tuple[float, str]:
-    """Seconds from the last sample to the final, and its text."""
+    """Return the seconds from the last sample to the final, and its text."""
     with connect(f"ws://127.0.0.1:{port}{way.path}", compression=None) as connection:
         for message in way.begin:
             connection.send(message)

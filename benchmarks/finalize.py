@@ -1,4 +1,4 @@
-"""Word errors of streams that are finalized at pauses: which way of doing it costs the fewest.
+"""Word errors of streams that are finalized at pauses, by the way of finalizing.
 
     python -m benchmarks.finalize --transcripts core-sounds-en.txt.gz
 
@@ -47,7 +47,7 @@ LOUD_DB: Final = -35.0
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A recording without the silence at its ends, and what it says."""
+    """A recording without the silence at its ends, and its transcript."""
 
     samples: NDArray[np.float32]
     text: str
@@ -55,7 +55,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One stream, where it is finalized, and what it says."""
+    """One stream, the positions of its finalizes, and its transcript."""
 
     samples: NDArray[np.float32]
     cuts: tuple[int, ...]
@@ -107,7 +107,7 @@ def sessions(
 
 
 class Recognizer:
-    """An engine without turn detection, and what one stream after another says."""
+    """An engine without turn detection, which decodes one stream after another."""
 
     def __init__(self, model: str, chunk_ms: int) -> None:
         loaded = load_model(None, size=model)
@@ -120,7 +120,7 @@ class Recognizer:
         self._last = 0
 
     def open(self, snapshot: bytes | None = None) -> StreamId:
-        """Return a new stream, or one that goes on from a snapshot."""
+        """Return a new stream, or one that continues from a snapshot."""
         self._last += 1
         stream = StreamId(self._last)
         self.engine.open(stream, StreamOptions(), snapshot)
@@ -129,7 +129,7 @@ class Recognizer:
     def hear(
         self, stream: StreamId, samples: NDArray[np.float32], *, finish: bool = False
     ) -> list[StreamOutput]:
-        """Feed, and decode all that can be."""
+        """Feed audio, and decode all whole chunks."""
         self.engine.feed(stream, samples)
         if finish:
             self.engine.finish(stream)
@@ -140,7 +140,7 @@ class Recognizer:
 
 
 def tokens_of(outputs: Iterable[StreamOutput]) -> list[tuple[int, int]]:
-    """Tokens with their frames."""
+    """Return the tokens with their frames."""
     return [token for output in outputs for token in zip(output.token_ids, output.token_frames, strict=True)]
 
 
@@ -150,7 +150,7 @@ def whole(recognizer: Recognizer, session: Session) -> str:
 
 
 def in_segments(recognizer: Recognizer, session: Session) -> str:
-    """Return the text where each cut ends a segment."""
+    """Return the text if each cut ends a segment."""
     bounds = (0, *session.cuts, len(session.samples))
     return " ".join(
         recognizer.hear(recognizer.open(), session.samples[begin:end], finish=True)[-1].text
@@ -159,7 +159,7 @@ def in_segments(recognizer: Recognizer, session: Session) -> str:
 
 
 def beside(recognizer: Recognizer, session: Session, *, matched: bool) -> str:
-    """Return the text where a copy of the stream ends at each cut."""
+    """Return the text if a copy of the stream ends at each cut."""
     stream, at = recognizer.open(), 0
     said: list[int] = []
     before = 0  # frames that copies have said

@@ -1,4 +1,4 @@
-"""What streams of speakers lose to one key that sends audio over live streams as fast as it can.
+"""Latency of live speakers beside one API key that floods live streams with audio.
 
     python -m benchmarks.floods_beside --speakers 4 --flooding 4 --seconds 25
 
@@ -62,7 +62,7 @@ async def flood(url: str, key: str, num_streams: int) -> None:
 
 
 async def measure(rate: float, num_speakers: int, num_flooding: int, seconds: float) -> tuple[Heard, Heard]:
-    """Return what speakers heard alone, and beside the flood."""
+    """Return the results of speakers alone, and beside the flood."""
     with tempfile.TemporaryDirectory() as folder:
         keys = Path(folder) / "keys.json"
         speaker, flooder = (

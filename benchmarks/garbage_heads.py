@@ -1,4 +1,4 @@
-"""Garbage on the WebSocket port beside real streams: what a refused head costs, and who is late for it.
+"""Garbage on the WebSocket port beside real streams: the cost of a refused head, and the streams' latency.
 
     python -m benchmarks.garbage_heads --streams 100 --seconds 30
 
@@ -41,7 +41,7 @@ from parakeet.bench.server.processes import ServerProcess, discover, usage
 
 HOST: Final = "127.0.0.1"
 RAMP_S: Final = 5.0
-# What port scanners, TLS clients and confused programs send. Every one of them is refused with 400 or 404.
+# Heads of port scanners, TLS clients and broken programs. Each of them is refused with 400 or 404.
 HEADS: Final = (
     bytes.fromhex("1603010200010001fc0303") + bytes(range(256)) * 2,  # TLS
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -74,7 +74,7 @@ class Generator:
         self.statuses: dict[str, int] = {}
 
     def run(self, seconds: float) -> None:
-        """Send for so long."""
+        """Send for this many seconds."""
         end = time.monotonic() + seconds
         with select.epoll() as ready:
             while time.monotonic() < end:
@@ -95,7 +95,7 @@ class Generator:
 
     def _begin(self, ready: select.epoll) -> None:
         connection = socket.socket()
-        # One address has too few ports for all that is tried in a minute.
+        # One address has too few ports for the connections of a minute.
         connection.bind((f"127.0.1.{next(self._sources)}", 0))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         connection.setblocking(False)
@@ -189,7 +189,7 @@ def main() -> int:
 def _beside(
     given: argparse.Namespace, ingress: ServerProcess, folder: Path, *, patient: bool
 ) -> dict[str, Any]:
-    """Figures of garbage and of the streams that have it beside them."""
+    """Return the figures of garbage and of the streams beside it."""
     report, generator = (
         folder / f"beside-{patient}.json",
         Generator(given.port, given.in_flight, patient=patient),
@@ -213,7 +213,7 @@ def _server_on(core: int, command: str, target: Target) -> Iterator[None]:
 
 @contextmanager
 def _measured(ingress: ServerProcess, generator: Generator) -> Iterator[dict[str, Any]]:
-    """Yield what the generator did and what it cost the ingress: figures that are there at the end."""
+    """Yield the figures of the generator and its cost to the ingress, which are complete at the end."""
     told: dict[str, Any] = {}
     before, own, began = usage((ingress,))[ingress.pid], time.thread_time(), time.monotonic()
     yield told

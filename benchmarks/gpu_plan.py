@@ -1,4 +1,4 @@
-"""All that is to be measured on a GPU host, in stages that never start what does not fit into the time left.
+"""All measurements on a GPU host, in stages, which start only if they fit into the remaining time.
 
     python -m benchmarks.gpu_plan --list
     python -m benchmarks.gpu_plan --budget-s 560 --out results            # again and again, until all is done
@@ -51,7 +51,7 @@ _PROOF_LIMIT_S: Final = 260
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One thing to measure: a command, and what it takes.
+    """One measurement: a command, and its needs.
 
     need_s: it is not begun with less time left.  limit_s: it is stopped after so long; a stage that is
     told the time left (`{left}` in its command) stops by itself.  after: stages whose results it reads.
@@ -67,7 +67,7 @@ class Stage:
 
 
 def stages(out: Path, *, churn_minutes: float) -> list[Stage]:
-    """Everything, in the order of its worth."""
+    """Return all stages, the most valuable first."""
     engine: tuple[str, ...] = (
         PYTHON,
         "-m",
@@ -137,7 +137,7 @@ def _proofs(engine: tuple[str, ...]) -> list[Stage]:
         )
         name = f"proof:{row}-{streams}"
         made.append(Stage(f"{name}:1", proof, _PROOF_S, _PROOF_LIMIT_S))
-        # One that fails once is not worth two minutes more.
+        # A load that fails once is not tried again.
         made += [Stage(f"{name}:{n}", proof, _PROOF_S, _PROOF_LIMIT_S, (f"{name}:1",)) for n in (2, 3)]
     for name, switches in (
         ("small-160-14000-unpaced", ("--row", "small-160", "--streams", "14000", "--pace-ms", "0")),
@@ -232,7 +232,7 @@ def rehearsal(out: Path) -> list[Stage]:
 
 
 class Ledger:
-    """What has been done, in one file; safe to use from several threads.
+    """The record of the stages, in one file; safe to use from several threads.
 
     Args:
         path: of the file.
@@ -245,7 +245,7 @@ class Ledger:
         self._outcomes = {told["stage"]: told["outcome"] for told in read_results(path)}
 
     def outcome(self, stage: str) -> str | None:
-        """Of the last time that a stage was begun; None for never."""
+        """Return the outcome of the last run of a stage; None if it never ran."""
         with self._lock:
             return self._outcomes.get(stage)
 
@@ -300,7 +300,7 @@ def _last_json(printed: str) -> Any:
 
 
 def run_all(waiting: Sequence[Stage], ledger: Ledger, budget: Budget, gpus: int) -> list[str]:
-    """Run what fits into the time; returns the names of the stages that did not."""
+    """Run the stages that fit into the time; return the names of those that did not."""
     queue = [stage for stage in waiting if not stage.alone]
     lock, names = threading.Lock(), {stage.name for stage in waiting}
 

@@ -1,4 +1,4 @@
-"""What a chunk costs the engine's thread, over simulated steps that take no time: processor time, by part.
+"""Processor time of the engine's thread for a chunk, by part, over simulated steps that take no time.
 
     python -m benchmarks.host_cost [--streams 4000] [--rounds 30] [--no-turn-detection]
 
@@ -25,7 +25,7 @@ _WARM_ROUNDS = 5
 
 
 def measure(streams: int, rounds: int, *, turn_detection: bool) -> tuple[float, float, float]:
-    """Microseconds of `feed` and of `step` a chunk, and outputs a chunk."""
+    """Return microseconds of `feed` and of `step` for a chunk, and outputs for a chunk."""
     engine = build_simulated(
         ROWS["large-160"], streams, 0.0, 0.0, Switches(turn_detection, pace_ms=0.0)
     ).engine

@@ -69,7 +69,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int) -> None:
-    """Each kernel of one layer, and those around the layers."""
+    """Report the kernels of one layer, and those around the layers."""
     chunk, left, width = model.chunk_frames, model.left_frames, config.d_model
     heads, head_dim, rows = config.num_heads, config.head_dim, batch * chunk
     ints: Any = {"dtype": torch.int32, "device": DEVICE}

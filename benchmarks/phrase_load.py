@@ -11,7 +11,7 @@ from common.phrases import Phrase
 from gpu_worker.model.tokenizer import SPACE_MARK, Tokenizer
 
 NUM_PHRASES: Final = 100
-# Behind the piece that begins a phrase's word: names and terms are as long.
+# Pieces after the one that begins a phrase's word, as in names and terms.
 _MORE_PIECES: Final = 3
 
 
@@ -61,7 +61,7 @@ class PhraseLists:
         return int(self._rng.choice(open_ones)), self.made()
 
     def made(self) -> tuple[Phrase, ...]:
-        """Return a list that nobody has yet."""
+        """Return a list that no stream has yet."""
         first = self._rng.choice(self._first, NUM_PHRASES)
         more = self._rng.choice(self._more, (NUM_PHRASES, _MORE_PIECES))
         return tuple(

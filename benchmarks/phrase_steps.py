@@ -1,4 +1,4 @@
-"""What phrases cost a step: the time of full steps with none, a few and all of their streams boosted.
+"""The cost of phrases for a step: times of full steps with none, a few and all of their streams boosted.
 
     python -m benchmarks.phrase_steps                                   # on a GPU: small-160, 4,096 streams
     python -m benchmarks.phrase_steps --device cpu --row mini-160 --streams 8 --steps 4 --rounds 2
@@ -85,7 +85,7 @@ class FullSteps:
         return sum(others) + decode, decode
 
     def fill_contexts(self) -> None:
-        """Step until every stream has all the context that a step looks at."""
+        """Step until the context of every stream is full."""
         for _ in range(-(-LEFT_FRAMES // self._chunk_frames) + _WARM_UP_STEPS):
             self.run()
 

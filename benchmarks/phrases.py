@@ -1,4 +1,4 @@
-"""What phrases do to a transcript: recall of the listed words, word errors of the rest, and what is made up.
+"""The effect of phrases on transcripts: recall of listed words, word errors of the rest, false words.
 
     apt-get install ffmpeg asterisk-core-sounds-en asterisk-core-sounds-en-g722 pocketsphinx-testdata
     python -m benchmarks.phrases --out benchmarks/results/phrases-tiny_DATE.json
@@ -109,7 +109,7 @@ class Sound:
 
 
 def listed_words(clips: Sequence[Clip]) -> list[str]:
-    """Return the rule: words of so many letters that stand in one clip only."""
+    """Return the listed words: words of at least `MIN_LETTERS` letters that occur in one clip only."""
     clips_of = Counter(word for clip in clips for word in set(words_of(normalised(clip.text))))
     return sorted(word for word, count in clips_of.items() if count == 1 and len(word) >= MIN_LETTERS)
 
@@ -235,7 +235,7 @@ class Decoder:
         return found
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Return what is written."""
+        """Return the text of tokens."""
         return self._tokenizer.decode(tokens)
 
 
@@ -243,7 +243,7 @@ def counted(
     source: str, name: str, boost: float, expected: Sequence[str], heard: Sequence[str],
     right: frozenset[str], in_use: frozenset[str],
 ) -> Row:  # fmt: skip
-    """Count what was heard of a source."""
+    """Count the words of a source's transcripts."""
     said = hits = made_up = rest_errors = rest_words = errors = words = 0
     for text, other in zip(expected, heard, strict=True):
         for want, got in aligned(words_of(text), words_of(normalised(other))):

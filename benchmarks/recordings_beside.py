@@ -1,4 +1,4 @@
-"""What live streams lose to recordings that are transcribed beside them, in one engine on a CPU.
+"""Latency of live streams beside recordings that are transcribed in the same engine, on a CPU.
 
     python -m benchmarks.recordings_beside --live 10 --recordings 0,1,4
 
@@ -77,7 +77,7 @@ class Trial:
             engine.open(stream, StreamOptions(recording=not alike))
 
     def run(self, seconds: float) -> Figures:
-        """Go on until the clock shows so many seconds."""
+        """Run until the clock shows this many seconds."""
         while self._now_s < seconds:
             self._feed()
             if self._engine.has_work():
@@ -93,12 +93,12 @@ class Trial:
         return self._figures
 
     def _clock(self) -> float:
-        """Return the clock's time, in the midst of a step too."""
+        """Return the clock's time, also during a step."""
         began_s = self._step_began_s
         return self._now_s + (0.0 if began_s is None else time.thread_time() - began_s)
 
     def _due_s(self, stream: StreamId) -> float:
-        """When the next audio of a live stream is there."""
+        """Return the time of a live stream's next audio."""
         phase = self._live[stream] / len(self._live)
         return (self._fed[stream] / self._chunk + 1 + phase) * self._chunk / RATE
 

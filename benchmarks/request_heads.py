@@ -1,4 +1,4 @@
-"""What it costs to read the head of a browser's WebSocket request, by each parser that could do it.
+"""The cost of reading the head of a browser's WebSocket request, for each available parser.
 
     python -m benchmarks.request_heads
 
@@ -54,7 +54,7 @@ class _Upgrading(HttpToolsProtocol):
 
 
 class _Transport(asyncio.Transport):
-    """Goes nowhere."""
+    """A transport that discards its data."""
 
 
 def by_httptools() -> None:

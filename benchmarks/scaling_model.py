@@ -1,4 +1,4 @@
-"""A discrete-event model of the path, calibrated by a bench run, for machines that nobody measured on.
+"""A discrete-event model of a chunk's path, calibrated by a bench run, for machines without measurements.
 
     python -m benchmarks.scaling_model benchmarks/results/<bench>.json            check against its trials
     python -m benchmarks.scaling_model <bench>.json --cores 16 --streams 4000 --ingresses 4 --workers 2
@@ -42,7 +42,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How many of each process share how many cores, and how far apart their batches begin."""
+    """The numbers of processes and cores, and the intervals between batches."""
 
     cores: int
     ingresses: int = 1

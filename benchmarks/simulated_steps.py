@@ -1,4 +1,4 @@
-"""Steps without a device: they take the time that they are told, emit random symbols and hear talk.
+"""Steps without a device: they take a set time, emit random symbols and simulate talk.
 
 Drives the real engine's host side (slots, rings, plans, transcripts, turns) at loads that a CPU's model could
 not follow, to test the harness and to measure what a step costs the host.
@@ -62,7 +62,7 @@ class SimulatedTrees:
         self._nodes_at: dict[int, int] = {}
 
     def prepare(self, tree: PhraseTree) -> object:
-        """Return what `put` needs."""
+        """Return the argument of `put`."""
         return tree.num_nodes
 
     def put(self, at: int, prepared: object) -> None:

@@ -1,4 +1,4 @@
-"""What snapshots on their way into Redis cost the results of everybody else: one write against pieces.
+"""The latency of other streams' results while snapshots are written to Redis, whole or in pieces.
 
     python -m benchmarks.snapshot_latency --megabytes 7.3 --a-second 20 --seconds 10
 

@@ -1,4 +1,4 @@
-"""How long streams wait when what decodes them is killed: ``python -m benchmarks.takeover --kill group``.
+"""The wait of streams whose worker is killed: ``python -m benchmarks.takeover --kill group``.
 
 All streams are one worker's, or one group's of lanes; another stands by with room for all.  The victim gets
 SIGKILL, and for each of its streams the time is taken until its next result is published, which is the result
@@ -107,7 +107,7 @@ class Cluster:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Kill the victim; what became of its streams, and of those of whoever takes over."""
+    """Kill the victim; return the waits of its streams, and of the heir's own streams."""
     with contextlib.ExitStack() as stack:
         cluster = Cluster(given, stack)
         lanes = 1 if given.kill == "worker" else given.lanes
@@ -180,7 +180,7 @@ def _next_results(
 
 
 def _child(pid: int, worker_id: str) -> int:
-    """Return the process of a lane."""
+    """Return the process id of a lane."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         if f"--worker-id={worker_id}" in Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0"):
             return int(child)

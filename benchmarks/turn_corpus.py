@@ -106,7 +106,7 @@ class _Clip:
 def build(
     sources: Sequence[str], *, recordings: Path, asterisk: Path, max_clips: int, seed: int = 8
 ) -> list[Session]:
-    """All sessions of the sources named, the same for the same seed and packages."""
+    """Return all sessions of the named sources; equal seeds and packages make equal sessions."""
     makers = {
         "asterisk": lambda rng: _asterisk(asterisk, rng, max_clips),
         "espeak": lambda rng: _espeak(rng, max_clips),
@@ -139,7 +139,7 @@ def save(sessions: Sequence[Session], path: Path) -> None:
 
 
 def load(path: Path) -> list[Session]:
-    """Read what `save` wrote."""
+    """Read the sessions of a file of `save`."""
     with np.load(path) as saved:
         return [
             Session(

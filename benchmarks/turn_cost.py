@@ -1,4 +1,4 @@
-"""What turn detection costs on one core, in CPU time, which a busy machine stretches less than wall time.
+"""The cost of turn detection on one core, in CPU time, which depends less on other work than wall time.
 
     python -m benchmarks.turn_cost [--streams 1 64 1000] [--chunk-ms 160] [--json FILE]
 

@@ -1,6 +1,6 @@
 """What a session's audio tells endpointing, recorded once: chunks with windows and tokens, and verdicts.
 
-Endpointing is a function of these, so that a bench can play one recording under many settings.
+Endpointing depends on these alone, so a bench can play one recording with many settings.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ BATCH: Final = 8
 
 @dataclass(slots=True)
 class Trace:
-    """One session, as the engine's chunks cut it.
+    """One session in the engine's chunks.
 
     probabilities: smart-turn's answers so far, by the sample at which it was asked.
     """
@@ -66,7 +66,7 @@ def record(sessions: Sequence[Session], loaded: LoadedModel, context: tuple[int,
 
 
 def _chunks(samples: NDArray[np.float32], eou_frames: Sequence[int], clock: ChunkClock) -> list[TurnChunk]:
-    """Return what each whole chunk of a session, and its end, tell endpointing."""
+    """Return the inputs of endpointing for each whole chunk of a session, and for its end."""
     probs, count = _windows(samples), clock.whole_chunks(len(samples))
     ends = [*map(clock.samples_of_chunks, range(1, count + 1)), len(samples)]
     chunks: list[TurnChunk] = []
