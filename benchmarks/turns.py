@@ -112,14 +112,14 @@ def endpointing(settings: TurnSettings, model: SmartTurn, threshold: float) -> E
 
 
 def tokens(trace: Trace) -> Iterator[tuple[int, int]]:
-    """Yield the model's `<EOU>` as it comes."""
+    """Yield the model's `<EOU>` tokens."""
     for chunk in trace.chunks:
         for sample in chunk.eou_samples:
             yield chunk.end_sample, sample
 
 
 def servers(model: SmartTurn) -> Iterator[tuple[str, str, Ends]]:
-    """Yield a server as it starts, with smart-turn and without."""
+    """Yield the server with its default settings, with smart-turn and without."""
     everything = TurnSettings(signals=frozenset(Signal))
     default = endpointing(everything, model, THRESHOLD)
     yield "fused", "defaults", default
@@ -219,7 +219,7 @@ def main() -> None:
     sessions = [
         session
         for session in sessions
-        # Recordings and streams are counted, never tuned on.
+        # Recordings and streams are always counted, because settings are never chosen on them.
         if int(session.name.rpartition("-")[2]) % 2 in wanted or session.source in ("recordings", STREAMS)
     ]
     if arguments.save:

@@ -1,4 +1,4 @@
-"""Word error rate through a running service, on real recordings that were never trained on.
+"""Word error rate of a running service, on real recordings that are not in the training data.
 
     apt-get install ffmpeg asterisk-core-sounds-en asterisk-core-sounds-en-g722 pocketsphinx-testdata
     python -m benchmarks.wer --out benchmarks/results/wer-tiny_DATE.json
@@ -73,7 +73,7 @@ def score(system: str, source: str, per_stream: int, audio: Sequence[Audio], hea
 
 
 async def through_service(url: str, audio: Sequence[Audio], at_once: int) -> list[str]:
-    """Return final texts of streams, so many at a time, each sent as fast as the service takes it."""
+    """Return final texts of streams, `at_once` at a time, each sent as fast as the service takes it."""
     room = asyncio.Semaphore(at_once)
     # A stream of thirty clips is sent at once and decoded for longer than a client would usually wait.
     timeouts = ClientTimeouts(final_s=600.0, send_s=600.0, silence_s=60.0)
@@ -93,7 +93,7 @@ async def through_service(url: str, audio: Sequence[Audio], at_once: int) -> lis
 
 
 def by_others(python: str, system: str, audio: Sequence[Audio]) -> list[str]:
-    """Return what another recogniser hears, run by a Python that has it."""
+    """Return the texts of another recogniser, run by a Python that has it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "audio.npz"
         arrays: dict[str, Any] = {f"{index:05d}": samples for index, (samples, _) in enumerate(audio)}
