@@ -231,6 +231,8 @@ class SpeechEngine:
         return self._decoded(state)
 
     def is_under_way(self, stream: StreamId) -> bool:
+        if stream not in self._streams:
+            return False
         slot = self._streams.get(stream).slot
         return bool(self._table.planned[slot] != self._table.decoded[slot]) or slot in self._warm_ups
 

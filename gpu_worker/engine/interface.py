@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
 
 from common.entries import StreamId
-from common.errors import EngineError, EngineFull
+from common.errors import EngineError, EngineFull, ServiceError
 from common.hot_value import hot_value
 from common.messages import LastState, TurnDetection, Utterance, Word
 from common.options import StreamOptions
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINE_SAMPLE_RATE",
+    "DeviceLost",
     "Engine",
     "EngineError",
     "EngineFull",
@@ -67,6 +68,10 @@ class OutOfPages(EngineError):
 
 class PhrasesFull(EngineError):
     """There is no memory left for the phrases of another stream."""
+
+
+class DeviceLost(ServiceError):
+    """The device is gone for all streams. Not an `EngineError`: it is no fault of one stream."""
 
 
 @hot_value
@@ -229,7 +234,10 @@ class Engine(Protocol):
         ...
 
     def is_under_way(self, stream: StreamId) -> bool:
-        """Return whether a step with the stream runs, or the stream has not reached its opening snapshot."""
+        """Return whether a step with the stream runs, or the stream has not reached its opening snapshot.
+
+        False for a stream that is not open: a step may have ended it of which the caller has no outputs yet.
+        """
         ...
 
     def samples_decoded(self, stream: StreamId) -> int:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from gpu_worker.engine.interface import EngineError
+from gpu_worker.engine.interface import DeviceLost
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.wire import WireFault, receive, send
 
 _Answer = tuple[dict[str, Any], dict[str, memoryview]]
 
 
-class GroupLost(EngineError):  # noqa: N818 - it says what happened
+class GroupLost(DeviceLost):
     """The process with the device is gone, and all of its lanes with it."""
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from common.phrases import Phrase
 from gpu_worker.boosting.tree import PhraseTree
-from gpu_worker.engine.interface import EngineError, PhrasesFull, UnsupportedOption
+from gpu_worker.engine.interface import DeviceLost, EngineError, PhrasesFull, UnsupportedOption
 from gpu_worker.engine.phrases.tree_memory import NO_TREE, TreeMemory
 from gpu_worker.engine.slots.arena import Arena
 
@@ -89,7 +89,7 @@ class PhraseBook:
         try:
             tree = self._make_tree(phrases)
             return len(tree.words), tree.num_nodes, self._trees.prepare(tree)
-        except EngineError:
+        except (EngineError, DeviceLost):
             raise
         except Exception as error:
             # A defect here ends the streams with this list, and not the engine.

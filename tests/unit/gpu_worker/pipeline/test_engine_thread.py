@@ -25,6 +25,7 @@ from gpu_worker.engine.interface import (
 from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.snapshot import Snapshot, phrases_in
 from gpu_worker.engine.steps import Flight
+from gpu_worker.lanes.link import GroupLost
 from gpu_worker.pipeline.engine_events import (
     Decoded,
     Drop,
@@ -239,6 +240,41 @@ def test_a_stream_that_ends_during_the_hand_over_does_not_stop_it(start: Callabl
     assert [event.flow for event in running.sink.events if isinstance(event, SnapshotTaken)] == [one]
     assert [event.flow for event in running.sink.events if isinstance(event, Dropped)] == [ends]
     assert not running.failures
+
+
+def test_a_stream_that_ends_during_another_ones_snapshot_does_not_stop_the_worker(
+    start: Callable[..., Running],
+) -> None:
+    running = start(Landing(2), 2.0)
+    running.sink.busy = True
+    one, ends = flow(1), flow(2)
+    running.thread.put(Open(one, None), Open(ends, None))
+    for _ in range(6):
+        running.thread.put(feed(one, audio(0.16)), feed(ends, audio(0.16)))
+    wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) == 12)
+    running.sink.busy = False  # snapshots of both are due and not late, that of `one` first
+    running.thread.put(feed(one, audio(0.16)))
+    running.said(SnapshotTaken)
+    running.thread.put(feed(one, audio(0.16)))
+    wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) == 14)
+    assert {event.flow.stream for event in running.sink.events if isinstance(event, SnapshotTaken)} == {1}
+    assert not running.failures
+
+
+class Lost(NullEngine):
+    """Its device goes when a stream opens."""
+
+    def open(self, stream: StreamId, options: StreamOptions, snapshot: bytes | None = None) -> None:
+        raise GroupLost("The process with the device is gone.")
+
+
+def test_a_device_that_is_lost_while_a_stream_opens_fails_the_worker_and_not_the_stream() -> None:
+    running = Running(Lost(1))
+    running.thread.put(Open(flow(1), None))
+    wait_until(lambda: running.failures)
+    assert [type(error) for error in running.failures] == [GroupLost]
+    assert running.sink.count(Failed) == 0
+    wait_until(lambda: not running.thread.alive)
 
 
 class Broken(NullEngine):
