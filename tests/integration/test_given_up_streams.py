@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 
 from common.entries import IngressId, StreamId
 from common.errors import RedisUnavailable
-from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
-from common.presence.leases import IngressReport
-from common.redis.clients import RedisServers
 from common.redis.keys import Keys
 from common.streams.assignments import NewStream, StreamDirectory
-from ingress.streams.redis_backplane import BackplaneSettings, RedisBackplane
+from tests.backplanes import running_backplane
 from tests.servers import raw_client
 from tests.waiting import until
 
@@ -38,19 +34,6 @@ async def test_a_stream_whose_creation_was_not_answered_is_ended(
 ) -> None:
     """Redis has it all the same, and a worker may; without a final mark it would keep its slot for good."""
     client = raw_client(redis_url)
-    settings = BackplaneSettings(
-        ingress=IngressId("i"),
-        max_num_streams=10,
-        sample_rate=16_000,
-        stream_ttl_s=60.0,
-        heartbeat_s=1.0,
-        claim_timeout_s=10.0,
-        resume_grace_s=5.0,
-        redis_outage_s=0.3,
-        adopts=False,
-    )
-    servers = RedisServers.parse((redis_url,))
-    backplane = RedisBackplane(settings, servers, lambda: IngressReport(0, 0), IngressMetrics())
     create = StreamDirectory.create
 
     async def create_without_answer(directory: StreamDirectory, new: NewStream) -> None:
@@ -62,10 +45,7 @@ async def test_a_stream_whose_creation_was_not_answered_is_ended(
     client.hset("px:{0}:w:w", mapping={"capacity": 1, "draining": 0, "owned": 0})
     for key in ("px:{0}:workers", "px:{0}:w:w"):
         client.pexpire(key, 60_000)
-    running = asyncio.Event()
-    serving = asyncio.create_task(backplane.run(running))
-    await running.wait()
-    try:
+    async with running_backplane(redis_url, IngressId("i"), redis_outage_s=0.3) as backplane:
         listener: Any = Listener()
         link = await backplane.admit(listener)
         keys = Keys().stream(StreamId(link.stream))
@@ -81,8 +61,4 @@ async def test_a_stream_whose_creation_was_not_answered_is_ended(
         else:
             await until(lambda: not client.exists(keys.meta, keys.audio), what="its removal")
             await until(lambda: client.zcard("px:{0}:adm") == 0, what="the slot")
-    finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
-        await backplane.close()
-        client.close()
+    client.close()

@@ -13,17 +13,15 @@ import pytest
 from common.entries import IngressId, LineKind, StreamId
 from common.errors import EntryError, RedisUnavailable
 from common.messages import Audio, Encoding, Resume
-from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
-from common.presence.leases import IngressReport
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys, StreamKeys
 from common.redis.scripts import text_of
 from common.streams.assignments import NewStream, StreamDirectory
 from common.streams.result_reader import KeptResults, Position, catch_up, kept_results
 from ingress.backplane import Resumption
-from ingress.streams.redis_backplane import BackplaneSettings, RedisBackplane
 from ingress.streams.takeover import token_hash
+from tests.backplanes import running_backplane
 from tests.servers import raw_client
 from tests.waiting import until
 
@@ -77,33 +75,6 @@ async def test_an_adoption_takes_nothing_from_one_that_has_resumed_meanwhile(red
         assert await directory.attach(STREAM, A, expected=(A, 3)) == 4
 
 
-@asynccontextmanager
-async def backplane_of(
-    url: str, ingress: IngressId, *, adopts: bool = False
-) -> AsyncIterator[RedisBackplane]:
-    settings = BackplaneSettings(
-        ingress=ingress,
-        max_num_streams=10,
-        sample_rate=16_000,
-        stream_ttl_s=60.0,
-        heartbeat_s=1.0,
-        claim_timeout_s=10.0,
-        resume_grace_s=5.0,
-        adopts=adopts,
-    )
-    servers = RedisServers.parse((url,))
-    backplane = RedisBackplane(settings, servers, lambda: IngressReport(0, 0), IngressMetrics())
-    running = asyncio.Event()
-    serving = asyncio.create_task(backplane.run(running))
-    await running.wait()
-    try:
-        yield backplane
-    finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
-        await backplane.close()
-
-
 class Listener:
     """A connection that has resumed the stream; it is only told that another one has."""
 
@@ -118,7 +89,7 @@ class Listener:
 
 async def test_of_connections_that_resume_at_once_all_but_the_last_are_told(redis_url: str) -> None:
     """All of them have shown a secret that is good: it is until one of them confirms the next."""
-    async with connected(redis_url) as (_, directory, client), backplane_of(redis_url, A) as backplane:
+    async with connected(redis_url) as (_, directory, client), running_backplane(redis_url, A) as backplane:
         new = new_stream(STREAM, B)
         await directory.create(dataclasses.replace(new, token_hash=token_hash("secret", "")))
         listeners: list[Any] = [Listener() for _ in range(3)]
@@ -149,7 +120,7 @@ async def test_streams_are_adopted_though_redis_is_away_when_they_are_looked_for
     monkeypatch.setattr(StreamDirectory, "streams_of", look_in_vain_first)
     async with connected(redis_url) as (_, directory, client):
         await directory.create(new_stream(STREAM, A))
-        async with backplane_of(redis_url, A, adopts=True) as backplane:
+        async with running_backplane(redis_url, A, adopts=True) as backplane:
             await until(lambda: client.hget(KEYS.meta, "connection") == b"2", what="the adoption")
             await until(lambda: backplane.num_streams == 1, what="its link")
 
@@ -172,7 +143,7 @@ async def test_a_stream_is_adopted_though_the_answer_to_that_was_lost(
     monkeypatch.setattr(AsyncRedis, "execute", execute_twice)
     async with connected(redis_url) as (_, directory, client):
         await directory.create(new_stream(STREAM, A))
-        async with backplane_of(redis_url, A, adopts=True) as backplane:
+        async with running_backplane(redis_url, A, adopts=True) as backplane:
             await until(lambda: backplane.num_streams == 1, what="its link")
             assert repeated
             assert client.hget(KEYS.meta, "connection") == b"3"
