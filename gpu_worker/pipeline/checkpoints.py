@@ -67,8 +67,12 @@ class CheckpointQueue:
         self._taken[stream] = samples
         self._due.pop(stream, None)
 
+    def put_off(self, stream: StreamId) -> None:
+        """Note that there is no state to take now: the stream is due again with its next decoded audio."""
+        self._due.pop(stream, None)
+
     def drop(self, stream: StreamId) -> None:
-        """Forget a stream that has ended."""
+        """Forget a stream of which no state is to be taken any more."""
         self._taken.pop(stream, None)
         self._due.pop(stream, None)
 
@@ -81,7 +85,7 @@ class CheckpointQueue:
     def next_ones(self, is_under_way: Callable[[StreamId], bool]) -> Iterator[StreamId]:
         """Yield the streams whose snapshots are to be taken now; the time until the next call is counted.
 
-        The caller calls `taken` or `drop` for each stream before it goes on to the next.
+        The caller calls `taken`, `put_off` or `drop` for each stream before it goes on to the next.
 
         is_under_way: returns whether a stream's snapshot would wait for the device.
         """

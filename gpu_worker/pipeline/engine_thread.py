@@ -202,11 +202,11 @@ class EngineThread:
         try:
             snapshot = self._engine.snapshot(flow.stream)
         except EngineError as error:
-            # A stream at its end has no snapshot. The end may have come with the running step, for which
-            # the engine waits before it takes a snapshot; the next step reports it.
+            # A stream at its end has no snapshot, nor has one between two parts. The end may have come with the
+            # running step, for which the engine waits before it takes a snapshot; the next step reports it.
             logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
         if snapshot is None or not snapshot.samples_decoded:
-            self._checkpoints.drop(flow.stream)
+            self._checkpoints.put_off(flow.stream)
             if release:
                 self._sink.put(Dropped(flow))
             return
@@ -227,13 +227,13 @@ class EngineThread:
                 self._open(flow, snapshot)
             case Finalize(flow, entry_id):
                 if self._flows.get(flow.stream) is flow and not self._waits(command):
-                    self._segments.close_part(flow.stream, entry_id, self._engine.phrases(flow.stream))
-                    self._finish(flow)
+                    self._close_part(flow, entry_id)
             case ReplacePhrases(flow, phrases, sample):
                 if self._flows.get(flow.stream) is flow and not self._waits(command):
                     self._replace_phrases(flow, phrases, sample)
             case Finish(flow):
                 if self._flows.get(flow.stream) is flow and not self._waits(command):
+                    self._checkpoints.drop(flow.stream)
                     self._finish(flow)
             case Fail(flow, error):
                 if self._flows.get(flow.stream) is flow:
@@ -291,6 +291,13 @@ class EngineThread:
         flow.base, flow.cold = base, True
         if flow.owned.record.checkpoint.reach_samples:
             self._skipped[flow.stream] = flow.owned.record.checkpoint.reach_samples
+
+    def _close_part(self, flow: StreamFlow, entry_id: bytes) -> None:
+        try:
+            self._segments.close_part(flow.stream, entry_id, self._engine.phrases(flow.stream))
+            self._engine.finish(flow.stream)
+        except (EngineError, ValueError):
+            self._refused(flow)
 
     def _begin_next_part(self, end: StreamOutput) -> None:
         """Go on with a stream whose part has ended for a `finalize`, with the commands that waited."""

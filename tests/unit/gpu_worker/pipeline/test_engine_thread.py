@@ -205,6 +205,27 @@ def test_no_snapshot_is_taken_while_others_wait_to_be_written(start: Callable[..
     running.said(SnapshotTaken)
 
 
+@pytest.mark.parametrize("engine", [NullEngine(1), SpeechEngine(OverlappingSteps(NullSteps(1)), Letters())])
+def test_a_finalize_while_a_snapshot_is_due_puts_it_off(
+    start: Callable[..., Running], engine: SpeechEngine
+) -> None:
+    running = start(engine, 2.0)
+    running.sink.busy = True
+    one = flow(1)
+    running.thread.put(Open(one, None))
+    for _ in range(12):
+        running.thread.put(feed(one, audio(0.16)))
+    wait_until(lambda: sum(len(e.outputs) for e in running.sink.events if isinstance(e, Decoded)) == 12)
+    running.sink.busy = False  # the snapshot is due, and the engine ends the part before it is taken
+    running.thread.put(feed(one, audio(0.1)), Finalize(one, b"1-2"))
+    wait_until(
+        lambda: any(isinstance(e, Decoded) and e.outputs[-1].from_finalize for e in running.sink.events)
+    )
+    for _ in range(12):
+        running.thread.put(feed(one, audio(0.16)))
+    running.said(SnapshotTaken)
+
+
 def test_a_hand_over_snapshots_and_forgets_everything(start: Callable[..., Running]) -> None:
     engine = NullEngine(3)
     running = start(engine)
