@@ -23,7 +23,7 @@ from parakeet.terminal.live_text import LiveText
 
 PASS_WORD_ERROR_RATE = 0.0
 MESSAGE_MS = 100
-FLAGS = ("--model-size", "tiny", "--device", "cpu")
+FLAGS = ("--model-size", "tiny", "--device", "cpu", "--num-workers", "1")
 
 
 async def _stream(url: str, clip: Clip) -> float:

@@ -247,7 +247,7 @@ FLAGS: tuple[Flag, ...] = (
     # -- processes
     Flag("num_ingress", Whole(1, 64), "1", "ingress processes, which share the ports", "Processes", ("serve",)),
     Flag("num_workers", Whole(0, 64, auto=True), "auto",
-         "worker processes; auto is one a GPU; on CPU one for each two cores, at most 4, as memory allows", "Processes", ("serve",)),
+         "worker processes; auto is one a GPU; on CPU one a core, at most 4, as memory allows", "Processes", ("serve",)),
     Flag("lanes", Whole(1, 16, auto=True), "auto",
          "processes of a worker that share its device, each a worker of the cluster; one process fills a core long "
          "before a GPU is full; auto is one, but `serve` on a GPU takes one for each 2,000 streams, as many as two fifths "

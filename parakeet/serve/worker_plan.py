@@ -21,8 +21,7 @@ MOST_CHOSEN_LANES: Final = 4
 # workers take of all that a stream costs there (docs/scaling.md: 2,400, and 409 of 1,029 us).
 STREAMS_PER_LANE: Final = 2_000
 _WORKERS_SHARE: Final = 0.4
-# On CPU: one worker for this many cores, and at most MAX_CPU_WORKERS by default.
-CORES_PER_WORKER: Final = 2
+# Most workers that `serve` starts by itself on CPU, one a core.
 MAX_CPU_WORKERS: Final = 4
 # Memory of a worker on CPU, in MB: PyTorch and its libraries; the weights in float32; a stream's state (keys
 # and values, convolutions) in float32. A worker of tiny with 100 slots was measured at 524 MB.
@@ -129,7 +128,7 @@ def _num_lanes(worker: WorkerSettings, num_workers: int, machine: Machine) -> in
 
 
 def num_threads(num_cores: int, num_workers: int) -> int:
-    """Return the PyTorch threads of each worker on CPU: its share of all cores but one, at least one.
+    """Return the PyTorch threads of each worker on CPU: its share of the cores less one, at least one.
 
     The one core is for the worker's other threads, and for its part of ingress and Redis. PyTorch's threads
     wait for each other at every operator: one thread that has to share its core delays all of them.
@@ -138,10 +137,14 @@ def num_threads(num_cores: int, num_workers: int) -> int:
 
 
 def _num_cpu_workers(settings: WorkerSettings, machine: Machine) -> int:
+    """Return the workers on CPU: one a core, as far as memory allows.
+
+    A worker of one thread uses one core, and two of them carry more streams than one of two threads.
+    """
     if settings.backend == "null":
         return 1
     by_memory = machine.free_bytes * _MEMORY_SHARE / (_worker_mb(settings) * _MB)
-    return max(1, min(MAX_CPU_WORKERS, machine.num_cores // CORES_PER_WORKER, int(by_memory)))
+    return max(1, min(MAX_CPU_WORKERS, machine.num_cores, int(by_memory)))
 
 
 def _worker_mb(settings: WorkerSettings) -> float:

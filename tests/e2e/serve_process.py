@@ -48,7 +48,7 @@ class ServeProcess:
                 *(sys.executable, "-m", "parakeet.cli", "serve"),
                 *("--port", str(self.tcp_port), "--ws-port", str(self.ws_port)),
                 *("--status-port", str(self.status_port)),
-                *("--device", "cpu", "--backend", "null", "--drain-timeout-s", "5"),
+                *("--device", "cpu", "--backend", "null", "--num-workers", "1", "--drain-timeout-s", "5"),
                 *flags,
             ],
             cwd=ROOT,

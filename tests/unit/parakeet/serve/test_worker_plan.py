@@ -27,18 +27,18 @@ def test_the_memory_of_every_model_size_is_known() -> None:
 @pytest.mark.parametrize(
     ("argv", "num_gpus", "num_cores", "expected"),
     [
-        # On CPU: a worker for each two cores, four at most; one core of each worker's share is not PyTorch's.
+        # On CPU: a worker a core, four at most. Of a share of several cores, one is not for PyTorch.
         ([], 0, 1, [("auto", 1)]),
-        ([], 0, 2, [("auto", 1)]),
-        ([], 0, 3, [("auto", 2)]),
-        ([], 0, 4, [("auto", 1)] * 2),
+        ([], 0, 2, [("auto", 1)] * 2),
+        ([], 0, 3, [("auto", 1)] * 3),
+        ([], 0, 4, [("auto", 1)] * 4),
         ([], 0, 8, [("auto", 1)] * 4),
         ([], 0, 16, [("auto", 3)] * 4),
         (["--num-workers", "1"], 0, 8, [("auto", 7)]),
         (["--num-workers", "3"], 0, 8, [("auto", 1)] * 3),
         (["--num-workers", "4"], 0, 2, [("auto", 1)] * 4),
         (["--num-workers", "2", "--num-threads", "5"], 0, 8, [("auto", 5)] * 2),
-        (["--device", "cpu"], 0, 4, [("cpu", 1)] * 2),
+        (["--device", "cpu"], 0, 4, [("cpu", 1)] * 4),
         (["--num-workers", "0"], 0, 4, []),
         (["--backend", "null"], 0, 8, [("auto", 7)]),
         # On GPUs: a worker each.
