@@ -27,6 +27,7 @@ DEFAULT_BOOST: Final = 0.5
 MAX_FILE_PHRASES: Final = 20_000
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 
+_OPTION: Final = "Option 'phrases'"
 TAKES: Final = (
     f"a list of at most {MAX_PHRASES} strings or objects with 'text', 'boost' and 'optional', "
     f"{MAX_PHRASES_BYTES} bytes in all"
@@ -89,7 +90,12 @@ def _parse_phrase(value: object) -> Phrase:
 
 
 def _bad(what: str) -> ClientFault:
-    return ClientFault(ErrorCode.BAD_OPTION, f"Option 'phrases' {what}.")
+    return ClientFault(ErrorCode.BAD_OPTION, f"{_OPTION} {what}.")
+
+
+def fault_about(name: str, fault: ClientFault) -> ClientFault:
+    """Return a fault of `parse_phrases` whose sentence calls the list as another protocol does."""
+    return ClientFault(fault.code, fault.message.replace(_OPTION, f"'{name}'"))
 
 
 def encode_phrases(phrases: Sequence[Phrase]) -> bytes:

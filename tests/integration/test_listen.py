@@ -142,6 +142,20 @@ async def test_finalizes_are_answered_in_order_and_the_stream_goes_on(stack: Sta
     await stack.empty()
 
 
+async def test_key_terms_that_the_model_cannot_write_are_left_out(stack: Stack) -> None:
+    stack.worker(**_TINY)
+    ingress = stack.ingress()
+    rate, pcm = read_pcm(RECORDING)
+    blocks = _blocks(pcm)
+    configure = json.dumps({"type": "Configure", "keyterms": ["COVID-19", "Москва"]})
+    frames = [*blocks[: len(blocks) // 2], configure, *blocks[len(blocks) // 2 :]]
+    raw = f"encoding=linear16&sample_rate={rate}"
+    messages = await _listen(ingress.ws_url, f"{raw}&keyterm=747&keywords=4:2", frames)
+    assert [one["type"] for one in messages].count("ConfigureSuccess") == 1
+    assert _text(messages) == _text(await _listen(ingress.ws_url, raw, blocks))
+    await stack.empty()
+
+
 async def test_a_language_that_the_model_does_not_have_is_refused(stack: Stack) -> None:
     ingress = stack.ingress()  # before the worker, so it learns of the model by a heartbeat
     stack.worker(**_TINY)

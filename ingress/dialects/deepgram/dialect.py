@@ -146,7 +146,7 @@ class DeepgramDialect:
         try:
             if not isinstance(keyterms, list) or not all(isinstance(term, str) for term in keyterms):
                 raise ClientFault(ErrorCode.BAD_OPTION, "'keyterms' is a list of strings.")
-            phrases = phrases_of(keyterms)
+            phrases = phrases_of(keyterms, name="keyterms")
         except ClientFault as error:
             too_many = isinstance(keyterms, list) and len(keyterms) > MAX_PHRASES
             code = "CONFIGURE_KEYTERM_LIMIT_EXCEEDED" if too_many else "CONFIGURE_INTERNAL_ERROR"

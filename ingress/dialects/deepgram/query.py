@@ -12,7 +12,7 @@ from common.errors import ClientFault
 from common.languages import UNKNOWN, Languages
 from common.messages import Encoding
 from common.options import StreamOptions
-from common.phrases import DEFAULT_BOOST, MAX_BOOST, Phrase, parse_phrases
+from common.phrases import DEFAULT_BOOST, MAX_BOOST, Phrase, fault_about, parse_phrases
 from ingress.dialects.deepgram.refusals import bad_parameter
 from ingress.media.wanted import MediaWanted
 
@@ -195,22 +195,28 @@ def _endpointing(fields: _Fields) -> tuple[int | None, bool]:
     return (None if silence_ms is None else max(silence_ms, _MIN_SILENCE_MS)), True
 
 
-def phrases_of(keyterms: Sequence[str], keywords: Sequence[str] = ()) -> tuple[Phrase, ...]:
+def phrases_of(
+    keyterms: Sequence[str], keywords: Sequence[str] = (), *, name: str = "keyterm"
+) -> tuple[Phrase, ...]:
     """Return the phrases of `keyterm` and of `keywords`, which may have an intensifier after a colon.
 
-    Raises ClientFault `bad_option`.
+    Deepgram takes any term, so what the model cannot write is left out.
+    Raises ClientFault `bad_option`; its sentence calls the key terms by `name`.
     """
-    made: list[object] = list(keyterms)
+    made = [{"text": term, "optional": True} for term in keyterms]
     for keyword in keywords:
         text, colon, behind = keyword.rpartition(":")
         intensifier = _number_of(behind) if colon else None
         if intensifier is None:
-            made.append(keyword)
+            made.append({"text": keyword, "optional": True})
         else:
             # Deepgram's own intensifier is 1.
-            boost = intensifier * DEFAULT_BOOST
-            made.append({"text": text, "boost": min(max(boost, 0.0), MAX_BOOST)})
-    return parse_phrases(made)
+            boost = min(max(intensifier * DEFAULT_BOOST, 0.0), MAX_BOOST)
+            made.append({"text": text, "boost": boost, "optional": True})
+    try:
+        return parse_phrases(made)
+    except ClientFault as fault:
+        raise fault_about(name if keyterms else "keywords", fault) from None
 
 
 def _number_of(text: str) -> float | None:

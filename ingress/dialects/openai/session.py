@@ -13,7 +13,7 @@ from common.errors import ClientFault
 from common.languages import UNKNOWN, Languages
 from common.messages import Encoding
 from common.options import StreamOptions
-from common.phrases import Phrase, parse_phrases
+from common.phrases import Phrase, fault_about, parse_phrases
 from ingress.dialects.openai.faults import EventFault, invalid
 from ingress.dialects.openai.prompt import phrases_of
 from ingress.dialects.openai.turns import ServerVad, Turns, read_turns
@@ -95,8 +95,8 @@ class Session:
 
     @property
     def phrases(self) -> tuple[Phrase, ...]:
-        """The phrases of a stream of this session."""
-        keywords = tuple(Phrase(" ".join(word.split())) for word in self.hints.keywords)
+        """The phrases of a stream; as with OpenAI, what the model cannot write is left out."""
+        keywords = tuple(Phrase(" ".join(word.split()), optional=True) for word in self.hints.keywords)
         return phrases_of(self.hints.prompt, keywords)
 
     def named(self, model: str) -> Session:
@@ -298,7 +298,7 @@ def _keywords(fields: Mapping[str, Any], at: str, before: tuple[str, ...]) -> tu
     try:
         parse_phrases(keywords)
     except ClientFault as fault:
-        sentence = fault.message.replace("Option 'phrases'", f"'{at}.keywords'")
+        sentence = fault_about(f"{at}.keywords", fault).message
         raise EventFault("invalid_value", sentence, f"{at}.keywords") from None
     return keywords
 

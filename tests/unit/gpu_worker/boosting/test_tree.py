@@ -101,6 +101,8 @@ def test_a_model_with_capitals_gets_every_case() -> None:
         tree_of(Letters(), (Phrase("a"), Phrase("42")))
     without = tree_of(Letters(), (Phrase("a"), Phrase("42", optional=True)))
     assert without.words.tolist() == tree_of(Letters(), (Phrase("a"),)).words.tolist()
+    nothing = tree_of(Letters(), (Phrase("42", optional=True),))
+    assert nothing.words.tolist() == tree_of(Letters(), ()).words.tolist()
 
 
 def test_marks_cannot_be_phrases() -> None:

@@ -98,7 +98,10 @@ async def test_a_container_is_what_it_is_whatever_the_query_says() -> None:
 async def test_key_terms_and_keywords_are_phrases_of_the_recording() -> None:
     _, _, backplane = await heard("keyterm=ten%20meters&keywords=go:2", stereo(2))
     assert backplane.link.options is not None
-    assert backplane.link.options.phrases == (Phrase("ten meters"), Phrase("go", 1.0))
+    assert backplane.link.options.phrases == (
+        Phrase("ten meters", optional=True),
+        Phrase("go", 1.0, optional=True),
+    )
 
 
 @pytest.mark.parametrize(

@@ -128,11 +128,11 @@ def test_key_terms_and_keywords_become_phrases() -> None:
         f"{_RAW}&keyterm=Parakeet%20server&keyterm=Redis&keywords=snafu:2&keywords=bar:-3&keywords=a:b"
     )
     assert query.options.phrases == (
-        Phrase("Parakeet server"),
-        Phrase("Redis"),
-        Phrase("snafu", 1.0),
-        Phrase("bar", 0.0),
-        Phrase("a:b"),
+        Phrase("Parakeet server", optional=True),
+        Phrase("Redis", optional=True),
+        Phrase("snafu", 1.0, optional=True),
+        Phrase("bar", 0.0, optional=True),
+        Phrase("a:b", optional=True),
     )
 
 
@@ -170,7 +170,8 @@ def test_intensifiers_are_mapped_as_the_table_of_the_documents_says() -> None:
         (f"{_RAW}&utterance_end_ms=x", "utterance_end_ms"),
         (f"{_RAW}&redact=pci", "redact"),
         (f"{_RAW}&callback=http://a", "callback"),
-        (f"{_RAW}&keyterm=%00", "phrases"),
+        (f"{_RAW}&keyterm=%00", "'keyterm' takes phrases"),
+        (f"{_RAW}&keywords=%00", "'keywords' takes phrases"),
         ("&".join(["keyterm=a"] * 1001), "1000 fields"),
         ("&".join(["keyterm=a"] * 501), "500"),
     ],

@@ -286,10 +286,10 @@ def test_detection_is_not_turned_on_where_the_stream_began_without() -> None:
 def test_keywords_are_phrases_of_the_stream_at_any_time() -> None:
     talk = Talk()
     assert talk.say(update(transcription={"keywords": ["Ada Lovelace"]})) == []
-    assert talk.dialect.options.phrases == (Phrase("Ada Lovelace"),)
+    assert talk.dialect.options.phrases == (Phrase("Ada Lovelace", optional=True),)
     talk.say(append(silence(100)))
     heard = talk.say(update(transcription={"keywords": ["Charles Babbage", "Ada"]}))
-    assert heard == [Phrases((Phrase("Charles Babbage"), Phrase("Ada")))]
+    assert heard == [Phrases((Phrase("Charles Babbage", optional=True), Phrase("Ada", optional=True)))]
     assert talk.say(update(transcription={"prompt": "They speak of what they have built."})) == []
     assert talk.say(update(transcription={"keywords": []})) == [Phrases(())]
     heard = talk.say(update(transcription={"prompt": "Analytical Engine, Bernoulli"}))

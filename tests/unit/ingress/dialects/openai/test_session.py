@@ -78,7 +78,7 @@ def test_only_what_is_named_changes_and_null_turns_off() -> None:
     assert second.turns == first.turns
     assert (second.model, second.hints.language, second.hints.prompt) == ("m", "en", "engines")
     assert second.phrases == second.options.phrases
-    assert second.phrases == (Phrase("Ada Lovelace"), Phrase("engines", optional=True))
+    assert second.phrases == (Phrase("Ada Lovelace", optional=True), Phrase("engines", optional=True))
     third = second.updated(_input(turn_detection={"type": "server_vad", "threshold": 0.7}))
     assert third.turns == ServerVad(0.7, 300, 350)
     fourth = third.updated(_input(turn_detection=None, transcription=None))
