@@ -20,15 +20,15 @@ from starlette.routing import Route
 
 from common.errors import ClientFault, ErrorCode, NoFreeStream, NoWorker, RedisUnavailable, StreamError
 from common.languages import Languages
-from common.phrases import Phrase, parse_phrases
+from common.phrases import Phrase, fault_about, parse_phrases
 from common.tracing.tracer import checked_traceparent
 from ingress.auth.client import NOT_FOR_STREAMS, Client
 from ingress.auth.guard import OverLimit
-from ingress.dialects.openai.faults import SERVER_ERROR, error_fields, kind_of
+from ingress.dialects.openai.faults import error_fields, kind_of
 from ingress.dialects.openai.prompt import phrases_of
 from ingress.files.recording_stream import Stalled, Transcript
 from ingress.files.recordings import Recording, RecordingHints, Recordings, UploadsBusy
-from ingress.files.transcription_shapes import FORMATS, plain, subtitles, verbose
+from ingress.files.transcription_shapes import FORMATS, STREAMED_FORMATS, plain, subtitles, verbose
 from ingress.files.upload import BadUpload, Upload, received
 from ingress.http.endpoints import endpoint
 from ingress.http.presence import unless_left
@@ -95,7 +95,7 @@ def refusal_of(error: Exception) -> RecordingRefused:
             return RecordingRefused(unavailable, str(error), code="busy")
         case NoFreeStream() | NoWorker() | RedisUnavailable():
             return RecordingRefused(unavailable, error.message, code=error.code.value)
-        case StreamError(code=ErrorCode.BAD_OPTION):  # a keyword that the model cannot write
+        case StreamError(code=ErrorCode.BAD_OPTION):  # the engine lacks something that the upload asks for
             return RecordingRefused(HTTPStatus.BAD_REQUEST, error.message, code="invalid_value")
         case OverLimit():
             return RecordingRefused(
@@ -161,9 +161,10 @@ async def _transcribe(recordings: Recordings, request: Request) -> Response:
             raise BadUpload("'timestamp_granularities' are word and segment.", "timestamp_granularities")
         hints = RecordingHints(_phrases(upload), _language(upload, recordings.backplane.languages))
         trace = checked_traceparent(asked.header("traceparent"))
-        if (upload.field("stream") or "").lower() in ("true", "1") and kind == "json":
+        if (upload.field("stream") or "").lower() in ("true", "1") and kind in STREAMED_FORMATS:
             # The response holds the upload and closes it.
             events = _Events(recording, upload, hints, trace, stack.pop_all())
+            await unless_left(request, events.begun())
             return StreamingResponse(events.encoded(), media_type="text/event-stream")
         work = recording.transcribed(upload.media, hints, traceparent=trace)
         transcript = await unless_left(request, work)
@@ -185,11 +186,11 @@ def admitted(asked: StreamRequest) -> Client:
 
 def _phrases(upload: Upload) -> tuple[Phrase, ...]:
     """Return the phrases that the upload names as likely. Raises BadUpload."""
+    keywords = [{"text": word, "optional": True} for word in upload.fields("keywords")]
     try:
-        return phrases_of(upload.field("prompt"), parse_phrases(upload.fields("keywords")))
+        return phrases_of(upload.field("prompt"), parse_phrases(keywords))
     except ClientFault as fault:
-        sentence = fault.message.replace("Option 'phrases'", "'keywords'")
-        raise BadUpload(sentence, "keywords") from None
+        raise BadUpload(fault_about("keywords", fault).message, "keywords") from None
 
 
 def _language(upload: Upload, languages: Languages) -> str | None:
@@ -219,6 +220,7 @@ class _Events:
         trace: str,
         held: AsyncExitStack,
     ) -> None:
+        self._recording = recording
         self._logprobs = _wants_logprobs(upload)
         self._deltas: asyncio.Queue[str | None] = asyncio.Queue()
         self._said = ""
@@ -227,6 +229,22 @@ class _Events:
         self._running = asyncio.create_task(self._run(work, held), name="transcription")
         # If the client has left, nobody reads the failure: it is counted, and is no defect of the server.
         self._running.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def begun(self) -> None:
+        """Wait until the audio goes to a worker, so that a recording which is refused has a status.
+
+        Raises the failures of a recording that ends before. Cancelled, it ends the recording.
+        """
+        begun = asyncio.create_task(self._recording.begun.wait(), name="recording-begins")
+        try:
+            await asyncio.wait((begun, self._running), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._running.cancel()
+            raise
+        finally:
+            begun.cancel()
+        if self._running.done():
+            self._running.result()
 
     async def encoded(self) -> AsyncIterator[bytes]:
         """Yield the events."""
@@ -237,7 +255,7 @@ class _Events:
                 transcript = await self._running
             except FAILURES as error:
                 refused = refusal_of(error)
-                told = error_fields(SERVER_ERROR, refused.code, str(refused), refused.param)
+                told = error_fields(kind_of(refused.status), refused.code, str(refused), refused.param)
                 yield _event({"error": told})
             else:
                 done = plain(transcript, logprobs=self._logprobs)

@@ -132,12 +132,16 @@ class Recordings:
 
 
 class Recording:
-    """One recording, which is received and then transcribed. outcome: its end, for the metric."""
+    """One recording, which is received and then transcribed.
+
+    outcome: its end, for the metric.   begun: set once its audio goes to a worker.
+    """
 
     def __init__(self, recordings: Recordings, client: Client, guard: Guard) -> None:
         self.client: Final = client
         self.max_bytes: Final = recordings.limits.max_bytes
         self.outcome = "client_gone"
+        self.begun: Final = asyncio.Event()
         self._recordings = recordings
         self._metrics = recordings.metrics
         self._guard = guard
@@ -252,6 +256,7 @@ class Recording:
         self._guard.check_audio(self.client)
         self._guard.heard(self.client, seconds)
         self._metrics.audio_seconds += seconds
+        self.begun.set()
 
     def _count(self, stream: RecordingStream, code: str) -> None:
         """Count the recording's stream in the metrics, begun or refused."""

@@ -12,6 +12,8 @@ from ingress.dialects.openai.events import word_logprobs
 from ingress.files.recording_stream import Transcript
 
 FORMATS: Final = ("json", "text", "srt", "vtt", "verbose_json")
+# OpenAI has no events with times: where it takes these formats (whisper-1), it ignores `stream`.
+STREAMED_FORMATS: Final = ("json", "text")
 # Values of fields that have no meaning for this model.
 _NO_COMPRESSION: Final = 1.0
 

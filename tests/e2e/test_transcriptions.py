@@ -88,8 +88,9 @@ def test_the_shapes_of_a_transcript(server: ServeProcess) -> None:
     sure = answered(server, file, **{"include[]": "logprobs", "keywords[]": "ten meters"})["logprobs"]
     assert "".join(one["token"] for one in sure) == TEXT
     assert all(one["logprob"] <= 0 and bytes(one["bytes"]).decode() == one["token"] for one in sure)
-    prompt = "ten meters, VortiQore V8"
-    assert answered(server, file, prompt=prompt)["text"] == TEXT, "what the model cannot write is left out"
+    for name in ("prompt", "keywords[]"):
+        # What the model cannot write is left out.
+        assert answered(server, file, **{name: "VortiQore V8"})["text"] == TEXT
     response, body = post(server, file, response_format="text")
     assert (response.getheader("content-type"), body) == ("text/plain; charset=utf-8", TEXT.encode() + b"\n")
     whole = answered(server, file, response_format="verbose_json", **{"timestamp_granularities[]": "word"})
@@ -108,8 +109,9 @@ def test_the_shapes_of_a_transcript(server: ServeProcess) -> None:
     assert vtt.startswith(b"WEBVTT\n\n00:00:0")
 
 
-def test_a_streamed_answer_adds_up_to_the_text(server: ServeProcess) -> None:
-    response, body = post(server, RECORDING.read_bytes(), stream="true")
+@pytest.mark.parametrize("fields", [{}, {"response_format": "text"}])
+def test_a_streamed_answer_adds_up_to_the_text(server: ServeProcess, fields: dict[str, str]) -> None:
+    response, body = post(server, RECORDING.read_bytes(), stream="true", **fields)
     assert response.getheader("content-type") == "text/event-stream; charset=utf-8"
     events = [json.loads(line.removeprefix("data: ")) for line in body.decode().split("\n\n") if line]
     assert events[-1]["type"] == "transcript.text.done"
@@ -117,6 +119,14 @@ def test_a_streamed_answer_adds_up_to_the_text(server: ServeProcess) -> None:
     deltas = [event["delta"] for event in events[:-1]]
     assert "".join(deltas) == TEXT
     assert len(deltas) > 1
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt", "verbose_json"])
+def test_a_format_with_times_is_answered_whole(server: ServeProcess, kind: str) -> None:
+    file = RECORDING.read_bytes()
+    response, body = post(server, file, stream="true", response_format=kind)
+    assert response.getheader("content-type") != "text/event-stream; charset=utf-8"
+    assert body == post(server, file, response_format=kind)[1]
 
 
 @pytest.mark.parametrize(

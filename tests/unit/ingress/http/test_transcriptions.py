@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import json
+import re
 import socket
 import struct
 import wave
@@ -18,6 +19,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.types import Message
 
+from common.errors import NoFreeStream
 from common.languages import ENGLISH, Languages
 from common.monitoring.metrics import IngressMetrics
 from ingress.api.listen import listen_endpoints
@@ -75,6 +77,13 @@ def streamed(file: bytes) -> bytes:
     return head.encode() + body
 
 
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Reset a connection: after a mere end of what a client sends, it may still read."""
+    no_linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+    writer.close()
+
+
 async def test_clients_that_leave_a_streamed_answer_leave_nothing_behind() -> None:
     decoders, guard, backplane = Decoders(1), CountingGuard(), ScriptedBackplane()
     recordings = recordings_of(backplane, guard, decoders)
@@ -86,13 +95,48 @@ async def test_clients_that_leave_a_streamed_answer_leave_nothing_behind() -> No
             # No worker takes the audio, so the recording waits behind its first seconds.
             await wait_until(lambda: len(backplane.links) == number and backplane.link.samples > 16_000)  # noqa: B023
             assert (decoders.running, guard.streams) == (1, 1)
-            # A reset: after a mere end of what a client sends, it may still read.
-            no_linger = struct.pack("ii", 1, 0)
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
-            writer.close()
+            reset(writer)
             await wait_until(lambda: (decoders.running, guard.streams) == (0, 0))
             assert backplane.link.log[-1] == "abandon"
             assert guard.audio_s >= number
+
+
+async def test_clients_that_leave_before_a_streamed_answer_begins_leave_nothing_behind() -> None:
+    decoders, guard, backplane = Decoders(1), CountingGuard(), ScriptedBackplane()
+    backplane.gate.clear()
+    recordings = recordings_of(backplane, guard, decoders)
+    async with serving(backplane, endpoints=transcription_endpoints(recordings)) as harness:
+        for number in range(1, 3):
+            _, writer = await asyncio.open_connection(HOST, harness.ws_port)
+            writer.write(streamed(silence(1)))
+            await wait_until(lambda: backplane.num_waiting == number)  # noqa: B023
+            reset(writer)
+            await wait_until(lambda: (recordings.num_held, decoders.running, guard.streams) == (0, 0, 0))
+
+
+async def test_a_streamed_answer_that_is_refused_has_a_status() -> None:
+    backplane = ScriptedBackplane()
+    recordings = recordings_of(backplane)
+    async with serving(backplane, endpoints=transcription_endpoints(recordings)) as harness:
+
+        async def answer(file: bytes) -> tuple[int, bytes, dict[str, str]]:
+            reader, writer = await asyncio.open_connection(HOST, harness.ws_port)
+            writer.write(streamed(file))
+            status = int((await reader.readline()).split()[1])
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
+            error = json.loads(await reader.readexactly(size))["error"]
+            writer.close()
+            return status, head, error
+
+        status, _, error = await answer(silence(0))
+        assert (status, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_media")
+        backplane.refusal = NoFreeStream()
+        status, head, error = await answer(silence(1))
+        # A client of OpenAI's tries again after this status, and never after an event with the error.
+        assert (status, error["type"], error["code"]) == (503, "server_error", "no_free_stream")
+        assert b"retry-after:" in head.lower()
+        assert recordings.num_held == 0
 
 
 async def test_a_file_is_closed_also_where_its_task_is_cancelled_again() -> None:
