@@ -202,8 +202,9 @@ class EngineThread:
         try:
             snapshot = self._engine.snapshot(flow.stream)
         except EngineError as error:
-            # A stream at its end has no snapshot, nor has one between two parts. The end may have come with the
-            # running step, for which the engine waits before it takes a snapshot; the next step reports it.
+            # A stream at its end has no snapshot, nor has one between two parts. The end may have come with
+            # the running step, for which the engine waits before it takes a snapshot; the next step
+            # reports it.
             logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
         if snapshot is None or not snapshot.samples_decoded:
             self._checkpoints.put_off(flow.stream)
