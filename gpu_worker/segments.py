@@ -70,6 +70,10 @@ class Segments:
         segment = self._segments.get(stream)
         return segment.base.samples if segment is not None else 0
 
+    def is_finalized(self, stream: StreamId) -> bool:
+        """Return whether the stream has a part behind a `finalize`, perhaps without any audio before it."""
+        return stream in self._segments
+
     def waiting(self, stream: StreamId) -> Waiting | None:
         """Return the queue for commands to a stream whose part is being closed; None for any other stream."""
         closing = self._closing.get(stream)

@@ -83,6 +83,11 @@ class Checkpoint:
     reach_samples: int = 0
 
     @property
+    def is_stored(self) -> bool:
+        """Whether there is one: it covers audio, or a `finalize` without any before it."""
+        return bool(self.samples_decoded or self.entry_id)
+
+    @property
     def first_sample(self) -> int:
         """The 16 kHz sample at which an owner begins to read."""
         return self.samples_decoded - self.reach_samples

@@ -291,7 +291,7 @@ class Claims:
         All of them are in memory at once, so the caller reads a few at a time. Raises the client's errors.
         """
         found: list[Stored | None] = [None] * len(streams)
-        stored = [index for index, owned in enumerate(streams) if owned.record.checkpoint.samples_decoded]
+        stored = [index for index, owned in enumerate(streams) if owned.record.checkpoint.is_stored]
         replies = self._redis.of_streams(
             [
                 (streams[index].stream, command)

@@ -8,6 +8,9 @@ grow from half the replay up to `LATEST` of it; a snapshot that is as late is ta
 stream in a running step lets others go first, since its snapshot would wait for the device. A late snapshot
 loses nothing: the audio since the last one is kept until there is a newer one, and a takeover only decodes
 more of it.
+
+Entries of the audio log that have no samples (`finalize`, `phrases`) count as audio of their size: they are
+kept until a snapshot, too, and clients choose their number.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 
 SHARE: Final = 0.2
 MAX_AFTER_STEP: Final = 8
+MARK_BYTES: Final = 1024
+"""Bytes that an entry without samples counts beside its content, as in common/streams/appender.py."""
+
+_SAMPLE_BYTES: Final = 2
 # As shares of the audio that is kept for a replay.
 _DUE: Final = 0.5
 LATEST: Final = 0.9
@@ -70,6 +77,11 @@ class CheckpointQueue:
     def put_off(self, stream: StreamId) -> None:
         """Note that there is no state to take now: the stream is due again with its next decoded audio."""
         self._due.pop(stream, None)
+
+    def marked(self, stream: StreamId, num_bytes: int) -> None:
+        """Count an entry without samples, of `num_bytes` bytes."""
+        if stream in self._taken:
+            self._taken[stream] -= (MARK_BYTES + num_bytes) // _SAMPLE_BYTES
 
     def drop(self, stream: StreamId) -> None:
         """Forget a stream of which no state is to be taken any more."""

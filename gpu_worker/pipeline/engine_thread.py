@@ -51,7 +51,7 @@ from gpu_worker.pipeline.engine_events import (
     worker_failed,
 )
 from gpu_worker.pipeline.flow import StreamFlow
-from gpu_worker.segments import Segments
+from gpu_worker.segments import Segments, Waiting
 
 if TYPE_CHECKING:
     from gpu_worker.engine.slots.samples import Samples
@@ -184,17 +184,20 @@ class EngineThread:
         self._busy_since = None
         self._sink.put(Decoded(outputs))
         self._busy_since = time.monotonic()
+        waited: list[tuple[StreamFlow, Waiting]] = []
         for output in outputs:
-            if output.from_finalize:
-                self._begin_next_part(output)
-            elif output.is_final or output.failed is not None:
+            if output.is_final or output.failed is not None:
                 self._drop(output.stream)
-            else:
-                self._checkpoints.decoded(output.stream, output.samples_decoded)
+                continue
+            if output.from_finalize:
+                waited.append((self._flows[output.stream], self._begin_next_part(output)))
+            self._checkpoints.decoded(output.stream, output.samples_decoded)
         for stream in self._checkpoints.next_ones(self._engine.is_under_way):
             if not self._sink.takes_snapshot():
                 break
             self._snapshot(self._flows[stream], release=False)
+        for flow, commands in waited:  # only now: they may end the next part, which has no snapshot then
+            self._go_on(flow, commands)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
         """Emit a snapshot for the next owner; without it, a stream is replayed from an earlier one."""
@@ -206,12 +209,12 @@ class EngineThread:
             # the running step, for which the engine waits before it takes a snapshot; the next step
             # reports it.
             logger.info("no snapshot: %s", error, extra={"stream_id": flow.stream})
-        if snapshot is None or not snapshot.samples_decoded:
+        part = self._segments.first_sample(flow.stream)
+        if snapshot is None or not (snapshot.samples_decoded or self._segments.is_finalized(flow.stream)):
             self._checkpoints.put_off(flow.stream)
             if release:
                 self._sink.put(Dropped(flow))
             return
-        part = self._segments.first_sample(flow.stream)
         samples, to_bytes = part + snapshot.samples_decoded, snapshot.to_bytes
         self._checkpoints.taken(flow.stream, samples)
         if release:
@@ -294,28 +297,33 @@ class EngineThread:
             self._skipped[flow.stream] = flow.owned.record.checkpoint.reach_samples
 
     def _close_part(self, flow: StreamFlow, entry_id: bytes) -> None:
+        self._checkpoints.marked(flow.stream, 0)
         try:
             self._segments.close_part(flow.stream, entry_id, self._engine.phrases(flow.stream))
             self._engine.finish(flow.stream)
         except (EngineError, ValueError):
             self._refused(flow)
 
-    def _begin_next_part(self, end: StreamOutput) -> None:
-        """Go on with a stream whose part has ended for a `finalize`, with the commands that waited."""
+    def _begin_next_part(self, end: StreamOutput) -> Waiting:
+        """Begin the part after one that a `finalize` has ended; return the commands that waited for that."""
         flow = self._flows[end.stream]
         phrases, waiting = self._segments.next_part(end)
         try:
             self._engine.open(flow.stream, replace(flow.owned.record.options, phrases=phrases))
         except (EngineError, ValueError):
             self._refused(flow)
-            return
-        for item in waiting:
+        return waiting
+
+    def _go_on(self, flow: StreamFlow, commands: Waiting) -> None:
+        """Carry out the commands that waited for the next part of a stream."""
+        for item in commands:
             if isinstance(item, (Finalize, ReplacePhrases, Finish)):
                 self._apply(item)
             else:
                 self._feed([(flow, item)])
 
     def _replace_phrases(self, flow: StreamFlow, phrases: tuple[Phrase, ...], sample: int) -> None:
+        self._checkpoints.marked(flow.stream, sum(len(phrase.text) for phrase in phrases))
         begin = self._segments.first_sample(flow.stream)
         try:
             self._engine.replace_phrases(flow.stream, phrases, max(0, sample - begin))

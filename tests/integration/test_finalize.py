@@ -153,6 +153,46 @@ async def test_a_takeover_repeats_no_answer_and_loses_none(stack: Stack, rate: i
     await stack.empty()
 
 
+async def test_a_stream_that_is_finalized_all_the_time_keeps_bounded_audio(stack: Stack) -> None:
+    """No chunk is ever whole: checkpoints come all the same, and another worker goes on from them."""
+    rate = 8000
+    first = stack.worker("w-1", replay_seconds=2, lease_ms=2000)
+    ingress = stack.ingress()
+    pcm = noise(12.0, seed=9, rate=rate)
+    cuts = tuple(range(rate // 10, 12 * rate, rate // 10))
+    config = b'{"type":"config","sample_rate":%d}' % rate
+    undisturbed = await _results(ingress.tcp_url, [config, *_said(pcm, cuts)])
+    messages = _said(pcm, cuts)
+    reader, writer = await asyncio.open_connection(HOST, ingress.port)
+    writer.write(config + b"\n")
+    received: Results = []
+    async with asyncio.timeout(180):
+        for number, message in enumerate(messages):
+            writer.write(message + b"\n")
+            while message == _FINALIZE and not (received and received[-1].get("from_finalize")):
+                received.append(json.loads(await reader.readline()))
+            received.append({})
+            if number == len(messages) * 3 // 4:
+                # 180 entries were written: two for each 0.1 s of audio.
+                await until(lambda: _num_kept(stack) <= 80, what="the end of old audio")
+                stack.worker("w-2", replay_seconds=2, lease_ms=2000)
+                first.send(signal.SIGKILL)
+        received += [json.loads(line) for line in (await reader.read()).splitlines()]
+    writer.close()
+    await writer.wait_closed()
+    results = [message for message in received if message.get("type") == "result"]
+    fields = ("seq", "text", "from_finalize", "is_final", "token_ids", "audio_ack_samples")
+    assert [[result.get(field) for field in fields] for result in results] == [
+        [result.get(field) for field in fields] for result in undisturbed
+    ]
+    await stack.empty()
+
+
+def _num_kept(stack: Stack) -> int:
+    """Entries of audio that are kept of all streams."""
+    return sum(stack.client.xlen(key) for key in stack.client.keys("px:{0}:[0-9]*:a"))
+
+
 async def test_many_finalizes_are_bounded_and_answered(stack: Stack) -> None:
     stack.worker()
     ingress = stack.ingress()

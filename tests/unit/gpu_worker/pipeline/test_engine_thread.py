@@ -191,6 +191,47 @@ def test_snapshots_come_at_their_distance(start: Callable[..., Running]) -> None
     assert min(np.diff(taken)) >= 16_000
 
 
+def snapshots(running: Running) -> list[int]:
+    return [event.samples_decoded for event in running.sink.events if isinstance(event, SnapshotTaken)]
+
+
+def answered(running: Running, count: int) -> None:
+    """Wait until so many `finalize` have their answers."""
+    events = running.sink.events
+    wait_until(
+        lambda: (
+            sum(output.from_finalize for e in list(events) if isinstance(e, Decoded) for output in e.outputs)
+            == count
+        )
+    )
+
+
+def test_a_stream_that_is_finalized_before_each_whole_chunk_has_snapshots(
+    start: Callable[..., Running],
+) -> None:
+    running = start(NullEngine(1), 2.0)
+    one = flow(1)
+    running.thread.put(Open(one, None))
+    for number in range(100):
+        running.thread.put(feed(one, audio(0.1)), Finalize(one, b"1-%d" % (2 * number + 2)))
+    answered(running, 100)
+    taken = snapshots(running)
+    assert len(taken) >= 4
+    assert max(np.diff([0, *taken, 160_000])) <= 32_000
+
+
+@pytest.mark.parametrize("audio_s", [0.0, 0.32])
+def test_finalizes_without_audio_have_snapshots_too(start: Callable[..., Running], audio_s: float) -> None:
+    # Each leaves an entry in the audio log, which only a snapshot ends.
+    running = start(NullEngine(1), 2.0)
+    one = flow(1)
+    running.thread.put(Open(one, None), feed(one, audio(audio_s)))
+    for number in range(200):
+        running.thread.put(Finalize(one, b"1-%d" % (number + 2)))
+    answered(running, 200)
+    assert len(snapshots(running)) >= 3
+
+
 def test_no_snapshot_is_taken_while_others_wait_to_be_written(start: Callable[..., Running]) -> None:
     running = start(NullEngine(1), 2.0)
     running.sink.busy = True
