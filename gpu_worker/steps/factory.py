@@ -13,6 +13,7 @@ from common.errors import SettingsError
 from common.languages import UNKNOWN, Languages
 from common.options import StreamOptions
 from common.phrases import Phrase, phrases_digest, read_phrases_file
+from common.process.machine import Machine
 from common.settings import WorkerSettings
 from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.engine.config import BatchSizes, EngineConfig
@@ -92,9 +93,12 @@ def make_engine(
     Raises SettingsError for a missing device or settings that exclude each other, ModelError for a model that
     cannot be found, read or used.
     """
+    device = pick_device(settings.device)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    device = pick_device(settings.device)
+    elif device.type == "cpu":
+        # PyTorch takes every core, also those that a container's limit excludes.
+        torch.set_num_threads(min(torch.get_num_threads(), Machine.here().threads_of(1)))
     if settings.backend == "nemo":
         return _make_nemo_engine(settings, device, judge, turn_settings or _default_turn_settings)
     dtype = pick_dtype(settings.dtype, device)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from common.addresses import host_and_port
 from common.errors import ServiceError
 from common.process.backoff import Backoff
+from common.process.machine import Machine
 from common.process.stop_times import STOP_MARGIN_S
 from common.redis.grants import SERVE
 from common.settings import (
@@ -34,7 +35,7 @@ from common.settings import (
 from parakeet.serve.child import Child, Launch, describe_exit
 from parakeet.serve.embedded_redis import EmbeddedRedis, NoRedisServer
 from parakeet.serve.readiness import Roster, check_port_free
-from parakeet.serve.worker_plan import Machine, check_device, count_gpus, plan_workers
+from parakeet.serve.worker_plan import check_device, count_gpus, plan_workers
 
 logger = logging.getLogger(__name__)
 # The logger of the line that scripts wait for; it is shown at every --log-level.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from common.errors import SettingsError
+from common.process.machine import Machine
 from common.settings import ServeSettings, WorkerSettings, can_have_lanes
 
 # Most lanes that `serve` chooses by itself on a GPU. This many used up the 16 cores beside one H200
@@ -31,39 +31,6 @@ _STREAM_MB: Final[dict[str, float]] = {"tiny": 1.5, "small": 6.0, "large": 16.0}
 # Share of the free memory that workers may take by default.
 _MEMORY_SHARE: Final = 0.7
 _MB: Final = 1 << 20
-_CGROUP: Final = Path("/sys/fs/cgroup")
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The resources that this process may use: cores, and bytes of free memory."""
-
-    num_cores: int
-    free_bytes: int
-
-    @classmethod
-    def here(cls) -> Machine:
-        """Return the resources of this machine, within the limits of its container."""
-        cores: float = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
-        with contextlib.suppress(OSError, ValueError):
-            quota, period = (_CGROUP / "cpu.max").read_text().split()
-            if quota != "max":
-                cores = min(cores, int(quota) / int(period))
-        return cls(max(1, math.floor(cores)), _free_bytes())
-
-
-def _free_bytes() -> int:
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    with contextlib.suppress(OSError, ValueError):
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int((_CGROUP / "memory.current").read_text()))
-    return max(0, free)
 
 
 def count_gpus(device: str) -> int | None:
@@ -114,7 +81,7 @@ def plan_workers(settings: ServeSettings, num_gpus: int, machine: Machine) -> li
     if num_workers is None:
         num_workers = _num_cpu_workers(base, machine)
     if base.num_threads is None and num_workers:
-        base = replace(base, num_threads=num_threads(machine.num_cores, num_workers))
+        base = replace(base, num_threads=machine.threads_of(num_workers))
     return [base] * num_workers
 
 
@@ -125,15 +92,6 @@ def _num_lanes(worker: WorkerSettings, num_workers: int, machine: Machine) -> in
     by_streams = math.ceil(worker.worker_max_streams / STREAMS_PER_LANE)
     by_cores = math.floor(machine.num_cores * _WORKERS_SHARE / num_workers) - 1  # one runs the steps
     return max(1, min(MOST_CHOSEN_LANES, by_streams, by_cores))
-
-
-def num_threads(num_cores: int, num_workers: int) -> int:
-    """Return the PyTorch threads of each worker on CPU: its share of the cores less one, at least one.
-
-    The one core is for the worker's other threads, and for its part of ingress and Redis. PyTorch's threads
-    wait for each other at every operator: one thread that has to share its core delays all of them.
-    """
-    return max(1, num_cores // num_workers - 1)
 
 
 def _num_cpu_workers(settings: WorkerSettings, machine: Machine) -> int:

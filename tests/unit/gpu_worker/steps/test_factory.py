@@ -9,6 +9,7 @@ import torch
 
 from common.errors import SettingsError
 from common.phrases import Phrase, phrases_digest
+from common.process.machine import Machine
 from common.settings import WorkerSettings, parse
 from gpu_worker.backend import make_backend
 from gpu_worker.engine.engine import SpeechEngine
@@ -32,6 +33,20 @@ def test_tiny_on_cpu() -> None:
     assert built.engine.capacity == 3
     assert built.model.endswith("tiny")
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("num_cores", "threads"), [(2, 1), (4, 3), (64, 8)])
+def test_a_worker_takes_all_cores_of_its_container_but_one(
+    num_cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(Machine, "here", lambda: Machine(num_cores, 1 << 30))
+    try:
+        torch.set_num_threads(8)
+        make_engine(worker_settings("--device", "cpu"))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_null_engine_loads_no_model() -> None:

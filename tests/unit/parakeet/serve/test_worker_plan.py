@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 
 from common.errors import SettingsError
+from common.process.machine import Machine
 from common.settings import FLAGS, parse
 from common.settings.values import Choice
 from parakeet.serve import worker_plan
-from parakeet.serve.worker_plan import Machine, check_device, count_gpus, plan_workers
+from parakeet.serve.worker_plan import check_device, count_gpus, plan_workers
 
 GB = 1 << 30
 PLENTY = 512 * GB
@@ -105,23 +104,6 @@ def test_no_lanes_are_chosen_where_they_cannot_be(monkeypatch: pytest.MonkeyPatc
 def test_no_more_workers_than_memory_allows(argv: list[str], free_gb: float, num_workers: int) -> None:
     machine = Machine(num_cores=16, free_bytes=int(free_gb * GB))
     assert len(plan_workers(parse("serve", argv, {}), 0, machine)) == num_workers
-
-
-def test_a_containers_limits_are_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_plan, "_CGROUP", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
-    whole = Machine.here()
-    assert whole.num_cores == 64
-    assert whole.free_bytes > 0
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert Machine.here().num_cores == 64
-    (tmp_path / "cpu.max").write_text("250000 100000\n")
-    (tmp_path / "memory.max").write_text(f"{100 << 20}\n")
-    (tmp_path / "memory.current").write_text(f"{40 << 20}\n")
-    assert Machine.here() == Machine(2, 60 << 20)
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert Machine.here().num_cores == 1
 
 
 def test_no_gpu_is_looked_for_on_cpu() -> None:
