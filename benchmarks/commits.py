@@ -22,6 +22,7 @@ from urllib.request import urlopen
 
 import redis
 
+from benchmarks.command_line import command_line
 from common.redis.keys import Keys
 from parakeet.serve.embedded_redis import EmbeddedRedis
 
@@ -32,12 +33,14 @@ _PATIENCE_S = 60
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--streams", type=int, default=300)
-    parser.add_argument("--ingresses", type=int, default=2)
-    parser.add_argument("--servers", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--port", type=int, default=9700, help="the first of several")
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--streams", type=int, default=300, help="streams of the load")
+    parser.add_argument("--ingresses", type=int, default=2, help="ingress processes")
+    parser.add_argument("--servers", type=int, default=4, help="Redis servers")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="how long is measured, once all ingresses have beaten"
+    )
+    parser.add_argument("--port", type=int, default=9700, help="first port; the next ones are taken too")
     parser.add_argument("--tree", type=Path, default=Path(), help="the checkout whose processes run")
     given = parser.parse_args()
     servers = [EmbeddedRedis() for _ in range(given.servers)]

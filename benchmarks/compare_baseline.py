@@ -9,7 +9,6 @@ stream.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.command_line import command_line
 from parakeet.bench.figures import TrialFigures
 from parakeet.bench.plan import Plan, Target
 from parakeet.bench.report import write_json
@@ -69,12 +69,12 @@ def cpu_us(trial: TrialFigures) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_line(__file__, __doc__)
+    parser.add_argument(
+        "--streams", default="125,250,500", help="numbers of streams, with commas between them"
     )
-    parser.add_argument("--streams", default="125,250,500")
-    parser.add_argument("--duration-s", type=float, default=15.0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--duration-s", type=float, default=15.0, help="audio of each stream")
+    parser.add_argument("--json", type=Path, help="file to write all figures to")
     given = parser.parse_args()
     live = LiveTable(sys.stdout)
     pairs: list[tuple[TrialFigures, TrialFigures]] = []

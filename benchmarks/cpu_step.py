@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import torch
 
+from benchmarks.command_line import command_line
 from benchmarks.cpu_vs_nemo import processor, speech
 from common.entries import StreamId
 from common.options import StreamOptions
@@ -104,13 +105,18 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-turn-detection", dest="turn_detection", action="store_false")
-    parser.add_argument("--against", type=Path, metavar="DIR")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--streams", type=int, default=1, help="streams of a step")
+    parser.add_argument("--steps", type=int, default=150, help="steps that are timed")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of PyTorch")
+    parser.add_argument(
+        "--no-turn-detection",
+        dest="turn_detection",
+        action="store_false",
+        help="run without the speech detector",
+    )
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout to compare with")
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of processes, with --against")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.against is not None:

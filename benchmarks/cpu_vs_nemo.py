@@ -17,7 +17,6 @@ since its start and its resident memory, at the end and at its highest.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -34,6 +33,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.command_line import command_line
 
 RECORDING = Path(__file__).parents[1] / "parakeet" / "recordings" / "jfk.wav"
 CACHED_MELS, DROPPED_FRAMES = 9, 2
@@ -247,6 +248,7 @@ def report(started):
 _OWN = """
 import torch; torch.set_num_threads(1)
 from pathlib import Path
+from benchmarks.command_line import command_line
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.model.loading.hub import Hub
 from gpu_worker.model.model import StreamingModel
@@ -298,12 +300,18 @@ def compare_loads(model: Path, cache: Path, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run one comparison and print, or append, its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("measure", choices=("step", "load"))
+    parser = command_line(__file__, __doc__)
+    parser.add_argument(
+        "measure", choices=("step", "load"), help="the time of a streaming step, or that of loading a model"
+    )
     parser.add_argument("--model", type=Path, required=True, help=".nemo file")
     parser.add_argument("--context", type=int, nargs=2, default=(70, 1), help="left and right context")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 8, 32], help="streams of a step, one figure each"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="rounds of each figure, of which the median counts"
+    )
     parser.add_argument("--cache", type=Path, help="cache folder for our export; a new one unless given")
     parser.add_argument("--output", type=Path, help="JSON lines file to append to")
     arguments = parser.parse_args()

@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from benchmarks.capacity import Budget, OutOfTime, Trial, search
 from benchmarks.clocks import Clock, RealClock, ThreadClock
+from benchmarks.command_line import command_line
 from benchmarks.engine_trial import ARRIVAL_S, run_trial
 from benchmarks.phrase_load import PhraseLoad
 
@@ -101,10 +102,14 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--row", choices=sorted(ROWS), default="small-160")
-    parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument(
+        "--row", choices=sorted(ROWS), default="small-160", help="model and chunk length in ms"
+    )
+    parser.add_argument("--device", default="cuda:0", help="PyTorch device")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="file of trials: read first, then appended to"
+    )
     parser.add_argument("--start", type=int, default=0, help="streams of the first trial")
     parser.add_argument(
         "--trials", type=int, default=6, help="most trials of the search, recorded ones included"
@@ -113,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-turn-detection",
         dest="turn_detection",
         action="store_false",
-        help="as with --turn-detection off",
+        help="run without turn detection",
     )
     parser.add_argument(
         "--replay-seconds",
@@ -121,22 +126,32 @@ def _parser() -> argparse.ArgumentParser:
         default=60.0,
         help="take snapshots as a worker with this --replay-seconds does; 0 takes none",
     )
-    parser.add_argument("--snapshots", choices=("audio", "state"), default="audio", help="as of a worker")
+    parser.add_argument(
+        "--snapshots", choices=("audio", "state"), default="audio", help="kind of the snapshots"
+    )
     parser.add_argument("--pace-ms", type=float, default=20.0, help="as --step-pace-ms of a worker")
     parser.add_argument(
-        "--boosted", type=float, default=0.0, metavar="SHARE", help="of the streams, have 100 phrases each"
+        "--boosted",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the streams that have 100 phrases each",
     )
     parser.add_argument(
-        "--phrase-lists", type=float, default=0.0, metavar="PER_SECOND", help="lists that replace others"
+        "--phrase-lists",
+        type=float,
+        default=0.0,
+        metavar="PER_SECOND",
+        help="lists of phrases replaced in a second",
     )
-    parser.add_argument("--search-s", type=float, default=SEARCH_S)
-    parser.add_argument("--final-s", type=float, default=FINAL_S)
+    parser.add_argument("--search-s", type=float, default=SEARCH_S, help="length of a trial of the search")
+    parser.add_argument("--final-s", type=float, default=FINAL_S, help="length of the trial that proves")
     parser.add_argument(
         "--budget-s", type=float, help="start no trial that does not fit into so many seconds"
     )
     parser.add_argument("--at-share", type=float, default=0.0, help="one trial at this share of what passed")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print the rows of all results, measure nothing")
+    parser.add_argument("--steps", action="store_true", help="time steps by batch size, no trial")
     parser.add_argument("--profile", type=Path, help="with --steps: write a trace that a browser opens")
     parser.add_argument(
         "--lanes",
@@ -144,16 +159,29 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="processes that feed one device, without Redis (gpu_worker/lanes)",
     )
-    parser.add_argument("--churn", type=float, default=0.0, metavar="MINUTES")
-    parser.add_argument("--simulate", action="store_true", help="steps without a device")
-    parser.add_argument("--simulated-ms", type=float, default=3.0)
-    parser.add_argument("--simulated-row-us", type=float, default=2.0)
-    parser.add_argument("--one-trial", action="store_true", help="one trial in this process, not recorded")
-    parser.add_argument("--must-pass", action="store_true", help="status 1 for a trial that did not")
-    parser.add_argument("--streams", type=int, default=64, help="of --one-trial and --churn")
-    parser.add_argument("--seconds", type=float, default=SEARCH_S, help="of --one-trial")
     parser.add_argument(
-        "--arrival-s", type=float, default=ARRIVAL_S, help="of --one-trial: streams begin within so long"
+        "--churn",
+        type=float,
+        default=0.0,
+        metavar="MINUTES",
+        help="run --streams that come and go for so many minutes",
+    )
+    parser.add_argument("--simulate", action="store_true", help="steps without a device")
+    parser.add_argument(
+        "--simulated-ms", type=float, default=3.0, help="with --simulate: milliseconds of a step"
+    )
+    parser.add_argument(
+        "--simulated-row-us",
+        type=float,
+        default=2.0,
+        help="with --simulate: microseconds of each row of a step",
+    )
+    parser.add_argument("--one-trial", action="store_true", help="one trial in this process, not recorded")
+    parser.add_argument("--must-pass", action="store_true", help="exit with status 1 if the trial failed")
+    parser.add_argument("--streams", type=int, default=64, help="streams of --one-trial and of --churn")
+    parser.add_argument("--seconds", type=float, default=SEARCH_S, help="length of --one-trial")
+    parser.add_argument(
+        "--arrival-s", type=float, default=ARRIVAL_S, help="time over which the streams of --one-trial start"
     )
     return parser
 

@@ -9,7 +9,6 @@ offsets, in parts of 20 s: it must not drift.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.command_line import command_line
 from benchmarks.random_model import CONFIGS, SETTINGS, calibrate, make_model
 from benchmarks.speech import recordings, speech
 from common.entries import StreamId
@@ -87,15 +87,17 @@ def rates(loaded: LoadedModel, chunk_ms: int, streams: int, seconds: int) -> lis
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", choices=sorted(CONFIGS), required=True)
-    parser.add_argument("--chunk-ms", type=int, default=160)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--model", choices=sorted(CONFIGS), required=True, help="dimensions of which model")
+    parser.add_argument("--chunk-ms", type=int, default=160, help="audio of one model call")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="PyTorch device"
+    )
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="type of the weights")
     parser.add_argument("--to", type=Path, help="folder to write; left alone when it is there")
     parser.add_argument("--check-s", type=int, default=0, help="seconds of speech to count tokens over")
-    parser.add_argument("--streams", type=int, default=_CPU_STREAMS)
-    parser.add_argument("--threads", type=int, default=0, help="of PyTorch on a CPU")
+    parser.add_argument("--streams", type=int, default=_CPU_STREAMS, help="streams of --check-s")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of PyTorch; 0 lets it choose")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)

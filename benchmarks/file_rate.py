@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command_line import command_line
 from benchmarks.engine import commit
 from benchmarks.random_model import CONFIGS
 from benchmarks.speech import speech
@@ -145,18 +146,28 @@ def _numbers(text: str) -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", choices=(_TINY, *sorted(CONFIGS)), default="large")
-    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "random-models")
-    parser.add_argument("--chunk-ms", type=_numbers, default=[160], help="lengths, one after the other")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of a file")
+    parser = command_line(__file__, __doc__)
     parser.add_argument(
-        "--files", type=_numbers, default=[1, 4], help="numbers of files at once, one after the other"
+        "--model",
+        choices=(_TINY, *sorted(CONFIGS)),
+        default="large",
+        help="`tiny`, or dimensions of a model with random weights",
     )
-    parser.add_argument("--port", type=int, default=9_850)
-    parser.add_argument("--timeout-s", type=float, default=300.0, help="of an upload")
-    parser.add_argument("--must-pass", action="store_true", help="fail where one file is slower than wanted")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "random-models",
+        help="folder for models with random weights",
+    )
+    parser.add_argument("--chunk-ms", type=_numbers, default=[160], help="lengths of a chunk, by commas")
+    parser.add_argument("--device", default="auto", help="PyTorch device")
+    parser.add_argument("--minutes", type=float, default=3.0, help="length of a file")
+    parser.add_argument(
+        "--files", type=_numbers, default=[1, 4], help="numbers of files at once, with commas between them"
+    )
+    parser.add_argument("--port", type=int, default=9_850, help="WebSocket port of the server")
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="longest wait for an answer")
+    parser.add_argument("--must-pass", action="store_true", help="exit with status 1 if a file is too slow")
     given = parser.parse_args(argv)
     model = _model(given)
     passed = True

@@ -9,7 +9,6 @@ is the time from then to the final of all audio. A way is a protocol and its req
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import shlex
@@ -24,6 +23,7 @@ import numpy as np
 import soxr
 from websockets.sync.client import ClientConnection, connect
 
+from benchmarks.command_line import command_line
 from parakeet.audio.source import open_source
 from parakeet.bench.plan import Target
 from parakeet.bench.server.fresh_server import fresh_server
@@ -146,9 +146,9 @@ def _final(connection: ClientConnection, way: Way, started: float) -> tuple[floa
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a row for each way."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--port", type=int, default=18_765)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="recordings sent each way")
+    parser.add_argument("--port", type=int, default=18_765, help="WebSocket port of the server")
     given = parser.parse_args(argv)
     serve = shlex.join([sys.executable, "-m", "parakeet.cli", *_SERVE.split(), "--ws-port", str(given.port)])
     ways = list(_ways())

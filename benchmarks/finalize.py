@@ -15,7 +15,6 @@ finalized in each pause. Ways:
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import random
 import re
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.command_line import command_line
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.config import BatchSizes, EngineConfig
@@ -190,12 +190,19 @@ def beside(recognizer: Recognizer, session: Session, *, matched: bool) -> str:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sounds", type=Path, default=Path("/usr/share/asterisk/sounds/en_US_f_Allison"))
-    parser.add_argument("--transcripts", type=Path, required=True)
-    parser.add_argument("--model-size", default="tiny")
-    parser.add_argument("--chunk-ms", type=int, default=160)
-    parser.add_argument("--sessions", type=int, default=1_000)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument(
+        "--sounds",
+        type=Path,
+        default=Path("/usr/share/asterisk/sounds/en_US_f_Allison"),
+        help="folder of the recordings",
+    )
+    parser.add_argument(
+        "--transcripts", type=Path, required=True, help="core-sounds-en.txt.gz of asterisk-core-sounds-en"
+    )
+    parser.add_argument("--model-size", default="tiny", help="model variant")
+    parser.add_argument("--chunk-ms", type=int, default=160, help="audio of one model call")
+    parser.add_argument("--sessions", type=int, default=1_000, help="streams at most")
     given = parser.parse_args()
     torch.set_num_threads(1)
     of = prompts(given.sounds, given.transcripts)

@@ -10,7 +10,6 @@ The latency of a result is taken from the sending of the last sample that it cov
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import sys
@@ -20,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from benchmarks.command_line import command_line
 from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord, create_key
 from common.options import StreamOptions
@@ -105,13 +105,13 @@ def _row(rate: float, name: str, heard: Heard) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--speakers", type=int, default=4, help="live streams")
+    parser.add_argument("--flooding", type=int, default=4, help="streams of the key that floods")
+    parser.add_argument("--seconds", type=float, default=25.0, help="audio of each speaker")
+    parser.add_argument(
+        "--rates", type=float, nargs="*", default=[0.0, 2.0], help="values of --max-live-rate, one round each"
     )
-    parser.add_argument("--speakers", type=int, default=4)
-    parser.add_argument("--flooding", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=25.0)
-    parser.add_argument("--rates", type=float, nargs="*", default=[0.0, 2.0])
     parser.add_argument("--flood", nargs=2, metavar=("URL", "KEY"), help="be the flood")
     arguments = parser.parse_args(argv)
     if arguments.flood:

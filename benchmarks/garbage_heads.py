@@ -33,6 +33,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.command_line import command_line
 from benchmarks.engine import commit
 from parakeet.bench.plan import Target
 from parakeet.bench.report import surroundings
@@ -137,11 +138,11 @@ class Generator:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--streams", type=int, default=100)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--streams", type=int, default=100, help="streams of the load")
     parser.add_argument("--seconds", type=float, default=30.0, help="audio a stream, and length of each part")
     parser.add_argument("--in-flight", type=int, default=64, help="garbage connections that are open at once")
-    parser.add_argument("--port", type=int, default=9800, help="and the two behind it")
+    parser.add_argument("--port", type=int, default=9800, help="first port; the next two are taken too")
     parser.add_argument("--json", type=Path, help="append the figures to this file")
     given = parser.parse_args()
     serve = [

@@ -24,7 +24,6 @@ that fails and one that hangs.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.capacity import Budget
+from benchmarks.command_line import command_line
 from benchmarks.engine import UNFINISHED, commit, read_results
 from benchmarks.service_level import run_group
 
@@ -345,15 +345,15 @@ def run_all(waiting: Sequence[Stage], ledger: Ledger, budget: Budget, gpus: int)
 
 def main() -> int:
     """Command line.  0 when every stage is done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of results")
     parser.add_argument("--copy-to", type=Path, help="a folder that gets what was written, after each stage")
     parser.add_argument("--budget-s", type=float, default=540, help="time of this call")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs to run stages on side by side")
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these, done before or not")
-    parser.add_argument("--skip", nargs="+", metavar="STAGE", default=(), help="not these")
-    parser.add_argument("--churn-minutes", type=float, default=8)
-    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="run these stages, done before or not")
+    parser.add_argument("--skip", nargs="+", metavar="STAGE", default=(), help="leave these stages out")
+    parser.add_argument("--churn-minutes", type=float, default=8, help="length of the stage `churn`")
+    parser.add_argument("--rehearse", action="store_true", help="run short trials of a tiny model on a CPU")
     parser.add_argument("--list", action="store_true", help="name the stages and their outcomes, run nothing")
     given = parser.parse_args()
     budget = Budget.of(given.budget_s)

@@ -8,12 +8,12 @@ seconds and pauses (benchmarks/simulated_steps.py). `feed` includes the loop tha
 
 from __future__ import annotations
 
-import argparse
 import time
 from itertools import repeat
 
 import numpy as np
 
+from benchmarks.command_line import command_line
 from benchmarks.engine import ROWS
 from benchmarks.engines import Switches, build_simulated
 from benchmarks.speech import recordings, speech
@@ -53,10 +53,15 @@ def measure(streams: int, rounds: int, *, turn_detection: bool) -> tuple[float, 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--streams", type=int, default=4_000)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--no-turn-detection", dest="turn_detection", action="store_false")
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--streams", type=int, default=4_000, help="streams that get a chunk a round")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds that are timed")
+    parser.add_argument(
+        "--no-turn-detection",
+        dest="turn_detection",
+        action="store_false",
+        help="run without the speech detector",
+    )
     given = parser.parse_args()
     feed, step, outputs = measure(given.streams, given.rounds, turn_detection=given.turn_detection)
     print(

@@ -8,7 +8,6 @@ the rate that makes.  One variant that fails does not end the run.  Whole steps:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.command_line import command_line
 from benchmarks.random_model import CONFIGS, calibrate, make_model
 from gpu_worker.engine.steps import UNKNOWN_END
 from gpu_worker.kernels.conv_module import glu_depthwise_conv
@@ -190,11 +190,11 @@ def kernels(config: ModelConfig, model: CudaModel, batch: int, page_frames: int)
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=sorted(CONFIGS), default="small")
-    parser.add_argument("--chunk-ms", type=int, default=160)
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--page-frames", type=int, default=8)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--model", choices=sorted(CONFIGS), default="small", help="dimensions of which model")
+    parser.add_argument("--chunk-ms", type=int, default=160, help="audio of one model call")
+    parser.add_argument("--batch", type=int, default=1024, help="streams of a step")
+    parser.add_argument("--page-frames", type=int, default=8, help="frames of a page of keys and values")
     given = parser.parse_args()
     config = CONFIGS[given.model]
     context = (70, given.chunk_ms // 80 - 1)

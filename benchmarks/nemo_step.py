@@ -11,7 +11,6 @@ with `--device cpu` it measures NeMo alone, in float32, to try it out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.command_line import command_line
 from benchmarks.cpu_vs_nemo import NemoStep, speech
 from benchmarks.random_model import CONFIGS, SETTINGS, TOKENIZERS, calibrate, make_model
 
@@ -93,12 +93,14 @@ def nemo_times(name: str, chunk_ms: int, batch: int, device: torch.device) -> di
 
 def main() -> int:
     """Command line: one line of JSON for each batch size, and one with all of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", choices=sorted(CONFIGS), required=True)
-    parser.add_argument("--chunk-ms", type=int, default=160)
-    parser.add_argument("--page-frames", type=int, default=8)
-    parser.add_argument("--batches", default="1,64,512")
-    parser.add_argument("--device", default="cuda:0")
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--model", choices=sorted(CONFIGS), required=True, help="dimensions of which model")
+    parser.add_argument("--chunk-ms", type=int, default=160, help="audio of one model call")
+    parser.add_argument("--page-frames", type=int, default=8, help="frames of a page of keys and values")
+    parser.add_argument(
+        "--batches", default="1,64,512", help="streams of a step, with commas between the numbers"
+    )
+    parser.add_argument("--device", default="cuda:0", help="PyTorch device")
     given = parser.parse_args()
     device = torch.device(given.device)
     batches = [int(batch) for batch in given.batches.split(",")]

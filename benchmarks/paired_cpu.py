@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.request import urlopen
 
+from benchmarks.command_line import command_line
 from benchmarks.engine import commit
 from parakeet.bench.plan import Access, Plan, Target
 from parakeet.bench.report import surroundings
@@ -131,14 +132,14 @@ def compared(pairs: list[tuple[dict[str, float], dict[str, float]]], part: str) 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_line(__file__, __doc__)
+    parser.add_argument(
+        "what", choices=("tls", "metrics"), help="what one half of a pair has and the other has not"
     )
-    parser.add_argument("what", choices=("tls", "metrics"))
-    parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=10, help="pairs of runs")
+    parser.add_argument("--streams", type=int, default=200, help="streams of the load")
     parser.add_argument("--seconds", type=float, default=12.0, help="audio a stream")
-    parser.add_argument("--port", type=int, default=9820, help="and the three behind it")
+    parser.add_argument("--port", type=int, default=9820, help="first port; the next three are taken too")
     parser.add_argument("--json", type=Path, help="append the figures to this file")
     given = parser.parse_args()
     if given.pairs < 2:

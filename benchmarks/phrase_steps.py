@@ -23,6 +23,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.command_line import command_line
 from benchmarks.engine import ROWS, commit
 from benchmarks.engines import LEFT_FRAMES, Switches, build
 from benchmarks.phrase_load import PhraseLists, PhraseLoad
@@ -150,13 +151,15 @@ def _percentile(times: NDArray[np.float64], percent: float) -> float:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--row", choices=sorted(ROWS), default="small-160")
-    parser.add_argument("--streams", type=int, default=4096)
-    parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--steps", type=int, default=40, help="of each kind in a round")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--must-pass", action="store_true", help="status 1 where it did not")
+    parser = command_line(__file__, __doc__)
+    parser.add_argument(
+        "--row", choices=sorted(ROWS), default="small-160", help="model and chunk length in ms"
+    )
+    parser.add_argument("--streams", type=int, default=4096, help="streams of a step")
+    parser.add_argument("--device", default="cuda:0", help="PyTorch device")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each kind in a round")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of all kinds")
+    parser.add_argument("--must-pass", action="store_true", help="exit with status 1 if it did not pass")
     given = parser.parse_args()
     if given.streams > ROWS[given.row].max_rows:
         parser.error(f"a step of {given.row} has {ROWS[given.row].max_rows} rows at most")

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.clips import SEED, Clip, asterisk_texts, normalised, read_clips, streams
+from benchmarks.command_line import command_line
 from common.entries import StreamId
 from common.options import StreamOptions
 from common.phrases import DEFAULT_BOOST, Phrase
@@ -395,17 +396,24 @@ def write(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model-size", default="tiny")
-    parser.add_argument("--chunk-ms", type=int, default=160)
-    parser.add_argument("--sources", nargs="*", default=["asterisk", "librivox", "recordings"])
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--model-size", default="tiny", help="model variant")
+    parser.add_argument("--chunk-ms", type=int, default=160, help="audio of one model call")
+    parser.add_argument(
+        "--sources",
+        nargs="*",
+        default=["asterisk", "librivox", "recordings"],
+        help="where recordings are from",
+    )
     parser.add_argument(
         "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed"
     )
     parser.add_argument("--max-asterisk", type=int, default=120, help="clips of Asterisk (default: 120)")
-    parser.add_argument("--boosts", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0, 2.0, 3.0])
-    parser.add_argument("--silence-s", type=float, default=600.0)
-    parser.add_argument("--sound-s", type=float, default=60.0)
+    parser.add_argument(
+        "--boosts", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0, 2.0, 3.0], help="boosts to try"
+    )
+    parser.add_argument("--silence-s", type=float, default=600.0, help="seconds of silence")
+    parser.add_argument("--sound-s", type=float, default=60.0, help="seconds of each other sound")
     parser.add_argument("--out", type=Path, help="JSON; a table stands beside it as .md")
     arguments = parser.parse_args()
     started = time.monotonic()

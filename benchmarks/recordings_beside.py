@@ -10,7 +10,6 @@ latency of a result is taken from the audio that completed its chunk.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.command_line import command_line
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.config import EngineConfig
@@ -139,11 +139,13 @@ def _speech() -> NDArray[np.float32]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a row for each number of recordings."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--live", type=int, default=10)
-    parser.add_argument("--recordings", default="0,1,4")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--chunk-ms", type=int, default=160)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--live", type=int, default=10, help="live streams")
+    parser.add_argument(
+        "--recordings", default="0,1,4", help="numbers of recordings beside them, with commas between"
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="audio of each live stream")
+    parser.add_argument("--chunk-ms", type=int, default=160, help="audio of one model call")
     parser.add_argument("--alike", action="store_true", help="recordings have no less than live streams")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -21,6 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 from websockets.server import ServerProtocol
 
+from benchmarks.command_line import command_line
+
 HEAD: Final = (
     b"GET /ws?model=x HTTP/1.1\r\nHost: speech.example.org:8000\r\nConnection: keep-alive, Upgrade\r\n"
     b"Pragma: no-cache\r\nCache-Control: no-cache\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64) "
@@ -104,6 +106,7 @@ async def by_uvicorn() -> Callable[[], None]:
 
 async def main() -> int:
     """Print a line for each."""
+    command_line(__file__, __doc__).parse_args()
     for name, read in (
         ("httptools", by_httptools),
         ("uvicorn over httptools", await by_uvicorn()),

@@ -1,5 +1,6 @@
 """A discrete-event model of a chunk's path, calibrated by a bench run, for machines without measurements.
 
+from benchmarks.command_line import command_line
     python -m benchmarks.scaling_model benchmarks/results/<bench>.json            check against its trials
     python -m benchmarks.scaling_model <bench>.json --cores 16 --streams 4000 --ingresses 4 --workers 2
 
@@ -13,7 +14,6 @@ classes, or of a GPU.
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import itertools
 import json
@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from benchmarks.command_line import command_line
 
 CHUNK_S = 0.16
 # Of a part's cost for a chunk, what falls on the way in; the rest falls on the way out. From profiles.
@@ -262,21 +264,22 @@ def predict(machine: Machine, costs: dict[str, Cost], streams: int, duration_s: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__file__, __doc__)
     parser.add_argument("bench", type=Path, help="JSON of a bench at several numbers of streams, null engine")
-    parser.add_argument("--cores", type=int, default=0, help="of the machine; default: the bench's own")
-    parser.add_argument("--streams", help="numbers to predict, instead of the check")
-    parser.add_argument("--ingresses", type=int, default=1)
-    parser.add_argument("--redis", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--benches", type=int, default=1)
+    parser.add_argument("--cores", type=int, default=0, help="cores of the machine (default: the bench's)")
+    parser.add_argument("--streams", help="numbers of streams to predict, instead of the check")
+    parser.add_argument("--ingresses", type=int, default=1, help="ingress processes")
+    parser.add_argument("--redis", type=int, default=1, help="Redis servers")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes")
+    parser.add_argument("--benches", type=int, default=1, help="processes that make the load")
     parser.add_argument(
-        "--commit-ms", type=float, default=5.0, help="between two commits, in what was measured"
+        "--commit-ms", type=float, default=5.0, help="milliseconds between two commits in the run"
     )
     parser.add_argument(
-        "--round-ms", type=float, default=6.0, help="between two rounds, in what was measured"
+        "--round-ms",
+        type=float,
+        default=6.0,
+        help="milliseconds between two of a worker's rounds in the run",
     )
     given = parser.parse_args()
     report = json.loads(given.bench.read_text())

@@ -28,6 +28,7 @@ from typing import Any, Final
 import redis
 
 from benchmarks.capacity import Budget, OutOfTime, Trial, search
+from benchmarks.command_line import command_line
 from benchmarks.engine import UNFINISHED, commit, read_results
 from benchmarks.random_model import CONFIGS
 from parakeet.serve.embedded_redis import EmbeddedRedis
@@ -40,32 +41,46 @@ AROUND_TRIAL_S: Final = 60
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--backend", choices=("native", "null"), default="native")
-    parser.add_argument("--model", choices=sorted(CONFIGS), default="small")
-    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "random-models")
-    parser.add_argument("--chunk-ms", type=int, default=160)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--start", type=int, default=1000)
-    parser.add_argument("--trials", type=int, default=3, help="short ones at most; 0 proves --start at once")
-    parser.add_argument("--search-s", type=float, default=20)
-    parser.add_argument("--final-s", type=float, default=120)
-    parser.add_argument("--num-ingress", type=int, default=6)
-    parser.add_argument("--num-redis", type=int, default=2)
-    parser.add_argument("--num-workers", type=int, default=1, help="they share the GPUs that are visible")
+    parser = command_line(__file__, __doc__)
+    parser.add_argument(
+        "--backend",
+        choices=("native", "null"),
+        default="native",
+        help="a model, or an engine that decodes nothing",
+    )
+    parser.add_argument("--model", choices=sorted(CONFIGS), default="small", help="dimensions of which model")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "random-models",
+        help="folder for models with random weights",
+    )
+    parser.add_argument("--chunk-ms", type=int, default=160, help="audio of one model call")
+    parser.add_argument("--device", default="auto", help="PyTorch device")
+    parser.add_argument("--start", type=int, default=1000, help="streams of the first trial")
+    parser.add_argument(
+        "--trials", type=int, default=3, help="short trials at most; 0 proves --start at once"
+    )
+    parser.add_argument("--search-s", type=float, default=20, help="length of a short trial")
+    parser.add_argument("--final-s", type=float, default=120, help="length of the trial that proves")
+    parser.add_argument("--num-ingress", type=int, default=6, help="ingress processes")
+    parser.add_argument("--num-redis", type=int, default=2, help="Redis servers")
+    parser.add_argument("--num-workers", type=int, default=1, help="workers, which share the visible GPUs")
     parser.add_argument("--lanes", type=int, default=1, help="processes of each worker")
     parser.add_argument("--redis-mb", type=int, default=24_000, help="memory of each Redis server")
     parser.add_argument("--replay-seconds", type=int, default=60, help="snapshots are half of it apart")
-    parser.add_argument("--turn-detection", choices=("on", "off"), default="on")
+    parser.add_argument("--turn-detection", choices=("on", "off"), default="on", help="as of a worker")
     parser.add_argument("--at-half", action="store_true", help="one more trial at half of what was proven")
-    parser.add_argument("--bench-processes", type=int, default=4)
+    parser.add_argument("--bench-processes", type=int, default=4, help="processes that make the load")
     parser.add_argument(
-        "--port", type=int, default=9800, help="of the WebSockets; the next one tells the status"
+        "--port", type=int, default=9800, help="WebSocket port; the next one is the status port"
     )
     parser.add_argument(
         "--budget-s", type=float, help="start no trial that does not fit into so many seconds"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="file of trials: read first, then appended to"
+    )
     given = parser.parse_args()
     budget = Budget.of(given.budget_s)
     row = f"null-{given.chunk_ms}" if given.backend == "null" else f"{given.model}-{given.chunk_ms}"

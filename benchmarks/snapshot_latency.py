@@ -10,7 +10,6 @@ with each other.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.command_line import command_line
 from common.entries import IngressId, StreamId, WorkerId
 from common.options import StreamOptions
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_client
@@ -79,10 +79,10 @@ def measure(
 
 def main() -> int:
     """Command line: a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=7.3)
-    parser.add_argument("--a-second", type=float, default=20)
-    parser.add_argument("--seconds", type=float, default=10)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--megabytes", type=float, default=7.3, help="size of a snapshot")
+    parser.add_argument("--a-second", type=float, default=20, help="snapshots a second")
+    parser.add_argument("--seconds", type=float, default=10, help="length of each part")
     given = parser.parse_args()
     data, keys = os.urandom(int(1e6 * given.megabytes)), Keys()
     with EmbeddedRedis(maxmemory_mb=2000) as server:

@@ -28,6 +28,7 @@ from urllib.request import urlopen
 
 import redis
 
+from benchmarks.command_line import command_line
 from common.entries import IngressId, LineKind, decode_lines
 from common.redis.keys import Keys
 from common.settings import lane_ids
@@ -206,13 +207,15 @@ def _loads() -> Iterator[str]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--kill", choices=("worker", "lane", "group"), default="worker")
-    parser.add_argument("--streams", type=int, default=1_000)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument(
+        "--kill", choices=("worker", "lane", "group"), default="worker", help="what gets SIGKILL"
+    )
+    parser.add_argument("--streams", type=int, default=1_000, help="streams of the victim")
     parser.add_argument("--live", type=int, default=100, help="streams of whoever takes over")
-    parser.add_argument("--lanes", type=int, default=2)
-    parser.add_argument("--chunk-ms", type=int, default=320)
-    parser.add_argument("--port", type=int, default=9720, help="the first of three")
+    parser.add_argument("--lanes", type=int, default=2, help="lanes of each group")
+    parser.add_argument("--chunk-ms", type=int, default=320, help="audio of one model call")
+    parser.add_argument("--port", type=int, default=9720, help="first port; the next two are taken too")
     given = parser.parse_args()
     print(json.dumps(measure(given) | {"load": " ".join(_loads())}), flush=True)
 

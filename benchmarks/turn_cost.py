@@ -6,7 +6,6 @@ Rows: the batched speech detector a stream (share of a core for real time), endp
 smart-turn a question. One thread.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.command_line import command_line
 from common.entries import StreamId
 from gpu_worker.engine.transcript import NO_TOKENS, Transcript
 from gpu_worker.model.loading.checkpoint import BUNDLED
@@ -83,10 +83,18 @@ def stage_us(chunk_ms: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64, 256, 1_000])
-    parser.add_argument("--chunk-ms", type=int, nargs="+", default=[80, 160, 560])
-    parser.add_argument("--json", type=Path)
+    parser = command_line(__file__, __doc__)
+    parser.add_argument(
+        "--streams",
+        type=int,
+        nargs="+",
+        default=[1, 8, 64, 256, 1_000],
+        help="streams of a call of the speech detector",
+    )
+    parser.add_argument(
+        "--chunk-ms", type=int, nargs="+", default=[80, 160, 560], help="audio of one model call"
+    )
+    parser.add_argument("--json", type=Path, help="file to write all figures to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [

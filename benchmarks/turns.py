@@ -16,7 +16,6 @@ Plays sessions with known ends (benchmarks/turn_corpus.py) through model and spe
 Only sessions of odd number are counted unless --part says otherwise; settings are chosen on the others.
 """
 
-import argparse
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.command_line import command_line
 from benchmarks.turn_corpus import RATE, build, load, save
 from benchmarks.turn_streams import SOURCE as STREAMS
 from benchmarks.turn_streams import stream_sessions
@@ -184,22 +184,34 @@ def _percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("--model", help="folder, .nemo file or hub id; else --model-size")
-    parser.add_argument("--model-size", default="tiny")
-    parser.add_argument("--chunk-ms", type=int, nargs="+", default=[160, 80])
-    parser.add_argument("--sources", nargs="+", default=["asterisk", "espeak", "recordings"])
+    parser.add_argument("--model-size", default="tiny", help="model variant")
+    parser.add_argument("--chunk-ms", type=int, nargs="+", default=[160, 80], help="audio of one model call")
+    parser.add_argument(
+        "--sources", nargs="+", default=["asterisk", "espeak", "recordings"], help="where utterances are from"
+    )
     parser.add_argument(
         "--defaults", action="store_true", help="the server's defaults alone, without a sweep"
     )
     parser.add_argument(
         "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed, for streams"
     )
-    parser.add_argument("--asterisk", type=Path, default=Path("/usr/share/asterisk/sounds"))
+    parser.add_argument(
+        "--asterisk",
+        type=Path,
+        default=Path("/usr/share/asterisk/sounds"),
+        help="folder of Asterisk's sounds",
+    )
     parser.add_argument("--max-clips", type=int, default=160, help="utterances of a source")
     parser.add_argument("--save", type=Path, help="write the sessions to this .npz and stop")
     parser.add_argument("--sessions", type=Path, help="sessions written by --save, instead of making them")
-    parser.add_argument("--part", choices=("test", "dev", "all"), default="test")
+    parser.add_argument(
+        "--part",
+        choices=("test", "dev", "all"),
+        default="test",
+        help="sessions that are counted: those of odd number, of even number, all",
+    )
     parser.add_argument("--out", type=Path, help="JSON; a table stands beside it as .md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

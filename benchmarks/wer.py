@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.clips import Clip, normalised, read_clips, streams
+from benchmarks.command_line import command_line
 from parakeet.bench.plan import Target
 from parakeet.bench.server.fresh_server import fresh_server
 from parakeet.check.word_errors import word_errors
@@ -156,11 +157,22 @@ def measure(arguments: argparse.Namespace, clips: Sequence[Clip]) -> list[Score]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = command_line(__file__, __doc__)
     tiny = ROOT / "gpu_worker" / "model" / "bundled" / "tiny"
     parser.add_argument("--model", type=Path, default=tiny, help="model folder (default: the bundled tiny)")
-    parser.add_argument("--chunk-ms", type=int, nargs="+", default=[1120, 560, 160, 80])
-    parser.add_argument("--sources", nargs="+", default=["asterisk", "librivox", "recordings"])
+    parser.add_argument(
+        "--chunk-ms",
+        type=int,
+        nargs="+",
+        default=[1120, 560, 160, 80],
+        help="audio of one model call, a service for each",
+    )
+    parser.add_argument(
+        "--sources",
+        nargs="+",
+        default=["asterisk", "librivox", "recordings"],
+        help="where recordings are from",
+    )
     parser.add_argument(
         "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed"
     )

@@ -5,8 +5,8 @@
 Prints one line: a JSON list of the texts, in the order of the arrays' names.
 """
 
+import argparse
 import json
-import sys
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,14 @@ class Whisper:
 
 
 def main() -> None:
-    system, path = sys.argv[1:]
-    recognise = Whisper() if system == "whisper-tiny.en" else pocketsphinx
-    with np.load(path, allow_pickle=False) as audio:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("system", choices=("pocketsphinx", "whisper-tiny.en"), help="recogniser to run")
+    parser.add_argument("audio", help=".npz of samples, an array a clip")
+    given = parser.parse_args()
+    recognise = Whisper() if given.system == "whisper-tiny.en" else pocketsphinx
+    with np.load(given.audio, allow_pickle=False) as audio:
         print(json.dumps([recognise(audio[name]) for name in sorted(audio.files)]))
 
 

@@ -1,4 +1,4 @@
-"""The command `python -m training STAGE ...`: one command for each stage; README.md lists them in order."""
+"""`python -m training STAGE`: train the bundled model, a stage a call, in the order of training/README.md."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of data.noun")
     text.add_argument("--hibari", type=Path, required=True, help="folder hibari of its package")
     text.add_argument("--templates", type=int, default=90_000, help="sentences of templates (default: 90000)")
-    text.add_argument("--seed", type=int, default=1)
+    text.add_argument("--seed", type=int, default=1, help="seed of random choices (default: 1)")
     text.add_argument("--out", type=Path, required=True, help="text.tsv.xz to write")
 
     tokenizer = commands.add_parser("tokenizer", help="train a tokenizer, for a model from nothing")
@@ -147,35 +147,35 @@ def _parser() -> argparse.ArgumentParser:
 
     speech = commands.add_parser("speech", help="speak the text for some minutes")
     _add_speech(speech)
-    speech.add_argument("--minutes", type=float, default=8.0)
-    speech.add_argument("--seed", type=int, default=1)
+    speech.add_argument("--minutes", type=float, default=8.0, help="how long it takes (default: 8)")
+    speech.add_argument("--seed", type=int, default=1, help="seed of random choices (default: 1)")
 
     others = commands.add_parser("others", help="speak with other synthesisers, on the CPU")
     _add_text(others)
     others.add_argument("--speech", type=Path, required=True, help="folder of shards")
-    others.add_argument("--minutes", type=float, default=7.0)
-    others.add_argument("--seed", type=int, default=1)
+    others.add_argument("--minutes", type=float, default=7.0, help="how long it takes (default: 7)")
+    others.add_argument("--seed", type=int, default=1, help="seed of random choices (default: 1)")
     _add_others(others)
 
     train = commands.add_parser("train", help="train on speech for some minutes")
     _add_folders(train)
-    train.add_argument("--minutes", type=float, default=15.0)
+    train.add_argument("--minutes", type=float, default=15.0, help="how long it takes (default: 15)")
     _add_plan(train)
 
     session = commands.add_parser("session", help="speak, then train on it; resumes from the checkpoint")
     _add_speech(session)
     _add_others(session)
-    session.add_argument("--minutes", type=float, default=24.0, help="of all (default: 24)")
+    session.add_argument("--minutes", type=float, default=24.0, help="how long all of it takes (default: 24)")
     session.add_argument(
         "--speech-minutes",
         type=float,
         default=7.0,
-        help="of speaking, while the encoder is compiled (default: 7)",
+        help="how long it speaks, while the encoder is compiled (default: 7)",
     )
     _add_plan(session)
 
     export = commands.add_parser("export", help="write a checkpoint's weights as a model folder")
-    export.add_argument("--checkpoint", type=Path, required=True)
+    export.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     export.add_argument("--card", type=Path, required=True, help="text of MODEL_CARD.md")
     export.add_argument("--out", type=Path, required=True, help="folder to make")
     _add_plan(export)
@@ -195,7 +195,12 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, required=True, help="what `text` wrote")
-    parser.add_argument("--held-out", type=int, default=200, help="rows for voices that are never trained on")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=200,
+        help="rows for voices that are never trained on (default: 200)",
+    )
 
 
 def _add_speech(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +214,7 @@ def _add_others(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pico", action="store_true", help="speak with the package py-nanotts")
     parser.add_argument("--flite", help="speak with flite: path of the program")
     parser.add_argument("--cpu-jobs", type=int, default=8, help="processes on the CPU (default: 8)")
-    parser.add_argument("--cpu-hours", type=float, default=20.0, help="of speech, at most (default: 20)")
+    parser.add_argument("--cpu-hours", type=float, default=20.0, help="hours of speech at most (default: 20)")
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
@@ -221,14 +226,24 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         "--from-nothing", action="store_true", help="keep only the base's config and tokenizer"
     )
     parser.add_argument(
-        "--steps", type=int, help="of all sessions; by default the rates fall until --minutes are over"
+        "--steps", type=int, help="steps of all sessions (default: the rates fall until --minutes are over)"
     )
-    parser.add_argument("--batch-s", type=float, default=1_000.0, help="seconds of audio a step and GPU")
-    parser.add_argument("--eou-window-frames", type=int, default=3, help="of 80 ms (default: 3)")
+    parser.add_argument(
+        "--batch-s",
+        type=float,
+        default=1_000.0,
+        help="seconds of audio a step and GPU (default: 1000)",
+    )
+    parser.add_argument(
+        "--eou-window-frames",
+        type=int,
+        default=3,
+        help="frames after speech for <EOU> (default: 3)",
+    )
     parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's peak rate (default: 1e-3)")
     parser.add_argument("--muon-rate", type=float, default=4e-3, help="Muon's peak rate (default: 4e-3)")
     if not any(action.dest == "seed" for action in parser._actions):
-        parser.add_argument("--seed", type=int, default=1)
+        parser.add_argument("--seed", type=int, default=1, help="seed of random choices (default: 1)")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ NAVIGATION: Final = {
     "The project": ("/ARCHITECTURE", "/docs/invariants", "/CONTRIBUTING", "/CHANGELOG"),
 }
 # Reports of measurements lie below docs/performance in the navigation.
-MEASUREMENTS: Final = ("/benchmarks/results/*", "/benchmarks/baseline/README")
+MEASUREMENTS: Final = ("/benchmarks/README", "/benchmarks/results/*", "/benchmarks/baseline/README")
 
 project = "parakeet-server"
 root_doc = "README"
@@ -65,6 +65,7 @@ include_patterns = [
     "gpu_worker/model/bundled/tiny/MODEL_CARD.md",
     "training/README.md",
     "benchmarks/results/*.md",
+    "benchmarks/README.md",
     "benchmarks/baseline/README.md",
 ]
 exclude_patterns = [".*", "build/website", "dist", "**/node_modules"]

@@ -187,7 +187,11 @@ async def _settled(watch: Watch, files: dict[str, int], client: Any) -> list[str
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.attack", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.attack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seconds", type=float, default=600.0, help="how long the attack takes")
     parser.add_argument(
         "--alone-s", type=float, help="how long the streams are alone before; a fifth, 20 s at least"
@@ -196,7 +200,7 @@ def main() -> int:
     parser.add_argument(
         "--kinds", default="", help=f"of {', '.join(sorted(KINDS))}; by commas, all where empty"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of what the attackers draw at random")
     parser.add_argument("--report", type=Path, help="file to write the table to, too")
     given = parser.parse_args()
     kinds = [kind for kind in given.kinds.split(",") if kind]

@@ -121,10 +121,14 @@ def summary(records: Sequence[RunRecord], left: Sequence[str], command: str, wor
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seeds", default="0:20", help="FIRST:END")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no run after so long")
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=Path, help="file to write the table to, too")
     parser.add_argument("--folder", type=Path, help="where logs and runs stay")
     parser.add_argument("--with", dest="others", type=Path, nargs="*", default=[], help="further folders")
     parser.add_argument("--lanes", action="store_true", help="groups of lanes in place of workers")

@@ -164,11 +164,15 @@ def _body(samples: list[Sample], durations: list[tuple[float, float]], num_strea
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak")
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--period-s", type=float, default=5.0)
-    parser.add_argument("--report", type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos.soak",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long the load runs (default: 30)")
+    parser.add_argument("--streams", type=int, default=8, help="streams at a time (default: 8)")
+    parser.add_argument("--period-s", type=float, default=5.0, help="seconds between two looks (default: 5)")
+    parser.add_argument("--report", type=Path, help="file to write the table to, too")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     body, problems = asyncio.run(soak(arguments.minutes, arguments.streams, arguments.period_s, folder))

@@ -121,10 +121,14 @@ def _spread(seconds: list[float]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.suspects")
-    parser.add_argument("--streams", type=int, default=200)
-    parser.add_argument("--poison", type=int, default=1)
-    parser.add_argument("--report", type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos.suspects",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--streams", type=int, default=200, help="streams of the two workers (default: 200)")
+    parser.add_argument("--poison", type=int, default=1, help="streams that end their worker (default: 1)")
+    parser.add_argument("--report", type=Path, help="file to write the table to, too")
     arguments = parser.parse_args()
     command = " ".join(["python -m tests.chaos.suspects", *sys.argv[1:]])
     folder = Path(tempfile.mkdtemp(prefix="suspects-"))

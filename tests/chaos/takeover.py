@@ -147,11 +147,15 @@ def _kept_s(fleet: Fleet, log: StreamLog) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.takeover")
-    parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--long-minutes", type=float, default=0.0)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos.takeover",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--kills", type=int, default=0, help="workers to kill, one after the other")
+    parser.add_argument("--long-minutes", type=float, default=0.0, help="minutes of one long stream, beside")
     parser.add_argument("--speed", type=float, default=20.0, help="of the long speech, times real time")
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=Path, help="file to write the table to, too")
     arguments = parser.parse_args()
     command = " ".join(["python -m tests.chaos.takeover", *sys.argv[1:]])
     lines = ["# Takeover", "", f"`{command}`, {time.strftime('%Y-%m-%d')}; tiny model on CPU.", ""]
