@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 
+from common.process.orphans import wake_when_parent_ends
 from common.settings import WorkerSettings
 from gpu_worker.backend import Backend, make_backend
 from gpu_worker.monitor import WorkerMonitor
@@ -20,6 +21,7 @@ from gpu_worker.worker import Worker
 
 def run_suspects(make: Callable[[WorkerSettings], Backend]) -> int:
     """Load the engine and serve suspects; return the exit status."""
+    wake_when_parent_ends()
 
     def make_worker(settings: WorkerSettings) -> Worker:
         worker = Worker(settings, make(settings), quarantined=True)

@@ -2,8 +2,8 @@
 
 Its main thread starts lanes, restarts lanes that end, and forwards signals; one thread runs steps; two
 threads for each lane receive its requests and send states. When this process ends, every lane sees its socket
-end and ends too, so no lane outlives it. It holds no stream: all state of a stream is in its lane and in
-Redis.
+end and ends too, so no lane outlives it: the kernel wakes one that is stopped. It holds no stream: all state
+of a stream is in its lane and in Redis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common.errors import SettingsError
 from common.monitoring.metrics import GroupMetrics
 from common.process.backoff import Backoff
 from common.process.garbage import collect_rarely
-from common.process.stop_times import STOP_MARGIN_S
+from common.process.stop_times import HAND_OVER_S, STOP_MARGIN_S
 from common.settings import WorkerSettings, child_argv, child_environment, lane_ids
 from gpu_worker.backend import make_backend
 from gpu_worker.engine.steps import RingMemory, Steps
@@ -57,6 +57,8 @@ class _Lane:
     process: subprocess.Popen[bytes] | None = None
     port: LanePort | None = None
     start_at: float | None = 0.0
+    kill_at: float | None = None
+    """When a process is killed that the group serves no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +177,16 @@ class Group:
                 return 0
             if deadline is not None and now > deadline:
                 logger.critical("lanes have not stopped in time, giving up")
+                for lane in self._lanes:
+                    if lane.process is not None:
+                        lane.process.kill()
                 return EXIT_FAILED
         else:
             for lane in self._lanes:
                 if lane.start_at is not None and lane.start_at <= now:
                     self._start(lane)
+        for lane in self._lanes:
+            self._kill_overdue(lane, now)
         try:
             event = self._events.get(timeout=_LOOK_S)
         except queue.Empty:
@@ -247,11 +254,21 @@ class Group:
     def _follow(self, lane: _Lane, process: subprocess.Popen[bytes]) -> None:
         self._events.put(_Ended(lane, process.wait()))
 
+    def _kill_overdue(self, lane: _Lane, now: float) -> None:
+        """Kill a lane that is served no more and has had the time to end, since its slots are for another."""
+        if lane.process is None or lane.port is None or not lane.port.gone:
+            return
+        if lane.kill_at is None:
+            lane.kill_at = now + HAND_OVER_S
+        elif now >= lane.kill_at:
+            logger.error("lane %d does not end, killing it", lane.number)
+            lane.process.kill()
+
     def _ended(self, lane: _Lane, status: int) -> int | None:
         """Handle the end of a lane: its streams go on in other lanes, and it is started again."""
         if lane.port is not None:
             self._server.remove(lane.port)
-        lane.process = lane.port = None
+        lane.process = lane.port = lane.kill_at = None
         if self._num_signals:
             return None
         if status == EXIT_WRONG:  # it has logged the fault, and would fail again

@@ -16,6 +16,7 @@ from functools import partial
 from common.entries import StreamId
 from common.errors import ServiceError
 from common.options import StreamOptions
+from common.process.orphans import wake_when_parent_ends
 from common.settings import WorkerSettings
 from gpu_worker.backend import Backend
 from gpu_worker.boosting.spelling import tree_of
@@ -134,6 +135,7 @@ def _prompt_of(prompt: PromptConfig | None) -> Callable[[StreamOptions], int]:
 
 def main() -> int:
     """Serve until a signal, or until the group ends; return the exit status."""
+    wake_when_parent_ends()
     fds = tuple(map(int, sys.argv.pop(1).split(",")))
     return run(lambda settings: make_lane(settings, fds), WorkerMonitor)
 
