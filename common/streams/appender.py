@@ -444,6 +444,11 @@ class StreamAudio:
         """Whether audio, or a final mark, can be appended."""
         return self._appender is not None and self._appender.failed is None
 
+    @property
+    def failed(self) -> bool:
+        """Whether it was opened, and no more can be appended."""
+        return self._appender is not None and self._appender.failed is not None
+
     def begin_again(self) -> bool:
         """Write the whole stream anew for a Redis that has lost it; return False if not all of it is kept."""
         return self._appender is not None and self._appender.begin_again()

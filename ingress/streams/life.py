@@ -19,7 +19,7 @@ class State(Enum):
     LIVE = "it is in Redis, and its client is there"
     WAITING = "its client is lost, and may come back for some time"
     LEAVING = "its client has left; its end is marked, and awaited"
-    FAILED = "it cannot go on, and its client is being told"
+    FAILED = "it cannot go on at this connection, and its client is being told"
     GIVEN_UP = "it cannot go on, and nobody listens; it is brought to its end in Redis"
     ENDED = "its last result is on its way to the client"
     OVER = "its last result has come, and this ingress keeps it no longer"
@@ -36,7 +36,7 @@ class Event(Enum):
     CLIENT_LEFT = "nobody listens any more"
     GRACE_OVER = "the client has not come back in time"
     EXPIRED = "its end has not come in the time that its keys live, or Redis has forgotten it"
-    FAILURE = "it cannot go on"
+    FAILURE = "it cannot go on here"
     LAST_RESULT = "its last result has come"
     SENT = "its end has been sent to the client"
     TAKEN = "another connection has resumed it"
@@ -104,7 +104,7 @@ TABLE: Final[dict[State, dict[Event, Row]]] = {
     },
     _S.FAILED: {
         _E.CREATED: (_S.FAILED, _A.APPEND_HELD),
-        _E.CLIENT_LOST: (_S.GIVEN_UP, _A.GIVE_UP),
+        _E.CLIENT_LOST: (_S.WAITING, _A.START_GRACE),
         _E.CLIENT_LEFT: (_S.GIVEN_UP, _A.GIVE_UP),
         _E.FAILURE: (_S.FAILED, None),
         _E.LAST_RESULT: (_S.ENDED, _A.DELIVER),

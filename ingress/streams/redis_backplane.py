@@ -425,13 +425,17 @@ class RedisBackplane:
         Its appends failed, or its creation was not answered.
         """
 
-        def again(error: Unavailable) -> None:
-            waited = self._loop.time() - (link.left_at or 0.0)
-            if error.code is ErrorCode.REDIS_UNAVAILABLE and waited < self._settings.stream_ttl_s:
-                self._finish_failed(link)
+        give_up_at = self._loop.time() + self._settings.stream_ttl_s
 
-        appender = link.audio.successor(self._audio, again) or self._audio.open(link.keys, again)
-        appender.append(Audio(b"", final=True))
+        def append() -> None:
+            appender = link.audio.successor(self._audio, again) or self._audio.open(link.keys, again)
+            appender.append(Audio(b"", final=True))
+
+        def again(error: Unavailable) -> None:
+            if error.code is ErrorCode.REDIS_UNAVAILABLE and self._loop.time() < give_up_at:
+                append()
+
+        append()
 
     async def _release(self, stream: StreamId) -> None:
         try:

@@ -90,6 +90,8 @@ class RedisLink:
 
     __slots__ = (
         "_context",
+        "_failed_with",
+        "_is_lost",
         "_listener",
         "_loop",
         "_text",
@@ -135,6 +137,8 @@ class RedisLink:
         self.audio: Final = StreamAudio(context.start_task, self._on_room, self.fail)
         self._text = ""  # of the last result, as long as there is a listener
         self._told_seq = 0  # number of the last result that the client has
+        self._is_lost = False  # whether no connection can go on with it
+        self._failed_with = CLIENT_GONE  # the code of its end, where its client does not come back
         self.options: StreamOptions | None = None
         self.worker: WorkerId | None = None
         self.epoch = 0
@@ -188,6 +192,7 @@ class RedisLink:
         """End the stream now, or after the grace period; return the admission if no stream has begun."""
         self._listener = None
         self.left_at = self._loop.time()
+        keep = keep and not self._is_lost
         if not keep or self.ended:
             self._ended(code)
         self._notify(Event.CLIENT_LOST if keep else Event.CLIENT_LEFT)
@@ -212,7 +217,7 @@ class RedisLink:
 
     @property
     def created(self) -> bool:
-        """Whether the stream is in Redis and has not failed."""
+        """Whether the stream is in Redis and has not failed here."""
         return self.created_at is not None and not self.failed
 
     @property
@@ -278,12 +283,13 @@ class RedisLink:
 
     def is_not_created(self, error: StreamError) -> None:
         """Note that the stream could not be created in Redis."""
+        self._is_lost = True
         self.audio.open(None)
         self.fail(error)
 
     def grace_is_over(self) -> None:
         """Note that the client has not come back in time."""
-        self._ended(CLIENT_GONE)
+        self._ended(self._failed_with)
         self._notify(Event.GRACE_OVER)
 
     def expire(self) -> None:
@@ -324,8 +330,11 @@ class RedisLink:
         self._notify(Event.TAKEN)
 
     def fail(self, error: StreamError) -> None:
-        """End the stream for an error, after which it cannot go on."""
-        self._ended(error.code.value)
+        """End the stream for an error, after which this connection cannot go on with it; another may."""
+        self._is_lost = self._is_lost or isinstance(error, StreamLost)
+        self._failed_with = error.code.value
+        if self.abandoned or self._is_lost or not self.resumable:
+            self._ended(error.code.value)
         self._notify(Event.FAILURE, error)
 
     def receive(self, line: Line, *, repair: bool = False) -> bool:
@@ -440,6 +449,8 @@ class RedisLink:
                 self.audio.open(None)
             case Action.START_GRACE:
                 self.grace_ends_at = self._loop.time() + self._context.resume_grace_s
+            case Action.FINISH if self.audio.failed:
+                self._context.act(self, Action.GIVE_UP)
             case Action.FINISH:
                 self.audio.finish()
             case Action.TELL_FAILURE:

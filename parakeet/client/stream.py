@@ -335,8 +335,10 @@ class Stream:
                 message = decode_server_message(await channel.receive())
             except ChannelLost as error:
                 if self._early_final is not None:
-                    self._results.put(self._early_final)
-                    return
+                    self._results.put(replace(self._early_final, is_final=False))
+                    raise ConnectionLost(
+                        "The server ended the stream before the end of its audio."
+                    ) from error
                 await self._recover(str(error))
                 continue
             except ValueError as error:
@@ -374,7 +376,7 @@ class Stream:
 
     def _is_whole(self, final: Result) -> bool:
         """Whether a final result is that of all the audio; else the error follows that ended the stream."""
-        return self._final_asked and final.audio_ack_samples >= self._audio.written
+        return self._final_asked and final.audio_ack_samples >= self._audio.taken
 
     def _acknowledge(self, samples: int) -> None:
         self._progress_at = asyncio.get_running_loop().time()

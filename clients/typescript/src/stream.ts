@@ -58,6 +58,8 @@ export class Stream implements AsyncIterable<Result> {
   #finishing = false;
   #final: Result | undefined;
   #error: ParakeetError | undefined;
+  /** The final result of a part of the audio only: the error follows that ended the stream. */
+  #earlyFinal: Result | undefined;
   #reconnecting = false;
   #finalTimer: ReturnType<typeof setTimeout> | undefined;
 
@@ -196,8 +198,11 @@ export class Stream implements AsyncIterable<Result> {
         this.#lastSeq = message.seq;
         this.#acknowledge(message.audio_ack_samples);
         if (message.from_finalize) this.#marks.answered();
-        this.#results.push(message);
-        if (this.#results.length > MAX_UNREAD) this.#results.shift();
+        if (message.is_final && !this.#isWhole(message)) {
+          this.#earlyFinal = message;
+          break;
+        }
+        this.#deliver(message);
         if (message.is_final) this.#end(message);
         break;
       case "ack":
@@ -219,8 +224,17 @@ export class Stream implements AsyncIterable<Result> {
     const error = serverError(code, text);
     const goesOn = this.#resumes && error.mayRetry && !["stream_lost", "worker_failed"].includes(code);
     if (code === "unknown_type" || code === "audio_after_final") return; // the stream goes on
-    if (goesOn) void this.#reconnect(error);
+    if (goesOn && this.#earlyFinal === undefined) void this.#reconnect(error);
     else this.#fail(error);
+  }
+
+  #isWhole(final: Result): boolean {
+    return this.#finishing && final.audio_ack_samples >= this.#buffer.end;
+  }
+
+  #deliver(result: Result): void {
+    this.#results.push(result);
+    if (this.#results.length > MAX_UNREAD) this.#results.shift();
   }
 
   get #resumes(): boolean {
@@ -235,6 +249,10 @@ export class Stream implements AsyncIterable<Result> {
 
   #lost(): void {
     if (this.#final !== undefined || this.#error !== undefined) return;
+    if (this.#earlyFinal !== undefined) {
+      const text = "The server ended the stream before the end of its audio.";
+      return this.#fail(new ParakeetError("connection_lost", text, false));
+    }
     const error = new ParakeetError("connection_lost", "The connection was lost.", true);
     if (this.#resumes) void this.#reconnect(error);
     else this.#fail(error);
@@ -342,6 +360,7 @@ export class Stream implements AsyncIterable<Result> {
   #fail(error: ParakeetError): void {
     if (this.#final !== undefined || this.#error !== undefined) return;
     this.#error = error;
+    if (this.#earlyFinal !== undefined) this.#deliver({ ...this.#earlyFinal, is_final: false });
     clearTimeout(this.#finalTimer);
     this.#channel.close();
     this.#tell();

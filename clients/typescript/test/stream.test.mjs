@@ -347,3 +347,28 @@ test("warnings of the server are told", async () => {
   assert.deepEqual(warnings, ["integer_scale"]);
   stream.close();
 });
+
+test("a final result of a part of the audio is no end in good order", async () => {
+  const ends = {
+    too_much_audio: (socket) => socket.say({ type: "error", code: "too_much_audio", message: "Too much." }),
+    connection_lost: (socket) => socket.drop(),
+  };
+  for (const [code, end] of Object.entries(ends)) {
+    const Socket = fakeWebSocket((socket) => {
+      socket.onSent = (message) => {
+        if (message.type !== "close") return;
+        socket.say(result(1, "go", 2, { is_final: true }));
+        end(socket);
+      };
+      socket.say(HELLO);
+    });
+    const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+    await stream.send(Int16Array.of(1, 2, 3));
+    await assert.rejects(stream.finish(), { name: "ParakeetError", code });
+    const seen = [];
+    await assert.rejects(async () => {
+      for await (const { text, is_final } of stream) seen.push([text, is_final]);
+    }, { code });
+    assert.deepEqual(seen, [["go", false]]);
+  }
+});

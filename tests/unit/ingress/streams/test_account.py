@@ -115,6 +115,18 @@ async def test_a_stream_that_waits_for_its_client_has_not_ended(ends: Ends) -> N
     assert [told["code"] for told in ends()] == ["client_gone"]
 
 
+async def test_a_failed_stream_that_waits_for_its_client_ends_when_that_stays_away(ends: Ends) -> None:
+    comes_back, stays_away = admitted(), admitted()
+    for link in (comes_back, stays_away):
+        link.begin(StreamOptions(resume=True))
+        link.fail(StreamError(ErrorCode.NO_WORKER, "none"))
+        link.abandon(keep=True, code="no_worker")
+    comes_back.taken()
+    assert ends() == []
+    stays_away.grace_is_over()
+    assert [told["code"] for told in ends()] == ["no_worker"]
+
+
 async def test_a_resumed_stream_counts_its_audio_from_the_beginning(ends: Ends) -> None:
     link = admitted()
     link.adopt(None, StreamOptions(), Place(None), next_sample=48_000, finished=False)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from common.entries import Line, LineKind, StreamId, encode_record
-from common.errors import EntryError, ErrorCode, NoWorker, StreamError
+from common.errors import EntryError, ErrorCode, NoWorker, RedisUnavailable, StreamError, StreamLost
 from common.messages import Audio, Result
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
@@ -268,6 +268,40 @@ async def test_a_stream_that_cannot_be_created_fails() -> None:
     assert listener.told == ["no_worker"]
     link.abandon(keep=False)
     assert owner.asked == ["GIVE_UP"]
+
+
+async def test_a_stream_that_failed_at_one_connection_waits_for_its_client() -> None:
+    """Its audio is in Redis as far as it came, and the client goes on behind that: nothing ends it there."""
+    for comes_back in (True, False):
+        link, owner, listener = _admitted()
+        link.begin(StreamOptions(resume=True))
+        appender = _created(link)
+        error = appender.failed = RedisUnavailable()
+        link.on_append_failed(error)
+        assert listener.told == ["redis_unavailable"]
+        link.abandon(keep=True)
+        assert link.waits_for_client
+        assert link.created, "its keys are renewed"
+        if comes_back:
+            link.taken()
+            assert owner.asked == ["TELL_TAKEN"]
+        else:
+            link.grace_is_over()
+            assert owner.asked == ["GIVE_UP"], "nothing can be appended, not even its end"
+        assert appender.finals == 0
+
+
+async def test_a_stream_that_no_connection_can_go_on_with_waits_for_nobody() -> None:
+    for gone in (True, False):
+        link, owner, _ = _admitted()
+        link.begin(StreamOptions(resume=True))
+        if gone:
+            _created(link)
+            link.fail(StreamLost())
+        else:
+            link.is_not_created(RedisUnavailable())
+        link.abandon(keep=True)
+        assert owner.asked == ["GIVE_UP"]
 
 
 async def test_too_much_on_its_way_pauses_until_there_is_room() -> None:

@@ -229,3 +229,26 @@ async def test_where_the_newest_token_is_refused_the_one_before_is_shown() -> No
 
 def resumed(stream: Stream, times: int) -> bool:
     return stream.num_resumptions == times
+
+
+@pytest.mark.parametrize("finished_by_caller", [True, False])
+async def test_a_stream_that_ended_before_its_audio_was_there_is_a_typed_error(
+    finished_by_caller: bool,
+) -> None:
+    """The server finished it while its client was away; the final result is that of a part of the audio."""
+    async with serving(ScriptedBackplane()) as harness:
+        backplane = harness.backplane
+        async with await connect(harness.tcp_url, timeouts=_TIMEOUTS) as stream:
+            await stream.send(b"\0\0" * 30)
+            if finished_by_caller:
+                await stream.finish()
+            await wait_until(lambda: "append" in backplane.link.log)
+            first = backplane.link
+            backplane.resumption = (10, 0, True)
+            for connection in list(harness.connections):
+                connection._peer.abort()
+            await wait_until(lambda: backplane.link is not first)
+            backplane.link.listener.on_result(LineKind.FINAL, some_result(1, "a part", final=True, acked=10))
+            with pytest.raises(ConnectionLost, match="before the end of its audio"):
+                async for result in stream.results():
+                    assert (result.text, result.is_final) == ("a part", False)
