@@ -59,7 +59,8 @@ class _Writing:
     """The outlet's own state of one stream.
 
     epoch, last_seq: those of its ownership, as in `OwnedStream`. seq: number of the last result, sent or not.
-    acked: client samples of the last acknowledgement that was sent to the client. kept: decoded entries that
+    acked: client samples of the last acknowledgement that was sent to the client. ack_samples: fewest decoded
+    samples without a result that are acknowledged. kept: decoded entries that
     a replay may still need, one a second. replay_entry: last entry that no replay needs.
     base: where the engine's part of the stream begins.
     log: writes its results and its text. utterances: finals of utterances so far.
@@ -68,6 +69,7 @@ class _Writing:
     """
 
     __slots__ = (
+        "ack_samples",
         "acked",
         "base",
         "epoch",
@@ -87,6 +89,9 @@ class _Writing:
         self.flow: Final = flow
         self.base = flow.base
         self.rate: Final = flow.owned.record.sample_rate
+        # A client of utterances waits for silence: it hears of each second that ends, however new its last
+        # result is. Deepgram's `UtteranceEnd` depends on it.
+        self.ack_samples: Final = 1 if flow.owned.record.options.auto_finalize else self.rate
         self.epoch: Final = flow.owned.epoch
         self.last_seq: Final = flow.owned.last_seq
         owned, record = flow.owned, flow.owned.record
@@ -287,7 +292,7 @@ class Outlet:
                 writing.base = Base(end, len(output.text), writing.utterances, decoded[-1], end, done)
             if seq > writing.last_seq:
                 self._result(results, writing, output, text_from)
-        elif done - writing.acked >= writing.rate:
+        elif done - writing.acked >= writing.ack_samples:
             writing.acked = done
             results.say(flow.owned, flow.ingress, LineKind.ACK, writing.seq, done)
         if decoded:

@@ -10,9 +10,10 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from common.entries import StreamId, WorkerId
+from common.entries import Line, LineKind, StreamId, WorkerId, decode_lines
 from common.errors import ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
+from common.options import StreamOptions
 from common.redis.clients import RedisServers, SyncRedis
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint
@@ -116,6 +117,35 @@ def test_the_first_result_of_a_new_owner_repeats_the_text_since_the_checkpoint(
     entries = client.xrange(owned.keys.results, "(2-0")
     assert [entry_id for entry_id, _ in entries] == [b"2-4", b"2-5"]
     assert [orjson.loads(fields[b"d"])[:2] for _, fields in entries] == [[3, " two three four"], [18, ""]]
+
+
+@pytest.mark.parametrize("auto_finalize", [False, True])
+def test_who_waits_for_utterances_hears_of_each_second_of_silence(
+    redis_url: str, redis: SyncRedis, auto_finalize: bool
+) -> None:
+    record = replace(RECORD, options=StreamOptions(auto_finalize=auto_finalize))
+    owned = OwnedStream(Keys().stream(StreamId(1)), b"1-1", record, 0)
+    listener = raw_client(redis_url)
+    subscription = listener.pubsub()
+    subscription.subscribe(Keys().channel(record.ingress))
+    heard: list[Line] = []
+
+    def results() -> int:
+        message = subscription.get_message(timeout=0.05)
+        if message is not None and message["type"] == "message":
+            heard.extend(decode_lines(message["data"]))
+        return [line.kind for line in heard].count(LineKind.PARTIAL)
+
+    with outlet_of(redis, owned) as outlet:
+        outlet.put(Decoded([output(5, "to")]))
+        for chunk in (7, 13):  # those in which a second ends
+            silent = replace(output(chunk, "to"), token_ids=(), confidence_scores=(), changed=False)
+            outlet.put(Decoded([silent]))
+        outlet.put(Decoded([output(14, "to be")]))
+        wait_until(lambda: results() == 2)
+    listener.close()
+    acknowledged = [line.acked for line in heard if line.kind is LineKind.ACK]
+    assert acknowledged == ([17_920, 33_280] if auto_finalize else [33_280])
 
 
 @pytest.mark.parametrize("dead_letters", [True, False])
