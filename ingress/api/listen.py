@@ -22,7 +22,7 @@ from starlette.routing import Route
 from common.messages import Encoding, Utterance, Word
 from common.tracing.tracer import checked_traceparent
 from ingress.api.transcriptions import FAILURES, RecordingRefused, admitted, refusal_of
-from ingress.dialects.deepgram.query import ListenQuery, parse_listen_query
+from ingress.dialects.deepgram.query import NO_RATE, ListenQuery, parse_listen_query
 from ingress.dialects.deepgram.refusals import body_of, headers_of
 from ingress.dialects.deepgram.shapes import MODEL_INFO, MODEL_UUID, confidence_of, timestamp, word_shape
 from ingress.files.recording_stream import Transcript
@@ -50,7 +50,7 @@ def listen_endpoints(recordings: Recordings) -> tuple[Route, ...]:
     async def listen(request: Request) -> Response:
         asked = request.scope["state"]["request"]
         try:
-            query = parse_listen_query(asked.query, recordings.backplane.languages)
+            query = parse_listen_query(asked.query, recordings.backplane.languages, recording=True)
         except Refused as error:
             request.scope["state"]["refused"] = str(error)
             refusal = error.refusal
@@ -97,12 +97,16 @@ async def _listen(recordings: Recordings, request: Request, query: ListenQuery) 
 
 def _media(head: bytes, query: ListenQuery, path: Path) -> MediaInput:
     """Return how the file at `path` is to be decoded. head: the file's first bytes. Raises BadUpload."""
+    if not head:
+        raise BadUpload("The body is empty.")
     media = sniff(head)
     if media is not None:
         return MediaInput(media.demuxer, file=path)
-    rate = query.options.sample_rate
-    if query.media is not None or rate is None:
+    if query.media is not None:
         raise BadUpload(f"The body is none of {', '.join(NAMES)}, and no 'encoding' of samples is named.")
+    rate = query.options.sample_rate
+    if rate is None:
+        raise BadUpload(NO_RATE)
     return MediaInput(_SAMPLES[query.encoding], file=path, rate=rate, channels=query.channels)
 
 

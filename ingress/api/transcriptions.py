@@ -186,7 +186,7 @@ def admitted(asked: StreamRequest) -> Client:
 
 def _phrases(upload: Upload) -> tuple[Phrase, ...]:
     """Return the phrases that the upload names as likely. Raises BadUpload."""
-    keywords = [{"text": word, "optional": True} for word in upload.fields("keywords")]
+    keywords = [{"text": word, "optional": True} for word in upload.fields("keywords") if word]
     try:
         return phrases_of(upload.field("prompt"), parse_phrases(keywords))
     except ClientFault as fault:

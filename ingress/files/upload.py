@@ -75,6 +75,8 @@ async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIt
         if not isinstance(file, UploadFile):
             raise BadUpload("The form has no file: a part 'file' with a file name.", "file")
         head = await file.read(HEAD_BYTES)
+        if not head:
+            raise BadUpload("The file is empty.", "file")
         media = sniff(head)
         if media is None:
             raise BadUpload(f"The file is none of {', '.join(NAMES)}.", "file")

@@ -25,6 +25,7 @@ REFUSED: Final = ("redact", "callback", "callback_method")
 """Parameters that cannot be ignored: a client relies on masked text, or on results that go elsewhere, and
 would not notice that this server has neither."""
 
+NO_RATE: Final = "'encoding' needs 'sample_rate', in Hz."
 _SAMPLES: Final = {
     "linear16": Encoding.PCM16,
     "linear32": Encoding.F32,
@@ -72,14 +73,15 @@ class ListenQuery:
         return self.channels if self.multichannel else 1
 
 
-def parse_listen_query(text: str, languages: Languages = UNKNOWN) -> ListenQuery:
+def parse_listen_query(text: str, languages: Languages = UNKNOWN, *, recording: bool = False) -> ListenQuery:
     """Parse the query of a request, given as the text after `?`. Raises Refused.
 
-    languages: those of the served model.
+    languages: those of the served model.   recording: whether the request has a whole recording, whose
+    container may say the sample rate.
     """
     request_id = str(uuid.uuid4())
     try:
-        return _parse(_Fields(text), request_id, languages)
+        return _parse(_Fields(text), request_id, languages, recording=recording)
     except ValueError as error:
         raise bad_parameter(str(error), request_id) from None
     except ClientFault as error:
@@ -103,8 +105,8 @@ class _Fields:
         return self._fields[name][-1] or None if name in self._fields else None
 
     def texts(self, name: str) -> Sequence[str]:
-        """Return all values of a field."""
-        return self._fields.get(name, ())
+        """Return all values of a field that are not empty."""
+        return [value for value in self._fields.get(name, ()) if value]
 
     def flag(self, name: str) -> bool:
         """Return whether a field is true; a missing field is false."""
@@ -123,13 +125,13 @@ class _Fields:
         return int(value)
 
 
-def _parse(fields: _Fields, request_id: str, languages: Languages) -> ListenQuery:
+def _parse(fields: _Fields, request_id: str, languages: Languages, *, recording: bool) -> ListenQuery:
     for name in REFUSED:
         if name in fields:
             raise ValueError(f"This server has no '{name}'.")
     channels = fields.number("channels", 1, MAX_CHANNELS) or 1
     multichannel = fields.flag("multichannel")
-    encoding, rate, media = _audio(fields, channels, mix=not multichannel)
+    encoding, rate, media = _audio(fields, channels, mix=not multichannel, needs_rate=not recording)
     silence_ms, ends_speech = _endpointing(fields)
     utterance_end_ms = (
         None
@@ -160,7 +162,9 @@ def _parse(fields: _Fields, request_id: str, languages: Languages) -> ListenQuer
     )
 
 
-def _audio(fields: _Fields, channels: int, *, mix: bool) -> tuple[Encoding, int | None, MediaWanted | None]:
+def _audio(
+    fields: _Fields, channels: int, *, mix: bool, needs_rate: bool
+) -> tuple[Encoding, int | None, MediaWanted | None]:
     """Return encoding and rate (Hz) of the samples, and the format of compressed audio or None."""
     name = fields.text("encoding")
     if name is None:
@@ -170,8 +174,8 @@ def _audio(fields: _Fields, channels: int, *, mix: bool) -> tuple[Encoding, int 
             f"This server does not decode this 'encoding'; it has {', '.join((*_SAMPLES, *_MEDIA))}."
         )
     rate = fields.number("sample_rate", MIN_RATE, MAX_RATE)
-    if rate is None and name != "ogg-opus":
-        raise ValueError("'encoding' needs 'sample_rate', in Hz.")
+    if rate is None and needs_rate and name != "ogg-opus":
+        raise ValueError(NO_RATE)
     if name in _SAMPLES:
         return _SAMPLES[name], rate, None
     return (

@@ -90,8 +90,10 @@ async def test_interleaved_samples_without_a_head_are_kept_apart() -> None:
     assert [link.payload for link in backplane.links] == [LEFT.tobytes(), RIGHT.tobytes()]
 
 
-async def test_a_container_is_what_it_is_whatever_the_query_says() -> None:
-    _, _, backplane = await heard("encoding=mulaw&sample_rate=8000&multichannel=true", stereo(2))
+@pytest.mark.parametrize("query", ["encoding=mulaw&sample_rate=8000", "encoding=linear16"])
+async def test_a_container_is_what_it_is_whatever_the_query_says(query: str) -> None:
+    """Deepgram's SDKs have `encoding` for recordings, and no `sample_rate`."""
+    _, _, backplane = await heard(f"{query}&multichannel=true", stereo(2))
     assert [link.payload for link in backplane.links] == [LEFT.tobytes(), RIGHT.tobytes()]
 
 
@@ -102,6 +104,12 @@ async def test_key_terms_and_keywords_are_phrases_of_the_recording() -> None:
         Phrase("ten meters", optional=True),
         Phrase("go", 1.0, optional=True),
     )
+
+
+async def test_an_empty_body_is_refused_as_one() -> None:
+    for query in ("", "encoding=linear16&sample_rate=16000"):
+        status, answer, backplane = await heard(query, b"")
+        assert (status, answer["err_msg"], backplane.links) == (400, "The body is empty.", [])
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_a_language_that_the_model_does_not_have_is_400() -> None:
 
 def test_key_terms_and_keywords_become_phrases() -> None:
     query = parse_listen_query(
-        f"{_RAW}&keyterm=Parakeet%20server&keyterm=Redis&keywords=snafu:2&keywords=bar:-3&keywords=a:b"
+        f"{_RAW}&keyterm=Parakeet%20server&keyterm=&keyterm=Redis&keywords=&keywords=snafu:2&keywords=bar:-3&keywords=a:b"
     )
     assert query.options.phrases == (
         Phrase("Parakeet server", optional=True),
