@@ -41,6 +41,7 @@ NAVIGATION: Final = {
     "Operations": (
         "/docs/operations",
         "/deploy/README",
+        "/docs/limits",
         "/docs/flags",
         "/docs/access",
         "/SECURITY",
@@ -50,7 +51,7 @@ NAVIGATION: Final = {
         "/docs/redis",
     ),
     "Performance": ("/docs/scaling", "/docs/performance"),
-    "The project": ("/ARCHITECTURE", "/docs/invariants", "/CONTRIBUTING", "/CHANGELOG"),
+    "The project": ("/ARCHITECTURE", "/docs/decisions", "/docs/invariants", "/CONTRIBUTING", "/CHANGELOG"),
 }
 # Reports of measurements lie below docs/performance in the navigation.
 MEASUREMENTS: Final = ("/benchmarks/README", "/benchmarks/results/*", "/benchmarks/baseline/README")
