@@ -68,6 +68,7 @@ class Appender:
     that began here, or whose attachment Redis has had for `keep_s`.
     owner, ready: the worker that is notified of new audio, and the key of its ready set; None before.
     held_samples: queued samples that are held to be joined with more, up to `enough_samples` (AudioLog).
+    ahead_s: returns the seconds that are not decoded of the first samples, given their number.
     failed: why the stream can take no more audio, or None.
     """
 
@@ -84,6 +85,7 @@ class Appender:
         "_stem",
         "_under_way",
         "_under_way_bytes",
+        "ahead_s",
         "attachment",
         "connection",
         "enough_samples",
@@ -134,6 +136,7 @@ class Appender:
         self.pending_bytes = 0
         self.held_samples = 0
         self.enough_samples = 0
+        self.ahead_s: Callable[[int], float] = lambda _: 0.0
         self.failed: Unavailable | None = None
 
     def append(self, audio: Audio) -> None:
@@ -205,22 +208,19 @@ class Appender:
     def _take_next(self) -> None:
         """Make one entry of as many queued items as fit."""
         head = self._queue.popleft()
-        if isinstance(head, Finalize):
-            self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", finalize=True))
-            self._under_way_bytes = _mark_bytes(head)
-            return
-        if isinstance(head, Phrases):
-            self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", phrases=head.phrases))
+        if isinstance(head, (Finalize, Phrases)):
+            phrases = head.phrases if isinstance(head, Phrases) else None
+            self._pack(finalize=phrases is None, phrases=phrases)
             self._under_way_bytes = _mark_bytes(head)
             return
         if not isinstance(head, Audio):
-            self._pack_marked(AudioEntry(self._next_id(), self.first_sample, b"", ingress=head))
+            self._pack(ingress=head)
             return
         payload, encoding, final = head.payload, head.encoding, head.final
         if self._queue and not final:
             payload, final = self._join(payload, encoding)
         if final or encoding is not _PCM16 or not payload:
-            self._pack_marked(AudioEntry(self._next_id(), self.first_sample, payload, encoding, final))
+            self._pack(payload, encoding=encoding, final=final)
             return
         size = len(payload)
         entry_id = b"%d-%d" % (self.connection, self.next_seq)
@@ -230,9 +230,6 @@ class Appender:
         self._under_way_bytes = size
         self.next_seq += 1
         self.first_sample += size >> 1
-
-    def _next_id(self) -> bytes:
-        return audio_entry_id(self.connection, self.next_seq)
 
     def _join(self, payload: bytes, encoding: Encoding) -> tuple[bytes, bool]:
         """Take the items that may share an entry with `payload`; return them joined, and if it is final."""
@@ -254,8 +251,10 @@ class Appender:
             final = item.final
         return b"".join(parts), final
 
-    def _pack_marked(self, entry: AudioEntry) -> None:
-        """Take an entry of any form."""
+    def _pack(self, payload: bytes = b"", **more: Any) -> None:
+        """Make an entry of any form. more: further fields of `AudioEntry`."""
+        entry_id = audio_entry_id(self.connection, self.next_seq)
+        entry = AudioEntry(entry_id, self.first_sample, payload, **more)
         command = pack(b"XADD", self.keys.audio, b"NOMKSTREAM", entry.entry_id, *entry.fields())
         self._under_way = (command,)
         self._under_way_bytes = len(entry.payload)

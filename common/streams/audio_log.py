@@ -35,6 +35,7 @@ from common.redis.connect import pack
 from common.redis.keys import READY_TTL_MS, Keys, StreamKeys
 from common.redis.scripts import streams as scripts
 from common.streams.appender import Appender
+from common.streams.shortage import AHEAD_S, Shortage
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ _RETRY_PAUSE_S: Final = 0.05
 # does not wait, nor does the end of a stream that is next in its stream's queue. The worker handles each
 # commit at once: see gpu_worker/pipeline/intake.py.
 _COMMIT_EVERY_S: Final = 0.010
+# Streams that wait for a shortage of memory are looked at again this often.
+_SLOWED_S: Final = 0.1
 # Streams whose lost entries are written again together: bounds the bytes of one pipeline.
 _MAX_WRITTEN_AGAIN: Final = 64
 # Most streams that one log line names.
@@ -90,11 +93,13 @@ class AudioLog:
         sample_rate: int = 16000,
         origin: Callable[[], bytes] | None = None,
         attachment: Callable[[], bytes] | None = None,
+        ahead_s: Callable[[int], float] = lambda _: 0.0,
     ) -> Appender:
         """Begin to append to a created stream with audio at `sample_rate` (Hz).
 
         `on_failure` is called at most once.  `origin` returns the packed command that created the stream, and
-        `attachment` the one that attaches it again.
+        `attachment` the one that attaches it again.  `ahead_s` returns the seconds that are not decoded
+        of its first samples, given their number: while memory is short, a stream that is far ahead waits.
         """
         log = self._logs[self._servers.server_of_shard(keys.shard)]
         appender = Appender(
@@ -102,6 +107,7 @@ class AudioLog:
         )
         # Two messages just below the bound are enough for an entry.
         appender.enough_samples = 2 * self._coalesce_ms * sample_rate // 1000
+        appender.ahead_s = ahead_s
         log.appenders.add(appender)
         return appender
 
@@ -160,6 +166,9 @@ class ServerLog:
         self._give_up_s = give_up_s
         self._waiting: dict[Appender, None] = {}
         self._announced: dict[Appender, None] = {}
+        self._memory = Shortage(server)
+        self._slowed: dict[Appender, None] = {}  # those that wait while memory is short
+        self._slowed_timer: asyncio.TimerHandle | None = None
         self._work = asyncio.Event()  # it is time for a commit
         self._urgent = False  # an appender waits that must not be delayed
         self._next_commit = 0.0
@@ -265,7 +274,7 @@ class ServerLog:
                     since = None
                 else:
                     await asyncio.sleep(_RETRY_PAUSE_S)
-            if not self._waiting and not self._held:
+            if not (self._waiting or self._held or self._slowed):
                 self.drained.set()
             if refused is None and not (self._announced or self._forgetful or self._urgent or too_many):
                 self._work.clear()
@@ -353,20 +362,27 @@ class ServerLog:
     async def _commit(self, batch: list[Appender], announced: list[Appender]) -> str | None:
         """Commit one entry of each stream; return why the server refused some of them, or None."""
         parts: list[Bytes] = []
+        if self._memory.is_short or self._slowed:
+            batch = self._not_slowed(batch)
         sent = [appender for appender in batch if appender.write_next(parts)]
         told = self._told(sent, announced)
         for key, members in told.items():
             parts.append(pack(b"ZADD", key, b"NX", *members))
             parts.append(pack(b"PEXPIRE", key, READY_TTL_MS))  # a set that was emptied has lost its expiry
+        began_s = self._loop.time()
+        look = self._memory.commands(began_s)
+        parts += look
         if not parts:
             return None
-        began_s = self._loop.time()
         try:
-            replies = await self._connection.send(parts, len(sent) + 2 * len(told))
+            replies = await self._connection.send(parts, len(sent) + 2 * len(told) + len(look))
         except CONNECTION_ERRORS as error:
             self._again(sent, announced)
             return str(error)
-        self._on_commit(self._loop.time() - began_s)
+        now_s = self._loop.time()
+        self._on_commit(now_s - began_s)
+        if look:
+            self._memory.told(replies.pop(), now_s)
         refused: str | None = None
         back: list[Appender] = []
         for appender, reply in zip(sent, replies, strict=False):
@@ -388,6 +404,24 @@ class ServerLog:
         if back or untold:
             self._again(back, [one for one in (*sent, *announced) if one.ready in untold])
         return refused
+
+    def _not_slowed(self, batch: Sequence[Appender]) -> list[Appender]:
+        """Return those of a batch that append now; the others wait, as memory is short and they are ahead."""
+        going = []
+        for appender in batch:
+            if self._memory.is_short and appender.ahead_s(appender.first_sample) > AHEAD_S:
+                self._slowed[appender] = None
+            else:
+                self._slowed.pop(appender, None)
+                going.append(appender)
+        if self._slowed and self._slowed_timer is None:
+            self._slowed_timer = self._loop.call_later(_SLOWED_S, self._look_at_slowed)
+        return going
+
+    def _look_at_slowed(self) -> None:
+        self._slowed_timer = None
+        for appender in list(self._slowed):
+            self._add(appender)
 
     @staticmethod
     def _told(sent: Sequence[Appender], announced: Sequence[Appender]) -> dict[bytes, list[bytes]]:

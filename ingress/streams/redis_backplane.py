@@ -370,6 +370,7 @@ class RedisBackplane:
                     link.on_append_failed,
                     sample_rate=new.sample_rate,
                     origin=lambda: self._directory.creation_anew(new, link.epoch),
+                    ahead_s=link.ahead_s,
                 )
 
     def _drop(self, link: RedisLink) -> None:

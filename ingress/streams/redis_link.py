@@ -311,6 +311,11 @@ class RedisLink:
         """Seconds of the stream's audio that are not decoded, as far as its connection knows."""
         return self._listener.undecoded_s if self._listener is not None else 0.0
 
+    def ahead_s(self, num_samples: int) -> float:
+        """Return the seconds of the first `num_samples` samples that are not decoded, as far as is known."""
+        account = self.account
+        return self.undecoded_s - (account.num_samples - num_samples) / account.sample_rate
+
     def decoded(self, samples: int) -> None:
         """Report the number of decoded samples to the connection, which may have missed the report."""
         if self._listener is not None and not self.ended:

@@ -248,6 +248,7 @@ class StreamTakeover:
             first_sample=next_sample,
             sample_rate=record.sample_rate,
             attachment=lambda: self._attachment(link, connection, tokens),
+            ahead_s=link.ahead_s,
         )
         if not finished:
             appender.attach(self._ingress)

@@ -19,8 +19,8 @@ from parakeet.client import connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy
 from tests.ingress_process import IngressProcess
-from tests.servers import make_server, raw_client
-from tests.stack import Stack, transcribe
+from tests.servers import ServerKind, make_server, raw_client
+from tests.stack import Stack, check_gapless, transcribe
 from tests.stream_client import expected_text, ingress_side, noise, num_unacked
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
@@ -120,6 +120,28 @@ async def test_a_full_redis_pushes_back_and_then_goes_on(own_server: EmbeddedRed
             assert stream.text == expected_text(pcm)
             assert [sent["seq"] for sent in stream.sent] == list(range(1, len(stream.sent) + 1))
         assert worker.running
+
+
+async def test_streams_with_much_audio_wait_while_memory_is_short_and_none_fails(
+    server_kind: ServerKind, tmp_path: Path
+) -> None:
+    """A server that is full of audio refuses reads and checkpoints, too: nothing would move any more."""
+    server = make_server(server_kind, maxmemory_mb=12)
+    server.start()
+    stack = Stack(server.url, tmp_path)
+    try:
+        stack.worker(null_step_ms=40, replay_seconds=10)
+        ingress = stack.ingress(redis_outage_s=10)
+        room = 12 * 2**20 - stack.client.info("memory")["used_memory"]
+        stack.client.setrange("ballast", room - 4 * 2**20, b"\0")
+        pcm = noise(40.0)  # 1.3 MB, of which five streams have too many for the room that is left
+        told = await asyncio.gather(*(transcribe(ingress.tcp_url, pcm, 64_000) for _ in range(5)))
+        for results in told:
+            check_gapless(results)
+            assert results[-1].text == expected_text(pcm)
+    finally:
+        stack.close()
+        server.stop()
 
 
 def _refusals(client: object) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -48,18 +49,27 @@ async def test_who_appends_anew_when_told_of_a_failure_is_told_again() -> None:
 
 
 class _Taking:
-    """A Redis that takes everything at once: how many entries each commit brought (an AsyncRedis)."""
+    """A Redis that takes everything at once: how many entries each commit brought (an AsyncRedis).
+
+    used: percent of its memory in use.
+    """
 
     def __init__(self) -> None:
         self.servers = RedisServers.parse(("unix:///nowhere/redis.sock",))
         self.commits: list[int] = []
+        self.used = 0
 
     def pipelined(self, _server: int) -> _Taking:
         return self
 
     async def send(self, parts: Sequence[Any], count: int) -> list[bytes]:
-        self.commits.append(count)
-        return [b"1-1"] * count
+        replies = [b"1-1"] * count
+        if b"INFO" in parts[-1]:
+            count -= 1
+            replies[-1] = b"used_memory:%d\r\nmaxmemory:100\r\n" % self.used
+        if count:
+            self.commits.append(count)
+        return replies
 
 
 async def test_commits_keep_their_distance_and_neither_a_lone_message_nor_an_end_waits(
@@ -88,6 +98,43 @@ async def test_commits_keep_their_distance_and_neither_a_lone_message_nor_an_end
 
     first.append(Audio(b"ee"))
     assert not await log.flush(0.0)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_a_stream_that_is_ahead_waits_while_memory_is_short() -> None:
+    redis = _Taking()
+    redis.used = 91
+    keys = Keys()
+    log = AudioLog(cast(AsyncRedis, redis), keys, give_up_ms=100)
+    running = asyncio.create_task(log.run())
+    ahead = {1: 0.0, 2: 6.0, 3: 6.0}
+
+    def told(number: int, _num_samples: int) -> float:
+        return ahead[number]
+
+    near, far, catching_up = (
+        log.open(keys.stream(StreamId(n)), lambda _: None, ahead_s=partial(told, n)) for n in ahead
+    )
+
+    near.append(Audio(b"aa"))
+    await until(lambda: near.idle, what="the first look at the memory")
+    for appender in (near, far, catching_up):
+        appender.append(Audio(b"bb"))
+    await until(lambda: near.idle, what="the stream in real time")
+    assert not await log.flush(0.3)  # longer than the time until a stream that waits is looked at again
+    assert not far.idle
+    assert not catching_up.idle
+    assert far.failed is None  # nor does its outage begin
+
+    ahead[3] = 4.0
+    await until(lambda: catching_up.idle, what="the stream that is less ahead by now")
+    assert not far.idle
+    redis.used = 80
+    await until(lambda: far.idle, what="the end of the shortage")
+    assert await log.flush(1.0)
+    assert sum(redis.commits) == 4
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
