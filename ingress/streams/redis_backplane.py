@@ -425,7 +425,6 @@ class RedisBackplane:
 
         Its appends failed, or its creation was not answered.
         """
-
         give_up_at = self._loop.time() + self._settings.stream_ttl_s
 
         def append() -> None:
