@@ -369,16 +369,17 @@ class SpeechEngine:
         self._pace.begun()
         self._reset_fresh()
         slots = plan.slots_B
-        rows = np.empty((len(Field), len(slots)), dtype=np.int32)
+        rows = np.zeros((len(Field), len(slots)), dtype=np.int32)
         start = self._folded.fold(plan.start_B)
         rows[Field.SLOT] = slots
         rows[Field.START] = start
         rows[Field.FRAMES] = plan.frames_B
         rows[Field.TOTAL] = UNKNOWN_END
-        if plan.has_ends:
+        if not plan.one_each:
             end = self._table.fed[slots] - self.clock.frame_samples * (plan.start_B - start)
             np.copyto(rows[Field.TOTAL], end, where=plan.ends_B, casting="same_kind")
-        rows[Field.HEARD] = self._heard(plan)
+        if self.steps.shape.hears:
+            rows[Field.HEARD] = self._heard(plan)
         rows[Field.FLOAT] = self._rings.is_float[slots]
         alone_at_s = None
         if self._table.num_recordings:
@@ -391,13 +392,10 @@ class SpeechEngine:
 
     def _heard(self, plan: Plan) -> NDArray[np.int64]:
         """Return the new samples of each row for the speech detector; 0 for rows without turn detection."""
-        listens_B = self._listens[plan.slots_B]
-        if not listens_B.any():
-            return np.zeros(len(listens_B), dtype=np.int64)
         begin_B = self.clock.samples_of_frame_array(plan.start_B)
         end_B = self.clock.samples_of_frame_array(plan.start_B + plan.frames_B)
         end_B = np.where(plan.ends_B, self._table.fed[plan.slots_B], end_B)
-        return (end_B - begin_B) * listens_B
+        return (end_B - begin_B) * self._listens[plan.slots_B]
 
     def _reset_fresh(self) -> None:
         """Reset slots for their new streams, after the steps that were launched before."""
@@ -453,18 +451,21 @@ class SpeechEngine:
         self._gaps.ended()
         if launched.alone_at_s is not None:
             self._gaps.took(self._gaps.clock() - launched.alone_at_s)
-        slots, end = plan.slots_B, plan.start_B + plan.frames_B
-        alive = table.order[slots] == plan.order_B
-        table.decoded[slots[alive]] = end[alive]
         frames = int(plan.frames_B.sum())
         stats.steps += 1
         stats.encode.units += frames
         stats.decode.units += frames
-        for state in self._outputs.add(plan, found, alive, self._listens[slots] & alive, outputs):
+        is_open = table.order[plan.slots_B] == plan.order_B
+        if not is_open.all():
+            plan, found = plan.of(is_open), found.of(is_open)
+        slots, end = plan.slots_B, plan.start_B + plan.frames_B
+        table.decoded[slots] = end
+        for state in self._outputs.add(plan, found, self._listens[slots], outputs):
             self._drop(state)
         # Only now: turn detection may need a row's audio. Streams that ended meanwhile are gone.
-        goes_on = alive & ~plan.ends_B if plan.has_ends else alive
-        self._rings.free(slots[goes_on], self.clock.samples_of_frame_array(end[goes_on]))
+        if not plan.one_each:
+            slots, end = slots[~plan.ends_B], end[~plan.ends_B]
+        self._rings.free(slots, self.clock.samples_of_frame_array(end))
         if self._warm_ups:
             self._complete_warm_ups(outputs)
 

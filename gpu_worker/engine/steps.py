@@ -159,6 +159,16 @@ class StepFindings:
     confidences_BK: NDArray[np.float32]
     speech_BW: NDArray[np.float32]
 
+    def of(self, is_chosen_B: NDArray[np.bool_]) -> StepFindings:
+        """Return the findings of some of the rows."""
+        return StepFindings(
+            self.num_symbols_B[is_chosen_B],
+            self.symbols_BK[is_chosen_B],
+            self.frames_BK[is_chosen_B],
+            self.confidences_BK[is_chosen_B],
+            self.speech_BW[is_chosen_B],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Flight:

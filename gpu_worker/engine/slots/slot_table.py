@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from gpu_worker.engine.slots.clock import ChunkClock
 
 _NEVER: Final = np.iinfo(np.int64).max
+# Less than any number of samples; half the range, so that no difference overflows.
+_AT_ONCE: Final = np.iinfo(np.int64).min // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,9 @@ class Plan:
     """Rows of the next step, those that have waited longest first.
 
     `start_B` is each row's first encoder frame, `frames_B` the number of its valid frames, `ends_B` says
-    which rows are their stream's last (`has_ends`: whether any is) and `chunks_B` how many whole chunks they
-    hold (a last row may have frames after them, or no chunk); `order_B` identifies the stream that had the
-    slot when the plan was made.
+    which rows are their stream's last and `chunks_B` how many whole chunks they hold (a last row may have
+    frames after them, or no chunk); `order_B` identifies the stream that had the slot when the plan was made.
+    `one_each`: whether every row is one whole chunk, and no stream's last, as nearly always.
     """
 
     slots_B: NDArray[np.int64]
@@ -43,7 +45,19 @@ class Plan:
     ends_B: NDArray[np.bool_]
     chunks_B: NDArray[np.int64]
     order_B: NDArray[np.int64]
-    has_ends: bool
+    one_each: bool
+
+    def of(self, is_chosen_B: NDArray[np.bool_]) -> Plan:
+        """Return the plan with some of its rows."""
+        return Plan(
+            self.slots_B[is_chosen_B],
+            self.start_B[is_chosen_B],
+            self.frames_B[is_chosen_B],
+            self.ends_B[is_chosen_B],
+            self.chunks_B[is_chosen_B],
+            self.order_B[is_chosen_B],
+            self.one_each,
+        )
 
 
 class SlotTable:
@@ -54,7 +68,7 @@ class SlotTable:
     planned: encoder frames that are decoded or in a running step.
     decoded: encoder frames whose step is read.
     needed: samples at which the next row can be planned, so that readiness is one comparison: the end of the
-        next chunk, 0 where no sample follows, and out of reach after the last row.
+        next chunk, below all numbers where no sample follows, and out of reach after the last row.
     finished: whether no sample follows.  ended: whether the last row is planned.
     held: whether the slot waits for a verdict of turn detection.
     limit: encoder frames, whole chunks, past which nothing is planned until the stream's phrases are
@@ -80,6 +94,9 @@ class SlotTable:
         # Plan at which the slot was first seen to be ready: the longest waiting goes first.
         self._ready_since = np.full(num_slots, _NEVER, dtype=np.int64)
         self._num_plans = 0
+        # Columns of plans whose rows are one chunk each; never written.
+        self._one_S = np.ones(num_slots, dtype=np.int64)
+        self._no_end_S = np.zeros(num_slots, dtype=np.bool_)
         # Slots that are ready; None after a change.
         self._ready: NDArray[np.int64] | None = None
         # Chunks that were planned when the next chunk of their stream was complete already.
@@ -126,7 +143,7 @@ class SlotTable:
         self._ready = None
         self.finished[slot] = True
         if not self.ended[slot]:
-            self.needed[slot] = 0
+            self.needed[slot] = _AT_ONCE
 
     def was_fed(self) -> None:
         """Note that `fed` has changed; to be called after each write to it."""
@@ -170,7 +187,7 @@ class SlotTable:
         self._ready = None
         self.planned[slots_B] = frames_B
         needed_B = self.clock.samples_of_frame_array(frames_B + self.clock.chunk_frames)
-        needed_B[self.finished[slots_B]] = 0
+        needed_B[self.finished[slots_B]] = _AT_ONCE
         self.needed[slots_B] = needed_B
 
     def plan(
@@ -185,10 +202,10 @@ class SlotTable:
         if not len(slots) or (not in_gap and self.only_recordings(slots)):
             return None
         self._num_plans += 1
-        recordings_B = self.recording[slots]
         if self.num_recordings or len(slots) > max_rows:
             self._ready_since[slots] = np.minimum(self._ready_since[slots], self._num_plans)
-        if max_rows > 1 and self.num_recordings and recordings_B.any() and self._any_live():
+        recordings_B = self.recording[slots] if self.num_recordings and max_rows > 1 else None
+        if recordings_B is not None and recordings_B.any() and self._any_live():
             max_chunks = 1
             recordings = self._longest_waiting(slots[recordings_B], min(recording_rows, max_rows // 2))
             live = self._longest_waiting(slots[~recordings_B], max_rows - len(recordings))
@@ -196,7 +213,23 @@ class SlotTable:
         else:
             slots = self._longest_waiting(slots, max_rows)
         self._ready_since[slots] = _NEVER
-        waiting, start, finished = self._chunks_waiting(slots), self.planned[slots], self.finished[slots]
+        start = self.planned[slots]
+        if (self.fed[slots] - self.needed[slots]).max() < self.clock.chunk_samples:
+            return self._plan_one_each(slots, start)
+        return self._plan_rows(slots, start, max_chunks)
+
+    def _plan_one_each(self, slots: NDArray[np.int64], start: NDArray[np.int64]) -> Plan:
+        """Plan the only whole chunk that each of these slots has; more samples may follow."""
+        self._ready = None
+        self.planned[slots] = start + self.clock.chunk_frames
+        self.needed[slots] += self.clock.chunk_samples
+        chunks, ends = self._one_S[: len(slots)], self._no_end_S[: len(slots)]
+        frames = chunks * self.clock.chunk_frames
+        return Plan(slots, start, frames, ends, chunks, self.order[slots], one_each=True)
+
+    def _plan_rows(self, slots: NDArray[np.int64], start: NDArray[np.int64], max_chunks: int) -> Plan:
+        """Plan rows of up to `max_chunks` chunks, which may end their streams."""
+        waiting, finished = self._chunks_waiting(slots), self.finished[slots]
         ending, left = self._ending(slots, start, finished)
         if self.num_limited:
             # A row that stops at its limit is not its stream's last, even if the end is known.
@@ -215,11 +248,9 @@ class SlotTable:
             ends[ending] = left <= most * self.clock.chunk_frames
             frames[ending] = np.where(ends[ending], left, frames[ending])
         self.plan_from(slots, start + frames)
-        has_ends = bool(len(ending)) and bool(ends.any())
-        if has_ends:
-            self.ended[slots] = ends
-            self.needed[slots[ends]] = _NEVER
-        return Plan(slots, start, frames, ends, chunks, self.order[slots], has_ends)
+        self.ended[slots] = ends
+        self.needed[slots[ends]] = _NEVER
+        return Plan(slots, start, frames, ends, chunks, self.order[slots], one_each=False)
 
     def _ending(
         self, slots: NDArray[np.int64], start: NDArray[np.int64], finished: NDArray[np.bool_]
