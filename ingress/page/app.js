@@ -20,14 +20,15 @@ const address = Object.assign(new URL(location.href), {
 
 const transcript = new Transcript(find("transcript"));
 const timeline = new Timeline(find("timeline"));
+let source; // "microphone" or "file" from the click to the end of its stream: there is one at a time
 let stream;
-let microphone;
+let microphone; // while it is heard
 let latencies = [];
 let failed = false;
 
 find("address").textContent = `Clients connect to ${address}.`;
 find("insecure").hidden = microphoneAllowed();
-find("microphone").disabled = !microphoneAllowed();
+busy();
 
 find("microphone").addEventListener("click", () => (microphone ? stopMicrophone() : startMicrophone()));
 find("file").addEventListener("change", (event) => {
@@ -68,31 +69,34 @@ async function begin(rate) {
   latencies = [];
   timeline.clear();
   transcript.begin();
-  busy(true);
   stream = new Stream(address, rate, options(), find("key").value.trim());
   stream.addEventListener("result", (event) => onResult(event.detail));
   stream.addEventListener("warning", (event) => say("error", event.detail.message));
   stream.addEventListener("error", (event) => fail(event.detail.message));
   stream.addEventListener("end", onEnd);
-  await stream.opened;
-  return stream;
+  const made = stream;
+  await made.opened;
+  return made;
 }
 
 async function startMicrophone() {
+  if (source) return;
+  source = "microphone";
+  busy();
   say("busy", "Asking for the microphone");
+  let opened;
   try {
     let target;
-    const opened = await openMicrophone((block) => {
+    opened = await openMicrophone((block) => {
       target?.push(block);
       if (target) showSound(block);
     });
-    microphone = opened;
     target = await begin(opened.rate);
+    microphone = opened;
     pressed(true);
     say("live", "Listening");
   } catch (error) {
-    await microphone?.stop();
-    microphone = undefined;
+    await opened?.stop();
     fail(error.name === "NotAllowedError" ? "The microphone was not allowed." : error.message);
     onEnd();
   }
@@ -108,15 +112,16 @@ async function stopMicrophone() {
 }
 
 async function sendRecording(file) {
-  if (stream || microphone) return;
+  if (source) return;
+  source = "file";
+  busy();
   say("busy", `Reading ${file.name}`);
-  busy(true);
   try {
     const samples = await decodeRecording(file, RECORDING_RATE);
-    await begin(RECORDING_RATE);
+    const target = await begin(RECORDING_RATE);
     say("busy", `Transcribing ${file.name}`);
-    await stream?.sendAll(samples, find("options").elements.real_time.checked, showSound);
-    stream?.finish();
+    await target.sendAll(samples, find("options").elements.real_time.checked, showSound);
+    target.finish();
   } catch (error) {
     fail(error.message);
     onEnd();
@@ -142,8 +147,8 @@ function onEnd() {
     microphone = undefined;
     pressed(false);
   }
-  stream = undefined;
-  busy(false);
+  source = stream = undefined;
+  busy();
   showLevel(FLOOR_DB);
   find("turn").textContent = "–";
   if (!failed) say("idle", "Done");
@@ -161,11 +166,10 @@ function fail(text) {
   say("error", text);
 }
 
-function busy(on) {
-  find("file").disabled = on;
-  if (!on) find("microphone").disabled = !microphoneAllowed();
-  else if (!microphone) find("microphone").disabled = true;
-  if (microphone) find("microphone").disabled = false;
+function busy() {
+  find("file").disabled = source !== undefined;
+  // Not while the microphone opens: a disabled button would lose the keyboard's focus.
+  find("microphone").disabled = source === "file" || !microphoneAllowed();
 }
 
 function pressed(on) {

@@ -13,6 +13,24 @@ export async function openMicrophone(onBlock) {
   const media = await navigator.mediaDevices.getUserMedia({
     audio: { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: true },
   });
+  const release = () => media.getTracks().forEach((track) => track.stop());
+  try {
+    const { context, node } = await capture(media, onBlock);
+    return {
+      rate: context.sampleRate,
+      async stop() {
+        node.port.onmessage = null; // blocks may still be on their way
+        release();
+        await context.close();
+      },
+    };
+  } catch (error) {
+    release();
+    throw error;
+  }
+}
+
+async function capture(media, onBlock) {
   let context = new AudioContext();
   if (context.sampleRate > MAX_RATE) {
     await context.close();
@@ -23,14 +41,7 @@ export async function openMicrophone(onBlock) {
   node.port.onmessage = (event) => onBlock(event.data);
   context.createMediaStreamSource(media).connect(node);
   await context.resume();
-  return {
-    rate: context.sampleRate,
-    async stop() {
-      node.port.onmessage = null; // blocks may still be on their way
-      for (const track of media.getTracks()) track.stop();
-      await context.close();
-    },
-  };
+  return { context, node };
 }
 
 // Decodes a file to one channel at `rate`. Channels of opposite phase would cancel out when added, so then

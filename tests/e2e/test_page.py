@@ -85,6 +85,26 @@ def test_the_microphone_is_heard_until_it_is_stopped(browser: Chromium) -> None:
     assert set(transcript(browser).split()) & set(TEXT.split())
 
 
+def test_a_second_click_opens_no_second_microphone(browser: Chromium) -> None:
+    """A second one went on to listen when the page said "Done"."""
+    locked = browser.evaluate(
+        "(() => { const devices = navigator.mediaDevices, ask = devices.getUserMedia.bind(devices);"
+        " window.opened = [];"
+        " devices.getUserMedia = async (asked) => { opened.push(await ask(asked)); return opened.at(-1); };"
+        " const button = document.querySelector('#microphone');"
+        " button.click(); button.click();"
+        " return document.querySelector('#file').disabled; })()"
+    )
+    assert locked, "no recording begins meanwhile"
+    wait_until(lambda: browser.text("#status") == "Listening", 20.0, "the microphone")
+    browser.click("#microphone")
+    wait_until(lambda: browser.text("#status") == "Done", 20.0, "the end")
+    states = browser.evaluate(
+        "opened.map((media) => media.getTracks().map((track) => track.readyState).join())"
+    )
+    assert states == ["ended"]
+
+
 def test_sound_behind_the_end_is_dropped(browser: Chromium) -> None:
     told = browser.evaluate(
         "import('./assets/stream.js').then(async ({ Stream }) => {"
