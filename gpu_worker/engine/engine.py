@@ -291,12 +291,12 @@ class SpeechEngine:
         return not paced_s and self._could_launch()
 
     def _could_launch(self) -> bool:
-        if self._phrases.has_due() or any(
-            not self._must_wait(state.slot) for state in self._finishing.values()
-        ):
-            return True
         ready = self._table.ready()
-        return bool(len(ready)) and not (self._table.only_recordings(ready) and self._gaps.wait_s())
+        if len(ready) and not (self._table.only_recordings(ready) and self._gaps.wait_s()):
+            return True
+        return self._phrases.has_due() or any(
+            not self._must_wait(state.slot) for state in self._finishing.values()
+        )
 
     def is_stepping(self) -> bool:
         return self._launched is not None
