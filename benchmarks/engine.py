@@ -29,11 +29,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.capacity import Budget, OutOfTime, Trial, search
-from benchmarks.clocks import Clock, RealClock, ThreadClock
 from benchmarks.command_line import command_line
-from benchmarks.engine_trial import ARRIVAL_S, run_trial
-from benchmarks.phrase_load import PhraseLoad
+from benchmarks.trials.capacity import Budget, OutOfTime, Trial, search
+from benchmarks.trials.clocks import Clock, RealClock, ThreadClock
+from benchmarks.trials.engine_trial import ARRIVAL_S, run_trial
+from benchmarks.trials.phrase_load import PhraseLoad
 
 RESULTS: Final = Path(__file__).parent / "results" / "engine_trials.jsonl"
 SEARCH_S: Final = 20
@@ -87,12 +87,12 @@ def main() -> int:
         print(json.dumps(told), flush=True)
         return 0 if told["passed"] or not given.must_pass else 1
     if given.steps:
-        from benchmarks.step_times import step_table
+        from benchmarks.trials.step_times import step_table
 
         print(step_table(row.model, row.chunk_ms, row.page_frames, given.device, given.profile), flush=True)
         return 0
     if given.churn:
-        from benchmarks.churn import run_churn
+        from benchmarks.trials.churn import run_churn
 
         print(json.dumps(run_churn(row, given)), flush=True)
         return 0
@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     """Build an engine in this process, load it, and return the result."""
-    from benchmarks.engines import Switches, build, build_simulated, memory_bytes
+    from benchmarks.trials.engines import Switches, build, build_simulated, memory_bytes
 
     # With a simulated device only the thread's work is measured: other work of the machine must not count,
     # except for the thread that makes trees of phrases.
@@ -199,7 +199,7 @@ def one_trial(row: Row, given: argparse.Namespace) -> dict[str, Any]:
     phrase_mb = _BOOSTED_MB if given.boosted else Switches().phrase_mb
     switches = Switches(given.turn_detection, given.snapshots == "audio", given.pace_ms, phrase_mb)
     if given.lanes > 1:
-        from benchmarks.engine_lanes import run_lanes
+        from benchmarks.trials.engine_lanes import run_lanes
 
         return {"row": row.name, **_switches(given), **run_lanes(row, given, switches), "commit": commit()}
     started = time.monotonic()

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks.command_line import command_line
-from benchmarks.random_model import CONFIGS, SETTINGS, calibrate, make_model
-from benchmarks.speech import recordings, speech
+from benchmarks.corpora.speech import recordings, speech
+from benchmarks.trials.random_model import CONFIGS, SETTINGS, calibrate, make_model
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.config import BatchSizes, EngineConfig

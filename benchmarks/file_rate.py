@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.command_line import command_line
+from benchmarks.corpora.speech import speech
 from benchmarks.engine import commit
-from benchmarks.random_model import CONFIGS
-from benchmarks.speech import speech
+from benchmarks.trials.random_model import CONFIGS
 from parakeet.bench.plan import Target
 from parakeet.bench.server.fresh_server import fresh_server
 

@@ -35,10 +35,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.capacity import Budget
 from benchmarks.command_line import command_line
 from benchmarks.engine import UNFINISHED, commit, read_results
 from benchmarks.service_level import run_group
+from benchmarks.trials.capacity import Budget
 
 PYTHON: Final = sys.executable
 # A stage that was stopped must still be recorded.

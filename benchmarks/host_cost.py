@@ -3,7 +3,7 @@
     python -m benchmarks.host_cost [--streams 4000] [--rounds 30] [--no-turn-detection]
 
 Every stream gets a chunk a round, as pcm16, at `large`'s sizes and 160 ms, with three tokens and talk of
-seconds and pauses (benchmarks/simulated_steps.py). `feed` includes the loop that calls it.
+seconds and pauses (benchmarks/trials/simulated_steps.py). `feed` includes the loop that calls it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import repeat
 import numpy as np
 
 from benchmarks.command_line import command_line
+from benchmarks.corpora.speech import recordings, speech
 from benchmarks.engine import ROWS
-from benchmarks.engines import Switches, build_simulated
-from benchmarks.speech import recordings, speech
+from benchmarks.trials.engines import Switches, build_simulated
 from common.entries import StreamId
 from common.options import StreamOptions
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.command_line import command_line
-from benchmarks.random_model import CONFIGS, calibrate, make_model
+from benchmarks.trials.random_model import CONFIGS, calibrate, make_model
 from gpu_worker.engine.steps import UNKNOWN_END
 from gpu_worker.kernels.conv_module import glu_depthwise_conv
 from gpu_worker.kernels.greedy_decode import greedy_decode

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.command_line import command_line
 from benchmarks.cpu_vs_nemo import NemoStep, speech
-from benchmarks.random_model import CONFIGS, SETTINGS, TOKENIZERS, calibrate, make_model
+from benchmarks.trials.random_model import CONFIGS, SETTINGS, TOKENIZERS, calibrate, make_model
 
 _LEFT_FRAMES = 70
 _ROUNDS = 20
@@ -107,7 +107,7 @@ def main() -> int:
     own: dict[int, float] = {}
     if device.type == "cuda":
         # Imported here: it needs Triton.
-        from benchmarks.step_times import StepTimer
+        from benchmarks.trials.step_times import StepTimer
 
         torch.cuda.set_device(device)
         timer = StepTimer(given.model, given.chunk_ms, given.page_frames, device, batches)

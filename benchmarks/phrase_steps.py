@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.command_line import command_line
+from benchmarks.corpora.speech import speech
 from benchmarks.engine import ROWS, commit
-from benchmarks.engines import LEFT_FRAMES, Switches, build
-from benchmarks.phrase_load import PhraseLists, PhraseLoad
-from benchmarks.speech import speech
+from benchmarks.trials.engines import LEFT_FRAMES, Switches, build
+from benchmarks.trials.phrase_load import PhraseLists, PhraseLoad
 from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.phrases.tree_memory import NO_TREE

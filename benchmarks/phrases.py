@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.clips import SEED, Clip, asterisk_texts, normalised, read_clips, streams
 from benchmarks.command_line import command_line
+from benchmarks.corpora.clips import SEED, Clip, asterisk_texts, normalised, read_clips, streams
 from common.entries import StreamId
 from common.options import StreamOptions
 from common.phrases import DEFAULT_BOOST, Phrase

@@ -1,10 +1,10 @@
 """How soon the end of an utterance is reported, how often falsely, and how often not at all.
 
     python -m benchmarks.turns [--model-size tiny | --model PATH] [--asterisk FOLDER] [--out FILE.json]
-    python -m benchmarks.turns --sources streams --defaults     (the streams of benchmarks/turn_streams.py)
+    python -m benchmarks.turns --sources streams --defaults   (streams of benchmarks/corpora/turn_streams.py)
 
-Plays sessions with known ends (benchmarks/turn_corpus.py) through model and speech detector once
-(benchmarks/turn_trace.py) and through endpointing under many settings. Positions are of audio:
+Plays sessions with known ends (benchmarks/corpora/turn_corpus.py) through model and speech detector once
+(benchmarks/corpora/turn_trace.py) and through endpointing under many settings. Positions are of audio:
 
 - latency: from the last sample of an utterance to the end of the chunk whose result reports its end;
   `decided` to the position at which it was decided, inside that chunk. A service adds its own time on
@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 from benchmarks.command_line import command_line
-from benchmarks.turn_corpus import RATE, build, load, save
-from benchmarks.turn_streams import SOURCE as STREAMS
-from benchmarks.turn_streams import stream_sessions
-from benchmarks.turn_trace import Trace, play, record
+from benchmarks.corpora.turn_corpus import RATE, build, load, save
+from benchmarks.corpora.turn_streams import SOURCE as STREAMS
+from benchmarks.corpora.turn_streams import stream_sessions
+from benchmarks.corpora.turn_trace import Trace, play, record
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.turn.outcome import Cause
 from gpu_worker.turn.settings import Signal, TurnSettings

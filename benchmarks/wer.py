@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clips import Clip, normalised, read_clips, streams
 from benchmarks.command_line import command_line
+from benchmarks.corpora.clips import Clip, normalised, read_clips, streams
 from parakeet.bench.plan import Target
 from parakeet.bench.server.fresh_server import fresh_server
 from parakeet.check.word_errors import word_errors

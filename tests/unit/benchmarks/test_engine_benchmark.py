@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from benchmarks import engine as command
-from benchmarks.churn import churn
-from benchmarks.clocks import ThreadClock
-from benchmarks.engine_trial import run_trial
-from benchmarks.engines import Switches, build_simulated
-from benchmarks.phrase_load import PhraseLists, PhraseLoad
-from benchmarks.random_model import FRAMES_PER_SECOND, TOKENIZERS, TOKENS_PER_SECOND, blank_bias
+from benchmarks.trials.churn import churn
+from benchmarks.trials.clocks import ThreadClock
+from benchmarks.trials.engine_trial import run_trial
+from benchmarks.trials.engines import Switches, build_simulated
+from benchmarks.trials.phrase_load import PhraseLists, PhraseLoad
+from benchmarks.trials.random_model import FRAMES_PER_SECOND, TOKENIZERS, TOKENS_PER_SECOND, blank_bias
 from gpu_worker.boosting.spelling import spellings
 
 ROW = command.ROWS["large-80"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.capacity import Budget, OutOfTime, Trial, search
 from benchmarks.engine import UNFINISHED, read_results
 from benchmarks.gpu_plan import Ledger, Stage, rehearsal, run_all, stages
+from benchmarks.trials.capacity import Budget, OutOfTime, Trial, search
 
 
 def python(code: str) -> tuple[str, ...]:

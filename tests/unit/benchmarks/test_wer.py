@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import clips as clips_module
-from benchmarks.clips import GAP_S, LEAD_S, TAIL_S, Clip, normalised, read_clips, streams
+from benchmarks.corpora import clips as clips_module
+from benchmarks.corpora.clips import GAP_S, LEAD_S, TAIL_S, Clip, normalised, read_clips, streams
 from benchmarks.wer import Score, score, table
 
 RATE = 16_000

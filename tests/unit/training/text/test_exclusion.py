@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.turn_corpus import SENTENCES
+from benchmarks.corpora.turn_corpus import SENTENCES
 from tests.oracle.models import RECORDINGS
 from training.text.exclusion import Exclusion, read_transcripts
 from training.text.labels import label

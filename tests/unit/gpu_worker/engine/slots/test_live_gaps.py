@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.engine import ROWS
-from benchmarks.engines import Switches, build_simulated
+from benchmarks.trials.engines import Switches, build_simulated
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.slots.live_gaps import LiveGaps

@@ -18,7 +18,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.engine_trial import ARRIVAL_S, run_trial
+from benchmarks.trials.engine_trial import ARRIVAL_S, run_trial
 from common.options import StreamOptions
 from common.presence.served_model import ServedModel
 from gpu_worker.engine.engine import SpeechEngine
@@ -59,8 +59,8 @@ class _Lane:
 
 def run_lanes(row: Any, given: Namespace, switches: Any) -> dict[str, Any]:
     """Build the device's engine, start lanes, and return their joint result."""
-    from benchmarks.engines import build, build_simulated, memory_bytes
-    from benchmarks.random_model import TOKENIZERS
+    from benchmarks.trials.engines import build, build_simulated, memory_bytes
+    from benchmarks.trials.random_model import TOKENIZERS
 
     kept: list[SharedMemory] = []
 
@@ -203,7 +203,7 @@ def _start(
     own = Bell.create()
     fds = (theirs.fileno(), bell.fd, own.fd, rings.fd, memory.fd)
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.engine_lanes", ",".join(map(str, fds)), json.dumps(load)],
+        [sys.executable, "-m", "benchmarks.trials.engine_lanes", ",".join(map(str, fds)), json.dumps(load)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=fds,

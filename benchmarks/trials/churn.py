@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.clocks import Clock, RealClock
-from benchmarks.engines import RowSizes, Switches, build, build_simulated
+from benchmarks.trials.clocks import Clock, RealClock
+from benchmarks.trials.engines import RowSizes, Switches, build, build_simulated
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.engine import SpeechEngine

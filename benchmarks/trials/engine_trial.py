@@ -21,11 +21,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clocks import Clock, RealClock
-from benchmarks.dropped_snapshots import DroppedSnapshots
-from benchmarks.phrase_load import NO_PHRASES, PhraseLists, PhraseLoad
-from benchmarks.simulated_steps import SimulatedSteps
-from benchmarks.speech import recordings, speech
+from benchmarks.corpora.speech import recordings, speech
+from benchmarks.trials.clocks import Clock, RealClock
+from benchmarks.trials.dropped_snapshots import DroppedSnapshots
+from benchmarks.trials.phrase_load import NO_PHRASES, PhraseLists, PhraseLoad
+from benchmarks.trials.simulated_steps import SimulatedSteps
 from common.entries import StreamId
 from common.options import StreamOptions
 from common.process.garbage import collect_rarely

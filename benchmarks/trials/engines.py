@@ -10,10 +10,10 @@ from typing import Final, Protocol
 import numpy as np
 import torch
 
-from benchmarks.clocks import Clock, RealClock
 from benchmarks.export_random import make
-from benchmarks.random_model import TOKENIZERS
-from benchmarks.simulated_steps import SimulatedSteps
+from benchmarks.trials.clocks import Clock, RealClock
+from benchmarks.trials.random_model import TOKENIZERS
+from benchmarks.trials.simulated_steps import SimulatedSteps
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.boosting.spelling import tree_of

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.turn_corpus import Session
+from benchmarks.corpora.turn_corpus import Session
 from common.entries import StreamId
 from common.options import StreamOptions
 from gpu_worker.engine.config import EngineConfig

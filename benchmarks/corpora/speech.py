@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from parakeet.audio.source import read_recording
 
-_RECORDINGS = Path(__file__).parents[1] / "parakeet" / "recordings"
+_RECORDINGS = Path(__file__).parents[2] / "parakeet" / "recordings"
 
 
 @cache

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clips import GAP_S, LEAD_S, TAIL_S, read_clips, streams
-from benchmarks.turn_corpus import RATE, Session, Utterance, speech_span
+from benchmarks.corpora.clips import GAP_S, LEAD_S, TAIL_S, read_clips, streams
+from benchmarks.corpora.turn_corpus import RATE, Session, Utterance, speech_span
 
 SOURCE: Final = "streams"
 CLIPS_A_STREAM: Final = 30

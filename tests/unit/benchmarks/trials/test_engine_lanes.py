@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 
 from benchmarks.engine import ROWS
-from benchmarks.engine_lanes import run_lanes
-from benchmarks.engines import Switches
+from benchmarks.trials.engine_lanes import run_lanes
+from benchmarks.trials.engines import Switches
 
 
 def test_lanes_feed_one_device() -> None:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speech import recordings, speech
+from benchmarks.corpora.speech import recordings, speech
 from gpu_worker.kernels.reference.log_mel_reference import FRAME_SAMPLES, LEAD_SAMPLES
 from gpu_worker.model.config import parse_model_config
 from gpu_worker.model.loaded_model import LoadedModel

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.turn_corpus import RATE, read_g722
+from benchmarks.corpora.turn_corpus import RATE, read_g722
 from training.text.spoken_numbers import cardinal
 
 SEED: Final = 8
@@ -30,7 +30,7 @@ NOISE: Final = 1e-4
 _ASTERISK_TEXTS: Final = "share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
 _ASTERISK_VOICE: Final = "share/asterisk/sounds/en_US_f_Allison"
 _LIBRIVOX: Final = "share/pocketsphinx/test/data/librivox"
-RECORDINGS: Final = Path(__file__).parents[1] / "parakeet" / "recordings"
+RECORDINGS: Final = Path(__file__).parents[2] / "parakeet" / "recordings"
 
 
 @dataclass(frozen=True, slots=True)

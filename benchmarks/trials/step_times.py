@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from benchmarks.random_model import CONFIGS, calibrate, make_model
-from benchmarks.speech import speech
+from benchmarks.corpora.speech import speech
+from benchmarks.trials.random_model import CONFIGS, calibrate, make_model
 from gpu_worker.engine.config import BatchSizes
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import UNKNOWN_END, Field, PageShape, StepFindings, StepShape

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clocks import Clock
+from benchmarks.trials.clocks import Clock
 from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.engine.phrases.tree_memory import NO_TREE

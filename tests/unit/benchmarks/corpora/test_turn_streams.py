@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import turn_streams
-from benchmarks.clips import Clip
-from benchmarks.turn_corpus import FRAME, RATE
+from benchmarks.corpora import turn_streams
+from benchmarks.corpora.clips import Clip
+from benchmarks.corpora.turn_corpus import FRAME, RATE
 
 
 def clip(source: str, number: int) -> Clip:

@@ -1,0 +1,1 @@
+"""Recordings and other speech that benchmarks play, with what is said in them."""

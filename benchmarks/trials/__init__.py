@@ -1,0 +1,1 @@
+"""Trials: engines with random weights under load, their clocks and their searches."""
