@@ -106,6 +106,7 @@ class Resumption:
     next_sample: first sample that is not in Redis yet.   acked_samples: samples decoded so far.
     finished: whether all of its audio had been sent already.
     options, sample_rate (Hz): the values with which it was begun.
+    num_marks: entries without samples, such as `phrases`, that are in Redis behind the audio.
     """
 
     link: StreamLink
@@ -114,6 +115,7 @@ class Resumption:
     finished: bool
     options: StreamOptions
     sample_rate: int
+    num_marks: int = 0
 
 
 class Backplane(Protocol):

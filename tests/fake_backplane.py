@@ -113,6 +113,7 @@ class ScriptedBackplane:
         self.links: list[FakeLink] = []
         self.resume_requests: list[Resume] = []
         self.resumption: tuple[int, int, bool] | StreamError = (0, 0, False)
+        self.num_marks = 0  # behind the audio of a resumed stream
         self.next_token = "secret"  # that a resumption brings
         self.forgotten: set[str] = set()  # tokens that are refused
 
@@ -149,7 +150,8 @@ class ScriptedBackplane:
         stream = StreamId(request.stream_id)
         link = FakeLink(stream, listener, self.echo, self.next_token, samples=next_sample)
         self.links.append(link)
-        return Resumption(link, next_sample, acked, finished, StreamOptions(resume=True), 16000)
+        options = StreamOptions(resume=True)
+        return Resumption(link, next_sample, acked, finished, options, 16000, self.num_marks)
 
     @property
     def link(self) -> FakeLink:

@@ -20,15 +20,12 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from common.entries import AudioEntry, Bytes, WorkerId, decode_audio_entry
+from common.entries import Bytes, WorkerId
 from common.errors import InternalFault, RedisUnavailable, StreamLost, Unavailable
 from common.messages import Audio
 from common.redis.clients import (
     CONNECTION_ERRORS,
-    REDIS_ERROR,
-    RESPONSE_ERROR,
     AsyncRedis,
-    error_of_stream,
     is_passing,
 )
 from common.redis.connect import pack
@@ -453,42 +450,3 @@ def _first(waiting: dict[Appender, None]) -> tuple[list[Appender], dict[Appender
         return list(waiting), {}
     appenders = list(waiting)
     return appenders[:_MAX_COMMIT], dict.fromkeys(appenders[_MAX_COMMIT:])
-
-
-async def last_audio(redis: AsyncRedis, keys: StreamKeys) -> AudioEntry | None:
-    """Return the last entry of a stream's audio that is still kept, for a resume; None when there is none.
-
-    Raises RedisUnavailable, EntryError.
-    """
-    server = redis.servers.server_of_shard(keys.shard)
-    try:
-        reply = await redis.execute(server, "XREVRANGE", keys.audio, "+", "-", "COUNT", 1)
-    except (REDIS_ERROR, OSError) as error:
-        raise error_of_stream(error) from error
-    return decode_audio_entry(reply[0][0], reply[0][1]) if reply else None
-
-
-async def decoded_samples(redis: AsyncRedis, keys: StreamKeys) -> int:
-    """Return the samples of a stream that its worker has acknowledged, in whole entries; 0 if unknown.
-
-    Published acknowledgements may be lost; this number is not. Raises RedisUnavailable, EntryError.
-    """
-    server = redis.servers.server_of_shard(keys.shard)
-    try:
-        groups = await redis.execute(server, "XINFO", "GROUPS", keys.audio)
-        if not groups:
-            return 0  # no worker has it yet
-        # Each owner destroys the group of the previous owner.
-        group = dict(zip(groups[-1][::2], groups[-1][1::2], strict=True))
-        pending = await redis.execute(server, "XPENDING", keys.audio, group[b"name"], "-", "+", 1)
-        # The first entry that is read and not acknowledged, or else the first unread entry.
-        first = pending[0][0] if pending else b"(" + group[b"last-delivered-id"]
-        undecoded = await redis.execute(server, "XRANGE", keys.audio, first, "+", "COUNT", 1)
-    except RESPONSE_ERROR:
-        return 0  # the stream, or its owner, has just gone
-    except (REDIS_ERROR, OSError) as error:
-        raise RedisUnavailable from error
-    if undecoded:
-        return decode_audio_entry(*undecoded[0]).first_sample
-    last = await last_audio(redis, keys)
-    return last.first_sample + last.num_samples if last is not None else 0

@@ -133,6 +133,8 @@ class ClientStream:
         self.begun = True
         self.set_rate(resumption.sample_rate)
         self.next_sample, self.acked_samples = resumption.next_sample, resumption.acked_samples
+        # Also of earlier connections: otherwise each resume would permit as many again.
+        self._phrases_at.extend([resumption.next_sample] * resumption.num_marks)
 
     def append(self, audio: Audio) -> bool:
         """Append audio to the stream; return False if the caller has to stop reading until `on_room`."""

@@ -32,7 +32,8 @@ from common.redis.requirements import check_servers
 from common.streams.admission import Admission, SharedSettings
 from common.streams.appender import Appender
 from common.streams.assignments import NewStream, StreamDirectory
-from common.streams.audio_log import AudioLog, decoded_samples
+from common.streams.audio_log import AudioLog
+from common.streams.audio_tail import decoded_samples
 from common.streams.key_usage import KeyUsage
 from common.tracing.tracer import NO_TRACER, Tracer
 from ingress.backplane import NOBODY, Caller, Resumption, StreamListener

@@ -22,7 +22,8 @@ from common.redis.clients import AsyncRedis
 from common.redis.keys import Keys
 from common.streams.appender import Appender
 from common.streams.assignments import StreamDirectory, StreamRecord
-from common.streams.audio_log import AudioLog, last_audio
+from common.streams.audio_log import AudioLog
+from common.streams.audio_tail import audio_tail
 from common.streams.kept_text import read_kept_text
 from common.streams.result_reader import kept_results
 from ingress.backplane import Caller, Resumption, StreamListener
@@ -106,7 +107,7 @@ class StreamTakeover:
             before.taken()
         link = RedisLink(self._context, self._keys.stream(stream), listener, token, caller)
         try:
-            next_sample, finished = await self._take_over(
+            next_sample, finished, num_marks = await self._take_over(
                 link, record, connection, place, request.audio_ack_samples, tokens
             )
         except RedisUnavailable:
@@ -114,7 +115,7 @@ class StreamTakeover:
             self._context.start_task(self.adopt(stream), f"adopt-{stream}")
             raise
         acked = min(request.audio_ack_samples, next_sample)
-        return Resumption(link, next_sample, acked, finished, record.options, record.sample_rate)
+        return Resumption(link, next_sample, acked, finished, record.options, record.sample_rate, num_marks)
 
     async def _resumable(
         self, stream: StreamId, request: Resume, caller: Caller
@@ -218,24 +219,25 @@ class StreamTakeover:
         place: Place,
         acked_samples: int,
         tokens: tuple[str, str] | None = None,
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, bool, int]:
         """Replace the link that a stream had before by a new one.
 
         connection: from `StreamDirectory.attach`, 0 for a stream that has ended. tokens: those passed to
-        `attach`. Returns the first sample that is not in Redis, and whether the audio was finished. Raises
-        EntryError where the audio is unreadable; the stream is then brought to its end.
+        `attach`. Returns the first sample that is not in Redis, whether the audio was finished, and the
+        number of entries without samples behind it. Raises EntryError where the audio is unreadable; the
+        stream is then brought to its end.
         """
         if connection == 0:
             self._put_in_place(link, record, None, place, next_sample=acked_samples, finished=True)
-            return acked_samples, True
+            return acked_samples, True, 0
         try:
-            last = await last_audio(self._redis, link.keys)
+            tail = await audio_tail(self._redis, link.keys)
         except EntryError:
             self._end(link, record, connection, place)
             raise
         if link.abandoned and self._is_here(link.stream):
-            return acked_samples, record.finished  # its client was faster than the adoption
-        next_sample, seq, finished = acked_samples, 0, False
+            return acked_samples, record.finished, 0  # its client was faster than the adoption
+        last, next_sample, seq, finished = tail.last, acked_samples, 0, False
         if last is not None:
             next_sample = last.first_sample + last.num_samples
             seq = last.seq
@@ -258,7 +260,7 @@ class StreamTakeover:
         self._context.start_task(self._keeper.renew(link), f"renew-{link.stream}")
         if finished:
             self._context.start_task(self._watch.follow(link), f"follow-{link.stream}")
-        return next_sample, finished
+        return next_sample, finished, tail.num_marks
 
     def _attachment(self, link: RedisLink, connection: int, tokens: tuple[str, str] | None) -> bytes:
         """Return the packed command that attaches a stream again, in case Redis has lost the attachment."""

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from common.entries import IngressId, LineKind, StreamId
+from common.entries import AudioEntry, IngressId, LineKind, StreamId
 from common.errors import EntryError, RedisUnavailable
 from common.messages import Audio, Encoding, Resume
 from common.options import StreamOptions
+from common.phrases import Phrase
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys, StreamKeys
 from common.redis.scripts import text_of
 from common.streams.assignments import NewStream, StreamDirectory
+from common.streams.audio_tail import AudioTail, audio_tail
 from common.streams.result_reader import KeptResults, Position, catch_up, kept_results
 from ingress.backplane import Resumption
 from ingress.streams.takeover import token_hash
@@ -102,6 +104,32 @@ async def test_of_connections_that_resume_at_once_all_but_the_last_are_told(redi
             resumption.link.append(Audio(bytes(2 * number), Encoding.PCM16))
         await until(lambda: client.xrevrange(KEYS.audio, count=1)[0][1].get(b"p"), what="the audio")
         assert [len(fields[b"p"]) for _, fields in client.xrange(KEYS.audio) if b"p" in fields] == [6]
+
+
+async def test_a_resume_reads_how_many_marks_wait_behind_the_audio(redis_url: str) -> None:
+    """Phrases wait in Redis for later audio, however many connections have sent them."""
+    async with connected(redis_url) as (redis, _, client):
+        assert await audio_tail(redis, KEYS) == AudioTail(None, 0)
+        number = 0
+
+        def add(*, payload: bytes = b"", **more: Any) -> AudioEntry:
+            nonlocal number
+            number += 1
+            entry = AudioEntry(b"1-%d" % number, 0, payload, **more)
+            fields = entry.fields()
+            client.xadd(KEYS.audio, dict(zip(fields[::2], fields[1::2], strict=True)), id=entry.entry_id)
+            client.pexpire(KEYS.audio, 60_000)
+            return entry
+
+        last = add(payload=b"aa")
+        assert await audio_tail(redis, KEYS) == AudioTail(last, 0)
+        last = add(ingress=A)
+        for num_marks in range(1, 140):
+            if num_marks in (1, 7, 8, 9, 127, 128, 129):
+                assert await audio_tail(redis, KEYS) == AudioTail(last, min(num_marks, 128))
+            last = add(phrases=(Phrase("Zyrtec"),))
+        last = add(payload=b"aa")
+        assert await audio_tail(redis, KEYS) == AudioTail(last, 0)
 
 
 async def test_streams_are_adopted_though_redis_is_away_when_they_are_looked_for(

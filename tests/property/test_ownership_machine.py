@@ -44,8 +44,8 @@ from common.redis.clients import (
 from common.redis.keys import Keys
 from common.redis.scripts.ownership import POISONOUS_DEATHS, SUSPECTS_DIVISOR, SUSPICIOUS_DEATHS
 from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
-from common.streams.audio_log import last_audio
 from common.streams.audio_reader import AudioReader
+from common.streams.audio_tail import audio_tail
 from common.streams.claims import (
     MAX_SUSPECTS,
     Claims,
@@ -290,7 +290,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         async def attach() -> tuple[int, AudioEntry | None]:
             redis = AsyncRedis(RedisServers.parse((self.server.url,)))
             connection = await StreamDirectory(redis, self.keys).attach(_STREAM, IngressId("i2"))
-            last = await last_audio(redis, self.stream)
+            last = (await audio_tail(redis, self.stream)).last
             await redis.close()
             return connection, last
 

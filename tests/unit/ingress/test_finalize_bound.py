@@ -57,3 +57,21 @@ async def test_lists_of_phrases_are_bounded_until_audio_behind_them_is_decoded()
         assert "'phrases'" in error["message"]
         assert count() == 2 * MAX_WAITING_PHRASES
         await client.close()
+
+
+async def test_lists_of_phrases_count_over_all_connections_of_a_stream() -> None:
+    backplane = ScriptedBackplane()
+    backplane.resumption, backplane.num_marks = (320, 320, False), MAX_WAITING_PHRASES - 1
+    change = {"type": "phrases", "phrases": ["Zyrtec"]}
+    async with serving(backplane) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        token = {"stream_id": 7, "resume_token": "secret", "last_seq": 0, "audio_ack_samples": 320}
+        await client.send({"type": "resume", **token})
+        assert (await client.receive())["type"] == "resumed"
+        await client.send(change)
+        await client.send(change)
+        error = (await client.receive_all())[-1]
+        assert (error["type"], error["code"]) == ("error", "too_much_audio")
+        assert backplane.link.log.count("phrases Zyrtec") == 1
+        await client.close()
