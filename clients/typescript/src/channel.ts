@@ -55,7 +55,10 @@ export class Channel {
       const socket = key === undefined ? new make(url) : new make(url, ["parakeet.v1", `parakeet.auth.${key}`]);
       socket.binaryType = "arraybuffer";
       const channel = new Channel(socket);
+      let failed = false;
       const fail = (error: ParakeetError): void => {
+        if (failed) return; // closing a socket that has failed is another error to some
+        failed = true;
         clearTimeout(timer);
         reject(error);
         socket.close();
@@ -76,9 +79,11 @@ export class Channel {
           resolve({ channel, first: message });
         }
       };
-      socket.onclose = () => {
-        if (greeted) channel.onClose();
-        else fail(new ParakeetError("connection_lost", "The server refused the connection, or cannot be reached.", true));
+      const refused = (): void =>
+        fail(new ParakeetError("connection_lost", "The server refused the connection, or cannot be reached.", true));
+      socket.onclose = () => (greeted ? channel.onClose() : refused());
+      socket.onerror = () => {
+        if (!greeted) refused(); // Node's WebSocket may have no `close` behind it
       };
     });
   }

@@ -30,6 +30,7 @@ const DEFAULT_TIMEOUT_MS = 10_000;
 const DEFAULT_RECONNECTS = 8;
 const DEFAULT_AHEAD_S = 30;
 const MAX_WAITING_BYTES = 1 << 20;
+const MAX_MESSAGE_BYTES = 32 << 10; // of whole samples in each encoding, well below what a server takes
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
 const FINAL_TIMEOUT_MS = 60_000;
@@ -107,19 +108,25 @@ export class Stream implements AsyncIterable<Result> {
   }
 
   /**
-   * Send mono samples: 16-bit, floats from -1 to 1, or bytes in the option `encoding`. Waits while too much is
-   * under way; a caller that cannot wait, such as a microphone's, may ignore the promise.
+   * Send mono samples: 16-bit, floats from -1 to 1, or bytes in the option `encoding`. Any number of them: they are
+   * cut into messages. Waits while too much is under way; a caller that cannot wait, such as a microphone's, may
+   * ignore the promise.
    */
   async send(samples: Samples): Promise<void> {
-    this.#throwIfFailed();
-    if (this.#finishing) throw new ParakeetError("audio_after_final", "The stream was finished.", false);
-    const block = toBytes(samples, this.#encoding); // a copy: the caller may use its array again
-    this.#buffer.add(block);
-    if (!this.#reconnecting) this.#channel.sendAudio(block);
+    const bytes = toBytes(samples, this.#encoding); // a copy: the caller may use its array again
+    if (bytes.length % sampleBytes(this.#encoding) !== 0) throw new RangeError("the bytes are not whole samples");
     const maxAhead = (this.#options.maxAheadS ?? DEFAULT_AHEAD_S) * this.sampleRate;
-    while (this.#error === undefined && this.#buffer.end - this.#acked > maxAhead) await this.#news();
-    while (this.#error === undefined && this.#channel.waiting > MAX_WAITING_BYTES) {
-      await new Promise((resolve) => setTimeout(resolve, 20));
+    for (let at = 0; at === 0 || at < bytes.length; at += MAX_MESSAGE_BYTES) {
+      this.#throwIfFailed();
+      if (this.#finishing) throw new ParakeetError("audio_after_final", "The stream was finished.", false);
+      const block = bytes.subarray(at, at + MAX_MESSAGE_BYTES);
+      this.#buffer.add(block);
+      if (!this.#reconnecting) this.#channel.sendAudio(block);
+      // Without a wait where there is room: messages of two calls must not mix.
+      while (this.#error === undefined && this.#buffer.end - this.#acked > maxAhead) await this.#news();
+      while (this.#error === undefined && this.#channel.waiting > MAX_WAITING_BYTES) {
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
     }
     this.#throwIfFailed();
   }

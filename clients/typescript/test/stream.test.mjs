@@ -59,6 +59,28 @@ const result = (seq, text, acked, rest = {}) => ({
   ...rest,
 });
 
+test("a long block is cut into messages", async () => {
+  const Socket = fakeWebSocket((socket) => socket.say(HELLO));
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+  const samples = Int16Array.from({ length: 100_000 }, (_, at) => at % 30_000);
+  await stream.send(samples);
+  const messages = Socket.opened[0].sent.slice(1);
+  assert.deepEqual(messages.map((message) => message.length), [16_384, 16_384, 16_384, 16_384, 16_384, 16_384, 1_696]);
+  assert.deepEqual(messages.flat(), [...samples]);
+  stream.close();
+});
+
+test("a connection that is refused is told at once, also where no close event comes", async () => {
+  const Socket = fakeWebSocket((socket) => {
+    socket.close = () => socket.onerror();
+    socket.onerror();
+  });
+  await assert.rejects(Stream.connect("ws://server/", { WebSocket: Socket, timeoutMs: 100_000 }), {
+    code: "connection_lost",
+    mayRetry: true,
+  });
+});
+
 test("config comes first, then audio, then close; results end with the final one", async () => {
   const Socket = fakeWebSocket((socket) => {
     socket.onSent = (message) => {
