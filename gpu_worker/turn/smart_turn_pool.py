@@ -47,8 +47,9 @@ class SmartTurnStats:
     depth: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Question:
+    stream: StreamId
     number: int
     audio: NDArray[np.int16]
 
@@ -81,7 +82,8 @@ class SmartTurnPool:
         self._stats = SmartTurnStats()
         self._queue: OrderedDict[StreamId, _Question] = OrderedDict()
         self._answers: list[TurnAnswer] = []
-        self._num_running = 0
+        # Questions that are being judged, and whether their answers are wanted still.
+        self._running: dict[_Question, bool] = {}
         self._closing = False
         # Guards the fields above. Held for a few instructions only, never while the network runs.
         self._changed = threading.Condition()
@@ -109,7 +111,7 @@ class SmartTurnPool:
                 stats.late,
                 stats.failed,
                 stats.busy_s,
-                len(self._queue) + self._num_running,
+                len(self._queue) + len(self._running),
             )
 
     def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
@@ -119,7 +121,7 @@ class SmartTurnPool:
             if stream not in self._queue and len(self._queue) >= self._max_queued:
                 self._stats.refused += 1
                 return False
-            self._queue[stream] = _Question(number, audio.copy())
+            self._queue[stream] = _Question(stream, number, audio.copy())
             self._changed.notify_all()
             return True
 
@@ -137,9 +139,16 @@ class SmartTurnPool:
             self._stats.late += 1
 
     def drop(self, stream: StreamId) -> None:
-        """Drop the stream's queued question."""
+        """Drop the stream's questions.
+
+        No answer to them comes any more: a stream that begins anew numbers its questions from 1 again.
+        """
         with self._changed:
             self._queue.pop(stream, None)
+            for question in self._running:
+                if question.stream == stream:
+                    self._running[question] = False
+            self._answers = [answer for answer in self._answers if answer.stream != stream]
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Stop the threads after their present questions; queued questions stay unanswered."""
@@ -157,12 +166,12 @@ class SmartTurnPool:
                     self._changed.wait(1.0)
                 if self._closing:
                     return
-                stream, question = self._queue.popitem(last=False)
-                self._num_running += 1
+                _, question = self._queue.popitem(last=False)
+                self._running[question] = True
             started_s = time.perf_counter()
             verdict = self._judge(question.audio)
             with self._changed:
-                self._num_running -= 1
+                is_wanted = self._running.pop(question)
                 self._stats.busy_s += time.perf_counter() - started_s
                 match verdict:
                     case Verdict.COMPLETE:
@@ -171,7 +180,8 @@ class SmartTurnPool:
                         self._stats.incomplete += 1
                     case Verdict.ABSENT:
                         self._stats.failed += 1
-                self._answers.append(TurnAnswer(stream, question.number, verdict))
+                if is_wanted:
+                    self._answers.append(TurnAnswer(question.stream, question.number, verdict))
                 self._changed.notify_all()
             if self._on_answer is not None:
                 self._on_answer()

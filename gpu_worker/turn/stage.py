@@ -77,7 +77,7 @@ class TurnJudge(Protocol):
         ...
 
     def drop(self, stream: StreamId) -> None:
-        """Drop the queued question of a stream that was closed."""
+        """Drop the questions of a stream that was closed: no answer to them comes any more."""
         ...
 
 

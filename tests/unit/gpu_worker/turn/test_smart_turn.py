@@ -15,6 +15,7 @@ from gpu_worker.turn.outcome import Verdict
 from gpu_worker.turn.smart_turn import INPUT_SAMPLES, SmartTurn, log_mel
 from gpu_worker.turn.smart_turn_pool import SmartTurnPool
 from gpu_worker.turn.stage import TurnAnswer
+from tests.waiting import wait_until
 
 GOLDEN: dict[str, NDArray[Any]] = load_file(
     Path(__file__).parents[3] / "golden" / "turn" / "smart_turn.safetensors"
@@ -138,6 +139,22 @@ def test_the_queue_is_bounded_and_a_stream_has_one_place(
         TurnAnswer(StreamId(3), 2, Verdict.COMPLETE),
     ]
     assert pool.stats.refused == 1
+
+
+def test_a_stream_that_begins_anew_hears_no_answer_to_its_former_questions(
+    make_pool: Callable[..., tuple[SmartTurnPool, GatedModel]],
+) -> None:
+    pool, model = make_pool(num_threads=1)
+    assert pool.ask(StreamId(1), 1, audio(99))
+    assert model.entered.acquire(timeout=TIMEOUT_S)  # it is being judged
+    pool.drop(StreamId(1))
+    assert pool.ask(StreamId(1), 1, audio(0))
+    model.gate.set()
+    assert collect(pool, 1) == [TurnAnswer(StreamId(1), 1, Verdict.INCOMPLETE)]
+    assert pool.ask(StreamId(1), 2, audio(99))
+    wait_until(lambda: pool.stats.complete == 2)  # judged, and its answer not fetched
+    pool.drop(StreamId(1))
+    assert pool.answers() == ()
 
 
 def test_a_question_keeps_its_audio_when_the_caller_goes_on(
