@@ -43,14 +43,13 @@ class Tokenizer:
         processor: Any = sentencepiece.SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(model)
-        except RuntimeError as error:
-            raise TokenizerError(f"{source} is not a SentencePiece model, or is truncated.") from error
+            pieces = [processor.id_to_piece(index) for index in range(processor.vocab_size())]
+        except (RuntimeError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"{source} is not a SentencePiece model, or is damaged.") from error
         self.model: Final = model
         self._processor: Final = processor
-        self.vocab_size: Final[int] = processor.vocab_size()
-        self._pieces: Final[tuple[str, ...]] = tuple(
-            processor.id_to_piece(index) for index in range(self.vocab_size)
-        )
+        self._pieces: Final[tuple[str, ...]] = tuple(pieces)
+        self.vocab_size: Final = len(pieces)
         self.eou_id: Final = self._find(END_OF_UTTERANCE)
         self.eob_id: Final = self._find(END_OF_BACKCHANNEL)
         self.marks: Final = frozenset(mark for mark in (self.eou_id, self.eob_id) if mark is not None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import tarfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,10 @@ def read_nemo(path: Path) -> NemoArchive:
             with tarfile.open(fileobj=raw, mode=mode) as tar:
                 members = _index(tar, path, has_plain_offsets=mode == "r:")
                 return _read_members(tar, members, path)
-    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
+    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
         raise CheckpointError(
             f"{path} is not a whole .nemo archive (a tar of {CONFIG_MEMBER}, {WEIGHTS_MEMBER} and a "
-            f"tokenizer); it may be truncated: {error}."
+            f"tokenizer); it may be truncated or damaged: {error}."
         ) from error
 
 

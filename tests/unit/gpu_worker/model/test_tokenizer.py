@@ -110,6 +110,11 @@ def test_a_file_that_is_no_model() -> None:
         Tokenizer(TINY_PATH.read_bytes()[:1000])
 
 
+def test_a_damaged_piece() -> None:
+    with pytest.raises(TokenizerError, match="is damaged"):
+        Tokenizer(TINY_PATH.read_bytes().replace("\u2581th".encode(), b"\xe2\x96(th", 1))
+
+
 def test_what_begins_a_word_and_what_closes_one() -> None:
     target = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

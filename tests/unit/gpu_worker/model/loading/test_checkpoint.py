@@ -115,6 +115,15 @@ def test_a_truncated_gzip_archive_says_so(tmp_path: Path, weights: Weights) -> N
         read_checkpoint(path)
 
 
+def test_a_damaged_gzip_archive_says_so(tmp_path: Path, weights: Weights) -> None:
+    path = make_nemo(tmp_path / "m.nemo", saved(weights), mode="w:gz")
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"\xff" * 4096)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(path)
+
+
 def test_a_truncated_safetensors_file_says_so(tmp_path: Path) -> None:
     folder = copy_folder(tmp_path / "m")
     os.truncate(folder / "tiny.safetensors", 1_000_000)
