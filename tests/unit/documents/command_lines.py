@@ -10,6 +10,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -83,8 +84,8 @@ def parse(command: Sequence[str], *, whole: bool) -> None:
             pass
         case _:
             raise AssertionError(command)
-    if not _exists(module):
-        raise CommandLineError(f"there is no {module}")
+    if not _is_program(module):
+        raise CommandLineError(f"{module} is no program")
     if not arguments or arguments[-1] in {"--help", "--version"}:
         return
     parse_known_args = argparse.ArgumentParser.parse_known_args
@@ -128,8 +129,14 @@ def parse(command: Sequence[str], *, whole: bool) -> None:
     raise CommandLineError(f"{module} has not parsed its command line")
 
 
-def _exists(module: str) -> bool:
+def _is_program(module: str) -> bool:
+    """Return whether `python -m` of a module does something."""
     try:
-        return importlib.util.find_spec(module) is not None
+        found = importlib.util.find_spec(module)
+        if found is not None and found.submodule_search_locations is not None:
+            found = importlib.util.find_spec(f"{module}.__main__")
     except ModuleNotFoundError:
         return False
+    if found is None or found.origin is None:
+        return False
+    return '__name__ == "__main__"' in Path(found.origin).read_text(encoding="utf-8")
