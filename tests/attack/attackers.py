@@ -22,7 +22,8 @@ from random import Random
 from typing import Any, Final
 
 from tests.attack import messages
-from tests.attack.messages import frame, mutated, upgrade
+from tests.attack.messages import frame, upgrade
+from tests.fuzz.mutated_bytes import mutated
 
 HOST: Final = "127.0.0.1"
 STREAM_PATHS: Final = ("/", "/ws", "/v1/listen", "/v1/realtime")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from random import Random
 from typing import Final
 
 from benchmarks.garbage_heads import HEADS as HEADS
@@ -50,23 +49,6 @@ RECORDINGS: Final = (
     b"\x1aE\xdf\xa3" + bytes(200),
     b"\0\0\0\x18ftypM4A " + bytes(200),
 )
-
-
-def mutated(random: Random, data: bytes) -> bytes:
-    """The same with a few bytes lost, added, turned or doubled."""
-    changed = bytearray(data)
-    for _ in range(random.randint(0, 6)):
-        at = random.randrange(len(changed) + 1)
-        match random.randrange(4):
-            case 0:
-                changed[at:at] = random.randbytes(random.randint(1, 8))
-            case 1:
-                del changed[at : at + random.randint(1, 8)]
-            case 2 if at < len(changed):
-                changed[at] ^= 1 << random.randrange(8)
-            case _:
-                changed += changed[:at]
-    return bytes(changed)
 
 
 def frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:

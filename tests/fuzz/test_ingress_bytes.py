@@ -13,6 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
 from tests.fake_backplane import ScriptedBackplane
+from tests.fuzz.mutated_bytes import mutated
 from tests.ingress_harness import Harness, serving, wait_until
 
 _ATTACKS_PER_SEED = 60
@@ -30,22 +31,6 @@ _HANDSHAKE = (
 )
 
 
-def _mutated(source: random.Random, data: bytes) -> bytes:
-    changed = bytearray(data)
-    for _ in range(source.randint(0, 6)):
-        at = source.randrange(len(changed) + 1)
-        match source.randrange(4):
-            case 0:
-                changed[at:at] = source.randbytes(source.randint(1, 8))
-            case 1:
-                del changed[at : at + source.randint(1, 8)]
-            case 2 if at < len(changed):
-                changed[at] ^= 1 << source.randrange(8)
-            case _:
-                changed += changed[:at]
-    return bytes(changed)
-
-
 def _frame(source: random.Random) -> bytes:
     opcode = source.choice((Opcode.TEXT, Opcode.BINARY, Opcode.CONT, Opcode.PING))
     payload = source.choice(_SEEDS_OF_MUTATION)[: source.randint(0, 120)]
@@ -57,10 +42,10 @@ def _attack(source: random.Random, *, websocket: bool) -> bytes:
     if not websocket:
         if source.random() < 0.3:
             return source.randbytes(source.randint(1, 3000))
-        return b"".join(_mutated(source, source.choice(_SEEDS_OF_MUTATION)) for _ in range(3))
-    handshake = _HANDSHAKE if source.random() < 0.8 else _mutated(source, _HANDSHAKE)
+        return b"".join(mutated(source, source.choice(_SEEDS_OF_MUTATION)) for _ in range(3))
+    handshake = _HANDSHAKE if source.random() < 0.8 else mutated(source, _HANDSHAKE)
     frames = b"".join(_frame(source) for _ in range(source.randint(1, 5)))
-    return handshake + (_mutated(source, frames) if source.random() < 0.7 else frames)
+    return handshake + (mutated(source, frames) if source.random() < 0.7 else frames)
 
 
 async def _one_attack(harness: Harness, source: random.Random) -> None:

@@ -35,6 +35,7 @@ from ingress.sockets.pinger import Pinger
 from ingress.sockets.tcp import TcpShell
 from ingress.sockets.websocket import WebSocketShell
 from tests.fake_backplane import ScriptedBackplane
+from tests.property.shell_input import RecordingTransport, cut
 
 _PCM = st.integers(0, 40).map(lambda count: bytes(range(256))[: 2 * count])
 
@@ -57,53 +58,6 @@ _MESSAGE = st.one_of(
 _GARBAGE = st.one_of(st.binary(max_size=60), st.just(b"{"), st.just(b"x" * 3000), st.just(b"[]"))
 _LINES = st.lists(st.one_of(_MESSAGE, _MESSAGE, _MESSAGE, _GARBAGE), max_size=12)
 _CUTS = st.lists(st.integers(1, 400), max_size=60)
-
-
-def _cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
-    parts = []
-    at = 0
-    for size in sizes:
-        if at >= len(data):
-            break
-        parts.append(data[at : at + size])
-        at += size
-    return [*parts, data[at:]] if at < len(data) else parts
-
-
-class _Transport(asyncio.Transport):
-    """Takes what a shell writes; reads on whatever it is asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.ended = False
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Nothing is buffered."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += bytes(data)
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-    def close(self) -> None:
-        self.ended = True
-
-    def abort(self) -> None:
-        self.ended = True
-
-    def pause_reading(self) -> None:
-        """What was cut is fed anyway."""
-
-    def resume_reading(self) -> None:
-        """What was cut is fed anyway."""
 
 
 _LIMITS = ConnectionLimits(sample_rate=16000, max_undecoded_s=0.025, send_buffer_bytes=100_000)
@@ -130,7 +84,7 @@ async def _outcome(parts: Sequence[bytes], *, websocket: bool) -> tuple[list[str
         return connections[-1]
 
     gate = Gate(max_files)
-    transport = _Transport()
+    transport = RecordingTransport()
     shell: TcpShell | WebSocketShell
     if websocket:
         place = gate.enter(transport)
@@ -163,7 +117,7 @@ async def _settled(backplane: ScriptedBackplane) -> None:
 @settings(max_examples=150)
 def test_tcp_whole_cut_and_byte_by_byte(lines: list[bytes], sizes: list[int], end: bool) -> None:
     data = b"\n".join(lines) + (b"\n" if end else b"")
-    ways = ([data], _cut(data, sizes), [bytes([byte]) for byte in data])
+    ways = ([data], cut(data, sizes), [bytes([byte]) for byte in data])
     outcomes = [asyncio.run(_outcome([part for part in way if part], websocket=False)) for way in ways]
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
@@ -202,7 +156,7 @@ def _frames(draw: st.DrawFn) -> bytes:
 @given(data=_frames(), sizes=_CUTS)
 @settings(max_examples=150)
 def test_websocket_whole_cut_and_byte_by_byte(data: bytes, sizes: list[int]) -> None:
-    ways = ([data], _cut(data, sizes), [bytes([byte]) for byte in data])
+    ways = ([data], cut(data, sizes), [bytes([byte]) for byte in data])
     outcomes = [asyncio.run(_outcome([part for part in way if part], websocket=True)) for way in ways]
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
@@ -219,7 +173,7 @@ def test_lines_do_not_depend_on_the_cuts(data: bytes, sizes: list[int], max_line
             assert len(reader._held) <= max_line
         return found, reader.too_long, reader.rest()
 
-    assert lines([data]) == lines(_cut(data, sizes)) == lines([bytes([byte]) for byte in data])
+    assert lines([data]) == lines(cut(data, sizes)) == lines([bytes([byte]) for byte in data])
 
 
 @given(samples=st.lists(st.floats(width=32), min_size=1, max_size=50))

@@ -16,45 +16,7 @@ from ingress.http.front import MAX_HEADER_BYTES, Front
 from ingress.http.site import HttpLimits, Site
 from ingress.sockets.gate import Gate, max_files
 from ingress.sockets.shell import OpenConnection
-
-
-class _Transport(asyncio.Transport):
-    """Takes what is written; reads on whatever it is asked."""
-
-    def __init__(self) -> None:
-        super().__init__({"peername": ("192.0.2.1", 4711), "sockname": ("192.0.2.2", 8000)})
-        self.written = b""
-        self.ended = False
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Nothing is buffered."""
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += bytes(data)
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-    def close(self) -> None:
-        self.ended = True
-
-    def abort(self) -> None:
-        self.ended = True
-
-    def is_closing(self) -> bool:
-        return self.ended
-
-    def pause_reading(self) -> None:
-        """What was cut is fed anyway."""
-
-    def resume_reading(self) -> None:
-        """What was cut is fed anyway."""
+from tests.property.shell_input import RecordingTransport, cut
 
 
 async def _echo(request: Request) -> Response:
@@ -72,7 +34,7 @@ async def _answer(parts: Sequence[bytes]) -> tuple[bytes, bool]:
     """Feed the parts of one request; return the first response without its date, and whether the end came."""
     gate = Gate(max_files)
     site = Site(gate, _LIMITS, {"/ws": _no_stream}, endpoints=(*PAGE, endpoint("/echo", _echo, "POST")))
-    front, transport = Front(site), _Transport()
+    front, transport = Front(site), RecordingTransport()
     front.connection_made(transport)
     for part in parts:
         if not transport.ended:
@@ -137,20 +99,12 @@ def _requests(draw: st.DrawFn) -> bytes:
     return head + draw(st.sampled_from(_BODIES)) if method == b"POST" else head
 
 
-def _cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
-    parts, at = [], 0
-    for size in sizes:
-        parts.append(data[at : at + size])
-        at += size
-    return [part for part in (*parts, data[at:]) if part]
-
-
 @example(data=b"GET / HTTP/1.1\r\nX: " + b"y" * 70_000 + b"\r\n folded\r\n\r\n", sizes=[6])
 @given(data=_requests(), sizes=st.lists(st.integers(1, 300), max_size=40))
 @settings(max_examples=150)
 def test_http_whole_cut_and_byte_by_byte(data: bytes, sizes: list[int]) -> None:
     short = len(data) < 2000
-    ways = ([data], _cut(data, sizes), [data[at : at + 1] for at in range(len(data))] if short else [data])
+    ways = ([data], cut(data, sizes), [data[at : at + 1] for at in range(len(data))] if short else [data])
     outcomes = {asyncio.run(_answer(way)) for way in ways}
     if len(outcomes) > 1:
         # A head that is too long, and wrong behind that: how it is cut decides which is seen first.
