@@ -1,4 +1,4 @@
-"""The metrics of one connection."""
+"""The metrics of one connection; ingress/streams/account.py counts the ends of streams."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Final
 
-from common.errors import ERROR_SPECS, ErrorCode, StreamError
+from common.errors import ErrorCode, StreamError
 from common.messages import Result
 from common.monitoring.metrics import IngressMetrics
 
@@ -31,7 +31,6 @@ class Meter:
         "_began_s",
         "_ended_s",
         "_metrics",
-        "_outcome",
         "_said_something",
         "transport",
     )
@@ -41,7 +40,6 @@ class Meter:
     def __init__(self, metrics: IngressMetrics, transport: str) -> None:
         self._metrics = metrics
         self.transport = transport
-        self._outcome = "client_gone"
         self._began_s: float | None = None  # time of the first audio
         self._ended_s: float | None = None  # time of the end of the audio
         self._said_something = False
@@ -96,7 +94,6 @@ class Meter:
             self._said_something = True
             self._metrics.first_result_seconds.observe(time.monotonic() - self._began_s)
         if result.is_final:
-            self._outcome = "final"
             if self._ended_s is not None:
                 self._metrics.final_latency_seconds.observe(time.monotonic() - self._ended_s)
         elif self._arrivals:
@@ -120,12 +117,7 @@ class Meter:
             self._metrics.resumes["refused"] += 1
         elif error.code is ErrorCode.RESUMED_ELSEWHERE:
             self._metrics.resumes["elsewhere"] += 1
-        if ERROR_SPECS[error.code].closes:
-            self._outcome = error.code.value
 
-    def closed(self, num_streams: int, audio_s: float, num_merged: int) -> None:
-        """Count the end of the connection; `num_streams` had begun, each with `audio_s` seconds of audio."""
+    def closed(self, num_merged: int) -> None:
+        """Count the end of the connection."""
         self._metrics.results_merged += num_merged
-        if num_streams:
-            self._metrics.streams_ended[self._outcome] += num_streams
-            self._metrics.stream_duration_seconds.observe(audio_s)

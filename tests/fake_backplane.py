@@ -47,7 +47,7 @@ def some_result(
 
 @dataclass(eq=False)
 class FakeLink:
-    """One stream in memory; `log` says what its connection did, in order."""
+    """One stream in memory; `log` says what its connection did, in order, and `code` why it ended."""
 
     stream: StreamId
     listener: StreamListener
@@ -62,6 +62,7 @@ class FakeLink:
     finals: int = 0
     broken: bool = False
     confirmed: int = 0
+    code: str = ""
 
     def begin(self, options: StreamOptions) -> None:
         self.options = options
@@ -95,9 +96,11 @@ class FakeLink:
 
     def abandon(self, *, keep: bool, code: str = CLIENT_GONE) -> None:
         self.log.append("keep" if keep else "abandon")
+        self.code = "" if keep else code
 
     def release(self, *, code: str = FINAL) -> None:
         self.log.append("release")
+        self.code = code
 
 
 class ScriptedBackplane:

@@ -110,7 +110,8 @@ INGRESS: Final = _families(
         ),
         _counter(
             "streams_ended",
-            "Streams that ended here: with a final result, by the client's leaving, or by an error's code.",
+            "Streams that ended here, once each: with a final result, by the client's leaving, or by an"
+            " error's code. One that waits for its client, or goes on elsewhere, has not ended.",
             "outcome",
             (*ENDED_WELL, RECORDING_FAILED, *CODES),
         ),

@@ -248,9 +248,8 @@ class Connection:
         self._deadlines.stop()
         self._media.close()
         self.reading.end()
-        streams = self._streams
-        self._meter.closed(streams.num_begun, streams.first.received_s, self._outgoing.num_merged)
-        streams.leave()
+        self._meter.closed(self._outgoing.num_merged)
+        self._streams.leave()
         self._on_closed(self)
 
     def pause_writing(self) -> None:

@@ -52,7 +52,6 @@ class ClientStream:
         "_num_finalizes",
         "_phrases_at",
         "acked_samples",
-        "begun",
         "ended",
         "link",
         "max_undecoded_samples",
@@ -84,7 +83,6 @@ class ClientStream:
         self.resume_token = ""
         self.next_sample = 0
         self.acked_samples = 0
-        self.begun = False  # its client has sent something
         self.ended = False  # its last result, or its error, has come
 
     def set_rate(self, sample_rate: int) -> None:
@@ -123,14 +121,12 @@ class ClientStream:
 
     def begin(self, options: StreamOptions) -> None:
         """Create the stream."""
-        self.begun = True
         if options.sample_rate is not None:
             self.set_rate(options.sample_rate)
         self.linked().begin(options)
 
     def resumed(self, resumption: Resumption) -> None:
         """Go on with what another connection began."""
-        self.begun = True
         self.set_rate(resumption.sample_rate)
         self.next_sample, self.acked_samples = resumption.next_sample, resumption.acked_samples
         # Also of earlier connections: otherwise each resume would permit as many again.
@@ -348,11 +344,6 @@ class ClientStreams:
     def ended(self) -> bool:
         """Whether the last result or the error of each stream has come."""
         return all(stream.ended for stream in self._streams)
-
-    @property
-    def num_begun(self) -> int:
-        """Number of streams that have begun."""
-        return sum(stream.begun for stream in self._streams)
 
     def begin(self, options: StreamOptions) -> None:
         """Create the streams."""

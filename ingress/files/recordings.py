@@ -266,8 +266,6 @@ class Recording:
                 self._recordings.refused(ErrorCode(code))
             return
         metrics.admissions["admitted"] += 1
-        metrics.streams_ended[code] += 1
-        metrics.stream_duration_seconds.observe(stream.sent_s)
         if code in metrics.errors:
             metrics.errors[code] += 1
         elif code == FINAL:

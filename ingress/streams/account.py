@@ -1,4 +1,4 @@
-"""The record of a stream at an ingress: one line of the log at its end, and a span where it is traced."""
+"""The record of a stream at an ingress: a line of the log and a count at its end, a span if it is traced."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from typing import Final
 
 from common.entries import StreamId
+from common.monitoring.metrics import IngressMetrics
 from common.tracing.tracer import NO_SPAN, Span, Tracer
 from ingress.backplane import Caller
 
@@ -16,7 +17,7 @@ class StreamAccount:
     """Collects the content of line and span. Times are those of the event loop, in seconds.
 
     A stream that goes on at another connection or another ingress is logged there: each stream has one line,
-    unless its ingress dies. The line has no text of the transcript.
+    and counts once, unless its ingress dies. The line has no text of the transcript.
 
     num_samples: samples of the client's audio so far.   sample_rate: its rate, Hz.
     encoding: encoding of its samples, where the audio does not state it.
@@ -29,6 +30,7 @@ class StreamAccount:
         "_first_audio_at",
         "_first_text_at",
         "_last_audio_at",
+        "_metrics",
         "_span",
         "_stream",
         "_told",
@@ -39,8 +41,9 @@ class StreamAccount:
         "sample_rate",
     )
 
-    def __init__(self, stream: StreamId, caller: Caller) -> None:
+    def __init__(self, stream: StreamId, caller: Caller, metrics: IngressMetrics) -> None:
         self._stream: Final = stream
+        self._metrics: Final = metrics
         self._caller: Final = caller
         self._first_audio_at: float | None = None
         self._first_text_at: float | None = None
@@ -94,17 +97,20 @@ class StreamAccount:
         self._first_text_at = now
         self._span.event("first_text")
 
-    def final(self, now: float) -> None:
-        """Note that the final result came."""
+    def final(self, now: float, num_samples: int) -> None:
+        """Note that the final result came, which is about `num_samples` samples: all of them."""
         self._final_at = now
+        self.num_samples = num_samples  # of a stream that ended earlier, only its client has named a number
         self._span.event("final")
 
     def ended(self, code: str) -> None:
-        """Log how it ended: `final`, `client_gone`, or the code of an error. Only the first call counts."""
+        """Log and count the end: `final`, `client_gone`, or an error's code. Only the first call counts."""
         if self._told:
             return
         self._told = True
         seconds = self.num_samples / self.sample_rate if self.sample_rate else 0.0
+        self._metrics.streams_ended[code] += 1
+        self._metrics.stream_duration_seconds.observe(seconds)
         first_ms = _between_ms(self._first_audio_at, self._first_text_at)
         final_ms = _between_ms(self._last_audio_at, self._final_at)
         self._span.end(code=code, audio_s=round(seconds, 3))

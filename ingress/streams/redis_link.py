@@ -40,7 +40,7 @@ class LinkContext:
     act: carries out a backplane action of the table.   on_gone: called when Redis has no such stream.
     confirm: makes the resume token before a link's own invalid.
     start_task: runs a coroutine as a task.   resume_grace_s: how long a stream waits for its client.
-    metrics: count claims and changes of owner.
+    metrics: count claims, changes of owner and ends.
     sample_rate: rate of streams that name none, Hz.   tracer: makes the spans of streams.
     """
 
@@ -133,7 +133,7 @@ class RedisLink:
         self.confirmed = False  # whether Redis has noted that the client has its token
         self.keys: Final = keys
         self.state = State.ADMITTED
-        self.account: Final = StreamAccount(keys.stream, caller)
+        self.account: Final = StreamAccount(keys.stream, caller, context.metrics)
         self.audio: Final = StreamAudio(context.start_task, self._on_room, self.fail)
         self._text = ""  # of the last result, as long as there is a listener
         self._told_seq = 0  # number of the last result that the client has
@@ -384,7 +384,7 @@ class RedisLink:
                 self._ended(last.code.value)
             elif self._listener is not None:
                 last = decode_record(line, self._text)
-                self.account.final(self.heard_at)
+                self.account.final(self.heard_at, line.acked)
             else:
                 self._ended(FINAL)  # there is no listener to tell
             self.audio.drop_kept()

@@ -36,7 +36,7 @@ def ends(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]
     return lambda: [vars(record) | {"text": record.getMessage()} for record in caplog.records]
 
 
-def admitted() -> RedisLink:
+def admitted(metrics: IngressMetrics | None = None) -> RedisLink:
     def start(coroutine: Any, name: str) -> None:
         coroutine.close()
 
@@ -45,7 +45,7 @@ def admitted() -> RedisLink:
         lambda link: None,
         start,
         7.0,
-        IngressMetrics(),
+        metrics or IngressMetrics(),
         sample_rate=16_000,
         confirm=lambda link: None,
     )
@@ -58,8 +58,8 @@ def begun(sample_rate: int | None = None) -> RedisLink:
     return link
 
 
-def line(kind: LineKind, seq: int, body: bytes) -> Line:
-    return Line(kind, STREAM, 1, seq, seq * 100, body)
+def line(kind: LineKind, seq: int, body: bytes, *, acked: int = 100) -> Line:
+    return Line(kind, STREAM, 1, seq, acked, body)
 
 
 def spoken(seq: int, text: str) -> bytes:
@@ -77,7 +77,7 @@ async def test_a_final_result_is_told_with_all_that_was_measured(ends: Ends) -> 
     assert not link.account.has_text
     link.receive(line(LineKind.PARTIAL, 2, spoken(2, "hello secret")))
     link.append(Audio(bytes(4_000), final=True))
-    link.receive(line(LineKind.FINAL, 3, spoken(3, "hello secret")))
+    link.receive(line(LineKind.FINAL, 3, spoken(3, "hello secret"), acked=6_000))
     link.release()
     (told,) = ends()
     assert (told["stream_id"], told["code"], told["key_name"], told["audio_s"]) == (5, "final", "desk", 0.75)
@@ -136,5 +136,33 @@ async def test_a_resumed_stream_counts_its_audio_from_the_beginning(ends: Ends) 
 
 
 async def test_a_slot_without_a_stream_has_no_line(ends: Ends) -> None:
-    admitted().abandon(keep=False)
+    metrics = IngressMetrics()
+    admitted(metrics).abandon(keep=False)
     assert ends() == []
+    assert sum(metrics.streams_ended.values()) == 0
+
+
+async def test_a_stream_counts_once_over_all_of_its_connections() -> None:
+    metrics = IngressMetrics()
+    first, second = admitted(metrics), admitted(metrics)
+    first.begin(StreamOptions(resume=True))
+    first.append(Audio(bytes(32_000)))
+    first.abandon(keep=True)
+    first.taken()
+    assert sum(metrics.streams_ended.values()) == 0
+    second.adopt(None, StreamOptions(resume=True), Place(None), next_sample=16_000, finished=False)
+    second.append(Audio(bytes(32_000), final=True))
+    second.receive(line(LineKind.OWNER, 0, b"w-1"))
+    second.receive(line(LineKind.FINAL, 1, spoken(1, ""), acked=32_000))
+    second.release()
+    assert {code: count for code, count in metrics.streams_ended.items() if count} == {"final": 1}
+    assert metrics.stream_duration_seconds.sum == 2.0
+
+
+async def test_the_audio_of_a_stream_that_ended_earlier_is_not_what_its_client_says(ends: Ends) -> None:
+    link = admitted()
+    link.adopt(None, StreamOptions(), Place(None), next_sample=10**18, finished=True)
+    link.receive(line(LineKind.OWNER, 0, b"w-1"))
+    link.receive(line(LineKind.FINAL, 1, spoken(1, ""), acked=16_000))
+    link.release()
+    assert ends()[0]["audio_s"] == 1.0
