@@ -184,7 +184,7 @@ def _resolve(command: str, argv: Sequence[str], environ: Mapping[str, str]) -> d
 
 
 def _check_ports(values: Mapping[str, Any]) -> None:
-    names = [name for name in ("port", "ws_port", "status_port") if values[name]]
+    names = [name for name in ("port", "ws_port", "status_port", "metrics_port") if values[name]]
     if not values["port"] and not values["ws_port"]:
         raise SettingsError("--port and --ws-port are both 0, but clients need one of them.")
     for position, name in enumerate(names):

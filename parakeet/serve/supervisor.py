@@ -34,6 +34,7 @@ from common.settings import (
 )
 from parakeet.serve.child import Child, Launch, describe_exit
 from parakeet.serve.embedded_redis import EmbeddedRedis, NoRedisServer
+from parakeet.serve.metrics_ports import MetricsPorts
 from parakeet.serve.readiness import Roster, check_port_free
 from parakeet.serve.worker_plan import check_device, count_gpus, plan_workers
 
@@ -105,6 +106,7 @@ class Supervisor:
         self._ingresses: list[Child] = []
         self._roster: Roster | None = None
         self._num_gpus = 0
+        self._planned: list[WorkerSettings] = []
 
     def run(self) -> int:
         """Start everything, keep it running until a signal, stop it; return 0 for a requested stop.
@@ -147,23 +149,22 @@ class Supervisor:
             if num_gpus is not None:
                 check_device(worker.device, num_gpus)
             self._num_gpus = num_gpus or 0
+        self._planned = plan_workers(self._settings, self._num_gpus, Machine.here())
+        MetricsPorts(self._settings, self._planned).check()
 
     def _start(self, signals: _Signals) -> None:
         redis_url = self._start_redis()
-        ingress = replace(self._settings.ingress, redis_url=redis_url)
-        worker = replace(self._settings.worker, redis_url=redis_url)
-        if self._embedded is not None:  # it loses all or nothing
-            ingress, worker = replace(ingress, redis_loss_ms=0), replace(worker, redis_loss_ms=0)
+        ingress, planned = self._settings.ingress, self._planned
+        # An embedded server loses all or nothing.
+        loss_ms = ingress.redis_loss_ms if self._embedded is None else 0
+        ingress = replace(ingress, redis_url=redis_url, redis_loss_ms=loss_ms)
         roster = self._roster = Roster(ingress)
         roster.check_servers(SERVE)
-        worker_settings = replace(self._settings, worker=worker)
-        machine = Machine.here()
-        planned = plan_workers(worker_settings, self._num_gpus, machine)
         lanes = planned[0].lanes if planned else 1
-        ports = 1 if lanes == 1 else 1 + lanes  # one for the group and one for each of its lanes
+        ports = MetricsPorts(self._settings, planned)
         for index, worker in enumerate(planned):
             watched = replace(
-                worker, metrics_port=self._metrics_port(self._settings.num_ingress + index * ports)
+                worker, redis_url=redis_url, redis_loss_ms=loss_ms, metrics_port=ports.of_worker(index)
             )
             self._workers.append(Child(f"worker {index}", _launcher("gpu_worker", watched)))
         self._start_children(
@@ -174,15 +175,10 @@ class Supervisor:
         )
 
         for index in range(self._settings.num_ingress):
-            watched_ingress = replace(ingress, metrics_port=self._metrics_port(index))
+            watched_ingress = replace(ingress, metrics_port=ports.of_ingress(index))
             self._ingresses.append(Child(f"ingress {index}", _launcher("ingress", watched_ingress)))
         self._start_children(signals, self._ingresses, roster.has_ingress, INGRESS_START_TIMEOUT_S)
         ready_log.info("%s", self._ready_line(roster))
-
-    def _metrics_port(self, index: int) -> int:
-        """Return the metrics port of a child by its index, which it keeps over its restarts."""
-        first = self._settings.ingress.metrics_port
-        return first + index if first else 0
 
     def _start_redis(self) -> tuple[str, ...]:
         if self._settings.ingress.redis_url:

@@ -89,6 +89,11 @@ def test_serve_takes_every_documented_flag() -> None:
         ("worker", ["--redis-url", "redis://h:99999"], "--redis-url got 'redis://h:99999'"),
         ("worker", ["--redis-url", "redis+sentinel://h"], "--redis-url got 'redis+sentinel://h'"),
         ("ingress", ["--port", "8000"], "--ws-port got 8000, but takes another port than --port"),
+        (
+            "serve",
+            ["--metrics-port", "8050"],
+            "--metrics-port got 8050, but takes another port than --status-port",
+        ),
         ("ingress", ["--port", "0", "--ws-port", "0"], "clients need one of them"),
         ("ingress", ["--device", "cpu"], "unrecognized arguments: --device cpu"),
         (
