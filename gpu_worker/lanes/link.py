@@ -10,7 +10,7 @@ from typing import Any
 
 from gpu_worker.engine.interface import DeviceLost
 from gpu_worker.lanes.bell import Bell
-from gpu_worker.lanes.wire import WireFault, receive, send
+from gpu_worker.lanes.wire import WireFault, hang_up, receive, send
 
 _Answer = tuple[dict[str, Any], dict[str, memoryview]]
 
@@ -30,6 +30,8 @@ class GroupLink:
         self._link = link
         self._bell = bell
         self._lock = threading.Lock()
+        # Held over a whole message: no other mixes with it, and the socket is not closed meanwhile.
+        self._sending = threading.Lock()
         self._asked: dict[int, Future[_Answer]] = {}
         self.num_requests = 0
         self.lost = False
@@ -56,16 +58,17 @@ class GroupLink:
         buffers: Mapping[str, memoryview] | None,
         future: Future[_Answer] | None,
     ) -> None:
-        with self._lock:
-            if self.lost:
-                raise _gone()
-            number, self.num_requests = self.num_requests, self.num_requests + 1
-            if future is not None:
-                self._asked[number] = future
-        try:
-            send(self._link, {"number": number, **message}, buffers or {})
-        except OSError as error:
-            raise _gone() from error
+        with self._sending:
+            with self._lock:
+                if self.lost:
+                    raise _gone()
+                number, self.num_requests = self.num_requests, self.num_requests + 1
+                if future is not None:
+                    self._asked[number] = future
+            try:
+                send(self._link, {"number": number, **message}, buffers or {})
+            except OSError as error:
+                raise _gone() from error
 
     def _listen(self, on_lost: Callable[[GroupLost], None]) -> None:
         lost = _gone()
@@ -81,11 +84,13 @@ class GroupLink:
             self.lost = True
             asked = list(self._asked.values())
             self._asked.clear()
-        self._link.close()
+        hang_up(self._link)
         for future in asked:
             future.set_exception(lost)
         self._bell.ring()
         on_lost(lost)
+        with self._sending:  # a descriptor that is closed during a call may be another file's by then
+            self._link.close()
 
 
 def _gone() -> GroupLost:

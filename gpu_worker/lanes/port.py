@@ -24,7 +24,7 @@ from gpu_worker.engine.steps import SPARE_HOPS, UNKNOWN_END, Field, KeptFrames, 
 from gpu_worker.engine.steps import Export as Exported
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.segment import NUM_BUFFERS, FlightBuffer, LaneArea
-from gpu_worker.lanes.wire import MAX_BYTES, WireFault, receive, send
+from gpu_worker.lanes.wire import MAX_BYTES, WireFault, hang_up, receive, send
 
 logger = logging.getLogger(__name__)
 
@@ -159,26 +159,26 @@ class LanePort:
         # Places of its trees in the arena, and slots that use one; for the thread that runs steps.
         self.places: set[int] = set()
         self.boosted: set[int] = set()
-        self._threads = [
-            threading.Thread(target=target, name=f"lane-{name}", daemon=True)
-            for name, target in (("requests", self._listen), ("answers", self._send))
-        ]
+        self._listener = threading.Thread(target=self._listen, name="lane-requests", daemon=True)
+        self._sender = threading.Thread(target=self._send, name="lane-answers", daemon=True)
 
     def start(self) -> None:
         """Begin to listen."""
-        for thread in self._threads:
-            thread.start()
+        self._sender.start()
+        self._listener.start()
 
     def close(self) -> None:
         """End the lane: it sees its socket end."""
         self.gone = True
         self._answers.put(None)
-        try:
-            self._link.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it is closed already
-            return
+        hang_up(self._link)
 
     # For the thread that runs steps
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that wait."""
+        return len(self._requests)
 
     def next_request(self) -> Request | None:
         """Return the next request, once all flights that were launched before it are taken; else None."""
@@ -287,8 +287,9 @@ class LanePort:
             logger.error("a lane is ended: it asks for what cannot be: %s", error)
         finally:
             self.close()
-            self._link.close()
             self._wake()
+            self._sender.join()  # a descriptor that is closed during a call may be another file's by then
+            self._link.close()
 
     def _read(self, message: dict[str, Any], buffers: dict[str, memoryview]) -> Request:
         """Read a request. Raises LaneFault, KeyError, TypeError, ValueError."""

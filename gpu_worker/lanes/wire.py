@@ -52,6 +52,14 @@ def receive(link: socket.socket) -> tuple[dict[str, Any], dict[str, memoryview]]
     return message, buffers
 
 
+def hang_up(link: socket.socket) -> None:
+    """End a connection for both sides; calls that wait for it return. The descriptor stays open."""
+    try:
+        link.shutdown(socket.SHUT_RDWR)
+    except OSError:  # it is closed already
+        return
+
+
 def _read(link: socket.socket, count: int) -> bytearray | None:
     data = bytearray(count)
     view, at = memoryview(data), 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -20,8 +21,8 @@ from gpu_worker.engine.steps import UNKNOWN_END, Field, KeptFrames
 from gpu_worker.lanes import wire
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.group import share_of
-from gpu_worker.lanes.link import GroupLost
-from gpu_worker.lanes.port import MAX_ANSWERS, LanePort
+from gpu_worker.lanes.link import GroupLink, GroupLost
+from gpu_worker.lanes.port import MAX_ANSWERS, LanePort, UseTree
 from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
 from tests.lane_recorder import (
     Recorder,
@@ -150,10 +151,72 @@ def test_a_lane_that_asks_and_never_reads_ends() -> None:
     for number in range(10):
         port.say(number)
     assert (port._answers.qsize() - held <= 2, port.gone) == (True, True), "no more but the ends"
-    for thread in port._threads:
+    for thread in (port._sender, port._listener):
         thread.join(10)
         assert not thread.is_alive()
     theirs.close()
+
+
+def test_the_socket_of_a_lane_is_not_closed_while_an_answer_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call with its descriptor's number could meet another file."""
+    port, theirs = port_of_a_mute_lane()
+    inside, go_on, open_then = threading.Event(), threading.Event(), []
+
+    def late_send(link: socket.socket, *_: object) -> None:
+        inside.set()
+        go_on.wait(60)
+        open_then.append(link.fileno() >= 0)
+
+    monkeypatch.setattr("gpu_worker.lanes.port.send", late_send)
+    port.say(0)
+    assert inside.wait(60)
+    woken = threading.Event()
+    port._wake = woken.set
+    theirs.close()
+    assert woken.wait(60), "the steps' thread hears of it at once"
+    port._listener.join(0.2)  # it would close the socket by then
+    go_on.set()
+    port._listener.join(60)
+    assert (open_then, port._link.fileno()) == ([True], -1)
+
+
+def test_the_socket_to_a_group_is_not_closed_while_a_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    link, told, open_then = GroupLink(ours, Bell.create()), threading.Event(), []
+
+    def late_send(socket_: socket.socket, *_: object) -> None:
+        theirs.close()
+        assert told.wait(60), "the lane hears of it at once"
+        open_then.append(socket_.fileno() >= 0)
+        raise BrokenPipeError
+
+    monkeypatch.setattr("gpu_worker.lanes.link.send", late_send)
+    link.start(lambda _: told.set())
+    with pytest.raises(GroupLost):
+        link.tell({})
+    wait_until(lambda: ours.fileno() == -1, 60)
+    assert open_then == [True]
+
+
+def test_a_lane_that_goes_on_asking_holds_no_other_up(stack: LaneStack) -> None:
+    steps, asked = recorder(stack), []
+
+    class Insatiable:
+        """Has one more request whenever one is served."""
+
+        def use(self, slot: int, *_: object, **__: object) -> None:
+            asked.append(slot)
+            assert len(asked) < 1_000, "the turn does not end"
+            port = stack.ports[0]
+            port._requests.append((0, 0, UseTree(0, NO_TREE, 0, anew=True)))
+
+    steps.trees = Insatiable()  # type: ignore[assignment]
+    stack.lanes[0].trees.use(0, NO_TREE, 0, anew=True)
+    wait_until(lambda: stack.ports[0].num_waiting == 1)
+    fine = launch(stack.lanes[1], [0])
+    turn_until(stack, lambda: steps.told[-1:] == [("wait", [4])])
+    assert stack.lanes[1].wait(fine).num_symbols_B.tolist() == [1]
+    assert 1 <= len(asked) <= 4
 
 
 def test_a_lane_that_asks_for_more_than_is_kept_ends(monkeypatch: pytest.MonkeyPatch) -> None:
