@@ -91,6 +91,8 @@ class Child:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
+        """Start the process, under a new name. Raises OSError where the system has no room for it."""
+        self._backoff.started(time.monotonic())
         self._launch = self._make_launch()
         self._last_words = LastWords()
         self._process = start_tied(
@@ -98,9 +100,18 @@ class Child:
             {**self._launch.environment, **self._last_words.environment},
             inherited=(self._last_words.descriptor,),
         )
-        self._backoff.started(time.monotonic())
         self.restart_at = None
         logger.info("started %s as %s, pid %d", self.name, self.process_id, self._process.pid)
+
+    def start_again(self) -> None:
+        """Start the process; where the system has no room for it, set `restart_at` to a later time."""
+        try:
+            self.start()
+        except OSError as error:
+            now = time.monotonic()
+            wait_s = self._backoff.ended(now)
+            self.restart_at = now + wait_s
+            logger.error("%s could not be started, trying again in %.1f s: %s", self.name, wait_s, error)
 
     def exited(self) -> int | None:
         """Return the exit status of a child that died since the last call, None for one that lives."""

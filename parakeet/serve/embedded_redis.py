@@ -148,7 +148,13 @@ class EmbeddedRedis:
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start the server (again) and wait until it answers; raise NoRedisServer if it does not."""
-        self._process = start_tied(self._command, _allocator() | os.environ)
+        try:
+            self._process = start_tied(self._command, _allocator() | os.environ)
+        except OSError as error:
+            self._process = None
+            raise NoRedisServer(
+                f"The embedded Redis server ({self._binary}) could not be started: {error}."
+            ) from error
         deadline = time.monotonic() + timeout_s
         while not self._answers():
             returncode = self._process.poll()
@@ -164,7 +170,7 @@ class EmbeddedRedis:
             )
 
     def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             probe.connect(str(self.socket_path))
             probe.sendall(b"PING\r\n")

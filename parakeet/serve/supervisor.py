@@ -199,7 +199,10 @@ class Supervisor:
     ) -> None:
         """Start the children and wait until each is ready; raise StartFailed when one is not."""
         for child in children:
-            child.start()
+            try:
+                child.start()
+            except OSError as error:
+                raise StartFailed(f"{child.name} could not be started: {error}.") from error
         deadline = time.monotonic() + timeout_s
         waiting = list(children)
         while waiting:
@@ -246,7 +249,7 @@ class Supervisor:
                 if (returncode := child.exited()) is not None:
                     child.schedule_restart(returncode)
                 if child.restart_at is not None and child.restart_at <= now:
-                    child.start()
+                    child.start_again()
             signals.wait(self._next_deadline_s())
 
     def _mend_redis(self, now: float) -> None:

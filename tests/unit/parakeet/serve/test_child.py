@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -106,6 +107,32 @@ def test_a_child_is_waited_for_twice_as_long_each_time_until_it_ran_steadily(
     child.schedule_restart(1)
     assert child.restart_at == clock[0] + FIRST_BACKOFF_S
     assert child.num_restarts == 4
+
+
+def test_a_start_that_the_system_has_no_room_for_is_tried_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, num_failures = [1000.0], [2]
+    monkeypatch.setattr("parakeet.serve.child.time.monotonic", lambda: clock[0])
+
+    def start(*_: object, **__: object) -> subprocess.Popen[bytes]:
+        if num_failures[0]:
+            num_failures[0] -= 1
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr("parakeet.serve.child.start_tied", start)
+    child = Child("worker 0", lambda: Launch("w", ("true",), {}))
+    waits = []
+    for _ in range(2):
+        child.start_again()
+        assert child.restart_at is not None
+        assert (child.exited(), child.running) == (None, False)
+        waits.append(child.restart_at - clock[0])
+    assert waits == [FIRST_BACKOFF_S, 2 * FIRST_BACKOFF_S]
+    child.start_again()
+    assert child.restart_at is None
+    assert child.wait(10.0)
 
 
 def test_each_start_has_a_name_of_its_own() -> None:

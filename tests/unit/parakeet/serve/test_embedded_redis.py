@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -67,6 +68,19 @@ def test_a_server_that_cannot_start_says_why_and_leaves_nothing() -> None:
     with pytest.raises(NoRedisServer, match="ended with exit status 1"), server:
         pass
     assert not server.socket_path.parent.exists()
+
+
+def test_a_server_that_the_system_has_no_room_for_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with EmbeddedRedis() as server:
+        monkeypatch.setattr(embedded_redis, "start_tied", start)
+        server.send_signal(signal.SIGKILL)
+        wait_until(lambda: server.exited() is not None)
+        with pytest.raises(NoRedisServer, match=r"could not be started: .*temporarily unavailable"):
+            server.start()
+        assert server.exited() is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import cast
@@ -99,6 +100,39 @@ def test_a_redis_that_does_not_start_is_tried_again_after_twice_the_time(clock: 
     mend_until(supervisor, server, num_starts=4)
     gaps = [round(later - before, 1) for before, later in pairwise(server.started_at)]
     assert gaps == [FIRST_BACKOFF_S * factor for factor in (2, 4, 8)]
+
+
+@dataclass
+class StoppingSignals:
+    """Lets time pass instead of waiting, until a signal to stop comes at some time."""
+
+    clock: Clock
+    stops_at: float
+
+    @property
+    def stop_requests(self) -> int:
+        return int(self.clock.now >= self.stops_at)
+
+    def wait(self, timeout_s: float | None) -> None:
+        self.clock.now += self.stops_at if timeout_s is None else max(timeout_s, 0.01)
+
+
+def test_a_child_that_the_system_has_no_room_for_ends_no_other(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried_at: list[float] = []
+
+    def start(*_: object, **__: object) -> None:
+        tried_at.append(clock.now)
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("parakeet.serve.child.start_tied", start)
+    supervisor = Supervisor(parse("serve", [], {}))
+    child = Child("worker 0", lambda: Launch("w", (), {}))
+    child.schedule_restart(1)
+    supervisor._workers.append(child)
+    supervisor._keep_running(cast(_Signals, StoppingSignals(clock, clock.now + 10)))
+    assert len(tried_at) > 1
 
 
 class StoppingChild(Child):
