@@ -31,9 +31,17 @@ OPENED_A_TURN: Final = 4
 
 _BACKLOG: Final = 1024
 _ACCEPTED_A_TURN: Final = 64
-# Errors for a resource that each socket needs, and that the machine or this process has run out of.
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_EXHAUSTED_PAUSE_S: Final = 1.0
+# Errors of one connection, which Linux reports where it is accepted (accept(2)): the next one may be good.
+_OF_ONE_CONNECTION: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ECONNABORTED", "EPERM", "EPROTO", "ENOPROTOOPT", "EOPNOTSUPP"),
+        *("ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENONET"),
+    )
+    if hasattr(errno, name)
+)
+# The pause after any other error: most likely the machine or this process has run out of files or memory.
+_PAUSE_S: Final = 1.0
 # Options that every accepted socket inherits. By them the kernel detects that a client's machine is gone: it
 # probes a silent connection after a minute, and resets a connection that acknowledges nothing for two
 # minutes. The last option is for results under way, which the kernel would otherwise send again for a quarter
@@ -139,7 +147,7 @@ class Acceptor:
         self._accepted: deque[socket.socket] = deque()
         self._is_reading = False
         self._is_closed = False
-        self._is_exhausted = False  # whether accepting pauses for lack of resources
+        self._is_exhausted = False  # whether accepting pauses after an error
         listener.setblocking(False)
         listener.listen(_BACKLOG)
         self._read()
@@ -214,15 +222,14 @@ class Acceptor:
                 client, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError):
                 return False
-            except ConnectionAbortedError:
-                continue
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
+                if error.errno in _OF_ONE_CONNECTION:
+                    continue
+                # Not raised: nothing would read from the listener any more.
                 logger.error("no connection can be accepted for now: %s", error)
                 self._stop_reading()
                 self._is_exhausted = True
-                self._loop.call_later(_EXHAUSTED_PAUSE_S, self._go_on)
+                self._loop.call_later(_PAUSE_S, self._go_on)
                 return False
             if not self._has_file(client.fileno()):
                 client.close()

@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Any
 
@@ -160,30 +160,46 @@ async def test_a_stop_opens_those_that_wait() -> None:
                 turns.give_one()  # of a listener that is closed
 
 
-async def test_out_of_files_is_a_pause(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(acceptor_module, "_EXHAUSTED_PAUSE_S", 0.05)
+class _Later(Turns):
+    """Grants no turn at once, as while others wait."""
 
-    class _Exhausted(socket.socket):
+    def at_once(self, turn: Callable[[], None]) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("turns", [Turns, _Later])
+@pytest.mark.parametrize(
+    ("number", "levels"),
+    [(errno.EMFILE, [logging.ERROR]), (errno.EPROTO, []), (errno.EPERM, []), (errno.EIO, [logging.ERROR])],
+)
+async def test_an_error_of_one_accept_is_a_pause_at_most(
+    number: int,
+    levels: list[int],
+    turns: type[Turns],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(acceptor_module, "_PAUSE_S", 0.05)
+
+    class _Failing(socket.socket):
         failed = False
 
         def accept(self) -> tuple[socket.socket, Any]:
             if not self.failed:
                 self.failed = True
-                raise OSError(errno.EMFILE, "Too many open files")
+                raise OSError(number, "")
             return super().accept()
 
-    async with _accepting(Turns()) as (acceptor, opened):
+    async with _accepting(turns()) as (acceptor, opened):
         bound = acceptor._listener
         acceptor._stop_reading()
-        with closing(_Exhausted(fileno=bound.detach())) as listener:
+        with closing(_Failing(fileno=bound.detach())) as listener:
             listener.setblocking(False)
             acceptor._listener = listener
             acceptor._read()
             with _clients(acceptor, 1), caplog.at_level(logging.ERROR):
                 await wait_until(lambda: len(opened) == 1)
-            assert [record.levelno for record in caplog.records] == [logging.ERROR]
+            assert [record.levelno for record in caplog.records] == levels
             acceptor.close()
 
 
