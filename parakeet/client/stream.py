@@ -248,12 +248,14 @@ class Stream:
         """
         self._mark("finalize", Finalize())
 
-    def set_phrases(self, phrases: Sequence[Phrase]) -> None:
+    def set_phrases(self, phrases: Sequence[Phrase | str]) -> None:
         """Replace the phrases that the speaker is likely to say, for the audio from here on.
 
-        Those from the beginning are the option `phrases`. Raises ServerError where the server takes none.
+        A string is a phrase with the server's boost. Those from the beginning are the option `phrases`.
+        Raises ServerError where the server takes none.
         """
-        self._mark("phrases", Phrases(tuple(phrases)))
+        listed = (Phrase(phrase) if isinstance(phrase, str) else phrase for phrase in phrases)
+        self._mark("phrases", Phrases(tuple(listed)))
 
     def _mark(self, name: str, mark: Mark) -> None:
         if name not in self.capabilities:

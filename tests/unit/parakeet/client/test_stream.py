@@ -405,7 +405,7 @@ async def test_phrases_go_out_behind_the_audio_before_them(monkeypatch: pytest.M
         options = StreamOptions(phrases=(Phrase("first"),))
         async with await connect(harness.ws_url, options=options, timeouts=_TIMEOUTS) as stream:
             await stream.send(b"\0\0" * 10)
-            stream.set_phrases([Phrase("Parakeet", 2.0), Phrase("go on")])
+            stream.set_phrases([Phrase("Parakeet", 2.0), "go on"])
             await stream.send(b"\0\0" * 10)
             await stream.finish()
             await stream.final()
