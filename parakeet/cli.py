@@ -30,15 +30,10 @@ from common.settings import (
     child_environment,
     parse,
 )
+from common.settings import SUMMARIES as FLAGGED
 
 SUMMARIES = {
-    "serve": "run it all on this machine: ingress, workers, and Redis unless --redis-url is given",
-    "ingress": "run one ingress process: client sockets, no model",
-    "worker": "run one worker: the model on one device",
-    "status": "show the state of the cluster that a status port tells",
-    "health": "exit status 0 where a worker of this host holds its lease (a container's health check)",
-    "transcribe": "stream a recording, stdin or the microphone to a server and show the text",
-    "check": "run the bundled recordings through a model, and judge its text and its speed",
+    **FLAGGED,
     "keys": "make, list and revoke the keys of clients (keys --help)",
     "redis-users": "make users of Redis with the least rights (redis-users --help)",
     "bench": "measure how many real-time streams a server carries (bench --help)",

@@ -28,12 +28,13 @@ from common.settings.schema import (
     TranscribeSettings,
     WorkerSettings,
 )
-from common.settings.table import COMMANDS, FLAGS, Flag
+from common.settings.table import COMMANDS, FLAGS, SUMMARIES, Flag
 
 __all__ = [
     "COMMANDS",
     "FLAGS",
     "PROGRAM",
+    "SUMMARIES",
     "CheckSettings",
     "ClusterSettings",
     "Flag",

@@ -26,7 +26,7 @@ from common.settings.schema import (
     TranscribeSettings,
     WorkerSettings,
 )
-from common.settings.table import FLAGS, Flag
+from common.settings.table import FLAGS, SUMMARIES, Flag
 from common.settings.values import HUB_ID, RedisUrls
 
 Settings = (
@@ -92,13 +92,13 @@ def is_made_up(process_id: str, prefix: str) -> bool:
     return re.fullmatch(re.escape(host_stem(prefix)) + "[0-9a-f]{8}", process_id) is not None
 
 
-def build_parser(
-    command: str, flags: Iterable[Flag], *, description: str | None = None
-) -> argparse.ArgumentParser:
+def build_parser(command: str, flags: Iterable[Flag]) -> argparse.ArgumentParser:
     """Return the argparse parser of a command, its flags grouped as in the table."""
+    summary = SUMMARIES.get(command)
     parser = _Parser(
         prog=f"{PROGRAM} {command}".strip(),
-        description=description,
+        usage=f"%(prog)s [FLAG ...]{' [SOURCE]' if command == 'transcribe' else ''}",
+        description=f"{summary[0].upper()}{summary[1:]}." if summary else None,
         epilog="Each flag can be set by its environment variable instead; a flag overrides its variable.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

@@ -24,7 +24,19 @@ from common.settings.values import (
     Whole,
 )
 
-COMMANDS = ("serve", "ingress", "worker", "status", "health", "transcribe", "check")
+# The commands whose flags stand here, and what each does.
+SUMMARIES = MappingProxyType(
+    {
+        "serve": "run it all on this machine: ingress, workers, and Redis unless --redis-url is given",
+        "ingress": "run one ingress process: client sockets, no model",
+        "worker": "run one worker: the model on one device",
+        "status": "show the state of the cluster that a status port tells",
+        "health": "end with status 0 if a worker of this host holds its lease (a container's health check)",
+        "transcribe": "stream a recording, stdin or the microphone to a server and show the text",
+        "check": "run the bundled recordings through a model, and judge its text and its speed",
+    }
+)
+COMMANDS = tuple(SUMMARIES)
 
 _SERVER = ("serve", "ingress", "worker")
 _INGRESS = ("serve", "ingress")
@@ -66,9 +78,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("host", HOST, "127.0.0.1",
          "address to listen on, or for a client to connect to",
          "Ports", (*_INGRESS, "status", "transcribe"), "ADDRESS"),
-    Flag("port", PORT, "8765", "raw TCP port, newline-delimited JSON; 0 turns it off", "Ports", _INGRESS, "PORT"),
-    Flag("ws_port", PORT, "8000", "WebSocket port; 0 turns it off", "Ports", (*_INGRESS, "transcribe"), "PORT"),
-    Flag("status_port", PORT, "8050", "one-shot status port; 0 turns it off",
+    Flag("port", PORT, "8765", "raw TCP port, newline-delimited JSON; a server with 0 has none", "Ports", _INGRESS, "PORT"),
+    Flag("ws_port", PORT, "8000", "WebSocket port; a server with 0 has none", "Ports", (*_INGRESS, "transcribe"), "PORT"),
+    Flag("status_port", PORT, "8050", "one-shot status port; a server with 0 has none",
          "Ports", (*_INGRESS, "status"), "PORT"),
     Flag("status_host", Text("a host name or an address, or nothing for the default", r"[^\s/]*"), "",
          "address of the status port; by default that of --host, or 127.0.0.1 with --auth-keys-file",

@@ -35,6 +35,16 @@ def test_alone_it_shows_a_line_a_command_and_no_flag(capsys: pytest.CaptureFixtu
     assert len(shown.splitlines()) < 30
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_begins_with_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        cli.main([command, "--help"])
+    usage, summary, _ = capsys.readouterr().out.split("\n\n", 2)
+    assert usage.startswith(f"usage: parakeet-server {command} [FLAG ...]")
+    said = " ".join(summary.split())
+    assert said[0].lower() + said[1:] == f"{cli.SUMMARIES[command]}."
+
+
 @pytest.mark.parametrize("columns", [80, 110])
 @pytest.mark.parametrize("argv", [["--help"], *([command, "--help"] for command in (*COMMANDS, "bench"))])
 def test_help_is_as_wide_as_the_terminal(
