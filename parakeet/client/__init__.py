@@ -8,7 +8,8 @@ from parakeet.client.errors import (
     ServerSilent,
     UnusableKey,
 )
-from parakeet.client.stream import Stream, connect
+from parakeet.client.opening import connect
+from parakeet.client.stream import Stream
 from parakeet.client.timeouts import ClientTimeouts
 from parakeet.client.transcription import transcribe
 

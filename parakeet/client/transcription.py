@@ -13,7 +13,8 @@ from common.options import StreamOptions
 from parakeet.audio.errors import BadAudio
 from parakeet.audio.source import Source, open_source, stream_blocks
 from parakeet.client.blocks import Blocks, as_async
-from parakeet.client.stream import Stream, connect
+from parakeet.client.opening import connect
+from parakeet.client.stream import Stream
 
 MESSAGE_MS = 160
 
