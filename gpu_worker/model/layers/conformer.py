@@ -43,8 +43,9 @@ class FeedForward:
         bias = weights[f"{name}.linear1.bias"] if config.use_bias else None
         self._in = Product(weights[f"{name}.linear1.weight"], bias)
         self._half_out = Product(
-            weights[f"{name}.linear2.weight"] * 0.5,
-            weights[f"{name}.linear2.bias"] * 0.5 if config.use_bias else None,
+            weights[f"{name}.linear2.weight"],
+            weights[f"{name}.linear2.bias"] if config.use_bias else None,
+            scale=0.5,
         )
 
     def add_to(self, x_RowsD: Tensor, normed: Tensor) -> None:
