@@ -186,7 +186,7 @@ _SPECS: Final = (
         Fault.CLIENT,
         True,
         "The stream to resume is gone, its secret does not match, results after `last_seq` are no longer "
-        "kept, or no result had the number `last_seq`.",
+        "kept, no result had the number `last_seq`, or Redis has lost audio that was decoded.",
     ),
     ErrorSpec(
         ErrorCode.RESUMED_ELSEWHERE,

@@ -114,7 +114,11 @@ class StreamTakeover:
             # This ingress owns the stream by now, and no connection has it.
             self._context.start_task(self.adopt(stream), f"adopt-{stream}")
             raise
-        acked = min(request.audio_ack_samples, next_sample)
+        acked = request.audio_ack_samples
+        if next_sample < acked:
+            # Redis and its ingress have lost audio that was decoded, and the client let go of it.
+            link.abandon(keep=False, code=ErrorCode.RESUME_REFUSED.value)
+            raise _refusal(stream, f"its audio from sample {next_sample} on was lost, {acked} were decoded")
         return Resumption(link, next_sample, acked, finished, record.options, record.sample_rate, num_marks)
 
     async def _resumable(

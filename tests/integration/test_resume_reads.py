@@ -6,12 +6,12 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from common.entries import AudioEntry, IngressId, LineKind, StreamId
-from common.errors import EntryError, RedisUnavailable
+from common.errors import EntryError, ErrorCode, RedisUnavailable, Unavailable
 from common.messages import Audio, Encoding, Resume
 from common.options import StreamOptions
 from common.phrases import Phrase
@@ -104,6 +104,26 @@ async def test_of_connections_that_resume_at_once_all_but_the_last_are_told(redi
             resumption.link.append(Audio(bytes(2 * number), Encoding.PCM16))
         await until(lambda: client.xrevrange(KEYS.audio, count=1)[0][1].get(b"p"), what="the audio")
         assert [len(fields[b"p"]) for _, fields in client.xrange(KEYS.audio) if b"p" in fields] == [6]
+
+
+@pytest.mark.parametrize(("acked", "is_refused"), [(10, False), (11, True)])
+async def test_a_stream_whose_decoded_audio_was_lost_is_not_resumed(
+    redis_url: str, acked: int, is_refused: bool
+) -> None:
+    """Redis forgot its last moments, the ingress that had the audio is gone, and the client let go of it."""
+    async with connected(redis_url) as (_, directory, client), running_backplane(redis_url, A) as backplane:
+        new = new_stream(STREAM, B)
+        await directory.create(dataclasses.replace(new, token_hash=token_hash("secret", "")))
+        client.xadd(KEYS.audio, {"o": 0, "p": bytes(20)}, id="1-1")
+        resuming = backplane.resume(cast(Any, Listener()), Resume(STREAM, "secret", 0, acked))
+        if not is_refused:
+            assert (await resuming).next_sample == 10
+            return
+        with pytest.raises(Unavailable, match="from sample 10 on was lost") as caught:
+            await resuming
+        assert caught.value.code is ErrorCode.RESUME_REFUSED
+        # Its worker is told of the end, so that no slot is kept.
+        await until(lambda: client.xrevrange(KEYS.audio, count=1)[0][1].get(b"x"), what="the final mark")
 
 
 async def test_a_resume_reads_how_many_marks_wait_behind_the_audio(redis_url: str) -> None:

@@ -278,7 +278,10 @@ export class Stream implements AsyncIterable<Result> {
         await this.#resume();
         return;
       } catch (error) {
-        if (!(error instanceof ParakeetError)) throw error;
+        if (!(error instanceof ParakeetError)) {
+          this.#fail(new ParakeetError("stream_lost", `The stream cannot go on: ${String(error)}`, false));
+          return; // nobody waits for this promise
+        }
         if (error.code === "resume_refused" && this.#tokenBefore !== undefined) {
           this.#token = this.#tokenBefore;
           this.#tokenBefore = undefined;

@@ -180,6 +180,23 @@ test("a stream that is closed while a server thinks about its resumption leaves 
   assert.deepEqual(socket.sent.map(({ type }) => type), ["resume"]);
 });
 
+test("a server that has lost audio that it decoded ends the stream, and no promise is left alone", async () => {
+  const Socket = fakeWebSocket((socket) => {
+    socket.onSent = (message) => {
+      if (message.type === "resume") {
+        socket.say({ type: "resumed", stream_id: 7, resume_token: "second", next_sample: 1 });
+      }
+    };
+    socket.say(HELLO);
+  });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+  await stream.send(Int16Array.of(1, 2));
+  await stream.send(Int16Array.of(3));
+  Socket.opened[0].say(result(1, "go", 2));
+  Socket.opened[0].drop();
+  await assert.rejects(stream.finish(), { code: "stream_lost", mayRetry: false });
+});
+
 test("a key at its limit does not keep a client from the stream that it has", async () => {
   const Socket = fakeWebSocket((socket, number) => {
     socket.onSent = (message) => {
