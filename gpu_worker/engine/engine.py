@@ -39,7 +39,7 @@ from gpu_worker.engine.slots.block_manager import BlockManager
 from gpu_worker.engine.slots.live_gaps import LiveGaps
 from gpu_worker.engine.slots.positions import FoldedFrames
 from gpu_worker.engine.slots.sample_rings import SampleRings
-from gpu_worker.engine.slots.samples import FLOAT32, PCM16, Samples, float_samples
+from gpu_worker.engine.slots.samples import FLOAT32, MAX_SAMPLE, PCM16, Samples, float_samples
 from gpu_worker.engine.slots.slot_table import Plan, SlotTable
 from gpu_worker.engine.steps import UNKNOWN_END, WINDOW_SAMPLES, Field, Flight, Steps
 from gpu_worker.engine.stream import OpenStreams, Stream
@@ -48,8 +48,6 @@ from gpu_worker.engine.warm_up import WarmUps
 from gpu_worker.turn.settings import TurnSettings
 from gpu_worker.turn.stage import TurnJudge, TurnStage
 
-# Louder samples overflow the power spectrum; full scale is 1.0.
-_MAX_SAMPLE = 1e6
 # Gauges are counted over all slots, for a status line that is read once a second: not after every step.
 _GAUGES_EVERY_S = 0.05
 
@@ -187,8 +185,8 @@ class SpeechEngine:
             return
         # One pass checks both; vdot does not warn, unlike dot.
         wrong = samples.dtype != FLOAT32 or samples.ndim != 1
-        if wrong or not np.vdot(samples, samples) < _MAX_SAMPLE:
-            samples = np.clip(float_samples(samples), -_MAX_SAMPLE, _MAX_SAMPLE)
+        if wrong or not np.vdot(samples, samples) < MAX_SAMPLE:
+            samples = np.clip(float_samples(samples), -MAX_SAMPLE, MAX_SAMPLE)
         self._rings.append(slot, samples)
 
     def replace_phrases(self, stream: StreamId, phrases: PhraseList, sample: int) -> None:

@@ -12,7 +12,7 @@ from common.errors import ClientFault, ErrorCode, StreamLost
 from common.messages import Encoding
 from common.streams.assignments import BEGINNING, Base
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
-from gpu_worker.engine.slots.samples import PCM16, Samples, float_samples
+from gpu_worker.engine.slots.samples import MAX_SAMPLE, PCM16, Samples, float_samples
 from gpu_worker.pipeline.g711 import ALAW, MULAW
 from gpu_worker.pipeline.resampling import Resampler, replay_start
 
@@ -24,7 +24,7 @@ _TABLES: Final = {Encoding.MULAW: MULAW, Encoding.ALAW: ALAW}
 
 
 def entry_samples(entry: AudioEntry) -> Samples:
-    """Return the samples of an entry in the format of engines.
+    """Return the samples of an entry in the format of engines; far beyond full scale they are clipped.
 
     Raises ClientFault `bad_samples` for a sample that is not finite, `odd_byte_count` for half a sample.
     """
@@ -39,7 +39,8 @@ def entry_samples(entry: AudioEntry) -> Samples:
     samples = np.frombuffer(payload, "<f4")
     if not np.isfinite(samples).all():
         raise ClientFault(ErrorCode.BAD_SAMPLES, "Every sample must be a finite number within float32.")
-    return samples.astype(np.float32, copy=False)
+    clipped: NDArray[np.float32] = np.clip(samples.astype(np.float32, copy=False), -MAX_SAMPLE, MAX_SAMPLE)
+    return clipped
 
 
 class StreamAudio:

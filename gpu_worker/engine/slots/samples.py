@@ -14,6 +14,8 @@ Samples = NDArray[np.float32] | NDArray[np.int16]
 
 PCM16: Final = np.dtype(np.int16)
 FLOAT32: Final = np.dtype(np.float32)
+# Louder samples overflow the power spectrum, and a resampler's sums; full scale is 1.0.
+MAX_SAMPLE: Final = 1e6
 # An array, since numpy takes longer to make one of a scalar than to multiply a short message.
 PCM16_SCALE: Final = np.array(1 / 32768, np.float32)
 

@@ -38,6 +38,15 @@ def test_samples_that_are_no_numbers_are_refused(bad: float) -> None:
     assert fault.value.code is ErrorCode.BAD_SAMPLES
 
 
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_the_loudest_samples_are_samples_at_every_rate(rate: int) -> None:
+    loud = np.full(rate, np.finfo(np.float32).max, "<f4")
+    parts = StreamAudio(rate).push(entry(0, loud.tobytes(), Encoding.F32))
+    samples = np.concatenate([float_samples(part) for part in parts])  # refuses what is not finite
+    assert len(samples) > 8_000
+    assert samples[4_000:-4_000].min() > 1.0
+
+
 @pytest.mark.parametrize(("payload", "encoding"), [(b"abc", Encoding.PCM16), (b"abcdef", Encoding.F32)])
 def test_half_a_sample_is_refused(payload: bytes, encoding: Encoding) -> None:
     with pytest.raises(ClientFault) as fault:
