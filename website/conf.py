@@ -51,7 +51,14 @@ NAVIGATION: Final = {
         "/docs/redis",
     ),
     "Performance": ("/docs/scaling", "/docs/performance"),
-    "The project": ("/ARCHITECTURE", "/docs/decisions", "/docs/invariants", "/CONTRIBUTING", "/CHANGELOG"),
+    "The project": (
+        "/ARCHITECTURE",
+        "/docs/decisions",
+        "/docs/invariants",
+        "/CONTRIBUTING",
+        "/tests/README",
+        "/CHANGELOG",
+    ),
 }
 # Reports of measurements lie below docs/performance in the navigation.
 MEASUREMENTS: Final = ("/benchmarks/README", "/benchmarks/results/*", "/benchmarks/baseline/README")
@@ -65,6 +72,7 @@ include_patterns = [
     "clients/typescript/README.md",
     "gpu_worker/model/bundled/tiny/MODEL_CARD.md",
     "training/README.md",
+    "tests/README.md",
     "benchmarks/results/*.md",
     "benchmarks/README.md",
     "benchmarks/baseline/README.md",
