@@ -121,12 +121,14 @@ def test_a_streamed_answer_adds_up_to_the_text(server: ServeProcess, fields: dic
     assert len(deltas) > 1
 
 
-@pytest.mark.parametrize("kind", ["srt", "vtt", "verbose_json"])
-def test_a_format_with_times_is_answered_whole(server: ServeProcess, kind: str) -> None:
-    file = RECORDING.read_bytes()
-    response, body = post(server, file, stream="true", response_format=kind)
-    assert response.getheader("content-type") != "text/event-stream; charset=utf-8"
-    assert body == post(server, file, response_format=kind)[1]
+@pytest.mark.parametrize(
+    ("kind", "begins"), [("srt", b"1\n00:00:0"), ("vtt", b"WEBVTT\n\n"), ("verbose_json", b'{"task":')]
+)
+def test_a_format_with_times_is_answered_whole(server: ServeProcess, kind: str, begins: bytes) -> None:
+    response, body = post(server, RECORDING.read_bytes(), stream="true", response_format=kind)
+    assert response.status == 200
+    assert body.startswith(begins)
+    assert TEXT.encode() in body
 
 
 @pytest.mark.parametrize(
