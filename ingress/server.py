@@ -34,7 +34,7 @@ from ingress.api.transcriptions import transcription_endpoints
 from ingress.auth.client import ANYBODY
 from ingress.auth.door import Door
 from ingress.auth.guard import NO_GUARD, Guard
-from ingress.auth.hosts import ANY_HOST, Hosts
+from ingress.auth.hosts import Hosts
 from ingress.auth.key_guard import KeyGuard
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
@@ -141,7 +141,7 @@ class IngressServer:
         )
         self._paces = Paces(settings.max_live_rate, settings.max_live_lead_s)
         self._door = Door(
-            self._ring, Origins(settings.allowed_origins, hosts_of(settings)), self.metrics, is_open
+            self._ring, Origins(settings.allowed_origins, Hosts.of(settings)), self.metrics, is_open
         )
         self._guard = None if self._ring is None else KeyGuard(self._door, self._backplane.key_usage())
         self._tls = _tls_of(settings)
@@ -451,13 +451,6 @@ def _ring_of(settings: IngressSettings, on_revoked: Callable[[KeyId], None]) -> 
         return KeyRing(Path(settings.auth_keys_file), on_revoked)
     logger.warning("no --auth-keys-file: everybody who reaches these ports is served")
     return None
-
-
-def hosts_of(settings: IngressSettings) -> Hosts:
-    """Return the host names of pages that may connect: any with keys, since a foreign page has no key."""
-    if settings.auth_keys_file and not settings.allowed_hosts:
-        return ANY_HOST
-    return Hosts((*settings.allowed_hosts, settings.host.lower()))
 
 
 def _tls_of(settings: IngressSettings) -> ServerTls | None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.entries import StreamId
 from common.options import StreamOptions
@@ -377,7 +376,7 @@ class SpeechEngine:
             end = self._table.fed[slots] - self.clock.frame_samples * (plan.start_B - start)
             np.copyto(rows[Field.TOTAL], end, where=plan.ends_B, casting="same_kind")
         if self.steps.shape.hears:
-            rows[Field.HEARD] = self._heard(plan)
+            rows[Field.HEARD] = self._table.new_samples(plan) * self._listens[slots]
         rows[Field.FLOAT] = self._rings.is_float[slots]
         alone_at_s = None
         if self._table.num_recordings:
@@ -387,13 +386,6 @@ class SpeechEngine:
         self._stats.in_flight = len(slots)
         self._stats.late_chunks = self._table.num_late
         return _Launched(plan, self.steps.launch(rows, self._blocks.table[slots]), alone_at_s)
-
-    def _heard(self, plan: Plan) -> NDArray[np.int64]:
-        """Return the new samples of each row for the speech detector; 0 for rows without turn detection."""
-        begin_B = self.clock.samples_of_frame_array(plan.start_B)
-        end_B = self.clock.samples_of_frame_array(plan.start_B + plan.frames_B)
-        end_B = np.where(plan.ends_B, self._table.fed[plan.slots_B], end_B)
-        return (end_B - begin_B) * self._listens[plan.slots_B]
 
     def _reset_fresh(self) -> None:
         """Reset slots for their new streams, after the steps that were launched before."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Final
 
+from common.settings import IngressSettings
+
 # Names that public DNS never resolves (RFC 6761, 6762, 8375).
 _LOCAL_DOMAINS: Final = ("localhost", "local", "internal", "home.arpa")
 
@@ -24,6 +26,13 @@ class Hosts:
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._allowed = frozenset(allowed)
+
+    @classmethod
+    def of(cls, settings: IngressSettings) -> Hosts:
+        """Return the hosts that settings accept: with keys any, since a foreign page has no key."""
+        if settings.auth_keys_file and not settings.allowed_hosts:
+            return ANY_HOST
+        return cls((*settings.allowed_hosts, settings.host.lower()))
 
     def include(self, host: str) -> bool:
         """Return whether a host, with or without a port, is accepted."""

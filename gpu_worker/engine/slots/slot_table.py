@@ -275,6 +275,13 @@ class SlotTable:
         most = int(waiting.min()) if len(waiting) else int(-(-left.max() // self.clock.chunk_frames))
         return 1 << (max(1, min(most, max_chunks)).bit_length() - 1)
 
+    def new_samples(self, plan: Plan) -> NDArray[np.int64]:
+        """Return how many samples [B] each row brings that no row before it brought, up to a stream's end."""
+        begin_B = self.clock.samples_of_frame_array(plan.start_B)
+        end_B = self.clock.samples_of_frame_array(plan.start_B + plan.frames_B)
+        end_B = np.where(plan.ends_B, self.fed[plan.slots_B], end_B)
+        return end_B - begin_B
+
     def unplan(self, plan: Plan) -> None:
         """Undo the newest plan, whose rows have not been launched; its streams keep their turn."""
         alive = self.order[plan.slots_B] == plan.order_B

@@ -8,7 +8,6 @@ from common.settings import parse
 from ingress.auth.hosts import ANY_HOST, Hosts
 from ingress.auth.origins import Origins
 from ingress.request import Request
-from ingress.server import hosts_of
 
 
 @pytest.mark.parametrize(
@@ -83,4 +82,4 @@ def test_a_page_of_the_own_host_enters_by_a_name_that_is_the_servers(
     ],
 )
 def test_flags_say_which_names_are_the_servers(argv: list[str], included: bool) -> None:
-    assert hosts_of(parse("ingress", argv, {})).include("speech.example:8000") is included
+    assert Hosts.of(parse("ingress", argv, {})).include("speech.example:8000") is included

@@ -37,6 +37,16 @@ def test_plans_one_chunk_of_each_ready_slot() -> None:
     assert after.start_B.tolist() == [2]
 
 
+def test_rows_bring_each_sample_once_and_the_last_row_all_that_is_left() -> None:
+    fed = CLOCK.samples_of_chunks(3) + 77
+    table, brought = table_with([fed]), []
+    table.finish(0)
+    while (plan := table.plan(1)) is not None:
+        brought += table.new_samples(plan).tolist()
+    assert brought == [CLOCK.samples_of_chunks(1), CLOCK.chunk_samples, CLOCK.chunk_samples + 77]
+    assert sum(brought) == fed
+
+
 def test_who_waits_longest_goes_first() -> None:
     table = table_with([100_000] * 5)
     last = dict.fromkeys(range(5), -1)
