@@ -16,14 +16,11 @@ from common.options import StreamOptions
 from common.phrases import Phrase, encode_phrases
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import (
-    OutOfPages,
-    PhrasesFull,
     StreamOutput,
     StreamSnapshot,
-    UnsupportedOption,
 )
 from gpu_worker.engine.pace import Pace
-from gpu_worker.engine.snapshot import Snapshot, phrases_in
+from gpu_worker.engine.snapshot import Snapshot
 from gpu_worker.engine.steps import Flight
 from gpu_worker.lanes.link import GroupLost
 from gpu_worker.pipeline.engine_events import (
@@ -41,7 +38,6 @@ from gpu_worker.pipeline.engine_events import (
     Opened,
     ReplacePhrases,
     SnapshotTaken,
-    failure_of,
 )
 from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow
@@ -478,18 +474,6 @@ def test_a_stream_without_its_snapshot_has_the_phrases_that_the_snapshot_has(
     running.thread.put(Open(flow(1), Snapshot("another model", host, {}).to_bytes()))
     running.said(Opened)
     assert engine.opened == [phrases]
-
-
-@pytest.mark.parametrize("snapshot", [b"", b"PXS", b"PXS0" + bytes(20)])
-def test_a_snapshot_that_cannot_be_read_says_nothing_of_phrases(snapshot: bytes) -> None:
-    assert phrases_in(snapshot) is None
-
-
-def test_what_the_engine_says_of_phrases_is_the_clients_to_know() -> None:
-    unwritable = failure_of(UnsupportedOption("this model cannot write that"))
-    assert (unwritable.code, unwritable.message) == (ErrorCode.BAD_OPTION, "this model cannot write that")
-    assert failure_of(PhrasesFull("no memory")).code is ErrorCode.PHRASES_FULL
-    assert failure_of(OutOfPages("no page")).code is ErrorCode.WORKER_FAILED
 
 
 def test_a_stream_that_is_dropped_while_a_part_ends_leaves_nothing(start: Callable[..., Running]) -> None:
