@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import FrameType
 from typing import Final, Protocol
 
@@ -22,7 +23,7 @@ from common.presence.leases import WorkerLease
 from common.presence.status import WorkerReport, unix_time_ms
 from common.process.garbage import collect_rarely
 from common.process.stop_times import HAND_OVER_S, JOIN_S, STOP_MARGIN_S, StopClock
-from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis
+from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis, until_redis_answers
 from common.redis.grants import WORKER
 from common.redis.keys import Keys
 from common.redis.requirements import check_servers
@@ -261,9 +262,7 @@ class Worker:
 
     def run(self) -> int:
         """Serve until a signal or a failure; return the exit status. Raises SettingsMismatch."""
-        if self._join_cluster():
-            self._start()
-        elif self._failure is None:
+        if not (self._join_cluster() and self._start()) and self._failure is None:
             logger.info("stopped before Redis was there")
             return 0
         while not self._stop.wait(_WAIT_S):
@@ -319,17 +318,20 @@ class Worker:
                 return True
         return False
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start all parts. Returns False if the worker has to stop before Redis answers again."""
         collect_rarely(*COLLECT_AFTER)
         self._begin(self._outlet, self._snapshots, self._engine, *self._intakes)
         if self._quarantined:
             self._draining = True  # so that it does not count towards the cluster's capacity
             self._sweeper.stop_taking()
-        else:
-            # Take back the streams of an earlier process with this id before the lease is held again, so that
-            # no other process takes that owner for alive in between.
-            self._sweeper.take_own()
-        self._begin(self._heartbeat, self._sweeper, *self._claimers)
+        # Take back the streams of an earlier process with this id before the lease is held again, so that no
+        # other process takes that owner for alive in between.
+        elif not until_redis_answers(self._sweeper.take_own, logger, self._stop):
+            return False
+        if not until_redis_answers(partial(self._begin, self._heartbeat), logger, self._stop):
+            return False
+        self._begin(self._sweeper, *self._claimers)
         logger.info(
             "worker ready: %d slots, --max-num-streams %d, carries %s, %s",
             self._table.capacity,
@@ -337,6 +339,7 @@ class Worker:
             self._backend.capacity or "what was not measured",
             ", ".join(f"{name} {value}" for name, value in self._backend.description.items()),
         )
+        return True
 
     def _begin(self, *parts: _Part) -> None:
         for part in parts:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from logging import Logger
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 import redis.exceptions
@@ -18,11 +20,13 @@ from common.entries import StreamId
 from common.errors import EntryError, RedisUnavailable, SettingsError
 from common.redis.address import RedisAddress, TlsOptions, parse_address
 from common.redis.connect import Argument
+from common.redis.outages import OUTAGES
 from common.redis.pipelined import PipelinedConnection, SyncClient, SyncPipelinedConnection
 from common.redis.subscriber import Subscription
 from common.settings.schema import RedisSettings
 
 _MAX_PASSWORD_LENGTH: Final = 4096
+_RETRY_S: Final = 0.25
 
 # Errors of a call when the server is away, as opposed to a refusal.
 CONNECTION_ERRORS: Final = (
@@ -49,6 +53,23 @@ _PASSING: Final = (
 def is_passing(error: BaseException) -> bool:
     """Return whether trying again may help: the server is away or full, and the command was not wrong."""
     return isinstance(error, CONNECTION_ERRORS) or str(error).startswith(_PASSING)
+
+
+def until_redis_answers(step: Callable[[], None], log: Logger, stop: Event) -> bool:
+    """Take a step of a start, again while no answer comes; return False if `stop` is set before that.
+
+    Raises the errors that no wait mends.
+    """
+    while True:
+        try:
+            step()
+            return True
+        except (REDIS_ERROR, OSError) as error:
+            if not is_passing(error):
+                raise
+            OUTAGES.log_retry(log, "the start waits for Redis: %s", error)
+            if stop.wait(_RETRY_S):
+                return False
 
 
 def error_of_stream(error: BaseException) -> RedisUnavailable | EntryError:

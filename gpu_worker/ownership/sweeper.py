@@ -125,8 +125,11 @@ class Sweeper:
                 logger.info("dead worker cleaned up: %s", dead)
 
     def take_own(self) -> None:
-        """Take back the streams that a process with this worker's id owned before it died."""
-        self._take(self._worker)
+        """Take back the streams that a process with this worker's id owned before it died.
+
+        Raises the Redis client's errors; it may then be called again, and opens what is not open yet.
+        """
+        self._take(self._worker, self._table.flows())
 
     def _take_strays(self) -> None:
         """Open streams that were claimed and not opened, because Redis went away in between."""
@@ -143,12 +146,14 @@ class Sweeper:
             reserved = self._table.reserve(len(strays))
             self._owner.open(strays[:reserved], reserved)
 
-    def _take(self, dead: WorkerId) -> None:
+    def _take(self, dead: WorkerId, opened: Sequence[StreamFlow] = ()) -> None:
         reserved = self._table.reserve(self._table.capacity)
         entries: list[AssignmentEntry] = []
         try:
             if reserved:
-                entries = self._claims.pending_of(dead, reserved)
+                streams = {flow.stream for flow in opened}
+                found = self._claims.pending_of(dead, reserved)
+                entries = [entry for entry in found if entry.stream not in streams]
         except BaseException:
             self._table.unreserve(reserved)
             raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import time
@@ -276,9 +277,14 @@ class RedisBackplane:
         self, listener: StreamListener, stream: StreamId | None, resume_token: str, caller: Caller
     ) -> RedisLink:
         shard = self._home.next_shard()
-        stream = await self._admission.admit(
-            self._settings.max_num_streams, self._admission_ttl_ms, stream, shard
-        )
+        limit, ttl_ms = self._settings.max_num_streams, self._admission_ttl_ms
+        asked = asyncio.create_task(self._admission.admit(limit, ttl_ms, stream, shard), name="admit")
+        try:
+            stream = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            # Who asked has gone, as an upload does whose client leaves; Redis may grant the slot even so.
+            self._clean_up(self._give_back(asked), "give-back-unasked")
+            raise
         link = RedisLink(self._context, self._keys.stream(stream), listener, resume_token, caller)
         self._links[stream] = link
         return link
@@ -437,6 +443,10 @@ class RedisBackplane:
                 append()
 
         append()
+
+    async def _give_back(self, asked: asyncio.Task[StreamId]) -> None:
+        with suppress(StreamError):
+            await self._release(await asked)
 
     async def _release(self, stream: StreamId) -> None:
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -59,7 +61,7 @@ async def test_audio_whose_notice_was_lost_is_found_by_the_sweep(redis_url: str,
             await until(lambda: client.zcard("px:{0}:ready:w1") == 0, what="its first look")
             entry = AudioEntry(b"1-1", 0, pcm, final=True)
             client.execute_command("XADD", stream.keys.audio, entry.entry_id, *entry.fields())
-            await ingress.ended(stream, timeout_s=20.0)
+            await ingress.ended(stream)
             assert stream.text == expected_text(pcm)
 
 
@@ -155,7 +157,7 @@ async def test_a_redis_that_stays_full_fails_the_streams_that_append(
     client = raw_client(own_server.url)
     with WorkerProcess(own_server.url, "w1", tmp_path / "w1.log") as worker:
         worker.ready(client)
-        async with ingress_side(own_server.url) as ingress:
+        async with ingress_side(own_server.url, give_up_ms=3000) as ingress:
             stream = await ingress.open()
             quiet = await ingress.open()
             await until(lambda: stream.appender.owner and quiet.appender.owner, what="owners")
@@ -177,7 +179,9 @@ async def test_a_redis_that_stays_full_fails_the_streams_that_append(
 async def test_a_pause_of_redis_loses_nothing(own_server: EmbeddedRedis, tmp_path: Path) -> None:
     client = raw_client(own_server.url)
     pcm = noise(4.0)
-    with WorkerProcess(own_server.url, "w1", tmp_path / "w1.log", redis_timeout_ms=500) as worker:
+    with WorkerProcess(
+        own_server.url, "w1", tmp_path / "w1.log", lease_ms=1000, redis_timeout_ms=500
+    ) as worker:
         worker.ready(client)
         async with ingress_side(own_server.url) as ingress:
             stream = await ingress.open()
@@ -256,12 +260,14 @@ async def test_entries_whose_reply_was_lost_are_read_again(tmp_path: Path) -> No
     await proxy.start()
     client = raw_client(server.url)
     try:
-        with WorkerProcess(proxy.url, "w1", tmp_path / "w1.log", lease_ms=20_000) as worker:
-            await until(lambda: client.zscore("px:{0}:workers", "w1"), 30.0, "the worker")
+        with WorkerProcess(proxy.url, "w1", tmp_path / "w1.log", lease_ms=120_000) as worker:
+            await until(lambda: client.zscore("px:{0}:workers", "w1"), what="the worker")
             async with ingress_side(server.url) as ingress:
                 stream = await ingress.open()
                 stream.append(pcm[: len(pcm) // 3])
                 await until(lambda: stream.seq >= 10, what="results")
+                # The rest of its audio is less than a chunk.
+                await until(lambda: num_unacked(client, stream) <= 1, what="acknowledgements")
                 had = num_unacked(client, stream)
                 proxy.lose_reply_to = b"asr-1"
                 stream.append(pcm[len(pcm) // 3 : 2 * len(pcm) // 3])
@@ -277,6 +283,49 @@ async def test_entries_whose_reply_was_lost_are_read_again(tmp_path: Path) -> No
         await proxy.stop()
         client.close()
         server.stop()
+
+
+# What a worker says when it takes back its own streams, and in its first heartbeat.
+_OWN_STREAMS: Final = b"redis.call('XCLAIM', assignments"
+_FIRST_HEARTBEAT: Final = b"capacity"
+
+
+@pytest.mark.parametrize("said", [_OWN_STREAMS, _FIRST_HEARTBEAT], ids=["own streams", "first heartbeat"])
+async def test_a_worker_whose_redis_pauses_while_it_starts_waits_for_it(tmp_path: Path, said: bytes) -> None:
+    """It has agreed with its cluster by then, and would end with an error for a reply that is late."""
+    pcm = noise(1.0)
+    with make_server("embedded") as server:
+        proxy, client = FaultProxy(tmp_path / "w.sock", server.socket_path), raw_client(server.url)
+        await proxy.start()
+        proxy.lose_reply_to = said
+        try:
+            with WorkerProcess(proxy.url, "w1", tmp_path / "w1.log", redis_timeout_ms=300) as worker:
+                await until(lambda: "the start waits for Redis" in worker.log_text(), what="a late reply")
+                assert "worker ready" not in worker.log_text()
+                proxy.lose_reply_to = b""
+                async with ingress_side(server.url) as ingress:
+                    stream = await ingress.open()
+                    stream.append(pcm, final=True)
+                    await ingress.ended(stream)
+                    assert stream.text == expected_text(pcm)
+        finally:
+            await proxy.stop()
+            client.close()
+
+
+async def test_a_worker_that_waits_for_redis_in_its_start_can_be_stopped(tmp_path: Path) -> None:
+    with make_server("embedded") as server:
+        proxy = FaultProxy(tmp_path / "w.sock", server.socket_path)
+        await proxy.start()
+        proxy.lose_reply_to = _OWN_STREAMS
+        try:
+            with WorkerProcess(proxy.url, "w1", tmp_path / "w1.log", redis_timeout_ms=300) as worker:
+                await until(lambda: "the start waits for Redis" in worker.log_text(), what="a late reply")
+                worker.send(signal.SIGTERM)
+                assert await asyncio.to_thread(worker.wait) == 0
+                assert "stopped before Redis was there" in worker.log_text()
+        finally:
+            await proxy.stop()
 
 
 @pytest.mark.parametrize("redis_loss_ms", [0, 3000])
