@@ -35,7 +35,8 @@ _MAX_MESSAGE_BYTES: Final = 64 << 20
 class Chromium:
     """One browser with one page.
 
-    folder: for its profile. microphone: a WAV file that is played to the page once; None for no microphone.
+    folder: for its profile. microphone: a WAV file that is played to the page again and again; None for no
+    microphone.
     """
 
     def __init__(self, folder: Path, microphone: Path | None = None) -> None:
@@ -45,7 +46,7 @@ class Chromium:
             fake = (
                 "--use-fake-ui-for-media-stream",
                 "--use-fake-device-for-media-stream",
-                f"--use-file-for-fake-audio-capture={microphone.absolute()}%noloop",
+                f"--use-file-for-fake-audio-capture={microphone.absolute()}",
             )
         self._profile = folder / "profile"
         self._process = subprocess.Popen(
@@ -76,19 +77,18 @@ class Chromium:
         port_file = self._profile / "DevToolsActivePort"
         wait_until(
             lambda: port_file.exists() and port_file.read_text().count("\n"),
-            60.0,
-            "the browser's debugging port",
+            what="the browser's debugging port",
         )
         port = port_file.read_text().splitlines()[0]
 
         def page() -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=60) as answer:
                 targets = json.load(answer)
             return next(
                 (target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page"), ""
             )
 
-        address = wait_until(page, 30.0, "the browser's page")
+        address = wait_until(page, what="the browser's page")
         self._socket = self._open.enter_context(
             connect(address, max_size=_MAX_MESSAGE_BYTES, compression=None)
         )
@@ -105,7 +105,7 @@ class Chromium:
         number = next(self._ids)
         self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=60))
+            message = json.loads(self._socket.recv(timeout=120))
             if message.get("id") == number:
                 assert "error" not in message, message["error"]
                 result: dict[str, Any] = message["result"]
@@ -128,8 +128,7 @@ class Chromium:
                 self.evaluate("document.readyState") == "complete"
                 and self.evaluate("location.href") != "about:blank"
             ),
-            30.0,
-            "the page",
+            what="the page",
         )
 
     def evaluate(self, script: str) -> Any:

@@ -19,7 +19,7 @@ class GroupProcess(WorkerProcess):
         super().__init__(url, worker_id, log, lanes=lanes, **flags)
         self.lane_names = lane_ids(worker_id, lanes)
 
-    def ready(self, client: Any, timeout_s: float = 120.0) -> Self:
+    def ready(self, client: Any, timeout_s: float = 400.0) -> Self:
         """Wait until every lane has signed on."""
         for name in self.lane_names:
             wait_until(

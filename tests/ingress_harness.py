@@ -99,7 +99,7 @@ class TcpClient:
         self.writer.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
         await self.writer.drain()
 
-    async def receive(self, timeout_s: float = 20.0) -> dict[str, Any]:
+    async def receive(self, timeout_s: float = 60.0) -> dict[str, Any]:
         async with asyncio.timeout(timeout_s):
             line = await self.reader.readline()
         if not line:
@@ -107,14 +107,14 @@ class TcpClient:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    async def receive_all(self, timeout_s: float = 20.0) -> list[dict[str, Any]]:
+    async def receive_all(self, timeout_s: float = 60.0) -> list[dict[str, Any]]:
         """Everything up to the end of the connection."""
         async with asyncio.timeout(timeout_s):
             data = await self.reader.read()
         return [json.loads(line) for line in data.splitlines()]
 
     async def response(
-        self, *, body: bool = True, timeout_s: float = 20.0
+        self, *, body: bool = True, timeout_s: float = 60.0
     ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the next HTTP response; without `body`, of a response to HEAD."""
         async with asyncio.timeout(timeout_s):
@@ -129,7 +129,7 @@ class TcpClient:
             await self.writer.wait_closed()
 
 
-async def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait until something is so; the loop runs in between."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - what is waited for sets no event
@@ -142,7 +142,7 @@ async def serving(
     *,
     max_line_bytes: int = 64 * 1024,
     max_frame_bytes: int = 64 * 1024,
-    handshake_timeout_s: float = 5.0,
+    handshake_timeout_s: float = 60.0,
     max_buffered_samples: int = 1_000_000,
     send_buffer_bytes: int = 64 * 1024,
     unread_timeout_s: float = 5.0,
@@ -154,8 +154,8 @@ async def serving(
     max_connections: int | None = None,
     max_connections_per_address: int = 0,
     trusted_proxies: Iterable[str] = (),
-    keep_alive_s: float = 5.0,
-    body_window_s: float = 5.0,
+    keep_alive_s: float = 60.0,
+    body_window_s: float = 60.0,
     min_body_rate: int = 8192,
     ping_interval_s: float = 0.0,
     endpoints: Iterable[Route] = (),

@@ -12,19 +12,21 @@ from tests.service_process import ServiceProcess
 
 
 class IngressProcess(ServiceProcess):
-    """``python -m ingress`` on ports of its own."""
+    """``python -m ingress`` on ports of its own, which waits patiently for its workers."""
 
-    def __init__(self, url: str, ingress_id: str, log: Path, **flags: object) -> None:
+    def __init__(
+        self, url: str, ingress_id: str, log: Path, *, module: str = "ingress", **flags: object
+    ) -> None:
         self.ingress_id = ingress_id
         self.port, self.ws_port, self.status_port = free_ports(3)
         options = {
             "port": self.port,
             "ws_port": self.ws_port,
             "status_port": self.status_port,
-            "heartbeat_ms": 200,
+            "claim_timeout_ms": 60_000,
             **flags,
         }
-        super().__init__("ingress", url, "--ingress-id", ingress_id, "px:{0}:ingresses", log, options)
+        super().__init__(module, url, "--ingress-id", ingress_id, "px:{0}:ingresses", log, options)
 
     @property
     def tcp_url(self) -> str:
@@ -36,7 +38,7 @@ class IngressProcess(ServiceProcess):
 
     def status(self) -> dict[str, Any]:
         """The line of the status port."""
-        with socket.create_connection((HOST, self.status_port), timeout=5) as connection:
+        with socket.create_connection((HOST, self.status_port), timeout=60) as connection:
             data = b""
             while part := connection.recv(65536):
                 data += part

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import os
+import random
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
 from typing import Final
 
 HOST: Final = "127.0.0.1"
-_LAST_PORT: Final = 65_535
+_FIRST_PORT: Final = 20_000
+_EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def _own_ports() -> Iterator[int]:
+    """Ports that only this process of a parallel run hands out, each again only after all of the others.
+
+    The system chooses none of them for an outgoing connection, which might have it by the time that the
+    server binds it.
+    """
+    end = int(_EPHEMERAL.read_text().split()[0])
+    assert end > _FIRST_PORT + 2_000, f"{_EPHEMERAL} leaves no ports for tests"
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = (end - _FIRST_PORT) // max(number + 1, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    first = _FIRST_PORT + number * size
+    start = random.SystemRandom().randrange(size)  # other runs on this machine begin elsewhere
+    return (first + (start + at) % size for at in cycle(range(size)))
+
+
+_PORTS: Final = _own_ports()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on just now, all different."""
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports that nobody listens on, all different; nobody else in this test run gets them."""
+    return list(islice((port for port in _PORTS if _is_free(port)), count))
 
 
 def wait_until_listening(host: str, port: int, timeout_s: float) -> bool:
@@ -36,13 +64,6 @@ def wait_until_listening(host: str, port: int, timeout_s: float) -> bool:
 def ports_in_a_row(count: int) -> int:
     """The first of so many neighbours that nobody has now."""
     while True:
-        (first,) = free_ports(1)
-        if first + count - 1 > _LAST_PORT:
-            continue
-        with ExitStack() as held:
-            try:
-                for port in range(first, first + count):
-                    held.enter_context(socket.socket()).bind((HOST, port))
-            except OSError:
-                continue
-            return first
+        ports = free_ports(count)
+        if ports == list(range(ports[0], ports[0] + count)):
+            return ports[0]

@@ -34,7 +34,7 @@ def make_server(kind: ServerKind, *arguments: str, maxmemory_mb: int = 512) -> E
 
 def raw_client(url: str) -> Any:
     """A plain client for looking at keys."""
-    return redis.Redis.from_url(url, protocol=2, socket_timeout=5)
+    return redis.Redis.from_url(url, protocol=2, socket_timeout=60)
 
 
 def keys_without_expiry(client: Any) -> list[str]:

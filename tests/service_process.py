@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
 from parakeet.serve.child import start_tied
-from tests.waiting import wait_until
+from tests.waiting import WAIT_S, wait_until
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -58,7 +58,7 @@ class ServiceProcess:
             self._process.kill()
             self._process.wait()
 
-    def ready(self, client: Any, timeout_s: float = 120.0) -> Self:
+    def ready(self, client: Any, timeout_s: float = 400.0) -> Self:
         """Wait until the process has signed on, which it does once it serves."""
         wait_until(
             lambda: client.zscore(self._register, self._name) or not self.running,
@@ -84,7 +84,7 @@ class ServiceProcess:
         """Send a signal."""
         self._process.send_signal(number)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = WAIT_S) -> int:
         """Wait for the end; return the exit status."""
         try:
             return self._process.wait(timeout_s)

@@ -11,10 +11,12 @@ from common.messages import Result
 from parakeet.client import ClientTimeouts, Stream, connect
 from tests.ingress_process import IngressProcess
 from tests.servers import kept_for_clients, keys_of_streams, raw_client
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 from tests.worker_process import WorkerProcess
 
-TIMEOUTS: Final = ClientTimeouts(connect_s=5, silence_s=5, final_s=20, resume_s=20, send_s=20)
+TIMEOUTS: Final = ClientTimeouts(
+    connect_s=WAIT_S, silence_s=WAIT_S, final_s=WAIT_S, resume_s=WAIT_S, send_s=WAIT_S
+)
 
 
 class Stack:
@@ -31,7 +33,7 @@ class Stack:
         self._processes.enter_context(process)
         return process.ready(self.client) if ready else process
 
-    def ingress(self, name: str = "i-1", **flags: object) -> IngressProcess:
+    def ingress(self, name: str = "i-1", **flags: Any) -> IngressProcess:
         process = IngressProcess(self.url, name, self._folder / f"{name}.log", **flags)
         self._processes.enter_context(process)
         return process.ready(self.client)
@@ -40,7 +42,7 @@ class Stack:
         self._processes.close()
         self.client.close()
 
-    async def empty(self, timeout_s: float = 30.0) -> None:
+    async def empty(self, timeout_s: float = WAIT_S) -> None:
         """Wait until nothing of any stream is left but what its client may come back for."""
         await until(self._no_keys_in_use, timeout_s, "the end of all keys of streams")
         await until(lambda: self.client.zcard("px:{0}:adm") == 0, timeout_s, "the end of all admissions")

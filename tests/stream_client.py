@@ -38,7 +38,7 @@ from common.streams.audio_log import AudioLog
 from common.streams.result_reader import Position, catch_up
 from gpu_worker.steps.null import NullEngine
 from ingress.dialects.native import encode_server_message
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 
 RESULTS = (LineKind.PARTIAL, LineKind.TURN, LineKind.FINAL)
 
@@ -132,14 +132,22 @@ class ClientStream:
 class IngressSide:
     """Appends and receives for any number of streams."""
 
-    def __init__(self, redis: AsyncRedis, ingress: str, shards: int, stream_ttl_ms: int) -> None:
+    def __init__(
+        self,
+        redis: AsyncRedis,
+        ingress: str,
+        shards: int,
+        stream_ttl_ms: int,
+        heartbeat_ms: int,
+        give_up_ms: int,
+    ) -> None:
         self.redis = redis
         self.keys = Keys(shards)
         self.ingress = IngressId(ingress)
         self.admission = Admission(redis.cluster, self.keys)
         self.directory = StreamDirectory(redis, self.keys)
-        self.log = AudioLog(redis, self.keys, give_up_ms=3000, keep_ms=3000)
-        self.presence = IngressPresence(PipelinedCommands(redis, 0), self.keys, self.ingress)
+        self.log = AudioLog(redis, self.keys, give_up_ms=give_up_ms, keep_ms=60_000)
+        self.presence = IngressPresence(PipelinedCommands(redis, 0), self.keys, self.ingress, heartbeat_ms)
         self.streams: dict[StreamId, ClientStream] = {}
         self.stream_ttl_ms = stream_ttl_ms
         self.subscriptions = 0
@@ -153,7 +161,7 @@ class IngressSide:
         max_num_streams: int = 100,
     ) -> ClientStream:
         """Admit and create a stream; waits for a worker to be there."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + WAIT_S
         while True:
             try:
                 stream = await self.admission.admit(max_num_streams, 60_000)
@@ -188,7 +196,7 @@ class IngressSide:
             await asyncio.sleep(0)
         stream.append(b"", final=True)
 
-    async def ended(self, *streams: ClientStream, timeout_s: float = 30.0) -> None:
+    async def ended(self, *streams: ClientStream, timeout_s: float = WAIT_S) -> None:
         """Wait until each stream has its final result or error."""
         await until(lambda: all(stream.ended for stream in streams), timeout_s, "the end of the streams")
 
@@ -243,12 +251,21 @@ class IngressSide:
 
 @asynccontextmanager
 async def ingress_side(
-    *urls: str, ingress: str = "i-test", shards: int = 1, stream_ttl_ms: int = 60_000
+    *urls: str,
+    ingress: str = "i-test",
+    shards: int = 1,
+    stream_ttl_ms: int = 60_000,
+    heartbeat_ms: int = 15_000,
+    give_up_ms: int = 60_000,
 ) -> AsyncIterator[IngressSide]:
-    """A running ingress side."""
-    servers = RedisServers.parse(urls, shards, 2000)
+    """A running ingress side.
+
+    heartbeat_ms: four of these without a beat, and it counts as gone; it beats twice a second while the test
+        does not hold up its event loop. give_up_ms: how long an append is tried.
+    """
+    servers = RedisServers.parse(urls, shards, 30_000)
     redis = AsyncRedis(servers)
-    side = IngressSide(redis, ingress, servers.shards, stream_ttl_ms)
+    side = IngressSide(redis, ingress, servers.shards, stream_ttl_ms, heartbeat_ms, give_up_ms)
     tasks = [asyncio.create_task(side.log.run()), asyncio.create_task(side._look_after())]
     tasks += [asyncio.create_task(side._receive(server)) for server in range(servers.num_servers)]
     try:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from tests.service_process import ServiceProcess
 
+# The lease of a worker that a test kills or freezes: others wait for its end.
+SHORT_LEASE_MS: Final = 1_000
+
 
 class WorkerProcess(ServiceProcess):
-    """``python -m gpu_worker`` with the null engine, unless told otherwise."""
+    """``python -m gpu_worker`` with the null engine, unless told otherwise.
+
+    Its lease outlasts every stall of the machine, so that nobody takes its streams while it runs.
+    """
 
     def __init__(
         self,
@@ -22,7 +29,7 @@ class WorkerProcess(ServiceProcess):
         self.worker_id = worker_id
         options = {
             "backend": "null",
-            "lease_ms": 1000,
+            "lease_ms": 30_000,
             "worker_max_streams": 50,
             "measure_capacity_s": 0,
             **flags,

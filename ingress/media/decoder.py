@@ -201,8 +201,6 @@ class Decoder:
     ) -> None:
         self._whole = whole
         self._wait: asyncio.Timeout | None = None
-        self._awaited_since: float | None = None  # when the present wait for samples began; None without one
-        self._ended: asyncio.Task[None] | None = None
         self._process = process
         self._end = end
         assert process.stdin is not None
@@ -221,26 +219,16 @@ class Decoder:
         await self.close()
 
     async def feed(self, data: bytes) -> None:
-        """Write more of the media to the child; wait while the child, or who reads its samples, is behind.
-
-        Raises MediaError for a child that writes no sample for long while some are awaited.
-        """
+        """Write more of the media to the child; wait while the child is behind. Raises MediaError."""
         self._stdin.write(data)
-        loop = asyncio.get_running_loop()
-        patient_until = loop.time() + _STALL_S
-        while True:
-            try:
-                async with asyncio.timeout_at(patient_until):
-                    return await self._stdin.drain()
-            except TimeoutError:
-                # The child may be waiting itself: until its samples are read.
-                idle_since = self._awaited_since if self._awaited_since is not None else loop.time()
-                if idle_since + _STALL_S <= patient_until:
-                    raise MediaError("The media takes too long to decode.") from None
-                patient_until = idle_since + _STALL_S
-            except (BrokenPipeError, ConnectionResetError):
-                # The child has read enough, or has failed; its output says which.
-                return None
+        try:
+            async with asyncio.timeout(_STALL_S):
+                await self._stdin.drain()
+        except TimeoutError:
+            raise MediaError("The media takes too long to decode.") from None
+        except (BrokenPipeError, ConnectionResetError):
+            # The child has read enough, or has failed; its output says which.
+            return
 
     def end_input(self) -> None:
         """Note that the media is complete."""
@@ -252,14 +240,13 @@ class Decoder:
     @contextlib.asynccontextmanager
     async def _in_time(self) -> AsyncGenerator[None]:
         """Bound the wait for the child's output. Raises MediaError."""
-        self._awaited_since = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(_STALL_S if self._whole else _OPEN_INPUT_S) as self._wait:
                 yield
         except TimeoutError:
             raise MediaError("The media takes too long to decode.") from None
         finally:
-            self._wait = self._awaited_since = None
+            self._wait = None
 
     async def audio(self) -> DecodedAudio:
         """Wait for the format of the samples. Raises MediaError."""
@@ -305,16 +292,10 @@ class Decoder:
         # Killed: by its limits, or by the kernel.
         return MediaError("The media cannot be decoded within the limits of time and memory.")
 
-    def kill(self) -> None:
-        """End the child, whatever it is doing; what waits for it goes on."""
+    async def close(self) -> None:
+        """End the child, whatever it is doing. Further calls do nothing."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-
-    async def close(self) -> None:
-        """End the child, and wait until it has ended. Further calls wait for the same."""
-        self.kill()
         self._stdin.close()
-        if self._ended is None:
-            self._ended = self._end(self._process)
-        await asyncio.shield(self._ended)
+        await asyncio.shield(self._end(self._process))

@@ -204,14 +204,9 @@ class MediaInlet:
         self._holds_place = False  # it is the child's from here on
         decoder = self._decoder = await self._decoders.start(media, held=True)
         self._reader = asyncio.create_task(self._read(decoder), name="media-samples")
-        self._reader.add_done_callback(lambda _: self._read_up(decoder))
+        self._reader.add_done_callback(lambda _: self._news.set())
         head, self._head = self._head, b""
         await self._pour(decoder, head)
-
-    def _read_up(self, decoder: Decoder) -> None:
-        """Go on where nobody reads samples any more: a child that waits for that would take no more input."""
-        decoder.kill()
-        self._news.set()
 
     async def _pour(self, decoder: Decoder, data: bytes) -> None:
         for at in range(0, len(data), _PIECE_BYTES):

@@ -306,7 +306,7 @@ class Fleet:
     async def restart_redis(self, number: signal.Signals) -> None:
         """End the server and start it again with what it had written down."""
         self.redis.send_signal(number)
-        await until(lambda: self.redis.exited() is not None, 10.0, "the end of Redis")
+        await until(lambda: self.redis.exited() is not None, what="the end of Redis")
         # Started from this thread: the kernel ties it to the thread. It answers within some 50 ms.
         self.redis.start()
 

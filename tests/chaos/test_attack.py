@@ -9,7 +9,7 @@ import pytest
 from tests.attack.__main__ import run
 from tests.attack.report import figures_of
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 # A machine that has other work tells nothing of latencies.
 _TOLD_ELSEWHERE = "latency of results, p99"

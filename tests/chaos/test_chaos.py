@@ -18,7 +18,7 @@ from tests.chaos.run import Chaos
 from tests.chaos.schedule import make_plan
 from tests.waiting import until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
 _SEEDS = os.environ.get("PARAKEET_CHAOS_SEEDS", "0:6")
 _NUM_CLIPS = 6
@@ -49,9 +49,9 @@ async def _replace(fleet: Fleet, member: Member) -> None:
     """Tell a process to stop, and wait until it has, in order, and another has taken its place."""
     old, ends = member.name, len(member.exits)
     assert member.send(signal.SIGTERM)
-    await until(lambda: len(member.exits) > ends, 60.0, f"the end of {old}")
+    await until(lambda: len(member.exits) > ends, 120.0, f"the end of {old}")
     assert member.exits[-1] == 0, fleet.log_of(old)
-    await until(lambda: member.pid and member.name != old, 30.0, "its successor")
+    await until(lambda: member.pid and member.name != old, what="its successor")
     await fleet.all_up()
 
 
@@ -97,10 +97,10 @@ async def test_a_redis_that_comes_back_empty_ends_its_streams_with_an_error(tmp_
         running = [
             asyncio.create_task(run_stream(clip, fleet.urls, Random(clip.number), 1.5, 0.0)) for clip in clips
         ]
-        await until(lambda: len(fleet.client.zrange("px:{0}:adm", 0, -1)) == len(clips), 20.0, "streams")
-        await until(lambda: _num_with_results(fleet) == len(clips), 20.0, "results")
+        await until(lambda: len(fleet.client.zrange("px:{0}:adm", 0, -1)) == len(clips), what="streams")
+        await until(lambda: _num_with_results(fleet) == len(clips), what="results")
         await fleet.restart_redis(signal.SIGKILL)
-        logs = await asyncio.wait_for(asyncio.gather(*running), 40.0)
+        logs = await asyncio.wait_for(asyncio.gather(*running), 300.0)
         for log in logs:
             assert log.failure is not None
             assert log.failure.split(": ")[1] in ("stream_lost", "resume_refused"), log.failure
@@ -125,7 +125,7 @@ async def test_an_outage_of_redis_costs_a_pause_and_nothing_else(tmp_path: Path,
         running = [
             asyncio.create_task(run_stream(clip, fleet.urls, Random(clip.number), 3.0, 0.0)) for clip in clips
         ]
-        await until(lambda: _num_live_with_results(fleet) == len(clips), 20.0, "results")
+        await until(lambda: _num_live_with_results(fleet) == len(clips), what="results")
         match outage:
             case "restart":
                 await fleet.restart_redis(signal.SIGTERM)
@@ -136,14 +136,14 @@ async def test_an_outage_of_redis_costs_a_pause_and_nothing_else(tmp_path: Path,
             case "cut":
                 for _ in range(3):
                     assert sum(proxy.cut() for proxy in fleet.proxies) > 0
-                    await until(lambda: all(proxy.num_connections for proxy in fleet.proxies), 10.0, "links")
+                    await until(lambda: all(proxy.num_connections for proxy in fleet.proxies), what="links")
             case "full":
                 most = fleet.client.config_get("maxmemory")["maxmemory"]
                 fleet.client.config_set("maxmemory", 1)
                 refused = _num_refused(fleet)
-                await until(lambda: _num_refused(fleet) > refused + 5, 10.0, "refusals")
+                await until(lambda: _num_refused(fleet) > refused + 5, what="refusals")
                 fleet.client.config_set("maxmemory", most)
-        logs = await asyncio.wait_for(asyncio.gather(*running), 60.0)
+        logs = await asyncio.wait_for(asyncio.gather(*running), 300.0)
         broken = [what for log in logs for what in violations(log, chaos.undisturbed[log.clip.number])]
         assert broken == []
         assert all(not member.exits for member in (*fleet.workers, *fleet.ingresses))

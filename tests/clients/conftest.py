@@ -69,7 +69,7 @@ class Service:
                 key=self.key, ws_port=recorder.port, tcp_port=self.serve.tcp_port, tls_port=recorder.port
             )
             output = environment(where).run(program, self._files, variables)
-            wait_until(lambda: all(one.ended for one in recorder.recordings), 10.0, "the end of connections")
+            wait_until(lambda: all(one.ended for one in recorder.recordings), what="the end of connections")
         conversations = tuple(read(one) for one in recorder.recordings if one.sent)
         found = [text for one in conversations for text in complaints(one)]
         assert not found, "\n".join(found)

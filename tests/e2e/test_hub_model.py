@@ -34,7 +34,7 @@ def test_serve_fetches_its_model_from_the_hub_of_the_environment(tmp_path: Path)
 def test_without_network_serve_says_what_to_do(tmp_path: Path) -> None:
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     with ServeProcess(*FLAGS, environment=nowhere) as serve:
-        assert serve.process.wait(90) == 1
+        assert serve.process.wait(240) == 1
         said = serve.wait_for_line("cannot be fetched from http://127.0.0.1:9")
         for way_out in ("Check the network or HF_ENDPOINT", "--model PATH", "--model-size tiny"):
             assert way_out in said

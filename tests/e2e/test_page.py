@@ -48,7 +48,7 @@ def transcript(browser: Chromium) -> str:
 
 def test_a_recording_is_transcribed_and_saved(browser: Chromium) -> None:
     browser.choose_file("#file", RECORDING)
-    wait_until(lambda: browser.text("#status") == "Done", 30.0, "the end of the recording")
+    wait_until(lambda: browser.text("#status") == "Done", what="the end of the recording")
     assert transcript(browser) == TEXT
     assert browser.evaluate("document.querySelectorAll('.partial').length") >= 1
     assert browser.text(".partial") == "not final"
@@ -76,13 +76,16 @@ def test_a_recording_is_transcribed_and_saved(browser: Chromium) -> None:
 
 def test_the_microphone_is_heard_until_it_is_stopped(browser: Chromium) -> None:
     browser.click("#microphone")
-    wait_until(lambda: browser.text("#status") == "Listening", 20.0, "the microphone")
+    wait_until(lambda: browser.text("#status") == "Listening", what="the microphone")
     assert browser.evaluate("document.querySelector('#microphone').getAttribute('aria-pressed')") == "true"
-    # The browser plays with gaps on a busy machine and resamples twice, so this small model mishears words.
-    wait_until(lambda: len(transcript(browser).split()) >= 3, 20.0, "words of the microphone")
+    # The browser plays with gaps on a busy machine and resamples twice, so this small model mishears words;
+    # it plays again and again, so others come.
+    wait_until(
+        lambda: len(set(transcript(browser).split()) & set(TEXT.split())) >= 2, what="words of the microphone"
+    )
     browser.click("#microphone")
-    wait_until(lambda: browser.text("#status") == "Done", 20.0, "the end")
-    assert set(transcript(browser).split()) & set(TEXT.split())
+    wait_until(lambda: browser.text("#status") == "Done", what="the end")
+    assert len(set(transcript(browser).split()) & set(TEXT.split())) >= 2
 
 
 def test_a_second_click_opens_no_second_microphone(browser: Chromium) -> None:
@@ -126,9 +129,9 @@ def test_a_file_that_is_no_recording_is_told(browser: Chromium, tmp_path: Path) 
     wrong = tmp_path / "notes.wav"
     wrong.write_text("this is no sound")
     browser.choose_file("#file", wrong)
-    wait_until(lambda: "cannot decode notes.wav" in browser.text("#status"), 20.0, "the sentence")
+    wait_until(lambda: "cannot decode notes.wav" in browser.text("#status"), what="the sentence")
     browser.choose_file("#file", RECORDING)
-    wait_until(lambda: browser.text("#status") == "Done", 30.0, "the next recording")
+    wait_until(lambda: browser.text("#status") == "Done", what="the next recording")
     assert transcript(browser) == TEXT
 
 

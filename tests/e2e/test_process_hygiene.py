@@ -71,7 +71,7 @@ def test_nothing_is_left_when_serve_is_killed() -> None:
         children = serve.children()
         assert len(children) == 5
         serve.process.kill()
-        wait_until(lambda: all(is_gone(process) for process in children), 30.0, "all children ended")
+        wait_until(lambda: all(is_gone(process) for process in children), what="all children ended")
 
 
 def test_nothing_is_left_when_serve_is_killed_while_it_starts() -> None:
@@ -80,7 +80,7 @@ def test_nothing_is_left_when_serve_is_killed_while_it_starts() -> None:
         children = serve.children()
         assert children
         serve.process.kill()
-        wait_until(lambda: all(is_gone(process) for process in children), 30.0, "all children ended")
+        wait_until(lambda: all(is_gone(process) for process in children), what="all children ended")
 
 
 def test_a_signal_during_the_start_stops_it() -> None:
@@ -114,7 +114,7 @@ def test_a_child_that_dies_comes_back_under_a_new_name(module: str) -> None:
         assert new_name != name
         server = redis.Redis.from_url(serve.redis_url)
         register = "px:{0}:workers" if module == "gpu_worker" else "px:{0}:ingresses"
-        wait_until(lambda: server.zscore(register, new_name) is not None, 30.0, "the new process is in Redis")
+        wait_until(lambda: server.zscore(register, new_name) is not None, what="the new process is in Redis")
         server.close()
         assert serve.stop() == 0
 
@@ -133,8 +133,8 @@ def test_the_embedded_server_comes_back_and_the_stack_serves_again() -> None:
             except redis.exceptions.ConnectionError:
                 return False
 
-        wait_until(lambda: lives("px:{0}:workers"), 30.0, "the worker has renewed its lease")
-        wait_until(lambda: lives("px:{0}:ingresses"), 30.0, "the ingress has announced itself")
+        wait_until(lambda: lives("px:{0}:workers"), what="the worker has renewed its lease")
+        wait_until(lambda: lives("px:{0}:ingresses"), what="the ingress has announced itself")
         server.close()
         answer = run_cli("status", "--status-port", str(serve.status_port))
         assert answer.returncode == 0, answer.stderr
@@ -142,7 +142,7 @@ def test_the_embedded_server_comes_back_and_the_stack_serves_again() -> None:
 
 
 def test_health_says_whether_a_worker_of_this_host_is_well() -> None:
-    with ServeProcess() as serve:
+    with ServeProcess("--lease-ms", "3000") as serve:
         serve.wait_until_ready()
         well = run_cli("health", "--redis-url", serve.redis_url)
         assert well.returncode == 0, well.stderr
@@ -153,8 +153,7 @@ def test_health_says_whether_a_worker_of_this_host_is_well() -> None:
         try:
             wait_until(
                 lambda: run_cli("health", "--redis-url", serve.redis_url).returncode == 1,
-                30.0,
-                "the lease lapsed",
+                what="the end of the lease",
             )
         finally:
             worker.send_signal(signal.SIGCONT)

@@ -108,7 +108,7 @@ def proxy(request: pytest.FixtureRequest, server: ServeProcess, tmp_path: Path) 
 
         def answers() -> bool:
             assert process.poll() is None, log.read_text()
-            connection = HTTPSConnection("localhost", port, context=context, timeout=5)
+            connection = HTTPSConnection("localhost", port, context=context, timeout=60)
             try:
                 connection.request("GET", "/")
                 return connection.getresponse().status == 200
@@ -117,7 +117,7 @@ def proxy(request: pytest.FixtureRequest, server: ServeProcess, tmp_path: Path) 
             finally:
                 connection.close()
 
-        wait_until(answers, 20.0, command[0])
+        wait_until(answers, what=command[0])
         yield Proxy(port, context, tmp_path / "access.log")
     finally:
         process.terminate()
@@ -127,7 +127,7 @@ def proxy(request: pytest.FixtureRequest, server: ServeProcess, tmp_path: Path) 
 async def test_a_stream_goes_through_the_proxy(proxy: Proxy) -> None:
     port, context = proxy.port, proxy.context
     rate, pcm = read_pcm(RECORDING)
-    async with asyncio.timeout(60), connect(f"wss://localhost:{port}/", ssl=context) as client:
+    async with asyncio.timeout(120), connect(f"wss://localhost:{port}/", ssl=context) as client:
         assert json.loads(await client.recv())["type"] == "hello"
         await client.send(json.dumps({"type": "config", "sample_rate": rate}))
         for at in range(0, len(pcm), 2560):
@@ -154,7 +154,7 @@ def test_an_upload_goes_through_the_proxy(proxy: Proxy) -> None:
 @pytest.mark.parametrize("proxy", [start_nginx], ids=["nginx"], indirect=True)
 def test_a_body_that_is_too_long_ends_at_the_proxy(proxy: Proxy) -> None:
     """Nginx looks at the length that is told; Caddy counts what comes, so that an ingress is asked first."""
-    connection = HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=20)
+    connection = HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=60)
     connection.putrequest("POST", "/v1/listen")
     connection.putheader("Content-Length", str(102 << 20))
     connection.endheaders()
@@ -164,7 +164,7 @@ def test_a_body_that_is_too_long_ends_at_the_proxy(proxy: Proxy) -> None:
 
 
 def test_no_query_is_logged(proxy: Proxy) -> None:
-    connection = HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=20)
+    connection = HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=60)
     connection.request("GET", "/v1/models?token=secret-word")
     assert connection.getresponse().status == 200
     connection.close()
@@ -172,5 +172,5 @@ def test_no_query_is_logged(proxy: Proxy) -> None:
     def is_logged() -> bool:
         return proxy.access_log.exists() and "/v1/models" in proxy.access_log.read_text()
 
-    wait_until(is_logged, 10.0, "a line of the access log")
+    wait_until(is_logged, what="a line of the access log")
     assert "secret-word" not in proxy.access_log.read_text()

@@ -19,7 +19,7 @@ def test_the_python_example_runs() -> None:
             cwd=ROOT,
             env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
             capture_output=True,
-            timeout=90,
+            timeout=240,
             check=False,
             text=True,
         )

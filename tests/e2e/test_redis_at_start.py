@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,13 +29,13 @@ PORTS = ("--port", "--ws-port", "--status-port")
 
 
 @contextmanager
-def started(command: str, url: str) -> Iterator[subprocess.Popen[str]]:
+def started(command: str, url: str, *more: str) -> Iterator[subprocess.Popen[str]]:
     """A process that is told to use this Redis; killed at the end where it still runs."""
     module, *flags = COMMANDS[command]
     if command in ("serve", "ingress"):
         flags += [f"{flag}={port}" for flag, port in zip(PORTS, free_ports(3), strict=True)]
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *flags, "--redis-url", url],
+        [sys.executable, "-m", module, *flags, *more, "--redis-url", url],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if not name.startswith("PARAKEET_")},
         stdout=subprocess.PIPE,
@@ -61,7 +60,7 @@ def test_a_redis_that_is_not_what_is_needed_is_one_sentence_and_an_exit_status(
     command: str, evicting: EmbeddedRedis
 ) -> None:
     with started(command, evicting.url) as process:
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "Traceback" not in said
     (line,) = (line for line in said.splitlines() if "Redis at" in line)
@@ -73,7 +72,7 @@ def test_a_redis_that_is_not_what_is_needed_is_one_sentence_and_an_exit_status(
 def test_a_redis_that_is_away_is_told_with_address_and_cause(command: str) -> None:
     (port,) = free_ports(1)
     with started(command, f"redis://:secret@127.0.0.1:{port}/2") as process:
-        said, _ = process.communicate(timeout=40)
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" not in said
     # What is asked again and again says so meanwhile; the last line says why the process ends.
@@ -89,16 +88,14 @@ def test_a_redis_that_is_away_is_told_with_address_and_cause(command: str) -> No
 def test_a_process_that_waits_for_redis_ends_at_sigterm(command: str, host: str) -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        listener.settimeout(20)
+        listener.settimeout(90)
         url = f"redis://127.0.0.1:{listener.getsockname()[1]}" if host == "silent" else f"redis://{host}"
-        with started(command, url) as process:
-            wait_until(lambda: handles_sigterm(process.pid), 20)
+        with started(command, url, "--redis-timeout-ms", "600000") as process:
+            wait_until(lambda: handles_sigterm(process.pid))
             if host == "silent":
                 stack.enter_context(listener.accept()[0])
-            told_at = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=20)
-            assert time.monotonic() - told_at < 4.0  # well below the time-out of Redis
+            process.communicate(timeout=120)  # well below the time-out of Redis
             assert process.returncode == 0
 
 

@@ -31,7 +31,6 @@ _WORKER: Final[dict[str, Any]] = {
     "device": "cpu",
     "num_threads": 1,
     "worker_max_streams": _NUM_STREAMS,
-    "lease_ms": 3000,
     # So short that streams are still running when it is over, and have to be handed over.
     "drain_timeout_s": 1,
 }
@@ -43,7 +42,6 @@ def server() -> EmbeddedRedis:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 async def test_no_word_is_lost_when_all_processes_are_replaced(
     server: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +50,7 @@ async def test_no_word_is_lost_when_all_processes_are_replaced(
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
     keys = tmp_path / "keys.json"
     _, key = create_key(keys, KeyRecord(key_id=KeyId(""), digest="", name="desk"))
-    access = {"auth_keys_file": keys, "tls_cert": files.certificate, "tls_key": files.key}
+    access: dict[str, Any] = {"auth_keys_file": keys, "tls_cert": files.certificate, "tls_key": files.key}
     rate, pcm = read_pcm(RECORDING)
     assert rate == 16_000
 
@@ -62,12 +60,12 @@ async def test_no_word_is_lost_when_all_processes_are_replaced(
         stack.callback(client.close)
 
         def start(process: ServiceProcess) -> ServiceProcess:
-            return stack.enter_context(process).ready(client, 90.0)
+            return stack.enter_context(process).ready(client)
 
         def worker(name: str) -> ServiceProcess:
             return start(WorkerProcess(server.url, name, tmp_path / f"{name}.log", **_WORKER))
 
-        def ingress(name: str, **ports: int) -> IngressProcess:
+        def ingress(name: str, **ports: Any) -> IngressProcess:
             made = IngressProcess(server.url, name, tmp_path / f"{name}.log", **access, **ports)
             start(made)
             return made
@@ -81,13 +79,13 @@ async def test_no_word_is_lost_when_all_processes_are_replaced(
             # In threads, so that the clients speak and hear on meanwhile.
             for index, old in enumerate(ingresses):
                 old.send(signal.SIGTERM)
-                assert await asyncio.to_thread(old.wait, 60) == 0
+                assert await asyncio.to_thread(old.wait) == 0
                 ports = {"port": old.port, "ws_port": old.ws_port, "status_port": old.status_port}
                 await asyncio.to_thread(ingress, f"i-{index + 1}-new", **ports)
                 await streams.go_on()
             for index, stopping in enumerate(workers):
                 stopping.send(signal.SIGTERM)
-                assert await asyncio.to_thread(stopping.wait, 90) == 0
+                assert await asyncio.to_thread(stopping.wait) == 0
                 await asyncio.to_thread(worker, f"w-{index + 1}-new")
                 await streams.go_on()
             heard = await streams.finish()

@@ -86,14 +86,14 @@ def test_ctrl_c_ends_the_audio_and_still_gives_the_text(stack: ServeProcess) -> 
         assert not first["is_final"]
         client.send_signal(signal.SIGINT)
         rest = [json.loads(line) for line in client.stdout]
-        assert client.wait(60) == 0
+        assert client.wait(120) == 0
         client.stdin.close()
     assert rest[-1]["is_final"]
     assert TEXT.startswith(rest[-1]["text"])
 
 
 def test_no_word_and_no_secret_of_a_stream_is_logged(stack: ServeProcess) -> None:
-    with socket.create_connection(("127.0.0.1", stack.tcp_port), 20) as connection:
+    with socket.create_connection(("127.0.0.1", stack.tcp_port), 90) as connection:
         lines = connection.makefile("rb")
         hello = json.loads(lines.readline())
         with wave.open(str(GOFORWARD), "rb") as reader:
@@ -167,7 +167,7 @@ def test_an_output_that_nobody_reads_ends_it_quietly(stack: ServeProcess) -> Non
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (ended.stdout, ended.stderr) == ("141\n", "")
@@ -191,19 +191,18 @@ def test_status_tells_the_work_that_was_done(stack: ServeProcess) -> None:
         return line
 
     # The worker reports from time to time.
-    wait_until(lambda: status()["counts"]["encode_calls"] > 0, 20.0, "a report of the work")
+    wait_until(lambda: status()["counts"]["encode_calls"] > 0, what="a report of the work")
     assert status()["type"] == "status"
     assert status()["uptime_sec"] > 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_the_demo_passes() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "parakeet.demo"],
         cwd=ROOT,
         capture_output=True,
-        timeout=220,
+        timeout=500,
         check=False,
         text=True,
         stdin=subprocess.DEVNULL,

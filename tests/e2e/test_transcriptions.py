@@ -59,7 +59,7 @@ def post(server: ServeProcess, file: bytes | None, **fields: str) -> tuple[HTTPR
 
 
 def connected_streams(server: ServeProcess) -> int:
-    with socket.create_connection((HOST, server.status_port), timeout=10) as connection:
+    with socket.create_connection((HOST, server.status_port), timeout=60) as connection:
         status = json.loads(b"".join(iter(lambda: connection.recv(65536), b"")))
     return int(status["connected_streams"])
 
@@ -155,14 +155,14 @@ def test_what_is_wrong_is_told_in_the_shape_of_the_api(
 
 
 def test_a_body_that_is_no_form_is_refused(server: ServeProcess) -> None:
-    http = HTTPConnection(HOST, server.ws_port, timeout=30)
+    http = HTTPConnection(HOST, server.ws_port, timeout=60)
     http.request("POST", "/v1/audio/transcriptions", b"{}", {"Content-Type": "application/json"})
     assert http.getresponse().status == 400
     http.close()
 
 
 def test_models_are_listed_and_found(server: ServeProcess) -> None:
-    http = HTTPConnection(HOST, server.ws_port, timeout=30)
+    http = HTTPConnection(HOST, server.ws_port, timeout=60)
     http.request("GET", "/v1/models")
     listed = json.loads(http.getresponse().read())
     assert listed["object"] == "list"
@@ -181,14 +181,14 @@ def test_models_are_listed_and_found(server: ServeProcess) -> None:
 def test_a_client_that_leaves_in_the_middle_leaves_no_stream_behind(server: ServeProcess) -> None:
     body, content_type = form({"model": "m"}, RECORDING.read_bytes())
     for cut in (len(body) // 2, len(body)):
-        http = HTTPConnection(HOST, server.ws_port, timeout=30)
+        http = HTTPConnection(HOST, server.ws_port, timeout=60)
         http.putrequest("POST", "/v1/audio/transcriptions")
         http.putheader("Content-Type", content_type)
         http.putheader("Content-Length", str(len(body)))
         http.endheaders()
         http.send(body[:cut])
         http.close()
-    wait_until(lambda: connected_streams(server) == 0, 20.0, "the end of all streams")
+    wait_until(lambda: connected_streams(server) == 0, what="the end of all streams")
     assert answered(server, RECORDING.read_bytes())["text"] == TEXT
 
 
@@ -260,4 +260,4 @@ def test_a_recording_whose_upload_a_sigterm_meets_is_answered() -> None:
         assert response.status == 200
         assert json.loads(response.read())["text"] == TEXT
         http.close()
-        assert serve.process.wait(30) == 0
+        assert serve.process.wait(120) == 0

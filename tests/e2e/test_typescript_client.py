@@ -25,7 +25,7 @@ pytestmark = [
 
 def run(*command: str, folder: Path, data: bytes | None = None) -> str:
     """Run a command; return what it printed. Fails with that where the command fails."""
-    done = subprocess.run(command, cwd=folder, input=data, capture_output=True, timeout=110)
+    done = subprocess.run(command, cwd=folder, input=data, capture_output=True, timeout=400)
     output = done.stdout.decode() + done.stderr.decode()
     assert done.returncode == 0, output
     return done.stdout.decode()

@@ -46,7 +46,7 @@ class Tcp:
 
     async def receive(self) -> dict[str, Any] | None:
         """Return the next message; None at the end."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             line = await self.reader.readline()
         return json.loads(line) if line else None
 

@@ -117,7 +117,7 @@ async def test_a_stranger_is_refused_before_the_upgrade(
         await connect(ingress.ws_url, additional_headers=headers)
     assert raised.value.response.status_code == status
     assert stack.client.zcard("px:{0}:adm") == 0
-    http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
+    http = HTTPConnection(HOST, ingress.ws_port, timeout=60)
     http.request("GET", "/v1/anything", headers=headers)
     assert http.getresponse().status == status
     http.close()
@@ -136,7 +136,7 @@ async def test_a_name_that_was_bent_to_this_server_opens_nothing_for_its_page(st
         await opened("evil.example")
     assert raised.value.response.status_code == 403
     assert b"--allowed-hosts" in (raised.value.response.body or b"")
-    http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
+    http = HTTPConnection(HOST, ingress.ws_port, timeout=60)
     at = f"evil.example:{ingress.ws_port}"
     http.request("POST", "/v1/listen", b"RIFF", headers={"Host": at, "Origin": f"http://{at}"})
     assert http.getresponse().status == 403
@@ -167,7 +167,7 @@ async def test_a_stranger_sees_the_page_and_nothing_else(stack: Stack, keys: Key
     keys.make()
     ingress = serve(stack, keys)
     for path, status in (("/", 200), ("/assets/app.js", 200), ("/v1/tokens", 401), ("/ws", 401)):
-        http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
+        http = HTTPConnection(HOST, ingress.ws_port, timeout=60)
         http.request("GET", path)
         assert http.getresponse().status == status, path
         http.close()
@@ -197,7 +197,7 @@ async def test_a_stream_is_resumed_with_its_own_key_alone(stack: Stack, keys: Ke
         async with connect(ingress.ws_url, additional_headers=headers) as again:
             await again.recv()
             await again.send(json.dumps(resume))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(90):
                 message: dict[str, Any] = json.loads(await again.recv())
             return message
 
@@ -207,7 +207,7 @@ async def test_a_stream_is_resumed_with_its_own_key_alone(stack: Stack, keys: Ke
 
 def posted(ingress: IngressProcess, path: str, key: str, body: object) -> tuple[int, dict[str, Any]]:
     """Return the status and the fields of an answer."""
-    http = HTTPConnection(HOST, ingress.ws_port, timeout=10)
+    http = HTTPConnection(HOST, ingress.ws_port, timeout=60)
     http.request("POST", path, json.dumps(body), {"Authorization": f"Bearer {key}"})
     response = http.getresponse()
     answer = response.status, json.loads(response.read() or b"{}")
@@ -259,7 +259,7 @@ async def test_a_client_secret_opens_the_session_that_it_was_made_for(stack: Sta
             # Without a `session.update`, audio is taken at once, and as the secret says.
             for said in (append(b"\xff" * 1600), {"type": "input_audio_buffer.commit"}):
                 await client.send(json.dumps(said))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(90):
                 while (event := json.loads(await client.recv()))["type"] != f"{TRANSCRIPTION}.completed":
                     pass
             assert event["usage"]["seconds"] == 0.2
@@ -289,7 +289,7 @@ async def test_tls_on_both_client_ports(stack: Stack, tmp_path: Path) -> None:
     async with connect(address, ssl=trusting, host=HOST) as socket:
         assert json.loads(await socket.recv())["type"] == "hello"
         await socket.send(json.dumps({**AUDIO, "final": True}))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while not json.loads(await socket.recv()).get("is_final"):
                 pass
             with pytest.raises(ConnectionClosed) as raised:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -122,34 +123,65 @@ async def test_a_missing_worker_and_a_full_cluster_are_told_apart(
         await admission.admit(10, 60_000)
 
 
+class Asking:
+    """Counts how often an admission asks Redis."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        ask = Admission._ask
+
+        async def count(admission: Admission, *arguments: Any) -> Any:
+            self.times += 1
+            return await ask(admission, *arguments)
+
+        monkeypatch.setattr(Admission, "_ask", count)
+
+    async def again(self) -> None:
+        """Wait until two further answers were not taken for the last word."""
+        before = self.times
+        await until(lambda: self.times > before + 2, what="another question")
+
+
 async def test_a_lease_that_lapsed_in_a_pause_of_redis_is_given_time_to_be_renewed(
-    redis_url: str, admission: Admission
+    redis_url: str, admission: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = raw_client(redis_url)
+    client, asking = raw_client(redis_url), Asking(monkeypatch)
+    monkeypatch.setattr("common.streams.admission._RENEWAL_S", 600.0)
+
+    def lapse(*workers: str, ago_ms: int = 1000) -> None:
+        now_ms = int(client.time()[0]) * 1000
+        client.zadd("px:{0}:workers", dict.fromkeys(workers, now_ms - ago_ms))
+
     announce(redis_url, "w1", 1)
-    now_ms = int(client.time()[0]) * 1000
-    client.zadd("px:{0}:workers", {"w1": now_ms - 1000})
+    lapse("w1")
     asked = asyncio.create_task(admission.admit(10, 60_000))
-    await asyncio.sleep(0.3)
+    await asking.again()
     assert not asked.done()
     announce(redis_url, "w1", 1)
     assert await asked > 0
     # One of two workers is late: the cluster only looks full.
     announce(redis_url, "w2", 1)
-    client.zadd("px:{0}:workers", {"w2": now_ms - 1000})
+    lapse("w2")
     asked = asyncio.create_task(admission.admit(10, 60_000))
-    await asyncio.sleep(0.3)
+    await asking.again()
     assert not asked.done()
     announce(redis_url, "w2", 1)
     assert await asked > 0
-    # Who gave its lease back, or is long dead, is not waited for; nor does anybody wait for ever.
-    loop = asyncio.get_running_loop()
-    for score, least_s, most_s in ((0, 0.0, 1.0), (now_ms - 60_000, 0.0, 1.0), (now_ms - 1000, 1.5, 6.0)):
-        client.zadd("px:{0}:workers", {"w1": score, "w2": score})
-        began = loop.time()
+    # Who gave its lease back, or is long dead, is not waited for.
+    client.zadd("px:{0}:workers", {"w1": 0, "w2": 0})
+    for _ in range(2):
+        before = asking.times
         with pytest.raises(NoWorker):
             await admission.admit(10, 60_000)
-        assert least_s <= loop.time() - began < most_s
+        assert asking.times == before + 1
+        lapse("w1", "w2", ago_ms=600_000)
+    # Nor does anybody wait for ever.
+    monkeypatch.setattr("common.streams.admission._RENEWAL_S", 1.5)
+    lapse("w1", "w2")
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(NoWorker):
+        await admission.admit(10, 60_000)
+    assert asyncio.get_running_loop().time() - began >= 1.5
     client.close()
 
 
@@ -174,8 +206,8 @@ async def test_workers_that_all_drain_are_no_workers(redis_url: str, admission: 
 
 async def test_an_admission_that_is_not_renewed_lapses(redis_url: str, admission: Admission) -> None:
     announce(redis_url, "w1", 10)
-    kept = await admission.admit(2, 300)
-    lapsing = await admission.admit(2, 300)
+    kept = await admission.admit(2, 4000)
+    lapsing = await admission.admit(2, 4000)
     await admission.renew([kept], 60_000)
 
     async def free() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_every_stream_is_played_and_measured(
 ) -> None:
     client = raw_client(redis_url)
     report = tmp_path / "report.json"
-    flags: dict[str, object] = {}
+    flags: dict[str, Any] = {}
     shown: list[str] = []
     if transport in ("wss", "tcps"):
         authority, keys = Authority(tmp_path), tmp_path / "keys.json"
@@ -56,7 +57,7 @@ def test_every_stream_is_played_and_measured(
     assert trial["timed_chunks"] == 6 * 19
     assert trial["results"] == 6 * 20  # one a chunk, and the final
     assert trial["final"]["count"] == 6
-    assert 0 < trial["latency_all"]["p50_ms"] < 1000
+    assert 0 < trial["latency_all"]["p50_ms"] <= trial["latency_all"]["p99_ms"]
     assert {part["role"] for part in trial["parts"]} >= {"ingress", "worker", "bench"}
     assert trial["redis"]["commands"]["xadd"][0] > 0
     assert "pass" in capsys.readouterr().out or trial["failures"]

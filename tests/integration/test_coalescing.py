@@ -19,6 +19,7 @@ from tests.servers import raw_client
 from tests.waiting import until
 
 _20_MS = Audio(b"\1\0" * 320)
+_3_S = Audio(b"\1\0" * 48_000)
 
 
 @asynccontextmanager
@@ -30,7 +31,7 @@ async def appending(url: str, coalesce_ms: int) -> AsyncIterator[tuple[AudioLog,
     client.xgroup_create(stream.audio, "asr-0", "0", mkstream=True)
     client.pexpire(stream.audio, 60_000)
     redis = AsyncRedis(RedisServers.parse((url,)))
-    log = AudioLog(redis, keys, 2000, coalesce_ms=coalesce_ms)
+    log = AudioLog(redis, keys, 60_000, coalesce_ms=coalesce_ms)
     running = asyncio.create_task(log.run())
 
     def failed(error: Unavailable) -> None:
@@ -52,14 +53,14 @@ def samples(client: Any, key: bytes) -> list[int]:
 
 
 async def test_two_short_messages_share_an_entry(redis_url: str) -> None:
-    async with appending(redis_url, coalesce_ms=20) as (_, appender, client, key):
+    async with appending(redis_url, coalesce_ms=3000) as (_, appender, client, key):
         for _ in range(3):
-            appender.append(_20_MS)
+            appender.append(_3_S)
             await asyncio.sleep(0)
-            appender.append(_20_MS)
+            appender.append(_3_S)
             await until(lambda: appender.idle, what="the commit")
-        assert samples(client, key) == [640, 640, 640]
-        assert [int(fields[b"o"]) for _, fields in client.xrange(key)] == [0, 640, 1280]
+        assert samples(client, key) == [96_000] * 3
+        assert [int(fields[b"o"]) for _, fields in client.xrange(key)] == [0, 96_000, 192_000]
 
 
 async def test_a_short_message_that_stays_alone_waits_no_longer_than_the_bound(redis_url: str) -> None:
@@ -73,7 +74,7 @@ async def test_a_short_message_that_stays_alone_waits_no_longer_than_the_bound(r
 async def test_a_final_mark_a_long_message_and_a_shutdown_wait_for_nothing(redis_url: str) -> None:
     async with appending(redis_url, coalesce_ms=60_000) as (log, appender, client, key):
         appender.append(_20_MS)
-        assert await log.flush(5.0)
+        assert await log.flush(60.0)
         assert samples(client, key) == [320]
         appender.append(_20_MS)
         appender.append(Audio(b"", final=True))

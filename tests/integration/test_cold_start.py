@@ -19,15 +19,18 @@ from gpu_worker.engine.interface import StreamOutput
 from tests.servers import raw_client
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until
-from tests.worker_process import WorkerProcess
+from tests.worker_process import SHORT_LEASE_MS, WorkerProcess
 
 OTHER = "tests.other_layout_worker"
 PCM = noise(12.0, seed=4)
 PART = 32_000  # bytes: a second
 
 
-def start(stack: ExitStack, url: str, folder: Path, name: str, module: str = "gpu_worker") -> WorkerProcess:
-    process = WorkerProcess(url, name, folder / f"{name}.log", module=module, replay_seconds=2, lease_ms=500)
+def start(
+    stack: ExitStack, url: str, folder: Path, name: str, module: str = "gpu_worker", *, dies: bool = False
+) -> WorkerProcess:
+    flags = {"lease_ms": SHORT_LEASE_MS} if dies else {}
+    process = WorkerProcess(url, name, folder / f"{name}.log", module=module, replay_seconds=2, **flags)
     return stack.enter_context(process).ready(raw_client(url))
 
 
@@ -58,7 +61,7 @@ async def test_a_worker_of_another_layout_goes_on(
 ) -> None:
     client = raw_client(redis_url)
     with ExitStack() as stack:
-        first = start(stack, redis_url, tmp_path, "w1")
+        first = start(stack, redis_url, tmp_path, "w1", dies=True)
         async with ingress_side(redis_url) as ingress:
             stream = await ingress.open()
             stream.append(PCM[: 6 * PART])
@@ -83,13 +86,13 @@ async def test_the_first_layout_goes_on_behind_the_other_one(
 ) -> None:
     client = raw_client(redis_url)
     with ExitStack() as stack:
-        first = start(stack, redis_url, tmp_path, "w1")
+        first = start(stack, redis_url, tmp_path, "w1", dies=True)
         async with ingress_side(redis_url) as ingress:
             stream = await ingress.open()
             stream.append(PCM[: 4 * PART])
             await until(lambda: checkpoint(client, stream) > 16_000, what="a checkpoint")
             await until(lambda: stream.seq >= 24, what="results behind it")
-            second = start(stack, redis_url, tmp_path, "w2", OTHER)
+            second = start(stack, redis_url, tmp_path, "w2", OTHER, dies=True)
             first.send(signal.SIGKILL)
             await until(lambda: stream.epoch == 2, what="the first takeover")
             before, seq = checkpoint(client, stream), stream.seq
@@ -111,7 +114,7 @@ async def test_the_first_layout_goes_on_behind_the_other_one(
 async def test_without_the_text_before_it_a_stream_ends_with_an_error(redis_url: str, tmp_path: Path) -> None:
     client = raw_client(redis_url)
     with ExitStack() as stack:
-        first = start(stack, redis_url, tmp_path, "w1")
+        first = start(stack, redis_url, tmp_path, "w1", dies=True)
         async with ingress_side(redis_url) as ingress:
             stream, other = await ingress.open(), await ingress.open()
             for one in (stream, other):

@@ -14,15 +14,15 @@ import orjson
 import pytest
 
 from common.messages import Result
-from parakeet.client import ClientTimeouts, Stream, connect
+from parakeet.client import Stream, connect
 from tests.ingress_process import IngressProcess
 from tests.integration.test_status import EXAMPLE, shape
 from tests.servers import raw_client
+from tests.stack import TIMEOUTS
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
 
-_TIMEOUTS = ClientTimeouts(connect_s=10, silence_s=10, final_s=20, resume_s=20, send_s=20)
 SLOTS = 4
 
 
@@ -42,29 +42,32 @@ async def test_any_ingress_tells_the_documented_status_of_streams_at_all(
         worker.ready(client)
         ingresses = (first.ready(client), second.ready(client))
         urls = (first.tcp_url, second.ws_url, second.tcp_url)
-        streams = [await connect(url, timeouts=_TIMEOUTS) for url in urls]
-        for stream in streams:
-            await stream.send(noise(1.0))
+        streams = [await connect(url, timeouts=TIMEOUTS) for url in urls]
+        sent = b""
 
         def statuses() -> list[dict[str, Any]]:
             return [ingress.status() for ingress in ingresses]
 
-        await until(
-            lambda: all(
-                status["counts"]["decode_calls"] > 0 and status["scheduler"]["active"] == 3
+        async def work_is_reported() -> bool:
+            nonlocal sent
+            sent += noise(0.16)  # rates are those of the last few seconds
+            for stream in streams:
+                await stream.send(noise(0.16))
+            return all(
+                status["rates_per_sec"]["encode_frames"] > 0 and status["scheduler"]["active"] == 3
                 for status in statuses()
-            ),
-            what="a report of the work on all streams",
-        )
+            )
+
+        await until(work_is_reported, what="a report of the work on all streams")
         for status in statuses():
             assert shape(status) == shape(orjson.loads(EXAMPLE))
             assert status["connected_streams"] == 3
             assert status["scheduler"] == {"active": 3, "waiting": 0}
-            assert status["rates_per_sec"]["encode_frames"] > 0
+            assert status["counts"]["decode_calls"] > 0
         for stream in streams:
             await stream.finish()
         for stream in streams:
-            assert (await _last(stream)).text == expected_text(noise(1.0))
+            assert (await _last(stream)).text == expected_text(sent)
             await stream.close()
 
 
@@ -82,7 +85,9 @@ async def test_any_two_of_three_idle_workers_stop_and_come_back(
 
         def start(name: str) -> WorkerProcess:
             return processes.enter_context(
-                WorkerProcess(redis_url, name, tmp_path / f"{name}.log", worker_max_streams=SLOTS)
+                WorkerProcess(
+                    redis_url, name, tmp_path / f"{name}.log", worker_max_streams=SLOTS, lease_ms=5_000
+                )
             )
 
         def is_forgotten(worker_id: str) -> bool:
@@ -94,7 +99,7 @@ async def test_any_two_of_three_idle_workers_stop_and_come_back(
             for worker in workers:
                 await asyncio.to_thread(worker.wait)
                 # At once after a stop in order, when the lease has lapsed after a kill.
-                await until(partial(is_forgotten, worker.worker_id), 20.0)
+                await until(partial(is_forgotten, worker.worker_id))
 
         async def ready(workers: Sequence[WorkerProcess]) -> None:
             for worker in workers:
@@ -106,17 +111,18 @@ async def test_any_two_of_three_idle_workers_stop_and_come_back(
         async def serve_fully(num_workers: int) -> None:
             """As many streams at once as the workers have slots, all of them whole."""
             pcm = noise(0.8)
-            streams = [await connect(ingress.ws_url, timeouts=_TIMEOUTS) for _ in range(num_workers * SLOTS)]
+            streams = [await connect(ingress.ws_url, timeouts=TIMEOUTS) for _ in range(num_workers * SLOTS)]
             for stream in streams:
                 await stream.send(pcm)
             # All are held at once before the first may end.
-            await until(lambda: ingress.status()["scheduler"]["active"] == len(streams), 20.0)
+            await until(lambda: ingress.status()["scheduler"]["active"] == len(streams))
             for stream in streams:
                 await stream.finish()
             for stream in streams:
                 assert (await _last(stream)).text == expected_text(pcm)
                 await stream.close()
             await until(lambda: ingress.status()["scheduler"]["active"] == 0)
+            await until(lambda: client.zcard("px:{0}:adm") == 0, what="the end of all admissions")
 
         workers = [start(f"w{index}") for index in range(3)]
         await ready(workers)

@@ -11,6 +11,7 @@ import socket
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ async def test_the_wire_is_as_documented(stack: Stack) -> None:
     stack.worker()
     ingress = stack.ingress()
     reader, writer = await asyncio.open_connection(HOST, ingress.port)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         hello = json.loads(await reader.readline())
         assert hello["type"] == "hello"
         assert isinstance(hello["stream_id"], int)
@@ -115,10 +116,9 @@ async def test_a_silent_client_keeps_no_slot_and_may_begin_later(stack: Stack) -
     stack.worker()
     ingress = stack.ingress(max_num_streams=1, begin_timeout_s=0.2)
     given_back = "the slot to be given back"
-    (reader, writer), (late_reader, late_writer) = [
+    (reader, writer, hello), (late_reader, late_writer, late_hello) = [
         await _silent(stack, ingress, given_back) for _ in range(2)
     ]
-    hello = json.loads(await reader.readline())
     pcm = noise(1.0)
     audio = {"type": "audio", "data": base64.b64encode(pcm).decode()}
     writer.write(json.dumps(audio).encode() + b"\n")
@@ -127,8 +127,8 @@ async def test_a_silent_client_keeps_no_slot_and_may_begin_later(stack: Stack) -
     # The one slot is taken again.
     late_writer.write(json.dumps(audio).encode() + b"\n")
     late = [json.loads(line) for line in (await late_reader.read()).splitlines()]
-    assert [message.get("code") for message in late] == [None, "no_free_stream"]
-    assert late[0]["stream_id"] == late[1]["stream_id"] != hello["stream_id"]
+    assert [message.get("code") for message in late] == ["no_free_stream"]
+    assert late_hello["stream_id"] == late[0]["stream_id"] != hello["stream_id"]
     writer.write(b'{"type":"close"}\n')
     results = [json.loads(line) for line in (await reader.read()).splitlines()]
     assert {message["type"] for message in results} == {"result"}
@@ -142,12 +142,12 @@ async def test_a_silent_client_keeps_no_slot_and_may_begin_later(stack: Stack) -
 
 async def _silent(
     stack: Stack, ingress: IngressProcess, what: str
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A client that has said nothing for so long that it has no slot."""
-    client = await asyncio.open_connection(HOST, ingress.port)
-    await until(lambda: stack.client.zcard("px:{0}:adm") == 1, what="the admission")
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, dict[str, Any]]:
+    """A client that has said nothing for so long that it has no slot, and its `hello`."""
+    reader, writer = await asyncio.open_connection(HOST, ingress.port)
+    hello = json.loads(await reader.readline())
     await until(lambda: stack.client.zcard("px:{0}:adm") == 0, what=what)
-    return client
+    return reader, writer, hello
 
 
 async def test_an_ingress_that_runs_out_of_files_says_so_and_serves_on(stack: Stack) -> None:
@@ -159,7 +159,7 @@ async def test_an_ingress_that_runs_out_of_files_says_so_and_serves_on(stack: St
     firsts = await asyncio.gather(*(reader.read(1) for reader, _ in clients), return_exceptions=True)
     served = [client for client, first in zip(clients, firsts, strict=True) if first == b"{"]
     assert 0 < len(served) < len(clients)
-    assert "out of file descriptors" in ingress.log_text()
+    await until(lambda: "out of file descriptors" in ingress.log_text(), what="the sentence")
     reader, writer = served[-1]
     writer.write(b'{"type":"close"}\n')
     assert json.loads((await reader.read()).splitlines()[-1])["is_final"]
@@ -204,7 +204,7 @@ async def test_a_missing_worker_is_told_apart(stack: Stack) -> None:
     with pytest.raises(ServerError) as caught:
         await connect(ingress.tcp_url, timeouts=TIMEOUTS)
     assert caught.value.code == "no_worker"
-    worker = stack.worker(lease_ms=30000)
+    worker = stack.worker(lease_ms=120_000)
     # Without options, the stream begins with its audio: when the worker can claim it no more.
     async with await connect(ingress.tcp_url, resume=False, timeouts=TIMEOUTS) as stream:
         worker.send(signal.SIGSTOP)
@@ -248,7 +248,7 @@ async def test_a_fault_of_one_client_is_no_other_clients(stack: Stack) -> None:
             reader, writer = await asyncio.open_connection(HOST, ingress.port)
             await reader.readline()
             writer.write(b'{"type":"audio","samples":[0,0,0,0]}\n' + line)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(90):
                 answers = (await reader.read()).splitlines()
             assert json.loads(answers[-1])["type"] == "error"
             writer.close()
@@ -336,7 +336,7 @@ async def test_a_taken_port_is_said_in_one_line(stack: Stack, tmp_path: Path) ->
 
 async def test_stopping_while_streams_run_lets_them_end(stack: Stack) -> None:
     stack.worker()
-    ingress = stack.ingress(drain_timeout_s=10)
+    ingress = stack.ingress(drain_timeout_s=90)
     pcm = noise(2.0, seed=8)
     async with await connect(ingress.tcp_url, resume=False, timeouts=TIMEOUTS) as stream:
         await stream.send(pcm[:32000])
@@ -359,7 +359,7 @@ async def test_a_stream_that_can_resume_ends_where_it_is_when_no_ingress_is_left
 ) -> None:
     """`serve` on one machine stops all of its ingresses at once."""
     stack.worker()
-    ingresses = [stack.ingress(f"i-{index}", drain_timeout_s=20) for index in range(num_ingresses)]
+    ingresses = [stack.ingress(f"i-{index}", drain_timeout_s=90) for index in range(num_ingresses)]
     pcm = noise(2.0, seed=8)
     async with await connect(ingresses[0].tcp_url, resume=True, timeouts=TIMEOUTS) as stream:
         await stream.send(pcm[:32000])
@@ -379,7 +379,7 @@ async def test_a_stream_that_can_resume_ends_where_it_is_when_no_ingress_is_left
 async def test_a_stream_that_can_resume_is_sent_to_an_ingress_that_serves(stack: Stack) -> None:
     """Also where that one starts after the drain has begun."""
     stack.worker()
-    first = stack.ingress("i-1", drain_timeout_s=20)
+    first = stack.ingress("i-1", drain_timeout_s=90)
     pcm = noise(2.0, seed=8)
     wire = await connect(first.tcp_url, resume=True, timeouts=replace(TIMEOUTS, resume_s=0.1))
     await wire.send(pcm[:32000])
@@ -408,7 +408,7 @@ async def test_a_drain_ends_at_its_deadline(stack: Stack) -> None:
 
 
 async def test_a_redis_that_stands_still_for_a_while_costs_nothing(own_stack: Stack) -> None:
-    own_stack.worker(lease_ms=10000)
+    own_stack.worker()
     ingress = own_stack.ingress()
     pcm = noise(6.0, seed=9)
     async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream, asyncio.TaskGroup() as tasks:
@@ -435,7 +435,7 @@ async def talk_on(stream: Stream) -> None:
 async def test_a_redis_that_forgot_everything_is_a_typed_error(
     own_server: EmbeddedRedis, own_stack: Stack
 ) -> None:
-    own_stack.worker(lease_ms=1000)
+    own_stack.worker()
     ingress = own_stack.ingress()
     async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
         await stream.send(noise(1.0))
@@ -475,7 +475,7 @@ async def test_hundreds_of_clients_come_and_go_at_once(stack: Stack) -> None:
 
     async def come() -> asyncio.StreamWriter:
         reader, writer = await asyncio.open_connection(HOST, ingress.port)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             assert json.loads(await reader.readline())["type"] == "hello"
         writer.write(audio)
         await writer.drain()

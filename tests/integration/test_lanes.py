@@ -23,14 +23,21 @@ from tests.ports import ports_in_a_row
 from tests.servers import raw_client
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until, wait_until
+from tests.worker_process import SHORT_LEASE_MS
 
 # Of the group below, whose lanes have 12 slots each: so many streams need both.
 MORE_THAN_A_LANE = 14
 
 
 @pytest.fixture
-def group(redis_url: str, tmp_path: Path) -> Iterator[GroupProcess]:
-    with GroupProcess(redis_url, "g1", tmp_path / "g1.log", worker_max_streams=24) as process:
+def lease_ms() -> int:
+    return 30_000
+
+
+@pytest.fixture
+def group(redis_url: str, tmp_path: Path, lease_ms: int) -> Iterator[GroupProcess]:
+    flags = {"worker_max_streams": 24, "lease_ms": lease_ms}
+    with GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags) as process:
         pids = process.ready(raw_client(redis_url)).lane_pids
         yield process
     for pid in pids.values():  # a lane never outlives its group
@@ -71,9 +78,9 @@ async def test_a_lane_that_dies_is_started_again_and_the_other_goes_on(
 ) -> None:
     pcm, client = noise(4.0), raw_client(redis_url)
     async with ingress_side(redis_url) as ingress:
-        streams = await halfway(ingress, pcm, count=8)
+        streams = await halfway(ingress, pcm, count=MORE_THAN_A_LANE)
         undisturbed = [stream for stream in streams if stream.worker == "g1-l1"]
-        assert 0 < len(undisturbed) < 8
+        assert 0 < len(undisturbed) < MORE_THAN_A_LANE
         dead = group.send_lane("g1-l0", signal.SIGKILL)
         await finish(ingress, streams, pcm)
         for stream in streams:
@@ -89,6 +96,7 @@ async def test_a_lane_that_dies_is_started_again_and_the_other_goes_on(
         assert [stream.text for stream in again] == [expected_text(pcm)] * MORE_THAN_A_LANE
 
 
+@pytest.mark.parametrize("lease_ms", [SHORT_LEASE_MS])
 async def test_a_lane_that_is_frozen_holds_nobody_up_and_comes_back(
     redis_url: str, group: GroupProcess
 ) -> None:
@@ -99,7 +107,7 @@ async def test_a_lane_that_is_frozen_holds_nobody_up_and_comes_back(
         await finish(ingress, streams, pcm)  # its streams go on in the other lane when its lease has lapsed
         assert owners(streams) == {"g1-l1"}
         os.kill(frozen, signal.SIGCONT)
-        await until(lambda: hold_leases(raw_client(redis_url), group), 60, "both leases")
+        await until(lambda: hold_leases(raw_client(redis_url), group), what="both leases")
         for stream in streams:
             assert_gapless(stream)
             assert stream.text == expected_text(pcm)
@@ -115,16 +123,16 @@ async def test_when_the_group_dies_its_streams_go_on_elsewhere_at_once(
 ) -> None:
     pcm, client = noise(4.0), raw_client(redis_url)
     with ExitStack() as stack:
-        flags = {"worker_max_streams": 12, "lease_ms": 20_000}
+        flags = {"worker_max_streams": 12, "lease_ms": 600_000}
         group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
         async with ingress_side(redis_url) as ingress:
             await asyncio.to_thread(group.ready, client)
             streams = await halfway(ingress, pcm, count=6)
             pids = group.lane_pids
-            await worker(stack, redis_url, tmp_path, "w2", lease_ms=20_000)
+            await worker(stack, redis_url, tmp_path, "w2")
             group.send(number)
-            # The leases would hold for 20 s; the lanes give them back.
-            await asyncio.wait_for(finish(ingress, streams, pcm), 15)
+            # The leases would hold for ten minutes; the lanes give them back.
+            await finish(ingress, streams, pcm)
             for stream in streams:
                 assert_gapless(stream)
                 assert stream.text == expected_text(pcm)
@@ -141,7 +149,7 @@ async def test_when_the_group_ends_nobody_is_a_suspect_whom_it_had_no_step_of(
     with ExitStack() as stack:
         flags = {"worker_max_streams": 4, "null_step_ms": 60_000, "metrics_port": port}
         # Long enough for all that comes before it.
-        flags["step_timeout_ms"] = 60_000 if how == "dies" else 8_000
+        flags["step_timeout_ms"] = 60_000 if how == "dies" else 15_000
         group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
         async with ingress_side(redis_url) as ingress:
             await asyncio.to_thread(group.ready, client)
@@ -179,7 +187,7 @@ async def test_when_the_group_ends_nobody_is_a_suspect_whom_it_had_no_step_of(
 
 def steps_begun(port: int) -> int:
     """Steps of the lane that shows its metrics there."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     return sum(int(float(line.split()[-1])) for line in lines if "_step_streams_count" in line)
 
@@ -229,7 +237,7 @@ async def test_what_is_left_of_a_group_that_stops_is_handed_over(redis_url: str,
             for stream in streams:
                 assert_gapless(stream)
                 assert stream.text == expected_text(pcm)
-                assert stream.epoch == 2
+                assert stream.epoch > 1
 
 
 async def test_a_lane_that_hands_over_while_its_group_dies_gives_up_at_once(
@@ -237,19 +245,20 @@ async def test_a_lane_that_hands_over_while_its_group_dies_gives_up_at_once(
 ) -> None:
     pcm = noise(4.0)
     with ExitStack() as stack:
-        flags: dict[str, Any] = {"worker_max_streams": 12, "drain_timeout_s": 0.2, "lease_ms": 20_000}
+        flags: dict[str, Any] = {"worker_max_streams": 12, "drain_timeout_s": 0.2, "lease_ms": 600_000}
+        flags["step_timeout_ms"] = 600_000  # nothing else ends them
         group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
         async with ingress_side(redis_url) as ingress:
             await asyncio.to_thread(group.ready, raw_client(redis_url))
             streams = await halfway(ingress, pcm, count=6)
-            await worker(stack, redis_url, tmp_path, "w2", lease_ms=20_000)
+            await worker(stack, redis_url, tmp_path, "w2")
             group.send(signal.SIGSTOP)
             for stream in streams:
                 stream.append(pcm[len(pcm) // 2 :], final=True)
             lanes = [group.send_lane(name, signal.SIGTERM) for name in group.lane_names]
             await until(lambda: group.log_text().count("draining: ") == 2, what="lanes that stop")
             group.send(signal.SIGKILL)
-            await until(lambda: not any(map(runs, lanes)), 5, "the end of both lanes")
+            await until(lambda: not any(map(runs, lanes)), what="the end of both lanes")
             await ingress.ended(*streams)
             for stream in streams:
                 assert_gapless(stream)
@@ -262,14 +271,14 @@ async def test_snapshots_of_lanes_fit_workers_and_those_of_workers_fit_lanes(
     client, pcm = raw_client(redis_url), noise(40.0)
     with ExitStack() as stack:
         flags = {"replay_seconds": 10, "worker_max_streams": 12}
-        last = await worker(stack, redis_url, tmp_path, "w1", **flags)
+        last = await worker(stack, redis_url, tmp_path, "w1", **flags, lease_ms=SHORT_LEASE_MS)
         async with ingress_side(redis_url) as ingress:
             (stream,) = await halfway(ingress, pcm, count=1)
             await until(lambda: client.hget(stream.keys.meta, "ck_samples"), what="a snapshot")
             group = stack.enter_context(GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags))
             await asyncio.to_thread(group.ready, client)
             last.send(signal.SIGKILL)
-            await until(lambda: str(stream.worker).startswith("g1-l"), 20, what="a lane that goes on")
+            await until(lambda: str(stream.worker).startswith("g1-l"), what="a lane that goes on")
             await worker(stack, redis_url, tmp_path, "w2", **flags)
             group.send(signal.SIGKILL)
             await finish(ingress, [stream], pcm)
@@ -281,7 +290,7 @@ async def test_snapshots_of_lanes_fit_workers_and_those_of_workers_fit_lanes(
 def probe(port: int, path: str) -> tuple[int, list[str]]:
     """Status, and reasons of a probe that fails."""
     try:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return int(answer.status), []
     except HTTPError as error:
         return error.code, json.load(error)["reasons"]
@@ -298,7 +307,7 @@ def test_a_groups_port_tells_of_all_of_its_lanes(redis_url: str, tmp_path: Path)
             wait_until(lambda at=at: probe(port + at, "/readyz") == (200, []), 120, "a port that is ready")  # type: ignore[misc]
         assert probe(port, "/startupz") == (200, [])
         wait_until(lambda: probe(port, "/livez") == (200, []), 120, "a group that is alive")
-        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             assert b"\nparakeet_group_lanes 2.0\n" in answer.read()
         frozen = group.send_lane("g1-l1", signal.SIGSTOP)
         wait_until(lambda: "lane 1: no answer" in probe(port, "/livez")[1], 120, "a lane that is missed")
@@ -309,7 +318,7 @@ def test_a_groups_port_tells_of_all_of_its_lanes(redis_url: str, tmp_path: Path)
         wait_until(lambda: "lane 0 ended with status -9" in group.log_text(), 120, "a lane's end")
         assert not any("lane 0" in why for why in probe(port, "/livez")[1]), "the group starts it again"
         wait_until(lambda: probe(port, "/readyz") == (200, []), 120, "another lane 0")
-        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             assert b"\nparakeet_group_lane_restarts_total 1.0\n" in answer.read()
 
 

@@ -28,7 +28,7 @@ _CLOSE = '{"type":"CloseStream"}'
 
 async def _listen(url: str, query: str, frames: list[bytes | str]) -> list[dict[str, Any]]:
     """Send all, then the end; the messages up to a close in order."""
-    async with asyncio.timeout(60), connect(f"{url}{LISTEN_PATH}?{query}") as client:
+    async with asyncio.timeout(120), connect(f"{url}{LISTEN_PATH}?{query}") as client:
         sending = asyncio.create_task(_send(client, [*frames, _CLOSE]))
         messages = [json.loads(message) async for message in client]
         await sending
@@ -159,7 +159,7 @@ async def test_key_terms_that_the_model_cannot_write_are_left_out(stack: Stack) 
 async def test_a_language_that_the_model_does_not_have_is_refused(stack: Stack) -> None:
     ingress = stack.ingress()  # before the worker, so it learns of the model by a heartbeat
     stack.worker(**_TINY)
-    http = HTTPConnection(HOST, ingress.ws_port, timeout=30)
+    http = HTTPConnection(HOST, ingress.ws_port, timeout=60)
 
     def languages() -> list[str] | None:
         http.request("GET", "/v1/models/parakeet")

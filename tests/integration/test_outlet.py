@@ -99,7 +99,7 @@ def outlet_of(redis: SyncRedis, owned: OwnedStream, *, dead_letters: bool = True
     outlet.put(Opened(flow))
     wait_until(lambda: client.execute_command("EXISTS", keys.ready(0, worker)))
     yield outlet
-    assert outlet.stop(5.0)
+    assert outlet.stop(60.0)
     assert not lost
 
 

@@ -9,8 +9,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tests.oracle.models import JFK, speech
 from tests.ports import HOST
 from tests.stack import Stack
@@ -56,7 +54,7 @@ async def spoken(
         await writer.drain()
         if kill is not None and number == 3 * len(parts) // 5:
             kill()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         told = [json.loads(answer) for answer in (await reader.read()).splitlines()]
     writer.close()
     await writer.wait_closed()
@@ -68,7 +66,6 @@ def results(told: list[dict[str, Any]]) -> list[list[Any]]:
     return [[one.get(field) for field in fields] for one in told if one["type"] == "result"]
 
 
-@pytest.mark.timeout(180)
 async def test_a_takeover_hears_with_the_phrases_that_were_in_force(stack: Stack) -> None:
     first = stack.worker("w-1", replay_seconds=2, lease_ms=2000, **TINY)
     ingress = stack.ingress()
@@ -77,14 +74,13 @@ async def test_a_takeover_hears_with_the_phrases_that_were_in_force(stack: Stack
     assert undisturbed[-1][1] != plain[-1][1], "phrases change what is heard"
 
     def kill() -> None:
-        stack.worker("w-2", replay_seconds=2, lease_ms=2000, **TINY)
+        stack.worker("w-2", replay_seconds=2, **TINY)
         first.send(signal.SIGKILL)
 
     assert results(await spoken(ingress.port, kill=kill)) == undisturbed
     await stack.empty()
 
 
-@pytest.mark.timeout(120)
 async def test_a_phrase_that_the_model_cannot_write_ends_its_stream_alone(stack: Stack) -> None:
     stack.worker("w-1", **TINY)
     ingress = stack.ingress()
@@ -92,7 +88,7 @@ async def test_a_phrase_that_the_model_cannot_write_ends_its_stream_alone(stack:
     other = asyncio.ensure_future(spoken(ingress.port, phrases=False))
     reader, writer = await asyncio.open_connection(HOST, ingress.port)
     writer.write(line("config", phrases=["hello", UNWRITABLE]))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         told = [json.loads(answer) for answer in (await reader.read()).splitlines()]
     writer.close()
     await writer.wait_closed()
@@ -104,7 +100,6 @@ async def test_a_phrase_that_the_model_cannot_write_ends_its_stream_alone(stack:
     await stack.empty()
 
 
-@pytest.mark.timeout(120)
 async def test_a_bad_change_is_told_behind_all_that_was_said_before_it(stack: Stack) -> None:
     stack.worker("w-1", **TINY)
     ingress = stack.ingress()
@@ -117,7 +112,7 @@ async def test_a_bad_change_is_told_behind_all_that_was_said_before_it(stack: St
         if bad:
             writer.write(line("phrases", phrases=[UNWRITABLE]))
         writer.write(line("audio", data=base64.b64encode(audio[before:]).decode(), final=True))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             told.append([json.loads(answer) for answer in (await reader.read()).splitlines()])
         writer.close()
         await writer.wait_closed()

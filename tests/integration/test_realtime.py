@@ -51,7 +51,7 @@ async def _talk(url: str, events: Events, is_over: Callable[[Events], bool]) -> 
     """Say all, hear until it is enough, and leave as one should. What came is as strict clients want it."""
     said = [json.dumps(event).encode() for event in events]
     heard: Events = []
-    async with asyncio.timeout(30), connect(f"{url}/v1/realtime?intent=transcription") as client:
+    async with asyncio.timeout(120), connect(f"{url}/v1/realtime?intent=transcription") as client:
         for event in said:
             await client.send(event, text=True)
         while not is_over(heard):
@@ -77,7 +77,7 @@ async def _utterances(url: str, pcm: bytes, options: StreamOptions) -> list[str]
     """The finals that our own protocol gives for the same audio, cut alike."""
     config = {**json.loads(encode_options(options)), "type": "config", "sample_rate": 16000}
     texts: list[str] = []
-    async with asyncio.timeout(30), connect(url) as client:
+    async with asyncio.timeout(120), connect(url) as client:
         await client.send(json.dumps(config))
         await client.send(pcm)
         await client.send('{"type":"close"}')

@@ -37,7 +37,7 @@ def typed(command: str, url: str, **variables: str) -> str:
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert not done.stderr, f"{command}: {done.stderr}"

@@ -165,7 +165,7 @@ async def test_resume_takes_the_right_secret_and_a_result_that_was_only(stack: S
             await reader.readline()
             request = {"type": "resume", "stream_id": stream_id, "resume_token": secret, "last_seq": last_seq}
             writer.write(json.dumps(request | {"audio_ack_samples": 0}).encode() + b"\n")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 (answer,) = (await reader.read()).splitlines()
             error = json.loads(answer)
             assert error["code"] == "resume_refused"
@@ -197,7 +197,7 @@ async def test_a_stream_that_nobody_resumes_is_finalized_after_the_grace(stack: 
 async def test_an_ingress_restarted_under_its_name_ends_what_its_last_process_left(stack: Stack) -> None:
     stack.worker()
     # The worker ends what is left after this time: the new process has to be there before.
-    first = stack.ingress("i-1", resume_grace_s=5)
+    first = stack.ingress("i-1", resume_grace_s=120)
     streams = [await connect(first.tcp_url, resume=False, timeouts=TIMEOUTS) for _ in range(3)]
     for stream in streams:
         await stream.send(noise(1.0))
@@ -207,8 +207,8 @@ async def test_an_ingress_restarted_under_its_name_ends_what_its_last_process_le
     for stream in streams:
         await stream.close()
     stack.client.zrem("px:{0}:ingresses", "i-1")
-    second = stack.ingress("i-1", resume_grace_s=5)
-    await stack.empty(timeout_s=30)
+    second = stack.ingress("i-1", resume_grace_s=120)
+    await stack.empty()
     assert second.log_text().count("adopting") == 3
 
 
@@ -293,16 +293,13 @@ def _audio_is_complete(stack: Stack, stream: int) -> bool:
     return bool(last) and b"x" in last[0][1]
 
 
-# How soon the end comes where nobody publishes it to the ingress that the client has come to: less than
-# the two seconds after which an ingress looks after quiet streams.
-_SOON_S = 1.0
-
-
 @pytest.mark.parametrize("ended", [True, False], ids=["ended", "ending"])
 async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack: Stack, ended: bool) -> None:
     """Nothing tells its worker that it has moved, whether it has ended before or ends now."""
     worker = stack.worker(lease_ms=120_000)
-    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    first = stack.ingress("i-1")
+    # Nobody publishes the end to this one, and it would not find it by its looks after quiet streams.
+    second = stack.ingress("i-2", module="tests.unwatchful_ingress")
     pcm = noise(2.0, seed=8)
     lost, hello = await _begin(first, pcm[:5120])
     stream = hello["stream_id"]
@@ -319,9 +316,8 @@ async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack:
     assert (await found.receive())["type"] == "resumed"
     if not ended:
         worker.send(signal.SIGCONT)
-    async with asyncio.timeout(_SOON_S):
-        while not (result := await found.result()).get("is_final"):
-            assert result["type"] == "result", result
+    while not (result := await found.result()).get("is_final"):
+        assert result["type"] == "result", result
     assert result["text"] == expected_text(pcm)
     await found.close()
     await stack.empty()
@@ -331,7 +327,7 @@ async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack:
 async def test_a_client_lost_before_it_has_the_end_comes_back_for_it(stack: Stack, end_is: str) -> None:
     """Its ingress lives, and may have sent the end: that the client has it, it cannot know."""
     worker = stack.worker(lease_ms=120_000)
-    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    first, second = (stack.ingress(name, resume_grace_s=120) for name in ("i-1", "i-2"))
     pcm = noise(2.0, seed=9)
     stays = await _Wire.open(first.port)  # without `resume`: until it leaves, its ingress does not stop
     await stays.receive()

@@ -17,6 +17,7 @@ from parakeet.serve.child import start_tied
 from tests.ingress_process import IngressProcess
 from tests.ports import HOST, free_ports
 from tests.servers import any_server_binary
+from tests.stack import TIMEOUTS
 from tests.stream_client import expected_text, noise
 from tests.waiting import until, wait_until
 from tests.worker_process import WorkerProcess
@@ -38,16 +39,16 @@ class _Watched:
         self._start(self.master_port, *common)
         self._start(self.replica_port, *common, "--replicaof", f"{HOST} {self.master_port}")
         wait_until(
-            lambda: self.client(self.replica_port).info()["master_link_status"] == "up", 20.0, "a replica"
+            lambda: self.client(self.replica_port).info()["master_link_status"] == "up", what="a replica"
         )
         configuration = self._folder / "sentinel.conf"
         configuration.write_text(
             f"port {self.sentinel_port}\nbind {HOST}\ndir {self._folder}\n"
             f"sentinel monitor {_MASTER} {HOST} {self.master_port} 1\n"
-            f"sentinel down-after-milliseconds {_MASTER} 500\nsentinel failover-timeout {_MASTER} 3000\n"
+            f"sentinel down-after-milliseconds {_MASTER} 5000\nsentinel failover-timeout {_MASTER} 3000\n"
         )
         self._start(self.sentinel_port, configuration=configuration)
-        wait_until(self._knows_the_replica, 20.0, "the sentinel")
+        wait_until(self._knows_the_replica, what="the sentinel")
 
     def _knows_the_replica(self) -> bool:
         flat = self.client(self.sentinel_port).execute_command("SENTINEL MASTER", _MASTER)
@@ -60,7 +61,7 @@ class _Watched:
             command = [self._binary, str(configuration), "--sentinel"]
         with (self._folder / f"{port}.log").open("ab") as log:
             self._processes[port] = start_tied(command, output=log.fileno())
-        wait_until(lambda: self._answers(port), 20.0, f"the server on port {port}")
+        wait_until(lambda: self._answers(port), what=f"the server on port {port}")
 
     def _answers(self, port: int) -> bool:
         with contextlib.suppress(redis.ConnectionError):
@@ -68,7 +69,7 @@ class _Watched:
         return False
 
     def client(self, port: int) -> Any:
-        return redis.Redis(HOST, port, protocol=2, socket_timeout=5)
+        return redis.Redis(HOST, port, protocol=2, socket_timeout=60)
 
     @property
     def url(self) -> str:
@@ -99,23 +100,21 @@ async def test_a_stream_goes_on_after_a_failover(watched: _Watched, tmp_path: Pa
     half = len(pcm) // 2
     master = watched.client(watched.master_port)
     with ExitStack() as stack:
-        worker = stack.enter_context(
-            WorkerProcess(watched.url, "w1", tmp_path / "w1.log", redis_timeout_ms=1000)
-        )
+        worker = stack.enter_context(WorkerProcess(watched.url, "w1", tmp_path / "w1.log"))
         worker.ready(master)
         ingress = stack.enter_context(
-            IngressProcess(watched.url, "i1", tmp_path / "i1.log", redis_timeout_ms=1000)
+            IngressProcess(watched.url, "i1", tmp_path / "i1.log", redis_outage_s=120)
         )
         ingress.ready(master)
-        async with await connect(ingress.tcp_url) as stream:
+        async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
             await stream.send(pcm[:half])
             results = stream.results()
             seqs = [(await anext(results)).seq for _ in range(half // 5120)]
             # What the master has and the replica not is lost with it: replication is asynchronous.
-            assert master.execute_command("WAIT", 1, 5000) == 1
+            assert master.execute_command("WAIT", 1, 30_000) == 1
             watched.kill(watched.master_port)
             replica = watched.client(watched.replica_port)
-            await until(lambda: replica.info()["role"] == "master", 30.0, "the failover")
+            await until(lambda: replica.info()["role"] == "master", what="the failover")
             await stream.send(pcm[half:])
             await stream.finish()
             text = ""

@@ -71,7 +71,7 @@ def test_what_differs_is_said(redis: SyncRedis, other: ServedModel, sentence: st
 def test_it_holds_while_a_worker_lives(redis: SyncRedis) -> None:
     keys = Keys()
     first, second = WorkerId("w1"), WorkerId("w2")
-    leases = {name: WorkerLease(redis.cluster, keys, name, 5000) for name in (first, second)}
+    leases = {name: WorkerLease(redis.cluster, keys, name, 60_000) for name in (first, second)}
     other = ServedModel("large", "00bb", 160, "70, 1", "on")
     TINY.agree(redis.cluster, keys, 60_000)
     assert redis.cluster.execute_command("PTTL", keys.served_model) > 100_000
@@ -134,7 +134,7 @@ async def test_a_worker_whose_cluster_went_on_to_another_model_ends(stack: Stack
 
 async def test_a_change_of_model_is_a_second_cluster_and_a_drain(stack: Stack, tmp_path: Path) -> None:
     """As docs/operations.md has it: another database of the same server, and no stream is lost or cut."""
-    old_worker, old_ingress = stack.worker("w-old", chunk_ms=160), stack.ingress("i-old", drain_timeout_s=20)
+    old_worker, old_ingress = stack.worker("w-old", chunk_ms=160), stack.ingress("i-old", drain_timeout_s=90)
     second = Stack(f"{stack.url}{'&' if '?' in stack.url else '?'}db=1", tmp_path)
     try:
         pcm = noise(3.2)

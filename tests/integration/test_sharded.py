@@ -15,14 +15,14 @@ from common.messages import Result
 from common.presence.status import read_status
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.keys import Keys
-from parakeet.client import ClientTimeouts, connect
+from parakeet.client import connect
 from tests.ingress_process import IngressProcess
 from tests.servers import SERVER_KINDS, make_server
+from tests.stack import TIMEOUTS
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
-from tests.worker_process import WorkerProcess
+from tests.worker_process import SHORT_LEASE_MS, WorkerProcess
 
-_TIMEOUTS = ClientTimeouts(connect_s=5, silence_s=10, final_s=20, resume_s=20, send_s=20)
 _NUM_STREAMS = 9
 
 
@@ -36,7 +36,7 @@ class Sharded:
         self.processes = processes_of_servers
         self.url = url = "+++".join(server.url for server in processes_of_servers)
         self.shards = shards = len(processes_of_servers)
-        self.servers = RedisServers.parse(tuple(part for part in url.split("+++")), shards, timeout_ms=3000)
+        self.servers = RedisServers.parse(tuple(part for part in url.split("+++")), shards, timeout_ms=30_000)
         self.redis = SyncRedis(self.servers)
         self._folder = folder
         self._processes = processes
@@ -48,10 +48,9 @@ class Sharded:
     def command(self, shard: int, *words: str | bytes | int) -> Any:
         return self.redis.shard(shard).execute_command(*words)
 
-    def worker(self, name: str) -> WorkerProcess:
-        process = WorkerProcess(
-            self.variable, name, self._folder / f"{name}.log", redis_shards=self.shards, worker_max_streams=6
-        )
+    def worker(self, name: str, **flags: Any) -> WorkerProcess:
+        flags = {"redis_shards": self.shards, "worker_max_streams": 6, **flags}
+        process = WorkerProcess(self.variable, name, self._folder / f"{name}.log", **flags)
         self._processes.enter_context(process)
         return process.ready(_Shard0(self.redis))
 
@@ -132,7 +131,7 @@ def _later(name: str, scores: dict[str, float], sharded: Sharded) -> bool:
 
 async def stream(url: str, pcm: bytes, *, pause_s: float = 0.0) -> list[Result]:
     """Send audio and collect the results."""
-    async with await connect(url, timeouts=_TIMEOUTS) as opened:
+    async with await connect(url, timeouts=TIMEOUTS) as opened:
 
         async def collect() -> list[Result]:
             return [result async for result in opened.results()]
@@ -189,7 +188,7 @@ async def test_streams_are_spread_and_status_adds_them_up(sharded: Sharded) -> N
 
 
 async def test_a_worker_takes_over_on_every_shard(sharded: Sharded) -> None:
-    first = sharded.worker("w-1")
+    first = sharded.worker("w-1", lease_ms=SHORT_LEASE_MS)
     ingress = sharded.ingress("i-1")
     audio = [noise(5.0, seed=index) for index in range(6)]
     async with asyncio.TaskGroup() as tasks:
@@ -208,7 +207,7 @@ async def test_each_ingress_creates_its_streams_at_home_and_serves_those_of_othe
     sharded.worker("w-1")
     sharded.worker("w-2")
     names = ["i-1", "i-2", "i-3"]
-    ingresses = {name: sharded.ingress(name, heartbeat_ms=100) for name in names}
+    ingresses = {name: sharded.ingress(name) for name in names}
     await homes_are_known(names, sharded)
     pcm = noise(4.0)
     async with asyncio.TaskGroup() as tasks:
@@ -225,11 +224,11 @@ async def test_each_ingress_creates_its_streams_at_home_and_serves_those_of_othe
         check(run.result(), pcm)
     # A stream that begins at one ingress goes on at another, on the server where it is.
     urls = (ingresses["i-1"].ws_url, ingresses["i-3"].ws_url)
-    async with await connect(urls, resume=True, timeouts=_TIMEOUTS) as opened:
+    async with await connect(urls, resume=True, timeouts=TIMEOUTS) as opened:
         await opened.send(pcm[: len(pcm) // 2])
         await until(lambda: sharded.held_by(0) == {"i-1"}, what="the stream at home")
         ingresses["i-1"].send(signal.SIGKILL)
-        await until(lambda: sharded.held_by(0) == {"i-3"}, 20, "the stream at another ingress")
+        await until(lambda: sharded.held_by(0) == {"i-3"}, what="the stream at another ingress")
         await opened.send(pcm[len(pcm) // 2 :])
         await opened.finish()
         results = [result async for result in opened.results()]
@@ -242,7 +241,7 @@ async def test_an_ingress_whose_home_is_away_or_full_creates_its_streams_elsewhe
 ) -> None:
     sharded.worker("w-1")
     names = ["i-1", "i-2", "i-3"]
-    ingresses = {name: sharded.ingress(name, heartbeat_ms=100) for name in names}
+    ingresses = {name: sharded.ingress(name) for name in names}
     await homes_are_known(names, sharded)
     if how == "full":
         sharded.command(1, "CONFIG", "SET", "maxmemory", 1 << 20)  # it uses as much already

@@ -142,5 +142,5 @@ async def test_the_writer_stores_what_it_is_given_and_knows_when_it_has_enough(r
     flow.lost = True
     writer.expect()
     writer.put(Snapshot(flow, _CHECKPOINT, b"of a stream that is lost".__bytes__))
-    assert writer.stop(5.0)
+    assert writer.stop(60.0)
     assert heir.snapshots([taken]) == [Stored(last, "")]

@@ -81,7 +81,7 @@ async def settled(ingress: IngressSide, field: str, value: object) -> dict[str, 
             found = found[name]
         return bool(found == value)
 
-    await until(has_it, 15.0, f"{field} = {value!r}")
+    await until(has_it, what=f"{field} = {value!r}")
     return status
 
 
@@ -119,11 +119,11 @@ async def test_rates_and_timings_are_those_of_the_window(redis_url: str, tmp_pat
         worker.ready(client)
         async with ingress_side(redis_url) as ingress:
             streams = [await ingress.open() for _ in range(2)]
-            pcm = noise(16.0)
+            pcm = noise(4.0)
             for stream in streams:
                 stream.append(pcm)
-            await until(lambda: all(stream.seq >= 100 for stream in streams), what="results")
-            # 100 chunks a stream, of two encoder frames and one token each, all within one window.
+            await until(lambda: all(stream.seq >= 25 for stream in streams), what="results")
+            # 25 chunks a stream, of two encoder frames and one token each, all within one window.
             status: dict[str, Any] = {}
             window_s = 0.0
 
@@ -131,7 +131,7 @@ async def test_rates_and_timings_are_those_of_the_window(redis_url: str, tmp_pat
                 nonlocal status, window_s
                 window_s = float(client.hget("px:{0}:w:w1", "window_s") or 0)
                 status = await ingress.status()
-                return bool(round(status["rates_per_sec"]["pre_encode_chunks"] * window_s) == 200)
+                return bool(round(status["rates_per_sec"]["pre_encode_chunks"] * window_s) == 50)
 
             await until(all_reported, what="a report of all chunks")
             assert 0 < window_s <= 5.0 + 1.0
@@ -141,15 +141,17 @@ async def test_rates_and_timings_are_those_of_the_window(redis_url: str, tmp_pat
             chunks = rates["pre_encode_chunks"]
             assert rates["encode_frames"] == pytest.approx(2 * chunks, rel=0.01)
             assert rates["decode_tokens"] == pytest.approx(chunks, rel=0.01)
-            # The null engine gives a step's time to the four stages in equal parts.
-            assert 5.0 <= status["timings_ms"]["encode_avg"] < 15.0
+            # The null engine gives a step's time, 20 ms or longer, to the four stages in equal parts.
+            timings = status["timings_ms"].values()
+            assert min(timings) >= 5.0
+            assert max(timings) == pytest.approx(min(timings), rel=0.01)
 
 
 async def test_a_frozen_worker_shows_where_its_audio_waits_and_leaves_nothing(
     redis_url: str, tmp_path: Path
 ) -> None:
     client = raw_client(redis_url)
-    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", lease_ms=3000) as worker:
+    with WorkerProcess(redis_url, "w1", tmp_path / "w1.log", lease_ms=9000) as worker:
         worker.ready(client)
         async with ingress_side(redis_url) as ingress:
             await ingress.beat()
@@ -191,7 +193,7 @@ async def test_a_frozen_worker_shows_where_its_audio_waits_and_leaves_nothing(
             status = await settled(ingress, "queues.raw_depth", 3)
             assert status["queues"]["raw_streams"] == 2
             assert status["queues"]["encoded_depth"] == 1
-            assert status["ready_queues"]["pre_encode"] == 2
+            status = await settled(ingress, "ready_queues.pre_encode", 2)
             assert status["scheduler"] == {"active": 3, "waiting": 0}
             assert status["counts"]["encode_calls"] > 0
 
@@ -207,8 +209,7 @@ async def test_a_frozen_worker_shows_where_its_audio_waits_and_leaves_nothing(
             assert status["in_flight"] == 0
             assert status["ready_queues"] == {"pre_encode": 0, "encode": 0, "decode": 0}
             assert status["queues"]["raw_depth"] == 3
-            # Its hash ends by itself.
-            assert 0 < client.pttl("px:{0}:w:w1") <= 10_000
+            await until(lambda: not client.exists("px:{0}:w:w1"), what="the end of its hash")
 
             worker.send(signal.SIGCONT)
             await until(lambda: waiting.appender.owner, what="the waiting stream's owner")
@@ -240,7 +241,7 @@ async def test_results_that_wait_for_a_verdict_are_counted(redis_url: str, tmp_p
         smart_turn="on",
         smart_turn_timeout_ms=10_000,
     ) as worker:
-        worker.ready(client, 60.0)
+        worker.ready(client)
         async with ingress_side(redis_url) as ingress:
             streams = [await ingress.open() for _ in range(2)]
             await until(lambda: all(stream.appender.owner for stream in streams), what="owners")
@@ -269,13 +270,15 @@ async def test_uptime_is_that_of_the_oldest_live_process(redis_url: str) -> None
     async with connected(redis_url) as redis:
         seconds, _ = await redis.cluster.execute_command("TIME")
         now_ms = int(seconds) * 1000
-        old = IngressPresence(PipelinedCommands(redis, 0), keys, IngressId("i-old"))
-        new = IngressPresence(PipelinedCommands(redis, 0), keys, IngressId("i-new"))
-        await old.beat(IngressReport(now_ms - 100_000, 0))
+        old, new = (
+            IngressPresence(PipelinedCommands(redis, 0), keys, IngressId(name), 15_000)
+            for name in ("i-old", "i-new")
+        )
+        await old.beat(IngressReport(now_ms - 1_000_000, 0))
         await new.beat(IngressReport(now_ms - 5_000, 0))
-        assert (await read_status(redis, keys))["uptime_sec"] == pytest.approx(100, abs=2)
+        assert 1_000 <= (await read_status(redis, keys))["uptime_sec"] < 1_090
         await old.leave()
-        assert (await read_status(redis, keys))["uptime_sec"] == pytest.approx(5, abs=2)
+        assert 5 <= (await read_status(redis, keys))["uptime_sec"] < 95
         await new.leave()
         assert (await read_status(redis, keys))["uptime_sec"] == 0.0
 

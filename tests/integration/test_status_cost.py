@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 
 import orjson
@@ -37,17 +38,19 @@ async def test_all_ingresses_share_one_look_at_the_streams(redis_url: str) -> No
             new = NewStream(StreamId(number), IngressId("i-1"), StreamOptions(), 16_000, "", 0, 60_000, 5_000)
             await directory.create(new)
         raw.config_resetstat()
+        began = time.monotonic()
         for _ in range(5):
             lines = await asyncio.gather(*(shared_status(one, KEYS) for one in ingresses for _ in range(5)))
             assert len(set(lines)) == 1
         assert orjson.loads(lines[0])["scheduler"] == {"active": 0, "waiting": _STREAMS}
         looks = raw.info("commandstats")["cmdstat_xinfo|groups"]["calls"]
-        assert looks == _STREAMS
+        assert looks % _STREAMS == 0
+        assert 1 <= looks // _STREAMS <= 1 + (time.monotonic() - began) * 1000 // SHARED_FOR_MS
         # An old line is made anew.
         assert 0 < raw.pttl(KEYS.status_line) <= SHARED_FOR_MS
         raw.delete(KEYS.status_line, KEYS.status_turn)
         await shared_status(ingresses[1], KEYS)
-        assert raw.info("commandstats")["cmdstat_xinfo|groups"]["calls"] == 2 * _STREAMS
+        assert raw.info("commandstats")["cmdstat_xinfo|groups"]["calls"] == looks + _STREAMS
     raw.close()
 
 
@@ -56,7 +59,7 @@ async def test_one_who_dies_while_making_the_line_is_replaced(redis_url: str) ->
     async with AsyncExitStack() as stack:
         (redis,) = await _clients(stack, redis_url, 1)
         raw.set(KEYS.status_turn, 1, px=300)
-        line = await asyncio.wait_for(shared_status(redis, KEYS), 5)
+        line = await asyncio.wait_for(shared_status(redis, KEYS), 60)
         assert orjson.loads(line)["type"] == "status"
     raw.close()
 

@@ -94,7 +94,7 @@ class Guarded:
     def ask(self, asked: Asked, headers: Mapping[str, str], query: str = "") -> tuple[int, bytes]:
         """The status and the body of an answer."""
         all_headers = {**headers, **(UPGRADE if asked.upgrade else {})}
-        with closing(HTTPConnection(HOST, self.ingress.ws_port, timeout=10)) as connection:
+        with closing(HTTPConnection(HOST, self.ingress.ws_port, timeout=60)) as connection:
             connection.request(asked.method, asked.path + query, b"" if asked.upgrade else None, all_headers)
             response: HTTPResponse = connection.getresponse()
             return response.status, b"" if response.status == 101 else response.read()
@@ -158,7 +158,7 @@ async def test_over_tcp_no_message_is_heard_before_the_key(guarded: Guarded) -> 
     for kind in sorted(CLIENT_MESSAGE_TYPES):
         reader, writer = await asyncio.open_connection(HOST, guarded.ingress.port)
         writer.write(json.dumps({"type": kind, **FIELDS.get(kind, {})}).encode() + b"\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             told = await reader.read()
         error = json.loads(told)
         assert (error["type"], error["code"]) == ("error", "unauthorized"), (kind, told)

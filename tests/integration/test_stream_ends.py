@@ -50,7 +50,7 @@ async def test_every_stream_has_one_line_whatever_its_way_and_its_end(
         return [entry for entry in entries if entry["message"].startswith("stream ended")]
 
     async def ended(number: int) -> dict[str, Any]:
-        await until(lambda: len(ends()) >= number, 20.0, "the line of a stream's end")
+        await until(lambda: len(ends()) >= number, what="the line of a stream's end")
         told = ends()
         assert len(told) == number
         assert told[-1]["key_name"] == "front desk"
@@ -65,8 +65,8 @@ async def test_every_stream_has_one_line_whatever_its_way_and_its_end(
         told = await ended(number)
         assert texts[-1]
         assert (told["stream_id"], told["code"], told["audio_s"]) == (stream_id, "final", 1.0)
-        assert 0 <= told["first_text_ms"] < 20_000
-        assert 0 <= told["final_ms"] < 20_000
+        assert 0 <= told["first_text_ms"] < 90_000
+        assert 0 <= told["final_ms"] < 90_000
         assert texts[-1] not in json.dumps(told)
 
     headers = {"Authorization": f"Bearer {key}"}
@@ -88,7 +88,7 @@ async def test_every_stream_has_one_line_whatever_its_way_and_its_end(
     assert told["code"] == "client_gone"
 
     def upload() -> int:
-        with closing(HTTPConnection(HOST, ingress.ws_port, timeout=30)) as connection:
+        with closing(HTTPConnection(HOST, ingress.ws_port, timeout=60)) as connection:
             connection.request("POST", "/v1/listen", wav(2 * AUDIO), headers)
             return connection.getresponse().status
 

@@ -22,7 +22,7 @@ from tests.servers import raw_client
 from tests.service_process import ROOT
 from tests.stream_client import ClientStream, IngressSide, expected_text, ingress_side, noise
 from tests.waiting import until
-from tests.worker_process import WorkerProcess
+from tests.worker_process import SHORT_LEASE_MS, WorkerProcess
 
 
 def assert_gapless(stream: ClientStream) -> None:
@@ -58,7 +58,7 @@ async def test_an_owner_is_beyond_all_that_redis_may_have_forgotten(redis_url: s
     """A server that came back without its last moments may lack owners that still write."""
     client, pcm = raw_client(redis_url), noise(4.0)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1")
+        first = await worker(stack, redis_url, tmp_path, "w1", lease_ms=SHORT_LEASE_MS)
         async with ingress_side(redis_url) as ingress:
             streams = await halfway(ingress, pcm)
             first.send(signal.SIGKILL)
@@ -77,7 +77,7 @@ async def test_an_owner_is_beyond_all_that_redis_may_have_forgotten(redis_url: s
 async def test_another_worker_goes_on_after_a_sigkill(redis_url: str, tmp_path: Path, rate: int) -> None:
     pcm = noise(4.0, rate=rate)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1", replay_seconds=10)
+        first = await worker(stack, redis_url, tmp_path, "w1", replay_seconds=10, lease_ms=SHORT_LEASE_MS)
         async with ingress_side(redis_url) as ingress:
             undisturbed = await ingress.open(sample_rate=rate)
             await ingress.feed(undisturbed, pcm)
@@ -108,7 +108,7 @@ async def test_a_replay_begins_at_the_checkpoint_and_the_audio_kept_is_bounded(
     pcm = noise(60.0)
     with ExitStack() as stack:
         # Checkpoints every 5 s of audio: the smallest that the flag takes.
-        first = await worker(stack, redis_url, tmp_path, "w1", replay_seconds=10)
+        first = await worker(stack, redis_url, tmp_path, "w1", replay_seconds=10, lease_ms=SHORT_LEASE_MS)
         async with ingress_side(redis_url) as ingress:
             stream = await ingress.open()
             half = 5120 * (len(pcm) // 2 // 5120)
@@ -137,11 +137,12 @@ async def test_a_replay_begins_at_the_checkpoint_and_the_audio_kept_is_bounded(
 async def test_two_deaths_in_a_row(redis_url: str, tmp_path: Path) -> None:
     pcm = noise(6.0)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1")
+        first = await worker(stack, redis_url, tmp_path, "w1", lease_ms=SHORT_LEASE_MS)
         async with ingress_side(redis_url) as ingress:
             (stream,) = await halfway(ingress, pcm, count=1)
             # The second dies before it has said anything: its epoch must not lose the last seq.
-            second = await worker(stack, redis_url, tmp_path, "w2", null_step_ms=60_000)
+            slow = {"null_step_ms": 60_000, "step_timeout_ms": 600_000}
+            second = await worker(stack, redis_url, tmp_path, "w2", lease_ms=SHORT_LEASE_MS, **slow)
             first.send(signal.SIGKILL)
             await until(lambda: stream.epoch == 2, what="the first takeover")
             await worker(stack, redis_url, tmp_path, "w3")
@@ -156,7 +157,7 @@ async def test_a_frozen_worker_that_wakes_up_is_fenced_off(redis_url: str, tmp_p
     client = raw_client(redis_url)
     pcm = noise(4.0)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1")
+        first = await worker(stack, redis_url, tmp_path, "w1", lease_ms=SHORT_LEASE_MS)
         async with ingress_side(redis_url) as ingress:
             streams = await halfway(ingress, pcm)
             second = await worker(stack, redis_url, tmp_path, "w2")
@@ -193,7 +194,7 @@ async def test_what_a_stale_worker_publishes_does_not_reach_a_client(redis_url: 
     """Frozen between two steps, with audio read and not decoded: it decodes it when it wakes up."""
     pcm = noise(8.0)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1", null_step_ms=150)
+        first = await worker(stack, redis_url, tmp_path, "w1", null_step_ms=150, lease_ms=SHORT_LEASE_MS)
         async with ingress_side(redis_url) as ingress:
             stream = await ingress.open()
             stream.append(pcm)
@@ -213,7 +214,8 @@ async def test_what_a_stale_worker_publishes_does_not_reach_a_client(redis_url: 
 async def test_a_hung_engine_loses_its_streams_and_ends_its_process(redis_url: str, tmp_path: Path) -> None:
     pcm = noise(2.0)
     with ExitStack() as stack:
-        hung = await worker(stack, redis_url, tmp_path, "w1", null_step_ms=60_000, step_timeout_ms=500)
+        flags = {"null_step_ms": 60_000, "step_timeout_ms": 500}
+        hung = await worker(stack, redis_url, tmp_path, "w1", lease_ms=SHORT_LEASE_MS, **flags)
         async with ingress_side(redis_url) as ingress:
             stream = await ingress.open()
             stream.append(pcm, final=True)
@@ -231,13 +233,13 @@ async def test_a_worker_restarted_under_its_name_takes_its_streams_back(
 ) -> None:
     pcm = noise(4.0)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1", lease_ms=20_000)
+        first = await worker(stack, redis_url, tmp_path, "w1", lease_ms=600_000)
         async with ingress_side(redis_url) as ingress:
             streams = await halfway(ingress, pcm)
             first.send(signal.SIGKILL)
             first.wait()
-            # Its lease would hold for 20 s; the same name need not wait for that.
-            await worker(stack, redis_url, tmp_path, "w1", lease_ms=20_000)
+            # Its lease would hold for ten minutes; the same name need not wait for that.
+            await worker(stack, redis_url, tmp_path, "w1", lease_ms=600_000)
             await finish(ingress, streams, pcm)
             for stream in streams:
                 assert_gapless(stream)
@@ -249,7 +251,7 @@ async def test_a_stream_whose_ingress_died_is_ended_and_cleaned_up(redis_url: st
     pcm = noise(1.0)
     with ExitStack() as stack:
         await worker(stack, redis_url, tmp_path, "w1")
-        async with ingress_side(redis_url, ingress="i-dead") as ingress:
+        async with ingress_side(redis_url, ingress="i-dead", heartbeat_ms=1000) as ingress:
             stream = await ingress.open()
             stream.append(pcm)
             await until(lambda: stream.seq >= 5, what="results")
@@ -268,7 +270,7 @@ async def test_a_stream_is_ended_whose_next_ingress_died_before_it_appended(
     client = raw_client(redis_url)
     with ExitStack() as stack:
         await worker(stack, redis_url, tmp_path, "w1")
-        async with ingress_side(redis_url, stream_ttl_ms=4000) as ingress:
+        async with ingress_side(redis_url, stream_ttl_ms=12_000) as ingress:
             stream, kept = [await ingress.open() for _ in range(2)]
             for one in (stream, kept):
                 one.append(noise(1.0))
@@ -281,22 +283,27 @@ async def test_a_stream_is_ended_whose_next_ingress_died_before_it_appended(
             await ingress.ended(kept)
 
 
+def _time_ms(client: Any) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
 async def test_an_ingress_counts_as_gone_when_its_heartbeats_stay_out(redis_url: str) -> None:
     client = raw_client(redis_url)
     redis = AsyncRedis(RedisServers.parse((redis_url,)))
     lease = WorkerLease(client, Keys(), WorkerId("w1"), 1000)
     there, unknown = IngressId("i-1"), IngressId("i-2")
-    for heartbeat_ms, alive_ms in ((100, 2_000), (1_000, 4_000), (5_000, 20_000)):
-        await IngressPresence(PipelinedCommands(redis, 0), Keys(), there, heartbeat_ms).beat(
-            IngressReport(0, 0)
-        )
-        seconds, microseconds = client.time()
-        left_ms = client.zscore("px:{0}:ingresses", there) - seconds * 1000 - microseconds // 1000
-        assert alive_ms - 1_000 < left_ms <= alive_ms
-        assert client.pttl("px:{0}:i:i-1") > left_ms - 500
+    for heartbeat_ms, alive_ms in ((100, 2_000), (1_000, 4_000), (15_000, 60_000)):
+        presence = IngressPresence(PipelinedCommands(redis, 0), Keys(), there, heartbeat_ms)
+        before_ms = _time_ms(client)
+        await presence.beat(IngressReport(0, 0))
+        until_ms = client.zscore("px:{0}:ingresses", there)
+        assert before_ms + alive_ms <= until_ms <= _time_ms(client) + alive_ms
+        # Its hash outlasts it; one that is gone by now tells nothing.
+        assert client.pexpiretime("px:{0}:i:i-1") >= until_ms or _time_ms(client) > until_ms
     assert lease.missing_ingresses([there, unknown]) == {unknown}
     assert lease.missing_ingresses([]) == set()
-    client.zadd("px:{0}:ingresses", {there: seconds * 1000})
+    client.zadd("px:{0}:ingresses", {there: _time_ms(client)})
     assert lease.missing_ingresses([there, unknown]) == {there, unknown}
     await redis.close()
 
@@ -306,14 +313,14 @@ async def test_an_engine_that_raises_ends_its_worker_and_no_stream(redis_url: st
     half = len(pcm) // 2
     pcm[half : half + 2] = (-32_768).to_bytes(2, "little", signed=True)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1", module="tests.faulty_worker", lease_ms=60_000)
+        first = await worker(stack, redis_url, tmp_path, "w1", module="tests.faulty_worker", lease_ms=600_000)
         async with ingress_side(redis_url) as ingress:
             streams = await halfway(ingress, bytes(pcm))
             await worker(stack, redis_url, tmp_path, "w2")
             streams[0].append(bytes(pcm[half:]), final=True)
             assert await asyncio.to_thread(first.wait) == 1
             assert "the device is lost" in first.log_text()
-            # Its lease of a minute was given back: nobody waited for it.
+            # Its lease of ten minutes was given back: nobody waited for it.
             for stream in streams[1:]:
                 stream.append(bytes(pcm[half:]), final=True)
             await ingress.ended(*streams)
@@ -342,13 +349,13 @@ async def test_a_worker_keeps_the_keys_of_its_streams_alive(redis_url: str, tmp_
     client = raw_client(redis_url)
     with ExitStack() as stack:
         await worker(stack, redis_url, tmp_path, "w1")
-        async with ingress_side(redis_url, ingress="i-gone", stream_ttl_ms=2000) as ingress:
+        async with ingress_side(redis_url, ingress="i-gone", stream_ttl_ms=8000) as ingress:
             stream = await ingress.open(grace_ms=60_000)
             stream.append(noise(0.5))
             await until(lambda: stream.seq >= 3, what="results")
         for _ in range(3):
-            await until(lambda: client.pttl(stream.keys.meta) < 1500, what="time passing")
-            await until(lambda: client.pttl(stream.keys.meta) > 1700, what="a renewal")
+            await until(lambda: client.pttl(stream.keys.meta) < 6500, what="time passing")
+            await until(lambda: client.pttl(stream.keys.meta) > 7000, what="a renewal")
         assert client.exists(stream.keys.audio, stream.keys.results) == 2
 
 
@@ -359,7 +366,14 @@ async def test_the_tiny_model_goes_on_after_a_sigkill(redis_url: str, tmp_path: 
     flags = {"backend": "native", "model_size": "tiny", "device": "cpu", "num_threads": 1}
     with ExitStack() as stack:
         first = await worker(
-            stack, redis_url, tmp_path, "w1", **flags, worker_max_streams=4, replay_seconds=10
+            stack,
+            redis_url,
+            tmp_path,
+            "w1",
+            **flags,
+            worker_max_streams=4,
+            replay_seconds=10,
+            lease_ms=SHORT_LEASE_MS,
         )
         async with ingress_side(redis_url) as ingress:
             undisturbed = await ingress.open()
@@ -390,7 +404,7 @@ async def test_a_takeover_without_the_state_hears_the_audio_before_it_again(
     client, pcm = raw_client(redis_url), noise(190.0, rate=rate)
     flags = {"replay_seconds": 10, "snapshots": "audio"}
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1", **flags)
+        first = await worker(stack, redis_url, tmp_path, "w1", **flags, lease_ms=SHORT_LEASE_MS)
         async with ingress_side(redis_url) as ingress:
             stream = await ingress.open(sample_rate=rate)
             half, second = 2 * (len(pcm) * 9 // 20), 2 * rate
@@ -399,13 +413,17 @@ async def test_a_takeover_without_the_state_hears_the_audio_before_it_again(
                 done_s = at // second
                 await until(partial(lambda seq: stream.seq >= seq, 6 * (done_s - 2)), what="results")
             await until(lambda: stream.seq >= 6 * (half // second) - 3, what="results")
-            entries, snapshot = client.xrange(stream.keys.audio), client.lindex(stream.keys.snapshot, 0)
-            kept_s = sum(len(fields[b"p"]) for _, fields in entries) / second
             reach = int(client.hget(stream.keys.meta, "ck_reach"))
             assert 149 * 16_000 < reach < 151 * 16_000
             # The audio in reach, a spacing of 5 s, and 11 s more where it is resampled.
-            assert reach / 16_000 < kept_s < reach / 16_000 + 5 + 3 + (0 if rate == 16_000 else 11)
-            assert len(snapshot) < 20_000
+            most_s = reach / 16_000 + 5 + 3 + (0 if rate == 16_000 else 11)
+
+            def kept_s() -> float:
+                return sum(len(fields[b"p"]) for _, fields in client.xrange(stream.keys.audio)) / second
+
+            await until(lambda: kept_s() < most_s, what="the end of old audio")
+            assert kept_s() > reach / 16_000
+            assert len(client.lindex(stream.keys.snapshot, 0)) < 20_000
             slow = {"null_step_ms": 50, "drain_timeout_s": 0}
             second_worker = await worker(stack, redis_url, tmp_path, "w2", **flags, **slow)
             first.send(signal.SIGKILL)
@@ -426,7 +444,9 @@ async def test_a_worker_that_cannot_use_the_snapshot_skips_the_audio_before_the_
 ) -> None:
     client, pcm = raw_client(redis_url), noise(30.0)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1", replay_seconds=4, snapshots="audio")
+        first = await worker(
+            stack, redis_url, tmp_path, "w1", replay_seconds=4, snapshots="audio", lease_ms=SHORT_LEASE_MS
+        )
         async with ingress_side(redis_url) as ingress:
             stream = await ingress.open()
             half = 5120 * (len(pcm) // 2 // 5120)
@@ -436,6 +456,7 @@ async def test_a_worker_that_cannot_use_the_snapshot_skips_the_audio_before_the_
             await until(lambda: client.hget(stream.keys.meta, "ck_reach") is not None, what="a checkpoint")
             assert int(client.hget(stream.keys.meta, "ck_reach")) > 4 * 16_000, "more than is read ahead"
             first.send(signal.SIGKILL)
+            first.wait()
             client.delete(stream.keys.snapshot)
             client.rpush(stream.keys.snapshot, b"of another layout")
             await worker(stack, redis_url, tmp_path, "w2")

@@ -138,7 +138,7 @@ def test_what_a_worker_carries_is_logged_and_shown(
     flags: dict[str, Any] = {"metrics_port": port, "measure_capacity_s": seconds, "max_num_streams": 50}
     with WorkerProcess(server.url, "w1", tmp_path / "w1.log", **flags) as worker:
         wait_until(lambda: "worker ready" in worker.log_text())
-        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
             text = response.read().decode()
         (shown,) = re.findall(r"^parakeet_worker_measured_streams (\S+)$", text, re.MULTILINE)
         assert "50 slots, --max-num-streams 50, carries " in worker.log_text()

@@ -39,7 +39,7 @@ async def _answer(parts: Sequence[bytes]) -> tuple[bytes, bool]:
     for part in parts:
         if not transport.ended:
             front.data_received(part)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while gate.turns.num_waiting:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0)
         while site.state.tasks and not transport.ended and not _waits_for_more(front):  # noqa: ASYNC110 - no event

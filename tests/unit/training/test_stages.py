@@ -111,7 +111,7 @@ def test_where_the_text_goes_on(tmp_path: Path) -> None:
 def test_a_session_without_steps_ends_with_its_minutes() -> None:
     rest = ("--speech", "x", "--checkpoint", "y", "--minutes", "3")
     plan = _plan(_parser().parse_args(["train", *rest]))
-    pace = _pace(plan, Progress(num_steps=9, share=0.25), time.monotonic() + 1)
+    pace = _pace(plan, Progress(num_steps=9, share=0.25), time.monotonic() + 1000)
     assert 0.25 <= pace.progress(9) < 0.75
     assert plan.settings.schedule.only_short(0.0) is False
     plan = _plan(_parser().parse_args(["train", *rest, "--steps", "12", "--from-nothing"]))

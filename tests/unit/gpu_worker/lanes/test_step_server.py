@@ -171,7 +171,7 @@ def test_a_lane_knows_whether_it_waits_for_its_group(stack: LaneStack) -> None:
     waiting.start()
     wait_until(lambda: lane.waits_for_group, what="the wait")
     turn_until(stack, lambda: lane.is_over(flight))
-    waiting.join(10)
+    waiting.join(60)
     assert not waiting.is_alive()
     assert not lane.waits_for_group
 
@@ -220,7 +220,7 @@ def test_who_waits_for_a_group_that_goes_is_told(stack: LaneStack) -> None:
     thread = threading.Thread(target=wait)
     thread.start()
     stack.ports[0].close()
-    thread.join(10)
+    thread.join(60)
     assert len(told) == 1
     with pytest.raises(GroupLost):
         stack.lanes[0].export(0, None)

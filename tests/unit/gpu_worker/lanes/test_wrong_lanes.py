@@ -152,7 +152,7 @@ def test_a_lane_that_asks_and_never_reads_ends() -> None:
         port.say(number)
     assert (port._answers.qsize() - held <= 2, port.gone) == (True, True), "no more but the ends"
     for thread in (port._sender, port._listener):
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     theirs.close()
 

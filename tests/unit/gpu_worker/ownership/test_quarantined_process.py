@@ -36,7 +36,7 @@ def test_one_that_is_stopped_ends_with_its_worker_all_the_same(tmp_path: Path) -
         worker.kill()
         worker.wait()
         try:
-            wait_until(lambda: not _runs(child), 15, "the end of the process")
+            wait_until(lambda: not _runs(child), what="the end of the process")
         finally:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)

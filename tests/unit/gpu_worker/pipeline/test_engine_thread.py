@@ -77,7 +77,7 @@ class Running:
         self.thread.start()
 
     def said(self, kind: type[Event], count: int = 1) -> None:
-        wait_until(lambda: self.sink.count(kind) >= count, 5.0, f"{count} {kind.__name__}")
+        wait_until(lambda: self.sink.count(kind) >= count, what=f"{count} {kind.__name__}")
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ class Stuck(NullEngine):
         self.release = threading.Event()
 
     def step(self) -> Sequence[StreamOutput]:
-        self.release.wait(10)
+        self.release.wait(60)
         return super().step()
 
 

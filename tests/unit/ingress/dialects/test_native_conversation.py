@@ -50,7 +50,7 @@ class Client:
 
     async def hear(self, messages: int = 1) -> None:
         """Wait for so many messages of the server."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             for _ in range(messages):
                 self.heard += await self._one()
 
@@ -67,7 +67,7 @@ class Client:
 
     async def hear_the_end(self) -> None:
         """Wait until the server closes."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             if self._websocket:
                 frame = b""
                 while frame[:1] != _CLOSE:

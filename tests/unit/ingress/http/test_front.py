@@ -48,7 +48,7 @@ async def _answer(harness: Harness, request: bytes) -> tuple[int, dict[str, str]
     client = await harness.raw_ws()
     await client.send(request)
     response = await client.response(body=not request.startswith(b"HEAD"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await client.reader.read() == b""
     await client.close()
     return response
@@ -243,7 +243,7 @@ async def test_too_many_pipelined_requests_end_the_connection_behind_those_befor
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
         await client.send(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\nok" * 1000)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             data = await client.reader.read()
         assert data.count(b"HTTP/1.1 200") == data.count(b"\r\n\r\nok") == 17
         await client.close()
@@ -257,7 +257,7 @@ async def test_a_websocket_may_follow_a_request_on_its_connection() -> None:
         close = Frame(Opcode.TEXT, b'{"type":"close"}').serialize(mask=True)
         await client.send(HANDSHAKE + close)
         assert (await client.response())[0] == 101
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await client.reader.readuntil(b'"is_final":true')
         await client.close()
         await wait_until(lambda: not harness.connections)
@@ -267,7 +267,7 @@ async def test_a_websocket_is_not_opened_behind_a_request_without_an_answer() ->
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
         await client.send(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\nok" + HANDSHAKE)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             data = await client.reader.read()
         assert data.startswith(b"HTTP/1.1 200")
         assert data.endswith(b"ok")
@@ -317,7 +317,7 @@ async def test_a_probe_of_a_half_closed_client_breaks_into_no_answer(monkeypatch
         client.writer.write(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
         await client.reader.readuntil(b"\r\n\r\na")
         client.writer.write_eof()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             data = await client.reader.read()
         assert data.startswith(b"bHTTP/1.1 ")  # an interim response may come before the second answer
         assert data.endswith(b"\r\n\r\nab")
@@ -332,18 +332,18 @@ async def test_a_head_that_does_not_come_is_not_waited_for(sent: bytes) -> None:
 
 @pytest.mark.parametrize("between", [b"", b"\r\n"])
 async def test_a_connection_without_a_request_is_closed(between: bytes) -> None:
-    async with serving(ScriptedBackplane(), handshake_timeout_s=0.3, keep_alive_s=0.1) as harness:
+    async with serving(ScriptedBackplane(), handshake_timeout_s=2.0, keep_alive_s=0.1) as harness:
         client = await harness.raw_ws()
         await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert (await client.response())[0] == 200
         await client.send(between)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await client.reader.read() == b""
         await client.close()
 
 
 async def test_a_head_that_stops_on_a_kept_connection_is_not_waited_for() -> None:
-    async with serving(ScriptedBackplane(), handshake_timeout_s=0.1) as harness:
+    async with serving(ScriptedBackplane(), handshake_timeout_s=2.0) as harness:
         client = await harness.raw_ws()
         await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert (await client.response())[0] == 200
@@ -412,7 +412,7 @@ async def test_a_drain_ends_connections_without_a_stream() -> None:
         assert harness.site is not None
         harness.site.drain()
         for client in (idle, used):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await client.reader.read() == b""
             await client.close()
 
@@ -427,7 +427,7 @@ async def test_a_head_cut_anywhere_is_the_same_head() -> None:
             await client.send(data[:cut])
             await asyncio.sleep(0)
             await client.send(data[cut:])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 answer = await client.reader.readuntil(b'"is_final":true')
             assert answer.startswith(b"HTTP/1.1 101")
             await client.close()

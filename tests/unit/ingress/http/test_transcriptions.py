@@ -289,7 +289,7 @@ async def posted(
     reader, writer = await asyncio.open_connection(HOST, port)
     head = f"POST {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Type: {kind}\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         first, _, answer = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     return int(first.split()[1]), json.loads(answer)

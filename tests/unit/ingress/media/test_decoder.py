@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import struct
-import wave
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -379,7 +378,7 @@ async def test_a_child_that_stands_still_is_not_waited_for(
     rate, pcm = read_pcm(RECORDING)
     path = encode(pcm * 40, rate, "wav", tmp_path)
     file = None if stops == "fed media" else path
-    async with asyncio.timeout(20), await decoders.start(MediaInput("wav", file=file)) as decoder:
+    async with asyncio.timeout(60), await decoders.start(MediaInput("wav", file=file)) as decoder:
         if stops == "file among its samples":
             await decoder.audio()
         os.kill(decoder._process.pid, signal.SIGSTOP)
@@ -397,56 +396,6 @@ async def test_media_that_is_fed_is_waited_for_while_its_client_is_silent_and_no
     monkeypatch.setattr("ingress.media.decoder._STALL_S", 0.0)
     monkeypatch.setattr("ingress.media.decoder._OPEN_INPUT_S", 0.2)
     async with await decoders.start(MediaInput("wav")) as decoder:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with pytest.raises(MediaError, match="too long"):
                 await decoder.audio()
-
-
-async def test_a_child_whose_samples_nobody_reads_is_not_at_fault(
-    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who reads them is the service, which may be behind; the child can take no more meanwhile."""
-    wav = _pcm_wav(bytes(4 << 20))
-    async with await decoders.start(MediaInput("wav")) as decoder:
-        monkeypatch.setattr("ingress.media.decoder._STALL_S", 0.1)
-        feeding = asyncio.create_task(decoder.feed(wav))
-        done, _ = await asyncio.wait({feeding}, timeout=1.0)
-        assert not done
-        monkeypatch.undo()
-        await decoder.audio()
-        blocks = decoder.blocks()
-        async with asyncio.timeout(60):
-            while not feeding.done():
-                await anext(blocks)
-        await feeding
-        await blocks.aclose()
-
-
-async def test_a_child_that_takes_nothing_while_samples_are_awaited_is(
-    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with asyncio.timeout(60), await decoders.start(MediaInput("wav")) as decoder:
-        os.kill(decoder._process.pid, signal.SIGSTOP)
-        monkeypatch.setattr("ingress.media.decoder._STALL_S", 0.2)
-        waiting = asyncio.create_task(decoder.audio())
-        with pytest.raises(MediaError, match="too long"):
-            await decoder.feed(_pcm_wav(bytes(4 << 20)))
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-
-
-async def test_a_child_that_is_closed_twice_is_counted_once(decoders: Decoders) -> None:
-    decoder = await decoders.start(MediaInput("wav"))
-    await asyncio.gather(decoder.close(), decoder.close())
-    await decoder.close()
-    assert decoders.running == 0
-
-
-def _pcm_wav(samples: bytes) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(16_000)
-        out.writeframes(samples)
-    return file.getvalue()

@@ -81,7 +81,7 @@ async def test_a_stream_of_less_than_a_second_of_audio_ends_whatever_its_client_
     ):
         await client.send(audio)
         heard: list[Any] = []
-        async with saying(client, word if drips == "words" else audio), asyncio.timeout(10):
+        async with saying(client, word if drips == "words" else audio), asyncio.timeout(60):
             with suppress(ConnectionClosed):
                 while True:
                     heard.append(await client.recv())
@@ -92,11 +92,11 @@ async def test_a_stream_of_less_than_a_second_of_audio_ends_whatever_its_client_
 async def test_a_stream_with_a_second_of_audio_in_each_time_goes_on() -> None:
     backplane = ScriptedBackplane()
     async with (
-        serving(backplane, audio_timeout_s=1.0) as harness,
+        serving(backplane, audio_timeout_s=3.0) as harness,
         connect(harness.ws_url) as client,
     ):
         async with saying(client, bytes(32_000)):
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(5)
         assert client.close_code is None
         assert backplane.link.samples > 16_000
         await client.send(json.dumps({"type": "ping"}))

@@ -88,7 +88,7 @@ async def test_a_ping_begins_no_stream() -> None:
 
 
 async def test_a_stream_that_has_begun_keeps_its_slot() -> None:
-    async with serving(ScriptedBackplane(), begin_timeout_s=0.1) as harness:
+    async with serving(ScriptedBackplane(), begin_timeout_s=2.0) as harness:
         client = await harness.tcp()
         await client.receive()
         await client.send({"type": "config", "words": True})
@@ -178,7 +178,7 @@ async def test_the_websocket_port_parks_too() -> None:
         await client.recv()
         await wait_until(lambda: backplane.link.log == ["abandon"])
         await client.send(b"\0\0" * 5)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert '"5 samples"' in str(await client.recv())
         assert backplane.link.stream == 1
 

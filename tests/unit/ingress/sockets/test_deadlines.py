@@ -41,7 +41,7 @@ async def test_silence_ends_where_the_client_is_heard() -> None:
     await asyncio.sleep(0.1)
     assert not passed.is_set()
     client.silent_s = 0.02
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await passed.wait()
 
 
@@ -55,16 +55,16 @@ async def test_no_silence_is_too_long_where_the_time_is_0() -> None:
 async def test_a_client_that_reads_a_little_now_and_then_is_not_stuck() -> None:
     client = _Client()
     passed: list[int] = []
-    deadline = ProgressDeadline(0.4, lambda: client.acked_bytes)
+    deadline = ProgressDeadline(2.0, lambda: client.acked_bytes)
     deadline.start(lambda: passed.append(client.acked_bytes))
-    for _ in range(20):
+    for _ in range(10):
         client.acked_bytes += 1
-        await asyncio.sleep(0.04)
+        await asyncio.sleep(0.3)
     assert passed == []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not passed:  # noqa: ASYNC110 - the deadline sets no event
             await asyncio.sleep(0.005)
-    assert passed == [20]
+    assert passed == [10]
 
 
 async def test_all_of_them_stop_at_once() -> None:

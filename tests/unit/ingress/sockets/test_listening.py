@@ -30,7 +30,7 @@ async def _reaches(host: str, address: str) -> bool:
     ]
     try:
         _, writer = await asyncio.open_connection(address, port)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await accepted.wait()
         writer.close()
         await writer.wait_closed()

@@ -36,9 +36,9 @@ async def test_silence_is_no_fault_unless_a_timeout_was_asked_for() -> None:
 async def test_a_client_that_waits_for_its_admission_is_not_silent() -> None:
     backplane = ScriptedBackplane()
     backplane.gate.clear()
-    async with serving(backplane, idle_timeout_s=0.3) as harness:
+    async with serving(backplane, idle_timeout_s=2.0) as harness:
         client = await harness.tcp()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(3)
         backplane.gate.set()
         assert (await client.receive())["type"] == "hello"
         await client.send({"type": "ping"})
@@ -48,7 +48,7 @@ async def test_a_client_that_waits_for_its_admission_is_not_silent() -> None:
 
 
 async def test_a_client_that_is_not_read_is_not_silent() -> None:
-    async with serving(ScriptedBackplane(echo=True), idle_timeout_s=0.3) as harness:
+    async with serving(ScriptedBackplane(echo=True), idle_timeout_s=2.0) as harness:
         client = await harness.tcp()
         await client.receive()
         link = harness.backplane.link
@@ -56,7 +56,7 @@ async def test_a_client_that_is_not_read_is_not_silent() -> None:
         await client.send(_audio(10))
         assert (await client.receive())["text"] == "10 samples"
         await wait_until(lambda: link.log == ["begin", "append"])
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(3)
         # From here on it is heard again, and has all of the time.
         link.listener.on_room()
         await asyncio.sleep(0.1)
@@ -69,13 +69,13 @@ async def test_a_client_that_is_not_read_is_not_silent() -> None:
 
 async def test_a_client_that_waits_for_resumed_is_not_silent() -> None:
     backplane = ScriptedBackplane(echo=True)
-    async with serving(backplane, idle_timeout_s=0.3) as harness:
+    async with serving(backplane, idle_timeout_s=2.0) as harness:
         client = await harness.tcp()
         await client.receive()
         backplane.gate.clear()
         request = {"type": "resume", "stream_id": 7, "resume_token": "old", "last_seq": 0}
         await client.send(request | {"audio_ack_samples": 0})
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(3)
         backplane.gate.set()
         assert (await client.receive())["type"] == "resumed"
         await asyncio.sleep(0.1)
@@ -88,11 +88,11 @@ async def test_a_client_that_waits_for_resumed_is_not_silent() -> None:
 
 @pytest.mark.parametrize("sent", [b"\n", b" "])
 async def test_blank_lines_and_parts_of_a_line_are_no_silence(sent: bytes) -> None:
-    async with serving(ScriptedBackplane(), idle_timeout_s=0.3) as harness:
+    async with serving(ScriptedBackplane(), idle_timeout_s=2.0) as harness:
         client = await harness.tcp()
         await client.receive()
         for _ in range(10):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
             await client.send(sent)
         await client.send(b'{"type":"ping"}\n')
         assert await client.receive() == {"type": "pong"}

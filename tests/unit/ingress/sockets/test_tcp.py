@@ -413,7 +413,7 @@ async def test_a_slow_reader_loses_no_turn_and_no_token() -> None:
             listener.on_result(kind, some_result(seq, text, turn=turn, tokens=(seq,)))
         listener.on_result(LineKind.FINAL, some_result(2000, "end", final=True))
         client.reader._transport.resume_reading()  # type: ignore[attr-defined]
-        received = await client.receive_all(timeout_s=20)
+        received = await client.receive_all()
         await client.close()
         next_seq = 1
         for message in received:

@@ -34,14 +34,14 @@ from tests.ingress_harness import HANDSHAKE, serving, wait_until
 
 
 async def _receive(client: ClientConnection) -> dict[str, Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         message: dict[str, Any] = json.loads(await client.recv())
     return message
 
 
 async def _closed(client: ClientConnection) -> tuple[int, str]:
     with pytest.raises(ConnectionClosed):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await client.recv()
     assert client.close_code is not None
     return client.close_code, client.close_reason or ""
@@ -84,18 +84,18 @@ async def test_control_frames_between_the_parts_of_a_message() -> None:
 async def test_pings_of_the_websocket_are_answered() -> None:
     async with serving(ScriptedBackplane()) as harness, connect(harness.ws_url) as client:
         await _receive(client)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await (await client.ping(b"there?"))
 
 
 async def test_pings_and_parts_of_a_message_are_no_silence() -> None:
     async with (
-        serving(ScriptedBackplane(), idle_timeout_s=0.3) as harness,
+        serving(ScriptedBackplane(), idle_timeout_s=2.0) as harness,
         connect(harness.ws_url) as client,
     ):
         await _receive(client)
         for _ in range(10):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
             client.transport.write(Frame(Opcode.PING, b"").serialize(mask=True))
         for byte in Frame(Opcode.TEXT, b'{"type":"ping"}').serialize(mask=True):
             await asyncio.sleep(0.02)
@@ -120,7 +120,7 @@ async def test_no_subprotocol_is_answered_where_none_is_offered() -> None:
     async with serving(ScriptedBackplane()) as harness:
         client = await harness.raw_ws()
         await client.send(HANDSHAKE)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             head = await client.reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101")
         assert b"sec-websocket-protocol" not in head.lower()
@@ -229,7 +229,7 @@ async def test_frames_that_come_along_with_the_handshake() -> None:
         audio = Frame(Opcode.BINARY, b"\0\0" * 5).serialize(mask=True)
         final = Frame(Opcode.TEXT, b'{"type":"close"}').serialize(mask=True)
         await client.send(HANDSHAKE + audio + final)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             answer = await client.reader.readuntil(b'"is_final":true')
         assert answer.startswith(b"HTTP/1.1 101")
         assert b"5 samples" in answer

@@ -13,7 +13,7 @@ from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
 
-_TIMEOUTS = ClientTimeouts(connect_s=2.0, silence_s=2.0, final_s=5.0, resume_s=2.0, send_s=2.0)
+_TIMEOUTS = ClientTimeouts(connect_s=60, silence_s=60, final_s=60, resume_s=60, send_s=60)
 
 
 class _FillingGuard(CountingGuard):

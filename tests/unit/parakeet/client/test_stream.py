@@ -26,7 +26,7 @@ from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import Harness, serving, wait_until
 from tests.ports import free_ports
 
-_TIMEOUTS = ClientTimeouts(connect_s=2.0, silence_s=2.0, final_s=5.0, resume_s=2.0, send_s=2.0)
+_TIMEOUTS = ClientTimeouts(connect_s=60, silence_s=60, final_s=60, resume_s=60, send_s=60)
 
 
 @pytest.fixture(params=["tcp", "ws"])
@@ -175,11 +175,11 @@ async def test_the_final_result_is_there_as_often_as_it_is_asked_for(echo: tuple
         await stream.send(b"\0\0" * 10)
         await stream.finish()
         seen = [result async for result in stream.results()]
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(60):
             assert await stream.final() == seen[-1]
             assert [result async for result in stream.results()] == []
             assert await stream.final() == seen[-1]
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         assert (await stream.final()).text == "10 samples"
 
 
@@ -191,7 +191,7 @@ async def test_a_failure_is_told_as_often_as_results_are_asked_for() -> None:
         await stream.send(b"\0\0")
         await wait_until(lambda: "append" in harness.backplane.link.log)
         harness.backplane.link.listener.on_failure(Unavailable(ErrorCode.WORKER_FAILED, "It broke."))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             for _ in range(2):
                 with pytest.raises(ServerError, match="worker_failed"):
                     await stream.final()
@@ -217,7 +217,7 @@ async def test_what_nobody_expected_fails_the_stream(place: str, monkeypatch: py
         serving(ScriptedBackplane(echo=True)) as harness,
         await connect(harness.ws_url, timeouts=timeouts) as stream,
     ):
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             await stream.send(b"\0\0")
             with pytest.raises(ClientBug, match="a field of a newer server") as caught:
                 await stream.final()
@@ -228,13 +228,13 @@ async def test_what_nobody_expected_fails_the_stream(place: str, monkeypatch: py
 
 async def test_closing_ends_every_wait() -> None:
     async with serving(ScriptedBackplane()) as harness:
-        timeouts = ClientTimeouts(silence_s=2)
+        timeouts = ClientTimeouts(silence_s=60)
         stream = await connect(harness.tcp_url, window_s=1.0, timeouts=timeouts)
         reading = asyncio.create_task(stream.final())
         sending = asyncio.create_task(stream.send(b"\0\0" * 16000 * 10))
         await wait_until(lambda: bool(harness.backplane.links) and harness.backplane.link.samples > 0)
         await stream.close()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             for waiting in (reading, sending):
                 with pytest.raises(ConnectionLost, match="The stream was closed before its final result"):
                     await waiting
@@ -266,18 +266,18 @@ async def test_a_server_that_decodes_nothing_is_given_up_before_the_end_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("parakeet.client.stream._UNANSWERED_S", 1.0)
-    timeouts = ClientTimeouts(silence_s=0.2, final_s=0.4)
+    timeouts = ClientTimeouts(silence_s=2, final_s=1)
     async with serving(ScriptedBackplane()) as harness:
         async with await connect(harness.tcp_url, timeouts=timeouts) as stream:
             await stream.send(b"\0\0" * 16001)
-            async with asyncio.timeout(3):
-                with pytest.raises(ServerSilent, match=r"decoded nothing for 0\.4 s"):
+            async with asyncio.timeout(60):
+                with pytest.raises(ServerSilent, match="decoded nothing for 1 s"):
                     await stream.final()
         # Less than what a chunk may hold is no reason: a client may send slowly, or pause.
         async with await connect(harness.tcp_url, timeouts=timeouts) as stream:
             await stream.send(b"\0\0" * 16000)
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(5):
                     await stream.final()
 
 
@@ -295,7 +295,7 @@ async def test_a_socket_whose_peer_does_not_read_closes_all_the_same() -> None:
         await wait_until(lambda: bool(peers))
         sending = asyncio.create_task(channel.send(b"x" * (32 << 20)))
         await asyncio.sleep(0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await channel.close()
             await sending
             with pytest.raises(ChannelLost):
@@ -317,7 +317,7 @@ async def test_a_websocket_whose_peer_does_not_read_closes_all_the_same() -> Non
         sending = asyncio.create_task(channel.send_audio(Audio(bytes(16 << 20)), Encoding.PCM16))
         await asyncio.sleep(0)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await channel.close()
                 await asyncio.gather(sending, return_exceptions=True)
                 with pytest.raises(ChannelLost):

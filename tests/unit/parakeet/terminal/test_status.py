@@ -36,7 +36,7 @@ def port_that_says(*parts: bytes) -> Iterator[int]:
         thread = threading.Thread(target=answer)
         thread.start()
         yield server.getsockname()[1]
-        thread.join(10)
+        thread.join(60)
 
 
 def test_the_answer_is_read_whole_however_it_is_cut() -> None:

@@ -35,7 +35,7 @@ class _Maker:
         self.thread = ""
 
     def __call__(self, phrases: PhraseList) -> PhraseTree:
-        assert self.may_go_on.wait(10.0)
+        assert self.may_go_on.wait(60)
         self.made.append(phrases)
         self.thread = threading.current_thread().name
         if phrases == (Phrase("defect"),):
@@ -71,7 +71,7 @@ def test_a_stream_waits_for_its_tree_and_no_other_does() -> None:
     assert outputs[-1].is_final
     assert not engine.has_work()
     maker.may_go_on.set()
-    assert woken.wait(10.0)
+    assert woken.wait(60)
     wait_until(engine.has_work)
     assert maker.thread.startswith("phrases")
     assert told(step_until_idle(engine)) == told(_inline(phrases_of(1)))
@@ -96,7 +96,7 @@ def test_a_defect_in_making_a_tree_ends_its_stream_alone(caplog: pytest.LogCaptu
     engine, woken = _engine(maker)
     engine.open(StreamId(1), StreamOptions(phrases=(Phrase("defect"),)))
     engine.open(StreamId(2), StreamOptions())
-    assert woken.wait(10.0)
+    assert woken.wait(60)
     wait_until(engine.has_work)
     (output,) = step_until_idle(engine)
     assert output.stream == 1

@@ -49,7 +49,7 @@ async def heard(client: ClientConnection) -> list[dict[str, Any]]:
     """All messages up to the close."""
     messages = []
     with suppress(ConnectionClosed):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 messages.append(json.loads(await client.recv()))
     return messages
@@ -99,12 +99,12 @@ async def test_a_stream_from_its_first_sample_to_its_close() -> None:
 async def test_a_keepalive_begins_nothing_and_counts_as_activity() -> None:
     backplane = ScriptedBackplane()
     async with (
-        listening(backplane, idle_timeout_s=0.4) as harness,
+        listening(backplane, idle_timeout_s=2.0) as harness,
         connect(url(harness)) as client,
     ):
-        for _ in range(6):
+        for _ in range(10):
             await client.send('{"type":"KeepAlive"}')
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
         assert backplane.link.log == []
         (error,) = await heard(client)
         assert error["type"] == "Error"

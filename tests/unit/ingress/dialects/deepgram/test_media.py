@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from common.entries import LineKind
-from common.errors import NoFreeStream, StreamError
+from common.errors import NoFreeStream
 from common.messages import Close, Finalize
 from ingress.media.decoder import Decoders
 from ingress.media.inlet import MediaInlet
@@ -29,7 +29,7 @@ from tests.unit.ingress.dialects.deepgram.test_connection import heard, listenin
 RECORDING = Path("parakeet/recordings/goforward.wav")
 _OPUS = "encoding=opus&sample_rate=48000"
 # A child begins within a second; on a machine with other work it may take some.
-_BEGINS_S = 20.0
+_BEGINS_S = 90.0
 
 
 @asynccontextmanager
@@ -274,28 +274,6 @@ async def test_an_inlet_that_is_closed_at_once_leaves_its_decoder() -> None:
     MediaInlet(decoders, MediaWanted(), Sink()).close()  # type: ignore[arg-type]  # it is called by nobody
     await asyncio.sleep(0)
     assert decoders.running == 0
-
-
-async def test_a_fault_of_the_media_is_told_though_more_of_it_waits_for_the_child() -> None:
-    """Nobody reads samples after it, so the child would take no more, and say nothing for a minute."""
-    told: asyncio.Future[StreamError] = asyncio.get_running_loop().create_future()
-
-    class Sink:
-        def received_fault(self, error: StreamError) -> None:
-            told.set_result(error)
-
-        def on_media_room(self) -> None:
-            return
-
-    decoders = Decoders(1)
-    wanted = MediaWanted(demuxer="wav", channels=3, mix=False)
-    inlet = MediaInlet(decoders, wanted, Sink())  # type: ignore[arg-type]  # no samples come
-    media = _wav(bytes(4 << 20), 2)
-    inlet.take(Media(media), len(media))
-    async with asyncio.timeout(_BEGINS_S):
-        assert "2 channels, and the query says 3" in str(await told)
-    inlet.close()
-    await wait_until(lambda: decoders.running == 0)
 
 
 async def test_messages_behind_audio_that_is_not_decoded_are_bounded() -> None:
