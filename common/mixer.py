@@ -29,6 +29,9 @@ class Mixer:
     _LOUD: Final = 16.0
     """Mean square from which a passage is not silence."""
     _MAX_LOOKS: Final = 200
+    # Sums that are made together: each waits for the one before on the interpreter's stack, which a damaged
+    # WAV file of 65,535 channels would overflow.
+    _MOST_SUMS: Final = 256
 
     def __init__(self, channels: int) -> None:
         self._channels = channels
@@ -59,8 +62,10 @@ class Mixer:
 
     def _mixed(self, planes: list[AnySamples]) -> AnySamples:
         totals: Iterable[Any] = planes[0]
-        for plane, sign in zip(planes[1:], self._signs[1:], strict=True):
+        for number, (plane, sign) in enumerate(zip(planes[1:], self._signs[1:], strict=True), 1):
             totals = map(operator.sub if sign < 0 else operator.add, totals, plane)
+            if number % self._MOST_SUMS == 0:
+                totals = list(totals)
         if planes[0].typecode == _FLOAT:
             return array.array(_FLOAT, (total / self._channels for total in totals))
         # The lowest value, inverted, is one too high; the first channel, which is never inverted, makes up

@@ -25,6 +25,14 @@ def test_channels_are_averaged() -> None:
     assert Mixer(3).mix(array.array("h", [3, 6, 9, -32768, -32768, -32768])).tolist() == [6, -32768]
 
 
+@pytest.mark.parametrize("typecode", ["h", "f"])
+def test_as_many_channels_as_a_wav_file_can_name_are_averaged(typecode: str) -> None:
+    frame = [2, 4] * 32_767 + [6]  # a quiet frame, then its opposite
+    samples = array.array(typecode, [*frame, *(-sample for sample in frame)])
+    expected = sum(frame) / len(frame)
+    assert Mixer(65_535).mix(samples).tolist() == pytest.approx([expected, -expected], abs=1.0)
+
+
 @pytest.mark.parametrize("channels", [2, 3])
 def test_a_channel_upside_down_does_not_silence_the_others(channels: int) -> None:
     tone = _tone(4000)
