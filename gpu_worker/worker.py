@@ -264,6 +264,8 @@ class Worker:
         """Serve until a signal or a failure; return the exit status. Raises SettingsMismatch."""
         if not (self._join_cluster() and self._start()) and self._failure is None:
             logger.info("stopped before Redis was there")
+            if self._quarantined:
+                self._release_lease()  # which its worker has taken for it, and cannot release if it is dead
             return 0
         while not self._stop.wait(_WAIT_S):
             self._check_threads()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.dying_worker import OTHER, RAISES, VICTIM
 from tests.ports import free_ports
 from tests.servers import make_server, raw_client
-from tests.service_process import ServiceProcess
+from tests.service_process import ROOT, ServiceProcess
 from tests.waiting import wait_until
 from tests.worker_process import WorkerProcess
 
@@ -147,3 +150,26 @@ def test_what_a_worker_carries_is_logged_and_shown(
             assert f"{float(shown):.0f} streams in real time" in worker.log_text()
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0
+
+
+def test_a_process_for_suspects_whose_worker_died_meanwhile_gives_its_lease_back(
+    server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """Its worker took the lease, for as long as loading may take: nobody would take its streams meanwhile."""
+    client = raw_client(server.url)
+    client.zadd("px:{0}:workers", {"w1-q1": 2 * int(time.time() * 1000)}, nx=True)
+    client.pexpire("px:{0}:workers", 600_000)
+    command = [sys.executable, "-m", "gpu_worker.quarantined", "--worker-id=w1-q1", "--backend=null"]
+    with (tmp_path / "log").open("wb") as log:
+        done = subprocess.run(
+            [*command, f"--redis-url={server.url}", "--worker-max-streams=1"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,  # as after the death of its worker
+            stdout=log,
+            stderr=log,
+            timeout=100,
+            check=False,
+        )
+    assert done.returncode == 0, (tmp_path / "log").read_text()
+    assert client.zscore("px:{0}:workers", "w1-q1") in (0, None)
+    client.close()
