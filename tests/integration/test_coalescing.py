@@ -19,7 +19,7 @@ from tests.servers import raw_client
 from tests.waiting import until
 
 _20_MS = Audio(b"\1\0" * 320)
-_3_S = Audio(b"\1\0" * 48_000)
+_1_S = Audio(b"\1\0" * 16_000)
 
 
 @asynccontextmanager
@@ -53,14 +53,14 @@ def samples(client: Any, key: bytes) -> list[int]:
 
 
 async def test_two_short_messages_share_an_entry(redis_url: str) -> None:
-    async with appending(redis_url, coalesce_ms=3000) as (_, appender, client, key):
+    async with appending(redis_url, coalesce_ms=1000) as (_, appender, client, key):
         for _ in range(3):
-            appender.append(_3_S)
+            appender.append(_1_S)
             await asyncio.sleep(0)
-            appender.append(_3_S)
+            appender.append(_1_S)
             await until(lambda: appender.idle, what="the commit")
-        assert samples(client, key) == [96_000] * 3
-        assert [int(fields[b"o"]) for _, fields in client.xrange(key)] == [0, 96_000, 192_000]
+        assert samples(client, key) == [32_000] * 3
+        assert [int(fields[b"o"]) for _, fields in client.xrange(key)] == [0, 32_000, 64_000]
 
 
 async def test_a_short_message_that_stays_alone_waits_no_longer_than_the_bound(redis_url: str) -> None:

@@ -87,6 +87,8 @@ async def test_a_lane_that_dies_is_started_again_and_the_other_goes_on(
             assert_gapless(stream)
             assert stream.text == expected_text(pcm)
         assert {stream.epoch for stream in undisturbed} == {1}
+        for stream in streams:
+            await ingress.admission.release(stream.stream)
         await until(lambda: group.lane_pids.get("g1-l0") not in (None, dead), what="another lane 0")
         await until(lambda: group.log_text().count("worker ready") == 3, 120, "lane 0's service")
         await until(lambda: hold_leases(client, group), what="both leases")

@@ -197,7 +197,7 @@ async def test_a_stream_that_nobody_resumes_is_finalized_after_the_grace(stack: 
 async def test_an_ingress_restarted_under_its_name_ends_what_its_last_process_left(stack: Stack) -> None:
     stack.worker()
     # The worker ends what is left after this time: the new process has to be there before.
-    first = stack.ingress("i-1", resume_grace_s=120)
+    first = stack.ingress("i-1", resume_grace_s=20)
     streams = [await connect(first.tcp_url, resume=False, timeouts=TIMEOUTS) for _ in range(3)]
     for stream in streams:
         await stream.send(noise(1.0))
@@ -207,7 +207,7 @@ async def test_an_ingress_restarted_under_its_name_ends_what_its_last_process_le
     for stream in streams:
         await stream.close()
     stack.client.zrem("px:{0}:ingresses", "i-1")
-    second = stack.ingress("i-1", resume_grace_s=120)
+    second = stack.ingress("i-1", resume_grace_s=20)
     await stack.empty()
     assert second.log_text().count("adopting") == 3
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.keys import Keys
 from parakeet.client import connect
 from tests.ingress_process import IngressProcess
+from tests.ports import HOST
 from tests.servers import SERVER_KINDS, make_server
 from tests.stack import TIMEOUTS
 from tests.stream_client import expected_text, noise
@@ -108,6 +111,15 @@ async def homes_are_known(names: list[str], sharded: Sharded) -> None:
     for _ in range(2):
         for name in names:
             await until(lambda name=name: _later(name, scores, sharded), what=f"{name}'s heartbeat")  # type: ignore[misc]
+
+
+async def creates_on(ingress: IngressProcess, shards: set[int], sharded: Sharded) -> bool:
+    """Whether an ingress creates its next stream on one of these shards."""
+    reader, writer = await asyncio.open_connection(HOST, ingress.port)
+    stream_id = int(json.loads(await reader.readline())["stream_id"])
+    writer.close()
+    await until(lambda: sharded.command(0, "ZCARD", "px:{0}:adm") == 0, what="the return of its slot")
+    return stream_id % sharded.shards in shards
 
 
 async def _score(name: str, sharded: Sharded) -> float:
@@ -209,6 +221,8 @@ async def test_each_ingress_creates_its_streams_at_home_and_serves_those_of_othe
     names = ["i-1", "i-2", "i-3"]
     ingresses = {name: sharded.ingress(name) for name in names}
     await homes_are_known(names, sharded)
+    for home, name in enumerate(names):
+        await until(partial(creates_on, ingresses[name], {home}, sharded), what=f"the home of {name}")
     pcm = noise(4.0)
     async with asyncio.TaskGroup() as tasks:
         runs = [
@@ -247,7 +261,7 @@ async def test_an_ingress_whose_home_is_away_or_full_creates_its_streams_elsewhe
         sharded.command(1, "CONFIG", "SET", "maxmemory", 1 << 20)  # it uses as much already
     else:
         sharded.processes[1].send_signal(signal.SIGKILL)
-    await until(lambda: "away or full" in ingresses["i-2"].log_text(), what="the ingress notices")
+    await until(partial(creates_on, ingresses["i-2"], {0, 2}, sharded), what="the ingress notices")
     pcm = noise(2.0)
     async with asyncio.TaskGroup() as tasks:
         runs = [tasks.create_task(stream(ingresses["i-2"].ws_url, pcm, pause_s=0.15)) for _ in range(4)]
