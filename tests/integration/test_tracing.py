@@ -103,7 +103,10 @@ async def test_a_stream_is_one_trace_through_all_that_serve_it(stack: Stack, col
     served, owned = collector.of(TRACE)
     assert (served["service"], served["name"]) == ("parakeet-ingress", "stream")
     assert served["parent"] == PARENT
-    assert served["events"] == ["claimed", "first_text", "end_of_audio", "final"]
+    events = served["events"]
+    assert sorted(events) == ["claimed", "end_of_audio", "final", "first_text"]
+    # All of the audio may have come before its worker.
+    assert events.index("claimed") < events.index("first_text") < events.index("final") == 3
     assert (served["stream_id"], served["code"]) == (hello["stream_id"], "final")
     assert (owned["service"], owned["name"]) == ("parakeet-worker", "own")
     assert owned["parent"] == served["id"]
