@@ -72,7 +72,6 @@ class StatusShell(asyncio.Protocol):
         if not self._gate.has_file_for(transport):
             self._transport.abort()
             return
-        self._timer = asyncio.get_running_loop().call_later(ABORT_AFTER_S, self._transport.abort)
         self._start_task(self._answer(), "status-answer")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -92,5 +91,6 @@ class StatusShell(asyncio.Protocol):
             # The status port is for operators, so the answer may have the cause and the address.
             line = encode_server_message(ErrorMessage(error.code.value, str(error)))
         if self._transport is not None:
+            self._timer = asyncio.get_running_loop().call_later(ABORT_AFTER_S, self._transport.abort)
             self._transport.write(line + b"\n")
             self._transport.close()

@@ -6,11 +6,12 @@ import asyncio
 import json
 from collections.abc import Coroutine
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from common.errors import RedisUnavailable
-from ingress.status import SHARED_FOR_S, SharedStatus
+from ingress.status import SHARED_FOR_S, SharedStatus, StatusShell
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HOST, serving
 
@@ -82,5 +83,23 @@ async def test_the_status_port_without_redis_says_so() -> None:
         reader, writer = await asyncio.open_connection(HOST, harness.status_port)
         async with asyncio.timeout(60):
             assert json.loads(await reader.read())["code"] == "redis_unavailable"
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_who_waits_for_redis_is_not_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time for reading the line begins where there is one."""
+    monkeypatch.setattr("ingress.status.ABORT_AFTER_S", 0.05)
+
+    async def read() -> bytes:
+        await asyncio.sleep(0.3)
+        return b"late"
+
+    gate = Mock(has_file_for=lambda _: True)
+    server = await asyncio.get_running_loop().create_server(lambda: StatusShell(gate, read, _start), HOST, 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(HOST, server.sockets[0].getsockname()[1])
+        async with asyncio.timeout(60):
+            assert await reader.read() == b"late\n"
         writer.close()
         await writer.wait_closed()
