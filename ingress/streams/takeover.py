@@ -13,7 +13,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, Unavailable
@@ -35,6 +35,10 @@ from ingress.streams.watch import StreamWatch
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+# A client may be a moment ahead of the log: an owner that has just lost the stream still publishes, and its
+# successor writes the same result. A client waits 10 s and more for its answer.
+_AHEAD_S: Final = 5.0
 
 
 class StreamTakeover:
@@ -125,6 +129,19 @@ class StreamTakeover:
         self, stream: StreamId, request: Resume, caller: Caller
     ) -> tuple[StreamRecord, Place]:
         """Check that a stream may be resumed; return its record, and the place after `last_seq`."""
+        give_up = self._loop.time() + _AHEAD_S
+        while True:
+            record, place, last = await self._place_after(stream, request, caller)
+            if request.last_seq <= last:
+                return record, place
+            if record.finished or self._loop.time() > give_up:
+                raise _refusal(stream, f"it has had no result {request.last_seq} yet")
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _place_after(
+        self, stream: StreamId, request: Resume, caller: Caller
+    ) -> tuple[StreamRecord, Place, int]:
+        """Check the secret; return the record, the place after `last_seq`, and the last result's number."""
         refused = _unknown(stream)
         try:
             record = await self._directory.read(stream)
@@ -147,9 +164,7 @@ class StreamTakeover:
             raise refused
         if first > last_seq + 1:
             raise _refusal(stream, f"the results after {last_seq} are no longer kept")
-        if last_seq > last:
-            raise _refusal(stream, f"it has had no result {last_seq} yet")
-        return record, Place(kept.position if kept is not None else None, text.text, last_seq)
+        return record, Place(kept.position if kept is not None else None, text.text, last_seq), last
 
     async def confirm(self, link: RedisLink) -> None:
         """Note that the client has its new resume token: the previous one becomes invalid."""

@@ -18,6 +18,7 @@ import orjson
 import pytest
 from redis.exceptions import RedisError
 
+from common.entries import LineKind, pack_line
 from common.messages import Audio, Encoding
 from common.options import StreamOptions
 from parakeet.client import ServerError, Stream, connect
@@ -269,11 +270,13 @@ async def _begin(ingress: IngressProcess, pcm: bytes) -> tuple[_Wire, dict[str, 
     return client, hello
 
 
-async def _resume(ingress: IngressProcess, hello: dict[str, Any], acked_samples: int) -> _Wire:
-    """A connection that asks for the stream, of which its client has one result."""
+async def _resume(
+    ingress: IngressProcess, hello: dict[str, Any], acked_samples: int, last_seq: int = 1
+) -> _Wire:
+    """A connection that asks for the stream, of which its client has one result, or more."""
     client = await _Wire.open(ingress.port)
     assert (await client.receive())["type"] == "hello"
-    acked = {"last_seq": 1, "audio_ack_samples": acked_samples}
+    acked = {"last_seq": last_seq, "audio_ack_samples": acked_samples}
     await client.send(
         type="resume", stream_id=hello["stream_id"], resume_token=hello["resume_token"], **acked
     )
@@ -359,6 +362,39 @@ async def test_a_client_lost_before_it_has_the_end_comes_back_for_it(stack: Stac
         assert slot_is_free()
         found.abort()
     stays.abort()
+    await stack.empty()
+
+
+async def test_a_client_that_is_ahead_of_the_log_waits_for_the_successor(stack: Stack) -> None:
+    """Its last result came from an owner that had lost the stream: Redis refused it, and published it."""
+    worker = stack.worker(lease_ms=120_000)
+    first, second = stack.ingress("i-1"), stack.ingress("i-2")
+    pcm = noise(2.0)
+    lost, hello = await _begin(first, pcm[:5120])
+    stream = hello["stream_id"]
+    worker.send(signal.SIGSTOP)
+    entry_id, entry = stack.client.xrevrange(f"px:{{0}}:{stream}:r", count=1)[0]
+    epoch, seq = map(int, entry_id.split(b"-"))
+    assert seq == 1
+    await lost.send(**_audio(pcm[5120:]))
+
+    def all_audio_is_there() -> bool:
+        entries = stack.client.xrange(f"px:{{0}}:{stream}:a")
+        return sum(len(fields.get(b"p", b"")) for _, fields in entries) == len(pcm)
+
+    await until(all_audio_is_there, what="the rest of the audio")
+    stack.client.publish("px:in:i-1", pack_line(LineKind(entry[b"k"]), stream, epoch, 2, 5120, entry[b"d"]))
+    assert (await lost.result())["seq"] == 2
+    lost.abort()
+    found = await _resume(second, hello, 5120, last_seq=2)
+    worker.send(signal.SIGCONT)
+    assert (await found.receive())["type"] == "resumed"
+    await found.send(**_audio(b"", final=True))
+    seq = 2
+    while not (result := await found.result()).get("is_final"):
+        assert (result["type"], result["seq"]) == ("result", seq := seq + 1), result
+    assert result["text"] == expected_text(pcm)
+    await found.close()
     await stack.empty()
 
 
