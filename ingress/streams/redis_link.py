@@ -428,9 +428,11 @@ class RedisLink:
         self.audio.set_owner(worker)
 
     def on_append_failed(self, error: Unavailable) -> None:
-        """Note that the audio log gave up."""
+        """Note that the audio log gave up. A client that may come back has what was not appended."""
         if isinstance(error, StreamLost):
             self._context.on_gone(self)
+        elif self.waits_for_client:
+            self._failed_with = error.code.value
         else:
             self.fail(error)
 

@@ -270,16 +270,20 @@ async def test_a_stream_that_cannot_be_created_fails() -> None:
     assert owner.asked == ["GIVE_UP"]
 
 
-async def test_a_stream_that_failed_at_one_connection_waits_for_its_client() -> None:
+@pytest.mark.parametrize("lost_first", [True, False])
+async def test_a_stream_that_failed_at_one_connection_waits_for_its_client(lost_first: bool) -> None:
     """Its audio is in Redis as far as it came, and the client goes on behind that: nothing ends it there."""
     for comes_back in (True, False):
         link, owner, listener = _admitted()
         link.begin(StreamOptions(resume=True))
         appender = _created(link)
+        if lost_first:
+            link.abandon(keep=True)
         error = appender.failed = RedisUnavailable()
         link.on_append_failed(error)
-        assert listener.told == ["redis_unavailable"]
-        link.abandon(keep=True)
+        if not lost_first:
+            assert listener.told == ["redis_unavailable"]
+            link.abandon(keep=True)
         assert link.waits_for_client
         assert link.created, "its keys are renewed"
         if comes_back:
