@@ -99,9 +99,9 @@ def test_a_second_click_opens_no_second_microphone(browser: Chromium) -> None:
         " return document.querySelector('#file').disabled; })()"
     )
     assert locked, "no recording begins meanwhile"
-    wait_until(lambda: browser.text("#status") == "Listening", 20.0, "the microphone")
+    wait_until(lambda: browser.text("#status") == "Listening", what="the microphone")
     browser.click("#microphone")
-    wait_until(lambda: browser.text("#status") == "Done", 20.0, "the end")
+    wait_until(lambda: browser.text("#status") == "Done", what="the end")
     states = browser.evaluate(
         "opened.map((media) => media.getTracks().map((track) => track.readyState).join())"
     )

@@ -47,7 +47,7 @@ async def test_all_ingresses_share_one_look_at_the_streams(redis_url: str) -> No
         assert looks % _STREAMS == 0
         assert 1 <= looks // _STREAMS <= 1 + (time.monotonic() - began) * 1000 // SHARED_FOR_MS
         # An old line is made anew.
-        assert 0 < raw.pttl(KEYS.status_line) <= SHARED_FOR_MS
+        assert raw.pttl(KEYS.status_line) in (-2, *range(SHARED_FOR_MS + 1))  # or it is over already
         raw.delete(KEYS.status_line, KEYS.status_turn)
         await shared_status(ingresses[1], KEYS)
         assert raw.info("commandstats")["cmdstat_xinfo|groups"]["calls"] == looks + _STREAMS
