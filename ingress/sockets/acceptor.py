@@ -147,7 +147,7 @@ class Acceptor:
         self._accepted: deque[socket.socket] = deque()
         self._is_reading = False
         self._is_closed = False
-        self._is_exhausted = False  # whether accepting pauses after an error
+        self._is_paused = False  # for a while, after an error
         listener.setblocking(False)
         listener.listen(_BACKLOG)
         self._read()
@@ -208,16 +208,16 @@ class Acceptor:
         if is_more or self._accepted:
             self._stop_reading()
             self._turns.ask(self._take_turn)
-        elif not self._is_exhausted:
+        elif not self._is_paused:
             self._read()
 
     def _go_on(self) -> None:
-        self._is_exhausted = False
+        self._is_paused = False
         self._read()
 
     def _accept(self, most: int) -> bool:
         """Take at most `most` connections out of the kernel's queue; return whether there may be more."""
-        for _ in range(0 if self._is_exhausted else most):
+        for _ in range(0 if self._is_paused else most):
             try:
                 client, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError):
@@ -228,7 +228,7 @@ class Acceptor:
                 # Not raised: nothing would read from the listener any more.
                 logger.error("no connection can be accepted for now: %s", error)
                 self._stop_reading()
-                self._is_exhausted = True
+                self._is_paused = True
                 self._loop.call_later(_PAUSE_S, self._go_on)
                 return False
             if not self._has_file(client.fileno()):
@@ -236,7 +236,7 @@ class Acceptor:
                 continue
             client.setblocking(False)
             self._accepted.append(client)
-        return not self._is_exhausted
+        return not self._is_paused
 
     def _open(self, client: socket.socket) -> None:
         self._turns.charge(OPENING_S if self._tls is None else OPENING_S + HANDSHAKE_S)
