@@ -374,9 +374,10 @@ class Claims:
             first_kept=b"0-1" if entry_id is None else next_entry_id(entry_id),
             num_pieces=-(-len(snapshot) // _PIECE_BYTES),
             samples=checkpoint.samples_decoded,
+            seq=checkpoint.seq,
             fields=(
-                *("ck_seq", checkpoint.seq, "ck_chars", checkpoint.text_chars),
-                *("ck_finals", checkpoint.utterances, "ck_reach", checkpoint.reach_samples),
+                *("ck_chars", checkpoint.text_chars, "ck_finals", checkpoint.utterances),
+                *("ck_reach", checkpoint.reach_samples),
                 *("base_samples", checkpoint.base.samples, "base_chars", checkpoint.base.text_chars),
                 *("base_finals", checkpoint.base.utterances, "base_entry", checkpoint.base.finalized or b""),
                 *("base_origin", checkpoint.base.origin, "base_client", checkpoint.base.client_origin),

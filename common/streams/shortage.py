@@ -1,6 +1,6 @@
 """Shortage of memory in a Redis server: which streams append no more audio then.
 
-At its limit a server refuses all writes: workers could neither read audio, which is a write, nor write the
+At its limit a server refuses whatever may take memory: workers could neither claim streams nor write the
 results and checkpoints that free memory. Nothing would move any more, and all streams would fail. So from a
 part of the memory on, streams append nothing while workers have seconds of their audio to decode. These
 streams lose nothing by it, their clients wait, and the rest of the memory is for workers and for speakers in

@@ -106,17 +106,22 @@ async def test_a_stale_owner_and_one_of_an_ended_stream_store_nothing(
     assert client.keys("px:{0}:7:s*") == []
 
 
-async def test_a_checkpoint_never_goes_back(redis: SyncRedis, redis_url: str) -> None:
+@pytest.mark.parametrize(
+    "later",
+    [Checkpoint(b"1-9", 48_000, 18), Checkpoint(b"1-9", 16_000, 9)],
+    ids=["after more audio", "after more answers to finalize"],
+)
+async def test_a_checkpoint_never_goes_back(redis: SyncRedis, redis_url: str, later: Checkpoint) -> None:
     """A stream is handed over while an older snapshot of it waits, whose audio is trimmed by then."""
     claims, owned = claim(redis, "w1")
     client = raw_client(redis_url)
     older = list(claims.checkpoint_commands(owned, Checkpoint(b"1-3", 16_000, 6), b"older"))
     for command in older[:-1]:
         client.execute_command(*command)
-    assert store(redis, claims, owned, b"later", Checkpoint(b"1-9", 48_000, 18)) == 1
+    assert store(redis, claims, owned, b"later", later) == 1
     assert client.execute_command(*older[-1]) == 0
     heir, taken = claim(redis, "w2", after="w1")
-    assert taken.record.checkpoint == Checkpoint(b"1-9", 48_000, 18)
+    assert taken.record.checkpoint == later
     assert heir.snapshots([taken]) == [Stored(b"later", "")]
     assert client.keys("px:{0}:7:s:*") == []
 

@@ -79,6 +79,7 @@ def checkpoint(
     first_kept: bytes,
     num_pieces: int,
     samples: int,
+    seq: int,
     fields: Iterable[Argument],
 ) -> Command:
     """Make a staged snapshot valid, with these fields of the record, and trim the audio before `first_kept`.
@@ -88,7 +89,7 @@ def checkpoint(
     return run(
         "ownership/checkpoint",
         (stream.meta, stream.audio, stream.snapshot, staged),
-        *(epoch, first_kept, num_pieces, samples, *fields),
+        *(epoch, first_kept, num_pieces, samples, seq, *fields),
     )
 
 
