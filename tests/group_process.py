@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from common.settings import lane_ids
+from tests.service_process import wait_until_stopped
 from tests.waiting import wait_until
 from tests.worker_process import WorkerProcess
 
@@ -42,7 +43,9 @@ class GroupProcess(WorkerProcess):
         return pids
 
     def send_lane(self, name: str, number: signal.Signals) -> int:
-        """Send a signal to a lane; returns its pid."""
+        """Send a signal to a lane as `send` does; returns its pid."""
         pid = self.lane_pids[name]
         os.kill(pid, number)
+        if number == signal.SIGSTOP:
+            wait_until_stopped(pid)
         return pid

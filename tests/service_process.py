@@ -17,6 +17,19 @@ from tests.waiting import WAIT_S, wait_until
 ROOT: Final = Path(__file__).parents[1]
 
 
+def wait_until_stopped(pid: int) -> None:
+    """Wait until no thread of a process runs: on a busy machine some go on for a while after SIGSTOP."""
+
+    def is_stopped() -> bool:
+        try:
+            stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        except (FileNotFoundError, ProcessLookupError):
+            return False  # a thread has just ended
+        return bool(stats) and all(stat.rpartition(") ")[2][0] in "Tt" for stat in stats)
+
+    wait_until(is_stopped, what=f"the stop of process {pid}")
+
+
 class ServiceProcess:
     """``python -m MODULE``, which writes to a log. Killed when the test ends.
 
@@ -81,8 +94,10 @@ class ServiceProcess:
         return self._process.poll() is None
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal; SIGSTOP has stopped every thread when this returns."""
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            wait_until_stopped(self.pid)
 
     def wait(self, timeout_s: float = WAIT_S) -> int:
         """Wait for the end; return the exit status."""
