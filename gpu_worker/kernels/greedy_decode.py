@@ -431,7 +431,8 @@ def greedy_decode(
         block_b = 16 if num_streams <= 2048 else 32
     ends = (*weights.end_ids, -1, -1)
     if trees is None:
-        words, base, node, scores = slots_B, slots_B, slots_B, out  # placeholders that are not read
+        # A kernel takes tensors only. Without phrases it is compiled without the code that reads these.
+        words, base, node, scores = slots_B, slots_B, slots_B, out
     else:
         words, base, node = trees.words_W, trees.base_SM, trees.node_SM
         scores = torch.empty((num_streams, 2 * num_symbols), dtype=torch.float32, device=out.device)

@@ -60,9 +60,8 @@ class _Writing:
 
     epoch, last_seq: those of its ownership, as in `OwnedStream`. seq: number of the last result, sent or not.
     acked: client samples of the last acknowledgement that was sent to the client. ack_samples: fewest decoded
-    samples without a result that are acknowledged. kept: decoded entries that
-    a replay may still need, one a second. replay_entry: last entry that no replay needs.
-    base: where the engine's part of the stream begins.
+    samples without a result that are acknowledged. kept: decoded entries that a replay may still need, one a
+    second. replay_entry: last entry that no replay needs. base: where the engine's part of the stream begins.
     log: writes its results and its text. utterances: finals of utterances so far.
     told_to: client samples for which an earlier owner sent results that may differ from this owner's; 0 where
     they are the same.
