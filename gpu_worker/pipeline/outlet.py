@@ -268,6 +268,8 @@ class Outlet:
             self._failed(batch, flow, failure)
             return
         flow.decoded_samples = output.samples_decoded
+        if output.utterances:  # also where the result is not sent: the engine's next parts count from here
+            writing.utterances = output.utterances[-1].number
         done, decoded = self._decoded(writing, output)
         if done <= writing.told_to and not (output.is_final or output.from_finalize):
             pass  # its client has received it
@@ -280,7 +282,6 @@ class Outlet:
         ):
             writing.seq = seq = writing.seq + 1
             writing.acked = done
-            writing.utterances += len(output.utterances)
             text_from = writing.log.text_from(output.text)
             if seq == writing.last_seq + 1:
                 # Another owner sent the earlier results. It may have had a verdict of smart-turn that this

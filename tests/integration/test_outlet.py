@@ -12,6 +12,7 @@ import pytest
 
 from common.entries import Line, LineKind, StreamId, WorkerId, decode_lines
 from common.errors import ErrorCode, StreamError
+from common.messages import Utterance
 from common.monitoring.metrics import WorkerMetrics
 from common.options import StreamOptions
 from common.redis.clients import RedisServers, SyncRedis
@@ -19,7 +20,7 @@ from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint
 from common.streams.claims import Claims, OwnedStream
 from gpu_worker.engine.interface import StreamOutput
-from gpu_worker.pipeline.engine_events import Decoded, Failed, Opened
+from gpu_worker.pipeline.engine_events import Decoded, Failed, Opened, SnapshotTaken
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.outlet import Outlet
 from gpu_worker.pipeline.snapshot_writer import SnapshotWriter
@@ -117,6 +118,23 @@ def test_the_first_result_of_a_new_owner_repeats_the_text_since_the_checkpoint(
     entries = client.xrange(owned.keys.results, "(2-0")
     assert [entry_id for entry_id, _ in entries] == [b"2-4", b"2-5"]
     assert [orjson.loads(fields[b"d"])[:2] for _, fields in entries] == [[3, " two three four"], [18, ""]]
+
+
+def test_a_checkpoint_counts_utterances_of_results_that_were_not_sent_again(
+    redis: SyncRedis, client: Any
+) -> None:
+    """A worker that starts without the snapshot repeats no result, but the engine counts on."""
+    before = Checkpoint(b"1-1", 2560, seq=1, text_chars=3, utterances=1)
+    record = replace(RECORD, epoch=2, checkpoint=before, cold=True)
+    owned = OwnedStream(Keys().stream(StreamId(1)), b"1-1", record, last_seq=3, last_acked=7680)
+    with outlet_of(redis, owned) as outlet:
+        (flow,) = outlet._table.flows()
+        ended = replace(output(3, "one two"), utterances=(Utterance(2, "two", 0.1, 0.3),))
+        outlet.put(Decoded([ended, output(4, "one two three")]))
+        outlet.put(SnapshotTaken(flow, 10_240, 10_240, lambda: b"state", release=True))
+    assert [entry_id for entry_id, _ in client.xrange(owned.keys.results, "(2-0")] == [b"2-4"]
+    assert client.hget(owned.keys.meta, "ck_samples") == b"10240"
+    assert client.hget(owned.keys.meta, "ck_finals") == b"2"
 
 
 @pytest.mark.parametrize("auto_finalize", [False, True])
