@@ -73,6 +73,10 @@ class Meter:
         """Count a stream that its client resumed after a lost connection."""
         self._metrics.resumes["resumed"] += 1
 
+    def recording(self) -> None:
+        """Note that the client sends a recording, as fast as it can: the age of its results says nothing."""
+        self._arrivals = None
+
     def audio(self, audio_s: float, end: int) -> None:
         """Count seconds of audio; `end` samples of the stream have come by now."""
         self._metrics.audio_seconds += audio_s

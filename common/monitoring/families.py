@@ -129,7 +129,7 @@ INGRESS: Final = _families(
         _counter("results_merged", "Results that went into a later one because the client reads slowly."),
         _histogram(
             "result_latency_seconds",
-            "From the arrival of a result's last sample to the write of the result; one stream in 16.",
+            "From the arrival of a result's last sample to the write of the result; one live stream in 16.",
             _LATENCY,
         ),
         _histogram(
@@ -228,7 +228,10 @@ WORKER: Final = _families(
             "From the write of audio, by its ingress's clock, to its read here; the oldest of each read.",
             _LATENCY,
         ),
-        _counter("late_chunks", "Chunks decoded when the next chunk of their stream was whole already."),
+        _counter(
+            "late_chunks",
+            "Chunks of live streams decoded when the next chunk of their stream was whole already.",
+        ),
         _counter(
             "claims", "Streams claimed: new ones, and those of other owners.", "kind", ("new", "takeover")
         ),

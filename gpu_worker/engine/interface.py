@@ -136,11 +136,11 @@ class EngineStats:
     """Counters since start and gauges of now.
 
     Units: turn_detection counts speech-detector windows of 32 ms, pre_encode counts chunks (the end of a
-    stream is one), encode and decode count 80 ms encoder frames.  `late_chunks` were planned when the next
-    chunk of their stream was whole already.  Gauges: `ready_streams` have a whole chunk or their end waiting,
-    `waiting_chunks` are whole and not planned, `in_flight` were in the step that runs or ran last,
-    `open_streams` hold a slot.  `turn_detection_depth` are chunks that wait for a verdict of turn detection,
-    over `turn_detection_streams` streams.
+    stream is one), encode and decode count 80 ms encoder frames.  `late_chunks` are of live streams, and were
+    planned when the next chunk of their stream was whole already.  Gauges: `ready_streams` have a whole chunk
+    or their end waiting, `waiting_chunks` are whole and not planned, `in_flight` were in the step that runs
+    or ran last, `open_streams` hold a slot.  `turn_detection_depth` are chunks that wait for a verdict of
+    turn detection, over `turn_detection_streams` streams.
     """
 
     turn_detection: StageStats = field(default_factory=StageStats)

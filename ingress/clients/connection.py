@@ -423,7 +423,9 @@ class Connection:
         """Begin to watch that a stream, begun or resumed here, has audio, and not too much of it."""
         self._peer.began()
         self._deadlines.audio.start(self._audio_too_long_ago)
-        if not self._options.recording:
+        if self._options.recording:
+            self._meter.recording()
+        else:
             self.reading.begin(self.client, self._streams.num_streams)
 
     def _append(self, audio: Audio) -> None:

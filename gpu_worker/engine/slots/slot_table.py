@@ -99,7 +99,7 @@ class SlotTable:
         self._no_end_S = np.zeros(num_slots, dtype=np.bool_)
         # Slots that are ready; None after a change.
         self._ready: NDArray[np.int64] | None = None
-        # Chunks that were planned when the next chunk of their stream was complete already.
+        # Chunks of live streams that were planned when the next chunk of their stream was complete already.
         self.num_late = 0
 
     def open(self, slot: int, order: int, frames: int, samples: int, *, recording: bool = False) -> None:
@@ -240,7 +240,8 @@ class SlotTable:
         most = self._chunks(waiting[~finished] if len(ending) else waiting, left, max_chunks)
         chunks = np.minimum(waiting, most)
         if waiting.max() > 1:
-            self.num_late += int(np.maximum(np.minimum(chunks, waiting - 1), 0).sum())
+            late = np.maximum(np.minimum(chunks, waiting - 1), 0)
+            self.num_late += int((late * ~self.recording[slots]).sum())
         frames = chunks * self.clock.chunk_frames
         ends = np.zeros(len(slots), dtype=np.bool_)
         if len(ending):

@@ -13,9 +13,10 @@ import orjson
 import pytest
 import yaml
 
-from common.monitoring.families import BUILD_INFO, INGRESS, WORKER, Family
+from common.monitoring.families import BUILD_INFO, GROUP, INGRESS, WORKER, Family
 
 FOLDER: Final = Path("deploy/monitoring")
+FAMILIES: Final = (*INGRESS, *WORKER, *GROUP)
 # Metrics of others: the scraper's own, those of every process, and those of redis_exporter.
 FOREIGN: Final = {
     "up",
@@ -35,7 +36,7 @@ _MATCHER: Final = re.compile(r'(\w+)(=~|=)"([^"]*)"')
 def series() -> dict[str, Family]:
     """Return every series name that a process shows, with its family."""
     names: dict[str, Family] = {}
-    for family in (*INGRESS, *WORKER):
+    for family in FAMILIES:
         suffixes = ("_bucket", "_sum", "_count") if family.kind == "histogram" else ("",)
         names |= {family.name + suffix: family for suffix in suffixes}
     return names
@@ -83,7 +84,7 @@ def test_every_metric_label_and_label_value_exists(expression: str) -> None:
 def test_every_family_but_a_few_is_shown_or_alerted_on() -> None:
     """A metric that nobody looks at is no reason to count; these say more than a panel needs."""
     shown = " ".join(expressions())
-    unseen = {family.attribute for family in (*INGRESS, *WORKER) if family.name not in shown}
+    unseen = {family.attribute for family in FAMILIES if family.name not in shown}
     assert unseen == {
         "results",
         "results_merged",
@@ -91,6 +92,7 @@ def test_every_family_but_a_few_is_shown_or_alerted_on() -> None:
         "stream_duration_seconds",
         "ready_streams",
         "step_streams",
+        "step_rows",
         "tokens",
         "claims",
         "fenced_writes",

@@ -39,6 +39,25 @@ async def test_a_stream_from_its_slot_to_its_end() -> None:
         assert sum(metrics.final_latency_seconds.counts) == 1
 
 
+@pytest.mark.parametrize("recording", [False, True])
+async def test_a_recording_has_no_latency_of_results(
+    monkeypatch: pytest.MonkeyPatch, recording: bool
+) -> None:
+    """It is sent as fast as it can be: its first results are as late as it is long."""
+    monkeypatch.setattr("ingress.meter._SAMPLED_EVERY", 1)
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        client = await harness.tcp()
+        await client.receive()
+        await client.send({"type": "config", "recording": recording})
+        await client.send({"type": "audio", "data": SAMPLES})
+        await client.send({"type": "audio", "data": SAMPLES, "final": True})
+        await client.receive_all()
+        await client.close()
+        await wait_until(lambda: harness.metrics.results["final"] == 1)
+        assert harness.metrics.results["partial"] >= 1
+        assert bool(sum(harness.metrics.result_latency_seconds.counts)) != recording
+
+
 async def test_an_error_and_the_end_that_it_makes() -> None:
     backplane = ScriptedBackplane(echo=True)
     async with serving(backplane) as harness:

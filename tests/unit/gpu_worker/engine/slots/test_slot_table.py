@@ -37,6 +37,18 @@ def test_plans_one_chunk_of_each_ready_slot() -> None:
     assert after.start_B.tolist() == [2]
 
 
+@pytest.mark.parametrize(("recording", "late"), [(False, 2), (True, 0)])
+def test_chunks_of_a_live_stream_that_wait_for_others_are_late(recording: bool, late: int) -> None:
+    """All audio of a recording may be there from the beginning: that is no delay."""
+    table = SlotTable(1, CLOCK)
+    table.open(0, 1, 0, 0, recording=recording)
+    table.fed[0] = CLOCK.samples_of_chunks(3)
+    table.was_fed()
+    for _ in range(3):
+        assert table.plan(8) is not None
+    assert table.num_late == late
+
+
 def test_rows_bring_each_sample_once_and_the_last_row_all_that_is_left() -> None:
     fed = CLOCK.samples_of_chunks(3) + 77
     table, brought = table_with([fed]), []
