@@ -21,9 +21,9 @@ from typing import Any, Final
 from benchmarks.trials.engine_trial import ARRIVAL_S, run_trial
 from common.options import StreamOptions
 from common.presence.served_model import ServedModel
+from common.process.pace import Pace
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.steps import RingMemory
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.facts import LaneFacts

@@ -16,10 +16,10 @@ from benchmarks.trials.random_model import TOKENIZERS
 from benchmarks.trials.simulated_steps import SimulatedSteps
 from common.entries import StreamId
 from common.options import StreamOptions
+from common.process.pace import Pace
 from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
-from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.phrases.book import PhraseBook
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import AllocateRings, PageShape, RingMemory, StepShape

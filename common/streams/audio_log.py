@@ -23,6 +23,7 @@ from typing import Final
 from common.entries import Bytes, WorkerId
 from common.errors import InternalFault, RedisUnavailable, StreamLost, Unavailable
 from common.messages import Audio
+from common.process.pace import Pace
 from common.redis.clients import (
     CONNECTION_ERRORS,
     AsyncRedis,
@@ -39,11 +40,12 @@ logger = logging.getLogger(__name__)
 # Streams of one pipeline: bounds its reply and the pause between two turns of the event loop.
 _MAX_COMMIT: Final = 512
 _RETRY_PAUSE_S: Final = 0.05
-# Commits begin at least this far apart: a commit costs its writer, Redis and the worker that it wakes
-# many system calls and thread switches, whether it carries one entry or fifty. The first commit after a pause
-# does not wait, nor does the end of a stream that is next in its stream's queue. The worker handles each
-# commit at once: see gpu_worker/pipeline/intake.py.
-_COMMIT_EVERY_S: Final = 0.010
+# Commits of an ingress at ease, and of a busy one, begin at least this far apart: a commit costs its writer,
+# Redis and the worker that it wakes many system calls and thread switches, whether it carries one entry or
+# fifty. The first commit after a pause does not wait, nor does the end of a stream that is next in its
+# stream's queue. The worker handles each commit at once: see gpu_worker/pipeline/intake.py.
+_COMMIT_EVERY_S: Final = 0.005
+_BUSY_COMMIT_EVERY_S: Final = 0.010
 # Streams that wait for a shortage of memory are looked at again this often.
 _SLOWED_S: Final = 0.1
 # Streams whose lost entries are written again together: bounds the bytes of one pipeline.
@@ -168,6 +170,7 @@ class ServerLog:
         self._slowed_timer: asyncio.TimerHandle | None = None
         self._work = asyncio.Event()  # it is time for a commit
         self._urgent = False  # an appender waits that must not be delayed
+        self._pace = Pace(_BUSY_COMMIT_EVERY_S, shortest_s=_COMMIT_EVERY_S)
         self._next_commit = 0.0
         self._commit_timer: asyncio.TimerHandle | None = None
         self.drained = asyncio.Event()
@@ -241,7 +244,8 @@ class ServerLog:
         since: float | None = None  # when the server began to refuse, or went away
         while True:
             await self._work.wait()
-            self._next_commit = self._loop.time() + _COMMIT_EVERY_S
+            self._pace.begun()
+            self._next_commit = self._loop.time() + self._pace.interval_s
             refused = await self._restore()
             too_many = False
             if refused is None:

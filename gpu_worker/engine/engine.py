@@ -19,6 +19,7 @@ import numpy as np
 
 from common.entries import StreamId
 from common.options import StreamOptions
+from common.process.pace import Pace
 from gpu_worker.engine.interface import (
     ENGINE_SAMPLE_RATE,
     EngineError,
@@ -29,7 +30,6 @@ from gpu_worker.engine.interface import (
     StreamOutput,
     StreamSnapshot,
 )
-from gpu_worker.engine.pace import POLL_S, Pace
 from gpu_worker.engine.phrases.book import PhraseBook, PhraseList, no_trees
 from gpu_worker.engine.phrases.changes import StreamPhrases
 from gpu_worker.engine.results import Outputs, failed_output
@@ -49,6 +49,8 @@ from gpu_worker.turn.stage import TurnJudge, TurnStage
 
 # Gauges are counted over all slots, for a status line that is read once a second: not after every step.
 _GAUGES_EVERY_S = 0.05
+# Time between two checks of a step that runs on the device.
+_POLL_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +312,7 @@ class SpeechEngine:
 
     def _paced_wait_s(self) -> float | None:
         if self._launched is not None:
-            return POLL_S
+            return _POLL_S
         paced_s = self._pace.wait_s()
         return paced_s if paced_s and self._could_launch() else None
 

@@ -17,12 +17,12 @@ from common.entries import StreamId
 from common.errors import ServiceError
 from common.options import StreamOptions
 from common.process.orphans import wake_when_parent_ends
+from common.process.pace import Pace
 from common.settings import WorkerSettings
 from gpu_worker.backend import Backend
 from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import UnsupportedOption
-from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.phrases.book import PhraseBook, no_trees
 from gpu_worker.engine.steps import RingMemory
 from gpu_worker.lanes import wire

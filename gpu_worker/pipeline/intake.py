@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Final
 from common.entries import RawEntry, StreamId, WorkerId, decode_audio_entry, entry_order
 from common.errors import StreamError
 from common.monitoring.metrics import WorkerMetrics
+from common.process.pace import Pace
 from common.redis.clients import REDIS_ERROR, RedisServers, blocking_connection
 from common.redis.keys import Keys
 from common.redis.outages import OUTAGES
 from common.streams.assignments import Base
 from common.streams.audio_reader import AudioRead, AudioReader
-from gpu_worker.engine.pace import Pace
 from gpu_worker.pipeline.audio import StreamAudio
 from gpu_worker.pipeline.engine_events import (
     Command,
@@ -58,9 +58,9 @@ _SWEEP_S: Final = 1.0
 _RETRY_S: Final = 0.2
 # Average time between the rounds of an idle worker, and of a busy one, over all servers; a round may come
 # early. Each round wakes the engine thread and the outlet and ends in one publication an ingress, whether it
-# reads one stream or fifty. An ingress keeps twice the longer time between its commits
+# reads one stream or fifty. An ingress keeps at least twice these times between its commits
 # (common/streams/audio_log.py), so with one or two ingresses hardly a round waits on one or two servers.
-_ROUND_EVERY_S: Final = 0.0025
+_ROUND_EVERY_S: Final = 0.00125
 _BUSY_ROUND_EVERY_S: Final = 0.005
 
 

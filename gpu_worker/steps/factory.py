@@ -14,12 +14,12 @@ from common.languages import UNKNOWN, Languages
 from common.options import StreamOptions
 from common.phrases import Phrase, phrases_digest, read_phrases_file
 from common.process.machine import Machine
+from common.process.pace import Pace
 from common.settings import WorkerSettings
 from gpu_worker.boosting.spelling import tree_of
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE, PhrasesFull, UnsupportedOption
-from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.phrases.book import PhraseBook, no_trees
 from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.engine.steps import AllocateRings, PageShape, Steps, StepShape

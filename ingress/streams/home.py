@@ -1,10 +1,10 @@
 """The home servers of an ingress: its part of the cluster's Redis servers, where it creates its streams.
 
-An ingress commits to each server on which it has streams, every 10 ms. If every ingress had streams on every
-server, there would be as many commits as ingresses times servers. So the live ingresses, in the order of
-their names, divide the servers among them: with two ingresses and four servers each ingress has two servers;
-with three ingresses and two servers the second has half of both. This is only a preference: any ingress
-serves any stream.
+An ingress commits to each server on which it has streams, every 5 to 10 ms. If every ingress had streams on
+every server, there would be as many commits as ingresses times servers. So the live ingresses, in the order
+of their names, divide the servers among them: with two ingresses and four servers each ingress has two
+servers; with three ingresses and two servers the second has half of both. This is only a preference: any
+ingress serves any stream.
 """
 
 from __future__ import annotations

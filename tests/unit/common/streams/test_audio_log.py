@@ -16,9 +16,11 @@ import pytest
 from common.entries import StreamId
 from common.errors import ErrorCode, Unavailable
 from common.messages import Audio
+from common.process.pace import Pace
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys
 from common.streams.audio_log import AudioLog
+from tests.paced_host import Host
 from tests.waiting import until
 
 
@@ -75,7 +77,8 @@ class _Taking:
 async def test_commits_keep_their_distance_and_neither_a_lone_message_nor_an_end_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("common.streams.audio_log._COMMIT_EVERY_S", 3600.0)  # never within this test
+    for interval in ("_COMMIT_EVERY_S", "_BUSY_COMMIT_EVERY_S"):
+        monkeypatch.setattr(f"common.streams.audio_log.{interval}", 3600.0)  # never within this test
     redis = _Taking()
     keys = Keys()
     log = AudioLog(cast(AsyncRedis, redis), keys, give_up_ms=100)
@@ -98,6 +101,35 @@ async def test_commits_keep_their_distance_and_neither_a_lone_message_nor_an_end
 
     first.append(Audio(b"ee"))
     assert not await log.flush(0.0)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+@pytest.mark.parametrize(("share", "next_commit_s"), [(0.3, 0.005), (0.65, 0.0075), (0.95, 0.010)])
+async def test_commits_of_a_busy_ingress_are_further_apart(
+    monkeypatch: pytest.MonkeyPatch, share: float, next_commit_s: float
+) -> None:
+    host = Host()
+    monkeypatch.setattr(
+        "common.streams.audio_log.Pace",
+        lambda longest_s, *, shortest_s: Pace(
+            longest_s, lambda: host.now_s, lambda: host.used_s, shortest_s=shortest_s
+        ),
+    )
+    keys = Keys()
+    log = AudioLog(cast(AsyncRedis, _Taking()), keys, give_up_ms=100)
+    (server,) = log._logs
+    running = asyncio.create_task(log.run())
+    appender = log.open(keys.stream(StreamId(1)), lambda _: None)
+    for _ in range(40):
+        host.now_s += 0.1
+        host.used_s += 0.1 * share
+        appender.append(Audio(b"aa"))
+        began = asyncio.get_running_loop().time()
+        await until(lambda: appender.idle, what="the commit")
+    assert server._next_commit - began >= next_commit_s - 1e-4
+    assert server._pace.interval_s == pytest.approx(next_commit_s, abs=1e-4)
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running

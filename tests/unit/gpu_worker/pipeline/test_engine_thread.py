@@ -14,12 +14,12 @@ from common.errors import ErrorCode
 from common.monitoring.metrics import WorkerMetrics
 from common.options import StreamOptions
 from common.phrases import Phrase, encode_phrases
+from common.process.pace import Pace
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import (
     StreamOutput,
     StreamSnapshot,
 )
-from gpu_worker.engine.pace import Pace
 from gpu_worker.engine.snapshot import Snapshot
 from gpu_worker.engine.steps import Flight
 from gpu_worker.lanes.link import GroupLost

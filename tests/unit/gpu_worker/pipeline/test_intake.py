@@ -10,10 +10,10 @@ import pytest
 from common.entries import AudioEntry, StreamId, WorkerId
 from common.monitoring.metrics import WorkerMetrics
 from common.phrases import Phrase
+from common.process.pace import Pace
 from common.redis.clients import RedisServers
 from common.redis.keys import Keys, StreamKeys
 from common.streams.audio_reader import AudioRead
-from gpu_worker.engine.pace import Pace
 from gpu_worker.pipeline.engine_events import Feed, Finalize, Open, ReplacePhrases
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.intake import MAX_BEHIND, MAX_ENTRIES, MAX_ENTRIES_BEHIND, Intake
@@ -90,9 +90,9 @@ def _raw(entry: AudioEntry) -> tuple[bytes, list[bytes]]:
         # one ingress, whose commits are 10 ms apart; then two
         (1.0, (100.010, 100.020, 100.030), [100.010, 100.020, 100.030]),
         (1.0, (100.010, 100.013, 100.020, 100.023), [100.010, 100.013, 100.020, 100.023]),
-        # many: one may come early, then they keep their distance, which is half of it for a worker at ease
+        # many: one may come early, then they keep their distance, which is a quarter for a worker at ease
         (1.0, (100.010, 100.011, 100.012, 100.013), [100.010, 100.011, 100.015, 100.020]),
-        (0.0, (100.010, 100.011, 100.012, 100.013), [100.010, 100.011, 100.0125, 100.015]),
+        (0.0, (100.010, 100.0105, 100.011, 100.0115), [100.010, 100.0105, 100.01125, 100.0125]),
     ],
 )
 def test_rounds_follow_the_commits_of_few_ingresses_and_are_held_back_for_many(

@@ -1,9 +1,13 @@
-"""The pace of steps, or of reads: a busy host takes fewer and larger steps.
+"""The pace of steps, reads or commits: a busy process takes fewer and larger ones.
 
 A step costs the host some milliseconds whatever its rows. With few streams, steps that begin as soon as a
 chunk is there return results soonest. With many streams such steps are small, and their number takes the time
 that the rows need. So the time between two steps grows with the share of a processor that the process uses:
 steps get larger, a row gets cheaper, and the share falls until both balance.
+
+A worker's reads (gpu_worker/pipeline/intake.py) and an ingress's commits (common/streams/audio_log.py) are
+paced in the same way, for the same reason: a round costs its process, Redis and the next process many system
+calls, whether it has one stream or fifty.
 
 The use of the whole process counts and not that of the thread: its threads share one interpreter, and the
 engine's thread waits for the others.
@@ -21,8 +25,6 @@ _BUSY: Final = 0.75
 _WINDOW_S: Final = 0.1
 # Weight of a new window in the average.
 _NEW: Final = 0.3
-# Time between two checks of a step that runs on the device.
-POLL_S: Final = 0.001
 
 
 class Pace:
