@@ -17,7 +17,7 @@ import os
 import resource
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -47,6 +47,8 @@ _MAX_OPEN_FILES: Final = 32
 # Live streams on the same machine have priority: the start of a decoder alone takes a third of a second.
 _NICE: Final = 10
 _COPY_BYTES: Final = 32 << 10
+# Damaged packets that any input may have; a longer one may have more, as long as most of it is whole.
+_MAX_DAMAGED_PACKETS: Final = 100
 _DEMUXER_OPTIONS: Final = {"protocol_whitelist": "", "enable_drefs": "0"}
 # A client may be waiting for the first samples, so the library probes no further than the head. It still
 # reads 64 KiB of the samples of a WAV file that is not plain, in search of another codec.
@@ -120,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
     limit_process(arguments.memory)
     try:
         if arguments.demuxer == RAW_OPUS:
-            frames = _opus_frames(av, source, arguments.rate, arguments.channels)
+            frames = _opus_frames(av, source, arguments.channels)
         elif arguments.file:
             source.seek(0)
             options = _DEMUXER_OPTIONS
@@ -206,21 +208,37 @@ def _media_frames(av: Any, stream: BinaryIO | _Pipe, demuxer: str, options: dict
             raise ValueError("The media has no audio.")
         audio = container.streams.audio[0]
         audio.codec_context.thread_count = 1
-        bad = 0
-        for packet in container.demux(audio):
-            try:
-                yield from packet.decode()
-            except av.error.InvalidDataError:
-                # A damaged packet loses its own samples alone; an input of damaged packets alone is no media.
-                bad += 1
-                if bad > 100:
-                    raise
+        yield from _decoded(av, container.demux(audio), audio.codec_context)
 
 
-def _opus_frames(av: Any, source: BinaryIO, rate: int, channels: int) -> Iterator[Any]:
+def _decoded(av: Any, packets: Iterable[Any], codec: Any) -> Iterator[Any]:
+    """Yield the frames of packets. A damaged packet loses its own samples alone.
+
+    Raises the library's error where most of the input is damaged: that is no media.
+    """
+    damaged = whole = 0
+    for packet in packets:
+        try:
+            frames = codec.decode(packet)
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:  # the AAC decoder has other errors than `InvalidDataError` for damage
+            damaged += 1
+            if damaged > max(_MAX_DAMAGED_PACKETS, whole):
+                raise
+        else:
+            whole += 1
+            yield from frames
+
+
+def _opus_frames(av: Any, source: BinaryIO, channels: int) -> Iterator[Any]:
     codec = av.CodecContext.create("opus", "r")
     codec.sample_rate = 48_000
     codec.layout = "mono" if channels == 1 else "stereo"
+    yield from _decoded(av, _opus_packets(av, source), codec)
+
+
+def _opus_packets(av: Any, source: BinaryIO) -> Iterator[Any]:
     while head := source.read(2):
         if len(head) < 2:
             raise EOFError("An Opus packet is cut off.")
@@ -229,7 +247,7 @@ def _opus_frames(av: Any, source: BinaryIO, rate: int, channels: int) -> Iterato
         if len(data) < length:
             raise EOFError("An Opus packet is cut off.")
         if length:
-            yield from codec.decode(av.Packet(data))
+            yield av.Packet(data)
 
 
 def _write(av: Any, frames: Iterator[Any], out: BinaryIO, *, mix: bool, only: int | None) -> int:

@@ -236,6 +236,49 @@ async def test_packets_of_opus(decoders: Decoders) -> None:
     assert loudness(samples) == pytest.approx(loudness(pcm), rel=0.1)
 
 
+DAMAGED_OPUS = (
+    b"\xff\xff"  # 63 frames of 20 ms in one packet, which may have 120 ms (RFC 6716, section 3.2.5)
+)
+
+
+@pytest.mark.parametrize(
+    ("num_packets", "every"), [(50, 25), (1_000, 5)], ids=["a few of a short input", "many of a long input"]
+)
+async def test_damaged_packets_of_opus_lose_their_own_samples_alone(
+    decoders: Decoders, num_packets: int, every: int
+) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    packets = (opus_packets(pcm, rate) * num_packets)[:num_packets]
+    packets[every // 2 :: every] = [DAMAGED_OPUS] * (num_packets // every)
+    data = b"".join(struct.pack(">H", len(packet)) + packet for packet in packets)
+    _, samples = await decode(decoders, MediaInput(RAW_OPUS), data)
+    whole = num_packets - num_packets // every
+    assert len(samples) / 2 / 48_000 == pytest.approx(0.02 * whole, abs=0.1)
+
+
+async def test_packets_of_opus_that_are_all_damaged_are_no_media(decoders: Decoders) -> None:
+    data = (struct.pack(">H", len(DAMAGED_OPUS)) + DAMAGED_OPUS) * 1_000
+    with pytest.raises(MediaError):
+        await decode(decoders, MediaInput(RAW_OPUS), data)
+
+
+async def test_damaged_packets_of_aac_lose_their_own_samples_alone(
+    decoders: Decoders, tmp_path: Path
+) -> None:
+    """FFmpeg's decoder of AAC has several errors for damage; all but one ended the whole recording."""
+    rate, pcm = read_pcm(RECORDING)
+    data = bytearray(encode(pcm, rate, "aac", tmp_path).read_bytes())
+    at = number = 0
+    while at < len(data):
+        size = (data[at + 3] & 3) << 11 | data[at + 4] << 3 | data[at + 5] >> 5  # of the packet with its head
+        if number % 10 == 5:
+            data[at + 7 : at + size] = b"\xff" * (size - 7)
+        at += size
+        number += 1
+    _, samples = await decode(decoders, MediaInput("aac"), bytes(data))
+    assert len(samples) == pytest.approx(0.9 * len(pcm), rel=0.1)
+
+
 async def test_media_that_is_cut_off_gives_what_is_there(decoders: Decoders, tmp_path: Path) -> None:
     rate, pcm = read_pcm(RECORDING)
     data = encode(pcm, rate, "wav", tmp_path).read_bytes()
