@@ -31,14 +31,16 @@ export class AudioBuffer {
     }
   }
 
-  /** Yields all audio from one position on, up to another; throws where some of it is held no more. */
-  *between(position: number, until = this.#end): Generator<Uint8Array> {
+  /**
+   * The next audio from one position on, up to another: the rest of one block; undefined where there is none. Throws
+   * where some of it is held no more.
+   */
+  next(position: number, until = this.#end): Uint8Array | undefined {
     const oldest = this.#blocks[0]?.first ?? this.#end;
     if (position < oldest) throw new RangeError(`audio before sample ${oldest} is held no more`);
-    for (const { first, end, bytes } of this.#blocks) {
-      const from = Math.max(first, position);
-      const to = Math.min(end, until);
-      if (from < to) yield bytes.subarray(this.sampleBytes * (from - first), this.sampleBytes * (to - first));
-    }
+    const block = this.#blocks.find(({ end }) => end > position);
+    if (block === undefined || position >= until) return undefined;
+    const to = Math.min(block.end, until);
+    return block.bytes.subarray(this.sampleBytes * (position - block.first), this.sampleBytes * (to - block.first));
   }
 }

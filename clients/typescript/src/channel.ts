@@ -3,9 +3,22 @@ import type { ErrorMessage, Hello, ServerMessage } from "./messages.js";
 
 export type WebSocketMaker = new (url: string, protocols?: string[]) => WebSocket;
 
+/** How to connect. */
+export interface Connecting {
+  make: WebSocketMaker;
+  url: string;
+  key: string | undefined;
+  /** Longest wait for `hello`. */
+  timeoutMs: number;
+  /** Silence after which the server is asked for a sign of life, and after which it counts as gone. */
+  silenceMs: number;
+}
+
 /** One connection, up to its `hello`, and from then on a handler of messages. */
 export class Channel {
   readonly #socket: WebSocket;
+  #silences = 0; // looks in a row, one each `silenceMs`, that found no new message
+  #watch: ReturnType<typeof setInterval> | undefined;
   onMessage: (message: ServerMessage) => void = () => {};
   /** Called once, when the connection is gone. */
   onClose: () => void = () => {};
@@ -15,13 +28,8 @@ export class Channel {
   }
 
   /** Connect and wait for `hello`. */
-  static async open(
-    make: WebSocketMaker,
-    url: string,
-    key: string | undefined,
-    timeoutMs: number,
-  ): Promise<{ channel: Channel; hello: Hello }> {
-    const { channel, first } = await Channel.#firstMessage(make, url, key, timeoutMs);
+  static async open(to: Connecting): Promise<{ channel: Channel; hello: Hello }> {
+    const { channel, first } = await Channel.#firstMessage(to);
     if (first.type === "hello") return { channel, hello: first };
     channel.close();
     throw serverError(first.code, first.message);
@@ -31,26 +39,17 @@ export class Channel {
    * Connect to go on with a stream. A full server, or a key at its limit, has no new stream, and still takes an old
    * one back.
    */
-  static async reopen(
-    make: WebSocketMaker,
-    url: string,
-    key: string | undefined,
-    timeoutMs: number,
-  ): Promise<Channel> {
-    const address = new URL(url);
+  static async reopen(to: Connecting): Promise<Channel> {
+    const address = new URL(to.url);
     address.searchParams.set("resume", "");
-    const { channel, first } = await Channel.#firstMessage(make, address.href, key, timeoutMs);
+    const { channel, first } = await Channel.#firstMessage({ ...to, url: address.href });
     if (first.type === "hello" || first.code === "no_free_stream" || first.code === "over_limit") return channel;
     channel.close();
     throw serverError(first.code, first.message);
   }
 
-  static #firstMessage(
-    make: WebSocketMaker,
-    url: string,
-    key: string | undefined,
-    timeoutMs: number,
-  ): Promise<{ channel: Channel; first: Hello | ErrorMessage }> {
+  static #firstMessage(to: Connecting): Promise<{ channel: Channel; first: Hello | ErrorMessage }> {
+    const { make, url, key, timeoutMs, silenceMs } = to;
     return new Promise((resolve, reject) => {
       const socket = key === undefined ? new make(url) : new make(url, ["parakeet.v1", `parakeet.auth.${key}`]);
       socket.binaryType = "arraybuffer";
@@ -71,17 +70,20 @@ export class Channel {
       socket.onmessage = ({ data }) => {
         if (typeof data !== "string") return;
         const message = JSON.parse(data) as ServerMessage;
+        channel.#silences = 0;
         if (greeted) {
           channel.onMessage(message);
         } else if (message.type === "hello" || message.type === "error") {
           greeted = true;
           clearTimeout(timer);
+          channel.#watch = setInterval(() => channel.#onSilence(), silenceMs);
+          (channel.#watch as { unref?: () => void }).unref?.(); // Node ends when nothing but this is left
           resolve({ channel, first: message });
         }
       };
       const refused = (): void =>
         fail(new ParakeetError("connection_lost", "The server refused the connection, or cannot be reached.", true));
-      socket.onclose = () => (greeted ? channel.onClose() : refused());
+      socket.onclose = () => (greeted ? channel.#gone() : refused());
       socket.onerror = () => {
         if (!greeted) refused(); // Node's WebSocket may have no `close` behind it
       };
@@ -106,8 +108,25 @@ export class Channel {
   }
 
   close(): void {
+    clearInterval(this.#watch);
     this.onMessage = () => {};
     this.onClose = () => {};
     this.#socket.close();
+  }
+
+  /**
+   * Look whether the server is there: where it says nothing, a WebSocket notices after many minutes that it is gone.
+   * Looks are counted, not time: a tab that slept has messages that it has not read.
+   */
+  #onSilence(): void {
+    this.#silences += 1;
+    if (this.#silences === 2) this.send({ type: "ping" });
+    if (this.#silences > 2) this.#gone();
+  }
+
+  #gone(): void {
+    const told = this.onClose;
+    this.close();
+    told();
   }
 }

@@ -1,6 +1,6 @@
 import { AudioBuffer } from "./audio-buffer.js";
-import { Channel, type WebSocketMaker } from "./channel.js";
-import { ParakeetError, serverError } from "./errors.js";
+import { Channel, type Connecting, type WebSocketMaker } from "./channel.js";
+import { ParakeetError, isPassing, serverError } from "./errors.js";
 import { type Mark, Marks } from "./marks.js";
 import type { ConfigOptions, Encoding, Hello, Phrase, Result, ServerMessage, Warning } from "./messages.js";
 import { type Samples, sampleBytes, toBytes } from "./samples.js";
@@ -16,9 +16,11 @@ export interface StreamOptions extends ConfigOptions {
   resume?: boolean;
   /** Longest wait for a connection, and for the first sign of life after one was lost. */
   timeoutMs?: number;
-  /** Attempts to connect again before the stream fails. */
+  /** Silence after which the server is asked for a sign of life; as much again, and its connection counts as lost. */
+  silenceMs?: number;
+  /** Attempts to connect again, without progress between them, before the stream fails. */
   maxReconnects?: number;
-  /** Audio that may be sent ahead of what is decoded; `send` waits beyond it. */
+  /** Audio that may be sent ahead of what is decoded; more waits here, and `send` with it. */
   maxAheadS?: number;
   /** What makes WebSockets, where the environment has none of its own. */
   WebSocket?: WebSocketMaker;
@@ -27,13 +29,15 @@ export interface StreamOptions extends ConfigOptions {
 
 const DEFAULT_RATE = 16_000;
 const DEFAULT_TIMEOUT_MS = 10_000;
+const DEFAULT_SILENCE_MS = 10_000;
 const DEFAULT_RECONNECTS = 8;
 const DEFAULT_AHEAD_S = 30;
 const MAX_WAITING_BYTES = 1 << 20;
 const MAX_MESSAGE_BYTES = 32 << 10; // of whole samples in each encoding, well below what a server takes
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
-const FINAL_TIMEOUT_MS = 60_000;
+const FULL_PAUSE_MS = 20; // no event says that a WebSocket has room again
+const FINAL_TIMEOUT_MS = 60_000; // without progress, once no more audio comes
 // Results that nobody has read yet; the oldest go first.
 const MAX_UNREAD = 4096;
 // A key travels as the name of a subprotocol, which is a token of HTTP.
@@ -41,9 +45,8 @@ const OF_A_SUBPROTOCOL = /^[\w!#$%&'*+.^`|~-]*$/;
 
 /** One stream of audio and its results. `for await (const result of stream)` ends with the final result. */
 export class Stream implements AsyncIterable<Result> {
-  readonly #make: WebSocketMaker;
+  readonly #to: Connecting;
   readonly #options: StreamOptions;
-  readonly #url: string;
   readonly #encoding: Encoding;
   readonly #buffer: AudioBuffer;
   readonly #marks = new Marks();
@@ -56,17 +59,20 @@ export class Stream implements AsyncIterable<Result> {
   #tokenBefore: string | undefined;
   #lastSeq = 0;
   #acked = 0;
+  #written = 0; // samples that went to the connection, those of lost connections included
+  #closeWritten = false;
+  #retry: ReturnType<typeof setTimeout> | undefined; // to write, while the connection is full
   #finishing = false;
   #final: Result | undefined;
   #error: ParakeetError | undefined;
   /** The final result of a part of the audio only: the error follows that ended the stream. */
   #earlyFinal: Result | undefined;
   #reconnecting = false;
+  #attempts = 0; // to connect again, since the last progress
   #finalTimer: ReturnType<typeof setTimeout> | undefined;
 
-  private constructor(make: WebSocketMaker, url: string, options: StreamOptions, channel: Channel, hello: Hello) {
-    this.#make = make;
-    this.#url = url;
+  private constructor(to: Connecting, options: StreamOptions, channel: Channel, hello: Hello) {
+    this.#to = to;
     this.#options = options;
     this.#encoding = options.encoding ?? "pcm16";
     this.#buffer = new AudioBuffer(sampleBytes(this.#encoding));
@@ -84,9 +90,15 @@ export class Stream implements AsyncIterable<Result> {
     if (options.key !== undefined && !OF_A_SUBPROTOCOL.test(options.key)) {
       throw new TypeError("the key has a character that no key has: all of them are visible ASCII, without spaces");
     }
-    const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    const { channel, hello } = await Channel.open(make, url, options.key, timeoutMs);
-    return new Stream(make, url, options, channel, hello);
+    const to = {
+      make,
+      url,
+      key: options.key,
+      timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
+      silenceMs: options.silenceMs ?? DEFAULT_SILENCE_MS,
+    };
+    const { channel, hello } = await Channel.open(to);
+    return new Stream(to, options, channel, hello);
   }
 
   get streamId(): number {
@@ -109,25 +121,20 @@ export class Stream implements AsyncIterable<Result> {
 
   /**
    * Send mono samples: 16-bit, floats from -1 to 1, or bytes in the option `encoding`. Any number of them: they are
-   * cut into messages. Waits while too much is under way; a caller that cannot wait, such as a microphone's, may
-   * ignore the promise.
+   * cut into messages. Waits while too much is under way. A caller that cannot wait, such as a microphone's, may
+   * ignore the promise: all audio goes out in the order of the calls.
    */
   async send(samples: Samples): Promise<void> {
     const bytes = toBytes(samples, this.#encoding); // a copy: the caller may use its array again
     if (bytes.length % sampleBytes(this.#encoding) !== 0) throw new RangeError("the bytes are not whole samples");
-    const maxAhead = (this.#options.maxAheadS ?? DEFAULT_AHEAD_S) * this.sampleRate;
-    for (let at = 0; at === 0 || at < bytes.length; at += MAX_MESSAGE_BYTES) {
-      this.#throwIfFailed();
-      if (this.#finishing) throw new ParakeetError("audio_after_final", "The stream was finished.", false);
-      const block = bytes.subarray(at, at + MAX_MESSAGE_BYTES);
-      this.#buffer.add(block);
-      if (!this.#reconnecting) this.#channel.sendAudio(block);
-      // Without a wait where there is room: messages of two calls must not mix.
-      while (this.#error === undefined && this.#buffer.end - this.#acked > maxAhead) await this.#news();
-      while (this.#error === undefined && this.#channel.waiting > MAX_WAITING_BYTES) {
-        await new Promise((resolve) => setTimeout(resolve, 20));
-      }
+    this.#throwIfOver();
+    for (let at = 0; at < bytes.length; at += MAX_MESSAGE_BYTES) {
+      this.#buffer.add(bytes.subarray(at, at + MAX_MESSAGE_BYTES));
     }
+    const { end } = this.#buffer;
+    this.#write();
+    const waits = (): boolean => end - this.#acked > this.#maxAhead || (this.#written < end && !this.#reconnecting);
+    while (this.#error === undefined && waits()) await this.#news();
     this.#throwIfFailed();
   }
 
@@ -145,13 +152,12 @@ export class Stream implements AsyncIterable<Result> {
   }
 
   #mark(mark: Mark): void {
-    this.#throwIfFailed();
-    if (this.#finishing) throw new ParakeetError("audio_after_final", "The stream was finished.", false);
+    this.#throwIfOver();
     if (!this.capabilities.includes(mark.type)) {
       throw new ParakeetError("unknown_type", `The server does not know '${mark.type}'.`, false);
     }
     this.#marks.add(this.#buffer.end, mark);
-    if (!this.#reconnecting) this.#channel.send(mark);
+    this.#write();
   }
 
   /** Say that no more audio comes; returns the final result. */
@@ -160,7 +166,7 @@ export class Stream implements AsyncIterable<Result> {
     if (!this.#finishing) {
       this.#finishing = true;
       this.#expectFinal();
-      if (!this.#reconnecting) this.#channel.send({ type: "close" });
+      this.#write();
     }
     while (this.#final === undefined && this.#error === undefined) await this.#news();
     this.#throwIfFailed();
@@ -188,7 +194,7 @@ export class Stream implements AsyncIterable<Result> {
   }
 
   #config(): object {
-    const { sampleRate, key, timeoutMs, maxReconnects, maxAheadS, WebSocket, onWarning, resume, ...config } =
+    const { sampleRate, key, timeoutMs, silenceMs, maxReconnects, maxAheadS, WebSocket, onWarning, resume, ...config } =
       this.#options;
     return { ...config, sample_rate: this.sampleRate, resume: resume ?? true };
   }
@@ -203,6 +209,7 @@ export class Stream implements AsyncIterable<Result> {
       case "result":
         if (message.seq <= this.#lastSeq) return; // repeated after a resume
         this.#lastSeq = message.seq;
+        this.#attempts = 0;
         this.#acknowledge(message.audio_ack_samples);
         if (message.from_finalize) this.#marks.answered();
         if (message.is_final && !this.#isWhole(message)) {
@@ -224,12 +231,13 @@ export class Stream implements AsyncIterable<Result> {
       default:
         break;
     }
+    this.#write(); // there may be room
     this.#tell();
   }
 
   #serverSaysError(code: string, text: string): void {
     const error = serverError(code, text);
-    const goesOn = this.#resumes && error.mayRetry && !["stream_lost", "worker_failed"].includes(code);
+    const goesOn = this.#resumes && isPassing(code);
     if (code === "unknown_type" || code === "audio_after_final") return; // the stream goes on
     if (goesOn && this.#earlyFinal === undefined) void this.#reconnect(error);
     else this.#fail(error);
@@ -249,7 +257,10 @@ export class Stream implements AsyncIterable<Result> {
   }
 
   #acknowledge(samples: number): void {
-    this.#acked = Math.max(this.#acked, samples);
+    if (samples <= this.#acked) return;
+    this.#acked = samples;
+    this.#attempts = 0;
+    if (this.#finishing) this.#expectFinal();
     this.#buffer.release(this.#acked);
     this.#marks.decoded(this.#acked);
   }
@@ -269,13 +280,14 @@ export class Stream implements AsyncIterable<Result> {
     if (this.#reconnecting) return;
     this.#reconnecting = true;
     this.#channel.close();
-    let pauseMs = FIRST_PAUSE_MS;
-    for (let left = this.#options.maxReconnects ?? DEFAULT_RECONNECTS; left > 0; left--) {
+    let isUnknown = false; // to the server, and nothing of it has come back: another stream is the same to the caller
+    while (this.#attempts < (this.#options.maxReconnects ?? DEFAULT_RECONNECTS)) {
+      const pauseMs = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** this.#attempts);
+      this.#attempts += 1;
       await new Promise((resolve) => setTimeout(resolve, pauseMs * (0.5 + Math.random())));
-      pauseMs = Math.min(LONGEST_PAUSE_MS, 2 * pauseMs);
       if (this.#error !== undefined) return;
       try {
-        await this.#resume();
+        await (isUnknown ? this.#beginAnew() : this.#resume());
         return;
       } catch (error) {
         if (!(error instanceof ParakeetError)) {
@@ -285,6 +297,8 @@ export class Stream implements AsyncIterable<Result> {
         if (error.code === "resume_refused" && this.#tokenBefore !== undefined) {
           this.#token = this.#tokenBefore;
           this.#tokenBefore = undefined;
+        } else if (error.code === "resume_refused" && this.#lastSeq === 0 && this.#acked === 0) {
+          isUnknown = true;
         } else if (!error.mayRetry) {
           this.#fail(error);
           return;
@@ -294,10 +308,19 @@ export class Stream implements AsyncIterable<Result> {
     this.#fail(cause);
   }
 
+  /** Begin a stream with all of the audio. The server it began at may have died before it knew of the stream. */
+  async #beginAnew(): Promise<void> {
+    const { channel, hello } = await Channel.open(this.#to);
+    this.#hello = hello;
+    this.#token = hello.resume_token;
+    channel.send({ type: "config", ...this.#config() });
+    this.#goOn(channel, 0);
+  }
+
   /** Connect, go on with the stream, and repeat what the server does not have. */
   async #resume(): Promise<void> {
-    const timeoutMs = this.#options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    const channel = await Channel.reopen(this.#make, this.#url, this.#options.key, timeoutMs);
+    const { timeoutMs } = this.#to;
+    const channel = await Channel.reopen(this.#to);
     const nextSample = await new Promise<number>((resolve, reject) => {
       const timer = setTimeout(() => refuse("timeout", "The server did not resume the stream in time."), timeoutMs);
       const refuse = (code: string, text: string): void => {
@@ -328,29 +351,61 @@ export class Stream implements AsyncIterable<Result> {
         audio_ack_samples: this.#acked,
       });
     });
+    this.#goOn(channel, nextSample);
+  }
+
+  /** Use a new connection; the server has the samples before `nextSample`. */
+  #goOn(channel: Channel, nextSample: number): void {
     if (this.#error !== undefined) {
       channel.close(); // the stream was closed, or has failed, meanwhile
       return;
     }
     this.#channel = channel;
     this.#attach(channel);
-    this.#repeat(channel, nextSample);
-    if (this.#finishing) {
-      this.#expectFinal();
-      channel.send({ type: "close" });
-    }
+    this.#written = nextSample;
+    this.#closeWritten = false;
+    this.#marks.repeat();
+    if (this.#finishing) this.#expectFinal();
     this.#reconnecting = false;
+    this.#write();
+    this.#tell();
   }
 
-  /** Send audio from a sample on, and what may have been lost between its blocks. */
-  #repeat(channel: Channel, nextSample: number): void {
-    let at = nextSample;
-    for (const { place, mark } of this.#marks.unsure()) {
-      for (const block of this.#buffer.between(at, Math.max(at, place))) channel.sendAudio(block);
-      at = Math.max(at, place);
-      channel.send(mark);
+  /** Write what there is room for, in order: audio, marks at their places, and the end of the audio. */
+  #write(): void {
+    if (this.#reconnecting || this.#error !== undefined) return;
+    for (;;) {
+      const mark = this.#marks.next;
+      const block = this.#buffer.next(this.#written, mark?.place);
+      if (block !== undefined) {
+        if (!this.#hasRoom()) return;
+        this.#written += block.length / sampleBytes(this.#encoding);
+        this.#channel.sendAudio(block);
+      } else if (mark !== undefined) {
+        this.#marks.sent();
+        this.#channel.send(mark.mark);
+      } else {
+        break;
+      }
     }
-    for (const block of this.#buffer.between(at)) channel.sendAudio(block);
+    if (!this.#finishing || this.#closeWritten) return;
+    this.#closeWritten = true;
+    this.#channel.send({ type: "close" });
+  }
+
+  #hasRoom(): boolean {
+    if (this.#written - this.#acked > this.#maxAhead) return false;
+    if (this.#channel.waiting <= MAX_WAITING_BYTES) return true;
+    this.#retry ??= setTimeout(() => {
+      this.#retry = undefined;
+      this.#write();
+      this.#tell();
+    }, FULL_PAUSE_MS);
+    return false;
+  }
+
+  get #maxAhead(): number {
+    return (this.#options.maxAheadS ?? DEFAULT_AHEAD_S) * this.sampleRate;
   }
 
   #expectFinal(): void {
@@ -378,6 +433,11 @@ export class Stream implements AsyncIterable<Result> {
 
   #throwIfFailed(): void {
     if (this.#error !== undefined) throw this.#error;
+  }
+
+  #throwIfOver(): void {
+    this.#throwIfFailed();
+    if (this.#finishing) throw new ParakeetError("audio_after_final", "The stream was finished.", false);
   }
 
   #news(): Promise<void> {

@@ -265,6 +265,109 @@ test("send waits while too much is ahead of what is decoded", async () => {
   stream.close();
 });
 
+test("what nobody waits for goes out in the order of the calls", async () => {
+  let server;
+  const Socket = fakeWebSocket((socket) => {
+    server = socket;
+    socket.say(HELLO);
+  });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, maxAheadS: 1 });
+  const twoMessages = (value) => new Int16Array(32_768).fill(value);
+  const sends = [stream.send(twoMessages(1)), stream.send(twoMessages(2))];
+  stream.finalize();
+  sends.push(stream.send(twoMessages(3)));
+  const finish = stream.finish();
+  const brief = () => server.sent.slice(1).map((message) => message.type ?? [message[0], message.length]);
+  const [one, two, three] = [1, 2, 3].map((value) => [value, 16_384]);
+  assert.deepEqual(brief(), [one], "a second of audio may be on its way");
+  for (const [acked, sent] of [
+    [16_384, [one, one]],
+    [3 * 16_384, [one, one, two, two, "finalize"]],
+    [6 * 16_384, [one, one, two, two, "finalize", three, three, "close"]],
+  ]) {
+    for (let more = true; more; ) {
+      const before = server.sent.length;
+      const done = server.sent.filter(Array.isArray).length * 16_384;
+      server.say({ type: "ack", audio_ack_samples: Math.min(acked, done) });
+      more = server.sent.length > before;
+    }
+    assert.deepEqual(brief(), sent);
+  }
+  server.say(result(1, "go", 6 * 16_384, { is_final: true }));
+  await Promise.all(sends);
+  assert.equal((await finish).text, "go");
+});
+
+test("a server that falls silent counts as lost, and the stream goes on at another", async () => {
+  const Socket = fakeWebSocket((socket, number) => {
+    socket.onSent = (message) => {
+      if (message.type === "resume") {
+        socket.say({ type: "resumed", stream_id: 7, resume_token: "second", next_sample: 0 });
+      }
+      if (Array.isArray(message) && number === 2) socket.say({ type: "ack", audio_ack_samples: 8 });
+      if (message.type === "ping" && number === 2) socket.say({ type: "pong" });
+    };
+    socket.say(HELLO);
+  });
+  const options = { WebSocket: Socket, maxAheadS: 0.0001, sampleRate: 8000, silenceMs: 100 };
+  const awake = setInterval(() => {}, 1000); // as a real socket keeps Node
+  const stream = await Stream.connect("ws://server/", options);
+  await stream.send(new Int16Array(8)); // waits for the first server, which says nothing more
+  const pings = (number) => Socket.opened[number].sent.filter(({ type }) => type === "ping").length;
+  assert.equal(pings(0), 1);
+  while (pings(1) < 2) await new Promise((resolve) => setTimeout(resolve, 10));
+  assert.equal(Socket.opened.length, 2, "the second server answers pings");
+  stream.close();
+  clearInterval(awake);
+});
+
+test("a stream that its server never knew begins anew, with all of its audio", async () => {
+  const Socket = fakeWebSocket((socket, number) => {
+    socket.onSent = (message) => {
+      if (message.type === "resume") {
+        socket.say({ type: "error", code: "resume_refused", message: "There is no stream 7." });
+      }
+      if (message.type === "close" && number === 3) socket.say(result(1, "go", 2, { is_final: true }));
+    };
+    socket.say({ ...HELLO, stream_id: 6 + number });
+  });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, words: true });
+  await stream.send(Int16Array.of(1, 2));
+  Socket.opened[0].drop();
+  assert.equal((await stream.finish()).text, "go");
+  assert.equal(stream.streamId, 9);
+  const config = { type: "config", words: true, sample_rate: 16000, resume: true };
+  assert.deepEqual(Socket.opened[2].sent, [config, [1, 2], { type: "close" }]);
+});
+
+test("a server that fails the stream again and again is left in the end", async () => {
+  const Socket = fakeWebSocket((socket) => {
+    socket.onSent = (message) => {
+      if (message.type !== "resume") return;
+      socket.say({ type: "resumed", stream_id: 7, resume_token: "next", next_sample: 0 });
+      setImmediate(() => socket.say({ type: "error", code: "internal", message: "A defect." }));
+    };
+    socket.say(HELLO);
+  });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, maxReconnects: 3 });
+  await stream.send(Int16Array.of(1));
+  Socket.opened[0].drop();
+  await assert.rejects(stream.finish(), { code: "internal", mayRetry: true });
+  assert.equal(Socket.opened.length, 4);
+});
+
+test("a key at its limit may try again, and its stream is not resumed again and again", async () => {
+  let server;
+  const Socket = fakeWebSocket((socket) => {
+    server = socket;
+    socket.say(HELLO);
+  });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+  server.say({ type: "error", code: "over_limit", message: "The key has had its audio of today." });
+  await assert.rejects(stream.finish(), { code: "over_limit", mayRetry: true });
+  assert.equal(Socket.opened.length, 1);
+});
+
 test("a stream that loses its connection for good fails and leaves nobody waiting", async () => {
   const Socket = fakeWebSocket((socket, number) => {
     if (number > 1) socket.drop();
