@@ -65,6 +65,14 @@ class WorkerLease:
         reply = self._client.execute_command(*scripts.lapsed_workers(self._keys))
         return [worker for member in reply if (worker := WorkerId(member.decode())) != self._worker]
 
+    def register(self, owners: Iterable[WorkerId]) -> int:
+        """Give workers that own streams and are not registered a lease; return how many these were.
+
+        Without it nobody would take their streams over if they are dead.
+        """
+        command = scripts.register_owners(self._keys, ttl_ms=self._lease_ms, owners=owners)
+        return int(self._client.execute_command(*command))
+
     def remove(self, worker: WorkerId) -> bool:
         """Remove the keys of a worker without streams; return False if its lease holds again."""
         return bool(self._client.execute_command(*scripts.remove_worker(self._keys, worker=worker)))

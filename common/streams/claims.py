@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -172,15 +173,13 @@ class Claims:
                 start = b"(" + last if last else b""
         return taken
 
-    def num_pending(self, worker: WorkerId) -> int:
-        """Return the number of streams that a worker owns, over all shards."""
-        total = 0
+    def owners(self) -> Counter[WorkerId]:
+        """Return the workers that own streams, each with their number over all shards."""
+        found: Counter[WorkerId] = Counter()
         for shard in range(self._keys.shards):
-            reply = self._redis.shard(shard).execute_command(
-                *scripts.num_pending(self._keys.assignments(shard), worker=worker)
-            )
-            total += int(reply)
-        return total
+            reply = self._redis.shard(shard).execute_command(*scripts.owners(self._keys.assignments(shard)))
+            found.update({WorkerId(name.decode()): int(number) for name, number in reply})
+        return found
 
     def remove_consumer(self, worker: WorkerId) -> bool:
         """Remove a worker without streams from the groups; return False if it owns a stream after all."""

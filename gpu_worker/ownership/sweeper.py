@@ -109,7 +109,7 @@ class Sweeper:
             self._extend(flows, now)
             self._finish_orphans(flows, now)
             if self._taking:
-                self._take_strays()
+                self._look_at_owners()
 
     def _check_ownership(self) -> None:
         flows = self._table.flows()
@@ -120,7 +120,7 @@ class Sweeper:
     def _take_over(self) -> None:
         for dead in self._lease.lapsed_workers():
             self._take(dead)
-            if self._claims.num_pending(dead) == 0 and self._lease.remove(dead):
+            if not self._claims.owners()[dead] and self._lease.remove(dead):
                 self._claims.remove_consumer(dead)
                 logger.info("dead worker cleaned up: %s", dead)
 
@@ -131,9 +131,16 @@ class Sweeper:
         """
         self._take(self._worker, self._table.flows())
 
-    def _take_strays(self) -> None:
+    def _look_at_owners(self) -> None:
+        """Find streams that nobody decodes, without a lease that lapses."""
+        owners = self._claims.owners()
+        if owners and (found := self._lease.register(owners)):
+            logger.warning("%d owners of streams were not registered", found)
+        self._take_strays(owners[self._worker])
+
+    def _take_strays(self, num_owned: int) -> None:
         """Open streams that were claimed and not opened, because Redis went away in between."""
-        if self._claims.num_pending(self._worker) <= len(self._table):
+        if num_owned <= len(self._table):
             self._strays = set()
             return
         entries = self._claims.pending_of(self._worker, self._table.capacity)

@@ -247,7 +247,7 @@ async def test_a_stream_claimed_and_not_opened_is_opened_by_the_sweep(redis_url:
             stream.append(pcm, final=True)
             await ingress.ended(stream, stray)
             assert (stream.text, stray.text) == (expected_text(pcm), expected_text(pcm))
-            assert claims.num_pending(WorkerId("w1")) == 0
+            assert claims.owners()[WorkerId("w1")] == 0
         other.close()
 
 

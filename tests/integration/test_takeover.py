@@ -101,6 +101,25 @@ async def test_another_worker_goes_on_after_a_sigkill(redis_url: str, tmp_path: 
             assert [c["name"] for c in client.xinfo_consumers("px:{0}:new", "workers")] == [b"w2"]
 
 
+async def test_streams_of_a_dead_worker_that_no_register_knows_go_on(redis_url: str, tmp_path: Path) -> None:
+    """The register is on the first of several servers, which may come back empty when a worker dies."""
+    client, pcm = raw_client(redis_url), noise(4.0)
+    with ExitStack() as stack:
+        first = await worker(stack, redis_url, tmp_path, "w1", lease_ms=SHORT_LEASE_MS)
+        async with ingress_side(redis_url) as ingress:
+            streams = await halfway(ingress, pcm)
+            first.send(signal.SIGKILL)
+            first.wait()
+            client.zrem("px:{0}:workers", "w1")
+            await worker(stack, redis_url, tmp_path, "w2", lease_ms=SHORT_LEASE_MS)
+            await finish(ingress, streams, pcm)
+            for stream in streams:
+                assert_gapless(stream)
+                assert stream.epoch == 2
+                assert stream.text == expected_text(pcm)
+            await until(lambda: client.zscore("px:{0}:workers", "w1") is None, what="the dead one's end")
+
+
 async def test_a_replay_begins_at_the_checkpoint_and_the_audio_kept_is_bounded(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -303,5 +303,5 @@ def test_finish_of_a_stream_that_left_redis_takes_its_assignment_away(redis_url:
     assert [entry.stream for entry in entries] == [5]
     assert claims.open(entries[:1]) == [None]
     assert client.xlen("px:{0}:new") == 0
-    assert claims.num_pending(WorkerId("w1")) == 0
+    assert claims.owners()[WorkerId("w1")] == 0
     redis.close()

@@ -428,7 +428,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         assert [self.raw.exists(key) for key in keys] == [0, 0]
         assert self.raw.xlen("px:{0}:new") == 0
         for other in self.workers:
-            assert other.claims.num_pending(worker.name) == 0
+            assert other.claims.owners()[worker.name] == 0
 
     # Promises
 

@@ -122,9 +122,9 @@ def let_go(stream: StreamKeys, *, epoch: int, cleared: bool) -> Command:
     return run("ownership/let_go", (stream.meta,), epoch, int(cleared))
 
 
-def num_pending(assignments: bytes, *, worker: WorkerId) -> Command:
-    """Reply how many assignments of a shard are pending with a worker."""
-    return run("ownership/num_pending", (assignments,), ASSIGNMENT_GROUP, worker)
+def owners(assignments: bytes) -> Command:
+    """Reply the workers that have pending assignments of a shard, and how many: {{name, number}, ...}."""
+    return run("ownership/owners", (assignments,), ASSIGNMENT_GROUP)
 
 
 def remove_consumer(assignments: bytes, *, ready: bytes, worker: WorkerId) -> Command:

@@ -19,6 +19,11 @@ def lapsed_workers(keys: Keys) -> Command:
     return run("presence/lapsed", (keys.workers,))
 
 
+def register_owners(keys: Keys, *, ttl_ms: int, owners: Iterable[WorkerId]) -> Command:
+    """Give owners of streams that are not registered a lease. Replies how many these were."""
+    return run("presence/register_owners", (keys.workers,), ttl_ms, REGISTER_TTL_MS, *owners)
+
+
 def missing_ingresses(keys: Keys, *, ingresses: Iterable[IngressId]) -> Command:
     """Return the ingresses, of those given, that are unknown or count as gone."""
     return run("presence/missing", (keys.ingresses,), *ingresses)
