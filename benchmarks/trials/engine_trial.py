@@ -131,10 +131,12 @@ class _Spent:
         self.seconds += time.thread_time() - self._began_s
 
 
-def _phrase_lists(engine: SpeechEngine, load: PhraseLoad, num_streams: int, seed: int) -> PhraseLists:
+def _phrase_lists(
+    engine: SpeechEngine, load: PhraseLoad, num_streams: int, seconds: float, seed: int
+) -> PhraseLists:
     vocabulary = engine._vocabulary
     assert isinstance(vocabulary, Tokenizer), "phrases are made of a tokenizer's pieces"
-    return PhraseLists(load, num_streams, seed, vocabulary)
+    return PhraseLists(load, num_streams, seed, vocabulary, seconds)
 
 
 class RecordingSteps:
@@ -239,7 +241,7 @@ def run_trial(
     given = np.zeros(num_streams, dtype=np.int64)
     slot_of = np.full(num_streams, -1, dtype=np.int64)
     final_at = np.full(num_streams, np.nan)
-    lists = _phrase_lists(engine, phrases, num_streams, seed)
+    lists = _phrase_lists(engine, phrases, num_streams, arrival_s + seconds, seed)
     table = engine._table
     thresholds = gc.get_threshold()
     collect_rarely(*COLLECT_AFTER)

@@ -30,9 +30,12 @@ class PhraseLists:
     """Lists of made-up words, no two the same, and when the next stream gets another.
 
     vocabulary: of the engine under test; words are made of its pieces, so that it can write them.
+    seconds: for how long lists are changed.
     """
 
-    def __init__(self, load: PhraseLoad, num_streams: int, seed: int, vocabulary: Tokenizer) -> None:
+    def __init__(
+        self, load: PhraseLoad, num_streams: int, seed: int, vocabulary: Tokenizer, seconds: float = 0.0
+    ) -> None:
         self._rng = np.random.default_rng(seed)
         self._load = load
         self.boosted = np.flatnonzero(self._rng.random(num_streams) < load.share)
@@ -43,6 +46,7 @@ class PhraseLists:
         self._more = np.array([piece for piece in pieces if piece.isalnum()])
         # Made before the trial: what a client sends costs its worker nothing to make up.
         self._of = {stream: self.made() for stream in self.boosted.tolist()}
+        self._others = [self.made() for _ in range(int(seconds * load.lists_per_second))]
 
     def of(self, stream: int) -> tuple[Phrase, ...]:
         """Return the list with which a stream begins."""
@@ -58,7 +62,7 @@ class PhraseLists:
         open_ones = self.boosted[self.boosted < num_open]
         if not len(open_ones):
             return None
-        return int(self._rng.choice(open_ones)), self.made()
+        return int(self._rng.choice(open_ones)), self._others.pop() if self._others else self.made()
 
     def made(self) -> tuple[Phrase, ...]:
         """Return a list that no stream has yet."""

@@ -30,7 +30,7 @@ def spellings(speller: Speller, phrases: Sequence[Phrase]) -> list[list[tuple[in
     the phrase, for any other such phrase.
     """
     texts = [phrase.text for phrase in phrases]
-    found = _encoded(speller, [(text, text.lower(), _capital(text), _titled(text)) for text in texts])
+    found = _encoded(speller, list(map(_cases, texts)))
     for number, phrase in enumerate(phrases):
         if not found[number]:
             (found[number],) = _encoded(speller, [(phrase.text.upper(),)])
@@ -46,8 +46,9 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:].lower()
 
 
-def _titled(text: str) -> str:
-    return " ".join(map(_capital, text.split(" ")))
+def _cases(text: str) -> tuple[str, ...]:
+    cases = text, text.lower(), _capital(text)
+    return (*cases, " ".join(map(_capital, text.split(" ")))) if " " in text else cases
 
 
 def _encoded(speller: Speller, cases: Sequence[tuple[str, ...]]) -> list[list[tuple[int, ...]]]:

@@ -6,11 +6,67 @@ arrays, whose addresses never change.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
 import torch
 from torch import Tensor
 
 from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.kernels.reference.boosting_tree_reference import SlotTrees
+
+# Words of pinned memory through which trees go to the device: some 230 lists of 100 phrases in one step.
+_STAGING_WORDS: Final = 1 << 20
+
+IsOver = Callable[[], bool]
+
+
+class Staging:
+    """Pinned memory through which words go to the device, used round and round.
+
+    To pin memory takes the driver long, and may keep other calls and running steps waiting, so it is done
+    once. A part is written again only when its copy is over.
+
+    Args:
+        words_W: the memory, int32.
+        mark: marks the device's queue behind a copy; returns whether the copy is over.
+    """
+
+    def __init__(self, words_W: Tensor, mark: Callable[[], IsOver]) -> None:
+        self._words_W = words_W
+        self._mark = mark
+        # Words since the start: copies may read those from `begin` to `end`. Their ends and marks follow.
+        self._begin = self._end = 0
+        self._copies: deque[tuple[int, IsOver]] = deque()
+
+    def copy(self, words_W: Tensor, to_W: Tensor) -> None:
+        """Queue a copy of `words_W` to the device; `words_W` may change at once."""
+        staged_W = self._take(len(words_W))
+        if staged_W is None:
+            # Too long, or too many at once. The allocator keeps this memory until the copy is over.
+            to_W.copy_(words_W.pin_memory() if to_W.is_cuda else words_W, non_blocking=True)
+            return
+        to_W.copy_(staged_W.copy_(words_W), non_blocking=True)
+        self._copies.append((self._end, self._mark()))
+
+    def _take(self, num_words: int) -> Tensor | None:
+        while self._copies and self._copies[0][1]():
+            self._begin, _ = self._copies.popleft()
+        size = len(self._words_W)
+        at = self._end % size if size else 0
+        # A part does not go on over the end of the memory.
+        end = self._end + num_words + (size - at if at + num_words > size else 0)
+        if num_words > size or end - self._begin > size:
+            return None
+        self._end = end
+        return self._words_W[(end - num_words) % size :][:num_words]
+
+
+def _mark() -> IsOver:
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event.query
 
 
 class CudaTrees:
@@ -22,9 +78,14 @@ class CudaTrees:
 
     def __init__(self, num_words: int, node_SM: Tensor) -> None:
         self.num_words = num_words
-        self._device = node_SM.device
+        device = node_SM.device
+        on_cuda = device.type == "cuda"
+        staging_W = torch.empty(
+            min(num_words, _STAGING_WORDS) if on_cuda else 0, dtype=torch.int32, pin_memory=on_cuda
+        )
+        self._staging = Staging(staging_W, _mark)
         self._slots = SlotTrees(
-            words_W=torch.zeros(num_words, dtype=torch.int32, device=self._device),
+            words_W=torch.zeros(num_words, dtype=torch.int32, device=device),
             base_SM=torch.full_like(node_SM, -1),
             node_SM=node_SM,
         )
@@ -35,19 +96,14 @@ class CudaTrees:
         return self._slots if self.num_words else None
 
     def prepare(self, tree: PhraseTree) -> object:
-        """Return the tree's words in pinned memory, from which the device copies directly."""
-        words_W = torch.from_numpy(tree.words)
-        if self._device.type != "cuda":
-            return words_W
-        # A new thread's current device is the first one, which may be another worker's.
-        with torch.cuda.device(self._device):
-            return words_W.pin_memory()
+        """Return the tree's words."""
+        return torch.from_numpy(tree.words)
 
     @torch.inference_mode()
     def put(self, at: int, prepared: object) -> None:
-        """See `TreeMemory`. The allocator keeps pinned memory until the copy is done."""
+        """See `TreeMemory`."""
         assert isinstance(prepared, Tensor)
-        self._slots.words_W[at : at + len(prepared)].copy_(prepared, non_blocking=True)
+        self._staging.copy(prepared, self._slots.words_W[at : at + len(prepared)])
 
     def drop(self, at: int) -> None:
         """Do nothing: an unused tree does no harm."""

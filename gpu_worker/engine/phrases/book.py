@@ -44,16 +44,24 @@ class _Inline(Executor):
 
 
 class ListInUse:
-    """One list and its tree; `users` streams hold it."""
+    """One list and its tree; `users` streams hold it.
+
+    future: the built tree, prepared for the arena; None once it is there, so that it is kept no longer.
+    """
 
     __slots__ = ("at", "future", "num_nodes", "phrases", "users")
 
     def __init__(self, phrases: PhraseList, future: Future[tuple[int, int, object]]) -> None:
         self.phrases: Final = phrases
-        self.future: Final = future
+        self.future: Future[tuple[int, int, object]] | None = future
         self.users = 0
         self.at = NO_TREE
         self.num_nodes = 0
+
+    @property
+    def is_built(self) -> bool:
+        """Whether `PhraseBook.place` need not wait."""
+        return self.future is None or self.future.done()
 
 
 class PhraseBook:
@@ -79,9 +87,9 @@ class PhraseBook:
         """Return a list for one more user, who calls `release` in the end."""
         entry = self._lists.get(phrases)
         if entry is None:
-            entry = ListInUse(phrases, self._executor.submit(self._make, phrases))
-            self._lists[phrases] = entry
-            entry.future.add_done_callback(lambda _: self._wake())
+            future = self._executor.submit(self._make, phrases)
+            entry = self._lists[phrases] = ListInUse(phrases, future)
+            future.add_done_callback(lambda _: self._wake())
         entry.users += 1
         return entry
 
@@ -105,7 +113,8 @@ class PhraseBook:
         if entry.users:
             return
         del self._lists[entry.phrases]
-        entry.future.cancel()
+        if entry.future is not None:
+            entry.future.cancel()
         if entry.at != NO_TREE:
             self._arena.free(entry.at)
             self._trees.drop(entry.at)
@@ -116,16 +125,16 @@ class PhraseBook:
 
         Raises UnsupportedOption for a phrase that the model cannot write, PhrasesFull where there is no room.
         """
-        num_words, num_nodes, prepared = entry.future.result(timeout=_MAKE_TIMEOUT_S)
-        if entry.at != NO_TREE:
+        if entry.future is None:
             return
+        num_words, num_nodes, prepared = entry.future.result(timeout=_MAKE_TIMEOUT_S)
         at = self._arena.allocate(num_words)
         if at is None:
             raise PhrasesFull(
                 "The worker has no memory left for the phrases of another stream (--phrase-memory-mb)."
             )
         self._trees.put(at, prepared)
-        entry.at, entry.num_nodes = at, num_nodes
+        entry.at, entry.num_nodes, entry.future = at, num_nodes, None
 
     @property
     def end(self) -> int:

@@ -123,7 +123,7 @@ class StreamPhrases:
             change.frame <= int(table.planned[slot]) == int(table.decoded[slot])
             and not table.held[slot]
             and slot not in self._warm_ups
-            and (change.entry is None or change.entry.future.done())
+            and (change.entry is None or change.entry.is_built)
         )
 
     def come_into_force(self) -> list[tuple[Stream, EngineError]]:

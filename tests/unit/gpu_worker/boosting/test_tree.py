@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from math import log
 
@@ -73,6 +74,16 @@ def test_random_trees_equal_a_walk_by_the_definition() -> None:
             # The state is the longest end of what was said that begins a phrase.
             longest = next(tuple(said[at:]) for at in range(len(said) + 1) if tuple(said[at:]) in beginnings)
             assert states.setdefault(longest, node) == node
+
+
+def test_building_leaves_nothing_to_the_collector_of_cycles() -> None:
+    rng = np.random.default_rng(0)
+    phrases = [(rng.integers(0, 50, 6).tolist(), 1.0) for _ in range(100)]
+    PhraseTree(phrases, 50)  # whatever only a first call leaves
+    gc.collect()
+    assert PhraseTree(phrases, 50).num_nodes > 300
+    # A node of a cycle would be at least one object; other threads of the process may leave a few.
+    assert gc.collect() < 100
 
 
 def test_phrases_are_written_in_the_case_that_the_model_has() -> None:

@@ -71,6 +71,16 @@ def test_cuts_do_not_change_the_text(tokens: list[int], cuts: list[int]) -> None
     assert BYTES.finish(state) == BYTES.decode(tokens)
 
 
+def test_many_long_texts_are_encoded_as_each_by_itself() -> None:
+    texts = [f"{word} " * (3 * number) + word for number, word in enumerate(["a", "the", "hello"] * 30)]
+    texts = [*texts, " ".join(["word"] * 2_000), "42", "end"]
+    alone = [tokens for text in texts for tokens in TINY.encode([text])]
+    assert TINY.encode(texts) == alone
+    assert alone[-2] is None
+    assert [TINY.decode(tokens) for tokens in alone if tokens] == [text for text in texts if text != "42"]
+    assert TINY.encode([]) == []
+
+
 def test_a_character_of_several_bytes_waits_for_its_last() -> None:
     state = TextState()
     euro = [BYTES_REFERENCE.piece_to_id(f"<0x{byte:02X}>") for byte in "€".encode()]

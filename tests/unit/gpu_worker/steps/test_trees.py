@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+
+import numpy as np
 import torch
 
 from gpu_worker.boosting.tree import PhraseTree
 from gpu_worker.engine.phrases.tree_memory import NO_TREE
 from gpu_worker.kernels.reference.boosting_tree_reference import next_node, tree_scores
-from gpu_worker.steps.cuda_trees import CudaTrees
+from gpu_worker.steps.cuda_trees import CudaTrees, IsOver, Staging
 from gpu_worker.steps.eager_trees import EagerTrees
 
 NUM_TOKENS = 12
@@ -67,3 +70,64 @@ def test_everybodys_tree_adds_to_a_slots_own() -> None:
     rows = trees.rows(torch.tensor([0, 1]))
     assert rows is not None
     assert rows.choose(torch.zeros(2, NUM_TOKENS + 1), torch.tensor([0, 0])).tolist() == [4, 7]
+
+
+class _Device:
+    """Has copies in its queue, in their order. Each copy has a value of its own in all of its words."""
+
+    def __init__(self, num_words: int) -> None:
+        self.memory_W = torch.zeros(num_words, dtype=torch.int32)
+        self._staging = Staging(self.memory_W, self._mark)
+        self.num_marked = self.num_done = 0
+        self.queued: deque[tuple[int, int]] = deque()
+
+    def _mark(self) -> IsOver:
+        self.num_marked = number = self.num_marked + 1
+        return lambda: self.num_done >= number
+
+    def copy(self, value: int, num_words: int) -> bool:
+        """Queue a copy; return whether it reads the staging memory."""
+        number, words_W = self.num_marked, torch.full((num_words,), value, dtype=torch.int32)
+        to_W = torch.zeros_like(words_W)
+        self._staging.copy(words_W, to_W)
+        assert to_W.tolist() == words_W.tolist()
+        if self.num_marked == number:
+            return False
+        self.queued.append((value, num_words))
+        return True
+
+    def work(self) -> None:
+        """Finish the oldest copy."""
+        self.queued.popleft()
+        self.num_done += 1
+
+    def check(self) -> None:
+        """Assert that every copy that is not over still finds its words, in one piece."""
+        for value, num_words in self.queued:
+            at = (self.memory_W == value).nonzero().flatten().tolist()
+            assert at == list(range(at[0], at[0] + num_words))
+
+
+def test_no_tree_is_written_over_one_that_the_device_still_copies() -> None:
+    rng, device, num_staged = np.random.default_rng(0), _Device(64), 0
+    for value in range(1, 2_000):
+        num_staged += device.copy(value, int(rng.integers(1, 30)))
+        device.check()
+        while device.queued and rng.random() < 0.5:
+            device.work()
+    assert 1_000 < num_staged < 1_999, "some found no room, as the device was behind"
+
+
+def test_a_tree_that_finds_no_room_gets_memory_of_its_own() -> None:
+    device = _Device(10)
+    assert not device.copy(1, 11)
+    assert device.copy(2, 10)
+    assert not device.copy(3, 1)
+    device.work()
+    assert device.copy(4, 6)
+    assert not device.copy(5, 5), "no part goes on over the end"
+    assert device.copy(6, 4)
+    device.check()
+    device.work()
+    assert device.copy(7, 6)
+    device.check()

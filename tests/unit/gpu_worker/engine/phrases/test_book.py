@@ -90,6 +90,26 @@ def test_a_list_that_nobody_wants_any_more_is_not_made() -> None:
     wait_until(lambda: maker.made == [phrases_of(1), phrases_of(3)])
 
 
+def test_a_tree_is_kept_no_longer_than_until_it_is_in_its_place() -> None:
+    maker = _Maker()
+    maker.may_go_on.set()
+    steps = make_model_engine(random_model(2), CONFIG).steps
+    book = PhraseBook(steps.trees, maker)
+    first = book.hold(phrases_of(1))
+    assert first.is_built
+    book.place(first)
+    assert first.future is None
+    assert first.is_built
+    second = book.hold(phrases_of(1))
+    book.place(second)
+    assert second is first
+    assert maker.made == [phrases_of(1)]
+    book.check_integrity(2)
+    book.release(first)
+    book.release(second)
+    assert book.num_lists == book.end == 0
+
+
 def test_a_defect_in_making_a_tree_ends_its_stream_alone(caplog: pytest.LogCaptureFixture) -> None:
     maker = _Maker()
     maker.may_go_on.set()
