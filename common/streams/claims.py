@@ -174,7 +174,11 @@ class Claims:
         return taken
 
     def owners(self) -> Counter[WorkerId]:
-        """Return the workers that own streams, each with their number over all shards."""
+        """Return the workers that own streams, each with their number over all shards.
+
+        The assignments expire a day after the last call, or the last new stream: without them nobody could
+        take a stream over.
+        """
         found: Counter[WorkerId] = Counter()
         for shard in range(self._keys.shards):
             reply = self._redis.shard(shard).execute_command(*scripts.owners(self._keys.assignments(shard)))

@@ -132,7 +132,7 @@ class Sweeper:
         self._take(self._worker, self._table.flows())
 
     def _look_at_owners(self) -> None:
-        """Find streams that nobody decodes, without a lease that lapses."""
+        """Find streams that nobody decodes, without a lease that lapses; keep all assignments."""
         owners = self._claims.owners()
         if owners and (found := self._lease.register(owners)):
             logger.warning("%d owners of streams were not registered", found)

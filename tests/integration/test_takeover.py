@@ -101,6 +101,17 @@ async def test_another_worker_goes_on_after_a_sigkill(redis_url: str, tmp_path: 
             assert [c["name"] for c in client.xinfo_consumers("px:{0}:new", "workers")] == [b"w2"]
 
 
+async def test_assignments_of_streams_that_last_for_days_are_kept(redis_url: str, tmp_path: Path) -> None:
+    """Without them no worker could take such a stream over, at the latest in the next upgrade."""
+    client = raw_client(redis_url)
+    with ExitStack() as stack:
+        await worker(stack, redis_url, tmp_path, "w1")
+        async with ingress_side(redis_url) as ingress:
+            await halfway(ingress, noise(4.0), count=1)
+            client.pexpire("px:{0}:new", 60_000)  # as if no stream had begun for nearly a day
+            await until(lambda: client.pttl("px:{0}:new") > 3_600_000, 50, "a longer life")
+
+
 async def test_streams_of_a_dead_worker_that_no_register_knows_go_on(redis_url: str, tmp_path: Path) -> None:
     """The register is on the first of several servers, which may come back empty when a worker dies."""
     client, pcm = raw_client(redis_url), noise(4.0)

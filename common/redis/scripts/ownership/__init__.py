@@ -12,6 +12,7 @@ from common.redis.keys import (
     DEAD_LETTER_TTL_MS,
     FINISHED_STREAM_TTL_MS,
     READY_TTL_MS,
+    REGISTER_TTL_MS,
     RESULTS_MAX_LENGTH,
     STAGED_SNAPSHOT_TTL_MS,
     StreamKeys,
@@ -123,8 +124,11 @@ def let_go(stream: StreamKeys, *, epoch: int, cleared: bool) -> Command:
 
 
 def owners(assignments: bytes) -> Command:
-    """Reply the workers that have pending assignments of a shard, and how many: {{name, number}, ...}."""
-    return run("ownership/owners", (assignments,), ASSIGNMENT_GROUP)
+    """Reply the workers that have pending assignments of a shard, and how many: {{name, number}, ...}.
+
+    Renews the expiry of the assignments.
+    """
+    return run("ownership/owners", (assignments,), ASSIGNMENT_GROUP, REGISTER_TTL_MS)
 
 
 def remove_consumer(assignments: bytes, *, ready: bytes, worker: WorkerId) -> Command:
