@@ -21,8 +21,12 @@ from common.errors import EntryError, RedisUnavailable, SettingsError
 from common.redis.address import RedisAddress, TlsOptions, parse_address
 from common.redis.connect import Argument
 from common.redis.outages import OUTAGES
-from common.redis.pipelined import PipelinedConnection, SyncClient, SyncPipelinedConnection
-from common.redis.subscriber import Subscription
+from common.redis.pipelined import (
+    PipelinedConnection,
+    Subscription,
+    SyncClient,
+    SyncPipelinedConnection,
+)
 from common.settings.schema import RedisSettings
 
 _MAX_PASSWORD_LENGTH: Final = 4096

@@ -4,7 +4,8 @@ redis-py packs in Python, takes a connection from a pool, and awaits a write and
 thousands of appends a second that takes most of an ingress's time. Here a call only packs its commands and
 makes one future. All commands of one turn of the loop go out in one write (group commit), and replies, which
 Redis sends in the order of the commands, are handed out as they come. A call needs no task, no lock and no
-timer.
+timer, and neither does a message of a subscription: an ingress gets one or more from every step of every
+worker.
 
 The counterparts for threads, which wait for their replies, need one write for all commands of a call, and as
 few reads as the socket allows: about a tenth of what redis-py's pipeline costs a command.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -43,6 +45,8 @@ from common.redis.connect import (
 )
 from common.redis.outages import OUTAGES
 
+logger = logging.getLogger(__name__)
+
 Part = bytes | bytearray | memoryview
 
 # Most bytes that wait while Redis is away: the appends of 1,000 streams over several seconds.
@@ -50,6 +54,9 @@ MAX_WAITING_BYTES: Final = 128 * 1024 * 1024
 _CHECKS_PER_TIMEOUT: Final = 4
 _CLOSED: Final = "the connection to Redis was closed"
 _FULL: Final = "too much waits for Redis"
+# A subscription that is silent for this long is probed; one that was lost waits before it subscribes again.
+_PROBE_AFTER_S: Final = 3.0
+_SUBSCRIBE_PAUSE_S: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -68,6 +75,8 @@ class PipelinedConnection:
     timeout_s: bound between a command and its reply, opening included; when it passes, the connection is
         dropped and all waiting calls fail, since it is unknown which commands Redis has executed.
     on_loss: called after a connection was dropped, whether a call waited on it or not.
+    on_message: called with the payload of each message of a channel, in the read that brought it, once the
+        connection has subscribed to one (`Subscription`).
     num_losses: how often an open connection was dropped.
 
     A failed command may have been executed: callers repeat only commands that may be repeated.
@@ -86,6 +95,7 @@ class PipelinedConnection:
         self._watch: asyncio.TimerHandle | None = None
         self._closed = False
         self.on_loss: Callable[[], None] | None = None
+        self.on_message: Callable[[bytes], None] | None = None
         self.num_losses = 0
 
     # Commands
@@ -180,10 +190,14 @@ class PipelinedConnection:
     def received(self, data: bytes) -> None:
         """Take bytes from the socket and hand the replies in them out."""
         waiting = self._waiting
+        on_message = self.on_message
         self._reader.feed(data)
         next_reply = self._reader.gets
         try:
             while (reply := next_reply()) is not False:
+                if on_message is not None and type(reply) is list and reply[0] == b"message":
+                    on_message(reply[2])
+                    continue
                 if not waiting:
                     raise hiredis.ProtocolError("a reply that nothing waits for")
                 if type(reply) is redis.exceptions.ResponseError:
@@ -265,6 +279,61 @@ class _Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._connection.serves(self._transport):
             self._connection.lost()
+
+
+class Subscription:
+    """An endless subscription to one channel of one server: it subscribes again after each loss.
+
+    timeout_s: bound of each opening, and of the answer to each probe.
+    take: called with each message, and with None after each time that it has subscribed: messages may have
+        been missed before.
+    """
+
+    def __init__(
+        self, address: RedisAddress, timeout_s: float, channel: bytes, take: Callable[[bytes | None], None]
+    ) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+        self._channel = channel
+        self._take = take
+        self._lost = asyncio.Event()
+        self._silent = True  # since it was last looked at
+
+    async def run(self) -> None:
+        """Listen until cancelled.
+
+        A connection that is silent is probed, so that a dead one is noticed in bounded time.
+        """
+        connection = PipelinedConnection(self._address, self._timeout_s)
+        connection.on_message = self._received
+        connection.on_loss = self._lost.set
+        try:
+            while True:
+                self._lost.clear()
+                try:
+                    await connection.execute(b"SUBSCRIBE", self._channel)
+                    self._take(None)
+                    await self._stay(connection)
+                except redis.exceptions.RedisError as error:
+                    OUTAGES.log_retry(logger, "subscription lost, trying again: %s", error)
+                await asyncio.sleep(_SUBSCRIBE_PAUSE_S)
+        finally:
+            await connection.close()
+
+    async def _stay(self, connection: PipelinedConnection) -> None:
+        """Stay as long as the connection lives. Raises redis.exceptions.ConnectionError or TimeoutError."""
+        while True:
+            self._silent = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), _PROBE_AFTER_S)
+            if self._lost.is_set():
+                raise lost(self._address)
+            if self._silent:
+                await connection.execute(b"PING")
+
+    def _received(self, payload: bytes) -> None:
+        self._silent = False
+        self._take(payload)
 
 
 class SyncPipelinedConnection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,8 @@ from collections.abc import Iterator
 import pytest
 import redis.exceptions
 
-from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
+from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, subscription
 from common.redis.connect import pack
-from common.redis.subscriber import Subscriber
 from parakeet.serve.embedded_redis import EmbeddedRedis
 
 
@@ -165,30 +165,69 @@ def test_the_thread_s_connection_does_not_wait_for_ever() -> None:
         listener.close()
 
 
-async def test_a_subscriber_gets_every_message_and_hears_of_a_loss(servers: RedisServers) -> None:
-    client = AsyncRedis(servers)
-    messages: asyncio.Queue[list[bytes]] = asyncio.Queue()
-    subscriber = Subscriber(servers.addresses[0], servers.timeout_ms / 1000, messages.put_nowait)
+async def test_a_subscription_gets_every_message_and_subscribes_again_after_a_loss(
+    servers: RedisServers,
+) -> None:
+    client, sync = AsyncRedis(servers), SyncRedis(servers)
+    messages: asyncio.Queue[bytes | None] = asyncio.Queue()
+    listening = asyncio.create_task(subscription(servers, 0, b"channel", messages.put_nowait).run())
     try:
-        await subscriber.open()
-        subscriber.send(b"SUBSCRIBE", b"channel")
-        assert (await messages.get())[:2] == [b"subscribe", b"channel"]
+        assert await messages.get() is None
         publish = [pack(b"PUBLISH", b"channel", b"%d" % n) for n in range(20_000)]
-        sync = SyncRedis(servers)
         sender = threading.Thread(target=lambda: sync.pipelined(0).call(publish))
         sender.start()
-        found = [(await messages.get())[2] for _ in range(20_000)]
+        found = [await messages.get() for _ in range(20_000)]
         sender.join()
-        sync.close()
         assert found == [b"%d" % n for n in range(20_000)]
         assert messages.empty()
-        await subscriber.stay(0.01)
         big = b"b" * 3_000_000  # comes in many reads, most of which complete no message
         await client.cluster.execute_command("PUBLISH", "channel", big)
-        assert (await messages.get())[2] == big
+        assert await messages.get() == big
         await client.cluster.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-        with pytest.raises(redis.exceptions.ConnectionError):
-            await subscriber.stay(60.0)
+        assert await messages.get() is None
+        await client.cluster.execute_command("PUBLISH", "channel", "later")
+        assert await messages.get() == b"later"
     finally:
-        subscriber.close()
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        sync.close()
         await client.close()
+    assert messages.empty()
+
+
+async def test_a_silent_subscription_is_probed_and_opened_anew_where_nothing_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server leaves the first probe without an answer, and answers the second one."""
+    monkeypatch.setattr("common.redis.pipelined._PROBE_AFTER_S", 0.01)
+    probed: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):  # the client has hung up
+            await reader.readuntil(pack(b"SUBSCRIBE", b"channel"))
+            writer.write(b"*3\r\n$9\r\nsubscribe\r\n$7\r\nchannel\r\n:1\r\n")
+            probe = await reader.readexactly(len(pack(b"PING")))
+            probed.append(probe)
+            if len(probed) > 1:
+                writer.write(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+                writer.write(b"*3\r\n$7\r\nmessage\r\n$7\r\nchannel\r\n$4\r\ntext\r\n")
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    servers = RedisServers.parse((f"redis://127.0.0.1:{port}",), timeout_ms=1000)
+    messages: asyncio.Queue[bytes | None] = asyncio.Queue()
+    listening = asyncio.create_task(subscription(servers, 0, b"channel", messages.put_nowait).run())
+    try:
+        heard = [await messages.get(), await messages.get()]
+        while heard[-1] is None:
+            heard.append(await messages.get())
+        assert heard[:2] == [None, None]
+        assert heard[-1] == b"text"
+        assert probed[:2] == [pack(b"PING")] * 2
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        server.close()
+        await server.wait_closed()
