@@ -34,6 +34,8 @@ _PAYLOAD_FIELD: Final = {
     Encoding.MULAW: b"u",
     Encoding.ALAW: b"a",
 }
+# What a mark (an entry of `finalize` or `phrases`) costs in Redis and here, beside its content.
+_MARK_BYTES: Final = 1024
 _ENCODING_OF_FIELD: Final = {field: encoding for encoding, field in _PAYLOAD_FIELD.items()}
 
 
@@ -135,6 +137,14 @@ def decode_audio_entry(entry_id: bytes, flat: Sequence[bytes] | None) -> AudioEn
     if first_sample < 0:
         raise EntryError("An audio entry does not say where it begins.")
     return AudioEntry(entry_id, first_sample, payload, encoding, final, ingress, finalize, phrases)
+
+
+def mark_bytes(phrases: Sequence[Phrase] = ()) -> int:
+    """Return the bytes that an entry without samples counts, wherever bytes of audio are counted.
+
+    Clients choose the number of these entries, which has to be bounded as that of samples is.
+    """
+    return _MARK_BYTES + sum(len(phrase.text) for phrase in phrases)
 
 
 def entry_order(entry_id: bytes) -> tuple[int, int]:

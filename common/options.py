@@ -123,13 +123,22 @@ class Option:
         return text
 
 
+MIN_SAMPLE_RATE: Final = 8_000
+MAX_SAMPLE_RATE: Final = 48_000
+MIN_THRESHOLD: Final = 0.05
+MAX_THRESHOLD: Final = 0.95
+DETECTOR_WINDOW_MS: Final = 32
+"""The speech detector judges windows of this length: nothing that it reports is shorter."""
+MAX_SILENCE_MS: Final = 60_000
+MAX_PAUSE_MS: Final = 600_000
+
 OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "sample_rate",
         int,
         "Rate of the stream's samples, in Hz, in place of that of `hello`.",
-        minimum=8_000,
-        maximum=48_000,
+        minimum=MIN_SAMPLE_RATE,
+        maximum=MAX_SAMPLE_RATE,
     ),
     Option(
         "encoding",
@@ -196,36 +205,36 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "vad_threshold",
         float,
         "Probability from which 32 ms of audio count as speech.",
-        minimum=0.05,
-        maximum=0.95,
+        minimum=MIN_THRESHOLD,
+        maximum=MAX_THRESHOLD,
     ),
     Option(
         "turn_min_speech_ms",
         int,
         "Speech without a gap that starts an utterance.",
-        minimum=32,
+        minimum=DETECTOR_WINDOW_MS,
         maximum=2_000,
     ),
     Option(
         "turn_pause_ms",
         int,
         "Silence that is reported as a pause, and about which smart-turn is asked.",
-        minimum=32,
+        minimum=DETECTOR_WINDOW_MS,
         maximum=2_000,
     ),
     Option(
         "turn_silence_ms",
         int,
         "Silence that ends an utterance when no other signal has spoken (signal `vad`).",
-        minimum=32,
-        maximum=60_000,
+        minimum=DETECTOR_WINDOW_MS,
+        maximum=MAX_SILENCE_MS,
     ),
     Option(
         "turn_max_pause_ms",
         int,
         "Silence that ends an utterance whatever the signals say; at least the other silences.",
-        minimum=32,
-        maximum=600_000,
+        minimum=DETECTOR_WINDOW_MS,
+        maximum=MAX_PAUSE_MS,
     ),
 )
 

@@ -17,12 +17,11 @@ import orjson
 
 from common.entries import IngressId, WorkerId, decode_assignment
 from common.errors import RedisUnavailable
+from common.monitoring.families import STAGES
 from common.redis.clients import REDIS_ERROR, AsyncRedis
 from common.redis.connect import Argument, pack
 from common.redis.keys import Keys
 from common.redis.scripts import status as scripts
-
-STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
 
 # Streams whose groups one pipeline reads: bounds the reply.
 _BATCH: Final = 500

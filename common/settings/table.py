@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from common.options import TURN_SIGNALS
+from common.options import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, TURN_SIGNALS
 from common.settings.values import (
     DEVICE,
     HOST,
@@ -154,7 +154,7 @@ FLAGS: tuple[Flag, ...] = (
          "longest time that a result waits for smart-turn; after it, silence decides", "Turns", _WORKER, "MS"),
 
     # -- limits
-    Flag("sample_rate", Whole(8000, 48_000), "16000", "sample rate of clients' audio that states none; `hello` tells it",
+    Flag("sample_rate", Whole(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE), "16000", "sample rate of clients' audio that states none; `hello` tells it",
          "Limits", _INGRESS, "HZ"),
     Flag("max_num_streams", Whole(1, 1_000_000), "100", "concurrent streams of the whole cluster",
          "Limits", (*_SERVER, "check")),
@@ -375,7 +375,7 @@ FLAGS: tuple[Flag, ...] = (
          "names and terms to expect, with commas between them; more in --phrases-file",
          "Clients", ("transcribe",), "PHRASES"),
     Flag("message_ms", Whole(10, 10_000), "160", "audio in one message", "Clients", ("transcribe",), "MS"),
-    Flag("input_rate", Whole(8000, 48_000), "16000", "sample rate of raw 16-bit audio on stdin",
+    Flag("input_rate", Whole(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE), "16000", "sample rate of raw 16-bit audio on stdin",
          "Clients", ("transcribe",), "HZ"),
     Flag("json", OnOff(), "off", "print each result, the status, or the findings as a JSON line", "Clients", ("status", "transcribe", "check"), "on|off", "on"),
     Flag("watch_s", Real(0, 3600), "0", "print the status again every so many seconds; 0 prints it once",

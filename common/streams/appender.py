@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id
+from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id, mark_bytes
 from common.errors import InternalFault, StreamError, Unavailable
 from common.messages import Audio, Encoding, Finalize, Phrases
 from common.redis.connect import pack
@@ -40,8 +40,6 @@ _PCM16: Final = Encoding.PCM16
 MAX_PENDING_BYTES: Final = 256 * 1024
 RESUME_READING_BYTES: Final = MAX_PENDING_BYTES // 4
 _FINAL_MARK: Final = Audio(b"", final=True)
-# Bytes that a waiting mark counts: it has no audio, but the number of marks has to be bounded too.
-_MARK_BYTES: Final = 1024
 
 StartTask = Callable[[Coroutine[Any, Any, None], str], object]
 
@@ -51,9 +49,7 @@ Mark = Finalize | Phrases
 
 def _mark_bytes(mark: Mark) -> int:
     """Return the bytes that a mark counts while it waits."""
-    return _MARK_BYTES + (
-        sum(len(phrase.text) for phrase in mark.phrases) if isinstance(mark, Phrases) else 0
-    )
+    return mark_bytes(mark.phrases if isinstance(mark, Phrases) else ())
 
 
 class Appender:

@@ -35,14 +35,12 @@ from gpu_worker.lanes.port import LanePort, Share
 from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
 from gpu_worker.lanes.server import StepServer
 from gpu_worker.model.tokenizer import Tokenizer
-from gpu_worker.worker import COLLECT_AFTER
+from gpu_worker.worker import COLLECT_AFTER, EXIT_FAILED, EXIT_HUNG
 
 logger = logging.getLogger(__name__)
 
 LANE_MODULE: Final = "gpu_worker.lanes.lane"
-EXIT_FAILED: Final = 1
 EXIT_WRONG: Final = 2
-EXIT_HUNG: Final = 70
 _LOOK_S: Final = 0.5
 
 

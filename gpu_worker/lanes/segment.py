@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common.monitoring.families import STAGES
 from gpu_worker.engine.interface import EngineStats, StageStats
 from gpu_worker.engine.steps import SPARE_HOPS, Field, StepFindings, StepShape, max_windows
 
@@ -101,7 +102,7 @@ class FlightSizes:
         rows = self.max_rows
         return (
             (np.int64, len(_Word)),
-            (np.float64, 2 * len(_STAGES)),
+            (np.float64, 2 * len(STAGES)),
             (np.int32, len(Field) * rows),
             (np.int32, self.ring_pages * rows),
             (np.int64, 2 * self.num_slots),
@@ -127,9 +128,6 @@ class FlightSizes:
             memory.array(dtype, (count,), offset)
             for (dtype, count), offset in zip(self._parts(), offsets, strict=False)
         ]
-
-
-_STAGES: Final = ("turn_detection", "pre_encode", "encode", "decode")
 
 
 class FlightBuffer:
@@ -230,7 +228,7 @@ class FlightBuffer:
 
     def count_stages(self, stats: EngineStats) -> None:
         """Add the calls and seconds of the flight's stages."""
-        for name, calls, busy_s in zip(_STAGES, self._stages[::2], self._stages[1::2], strict=True):
+        for name, calls, busy_s in zip(STAGES, self._stages[::2], self._stages[1::2], strict=True):
             stage: StageStats = getattr(stats, name)
             stage.calls += int(calls)
             stage.busy_s += float(busy_s)
@@ -238,7 +236,7 @@ class FlightBuffer:
 
 def stage_counts(stats: EngineStats) -> NDArray[np.float64]:
     """Return calls and seconds of the stages so far, for the differences of `FlightBuffer.answer`."""
-    stages = [getattr(stats, name) for name in _STAGES]
+    stages = [getattr(stats, name) for name in STAGES]
     return np.array([value for stage in stages for value in (stage.calls, stage.busy_s)], dtype=np.float64)
 
 

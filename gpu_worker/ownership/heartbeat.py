@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from common.monitoring.families import STAGES
 from common.monitoring.metrics import WorkerMetrics
 from common.presence.leases import Renewal, WorkerLease
-from common.presence.status import STAGES, StageReport, WorkerReport
+from common.presence.status import StageReport, WorkerReport
 from common.redis.clients import REDIS_ERROR
 from common.redis.outages import OUTAGES
 from gpu_worker.engine.interface import EngineStats, StageStats

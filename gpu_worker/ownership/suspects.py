@@ -15,6 +15,7 @@ from typing import Final
 
 from common.entries import AssignmentEntry, WorkerId
 from common.presence.leases import WorkerLease
+from common.process.stop_times import HAND_OVER_S
 from common.redis.clients import REDIS_ERROR
 from common.redis.keys import Keys
 from common.redis.outages import OUTAGES
@@ -34,7 +35,6 @@ _LOOK_EVERY_S: Final = 0.02
 _SETTLED_S: Final = 0.1
 # A group that is not done by then makes room for others, and continues later.
 _TURN_S: Final = 10.0
-_HAND_OVER_S: Final = 10.0
 # A process without suspects for this long ends, and frees its memory.
 _IDLE_S: Final = 30.0
 _RETRY_S: Final = 0.2
@@ -160,7 +160,7 @@ class SuspectRunner:
         self._claims.let_go([flow.owned for flow in flows if flow in cleared], cleared=True)
         self._claims.let_go([flow.owned for flow in flows if flow not in cleared], cleared=False)
         self._engine.put(HandOver())
-        if not self._table.wait_until_empty(_HAND_OVER_S):
+        if not self._table.wait_until_empty(HAND_OVER_S):
             raise TimeoutError("suspects could not be handed over in time")
         if not cleared:
             return

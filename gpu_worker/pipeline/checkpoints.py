@@ -16,18 +16,16 @@ kept until a snapshot, too, and clients choose their number.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
-from common.entries import StreamId
+from common.entries import StreamId, mark_bytes
+from common.phrases import Phrase
 from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 
 SHARE: Final = 0.2
 MAX_AFTER_STEP: Final = 8
-MARK_BYTES: Final = 1024
-"""Bytes that an entry without samples counts beside its content, as in common/streams/appender.py."""
-
 _SAMPLE_BYTES: Final = 2
 # As shares of the audio that is kept for a replay.
 _DUE: Final = 0.5
@@ -78,10 +76,10 @@ class CheckpointQueue:
         """Note that there is no state to take now: the stream is due again with its next decoded audio."""
         self._due.pop(stream, None)
 
-    def marked(self, stream: StreamId, num_bytes: int) -> None:
-        """Count an entry without samples, of `num_bytes` bytes."""
+    def marked(self, stream: StreamId, phrases: Sequence[Phrase] = ()) -> None:
+        """Count an entry without samples, with the phrases that it carries."""
         if stream in self._taken:
-            self._taken[stream] -= (MARK_BYTES + num_bytes) // _SAMPLE_BYTES
+            self._taken[stream] -= mark_bytes(phrases) // _SAMPLE_BYTES
 
     def drop(self, stream: StreamId) -> None:
         """Forget a stream of which no state is to be taken any more."""

@@ -297,7 +297,7 @@ class EngineThread:
             self._skipped[flow.stream] = flow.owned.record.checkpoint.reach_samples
 
     def _close_part(self, flow: StreamFlow, entry_id: bytes) -> None:
-        self._checkpoints.marked(flow.stream, 0)
+        self._checkpoints.marked(flow.stream)
         try:
             self._segments.close_part(flow.stream, entry_id, self._engine.phrases(flow.stream))
             self._engine.finish(flow.stream)
@@ -323,7 +323,7 @@ class EngineThread:
                 self._feed([(flow, item)])
 
     def _replace_phrases(self, flow: StreamFlow, phrases: tuple[Phrase, ...], sample: int) -> None:
-        self._checkpoints.marked(flow.stream, sum(len(phrase.text) for phrase in phrases))
+        self._checkpoints.marked(flow.stream, phrases)
         begin = self._segments.first_sample(flow.stream)
         try:
             self._engine.replace_phrases(flow.stream, phrases, max(0, sample - begin))

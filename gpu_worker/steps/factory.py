@@ -27,6 +27,7 @@ from gpu_worker.model.config import ModelConfig, PromptConfig, prompt_index
 from gpu_worker.model.errors import ModelConfigError
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.loading.checkpoint import load_model
+from gpu_worker.model.loading.export import DTYPES
 from gpu_worker.model.loading.fingerprint import model_fingerprint, weights_name
 from gpu_worker.model.loading.inspection import locate
 from gpu_worker.model.loading.spoken import size_source, spoken_languages
@@ -50,7 +51,6 @@ _RECORDINGS_SHARE = 8
 _CUDA_BATCH_SIZE = 4096
 _CUDA_STEP_FRAMES = 14 * 1024
 _CUDA_PRE_ENCODE_BATCH_SIZE = 1024
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +321,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the compute type; `auto` is bfloat16 on CUDA and float32 on CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return _DTYPES[name]
+    return DTYPES[name]
 
 
 def _default_turn_settings(_: StreamOptions) -> TurnSettings:

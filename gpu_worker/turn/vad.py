@@ -27,8 +27,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gpu_worker.turn.outcome import WINDOW_SAMPLES
+
 SAMPLE_RATE: Final = 16_000
-WINDOW_SAMPLES: Final = 512
 CONTEXT_SAMPLES: Final = 64
 HIDDEN: Final = 128
 _TAIL_SAMPLES: Final = CONTEXT_SAMPLES + WINDOW_SAMPLES - 1

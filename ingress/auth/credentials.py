@@ -15,7 +15,8 @@ _OWN_PROTOCOL: Final = "parakeet.v1"
 _OWN_PREFIX: Final = "parakeet.auth."
 _OPENAI_PROTOCOL: Final = "realtime"
 _OPENAI_PREFIX: Final = "openai-insecure-api-key."
-_MAX_LENGTH: Final = 4096
+MAX_SECRET_LENGTH: Final = 4096
+"""Longest key or token, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def credential_of(request: Request) -> Credential | None:
 
 def _credential(secret: str) -> Credential:
     secret = secret.strip()
-    if not secret or len(secret) > _MAX_LENGTH or not secret.isascii():
+    if not secret or len(secret) > MAX_SECRET_LENGTH or not secret.isascii():
         raise Malformed
     return Credential(secret)
 

@@ -14,14 +14,13 @@ from typing import Any, Final
 import jwt
 
 from common.auth.api_key import KEY_ID_PATTERN, KeyId
+from ingress.auth.credentials import MAX_SECRET_LENGTH
 
 AUDIENCE: Final = "parakeet"
 # A token need only last until the stream is open: a minute is enough for most pages.
 MAX_TTL_S: Final = 3600
 DEFAULT_TTL_S: Final = 30
 _ALGORITHM: Final = "HS256"
-# Length with a session in the token; `Authorization` may be as long (credentials.py).
-_MAX_LENGTH: Final = 4096
 
 
 class BadToken(Exception):  # noqa: N818 - the name says it
@@ -58,14 +57,14 @@ def make_token(
     if session:
         claims["session"] = session
     text = jwt.encode(claims, secret, algorithm=_ALGORITHM)
-    if len(text) > _MAX_LENGTH:
-        raise ValueError(f"a token has at most {_MAX_LENGTH} characters")
+    if len(text) > MAX_SECRET_LENGTH:
+        raise ValueError(f"a token has at most {MAX_SECRET_LENGTH} characters")
     return text, issued_s + ttl_s
 
 
 def read_token(secret: str, text: str) -> Token:
     """Check a token and return its content. Raises BadToken."""
-    if len(text) > _MAX_LENGTH:
+    if len(text) > MAX_SECRET_LENGTH:
         raise BadToken(expired=False)
     try:
         claims: dict[str, Any] = jwt.decode(

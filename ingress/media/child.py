@@ -33,6 +33,7 @@ RAW_OPUS: Final = "opus-packets"
 RAW_SAMPLES: Final = ("s16le", "f32le", "mulaw", "alaw")
 """Demuxers of samples without a head; the parent names their rate and channels."""
 
+# The rates of streams (common/options.py), whose import would delay the first sample.
 MIN_RATE: Final = 8_000
 MAX_RATE: Final = 48_000
 MAX_CHANNELS: Final = 8

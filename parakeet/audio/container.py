@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import IO, Any, Final
 
 from common.mixer import Mixer
+from common.options import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from parakeet.audio.byte_input import ByteInput
 from parakeet.audio.errors import BadAudio
-from parakeet.audio.pcm import MAX_RATE, MIN_RATE, to_bytes
+from parakeet.audio.pcm import to_bytes
 
 _MARKS: Final = (
     (0, b"fLaC", "FLAC"),
@@ -95,7 +96,7 @@ class ContainerSource:
         if self._stream is None or not self._stream.rate:
             self.close()
             raise BadAudio(f"{data.name} holds no audio.")
-        self.rate: Final = min(max(self._stream.rate, MIN_RATE), MAX_RATE)
+        self.rate: Final = min(max(self._stream.rate, MIN_SAMPLE_RATE), MAX_SAMPLE_RATE)
 
     @property
     def seconds(self) -> float | None:

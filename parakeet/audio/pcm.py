@@ -11,10 +11,9 @@ import sys
 from typing import Final
 
 from common.mixer import Samples
+from common.options import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from common.wav_head import SampleKind
 
-MIN_RATE: Final = 8_000
-MAX_RATE: Final = 48_000
 _FULL_SCALE: Final = 32_768
 
 
@@ -86,8 +85,8 @@ class RateFit:
 
     def __init__(self, rate: int) -> None:
         """rate: samples a second, at least 1."""
-        self._down = -(-rate // MAX_RATE)
-        self._up = -(-MIN_RATE // rate)
+        self._down = -(-rate // MAX_SAMPLE_RATE)
+        self._up = -(-MIN_SAMPLE_RATE // rate)
         self._rest: Samples = array.array("h")
         self.rate: Final = round(rate * self._up / self._down)
 

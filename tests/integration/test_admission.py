@@ -11,8 +11,9 @@ import pytest
 
 from common.entries import StreamId, WorkerId
 from common.errors import NoFreeStream, NoWorker, RedisUnavailable, SettingsMismatch
+from common.monitoring.families import STAGES
 from common.presence.leases import WorkerLease
-from common.presence.status import STAGES, StageReport, WorkerReport
+from common.presence.status import StageReport, WorkerReport
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.keys import Keys
 from common.streams.admission import Admission, SharedSettings, check_worker_agrees

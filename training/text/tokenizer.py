@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from gpu_worker.model.tokenizer import END_OF_UTTERANCE
+
 NUM_PIECES: Final = 512
-END_OF_UTTERANCE: Final = "<EOU>"
 
 
 def train_tokenizer(labels: Iterable[str], num_pieces: int = NUM_PIECES) -> bytes:

@@ -11,15 +11,20 @@ from urllib.parse import parse_qs
 from common.errors import ClientFault
 from common.languages import UNKNOWN, Languages
 from common.messages import Encoding
-from common.options import StreamOptions
+from common.options import (
+    DETECTOR_WINDOW_MS,
+    MAX_PAUSE_MS,
+    MAX_SAMPLE_RATE,
+    MAX_SILENCE_MS,
+    MIN_SAMPLE_RATE,
+    StreamOptions,
+)
 from common.phrases import DEFAULT_BOOST, MAX_BOOST, Phrase, fault_about, parse_phrases
 from ingress.dialects.deepgram.refusals import bad_parameter
 from ingress.media.wanted import MediaWanted
 
 MAX_QUERY_FIELDS: Final = 1000
 MAX_CHANNELS: Final = 8
-MIN_RATE: Final = 8_000
-MAX_RATE: Final = 48_000
 
 REFUSED: Final = ("redact", "callback", "callback_method")
 """Parameters that cannot be ignored: a client relies on masked text, or on results that go elsewhere, and
@@ -33,10 +38,6 @@ _SAMPLES: Final = {
     "alaw": Encoding.ALAW,
 }
 _MEDIA: Final = {"opus": "", "ogg-opus": "ogg", "flac": "flac"}
-# The detector measures silence in windows of 32 ms; a wait of more than ten minutes is as good as no event.
-_MIN_SILENCE_MS: Final = 32
-_MAX_SILENCE_MS: Final = 60_000
-_MAX_UTTERANCE_END_MS: Final = 600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _parse(fields: _Fields, request_id: str, languages: Languages, *, recording:
     utterance_end_ms = (
         None
         if fields.text("utterance_end_ms") in (None, "false")
-        else fields.number("utterance_end_ms", 1, _MAX_UTTERANCE_END_MS)
+        else fields.number("utterance_end_ms", 1, MAX_PAUSE_MS)
     )
     return ListenQuery(
         request_id=request_id,
@@ -173,7 +174,7 @@ def _audio(
         raise ValueError(
             f"This server does not decode this 'encoding'; it has {', '.join((*_SAMPLES, *_MEDIA))}."
         )
-    rate = fields.number("sample_rate", MIN_RATE, MAX_RATE)
+    rate = fields.number("sample_rate", MIN_SAMPLE_RATE, MAX_SAMPLE_RATE)
     if rate is None and needs_rate and name != "ogg-opus":
         raise ValueError(NO_RATE)
     if name in _SAMPLES:
@@ -195,8 +196,8 @@ def _endpointing(fields: _Fields) -> tuple[int | None, bool]:
         return None, True
     if value == "false":
         return None, False
-    silence_ms = fields.number("endpointing", 0, _MAX_SILENCE_MS)
-    return (None if silence_ms is None else max(silence_ms, _MIN_SILENCE_MS)), True
+    silence_ms = fields.number("endpointing", 0, MAX_SILENCE_MS)
+    return (None if silence_ms is None else max(silence_ms, DETECTOR_WINDOW_MS)), True
 
 
 def phrases_of(

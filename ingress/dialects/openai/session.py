@@ -12,7 +12,7 @@ from typing import Any, Final
 from common.errors import ClientFault
 from common.languages import UNKNOWN, Languages
 from common.messages import Encoding
-from common.options import StreamOptions
+from common.options import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, StreamOptions
 from common.phrases import Phrase, fault_about, parse_phrases
 from ingress.dialects.openai.faults import EventFault, invalid
 from ingress.dialects.openai.prompt import phrases_of
@@ -23,8 +23,6 @@ LOGPROBS: Final = "item.input_audio_transcription.logprobs"
 _MANUAL_MODELS: Final = frozenset(("gpt-realtime-whisper", "gpt-live-transcribe"))
 _DEFAULT_MODEL: Final = "parakeet"
 _DELAYS: Final = ("minimal", "low", "medium", "high", "xhigh")
-_MIN_RATE: Final = 8_000
-_MAX_RATE: Final = 48_000
 _TELEPHONE_RATE: Final = 8_000
 _PCM_RATE: Final = 24_000
 _MAX_NAME: Final = 256
@@ -251,8 +249,8 @@ def _format(value: object, at: str) -> AudioFormat:
         if rate != found.rate:
             raise invalid(f"{at}.rate", str(found.rate), rate)
         return found
-    if type(rate) is not int or not _MIN_RATE <= rate <= _MAX_RATE:
-        raise invalid(f"{at}.rate", f"an integer from {_MIN_RATE} to {_MAX_RATE}", rate)
+    if type(rate) is not int or not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
+        raise invalid(f"{at}.rate", f"an integer from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}", rate)
     return replace(found, rate=rate)
 
 

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from common.options import StreamOptions
+from common.options import (
+    DETECTOR_WINDOW_MS,
+    MAX_SILENCE_MS,
+    MAX_THRESHOLD,
+    MIN_THRESHOLD,
+    StreamOptions,
+)
 from ingress.dialects.openai.faults import invalid
 
 # OpenAI's longest silence within an item, by eagerness.
 _LONGEST_WAIT_MS: Final = {"low": 8000, "medium": 4000, "high": 2000, "auto": 4000}
-_MAX_MS: Final = 60_000
-_MIN_SILENCE_MS: Final = 32
-# The detector's bounds; a value beyond them is replaced by the nearest bound.
-_MIN_THRESHOLD: Final = 0.05
-_MAX_THRESHOLD: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class ServerVad:
             turn_detection=True,
             auto_finalize=True,
             turn_signals="vad",
-            vad_threshold=min(max(self.threshold, _MIN_THRESHOLD), _MAX_THRESHOLD),
+            vad_threshold=min(max(self.threshold, MIN_THRESHOLD), MAX_THRESHOLD),
             turn_silence_ms=self.silence_duration_ms,
             turn_max_pause_ms=self.silence_duration_ms,
         )
@@ -101,7 +102,7 @@ def read_turns(value: object, param: str, before: Turns | None) -> Turns | None:
     return ServerVad(
         _threshold(value, param, base.threshold),
         _milliseconds(value, param, "prefix_padding_ms", 0, base.prefix_padding_ms),
-        _milliseconds(value, param, "silence_duration_ms", _MIN_SILENCE_MS, base.silence_duration_ms),
+        _milliseconds(value, param, "silence_duration_ms", DETECTOR_WINDOW_MS, base.silence_duration_ms),
     )
 
 
@@ -118,6 +119,6 @@ def _milliseconds(fields: Mapping[str, Any], param: str, name: str, minimum: int
     value = fields.get(name)
     if value is None:
         return default
-    if type(value) not in (int, float) or not minimum <= value <= _MAX_MS:
-        raise invalid(f"{param}.{name}", f"a number from {minimum} to {_MAX_MS}", value)
+    if type(value) not in (int, float) or not minimum <= value <= MAX_SILENCE_MS:
+        raise invalid(f"{param}.{name}", f"a number from {minimum} to {MAX_SILENCE_MS}", value)
     return int(value)

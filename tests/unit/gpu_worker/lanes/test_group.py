@@ -16,6 +16,7 @@ import pytest
 from common.settings import parse
 from gpu_worker.lanes import group as group_module
 from gpu_worker.lanes.group import Group
+from gpu_worker.worker import EXIT_FAILED
 from tests.waiting import wait_until
 
 _Process = subprocess.Popen
@@ -111,5 +112,5 @@ def test_lanes_that_do_not_stop_in_time_are_killed(starts: Starts) -> None:
     stopped.send_signal(signal.SIGSTOP)
     group.request_stop(signal.SIGTERM, None)
     assert group._look(None) is None
-    assert group._look(time.monotonic() - 1) == group_module.EXIT_FAILED
+    assert group._look(time.monotonic() - 1) == EXIT_FAILED
     assert stopped.wait(60) == -signal.SIGKILL

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpu_worker.turn.vad import EXPORT_FLOATS, WINDOW_SAMPLES, SileroVad
+from gpu_worker.turn.outcome import WINDOW_SAMPLES
+from gpu_worker.turn.vad import EXPORT_FLOATS, SileroVad
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "turn" / "silero.safetensors"
 RECORDINGS = ("goforward", "jfk", "sense_and_sensibility_01_austen_64kb-0880")

@@ -18,7 +18,8 @@ import av
 import psutil
 import pytest
 
-from ingress.media.child import RAW_OPUS
+from common.options import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
+from ingress.media.child import MAX_RATE, MIN_RATE, RAW_OPUS
 from ingress.media.decoder import DecodedAudio, Decoder, Decoders, DecodersBusy, MediaError, MediaInput
 from ingress.media.formats import HEAD_BYTES, sniff
 from tests.media_files import ENCODINGS, LOSSLESS, encode, opus_packets, read_pcm
@@ -32,6 +33,10 @@ async def decoders() -> AsyncIterator[Decoders]:
     decoders = Decoders(2)
     yield decoders
     assert decoders.running == 0
+
+
+def test_media_come_at_the_rates_that_a_stream_may_have() -> None:
+    assert (MIN_RATE, MAX_RATE) == (MIN_SAMPLE_RATE, MAX_SAMPLE_RATE)
 
 
 async def decode(
