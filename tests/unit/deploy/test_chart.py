@@ -53,6 +53,7 @@ EVERYTHING: Final = {
     "networkPolicy": {"clientCidrs": ["198.51.100.0/24"]},
     "tracing": {"endpoint": "http://collector.monitoring:4318/v1/traces", "ratio": 0.1},
 }
+KEDA: Final = {"enabled": True, "redisAddress": "r:6379"}
 FOREIGN_REDIS: Final = {
     "auth": {"none": True},
     "redis": {"existingSecret": "redis", "embedded": {"enabled": False}},
@@ -104,7 +105,7 @@ def test_the_chart_passes_helms_own_lint() -> None:
     assert [message["error"] for message in report["messages"]] == ["icon is recommended"]
 
 
-@pytest.mark.parametrize("values", [LEAST, EVERYTHING, FOREIGN_REDIS])
+@pytest.mark.parametrize("values", [LEAST, EVERYTHING, FOREIGN_REDIS, {**LEAST, "maxStreams": 1_000_000}])
 def test_every_setting_is_a_flag_of_its_command_and_has_a_value_that_it_takes(values: dict[str, Any]) -> None:
     documents = render(values)
     flags = {flag.variable: flag for flag in FLAGS}
@@ -397,6 +398,25 @@ def test_spans_go_to_the_collector(kind: str) -> None:
             "need redis.tlsSecret",
         ),
         ({**LEAST, "ingress": {"httpRoute": {"enabled": True}}}, "ingress.httpRoute.host is empty"),
+        (
+            {**LEAST, "worker": {"keda": {**KEDA, "minReplicas": 9}}},
+            "worker.keda.maxReplicas is less than worker.keda.minReplicas",
+        ),
+        (
+            {
+                **LEAST,
+                "redis": {"existingSecret": "r", "shards": 2},
+                "worker": {"keda": {**KEDA, "streamsPerWorker": 1}},
+            },
+            "worker.keda.streamsPerWorker is less than redis.shards",
+        ),
+        (
+            {**LEAST, "ingress": {"autoscaling": {"enabled": True, "minReplicas": 20}}},
+            "ingress.autoscaling.maxReplicas is less",
+        ),
+        ({**LEAST, "monitoring": {"port": 8000}}, "monitoring.port is a port of clients"),
+        ({**LEAST, "monitoring": {"port": 8765}}, "monitoring.port is a port of clients"),
+        ({**LEAST, "monitoring": {"port": 65535}, "worker": {"lanes": 2}}, "no ports for worker.lanes"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_sentence(values: dict[str, Any], sentence: str) -> None:

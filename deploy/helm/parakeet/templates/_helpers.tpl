@@ -44,6 +44,21 @@ app.kubernetes.io/component: {{ .component }}
 {{- if and .Values.worker.keda.enabled (not .Values.worker.keda.redisAddress) -}}
 {{- fail "worker.keda.redisAddress is empty: KEDA needs host:port of Redis." -}}
 {{- end -}}
+{{- if and .Values.worker.keda.enabled (lt (int .Values.worker.keda.maxReplicas) (int .Values.worker.keda.minReplicas)) -}}
+{{- fail "worker.keda.maxReplicas is less than worker.keda.minReplicas." -}}
+{{- end -}}
+{{- if and .Values.worker.keda.enabled (lt (int .Values.worker.keda.streamsPerWorker) (int .Values.redis.shards)) -}}
+{{- fail "worker.keda.streamsPerWorker is less than redis.shards: KEDA counts the streams of each shard, and no worker has less than one." -}}
+{{- end -}}
+{{- if and .Values.ingress.autoscaling.enabled (lt (int .Values.ingress.autoscaling.maxReplicas) (int .Values.ingress.autoscaling.minReplicas)) -}}
+{{- fail "ingress.autoscaling.maxReplicas is less than ingress.autoscaling.minReplicas." -}}
+{{- end -}}
+{{- if has (int .Values.monitoring.port) (list 8000 (ternary 8765 8000 .Values.ingress.tcp.enabled)) -}}
+{{- fail "monitoring.port is a port of clients: 8000 and, with ingress.tcp, 8765." -}}
+{{- end -}}
+{{- if and (gt (int .Values.worker.lanes) 1) (gt (add .Values.monitoring.port .Values.worker.lanes) 65535) -}}
+{{- fail "monitoring.port leaves no ports for worker.lanes: each lane has one after it." -}}
+{{- end -}}
 {{- if and .Values.redis.tlsSecret .Values.redis.embedded.enabled -}}
 {{- fail "redis.tlsSecret is set, but the embedded Valkey speaks no TLS: bring your own Redis, with redis.embedded.enabled=false." -}}
 {{- end -}}
@@ -73,7 +88,8 @@ app.kubernetes.io/component: {{ .component }}
 {{/* Settings that both kinds of process share. */}}
 {{- define "parakeet.sharedEnv" -}}
 - name: PARAKEET_MAX_NUM_STREAMS
-  value: {{ .Values.maxStreams | quote }}
+  # Helm has a number of seven digits as 1e+06.
+  value: {{ .Values.maxStreams | int64 | quote }}
 - name: PARAKEET_REDIS_SHARDS
   value: {{ .Values.redis.shards | quote }}
 {{- if .Values.redis.embedded.enabled }}
