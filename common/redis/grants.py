@@ -2,7 +2,7 @@
 
 Three things are made from this table: the lines of an ACL file (`parakeet-server redis-users`), the check for
 missing rights when a process starts (`requirements.py`), and the list in docs/redis.md. The service runs
-under these users in `tests/integration/test_redis_users.py`, which fails for any denied command.
+under these users in `tests/integration/redis/test_users.py`, which fails for any denied command.
 """
 
 from __future__ import annotations

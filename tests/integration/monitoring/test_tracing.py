@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from websockets.asyncio.client import connect
 
 from parakeet.client import connect as open_stream
-from tests.integration.test_stream_ends import wav
+from tests.integration.monitoring.test_stream_ends import wav
 from tests.ports import HOST
 from tests.stack import TIMEOUTS, Stack
 from tests.waiting import until

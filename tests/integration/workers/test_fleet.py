@@ -16,7 +16,7 @@ import pytest
 from common.messages import Result
 from parakeet.client import Stream, connect
 from tests.ingress_process import IngressProcess
-from tests.integration.test_status import EXAMPLE, shape
+from tests.integration.monitoring.test_status import EXAMPLE, shape
 from tests.servers import raw_client
 from tests.stack import TIMEOUTS
 from tests.stream_client import expected_text, noise

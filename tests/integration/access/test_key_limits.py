@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from common.auth.keys_file import revoke_key
-from tests.integration.keyed_ingress import AUDIO, Keys, Tcp, read, serve
+from tests.integration.access.keyed_ingress import AUDIO, Keys, Tcp, read, serve
 from tests.ports import HOST
 from tests.stack import Stack
 from tests.unit.ingress.http.test_transcriptions import silence

@@ -18,7 +18,7 @@ import pytest
 
 from common.entries import WorkerId
 from tests.group_process import GroupProcess
-from tests.integration.test_takeover import assert_gapless, finish, halfway, worker
+from tests.integration.workers.test_takeover import assert_gapless, finish, halfway, worker
 from tests.ports import ports_in_a_row
 from tests.servers import raw_client
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise

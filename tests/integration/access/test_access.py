@@ -18,7 +18,7 @@ from websockets.typing import Subprotocol
 from tests.certificates import Authority
 from tests.clients.checker import shape
 from tests.ingress_process import IngressProcess
-from tests.integration.keyed_ingress import AUDIO, Keys, Tcp, serve
+from tests.integration.access.keyed_ingress import AUDIO, Keys, Tcp, serve
 from tests.ports import HOST
 from tests.realtime_talk import TRANSCRIPTION, append
 from tests.stack import Stack
