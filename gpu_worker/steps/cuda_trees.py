@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import torch
@@ -36,7 +37,8 @@ class Staging:
     def __init__(self, words_W: Tensor, mark: Callable[[], IsOver]) -> None:
         self._words_W = words_W
         self._mark = mark
-        # Words since the start: copies may read those from `begin` to `end`. Their ends and marks follow.
+        # Words since the memory was last free. Copies may read those from `begin` to `end`; `_copies` has
+        # their ends and marks.
         self._begin = self._end = 0
         self._copies: deque[tuple[int, IsOver]] = deque()
 
@@ -45,7 +47,7 @@ class Staging:
         staged_W = self._take(len(words_W))
         if staged_W is None:
             # Too long, or too many at once. The allocator keeps this memory until the copy is over.
-            to_W.copy_(words_W.pin_memory() if to_W.is_cuda else words_W, non_blocking=True)
+            to_W.copy_(_pinned(words_W, to_W.device), non_blocking=True)
             return
         to_W.copy_(staged_W.copy_(words_W), non_blocking=True)
         self._copies.append((self._end, self._mark()))
@@ -53,6 +55,8 @@ class Staging:
     def _take(self, num_words: int) -> Tensor | None:
         while self._copies and self._copies[0][1]():
             self._begin, _ = self._copies.popleft()
+        if not self._copies:
+            self._begin = self._end = 0
         size = len(self._words_W)
         at = self._end % size if size else 0
         # A part does not go on over the end of the memory.
@@ -63,9 +67,17 @@ class Staging:
         return self._words_W[(end - num_words) % size :][:num_words]
 
 
-def _mark() -> IsOver:
+# The current device of a thread is the first one, which may be another worker's.
+def _pinned(words_W: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return words_W
+    with torch.cuda.device(device):
+        return words_W.pin_memory()
+
+
+def _mark(device: torch.device) -> IsOver:
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return event.query
 
 
@@ -83,7 +95,7 @@ class CudaTrees:
         staging_W = torch.empty(
             min(num_words, _STAGING_WORDS) if on_cuda else 0, dtype=torch.int32, pin_memory=on_cuda
         )
-        self._staging = Staging(staging_W, _mark)
+        self._staging = Staging(staging_W, partial(_mark, device))
         self._slots = SlotTrees(
             words_W=torch.zeros(num_words, dtype=torch.int32, device=device),
             base_SM=torch.full_like(node_SM, -1),
