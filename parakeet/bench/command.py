@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ from parakeet.audio.errors import BadAudio
 from parakeet.bench.figures import TrialFigures
 from parakeet.bench.load.track import load_track
 from parakeet.bench.plan import Access, Plan, Target
-from parakeet.bench.report import plot, write_json
+from parakeet.bench.report import PLOT_SUFFIXES, plot, write_json
 from parakeet.bench.search import search
 from parakeet.bench.server.fresh_server import ServerStartError, fresh_server
 from parakeet.bench.table import LiveTable, markdown
@@ -126,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0 when every trial (with ``--search``: some trial) passed, 1 when one missed the
-        service level, 2 when nothing could be measured.
+        service level, 2 when nothing could be measured, or a file could not be written.
     """
     parser = _parser()
     given = parser.parse_args(argv)
@@ -169,10 +170,14 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.write("\n" + markdown(trials))
     if given.search:
         sys.stdout.write(f"\nC120 at service level, backend {given.backend}: {result.streams} streams\n")
-    if given.json:
-        write_json(given.json, command, trials, **found)
-    if given.plot and not plot(given.plot, given.title or f"backend {given.backend}", trials):
-        complain(f"{_PROGRAM}: no plot: install the extra 'bench' (matplotlib)")
+    try:
+        if given.json:
+            write_json(given.json, command, trials, **found)
+        if given.plot and not plot(given.plot, given.title or f"backend {given.backend}", trials):
+            complain(f"{_PROGRAM}: no plot: install the extra 'bench' (matplotlib)")
+    except OSError as error:
+        complain(f"{_PROGRAM}: the figures cannot be written: {error.strerror}.")
+        return 2
     if given.search:
         return 0 if result.streams else 1
     return 0 if all(figures.passed for figures in trials) else 1
@@ -189,11 +194,27 @@ def _without_key(argv: Sequence[str]) -> list[str]:
     return shown
 
 
+def _check_output(name: str, path: Path) -> None:
+    """Raise ValueError if a file cannot be written, before a trial takes its minutes."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{name} {path} cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"{name} {path} cannot be written: it is a folder")
+
+
 def _plan(given: argparse.Namespace) -> tuple[Plan, list[int]]:
     if not re.fullmatch(r"\d+(,\d+)*", given.streams, re.ASCII):
         raise ValueError(f"--streams takes a number, or several such as 125,250,500, not {given.streams!r}")
     counts = [int(count) for count in given.streams.split(",")]
     recordings = tuple(given.recordings or sorted(RECORDINGS.glob("*.wav")))
+    for name, seconds in (
+        ("--duration-s", given.duration_s),
+        ("--ramp-s", given.ramp_s),
+        ("--stream-s", given.stream_s),
+        ("--start-timeout-s", given.start_timeout_s),
+    ):
+        if not math.isfinite(seconds):
+            raise ValueError(f"{name} must be a finite number, got {seconds}")
     for name, value in (
         ("--streams", min(counts)),
         ("--duration-s", given.duration_s),
@@ -209,6 +230,11 @@ def _plan(given: argparse.Namespace) -> tuple[Plan, list[int]]:
         raise ValueError("no recording to play: name some with --recordings")
     if not fits_a_header(given.api_key):
         raise ValueError("--api-key must be visible ASCII without spaces")
+    for name, path in (("--json", given.json), ("--plot", given.plot)):
+        if path is not None:
+            _check_output(name, path)
+    if given.plot and given.plot.suffix not in PLOT_SUFFIXES:
+        raise ValueError(f"--plot takes a file that ends in {', '.join(PLOT_SUFFIXES)}, not {given.plot}")
     targets = tuple(Target.parse(url) for url in given.url)
     if given.binary and not all(target.websocket for target in targets):
         raise ValueError("--binary needs ws:// targets")

@@ -7,12 +7,14 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import psutil
 
 from parakeet.bench.figures import TrialFigures
+
+PLOT_SUFFIXES: Final = (".png", ".svg", ".pdf")
 
 
 def surroundings() -> dict[str, Any]:

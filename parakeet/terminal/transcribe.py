@@ -21,7 +21,7 @@ from parakeet.audio.source import MicrophoneSource, Source, open_source
 from parakeet.client import ClientError, transcribe
 from parakeet.terminal.live_text import LiveText
 from parakeet.terminal.progress import Progress
-from parakeet.terminal.transcript import Transcript, check_output, format_of, write_output
+from parakeet.terminal.transcript import NoOutput, Transcript, check_output, format_of, write_output
 
 
 def run_transcribe(settings: TranscribeSettings) -> int:
@@ -123,7 +123,12 @@ class _Run:
     def _write(self) -> None:
         text = self._transcript.written(self._format, words=self._settings.words)
         if self._settings.output:
-            write_output(self._settings.output, text)
+            try:
+                write_output(self._settings.output, text)
+            except NoOutput:
+                if not self._settings.json:  # else its results are there already
+                    sys.stdout.write(text)
+                raise
         elif not self._settings.json:
             sys.stdout.write(text)
             sys.stdout.flush()

@@ -14,6 +14,16 @@ from parakeet.bench.command import main
         (("--streams", "many"), "--streams takes a number, or several such as 125,250,500, not 'many'"),
         (("--streams", "125,"), "--streams takes a number, or several such as 125,250,500, not '125,'"),
         (("--streams", "0"), "--streams must be above 0, got 0"),
+        (("--duration-s", "nan"), "--duration-s must be a finite number, got nan"),
+        (("--ramp-s", "inf"), "--ramp-s must be a finite number, got inf"),
+        (("--stream-s", "nan"), "--stream-s must be a finite number, got nan"),
+        (("--start-timeout-s", "nan"), "--start-timeout-s must be a finite number, got nan"),
+        (
+            ("--json", "/nowhere/a.json"),
+            "--json /nowhere/a.json cannot be written: there is no folder /nowhere",
+        ),
+        (("--plot", "/"), "--plot / cannot be written: it is a folder"),
+        (("--plot", "a.xyz"), "--plot takes a file that ends in .png, .svg, .pdf, not a.xyz"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(

@@ -49,6 +49,14 @@ async def test_text_recognized_before_a_failure_is_printed() -> None:
     assert ended == (1, "go forward\n", "parakeet-server transcribe: worker_failed: It broke.\n")
 
 
+async def test_a_transcript_whose_file_cannot_be_written_is_printed() -> None:
+    async with serving(ScriptedBackplane()) as harness:
+        process = await _start(harness, "--output", "/dev/full", str(RECORDING))
+        ended = await _fail_after_a_result(harness, process)
+    sentence = "--output /dev/full cannot be written: No space left on device."
+    assert ended == (1, "go forward\n", f"parakeet-server transcribe: {sentence}\n")
+
+
 async def test_phrases_of_the_flag_and_of_a_file_go_with_the_stream(tmp_path: Path) -> None:
     path = tmp_path / "phrases.txt"
     path.write_text("Zyrtec\t2.5\n", encoding="utf-8")
