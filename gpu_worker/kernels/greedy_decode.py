@@ -47,36 +47,6 @@ def _matmul_tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _logits(  # type: ignore[no-untyped-def]
-    joint_rows,
-    active,
-    out_weight_ptr,
-    out_bias_ptr,
-    v,
-    J: tl.constexpr,
-    V: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    # Return the logits of the symbols `v`, [B, BLOCK_V].
-    mask = v < V
-    logits = _matmul_tile(
-        tl.zeros((BLOCK_B, BLOCK_V), dtype=tl.float32),
-        joint_rows,
-        active,
-        out_weight_ptr + v * J,
-        mask,
-        J,
-        BLOCK_K,
-        PRECISION,
-    )
-    logits += tl.load(out_bias_ptr + v, mask=mask, other=0.0).to(tl.float32)[None, :]
-    return tl.where(mask[None, :], logits, -1e30)
-
-
-@triton.jit
 def _decode_rows(  # type: ignore[no-untyped-def]
     row,
     row_mask,
@@ -134,7 +104,6 @@ def _decode_rows(  # type: ignore[no-untyped-def]
     count = tl.zeros((BLOCK_B,), dtype=tl.int32)
     copy = tl.arange(0, BLOCK_COPY)
     low = hidden_ptr.dtype.element_ty
-    joint_rows = joint_ptr + row64 * J
 
     if BOOSTED:
         begin_scores(
@@ -163,64 +132,49 @@ def _decode_rows(  # type: ignore[no-untyped-def]
             )
             pred = tl.load(pred_ptr + slot[:, None] * J + cols[None, :], mask=mask, other=0.0)
             joint = tl.maximum(encoded.to(tl.float32) + pred.to(tl.float32), 0.0)
-            tl.store(joint_rows[:, None] + cols[None, :], joint.to(low), mask=mask)
+            tl.store(joint_ptr + row64[:, None] * J + cols[None, :], joint.to(low), mask=mask)
         tl.debug_barrier()
 
         best = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
         total = tl.zeros((BLOCK_B,), dtype=tl.float32)
         symbol = tl.zeros((BLOCK_B,), dtype=tl.int32)
+        best_sum = best
+        token = symbol
         for first_symbol in range(0, V, BLOCK_V):
             v = first_symbol + tl.arange(0, BLOCK_V)
-            logits = _logits(
-                joint_rows,
+            v_mask = v < V
+            if BOOSTED:
+                # Loaded before the product, which takes longer than these loads.
+                scores = scores_of(
+                    floats_ptr, base_ptr, scores_ptr, slot, row64, active, first_symbol, V, BLOCK_V
+                )
+            logits = _matmul_tile(
+                tl.zeros((BLOCK_B, BLOCK_V), dtype=tl.float32),
+                joint_ptr + row64 * J,
                 active,
-                out_weight_ptr,
-                out_bias_ptr,
-                v,
+                out_weight_ptr + v * J,
+                v_mask,
                 J,
-                V,
-                BLOCK_B,
-                BLOCK_V,
                 BLOCK_K,
                 PRECISION,
             )
+            logits += tl.load(out_bias_ptr + v, mask=v_mask, other=0.0).to(tl.float32)[None, :]
+            logits = tl.where(v_mask[None, :], logits, -1e30)
             tile_best, tile_symbol = tl.max(logits, axis=1, return_indices=True)
             higher = tl.maximum(best, tile_best)
             total = total * tl.exp(best - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
             symbol = tl.where(tile_best > best, first_symbol + tile_symbol, symbol)
             best = higher
+            if BOOSTED:
+                sums = tl.where((v < BLANK)[None, :], logits + scores, -1e30)
+                tile_best, tile_symbol = tl.max(sums, axis=1, return_indices=True)
+                token = tl.where(tile_best > best_sum, first_symbol + tile_symbol, token)
+                best_sum = tl.maximum(best_sum, tile_best)
 
         if BOOSTED:
-            # The blank stays the blank. So scores are computed only where a row emits.
             boosted = active & (symbol != BLANK) & is_boosted(base_ptr, slot, active)
+            symbol = tl.where(boosted, token, symbol)
             if tl.max(boosted.to(tl.int32), axis=0) > 0:
-                # In tiles of half the width: the scores of whole ones would not fit into the registers.
-                HALF_V: tl.constexpr = BLOCK_V // 2
-                best_sum = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
-                token = symbol
-                for first_symbol in range(0, V, HALF_V):
-                    v = first_symbol + tl.arange(0, HALF_V)
-                    scores = scores_of(
-                        floats_ptr, base_ptr, scores_ptr, slot, row64, boosted, first_symbol, V, HALF_V
-                    )
-                    logits = _logits(
-                        joint_rows,
-                        active,
-                        out_weight_ptr,
-                        out_bias_ptr,
-                        v,
-                        J,
-                        V,
-                        BLOCK_B,
-                        HALF_V,
-                        BLOCK_K,
-                        PRECISION,
-                    )
-                    sums = tl.where((v < BLANK)[None, :], logits + scores, -1e30)
-                    tile_best, tile_token = tl.max(sums, axis=1, return_indices=True)
-                    token = tl.where(tile_best > best_sum, first_symbol + tile_token, token)
-                    best_sum = tl.maximum(best_sum, tile_best)
-                symbol = tl.where(boosted, token, symbol)
                 advance_scores(
                     words_ptr,
                     floats_ptr,
