@@ -114,7 +114,12 @@ def test_greedy_decode(layers: int, end_ids: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("own", "common"),
-    [([True] * 6, False), ([False, True, True, False, False, True], True), ([False] * 6, False)],
+    [
+        ([True] * 6, False),
+        ([False, True, True, False, False, True], True),
+        ([True, False, False, False, True, False], False),
+        ([False] * 6, False),
+    ],
 )
 def test_greedy_decode_with_phrases(own: list[bool], common: bool) -> None:
     for _ in range(3):
