@@ -73,8 +73,8 @@ async function begin(rate) {
   stream.addEventListener("result", (event) => onResult(event.detail));
   stream.addEventListener("warning", (event) => say("error", event.detail.message));
   stream.addEventListener("error", (event) => fail(event.detail.message));
-  stream.addEventListener("end", onEnd);
   const made = stream;
+  made.addEventListener("end", () => made === stream && onEnd());
   await made.opened;
   return made;
 }
@@ -85,16 +85,22 @@ async function startMicrophone() {
   busy();
   say("busy", "Asking for the microphone");
   let opened;
+  let gone = false;
   try {
     let target;
-    opened = await openMicrophone((block) => {
+    const onBlock = (block) => {
       target?.push(block);
       if (target) showSound(block);
+    };
+    opened = await openMicrophone(onBlock, () => {
+      gone = true;
+      if (microphone) loseMicrophone();
     });
     target = await begin(opened.rate);
     microphone = opened;
     pressed(true);
     say("live", "Listening");
+    if (gone) loseMicrophone();
   } catch (error) {
     await opened?.stop();
     fail(error.name === "NotAllowedError" ? "The microphone was not allowed." : error.message);
@@ -103,12 +109,18 @@ async function startMicrophone() {
 }
 
 async function stopMicrophone() {
-  const opened = microphone;
+  const [opened, heard] = [microphone, stream];
   microphone = undefined;
   pressed(false);
   await opened.stop();
-  say("busy", "Finishing");
-  stream?.finish();
+  if (!failed) say("busy", "Finishing");
+  heard?.finish();
+}
+
+// The transcript of what was heard comes all the same.
+function loseMicrophone() {
+  fail("The microphone is gone: it was unplugged, or is no longer allowed.");
+  stopMicrophone();
 }
 
 async function sendRecording(file) {

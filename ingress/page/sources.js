@@ -7,12 +7,14 @@ export function microphoneAllowed() {
   return window.isSecureContext && navigator.mediaDevices !== undefined;
 }
 
-// Opens the microphone; onBlock gets Float32Arrays. Returns { rate, stop }.
-export async function openMicrophone(onBlock) {
+// Opens the microphone; onBlock gets Float32Arrays. onGone: called where it is unplugged, or no longer allowed.
+// Returns { rate, stop }.
+export async function openMicrophone(onBlock, onGone) {
   // A browser's noise suppression takes parts of speech away; recognisers are trained on noise.
   const media = await navigator.mediaDevices.getUserMedia({
     audio: { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: true },
   });
+  for (const track of media.getAudioTracks()) track.addEventListener("ended", onGone);
   const release = () => media.getTracks().forEach((track) => track.stop());
   try {
     const { context, node } = await capture(media, onBlock);

@@ -3,7 +3,8 @@
 const BLOCK_MS = 80;
 const MAX_AHEAD_S = 20; // of audio sent and not decoded, for recordings that go faster than real time
 const MAX_SENT = 4096; // departures remembered, for the latency of results
-const CLOSE_AFTER_MS = 60_000;
+const MAX_BUFFERED_S = 30; // of sound that the network has not taken, behind which the connection counts as lost
+const CLOSE_AFTER_MS = 60_000; // without a message, once no more audio comes
 
 export class Stream extends EventTarget {
   #socket;
@@ -11,8 +12,13 @@ export class Stream extends EventTarget {
   #ackedSamples = 0;
   #departures = []; // [samples sent so far, when], in order
   #room = [];
+  #text = "";
+  #textSize = 0; // in code points
+  #opened = false;
   #finished = false;
+  #told = false; // how it ended: by the final result, or by an error
   #ended = false;
+  #closing;
 
   // address: ws:// or wss://. rate: of the samples, Hz. options: of the message `config`. key: empty for none.
   constructor(address, rate, options, key) {
@@ -24,7 +30,9 @@ export class Stream extends EventTarget {
     this.#socket.binaryType = "arraybuffer";
     this.opened = new Promise((resolve, reject) => {
       this.#socket.onopen = () => {
-        this.#send({ type: "config", sample_rate: rate, words: true, auto_finalize: true, ...options });
+        this.#opened = true;
+        // With whole texts, what the server sends grows with the square of a recording's length.
+        this.#send({ type: "config", sample_rate: rate, text: "new", words: true, auto_finalize: true, ...options });
         resolve();
       };
       this.#socket.onerror = () => reject(new Error("The server does not answer, or refuses this connection."));
@@ -40,6 +48,7 @@ export class Stream extends EventTarget {
   // samples: Float32Array from -1 to 1. Behind `finish` they are dropped.
   push(samples) {
     if (this.#socket.readyState !== WebSocket.OPEN || this.#finished || this.#ended) return;
+    if (this.#socket.bufferedAmount > 2 * MAX_BUFFERED_S * this.rate) return this.#lose();
     const pcm = new DataView(new ArrayBuffer(samples.length * 2));
     for (let at = 0; at < samples.length; at++) {
       const value = Math.max(-1, Math.min(1, samples[at]));
@@ -59,7 +68,8 @@ export class Stream extends EventTarget {
     return !this.#ended;
   }
 
-  // Sends a whole recording; realTime: as fast as it was spoken.
+  // Sends a whole recording; realTime: as fast as it was spoken, where the tab is visible. Browsers let timers of a
+  // hidden tab wait for up to a minute, so there is none but those of real time.
   async sendAll(samples, realTime, onBlock) {
     const size = Math.round((this.rate * BLOCK_MS) / 1000);
     const began = performance.now();
@@ -69,7 +79,7 @@ export class Stream extends EventTarget {
       this.push(block);
       onBlock(block);
       const early = realTime ? began + ((at + size) / this.rate) * 1000 - performance.now() : 0;
-      if (early > 0 || at % (size * 16) === 0) await new Promise((resolve) => setTimeout(resolve, Math.max(0, early)));
+      if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
     }
   }
 
@@ -78,7 +88,18 @@ export class Stream extends EventTarget {
     this.#finished = true;
     if (this.#socket.readyState === WebSocket.OPEN) this.#send({ type: "close" });
     else this.#socket.close();
-    setTimeout(() => this.#socket.close(), CLOSE_AFTER_MS);
+    this.#expectMessage();
+  }
+
+  #expectMessage() {
+    clearTimeout(this.#closing);
+    if (!this.#ended) this.#closing = setTimeout(() => this.#lose(), CLOSE_AFTER_MS);
+  }
+
+  // Ends the stream at once: a socket whose server is gone closes after minutes.
+  #lose() {
+    this.#socket.close();
+    this.#end();
   }
 
   #send(message) {
@@ -90,8 +111,19 @@ export class Stream extends EventTarget {
       this.#ackedSamples = message.audio_ack_samples;
       for (const resolve of this.#room.splice(0)) resolve();
     }
-    const detail = message.type === "result" ? { ...message, latencyMs: this.#latency() } : message;
+    if (this.#finished) this.#expectMessage();
+    if (message.type === "error" || message.is_final) this.#told = true;
+    const detail =
+      message.type === "result" ? { ...message, text: this.#wholeText(message), latencyMs: this.#latency() } : message;
     this.dispatchEvent(new CustomEvent(message.type, { detail }));
+  }
+
+  // The transcript with the new part of a result, which goes to the code point `text_from`.
+  #wholeText({ text, text_from: from }) {
+    if (from < this.#textSize) this.#text = [...this.#text].slice(0, from).join("");
+    this.#text += text;
+    this.#textSize = from + [...text].length;
+    return this.#text;
   }
 
   // Milliseconds since the newest decoded sample was sent; undefined where that is not remembered.
@@ -105,6 +137,11 @@ export class Stream extends EventTarget {
   #end() {
     if (this.#ended) return;
     this.#ended = true;
+    clearTimeout(this.#closing);
+    if (this.#opened && !this.#told) {
+      const detail = { message: "The connection was lost. The transcript may lack its end." };
+      this.dispatchEvent(new CustomEvent("error", { detail }));
+    }
     for (const resolve of this.#room.splice(0)) resolve();
     this.dispatchEvent(new CustomEvent("end"));
   }

@@ -69,6 +69,7 @@ export class Transcript {
     this.#open = document.createElement("p");
     this.#tail = document.createElement("span");
     this.#tail.className = "partial";
+    this.#tail.ariaHidden = "true"; // a screen reader would read each change of it; its words come soon
     this.#open.append(this.#tail);
     this.#box.append(this.#open);
     this.utterances.push([]);

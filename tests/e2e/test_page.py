@@ -125,6 +125,63 @@ def test_sound_behind_the_end_is_dropped(browser: Chromium) -> None:
     assert told == [[], 1]
 
 
+def test_a_lost_connection_is_told_and_the_next_stream_begins(browser: Chromium) -> None:
+    browser.evaluate(
+        "void (window.WebSocket = class extends WebSocket {"
+        " constructor(...all) { super(...all); window.socket = this; } })"
+    )
+    browser.click("#microphone")
+    wait_until(lambda: browser.text("#status") == "Listening", what="the microphone")
+    browser.evaluate("socket.close()")
+    wait_until(lambda: "connection was lost" in browser.text("#status"), what="the sentence")
+    assert browser.evaluate("document.querySelector('#microphone').getAttribute('aria-pressed')") == "false"
+    browser.choose_file("#file", RECORDING)
+    wait_until(lambda: browser.text("#status") == "Done", what="the next recording")
+
+
+def test_a_microphone_that_is_unplugged_ends_its_stream(browser: Chromium) -> None:
+    browser.evaluate(
+        "void (() => { const devices = navigator.mediaDevices, ask = devices.getUserMedia.bind(devices);"
+        " devices.getUserMedia = async (asked) => window.media = await ask(asked); })()"
+    )
+    browser.click("#microphone")
+    wait_until(lambda: browser.text("#status") == "Listening", what="the microphone")
+    # What the browser does when the device is gone.
+    browser.evaluate("media.getTracks()[0].stop(), media.getTracks()[0].dispatchEvent(new Event('ended'))")
+    wait_until(lambda: not browser.evaluate("document.querySelector('#file').disabled"), what="the end")
+    assert "microphone is gone" in browser.text("#status")
+    assert browser.evaluate("document.querySelector('#microphone').getAttribute('aria-pressed')") == "false"
+
+
+def test_a_recording_goes_on_where_timers_stand_still(browser: Chromium) -> None:
+    """As in a hidden tab, where a timer may wait for a minute."""
+    browser.evaluate("void (window.setTimeout = () => 0)")
+    browser.choose_file("#file", RECORDING)
+    wait_until(lambda: browser.text("#status") == "Done", what="the end of the recording")
+    assert transcript(browser) == TEXT
+
+
+def test_new_text_is_put_in_its_place(browser: Chromium) -> None:
+    """The server sends the new part of the text alone; another worker may replace some words."""
+    texts = browser.evaluate(
+        "import('./assets/stream.js').then(({ Stream }) => {"
+        " const texts = [];"
+        " window.WebSocket = class {"
+        "  static OPEN = 1; readyState = 1; bufferedAmount = 0;"
+        "  constructor() { window.socket = this; }"
+        "  send(message) { texts.push(JSON.parse(message).text); }"
+        "  close() {} };"
+        " const stream = new Stream('ws://server/', 16000, {}, '');"
+        " stream.addEventListener('result', (event) => texts.push(event.detail.text));"
+        " socket.onopen();"
+        " for (const [text_from, text] of [[0, 'go \\u{1F980} on'], [4, '!'], [4, ' forward'], [12, ' ten']])"
+        "  socket.onmessage({ data: JSON.stringify({ type: 'result', text, text_from }) });"
+        " return texts; })"
+    )
+    crab = "go \U0001f980"
+    assert texts == ["new", f"{crab} on", f"{crab}!", f"{crab} forward", f"{crab} forward ten"]
+
+
 def test_a_file_that_is_no_recording_is_told(browser: Chromium, tmp_path: Path) -> None:
     wrong = tmp_path / "notes.wav"
     wrong.write_text("this is no sound")
