@@ -27,7 +27,7 @@ from ingress.dialects.deepgram.refusals import body_of, headers_of
 from ingress.dialects.deepgram.shapes import MODEL_INFO, MODEL_UUID, confidence_of, timestamp, word_shape
 from ingress.files.recording_stream import Transcript
 from ingress.files.recordings import RecordingHints, Recordings
-from ingress.files.upload import BadUpload
+from ingress.files.upload import BadUpload, on_disk
 from ingress.http.endpoints import endpoint
 from ingress.http.presence import unless_left
 from ingress.http.refusal import Refused
@@ -80,7 +80,7 @@ async def _listen(recordings: Recordings, request: Request, query: ListenQuery) 
             "This server fetches nothing: send the recording itself as the body, not a 'url'.",
         )
     async with recordings.taken(client, asked.address) as recording:
-        with tempfile.TemporaryFile() as file:
+        with on_disk(), tempfile.TemporaryFile() as file:
             digest, head = await _spooled(request, file, recording.received)
             media = _media(head, query, Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"))
             hints = RecordingHints(query.options.phrases, query.options.language)

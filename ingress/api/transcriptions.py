@@ -29,7 +29,7 @@ from ingress.dialects.openai.prompt import phrases_of
 from ingress.files.recording_stream import Stalled, Transcript
 from ingress.files.recordings import Recording, RecordingHints, Recordings, UploadsBusy
 from ingress.files.transcription_shapes import FORMATS, STREAMED_FORMATS, plain, subtitles, verbose
-from ingress.files.upload import BadUpload, Upload, received
+from ingress.files.upload import BadUpload, DiskFull, Upload, received
 from ingress.http.endpoints import endpoint
 from ingress.http.presence import unless_left
 from ingress.media.decoder import DecodersBusy, MediaError
@@ -91,7 +91,7 @@ def refusal_of(error: Exception) -> RecordingRefused:
             return RecordingRefused(status, str(error), code=error.code, param=error.param)
         case MediaError():
             return RecordingRefused(HTTPStatus.BAD_REQUEST, str(error), param="file", code="invalid_media")
-        case DecodersBusy() | UploadsBusy():
+        case DecodersBusy() | UploadsBusy() | DiskFull():
             return RecordingRefused(unavailable, str(error), code="busy")
         case NoFreeStream() | NoWorker() | RedisUnavailable():
             return RecordingRefused(unavailable, error.message, code=error.code.value)
@@ -113,7 +113,16 @@ def refusal_of(error: Exception) -> RecordingRefused:
     raise error
 
 
-FAILURES: Final = (RecordingRefused, BadUpload, MediaError, DecodersBusy, UploadsBusy, StreamError, Stalled)
+FAILURES: Final = (
+    RecordingRefused,
+    BadUpload,
+    MediaError,
+    DecodersBusy,
+    UploadsBusy,
+    DiskFull,
+    StreamError,
+    Stalled,
+)
 
 
 def transcription_endpoints(recordings: Recordings) -> tuple[Route, ...]:

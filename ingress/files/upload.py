@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Final
@@ -17,13 +19,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
+from common.errors import ParakeetError
 from ingress.media.decoder import MediaInput
 from ingress.media.formats import HEAD_BYTES, NAMES, sniff
+
+logger = logging.getLogger(__name__)
 
 # Bounds of a form beside its file. OpenAI's form has a dozen names, some repeated as lists; the longest field
 # is a prompt.
 _MAX_FIELDS: Final = 100
 _MAX_FIELD_BYTES: Final = 64 << 10
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BadUpload(Exception):  # noqa: N818 - the name says it
@@ -39,6 +45,22 @@ class BadUpload(Exception):  # noqa: N818 - the name says it
         self.code = code
         self.param = param
         self.too_large = too_large
+
+
+class DiskFull(ParakeetError):  # noqa: N818 - the name says it
+    """The disk for uploads has no room for this one."""
+
+
+@contextmanager
+def on_disk() -> Iterator[None]:
+    """Do what writes an upload to disk. Raises DiskFull where that is full, which the log says, too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        logger.error("%s has no room for an upload: %s", tempfile.gettempdir(), error)
+        raise DiskFull("This server has no disk space for the recording; try again later.") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +83,14 @@ class Upload:
 
 @asynccontextmanager
 async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIterator[Upload]:
-    """Receive the form of a request with one `file`. Raises BadUpload.
+    """Receive the form of a request with one `file`. Raises BadUpload, DiskFull.
 
     on_bytes: called with the size of each part of the body; an exception from it ends the upload.
     """
     counted = Request(request.scope, _Counted(request, on_bytes))
     try:
-        form = await counted.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+        with on_disk():
+            form = await counted.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
     except HTTPException as error:  # Starlette's error for a malformed form
         raise BadUpload(error.detail) from None
     try:
@@ -100,7 +123,7 @@ async def _on_disk(upload: UploadFile) -> AsyncIterator[int]:
     if upload.file.name is not None:
         yield upload.file.fileno()
         return
-    with tempfile.TemporaryFile() as copy:
+    with on_disk(), tempfile.TemporaryFile() as copy:
         await asyncio.to_thread(_copy, upload.file, copy)
         yield copy.fileno()
 

@@ -13,14 +13,15 @@ from dataclasses import replace
 from http import HTTPStatus
 from time import monotonic
 from typing import Final, NoReturn, cast
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ingress.clients.limits import UNREAD_TIMEOUT_S
 from ingress.http import handshake
+from ingress.http.answering import answering
 from ingress.http.body import Body, has_body, head_of_body
+from ingress.http.head import request_of
 from ingress.http.refusal import Refusal, Refused, failed, refusing
 from ingress.http.site import TOO_MANY, Site
 from ingress.request import Request
@@ -138,6 +139,8 @@ class Front(HttpToolsProtocol):
         if is_large:
             self._site.gate.turns.charge(len(data) * READ_S_PER_BYTE)
         if self._over:
+            if self._linger is not None:
+                self._linger.note_input()
             if is_large:
                 self._end_turn()
             return
@@ -271,6 +274,7 @@ class Front(HttpToolsProtocol):
         self.scope["state"]["request"] = request
         self._site.update_date()
         super().on_headers_complete()
+        self.cycle.transport = answering(self.transport, self._close_after_answer)
         self._unanswered.append(self.cycle)
         self._watch_body()
         if self.parser.should_upgrade():
@@ -286,7 +290,8 @@ class Front(HttpToolsProtocol):
         self._num_parts += 1
         self._parts_bytes += len(body)
         if self._num_parts > FREE_PARTS and self._parts_bytes < self._num_parts * MIN_PART_BYTES:
-            self._hang_up()
+            self._over = True
+            self.transport.close()  # without an answer: the endpoint is told that its client has left
 
     def on_message_complete(self) -> None:
         """Note that a request is complete."""
@@ -303,6 +308,8 @@ class Front(HttpToolsProtocol):
         if self._place is not None:
             self._place.served()
         super().on_response_complete()
+        if self._over:
+            self._unset_keepalive_if_required()
 
     # Read by uvicorn while it reads a request
 
@@ -319,20 +326,10 @@ class Front(HttpToolsProtocol):
     def _read_request(self) -> Request:
         if self.url == b"*":  # a request about the server as a whole
             self.url = b"/"
-        try:
-            target = httptools.parse_url(self.url)
-        except httptools.HttpParserError:
+        socket_address = "" if self._place is None else self._place.address
+        request = request_of(self.parser.get_method(), self.url, self.headers, socket_address)
+        if request is None:
             self._stop_parsing(_GARBAGE)
-        if target.path is None:
-            self._stop_parsing(_GARBAGE)
-        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers)
-        request = Request(
-            self.parser.get_method().decode("ascii"),
-            unquote(target.path.decode("latin-1")),
-            (target.query or b"").decode("latin-1"),
-            headers,
-            "" if self._place is None else self._place.address,
-        )
         address = self._site.proxies.client_of(request.address, request.tokens("x-forwarded-for"))
         return request if address == request.address else replace(request, address=address)
 
@@ -349,11 +346,9 @@ class Front(HttpToolsProtocol):
             self._request = self._site.identified(self._request)
             open_connection = self._site.stream(self._request, self._place)
             response = handshake.accepted(self._request)
-        except Refused as refused:
-            self._refuse(self._site.shaped(self._request.path, refused.refusal))
-            return
         except Exception as error:
-            self._refuse(self._site.shaped(self._request.path, failed(error)))
+            refusal = error.refusal if isinstance(error, Refused) else failed(error)
+            self._refuse(self._site.shaped(self._request.path, refusal))
             return
         self.connections.discard(self)
         place, self._place = self._place, None
@@ -414,6 +409,15 @@ class Front(HttpToolsProtocol):
             self.transport.close()  # TLS has no half-closed connections; this flushes first
         self._linger = Linger(self.transport, UNREAD_TIMEOUT_S)
 
+    def _close_after_answer(self) -> None:
+        """Close after the last answer; in order, where the client still sends its body."""
+        if len(self._unanswered) == 1 and self.cycle.more_body:
+            self._over = True
+            self._stop_watching_body()
+            self._close_in_order()
+        else:
+            self.transport.close()
+
     def _wait_for_head(self, seconds: float) -> None:
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(seconds, self._too_slow, seconds)
@@ -466,11 +470,6 @@ class Front(HttpToolsProtocol):
         self._site.num_slow_bodies += 1
         sentence = f"Less than {limits.min_body_bytes} bytes of the body came in {limits.body_window_s:g} s."
         self._refuse(self._site.shaped(self._request.path, Refusal(HTTPStatus.REQUEST_TIMEOUT, sentence)))
-
-    def _hang_up(self) -> None:
-        """Close without an answer: the endpoint, which would answer, is told that its client has left."""
-        self._over = True
-        self.transport.close()
 
     def _probe(self) -> None:
         """Send an interim response, to find out whether a client that sends no more still reads.

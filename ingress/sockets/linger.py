@@ -14,6 +14,8 @@ from typing import Final
 # How long a client may take to close too, once all is sent. If the server closed with unread input, the
 # kernel would send a reset, which can destroy the last message on its way to the client.
 LINGER_S: Final = 2.0
+# A client may send on before it reads, such as the body of a request that is refused: for this long at most.
+_MOST_INPUT_S: Final = 30.0
 
 # tcpi_bytes_acked of struct tcp_info (linux/tcp.h), since Linux 4.1.
 _BYTES_ACKED: Final = Struct("=120xQ")
@@ -28,7 +30,16 @@ class Linger:
     stuck_s: how long a client may leave all of the rest unread.
     """
 
-    __slots__ = ("_acked", "_flushed", "_progress_at", "_stuck_s", "_timer", "_transport")
+    __slots__ = (
+        "_acked",
+        "_flushed",
+        "_has_input",
+        "_input_until",
+        "_progress_at",
+        "_stuck_s",
+        "_timer",
+        "_transport",
+    )
 
     def __init__(self, transport: asyncio.Transport, stuck_s: float) -> None:
         self._transport = transport
@@ -36,11 +47,17 @@ class Linger:
         self._flushed = is_flushed(transport)
         self._acked = acked_bytes(transport)
         self._progress_at = monotonic()
+        self._has_input = False
+        self._input_until = self._progress_at + _MOST_INPUT_S
         self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._look)
 
     def cancel(self) -> None:
         """Stop: the socket is closed."""
         self._timer.cancel()
+
+    def note_input(self) -> None:
+        """Note that the client still sends: it may not have begun to read."""
+        self._has_input = True
 
     def _look(self) -> None:
         was_flushed, self._flushed = self._flushed, is_flushed(self._transport)
@@ -48,7 +65,8 @@ class Linger:
         now = monotonic()
         if self._acked > before:
             self._progress_at = now
-        if (was_flushed and self._flushed) or now - self._progress_at > self._stuck_s:
+        sends, self._has_input = self._has_input and now < self._input_until, False
+        if (was_flushed and self._flushed and not sends) or now - self._progress_at > self._stuck_s:
             self._transport.abort()
         else:
             self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._look)

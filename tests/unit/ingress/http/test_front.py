@@ -40,7 +40,15 @@ async def _big(request: StarletteRequest) -> Response:
     return PlainTextResponse(b"x" * 8_000_000)
 
 
-_ENDPOINTS = (endpoint("/echo", _echo, "POST"), endpoint("/big", _big, "GET"))
+async def _unread(request: StarletteRequest) -> Response:
+    return PlainTextResponse("too large\n", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+
+_ENDPOINTS = (
+    endpoint("/echo", _echo, "POST"),
+    endpoint("/big", _big, "GET"),
+    endpoint("/unread", _unread, "POST"),
+)
 
 
 async def _answer(harness: Harness, request: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -86,6 +94,17 @@ async def test_what_is_refused_has_a_status_and_a_sentence(request_: bytes, stat
         assert body.endswith(b"\n")
         assert headers["date"].endswith("gmt")
         assert harness.backplane.links == []
+
+
+@pytest.mark.parametrize("path", ["/unread", "/nowhere"])
+async def test_an_early_answer_is_read_by_a_client_that_sends_all_of_its_body_first(path: str) -> None:
+    """A connection that is closed with unread input is reset, and the answer may be lost."""
+    size = 16 << 20
+    head = f"POST {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n"
+    async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
+        got, headers, _ = await _answer(harness, head.encode() + bytes(size))
+        assert got == (413 if path == "/unread" else 404)
+        assert headers["connection"] == "close"
 
 
 async def test_a_request_that_is_not_let_in_is_counted_and_logged_without_its_query(

@@ -11,6 +11,7 @@ import socket
 import struct
 import wave
 from contextlib import AsyncExitStack
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -221,17 +222,43 @@ async def test_uploads_are_bounded_while_they_are_received(target: str) -> None:
         assert (await posted(harness.ws_port, "/v1/listen", silence(1)))[0] == 200
 
 
+def full_file() -> FileIO:
+    """Return a file on a disk that is full."""
+    return FileIO("/dev/full", "w+")
+
+
+@pytest.mark.parametrize("seconds", [1, 60], ids=["kept in memory by the form", "spooled by the form"])
+async def test_an_upload_without_room_on_the_disk_may_come_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seconds: int
+) -> None:
+    recordings = recordings_of(ScriptedBackplane(echo=True))
+    endpoints = (*listen_endpoints(recordings), *transcription_endpoints(recordings))
+    form = spoken({"model": "parakeet"}, seconds)
+    kind = f"multipart/form-data; boundary={BOUNDARY}"
+    async with serving(ScriptedBackplane(), endpoints=endpoints) as harness:
+        with monkeypatch.context() as full:
+            full.setattr("tempfile.TemporaryFile", lambda *_, **__: full_file())
+            status, answer = await posted(harness.ws_port, "/v1/audio/transcriptions", form, kind)
+            assert (status, answer["error"]["code"]) == (503, "busy")
+            status, answer = await posted(harness.ws_port, "/v1/listen", silence(seconds))
+            assert (status, "disk space" in answer["err_msg"]) == (503, True)
+        assert "has no room for an upload" in caplog.text
+        assert recordings.num_held == 0
+        status, _ = await posted(harness.ws_port, "/v1/audio/transcriptions", form, kind)
+        assert status == 200
+
+
 MULTILINGUAL = Languages(("en-US", "de-DE"), prompted=True)
 
 
-def spoken(**fields: str) -> bytes:
-    """Return the body of an upload with a second of silence."""
+def spoken(fields: dict[str, str], seconds: int = 1) -> bytes:
+    """Return the body of an upload with silence."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in fields.items()
     ]
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
-    return ("".join(parts) + head).encode() + silence(1) + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return ("".join(parts) + head).encode() + silence(seconds) + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +280,7 @@ async def test_the_language_of_an_upload_is_the_streams(
     endpoints = (*listen_endpoints(recordings), *transcription_endpoints(recordings))
     async with serving(backplane, endpoints=endpoints) as harness:
         port = harness.ws_port
-        assert (await posted(port, "/v1/audio/transcriptions", spoken(**{field: value}), kind))[0] == 200
+        assert (await posted(port, "/v1/audio/transcriptions", spoken({field: value}), kind))[0] == 200
         uploaded = backplane.link.options
         assert (await posted(port, f"/v1/listen?language={value}", silence(1)))[0] == 200
         heard = backplane.link.options
@@ -272,7 +299,7 @@ async def test_a_language_that_the_model_does_not_have_is_refused(languages: Lan
     sentence = f'The model does not have the language "fr"; it has {", ".join(languages.names)}.'
     async with serving(backplane, endpoints=endpoints) as harness:
         for field in ("language", "languages"):
-            body = spoken(**{field: "fr"})
+            body = spoken({field: "fr"})
             status, answer = await posted(harness.ws_port, "/v1/audio/transcriptions", body, kind)
             assert (status, answer["error"]["code"]) == (400, "invalid_value")
             assert (answer["error"]["param"], answer["error"]["message"]) == (field, sentence)
