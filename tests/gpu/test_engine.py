@@ -25,9 +25,9 @@ from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps.factory import make_model_engine
-from tests.engine_contract import PagedEngineContract, Sizes, step_until_idle
+from tests.contracts.engine_contract import PagedEngineContract, Sizes, step_until_idle
+from tests.contracts.phrase_contract import PhraseContract
 from tests.oracle.models import ALL_RECORDINGS, RECORDINGS, speech, tiny
-from tests.phrase_contract import PhraseContract
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0)]
 CONFIG = EngineConfig(num_slots=24, page_frames=8, batch_sizes=BatchSizes(7, 16, 5), turn_detection=False)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
 
-from tests import kernel_checks as checks
+from tests.contracts import kernel_checks as checks
 
 DTYPES = [torch.float32, torch.bfloat16]
 HUGE = checks.UNKNOWN_END

@@ -32,8 +32,8 @@ from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps import device_rings
 from gpu_worker.steps.device_rings import DeviceRings
 from gpu_worker.steps.factory import make_model_engine
-from tests.engine_contract import step_until_idle
-from tests.lane_stack import lane_stack
+from tests.contracts.engine_contract import step_until_idle
+from tests.device.lane_stack import lane_stack
 from tests.oracle.models import ALL_RECORDINGS, speech
 
 NUM_LANES = 2

@@ -232,7 +232,7 @@ async def test_results_that_wait_for_a_verdict_are_counted(redis_url: str, tmp_p
         redis_url,
         "w1",
         tmp_path / "w1.log",
-        module="tests.held_verdict_worker",
+        module="tests.altered.held_verdict_worker",
         backend="native",
         model_size="tiny",
         device="cpu",

@@ -302,7 +302,7 @@ async def test_the_end_of_a_stream_whose_audio_was_complete_comes_at_once(stack:
     worker = stack.worker(lease_ms=120_000)
     first = stack.ingress("i-1")
     # Nobody publishes the end to this one, and it would not find it by its looks after quiet streams.
-    second = stack.ingress("i-2", module="tests.unwatchful_ingress")
+    second = stack.ingress("i-2", module="tests.altered.unwatchful_ingress")
     pcm = noise(2.0, seed=8)
     lost, hello = await _begin(first, pcm[:5120])
     stream = hello["stream_id"]
@@ -368,7 +368,7 @@ async def test_a_client_lost_before_it_has_the_end_comes_back_for_it(stack: Stac
 async def test_a_client_that_is_ahead_of_the_log_waits_for_the_successor(stack: Stack) -> None:
     """Its last result came from an owner that had lost the stream: Redis refused it, and published it."""
     worker = stack.worker(lease_ms=120_000)
-    first, second = stack.ingress("i-1"), stack.ingress("i-2", module="tests.patient_ingress")
+    first, second = stack.ingress("i-1"), stack.ingress("i-2", module="tests.altered.patient_ingress")
     pcm = noise(2.0)
     lost, hello = await _begin(first, pcm[:5120])
     stream = hello["stream_id"]

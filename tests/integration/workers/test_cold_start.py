@@ -21,7 +21,7 @@ from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until
 from tests.worker_process import SHORT_LEASE_MS, WorkerProcess
 
-OTHER = "tests.other_layout_worker"
+OTHER = "tests.altered.other_layout_worker"
 PCM = noise(12.0, seed=4)
 PART = 32_000  # bytes: a second
 

@@ -29,7 +29,7 @@ async def test_lanes_out_of_pages_shed_their_newest_streams(redis_url: str, tmp_
         "g1",
         tmp_path / "g1.log",
         lanes=NUM_LANES,
-        module="tests.paged_group",
+        module="tests.altered.paged_group",
         worker_max_streams=NUM_LANES * SLOTS_OF_A_LANE,
         lease_ms=600_000,  # a takeover would move streams to another lane
         paged_kv_page_size=16,

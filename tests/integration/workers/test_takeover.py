@@ -17,7 +17,7 @@ from common.presence.leases import IngressPresence, IngressReport, WorkerLease
 from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys
 from common.redis.scripts import FORGOTTEN_NUMBERS
-from tests.faulty_worker import CURSED_SAMPLES
+from tests.altered.faulty_worker import CURSED_SAMPLES
 from tests.servers import raw_client
 from tests.service_process import ROOT
 from tests.stream_client import ClientStream, IngressSide, expected_text, ingress_side, noise
@@ -343,7 +343,9 @@ async def test_an_engine_that_raises_ends_its_worker_and_no_stream(redis_url: st
     half = len(pcm) // 2
     pcm[half : half + 2] = (-32_768).to_bytes(2, "little", signed=True)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1", module="tests.faulty_worker", lease_ms=600_000)
+        first = await worker(
+            stack, redis_url, tmp_path, "w1", module="tests.altered.faulty_worker", lease_ms=600_000
+        )
         async with ingress_side(redis_url) as ingress:
             streams = await halfway(ingress, bytes(pcm))
             await worker(stack, redis_url, tmp_path, "w2")
@@ -362,7 +364,7 @@ async def test_an_engine_that_raises_ends_its_worker_and_no_stream(redis_url: st
 async def test_audio_that_breaks_its_conversion_ends_its_stream_alone(redis_url: str, tmp_path: Path) -> None:
     pcm = noise(2.0)
     with ExitStack() as stack:
-        first = await worker(stack, redis_url, tmp_path, "w1", module="tests.faulty_worker")
+        first = await worker(stack, redis_url, tmp_path, "w1", module="tests.altered.faulty_worker")
         async with ingress_side(redis_url) as ingress:
             streams = await halfway(ingress, pcm)
             streams[1].append(b"\0\0" * CURSED_SAMPLES)

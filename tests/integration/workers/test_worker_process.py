@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from parakeet.serve.embedded_redis import EmbeddedRedis
-from tests.dying_worker import OTHER, RAISES, VICTIM
+from tests.altered.dying_worker import OTHER, RAISES, VICTIM
 from tests.ports import free_ports
 from tests.servers import make_server, raw_client
 from tests.service_process import ROOT, ServiceProcess
@@ -42,7 +42,7 @@ def test_a_thread_that_ends_ends_the_worker(
 ) -> None:
     monkeypatch.setenv(VICTIM, victim)
     monkeypatch.setenv(RAISES, raises)
-    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.dying_worker") as worker:
+    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.altered.dying_worker") as worker:
         assert worker.wait() == 1
         log = worker.log_text()
         assert ("RuntimeError: a defect" if raises else "a thread ended: ") in log
@@ -58,13 +58,13 @@ def test_a_thread_that_is_not_the_workers_own_ends_it_by_an_error(
 ) -> None:
     monkeypatch.setenv(VICTIM, OTHER)
     monkeypatch.setenv(RAISES, "1")
-    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.dying_worker") as worker:
+    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.altered.dying_worker") as worker:
         assert worker.wait() == 1
         assert f"the thread {OTHER} failed" in worker.log_text()
 
 
 def test_every_thread_of_a_worker_is_tried_here(server: EmbeddedRedis, tmp_path: Path) -> None:
-    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.dying_worker") as worker:
+    with WorkerProcess(server.url, "w1", tmp_path / "w1.log", module="tests.altered.dying_worker") as worker:
         wait_until(lambda: "worker ready" in worker.log_text())
 
         def started() -> list[str]:

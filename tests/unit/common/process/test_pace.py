@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.process.pace import Pace
-from tests.paced_host import LONGEST_S, Host
+from tests.device.paced_host import LONGEST_S, Host
 
 
 def settle(host: Host, pace: Pace, step_s: float, row_s: float, rows_a_second: float) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from common.process.pace import Pace
 from common.redis.clients import AsyncRedis, RedisServers
 from common.redis.keys import Keys
 from common.streams.audio_log import AudioLog
-from tests.paced_host import Host
+from tests.device.paced_host import Host
 from tests.waiting import until
 
 

@@ -13,11 +13,11 @@ from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.steps.nemo import NemoSteps
 from gpu_worker.steps.nemo_model import NemoModel
 from gpu_worker.steps.null import NullEngine
-from tests.engine_contract import EngineContract, PagedEngineContract, Sizes
+from tests.contracts.engine_contract import EngineContract, PagedEngineContract, Sizes
+from tests.contracts.phrase_contract import PhraseContract
+from tests.device.overlapping_steps import OverlappingSteps
 from tests.fake_nemo import FakeNemo
 from tests.oracle.models import random_model
-from tests.overlapping_steps import OverlappingSteps
-from tests.phrase_contract import PhraseContract
 
 
 def config_of(sizes: Sizes, context: tuple[int, int]) -> EngineConfig:

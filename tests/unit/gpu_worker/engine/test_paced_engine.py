@@ -13,10 +13,10 @@ from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.steps.null import Letters, NullSteps
-from tests.engine_contract import told
+from tests.contracts.engine_contract import told
+from tests.device.overlapping_steps import OverlappingSteps
+from tests.device.paced_host import LONGEST_S, Host
 from tests.oracle.models import JFK, random_model, speech
-from tests.overlapping_steps import OverlappingSteps
-from tests.paced_host import LONGEST_S, Host
 
 
 def test_a_paced_engine_reads_what_is_over_and_launches_when_it_is_time() -> None:

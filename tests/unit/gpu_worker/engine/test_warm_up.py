@@ -16,7 +16,7 @@ from gpu_worker.engine.interface import EngineError
 from gpu_worker.engine.steps import KeptFrames
 from gpu_worker.model.reach import reach_frames
 from gpu_worker.steps.factory import make_model_engine
-from tests.engine_contract import step_until_idle, told
+from tests.contracts.engine_contract import step_until_idle, told
 from tests.oracle.models import ALL_RECORDINGS, JFK, random_model, speech, tiny
 
 STREAM = StreamId(1)

@@ -11,7 +11,7 @@ if find_spec("triton") is None:
     pytest.skip("no Triton on this platform", allow_module_level=True)
 
 # Decides how the kernels run; before the model that imports them.
-from tests.kernel_checks import UNKNOWN_END
+from tests.contracts.kernel_checks import UNKNOWN_END
 
 if torch.cuda.is_available():
     pytest.skip("no interpreter beside a GPU; tests/gpu compares whole engines", allow_module_level=True)

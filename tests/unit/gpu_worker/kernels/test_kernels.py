@@ -12,7 +12,7 @@ if find_spec("triton") is None:
     pytest.skip("no Triton on this platform", allow_module_level=True)
 
 import gpu_worker.kernels as kernels_package
-from tests import kernel_checks as checks
+from tests.contracts import kernel_checks as checks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HUGE = checks.UNKNOWN_END

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lane_recorder import recorded_lanes
-from tests.lane_stack import LaneStack
+from tests.device.lane_recorder import recorded_lanes
+from tests.device.lane_stack import LaneStack
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from gpu_worker.engine.slots.clock import ChunkClock
 from gpu_worker.lanes.facts import LaneFacts
 from gpu_worker.model.config import PromptConfig
 from gpu_worker.steps.null import NullClock
-from tests.lane_recorder import SHAPE
+from tests.device.lane_recorder import SHAPE
 
 CLOCKS = (ChunkClock(160, 200, 8, 2), NullClock(1280, 1280, 1, 2))
 

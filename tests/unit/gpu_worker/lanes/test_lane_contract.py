@@ -15,10 +15,10 @@ from gpu_worker.engine.phrases.book import PhraseBook
 from gpu_worker.engine.steps import AllocateRings
 from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.steps.null import Letters, NullEngine
-from tests.engine_contract import EngineContract, PagedEngineContract, Sizes
-from tests.lane_stack import lane_stack
+from tests.contracts.engine_contract import EngineContract, PagedEngineContract, Sizes
+from tests.contracts.phrase_contract import PhraseContract
+from tests.device.lane_stack import lane_stack
 from tests.oracle.models import random_model
-from tests.phrase_contract import PhraseContract
 from tests.unit.gpu_worker.engine.test_engine_contract import config_of
 
 NUM_LANES = 2

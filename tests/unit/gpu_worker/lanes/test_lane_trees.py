@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gpu_worker.engine.phrases.tree_memory import NO_TREE
-from tests.lane_recorder import SHAPE, launch, recorded_lanes, recorder, tree_of, turn_until
-from tests.lane_stack import LaneStack
+from tests.device.lane_recorder import SHAPE, launch, recorded_lanes, recorder, tree_of, turn_until
+from tests.device.lane_stack import LaneStack
 
 
 def test_trees_stand_in_the_lanes_part_of_the_arena_and_keep_their_place(stack: LaneStack) -> None:

@@ -15,8 +15,8 @@ from gpu_worker.lanes.steps import LaneSteps
 from gpu_worker.model.tokenizer import Tokenizer
 from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.steps.null import Letters, NullEngine
-from tests.engine_contract import Sizes, run, told
-from tests.lane_stack import lane_stack
+from tests.contracts.engine_contract import Sizes, run, told
+from tests.device.lane_stack import lane_stack
 from tests.oracle.models import JFK, random_model, speech
 from tests.unit.gpu_worker.engine.test_engine_contract import config_of
 from tests.waiting import wait_until

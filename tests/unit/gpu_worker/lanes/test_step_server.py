@@ -21,9 +21,9 @@ from gpu_worker.lanes.link import GroupLost
 from gpu_worker.lanes.port import LanePort
 from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
 from gpu_worker.steps.null import Letters, NullEngine
-from tests.engine_contract import run
-from tests.lane_recorder import SHAPE, Recorder, launch, recorder, rows_of, turn_until
-from tests.lane_stack import LaneStack, lane_stack
+from tests.contracts.engine_contract import run
+from tests.device.lane_recorder import SHAPE, Recorder, launch, recorder, rows_of, turn_until
+from tests.device.lane_stack import LaneStack, lane_stack
 from tests.oracle.models import JFK, speech
 from tests.waiting import wait_until
 

@@ -24,7 +24,7 @@ from gpu_worker.lanes.group import share_of
 from gpu_worker.lanes.link import GroupLink, GroupLost
 from gpu_worker.lanes.port import MAX_ANSWERS, LanePort, UseTree
 from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
-from tests.lane_recorder import (
+from tests.device.lane_recorder import (
     Recorder,
     launch,
     recorded_lanes,
@@ -34,7 +34,7 @@ from tests.lane_recorder import (
     tree_of,
     turn_until,
 )
-from tests.lane_stack import LaneStack
+from tests.device.lane_stack import LaneStack
 from tests.waiting import wait_until
 
 WRONG_ROWS: list[tuple[str, Callable[[NDArray[np.int32], NDArray[np.int32]], object]]] = [

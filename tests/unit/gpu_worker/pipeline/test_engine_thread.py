@@ -42,7 +42,7 @@ from gpu_worker.pipeline.engine_events import (
 from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow
 from gpu_worker.steps.null import Letters, NullEngine, NullSteps
-from tests.overlapping_steps import OverlappingSteps
+from tests.device.overlapping_steps import OverlappingSteps
 from tests.stream_records import owned_stream
 from tests.waiting import wait_until
 

@@ -22,7 +22,7 @@ from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.turn.outcome import Verdict
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.stage import TurnAnswer
-from tests.overlapping_steps import OverlappingSteps
+from tests.device.overlapping_steps import OverlappingSteps
 
 RECORDING = Path(__file__).parents[4] / "parakeet" / "recordings" / "jfk.wav"
 STREAM = StreamId(1_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tests.kernel_checks  # noqa: F401  decides how kernels run, so it comes first
+import tests.contracts.kernel_checks  # noqa: F401  decides how kernels run, so it comes first
 from training.loss.scan import scan_frames as reference
 from training.loss.scan_kernel import scan_frames
 from training.loss.transducer import transducer_loss

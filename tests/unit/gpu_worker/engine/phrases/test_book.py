@@ -17,9 +17,9 @@ from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineError, StreamOutput
 from gpu_worker.engine.phrases.book import PhraseBook, PhraseList
 from gpu_worker.steps.factory import make_model_engine
-from tests.engine_contract import step_until_idle, told
+from tests.contracts.engine_contract import step_until_idle, told
+from tests.contracts.phrase_contract import phrases_of
 from tests.oracle.models import JFK, random_model, speech, tiny
-from tests.phrase_contract import phrases_of
 from tests.waiting import wait_until
 
 SAMPLES = speech(JFK)[:40_000]

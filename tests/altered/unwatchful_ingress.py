@@ -1,4 +1,4 @@
-"""An ingress that looks after no quiet stream (``python -m tests.unwatchful_ingress``).
+"""An ingress that looks after no quiet stream (``python -m tests.altered.unwatchful_ingress``).
 
 What it knows of a stream is published to it, or read for a reason of its own.
 """

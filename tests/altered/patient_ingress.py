@@ -1,4 +1,4 @@
-"""An ingress that waits for the log of a client that is ahead of it (``python -m tests.patient_ingress``).
+"""An ingress that waits for the log of a client ahead of it: ``python -m tests.altered.patient_ingress``.
 
 It waits for a minute, so that a worker on a busy machine is in time.
 """

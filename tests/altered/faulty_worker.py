@@ -1,4 +1,4 @@
-"""A worker with faults that tests ask for by the audio: ``python -m tests.faulty_worker FLAGS``.
+"""A worker with faults that tests ask for by the audio: ``python -m tests.altered.faulty_worker FLAGS``.
 
 A chunk whose first sample is full scale makes the engine raise, as a lost device would; an entry of
 exactly CURSED_SAMPLES samples makes its conversion raise, as a defect of the resampler would.

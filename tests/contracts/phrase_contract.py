@@ -11,7 +11,7 @@ from common.options import StreamOptions
 from common.phrases import Phrase
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineError, PhrasesFull, StreamOutput, UnsupportedOption
-from tests.engine_contract import Recordings, Sizes, step_until_idle, told
+from tests.contracts.engine_contract import Recordings, Sizes, step_until_idle, told
 from tests.oracle.models import JFK, speech, tiny
 
 STREAM = StreamId(1)

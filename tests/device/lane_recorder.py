@@ -24,7 +24,7 @@ from gpu_worker.engine.steps import (
     StepShape,
 )
 from gpu_worker.lanes.steps import LaneSteps
-from tests.lane_stack import LaneStack
+from tests.device.lane_stack import LaneStack
 
 SHAPE = StepShape(
     clock=ChunkClock(160, 200, 8, 2),

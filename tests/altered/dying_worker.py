@@ -1,4 +1,4 @@
-"""A worker one of whose threads ends: ``python -m tests.dying_worker FLAGS``.
+"""A worker one of whose threads ends: ``python -m tests.altered.dying_worker FLAGS``.
 
 The environment names the thread (VICTIM) and says how it ends: it raises (RAISES), or it returns. Each
 thread that is started is printed as ``thread NAME``.

@@ -1,4 +1,4 @@
-"""A worker whose snapshots are of another layout (``python -m tests.other_layout_worker``)."""
+"""A worker whose snapshots are of another layout (``python -m tests.altered.other_layout_worker``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A group of lanes with pages on CPU: ``python -m tests.paged_group FLAGS``.
+"""A group of lanes with pages on CPU: ``python -m tests.altered.paged_group FLAGS``.
 
 --paged-kv-page-size and --paged-kv-max-pages hold without CUDA too, for the plain model's pages.
 """
