@@ -372,6 +372,16 @@ class SettingsMismatch(SettingsError):
     """The cluster was started with another value of a setting that all its processes must share."""
 
 
+class NameTaken(SettingsError):
+    """Another process is the worker of this name."""
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__(
+            f"Another process of this cluster is the worker {worker_id}: --worker-id must be unique, and this"
+            " process ends."
+        )
+
+
 class EntryError(ServiceError):
     """An entry read from Redis does not have the layout that this version writes."""
 

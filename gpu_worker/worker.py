@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Final, Protocol
 
 from common.entries import WorkerId
+from common.errors import NameTaken
 from common.monitoring.metrics import WorkerMetrics
 from common.presence import served_model
 from common.presence.leases import WorkerLease
@@ -35,12 +36,12 @@ from gpu_worker.backend import Backend, Elsewhere
 from gpu_worker.engine.interface import EngineStats
 from gpu_worker.lanes.link import GroupLost
 from gpu_worker.ownership.claimer import Claimer
-from gpu_worker.ownership.heartbeat import Heartbeat, StatsWindow
+from gpu_worker.ownership.heartbeat import Heartbeat, StatsWindow, check_name
 from gpu_worker.ownership.owner import Owner
 from gpu_worker.ownership.quarantine import DEFAULT_MODULE, Quarantine
 from gpu_worker.ownership.suspects import SuspectRunner
 from gpu_worker.ownership.sweeper import Sweeper
-from gpu_worker.pipeline.engine_events import HandOver
+from gpu_worker.pipeline.engine_events import HandOver, MakeRoom
 from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.intake import Intake
@@ -101,8 +102,7 @@ class Worker:
         quarantined: bool = False,
         quarantine_module: str = DEFAULT_MODULE,
     ) -> None:
-        worker = WorkerId(settings.worker_id)
-        servers = RedisServers.of(settings)
+        worker, servers = WorkerId(settings.worker_id), RedisServers.of(settings)
         keys = Keys(servers.shards)
         lease_s = settings.lease_ms / 1000
         self._settings = settings
@@ -205,6 +205,7 @@ class Worker:
             table=self._table,
             owner=self._owner,
             quarantine=self._quarantine,
+            on_full=lambda: self._engine.put(MakeRoom()),
             period_s=max(_MIN_SWEEP_S, min(lease_s / 4, _MAX_SWEEP_S)),
         )
         self._heartbeat = Heartbeat(
@@ -217,6 +218,7 @@ class Worker:
             description=backend.description,
             counts=backend.counts,
             metrics=self.metrics,
+            on_replaced=lambda: self.fail(NameTaken(worker)),
             on_lapsed=self._sweeper.revalidate,
             on_hung=self._hung,
         )
@@ -261,7 +263,7 @@ class Worker:
         return self._heartbeat.holds_lease(now)
 
     def run(self) -> int:
-        """Serve until a signal or a failure; return the exit status. Raises SettingsMismatch."""
+        """Serve until a signal or a failure; return the exit status. Raises SettingsMismatch, NameTaken."""
         if not (self._join_cluster() and self._start()) and self._failure is None:
             logger.info("stopped before Redis was there")
             if self._quarantined:
@@ -269,9 +271,7 @@ class Worker:
             return 0
         while not self._stop.wait(_WAIT_S):
             self._check_threads()
-        if self._failure is not None:
-            return self._give_up()
-        return self._drain()
+        return self._drain() if self._failure is None else self._give_up()
 
     def request_stop(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal: the first asks to drain, the second to hand over at once."""
@@ -300,12 +300,14 @@ class Worker:
     def _join_cluster(self) -> bool:
         """Agree with the cluster once every server answers; a worker may be started before Redis is.
 
-        Returns False if the worker has to stop before that. Raises UnfitRedis or SettingsMismatch.
+        Returns False if the worker has to stop before that. Raises UnfitRedis, SettingsMismatch, NameTaken.
         """
         servers, told = self._redis.servers, False
         while not self._stop.is_set():
             try:
                 check_servers(servers.addresses, servers.timeout_ms / 1000, WORKER, self._stop.is_set)
+                if not self._quarantined:  # whoever starts such a worker holds its lease meanwhile
+                    check_name(self._lease, self._worker, self._stop)
                 if self._stop.is_set():
                     break
                 check_worker_agrees(self._redis.cluster, self._keys)
@@ -389,7 +391,9 @@ class Worker:
             logger.warning("the lease could not be given back, it will lapse: %s", error)
 
     def _give_up(self) -> int:
-        """End after a failure: other workers get the streams at once."""
+        """End after a failure: other workers get the streams at once. Raises NameTaken."""
+        if isinstance(self._failure, NameTaken):  # lease and streams are the other process's
+            raise self._failure
         logger.critical("the worker has failed, giving up: %r", self._failure)
         if self._heartbeat.alive:
             self._heartbeat.stop(JOIN_S)
@@ -448,8 +452,7 @@ class Worker:
             logger.info("%d streams handed over%s", left, "" if handed_over else ", not all in time")
         self._engine.stop(clock.left_s(JOIN_S))
         self._outlet.stop(clock.left_s(JOIN_S))
-        # The thread has had all this time to hand its streams over.
-        self._quarantine.stop(clock.left_s(JOIN_S))
+        self._quarantine.stop(clock.left_s(JOIN_S))  # it has had all this time to hand its streams over
         for part in (self._snapshots, self._sweeper, self._heartbeat):
             part.stop(clock.left_s(JOIN_S))
         self._leave()

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+from uuid import uuid4
 
 from common.entries import IngressId, WorkerId
 from common.errors import RedisUnavailable
 from common.redis.clients import REDIS_ERROR, PipelinedCommands
-from common.redis.keys import INGRESS_HASH_TTL_MS, WORKER_HASH_TTL_MS, Keys
+from common.redis.keys import INGRESS_HASH_TTL_MS, Keys
 from common.redis.pipelined import SyncClient
 from common.redis.scripts import presence as scripts
 
@@ -42,23 +43,32 @@ class WorkerLease:
         self._keys = keys
         self._worker = worker
         self._lease_ms = lease_ms
+        self._process = uuid4().hex
+
+    def end_ms(self) -> int:
+        """Return when the lease ends, whoever holds it, by Redis' clock; 0 where nobody holds it."""
+        return int(self._client.execute_command(*scripts.lease_end(self._keys, worker=self._worker)))
 
     def renew(self) -> Renewal:
         """Take or renew the lease for `lease_ms`."""
         command = scripts.renew_lease(self._keys, worker=self._worker, ttl_ms=self._lease_ms)
         return Renewal(int(self._client.execute_command(*command)))
 
-    def report(self, fields: Mapping[str, str | int | float]) -> None:
-        """Write the worker's hash (common/presence/status.py has its fields)."""
-        key = self._keys.worker(self._worker)
+    def report(self, fields: Mapping[str, str | int | float], *, takes: bool = False) -> bool:
+        """Write the worker's hash (common/presence/status.py has its fields).
+
+        Returns False, and writes nothing, if another process has written it since; not where this one `takes`
+        the name.
+        """
         flat = [item for pair in fields.items() for item in pair]
-        self._client.transaction(("HSET", key, *flat), ("PEXPIRE", key, WORKER_HASH_TTL_MS))
+        command = scripts.report(
+            self._keys, worker=self._worker, process=self._process, takes=takes, fields=flat
+        )
+        return bool(self._client.execute_command(*command))
 
     def release(self) -> None:
         """Let the lease lapse now: other workers take over the streams that it still owns at once."""
-        self._client.transaction(
-            ("ZADD", self._keys.workers, "XX", 0, self._worker), ("DEL", self._keys.worker(self._worker))
-        )
+        self._client.execute_command(*scripts.release_lease(self._keys, worker=self._worker))
 
     def lapsed_workers(self) -> list[WorkerId]:
         """Return other workers whose lease has lapsed and that no worker has cleaned up after."""

@@ -15,7 +15,7 @@ from common.redis.keys import Keys
 
 # Arguments with which a server is asked whether a user may call a command.
 _ARGUMENTS: Final = {
-    **dict.fromkeys(("ping", "info", "time", "multi", "exec", "hello", "client|id"), ""),
+    **dict.fromkeys(("ping", "info", "time", "hello", "client|id"), ""),
     **dict.fromkeys(("select", "client|unblock"), "1"),
     "eval": "script 1 key",
     **dict.fromkeys(("del", "exists", "get", "incr", "pttl", "strlen", "unlink"), "key"),
@@ -147,7 +147,7 @@ WORKER: Final = Grants(
     "parakeet-worker",
     (
         *_COMMON,
-        *("multi", "exec", "client|id", "client|unblock"),
+        *("client|id", "client|unblock"),
         *("del", "exists", "pexpire", "rename", "unlink", "append", "get", "getrange", "set", "strlen"),
         *("hdel", "hget", "hgetall", "hincrby", "hmget", "hset", "hsetnx"),
         *("llen", "lrange", "rpush", "rpushx"),

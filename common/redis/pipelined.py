@@ -438,14 +438,6 @@ class SyncClient:
             with self._lock:
                 self._idle.append(connection)
 
-    def transaction(self, *commands: Sequence[Argument]) -> list[Any]:
-        """Run commands as one, in one round trip. Raises the first error."""
-        *queued, replies = self.run((("MULTI",), *commands, ("EXEC",)))
-        for reply in (*queued, replies, *(replies if isinstance(replies, list) else ())):
-            if isinstance(reply, Exception):
-                raise reply
-        return list(replies)
-
     def close(self) -> None:
         """Close the connections; a later command opens another."""
         with self._lock:

@@ -16,6 +16,7 @@ from common.redis.clients import RESPONSE_ERROR, SyncRedis, is_passing
 from common.redis.connect import pack
 from common.redis.keys import READY_TTL_MS, Keys, StreamKeys, audio_group
 from common.redis.pipelined import SyncPipelinedConnection
+from common.redis.scripts.ownership import look
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,6 @@ logger = logging.getLogger(__name__)
 # the entries where the audio group is gone (the stream was taken over, or left Redis), or where Redis refuses
 # the key.
 AudioRead = tuple[bytes, Sequence[RawEntry] | None]
-
-_MULTI: Final = pack(b"MULTI")
-_EXEC: Final = pack(b"EXEC")
 
 
 class AudioReader:
@@ -49,14 +47,14 @@ class AudioReader:
         The shards take turns at being asked first. on_wait: called with the seconds since the oldest audio of
         the read was announced, by the clock of its ingress.
         """
-        timeout_s = (block_ms or 0) / 1000
-        pop = pack(b"BZMPOP", timeout_s, len(self._ready), *self._ready, b"MIN", b"COUNT", max_streams)
-        # A time of 0 waits for ever; in a transaction nothing waits.
-        reply = self._call(pop) if block_ms else self._call(_MULTI, pop, _EXEC)
-        if len(self._ready) > 1:
-            self._ready.append(self._ready.pop(0))
-        if not block_ms:
-            (reply,) = reply
+        ready = self._ready
+        if block_ms:
+            pop = pack(b"BZMPOP", block_ms / 1000, len(ready), *ready, b"MIN", b"COUNT", max_streams)
+        else:  # a time of 0 waits for ever
+            pop = pack(*look(ready, most=max_streams))
+        reply = self._call(pop)
+        if len(ready) > 1:
+            ready.append(ready.pop(0))
         if not reply:
             return []
         # The first one has the smallest score: the time of its announcement in milliseconds, 0 for none.
@@ -85,13 +83,12 @@ class AudioReader:
         """Return entries after `after` that were delivered to this worker before and are not acknowledged."""
         return self._read_after(after, epoch, [keys.audio], max_entries)
 
-    def _call(self, *commands: bytes, repeat: bool = True) -> Any:
-        """Send packed commands in one round trip; return the reply of the last one."""
-        replies = self._connection.call(commands, repeat=repeat)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies[-1]
+    def _call(self, command: bytes, repeat: bool = True) -> Any:
+        """Send a packed command; return its reply."""
+        (reply,) = self._connection.call((command,), repeat=repeat)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def _read_group(self, epoch: int, group: list[bytes], max_entries: int) -> list[AudioRead]:
         read = self._read_after(b">", epoch, group, max_entries, repeat=False)

@@ -24,7 +24,7 @@ from common.entries import (
 )
 from common.errors import EntryError
 from common.redis.clients import RESPONSE_ERROR, SyncRedis, is_passing
-from common.redis.keys import ASSIGNMENT_GROUP, REGISTER_TTL_MS, Keys, StreamKeys
+from common.redis.keys import ASSIGNMENT_GROUP, Keys, StreamKeys
 from common.redis.pipelined import SyncClient
 from common.redis.scripts import Command
 from common.redis.scripts import ownership as scripts
@@ -120,14 +120,8 @@ class Claims:
     def prepare(self) -> None:
         """Create the group of every shard that has none (at start, and when Redis lost it)."""
         for shard in range(self._keys.shards):
-            key = self._keys.assignments(shard)
-            client = self._redis.shard(shard)
-            try:
-                client.execute_command("XGROUP", "CREATE", key, ASSIGNMENT_GROUP, "0", "MKSTREAM")
-            except RESPONSE_ERROR as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
-            client.execute_command("PEXPIRE", key, REGISTER_TTL_MS)
+            command = scripts.make_group(self._keys.assignments(shard))
+            self._redis.shard(shard).execute_command(*command)
 
     def wait(
         self, client: SyncClient, shards: Sequence[int], count: int, block_ms: int | None
@@ -368,7 +362,7 @@ class Claims:
         staged = owned.keys.staged_snapshot(owned.epoch, next(self._snapshots))
         yield scripts.stage(staged, piece=snapshot[:_PIECE_BYTES])
         for at in range(_PIECE_BYTES, len(snapshot), _PIECE_BYTES):
-            yield ("RPUSHX", staged, snapshot[at : at + _PIECE_BYTES])
+            yield scripts.beyond_limit(("RPUSHX", staged, snapshot[at : at + _PIECE_BYTES]))
         entry_id = checkpoint.entry_id
         yield scripts.checkpoint(
             owned.keys,

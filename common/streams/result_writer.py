@@ -9,6 +9,9 @@ A Redis that dies can lose its last writes: those that its append-only file, or 
 did not have yet. A live owner would go on after results that the log has lost, and an ingress that did not
 receive them (its subscription was cut, or a client resumes at it) could not follow. So written commands are
 kept for a while (`ResultConnection`).
+
+A Redis at its limit of memory refuses results. Then nothing could be acknowledged, and no memory would be
+freed. So a script writes them there (common/redis/scripts/prelude.lua).
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ import redis.exceptions
 
 from common.entries import IngressId, LineKind, join_lines, pack_line
 from common.redis.clients import CONNECTION_ERRORS, RESPONSE_ERROR, RedisServers, SyncRedis, is_passing
-from common.redis.connect import RefusedConnection, pack
+from common.redis.connect import RefusedConnection, new_reader, pack
 from common.redis.keys import RESULTS_MAX_LENGTH, Keys, result_entry_id
 from common.redis.pipelined import SyncPipelinedConnection
+from common.redis.scripts.ownership import beyond_limit
 from common.redis.scripts.streams import last_result
 from common.streams.audio_reader import pack_ack
 from common.streams.claims import OwnedStream
@@ -45,6 +49,12 @@ _AT_ONCE: Final = 512
 # An idle connection is checked this often as long as commands are kept.
 _LOOK_S: Final = 1.0
 _PING: Final = pack(b"PING")
+# Commands that a server refuses at its limit of memory, and the beginning of the refusal.
+_REFUSED_AT_LIMIT: Final = (b"XADD", b"ZADD")
+_AT_LIMIT: Final = "OOM "
+# For so long after a refusal a script runs these commands from the start. A server that frees memory between
+# two commands would refuse a result and take the next one, and the log would lack the first for good.
+_AT_LIMIT_S: Final = 5.0
 
 # XADD key NOMKSTREAM MAXLEN ~ n id k kind a acked d body, in RESP: written for every result, at half the cost
 # of packing its thirteen words one by one.
@@ -266,6 +276,7 @@ class ResultConnection:
         self._kept_bytes = 0
         self._called_at = 0.0
         self._forgetful = False  # the connection was lost, and Redis was not checked for lost writes
+        self._at_limit_until = 0.0
         self.num_restored = 0  # results that were written again
 
     def call(self, commands: Sequence[bytes]) -> list[Any]:
@@ -274,7 +285,7 @@ class ResultConnection:
         Results that Redis has lost are written first; a temporary refusal of these raises, too.
         """
         if not self._keep_s:
-            return self._connection.call(commands)
+            return self._exchange(commands, repeat=True)
         try:
             return self._call(commands)
         except redis.exceptions.ConnectionError as error:
@@ -315,10 +326,25 @@ class ResultConnection:
 
     def _send(self, commands: Sequence[bytes]) -> list[Any]:
         try:
-            return self._connection.call(commands, repeat=False)
+            return self._exchange(commands, repeat=False)
         except CONNECTION_ERRORS:
             self._forgetful = True
             raise
+
+    def _exchange(self, commands: Sequence[bytes], *, repeat: bool) -> list[Any]:
+        """Call the connection; what a server at its limit of memory has refused is run by the script."""
+        now = time.monotonic()
+        if now < self._at_limit_until:
+            commands = [_beyond_limit(command) for command in commands]
+        replies = self._connection.call(commands, repeat=repeat)
+        if RESPONSE_ERROR in map(type, replies):
+            refused = [at for at, reply in enumerate(replies) if str(reply).startswith(_AT_LIMIT)]
+            if refused:
+                self._at_limit_until = now + _AT_LIMIT_S
+                again = [_beyond_limit(commands[at]) for at in refused]
+                for at, reply in zip(refused, self._connection.call(again, repeat=repeat), strict=True):
+                    replies[at] = reply
+        return replies
 
     def _restore(self) -> None:
         """Write the results again that Redis has lost. Raises as `call` does."""
@@ -369,3 +395,11 @@ class ResultConnection:
             if isinstance(reply, Exception) and is_passing(reply):
                 raise reply
         return replies
+
+
+def _beyond_limit(command: bytes) -> bytes:
+    """Return a packed command so that a server at its limit of memory takes it."""
+    reader = new_reader()
+    reader.feed(command)
+    parts = reader.gets()
+    return pack(*beyond_limit(parts)) if parts[0] in _REFUSED_AT_LIMIT else command

@@ -1,10 +1,9 @@
 """Shortage of memory in a Redis server: which streams append no more audio then.
 
-At its limit a server refuses whatever may take memory: workers could neither claim streams nor write the
-results and checkpoints that free memory. Nothing would move any more, and all streams would fail. So from a
-part of the memory on, streams append nothing while workers have seconds of their audio to decode. These
-streams lose nothing by it, their clients wait, and the rest of the memory is for workers and for speakers in
-real time.
+At its limit a server refuses audio, whoever sends it: speakers in real time would wait for those who send
+files. So from a part of the memory on, streams append nothing while workers have seconds of their audio to
+decode. These streams lose nothing by it, their clients wait, and the rest of the memory is for workers and
+for speakers in real time.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from common.entries import WorkerId
+from common.errors import NameTaken
 from common.monitoring.families import STAGES
 from common.monitoring.metrics import WorkerMetrics
 from common.presence.leases import Renewal, WorkerLease
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 # Timings and rates of the status line cover the last WINDOW_S.
 WINDOW_S: Final = 5.0
 _MAX_BEAT_S: Final = 1.0
+# A process that lives renews its lease within this time, however long the lease is.
+_TWO_BEATS_S: Final = 2.5
+_LOOK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,20 @@ class StatsWindow:
         )
 
 
+def check_name(lease: WorkerLease, worker: WorkerId, stop: threading.Event) -> None:
+    """Check that no live process is the worker of this name, before it is taken.
+
+    The lease of a process that was killed may hold, but its end does not move any more.
+
+    Raises NameTaken, and the Redis client's errors.
+    """
+    end_ms, deadline = lease.end_ms(), time.monotonic() + _TWO_BEATS_S
+    while end_ms and time.monotonic() < deadline and not stop.wait(_LOOK_S):
+        last_ms, end_ms = end_ms, lease.end_ms()
+        if end_ms > last_ms:
+            raise NameTaken(worker)
+
+
 class Heartbeat:
     """Renews the lease and writes the report, a few times in each lease.
 
@@ -98,6 +117,7 @@ class Heartbeat:
         to another model.
     description: further fields of the hash, which describe the backend.
     counts: returns further counters of the hash, at every beat.
+    on_replaced: called when another process has taken the worker's name; nothing is renewed then.
     on_lapsed: called when a renewal found that the lease had run out. on_hung: called when a turn of the
         engine has taken longer than `step_timeout_s`; the lease is then no longer renewed.
 
@@ -117,6 +137,7 @@ class Heartbeat:
         description: Mapping[str, str],
         counts: Callable[[], Mapping[str, int | float]] = dict,
         metrics: WorkerMetrics,
+        on_replaced: Callable[[], None],
         on_lapsed: Callable[[], None],
         on_hung: Callable[[float], None],
     ) -> None:
@@ -131,6 +152,7 @@ class Heartbeat:
         self._agree = agree
         self._description = dict(description)
         self._counts = counts
+        self._on_replaced = on_replaced
         self._on_lapsed = on_lapsed
         self._on_hung = on_hung
         self._stop = threading.Event()
@@ -138,8 +160,11 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Write the first heartbeat, then start the thread. Raises the Redis client's errors."""
-        self._write()
+        """Take the worker's name with the first heartbeat, then start the thread.
+
+        Raises the Redis client's errors.
+        """
+        self._write(takes=True)
         self._renew()
         self._last_beat = time.monotonic()
         self._thread.start()
@@ -180,7 +205,9 @@ class Heartbeat:
         try:
             self._agree()
             # In this order, so that a worker with a lease has a report: without one it takes no stream.
-            self._write()
+            if not self._write():
+                self._on_replaced()
+                return
             renewal = self._renew()
         except (REDIS_ERROR, OSError) as error:
             OUTAGES.log_retry(logger, "heartbeat failed: %s", error)
@@ -190,5 +217,6 @@ class Heartbeat:
             self._metrics.lease_lapses += 1
             self._on_lapsed()
 
-    def _write(self) -> None:
-        self._lease.report({**self._report().fields(), **self._counts(), **self._description})
+    def _write(self, *, takes: bool = False) -> bool:
+        fields = {**self._report().fields(), **self._counts(), **self._description}
+        return self._lease.report(fields, takes=takes)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from common.entries import AssignmentEntry, IngressId, WorkerId
 from common.presence.leases import WorkerLease
 from common.redis.clients import REDIS_ERROR, SyncRedis
 from common.redis.outages import OUTAGES
+from common.redis.requirements import memory_share
 from common.streams.audio_reader import extend
 from common.streams.claims import Claims
 from gpu_worker.ownership.owner import Owner
@@ -21,11 +22,15 @@ from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 logger = logging.getLogger(__name__)
 
 _SWEEP_S: Final = 1.0
+# Part of its memory from which a server counts as full: it may refuse audio that it has no room for, and be
+# below its limit again when it is asked.
+_FULL: Final = 0.98
 
 
 class Sweeper:
     """Handles what no event reports: dead workers, lapsed leases, dead ingresses, expiries. A thread.
 
+    on_full: called every second while a server of Redis is full.
     period_s: seconds between two searches for dead workers.
     """
 
@@ -39,10 +44,12 @@ class Sweeper:
         table: StreamTable,
         owner: Owner,
         quarantine: Quarantine,
+        on_full: Callable[[], None],
         period_s: float,
     ) -> None:
         self._redis = redis
         self._quarantine = quarantine
+        self._on_full = on_full
         self._lease = lease
         self._claims = claims
         self._table = table
@@ -110,6 +117,12 @@ class Sweeper:
             self._finish_orphans(flows, now)
             if self._taking:
                 self._look_at_owners()
+            if self._is_full():
+                self._on_full()
+
+    def _is_full(self) -> bool:
+        infos = (client.execute_command("INFO", "memory") for client in self._redis.clients)
+        return any(memory_share(info) > _FULL for info in infos)
 
     def _check_ownership(self) -> None:
         flows = self._table.flows()

@@ -9,6 +9,9 @@ stream in a running step lets others go first, since its snapshot would wait for
 loses nothing: the audio since the last one is kept until there is a newer one, and a takeover only decodes
 more of it.
 
+A Redis at its limit of memory takes no audio, so no stream comes to its next snapshot, and only snapshots
+free memory. So they are hurried there: streams are due after a second of audio.
+
 Entries of the audio log that have no samples (`finalize`, `phrases`) count as audio of their size: they are
 kept until a snapshot, too, and clients choose their number.
 """
@@ -26,6 +29,7 @@ from gpu_worker.engine.interface import ENGINE_SAMPLE_RATE
 
 SHARE: Final = 0.2
 MAX_AFTER_STEP: Final = 8
+HURRIED_S: Final = 1
 _SAMPLE_BYTES: Final = 2
 # As shares of the audio that is kept for a replay.
 _DUE: Final = 0.5
@@ -50,9 +54,10 @@ class CheckpointQueue:
         samples = replay_s * ENGINE_SAMPLE_RATE
         self._spacing, self._latest = int(_DUE * samples), int(LATEST * samples)
         self._clock = clock
-        # Samples covered by each open stream's last snapshot (see `opened`), and samples decoded of the
-        # streams in line.
+        # Samples covered by each open stream's last snapshot (see `opened`), samples decoded of it, and the
+        # same of the streams in line.
         self._taken: dict[StreamId, int] = {}
+        self._decoded: dict[StreamId, int] = {}
         self._due: dict[StreamId, int] = {}
         self._credit_s, self._credited_at = 0.0, clock()
 
@@ -84,13 +89,24 @@ class CheckpointQueue:
     def drop(self, stream: StreamId) -> None:
         """Forget a stream of which no state is to be taken any more."""
         self._taken.pop(stream, None)
+        self._decoded.pop(stream, None)
         self._due.pop(stream, None)
 
     def decoded(self, stream: StreamId, samples: int) -> None:
         """Note how many samples of the stream are decoded; queue the stream if it is due."""
         taken = self._taken.get(stream)  # None for a stream whose end has reached the engine
-        if taken is not None and samples - taken >= self._spacing:
+        if taken is None:
+            return
+        self._decoded[stream] = samples
+        if samples - taken >= self._spacing:
             self._due[stream] = samples
+
+    def hurry(self) -> None:
+        """Queue every stream that has decoded `HURRIED_S` or more since its last snapshot, the most first."""
+        since = {stream: samples - self._taken[stream] for stream, samples in self._decoded.items()}
+        for stream in sorted(since, key=since.__getitem__, reverse=True):
+            if since[stream] >= HURRIED_S * ENGINE_SAMPLE_RATE:
+                self._due[stream] = self._decoded[stream]
 
     def next_ones(self, is_under_way: Callable[[StreamId], bool]) -> Iterator[StreamId]:
         """Yield the streams whose snapshots are to be taken now; the time until the next call is counted.

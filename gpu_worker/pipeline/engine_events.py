@@ -75,7 +75,12 @@ class HandOver:
     """Take a snapshot of every stream and drop it: other workers go on from the snapshots."""
 
 
-Command = Open | Feed | Finalize | ReplacePhrases | Finish | Fail | Drop | HandOver
+@dataclass(frozen=True, slots=True)
+class MakeRoom:
+    """Take snapshots earlier than they are due: Redis is at its limit of memory, and they free audio."""
+
+
+Command = Open | Feed | Finalize | ReplacePhrases | Finish | Fail | Drop | HandOver | MakeRoom
 
 
 @dataclass(frozen=True, slots=True)

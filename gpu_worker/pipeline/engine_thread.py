@@ -44,6 +44,7 @@ from gpu_worker.pipeline.engine_events import (
     Finish,
     HandedOver,
     HandOver,
+    MakeRoom,
     Open,
     Opened,
     ReplacePhrases,
@@ -192,12 +193,15 @@ class EngineThread:
             if output.from_finalize:
                 waited.append((self._flows[output.stream], self._begin_next_part(output)))
             self._checkpoints.decoded(output.stream, output.samples_decoded)
+        self._take_snapshots()
+        for flow, commands in waited:  # only now: they may end the next part, which has no snapshot then
+            self._go_on(flow, commands)
+
+    def _take_snapshots(self) -> None:
         for stream in self._checkpoints.next_ones(self._engine.is_under_way):
             if not self._sink.takes_snapshot():
                 break
             self._snapshot(self._flows[stream], release=False)
-        for flow, commands in waited:  # only now: they may end the next part, which has no snapshot then
-            self._go_on(flow, commands)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
         """Emit a snapshot for the next owner; without it, a stream is replayed from an earlier one."""
@@ -246,6 +250,9 @@ class EngineThread:
                 if self._flows.get(flow.stream) is flow:
                     self._close(flow.stream)
                     self._sink.put(Dropped(flow))
+            case MakeRoom():
+                self._checkpoints.hurry()
+                self._take_snapshots()
             case HandOver():
                 for flow in list(self._flows.values()):
                     self._snapshot(flow, release=True)

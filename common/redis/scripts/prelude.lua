@@ -1,4 +1,7 @@
--- The beginning of every script.
+#!lua flags=allow-oom
+-- The beginning of every script. All of them may write where the server has reached its limit of memory. What
+-- they write is little, or frees more than it takes (a snapshot); without them nothing would be freed there.
+-- Audio is appended by no script, so the server refuses it.
 
 -- The server's clock, in milliseconds: no other clock is used.
 local function now_ms()

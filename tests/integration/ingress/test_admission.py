@@ -48,7 +48,7 @@ def announce(url: str, name: str, capacity: int, *, draining: bool = False, owne
         turn_detection_depth=0,
         turn_detection_streams=0,
     )
-    lease.report(report.fields())
+    lease.report(report.fields(), takes=True)
     lease.renew()
     redis.close()
 

@@ -140,19 +140,6 @@ def test_a_client_of_many_threads_gives_each_its_own_replies(servers: RedisServe
     redis_servers.close()
 
 
-def test_a_transaction_is_all_or_an_error(servers: RedisServers) -> None:
-    redis_servers = SyncRedis(servers)
-    client = redis_servers.cluster
-    assert client.transaction(("SET", "t", 1), ("INCR", "t"))[1] == 2
-    with pytest.raises(redis.exceptions.ResponseError, match=r"EXECABORT|unknown command"):
-        client.transaction(("SET", "t", 7), ("NOSUCH",))
-    assert client.execute_command("GET", "t") == b"2"
-    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
-        client.transaction(("LPUSH", "t", 1), ("PEXPIRE", "t", 1000))
-    client.execute_command("DEL", "t")
-    redis_servers.close()
-
-
 def test_the_thread_s_connection_does_not_wait_for_ever() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

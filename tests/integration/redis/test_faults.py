@@ -127,7 +127,7 @@ async def test_a_full_redis_pushes_back_and_then_goes_on(own_server: EmbeddedRed
 async def test_streams_with_much_audio_wait_while_memory_is_short_and_none_fails(
     server_kind: ServerKind, tmp_path: Path
 ) -> None:
-    """A server that is full of audio refuses results and checkpoints, too: nothing would move any more."""
+    """At its limit a server would refuse the audio of those who speak in real time as well."""
     server = make_server(server_kind, maxmemory_mb=12)
     server.start()
     stack = Stack(server.url, tmp_path)

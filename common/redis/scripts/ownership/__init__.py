@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from common.entries import WorkerId
@@ -106,6 +106,23 @@ def keep_text(stream: StreamKeys, *, epoch: int, at: int, text: bytes, seq: int,
     chars: code points of the kept text with this.
     """
     return run("ownership/keep_text", (stream.meta, stream.text), epoch, at, text, seq, chars)
+
+
+def make_group(assignments: bytes) -> Command:
+    """Create the group of the workers on a shard's assignments, if there is none."""
+    return run("ownership/make_group", (assignments,), ASSIGNMENT_GROUP, REGISTER_TTL_MS)
+
+
+def look(ready: Sequence[bytes], *, most: int) -> Command:
+    """Take up to `most` streams out of the first ready set that has any. Replies as BZMPOP does."""
+    return run("ownership/look", ready, most)
+
+
+def beyond_limit(command: Sequence[Argument]) -> Command:
+    """Return a command about a key so that a server takes it which is at its limit of memory; same reply."""
+    name, key, *more = command
+    assert isinstance(key, bytes)
+    return run("ownership/beyond_limit", (key,), name, *more)
 
 
 def take_over(assignments: bytes, *, of: WorkerId, to: WorkerId, count: int, first: bytes) -> Command:

@@ -5,13 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from common.entries import IngressId, WorkerId
-from common.redis.keys import REGISTER_TTL_MS, Keys
+from common.redis.keys import REGISTER_TTL_MS, WORKER_HASH_TTL_MS, Keys
 from common.redis.scripts import Command, run
 
 
 def renew_lease(keys: Keys, *, worker: WorkerId, ttl_ms: int) -> Command:
     """Take or renew a worker's lease. Replies 1 if it held, 0 if it had lapsed, -1 if it is new."""
     return run("presence/renew_lease", (keys.workers,), worker, ttl_ms, REGISTER_TTL_MS)
+
+
+def lease_end(keys: Keys, *, worker: WorkerId) -> Command:
+    """Reply when a worker's lease ends, in Redis' milliseconds; 0 where it is not held."""
+    return run("presence/lease_end", (keys.workers,), worker)
+
+
+def release_lease(keys: Keys, *, worker: WorkerId) -> Command:
+    """Let a worker's lease lapse now, and delete its hash."""
+    return run("presence/release_lease", (keys.workers, keys.worker(worker)), worker)
+
+
+def report(
+    keys: Keys, *, worker: WorkerId, process: str, takes: bool, fields: Iterable[str | int | float]
+) -> Command:
+    """Write a worker's hash, names and values flat. Replies 0 where another process wrote it last.
+
+    takes: whether to write it even then.
+    """
+    flags = (process, int(takes), WORKER_HASH_TTL_MS)
+    return run("presence/report", (keys.worker(worker),), *flags, *fields)
 
 
 def lapsed_workers(keys: Keys) -> Command:

@@ -57,6 +57,7 @@ class Lease:
         self.reports: list[Mapping[str, Any]] = []
         self.error: Exception | None = None
         self.failures = 0
+        self.replaced = False
 
     def renew(self) -> Renewal:
         if self.error is not None:
@@ -65,14 +66,18 @@ class Lease:
         self.renewals += 1
         return self.answer
 
-    def report(self, fields: Mapping[str, Any]) -> None:
+    def report(self, fields: Mapping[str, Any], *, takes: bool = False) -> bool:
+        if self.replaced and not takes:
+            return False
         self.reports.append(fields)
+        return True
 
 
 class Beating:
     def __init__(self, lease_s: float = 0.04) -> None:
         self.lease = Lease()
         self.busy_s = 0.0
+        self.replaced = threading.Event()
         self.lapsed = threading.Event()
         self.hung: list[float] = []
         self.metrics = WorkerMetrics()
@@ -86,6 +91,7 @@ class Beating:
             agree=lambda: None,
             description={"model": "null"},
             metrics=self.metrics,
+            on_replaced=self.replaced.set,
             on_lapsed=self.lapsed.set,
             on_hung=self.hung.append,
         )
@@ -125,6 +131,15 @@ def test_a_lapsed_lease_is_told() -> None:
     with Beating() as beating:
         beating.lease.answer = Renewal.LAPSED
         wait_until(beating.lapsed.is_set)
+
+
+@pytest.mark.usefixtures("no_beats")
+def test_a_process_whose_name_another_one_has_renews_nothing() -> None:
+    with Beating(lease_s=4000.0) as beating:
+        beating.lease.replaced = True
+        beating.heartbeat._beat()
+        assert beating.replaced.is_set()
+        assert beating.lease.renewals == 1
 
 
 def test_it_goes_on_after_errors() -> None:

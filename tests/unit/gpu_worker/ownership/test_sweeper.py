@@ -54,6 +54,7 @@ def test_a_stream_has_its_whole_grace_though_its_ingress_is_long_gone() -> None:
         table=StreamTable(3),
         owner=stub,
         quarantine=none,
+        on_full=none,
         period_s=1.0,
     )
     orphan, replayed, moving = _flow(1, DEAD), _flow(2, LIVE), _flow(3, DEAD)

@@ -134,3 +134,24 @@ def test_a_stream_under_way_lets_others_go_first_until_it_is_late() -> None:
         queue.taken(stream, samples(31))
     queue.decoded(under_way, samples(LATEST * REPLAY_S + 1))
     assert next(queue.next_ones(under_way.__eq__)) == under_way
+
+
+def test_in_a_hurry_streams_are_due_after_a_second_and_the_most_audio_first() -> None:
+    clock = Clock()
+    queue = CheckpointQueue(REPLAY_S, clock)
+    seconds = {StreamId(1): 0.5, StreamId(2): 2.0, StreamId(3): 9.0, StreamId(4): 5.0}
+    for stream, decoded_s in seconds.items():
+        queue.opened(stream, 0)
+        queue.taken(stream, samples(100.0))
+        queue.decoded(stream, samples(100.0 + decoded_s))
+    queue.drop(StreamId(4))
+    clock.now_s += 10.0
+    assert list(queue.next_ones(nobody)) == []
+    queue.hurry()
+    due = []
+    for stream in queue.next_ones(nobody):
+        due.append(stream)
+        queue.taken(stream, samples(100.0 + seconds[stream]))
+    assert due == [StreamId(3), StreamId(2)]
+    queue.hurry()
+    assert list(queue.next_ones(nobody)) == []
