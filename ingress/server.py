@@ -326,6 +326,7 @@ class IngressServer:
         for connection in list(self._connections):
             if connection.client is not None and connection.client.key_id == key_id:
                 connection.expel()
+        self._backplane.expel(key_id)
 
     def _closed(self, connection: Connection) -> None:
         self._connections.discard(connection)

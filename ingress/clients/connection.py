@@ -292,8 +292,8 @@ class Connection:
         return self._options.resume
 
     def expel(self) -> None:
-        """End the connection: the client's key has become invalid."""
-        self.notify(Event.FAILED, StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired."))
+        """End the connection: the client's key has become invalid, and its streams cannot be resumed."""
+        self.notify(Event.FAILED, ClientFault(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired."))
 
     def drain(self) -> None:
         """Note that this ingress drains."""

@@ -17,6 +17,7 @@ from functools import partial
 from time import time
 from typing import Any, Final
 
+from common.auth.api_key import KeyId
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, ErrorCode, InternalFault, RedisUnavailable, StreamError, Unavailable
 from common.languages import Languages
@@ -241,6 +242,12 @@ class RedisBackplane:
     def num_streams(self) -> int:
         """Number of streams that this ingress keeps, those of clients that left included."""
         return len(self._links)
+
+    def expel(self, key_id: KeyId) -> None:
+        """End the streams that wait for a client whose key has become invalid: it cannot come back."""
+        for link in self._all():
+            if link.waits_for_client and link.caller.key_id == key_id:
+                link.grace_is_over()
 
     def refresh(self, metrics: IngressMetrics) -> None:
         """Update the gauges about streams and Redis; callable from any thread."""

@@ -288,7 +288,7 @@ class RedisLink:
         self.fail(error)
 
     def grace_is_over(self) -> None:
-        """Note that the client has not come back in time."""
+        """Note that the client has not come back in time, or may not come back."""
         self._ended(self._failed_with)
         self._notify(Event.GRACE_OVER)
 

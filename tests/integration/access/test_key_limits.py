@@ -182,3 +182,23 @@ async def test_revoking_a_key_ends_its_streams_and_no_others(stack: Stack, keys:
         async with asyncio.timeout(90):
             while not json.loads(await kept.recv()).get("is_final"):
                 pass
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["there", "lost"])
+async def test_a_stream_that_its_client_could_resume_ends_with_its_key(
+    stack: Stack, keys: Keys, is_lost: bool
+) -> None:
+    """It would keep its slot for the grace, in which nobody can resume it."""
+    key_id, key = keys.make()
+    stack.worker()
+    ingress = serve(stack, keys, resume_grace_s=600)
+    async with connect(ingress.ws_url, additional_headers={"Authorization": f"Bearer {key}"}) as client:
+        await client.send(json.dumps({"type": "config", "resume": True}))
+        await client.send(json.dumps(AUDIO))
+        while json.loads(await client.recv()).get("type") != "result":
+            pass
+        if is_lost:
+            client.transport.abort()
+            await until(lambda: stack.client.hget("px:{0}:i:i-1", "connections") == b"0", what="its loss")
+        revoke_key(keys.path, key_id)
+        await stack.empty()
