@@ -86,7 +86,8 @@ def assemble(
 ) -> LoadedModel:
     """Check tensors and vocabulary against the config, and convert the tensors to `dtype` on `device`.
 
-    Raises CheckpointError for a missing tensor, a wrong shape, or a tokenizer of another size.
+    Raises CheckpointError for a missing tensor, a wrong shape, a weight that is not finite, or a tokenizer of
+    another size.
     """
     expected = expected_tensors(config)
     missing = [name for name in expected if name not in weights]
@@ -114,14 +115,22 @@ def assemble(
         )
     _check_vocabulary(config, tokenizer, source)
     target = torch.device(device)
+    converted = {
+        name: weights[name].to(
+            device=target, dtype=torch.float32 if name.startswith(FLOAT32_PREFIX) else dtype
+        )
+        for name in expected
+    }
+    for name, tensor in converted.items():
+        # One pass over each tensor, which is read for the first step anyway.
+        if not all(bound.isfinite() for bound in tensor.aminmax()):
+            raise CheckpointError(
+                f"In {source} the tensor {name} has numbers that are infinite or no numbers: "
+                "the checkpoint is damaged, or its training failed."
+            )
     return LoadedModel(
         config=config,
-        weights={
-            name: weights[name].to(
-                device=target, dtype=torch.float32 if name.startswith(FLOAT32_PREFIX) else dtype
-            )
-            for name in expected
-        },
+        weights=converted,
         tokenizer=tokenizer,
         source=source,
         revision=revision,

@@ -66,6 +66,9 @@ def write_export(
         note = {"origin": origin, "revision": revision, "dtype": dtype}
         (partial / ORIGIN_NAME).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         partial.chmod(0o755)
+        # On disk first: after a loss of power a renamed folder could hold zeros, which nothing would notice.
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
         os.rename(partial, target)  # noqa: PTH104
     except OSError:
         # A rename onto a folder with files in it fails: another worker has exported the same model.
@@ -73,6 +76,15 @@ def write_export(
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Write a file, or the names in a folder, to disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def read_export(

@@ -228,6 +228,20 @@ def test_tensors_that_do_not_fit_are_named(
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["joint.enc.bias", "preprocessor.featurizer.fb"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused(
+    tmp_path: Path, weights: Weights, name: str, number: float, dtype: torch.dtype
+) -> None:
+    folder = copy_folder(tmp_path / "m")
+    damaged = weights[name].clone()
+    damaged.view(-1)[-1] = number
+    save_file({**weights, name: damaged}, folder / "tiny.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{name} has numbers that are infinite or no numbers"):
+        read_checkpoint(folder, dtype=dtype)
+
+
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     folder = copy_folder(tmp_path / "m")
     (folder / "tokenizer.model").write_bytes(b"")
@@ -263,6 +277,28 @@ def test_the_first_load_exports_and_later_ones_map_it(tmp_path: Path, weights: W
     half = load_model(path, hub=hub, dtype=torch.bfloat16)
     assert half.weights["joint.enc.weight"].dtype == torch.bfloat16
     assert len(list(exports_folder(hub).glob("local/*/*"))) == 2
+
+
+def test_an_export_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of power behind the rename could leave zeros under the name of a whole model."""
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note_sync(opened: int) -> None:
+        fsync(opened)
+        done.append(Path(f"/proc/self/fd/{opened}").readlink().name)
+
+    def note_rename(source: Path, target: Path) -> None:
+        assert set(done) >= {path.name for path in source.iterdir()} | {source.name}
+        rename(source, target)
+        done.append("renamed")
+
+    monkeypatch.setattr("gpu_worker.model.loading.export.os.fsync", note_sync)
+    monkeypatch.setattr("gpu_worker.model.loading.export.os.rename", note_rename)
+    load_model(make_nemo(tmp_path / "m.nemo", saved(weights)), hub=Hub(cache_dir=tmp_path / "hub"))
+    assert done[-1] == "renamed"
 
 
 def test_a_changed_file_is_exported_anew_and_the_old_export_goes(tmp_path: Path, weights: Weights) -> None:
