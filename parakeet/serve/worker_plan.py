@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import subprocess
 import sys
@@ -26,11 +27,16 @@ MAX_CPU_WORKERS: Final = 4
 # Memory of a worker on CPU, in MB: PyTorch and its libraries; the weights in float32; a stream's state (keys
 # and values, convolutions) in float32. A worker of tiny with 100 slots was measured at 524 MB.
 _RUNTIME_MB: Final = 450
-_WEIGHTS_MB: Final[dict[str, float]] = {"tiny": 48, "small": 460, "large": 2500}
+# The weights of tiny are float16 numbers. A worker of several threads keeps such weights in both forms
+# (gpu_worker/model/layers/product.py).
+_FLOAT32_BYTES: Final = 4
+_BYTES_IN_MEMORY: Final = {"F16": 6}
+_WEIGHTS_MB: Final[dict[str, float]] = {"tiny": 72, "small": 460, "large": 2500}
 _STREAM_MB: Final[dict[str, float]] = {"tiny": 1.5, "small": 6.0, "large": 16.0}
 # Share of the free memory that workers may take by default.
 _MEMORY_SHARE: Final = 0.7
 _MB: Final = 1 << 20
+_MOST_HEADER_BYTES: Final = 100_000_000  # as the library of safetensors has it
 
 
 def count_gpus(device: str) -> int | None:
@@ -113,6 +119,23 @@ def _worker_mb(settings: WorkerSettings) -> float:
         # The size of a model that is not fetched yet is unknown: assume the largest named size.
         path = Path(settings.model)
         files = [path] if path.is_file() else list(path.glob("*")) if path.is_dir() else []
-        weights_mb = sum(file.stat().st_size for file in files) / _MB if files else max(_WEIGHTS_MB.values())
+        weights_mb = sum(map(_weights_mb, files)) if files else max(_WEIGHTS_MB.values())
         stream_mb = max(_STREAM_MB.values())
     return _RUNTIME_MB + weights_mb + settings.worker_max_streams * stream_mb
+
+
+def _weights_mb(file: Path) -> float:
+    """Return the memory of a model file's weights; of a file that is no safetensors, its size."""
+    if file.suffix == ".safetensors":
+        # Whoever loads a damaged file says what is wrong with it.
+        with contextlib.suppress(OSError, ValueError, KeyError), file.open("rb") as opened:
+            header = json.loads(
+                opened.read(min(_MOST_HEADER_BYTES, int.from_bytes(opened.read(8), "little")))
+            )
+            header.pop("__metadata__", None)
+            num_bytes: int = sum(
+                math.prod(tensor["shape"]) * _BYTES_IN_MEMORY.get(tensor["dtype"], _FLOAT32_BYTES)
+                for tensor in header.values()
+            )
+            return num_bytes / _MB
+    return file.stat().st_size / _MB

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +106,20 @@ def test_no_lanes_are_chosen_where_they_cannot_be(monkeypatch: pytest.MonkeyPatc
 def test_no_more_workers_than_memory_allows(argv: list[str], free_gb: float, num_workers: int) -> None:
     machine = Machine(num_cores=16, free_bytes=int(free_gb * GB))
     assert len(plan_workers(parse("serve", argv, {}), 0, machine)) == num_workers
+
+
+@pytest.mark.parametrize(("dtype", "num_workers"), [("F32", 4), ("BF16", 4), ("F16", 3), ("damaged", 4)])
+def test_weights_count_as_they_are_in_memory(tmp_path: Path, dtype: str, num_workers: int) -> None:
+    """500 million weights: 2 GB in float32, 3 GB where they are kept as halves as well."""
+    tensor = {"dtype": dtype, "shape": [500, 1_000_000], "data_offsets": [0, 0]}
+    header = json.dumps({"__metadata__": {}, "w": tensor}).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header if dtype != "damaged" else b"{")
+        file.truncate(2_000_000_000)  # a hole
+    machine = Machine(num_cores=16, free_bytes=int(24.5 * GB))
+    settings = parse("serve", ["--model", str(tmp_path), "--worker-max-streams", "100"], {})
+    assert len(plan_workers(settings, 0, machine)) == num_workers
 
 
 def test_no_gpu_is_looked_for_on_cpu() -> None:
