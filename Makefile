@@ -52,7 +52,7 @@ $(STAMPS)/dev: $(STAMPS)/installed pyproject.toml
 install: $(STAMPS)/installed ## make .venv with all that `parakeet-server serve` needs
 
 .PHONY: install-dev
-install-dev: $(STAMPS)/dev ## and what tests and checks need
+install-dev: $(STAMPS)/dev ## install, and what tests and checks need
 
 # -- what the README promises --------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ chaos-short: $(STAMPS)/dev ## kill, freeze and cut real processes under load: a 
 	PARAKEET_CHAOS_SEEDS=0:4 $(PYTEST) -n0 tests/chaos -m chaos -k "not debian"
 
 .PHONY: chaos
-chaos: $(STAMPS)/dev ## the same with many seeds, and a report
+chaos: $(STAMPS)/dev ## chaos-short with many seeds, and a report
 	$(PYTEST) -n0 tests/chaos -m chaos -k "not seeded"
 	$(VENV)/bin/python -m tests.chaos --seeds $(CHAOS_SEEDS) --report $(CHAOS_REPORT)
 
