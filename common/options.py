@@ -129,6 +129,8 @@ MIN_THRESHOLD: Final = 0.05
 MAX_THRESHOLD: Final = 0.95
 DETECTOR_WINDOW_MS: Final = 32
 """The speech detector judges windows of this length: nothing that it reports is shorter."""
+MAX_SHORT_MS: Final = 2_000
+"""Most of the speech that starts an utterance, and of the silence that is a pause."""
 MAX_SILENCE_MS: Final = 60_000
 MAX_PAUSE_MS: Final = 600_000
 
@@ -213,14 +215,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         int,
         "Speech without a gap that starts an utterance.",
         minimum=DETECTOR_WINDOW_MS,
-        maximum=2_000,
+        maximum=MAX_SHORT_MS,
     ),
     Option(
         "turn_pause_ms",
         int,
         "Silence that is reported as a pause, and about which smart-turn is asked.",
         minimum=DETECTOR_WINDOW_MS,
-        maximum=2_000,
+        maximum=MAX_SHORT_MS,
     ),
     Option(
         "turn_silence_ms",

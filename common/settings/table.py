@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from common.options import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, TURN_SIGNALS
+from common.options import (
+    DETECTOR_WINDOW_MS,
+    MAX_PAUSE_MS,
+    MAX_SAMPLE_RATE,
+    MAX_SHORT_MS,
+    MAX_SILENCE_MS,
+    MAX_THRESHOLD,
+    MIN_SAMPLE_RATE,
+    MIN_THRESHOLD,
+    TURN_SIGNALS,
+)
 from common.settings.values import (
     DEVICE,
     HOST,
@@ -134,15 +144,15 @@ FLAGS: tuple[Flag, ...] = (
     Flag("turn_signals", Choice(TURN_SIGNALS), "vad+eou+smart_turn",
          "signals that may end an utterance; where the model or the worker lacks one, silence decides",
          "Turns", _WORKER, "SIGNALS"),
-    Flag("vad_threshold", Real(0.05, 0.95), "0.5", "probability from which 32 ms of audio count as speech",
-         "Turns", _WORKER, "P"),
-    Flag("turn_min_speech_ms", Whole(32, 2_000), "96", "speech without a gap that starts an utterance",
-         "Turns", _WORKER, "MS"),
-    Flag("turn_pause_ms", Whole(32, 2_000), "96",
+    Flag("vad_threshold", Real(MIN_THRESHOLD, MAX_THRESHOLD), "0.5",
+         "probability from which 32 ms of audio count as speech", "Turns", _WORKER, "P"),
+    Flag("turn_min_speech_ms", Whole(DETECTOR_WINDOW_MS, MAX_SHORT_MS), "96",
+         "speech without a gap that starts an utterance", "Turns", _WORKER, "MS"),
+    Flag("turn_pause_ms", Whole(DETECTOR_WINDOW_MS, MAX_SHORT_MS), "96",
          "silence that is reported as a pause, and after which smart-turn is asked", "Turns", _WORKER, "MS"),
-    Flag("turn_silence_ms", Whole(32, 60_000), "1000",
+    Flag("turn_silence_ms", Whole(DETECTOR_WINDOW_MS, MAX_SILENCE_MS), "1000",
          "silence that ends an utterance when no other signal has spoken", "Turns", _WORKER, "MS"),
-    Flag("turn_max_pause_ms", Whole(32, 600_000), "1500",
+    Flag("turn_max_pause_ms", Whole(DETECTOR_WINDOW_MS, MAX_PAUSE_MS), "1500",
          "silence that ends an utterance whatever the signals say", "Turns", _WORKER, "MS"),
     Flag("smart_turn", OnOff(), "off",
          "load smart-turn, so that streams can have it as a signal (needs the [smart-turn] extra)",
@@ -154,8 +164,8 @@ FLAGS: tuple[Flag, ...] = (
          "longest time that a result waits for smart-turn; after it, silence decides", "Turns", _WORKER, "MS"),
 
     # -- limits
-    Flag("sample_rate", Whole(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE), "16000", "sample rate of clients' audio that states none; `hello` tells it",
-         "Limits", _INGRESS, "HZ"),
+    Flag("sample_rate", Whole(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE), "16000",
+         "sample rate of clients' audio that states none; `hello` tells it", "Limits", _INGRESS, "HZ"),
     Flag("max_num_streams", Whole(1, 1_000_000), "100", "concurrent streams of the whole cluster",
          "Limits", (*_SERVER, "check")),
     Flag("max_connections", Whole(1, 1_000_000, auto=True), "auto",
