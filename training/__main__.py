@@ -237,8 +237,8 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eou-window-frames",
         type=int,
-        default=3,
-        help="frames after speech for <EOU> (default: 3)",
+        default=4,
+        help="frames after speech for <EOU> (default: 4)",
     )
     parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's peak rate (default: 1e-3)")
     parser.add_argument("--muon-rate", type=float, default=4e-3, help="Muon's peak rate (default: 4e-3)")

@@ -64,7 +64,7 @@ class Settings:
     warping: Warping = field(default_factory=Warping)
     masking: Masking = field(default_factory=Masking)
     buckets: Buckets = field(default_factory=Buckets)
-    eou_window_frames: int = 3
+    eou_window_frames: int = 4
     contexts: tuple[tuple[int, float], ...] = ((13, 0.3), (6, 0.25), (1, 0.25), (0, 0.2))
     seed: int = 1
     graphs: bool = True
