@@ -367,7 +367,9 @@ class RedisBackplane:
             token_hash=token_hash(link.resume_token, link.caller.key_id),
             created_ms=int(time() * 1000),
             ttl_ms=self._ttl_ms,
-            grace_ms=int(settings.resume_grace_s * 1000),
+            # Two heartbeats at least: where Redis has lost the register, a worker takes this ingress for gone
+            # until its next one.
+            grace_ms=int(1000 * max(settings.resume_grace_s, 2 * settings.heartbeat_s)),
             trace=link.account.traceparent,
         )
         give_up = self._loop.time() + settings.redis_outage_s

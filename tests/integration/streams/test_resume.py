@@ -195,6 +195,20 @@ async def test_a_stream_that_nobody_resumes_is_finalized_after_the_grace(stack: 
     await stream.close()
 
 
+async def test_a_worker_waits_for_the_next_heartbeat_before_it_ends_streams_of_an_ingress(
+    stack: Stack,
+) -> None:
+    """Where Redis has lost who is there, every ingress looks gone until it beats again."""
+    stack.worker()
+    ingress = stack.ingress(resume_grace_s=0, heartbeat_ms=4_000)
+    stream = await connect(ingress.tcp_url, resume=False, timeouts=TIMEOUTS)
+    await stream.send(noise(1.0))
+    await anext(stream.results())
+    (record,) = stack.client.scan_iter(match="px:{0}:[0-9]*:m")
+    assert int(stack.client.hget(record, "grace_ms")) == 8_000
+    await stream.close()
+
+
 async def test_an_ingress_restarted_under_its_name_ends_what_its_last_process_left(stack: Stack) -> None:
     stack.worker()
     # The worker ends what is left after this time: the new process has to be there before.
