@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
-from common.errors import RedisUnavailable
+from common.errors import InternalFault, RedisUnavailable
 from common.messages import ErrorMessage
 from ingress.clients.connection import StartTask
 from ingress.dialects.native import encode_server_message
 from ingress.sockets.gate import Gate
+
+logger = logging.getLogger(__name__)
 
 # How long a client may take to read its line.
 ABORT_AFTER_S: Final = 5.0
@@ -90,6 +93,10 @@ class StatusShell(asyncio.Protocol):
         except RedisUnavailable as error:
             # The status port is for operators, so the answer may have the cause and the address.
             line = encode_server_message(ErrorMessage(error.code.value, str(error)))
+        except Exception:  # a defect, after which the socket must not stay open without an answer
+            logger.exception("the status cannot be told")
+            fault = InternalFault()
+            line = encode_server_message(ErrorMessage(fault.code.value, str(fault)))
         if self._transport is not None:
             self._timer = asyncio.get_running_loop().call_later(ABORT_AFTER_S, self._transport.abort)
             self._transport.write(line + b"\n")

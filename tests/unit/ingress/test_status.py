@@ -87,6 +87,19 @@ async def test_the_status_port_without_redis_says_so() -> None:
         await writer.wait_closed()
 
 
+async def test_a_defect_in_the_status_is_told_and_closes(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> bytes:
+        raise ValueError("nonsense in a hash")
+
+    async with serving(ScriptedBackplane(), status=fail) as harness:
+        reader, writer = await asyncio.open_connection(HOST, harness.status_port)
+        async with asyncio.timeout(60):
+            assert json.loads(await reader.read())["code"] == "internal"
+        writer.close()
+        await writer.wait_closed()
+    assert "nonsense in a hash" in caplog.text
+
+
 async def test_who_waits_for_redis_is_not_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time for reading the line begins where there is one."""
     monkeypatch.setattr("ingress.status.ABORT_AFTER_S", 0.05)
