@@ -9,6 +9,7 @@ of a stream is in its lane and in Redis.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import socket
 import subprocess
@@ -261,6 +262,7 @@ class Group:
         elif now >= lane.kill_at:
             logger.error("lane %d does not end, killing it", lane.number)
             lane.process.kill()
+            lane.kill_at = math.inf  # its end comes as an event
 
     def _ended(self, lane: _Lane, status: int) -> int | None:
         """Handle the end of a lane: its streams go on in other lanes, and it is started again."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -89,6 +90,15 @@ def test_a_stopped_lane_that_is_served_no_more_is_killed_and_started_again(
     assert stopped.returncode == -signal.SIGKILL
     wait_until(lambda: ended(group, stopped) and group.pid_of(1) is not None, 60, "another lane 1")
     assert group.pid_of(1) != stopped.pid
+
+
+@pytest.mark.usefixtures("starts")
+def test_a_lane_is_killed_once() -> None:
+    group, process = started_group(), Mock()
+    lane = group_module._Lane(1, Mock(), Mock(), process=process, port=Mock(gone=True))
+    for now_s in range(60):
+        group._kill_overdue(lane, now_s)
+    process.kill.assert_called_once()
 
 
 def test_a_lane_that_is_served_no_more_has_time_to_give_its_streams_back(
