@@ -8,6 +8,7 @@ from typing import Final
 from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord
 
+KEY_ENDED: Final = "The key was revoked, or has expired."
 NOT_FOR_STREAMS: Final = "The key lacks the scope 'stream'."
 
 

@@ -96,6 +96,13 @@ class Door:
             sentence = str(error) if self._failed(address, error) else _TOO_MANY
             raise StreamError(ErrorCode.UNAUTHORIZED, sentence) from None
 
+    def still_admits(self, client: Client) -> bool:
+        """Return whether the key of a client that was admitted is still valid."""
+        if self._ring is None or client.key is None:
+            return True
+        record = self._ring.record(client.key.key_id)
+        return record is not None and record.is_valid(self._unix_s())
+
     def lacks_scope(self) -> None:
         """Count a client whose key lacks the scope for its request."""
         self._metrics.auth_failures["scope"] += 1

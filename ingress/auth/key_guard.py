@@ -13,7 +13,7 @@ from common.auth.api_key import KeyId
 from common.errors import ErrorCode, RedisUnavailable, StreamError
 from common.redis.outages import OUTAGES
 from common.streams.key_usage import Bound, KeyUsage
-from ingress.auth.client import NOT_FOR_STREAMS, Client
+from ingress.auth.client import KEY_ENDED, NOT_FOR_STREAMS, Client
 from ingress.auth.door import Door
 from ingress.auth.guard import OverLimit
 
@@ -72,9 +72,11 @@ class KeyGuard:
         return AddressGuard(self, self._door, address)
 
     async def enter(self, client: Client | None, num_streams: int) -> None:
-        """Count new streams of a client. Raises OverLimit, or RedisUnavailable."""
+        """Count new streams of a client. Raises OverLimit, RedisUnavailable or `unauthorized`."""
         if client is None or client.key is None:
             return
+        if not self._door.still_admits(client):  # its key ended since it came in
+            raise StreamError(ErrorCode.UNAUTHORIZED, KEY_ENDED)
         record = client.key
         use = self._uses.setdefault(record.key_id, _Use())
         before = use.streams

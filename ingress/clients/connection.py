@@ -24,7 +24,7 @@ from common.messages import (
     ServerMessage,
 )
 from common.options import StreamOptions
-from ingress.auth.client import ANYBODY, Client
+from ingress.auth.client import ANYBODY, KEY_ENDED, Client
 from ingress.auth.guard import NO_GUARD, Guard
 from ingress.backplane import CLIENT_GONE, FINAL, Backplane, Resumption
 from ingress.clients.admission import Admission
@@ -293,7 +293,7 @@ class Connection:
 
     def expel(self) -> None:
         """End the connection: the client's key has become invalid, and its streams cannot be resumed."""
-        self.notify(Event.FAILED, ClientFault(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired."))
+        self.notify(Event.FAILED, ClientFault(ErrorCode.UNAUTHORIZED, KEY_ENDED))
 
     def drain(self) -> None:
         """Note that this ingress drains."""

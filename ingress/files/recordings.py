@@ -17,7 +17,7 @@ from common.monitoring.families import RECORDING_FAILED
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.phrases import Phrase
-from ingress.auth.client import Client
+from ingress.auth.client import KEY_ENDED, Client
 from ingress.auth.guard import Guard
 from ingress.backplane import CLIENT_GONE, FINAL, Backplane, Caller
 from ingress.files.recording_stream import RecordingStream, Transcript
@@ -125,7 +125,7 @@ class Recordings:
 
     def expel(self, key_id: KeyId) -> None:
         """End the recordings of a key that has become invalid."""
-        error = StreamError(ErrorCode.UNAUTHORIZED, "The key was revoked, or has expired.")
+        error = StreamError(ErrorCode.UNAUTHORIZED, KEY_ENDED)
         for recording in list(self._held):
             if recording.client.key_id == key_id:
                 recording.end(error)

@@ -57,6 +57,17 @@ def entrance(tmp_path: Path) -> Entrance:
     return Entrance(tmp_path)
 
 
+def test_a_client_is_admitted_as_long_as_its_key_is_valid(entrance: Entrance) -> None:
+    client = entrance.ask(("authorization", f"Bearer {entrance.key}"))
+    assert isinstance(client, Client)
+    assert entrance.door.still_admits(client)
+    assert entrance.door.still_admits(ANYBODY)
+    revoke_key(entrance.path, entrance.record.key_id)
+    entrance.reload()
+    assert not entrance.door.still_admits(client)
+    assert entrance.door.still_admits(ANYBODY)
+
+
 Headers = Callable[[str], tuple[str, str]]
 
 

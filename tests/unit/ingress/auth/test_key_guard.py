@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 
 from common.auth.api_key import KeyId
 from common.auth.keys_file import KeyRecord
-from common.errors import RedisUnavailable
+from common.errors import ErrorCode, RedisUnavailable, StreamError
 from common.streams.key_usage import Bound
 from ingress.auth.client import ANYBODY, Client
+from ingress.auth.door import Door
 from ingress.auth.guard import OverLimit
 from ingress.auth.key_guard import KeyGuard
 
@@ -47,7 +50,8 @@ class At:
 
     def __init__(self, unix_s: float) -> None:
         self.usage = Usage()
-        self.guard = KeyGuard(None, self.usage, unix_s=lambda: unix_s)  # type: ignore[arg-type]
+        self.door = Mock(spec=Door)
+        self.guard = KeyGuard(self.door, self.usage, unix_s=lambda: unix_s)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -123,3 +127,16 @@ async def test_without_a_bound_there_is_nothing_to_check() -> None:
     at.guard.heard(free, 1e9)
     for client in (free, ANYBODY, None):
         at.guard.check_audio(client)
+
+
+async def test_a_key_that_ended_since_its_holder_came_in_gets_no_stream() -> None:
+    """A recording begins with the first byte of its body, long after the head with the key."""
+    at = At(0.0)
+    at.door.still_admits.return_value = False
+    with pytest.raises(StreamError) as refused:
+        await at.guard.enter(CLIENT, 1)
+    assert refused.value.code is ErrorCode.UNAUTHORIZED
+    at.door.still_admits.return_value = True
+    await at.guard.enter(CLIENT, 1)
+    await at.guard._report(everything=True)
+    assert at.usage.reports == [(1, 0.0)]
