@@ -25,7 +25,7 @@ from ingress.http.head import request_of
 from ingress.http.refusal import Refusal, Refused, failed, refusing
 from ingress.http.site import TOO_MANY, Site
 from ingress.request import Request
-from ingress.sockets.deadlines import ProgressDeadline
+from ingress.sockets.deadlines import ProgressDeadline, came_late
 from ingress.sockets.gate import Full, Place
 from ingress.sockets.linger import Linger, acked_bytes
 from ingress.sockets.shell import BYTES_A_TURN
@@ -460,8 +460,9 @@ class Front(HttpToolsProtocol):
     def _look_at_body(self) -> None:
         if self._over:
             return
-        limits = self._site.limits
-        if self._body_bytes >= limits.min_body_bytes or self.flow.read_paused or self._resting:
+        limits, timer = self._site.limits, self._body_timer
+        stood_still = self.flow.read_paused or self._resting or (timer is not None and came_late(timer))
+        if self._body_bytes >= limits.min_body_bytes or stood_still:
             self._watch_body()
             return
         self._body_timer = None
@@ -485,12 +486,12 @@ class Front(HttpToolsProtocol):
         self._probe_timer = self.loop.call_later(_PROBE_EVERY_S, self._probe)
 
     def _too_slow(self, seconds: float) -> None:
-        self._head_timer = None
+        timer, self._head_timer = self._head_timer, None
         if self._over:
             return
         if self._turned_away is not None:
             self._refuse(self._turned_away)
-        elif self._resting:
+        elif self._resting or (timer is not None and came_late(timer)):
             self._wait_for_head(seconds)  # it is the client that waits
         elif self._in_head or self._request is None:
             self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, f"No whole request within {seconds:g} s."))

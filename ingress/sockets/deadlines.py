@@ -8,10 +8,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from ingress.sockets.peer import Peer
 
 Passed = Callable[[], None]
+
+_LATE_S: Final = 0.5
+# A deadline that is over passes after another while, in which what has come is read: a short one, and longer
+# where the loop has stood still.
+_SETTLE_S: Final = 0.05
+_GRACE_S: Final = 1.0
+
+
+def came_late(timer: asyncio.TimerHandle) -> bool:
+    """Return whether a timer that is over came so late that the loop must have stood still.
+
+    Then what clients have sent meanwhile may be unread: uvloop calls timers before it reads.
+    """
+    return asyncio.get_running_loop().time() - timer.when() > _LATE_S
 
 
 class Deadline:
@@ -38,10 +53,20 @@ class Deadline:
             self._timer = None
 
     def _run(self, seconds: float, passed: Passed) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._over, passed)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._at_end, passed)
+
+    def _at_end(self, passed: Passed) -> None:
+        timer, loop = self._timer, asyncio.get_running_loop()
+        if timer is not None and came_late(timer):
+            self._timer = loop.call_later(_GRACE_S, self._at_end, passed)
+        else:
+            self._timer = loop.call_later(_SETTLE_S, self._settled, passed)
+
+    def _settled(self, passed: Passed) -> None:
+        self._timer = None
+        self._over(passed)
 
     def _over(self, passed: Passed) -> None:
-        self._timer = None
         passed()
 
 

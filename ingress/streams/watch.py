@@ -25,6 +25,10 @@ WATCH_S: Final = 0.5
 # or a replay reports itself sooner.
 STALLED_AUDIO_S: Final = 4.0
 STALL_S: Final = 30.0
+STANDSTILL_S: Final = 2.0
+"""Lateness of a round from which the process has stood still: it was stopped, or had no processor."""
+REPAIR_S: Final = 2.0
+"""Time after a standstill in which no stream is given up."""
 # Acknowledgements come more often than once in this much audio.
 UNTOLD_AUDIO_S: Final = 1.0
 # A suspect waits for the process of suspects (gpu_worker/ownership/quarantine.py), which may have to load a
@@ -67,14 +71,22 @@ class StreamWatch:
 
     async def run(self) -> None:
         """Watch until cancelled."""
+        concludes_at = -STANDSTILL_S
         while True:
+            before = self._loop.time()
             await asyncio.sleep(WATCH_S)
             now = self._loop.time()
+            # What came while this process stood still is not read yet, and lines were lost: first a repair. A
+            # loop that is always slow is watched all the same, with pauses.
+            stood_still = now - before > WATCH_S + STANDSTILL_S
+            if stood_still and now - concludes_at > STANDSTILL_S:
+                concludes_at = now + REPAIR_S
             stuck = []
             for link in list(self._links.values()):
                 if not link.begun or self._links.get(link.stream) is not link:
                     continue
-                self._watch_link(link, now)
+                if now >= concludes_at:
+                    self._watch_link(link, now)
                 # Also streams that were given up: nothing else shows that Redis has lost them meanwhile.
                 in_redis = link.created or link.given_up
                 if not in_redis or self._links.get(link.stream) is not link:

@@ -216,6 +216,29 @@ async def test_a_missing_worker_is_told_apart(stack: Stack) -> None:
     await stack.empty()
 
 
+async def test_a_client_is_not_silent_while_its_ingress_stands_still(stack: Stack) -> None:
+    """A process that goes on finds its timers over before it reads what clients have sent meanwhile."""
+    stack.worker()
+    ingress = stack.ingress(idle_timeout_s=5)
+    reader, writer = await asyncio.open_connection(HOST, ingress.port)
+    async with asyncio.timeout(90):
+        assert json.loads(await reader.readline())["type"] == "hello"
+        second = b'{"type":"audio","samples":[' + b"0.1," * 15999 + b"0.1]}\n"
+        writer.write(second)
+        await writer.drain()
+        ingress.send(signal.SIGSTOP)
+        writer.write(second)
+        await asyncio.sleep(6)  # longer than a client may be silent
+        ingress.send(signal.SIGCONT)
+        writer.write(second + b'{"type":"close"}\n')
+        messages = [json.loads(line) async for line in reader]
+    writer.close()
+    assert [message["code"] for message in messages if message["type"] == "error"] == []
+    assert messages[-1]["is_final"]
+    assert messages[-1]["audio_ack_samples"] == 48_000
+    await stack.empty()
+
+
 async def test_a_client_that_leaves_without_final_leaves_nothing_behind(stack: Stack) -> None:
     stack.worker()
     ingress = stack.ingress()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -82,6 +83,37 @@ async def test_every_suspect_is_found_however_many_there_are(monkeypatch: pytest
     await until(lambda: all(link.patience for link in links.values()), what="the last of them")
     assert max(len(link.patience) for link in links.values()) <= 2, "they take turns"
     assert {samples for link in links.values() for samples in link.acknowledged} == {16_000}
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_after_a_standstill_what_came_is_read_before_a_stream_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An ingress that was stopped has not heard of the workers of its streams."""
+    monkeypatch.setattr(stream_watch, "WATCH_S", 0.005)
+    monkeypatch.setattr(stream_watch, "REPAIR_S", 0.1)
+    log: list[str] = []
+    feed, link = _Feed(), _link(1)
+    monkeypatch.setattr(feed, "repair", lambda link: log.append("repaired"))
+    link.fail = lambda error: log.append(error.code.value)
+    link.worker = None
+    link.created_at = link.heard_at = link.progress_at = asyncio.get_running_loop().time()
+    watch = StreamWatch(
+        _Directory(),  # type: ignore[arg-type]
+        feed,  # type: ignore[arg-type]
+        {link.stream: link},  # type: ignore[dict-item]
+        ingress=_INGRESS,
+        decoded=_decoded,
+        claim_timeout_s=1.0,
+        patience_s=60.0,
+    )
+    running = asyncio.create_task(watch.run())
+    await asyncio.sleep(0)
+    time.sleep(stream_watch.STANDSTILL_S + 1)  # noqa: ASYNC251 - the loop is to stand still
+    await until(lambda: "no_worker" in log, what="the end of a stream that has no worker")
+    assert log[0] == "repaired"
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
