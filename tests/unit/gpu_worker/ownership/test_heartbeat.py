@@ -9,11 +9,13 @@ from typing import Any, cast
 
 import pytest
 
+from common.entries import WorkerId
+from common.errors import NameTaken
 from common.monitoring.metrics import WorkerMetrics
 from common.presence.leases import Renewal, WorkerLease
 from common.presence.status import WorkerReport, decode_worker_report
 from gpu_worker.engine.interface import EngineStats
-from gpu_worker.ownership.heartbeat import WINDOW_S, Heartbeat, StatsWindow
+from gpu_worker.ownership.heartbeat import WINDOW_S, Heartbeat, StatsWindow, check_name
 from tests.waiting import wait_until
 
 
@@ -166,3 +168,34 @@ def test_a_lapsed_lease_is_counted() -> None:
         beating.lease.answer = Renewal.LAPSED
         assert beating.lapsed.wait(60)
         wait_until(lambda: beating.metrics.lease_lapses >= 1)
+
+
+class _Stored:
+    """A lease whose end is read: these ends in turn, then the last one for ever."""
+
+    def __init__(self, *ends_ms: int) -> None:
+        self.left = list(ends_ms)
+
+    def end_ms(self) -> int:
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
+
+
+@pytest.mark.parametrize(
+    ("ends_ms", "taken"),
+    [
+        ((0,), False),
+        ((1500, 1500, 0), False),
+        # One renewal: the last one of a process that was killed while Redis stood still.
+        ((1500, 1900, 1900, 0), False),
+        ((1500, 1900, 1900, 2300), True),
+    ],
+)
+def test_a_name_is_taken_where_its_lease_is_renewed_again_and_again(
+    ends_ms: tuple[int, ...], taken: bool
+) -> None:
+    lease = cast("WorkerLease", _Stored(*ends_ms))
+    if taken:
+        with pytest.raises(NameTaken):
+            check_name(lease, WorkerId("w"), threading.Event())
+    else:
+        check_name(lease, WorkerId("w"), threading.Event())
