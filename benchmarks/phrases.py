@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.command_line import command_line
-from benchmarks.corpora.clips import SEED, Clip, asterisk_texts, normalised, read_clips, streams
+from benchmarks.corpora.asterisk import spoken, texts_of
+from benchmarks.corpora.clips import SEED, Clip, normalised, read_clips, streams
 from common.entries import StreamId
 from common.options import StreamOptions
 from common.phrases import DEFAULT_BOOST, Phrase
@@ -263,7 +264,7 @@ def on_recordings(arguments: argparse.Namespace, decoder: Decoder) -> tuple[list
     clips_of = {
         source: read_clips([source], arguments.usr, arguments.max_asterisk) for source in arguments.sources
     }
-    texts = [*asterisk_texts(arguments.usr).values()]
+    texts = [spoken(text) for text in texts_of(arguments.usr).values()]
     texts += [clip.text for clips in clips_of.values() for clip in clips]
     rows: list[Row] = []
     lists: dict[str, list[str]] = {}
@@ -408,7 +409,9 @@ def main() -> None:
     parser.add_argument(
         "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed"
     )
-    parser.add_argument("--max-asterisk", type=int, default=120, help="clips of Asterisk (default: 120)")
+    parser.add_argument(
+        "--max-asterisk", type=int, default=120, help="clips of Asterisk that are drawn (default: 120)"
+    )
     parser.add_argument(
         "--boosts", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0, 2.0, 3.0], help="boosts to try"
     )

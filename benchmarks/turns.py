@@ -1,6 +1,6 @@
 """How soon the end of an utterance is reported, how often falsely, and how often not at all.
 
-    python -m benchmarks.turns [--model-size tiny | --model PATH] [--asterisk FOLDER] [--out FILE.json]
+    python -m benchmarks.turns [--model-size tiny | --model PATH] [--usr FOLDER] [--out FILE.json]
     python -m benchmarks.turns --sources streams --defaults   (streams of benchmarks/corpora/turn_streams.py)
 
 Plays sessions with known ends (benchmarks/corpora/turn_corpus.py) through model and speech detector once
@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from benchmarks.command_line import command_line
-from benchmarks.corpora.turn_corpus import RATE, build, load, save
+from benchmarks.corpora.asterisk import RATE
+from benchmarks.corpora.turn_corpus import build, load, save
 from benchmarks.corpora.turn_streams import SOURCE as STREAMS
 from benchmarks.corpora.turn_streams import stream_sessions
 from benchmarks.corpora.turn_trace import Trace, play, record
@@ -195,13 +196,7 @@ def main() -> None:
         "--defaults", action="store_true", help="the server's defaults alone, without a sweep"
     )
     parser.add_argument(
-        "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed, for streams"
-    )
-    parser.add_argument(
-        "--asterisk",
-        type=Path,
-        default=Path("/usr/share/asterisk/sounds"),
-        help="folder of Asterisk's sounds",
+        "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed"
     )
     parser.add_argument("--max-clips", type=int, default=160, help="utterances of a source")
     parser.add_argument("--save", type=Path, help="write the sessions to this .npz and stop")
@@ -222,7 +217,7 @@ def main() -> None:
         sessions = build(
             [source for source in arguments.sources if source != STREAMS],
             recordings=ROOT / "parakeet" / "recordings",
-            asterisk=arguments.asterisk,
+            usr=arguments.usr,
             max_clips=arguments.max_clips,
         )
         if STREAMS in arguments.sources:

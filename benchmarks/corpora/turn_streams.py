@@ -1,7 +1,7 @@
 """Streams of thirty real clips, as `benchmarks.wer` sends them, with the ends of their speech.
 
-Nothing is put in or left out: a clip of two sentences has one end, and one that is reported between them is
-false.
+Nothing is put in, and no speech is left out: a clip of two sentences has one end, and one that is reported
+between them is false. Clips without speech have no end and are not among them.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.corpora.asterisk import RATE
 from benchmarks.corpora.clips import GAP_S, LEAD_S, TAIL_S, read_clips, streams
-from benchmarks.corpora.turn_corpus import RATE, Session, Utterance, speech_span
+from benchmarks.corpora.turn_corpus import Session, Utterance, speech_span
 
 SOURCE: Final = "streams"
 CLIPS_A_STREAM: Final = 30
@@ -23,7 +24,7 @@ def stream_sessions(usr: Path, max_asterisk: int = 120) -> Iterator[Session]:
 
     Args:
         usr: where Debian's packages put their files.
-        max_asterisk: clips at most; the default is the sample of `benchmarks.wer`.
+        max_asterisk: clips that are drawn; the default is the sample of `benchmarks.wer`.
 
     Raises FileNotFoundError where a package is missing.
     """

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.corpora import turn_streams
+from benchmarks.corpora.asterisk import RATE
 from benchmarks.corpora.clips import Clip
-from benchmarks.corpora.turn_corpus import FRAME, RATE
+from benchmarks.corpora.turn_corpus import FRAME
 
 
 def clip(source: str, number: int) -> Clip:
