@@ -98,8 +98,8 @@ class StatsWindow:
 def check_name(lease: WorkerLease, worker: WorkerId, stop: threading.Event) -> None:
     """Check that no live process is the worker of this name, before it is taken.
 
-    The lease of a process that was killed may hold, but its end does not move any more; it may move once, where
-    Redis stood still and had the last renewal still to read.
+    The lease of a process that was killed may hold, but its end does not move any more. It may move once,
+    where Redis stood still and had the last renewal still to read.
 
     Raises NameTaken, and the Redis client's errors.
     """
