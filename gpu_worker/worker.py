@@ -306,7 +306,7 @@ class Worker:
         while not self._stop.is_set():
             try:
                 check_servers(servers.addresses, servers.timeout_ms / 1000, WORKER, self._stop.is_set)
-                if not self._quarantined:  # whoever starts such a worker holds its lease meanwhile
+                if not (self._quarantined or self._stop.is_set()):  # a starter holds the former's lease
                     check_name(self._lease, self._worker, self._stop)
                 if self._stop.is_set():
                     break

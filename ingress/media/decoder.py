@@ -218,6 +218,19 @@ class Decoder:
     ) -> None:
         await self.close()
 
+    @property
+    def is_working(self) -> bool:
+        """Whether the child runs, or would if it had a processor: then it may have input left to decode.
+
+        A child that sleeps waits for input, or for its samples to be read. False where there is no /proc.
+        """
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_bytes()
+        except OSError:
+            return False
+        state = stat.rpartition(b")")[2].split()[0]
+        return state not in (b"S", b"Z", b"X")
+
     async def feed(self, data: bytes) -> None:
         """Write more of the media to the child; wait while the child is behind. Raises MediaError."""
         self._stdin.write(data)

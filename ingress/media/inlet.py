@@ -26,8 +26,12 @@ _MAX_WAITING_BYTES: Final = 64 << 10
 # Overhead of a message beside its bytes, of which it may have none.
 _MESSAGE_BYTES: Final = 64
 _PIECE_BYTES: Final = 16 << 10
-# A child that has written nothing for this long has decoded its input: a packet takes a millisecond.
+# A child that sleeps, and has written nothing for this long, has decoded its input: a packet takes a
+# millisecond.
 _QUIET_S: Final = 0.1
+# Longest wait for a child that does not get to sleep, and time between two looks.
+_SETTLE_S: Final = 10.0
+_LOOK_S: Final = 0.01
 # A child starts within half a second, but a container may need more of its audio before the first sample.
 _BEGIN_S: Final = 5.0
 
@@ -261,18 +265,26 @@ class MediaInlet:
         if self._decoder is None:
             return
         loop = asyncio.get_running_loop()
+        ends_at = loop.time() + _SETTLE_S
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_BEGIN_S) as begins:
                 while True:
                     self._raise_if_failed()
-                    if self._spoke_at is None:
+                    spoke_at = self._spoke_at
+                    if spoke_at is None:
                         await self._wait()
                         continue
                     begins.reschedule(None)
-                    left_s = self._spoke_at + _QUIET_S - loop.time()
-                    if left_s <= 0:
+                    left_s = spoke_at + _QUIET_S - loop.time()
+                    if left_s > 0:
+                        await asyncio.sleep(left_s)  # no event says that no samples come
+                        continue
+                    is_working = self._decoder.is_working
+                    await asyncio.sleep(_LOOK_S)  # in which this loop reads what the child has written
+                    if not is_working and self._spoke_at == spoke_at:
                         return
-                    await asyncio.sleep(left_s)  # no event says that no samples come
+                    if loop.time() > ends_at:
+                        return
 
     async def _end(self) -> None:
         """End the input, and wait until all of it is decoded and handed on."""

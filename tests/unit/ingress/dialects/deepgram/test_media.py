@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import signal
 import struct
 import wave
 from collections.abc import AsyncIterator
@@ -83,6 +85,37 @@ async def test_packets_of_opus_and_a_finalize_between_them() -> None:
         *_, metadata = await heard(client)
         assert (metadata["type"], client.close_code) == ("Metadata", 1000)
         assert metadata["duration"] == pytest.approx(len(packets) * 0.02, abs=0.03)
+
+
+async def test_a_finalize_waits_for_a_decoder_that_has_no_processor() -> None:
+    rate, pcm = read_pcm(RECORDING)
+    packets = opus_packets(pcm, rate)
+    first, second = packets[:20], packets[20:60]
+    backplane = ScriptedBackplane()
+    async with decoding(backplane) as (harness, _), connect(url(harness, _OPUS)) as client:
+        for packet in first:
+            await client.send(packet)
+        await wait_until(lambda: bool(backplane.links) and backplane.link.samples > 15 * 960, _BEGINS_S)
+        (child,) = _decoding_children()
+        os.kill(child, signal.SIGSTOP)
+        for packet in second:
+            await client.send(packet)
+        await client.send('{"type":"Finalize"}')
+        await asyncio.sleep(1.0)
+        link = backplane.link
+        assert "finalize" not in link.log
+        os.kill(child, signal.SIGCONT)
+        await wait_until(lambda: "finalize" in link.log, _BEGINS_S)
+        assert 60 * 960 - 1000 < link.samples <= 60 * 960
+        await client.send('{"type":"CloseStream"}')
+        await _finish(backplane)
+
+
+def _decoding_children() -> list[int]:
+    """The decoding processes that this one has started and that run."""
+    tasks = Path("/proc/self/task").iterdir()
+    children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    return [pid for pid in children if b"media" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize("name", ["flac", "ogg", "webm", "mp3"])
