@@ -413,7 +413,7 @@ def main() -> None:
         "--max-asterisk", type=int, default=120, help="clips of Asterisk that are drawn (default: 120)"
     )
     parser.add_argument(
-        "--boosts", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0, 2.0, 3.0], help="boosts to try"
+        "--boosts", type=float, nargs="+", default=[0.25, 0.4, 0.5, 0.75, 1.0, 2.0, 3.0], help="boosts to try"
     )
     parser.add_argument("--silence-s", type=float, default=600.0, help="seconds of silence")
     parser.add_argument("--sound-s", type=float, default=60.0, help="seconds of each other sound")

@@ -22,7 +22,7 @@ MAX_PHRASES_BYTES: Final = 16 * 1024
 MAX_PHRASE_CHARS: Final = 200
 MAX_BOOST: Final = 10.0
 # Boost of a phrase that states none; docs/phrases.md has the reason.
-DEFAULT_BOOST: Final = 0.5
+DEFAULT_BOOST: Final = 0.4
 # Bound of the operator's file, whose phrases hold for all streams.
 MAX_FILE_PHRASES: Final = 20_000
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
