@@ -8,7 +8,7 @@ import wave
 
 import pytest
 
-from common.phrases import Phrase
+from common.phrases import DEFAULT_BOOST, Phrase
 from ingress.api.listen import listen_endpoints
 from ingress.media.decoder import Decoders
 from tests.fake_backplane import ScriptedBackplane
@@ -102,7 +102,7 @@ async def test_key_terms_and_keywords_are_phrases_of_the_recording() -> None:
     assert backplane.link.options is not None
     assert backplane.link.options.phrases == (
         Phrase("ten meters", optional=True),
-        Phrase("go", 1.0, optional=True),
+        Phrase("go", 2 * DEFAULT_BOOST, optional=True),
     )
 
 
