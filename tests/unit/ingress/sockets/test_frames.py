@@ -14,7 +14,7 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 from websockets.utils import apply_mask
 
-from ingress.sockets.frames import FrameReader, Message, Other, is_text, text_frame
+from ingress.sockets.websocket import FrameReader, Message, Other, text_frame
 
 LIMIT = 70_000
 
@@ -57,7 +57,7 @@ def by_reader(pieces: list[bytes]) -> list[tuple[int, bool, bytes]]:
     for piece in pieces:
         payload = reader.whole(piece)  # as the shell asks first
         if payload is not None:
-            found.append((int(Opcode.TEXT if is_text(piece) else Opcode.BINARY), True, payload))
+            found.append((piece[0] & 0x0F, True, payload))
             continue
         for item in taken(reader, piece):
             if isinstance(item, Message):
