@@ -1,4 +1,4 @@
-"""The audio log: writes the audio of streams to Redis; common/streams/audio_reader.py reads it.
+"""The audio log: writes the audio of streams to Redis; gpu_worker/pipeline/intake.py reads it.
 
 An ingress queues appends per stream, and commits those of all streams together, every few
 milliseconds, as one pipeline for each server: XADD for each stream, then one ZADD for each ready set. This

@@ -30,11 +30,10 @@ import redis.exceptions
 from common.entries import IngressId, LineKind, join_lines, pack_line
 from common.redis.clients import CONNECTION_ERRORS, RESPONSE_ERROR, RedisServers, SyncRedis, is_passing
 from common.redis.connect import RefusedConnection, new_reader, pack
-from common.redis.keys import RESULTS_MAX_LENGTH, Keys, result_entry_id
+from common.redis.keys import RESULTS_MAX_LENGTH, Keys, StreamKeys, audio_group, result_entry_id
 from common.redis.pipelined import SyncPipelinedConnection
 from common.redis.scripts.ownership import beyond_limit
 from common.redis.scripts.streams import last_result
-from common.streams.audio_reader import pack_ack
 from common.streams.claims import OwnedStream
 
 logger = logging.getLogger(__name__)
@@ -65,6 +64,9 @@ _XADD_RESULT: Final = b"".join(
         b"$1\r\nd\r\n$%d\r\n%b\r\n",
     )
 )
+
+# XACK key group id, in RESP: written for nearly every chunk.
+_XACK_ONE: Final = b"*4\r\n$4\r\nXACK\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 
 
 class ResultBatch:
@@ -117,7 +119,7 @@ class ResultBatch:
     def acknowledge(self, owned: OwnedStream, entry_ids: Sequence[bytes]) -> None:
         """Acknowledge audio entries that are decoded."""
         part = self._of_shard[owned.keys.shard]
-        part.commands.append(pack_ack(owned.keys, owned.record.epoch, entry_ids))
+        part.commands.append(_pack_ack(owned.keys, owned.record.epoch, entry_ids))
         part.of.append((owned, 0))
 
     def then(self, owned: OwnedStream, *commands: tuple[Any, ...]) -> None:
@@ -403,3 +405,12 @@ def _beyond_limit(command: bytes) -> bytes:
     reader.feed(command)
     parts = reader.gets()
     return pack(*beyond_limit(parts)) if parts[0] in _REFUSED_AT_LIMIT else command
+
+
+def _pack_ack(keys: StreamKeys, epoch: int, entry_ids: Sequence[bytes]) -> bytes:
+    """Pack the command that acknowledges decoded entries; its reply counts the acknowledged ones."""
+    key, group = keys.audio, audio_group(epoch)
+    if len(entry_ids) > 1:
+        return pack(b"XACK", key, group, *entry_ids)
+    (entry_id,) = entry_ids
+    return _XACK_ONE % (len(key), key, len(group), group, len(entry_id), entry_id)

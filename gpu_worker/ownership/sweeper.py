@@ -11,9 +11,9 @@ from typing import Final
 from common.entries import AssignmentEntry, IngressId, WorkerId
 from common.presence.leases import WorkerLease
 from common.redis.clients import REDIS_ERROR, SyncRedis
+from common.redis.keys import StreamKeys
 from common.redis.outages import OUTAGES
 from common.redis.requirements import memory_share
-from common.streams.audio_reader import extend
 from common.streams.claims import Claims
 from gpu_worker.ownership.owner import Owner
 from gpu_worker.ownership.quarantine import Quarantine
@@ -184,7 +184,7 @@ class Sweeper:
         due = [flow for flow in flows if now >= self._extended.get(flow, 0.0)]
         if due:
             ttls = [(flow.owned.keys, flow.owned.record.ttl_ms) for flow in due]
-            gone = set(extend(self._redis, ttls))
+            gone = set(_renew(self._redis, ttls))
             self._owner.look_at_lost([flow for flow in due if flow.owned.keys in gone])
             self._follow(due)
         alive = set(flows)
@@ -218,3 +218,21 @@ class Sweeper:
                 if now - since >= max(flow.owned.record.grace_ms / 1000, _SWEEP_S):
                     logger.info("stream ended, its ingress is gone", extra={"stream_id": flow.stream})
                     self._owner.intake_of(flow.owned).finish(flow)
+
+
+def _renew(redis: SyncRedis, streams: Sequence[tuple[StreamKeys, int]]) -> list[StreamKeys]:
+    """Renew the expiry of streams, given with their time to live in ms; return the streams that are gone."""
+    by_server: dict[int, list[tuple[StreamKeys, int]]] = {}
+    for keys, ttl_ms in streams:
+        by_server.setdefault(redis.servers.server_of_shard(keys.shard), []).append((keys, ttl_ms))
+    gone: list[StreamKeys] = []
+    for server, group in by_server.items():
+        replies = redis.clients[server].run(
+            [("PEXPIRE", key, ttl_ms) for keys, ttl_ms in group for key in keys.renewed]
+        )
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        per_stream = len(group[0][0].renewed)
+        gone += [keys for (keys, _), kept in zip(group, replies[::per_stream], strict=True) if not kept]
+    return gone

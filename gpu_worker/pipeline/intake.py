@@ -1,8 +1,10 @@
 """The intake: reads audio from Redis for the engine, with one thread a Redis server.
 
-The thread waits on the worker's ready sets, reads the new audio of all streams there with one command,
-converts it, and feeds it to the engine thread. Once a second it also reads the streams that it has not read
-since: that finds audio whose notice was lost, and streams that another worker has taken.
+The thread waits on the worker's ready sets, reads the new audio of all streams there by one command an epoch,
+and feeds it to the engine thread (gpu_worker/pipeline/audio.py makes the commands). The outlet acknowledges
+decoded entries; the next owner of a stream reads the others again. Once a second the thread also reads the
+streams that it has not read since: that finds audio whose notice was lost, and streams that another worker
+has taken.
 
 Streams that are behind, such as all streams after a takeover, have more audio than a read returns. They take
 turns, a portion of them a round, after the streams that keep up: a takeover of a thousand streams makes no
@@ -16,32 +18,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
-from common.entries import RawEntry, StreamId, WorkerId, decode_audio_entry, entry_order
-from common.errors import StreamError
+from common.entries import RawEntry, StreamId, WorkerId
 from common.monitoring.metrics import WorkerMetrics
 from common.process.pace import Pace
-from common.redis.clients import REDIS_ERROR, RedisServers, blocking_connection
-from common.redis.keys import Keys
-from common.redis.outages import OUTAGES
-from common.streams.assignments import Base
-from common.streams.audio_reader import AudioRead, AudioReader
-from gpu_worker.pipeline.audio import StreamAudio
-from gpu_worker.pipeline.engine_events import (
-    Command,
-    Fail,
-    Feed,
-    Finalize,
-    Finish,
-    Open,
-    ReplacePhrases,
-    worker_failed,
+from common.redis.clients import (
+    REDIS_ERROR,
+    RESPONSE_ERROR,
+    RedisServers,
+    blocking_connection,
+    is_passing,
 )
-from gpu_worker.pipeline.flow import StreamFlow, StreamTable, Undecoded
-
-if TYPE_CHECKING:
-    from gpu_worker.engine.slots.samples import Samples
+from common.redis.connect import pack
+from common.redis.keys import Keys, StreamKeys, audio_group
+from common.redis.outages import OUTAGES
+from common.redis.pipelined import SyncPipelinedConnection
+from common.redis.scripts.ownership import look
+from gpu_worker.pipeline.audio import ReadBatch, StreamReading
+from gpu_worker.pipeline.engine_events import Open
+from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 
 logger = logging.getLogger(__name__)
 
@@ -64,41 +60,101 @@ _ROUND_EVERY_S: Final = 0.00125
 _BUSY_ROUND_EVERY_S: Final = 0.005
 
 
-class _Reading:
-    """The intake's own state of one stream.
+# What was read of a stream: the key of its audio and entries for `decode_audio_entry`, in order; None for
+# the entries where the audio group is gone (the stream was taken over, or left Redis), or where Redis refuses
+# the key.
+AudioRead = tuple[bytes, Sequence[RawEntry] | None]
 
-    last_entry: id of the last audio entry that it has. finalized: the last `finalize` that the engine was
-    sent, or that an earlier owner has answered. phrased: the last phrases that the engine was sent. missed:
-    whether a read of the stream failed, and may have delivered entries that were lost. behind: whether it has
-    more audio than a read returns. queued: whether it is in the queue of streams that are behind.
+
+class AudioReader:
+    """Reads of a worker on one server; for one thread.
+
+    connection: one for blocking reads (common/redis/clients.py).
     """
 
-    __slots__ = (
-        "audio",
-        "behind",
-        "finalized",
-        "flow",
-        "key",
-        "last_entry",
-        "last_read",
-        "missed",
-        "phrased",
-        "queued",
-    )
+    def __init__(
+        self, connection: SyncPipelinedConnection, keys: Keys, shards: Sequence[int], worker: WorkerId
+    ) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._ready = [keys.ready(shard, worker) for shard in shards]
 
-    def __init__(self, flow: StreamFlow) -> None:
-        record = flow.owned.record
-        self.flow: Final = flow
-        self.key: Final = (flow.owned.keys, flow.owned.epoch)
-        checkpoint = record.checkpoint
-        self.audio = StreamAudio(record.sample_rate, checkpoint.first_sample, checkpoint.base)
-        self.last_read = 0.0
-        self.last_entry = record.checkpoint.entry_id or b"0"
-        self.finalized = checkpoint.base.finalized
-        self.phrased: bytes | None = None
-        self.missed = False
-        self.behind = flow.owned.epoch > 1
-        self.queued = False
+    def wait(
+        self, block_ms: int | None, max_streams: int, on_wait: Callable[[float], None] | None = None
+    ) -> list[StreamId]:
+        """Ids of up to `max_streams` streams with new audio, or of none after `block_ms`; None only looks.
+
+        The shards take turns at being asked first. on_wait: called with the seconds since the oldest audio of
+        the read was announced, by the clock of its ingress.
+        """
+        ready = self._ready
+        if block_ms:
+            pop = pack(b"BZMPOP", block_ms / 1000, len(ready), *ready, b"MIN", b"COUNT", max_streams)
+        else:  # a time of 0 waits for ever
+            pop = pack(*look(ready, most=max_streams))
+        reply = self._call(pop)
+        if len(ready) > 1:
+            ready.append(ready.pop(0))
+        if not reply:
+            return []
+        # The first one has the smallest score: the time of its announcement in milliseconds, 0 for none.
+        announced_ms = float(reply[1][0][1])
+        if on_wait is not None and announced_ms:
+            on_wait(max(0.0, time.time() - announced_ms / 1000))
+        # A call of StreamId would do nothing, for every chunk.
+        return [int(member) for member, _ in reply[1]]  # type: ignore[misc]
+
+    def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioRead]:
+        """Read the new entries of these streams, given with their epochs; one command an epoch.
+
+        Streams without news are left out. Entries stay pending until `pack_ack`'s command. Never
+        repeated by itself: when this raises, entries of any of the streams may have been delivered to
+        nobody, and `reread` has to look.
+        """
+        by_epoch: dict[int, list[bytes]] = {}
+        for keys, epoch in streams:
+            by_epoch.setdefault(epoch, []).append(keys.audio)
+        read: list[AudioRead] = []
+        for epoch, group in by_epoch.items():
+            read += self._read_group(epoch, group, max_entries)
+        return read
+
+    def reread(self, keys: StreamKeys, epoch: int, after: bytes, max_entries: int) -> list[AudioRead]:
+        """Return entries after `after` that were delivered to this worker before and are not acknowledged."""
+        return self._read_after(after, epoch, [keys.audio], max_entries)
+
+    def _call(self, command: bytes, repeat: bool = True) -> Any:
+        """Send a packed command; return its reply."""
+        (reply,) = self._connection.call((command,), repeat=repeat)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def _read_group(self, epoch: int, group: list[bytes], max_entries: int) -> list[AudioRead]:
+        read = self._read_after(b">", epoch, group, max_entries, repeat=False)
+        if len(group) > 1 and read and read[0][1] is None:
+            # One missing group, or one key that is no stream, fails the whole read with nothing consumed.
+            return [one for key in group for one in self._read_group(epoch, [key], max_entries)]
+        return read
+
+    def _read_after(
+        self, after: bytes, epoch: int, keys: Sequence[bytes], max_entries: int, *, repeat: bool = True
+    ) -> list[AudioRead]:
+        try:
+            reply: list[AudioRead] | None = self._call(
+                pack(
+                    *(b"XREADGROUP", b"GROUP", audio_group(epoch), self._worker, b"COUNT", max_entries),
+                    *(b"STREAMS", *keys, *([after] * len(keys))),
+                ),
+                repeat=repeat,
+            )
+        except RESPONSE_ERROR as error:
+            if is_passing(error):
+                raise
+            if "NOGROUP" not in str(error) and len(keys) == 1:
+                logger.error("Redis refuses a stream's audio: %s", error, extra={"key": keys[0].decode()})
+            return [(key, None) for key in keys]
+        return reply or []
 
 
 class Intake:
@@ -126,8 +182,8 @@ class Intake:
         self._put = put
         self._metrics = metrics
         self._on_lost = on_lost
-        self._readings: dict[StreamId, _Reading] = {}
-        self._behind: deque[_Reading] = deque()
+        self._readings: dict[StreamId, StreamReading] = {}
+        self._behind: deque[StreamReading] = deque()
         # Held while a stream is added, so that a notice about it finds it.
         self._lock = threading.Lock()
         self._finishing: deque[StreamFlow] = deque()
@@ -163,7 +219,7 @@ class Intake:
         with self._lock:
             self._table.add(flow)
             self._put(Open(flow, snapshot))
-            self._readings[flow.stream] = _Reading(flow)
+            self._readings[flow.stream] = StreamReading(flow)
 
     def finish(self, flow: StreamFlow) -> None:
         """End a stream at its present audio, without a final entry. The thread does so within a second."""
@@ -203,7 +259,7 @@ class Intake:
     def _finish(self, flow: StreamFlow) -> None:
         reading = self._readings.get(flow.stream)
         if reading is not None and reading.flow is flow and not flow.ended:
-            got = _Got()
+            got = ReadBatch()
             got.end(reading)
             self._put(*got.commands())
 
@@ -231,7 +287,7 @@ class Intake:
             reading.behind = False  # until the read finds it behind again
         self._read(chosen, MAX_ENTRIES_BEHIND)
 
-    def _read(self, chosen: Sequence[_Reading], max_entries: int) -> None:
+    def _read(self, chosen: Sequence[StreamReading], max_entries: int) -> None:
         """Read up to `max_entries` entries of each of these streams."""
         if not chosen or self._stop.is_set():
             return
@@ -247,7 +303,7 @@ class Intake:
                 reading.missed = True
             raise
 
-    def _reread(self, reading: _Reading) -> None:
+    def _reread(self, reading: StreamReading) -> None:
         """Read the entries of a failed read again; new entries are read after them."""
         more = True
         while more:
@@ -258,7 +314,7 @@ class Intake:
             self._handle(read, {reading.key[0].audio: reading}, MAX_ENTRIES)
         reading.missed = False
 
-    def _readable(self, streams: Iterable[StreamId], now: float) -> list[_Reading]:
+    def _readable(self, streams: Iterable[StreamId], now: float) -> list[StreamReading]:
         """Return those of the streams that are read now; others that have audio get their turn."""
         chosen = []
         with self._lock:
@@ -272,7 +328,7 @@ class Intake:
                     chosen.append(reading)
         return chosen
 
-    def _takes_more(self, reading: _Reading, now: float) -> bool:
+    def _takes_more(self, reading: StreamReading, now: float) -> bool:
         """Return whether a stream is read now; if the engine has enough of it, it is read later."""
         flow, most = reading.flow, self._table.max_backlog_samples
         if flow.lost:
@@ -291,14 +347,16 @@ class Intake:
             return True
         return False
 
-    def _queue(self, reading: _Reading) -> None:
+    def _queue(self, reading: StreamReading) -> None:
         if not reading.queued:
             reading.queued = True
             self._behind.append(reading)
 
-    def _handle(self, read: Iterable[AudioRead], readings: dict[bytes, _Reading], max_entries: int) -> None:
+    def _handle(
+        self, read: Iterable[AudioRead], readings: dict[bytes, StreamReading], max_entries: int
+    ) -> None:
         """Feed the audio that was read. readings: streams by the key of their audio."""
-        got = _Got()
+        got = ReadBatch()
         lost: list[StreamFlow] = []
         for key, entries in read:
             reading = readings[key]
@@ -312,98 +370,3 @@ class Intake:
         self._put(*got.commands())
         if lost:
             self._on_lost(lost)
-
-
-class _Got:
-    """The commands of one read, in order: audio of its streams, and further commands after that audio."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[StreamFlow, Samples]] = []
-        self._commands: list[Command] = []
-        self._ends: list[Command] = []
-
-    def commands(self) -> list[Command]:
-        """Return the commands for the engine thread, nearly always one for the audio of all streams."""
-        self._feed_parts()
-        return self._commands + self._ends
-
-    def _feed_parts(self) -> None:
-        if self._parts:
-            self._commands.append(Feed(self._parts))
-            self._parts = []
-
-    def take(self, reading: _Reading, entries: Sequence[RawEntry]) -> None:
-        """Take the entries of a stream. A fault in them ends that stream alone."""
-        flow = reading.flow
-        for entry_id, flat in entries:
-            reading.last_entry = entry_id
-            try:
-                entry = decode_audio_entry(entry_id, flat)
-                if entry.ingress is not None:
-                    flow.ingress = entry.ingress
-                if flow.ended:
-                    continue
-                if entry.finalize:
-                    self._finalize(reading, entry_id)
-                    continue
-                audio = reading.audio
-                if entry.phrases is not None:
-                    flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
-                    if _is_behind(entry_id, reading.phrased):  # else delivered again: the engine has them
-                        reading.phrased = entry_id
-                        self._feed_parts()
-                        sample = audio.next_engine_sample
-                        self._commands.append(ReplacePhrases(flow, entry.phrases, sample))
-                    continue
-                parts = audio.push(entry)
-                flow.undecoded.append(Undecoded(entry_id, audio.next_sample))
-                self._feed(flow, parts)
-                if entry.final:
-                    self.end(reading)
-            except StreamError as error:
-                logger.warning("audio refused: %s", error, extra={"stream_id": flow.stream})
-                self._fail(flow, error)
-            except Exception:
-                # The other streams of this read have been delivered to this worker: they must get their
-                # audio.
-                logger.exception("audio could not be read", extra={"stream_id": flow.stream})
-                self._fail(flow, worker_failed())
-
-    def _finalize(self, reading: _Reading, entry_id: bytes) -> None:
-        flow = reading.flow
-        if _is_behind(entry_id, reading.finalized):
-            reading.finalized = entry_id
-            at = reading.audio.next_sample
-            # The resampler has to return all samples that it holds, and begins anew.
-            self._feed(flow, reading.audio.finish())
-            base = Base(origin=flow.fed_samples, client_origin=at)
-            reading.audio = StreamAudio(reading.audio.rate, flow.fed_samples, base)
-            flow.undecoded.append(Undecoded(entry_id, at, finalizes=True))
-            self._feed_parts()
-            self._commands.append(Finalize(flow, entry_id))
-        else:
-            # A replay that begins after the answer, or a Redis that has lost that it had delivered the entry;
-            # no result will report that it is done.
-            flow.undecoded.append(Undecoded(entry_id, reading.audio.next_sample))
-
-    def end(self, reading: _Reading) -> None:
-        """End a stream: feed the rest of its resampler, then the end."""
-        flow = reading.flow
-        self._feed(flow, reading.audio.finish())
-        flow.ended = True
-        self._ends.append(Finish(flow))
-
-    def _feed(self, flow: StreamFlow, parts: Sequence[Samples]) -> None:
-        for samples in parts:
-            flow.fed_samples += len(samples)
-            self._parts.append((flow, samples))
-
-    def _fail(self, flow: StreamFlow, error: StreamError) -> None:
-        if not flow.ended:
-            flow.ended = True
-            self._ends.append(Fail(flow, error))
-
-
-def _is_behind(entry_id: bytes, last: bytes | None) -> bool:
-    """Return whether an entry comes after the last one of its kind; a Redis may forget what it delivered."""
-    return last is None or entry_order(last) < entry_order(entry_id)

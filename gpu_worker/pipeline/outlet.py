@@ -20,11 +20,10 @@ from common.entries import LineKind, StreamId, WorkerId, encode_error, encode_re
 from common.errors import ClientFault, ErrorCode, StreamError
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, SyncRedis, is_passing
-from common.redis.keys import Keys
+from common.redis.keys import READY_TTL_MS, Keys, StreamKeys
 from common.redis.outages import OUTAGES
 from common.redis.scripts.ownership import keep_dead_letter, note_cold
 from common.streams.assignments import Base, Checkpoint
-from common.streams.audio_reader import ready_commands
 from common.streams.claims import Claims, OwnedStream
 from common.streams.kept_text import ResultLog
 from common.streams.result_writer import ResultBatch, ResultWriter
@@ -255,7 +254,7 @@ class Outlet:
         if flow.cold:
             batch.results.then(owned, note_cold(owned.keys, epoch=owned.epoch))
         # Audio that came before the ingress knew this worker was announced to no worker.
-        batch.results.then(owned, *ready_commands(self._keys, owned.keys, self._worker))
+        batch.results.then(owned, *_ready_commands(self._keys, owned.keys, self._worker))
 
     def _output(self, batch: _Batch, writing: _Writing, output: StreamOutput) -> None:
         flow, results = writing.flow, batch.results
@@ -301,7 +300,7 @@ class Outlet:
             batch.ends(flow, self._claims.finish_command(flow.owned))
         elif flow.held and flow.backlog_samples < self._table.max_backlog_samples // 2:
             flow.held = False
-            results.then(flow.owned, *ready_commands(self._keys, flow.owned.keys, self._worker))
+            results.then(flow.owned, *_ready_commands(self._keys, flow.owned.keys, self._worker))
 
     @staticmethod
     def _result(results: ResultBatch, writing: _Writing, output: StreamOutput, text_from: int) -> None:
@@ -441,6 +440,13 @@ def _keep_text(results: ResultBatch, writing: _Writing) -> None:
     command = writing.log.keep(owned.keys, owned.epoch, writing.seq)
     if command is not None:
         results.keep_text(owned, command)
+
+
+def _ready_commands(keys: Keys, stream: StreamKeys, worker: WorkerId) -> tuple[tuple[Any, ...], ...]:
+    """Return the commands with which a worker puts a stream into its own ready set."""
+    ready = keys.ready(stream.shard, worker)
+    # A set that was emptied has lost its expiry.
+    return ("ZADD", ready, "NX", 0, stream.stream), ("PEXPIRE", ready, READY_TTL_MS)
 
 
 class _Batch:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-import gpu_worker.pipeline.intake
+import gpu_worker.pipeline.audio
 from common.entries import AudioEntry, StreamId
 from common.process.logging import configure
 from common.settings import parse_or_exit
@@ -52,7 +52,7 @@ class FaultyAudio(StreamAudio):
 def main(argv: Sequence[str]) -> int:
     settings = parse_or_exit("worker", argv)
     configure(settings.log_level, settings.log_format, fields={"worker_id": settings.worker_id})
-    vars(gpu_worker.pipeline.intake)["StreamAudio"] = FaultyAudio
+    vars(gpu_worker.pipeline.audio)["StreamAudio"] = FaultyAudio
     engine = FaultyEngine(settings.worker_max_streams)
     return Worker(settings, replace(make_backend(settings), engine=engine)).run()
 

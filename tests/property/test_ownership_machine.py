@@ -44,7 +44,6 @@ from common.redis.clients import (
 from common.redis.keys import Keys
 from common.redis.scripts.ownership import POISONOUS_DEATHS, SUSPECTS_DIVISOR, SUSPICIOUS_DEATHS
 from common.streams.assignments import Checkpoint, NewStream, StreamDirectory
-from common.streams.audio_reader import AudioReader
 from common.streams.audio_tail import audio_tail
 from common.streams.claims import (
     MAX_SUSPECTS,
@@ -55,6 +54,7 @@ from common.streams.claims import (
 )
 from common.streams.result_reader import Position, catch_up, kept_results
 from common.streams.result_writer import ResultWriter
+from gpu_worker.pipeline.intake import AudioReader
 from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.servers import keys_without_expiry, make_server, raw_client
 

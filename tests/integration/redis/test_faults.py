@@ -14,9 +14,9 @@ from common.entries import AudioEntry, StreamId, WorkerId
 from common.errors import RedisUnavailable
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis, blocking_connection
 from common.redis.keys import Keys
-from common.streams.audio_reader import AudioReader
 from common.streams.audio_tail import decoded_samples
 from common.streams.claims import Claims
+from gpu_worker.pipeline.intake import AudioReader
 from parakeet.client import connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.chaos.fault_proxy import FaultProxy

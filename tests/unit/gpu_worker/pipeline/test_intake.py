@@ -13,10 +13,9 @@ from common.phrases import Phrase
 from common.process.pace import Pace
 from common.redis.clients import RedisServers
 from common.redis.keys import Keys, StreamKeys
-from common.streams.audio_reader import AudioRead
 from gpu_worker.pipeline.engine_events import Feed, Finalize, Open, ReplacePhrases
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
-from gpu_worker.pipeline.intake import MAX_BEHIND, MAX_ENTRIES, MAX_ENTRIES_BEHIND, Intake
+from gpu_worker.pipeline.intake import MAX_BEHIND, MAX_ENTRIES, MAX_ENTRIES_BEHIND, AudioRead, Intake
 from tests.stream_records import owned_stream
 
 
