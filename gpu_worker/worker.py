@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import FrameType
-from typing import Final, Protocol
+from typing import Final
 
 from common.entries import WorkerId
 from common.errors import NameTaken
@@ -41,6 +41,7 @@ from gpu_worker.ownership.owner import Owner
 from gpu_worker.ownership.quarantine import DEFAULT_MODULE, Quarantine
 from gpu_worker.ownership.suspects import SuspectRunner
 from gpu_worker.ownership.sweeper import Sweeper
+from gpu_worker.part import Part
 from gpu_worker.pipeline.engine_events import HandOver, MakeRoom
 from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
@@ -64,27 +65,6 @@ _MAX_SWEEP_S: Final = 1.0
 # Python's defaults all objects were scanned nine times while 14,000 streams opened, for 80 ms each, in which
 # no step began.
 COLLECT_AFTER: Final = (4_000, 10, 100)
-
-
-class _Part(Protocol):
-    """A part of the worker that is a thread."""
-
-    def start(self) -> None:
-        """Start the thread."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-
-
-class _Stoppable(_Part, Protocol):
-    """A part that is ended together with others of its kind."""
-
-    def request_stop(self) -> None:
-        """Begin to end."""
-
-    def stop(self, timeout_s: float) -> bool:
-        """End within `timeout_s`; return whether it has ended."""
 
 
 class Worker:
@@ -118,7 +98,7 @@ class Worker:
         self._failure: BaseException | None = None
         self._draining = False
         # The running parts. `_begin` starts a part and adds it here, so that each is watched.
-        self._running: list[_Part] = []
+        self._running: list[Part] = []
         self._started_ms = unix_time_ms()
         self._window = StatsWindow(backend.engine.stats, time.monotonic())
         chunk_ms = int(backend.description["chunk_ms"])
@@ -345,7 +325,7 @@ class Worker:
         )
         return True
 
-    def _begin(self, *parts: _Part) -> None:
+    def _begin(self, *parts: Part) -> None:
         for part in parts:
             part.start()
             self._running.append(part)
@@ -473,7 +453,7 @@ class Worker:
                 return None
         return False
 
-    def _end(self, clock: StopClock, most_s: float, parts: Sequence[_Stoppable]) -> None:
+    def _end(self, clock: StopClock, most_s: float, parts: Sequence[Part]) -> None:
         """End the parts of one kind, of all servers in parallel, within the time for one part."""
         for part in parts:
             self._running.remove(part)

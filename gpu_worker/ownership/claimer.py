@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from typing import Final
 
@@ -12,6 +11,7 @@ from common.redis.clients import REDIS_ERROR, RedisServers, SyncRedis, blocking_
 from common.redis.outages import OUTAGES
 from common.streams.claims import Claims
 from gpu_worker.ownership.owner import Owner
+from gpu_worker.part import Part
 from gpu_worker.pipeline.flow import StreamTable
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _LOOK_EVERY_S: Final = 0.025
 _RETRY_S: Final = 0.2
 
 
-class Claimer:
+class Claimer(Part):
     """Waits for new streams of one server while there are free slots. A thread."""
 
     def __init__(
@@ -38,6 +38,7 @@ class Claimer:
         table: StreamTable,
         owner: Owner,
     ) -> None:
+        super().__init__(f"claimer-{server}")
         self._client = blocking_client(servers, server, _BLOCK_MS)
         # The server's id of the waiting connection, while it waits.
         self._waiting: int | None = None
@@ -49,16 +50,6 @@ class Claimer:
         self._claims = claims
         self._table = table
         self._owner = owner
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"claimer-{server}", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def request_stop(self) -> None:
-        """Claim no more from now on; a claim under way is finished."""
-        self._stop.set()
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread; return False if it did not end in time."""
@@ -80,11 +71,6 @@ class Claimer:
             self._redis.clients[self._server].execute_command("CLIENT", "UNBLOCK", waiting)
         except (REDIS_ERROR, OSError) as error:
             OUTAGES.log_retry(logger, "the wait for new streams goes on to its end: %s", error)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stop.is_set():

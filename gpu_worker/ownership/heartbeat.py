@@ -23,6 +23,7 @@ from common.presence.status import StageReport, WorkerReport
 from common.redis.clients import REDIS_ERROR
 from common.redis.outages import OUTAGES
 from gpu_worker.engine.interface import EngineStats, StageStats
+from gpu_worker.part import Part
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def check_name(lease: WorkerLease, worker: WorkerId, stop: threading.Event) -> N
             raise NameTaken(worker)
 
 
-class Heartbeat:
+class Heartbeat(Part):
     """Renews the lease and writes the report, a few times in each lease.
 
     busy_s: returns how long the engine's turn has taken so far. report: makes the present report.
@@ -143,6 +144,7 @@ class Heartbeat:
         on_lapsed: Callable[[], None],
         on_hung: Callable[[float], None],
     ) -> None:
+        super().__init__("heartbeat")
         self._lease = lease
         self._lease_s = lease_s
         self._held_until = 0.0
@@ -157,9 +159,7 @@ class Heartbeat:
         self._on_replaced = on_replaced
         self._on_lapsed = on_lapsed
         self._on_hung = on_hung
-        self._stop = threading.Event()
         self._last_beat = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """Take the worker's name with the first heartbeat, then start the thread.
@@ -169,17 +169,7 @@ class Heartbeat:
         self._write(takes=True)
         self._renew()
         self._last_beat = time.monotonic()
-        self._thread.start()
-
-    def stop(self, timeout_s: float) -> None:
-        """End the thread."""
-        self._stop.set()
-        self._thread.join(timeout_s)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        super().start()
 
     def holds_lease(self, now: float) -> bool:
         """Return whether the lease is known to hold at this time (monotonic seconds)."""

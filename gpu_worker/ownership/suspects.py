@@ -22,6 +22,7 @@ from common.redis.outages import OUTAGES
 from common.redis.pipelined import SyncClient
 from common.streams.claims import Claims, OwnedStream
 from gpu_worker.ownership.owner import Owner
+from gpu_worker.part import Part
 from gpu_worker.pipeline.engine_events import HandOver
 from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
@@ -42,7 +43,7 @@ _RETRY_S: Final = 0.2
 _GIVING_MS: Final = 5_000
 
 
-class SuspectRunner:
+class SuspectRunner(Part):
     """Runs the streams that are pending for this worker, and no other. A thread.
 
     done: called when there have been no suspects for a while.
@@ -60,6 +61,7 @@ class SuspectRunner:
         engine: EngineThread,
         done: Callable[[], None],
     ) -> None:
+        super().__init__("suspects")
         self._worker = worker
         self._heir = WorkerId(f"{worker}-cleared")
         self._heir_lease = WorkerLease(client, keys, self._heir, _GIVING_MS)
@@ -69,32 +71,15 @@ class SuspectRunner:
         self._engine = engine
         self._done = done
         self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="suspects", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def request_stop(self) -> None:
         """Take no more suspects from now on."""
-        self._stop.set()
+        super().request_stop()
         self._wake.set()
-
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread; return False if it did not end in time."""
-        self.request_stop()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def wake(self) -> None:
         """Look for suspects at once."""
         self._wake.set()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
 
     def _run(self) -> None:
         idle_since = time.monotonic()

@@ -17,6 +17,7 @@ from common.redis.requirements import memory_share
 from common.streams.claims import Claims
 from gpu_worker.ownership.owner import Owner
 from gpu_worker.ownership.quarantine import Quarantine
+from gpu_worker.part import Part
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _SWEEP_S: Final = 1.0
 _FULL: Final = 0.98
 
 
-class Sweeper:
+class Sweeper(Part):
     """Handles what no event reports: dead workers, lapsed leases, dead ingresses, expiries. A thread.
 
     on_full: called every second while a server of Redis is full.
@@ -47,6 +48,7 @@ class Sweeper:
         on_full: Callable[[], None],
         period_s: float,
     ) -> None:
+        super().__init__("sweeper")
         self._redis = redis
         self._quarantine = quarantine
         self._on_full = on_full
@@ -58,34 +60,21 @@ class Sweeper:
         self._period_s = period_s
         self._revalidate = threading.Event()
         self._wake = threading.Event()
-        self._stop = threading.Event()
         self._taking = True
         self._next_sweep = 0.0
         self._extended: dict[StreamFlow, float] = {}
         # Streams without an ingress: the ingress that they had, and since when it is gone.
         self._orphans: dict[StreamFlow, tuple[IngressId, float]] = {}
         self._strays: set[AssignmentEntry] = set()
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def stop_taking(self) -> None:
         """Take over no more streams."""
         self._taking = False
 
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread."""
-        self._stop.set()
+    def request_stop(self) -> None:
+        """Begin to end, at once."""
+        super().request_stop()
         self._wake.set()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
 
     def revalidate(self) -> None:
         """Check at once which streams this worker still owns: its lease had lapsed."""

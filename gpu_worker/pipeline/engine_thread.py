@@ -30,6 +30,7 @@ from gpu_worker.engine.interface import (
     UnsupportedOption,
 )
 from gpu_worker.engine.snapshot import phrases_in
+from gpu_worker.part import Part
 from gpu_worker.pipeline.checkpoints import CheckpointQueue
 from gpu_worker.pipeline.engine_events import (
     Command,
@@ -62,7 +63,7 @@ logger = logging.getLogger(__name__)
 _WAIT_S: Final = 1.0
 
 
-class EngineThread:
+class EngineThread(Part):
     """Owns the engine.
 
     replay_s: audio of a stream that is kept for a replay, in seconds; its snapshots are half of it apart.
@@ -77,6 +78,7 @@ class EngineThread:
         metrics: WorkerMetrics,
         on_failure: Callable[[BaseException], None],
     ) -> None:
+        super().__init__("engine")
         self._engine = engine
         self._metrics = metrics
         self._sink = sink
@@ -84,7 +86,6 @@ class EngineThread:
         self._on_failure = on_failure
         self._inbox: deque[Command] = deque()
         self._wake = threading.Condition()
-        self._stopping = False
         self._busy_since: float | None = None
         self._between_turns = False
         self._at_rest = False
@@ -92,11 +93,6 @@ class EngineThread:
         # Streams without their snapshot: number of samples before the checkpoint that still come.
         self._skipped: dict[StreamId, int] = {}
         self._segments = Segments()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def put(self, *commands: Command) -> None:
         """Queue commands, in order. Bounded by the senders: see `StreamFlow.held`."""
@@ -110,13 +106,10 @@ class EngineThread:
         with self._wake:
             self._wake.notify()
 
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread after the queued commands; return False if it did not end in time."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+    def request_stop(self) -> None:
+        """Begin to end, after the queued commands."""
+        super().request_stop()
+        self.wake()
 
     @property
     def busy_s(self) -> float:
@@ -135,11 +128,6 @@ class EngineThread:
         with self._wake:
             return not self._inbox and self._at_rest
 
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
-
     def _run(self) -> None:
         try:
             while self._turn():
@@ -153,7 +141,7 @@ class EngineThread:
         """Apply the queued commands, and step once; return False when it is time to end."""
         with self._wake:
             while not self._inbox and not self._engine.has_work():
-                if self._stopping:
+                if self._stop.is_set():
                     return False
                 is_stepping, wait_s = self._engine.is_stepping(), self._engine.wait_s()
                 if not is_stepping:

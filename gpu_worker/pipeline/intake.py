@@ -35,6 +35,7 @@ from common.redis.keys import Keys, StreamKeys, audio_group
 from common.redis.outages import OUTAGES
 from common.redis.pipelined import SyncPipelinedConnection
 from common.redis.scripts.ownership import look
+from gpu_worker.part import Part
 from gpu_worker.pipeline.audio import ReadBatch, StreamReading
 from gpu_worker.pipeline.engine_events import Open
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
@@ -157,7 +158,7 @@ class AudioReader:
         return reply or []
 
 
-class Intake:
+class Intake(Part):
     """Reads the audio of the worker's streams on one server.
 
     put: takes commands for the engine thread. on_lost: called with streams whose audio is gone:
@@ -176,6 +177,7 @@ class Intake:
         metrics: WorkerMetrics,
         on_lost: Callable[[Sequence[StreamFlow]], None],
     ) -> None:
+        super().__init__(f"intake-{server}")
         self._connection = blocking_connection(servers, server, _BLOCK_MS)
         self._reader = AudioReader(self._connection, keys, servers.shards_of_server(server), worker)
         self._table = table
@@ -187,32 +189,11 @@ class Intake:
         # Held while a stream is added, so that a notice about it finds it.
         self._lock = threading.Lock()
         self._finishing: deque[StreamFlow] = deque()
-        self._stop = threading.Event()
         self._next_sweep = time.monotonic() + _SWEEP_S
         self._next_round = 0.0
         self._pace = Pace(
             _BUSY_ROUND_EVERY_S * servers.num_servers, shortest_s=_ROUND_EVERY_S * servers.num_servers
         )
-        self._thread = threading.Thread(target=self._run, name=f"intake-{server}", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def request_stop(self) -> None:
-        """Read no more from now on; the read under way is finished."""
-        self._stop.set()
-
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread; return False if it did not end in time."""
-        self.request_stop()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
 
     def take_in(self, flow: StreamFlow, snapshot: bytes | None) -> None:
         """Add a stream: the engine opens it, then its audio is read."""

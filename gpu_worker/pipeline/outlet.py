@@ -28,6 +28,7 @@ from common.streams.claims import Claims, OwnedStream
 from common.streams.kept_text import ResultLog
 from common.streams.result_writer import ResultBatch, ResultWriter
 from gpu_worker.engine.interface import StreamOutput
+from gpu_worker.part import Part
 from gpu_worker.pipeline.audio import client_samples, first_needed
 from gpu_worker.pipeline.engine_events import (
     Decoded,
@@ -111,7 +112,7 @@ class _Writing:
         self.replay_entry = checkpoint.entry_id
 
 
-class Outlet:
+class Outlet(Part):
     """Writes the events of the engine thread to Redis; the sink of `EngineThread`.
 
     snapshots: writes the snapshots of streams that go on here.
@@ -138,6 +139,7 @@ class Outlet:
         dead_letters: bool = True,
         redis_loss_ms: int = 0,
     ) -> None:
+        super().__init__("outlet")
         self._writer = ResultWriter(redis, keys, keep_ms=redis_loss_ms)
         self._dead_letters = dead_letters
         self._keys = keys
@@ -152,18 +154,12 @@ class Outlet:
         self._queue: queue.Queue[Event | None] = queue.Queue(MAX_QUEUED_EVENTS)
         self._writings: dict[StreamId, _Writing] = {}
         self._handed_over = threading.Event()
-        self._abandon = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def put(self, event: Event) -> None:
         """Take an event of the engine thread; wait while the queue is full."""
         if isinstance(event, SnapshotTaken) and not event.release:
             self._snapshots.expect()
-        while not self._abandon.is_set():
+        while not self._stop.is_set():
             try:
                 self._queue.put(event, timeout=_WAIT_S)
             except queue.Full:
@@ -183,19 +179,14 @@ class Outlet:
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout_s)
         self._thread.join(timeout_s)
-        self._abandon.set()
+        self._stop.set()
         return not self._thread.is_alive()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
 
     # The thread
 
     def _run(self) -> None:
         stopping = False
-        while not stopping and not self._abandon.is_set():
+        while not stopping and not self._stop.is_set():
             events: list[Event] = []
             released_bytes = 0
             try:
@@ -215,7 +206,7 @@ class Outlet:
             except Exception as error:
                 # A worker that decodes and writes nothing would be worse than a worker that ends.
                 logger.exception("results cannot be written")
-                self._abandon.set()
+                self._stop.set()
                 self._on_failure(error)
 
     def _process(self, events: Iterable[Event]) -> None:
@@ -403,7 +394,7 @@ class Outlet:
                 if not is_passing(error):
                     raise
                 OUTAGES.log_retry(logger, "results wait for Redis: %s", error)
-                if self._abandon.wait(pause):
+                if self._stop.wait(pause):
                     return False
                 pause = min(2 * pause, _MAX_RETRY_S)
         self._metrics.results_restored = self._writer.num_restored

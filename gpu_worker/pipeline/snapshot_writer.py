@@ -20,6 +20,7 @@ from common.redis.connect import pack
 from common.redis.outages import OUTAGES
 from common.streams.assignments import Checkpoint
 from common.streams.claims import Claims
+from gpu_worker.part import Part
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,11 @@ class Snapshot:
     to_bytes: Callable[[], bytes]
 
 
-class SnapshotWriter:
+class SnapshotWriter(Part):
     """Stores checkpoints, one after the other; those of streams that have ended or moved are dropped."""
 
     def __init__(self, redis: SyncRedis, claims: Claims, table: StreamTable, metrics: WorkerMetrics) -> None:
+        super().__init__("snapshots")
         self._redis = redis
         self._metrics = metrics
         self._claims = claims
@@ -57,12 +59,6 @@ class SnapshotWriter:
         self._queue: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._under_way, self._most = 0, MAX_UNDER_WAY
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def has_room(self) -> bool:
         """Return whether there is room for another snapshot."""
@@ -82,17 +78,10 @@ class SnapshotWriter:
         with self._lock:
             self._under_way -= 1
 
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread; queued snapshots are dropped, since the streams have ended or are handed over."""
-        self._stopping.set()
+    def request_stop(self) -> None:
+        """Begin to end; queued snapshots are dropped, since the streams have ended or are handed over."""
+        super().request_stop()
         self._queue.put(None)
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
 
     def _run(self) -> None:
         while (snapshot := self._queue.get()) is not None:
@@ -106,7 +95,7 @@ class SnapshotWriter:
 
     def _store(self, snapshot: Snapshot) -> None:
         data = b""
-        while not self._stopping.is_set() and self._is_wanted(snapshot):
+        while not self._stop.is_set() and self._is_wanted(snapshot):
             data = data or self._serialized(snapshot)
             try:
                 stored = self._write(snapshot, data)
@@ -114,7 +103,7 @@ class SnapshotWriter:
                 if not is_passing(error):
                     raise
                 OUTAGES.log_retry(logger, "a checkpoint waits for Redis: %s", error)
-                self._stopping.wait(_RETRY_S)
+                self._stop.wait(_RETRY_S)
             else:
                 if stored:
                     self._metrics.snapshots["written"] += 1
